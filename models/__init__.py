@@ -1,0 +1,1 @@
+"""Inference engines, manifests and the catalogue: what a host runs."""

@@ -1,0 +1,147 @@
+"""The ``Engine`` seam: what a host needs of an inference engine, and nothing about how it works.
+
+An engine works on token ids. It knows nothing of peers, sessions' money or the wire. ``cache_key``
+names whose prefix cache a request may reuse: an engine never reuses one key's cache for another,
+because a shared cache leaks other users' prompts through timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+Capability: TypeAlias = Literal["logits", "hidden_states", "session_state", "embeddings"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+
+    tokens_max: int = 512
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One completion. ``prompt_ids`` holds everything, a partial answer to continue included."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    cache_key: bytes
+    """Reuse of the prefix cache is allowed within one key only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The request has a slot. ``reused`` of its ``tokens_in`` prompt tokens were cached."""
+
+    tokens_in: int
+    reused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefill:
+    """Progress of reading the prompt, in tokens."""
+
+    processed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Output ids in order, and the text they complete.
+
+    ``text`` may lag ``ids`` (a partial UTF-8 character, a possible stop string) and catches up later.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The last event. End-of-sequence and stop-string ids that were not delivered are not counted."""
+
+    reason: FinishReason
+    tokens_out: int
+
+
+EngineEvent: TypeAlias = Started | Prefill | Tokens | Done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What a loaded engine serves. ``n_ctx`` is the context of ONE request, in tokens."""
+
+    engine: str
+    quantisation: str
+    n_ctx: int
+    slots: int
+    capabilities: frozenset[Capability] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot. ``queued`` waits for a slot; ``tokens_per_s`` is an exponentially weighted mean."""
+
+    active: int = 0
+    queued: int = 0
+    restarts: int = 0
+    tokens_out: int = 0
+    tokens_per_s: float = 0.0
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """An inference engine. All methods run on the trio thread and never block it.
+
+    Every method but ``aclose`` raises ``EngineError`` with a wire ``code``: ``capacity`` (with
+    ``retry_after_s``) when the bounded queue is full, ``context_overflow`` when the prompt does not
+    fit, ``bad_request`` when a value makes no sense, ``internal`` when the engine crashed (it
+    restarts itself; asking again later works).
+    """
+
+    async def load(self) -> EngineInfo:
+        """Load the weights and warm up. Idempotent."""
+        ...
+
+    async def aclose(self) -> None:
+        """Free everything. Requests under way end with ``EngineError``."""
+        ...
+
+    async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Token ids of a conversation under the model's chat template, ready for the answer.
+
+        ``messages`` are ``{"role": "system"|"user"|"assistant", "content": text}``.
+        """
+        ...
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text, without special tokens."""
+        ...
+
+    def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
+        """How many leading prompt tokens this key's cache holds now (a hint; never another key's)."""
+        ...
+
+    def generate(
+        self, request: GenerateRequest
+    ) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
+        """Run one request: ``async with engine.generate(r) as events: async for event in events``.
+
+        Leaving the block cancels it and frees its slot within one batch, during prefill too.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the load."""
+        ...

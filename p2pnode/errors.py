@@ -1,0 +1,98 @@
+"""The one tree of errors: each class says whose fault it is.
+
+::
+
+    P2PNodeError
+    ├── LocalError          ours: it stops what we were doing
+    │   ├── ConfigError     a flag, file or setting the user can change
+    │   ├── EngineError     the inference engine failed or can't do what was asked
+    │   ├── ChainError      the wallet or the ledger failed
+    │   └── StorageError    the disk or a store failed
+    └── RemoteError         the peer's: it ends that conversation, never more
+        ├── ProtocolError   the peer broke the protocol; it counts against the peer
+        └── Refused         the peer said no, with a stable wire code
+
+Every message says what to do next. This module knows nothing of any other.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+WireCode = Literal[
+    "model_not_available",
+    "capacity",
+    "context_overflow",
+    "payment_required",
+    "rate_limited",
+    "bad_request",
+    "stalled",
+    "shutting_down",
+    "internal",
+]
+WIRE_CODES: Final[frozenset[str]] = frozenset(get_args(WireCode))
+
+
+class P2PNodeError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class LocalError(P2PNodeError):
+    """Our side failed; the message names the remedy."""
+
+
+class ConfigError(LocalError):
+    """A setting is wrong; the user can change it."""
+
+
+class EngineError(LocalError):
+    """The engine failed a request.
+
+    ``code`` is the wire code a host answers with; ``retry_after_s`` says when asking again may help.
+    """
+
+    def __init__(
+        self, message: str, *, code: WireCode = "internal", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code: WireCode = code
+        self.retry_after_s = retry_after_s
+
+
+class ChainError(LocalError):
+    """The wallet or the ledger failed."""
+
+
+class StorageError(LocalError):
+    """The disk or a store failed."""
+
+
+class RemoteError(P2PNodeError):
+    """The peer failed us; it ends this conversation and counts against that peer."""
+
+
+class ProtocolError(RemoteError):
+    """The peer sent what the protocol forbids."""
+
+    code: WireCode = "bad_request"
+
+
+class Refused(RemoteError):
+    """The peer answered with an error.
+
+    ``code`` is one of :data:`WIRE_CODES`, ``detail`` the peer's own words.
+    """
+
+    def __init__(self, code: WireCode, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code: WireCode = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class NoHostError(RemoteError):
+    """No host serves what was asked within what the user allowed."""
+
+
+class UnreachableError(RemoteError):
+    """A peer could not be dialled, or the connection to it was lost."""

@@ -1,0 +1,57 @@
+"""Every number that bounds something, in one frozen object.
+
+Names end in their unit. Protocol constants (what both sides of a wire must agree on) are not here:
+they stand in the protocol's ``SPEC.md`` and ``messages.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds and deadlines of one node. Tests shrink them; nothing else changes them at run time."""
+
+    # network
+    connections_max: int = 256
+    connections_inbound_per_ip: int = 64
+    inbound_handshakes_max: int = 16
+    handshake_deadline_s: float = 10.0
+    dial_deadline_s: float = 10.0
+    streams_per_peer: int = 32
+    streams_max: int = 512
+    stream_window_bytes: int = 1 << 20
+    stream_open_deadline_s: float = 10.0
+    first_frame_deadline_s: float = 10.0
+    request_deadline_s: float = 10.0
+
+    # adverts
+    gossip_queue: int = 256
+    gossip_heartbeat_s: float = 1.0
+    book_max: int = 4096
+    peers_saved_max: int = 256
+
+    # lookup
+    dials_per_lookup: int = 12
+    dials_at_once: int = 4
+    lookup_deadline_s: float = 10.0
+    dht_deadline_s: float = 8.0
+
+    # inference
+    sessions_max: int = 64
+    sessions_per_peer: int = 8
+    engine_queue: int = 32
+    flush_interval_s: float = 0.02
+    flush_tokens: int = 16
+    first_token_deadline_s: float = 120.0
+    stall_s: float = 30.0
+    idle_session_s: float = 900.0
+    ping_interval_s: float = 30.0
+
+    # shutdown
+    drain_deadline_s: float = 10.0
+    close_deadline_s: float = 3.0
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,1 @@
+"""Pure machines and messages: no I/O, no clock, no randomness."""

@@ -1,0 +1,1 @@
+"""Network simulations on the same protocol code (the shell arrives later)."""

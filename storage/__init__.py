@@ -1,0 +1,1 @@
+"""Content-addressed storage (arrives with sessions that survive their host)."""
