@@ -10,7 +10,7 @@
     │   └── StorageError    the disk or a store failed
     └── RemoteError         the peer's: it ends that conversation, never more
         ├── ProtocolError   the peer broke the protocol; it counts against the peer
-        └── Refused         the peer said no, with a stable wire code
+        └── RefusedError    the peer said no, with a stable wire code
 
 Every message says what to do next. This module knows nothing of any other.
 """
@@ -77,7 +77,7 @@ class ProtocolError(RemoteError):
     code: WireCode = "bad_request"
 
 
-class Refused(RemoteError):
+class RefusedError(RemoteError):
     """The peer answered with an error.
 
     ``code`` is one of :data:`WIRE_CODES`, ``detail`` the peer's own words.

@@ -1,0 +1,1 @@
+"""Signed, sequenced, expiring adverts: what a host serves, at what price, how to reach it."""

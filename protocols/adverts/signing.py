@@ -1,0 +1,116 @@
+"""Sealing and opening adverts, and the wallet's binding. Pure; keys are injected as signers.
+
+The binding's typed data (EIP-712)::
+
+    HostBinding(string peerId,address receiptKey,uint256 chainId,
+                address nodeRegistry,uint256 seq,uint256 expiresAt)
+    domain: EIP712Domain(string name,string version) = ("p2pnode", "1")
+
+Both chain fields are zero where no chain is configured. A binding lives at most 30 days.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from p2pnode.errors import ProtocolError
+from p2pnode.ids import PeerId
+from p2pnode.protocols.adverts.messages import ADVERT_MAX, Advert, Binding, SignedAdvert
+from p2pnode.protocols.crypto import Signer, abi_encode, keccak256, recover_address, verify_peer
+from p2pnode.protocols.wire import decode_record, encode
+
+ADVERT_TAG: Final = b"p2pnode/advert/1\0"
+BINDING_TTL_MAX_S: Final = 30 * 24 * 3600
+_CLOCK_SKEW_S: Final = 120
+_DOMAIN: Final = keccak256(
+    abi_encode(keccak256(b"EIP712Domain(string name,string version)"), keccak256(b"p2pnode"), keccak256(b"1"))
+)
+_BINDING_TYPE: Final = keccak256(
+    b"HostBinding(string peerId,address receiptKey,uint256 chainId,"
+    b"address nodeRegistry,uint256 seq,uint256 expiresAt)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindingTerms:
+    """What a wallet signs, before it is signed."""
+
+    receipt_key: bytes
+    chain_id: int = 0
+    node_registry: bytes = bytes(20)
+    seq: int
+    expires_at: int
+
+
+def binding_digest(peer: PeerId, terms: BindingTerms) -> bytes:
+    """The 32-byte EIP-712 digest of a ``HostBinding``."""
+    struct = keccak256(
+        abi_encode(
+            _BINDING_TYPE,
+            keccak256(peer.encode()),
+            terms.receipt_key,
+            terms.chain_id,
+            terms.node_registry,
+            terms.seq,
+            terms.expires_at,
+        )
+    )
+    return keccak256(b"\x19\x01" + _DOMAIN + struct)
+
+
+def bind(peer: PeerId, wallet: bytes, terms: BindingTerms, sign: Signer) -> Binding:
+    """The binding of ``wallet`` (20 bytes), whose key ``sign`` uses."""
+    return Binding(
+        wallet=wallet,
+        receipt_key=terms.receipt_key,
+        chain_id=terms.chain_id,
+        node_registry=terms.node_registry,
+        seq=terms.seq,
+        expires_at=terms.expires_at,
+        signature=sign(binding_digest(peer, terms)),
+    )
+
+
+def binding_holds(peer: PeerId, binding: Binding, now: float) -> bool:
+    """Did the wallet sign this binding for this peer, and is it live?"""
+    if not now < binding.expires_at <= now + BINDING_TTL_MAX_S + _CLOCK_SKEW_S:
+        return False
+    terms = BindingTerms(
+        receipt_key=binding.receipt_key,
+        chain_id=binding.chain_id,
+        node_registry=binding.node_registry,
+        seq=binding.seq,
+        expires_at=binding.expires_at,
+    )
+    return recover_address(binding_digest(peer, terms), binding.signature) == binding.wallet
+
+
+def seal(advert: Advert, sign: Signer) -> SignedAdvert:
+    """Sign with the peer key. Raises ``ValueError`` when the advert would not fit."""
+    body = encode(advert)
+    signed = SignedAdvert(body=body, signature=sign(ADVERT_TAG + body))
+    if (size := len(encode(signed))) > ADVERT_MAX:
+        msg = f"the advert takes {size} bytes of {ADVERT_MAX}: announce fewer models or addresses"
+        raise ValueError(msg)
+    return signed
+
+
+def parse(signed: SignedAdvert) -> Advert:
+    """The advert inside, unverified. Raises ``ProtocolError``."""
+    return decode_record(Advert, signed.body)
+
+
+def decode_gossip(data: bytes) -> SignedAdvert:
+    """A signed advert as gossip carries it. Raises ``ProtocolError``, also above ``ADVERT_MAX``."""
+    if len(data) > ADVERT_MAX:
+        msg = f"an advert of {len(data)} bytes; {ADVERT_MAX} are allowed"
+        raise ProtocolError(msg)
+    return decode_record(SignedAdvert, data)
+
+
+def authentic(signed: SignedAdvert, advert: Advert, now: float) -> bool:
+    """Is it signed by the peer it names, and does a wallet stand behind it?"""
+    return verify_peer(advert.peer, ADVERT_TAG + signed.body, signed.signature) and binding_holds(
+        advert.peer, advert.binding, now
+    )

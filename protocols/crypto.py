@@ -1,0 +1,95 @@
+"""Verification and hashing shared by the protocols. Signing is injected; no key is ever held here.
+
+Sources: libp2p peer-id spec (identity multihash of the protobuf public key, Ed25519), FIPS 202's
+predecessor Keccak-256 as Ethereum uses it, EIP-712 for typed data, EIP-2 for low-s signatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import base58
+import coincurve
+from Crypto.Hash import keccak
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from p2pnode.errors import ProtocolError
+from p2pnode.ids import PeerId
+
+Signer: TypeAlias = Callable[[bytes], bytes]
+"""Signs a message: 64 bytes for Ed25519; 65 (r, s, v) over a 32-byte digest for secp256k1."""
+
+_PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
+_HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
+
+
+def keccak256(data: bytes) -> bytes:
+    """32 bytes."""
+    return keccak.new(digest_bits=256, data=data).digest()
+
+
+def word(value: int | bytes) -> bytes:
+    """One ABI word: a uint256 big-endian, or up to 32 bytes right-aligned as an address is."""
+    if isinstance(value, int):
+        return value.to_bytes(32, "big")
+    return value.rjust(32, b"\0")
+
+
+def abi_encode(*values: int | bytes) -> bytes:
+    """``abi.encode`` of static types: every value one 32-byte word."""
+    return b"".join(word(value) for value in values)
+
+
+def peer_id_of(public_key: bytes) -> PeerId:
+    """The peer id of a 32-byte Ed25519 public key."""
+    return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())
+
+
+def public_key_of(peer: str) -> bytes:
+    """The 32-byte Ed25519 public key inside a peer id. Raises ``ProtocolError`` for other key types."""
+    try:
+        raw = base58.b58decode(peer)
+    except ValueError as error:
+        msg = f"not a base58 peer id: {peer[:64]!r}"
+        raise ProtocolError(msg) from error
+    if len(raw) != 38 or not raw.startswith(_PEER_ID_PREFIX):  # noqa: PLR2004 - prefix and key
+        msg = f"not the peer id of an Ed25519 key: {peer[:64]!r}"
+        raise ProtocolError(msg)
+    return raw[6:]
+
+
+def verify_peer(peer: str, message: bytes, signature: bytes) -> bool:
+    """Did ``peer``'s key sign ``message``?"""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key_of(peer)).verify(signature, message)
+    except (InvalidSignature, ProtocolError, ValueError):
+        return False
+    return True
+
+
+def recover_address(digest: bytes, signature: bytes) -> bytes | None:
+    """The 20-byte address that signed ``digest``, or None. High-s (malleable) signatures are refused."""
+    if len(signature) != 65 or signature[64] not in (27, 28):  # noqa: PLR2004 - r, s, v
+        return None
+    if not 0 < int.from_bytes(signature[32:64], "big") <= _HALF_ORDER:
+        return None
+    try:
+        recoverable = signature[:64] + bytes([signature[64] - 27])
+        key = coincurve.PublicKey.from_signature_and_message(recoverable, digest, hasher=None)
+    except (ValueError, Exception) as error:  # noqa: BLE001 - coincurve raises bare Exception
+        del error
+        return None
+    return address_of(key.format(compressed=False))
+
+
+def address_of(public_key: bytes) -> bytes:
+    """The 20-byte address of a 65-byte uncompressed secp256k1 public key."""
+    return keccak256(public_key[1:])[12:]
+
+
+def sign_digest(secret: bytes, digest: bytes) -> bytes:
+    """65 bytes (r, s, v) over a 32-byte digest. The caller owns the secret; nothing is kept."""
+    raw = coincurve.PrivateKey(secret).sign_recoverable(digest, hasher=None)
+    return raw[:64] + bytes([raw[64] + 27])

@@ -1,0 +1,94 @@
+"""What goes into a machine and what comes out of it: the vocabulary every protocol shares.
+
+A machine is ``handle(event, now) -> list[Effect]``. ``now`` is seconds on any monotonic clock; ``at``
+in ``SetTimer`` is absolute on that clock, and a key set again replaces. Machines know neither the
+clock nor the network: a shell (the node with libp2p, or a simulator) feeds and obeys them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from p2pnode.ids import PeerId
+
+StreamRef: TypeAlias = int
+"""Names one stream to a machine; the shell knows which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A decoded message of this protocol arrived."""
+
+    peer: PeerId
+    stream: StreamRef
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The stream ended. ``code`` says why in a word, for the log."""
+
+    peer: PeerId
+    stream: StreamRef
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer set earlier came due."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The role above wants something, or reports what its I/O gave."""
+
+    value: Any
+
+
+Event: TypeAlias = Received | Closed | TimerFired | Command
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Write this message. The shell writes all ``Send`` of one ``handle`` at once."""
+
+    peer: PeerId
+    stream: StreamRef
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Fire ``key`` at ``at``; replaces an earlier setting of the same key."""
+
+    key: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Forget ``key``; no error when it isn't set."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Tell the role above; never the network."""
+
+    value: Any
+
+
+Effect: TypeAlias = Send | SetTimer | CancelTimer | Emit
+
+
+class Machine(Protocol):
+    """Anything a shell can drive."""
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        """Take one event, return what to do about it. Never blocks, never raises for a peer's fault."""
+        ...

@@ -1,0 +1,1 @@
+"""One long-lived stream per session: prompts in, metered tokens out, signed checkpoints between."""

@@ -1,0 +1,265 @@
+"""Messages of ``/p2pnode/inference/1``. See ``SPEC.md`` for states, limits and byte vectors.
+
+Counts are cumulative over the session unless a field says otherwise. ``Tokens.seq`` and ``Ack.seq``
+count output tokens; ``Checkpoint.seq`` and ``Voucher.seq`` number checkpoints from 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, TypeAlias
+
+from p2pnode.errors import WireCode
+from p2pnode.ids import ModelId, SessionId
+from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Range, Size, exactly, message
+
+PROTOCOL: Final = "/p2pnode/inference/1"
+WINDOW: Final = 64
+"""Output tokens a host may deliver past the last ``Ack`` or ``Voucher``."""
+CHECKPOINT_EVERY: Final = 32
+PROMPT_BYTES_PER_CTX: Final = 8
+"""A whole prompt takes at most this many bytes per token of context."""
+PROMPT_PART_MAX: Final = 60_000
+TOKENS_PER_FRAME_MAX: Final = WINDOW
+N_CTX_MAX: Final = 1 << 21
+
+Signature = Annotated[bytes, Size(64, 2048)]
+SessionIdBytes = Annotated[SessionId, exactly(32)]
+ModelIdBytes = Annotated[ModelId, exactly(32)]
+Ids = Annotated[tuple[U32, ...], Size(0, TOKENS_PER_FRAME_MAX)]
+Seconds = Annotated[float, Range(0, 86_400)]
+Detail = Annotated[str, Size(0, 512)]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionTerms:
+    """What a payer signs once (EIP-712). Amounts are token units; times are epoch seconds."""
+
+    payer: Bytes20
+    host: Bytes20
+    voucher_key: Bytes20
+    receipt_key: Bytes20
+    model: ModelIdBytes
+    deposit: U63
+    price_in: U63
+    price_out: U63
+    session_fee: U63
+    tip: U63
+    expiry: U63
+    salt: Bytes32
+
+
+@message("open")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Ask for a session. Free sessions leave ``terms`` and ``authorisation`` out."""
+
+    model: ModelIdBytes
+    salt: Bytes32
+    terms: SessionTerms | None = None
+    authorisation: Signature | None = None
+
+
+@message("resume")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Take a live session to this stream. ``proof`` signs (host nonce, session, both peer ids)."""
+
+    session: SessionIdBytes
+    received: U63
+    proof: Signature
+
+
+@message("accept")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accept:
+    """The session is open. ``nonce`` is what the next ``Resume`` must sign; ``epoch`` numbers the host's starts."""
+
+    session: SessionIdBytes
+    nonce: Bytes32
+    epoch: U63
+    n_ctx: Annotated[int, Range(1, N_CTX_MAX)]
+    window: Annotated[int, Range(1, 1 << 16)] = WINDOW
+    session_fee: U63 = 0
+
+
+@message("refuse")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """No session; the stream ends."""
+
+    code: WireCode
+    detail: Detail = ""
+    retry_after_s: Seconds | None = None
+
+
+@message("prompt")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A part of a turn's ``PromptBody``: parts count from 0, ``total`` bytes in all, ``last`` ends it."""
+
+    turn: U32
+    part: U32
+    last: bool
+    total: U63
+    body: Annotated[bytes, Size(0, PROMPT_PART_MAX)]
+
+
+@message("quote")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """What this turn's input costs: ``tokens_in`` in all, of which ``reused`` are not billed."""
+
+    turn: U32
+    tokens_in: U32
+    reused: U32 = 0
+
+
+@message("progress")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Prefill: ``processed`` of ``total`` prompt tokens. Also tells a waiting client that its turn is queued."""
+
+    turn: U32
+    processed: U32
+    total: U32
+
+
+@message("tokens")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Output from ``seq`` on: billed ``ids`` and the text they complete (which may lag)."""
+
+    seq: U63
+    ids: Ids
+    text: Annotated[str, Size(0, 32_768)] = ""
+
+
+@message("ack")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """The client holds every output token below ``seq``."""
+
+    seq: U63
+
+
+@message("checkpoint")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The host's receipt: what it has delivered, chained to all before. See ``receipts.py``."""
+
+    seq: U63
+    tokens_in: U63
+    tokens_out: U63
+    token_hash: Bytes32
+    fingerprint_hash: Bytes32
+    root: Bytes32
+    signature: Signature
+
+
+@message("voucher")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voucher:
+    """The client's payment: cumulative, exact, implies an ``Ack`` of ``tokens_out``."""
+
+    seq: U63
+    tokens_in: U63
+    tokens_out: U63
+    amount: U63
+    root: Bytes32
+    signature: Signature
+
+
+@message("cancel")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop this turn; what was delivered stays billed."""
+
+    turn: U32
+
+
+@message("done")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The turn is over. Counts are this turn's; ``cost`` is the session's so far, in token units."""
+
+    turn: U32
+    reason: FinishReason
+    tokens_in: U32
+    reused: U32
+    tokens_out: U32
+    cost: U63 = 0
+
+
+@message("ping")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """Are you there?"""
+
+    nonce: U32
+
+
+@message("pong")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pong:
+    """Yes."""
+
+    nonce: U32
+
+
+@message("close")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """The client is done with the session; a paid one settles at once."""
+
+
+@message("error")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error:
+    """With ``turn``: that turn failed, the session lives. Without: the session is over."""
+
+    code: WireCode
+    detail: Detail = ""
+    retry_after_s: Seconds | None = None
+    turn: U32 | None = None
+
+
+ClientMessage: TypeAlias = Open | Resume | Prompt | Ack | Voucher | Cancel | Ping | Pong | Close | Error
+HostMessage: TypeAlias = Accept | Refuse | Quote | Progress | Tokens | Checkpoint | Done | Ping | Pong | Error
+CODEC: Final = Codec(
+    Open, Resume, Accept, Refuse, Prompt, Quote, Progress, Tokens, Ack, Checkpoint, Voucher, Cancel, Done,
+    Ping, Pong, Close, Error,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    """One message of a conversation."""
+
+    role: Role
+    content: Annotated[str, Size(0, 1 << 24)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is drawn. Temperature 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+
+    tokens_max: Annotated[int, Range(1, N_CTX_MAX)] = 512
+    temperature: Annotated[float, Range(0, 5)] = 0.7
+    top_p: Annotated[float, Range(0, 1)] = 0.95
+    top_k: Annotated[int, Range(0, 1 << 20)] = 40
+    min_p: Annotated[float, Range(0, 1)] = 0.05
+    repeat_penalty: Annotated[float, Range(0.1, 10)] = 1.0
+    seed: U32 = 0
+    stop: Annotated[tuple[Annotated[str, Size(1, 256)], ...], Size(0, 8)] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptBody:
+    """A whole turn: the whole conversation, and ``prefix``, the ids of a partial answer to go on from."""
+
+    messages: Annotated[tuple[ChatMessage, ...], Size(1, 4096)]
+    sampling: SamplingParams = SamplingParams()
+    prefix: Annotated[tuple[U32, ...], Size(0, 8192)] = ()
