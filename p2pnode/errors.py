@@ -5,6 +5,7 @@
     P2PNodeError
     ├── LocalError          ours: it stops what we were doing
     │   ├── ConfigError     a flag, file or setting the user can change
+    │   │   └── UsageError  what was typed makes no sense
     │   ├── EngineError     the inference engine failed or can't do what was asked
     │   ├── ChainError      the wallet or the ledger failed
     │   └── StorageError    the disk or a store failed
@@ -43,6 +44,10 @@ class LocalError(P2PNodeError):
 
 class ConfigError(LocalError):
     """A setting is wrong; the user can change it."""
+
+
+class UsageError(ConfigError):
+    """What was typed makes no sense; nothing was tried."""
 
 
 class EngineError(LocalError):

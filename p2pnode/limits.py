@@ -37,6 +37,11 @@ class Limits:
     dials_at_once: int = 4
     lookup_deadline_s: float = 10.0
     dht_deadline_s: float = 8.0
+    mdns_wait_s: float = 1.0
+    found_grace_s: float = 0.1
+    peers_wanted: int = 8
+    peers_interval_s: float = 15.0
+    provide_interval_s: float = 600.0
 
     # inference
     sessions_max: int = 64

@@ -1,0 +1,93 @@
+"""p2pnode: a node in a peer-to-peer marketplace for LLM inference, with no central component.
+
+Everything public is here, loaded when it is first used, so that ``p2pnode --help`` pays for nothing::
+
+    async with p2pnode.Client() as client:
+        async for piece in client.chat("Why is the sky blue?"):
+            print(piece, end="")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from p2pnode.client.answer import Answer, Usage
+    from p2pnode.client.client import Client
+    from p2pnode.client.ranking import Filters
+    from p2pnode.config import NodeConfig
+    from p2pnode.errors import (
+        ChainError,
+        ConfigError,
+        EngineError,
+        LocalError,
+        NoHostError,
+        P2PNodeError,
+        ProtocolError,
+        RefusedError,
+        RemoteError,
+        StorageError,
+        UnreachableError,
+    )
+    from p2pnode.host.host import Host, HostedModel
+    from p2pnode.node.node import Node, NodeSetup
+    from p2pnode.protocols.inference.messages import SamplingParams
+
+_WHERE = {
+    "Answer": "p2pnode.client.answer",
+    "ChainError": "p2pnode.errors",
+    "Client": "p2pnode.client.client",
+    "ConfigError": "p2pnode.errors",
+    "EngineError": "p2pnode.errors",
+    "Filters": "p2pnode.client.ranking",
+    "Host": "p2pnode.host.host",
+    "HostedModel": "p2pnode.host.host",
+    "LocalError": "p2pnode.errors",
+    "NoHostError": "p2pnode.errors",
+    "Node": "p2pnode.node.node",
+    "NodeConfig": "p2pnode.config",
+    "NodeSetup": "p2pnode.node.node",
+    "P2PNodeError": "p2pnode.errors",
+    "ProtocolError": "p2pnode.errors",
+    "RefusedError": "p2pnode.errors",
+    "RemoteError": "p2pnode.errors",
+    "SamplingParams": "p2pnode.protocols.inference.messages",
+    "StorageError": "p2pnode.errors",
+    "UnreachableError": "p2pnode.errors",
+    "Usage": "p2pnode.client.answer",
+}
+__all__ = [
+    "Answer",
+    "ChainError",
+    "Client",
+    "ConfigError",
+    "EngineError",
+    "Filters",
+    "Host",
+    "HostedModel",
+    "LocalError",
+    "NoHostError",
+    "Node",
+    "NodeConfig",
+    "NodeSetup",
+    "P2PNodeError",
+    "ProtocolError",
+    "RefusedError",
+    "RemoteError",
+    "SamplingParams",
+    "StorageError",
+    "UnreachableError",
+    "Usage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    msg = f"module 'p2pnode' has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

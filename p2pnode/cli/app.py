@@ -1,0 +1,27 @@
+"""All commands, by name. Each lives in a module of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from p2pnode.cli.ask import ask
+from p2pnode.cli.bench import bench
+from p2pnode.cli.chat import chat
+from p2pnode.cli.demo import demo
+from p2pnode.cli.doctor import doctor
+from p2pnode.cli.hosts import hosts
+from p2pnode.cli.join import join
+from p2pnode.cli.models import models_app
+from p2pnode.cli.status import invite, status
+
+app = typer.Typer(
+    name="p2pnode",
+    help="A node in a peer-to-peer marketplace for LLM inference, with no central component.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (join, ask, chat, hosts, invite, status, doctor, bench, demo):
+    app.command()(command)
+app.add_typer(models_app, name="models")

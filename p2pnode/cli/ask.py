@@ -1,0 +1,152 @@
+"""``p2pnode ask``: one question, streamed to stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from p2pnode.cli.options import (
+    BootstrapOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    MdnsOption,
+    ModelOption,
+    build_config,
+    configure,
+)
+from p2pnode.cli.output import Output, shorten
+
+PeerOption = Annotated[
+    str | None, typer.Option("--peer", help="Dial this multiaddr and no other; nothing is searched.")
+]
+DiscoveryOption = Annotated[bool, typer.Option("--no-discovery", help="Search nowhere: needs --peer.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="Longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy; higher is more random, up to 2.")]
+TopPOption = Annotated[
+    float, typer.Option(help="Sample from the most likely tokens of this total probability.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Makes sampling repeatable on one engine.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")
+]
+SystemOption = Annotated[str | None, typer.Option(help="A system message that precedes the conversation.")]
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    model: ModelOption = None,
+    peer: PeerOption = None,
+    no_discovery: DiscoveryOption = False,
+    bootstrap: BootstrapOption = None,
+    max_tokens: MaxTokensOption = 512,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 0.95,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    system: SystemOption = None,
+    mdns: MdnsOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Ask one question; the answer streams to stdout, everything else goes to stderr."""
+    from p2pnode.cli.running import run_async
+    from p2pnode.errors import UsageError
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+    text = sys.stdin.read() if question == "-" else question
+
+    async def run() -> None:
+        if not text.strip():
+            msg = "the question is empty: give some text"
+            raise UsageError(msg)
+        if no_discovery and peer is None:
+            msg = "--no-discovery needs --peer MULTIADDR: there is nobody to ask"
+            raise UsageError(msg)
+        sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
+        client = make_client(
+            output, data_dir, bootstrap, mdns=mdns, discovery=not no_discovery and peer is None
+        )
+        async with (
+            client,
+            client.chat(text, model=model, peer=peer, system=system, sampling=sampling) as answer,
+        ):
+            async for piece in answer:
+                output.piece(piece)
+            finish(output, answer)
+
+    run_async(run, on_error=output.failed)
+
+
+def make_sampling(
+    max_tokens: int, temperature: float, top_p: float, seed: int | None, stop: list[str] | None
+) -> Any:
+    """Checked sampling values. Raises ``UsageError`` that names the flag."""
+    import secrets
+
+    from p2pnode.errors import EngineError, UsageError
+    from p2pnode.models.engine import Sampling
+    from p2pnode.models.sampling import validate_sampling
+    from p2pnode.protocols.inference.messages import SamplingParams
+
+    drawn = seed if seed is not None else secrets.randbelow(1 << 32)
+    values: dict[str, Any] = {
+        "tokens_max": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": drawn,
+        "stop": tuple(stop or ()),
+    }
+    try:
+        validate_sampling(Sampling(**values))
+    except EngineError as error:
+        flags = {"tokens_max": "max-tokens", "top_p": "top-p"}
+        field, _, rest = str(error).partition(" ")
+        msg = f"--{flags.get(field, field)} {rest}"
+        raise UsageError(msg) from error
+    if not 0 <= drawn < 1 << 32:
+        msg = f"--seed is {drawn}; it must be an integer from 0 to {(1 << 32) - 1}"
+        raise UsageError(msg)
+    return SamplingParams(**values)
+
+
+def make_client(
+    output: Output, data_dir: Any, bootstrap: list[str] | None, *, mdns: bool | None, discovery: bool
+) -> Any:
+    """A client that reports what it does as events."""
+    from p2pnode.client.client import Client
+    from p2pnode.node.invite import read_bootstrap
+
+    config = build_config(data_dir, mdns=mdns)
+    first = [one for each in (*(bootstrap or ()), *config.bootstrap) for one in read_bootstrap(each)]
+
+    def on_event(name: str, fields: dict[str, object]) -> None:
+        text = ""
+        if name == "failed":
+            text = f"[{shorten(str(fields['peer']))} failed: {fields['reason']}; trying another host]"
+        output.event(name, fields, text=text)
+
+    from dataclasses import replace
+
+    return Client(replace(config, bootstrap=tuple(first)), discovery=discovery, on_event=on_event)
+
+
+def finish(output: Output, answer: Any) -> None:
+    """End the text with a newline, and tell scripts the bill."""
+    from dataclasses import asdict
+
+    usage = answer.usage
+    if not output.as_json and not answer.text.endswith("\n"):
+        output.result("")
+    if usage is not None:
+        speed = usage.tokens_out / max(usage.total_s - usage.ttft_s, 1e-9)
+        output.event(
+            "done",
+            {"host": answer.host, "checkpoints": answer.checkpoints, **asdict(usage)},
+            text=f"[{usage.tokens_in} tokens in, {usage.tokens_out} out, first after {usage.ttft_s:.2f} s, "
+            f"{speed:.0f} tokens/s, from {shorten(str(answer.host))}]",
+        )

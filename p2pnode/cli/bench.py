@@ -1,0 +1,5 @@
+"""``p2pnode bench``."""
+
+
+def bench() -> None:
+    """Measure."""

@@ -1,0 +1,5 @@
+"""``p2pnode demo``."""
+
+
+def demo() -> None:
+    """Demo."""

@@ -1,0 +1,5 @@
+"""``p2pnode doctor``."""
+
+
+def doctor() -> None:
+    """Doctor."""

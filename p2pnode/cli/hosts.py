@@ -1,0 +1,125 @@
+"""``p2pnode hosts``: who serves what, in the order a client would try."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from p2pnode.cli.ask import make_client
+from p2pnode.cli.options import (
+    BootstrapOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    MdnsOption,
+    ModelOption,
+    configure,
+)
+from p2pnode.cli.output import Output, shorten
+
+
+def hosts(
+    model: ModelOption = None,
+    why: Annotated[bool, typer.Option("--why", help="Also show who is left out, and why.")] = False,
+    max_price_in: Annotated[int | None, typer.Option(help="USDC units per million input tokens.")] = None,
+    max_price_out: Annotated[int | None, typer.Option(help="USDC units per million output tokens.")] = None,
+    min_context: Annotated[int, typer.Option(help="Tokens of context a host must offer.")] = 0,
+    quantisation: Annotated[str | None, typer.Option(help="As the host names it, e.g. Q4_1.")] = None,
+    bootstrap: BootstrapOption = None,
+    mdns: MdnsOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """List hosts of a model as measured from here; exit code 3 when there is none."""
+    from p2pnode.cli.running import run_async
+    from p2pnode.client.ranking import Filters
+    from p2pnode.errors import NoHostError
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+    filters = Filters(
+        price_in_max=max_price_in,
+        price_out_max=max_price_out,
+        n_ctx_min=min_context,
+        quantisation=quantisation,
+    )
+
+    async def run() -> None:
+        client = make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True)
+        async with client:
+            ranking = await client.hosts(model, filters)
+            failures = client.last_failures
+        _print(output, ranking, failures if why else {}, why=why)
+        if not ranking.chosen:
+            msg = (
+                "no host of this model was found: start one with `p2pnode join`, "
+                "or name a first peer with --bootstrap"
+            )
+            raise NoHostError(msg)
+
+    run_async(run, on_error=output.failed)
+
+
+def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
+    shown = [*ranking.chosen, *(ranking.excluded if why else ())]
+    if output.as_json:
+        for candidate in shown:
+            output.event("host", _fields(candidate))
+        for peer, reason in failures.items():
+            output.event("not_found", {"peer": peer, "reason": reason})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "model",
+        "peer",
+        "address",
+        "engine",
+        "context",
+        "price in/out",
+        "load",
+        "score",
+        *(["why not"] if why else []),
+    )
+    for candidate in shown:
+        fields = _fields(candidate)
+        row = [
+            fields["model"],
+            shorten(fields["peer"]),
+            (fields["addresses"] or [""])[0].partition("/p2p/")[0],
+            fields["engine"] + ("" if fields["warm"] else " (cold)"),
+            str(fields["n_ctx"]),
+            f"{fields['price_in']}/{fields['price_out']}",
+            f"{fields['active']}/{fields['slots']}",
+            f"{fields['score']:.2f}",
+        ]
+        table.add_row(*row, *([fields["excluded"]] if why else []))
+    for peer, reason in failures.items():
+        table.add_row("", shorten(peer), "", "", "", "", "", "", reason)
+    Console(highlight=False).print(table)
+
+
+def _fields(candidate: Any) -> dict[str, Any]:
+    from p2pnode.models.manifest import model_id_text
+
+    advert, offer = candidate.advert, candidate.offer
+    return {
+        "model": offer.name,
+        "model_id": model_id_text(offer.model),
+        "peer": advert.peer,
+        "addresses": [address.multiaddr for address in advert.addresses],
+        "engine": offer.engine,
+        "quantisation": offer.quantisation,
+        "n_ctx": offer.n_ctx,
+        "price_in": offer.price_in,
+        "price_out": offer.price_out,
+        "warm": offer.warm,
+        "slots": advert.load.slots,
+        "active": advert.load.active,
+        "queued": advert.load.queued,
+        "score": round(candidate.score, 4),
+        "excluded": candidate.excluded,
+    }

@@ -1,0 +1,142 @@
+"""``p2pnode join``: run a node and serve models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from p2pnode.cli.options import (
+    BootstrapOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    MdnsOption,
+    build_config,
+    configure,
+)
+from p2pnode.cli.output import Output
+from p2pnode.cli.progress import PullProgress
+
+
+def join(
+    data_dir: DataDirOption = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A multiaddr to listen on, as /ip4/0.0.0.0/tcp/4001 or …/tcp/4002/ws. May be repeated."
+        ),
+    ] = None,
+    bootstrap: BootstrapOption = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model to serve: a catalogue name or the path of a GGUF file. May be repeated."),
+    ] = None,
+    price_in: Annotated[
+        int | None, typer.Option(help="USDC units (1e-6 USDC) per million input tokens; 0 is free.")
+    ] = None,
+    price_out: Annotated[
+        int | None, typer.Option(help="USDC units (1e-6 USDC) per million output tokens; 0 is free.")
+    ] = None,
+    client_only: Annotated[
+        bool | None, typer.Option("--client-only", help="Take part in the network without serving a model.")
+    ] = None,
+    n_ctx: Annotated[int | None, typer.Option(help="Context of one request, in tokens.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Requests served at the same time.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")] = None,
+    mdns: MdnsOption = None,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="Accept that the data dir was moved to a new place.")
+    ] = False,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Write peer_id, multiaddrs and pid here as JSON when ready.")
+    ] = None,
+    scripted_tokens_per_s: Annotated[float | None, typer.Option(hidden=True)] = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "warning",
+) -> None:
+    """Join the network and serve models to peers. Ctrl-C drains and leaves; twice leaves at once."""
+    from p2pnode.cli.running import run_async
+    from p2pnode.host.join import Join, JoinOptions
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+    report = _Reporter(output)
+
+    def make() -> Join:
+        config = build_config(
+            data_dir,
+            listen=listen,
+            bootstrap=bootstrap,
+            models=model,
+            price_in=price_in,
+            price_out=price_out,
+            client_only=client_only,
+            n_ctx=n_ctx,
+            slots=slots,
+            threads=threads,
+            mdns=mdns,
+        )
+        options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
+        return Join(config, options, report)
+
+    running: list[Join] = []
+
+    async def run() -> None:
+        running.append(make())
+        await running[0].run()
+        report("stopped", {})
+
+    def interrupt() -> bool:
+        report("stopping", {})
+        if running:
+            running[0].stop()
+        return bool(running)
+
+    run_async(run, on_error=output.failed, on_interrupt=interrupt)
+
+
+class _Reporter:
+    """Tells people, or scripts, how far a start has come."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._progress: PullProgress | None = None
+
+    def __call__(self, name: str, fields: dict[str, Any]) -> None:
+        if name == "model.progress" and not self._output.as_json:
+            if self._progress is None:
+                self._progress = PullProgress(self._output, str(fields["name"]))
+            self._progress(fields["done"], fields["total"])
+            return
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+        self._output.event(name, fields, text=self._text(name, fields))
+
+    @staticmethod
+    def _text(name: str, fields: dict[str, Any]) -> str:
+        match name:
+            case "identity.making":
+                return f"first start: making an identity and a wallet in {fields['data_dir']}"
+            case "identity":
+                return f"peer id    {fields['peer_id']}"
+            case "model":
+                return f"model      {fields['name']}: verified, loading"
+            case "listening":
+                return "\n".join(f"listening  {address}" for address in fields["multiaddrs"])
+            case "ready":
+                served = [
+                    f"serving    {m['name']}, {m['price_in']}/{m['price_out']} USDC units per million tokens in/out"
+                    for m in fields["models"]
+                ] or ["serving    nothing: a client-only node"]
+                return "\n".join(
+                    [*served, f"invite     {fields['invite']}", 'ready: try `p2pnode ask "…"`; Ctrl-C leaves']
+                )
+            case "stopping":
+                return "leaving: letting answers end (Ctrl-C again leaves at once)"
+            case "stopped":
+                return "left the network"
+            case _:
+                return ""

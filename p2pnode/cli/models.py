@@ -1,0 +1,134 @@
+"""``p2pnode models list|pull|verify``: what can be served, and what is on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.output import Output
+
+models_app = typer.Typer(help="Models: the catalogue, downloads, verification.", no_args_is_help=True)
+NameArgument = Annotated[
+    str, typer.Argument(help="A catalogue name, a model id, or the path of a GGUF file.")
+]
+
+
+@models_app.command("list")
+def list_models(
+    data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
+) -> None:
+    """List the catalogue, and which of it is on this machine."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        from p2pnode.models.catalogue import Catalogue
+        from p2pnode.models.local import installed
+
+        here = {model.model_id: model for model in installed(_models_dir(data_dir))}
+        rows: list[dict[str, Any]] = []
+        for entry in Catalogue.load():
+            if entry.model_id is None or entry.manifest is None:
+                continue
+            local = here.pop(entry.model_id, None)
+            rows.append(_row(entry.name, entry.model_id, entry.manifest, local, entry.licence))
+        rows += [_row(m.name, m.model_id, m.manifest, m, "") for m in here.values()]
+        if as_json:
+            for row in rows:
+                output.event("model", row)
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("name", "size", "quantisation", "context", "licence", "on this machine", "id")
+        for row in rows:
+            size = f"{row['size_bytes'] / 1e6:.0f} MB"
+            table.add_row(
+                row["name"],
+                size,
+                row["quantisation"],
+                str(row["n_ctx"]),
+                row["licence"],
+                row["path"] or "no",
+                row["id"],
+            )
+        Console(highlight=False).print(table)
+
+    run_async(run, on_error=output.failed)
+
+
+@models_app.command("pull")
+def pull_model(
+    name: NameArgument,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Download a model and verify its SHA-256; an interrupted download goes on where it stopped."""
+    from p2pnode.cli.progress import PullProgress
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        from p2pnode.models.catalogue import Catalogue
+        from p2pnode.models.manifest import model_id_text
+        from p2pnode.models.pull import pull
+
+        with PullProgress(output, name) as progress:
+            local = await pull(Catalogue.load().find(name), _models_dir(data_dir), progress=progress)
+        fields = {"name": local.name, "path": str(local.path), "id": model_id_text(local.model_id)}
+        output.event("model", fields, text=f"{local.name}: verified, {local.path}\n{fields['id']}")
+
+    run_async(run, on_error=output.failed)
+
+
+@models_app.command("verify")
+def verify_model(
+    name: NameArgument,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Hash a model's weights again and compare them with the manifest."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        from p2pnode.models.catalogue import Catalogue
+        from p2pnode.models.pull import verify
+
+        local = await verify(Catalogue.load().find(name), _models_dir(data_dir))
+        fields = {"name": local.name, "path": str(local.path), "sha256": local.manifest.weights}
+        output.event(
+            "verified", fields, text=f"{local.name}: the weights are right ({local.manifest.weights})"
+        )
+
+    run_async(run, on_error=output.failed)
+
+
+def _models_dir(data_dir: Any) -> Any:
+    from p2pnode.node.datadir import DataDir
+
+    return DataDir(build_config(data_dir).data_dir).models
+
+
+def _row(name: str, model: Any, manifest: Any, local: Any, licence: str) -> dict[str, Any]:
+    from p2pnode.models.manifest import model_id_text
+
+    return {
+        "name": name,
+        "id": model_id_text(model),
+        "size_bytes": manifest.size_bytes,
+        "quantisation": manifest.quantisation,
+        "n_ctx": manifest.n_ctx,
+        "licence": licence,
+        "path": str(local.path) if local is not None else None,
+    }

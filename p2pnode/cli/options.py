@@ -1,0 +1,48 @@
+"""Flags that several commands share, and how they become a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+DataDirOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where the node keeps its identity, models and peers.")
+]
+BootstrapOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--bootstrap", help="A first peer: a multiaddr or an invite. May be repeated."),
+]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON event per line on stdout.")]
+LogOption: TypeAlias = Annotated[
+    str, typer.Option("--log-level", help="debug, info, warning or error; logs go to stderr.")
+]
+ModelOption: TypeAlias = Annotated[
+    str | None, typer.Option("--model", help="A name of the catalogue or a model id (m1…).")
+]
+MdnsOption: TypeAlias = Annotated[
+    bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on the local network.")
+]
+
+
+def build_config(data_dir: Path | None, **flags: Any) -> Any:
+    """The configuration of a command: flags over ``<data-dir>/config.toml`` over the defaults."""
+    from p2pnode.config import default_data_dir, load_config
+    from p2pnode.node.datadir import DataDir
+
+    root = (data_dir or default_data_dir()).expanduser().absolute()
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
+    return load_config(DataDir(root).config, {**given, "data_dir": root})
+
+
+def configure(log_level: str) -> None:
+    """Set up logging from ``--log-level``."""
+    from typing import get_args
+
+    from p2pnode.log import Level, configure_logging
+
+    if log_level not in get_args(Level):
+        msg = f"{log_level!r} is not one of {', '.join(get_args(Level))}"
+        raise typer.BadParameter(msg, param_hint="--log-level")
+    configure_logging(log_level)  # type: ignore[arg-type]

@@ -1,0 +1,93 @@
+"""``p2pnode status`` and ``p2pnode invite``: what the node on this data dir is doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.output import Output
+
+
+def status(
+    data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
+) -> None:
+    """Show the node that runs on this data dir, as its own advert describes it."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        running, advert = _running(data_dir), None
+        from p2pnode.client.client import Client
+
+        config = build_config(data_dir, mdns=False)
+        async with Client(config) as client:
+            advert = await client.advert_of(running.multiaddrs)
+        fields = {
+            "peer_id": running.peer_id,
+            "pid": running.pid,
+            "multiaddrs": list(running.multiaddrs),
+            "models": [_offer(offer) for offer in advert.offers] if advert is not None else [],
+            "slots": advert.load.slots if advert is not None else 0,
+            "active": advert.load.active if advert is not None else 0,
+            "queued": advert.load.queued if advert is not None else 0,
+            "draining": advert.draining if advert is not None else False,
+        }
+        lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
+        lines += [f"listening  {address}" for address in running.multiaddrs]
+        lines += [
+            f"serving    {m['name']} ({m['engine']}, {m['n_ctx']} tokens, {'warm' if m['warm'] else 'cold'})"
+            for m in fields["models"]
+        ] or ["serving    nothing"]
+        lines.append(f"load       {fields['active']} of {fields['slots']} slots, {fields['queued']} waiting")
+        if as_json:
+            output.event("status", fields)
+        else:
+            output.result("\n".join(lines))
+
+    run_async(run, on_error=output.failed)
+
+
+def invite(
+    data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
+) -> None:
+    """Print the invite of the node that runs here: give it to others for their --bootstrap."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        from p2pnode.node.invite import make_invite
+
+        text = make_invite(_running(data_dir).multiaddrs)
+        if as_json:
+            output.event("invite", {"invite": text})
+        else:
+            output.result(text)
+
+    run_async(run, on_error=output.failed)
+
+
+def _running(data_dir: Any) -> Any:
+    from p2pnode.errors import ConfigError
+    from p2pnode.node.datadir import DataDir
+
+    data = DataDir(build_config(data_dir).data_dir)
+    running = data.running_node()
+    if running is None:
+        msg = f"no node runs on {data.root}: start one with `p2pnode join`"
+        raise ConfigError(msg)
+    return running
+
+
+def _offer(offer: Any) -> dict[str, Any]:
+    return {
+        "name": offer.name,
+        "engine": offer.engine,
+        "n_ctx": offer.n_ctx,
+        "price_in": offer.price_in,
+        "price_out": offer.price_out,
+        "warm": offer.warm,
+    }

@@ -1,0 +1,1 @@
+"""The client role: finds hosts, ranks them by what was measured, streams answers, retries by itself."""

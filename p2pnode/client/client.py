@@ -1,0 +1,358 @@
+"""The Python API: ``async with p2pnode.Client() as client: async for piece in client.chat("…")``.
+
+A client dials; it listens on nothing, takes no lock, opens no wallet, and speaks with a peer key that
+lives in memory only. It remembers how hosts did in the data dir, if there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import structlog
+import trio
+
+from p2pnode.client.answer import Answer
+from p2pnode.client.memory import load_measured, save_measured
+from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, rank
+from p2pnode.client.search import HostSearch
+from p2pnode.client.session import Session
+from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.errors import ConfigError, P2PNodeError, RefusedError, RemoteError, UnreachableError
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.manifest import Manifest, parse_model_id
+from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.net.multiaddrs import split_peer
+from p2pnode.net.peerstore import SavedPeers
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.finder import FoundHost
+from p2pnode.node.keys import PeerKey
+from p2pnode.node.node import Node, NodeSetup
+from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.inference.commands import Ask
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams
+
+log = structlog.get_logger()
+_SAVED_SEEDS: Final = 8
+Event = Callable[[str, dict[str, object]], None]
+Messages = str | Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model as the client knows it: the id, and the manifest where the catalogue has it."""
+
+    model: ModelId
+    manifest: Manifest | None = None
+
+    def input_max(self, body: PromptBody) -> int:
+        """The largest honest quote for this turn, in tokens."""
+        size = sum(len(message.content.encode()) for message in body.messages)
+        count = len(body.messages)
+        if self.manifest is not None:
+            return len(body.prefix) + self.manifest.template_overhead.tokens_max(count, size)
+        return len(body.prefix) + size + 512 + 64 * count
+
+
+def resolve_model(name: str) -> KnownModel:
+    """A catalogue name, a model id (``m1…``) or a GGUF file that was pulled. Raises ``ConfigError``."""
+    if name == SCRIPTED:
+        return KnownModel(scripted_model_id())
+    if name.startswith("m1"):
+        try:
+            return KnownModel(parse_model_id(name))
+        except ConfigError:
+            pass
+    entry = Catalogue.load().find(name)
+    if entry.model_id is None:
+        msg = f"{name} is a file: ask for it by its model id, which `p2pnode models list` and its host print"
+        raise ConfigError(msg)
+    return KnownModel(entry.model_id, entry.manifest)
+
+
+class Client:
+    """Finds hosts and talks to them. Use it as an async context manager; one per program is enough."""
+
+    def __init__(
+        self,
+        config: NodeConfig | None = None,
+        *,
+        bootstrap: Sequence[str] = (),
+        data_dir: Path | None = None,
+        discovery: bool = True,
+        limits: Limits = DEFAULT_LIMITS,
+        node: Node | None = None,
+        on_event: Event = lambda _name, _fields: None,
+    ) -> None:
+        base = config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig())
+        self._config, self._discovery, self.limits = base, discovery, limits
+        self._bootstrap = (*bootstrap, *base.bootstrap)
+        for each in self._bootstrap:
+            split_peer(each)
+        self._data = DataDir(base.data_dir)
+        self._given_node, self._on_event = node, on_event
+        self._node: Node | None = node
+        self._nursery: trio.Nursery | None = None
+        self._stack: AsyncExitStack | None = None
+        self._measured: dict[PeerId, Measured] = {}
+        self._free: dict[tuple[PeerId, ModelId], Session] = {}
+
+    # ---- lifetime
+
+    async def __aenter__(self) -> Self:
+        self._measured = load_measured(self._data.measured)
+        async with AsyncExitStack() as stack:
+            self._nursery = await stack.enter_async_context(trio.open_nursery())
+            if self._node is None:
+                self._node = self._make_node()
+                await self._nursery.start(self._node.run)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, nursery, node = self._stack, self._nursery, self._node
+        if stack is None or nursery is None or node is None:
+            return
+        try:
+            for session in self._free.values():
+                session.close()
+            with trio.move_on_after(self.limits.close_deadline_s, shield=True):
+                for session in self._free.values():
+                    await session.wait_over()
+                if self._given_node is None:
+                    await node.aclose()
+            if self._data.root.is_dir():
+                save_measured(self._data.measured, self._measured)
+        finally:
+            nursery.cancel_scope.cancel()
+            self._nursery = self._stack = None
+            await stack.__aexit__(kind, error, trace)
+
+    def _make_node(self) -> Node:
+        local = self._data.running_node()
+        self._local = local.multiaddrs if local is not None else ()
+        browse = self._discovery and self._config.mdns and not self._local
+        return Node(
+            NodeSetup(
+                key=PeerKey.generate(),
+                dht="client" if self._discovery else "off",
+                gossip=False,
+                keep_company=False,
+                mdns="browse" if browse else "off",
+                limits=self.limits,
+            )
+        )
+
+    _local: tuple[str, ...] = ()
+
+    @property
+    def node(self) -> Node:
+        """The node underneath."""
+        if self._node is None or self._nursery is None:
+            msg = "use the client as `async with Client() as client`"
+            raise RuntimeError(msg)
+        return self._node
+
+    def _seeds(self) -> list[str]:
+        """First peers in the order to try: the node on this data dir, the user's, those of earlier runs."""
+        seeds = list(dict.fromkeys((*self._local[:1], *self._bootstrap)))
+        if self._given_node is None and self._data.peers.exists():
+            store = SavedPeers(self._data.peers, limits=self.limits)
+            store.load()
+            seeds += [saved.addrs[0] for saved in store.best(_SAVED_SEEDS) if saved.addrs]
+        return list(dict.fromkeys(seeds))
+
+    # ---- asking
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        peer: str | None = None,
+        system: str | None = None,
+        sampling: SamplingParams | None = None,
+        filters: Filters | None = None,
+    ) -> Answer:
+        """Ask; iterate over the result for text pieces as they stream.
+
+        ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of
+        the catalogue or a model id; the default model otherwise. ``peer``: a multiaddr to dial, with
+        nothing searched. Raises, while iterating: ``NoHostError``, ``RefusedError``,
+        ``UnreachableError``; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
+        """
+        known = resolve_model(model if model is not None else DEFAULT_MODEL)
+        body = PromptBody(messages=_conversation(messages, system), sampling=sampling or SamplingParams())
+        if peer is not None:
+            split_peer(peer)
+        allowed = filters or Filters()
+
+        async def open_search() -> HostSearch:
+            if peer is not None:
+                return await self._direct(peer, known.model, allowed)
+            return self._kept_or_new(known.model, allowed)
+
+        return Answer(self, open_search, Ask(body, known.input_max(body)), self._on_event)
+
+    async def hosts(self, model: str | None = None, filters: Filters | None = None) -> Ranking:
+        """Hosts of a model in the order they would be tried, and those left out with the reason."""
+        known = resolve_model(model if model is not None else DEFAULT_MODEL)
+        search = self._new_search(known.model, filters or Filters())
+        search.start()
+        await search.wait_over()
+        self.last_failures = dict(search.failures)
+        return search.ranking()
+
+    last_failures: Mapping[PeerId, str] = {}
+
+    async def advert_of(self, multiaddrs: Sequence[str]) -> Advert | None:
+        """The current advert of the peer at these addresses. Raises ``RemoteError``."""
+        address, peer = split_peer(multiaddrs[0])
+        addresses = (address, *(split_peer(each)[0] for each in multiaddrs[1:]))
+        try:
+            with trio.fail_after(self.limits.dial_deadline_s):
+                return await self.node.finder.contact(peer, addresses)
+        except trio.TooSlowError:
+            msg = f"{multiaddrs[0]} did not answer within {self.limits.dial_deadline_s:g} s: is it running?"
+            raise UnreachableError(msg) from None
+
+    async def known_adverts(self) -> list[Advert]:
+        """Live adverts of every model that the first peers know of."""
+        node = self.node
+        for seed in self._seeds():
+            try:
+                with trio.fail_after(self.limits.dial_deadline_s):
+                    await node.network.connect(seed)
+            except (RemoteError, trio.TooSlowError) as error:
+                log.debug("seed.unreachable", reason=str(error))
+        for peer in node.network.connected_peers():
+            try:
+                with trio.fail_after(self.limits.request_deadline_s):
+                    await node.adverts.sample(peer)
+            except (RemoteError, trio.TooSlowError) as error:
+                log.debug("exchange.failed", peer=peer, reason=str(error))
+        return [entry.advert for entry in node.adverts.book.live(node.wall())]
+
+    # ---- hosts
+
+    def _new_search(self, model: ModelId, filters: Filters) -> HostSearch:
+        def look(search: HostSearch) -> None:
+            if not self._discovery:
+                search.exhausted({})
+            elif self._nursery is not None:
+                self._nursery.start_soon(self._find, search, model)
+
+        return HostSearch(
+            model, filters, measured=self._measured, limits=self.limits, wall=self.node.wall, look=look
+        )
+
+    def _kept_or_new(self, model: ModelId, filters: Filters) -> HostSearch:
+        search = self._new_search(model, filters)
+        for (peer, served), session in self._free.items():
+            entry = self.node.adverts.book.get(peer, self.node.wall())
+            if served == model and not session.over and entry is not None:
+                search.keep(FoundHost(entry.advert, 0.0))
+        return search
+
+    async def _find(self, search: HostSearch, model: ModelId) -> None:
+        def on_found(host: FoundHost) -> None:
+            known = self._measured.get(host.advert.peer, Measured())
+            self._measured[host.advert.peer] = known.connected(host.connect_s)
+            search.found(host)
+
+        failures: Mapping[PeerId, str] = {}
+        try:
+            failures = await self.node.finder.find(model, seeds=self._seeds(), on_found=on_found)
+        finally:
+            search.exhausted(failures)
+
+    async def _direct(self, multiaddr: str, model: ModelId, filters: Filters) -> HostSearch:
+        search = self._new_search(model, filters)
+        started = trio.current_time()
+        advert = await self.advert_of([multiaddr])
+        if advert is None:
+            msg = "that peer serves no model: it is a client or still starting"
+            raise RefusedError("model_not_available", msg)
+        if advert.offer(model) is None:
+            names = ", ".join(offer.name for offer in advert.offers)
+            msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
+            raise RefusedError("model_not_available", msg)
+        search.found(FoundHost(advert, trio.current_time() - started))
+        search.only()
+        excluded = rank([advert], model, {}, filters, self.node.wall()).excluded
+        if excluded:
+            raise RefusedError("model_not_available", excluded[0].excluded)
+        return search
+
+    # ---- sessions, for Answer
+
+    async def open_session(self, peer: PeerId, model: ModelId) -> Session:
+        """An idle session with a host, kept from before or opened now. Raises ``RemoteError``."""
+        kept = self._free.pop((peer, model), None)
+        if kept is not None and not kept.over:
+            return kept
+        if self._nursery is None:
+            msg = "the client is closed"
+            raise RuntimeError(msg)
+        session = Session(self.node.network, peer, model, limits=self.limits, draw=self.node.draw)
+        outcome: list[P2PNodeError] = []
+        opened = trio.Event()
+
+        async def run() -> None:
+            try:
+                await session.run(on_open=opened.set)
+            except P2PNodeError as error:
+                outcome.append(error)
+            finally:
+                opened.set()
+
+        self._nursery.start_soon(run)
+        await opened.wait()
+        if session.accept is None:
+            raise outcome[0] if outcome else session.error()
+        return session
+
+    def release(self, session: Session) -> None:
+        """Keep an idle session for the next turn with the same host."""
+        if session.over:
+            return
+        before = self._free.get((session.host, session.model))
+        if before is not None and before is not session:
+            before.close()
+        self._free[session.host, session.model] = session
+
+    def note_answer(self, peer: PeerId, ttft_s: float, tokens_per_s: float | None) -> None:
+        """A turn went well."""
+        known = self._measured.pop(peer, Measured())
+        self._measured[peer] = known.answered(ttft_s, tokens_per_s)
+
+    def note_failure(self, peer: PeerId, *, fault: bool) -> None:
+        """A host failed."""
+        known = self._measured.pop(peer, Measured())
+        self._measured[peer] = known.failed(self.node.wall(), fault=fault)
+
+
+def _conversation(messages: Messages, system: str | None) -> tuple[ChatMessage, ...]:
+    given: Sequence[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    made = [ChatMessage(role="system", content=system)] if system else []
+    for message in given:
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+            msg = 'each message is {"role": "system"|"user"|"assistant", "content": text}'
+            raise ConfigError(msg)
+        made.append(ChatMessage(role=role, content=content))
+    if not made:
+        msg = "there is nothing to ask: give at least one message"
+        raise ConfigError(msg)
+    return tuple(made)
+
+
+__all__ = ["Answer", "Candidate", "Client", "Filters", "KnownModel", "resolve_model"]

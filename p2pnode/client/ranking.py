@@ -1,0 +1,159 @@
+"""Which host first: pure arithmetic over adverts and what was measured. No I/O, no clock of its own.
+
+The score is the expected time of a typical answer, made worse by load and failures; lower is better::
+
+    score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate)
+
+Prices break ties only within what the user allows: it never falls back to a worse offer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.protocols.adverts.messages import Advert, Offer
+
+WEIGHT: Final = 0.3
+"""Of the newest measurement in the exponentially weighted means."""
+TYPICAL_TOKENS: Final = 256
+BREAKER_FAILURES: Final = 3
+BREAKER_S: Final = 60.0
+BREAKER_MAX_S: Final = 3600.0
+_UNKNOWN_TTFT_S: Final = 0.5
+_UNKNOWN_TOKENS_PER_S: Final = 30.0
+_UNKNOWN_CONNECT_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What we know of a host from our own dealings with it. Times in seconds, ``last_*`` wall clock."""
+
+    connect_s: float | None = None
+    ttft_s: float | None = None
+    tokens_per_s: float | None = None
+    failure_rate: float = 0.0
+    failures_in_a_row: int = 0
+    last_failure: float = 0.0
+    faults: int = 0
+
+    def connected(self, seconds: float) -> Measured:
+        """A dial took so long."""
+        return replace(self, connect_s=_mean(self.connect_s, seconds))
+
+    def answered(self, ttft_s: float, tokens_per_s: float | None) -> Measured:
+        """A turn went well."""
+        speed = self.tokens_per_s if tokens_per_s is None else _mean(self.tokens_per_s, tokens_per_s)
+        return replace(
+            self,
+            ttft_s=_mean(self.ttft_s, ttft_s),
+            tokens_per_s=speed,
+            failure_rate=self.failure_rate * (1 - WEIGHT),
+            failures_in_a_row=0,
+        )
+
+    def failed(self, now: float, *, fault: bool = False) -> Measured:
+        """A dial or a turn failed; ``fault`` when the host broke the protocol."""
+        return replace(
+            self,
+            failure_rate=self.failure_rate * (1 - WEIGHT) + WEIGHT,
+            failures_in_a_row=self.failures_in_a_row + 1,
+            last_failure=now,
+            faults=self.faults + fault,
+        )
+
+    def broken_until(self) -> float:
+        """Until when the circuit breaker keeps this host out; doubles with each failure beyond the third."""
+        if self.faults:
+            return self.last_failure + BREAKER_MAX_S
+        over = self.failures_in_a_row - BREAKER_FAILURES
+        return 0.0 if over < 0 else self.last_failure + min(BREAKER_MAX_S, BREAKER_S * 2**over)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What the user allows. Prices are USDC units per million tokens; None allows any."""
+
+    price_in_max: int | None = None
+    price_out_max: int | None = None
+    n_ctx_min: int = 0
+    quantisation: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A host that was found, its offer of the model, and where it stands."""
+
+    advert: Advert
+    offer: Offer
+    score: float
+    excluded: str = ""
+    """Why it is not chosen; empty when it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Hosts in the order to try, and those left out with the reason."""
+
+    chosen: tuple[Candidate, ...] = ()
+    excluded: tuple[Candidate, ...] = field(default=())
+
+
+def rank(
+    adverts: Iterable[Advert],
+    model: ModelId,
+    measured: Mapping[PeerId, Measured],
+    filters: Filters,
+    now: float,
+) -> Ranking:
+    """Order hosts of ``model``; the same input gives the same order."""
+    candidates = []
+    for advert in adverts:
+        offer = advert.offer(model)
+        if offer is None:
+            continue
+        known = measured.get(advert.peer, Measured())
+        candidates.append(
+            Candidate(
+                advert=advert,
+                offer=offer,
+                score=_score(advert, offer, known),
+                excluded=exclusion(advert, offer, known, filters, now),
+            )
+        )
+    candidates.sort(key=lambda c: (c.score, c.offer.price_in + c.offer.price_out, c.advert.peer))
+    return Ranking(tuple(c for c in candidates if not c.excluded), tuple(c for c in candidates if c.excluded))
+
+
+def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, now: float) -> str:
+    """Why a host may not be chosen; empty when it may."""
+    if advert.draining:
+        return "draining: it is about to leave"
+    if known.broken_until() > now:
+        what = "broke the protocol" if known.faults else f"failed {known.failures_in_a_row} times in a row"
+        return f"{what}: left out for {known.broken_until() - now:.0f} s more"
+    if filters.price_in_max is not None and offer.price_in > filters.price_in_max:
+        return f"input price {offer.price_in} is above the allowed {filters.price_in_max}"
+    if filters.price_out_max is not None and offer.price_out > filters.price_out_max:
+        return f"output price {offer.price_out} is above the allowed {filters.price_out_max}"
+    if offer.n_ctx < filters.n_ctx_min:
+        return f"context of {offer.n_ctx} tokens is below the needed {filters.n_ctx_min}"
+    if filters.quantisation is not None and offer.quantisation != filters.quantisation:
+        return f"quantisation is {offer.quantisation or 'unknown'}, not {filters.quantisation}"
+    return ""
+
+
+def _score(advert: Advert, offer: Offer, known: Measured) -> float:
+    connect = _UNKNOWN_CONNECT_S if known.connect_s is None else known.connect_s
+    ttft = _UNKNOWN_TTFT_S if known.ttft_s is None else known.ttft_s
+    speed = known.tokens_per_s or _UNKNOWN_TOKENS_PER_S
+    load = advert.load
+    queue = (load.active + load.queued) / max(1, load.slots) if load.active >= load.slots else 0.0
+    cold = 1.0 if offer.warm else 4.0
+    return (connect + ttft + TYPICAL_TOKENS / speed) * (1 + queue) * (1 + 4 * known.failure_rate) * cold
+
+
+def _mean(before: float | None, value: float) -> float:
+    return value if before is None else before + WEIGHT * (value - before)

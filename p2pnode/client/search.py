@@ -1,0 +1,114 @@
+"""Hosts for one question, best first, while the search for more still runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import trio
+
+from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, rank
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.limits import Limits
+from p2pnode.node.finder import FoundHost
+
+
+class HostSearch:
+    """Collects what a lookup finds; :meth:`next` gives the best host not tried yet."""
+
+    def __init__(
+        self,
+        model: ModelId,
+        filters: Filters,
+        *,
+        measured: Mapping[PeerId, Measured],
+        limits: Limits,
+        wall: Callable[[], float],
+        look: Callable[[HostSearch], None],
+    ) -> None:
+        self._model, self._filters = model, filters
+        self._measured, self._limits, self._wall = measured, limits, wall
+        self._found: dict[PeerId, FoundHost] = {}
+        self._changed = trio.Event()
+        self._first_at: float | None = None
+        self._exhausted = False
+        self._tried: set[PeerId] = set()
+        self._look: Callable[[HostSearch], None] | None = look
+        self._kept: PeerId | None = None
+        self.failures: dict[PeerId, str] = {}
+        """Why other peers were not found, or failed when they were tried."""
+
+    def keep(self, host: FoundHost) -> None:
+        """Try this host first, without a lookup: a session with it is open."""
+        self._kept = host.advert.peer
+        self._found[host.advert.peer] = host
+
+    def start(self) -> None:
+        """Begin the lookup, once."""
+        look, self._look = self._look, None
+        if look is not None:
+            look(self)
+
+    def found(self, host: FoundHost) -> None:
+        """A lookup found a host."""
+        self._found[host.advert.peer] = host
+        if self._first_at is None:
+            self._first_at = trio.current_time()
+        self._wake()
+
+    def exhausted(self, failures: Mapping[PeerId, str]) -> None:
+        """The lookup is over."""
+        self.failures.update(failures)
+        self._exhausted = True
+        self._wake()
+
+    def only(self) -> None:
+        """Nothing but what was found already: no lookup."""
+        self._look = None
+        self.exhausted({})
+
+    def failed(self, peer: PeerId, reason: str) -> None:
+        """A host was tried in vain."""
+        self.failures[peer] = reason
+
+    @property
+    def over(self) -> bool:
+        """Will nothing more be found?"""
+        return self._exhausted
+
+    async def wait_over(self) -> None:
+        """Until the lookup is exhausted."""
+        while not self._exhausted:
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def ranking(self) -> Ranking:
+        """Everything found so far."""
+        adverts = [host.advert for host in self._found.values()]
+        return rank(adverts, self._model, self._measured, self._filters, self._wall())
+
+    async def next(self) -> Candidate | None:
+        """The best host not tried yet; None when there is none and none will come.
+
+        After the first find it waits a moment for others, so that the nearest answer doesn't always win.
+        """
+        kept, self._kept = self._kept, None
+        for candidate in self.ranking().chosen if kept is not None else ():
+            if candidate.advert.peer == kept:
+                self._tried.add(kept)
+                return candidate
+        self.start()
+        while True:
+            if self._first_at is not None and not self._exhausted:
+                with trio.move_on_at(self._first_at + self._limits.found_grace_s):
+                    while not self._exhausted:
+                        await self._changed.wait()
+            for candidate in self.ranking().chosen:
+                if candidate.advert.peer not in self._tried:
+                    self._tried.add(candidate.advert.peer)
+                    return candidate
+            if self._exhausted:
+                return None
+            await self._changed.wait()

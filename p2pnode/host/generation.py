@@ -1,0 +1,107 @@
+"""One engine request on behalf of a session: the engine's events become the machine's commands.
+
+Tokens are coalesced here, by time and by count; the machine never sees this clock. The first tokens
+of a run go out at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+import trio
+
+from p2pnode.errors import EngineError
+from p2pnode.limits import Limits
+from p2pnode.models.engine import Done, Engine, GenerateRequest, Prefill, Sampling, Started, Tokens
+from p2pnode.protocols.inference.commands import (
+    GenDone,
+    Generate,
+    GenFailed,
+    GenProgress,
+    GenStarted,
+    GenTokens,
+)
+from p2pnode.protocols.inference.messages import PromptBody
+
+log = structlog.get_logger()
+Report = Callable[[Any], Awaitable[None]]
+
+
+async def generate(engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report) -> None:
+    """Run ``order`` to its end, reporting ``HostCommand`` values. Cancelling it frees the engine's slot."""
+    try:
+        await _generate(engine, order, cache_key, limits, report)
+    except EngineError as error:
+        await report(GenFailed(order.run, error.code, str(error), error.retry_after_s))
+    except Exception:
+        # An engine's bug costs this turn, never the node.
+        log.exception("engine.failed")
+        await report(
+            GenFailed(order.run, "internal", "the engine failed: try again or use another host", 1.0)
+        )
+
+
+async def _generate(
+    engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report
+) -> None:
+    body = order.body
+    messages = [{"role": message.role, "content": message.content} for message in body.messages]
+    prompt_ids = (*await engine.render(messages), *body.prefix, *order.answer_ids)
+    request = GenerateRequest(
+        prompt_ids=prompt_ids, sampling=_sampling(body, order.tokens_max), cache_key=cache_key
+    )
+    flow = _Coalescer(order.run, limits, report)
+    async with engine.generate(request) as events:
+        async for event in events:
+            match event:
+                case Started(tokens_in=tokens_in, reused=reused):
+                    # A continuation after lost credit re-reads the answer: the client never pays for that.
+                    await report(GenStarted(order.run, tokens_in - len(order.answer_ids), reused))
+                case Prefill(processed=processed, total=total):
+                    await report(GenProgress(order.run, processed, total))
+                case Tokens():
+                    await flow.add(event)
+                case Done(reason=reason):
+                    await flow.flush()
+                    await report(GenDone(order.run, reason))
+
+
+def _sampling(body: PromptBody, tokens_max: int) -> Sampling:
+    asked = body.sampling
+    return Sampling(
+        tokens_max=tokens_max,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        min_p=asked.min_p,
+        repeat_penalty=asked.repeat_penalty,
+        seed=asked.seed,
+        stop=asked.stop,
+    )
+
+
+class _Coalescer:
+    """Gathers tokens until the interval or the count is reached."""
+
+    def __init__(self, run: int, limits: Limits, report: Report) -> None:
+        self._run, self._limits, self._report = run, limits, report
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+        self._flushed_at = -1.0
+
+    async def add(self, tokens: Tokens) -> None:
+        self._ids.extend(tokens.ids)
+        self._texts.append(tokens.text)
+        due = trio.current_time() - self._flushed_at >= self._limits.flush_interval_s
+        if due or len(self._ids) >= self._limits.flush_tokens:
+            await self.flush()
+
+    async def flush(self) -> None:
+        if self._ids or any(self._texts):
+            ids, text = tuple(self._ids), "".join(self._texts)
+            self._ids.clear()
+            self._texts.clear()
+            await self._report(GenTokens(self._run, ids, text))
+        self._flushed_at = trio.current_time()

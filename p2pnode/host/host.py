@@ -1,0 +1,229 @@
+"""A host: engines, prices and sessions on a node. It decides who is admitted and what is advertised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+import trio
+
+from p2pnode.errors import P2PNodeError
+from p2pnode.host.session import ServedSession
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.models.engine import Engine, EngineInfo
+from p2pnode.net.stream import Stream
+from p2pnode.node.identity import HostIdentity
+from p2pnode.node.node import Node
+from p2pnode.protocols.adverts.machine import Standing
+from p2pnode.protocols.adverts.messages import Address, Load, Offer
+from p2pnode.protocols.inference.commands import Opened, TurnServed
+from p2pnode.protocols.inference.machine import HostSession, HostTerms
+from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse
+
+log = structlog.get_logger()
+_RETRY_S = 5.0
+_LOAD_INTERVAL_S = 10.0
+_ADDRESSES_MAX = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedModel:
+    """A model and the engine that runs it. Prices are USDC units per million tokens."""
+
+    model: ModelId
+    name: str
+    engine: Engine
+    quantisation: str = ""
+    n_ctx: int = 0
+    price_in: int = 0
+    price_out: int = 0
+
+
+@dataclass(slots=True)
+class Totals:
+    """What this host has served since it started."""
+
+    sessions: int = 0
+    turns: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Host:
+    """Serves ``models`` on ``node``. ``start`` it when the node runs; it drains at the node's end."""
+
+    def __init__(self, node: Node, identity: HostIdentity, models: Sequence[HostedModel]) -> None:
+        self._node, self._identity = node, identity
+        self._models = {each.model: each for each in models}
+        self._warm: dict[ModelId, EngineInfo] = {}
+        self._sessions: set[ServedSession] = set()
+        self._by_peer: Counter[PeerId] = Counter()
+        self._draining = False
+        self._session_ended = trio.Event()
+        self._epoch = int(node.wall() * 1000)
+        self.totals = Totals()
+
+    @property
+    def sessions(self) -> int:
+        """Sessions open now."""
+        return len(self._sessions)
+
+    async def start(self) -> None:
+        """Serve, advertise cold, load the engines one after another, advertise warm."""
+        node = self._node
+        node.network.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
+        node.before_close(self.drain)
+        await node.follow(list(self._models))
+        await self._advertise()
+        for model in self._models.values():
+            node.start_soon(node.provide, model.model)
+            info = await model.engine.load()
+            self._warm[model.model] = info
+            log.info("model.warm", model=model.name, engine=info.engine, n_ctx=info.n_ctx, slots=info.slots)
+            await self._advertise()
+        node.start_soon(self._watch_load)
+
+    async def drain(self) -> None:
+        """Take no new session or turn, let turns end under a deadline, then say goodbye to the network."""
+        self._draining = True
+        try:
+            await self._advertise()
+            for session in list(self._sessions):
+                session.drain()
+            with trio.move_on_after(self._node.limits.drain_deadline_s):
+                while self._sessions:
+                    self._session_ended = trio.Event()
+                    await self._session_ended.wait()
+            await self._node.adverts.withdraw()
+        finally:
+            with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
+                for model in self._models.values():
+                    await model.engine.aclose()
+
+    # ---- advertising
+
+    async def _advertise(self) -> None:
+        await self._node.adverts.update(
+            Standing(
+                binding=self._identity.binding,
+                addresses=tuple(
+                    Address(multiaddr=address) for address in self._node.multiaddrs[:_ADDRESSES_MAX]
+                ),
+                offers=tuple(self._offer(model) for model in self._models.values()),
+                load=self._load(),
+                draining=self._draining,
+            )
+        )
+
+    def _offer(self, model: HostedModel) -> Offer:
+        info = self._warm.get(model.model)
+        return Offer(
+            model=model.model,
+            name=model.name,
+            engine=info.engine if info is not None else "cold",
+            quantisation=model.quantisation,
+            n_ctx=info.n_ctx if info is not None else model.n_ctx,
+            price_in=model.price_in,
+            price_out=model.price_out,
+            warm=info is not None,
+        )
+
+    def _load(self) -> Load:
+        stats = [model.engine.stats() for model in self._models.values()]
+        return Load(
+            slots=sum(info.slots for info in self._warm.values()),
+            active=sum(each.active for each in stats),
+            queued=sum(each.queued for each in stats),
+        )
+
+    async def _watch_load(self) -> None:
+        while True:
+            await trio.sleep(_LOAD_INTERVAL_S)
+            await self._advertise()
+
+    # ---- serving
+
+    async def _serve(self, stream: Stream) -> None:
+        node = self._node
+        if node.faults.shunned(stream.peer, trio.current_time()):
+            await stream.reset()
+            return
+        machine = HostSession(
+            peer=stream.peer,
+            stream=0,
+            admit=partial(self._admit, stream.peer),
+            sign=self._identity.key.sign,
+            epoch=self._epoch,
+            draw=node.draw,
+            terms=self._terms(0),
+        )
+        session = ServedSession(
+            machine, stream, limits=node.limits, engine_of=self._engine_of, on_turn=self._served
+        )
+        self._sessions.add(session)
+        self._by_peer[stream.peer] += 1
+        try:
+            await session.run()
+        except* P2PNodeError as group:
+            log.warning("session.failed", peer=stream.peer, reason=str(group.exceptions[0]))
+        finally:
+            self._sessions.discard(session)
+            self._session_ended.set()
+            self._by_peer[stream.peer] -= 1
+            if not self._by_peer[stream.peer]:
+                del self._by_peer[stream.peer]
+        if session.fault is not None:
+            node.faults.record(stream.peer, session.fault, trio.current_time())
+        log.info(
+            "session.closed",
+            peer=stream.peer,
+            session=session.session.hex()[:16] if session.session is not None else None,
+            reason=session.finished.reason if session.finished is not None else "lost",
+        )
+
+    def _admit(self, peer: PeerId, message: Open) -> HostTerms | Refuse:
+        model = self._models.get(message.model)
+        if model is None:
+            names = ", ".join(each.name for each in self._models.values())
+            return Refuse(code="model_not_available", detail=f"this host serves {names or 'no model'}")
+        if self._draining:
+            return Refuse(code="shutting_down", detail="this host is going away: try another")
+        info = self._warm.get(message.model)
+        if info is None:
+            detail = "the model is still loading here"
+            return Refuse(code="model_not_available", detail=detail, retry_after_s=_RETRY_S)
+        if message.terms is None and (model.price_in or model.price_out):
+            detail = f"this host asks {model.price_in}/{model.price_out} USDC units per million tokens in/out"
+            return Refuse(code="payment_required", detail=detail)
+        if message.terms is not None:
+            return Refuse(
+                code="bad_request", detail="this host takes free sessions only: leave the terms out"
+            )
+        limits = self._node.limits
+        if len(self._sessions) > limits.sessions_max or self._by_peer[peer] > limits.sessions_per_peer:
+            detail = "all sessions of this host are taken: try again later or use another host"
+            return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)
+        self.totals.sessions += 1
+        return self._terms(info.n_ctx)
+
+    def _terms(self, n_ctx: int) -> HostTerms:
+        limits = self._node.limits
+        return HostTerms(
+            n_ctx=n_ctx,
+            stall_s=limits.stall_s,
+            idle_s=limits.idle_session_s,
+            open_s=limits.first_frame_deadline_s,
+        )
+
+    def _engine_of(self, opened: Opened) -> Engine:
+        log.info("session.opened", session=opened.session.hex()[:16], model=self._models[opened.model].name)
+        return self._models[opened.model].engine
+
+    def _served(self, turn: TurnServed) -> None:
+        self.totals.turns += 1
+        self.totals.tokens_in += turn.tokens_in
+        self.totals.tokens_out += turn.tokens_out
+        log.info("turn.served", tokens_in=turn.tokens_in, tokens_out=turn.tokens_out, reason=turn.reason)

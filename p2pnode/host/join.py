@@ -1,0 +1,167 @@
+"""``p2pnode join`` without the terminal: everything between a configuration and a serving node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.files import write_atomic
+from p2pnode.host.host import Host, HostedModel
+from p2pnode.ids import PeerId
+from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.manifest import model_id_text
+from p2pnode.models.pull import pull
+from p2pnode.models.registry import EngineSpec, make_engine
+from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.net.ports import free_listen
+from p2pnode.node.datadir import DataDir, ready_json
+from p2pnode.node.identity import HostIdentity, load_or_create_identity
+from p2pnode.node.invite import make_invite, read_bootstrap
+from p2pnode.node.node import Node, NodeSetup
+
+Report = Callable[[str, dict[str, object]], None]
+"""Called with an event's name and fields as ``join`` goes along."""
+LISTEN_DEFAULT = ("/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/tcp/4002/ws")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinOptions:
+    """What one start needs beyond the configuration."""
+
+    ready_file: Path | None = None
+    moved: bool = False
+    limits: Limits = DEFAULT_LIMITS
+    scripted_tokens_per_s: float | None = None
+
+
+class Join:
+    """One run of a node from its data dir. ``stop`` it from a signal handler."""
+
+    def __init__(self, config: NodeConfig, options: JoinOptions, report: Report) -> None:
+        self._config, self._options, self._report = config, options, report
+        self._data = DataDir(config.data_dir)
+        self._node: Node | None = None
+        self._stop_asked = False
+
+    def stop(self) -> None:
+        """Drain and end."""
+        self._stop_asked = True
+        if self._node is not None:
+            self._node.stop()
+
+    async def run(self) -> None:
+        """Until stopped. Raises ``LocalError`` with a remedy for whatever the user can mend."""
+        data, config = self._data, self._config
+        bootstrap = tuple(one for each in config.bootstrap for one in read_bootstrap(each))
+        data.prepare()
+        with ExitStack() as stack:
+            stack.enter_context(data.locked())
+            data.check_place(moved=self._options.moved)
+            fresh = not data.peer_key.exists()
+            if fresh:
+                self._report("identity.making", {"data_dir": str(data.root)})
+            identity = await trio.to_thread.run_sync(load_or_create_identity, data, time.time)
+            self._report("identity", {"peer_id": identity.key.peer_id, "new": fresh})
+            models = [] if config.client_only else await self._models()
+            listen = config.listen or free_listen(LISTEN_DEFAULT)
+            self._node = node = Node(
+                NodeSetup(
+                    key=identity.key,
+                    listen=listen,
+                    bootstrap=bootstrap,
+                    peerstore=data.peers,
+                    mdns="announce" if config.mdns else "off",
+                    limits=self._options.limits,
+                )
+            )
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(node.run)
+                    data.write_node_json(node.peer_id, node.multiaddrs)
+                    self._report("listening", {"multiaddrs": list(node.multiaddrs)})
+                    await self._serve(node, identity, models)
+                    if self._stop_asked:
+                        node.stop()
+            finally:
+                data.node_json.unlink(missing_ok=True)
+                if self._options.ready_file is not None:
+                    self._options.ready_file.unlink(missing_ok=True)
+
+    async def _serve(self, node: Node, identity: HostIdentity, models: list[HostedModel]) -> None:
+        if models:
+            await Host(node, identity, models).start()
+        else:
+            entry = Catalogue.load().find(DEFAULT_MODEL)
+            await node.follow([entry.model_id] if entry.model_id is not None else [])
+        if self._options.ready_file is not None:
+            write_atomic(self._options.ready_file, ready_json(node.peer_id, node.multiaddrs))
+        self._report(
+            "ready",
+            {
+                "peer_id": node.peer_id,
+                "multiaddrs": list(node.multiaddrs),
+                "invite": make_invite(node.multiaddrs),
+                "models": [
+                    {
+                        "name": model.name,
+                        "id": model_id_text(model.model),
+                        "price_in": model.price_in,
+                        "price_out": model.price_out,
+                    }
+                    for model in models
+                ],
+            },
+        )
+
+    async def _models(self) -> list[HostedModel]:
+        made = [await self._model(name) for name in self._config.models or (DEFAULT_MODEL,)]
+        return list({model.model: model for model in made}.values())
+
+    async def _model(self, name: str) -> HostedModel:
+        config = self._config
+        spec = EngineSpec(
+            name="scripted" if name == SCRIPTED else "llamacpp",
+            n_ctx=config.n_ctx,
+            slots=config.slots,
+            threads=config.threads or None,
+            queue_max=self._options.limits.engine_queue,
+            tokens_per_s=self._options.scripted_tokens_per_s,
+        )
+        if name == SCRIPTED:
+            return HostedModel(
+                model=scripted_model_id(),
+                name=SCRIPTED,
+                engine=make_engine(spec),
+                n_ctx=config.n_ctx,
+                price_in=config.price_in,
+                price_out=config.price_out,
+            )
+        entry = Catalogue.load().find(name)
+        self._report("model.pulling", {"name": entry.name})
+
+        def progress(done: int, total: int | None) -> None:
+            self._report("model.progress", {"name": entry.name, "done": done, "total": total})
+
+        local = await pull(entry, self._data.models, progress=progress)
+        self._report("model", {"name": local.name, "id": model_id_text(local.model_id)})
+        return HostedModel(
+            model=local.model_id,
+            name=local.name,
+            engine=make_engine(spec, local),
+            quantisation=local.manifest.quantisation,
+            n_ctx=config.n_ctx,
+            price_in=config.price_in,
+            price_out=config.price_out,
+        )
+
+    @property
+    def peer_id(self) -> PeerId | None:
+        """Known once the identity is loaded."""
+        return self._node.peer_id if self._node is not None else None

@@ -1,0 +1,40 @@
+"""Messages over a stream: frames, codec, and the one place where bytes become protocol messages."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from p2pnode.errors import ProtocolError
+from p2pnode.net.stream import Stream
+from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
+from p2pnode.protocols.wire import Codec
+
+
+class MessageChannel:
+    """Sends and receives one protocol's messages on one stream."""
+
+    def __init__(self, stream: Stream, codec: Codec) -> None:
+        self.stream = stream
+        self._codec = codec
+        self._decoder = FrameDecoder()
+        self._ready: deque[Any] = deque()
+
+    async def send(self, messages: Iterable[Any]) -> None:
+        """Write messages in one piece. Raises ``UnreachableError`` when the peer is gone."""
+        data = b"".join(pack_frame(self._codec.encode(message)) for message in messages)
+        if data:
+            await self.stream.send_all(data)
+
+    async def receive(self) -> Any | None:
+        """The next message; None at a clean end. Raises ``ProtocolError`` or ``UnreachableError``."""
+        while not self._ready:
+            data = await self.stream.receive_some()
+            if not data:
+                if self._decoder.pending:
+                    msg = "the stream ended inside a frame"
+                    raise ProtocolError(msg)
+                return None
+            self._ready.extend(self._codec.decode(payload) for payload in self._decoder.feed(data))
+        return self._ready.popleft()

@@ -1,0 +1,166 @@
+"""The data dir: where a node's identity lives, and what keeps two nodes from sharing one.
+
+``join`` and ``gateway`` hold ``node.lock`` and write ``node.json``; ``ask`` and ``chat`` only read.
+The dir records its own device and inode: a copy would speak with the same peer id as the original.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pnode.errors import ConfigError
+from p2pnode.files import not_writable, read_text_or_none, write_atomic
+from p2pnode.ids import PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class RunningNode:
+    """What ``node.json`` says of the node that runs on a data dir."""
+
+    peer_id: PeerId
+    multiaddrs: tuple[str, ...]
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """Paths inside a data dir. Nothing is made until :meth:`prepare`."""
+
+    root: Path
+
+    @property
+    def peer_key(self) -> Path:
+        return self.root / "peer.key"
+
+    @property
+    def receipt_key(self) -> Path:
+        return self.root / "receipt.key"
+
+    @property
+    def wallet(self) -> Path:
+        return self.root / "wallet.json"
+
+    @property
+    def wallet_passphrase(self) -> Path:
+        return self.root / "wallet.pass"
+
+    @property
+    def binding(self) -> Path:
+        return self.root / "binding.msgpack"
+
+    @property
+    def peers(self) -> Path:
+        return self.root / "peers.json"
+
+    @property
+    def measured(self) -> Path:
+        return self.root / "measured.json"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def node_json(self) -> Path:
+        return self.root / "node.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "node.lock"
+
+    @property
+    def place(self) -> Path:
+        return self.root / "place.json"
+
+    def prepare(self) -> None:
+        """Make the dir (0700) where it isn't. Raises ``ConfigError`` when it can't be written."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.models.mkdir(exist_ok=True)
+        except OSError as error:
+            raise not_writable(self.root, error) from error
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            raise not_writable(self.root, PermissionError(13, "Permission denied"))
+
+    def check_place(self, *, moved: bool = False) -> None:
+        """Refuse a copy of another data dir; ``moved`` accepts the new place."""
+        stat = self.root.stat()
+        here = {"device": stat.st_dev, "inode": stat.st_ino}
+        text = read_text_or_none(self.place)
+        if text is not None and not moved:
+            with suppress(ValueError):
+                if json.loads(text) != here:
+                    msg = (
+                        f"{self.root} was copied or moved from elsewhere. Two nodes with one identity harm "
+                        "each other: if you moved it, start once with --moved; if it is a copy, delete "
+                        f"{self.peer_key.name} and {self.place.name} in it to get a new identity"
+                    )
+                    raise ConfigError(msg)
+        write_atomic(self.place, json.dumps(here).encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold ``node.lock`` for the life of a node. Raises ``ConfigError`` when another holds it."""
+        try:
+            handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise not_writable(self.lock, error) from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+                msg = (
+                    f"another node runs on {self.root} (pid {pid}): stop it, "
+                    "or give this one a data dir of its own with --data-dir"
+                )
+                raise ConfigError(msg) from error
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    def is_locked(self) -> bool:
+        """Does a node run on this dir?"""
+        try:
+            handle = os.open(self.lock, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def write_node_json(self, peer_id: PeerId, multiaddrs: Sequence[str]) -> None:
+        """Tell ``ask`` on this machine where this node listens."""
+        write_atomic(self.node_json, ready_json(peer_id, multiaddrs))
+
+    def running_node(self) -> RunningNode | None:
+        """The node that runs here now; None for a stale file."""
+        text = read_text_or_none(self.node_json)
+        if text is None or not self.is_locked():
+            return None
+        try:
+            raw = json.loads(text)
+            return RunningNode(PeerId(raw["peer_id"]), tuple(raw["multiaddrs"]), int(raw["pid"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def ready_json(peer_id: PeerId, multiaddrs: Sequence[str]) -> bytes:
+    """The content of ``node.json`` and of ``--ready-file``."""
+    return json.dumps({"peer_id": peer_id, "multiaddrs": list(multiaddrs), "pid": os.getpid()}).encode()

@@ -1,0 +1,224 @@
+"""The shell of a lookup: asks every source at once, dials what the machine chooses, hands up hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from p2pnode.errors import ConfigError, RemoteError
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.limits import Limits
+from p2pnode.net.multiaddrs import is_loopback, is_private, split_peer
+from p2pnode.net.network import Network
+from p2pnode.net.types import PeerAddresses
+from p2pnode.node.adverts import AdvertService, failure_of
+from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.events import Command, Effect, Emit, Event, SetTimer, TimerFired
+from p2pnode.protocols.lookup.machine import Search
+from p2pnode.protocols.lookup.messages import (
+    Contact,
+    Contacted,
+    Exhausted,
+    Found,
+    Hint,
+    LookupCommand,
+    Source,
+    SourceDone,
+    provider_key,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundHost:
+    """A host we are connected to. ``connect_s``: dial and advert together, as measured."""
+
+    advert: Advert
+    connect_s: float
+
+
+class Finder:
+    """Finds hosts of one model at a time over a node's network."""
+
+    def __init__(
+        self, network: Network, adverts: AdvertService, limits: Limits, wall: Callable[[], float]
+    ) -> None:
+        self._network, self._adverts, self._limits, self._wall = network, adverts, limits, wall
+
+    async def find(
+        self,
+        model: ModelId,
+        *,
+        seeds: Sequence[str],
+        on_found: Callable[[FoundHost], None],
+        sources: frozenset[Source] = frozenset({"book", "bootstrap", "exchange", "dht", "mdns"}),
+    ) -> dict[PeerId, str]:
+        """Search until exhausted (cancel it when satisfied); returns why each other peer was not found."""
+        run = _Run(self, model, seeds, on_found, sources)
+        return await run.run()
+
+    async def contact(self, peer: PeerId, addresses: Sequence[str]) -> Advert | None:
+        """Dial if needed and take the peer's own current advert. Raises ``RemoteError``."""
+        if not self._network.is_connected(peer):
+            await self._network.connect_peer(peer, addresses)
+        return await self._adverts.fetch(peer)
+
+    @property
+    def parts(self) -> tuple[Network, AdvertService, Limits, Callable[[], float]]:
+        """For the run of one search."""
+        return self._network, self._adverts, self._limits, self._wall
+
+
+class _Run:
+    """One search: the machine, its sources, its dials."""
+
+    def __init__(
+        self,
+        finder: Finder,
+        model: ModelId,
+        seeds: Sequence[str],
+        on_found: Callable[[FoundHost], None],
+        sources: frozenset[Source],
+    ) -> None:
+        self._finder, self._model, self._on_found = finder, model, on_found
+        self._network, self._adverts, self._limits, self._wall = finder.parts
+        self._seeds = [split_peer(seed) for seed in seeds]
+        self._reach = {_scope(address) for address, _ in self._seeds} | {"public"}
+        self._commands, self._inbox = trio.open_memory_channel[LookupCommand](64)
+        self._sources = sources
+        self._measured: dict[PeerId, float] = {}
+        self._exchanges = 1
+        self._failures: dict[PeerId, str] | None = None
+        self._seeded = trio.Event()
+
+    async def run(self) -> dict[PeerId, str]:
+        search = Search(
+            self._model,
+            self._sources,
+            self_peer=self._network.peer_id,
+            dials_max=self._limits.dials_per_lookup,
+            dials_at_once=self._limits.dials_at_once,
+            deadline_s=self._limits.lookup_deadline_s,
+            usable=self._usable,
+        )
+        readers = {
+            "book": self._read_book,
+            "bootstrap": self._read_seeds,
+            "dht": self._read_dht,
+            "mdns": self._read_mdns,
+        }
+        async with trio.open_nursery() as nursery:
+            deadline = self._apply(search.start(trio.current_time()), nursery)
+            for source, reader in readers.items():
+                if source in self._sources:
+                    nursery.start_soon(reader)
+            while self._failures is None:
+                event: Event = TimerFired("deadline")
+                with trio.move_on_at(deadline):
+                    event = Command(await self._inbox.receive())
+                self._apply(search.handle(event, trio.current_time()), nursery)
+            nursery.cancel_scope.cancel()
+        return self._failures or {}
+
+    def _apply(self, effects: Sequence[Effect], nursery: trio.Nursery) -> float:
+        deadline = trio.current_time() + self._limits.lookup_deadline_s
+        for effect in effects:
+            match effect:
+                case SetTimer(at=at):
+                    deadline = at
+                case Emit(value=Contact() as contact):
+                    nursery.start_soon(self._contact, contact)
+                case Emit(value=Found(advert=advert)):
+                    self._on_found(FoundHost(advert, self._measured.get(advert.peer, 0.0)))
+                case Emit(value=Exhausted(failures=failures)):
+                    self._failures = failures
+                case _:
+                    pass
+        return deadline
+
+    def _usable(self, address: str, local: bool) -> bool:
+        return local or _scope(address) in self._reach
+
+    async def _contact(self, contact: Contact) -> None:
+        started = trio.current_time()
+        advert, failure = None, ""
+        try:
+            with trio.fail_after(self._limits.dial_deadline_s):
+                advert = await self._finder.contact(contact.peer, contact.addresses)
+        except trio.TooSlowError:
+            failure = f"no answer within {self._limits.dial_deadline_s:g} s"
+        except RemoteError as error:
+            failure = failure_of(error)
+        self._measured[contact.peer] = trio.current_time() - started
+        await self._commands.send(Contacted(contact.peer, advert, failure))
+
+    async def _read_book(self) -> None:
+        for entry in list(self._adverts.book.live(self._wall(), self._model)):
+            addresses = tuple(a.multiaddr for a in entry.advert.addresses)
+            await self._commands.send(
+                Hint(peer=entry.advert.peer, addresses=addresses, source="book", local=True)
+            )
+        await self._commands.send(SourceDone("book"))
+
+    async def _read_seeds(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for address, peer in self._seeds:
+                hint = Hint(peer=peer, addresses=(address,), source="bootstrap", local=True)
+                await self._commands.send(hint)
+                nursery.start_soon(self._exchange, peer, (address,))
+            for peer in self._network.connected_peers()[: self._limits.dials_at_once]:
+                if all(peer != seed for _, seed in self._seeds):
+                    await self._commands.send(Hint(peer=peer, addresses=(), source="bootstrap", local=True))
+                    nursery.start_soon(self._exchange, peer, ())
+            await self._commands.send(SourceDone("bootstrap"))
+        self._seeded.set()
+        await self._commands.send(SourceDone("exchange"))
+
+    async def _exchange(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        if "exchange" not in self._sources:
+            return
+        try:
+            with trio.fail_after(self._limits.request_deadline_s):
+                if not self._network.is_connected(peer):
+                    await self._network.connect_peer(peer, addresses)
+                adverts = await self._adverts.sample(peer, self._model)
+        except (RemoteError, trio.TooSlowError):
+            return  # the contact of the same peer reports why
+        for advert in adverts:
+            if advert.offer(self._model) is not None:
+                where = tuple(a.multiaddr for a in advert.addresses)
+                await self._commands.send(Hint(peer=advert.peer, addresses=where, source="exchange"))
+
+    async def _read_dht(self) -> None:
+        if "bootstrap" in self._sources:
+            await self._seeded.wait()
+        found: list[PeerAddresses] = []
+        with trio.move_on_after(self._limits.dht_deadline_s):
+            found = await self._network.find_providers(
+                provider_key(self._model), limit=self._limits.dials_per_lookup
+            )
+        for provider in found:
+            await self._commands.send(Hint(peer=provider.peer, addresses=provider.addrs, source="dht"))
+        await self._commands.send(SourceDone("dht"))
+
+    async def _read_mdns(self) -> None:
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(self._limits.mdns_wait_s):
+                async for found in self._network.discovered():
+                    self._reach.update(_scope(address) for address in found.addrs)
+                    await self._commands.send(
+                        Hint(peer=found.peer, addresses=found.addrs, source="mdns", local=True)
+                    )
+                    nursery.start_soon(self._exchange, found.peer, found.addrs)
+        await self._commands.send(SourceDone("mdns"))
+
+
+def _scope(address: str) -> str:
+    """``loopback``, ``lan`` or ``public``: where an address means something."""
+    try:
+        if is_loopback(address):
+            return "loopback"
+        return "lan" if is_private(address) else "public"
+    except ConfigError:
+        return "unknown"

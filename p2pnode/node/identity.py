@@ -1,0 +1,67 @@
+"""A host's identity on disk: peer key, receipt key, wallet, and the wallet's binding of the two.
+
+The wallet is opened only when a new binding is due, once a month: the decrypted key costs a second
+and should not be in memory for longer than it takes to sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from p2pnode.chain.wallet import create_wallet, open_wallet
+from p2pnode.errors import ProtocolError
+from p2pnode.files import write_private
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.keys import PeerKey, load_or_create_seed, receipt_address
+from p2pnode.protocols.adverts.messages import Binding
+from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind, binding_holds
+from p2pnode.protocols.wire import decode_record, encode
+
+_RENEW_BEFORE_S: Final = 5 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """Everything a host signs with, but for the wallet, which stays closed."""
+
+    key: PeerKey
+    receipt_secret: bytes
+    binding: Binding
+
+    def __repr__(self) -> str:
+        return f"HostIdentity({self.key.peer_id})"
+
+
+def load_or_create_identity(data: DataDir, wall: Callable[[], float]) -> HostIdentity:
+    """Read the identity of a data dir, making what is missing. Blocks for up to two seconds."""
+    key = PeerKey(load_or_create_seed(data.peer_key))
+    receipt_secret = load_or_create_seed(data.receipt_key)
+    return HostIdentity(key, receipt_secret, _binding(data, key, receipt_address(receipt_secret), wall()))
+
+
+def _binding(data: DataDir, key: PeerKey, receipt_key: bytes, now: float) -> Binding:
+    wallet = open_wallet(data.wallet, data.wallet_passphrase)
+    if wallet is None:
+        wallet = create_wallet(data.wallet, data.wallet_passphrase)
+    held = _stored(data)
+    if (
+        held is not None
+        and held.wallet == wallet.address
+        and held.receipt_key == receipt_key
+        and held.expires_at - now > _RENEW_BEFORE_S
+        and binding_holds(key.peer_id, held, now)
+    ):
+        return held
+    terms = BindingTerms(receipt_key=receipt_key, seq=int(now), expires_at=int(now) + BINDING_TTL_MAX_S)
+    made = bind(key.peer_id, wallet.address, terms, wallet.unlock())
+    write_private(data.binding, encode(made))
+    return made
+
+
+def _stored(data: DataDir) -> Binding | None:
+    try:
+        return decode_record(Binding, data.binding.read_bytes())
+    except (OSError, ProtocolError):
+        return None

@@ -1,0 +1,54 @@
+"""Invites: a node's multiaddrs in one string that survives a chat window.
+
+``p2pnode1`` + base64url of (4 bytes of SHA-256 over the body, the body: multiaddrs joined by newlines).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from p2pnode.errors import ConfigError
+from p2pnode.net.multiaddrs import split_peer
+
+_PREFIX: Final = "p2pnode1"
+_CHECK_BYTES: Final = 4
+_ADDRESSES_MAX: Final = 4
+_LENGTH_MAX: Final = 2048
+
+
+def make_invite(multiaddrs: Sequence[str]) -> str:
+    """An invite to this node; at most four of its addresses fit."""
+    body = "\n".join(multiaddrs[:_ADDRESSES_MAX]).encode()
+    check = hashlib.sha256(body).digest()[:_CHECK_BYTES]
+    return _PREFIX + base64.urlsafe_b64encode(check + body).decode().rstrip("=")
+
+
+def read_bootstrap(text: str) -> tuple[str, ...]:
+    """The multiaddrs of an invite, or a multiaddr itself. Raises ``ConfigError``."""
+    text = text.strip()
+    if not text.startswith(_PREFIX):
+        split_peer(text)
+        return (text,)
+    body = _unpack(text.removeprefix(_PREFIX))
+    if body is None:
+        msg = "this invite is damaged: copy it again, whole, from the node that printed it"
+        raise ConfigError(msg)
+    multiaddrs = tuple(body.split("\n"))
+    for each in multiaddrs:
+        split_peer(each)
+    return multiaddrs
+
+
+def _unpack(encoded: str) -> str | None:
+    if len(encoded) > _LENGTH_MAX:
+        return None
+    try:
+        raw = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+        check, body = raw[:_CHECK_BYTES], raw[_CHECK_BYTES:]
+        return body.decode() if body and hashlib.sha256(body).digest()[:_CHECK_BYTES] == check else None
+    except (ValueError, binascii.Error):
+        return None

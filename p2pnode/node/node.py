@@ -1,0 +1,172 @@
+"""A node: identity, network, adverts and company in one lifecycle with an ordered end.
+
+The roles (``host``, ``client``) are built on it. It knows neither engines nor sessions.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+import trio
+
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.net.network import Network, NetworkConfig
+from p2pnode.net.peerstore import SavedPeers
+from p2pnode.node.adverts import AdvertService
+from p2pnode.node.faults import FaultLedger
+from p2pnode.node.finder import Finder
+from p2pnode.node.keys import PeerKey
+from p2pnode.node.peers import PeerKeeper
+from p2pnode.protocols.lookup.messages import provider_key
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSetup:
+    """What a node is made of. Tests give ``transport``, ``wall`` and ``draw``; nothing else does."""
+
+    key: PeerKey
+    listen: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    peerstore: Path | None = None
+    keep_company: bool = True
+    """Keep connections to several peers; a short-lived client dials what it needs instead."""
+    dht: Literal["server", "client", "off"] = "server"
+    gossip: bool = True
+    mdns: Literal["off", "browse", "announce"] = "off"
+    limits: Limits = DEFAULT_LIMITS
+    transport: Any = None
+    wall: Callable[[], float] = time.time
+    draw: Callable[[int], bytes] = secrets.token_bytes
+    rng: random.Random | None = None
+
+
+class Node:
+    """``await nursery.start(node.run)``; it runs until cancelled or until ``aclose``."""
+
+    def __init__(self, setup: NodeSetup) -> None:
+        self.limits = setup.limits
+        self.wall, self.draw, self.key = setup.wall, setup.draw, setup.key
+        self.instance = setup.draw(8)
+        self.network = Network(
+            NetworkConfig(
+                key_seed=setup.key.seed,
+                listen=setup.listen,
+                dht=setup.dht,
+                gossip=setup.gossip,
+                mdns=setup.mdns,
+                limits=setup.limits,
+                transport=setup.transport,
+                wall_clock=setup.wall,
+            )
+        )
+        rng = setup.rng or random.SystemRandom()
+        self.adverts = AdvertService(
+            self.network,
+            setup.key,
+            limits=setup.limits,
+            instance=self.instance,
+            wall=setup.wall,
+            draw=rng.random,
+            privileged=lambda peer: peer in self.peers.dialled,
+        )
+        self.faults = FaultLedger()
+        store = SavedPeers(setup.peerstore, limits=setup.limits) if setup.peerstore is not None else None
+        if store is not None:
+            store.load()
+        self.peers = PeerKeeper(
+            self.network, self.adverts, limits=setup.limits, bootstrap=setup.bootstrap, store=store
+        )
+        self.finder = Finder(self.network, self.adverts, setup.limits, setup.wall)
+        self._keep_company = setup.keep_company
+        self._stop = trio.Event()
+        self._stopped = trio.Event()
+        self._before_close: list[Callable[[], Any]] = []
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.key.peer_id
+
+    @property
+    def multiaddrs(self) -> tuple[str, ...]:
+        return self.network.multiaddrs
+
+    def before_close(self, action: Callable[[], Any]) -> None:
+        """Await ``action()`` at shutdown while the network is still up; the last registered goes first."""
+        self._before_close.append(action)
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to end in order."""
+        self._stop.set()
+
+    async def aclose(self) -> None:
+        """Ask :meth:`run` to end in order, and wait for it."""
+        self._stop.set()
+        await self._stopped.wait()
+
+    async def follow(self, models: Sequence[ModelId]) -> None:
+        """Join the topics of these models (while the node runs)."""
+        if self._nursery is not None:
+            for model in models:
+                await self._nursery.start(self.adverts.join, model)
+
+    def start_soon(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run a role's task for as long as the services run."""
+        if self._nursery is None:
+            msg = "the node does not run yet"
+            raise RuntimeError(msg)
+        self._nursery.start_soon(function, *args)
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen, join, serve; then end in order: roles drain, services stop, the network closes."""
+        async with trio.open_nursery() as outer:
+            await outer.start(self.network.run)
+            try:
+                async with trio.open_nursery() as services:
+                    self._nursery = services
+                    await services.start(self.adverts.run)
+                    if self._keep_company:
+                        await services.start(self.peers.run)
+                    log.info("node.started", peer=self.peer_id, addrs=self.multiaddrs)
+                    task_status.started()
+                    try:
+                        await self._stop.wait()
+                    finally:
+                        await self._prepare_close()
+                    services.cancel_scope.cancel()
+            finally:
+                self._nursery = None
+                self.peers.save()
+                with trio.move_on_after(self.limits.close_deadline_s, shield=True):
+                    await self.network.aclose()
+                outer.cancel_scope.cancel()
+                self._stopped.set()
+        log.info("node.stopped", peer=self.peer_id)
+
+    async def _prepare_close(self) -> None:
+        with trio.move_on_after(self.limits.drain_deadline_s + self.limits.close_deadline_s, shield=True):
+            for action in reversed(self._before_close):
+                await action()
+
+    async def provide(self, model: ModelId) -> None:
+        """Keep this node's provider record of a model alive until cancelled."""
+        known = 0
+        while True:
+            peers = len(self.network.connected_peers())
+            if peers:
+                with trio.move_on_after(self.limits.dht_deadline_s):
+                    await self.network.provide(provider_key(model))
+            # Records reach only the peers known then: provide again soon while the company grows.
+            grows = peers > known or not peers
+            known = peers
+            await trio.sleep(self.limits.peers_interval_s / 5 if grows else self.limits.provide_interval_s)

@@ -1,0 +1,134 @@
+"""Keeping company: bootstrap, saved peers, mDNS and peer exchange, until enough peers are connected.
+
+Every first peer comes from the user (a multiaddr or an invite), the LAN, or an earlier run: there is
+no built-in address anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+import trio
+
+from p2pnode.errors import RemoteError
+from p2pnode.ids import PeerId
+from p2pnode.limits import Limits
+from p2pnode.net.multiaddrs import split_peer, with_peer
+from p2pnode.net.network import Network
+from p2pnode.net.peerstore import SavedPeers
+from p2pnode.node.adverts import AdvertService, failure_of
+
+log = structlog.get_logger()
+
+
+class PeerKeeper:
+    """Keeps ``limits.peers_wanted`` connections, and what it learned for the next start."""
+
+    def __init__(
+        self,
+        network: Network,
+        adverts: AdvertService,
+        *,
+        limits: Limits,
+        bootstrap: Sequence[str],
+        store: SavedPeers | None,
+    ) -> None:
+        self._network, self._adverts, self._limits = network, adverts, limits
+        self._bootstrap = [split_peer(each) for each in bootstrap]
+        self._store = store
+        self._exchanged: set[PeerId] = set()
+        self.dialled: set[PeerId] = set()
+        """Peers we reached ourselves: they count as real."""
+        self.joined = trio.Event()
+        """Set when the first round of dials is over."""
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_mdns)
+            while True:
+                await self._round()
+                self.joined.set()
+                with trio.move_on_after(self._interval()):
+                    await trio.sleep_forever()
+
+    def _interval(self) -> float:
+        # Alone, look more often: nothing else costs anything.
+        alone = not self._network.connected_peers()
+        return min(3.0, self._limits.peers_interval_s) if alone else self._limits.peers_interval_s
+
+    async def _round(self) -> None:
+        wanted = self._limits.peers_wanted - len(self._network.connected_peers())
+        if wanted > 0:
+            async with trio.open_nursery() as nursery:
+                for peer, addresses in self._candidates()[: 2 * wanted]:
+                    nursery.start_soon(self._dial, peer, addresses)
+        for peer in self._network.connected_peers():
+            if peer not in self._exchanged:
+                await self._exchange(peer)
+        self._exchanged &= set(self._network.connected_peers())
+        self.save()
+
+    def _candidates(self) -> list[tuple[PeerId, tuple[str, ...]]]:
+        found: dict[PeerId, tuple[str, ...]] = {
+            peer: (address,) for address, peer in self._bootstrap if peer != self._network.peer_id
+        }
+        if self._store is not None:
+            for saved in self._store.best(self._limits.peers_wanted):
+                found.setdefault(saved.peer, saved.addrs)
+        for entry in self._adverts.book.live(self._adverts.wall()):
+            if len(found) >= 4 * self._limits.peers_wanted:
+                break
+            found.setdefault(
+                entry.advert.peer, tuple(address.multiaddr for address in entry.advert.addresses)
+            )
+        return [
+            (peer, addresses)
+            for peer, addresses in found.items()
+            if peer != self._network.peer_id and not self._network.is_connected(peer)
+        ]
+
+    async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        try:
+            with trio.fail_after(self._limits.dial_deadline_s):
+                await self._network.connect_peer(peer, addresses)
+        except (RemoteError, trio.TooSlowError) as error:
+            reason = failure_of(error) if isinstance(error, RemoteError) else "deadline"
+            log.debug("peer.unreachable", peer=peer, reason=reason)
+            if self._store is not None:
+                self._store.failed(peer)
+            return
+        self.dialled.add(peer)
+        if len(self.dialled) > 4 * self._limits.book_max:
+            self.dialled.pop()
+        log.debug("peer.connected", peer=peer)
+
+    async def _exchange(self, peer: PeerId) -> None:
+        """Ask for adverts it knows, and whether someone else speaks as us."""
+        try:
+            with trio.fail_after(self._limits.request_deadline_s):
+                await self._adverts.sample(peer)
+                await self._adverts.fetch(peer, self._network.peer_id)
+        except (RemoteError, trio.TooSlowError):
+            return  # it speaks no adverts: a relay or another kind of node
+        self._exchanged.add(peer)
+
+    async def _follow_mdns(self) -> None:
+        async for found in self._network.discovered():
+            if found.peer != self._network.peer_id and not self._network.is_connected(found.peer):
+                await self._dial(found.peer, found.addrs)
+                if self._network.is_connected(found.peer):
+                    await self._exchange(found.peer)
+
+    def save(self) -> None:
+        """Write who is connected to the saved peerstore."""
+        if self._store is None:
+            return
+        for peer in self._network.connected_peers():
+            addresses = tuple(with_peer(each, peer) for each in self._network.addresses_of(peer))
+            if addresses:
+                self._store.remember(peer, addresses, now=self._adverts.wall())
+        self._store.save()
