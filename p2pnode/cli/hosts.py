@@ -73,17 +73,8 @@ def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "model",
-        "peer",
-        "address",
-        "engine",
-        "context",
-        "price in/out",
-        "load",
-        "score",
-        *(["why not"] if why else []),
-    )
+    columns = ["model", "peer", "address", "engine", "context", "price", "load", "score"]
+    table = Table(*columns, *(["left out because"] if why else []), box=None, pad_edge=False)
     for candidate in shown:
         fields = _fields(candidate)
         row = [

@@ -127,8 +127,9 @@ class _Reporter:
             case "listening":
                 return "\n".join(f"listening  {address}" for address in fields["multiaddrs"])
             case "ready":
+                unit = "USDC units per million tokens in/out"
                 served = [
-                    f"serving    {m['name']}, {m['price_in']}/{m['price_out']} USDC units per million tokens in/out"
+                    f"serving    {m['name']}, {m['price_in']}/{m['price_out']} {unit}"
                     for m in fields["models"]
                 ] or ["serving    nothing: a client-only node"]
                 return "\n".join(

@@ -1,6 +1,7 @@
 """Invites: a node's multiaddrs in one string that survives a chat window.
 
-``p2pnode1`` + base64url of (4 bytes of SHA-256 over the body, the body: multiaddrs joined by newlines).
+``p2pnode1`` + base64url of (4 bytes of SHA-256 over the body, the body). The body is text: the peer
+id and then its addresses, separated by spaces.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from p2pnode.errors import ConfigError
-from p2pnode.net.multiaddrs import split_peer
+from p2pnode.net.multiaddrs import is_loopback, split_peer
 
 _PREFIX: Final = "p2pnode1"
 _CHECK_BYTES: Final = 4
@@ -21,8 +22,10 @@ _LENGTH_MAX: Final = 2048
 
 
 def make_invite(multiaddrs: Sequence[str]) -> str:
-    """An invite to this node; at most four of its addresses fit."""
-    body = "\n".join(multiaddrs[:_ADDRESSES_MAX]).encode()
+    """An invite to this node. Loopback addresses are left out where there are others."""
+    parts = [split_peer(each) for each in multiaddrs]
+    far = [part for part in parts if not is_loopback(part[0])] or parts
+    body = " ".join([far[0][1], *(address for address, _ in far[:_ADDRESSES_MAX])]).encode()
     check = hashlib.sha256(body).digest()[:_CHECK_BYTES]
     return _PREFIX + base64.urlsafe_b64encode(check + body).decode().rstrip("=")
 
@@ -37,7 +40,8 @@ def read_bootstrap(text: str) -> tuple[str, ...]:
     if body is None:
         msg = "this invite is damaged: copy it again, whole, from the node that printed it"
         raise ConfigError(msg)
-    multiaddrs = tuple(body.split("\n"))
+    peer, *addresses = body.split(" ")
+    multiaddrs = tuple(f"{address}/p2p/{peer}" for address in addresses)
     for each in multiaddrs:
         split_peer(each)
     return multiaddrs

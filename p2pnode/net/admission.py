@@ -1,0 +1,83 @@
+"""Who may connect: caps in all, per IP address, and on handshakes under way.
+
+A newcomer waits for a handshake's end when too many are under way. One that has lasted ``PATIENCE_S`` is
+dropped for the newcomer's sake: an honest handshake takes milliseconds, so connections that say nothing
+can't keep others out. Knows nothing of sockets or peers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2pnode.limits import Limits
+
+PATIENCE_S: Final = 1.0
+WAITING_PER_HANDSHAKE: Final = 8
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """The place of one inbound connection; given back with :meth:`Admission.leave`."""
+
+    ip: str
+    drop: Callable[[], object]
+    since: float = 0.0
+
+
+class Admission:
+    """Places for inbound connections."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._per_ip: Counter[str] = Counter()
+        self._waiting = 0
+        self._freed = trio.Event()
+        self.handshakes: dict[int, Ticket] = {}
+        self.refused: Counter[str] = Counter()
+
+    def enter(self, ip: str, drop: Callable[[], object]) -> Ticket | None:
+        """A ticket, or ``None`` with the reason counted. ``drop`` must end that connection's handshake."""
+        if self._per_ip[ip] >= self._limits.connections_inbound_per_ip:
+            self.refused["per_ip"] += 1
+            return None
+        if self._waiting >= WAITING_PER_HANDSHAKE * self._limits.inbound_handshakes_max:
+            self.refused["handshakes"] += 1
+            return None
+        self._per_ip[ip] += 1
+        return Ticket(ip, drop)
+
+    async def begin(self, ticket: Ticket) -> None:
+        """Until the handshake may begin; the caller's scope is the deadline."""
+        self._waiting += 1
+        try:
+            while len(self.handshakes) >= self._limits.inbound_handshakes_max:
+                oldest = next(iter(self.handshakes.values()))
+                if trio.current_time() >= oldest.since + PATIENCE_S:
+                    self.refused["slow_handshakes"] += 1
+                    self.settle(oldest)
+                    oldest.drop()
+                else:
+                    with trio.move_on_at(oldest.since + PATIENCE_S):
+                        await self._freed.wait()
+        finally:
+            self._waiting -= 1
+        ticket.since = trio.current_time()
+        self.handshakes[id(ticket)] = ticket
+
+    def settle(self, ticket: Ticket) -> None:
+        """The handshake is over, one way or the other."""
+        if self.handshakes.pop(id(ticket), None) is not None:
+            self._freed.set()
+            self._freed = trio.Event()
+
+    def leave(self, ticket: Ticket) -> None:
+        """The connection is gone."""
+        self.settle(ticket)
+        self._per_ip[ticket.ip] -= 1
+        if self._per_ip[ticket.ip] <= 0:
+            del self._per_ip[ticket.ip]

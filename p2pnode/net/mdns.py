@@ -1,0 +1,151 @@
+"""Neighbours on the LAN, by mDNS (``_p2pnode._udp.local.``), with zeroconf's own thread kept at arm's length.
+
+A node announces on the interfaces that it listens on and nowhere else: loopback only, if that is all. A
+client only browses. What is found is a hint from anyone on the LAN, handed over as it came, bounded.
+Where multicast doesn't work the network goes on without it. Knows nothing of connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+import trio
+from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
+
+from p2pnode.ids import PeerId
+from p2pnode.net.multiaddrs import (
+    host_of,
+    interface_addresses,
+    is_loopback,
+    is_valid,
+    with_peer,
+    without_peer,
+)
+from p2pnode.net.scopes import move_on_after_shielded
+from p2pnode.net.types import PeerAddresses
+
+log = structlog.get_logger()
+
+SERVICE: Final = "_p2pnode._udp.local."
+ADDRESSES_MAX: Final = 6
+TXT_VALUE_MAX: Final = 200
+RESOLVE_MS: Final = 2000
+CLOSE_S: Final = 2.0
+LABEL_CHARACTERS: Final = 60
+"""A DNS label holds 63 bytes; the end of a peer id is what differs."""
+
+
+class Mdns:
+    """One announcement, and one browser. ``run`` until cancelled or ``aclose``."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        addresses: Sequence[str],
+        *,
+        announce: bool,
+        found: Callable[[PeerAddresses], object],
+    ) -> None:
+        self._peer = peer
+        self._addresses = tuple(addresses)
+        self._announce = announce
+        self._found = found
+        self._stop = trio.Event()
+        self._stopped = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._zeroconf: Zeroconf | None = None
+        self._browser: ServiceBrowser | None = None
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        """IPv4 addresses of the interfaces in use; loopback comes last."""
+        if self._announce:
+            own = {host_of(address) for address in self._addresses}
+        else:
+            own = set(interface_addresses())
+        usable = sorted(ip for ip in own if ip.count(".") == 3)  # noqa: PLR2004  an IPv4 address
+        return tuple(sorted(usable, key=lambda ip: is_loopback(f"/ip4/{ip}")))
+
+    async def run(self) -> None:
+        """Announce and browse."""
+        self._token = trio.lowlevel.current_trio_token()
+        try:
+            await trio.to_thread.run_sync(self._open, abandon_on_cancel=False)
+            log.debug("mdns.started", interfaces=self.interfaces, announce=self._announce)
+            await self._stop.wait()
+        except Exception as error:  # noqa: BLE001  no multicast, no interface: not needed to live
+            log.warning("mdns.unavailable", error=f"{type(error).__name__}: {error}")
+        finally:
+            with move_on_after_shielded(CLOSE_S):
+                await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
+            self._stopped.set()
+
+    async def aclose(self) -> None:
+        """Withdraw the announcement; bounded."""
+        self._stop.set()
+        if self._token is not None:
+            with trio.move_on_after(CLOSE_S):
+                await self._stopped.wait()
+
+    # In worker threads.
+
+    def _open(self) -> None:
+        interfaces = self.interfaces
+        if not interfaces:
+            return
+        self._zeroconf = Zeroconf(interfaces=list(interfaces))
+        if self._announce:
+            # The name is ours by construction, so there is nothing to probe for.
+            self._zeroconf.register_service(self._info(interfaces), cooperating_responders=True)
+        self._browser = ServiceBrowser(self._zeroconf, SERVICE, handlers=[self._on_change])
+
+    def _info(self, interfaces: Sequence[str]) -> ServiceInfo:
+        addresses = [without_peer(address) for address in self._addresses][:ADDRESSES_MAX]
+        texts: dict[str | bytes, str | bytes | None] = {"peer": self._peer}
+        texts.update({f"a{i}": address for i, address in enumerate(addresses)})
+        port = int(addresses[0].split("/")[4])
+        label = self._peer[-LABEL_CHARACTERS:]
+        return ServiceInfo(
+            SERVICE,
+            f"{label}.{SERVICE}",
+            addresses=[socket.inet_aton(ip) for ip in interfaces],
+            port=port,
+            properties=texts,
+            server=f"{label.lower()}.local.",
+        )
+
+    def _close(self) -> None:
+        if self._zeroconf is not None:
+            with contextlib.suppress(Exception):  # it is closed either way
+                if self._browser is not None:
+                    self._browser.cancel()
+                self._zeroconf.close()
+            self._zeroconf = None
+
+    def _on_change(
+        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        if state_change is ServiceStateChange.Removed:
+            return
+        with contextlib.suppress(Exception):  # a malformed answer is no answer
+            info = zeroconf.get_service_info(service_type, name, timeout=RESOLVE_MS)
+            found = read(dict(info.properties)) if info is not None else None
+            if found is not None and found.peer != self._peer and self._token is not None:
+                self._token.run_sync_soon(self._found, found)
+
+
+def read(texts: dict[bytes, bytes | None]) -> PeerAddresses | None:
+    """What an announcement's TXT record says, or ``None`` when it makes no sense."""
+    peer = PeerId((texts.get(b"peer") or b"").decode("ascii", "replace"))
+    addresses = []
+    for i in range(ADDRESSES_MAX):
+        value = texts.get(f"a{i}".encode()) or b""
+        if value and len(value) <= TXT_VALUE_MAX:
+            full = with_peer(value.decode("ascii", "replace"), peer)
+            if is_valid(full):
+                addresses.append(full)
+    return PeerAddresses(peer=peer, addrs=tuple(addresses)) if addresses else None

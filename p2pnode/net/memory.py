@@ -1,0 +1,283 @@
+"""A network in memory: latency, jitter, loss, partitions and crashes, on trio's clock.
+
+The same :class:`p2pnode.net.network.Network` runs over it, encryption and muxer included, and under
+``MockClock`` in virtual time. Addresses look like real ones (``/ip4/10.0.0.7/tcp/4001``). Loss is what
+TCP makes of it: a delay. It knows nothing of peers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+import trio
+from libp2p.abc import IListener, IRawConnection, ITransport
+from libp2p.custom_types import THandler
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.transport.exceptions import OpenConnectionError
+from multiaddr import Multiaddr
+
+from p2pnode.errors import ConfigError
+from p2pnode.net.multiaddrs import endpoint
+
+RETRANSMIT_S: Final = 0.2
+WINDOW_BYTES: Final = 1 << 20
+FIRST_PORT: Final = 20000
+
+
+class MemoryNet:
+    """The wires. All randomness comes from ``seed``. Times in seconds, one way."""
+
+    def __init__(
+        self, *, latency: float = 0.02, jitter: float = 0.0, loss: float = 0.0, seed: int = 0
+    ) -> None:
+        self.latency, self.jitter, self.loss = latency, jitter, loss
+        self.bytes_sent = 0
+        self._random = random.Random(seed)  # noqa: S311  a simulation
+        self._listeners: dict[tuple[str, int], MemoryListener] = {}
+        self._ports = itertools.count(FIRST_PORT)
+        self._pipes: dict[tuple[str, str], list[_Pipe]] = {}
+        self._down: set[str] = set()
+        self._groups: dict[str, int] = {}
+
+    def transport(self, ip: str) -> MemoryTransport:
+        """What a node at ``ip`` passes as ``NetworkConfig.transport``."""
+        return MemoryTransport(self, ip)
+
+    def crash(self, ip: str) -> None:
+        """Cut the power: every connection of ``ip`` dies at once, and nothing reaches it any more."""
+        self._down.add(ip)
+        self._break(lambda a, b: ip in (a, b))
+
+    def restart(self, ip: str) -> None:
+        """Power again; what ran there must be started anew."""
+        self._down.discard(ip)
+        for where in [where for where in self._listeners if where[0] == ip]:
+            del self._listeners[where]
+
+    def partition(self, *groups: Iterable[str]) -> None:
+        """Addresses of different groups can't reach each other; those in no group reach everyone."""
+        self._groups = {ip: number for number, group in enumerate(groups) for ip in group}
+        self._break(lambda a, b: not self._joined(a, b))
+
+    def heal(self) -> None:
+        """End the partition."""
+        self._groups = {}
+
+    def delay(self) -> float:
+        """One way, this time."""
+        seconds = self.latency + (self._random.random() * self.jitter if self.jitter else 0.0)
+        while self.loss and self._random.random() < self.loss:
+            seconds += RETRANSMIT_S
+        return seconds
+
+    async def dial(self, source: str, target: tuple[str, int]) -> MemoryStream:
+        """A connection, after a round trip."""
+        await trio.sleep(2 * self.delay())
+        listener = self._listeners.get(target)
+        if source in self._down or target[0] in self._down or not self._joined(source, target[0]):
+            await trio.sleep_forever()  # silence, as from a real network: the dialler's deadline decides
+        if listener is None or listener.handle is None:
+            raise OpenConnectionError("connection refused (nothing listens there)")
+        there, back = self._pipe(source, target[0]), self._pipe(target[0], source)
+        listener.handle(MemoryStream(there, back, (source, next(self._ports))))
+        return MemoryStream(back, there, target)
+
+    def bind(self, listener: MemoryListener, ip: str, port: int) -> tuple[str, int]:
+        """Take a port, any for 0."""
+        where = (ip, port or next(self._ports))
+        if where in self._listeners:
+            raise ConfigError(
+                f"port {port} on {ip} is already taken. Listen on another port, or on 0 for any."
+            )
+        self._listeners[where] = listener
+        return where
+
+    def release(self, where: tuple[str, int]) -> None:
+        """Give it back."""
+        self._listeners.pop(where, None)
+
+    def _pipe(self, source: str, target: str) -> _Pipe:
+        pipe = _Pipe(self)
+        pipes = self._pipes.setdefault((source, target), [])
+        pipes[:] = [known for known in pipes if not known.ended]
+        pipes.append(pipe)
+        return pipe
+
+    def _joined(self, a: str, b: str) -> bool:
+        return a not in self._groups or b not in self._groups or self._groups[a] == self._groups[b]
+
+    def _break(self, concerns: Callable[[str, str], bool]) -> None:
+        for (source, target), pipes in self._pipes.items():
+            if concerns(source, target):
+                for pipe in pipes:
+                    pipe.abort()
+
+
+class _Pipe:
+    """One direction: bytes arrive in order, each after its delay; bounded like a TCP window."""
+
+    def __init__(self, net: MemoryNet) -> None:
+        self.ended = False
+        self._net = net
+        self._flying: deque[tuple[float, bytes]] = deque()
+        self._size = 0
+        self._last = 0.0
+        self._arrived = trio.Event()
+        self._room = trio.Event()
+        self._aborted = False
+
+    async def push(self, data: bytes) -> None:
+        while self._size > WINDOW_BYTES and not self._aborted:
+            self._room = trio.Event()
+            await self._room.wait()
+        if self._aborted or self.ended:
+            raise ConnectionClosedError("the connection was lost", transport="memory")
+        self._append(data)
+        await trio.lowlevel.checkpoint()
+
+    def finish(self) -> None:
+        """The writer has closed; what is under way still arrives."""
+        if not self.ended:
+            self._append(b"")
+            self.ended = True
+
+    def abort(self) -> None:
+        """The wire is cut."""
+        self._aborted = self.ended = True
+        self._flying.clear()
+        self._arrived.set()
+        self._room.set()
+
+    async def pull(self, n: int | None) -> bytes:
+        while True:
+            if self._aborted:
+                raise ConnectionClosedError("the connection was lost", transport="memory")
+            if not self._flying:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+                continue
+            at, data = self._flying[0]
+            if at > trio.current_time():
+                with trio.move_on_at(at):
+                    self._arrived = trio.Event()
+                    while not self._aborted:
+                        await self._arrived.wait()
+                        self._arrived = trio.Event()
+                continue
+            if not data:
+                raise ConnectionClosedError("the other side closed the connection", transport="memory")
+            self._flying.popleft()
+            if n is not None and n < len(data):
+                self._flying.appendleft((at, data[n:]))
+                data = data[:n]
+            self._size -= len(data)
+            self._room.set()
+            await trio.lowlevel.checkpoint()
+            return data
+
+    def _append(self, data: bytes) -> None:
+        self._last = max(self._last, trio.current_time() + self._net.delay())
+        self._net.bytes_sent += len(data)
+        self._size += len(data)
+        self._flying.append((self._last, data))
+        self._arrived.set()
+
+
+class MemoryStream(ReadWriteCloser):
+    """One end of a connection."""
+
+    def __init__(self, incoming: _Pipe, outgoing: _Pipe, remote: tuple[str, int]) -> None:
+        self._incoming, self._outgoing, self._remote = incoming, outgoing, remote
+        self._closed = False
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Between 1 and ``n`` bytes; ``ConnectionClosedError`` at the end."""
+        if n == 0:
+            return b""
+        return await self._incoming.pull(n)
+
+    async def write(self, data: bytes) -> None:
+        """All of ``data``, within the window."""
+        await self._outgoing.push(bytes(data))
+
+    async def close(self) -> None:
+        """What was written still arrives."""
+        if not self._closed:
+            self._closed = True
+            self._outgoing.finish()
+            self._incoming.abort()
+        await trio.lowlevel.checkpoint()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Host and port at the other end."""
+        return self._remote
+
+
+class MemoryListener(IListener):
+    """Bound to a ``MemoryNet``; the same life as a ``TcpListener``."""
+
+    def __init__(self, net: MemoryNet) -> None:
+        self._net = net
+        self._where: tuple[str, int] | None = None
+        self.handle: Callable[[MemoryStream], None] | None = None
+
+    async def bind(self, maddr: Multiaddr) -> None:
+        """Take the port, or ``ConfigError``."""
+        self._where = self._net.bind(self, *endpoint(maddr))
+
+    async def serve(self, accept: Callable[[MemoryStream], Awaitable[None]], nursery: trio.Nursery) -> None:
+        """From now on each connection is a task of ``nursery``."""
+        self.handle = lambda stream: nursery.start_soon(accept, stream)
+        await trio.lowlevel.checkpoint()
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        """The library's way in; ours is ``bind``."""
+        await self.bind(maddr)
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        """Where it listens."""
+        if self._where is None:
+            return ()
+        return (Multiaddr(f"/ip4/{self._where[0]}/tcp/{self._where[1]}"),)
+
+    async def close(self) -> None:
+        """Give the port back."""
+        self.handle = None
+        if self._where is not None:
+            self._net.release(self._where)
+            self._where = None
+
+
+class MemoryTransport(ITransport):
+    """The way of one address into a ``MemoryNet``."""
+
+    def __init__(self, net: MemoryNet, ip: str) -> None:
+        self.net, self.ip = net, ip
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        """One connection."""
+        return RawConnection(await self.net.dial(self.ip, endpoint(maddr)), True)
+
+    def create_listener(self, handler_function: THandler) -> MemoryListener:  # noqa: ARG002  (the swarm serves)
+        """An unbound listener."""
+        return MemoryListener(self.net)
+
+    def can_dial(self, maddr: Multiaddr) -> bool:
+        """What looks like TCP over IPv4."""
+        return [protocol.name for protocol in maddr.protocols()][:2] == ["ip4", "tcp"] and "ws" not in str(
+            maddr
+        )
+
+    def can_listen(self, maddr: Multiaddr) -> bool:
+        """The same, on our own address."""
+        return self.can_dial(maddr) and endpoint(maddr)[0] == self.ip
+
+    def protocols(self) -> list[str]:
+        """For the library's routing."""
+        return ["tcp"]

@@ -1,0 +1,163 @@
+"""Multiaddrs as strings at the edge: taken apart, checked, and expanded. Pure but for the interfaces.
+
+A multiaddr is a path such as ``/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…``: where, and then who.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import psutil
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from p2pnode.errors import ConfigError
+from p2pnode.ids import PeerId
+
+EXAMPLE: Final = "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooW…"
+LISTEN_EXAMPLE: Final = "/ip4/0.0.0.0/tcp/4001"
+HOST_PROTOCOLS: Final = ("ip4", "ip6", "dns", "dns4", "dns6")
+
+
+def split_peer(maddr: str) -> tuple[str, PeerId]:
+    """``(address, peer)`` of a full multiaddr; raises ``ConfigError`` that shows a right one."""
+    parsed = parse(maddr)
+    names = [protocol.name for protocol in parsed.protocols()]
+    if "p2p" not in names:
+        raise ConfigError(f"{maddr!r} doesn't say which peer: it must end in /p2p/<peer id>, as in {EXAMPLE}")
+    if names.count("p2p") > 1 or names[-1] != "p2p":
+        raise ConfigError(
+            f"{maddr!r} goes through a relay, which is not supported; use a direct one: {EXAMPLE}"
+        )
+    address, _, peer = str(parsed).rpartition("/p2p/")
+    if not address:
+        raise ConfigError(f"{maddr!r} doesn't say where the peer is; a whole one looks like {EXAMPLE}")
+    check_address(address)
+    return address, PeerId(check_peer(peer))
+
+
+def with_peer(address: str, peer: PeerId) -> str:
+    """The full form of an address, whether or not it has its ``/p2p`` end already."""
+    return f"{without_peer(address)}/p2p/{peer}"
+
+
+def without_peer(address: str) -> str:
+    """The address alone."""
+    return address.partition("/p2p/")[0]
+
+
+def parse(maddr: str) -> Multiaddr:
+    """The library's object, or ``ConfigError``."""
+    try:
+        return Multiaddr(maddr)
+    except (MultiaddrError, ValueError, TypeError, KeyError, UnicodeError) as error:
+        raise ConfigError(f"{maddr!r} is no multiaddr; a right one looks like {EXAMPLE}") from error
+
+
+def check_address(address: str) -> None:
+    """``ConfigError`` unless we can dial or listen on this kind of address."""
+    names = [protocol.name for protocol in parse(address).protocols()]
+    if names[:1] and names[0] in HOST_PROTOCOLS and names[1:] in (["tcp"], ["tcp", "ws"]):
+        return
+    raise ConfigError(
+        f"{address!r} is not supported: only TCP and WebSocket are, "
+        f"as in {LISTEN_EXAMPLE} or {LISTEN_EXAMPLE}/ws"
+    )
+
+
+def is_valid(maddr: str) -> bool:
+    """Whether it is a full multiaddr that we could dial."""
+    try:
+        split_peer(maddr)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_peer(peer: str) -> PeerId:
+    """The id itself, or ``ConfigError``."""
+    try:
+        to_id(PeerId(peer))
+    except (ValueError, TypeError, MultiaddrError) as error:
+        raise ConfigError(f"{peer!r} is no peer id; one looks like 12D3KooW…") from error
+    return PeerId(peer)
+
+
+def to_id(peer: PeerId) -> ID:
+    """The library's object."""
+    return ID.from_base58(peer)
+
+
+def from_id(peer: ID) -> PeerId:
+    """Our string."""
+    return PeerId(peer.to_base58())
+
+
+def endpoint(maddr: Multiaddr) -> tuple[str, int]:
+    """Host and port."""
+    parts = str(maddr).split("/")
+    return parts[2], int(parts[4])
+
+
+def host_of(address: str) -> str:
+    """The IP address or name in an address string."""
+    return "".join(address.split("/")[2:3])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether it never leaves this machine."""
+    ip = _ip(address)
+    return ip.is_loopback if ip is not None else host_of(address) == "localhost"
+
+
+def is_private(address: str) -> bool:
+    """Whether it means something on this network only (loopback and link-local included)."""
+    ip = _ip(address)
+    return (ip.is_private or ip.is_link_local) if ip is not None else host_of(address) == "localhost"
+
+
+def is_unspecified(address: str) -> bool:
+    """Whether it stands for all interfaces."""
+    ip = _ip(address)
+    return ip is not None and ip.is_unspecified
+
+
+def expand(addresses: Iterable[str], interfaces: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Replace ``0.0.0.0`` and ``::`` by the machine's addresses; reachable from farther away first."""
+    machine = interface_addresses() if interfaces is None else interfaces
+    found: list[str] = []
+    for address in addresses:
+        family, rest = address.split("/")[1], "/" + "/".join(address.split("/")[3:])
+        hosts = [ip for ip in machine if (":" in ip) == (family == "ip6")]
+        found += [f"/{family}/{ip}{rest}" for ip in hosts] if is_unspecified(address) else [address]
+    unique = dict.fromkeys(found)
+    return tuple(sorted(unique, key=lambda address: (is_loopback(address), is_private(address))))
+
+
+def interface_addresses() -> tuple[str, ...]:
+    """IP addresses of the interfaces that are up; IPv6 link-local ones are left out (they need a zone)."""
+    status = psutil.net_if_stats()
+    up = [
+        address
+        for name, addresses in sorted(psutil.net_if_addrs().items())
+        if name not in status or status[name].isup
+        for address in addresses
+    ]
+    found = [
+        address.address
+        for address in up
+        if address.family is socket.AF_INET
+        or (address.family is socket.AF_INET6 and "%" not in address.address)
+    ]
+    return tuple(dict.fromkeys(found)) or ("127.0.0.1",)
+
+
+def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host_of(address))
+    except ValueError:
+        return None

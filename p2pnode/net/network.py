@@ -1,0 +1,411 @@
+"""The network of one node: connections, streams, topics, and the DHT behind one small API.
+
+Peer ids and multiaddrs are strings here; nothing of libp2p shows. ``run`` is the whole life: it listens,
+reports ``started``, and on cancellation or ``aclose`` shuts down in order (stop accepting, stop the
+services, say goodbye on every connection, end what is left), within ``limits.close_deadline_s``.
+It doesn't know what protocols say, whom to dial, or what an advert is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import structlog
+import trio
+from libp2p.abc import INetConn, INetwork, INotifee, ITransport
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from multiaddr import Multiaddr
+
+from p2pnode.errors import ConfigError, LocalError, UnreachableError
+from p2pnode.ids import PeerId
+from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.net import gossip as gossip_module
+from p2pnode.net import patches
+from p2pnode.net.dht import Dht
+from p2pnode.net.gossip import Gossip, Subscription, Validator
+from p2pnode.net.host import NodeHost, ProtocolNotSpokenError
+from p2pnode.net.multiaddrs import (
+    check_address,
+    check_peer,
+    expand,
+    from_id,
+    parse,
+    split_peer,
+    to_id,
+    with_peer,
+    without_peer,
+)
+from p2pnode.net.router import Handler, Router, wrap
+from p2pnode.net.scopes import move_on_after_shielded
+from p2pnode.net.stream import Stream
+from p2pnode.net.swarm import NodeSwarm
+from p2pnode.net.tcp import TcpListener, TcpStream, TcpTransport
+from p2pnode.net.types import NetworkStats, PeerAddresses
+from p2pnode.net.upgrader import Upgrader
+from p2pnode.net.ws import WsTransport, upgrade
+
+if TYPE_CHECKING:
+    from libp2p.io.abc import ReadWriteCloser
+
+    from p2pnode.net.connection import NodeConnection
+    from p2pnode.net.mdns import Mdns
+
+log = structlog.get_logger()
+
+SEED_BYTES = 32
+
+
+class Listener(Protocol):
+    """What the network needs of a listener; see ``tcp.TcpListener``."""
+
+    async def bind(self, maddr: Multiaddr) -> None: ...
+    async def serve(self, accept: Callable[..., Awaitable[None]], nursery: trio.Nursery) -> None: ...
+    def get_addrs(self) -> tuple[Multiaddr, ...]: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """How to build a network. ``key_seed`` is the identity; keep it out of logs."""
+
+    key_seed: bytes = field(repr=False)
+    listen: tuple[str, ...] = ()
+    dht: Literal["server", "client", "off"] = "server"
+    gossip: bool = True
+    mdns: Literal["off", "browse", "announce"] = "off"
+    limits: Limits = DEFAULT_LIMITS
+    transport: ITransport | None = None
+    wall_clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        if len(self.key_seed) != SEED_BYTES:
+            raise ConfigError(f"a key seed has {SEED_BYTES} bytes, not {len(self.key_seed)}")
+        for address in self.listen:
+            check_address(address)
+
+
+class Network:
+    """See the module docstring. One ``run`` per object."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self._config = config
+        self._limits = config.limits
+        self._fast = patches.apply_patches()
+        key_pair = create_new_key_pair(config.key_seed)
+        self._id = ID.from_pubkey(key_pair.public_key)
+        self.peer_id: PeerId = from_id(self._id)
+        self._ws = WsTransport()
+        transports = [config.transport] if config.transport is not None else [TcpTransport(), self._ws]
+        peerstore = PeerStore()
+        peerstore.add_key_pair(self._id, key_pair)
+        self._listeners: list[Listener] = []
+        self._addresses: tuple[str, ...] = ()
+        self._swarm = NodeSwarm(
+            peer_id=self._id,
+            peerstore=peerstore,
+            upgrader=Upgrader(key_pair, config.limits, fast=self._fast),
+            transports=transports,
+            limits=config.limits,
+            fast=self._fast,
+        )
+        self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._addresses, fast=self._fast)
+        self._router = Router(config.limits)
+        self._gossip = Gossip(self._host, config.limits, fast=self._fast) if config.gossip else None
+        self._dht = Dht(self._host, config.dht, config.limits) if config.dht != "off" else None
+        self._swarm.register_notifee(_Watcher(self))
+        self._mdns: Mdns | None = None
+        self._discovered_send, self._discovered_receive = trio.open_memory_channel[PeerAddresses](64)
+        self._stop = trio.Event()
+        self._ended = trio.Event()
+        self._running = False
+
+    # Life.
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve until cancelled or closed. Raises ``ConfigError`` when it can't listen."""
+        if self._running or self._ended.is_set():
+            raise LocalError("a Network runs once; make a new one")
+        self._running = True
+        try:
+            await self._bind()
+            async with trio.open_nursery() as nursery:
+                try:
+                    await self._start(nursery)
+                    task_status.started()
+                    await self._stop.wait()
+                finally:
+                    with move_on_after_shielded(self._limits.close_deadline_s):
+                        await self._shut_down()
+                    nursery.cancel_scope.cancel()
+        finally:
+            for listener in self._listeners:
+                with move_on_after_shielded(self._limits.close_deadline_s):
+                    await listener.close()
+            self._swarm.nursery = None
+            self._running = False
+            self._discovered_send.close()
+            self._ended.set()
+
+    async def aclose(self) -> None:
+        """Ask ``run`` to end in order, and wait for it; bounded."""
+        self._stop.set()
+        if self._running:
+            with trio.move_on_after(self._limits.close_deadline_s + 2.0):
+                await self._ended.wait()
+
+    async def _bind(self) -> None:
+        for address in self._config.listen:
+            maddr = Multiaddr(address)
+            transport = next((t for t in self._swarm.transports if cast("Any", t).can_listen(maddr)), None)
+            if transport is None:
+                raise ConfigError(f"cannot listen on {address}: this network has no transport for it")
+            listener = cast("Listener", transport.create_listener(cast("Any", None)))
+            self._listeners.append(listener)
+            await listener.bind(maddr)
+            self._swarm.listeners[address] = cast("Any", listener)
+        bound = [str(address) for listener in self._listeners for address in listener.get_addrs()]
+        self._addresses = tuple(with_peer(address, self.peer_id) for address in expand(bound))
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        self._swarm.nursery = nursery
+        self._ws.nursery = nursery
+        if self._gossip is not None:
+            await self._gossip.start(nursery)
+        if self._dht is not None:
+            self._dht.start(nursery)
+        for listener in self._listeners:
+            ws = isinstance(listener, TcpListener) and listener.is_websocket
+            nursery.start_soon(listener.serve, self._accept_ws if ws else self._swarm.accept, nursery)
+        if self._config.mdns != "off":
+            from p2pnode.net.mdns import Mdns
+
+            self._mdns = Mdns(
+                self.peer_id,
+                self._addresses,
+                announce=self._config.mdns == "announce" and bool(self._addresses),
+                found=self._found,
+            )
+            nursery.start_soon(self._mdns.run)
+
+    async def _accept_ws(self, stream: TcpStream) -> None:
+        async def to_websocket() -> ReadWriteCloser:
+            if self._swarm.nursery is None:
+                raise UnreachableError("this node is shutting down")
+            return await upgrade(stream, self._swarm.nursery)
+
+        await self._swarm.accept(stream, to_websocket)
+
+    async def _shut_down(self) -> None:
+        self._router.accepting = False
+        for listener in self._listeners:
+            await listener.close()
+        if self._mdns is not None:
+            await self._mdns.aclose()
+        if self._gossip is not None:
+            self._gossip.stop()
+        if self._dht is not None:
+            self._dht.stop()
+        await self._swarm.close()
+
+    # Who and where.
+
+    @property
+    def multiaddrs(self) -> tuple[str, ...]:
+        """What it listens on, each with the peer id; farthest-reaching first. Empty before ``run``."""
+        return self._addresses
+
+    def is_connected(self, peer: PeerId) -> bool:
+        """Whether a connection to ``peer`` is open."""
+        return bool(self._swarm.live(to_id(peer)))
+
+    def connected_peers(self) -> tuple[PeerId, ...]:
+        """Peers with an open connection, sorted."""
+        return tuple(sorted({connection.peer for connection in self._swarm.all_live()}))
+
+    def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Listen addresses of ``peer`` that it told us or that we dialled, with ``/p2p``."""
+        try:
+            known = [str(address) for address in self._swarm.peerstore.addrs(to_id(peer))]
+        except Exception:  # noqa: BLE001  the library raises when it knows none
+            known = []
+        dialled = [c.address for c in self._swarm.live(to_id(peer)) if c.address and not c.inbound]
+        usable = [without_peer(a) for a in (*dialled, *known) if "p2p-circuit" not in a]
+        return tuple(with_peer(address, peer) for address in dict.fromkeys(usable) if address)
+
+    # Connections.
+
+    async def connect(self, multiaddr: str) -> PeerId:
+        """Dial a full multiaddr. Raises ``ConfigError`` (malformed) or ``UnreachableError``."""
+        address, peer = split_peer(multiaddr)
+        await self._dial(peer, [address])
+        return peer
+
+    async def connect_peer(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        """Dial ``peer`` at whichever of ``addrs`` answers; a no-op when connected."""
+        check_peer(peer)
+        for address in addrs:
+            parse(address)
+        if not self.is_connected(peer):
+            await self._dial(peer, [*addrs, *self.addresses_of(peer)])
+
+    async def _dial(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        if self._swarm.nursery is None:
+            raise LocalError("the network is not running")
+        await self._swarm.dial(to_id(peer), addrs)
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to ``peer``. Bounded; never raises."""
+        with trio.move_on_after(self._limits.close_deadline_s):
+            await self._swarm.close_peer(to_id(peer))
+
+    # Streams.
+
+    def serve(self, protocol: str, handler: Handler, *, streams_per_peer: int | None = None) -> None:
+        """Call ``handler`` for each stream that a peer opens for ``protocol``.
+
+        It owns the stream until it returns. An exception ends that stream only and counts against the
+        peer; streams over the cap are reset at once.
+        """
+        self._host.set_stream_handler(
+            TProtocol(protocol), self._router.guard(protocol, handler, streams_per_peer)
+        )
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
+        """A stream to a connected peer. Raises ``UnreachableError`` that says why there is none."""
+        live = self._swarm.live(to_id(peer))
+        if not live:
+            raise UnreachableError(f"not connected to {peer}; connect first, it may have left")
+        connection = live[0]
+        connection.streams_app += 1
+
+        def closed() -> None:
+            connection.streams_app -= 1
+
+        opened = False
+        try:
+            raw = await self._host.new_stream(to_id(peer), [TProtocol(protocol)])
+            opened = True
+        except ProtocolNotSpokenError as error:
+            raise UnreachableError(f"{peer} doesn't speak {protocol}: it is another kind of node") from error
+        except SwarmException as error:
+            raise UnreachableError(f"the connection to {peer} failed: {error}") from error
+        except Exception as error:
+            raise UnreachableError(f"{peer} refused a stream for {protocol}: {error}") from error
+        finally:
+            if not opened:
+                closed()
+        return wrap(raw, peer, protocol, closed)
+
+    # Topics.
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Send ``data``, signed, to the peers on ``topic``."""
+        await self._need_gossip().publish(topic, data)
+
+    async def subscribe(self, topic: str, validator: Validator) -> Subscription:
+        """Join ``topic``.
+
+        ``validator(author, data)`` runs for each new message after libp2p has verified the author's
+        signature, our own messages included; false drops it and keeps it from being forwarded. It must not
+        block. A topic has one validator: that of its latest subscription.
+        """
+        return await self._need_gossip().subscribe(topic, validator)
+
+    def topic_peers(self, topic: str) -> tuple[PeerId, ...]:
+        """Connected peers on ``topic``."""
+        return self._gossip.topic_peers(topic) if self._gossip is not None else ()
+
+    def _need_gossip(self) -> Gossip:
+        if self._gossip is None:
+            raise gossip_module.off()
+        return self._gossip
+
+    # Discovery.
+
+    async def provide(self, key: bytes) -> bool:
+        """Say in the DHT that we provide ``key``; false when nobody took it (alone, or no DHT)."""
+        return await self._dht.provide(key) if self._dht is not None else False
+
+    async def find_providers(self, key: bytes, *, limit: int) -> list[PeerAddresses]:
+        """Peers said to provide ``key``; hints only. Empty when nobody knows any."""
+        return await self._dht.find_providers(key, limit) if self._dht is not None else []
+
+    def discovered(self) -> trio.MemoryReceiveChannel[PeerAddresses]:
+        """What mDNS found on the LAN. Bounded; the newest wins."""
+        return self._discovered_receive.clone()
+
+    def _found(self, found: PeerAddresses) -> None:
+        while True:
+            try:
+                self._discovered_send.send_nowait(found)
+            except trio.WouldBlock:
+                self._discovered_receive.receive_nowait()
+            except trio.BrokenResourceError:
+                return
+            else:
+                return
+
+    def stats(self) -> NetworkStats:
+        """A snapshot."""
+        live = list(self._swarm.all_live())
+        return NetworkStats(
+            peers=len({connection.peer for connection in live}),
+            connections=len(live),
+            connections_inbound=sum(connection.inbound for connection in live),
+            handshakes=len(self._swarm.admission.handshakes),
+            streams=sum(len(connection.streams) for connection in live),
+            streams_inbound=self._swarm.streams_inbound,
+            bytes_in=sum(getattr(connection.muxed_conn, "bytes_in", 0) for connection in live),
+            bytes_out=sum(getattr(connection.muxed_conn, "bytes_out", 0) for connection in live),
+            dht_peers=self._dht.size() if self._dht is not None else 0,
+            refused=dict(self._swarm.admission.refused + self._swarm.refused),
+            dials=dict(self._swarm.dials),
+            protocols_refused=dict(self._router.refused),
+            protocols_failed=dict(self._router.failed),
+            gossip=self._gossip.stats() if self._gossip is not None else {},
+        )
+
+    # What the watcher calls, as tasks of the swarm's nursery.
+
+    async def on_connected(self, connection: NodeConnection) -> None:
+        """Learn what the peer speaks, then enter it in the DHT."""
+        peer = to_id(connection.peer)
+        if await self._host.identify(peer) and self._dht is not None:
+            await self._dht.add_peer(peer)
+
+    def on_disconnected(self, connection: NodeConnection) -> None:
+        """Forget what identify said with the last connection."""
+        if not self._swarm.live(to_id(connection.peer)):
+            self._host.forget(to_id(connection.peer))
+
+
+class _Watcher(INotifee):
+    """Connections come and go."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
+        await self._network.on_connected(cast("NodeConnection", conn))
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
+        self._network.on_disconnected(cast("NodeConnection", conn))
+
+    async def opened_stream(self, network: INetwork, stream: object) -> None:
+        """Not of interest."""
+
+    async def closed_stream(self, network: INetwork, stream: object) -> None:
+        """Not of interest."""
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """Not of interest."""
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """Not of interest."""

@@ -1,0 +1,97 @@
+"""The library's pubsub with three things changed: delivery goes to us, an RPC's messages are handled in the
+reader's own task, and a peer's signed record is verified when it changes, not with every RPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from libp2p.abc import INetStream
+from libp2p.exceptions import ParseError
+from libp2p.io.exceptions import IOException, MessageTooLarge
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.utils import maybe_consume_signed_record
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+
+from p2pnode.ids import PeerId
+from p2pnode.net.host import NodeHost
+from p2pnode.net.multiaddrs import from_id
+
+RPC_MAX_BYTES: Final = 256 * 1024
+TOPICS_PER_PEER_MAX: Final = 128
+SEEN_S: Final = 120
+
+
+class NodePubsub(Pubsub):
+    """See the module docstring. With ``fast`` off it reads as the library does."""
+
+    def __init__(
+        self,
+        host: NodeHost,
+        router: GossipSub,
+        *,
+        deliver: Callable[[str, PeerId, bytes], None],
+        fast: bool,
+    ) -> None:
+        super().__init__(
+            host,
+            router,
+            strict_signing=True,
+            seen_ttl=SEEN_S,
+            max_inbound_rpc_size=RPC_MAX_BYTES,
+            max_subscriptions_per_peer=TOPICS_PER_PEER_MAX,
+            max_subscriptions_per_rpc=TOPICS_PER_PEER_MAX,
+        )
+        self._deliver = deliver
+        self._fast = fast
+        self._records: dict[ID, bytes] = {}
+
+    def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
+        """Deliver to our subscriptions; the library's own hold 32 messages and drop silently."""
+        author = from_id(ID(publish_message.from_id))
+        for topic in publish_message.topicIDs:
+            self._deliver(topic, author, publish_message.data)
+
+    async def continuously_read_stream(self, stream: INetStream) -> None:
+        """Read RPCs until the stream ends."""
+        if not self._fast:
+            await super().continuously_read_stream(stream)
+            return
+        peer = stream.muxed_conn.peer_id
+        try:
+            while self.manager.is_running:
+                rpc = rpc_pb2.RPC()
+                try:
+                    rpc.ParseFromString(
+                        await read_varint_prefixed_bytes_limited(stream, self.max_inbound_rpc_size)
+                    )
+                except (MessageTooLarge, ParseError, ValueError):
+                    await stream.reset()
+                    self._handle_dead_peer(peer)
+                    return
+                await self._handle(rpc, peer)
+        except (StreamError, IOException):
+            return  # the peer left; the notifee cleans up
+
+    async def _handle(self, rpc: rpc_pb2.RPC, peer: ID) -> None:
+        if rpc.senderRecord and self._records.get(peer) != rpc.senderRecord:
+            if not maybe_consume_signed_record(rpc, self.host, peer):
+                return
+            self._records[peer] = rpc.senderRecord
+        for message in rpc.publish:
+            if self._is_subscribed_to_msg(message):
+                await self.push_msg(peer, message)
+        if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
+            for subscription in rpc.subscriptions:
+                self.handle_subscription(peer, subscription)
+        if rpc.HasField("control"):
+            await self.router.handle_rpc(rpc, peer)
+
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        self._records.pop(peer_id, None)
+        super()._handle_dead_peer(peer_id)

@@ -1,0 +1,98 @@
+"""A byte stream with a peer: what protocols are spoken over.
+
+Deadlines are the caller's cancel scopes. A cancelled ``send_all`` may have sent a part: close the stream.
+Knows nothing of frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from libp2p.abc import INetStream
+from libp2p.network.stream.exceptions import StreamEOF, StreamError
+from libp2p.network.stream.net_stream import NetStream
+
+from p2pnode.errors import UnreachableError
+from p2pnode.ids import PeerId
+from p2pnode.net.scopes import move_on_after_shielded
+
+CLOSE_S: Final = 1.0
+
+
+class Stream:
+    """One stream. ``receive_some`` and ``send_all`` may run at the same time, each in one task."""
+
+    def __init__(
+        self,
+        stream: INetStream,
+        *,
+        peer: PeerId,
+        protocol: str,
+        remote_addr: str | None,
+        on_closed: Callable[[], object] | None = None,
+    ) -> None:
+        self.peer = peer
+        self.protocol = protocol
+        self.remote_addr = remote_addr
+        self._stream = stream
+        self._on_closed = on_closed
+        self._closed = False
+
+    async def send_all(self, data: bytes) -> None:
+        """Send all of ``data``; waits while the other side doesn't read.
+
+        Raises ``UnreachableError`` when the other side is gone or this stream was closed.
+        """
+        if self._closed:
+            raise UnreachableError("this stream was closed on our side")
+        try:
+            await self._stream.write(data)
+        except StreamError as error:
+            raise UnreachableError(f"{self.peer} is gone or aborted the stream while we sent") from error
+
+    async def receive_some(self, max_bytes: int = 65536) -> bytes:
+        """Between 1 and ``max_bytes`` bytes, or ``b""`` when the other side has finished.
+
+        Raises ``UnreachableError`` when it aborted the stream or is gone.
+        """
+        if self._closed:
+            raise UnreachableError("this stream was closed on our side")
+        try:
+            return await self._stream.read(max_bytes)
+        except StreamEOF:
+            return b""
+        except StreamError as error:
+            raise UnreachableError(f"{self.peer} is gone or aborted the stream while we read") from error
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent; reading goes on. Never raises."""
+        await self._bounded(self._close_write)
+
+    async def aclose(self) -> None:
+        """Finish both ways. Bounded; never raises."""
+        if self._mark_closed():
+            await self._bounded(self._stream.close)
+
+    async def reset(self) -> None:
+        """Abort both ways. Bounded; never raises."""
+        if self._mark_closed():
+            await self._bounded(self._stream.reset)
+
+    def _mark_closed(self) -> bool:
+        if self._closed:
+            return False
+        self._closed = True
+        if self._on_closed is not None:
+            self._on_closed()
+        return True
+
+    async def _close_write(self) -> None:
+        if isinstance(self._stream, NetStream):
+            await self._stream.close_write()
+
+    @staticmethod
+    async def _bounded(function: Callable[[], Awaitable[None]]) -> None:
+        with move_on_after_shielded(CLOSE_S), contextlib.suppress(Exception):  # it is closed either way
+            await function()

@@ -1,0 +1,330 @@
+"""The swarm: connections in and out, with limits and deadlines, in one nursery.
+
+Built on the library's ``Swarm`` for what its host, gossip and DHT expect of it (the connection table and
+the notifees); dialling, accepting and closing are ours. There is no auto-connector, pruner, retry loop
+or negative cache: the node decides whom to dial, and when again. Knows nothing of protocols.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, cast
+
+import structlog
+import trio
+from libp2p.abc import IMuxedConn, INetConn, INetStream, IPeerStore, IRawConnection, ITransport
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.transport.exceptions import OpenConnectionError
+from multiaddr import Multiaddr
+
+from p2pnode.errors import UnreachableError
+from p2pnode.limits import Limits
+from p2pnode.net.admission import Admission
+from p2pnode.net.connection import NodeConnection
+from p2pnode.net.multiaddrs import from_id, is_loopback, is_private, without_peer
+from p2pnode.net.scopes import move_on_after_shielded
+from p2pnode.net.upgrader import Upgrader
+
+log = structlog.get_logger()
+
+DIAL_STAGGER_S: Final = 0.25
+"""The next address is tried when the last one failed, or after this long."""
+ADDRESSES_MAX: Final = 8
+CONNECTIONS_PER_PEER: Final = 4
+
+
+class NodeSwarm(Swarm):
+    """See the module docstring. Usable once ``nursery`` is set."""
+
+    upgrader: Upgrader
+
+    def __init__(
+        self,
+        *,
+        peer_id: ID,
+        peerstore: IPeerStore,
+        upgrader: Upgrader,
+        transports: Sequence[ITransport],
+        limits: Limits,
+        fast: bool,
+    ) -> None:
+        super().__init__(
+            peer_id,
+            peerstore,
+            upgrader,
+            transports=list(transports),
+            connection_config=ConnectionConfig(
+                max_connections=limits.connections_max,
+                min_connections=0,
+                low_watermark=0,
+                high_watermark=limits.connections_max,
+                max_connections_per_peer=CONNECTIONS_PER_PEER,
+                inbound_stream_protocol_negotiation_timeout=max(1.0, limits.stream_open_deadline_s),
+                outbound_stream_protocol_negotiation_timeout=max(1.0, limits.stream_open_deadline_s),
+            ),
+        )
+        self.notifees.clear()  # the library's tag store serves its pruner, which we don't run
+        self.limits = limits
+        self.fast = fast
+        self.nursery: trio.Nursery | None = None
+        self.admission = Admission(limits)
+        self.streams_inbound = 0
+        self.refused: Counter[str] = Counter()
+        self.dials: Counter[str] = Counter()
+        self.transports = list(transports)
+
+    def start_task(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Run in the swarm's nursery; a no-op once that is gone."""
+        if self.nursery is not None and not self._closing:
+            self.nursery.start_soon(function, *args)
+
+    def live(self, peer: ID) -> list[NodeConnection]:
+        """Open connections to ``peer``, the one with most streams first."""
+        found = [cast("NodeConnection", c) for c in self.connections.get(peer, ()) if not c.is_closed]
+        found = [connection for connection in found if connection.muxed_conn.is_established]
+        return sorted(found, key=lambda connection: -len(connection.streams))
+
+    def all_live(self) -> Iterable[NodeConnection]:
+        """Every open connection."""
+        return (
+            cast("NodeConnection", c) for conns in self.connections.values() for c in conns if not c.is_closed
+        )
+
+    # Dialling.
+
+    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
+        """The library's way in: to whatever addresses the peerstore holds."""
+        if found := self.live(peer_id):
+            return [found[0]]
+        try:
+            addresses = [str(address) for address in self.peerstore.addrs(peer_id)]
+        except Exception as error:
+            raise SwarmException(f"no address of {peer_id} is known") from error
+        try:
+            return [await self.dial(peer_id, addresses)]
+        except UnreachableError as error:
+            raise SwarmException(str(error)) from error
+
+    async def dial(self, peer: ID, addresses: Sequence[str]) -> NodeConnection:
+        """Connect to ``peer`` at the first of ``addresses`` that answers. Raises ``UnreachableError``."""
+        while (event := self._ongoing_dials.get(peer)) is not None:
+            await event.wait()
+        if found := self.live(peer):
+            return found[0]
+        self._ongoing_dials[peer] = event = trio.Event()
+        try:
+            with trio.move_on_after(self.limits.dial_deadline_s) as scope:
+                return await self._race(peer, self._usable(peer, addresses))
+            if scope.cancelled_caught:
+                self.dials["timeout"] += 1
+            raise UnreachableError(
+                f"no answer from {from_id(peer)} within {self.limits.dial_deadline_s:g} s at "
+                f"{', '.join(addresses)}. Check the address, and that no firewall is in the way."
+            )
+        finally:
+            event.set()
+            self._ongoing_dials.pop(peer, None)
+
+    def _usable(self, peer: ID, addresses: Sequence[str]) -> list[Multiaddr]:
+        if peer == self.self_id:
+            raise UnreachableError("that is this node's own peer id; dial another node")
+        usable = [
+            Multiaddr(without_peer(a)) for a in dict.fromkeys(addresses) if a and "p2p-circuit" not in a
+        ]
+        usable = [address for address in usable if self._transport_for(address) is not None]
+        if not usable:
+            raise UnreachableError(
+                f"no address of {from_id(peer)} that this node can dial is known"
+                + (f" (of {', '.join(addresses)})" if addresses else "")
+            )
+        usable.sort(key=lambda a: ("/ws" in str(a), not is_loopback(str(a)), not is_private(str(a))))
+        return usable[:ADDRESSES_MAX]
+
+    async def _race(self, peer: ID, addresses: list[Multiaddr]) -> NodeConnection:
+        won: list[NodeConnection] = []
+        failures: list[str] = []
+
+        async def attempt(address: Multiaddr, failed: trio.Event) -> None:
+            try:
+                won.append(await self._dial_one(peer, address))
+            except UnreachableError as error:
+                failures.append(str(error))
+                failed.set()
+            else:
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed)
+                if address is not addresses[-1]:
+                    with trio.move_on_after(DIAL_STAGGER_S):
+                        await failed.wait()
+        if won:
+            self.dials["ok"] += 1
+            return won[0]
+        self.dials["failed"] += 1
+        raise UnreachableError("; ".join(failures))
+
+    async def _dial_one(self, peer: ID, address: Multiaddr) -> NodeConnection:
+        transport = self._transport_for(address)
+        if transport is None:
+            raise UnreachableError(f"{address}: no transport for it")
+        if sum(1 for _ in self.all_live()) >= self.limits.connections_max:
+            raise UnreachableError("this node is at its own limit of connections")
+        raw: IRawConnection | None = None
+        done = False
+        try:
+            raw = await transport.dial(address)
+            muxed = await self.upgrader.upgrade_outbound(raw, peer)
+            connection = await self._register(muxed, "outbound", str(address))
+            done = True
+        except OpenConnectionError as error:
+            raise UnreachableError(f"could not reach {from_id(peer)} at {address}: {error}") from error
+        except UnreachableError as error:
+            raise UnreachableError(f"{address}: {error}") from error
+        except Exception as error:
+            raise UnreachableError(
+                f"{address} doesn't answer as a libp2p node with Noise and yamux ({type(error).__name__})"
+            ) from error
+        finally:
+            if raw is not None and not done:
+                await _close_quietly(raw)
+        return connection
+
+    def _transport_for(self, address: Multiaddr) -> ITransport | None:
+        return next((t for t in self.transports if cast("Any", t).can_dial(address)), None)
+
+    # Accepting.
+
+    async def accept(
+        self,
+        stream: ReadWriteCloser,
+        upgrade: Callable[[], Awaitable[ReadWriteCloser]] | None = None,
+    ) -> None:
+        """One inbound connection, from its first byte to its end. Holds its place until then."""
+        remote = stream.get_remote_address()
+        scope = trio.CancelScope()
+        ticket = None if self._closing else self.admission.enter(_bucket(remote), scope.cancel)
+        if ticket is None:
+            await _close_quietly(stream)
+            return
+        try:
+            scope.deadline = trio.current_time() + self.limits.handshake_deadline_s
+            connection: NodeConnection | None = None
+            with scope:
+                await self.admission.begin(ticket)
+                bytestream = stream if upgrade is None else await upgrade()
+                muxed = await self.upgrader.upgrade_inbound(RawConnection(bytestream, False))
+                connection = await self._register(muxed, "inbound", _address(remote))
+            self.admission.settle(ticket)
+            if connection is None:
+                self.refused["handshake_deadline"] += 1
+                log.debug("connection.handshake_dropped", remote=_address(remote))
+                return
+            await cast("Any", connection.muxed_conn).event_closed.wait()
+        except Exception as error:  # noqa: BLE001  whatever a stranger sends ends that connection only
+            self.refused["handshake"] += 1
+            log.debug(
+                "connection.refused",
+                remote=_address(remote),
+                error=f"{type(error).__name__}: {str(error)[:200]}",
+            )
+        finally:
+            self.admission.leave(ticket)
+            await _close_quietly(stream)
+
+    def _make_room(self) -> bool:
+        """At the limit, the oldest inbound connection that does nothing gives way to a newcomer."""
+        live = list(self.all_live())
+        if len(live) < self.limits.connections_max:
+            return True
+        idle = [connection for connection in live if connection.inbound and not connection.busy]
+        if not idle:
+            self.refused["connections"] += 1
+            return False
+        oldest = min(idle, key=lambda connection: connection.since)
+        self.refused["evicted"] += 1
+        self.connections[oldest.muxed_conn.peer_id].remove(oldest)  # its place is free from here on
+        self.start_task(oldest.close)
+        return True
+
+    async def _register(self, muxed: IMuxedConn, direction: str, address: str) -> NodeConnection:
+        peer = muxed.peer_id
+        if self._closing or self.nursery is None:
+            raise UnreachableError("this node is shutting down")
+        if direction == "inbound" and (peer == self.self_id or len(self.live(peer)) >= CONNECTIONS_PER_PEER):
+            raise UnreachableError("too many connections with this peer")
+        if direction == "inbound" and not self._make_room():
+            raise UnreachableError("this node is at its limit of connections")
+        connection = NodeConnection(muxed, self, direction=direction, address=address)
+        self.nursery.start_soon(muxed.start)
+        await cast("Any", muxed).event_started.wait()
+        if address:
+            connection.set_transport_info([Multiaddr(address)], muxed.get_connection_type())
+        self.connections.setdefault(peer, []).append(connection)
+        self.nursery.start_soon(connection.start)
+        self.start_task(self.notify_connected, connection)
+        return connection
+
+    # What the library calls.
+
+    async def new_stream(self, peer_id: ID) -> INetStream:
+        """A stream on the best connection; dials if there is none."""
+        found = self.live(peer_id) or [cast("NodeConnection", (await self.dial_peer(peer_id))[0])]
+        return await found[0].new_stream()
+
+    async def close_peer(self, peer_id: ID) -> None:
+        """Close every connection to ``peer_id``."""
+        async with trio.open_nursery() as nursery:
+            for connection in list(self.connections.get(peer_id, ())):
+                nursery.start_soon(connection.close)
+
+    async def close(self) -> None:
+        """Close every connection; the listeners are closed before, by their owner."""
+        async with trio.open_nursery() as nursery:
+            for connection in list(self.all_live()):
+                nursery.start_soon(connection.close)
+        self._closing = True
+
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        """Tell the notifees; there is no auto-connector to wake."""
+        await self._notify("disconnected", conn)
+
+    async def notify_opened_stream(self, stream: INetStream) -> None:
+        """Nobody listens for it."""
+
+    async def notify_closed_stream(self, stream: INetStream) -> None:
+        """Nobody listens for it."""
+
+
+async def _close_quietly(closer: Any) -> None:
+    with move_on_after_shielded(1.0), contextlib.suppress(Exception):  # it is closed either way
+        await closer.close()
+
+
+def _bucket(remote: tuple[str, int] | None) -> str:
+    """Whom a connection counts against: an IPv4 address, or an IPv6 /64 (which one user holds whole)."""
+    if remote is None:
+        return "unknown"
+    try:
+        ip = ipaddress.ip_address(remote[0])
+    except ValueError:
+        return remote[0]
+    if isinstance(ip, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network(f"{ip}/64", strict=False))
+    return str(ip)
+
+
+def _address(remote: tuple[str, int] | None) -> str:
+    if remote is None:
+        return ""
+    return f"/{'ip6' if ':' in remote[0] else 'ip4'}/{remote[0]}/tcp/{remote[1]}"

@@ -1,0 +1,129 @@
+"""WebSocket for the swarm, on trio-websocket: the same listener as TCP, and an upgrade after accept.
+
+The upgrade runs under the swarm's handshake deadline, so that a dialler that never asks for it is cut
+off like any silent one. Plain ``ws`` only: Noise encrypts inside. Knows nothing of peers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+import trio
+from libp2p.abc import IRawConnection, ITransport
+from libp2p.custom_types import THandler
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.transport.exceptions import OpenConnectionError
+from multiaddr import Multiaddr
+from trio_websocket import (
+    ConnectionClosed,
+    HandshakeError,
+    WebSocketConnection,
+    connect_websocket,
+    wrap_server_stream,
+)
+
+from p2pnode.net.multiaddrs import endpoint
+from p2pnode.net.scopes import move_on_after_shielded
+from p2pnode.net.tcp import TcpListener, TcpStream, dial_message
+
+MESSAGE_MAX_BYTES: Final = 1 << 20
+QUEUED_MESSAGES: Final = 4
+CLOSE_S: Final = 0.5
+
+
+class WsStream(ReadWriteCloser):
+    """Messages as a byte stream."""
+
+    def __init__(self, connection: WebSocketConnection, remote: tuple[str, int] | None) -> None:
+        self._connection = connection
+        self._remote = remote
+        self._buffer = b""
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Between 1 and ``n`` bytes; raises ``ConnectionClosedError`` at the end."""
+        if n == 0:
+            return b""
+        data = self._buffer
+        while not data:
+            try:
+                message = await self._connection.get_message()
+            except ConnectionClosed as error:
+                raise ConnectionClosedError("the connection was closed", transport="websocket") from error
+            data = message.encode() if isinstance(message, str) else bytes(message)
+        if n is None or n >= len(data):
+            self._buffer = b""
+            return data
+        self._buffer = data[n:]
+        return data[:n]
+
+    async def write(self, data: bytes) -> None:
+        """One message."""
+        try:
+            await self._connection.send_message(data)
+        except ConnectionClosed as error:
+            raise ConnectionClosedError("the connection was closed", transport="websocket") from error
+
+    async def close(self) -> None:
+        """Close, waiting only briefly for the other side's close frame."""
+        with move_on_after_shielded(CLOSE_S), contextlib.suppress(ConnectionClosed):
+            await self._connection.aclose()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Host and port at the other end."""
+        return self._remote
+
+
+async def upgrade(stream: TcpStream, nursery: trio.Nursery) -> WsStream:
+    """Answer the HTTP upgrade on an accepted socket. Runs its reader in ``nursery``."""
+    request = await wrap_server_stream(
+        nursery, stream.socket_stream, message_queue_size=QUEUED_MESSAGES, max_message_size=MESSAGE_MAX_BYTES
+    )
+    return WsStream(await request.accept(), stream.get_remote_address())
+
+
+class WsTransport(ITransport):
+    """``…/tcp/…/ws``."""
+
+    def __init__(self) -> None:
+        self.nursery: trio.Nursery | None = None
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        """One connection; its reader runs in the swarm's nursery."""
+        if self.nursery is None:
+            raise OpenConnectionError("the network is not running")
+        host, port = endpoint(maddr)
+        try:
+            connection = await connect_websocket(
+                self.nursery,
+                host,
+                port,
+                "/",
+                use_ssl=False,
+                message_queue_size=QUEUED_MESSAGES,
+                max_message_size=MESSAGE_MAX_BYTES,
+            )
+        except OSError as error:
+            raise OpenConnectionError(dial_message(error)) from error
+        except (HandshakeError, ConnectionClosed) as error:
+            raise OpenConnectionError("it doesn't answer as a WebSocket") from error
+        return RawConnection(WsStream(connection, (host, port)), True)
+
+    def create_listener(self, handler_function: THandler) -> TcpListener:  # noqa: ARG002  (the swarm serves)
+        """An unbound listener."""
+        return TcpListener("/ws")
+
+    def can_dial(self, maddr: Multiaddr) -> bool:
+        """Plain WebSocket only."""
+        names = {protocol.name for protocol in maddr.protocols()}
+        return {"tcp", "ws"} <= names and not names & {"wss", "tls", "p2p-circuit"}
+
+    def can_listen(self, maddr: Multiaddr) -> bool:
+        """Plain WebSocket only."""
+        return self.can_dial(maddr)
+
+    def protocols(self) -> list[str]:
+        """For the library's routing."""
+        return ["ws"]
