@@ -121,7 +121,8 @@ class Engine(Protocol):
     async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Token ids of a conversation under the model's chat template, ready for the answer.
 
-        ``messages`` are ``{"role": "system"|"user"|"assistant", "content": text}``.
+        ``messages`` are ``{"role": "system"|"user"|"assistant", "content": text}``. A last message of the
+        assistant's is closed, not continued: to continue an answer, append its ids.
         """
         ...
 
@@ -133,9 +134,7 @@ class Engine(Protocol):
         """How many leading prompt tokens this key's cache holds now (a hint; never another key's)."""
         ...
 
-    def generate(
-        self, request: GenerateRequest
-    ) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
+    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
         """Run one request: ``async with engine.generate(r) as events: async for event in events``.
 
         Leaving the block cancels it and frees its slot within one batch, during prefill too.

@@ -1,5 +1,52 @@
-"""``p2pnode doctor``."""
+"""``p2pnode doctor``: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from p2pnode.cli.options import (
+    BootstrapOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    MdnsOption,
+    build_config,
+    configure,
+)
+from p2pnode.cli.output import Output
 
 
-def doctor() -> None:
-    """Doctor."""
+def doctor(
+    data_dir: DataDirOption = None,
+    bootstrap: BootstrapOption = None,
+    mdns: MdnsOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Check keys, disk, ports, model, engine, peers, clock, identity; exit code 1 on a problem."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        from dataclasses import asdict
+
+        from p2pnode.doctor import Doctor
+        from p2pnode.errors import LocalError
+
+        problems = []
+        marks = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
+        for finding in await Doctor(build_config(data_dir, bootstrap=bootstrap, mdns=mdns)).examine():
+            if as_json:
+                output.event("finding", asdict(finding))
+            else:
+                code = "" if finding.code == "ok" else f" [{finding.code}]"
+                output.result(f"{marks[finding.verdict]}  {finding.check:<9} {finding.detail}{code}")
+                if finding.remedy:
+                    output.result(f"         {'':<9} → {finding.remedy}")
+            if finding.verdict == "problem":
+                problems.append(finding.code)
+        if problems:
+            msg = f"found {len(problems)} problem(s): {', '.join(problems)}"
+            raise LocalError(msg)
+
+    run_async(run, on_error=output.failed)

@@ -88,6 +88,7 @@ class Client:
         discovery: bool = True,
         limits: Limits = DEFAULT_LIMITS,
         node: Node | None = None,
+        remember: bool = True,
         on_event: Event = lambda _name, _fields: None,
     ) -> None:
         base = config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig())
@@ -96,6 +97,7 @@ class Client:
         for each in self._bootstrap:
             split_peer(each)
         self._data = DataDir(base.data_dir)
+        self._remember = remember
         self._given_node, self._on_event = node, on_event
         self._node: Node | None = node
         self._nursery: trio.Nursery | None = None
@@ -106,7 +108,7 @@ class Client:
     # ---- lifetime
 
     async def __aenter__(self) -> Self:
-        self._measured = load_measured(self._data.measured)
+        self._measured = load_measured(self._data.measured) if self._remember else {}
         async with AsyncExitStack() as stack:
             self._nursery = await stack.enter_async_context(trio.open_nursery())
             if self._node is None:
@@ -129,7 +131,7 @@ class Client:
                     await session.wait_over()
                 if self._given_node is None:
                     await node.aclose()
-            if self._data.root.is_dir():
+            if self._remember and self._data.root.is_dir():
                 save_measured(self._data.measured, self._measured)
         finally:
             nursery.cancel_scope.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -71,6 +71,11 @@ class Host:
         """Sessions open now."""
         return len(self._sessions)
 
+    @property
+    def models(self) -> tuple[HostedModel, ...]:
+        """What it serves."""
+        return tuple(self._models.values())
+
     async def start(self) -> None:
         """Serve, advertise cold, load the engines one after another, advertise warm."""
         node = self._node
@@ -85,6 +90,11 @@ class Host:
             log.info("model.warm", model=model.name, engine=info.engine, n_ctx=info.n_ctx, slots=info.slots)
             await self._advertise()
         node.start_soon(self._watch_load)
+
+    async def reprice(self, model: ModelId, *, price_in: int, price_out: int) -> None:
+        """Ask other prices, in USDC units per million tokens, and tell the network at once."""
+        self._models[model] = replace(self._models[model], price_in=price_in, price_out=price_out)
+        await self._advertise()
 
     async def drain(self) -> None:
         """Take no new session or turn, let turns end under a deadline, then say goodbye to the network."""

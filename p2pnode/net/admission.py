@@ -1,8 +1,9 @@
 """Who may connect: caps in all, per IP address, and on handshakes under way.
 
-A newcomer waits for a handshake's end when too many are under way. One that has lasted ``PATIENCE_S`` is
-dropped for the newcomer's sake: an honest handshake takes milliseconds, so connections that say nothing
-can't keep others out. Knows nothing of sockets or peers.
+A connection takes a handshake's place only once it has said something, and then waits when too many are
+under way. A handshake that has lasted ``PATIENCE_S`` is dropped for another's sake, and when too many
+connections have said nothing the oldest of them is: an honest one takes milliseconds, so the silent and
+the slow can't keep others out. Knows nothing of sockets or peers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import trio
 from p2pnode.limits import Limits
 
 PATIENCE_S: Final = 1.0
-WAITING_PER_HANDSHAKE: Final = 8
+PENDING_PER_HANDSHAKE: Final = 8
+"""At most this many seconds of patience stand before the last in the queue: less than the deadline."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +37,7 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._per_ip: Counter[str] = Counter()
-        self._waiting = 0
+        self._pending: dict[int, Ticket] = {}
         self._freed = trio.Event()
         self.handshakes: dict[int, Ticket] = {}
         self.refused: Counter[str] = Counter()
@@ -45,27 +47,27 @@ class Admission:
         if self._per_ip[ip] >= self._limits.connections_inbound_per_ip:
             self.refused["per_ip"] += 1
             return None
-        if self._waiting >= WAITING_PER_HANDSHAKE * self._limits.inbound_handshakes_max:
-            self.refused["handshakes"] += 1
-            return None
+        if len(self._pending) >= PENDING_PER_HANDSHAKE * self._limits.inbound_handshakes_max:
+            oldest = self._pending.pop(next(iter(self._pending)))
+            self.refused["silent"] += 1
+            oldest.drop()
+        ticket = Ticket(ip, drop)
+        self._pending[id(ticket)] = ticket
         self._per_ip[ip] += 1
-        return Ticket(ip, drop)
+        return ticket
 
     async def begin(self, ticket: Ticket) -> None:
-        """Until the handshake may begin; the caller's scope is the deadline."""
-        self._waiting += 1
-        try:
-            while len(self.handshakes) >= self._limits.inbound_handshakes_max:
-                oldest = next(iter(self.handshakes.values()))
-                if trio.current_time() >= oldest.since + PATIENCE_S:
-                    self.refused["slow_handshakes"] += 1
-                    self.settle(oldest)
-                    oldest.drop()
-                else:
-                    with trio.move_on_at(oldest.since + PATIENCE_S):
-                        await self._freed.wait()
-        finally:
-            self._waiting -= 1
+        """Until the handshake may begin; the caller's scope is the deadline. Call it after the first byte."""
+        while len(self.handshakes) >= self._limits.inbound_handshakes_max:
+            oldest = next(iter(self.handshakes.values()))
+            if trio.current_time() >= oldest.since + PATIENCE_S:
+                self.refused["slow_handshakes"] += 1
+                self.settle(oldest)
+                oldest.drop()
+            else:
+                with trio.move_on_at(oldest.since + PATIENCE_S):
+                    await self._freed.wait()
+        self._pending.pop(id(ticket), None)
         ticket.since = trio.current_time()
         self.handshakes[id(ticket)] = ticket
 
@@ -78,6 +80,7 @@ class Admission:
     def leave(self, ticket: Ticket) -> None:
         """The connection is gone."""
         self.settle(ticket)
+        self._pending.pop(id(ticket), None)
         self._per_ip[ticket.ip] -= 1
         if self._per_ip[ticket.ip] <= 0:
             del self._per_ip[ticket.ip]

@@ -84,10 +84,12 @@ class NodeHost(BasicHost):
             stream.set_protocol(protocol)
             done = True
         except (MuxedStreamError, IOException) as error:
-            raise SwarmException(f"the connection to {peer_id} was lost: {error}") from error
+            if self._network.live(peer_id):
+                raise StreamFailure("it reset the stream (at its limit, or shutting down)") from error
+            raise SwarmException("it was lost while a stream was opened") from error
         except trio.TooSlowError as error:
             raise SwarmException(
-                f"{peer_id} didn't answer within {self._limits.stream_open_deadline_s:g} s"
+                f"no answer to a new stream within {self._limits.stream_open_deadline_s:g} s"
             ) from error
         finally:
             if stream is not None and not done:

@@ -8,6 +8,7 @@ TCP makes of it: a delay. It knows nothing of peers.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -154,32 +155,30 @@ class _Pipe:
         self._arrived.set()
         self._room.set()
 
-    async def pull(self, n: int | None) -> bytes:
-        while True:
-            if self._aborted:
-                raise ConnectionClosedError("the connection was lost", transport="memory")
-            if not self._flying:
+    async def wait_arrival(self) -> None:
+        while not self._aborted:
+            at = self._flying[0][0] if self._flying else math.inf
+            if at <= trio.current_time():
+                return
+            with trio.move_on_at(at):
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-                continue
-            at, data = self._flying[0]
-            if at > trio.current_time():
-                with trio.move_on_at(at):
-                    self._arrived = trio.Event()
-                    while not self._aborted:
-                        await self._arrived.wait()
-                        self._arrived = trio.Event()
-                continue
-            if not data:
-                raise ConnectionClosedError("the other side closed the connection", transport="memory")
-            self._flying.popleft()
-            if n is not None and n < len(data):
-                self._flying.appendleft((at, data[n:]))
-                data = data[:n]
-            self._size -= len(data)
-            self._room.set()
-            await trio.lowlevel.checkpoint()
-            return data
+
+    async def pull(self, n: int | None) -> bytes:
+        await self.wait_arrival()
+        if self._aborted:
+            raise ConnectionClosedError("the connection was lost", transport="memory")
+        at, data = self._flying[0]
+        if not data:
+            raise ConnectionClosedError("the other side closed the connection", transport="memory")
+        self._flying.popleft()
+        if n is not None and n < len(data):
+            self._flying.appendleft((at, data[n:]))
+            data = data[:n]
+        self._size -= len(data)
+        self._room.set()
+        await trio.lowlevel.checkpoint()
+        return data
 
     def _append(self, data: bytes) -> None:
         self._last = max(self._last, trio.current_time() + self._net.delay())
@@ -201,6 +200,10 @@ class MemoryStream(ReadWriteCloser):
         if n == 0:
             return b""
         return await self._incoming.pull(n)
+
+    async def wait_readable(self) -> None:
+        """Until there is something to read, the end included. Takes nothing."""
+        await self._incoming.wait_arrival()
 
     async def write(self, data: bytes) -> None:
         """All of ``data``, within the window."""

@@ -239,6 +239,10 @@ class Network:
         usable = [without_peer(a) for a in (*dialled, *known) if "p2p-circuit" not in a]
         return tuple(with_peer(address, peer) for address in dict.fromkeys(usable) if address)
 
+    def remote_addresses(self) -> tuple[str, ...]:
+        """Where the peers of our open connections really are, inbound ones included."""
+        return tuple(sorted({c.address for c in self._swarm.all_live() if c.address}))
+
     # Connections.
 
     async def connect(self, multiaddr: str) -> PeerId:

@@ -14,6 +14,7 @@ in two processes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import linecache
@@ -29,6 +30,7 @@ from p2pnode.errors import LocalError
 from p2pnode.net.seen import SeenMessages
 
 VERSION: Final = "0.8.1"
+RPC_QUEUE_MAX: Final = 256
 
 EXPECTED: Final[dict[str, dict[str, str]]] = {
     "inbound slots and limits (swarm.py)": {
@@ -89,6 +91,10 @@ EXPECTED: Final[dict[str, dict[str, str]]] = {
         "libp2p.tools.timed_cache.last_seen_cache:LastSeenCache.add": "138510ba1dfe1e3b",
         "libp2p.tools.timed_cache.last_seen_cache:LastSeenCache.has": "f3115b389afdb35e",
     },
+    "room for a burst (patches.py)": {
+        "libp2p.pubsub.rpc_queue:RpcQueue.__init__": "29b912ed933ac51f",
+        "libp2p.pubsub.pubsub:Pubsub._handle_new_peer": "305ba4224e6151d7",
+    },
     "one signed record (patches.py)": {
         "libp2p.peer.peerstore:env_to_send_in_RPC": "9fea9d702c187d22",
     },
@@ -116,7 +122,7 @@ def apply_patches(*, only_fixes: bool = False) -> bool:
     if _State.applied is None:
         check()
         _quiet()
-        importlib.import_module("libp2p.pubsub.pubsub").LastSeenCache = SeenMessages  # type: ignore[attr-defined]
+        _bound_pubsub()
         if not only_fixes:
             _keep_signed_record()
         _State.applied = not only_fixes
@@ -182,6 +188,14 @@ def _quiet() -> None:
     # This module logs through the root logger, whose first use would print to the terminal ever after.
     connection = importlib.import_module("libp2p.network.connection.swarm_connection")
     connection.logging = logging.getLogger("libp2p.network.connection")  # type: ignore[attr-defined]
+
+
+def _bound_pubsub() -> None:
+    """No thread a pubsub, and room for a burst: the library's queue to each peer holds 32 messages."""
+    pubsub: Any = importlib.import_module("libp2p.pubsub.pubsub")
+    queue: Any = importlib.import_module("libp2p.pubsub.rpc_queue").RpcQueue
+    pubsub.LastSeenCache = SeenMessages
+    pubsub.RpcQueue = functools.partial(queue, max_size=RPC_QUEUE_MAX)
 
 
 def _keep_signed_record() -> None:

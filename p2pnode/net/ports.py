@@ -10,10 +10,11 @@ from p2pnode.net.multiaddrs import endpoint, parse
 
 def free_listen(wanted: Sequence[str]) -> tuple[str, ...]:
     """``wanted`` with port 0 (the system chooses) in place of every port that is taken."""
-    return tuple(each if _is_free(each) else _any_port(each) for each in wanted)
+    return tuple(each if is_free(each) else _any_port(each) for each in wanted)
 
 
-def _is_free(address: str) -> bool:
+def is_free(address: str) -> bool:
+    """Can we listen on this multiaddr now?"""
     host, port = endpoint(parse(address))
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         try:

@@ -221,6 +221,7 @@ class NodeSwarm(Swarm):
             scope.deadline = trio.current_time() + self.limits.handshake_deadline_s
             connection: NodeConnection | None = None
             with scope:
+                await cast("Any", stream).wait_readable()
                 await self.admission.begin(ticket)
                 bytestream = stream if upgrade is None else await upgrade()
                 muxed = await self.upgrader.upgrade_inbound(RawConnection(bytestream, False))

@@ -51,6 +51,10 @@ class TcpStream(ReadWriteCloser):
         self._buffer = data[n:]
         return data[:n]
 
+    async def wait_readable(self) -> None:
+        """Until there is something to read, the end included. Takes nothing."""
+        await trio.lowlevel.wait_readable(self._stream.socket)
+
     async def write(self, data: bytes) -> None:
         """All of ``data``."""
         try:

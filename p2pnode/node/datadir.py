@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,20 +93,31 @@ class DataDir:
             raise not_writable(self.root, PermissionError(13, "Permission denied"))
 
     def check_place(self, *, moved: bool = False) -> None:
-        """Refuse a copy of another data dir; ``moved`` accepts the new place."""
-        stat = self.root.stat()
-        here = {"device": stat.st_dev, "inode": stat.st_ino}
+        """Refuse a copy of another data dir; ``moved`` accepts the new place. The first start records it."""
+        if not moved:
+            self.look_at_place()
+        write_atomic(self.place, json.dumps(self._here()).encode())
+
+    def look_at_place(self) -> None:
+        """Raise ``ConfigError`` when this dir was copied or moved from elsewhere."""
         text = read_text_or_none(self.place)
-        if text is not None and not moved:
-            with suppress(ValueError):
-                if json.loads(text) != here:
-                    msg = (
-                        f"{self.root} was copied or moved from elsewhere. Two nodes with one identity harm "
-                        "each other: if you moved it, start once with --moved; if it is a copy, delete "
-                        f"{self.peer_key.name} and {self.place.name} in it to get a new identity"
-                    )
-                    raise ConfigError(msg)
-        write_atomic(self.place, json.dumps(here).encode())
+        if text is None:
+            return
+        try:
+            known = json.loads(text)
+        except ValueError:
+            return
+        if known != self._here():
+            msg = (
+                f"{self.root} was copied or moved from elsewhere. Two nodes with one identity harm each "
+                f"other: if you moved it, start once with --moved; if it is a copy, delete "
+                f"{self.peer_key.name} and {self.place.name} in it to get a new identity"
+            )
+            raise ConfigError(msg)
+
+    def _here(self) -> dict[str, int]:
+        stat = self.root.stat()
+        return {"device": stat.st_dev, "inode": stat.st_ino}
 
     @contextmanager
     def locked(self) -> Iterator[None]:

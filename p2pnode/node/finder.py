@@ -138,7 +138,9 @@ class _Run:
         return deadline
 
     def _usable(self, address: str, local: bool) -> bool:
-        return local or _scope(address) in self._reach
+        """Private addresses count only where we have a peer: an advert can't aim us at a victim's LAN."""
+        scope = _scope(address)
+        return local or scope in self._reach or scope in map(_scope, self._network.remote_addresses())
 
     async def _contact(self, contact: Contact) -> None:
         started = trio.current_time()
@@ -199,7 +201,8 @@ class _Run:
                 provider_key(self._model), limit=self._limits.dials_per_lookup
             )
         for provider in found:
-            await self._commands.send(Hint(peer=provider.peer, addresses=provider.addrs, source="dht"))
+            where = () if self._network.is_connected(provider.peer) else provider.addrs
+            await self._commands.send(Hint(peer=provider.peer, addresses=where, source="dht"))
         await self._commands.send(SourceDone("dht"))
 
     async def _read_mdns(self) -> None:

@@ -1,0 +1,121 @@
+"""Names of models: from what a user types to a manifest and a source.
+
+A user names a model by its catalogue name, by its model id, or by the path of any GGUF file (which gives
+an entry of its own, named after the file). This module fetches nothing and hashes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from p2pnode.errors import ConfigError
+from p2pnode.ids import ModelId
+from p2pnode.models.manifest import Manifest, model_id, parse_model_id
+from p2pnode.models.sources import Source, parse_source
+
+DEFAULT_MODEL: Final = "smollm2-135m-instruct"
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_KEYS: Final = frozenset({"description", "licence", "source", "manifest"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueEntry:
+    """One model that can be pulled.
+
+    A file named by its path has ``path`` and no ``source``, and no ``manifest`` until its weights are
+    hashed, which ``pull`` does.
+    """
+
+    name: str
+    description: str = ""
+    licence: str = ""
+    source: Source | None = None
+    manifest: Manifest | None = None
+    path: Path | None = None
+
+    @property
+    def model_id(self) -> ModelId | None:
+        """The id, where the manifest is known."""
+        return None if self.manifest is None else model_id(self.manifest)
+
+
+class Catalogue:
+    """The models known by name."""
+
+    def __init__(self, entries: dict[str, CatalogueEntry]) -> None:
+        self._entries = entries
+
+    @classmethod
+    def load(cls, *more: Path) -> Catalogue:
+        """The catalogue that ships, and then those of ``more``, whose names win."""
+        shipped = resources.files(__package__).joinpath("catalogue.toml").read_text(encoding="utf-8")
+        entries = parse_catalogue(shipped, "models/catalogue.toml")
+        for path in more:
+            try:
+                entries |= parse_catalogue(path.read_text(encoding="utf-8"), str(path))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path}: cannot be read ({error}); check the path") from error
+        return cls(entries)
+
+    def __iter__(self) -> Iterator[CatalogueEntry]:
+        return iter(self._entries.values())
+
+    def find(self, name_or_id_or_path: str) -> CatalogueEntry:
+        """The entry meant; ``ConfigError`` names the nearest name when there is none."""
+        text = name_or_id_or_path
+        if found := self._entries.get(text.lower()):
+            return found
+        if found := self._by_id(text):
+            return found
+        path = Path(text).expanduser()
+        if path.is_file():
+            name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:64] or "model"
+            return CatalogueEntry(name=name, description="a file on this machine", path=path.resolve())
+        if text.endswith(".gguf") or len(path.parts) > 1:
+            raise ConfigError(f"{text}: there is no such file; check the path of the GGUF file")
+        near = difflib.get_close_matches(text.lower(), self._entries, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(self._entries))};"
+        raise ConfigError(
+            f"unknown model {text!r}: {hint} `p2pnode models list` shows all; "
+            "the path of a GGUF file works too"
+        )
+
+    def _by_id(self, text: str) -> CatalogueEntry | None:
+        try:
+            wanted = parse_model_id(text)
+        except ConfigError:
+            return None
+        return next((entry for entry in self if entry.model_id == wanted), None)
+
+
+def parse_catalogue(text: str, where: str) -> dict[str, CatalogueEntry]:
+    """The entries of a catalogue file; ``ConfigError`` names what is wrong in it."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: {error}; correct the file") from error
+    return {name: _entry(name, table, where) for name, table in tables.items()}
+
+
+def _entry(name: str, table: Any, where: str) -> CatalogueEntry:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: {name!r} is no model name: use a-z, 0-9, dots, dashes, underscores")
+    if not isinstance(table, dict) or not table.keys() <= _KEYS or not {"source", "manifest"} <= table.keys():
+        raise ConfigError(f"{where}: [{name}] needs source and manifest, and may have description, licence")
+    texts = {key: table.get(key, "") for key in ("description", "licence", "source")}
+    if not all(isinstance(value, str) for value in texts.values()) or not isinstance(table["manifest"], dict):
+        raise ConfigError(f"{where}: [{name}] description, licence and source are texts, manifest is a table")
+    return CatalogueEntry(
+        name=name,
+        description=texts["description"],
+        licence=texts["licence"],
+        source=parse_source(texts["source"]),
+        manifest=Manifest.from_mapping(table["manifest"]),
+    )

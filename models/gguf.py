@@ -1,0 +1,229 @@
+"""Reads the metadata of a GGUF file: enough to say what model it is and how its tokens spell text.
+
+The file is hostile until its hash is known: every length is checked against the file and against a
+bound before anything is allocated, and whatever is wrong becomes a ``ConfigError`` that says what to
+do. Arrays are kept as raw bytes and decoded only when asked for, so that a header reads in tens of
+milliseconds.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little endian).
+This module knows nothing of hashing weights, of engines or of names.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from p2pnode.errors import ConfigError
+
+_MAGIC: Final = b"GGUF"
+_VERSIONS: Final = (2, 3)
+_HEADER_MAX_BYTES: Final = 256 << 20
+_FIRST_READ_BYTES: Final = 4 << 20
+_KEYS_MAX: Final = 4096
+_KEY_MAX_BYTES: Final = 256
+_STRING_MAX_BYTES: Final = 4 << 20
+_ELEMENTS_MAX: Final = 4 << 20
+
+_BOOL: Final = 7
+_STRING: Final = 8
+_ARRAY: Final = 9
+_SCALARS: Final[Mapping[int, struct.Struct]] = {
+    code: struct.Struct("<" + letter)
+    for code, letter in {
+        0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d",
+    }.items()
+}  # fmt: skip
+_U32: Final = struct.Struct("<I")
+_U64: Final = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufArray:
+    """An array as it stands in the file: ``raw`` holds the elements, strings with their lengths."""
+
+    kind: int
+    count: int
+    raw: bytes
+
+    def strings(self) -> Iterator[bytes]:
+        """The elements of an array of strings."""
+        if self.kind != _STRING:
+            raise ConfigError("GGUF: an array of strings was expected; use another GGUF file")
+        position = 0
+        for _ in range(self.count):
+            (length,) = _U64.unpack_from(self.raw, position)
+            position += 8 + length
+            yield self.raw[position - length : position]
+
+    def integers(self) -> tuple[int, ...]:
+        """The elements of an array of integers."""
+        scalar = _SCALARS.get(self.kind)
+        if scalar is None or scalar.format[-1] in "fd":
+            raise ConfigError("GGUF: an array of integers was expected; use another GGUF file")
+        return tuple(value for (value,) in scalar.iter_unpack(self.raw))
+
+
+GgufValue: TypeAlias = str | int | float | bool | GgufArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHeader:
+    """The metadata of one file. ``raw`` holds each value's bytes as they stand in the file."""
+
+    path: Path
+    size_bytes: int
+    values: Mapping[str, GgufValue]
+    raw: Mapping[str, bytes]
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string value; ``ConfigError`` when it is missing without a default, or of another type."""
+        value = self.values.get(key, default)
+        if not isinstance(value, str):
+            raise unusable(self.path, f"it lacks {key}")
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """An integer value of at least 0, likewise."""
+        value = self.values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise unusable(self.path, f"it lacks {key}")
+        return value
+
+    def array(self, key: str) -> GgufArray:
+        """An array value, likewise."""
+        value = self.values.get(key)
+        if not isinstance(value, GgufArray):
+            raise unusable(self.path, f"it lacks {key}")
+        return value
+
+
+def unusable(path: Path, reason: str) -> ConfigError:
+    """The error for a file that can't be used, with the remedy."""
+    return ConfigError(
+        f"{path}: not a usable GGUF file: {reason}. Fetch it again with `p2pnode models pull`, "
+        "or name another GGUF file"
+    )
+
+
+def read_header(path: Path) -> GgufHeader:
+    """The metadata of the GGUF file at ``path``. Blocks on the disk: call it in a worker thread."""
+    try:
+        size = path.stat().st_size
+        wanted = _FIRST_READ_BYTES
+        while True:
+            with path.open("rb") as file:
+                data = file.read(wanted)
+            try:
+                return _parse(path, size, data)
+            except _ShortError as short:
+                if len(data) >= size or len(data) < wanted:
+                    raise unusable(path, "it is truncated") from short
+                if wanted >= _HEADER_MAX_BYTES:
+                    raise unusable(path, "its header is larger than 256 MiB") from short
+                wanted *= 4
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+
+
+class _ShortError(Exception):
+    """The bytes read so far end inside the header."""
+
+
+def _parse(path: Path, size: int, data: bytes) -> GgufHeader:
+    cursor = _Cursor(path, size, data)
+    if cursor.take(4) != _MAGIC:
+        raise unusable(path, "it doesn't begin with GGUF")
+    version = cursor.u32()
+    if version not in _VERSIONS:
+        raise unusable(path, f"its version is {version}, known are 2 and 3 (little endian)")
+    cursor.u64()  # the number of tensors: the weights are none of our business
+    keys = cursor.u64()
+    if keys > _KEYS_MAX:
+        raise unusable(path, f"it claims {keys} keys")
+    values: dict[str, GgufValue] = {}
+    raw: dict[str, bytes] = {}
+    for _ in range(keys):
+        key = cursor.string(_KEY_MAX_BYTES).decode("utf-8", "replace")
+        kind = cursor.u32()
+        start = cursor.position
+        if key in values:
+            raise unusable(path, f"it holds {key!r} twice")
+        values[key] = cursor.value(kind)
+        raw[key] = _U32.pack(kind) + data[start : cursor.position]
+    return GgufHeader(path=path, size_bytes=size, values=values, raw=raw)
+
+
+class _Cursor:
+    """Walks the bytes; nothing is taken beyond the file or beyond a bound."""
+
+    def __init__(self, path: Path, size: int, data: bytes) -> None:
+        self.path = path
+        self.size = size
+        self.data = data
+        self.position = 0
+
+    def take(self, length: int) -> bytes:
+        start = self.position
+        self._advance(length)
+        return self.data[start : self.position]
+
+    def u32(self) -> int:
+        return int(_U32.unpack(self.take(4))[0])
+
+    def u64(self) -> int:
+        return int(_U64.unpack(self.take(8))[0])
+
+    def string(self, limit: int) -> bytes:
+        length = self.u64()
+        if length > limit:
+            raise unusable(self.path, f"it holds a string of {length} bytes")
+        return self.take(length)
+
+    def value(self, kind: int) -> GgufValue:
+        if kind == _STRING:
+            return self.string(_STRING_MAX_BYTES).decode("utf-8", "replace")
+        if kind == _ARRAY:
+            return self._array()
+        scalar = _SCALARS.get(kind)
+        if scalar is None:
+            raise unusable(self.path, f"it holds a value of unknown type {kind}")
+        (value,) = scalar.unpack(self.take(scalar.size))
+        if kind == _BOOL:
+            return bool(value)
+        assert isinstance(value, (int, float))  # noqa: S101 - what struct unpacks by construction
+        return value
+
+    def _array(self) -> GgufArray:
+        kind = self.u32()
+        count = self.u64()
+        if count > _ELEMENTS_MAX:
+            raise unusable(self.path, f"it holds an array of {count} elements")
+        scalar = _SCALARS.get(kind)
+        if scalar is not None:
+            return GgufArray(kind, count, self.take(count * scalar.size))
+        if kind != _STRING:
+            raise unusable(self.path, f"it holds an array of unknown type {kind}")
+        # The hot loop: two arrays of 50,000 strings and more. Locals, and one bound check per string.
+        data, position, end = self.data, self.position, len(self.data)
+        unpack = _U64.unpack_from
+        for _ in range(count):
+            if position + 8 > end:
+                self._advance(position + 8 - self.position)
+            (length,) = unpack(data, position)
+            position += 8 + length
+            if position > end:
+                self._advance(position - self.position)
+        start = self.position
+        self._advance(position - start)
+        return GgufArray(kind, count, data[start:position])
+
+    def _advance(self, length: int) -> None:
+        self.position += length
+        if self.position > self.size:
+            raise unusable(self.path, "it is truncated")
+        if self.position > len(self.data):
+            raise _ShortError

@@ -1,0 +1,171 @@
+"""A lean HTTP client for llama.cpp's server on a unix socket: h11 over a trio stream.
+
+One connection for each request, because closing it is how a request is cancelled. A stream is read in
+bulk: all frames that have arrived come together, which keeps the cost of a token small.
+This module knows nothing of tokens or slots.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Final
+
+import h11
+import trio
+
+_READ_BYTES: Final = 1 << 16
+_ANSWER_MAX_BYTES: Final = 16 << 20
+_OK: Final = 200
+
+
+class LlamaCppGoneError(Exception):
+    """The connection broke or ended early: the server is gone, or gave up this request."""
+
+
+class LlamaCppHungError(Exception):
+    """The server sent no frame for too long."""
+
+
+class LlamaCppRefusedError(Exception):
+    """The server answered with an error. ``kind`` is llama.cpp's own word for it."""
+
+    def __init__(self, status: int, error: Mapping[str, Any]) -> None:
+        super().__init__(str(error.get("message", "no reason given")))
+        self.status = status
+        self.kind = str(error.get("type", ""))
+
+
+class LlamaCppHttp:
+    """Requests to one server."""
+
+    def __init__(self, socket_path: str, key: str) -> None:
+        self._socket_path = socket_path
+        self._key = key
+
+    async def call(self, path: str, body: Mapping[str, Any] | None, *, deadline_s: float) -> Any:
+        """One request, its JSON answer. GET without a body, POST with one."""
+        data = bytearray()
+        try:
+            with trio.fail_after(deadline_s):
+                async with aclosing(self._exchange(path, body)) as parts:
+                    async for part in parts:
+                        data += part
+                        if len(data) > _ANSWER_MAX_BYTES:
+                            raise LlamaCppGoneError("the answer is too long")
+        except trio.TooSlowError as error:
+            raise LlamaCppHungError from error
+        return json.loads(data)
+
+    async def stream(
+        self, path: str, body: Mapping[str, Any], *, stall_s: float
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """Send a request; yield the frames of its answer, those that arrived together as one list.
+
+        ``LlamaCppHungError`` when no frame comes for ``stall_s``. Comments, which the server sends from
+        another thread to keep a connection open, are no sign of life.
+        """
+        frames = FrameParser()
+        async with aclosing(self._exchange(path, body)) as parts:
+            ended = False
+            while not ended:
+                arrived: list[dict[str, Any]] = []
+                with trio.move_on_after(stall_s) as stall:
+                    while not arrived and not ended:
+                        try:
+                            arrived = frames.feed(await anext(parts))
+                        except StopAsyncIteration:
+                            ended = True
+                if stall.cancelled_caught:
+                    raise LlamaCppHungError
+                if arrived:
+                    yield arrived
+
+    async def _exchange(self, path: str, body: Mapping[str, Any] | None) -> AsyncGenerator[bytes, None]:
+        """The body of the answer in bulk; ``LlamaCppRefusedError`` unless it is a 200."""
+        connection = h11.Connection(h11.CLIENT)
+        try:
+            stream = await trio.open_unix_socket(self._socket_path)
+        except OSError as error:
+            raise LlamaCppGoneError(str(error)) from error
+        refused: int | None = None
+        data = bytearray()
+        try:
+            await stream.send_all(self._request(connection, path, body))
+            while True:
+                event = connection.next_event()
+                if event is h11.NEED_DATA:
+                    if data and refused is None:
+                        yield bytes(data)
+                        data.clear()
+                    connection.receive_data(await stream.receive_some(_READ_BYTES))
+                elif isinstance(event, h11.Response):
+                    refused = None if event.status_code == _OK else event.status_code
+                elif isinstance(event, h11.Data):
+                    data += event.data
+                    if len(data) > _ANSWER_MAX_BYTES:
+                        raise LlamaCppGoneError("the answer is too long")
+                elif isinstance(event, h11.EndOfMessage):
+                    break
+                else:
+                    raise LlamaCppGoneError("the connection was closed")
+        except (trio.BrokenResourceError, h11.RemoteProtocolError) as error:
+            raise LlamaCppGoneError(str(error)) from error
+        finally:
+            await trio.aclose_forcefully(stream)
+        if refused is not None:
+            raise LlamaCppRefusedError(refused, _error_in(bytes(data)))
+        if data:
+            yield bytes(data)
+
+    def _request(self, connection: h11.Connection, path: str, body: Mapping[str, Any] | None) -> bytes:
+        content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        head = h11.Request(
+            method="GET" if body is None else "POST",
+            target=path,
+            headers=[
+                ("Host", "engine"),
+                ("Authorization", f"Bearer {self._key}"),
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(content))),
+                ("Connection", "close"),
+            ],
+        )
+        parts = [
+            connection.send(head),
+            connection.send(h11.Data(content)),
+            connection.send(h11.EndOfMessage()),
+        ]
+        return b"".join(part for part in parts if part)
+
+
+class FrameParser:
+    """Server-sent events whose data is JSON: bytes in, decoded frames out."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """The frames that ``data`` completes. An error frame raises ``LlamaCppRefusedError``."""
+        *whole, self._rest = (self._rest + data).split(b"\n\n")
+        if len(self._rest) > _ANSWER_MAX_BYTES:
+            raise LlamaCppGoneError("a frame is too long")
+        frames = []
+        for event in whole:
+            name, _, value = event.partition(b": ")
+            if name in (b"data", b"error") and value != b"[DONE]":
+                frame = json.loads(value)
+                if name == b"error" or "error" in frame:
+                    error = frame.get("error", frame)
+                    raise LlamaCppRefusedError(int(error.get("code", 500)), error)
+                frames.append(frame)
+        return frames
+
+
+def _error_in(data: bytes) -> Mapping[str, Any]:
+    try:
+        error = json.loads(data)["error"]
+        return error if isinstance(error, dict) else {"message": str(error)}
+    except (ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,131 @@
+"""Models on this machine: a small index of verified files.
+
+``models.json`` in the models directory remembers, for each file that was hashed, its size, modification
+time and SHA-256, so that 98 MB and more are hashed once and not at every start. A file that changed since
+is not trusted until it is hashed again. Losing the index costs one hashing, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from p2pnode.errors import ConfigError, StorageError
+from p2pnode.ids import ModelId
+from p2pnode.models.manifest import Manifest, model_id
+
+_INDEX: Final = "models.json"
+_INDEX_VERSION: Final = 1
+_READ_BYTES: Final = 1 << 20
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalModel:
+    """A model whose weights lie on this machine and were verified."""
+
+    name: str
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_id(self) -> ModelId:
+        """The hash of the manifest."""
+        return model_id(self.manifest)
+
+
+def installed(models_dir: Path) -> list[LocalModel]:
+    """The models that can be loaded now, by name. Hashes nothing: a changed file is left out."""
+    models = []
+    for record in _load(models_dir).values():
+        model = _trusted(record)
+        if model is not None:
+            models.append(model)
+    return sorted(models, key=lambda model: model.name)
+
+
+def recall(models_dir: Path, path: Path) -> LocalModel | None:
+    """The model that was verified at ``path``, unless the file changed since."""
+    record = _load(models_dir).get(str(path))
+    return None if record is None else _trusted(record)
+
+
+def remember(models_dir: Path, model: LocalModel) -> None:
+    """Record that the file of ``model`` was just hashed, and its hash is the manifest's."""
+    status = model.path.stat()
+    records = _load(models_dir)
+    # One name is one file: pulling a newer version of a name forgets the old one.
+    records = {path: record for path, record in records.items() if record.get("name") != model.name}
+    records[str(model.path)] = {
+        "name": model.name,
+        "path": str(model.path),
+        "size_bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "manifest": asdict(model.manifest),
+    }
+    _save(models_dir, records)
+
+
+def forget(models_dir: Path, path: Path) -> None:
+    """Trust the file at ``path`` no more."""
+    records = _load(models_dir)
+    if records.pop(str(path), None) is not None:
+        _save(models_dir, records)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file. Blocks on the disk: call it in a worker thread."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(_READ_BYTES):
+                digest.update(data)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    return digest.hexdigest()
+
+
+def _trusted(record: dict[str, Any]) -> LocalModel | None:
+    try:
+        path = Path(record["path"])
+        status = path.stat()
+        if (status.st_size, status.st_mtime_ns) != (record["size_bytes"], record["mtime_ns"]):
+            log.warning("model.changed", name=record["name"], remedy="p2pnode models verify")
+            return None
+        return LocalModel(
+            name=str(record["name"]), path=path, manifest=Manifest.from_mapping(record["manifest"])
+        )
+    except (OSError, KeyError, TypeError, ConfigError):
+        return None
+
+
+def _load(models_dir: Path) -> dict[str, dict[str, Any]]:
+    try:
+        data = json.loads((models_dir / _INDEX).read_text(encoding="utf-8"))
+        if data["version"] == _INDEX_VERSION:
+            return {str(record["path"]): record for record in data["models"]}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("models.index_unreadable", remedy="files are hashed again")
+    return {}
+
+
+def _save(models_dir: Path, records: dict[str, dict[str, Any]]) -> None:
+    try:
+        models_dir.mkdir(parents=True, exist_ok=True)
+        part = models_dir / f"{_INDEX}.{os.getpid()}.part"
+        text = json.dumps({"version": _INDEX_VERSION, "models": list(records.values())}, indent=1)
+        part.write_text(text, encoding="utf-8")
+        part.replace(models_dir / _INDEX)
+    except OSError as error:
+        raise StorageError(
+            f"{models_dir}: cannot be written ({error.strerror}); choose another --data-dir"
+        ) from error

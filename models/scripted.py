@@ -1,0 +1,254 @@
+"""A deterministic engine without weights, for tests, benchmarks and the simulator.
+
+Token ids are byte values and a few specials, so that text and ids are plain to see. The next id is a
+function of the seed and of the ids before it, as with a real model: the same prompt and seed give the same
+answer, and continuing from any part of it gives exactly the rest. Time passes in ``trio`` sleeps alone, so
+trio's ``MockClock`` drives it.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import trio
+
+from p2pnode.errors import EngineError
+from p2pnode.models.admission import Admission, Place
+from p2pnode.models.checks import check_messages, check_text, tokens_allowed
+from p2pnode.models.engine import (
+    Done,
+    EngineEvent,
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    Prefill,
+    Started,
+    Tokens,
+)
+from p2pnode.models.text import TextAssembler
+from p2pnode.models.vocabulary import Vocabulary
+
+END: Final = 256
+ROLE_IDS: Final[Mapping[str, int]] = {"system": 257, "user": 258, "assistant": 259}
+VOCABULARY: Final = Vocabulary([bytes([byte]) for byte in range(256)] + [b""] * 4, ends=[END])
+
+Script: TypeAlias = Callable[[tuple[int, ...], int], str]
+"""(the prompt's ids up to the last assistant mark, the seed; 0 when greedy) -> the whole answer."""
+
+_VOWELS: Final = b"aeiou"
+_CONSONANTS: Final = b"bdfgklmnprstvz"
+_VOWELS_SET: Final = frozenset(_VOWELS)
+_CONSONANTS_SET: Final = frozenset(_CONSONANTS)
+_ID: Final = struct.Struct("<H")
+_SPACE: Final = ord(" ")
+_PREFILL_BATCH: Final = 64
+_PACE_S: Final = 0.001
+_CHUNK: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptedConfig:
+    """``None`` for a rate is "as fast as asked". Rates are per slot, in tokens per second."""
+
+    n_ctx: int = 2048
+    slots: int = 4
+    queue_max: int = 32
+    tokens_per_s: float | None = None
+    prefill_tokens_per_s: float | None = None
+    load_s: float = 0.0
+    script: Script | None = None
+    """``None``: pseudo-words without end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What goes wrong with the requests that begin from now on, after so many tokens of one of them."""
+
+    crash_after_tokens: int | None = None
+    """The engine crashes: every request under way fails, and the fault is over."""
+    hang_after_tokens: int | None = None
+    """Nothing more comes until the caller gives up."""
+
+
+class ScriptedEngine:
+    """An ``Engine`` (see ``models/engine.py``)."""
+
+    def __init__(self, config: ScriptedConfig | None = None) -> None:
+        self._config = config or ScriptedConfig()
+        self._admission = Admission(self._config.slots, self._config.queue_max)
+        self._broken = trio.Event()
+        self._loaded = False
+        self._closed = False
+        self._restarts = 0
+        self.faults = Faults()
+
+    async def load(self) -> EngineInfo:
+        """Take ``load_s``."""
+        if self._closed:
+            raise EngineError("the engine is closed; make a new one", code="shutting_down")
+        if not self._loaded:
+            await trio.sleep(self._config.load_s)
+            self._loaded = True
+        config = self._config
+        return EngineInfo(engine="scripted", quantisation="none", n_ctx=config.n_ctx, slots=config.slots)
+
+    async def aclose(self) -> None:
+        """End the requests under way."""
+        self._closed = True
+        self._broken.set()
+        await trio.lowlevel.checkpoint()
+
+    async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Each message as its role's id, its bytes and the end id; the assistant's id last."""
+        await self._ready()
+        check_messages(messages, n_ctx=self._config.n_ctx)
+        ids: list[int] = []
+        for message in messages:
+            ids += [ROLE_IDS[message["role"]], *message["content"].encode(), END]
+        return (*ids, ROLE_IDS["assistant"])
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """The UTF-8 bytes."""
+        await self._ready()
+        check_text(text, n_ctx=self._config.n_ctx)
+        return tuple(text.encode())
+
+    def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
+        """As the pure slot table has it."""
+        return self._admission.table.reusable(cache_key, prompt_ids)
+
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+        return self._admission.stats(restarts=self._restarts)
+
+    @asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        """Run one request."""
+        await self._ready()
+        allowed = tokens_allowed(request, n_ctx=self._config.n_ctx, vocabulary=len(VOCABULARY))
+        place = self._admission.enter(request.cache_key, request.prompt_ids)
+        made: list[int] = []
+        try:
+            async with aclosing(self._events(request, place, allowed, made)) as events:
+                yield events
+        finally:
+            self._admission.leave(place, request.prompt_ids + tuple(made))
+
+    async def _events(
+        self, request: GenerateRequest, place: Place, allowed: int, made: list[int]
+    ) -> AsyncGenerator[EngineEvent, None]:
+        assignment = await place.wait_assigned()
+        broken, faults = self._broken, self.faults
+        prompt = request.prompt_ids
+        yield Started(tokens_in=len(prompt), reused=assignment.reusable)
+        for processed in range(assignment.reusable, len(prompt), _PREFILL_BATCH):
+            batch = min(_PREFILL_BATCH, len(prompt) - processed)
+            await self._pause(broken, batch / (self._config.prefill_tokens_per_s or float("inf")))
+            yield Prefill(processed=processed + batch, total=len(prompt))
+        began = trio.current_time()
+        text = TextAssembler(VOCABULARY.piece, request.sampling.stop, before=VOCABULARY.tail_of(prompt))
+        source = self._ids(request)
+        reason: FinishReason = "length"
+        delivered = 0
+        while len(made) < allowed and reason == "length":
+            count = await self._due(broken, began, len(made), allowed)
+            ids: list[int] = []
+            for _ in range(count):
+                await self._fail_if_due(faults, broken, len(made) + len(ids))
+                token = next(source, END)
+                if token == END:
+                    reason = "stop"
+                    break
+                ids.append(token)
+            made += ids
+            released = text.feed(ids)
+            if released.ids or released.text:
+                delivered += len(released.ids)
+                yield Tokens(ids=released.ids, text=released.text)
+            if released.stopped:
+                reason = "stop"
+        if not text.stopped:
+            released = text.finish(complete=reason == "stop")
+            if released.ids or released.text:
+                delivered += len(released.ids)
+                yield Tokens(ids=released.ids, text=released.text)
+        self._admission.record(delivered, trio.current_time() - began)
+        yield Done(reason=reason, tokens_out=delivered)
+
+    async def _due(self, broken: trio.Event, began: float, made: int, allowed: int) -> int:
+        """How many tokens are due by now, at least one: paced from the start, so no delay adds up."""
+        rate = self._config.tokens_per_s
+        if rate is None:
+            await self._pause(broken, 0)
+            return min(_CHUNK, allowed - made)
+        at_least = max(1.0, _PACE_S * rate)
+        await self._pause(broken, began + (made + at_least) / rate - trio.current_time())
+        # The epsilon keeps a mock clock's rounding from costing a token.
+        due = int((trio.current_time() - began) * rate + 1e-6) - made
+        return max(1, min(due, allowed - made))
+
+    async def _pause(self, broken: trio.Event, seconds: float) -> None:
+        with trio.move_on_after(max(0.0, seconds)):
+            await broken.wait()
+        self._check(broken)
+
+    def _check(self, broken: trio.Event) -> None:
+        if broken.is_set():
+            if self._closed:
+                raise EngineError("the engine was closed", code="shutting_down")
+            raise EngineError("the engine crashed and restarted; ask again", retry_after_s=0.5)
+
+    async def _fail_if_due(self, faults: Faults, broken: trio.Event, made: int) -> None:
+        if faults.crash_after_tokens is not None and made >= faults.crash_after_tokens:
+            self.faults = Faults()
+            self._restarts += 1
+            self._admission.table.forget()
+            self._broken, old = trio.Event(), self._broken
+            old.set()
+            self._check(broken)
+        if faults.hang_after_tokens is not None and made >= faults.hang_after_tokens:
+            await trio.sleep_forever()
+
+    def _ids(self, request: GenerateRequest) -> Iterator[int]:
+        seed = request.sampling.seed if request.sampling.temperature > 0 else 0
+        if self._config.script is None:
+            return _pseudo_words(request.prompt_ids, seed)
+        return _answer(self._config.script, request.prompt_ids, seed)
+
+    async def _ready(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed", code="shutting_down")
+        await self.load()
+
+
+def _answer(script: Script, prompt: tuple[int, ...], seed: int) -> Iterator[int]:
+    """What is left of the scripted answer after the part of it that the prompt holds already."""
+    mark = ROLE_IDS["assistant"]
+    begins = len(prompt) - prompt[::-1].index(mark) if mark in prompt else len(prompt)
+    whole = script(prompt[:begins], seed).encode()
+    yield from whole[len(prompt) - begins :]
+
+
+def _pseudo_words(prompt: tuple[int, ...], seed: int) -> Iterator[int]:
+    """Words drawn by a running hash of the seed and all ids so far: a very small language model."""
+    state = zlib.crc32(seed.to_bytes(8, "big"))
+    last = 0
+    for last in prompt:
+        state = zlib.crc32(_ID.pack(last), state)
+    while True:
+        # CRCs of neighbours differ in few bits: mix before drawing (Knuth's multiplicative hash).
+        draw = ((state * 2654435761) & 0xFFFFFFFF) >> 8
+        if last in _CONSONANTS_SET:
+            last = _VOWELS[draw % len(_VOWELS)]
+        elif last in _VOWELS_SET and draw % 3 == 0:
+            last = _SPACE
+        else:
+            last = _CONSONANTS[draw % len(_CONSONANTS)]
+        yield last
+        state = zlib.crc32(_ID.pack(last), state)

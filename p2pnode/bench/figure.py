@@ -1,0 +1,182 @@
+"""What is promised, and what was measured: the goals, and the figures that meet them or don't.
+
+A goal is known before anything is measured, so that a figure that could not be taken is still
+reported, and doesn't hold. This module measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Final, Literal, TypeAlias
+
+SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """A promise. Its suite is the first part of its ``name``; ``baseline`` says what it is measured against."""
+
+    name: str
+    unit: str
+    bound: Literal["at least", "at most"]
+    target: float
+    meaning: str
+    baseline: str
+
+    @property
+    def suite(self) -> str:
+        """``stream`` of ``stream.fast``."""
+        return self.name.partition(".")[0]
+
+
+GOALS: Final = (
+    Goal(
+        name="stream.throughput_1",
+        unit="ratio",
+        bound="at least",
+        target=0.95,
+        meaning="tokens/s over the network against the engine alone, one stream of the real model",
+        baseline="Engine.generate in the host process, paired runs; 1 means as fast",
+    ),
+    Goal(
+        name="stream.throughput_4",
+        unit="ratio",
+        bound="at least",
+        target=0.95,
+        meaning="the same with four streams at once",
+        baseline="four Engine.generate at once in the host process, paired runs; 1 means as fast",
+    ),
+    Goal(
+        name="stream.fast",
+        unit="ratio",
+        bound="at least",
+        target=0.97,
+        meaning="the same with four streams of a scripted engine at 2,000 tokens/s each",
+        baseline="four Engine.generate at once in the host process, paired runs; 1 means as fast",
+    ),
+    Goal(
+        name="stream.first_token_overhead",
+        unit="ms",
+        bound="at most",
+        target=10.0,
+        meaning="what the network adds to the first token in an open session (p50)",
+        baseline="the first token of the same engine and prompt in the host process (p50)",
+    ),
+    Goal(
+        name="dial.to_advert",
+        unit="ms",
+        bound="at most",
+        target=100.0,
+        meaning="from a fresh network to a host's verified current advert (p50)",
+        baseline="the dial alone by libp2p as it comes (p50)",
+    ),
+    Goal(
+        name="gossip.delivery_cpu",
+        unit="ms",
+        bound="at most",
+        target=5.0,
+        meaning="CPU for a delivery with all its copies, 20 nodes on one topic",
+        baseline="the same with libp2p as it comes",
+    ),
+    Goal(
+        name="cli.help",
+        unit="s",
+        bound="at most",
+        target=0.3,
+        meaning="`p2pnode --help` from start to end (p50)",
+        baseline="the interpreter alone (p50)",
+    ),
+    Goal(
+        name="cli.ask",
+        unit="s",
+        bound="at most",
+        target=2.0,
+        meaning="`p2pnode ask` from its start to the first token on stdout, against a running host (p50)",
+        baseline="the first token of the same question by a client that is connected already (p50)",
+    ),
+    Goal(
+        name="idle.cpu",
+        unit="% of a core",
+        bound="at most",
+        target=3.0,
+        meaning="the busiest of three idle hosts on one topic",
+        baseline="a node of libp2p as it comes, one of three on one topic",
+    ),
+    Goal(
+        name="idle.rss",
+        unit="MB",
+        bound="at most",
+        target=150.0,
+        meaning="memory of `p2pnode join --client-only`",
+        baseline="an interpreter that has imported libp2p",
+    ),
+)
+SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What a suite found for one goal. ``ratio`` is value to baseline unless the suite says otherwise."""
+
+    value: float
+    baseline: float
+    ratio: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A goal and its measurement; ``problem`` says why there is none."""
+
+    goal: Goal
+    measurement: Measurement | None = None
+    problem: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Is the promise kept?"""
+        if self.measurement is None:
+            return False
+        value, target = self.measurement.value, self.goal.target
+        return value >= target if self.goal.bound == "at least" else value <= target
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that scripts read; ``name`` is stable."""
+        found, goal = self.measurement, self.goal
+        return {
+            "name": goal.name,
+            "value": _rounded(found.value) if found else None,
+            "unit": goal.unit,
+            "baseline": _rounded(found.baseline) if found else None,
+            "ratio": _rounded(found.ratio) if found else None,
+            "target": goal.target,
+            "bound": goal.bound,
+            "holds": self.holds,
+            "meaning": goal.meaning,
+            "baseline_is": goal.baseline,
+            "details": dict(found.details) if found else {},
+            **({"problem": self.problem} if self.problem else {}),
+        }
+
+
+def compared(value: float, baseline: float, **details: Any) -> Measurement:
+    """A cost and its baseline."""
+    return Measurement(value=value, baseline=baseline, ratio=value / baseline, details=details)
+
+
+def paired(pairs: list[tuple[float, float]], **details: Any) -> Measurement:
+    """Rates taken in pairs of (ours, baseline): the value is the median of their ratios, the baseline 1."""
+    ratio = median(ours / baseline for ours, baseline in pairs)
+    shown = {
+        "ours": [round(ours, 2) for ours, _ in pairs],
+        "baseline": [round(baseline, 2) for _, baseline in pairs],
+        "ours_p50": round(median(ours for ours, _ in pairs), 2),
+        "baseline_p50": round(median(baseline for _, baseline in pairs), 2),
+    }
+    return Measurement(value=ratio, baseline=1.0, ratio=ratio, details={**shown, **details})
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.4g}")

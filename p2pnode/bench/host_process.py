@@ -1,0 +1,105 @@
+"""A host in a process of its own that can also run its engine without any network.
+
+Configured by one line: ``engine`` (``scripted`` or ``llamacpp``), ``data_dir`` (for the model), ``slots``,
+``n_ctx``, ``tokens_per_s`` (scripted, for each slot). Then it takes commands: ``generate`` runs
+``questions`` at once on the engine alone, and answers with what each stream did.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from p2pnode.bench.lines import Command, answer, run_child
+from p2pnode.bench.rates import Clocked
+from p2pnode.config import DEFAULT_MODEL
+from p2pnode.host.host import Host, HostedModel
+from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.engine import Engine, GenerateRequest, Sampling, Tokens
+from p2pnode.models.pull import pull
+from p2pnode.models.registry import EngineSpec, make_engine, parse_engine_name
+from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.node.identity import HostIdentity
+from p2pnode.node.keys import PeerKey, receipt_address
+from p2pnode.node.node import Node, NodeSetup
+from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
+from p2pnode.protocols.crypto import sign_digest
+
+LISTEN = "/ip4/127.0.0.1/tcp/0"
+
+
+async def main(commands: AsyncIterator[Command]) -> None:
+    """Serve until the commands end."""
+    config = await anext(commands)
+    hosted = await _hosted(config)
+    identity = _identity()
+    async with trio.open_nursery() as nursery:
+        node = Node(NodeSetup(key=identity.key, listen=(LISTEN,), keep_company=False))
+        await nursery.start(node.run)
+        await Host(node, identity, [hosted]).start()
+        answer({"model": hosted.name, "multiaddr": node.multiaddrs[0]})
+        async for command in commands:
+            answer({"streams": await _generate(hosted.engine, command)})
+        await node.aclose()
+
+
+async def _generate(engine: Engine, command: dict[str, Any]) -> list[dict[str, float]]:
+    """The host's own way from a conversation to tokens, without a session around it."""
+    clocks: list[Clocked] = []
+
+    async def stream(text: str) -> None:
+        clock = Clocked(trio.current_time())
+        clocks.append(clock)
+        prompt_ids = await engine.render([{"role": "user", "content": text}])
+        request = GenerateRequest(
+            prompt_ids=tuple(prompt_ids),
+            sampling=Sampling(tokens_max=command["tokens"], temperature=0.0),
+            cache_key=secrets.token_bytes(32),
+        )
+        came = 0
+        async with engine.generate(request) as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    came += len(event.ids)
+                    clock.came(came)
+
+    async with trio.open_nursery() as nursery:
+        for text in command["questions"]:
+            nursery.start_soon(stream, text)
+    return [
+        {"tokens": c.tokens, "tokens_per_s": c.tokens_per_s, "first_token_s": c.first_token_s} for c in clocks
+    ]
+
+
+async def _hosted(config: dict[str, Any]) -> HostedModel:
+    spec = EngineSpec(
+        name=parse_engine_name(config["engine"]),
+        n_ctx=config["n_ctx"],
+        slots=config["slots"],
+        threads=1,
+        tokens_per_s=config.get("tokens_per_s"),
+    )
+    if spec.name == SCRIPTED:
+        engine = make_engine(spec)
+        return HostedModel(model=scripted_model_id(), name=SCRIPTED, engine=engine)
+    local = await pull(Catalogue.load().find(DEFAULT_MODEL), Path(config["data_dir"]) / "models")
+    return HostedModel(model=local.model_id, name=local.name, engine=make_engine(spec, local))
+
+
+def _identity() -> HostIdentity:
+    """One for this run, in memory."""
+    key, wallet, receipt = PeerKey.generate(), secrets.token_bytes(32), secrets.token_bytes(32)
+    terms = BindingTerms(
+        receipt_key=receipt_address(receipt), seq=1, expires_at=int(time.time()) + BINDING_TTL_MAX_S
+    )
+    binding = bind(key.peer_id, receipt_address(wallet), terms, lambda digest: sign_digest(wallet, digest))
+    return HostIdentity(key, receipt, binding)
+
+
+if __name__ == "__main__":
+    run_child(main)

@@ -1,0 +1,45 @@
+"""Holds a program: ``python -m p2pnode.bench.leash PROGRAM ARGUMENT…`` ends it when stdin closes.
+
+The program runs in a session of its own, so a Ctrl-C on the terminal reaches it as one orderly
+SIGTERM from here, and not twice.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any, Final, NoReturn
+
+_GRACE_S: Final = 10.0
+_EXIT_KILLED: Final = 1
+
+
+def main() -> NoReturn:
+    """Run, wait, end."""
+    # Handled rather than ignored: the program would inherit that.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: None)
+    program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+
+    def ended(*_: Any) -> None:
+        if (code := program.poll()) is not None:
+            os._exit(code if code >= 0 else _EXIT_KILLED)
+
+    signal.signal(signal.SIGCHLD, ended)
+    ended()
+    while os.read(0, 1 << 12):
+        pass
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    program.terminate()
+    try:
+        program.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        program.wait()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""What every engine must do, whatever it is made of. Subclass it and give it an ``engine`` fixture.
+
+The engine under test has a context of :data:`N_CTX`, :data:`SLOTS` slots and room for :data:`QUEUE` waiting.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import pytest
+import trio
+
+from p2pnode.errors import EngineError
+from p2pnode.models.engine import (
+    Done,
+    Engine,
+    EngineEvent,
+    GenerateRequest,
+    Prefill,
+    Sampling,
+    Started,
+    Tokens,
+)
+
+N_CTX = 256
+SLOTS = 2
+QUEUE = 1
+GREEDY = Sampling(tokens_max=12, temperature=0.0)
+QUESTION = [{"role": "user", "content": "Tell me about the sea."}]
+
+_keys = itertools.count()
+
+
+def fresh_key() -> bytes:
+    """A cache key that no request had before."""
+    return b"key %d" % next(_keys)
+
+
+@dataclass(frozen=True)
+class Answer:
+    events: list[EngineEvent]
+    ids: tuple[int, ...]
+    text: str
+    started: Started
+    done: Done
+
+
+async def ask(
+    engine: Engine, prompt: tuple[int, ...], sampling: Sampling = GREEDY, key: bytes | None = None
+) -> Answer:
+    request = GenerateRequest(prompt_ids=prompt, sampling=sampling, cache_key=key or fresh_key())
+    with trio.fail_after(30):
+        async with engine.generate(request) as stream:
+            events = [event async for event in stream]
+    tokens = [event for event in events if isinstance(event, Tokens)]
+    started, done = events[0], events[-1]
+    assert isinstance(started, Started)
+    assert isinstance(done, Done)
+    ids = tuple(token for event in tokens for token in event.ids)
+    return Answer(events, ids, "".join(event.text for event in tokens), started, done)
+
+
+async def question(engine: Engine) -> tuple[int, ...]:
+    return await engine.render(QUESTION)
+
+
+class EngineConformance:
+    async def test_load_is_idempotent_and_says_what_is_served(self, engine: Engine) -> None:
+        info = await engine.load()
+        assert info == await engine.load()
+        assert (info.n_ctx, info.slots) == (N_CTX, SLOTS)
+
+    async def test_events_come_in_order_and_done_counts_the_ids_delivered(self, engine: Engine) -> None:
+        prompt = await question(engine)
+        answer = await ask(engine, prompt)
+        kinds = [type(event) for event in answer.events]
+        assert kinds == sorted(kinds, key=[Started, Prefill, Tokens, Done].index)
+        assert kinds.count(Started) == kinds.count(Done) == 1
+        assert answer.started == Started(tokens_in=len(prompt), reused=0)
+        read = [event.processed for event in answer.events if isinstance(event, Prefill)]
+        assert read == sorted(set(read))
+        assert read[-1] == len(prompt)
+        assert answer.done == Done(reason="length", tokens_out=12)
+        assert len(answer.ids) == 12
+
+    async def test_greedy_answers_are_the_same_under_every_key(self, engine: Engine) -> None:
+        prompt = await question(engine)
+        assert (await ask(engine, prompt)).ids == (await ask(engine, prompt)).ids
+
+    async def test_a_seed_repeats_its_answer_and_another_seed_gives_another(self, engine: Engine) -> None:
+        prompt = await question(engine)
+        hot = Sampling(tokens_max=12, temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
+        first = (await ask(engine, prompt, hot)).ids
+        assert (await ask(engine, prompt, hot)).ids == first
+        others = [(await ask(engine, prompt, replace(hot, seed=seed))).ids for seed in (8, (1 << 64) - 1)]
+        assert any(ids != first for ids in others)
+
+    async def test_a_continuation_gives_exactly_the_rest_and_reports_reuse(self, engine: Engine) -> None:
+        prompt, key = await question(engine), fresh_key()
+        whole = await ask(engine, prompt, replace(GREEDY, tokens_max=30), key)
+        held = await ask(engine, prompt, replace(GREEDY, tokens_max=20), key)
+        assert held.ids == whole.ids[:20]
+        longer = prompt + held.ids
+        assert engine.reusable(key, longer) >= len(longer) - 2
+        rest = await ask(engine, longer, replace(GREEDY, tokens_max=10), key)
+        assert rest.ids == whole.ids[20:]
+        assert held.text + rest.text == whole.text
+        assert rest.started.reused >= len(longer) - 2
+
+    async def test_another_key_never_reuses_a_prefix(self, engine: Engine) -> None:
+        prompt, key = await question(engine), fresh_key()
+        await ask(engine, prompt, key=key)
+        assert engine.reusable(key, prompt) == len(prompt) - 1
+        stranger = fresh_key()
+        assert engine.reusable(stranger, prompt) == 0
+        for _ in range(SLOTS):
+            answer = await ask(engine, prompt, key=fresh_key())
+            assert answer.started.reused == 0
+        assert (await ask(engine, prompt, key=stranger)).started.reused == 0
+
+    async def test_a_stop_string_ends_the_answer_before_it_and_never_shows(self, engine: Engine) -> None:
+        prompt = await question(engine)
+        plain = await ask(engine, prompt)
+        stop = plain.text[10:14]
+        before = plain.text[: plain.text.index(stop)]
+        stopped = await ask(engine, prompt, replace(GREEDY, stop=("never there", stop)))
+        assert stopped.text == before
+        assert stopped.done == Done(reason="stop", tokens_out=len(stopped.ids))
+        assert stopped.ids == plain.ids[: len(stopped.ids)]
+        assert len(stopped.ids) < len(plain.ids)
+
+    async def test_a_stop_string_that_does_not_come_changes_nothing(self, engine: Engine) -> None:
+        prompt = await question(engine)
+        plain = await ask(engine, prompt)
+        almost = plain.text[3:8] + "\0"
+        answer = await ask(engine, prompt, replace(GREEDY, stop=(almost,)))
+        assert (answer.ids, answer.text, answer.done) == (plain.ids, plain.text, plain.done)
+
+    async def test_a_prompt_that_fills_the_context_is_refused(self, engine: Engine) -> None:
+        word = (await engine.tokenize("sea"))[:1]
+        with pytest.raises(EngineError, match=r"256 tokens.*shorten") as refused:
+            await ask(engine, word * N_CTX)
+        assert refused.value.code == "context_overflow"
+
+    async def test_an_answer_is_cut_where_the_context_ends(self, engine: Engine) -> None:
+        word = (await engine.tokenize("sea"))[:1]
+        answer = await ask(engine, word * (N_CTX - 3))
+        if answer.done.reason == "length":
+            assert len(answer.ids) == 3
+        assert len(answer.ids) <= 3
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("tokens_max", 0),
+            ("temperature", -0.1),
+            ("temperature", float("nan")),
+            ("top_p", 0.0),
+            ("top_k", -1),
+            ("min_p", 1.5),
+            ("repeat_penalty", 0.0),
+            ("seed", -1),
+            ("seed", 1 << 64),
+            ("stop", ("",)),
+        ],
+    )
+    async def test_a_sampling_value_that_makes_no_sense_is_refused_by_name(
+        self, engine: Engine, field: str, value: object
+    ) -> None:
+        sampling = replace(GREEDY, **{field: value})  # type: ignore[arg-type]
+        with pytest.raises(EngineError, match=f"^{field} is .* must be") as refused:
+            await ask(engine, (1, 2, 3), sampling)
+        assert refused.value.code == "bad_request"
+
+    @pytest.mark.parametrize("prompt", [(), (-1,), (1 << 40,)])
+    async def test_ids_that_are_no_tokens_are_refused(self, engine: Engine, prompt: tuple[int, ...]) -> None:
+        with pytest.raises(EngineError, match="prompt") as refused:
+            await ask(engine, prompt)
+        assert refused.value.code == "bad_request"
+
+    async def test_what_is_no_conversation_is_refused(self, engine: Engine) -> None:
+        for messages in ([], [{"role": "wizard", "content": "x"}], [{"role": "user"}]):
+            with pytest.raises(EngineError) as refused:
+                await engine.render(messages)
+            assert refused.value.code == "bad_request"
+
+    async def test_text_too_long_for_any_tokeniser_is_refused_before_work(self, engine: Engine) -> None:
+        for refused_call in (
+            engine.tokenize("x" * 100 * N_CTX),
+            engine.render([{"role": "user", "content": "x" * 100 * N_CTX}]),
+        ):
+            with pytest.raises(EngineError) as refused:
+                await refused_call
+            assert refused.value.code == "context_overflow"
+
+    async def test_tokens_are_no_more_than_bytes_and_special_words_are_text(self, engine: Engine) -> None:
+        await engine.load()
+        assert await engine.tokenize("") == ()
+        for text in ("hello", "你好 🙂", "<|im_end|>"):
+            ids = await engine.tokenize(text)
+            assert 1 < len(ids) <= len(text.encode()) or text == "hello"
+
+    async def test_beyond_the_queue_requests_are_refused_with_a_time_to_come_back(
+        self, engine: Engine
+    ) -> None:
+        prompt = await question(engine)
+        request = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, cache_key=b"busy")
+        answered = []
+
+        async def waiting(task_status: trio.TaskStatus[None]) -> None:
+            async with engine.generate(request) as stream:
+                task_status.started()
+                answered.append([event async for event in stream][-1])
+
+        # Apart from the nursery: those in the queue are served once these two have left.
+        async with trio.open_nursery() as nursery:  # noqa: SIM117
+            async with engine.generate(request) as one, engine.generate(request) as two:
+                assert isinstance(await anext(one), Started)
+                assert isinstance(await anext(two), Started)
+                for _ in range(QUEUE):
+                    await nursery.start(waiting)
+                assert (engine.stats().active, engine.stats().queued) == (SLOTS, QUEUE)
+                with pytest.raises(EngineError) as refused:
+                    async with engine.generate(request):
+                        pass
+                assert refused.value.code == "capacity"
+                assert refused.value.retry_after_s is not None
+                assert refused.value.retry_after_s > 0
+                assert not answered
+            # The slots are free again, so those in the queue are served.
+        assert answered == [Done(reason="length", tokens_out=12)] * QUEUE
+        assert (engine.stats().active, engine.stats().queued) == (0, 0)
+
+    async def test_leaving_the_queue_leaves_no_trace(self, engine: Engine) -> None:
+        prompt = await question(engine)
+        request = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, cache_key=b"busy")
+        async with engine.generate(request), engine.generate(request):
+            async with engine.generate(request):
+                assert engine.stats().queued == 1
+            assert engine.stats().queued == 0
+        assert engine.stats().active == 0
+
+    async def test_leaving_while_tokens_flow_frees_the_slot(self, engine: Engine) -> None:
+        prompt = await question(engine)
+        long = GenerateRequest(
+            prompt_ids=prompt, sampling=replace(GREEDY, tokens_max=200), cache_key=fresh_key()
+        )
+        for _ in range(SLOTS + 1):
+            async with engine.generate(long) as stream:
+                async for event in stream:
+                    if isinstance(event, Tokens):
+                        break
+            assert engine.stats().active == 0
+        assert (await ask(engine, prompt)).done.tokens_out == 12
+
+    async def test_requests_side_by_side_get_their_own_answers(self, engine: Engine) -> None:
+        answers: dict[str, Answer] = {}
+
+        async def one(about: str) -> None:
+            prompt = await engine.render([{"role": "user", "content": f"Tell me about {about}."}])
+            answers[about] = await ask(engine, prompt)
+
+        async with trio.open_nursery() as nursery:
+            for about in ("cats", "stars", "bread"):
+                nursery.start_soon(one, about)
+        for answer in answers.values():
+            assert answer.done.tokens_out == len(answer.ids) == 12
+        assert len({answer.ids for answer in answers.values()}) == 3
+
+    async def test_stats_count_what_was_made(self, engine: Engine) -> None:
+        before = engine.stats().tokens_out
+        await ask(engine, await question(engine))
+        assert engine.stats().tokens_out == before + 12

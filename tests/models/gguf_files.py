@@ -1,0 +1,45 @@
+"""Small GGUF files, made for tests."""
+
+from __future__ import annotations
+
+import struct
+
+
+def text(value: bytes | str) -> bytes:
+    data = value if isinstance(value, bytes) else value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def string(value: bytes | str) -> bytes:
+    return struct.pack("<I", 8) + text(value)
+
+
+def u32(value: int) -> bytes:
+    return struct.pack("<II", 4, value)
+
+
+def strings(values: list[bytes]) -> bytes:
+    return struct.pack("<IIQ", 9, 8, len(values)) + b"".join(text(value) for value in values)
+
+
+def integers(values: list[int]) -> bytes:
+    return struct.pack("<IIQ", 9, 5, len(values)) + struct.pack(f"<{len(values)}i", *values)
+
+
+def gguf(pairs: dict[str, bytes], *, version: int = 3, keys: int | None = None) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQ", version, 0, len(pairs) if keys is None else keys)
+    return head + b"".join(text(key) + value for key, value in pairs.items())
+
+
+TOKENS = [b"<end>", b"a", "Ġb".encode(), "ä½".encode(), "ł".encode(), b"user_token"]
+PAIRS = {
+    "general.architecture": string("tiny"),
+    "general.file_type": u32(7),
+    "tiny.context_length": u32(128),
+    "tokenizer.ggml.model": string("gpt2"),
+    "tokenizer.ggml.tokens": strings(TOKENS),
+    "tokenizer.ggml.token_type": integers([3, 1, 1, 1, 1, 4]),
+    "tokenizer.ggml.eos_token_id": u32(0),
+    "tokenizer.chat_template": string("{% for m in messages %}<end>{{ m['content'] }}{% endfor %}now"),
+}
+TINY = gguf(PAIRS)

