@@ -27,7 +27,6 @@ from multiaddr import Multiaddr
 from p2pnode.limits import Limits
 from p2pnode.net.host import NodeHost
 from p2pnode.net.multiaddrs import from_id, is_private, with_peer, without_peer
-from p2pnode.net.scopes import move_on_after_shielded
 from p2pnode.net.services import ServiceManager, attach
 from p2pnode.net.types import PeerAddresses
 
@@ -53,8 +52,9 @@ def record_key(key: bytes) -> bytes:
 class _Kad(KadDHT):
     """The library enters whoever asks it anything; a client would then be asked in turn, in vain."""
 
-    async def add_peer(self, peer_id: ID, *, skip_server_mode_check: bool = False) -> bool:  # noqa: ARG002
+    async def add_peer(self, peer_id: ID, *, skip_server_mode_check: bool = False) -> bool:
         """Servers only, by what identify told."""
+        del skip_server_mode_check
         return await super().add_peer(peer_id, skip_server_mode_check=False)
 
 
@@ -153,7 +153,7 @@ class Dht:
             answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, ANSWER_MAX_BYTES))
             return answer
         finally:
-            with move_on_after_shielded(1):
+            with trio.move_on_after(1, shield=True):
                 await stream.close()
 
     def _readable(self, entries: Iterable[Message.Peer], teller: ID) -> list[PeerInfo]:

@@ -32,7 +32,6 @@ from libp2p.utils.varint import encode_delim, encode_varint_prefixed, read_varin
 from multiaddr import Multiaddr
 
 from p2pnode.limits import Limits
-from p2pnode.net.scopes import move_on_after_shielded
 from p2pnode.net.swarm import NodeSwarm
 
 NEGOTIATION_LINE_MAX: Final = 1024
@@ -93,7 +92,7 @@ class NodeHost(BasicHost):
             ) from error
         finally:
             if stream is not None and not done:
-                with move_on_after_shielded(1):
+                with trio.move_on_after(1, shield=True):
                     await stream.reset()
         return stream
 
@@ -130,6 +129,7 @@ class NodeHost(BasicHost):
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
         """The library would start a system task; our swarm asks for identify itself."""
+        del peer_id, reason
 
     async def _answer_identify(self, stream: INetStream) -> None:
         observed = _remote_address_to_multiaddr(stream.get_remote_address())

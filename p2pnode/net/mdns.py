@@ -25,7 +25,6 @@ from p2pnode.net.multiaddrs import (
     with_peer,
     without_peer,
 )
-from p2pnode.net.scopes import move_on_after_shielded
 from p2pnode.net.types import PeerAddresses
 
 log = structlog.get_logger()
@@ -80,7 +79,7 @@ class Mdns:
         except Exception as error:  # noqa: BLE001  no multicast, no interface: not needed to live
             log.warning("mdns.unavailable", error=f"{type(error).__name__}: {error}")
         finally:
-            with move_on_after_shielded(CLOSE_S):
+            with trio.move_on_after(CLOSE_S, shield=True):
                 await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
             self._stopped.set()
 

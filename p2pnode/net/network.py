@@ -43,7 +43,6 @@ from p2pnode.net.multiaddrs import (
     without_peer,
 )
 from p2pnode.net.router import Handler, Router, wrap
-from p2pnode.net.scopes import move_on_after_shielded
 from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import NodeSwarm
 from p2pnode.net.tcp import TcpListener, TcpStream, TcpTransport
@@ -141,12 +140,12 @@ class Network:
                     task_status.started()
                     await self._stop.wait()
                 finally:
-                    with move_on_after_shielded(self._limits.close_deadline_s):
+                    with trio.move_on_after(self._limits.close_deadline_s, shield=True):
                         await self._shut_down()
                     nursery.cancel_scope.cancel()
         finally:
             for listener in self._listeners:
-                with move_on_after_shielded(self._limits.close_deadline_s):
+                with trio.move_on_after(self._limits.close_deadline_s, shield=True):
                     await listener.close()
             self._swarm.nursery = None
             self._running = False

@@ -17,6 +17,7 @@ def is_free(address: str) -> bool:
     """Can we listen on this multiaddr now?"""
     host, port = endpoint(parse(address))
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
             probe.listen(1)

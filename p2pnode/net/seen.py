@@ -16,7 +16,8 @@ SEEN_MAX: Final = 16384
 class SeenMessages:
     """``add`` says whether the id is new."""
 
-    def __init__(self, ttl: int, sweep_interval: int = 60) -> None:  # noqa: ARG002  the library's signature
+    def __init__(self, ttl: int, sweep_interval: int = 60) -> None:
+        del sweep_interval  # in the library's signature
         self._ttl_s = ttl
         self._until: OrderedDict[bytes, float] = OrderedDict()
 

@@ -32,9 +32,10 @@ class ServiceManager:
         function: Callable[..., Awaitable[Any]],
         *args: Any,
         name: str | None = None,
-        daemon: bool = False,  # noqa: ARG002  a daemon that ends is no error here
+        daemon: bool = False,
     ) -> None:
-        """Start a task that can't take anything else down."""
+        """Start a task that can't take anything else down. A ``daemon`` that ends is no error here."""
+        del daemon
         if self.is_running:
             self._nursery.start_soon(self._guarded, function, args, name=name)
 

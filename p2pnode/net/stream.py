@@ -10,13 +10,13 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import trio
 from libp2p.abc import INetStream
 from libp2p.network.stream.exceptions import StreamEOF, StreamError
 from libp2p.network.stream.net_stream import NetStream
 
 from p2pnode.errors import UnreachableError
 from p2pnode.ids import PeerId
-from p2pnode.net.scopes import move_on_after_shielded
 
 CLOSE_S: Final = 1.0
 
@@ -94,5 +94,6 @@ class Stream:
 
     @staticmethod
     async def _bounded(function: Callable[[], Awaitable[None]]) -> None:
-        with move_on_after_shielded(CLOSE_S), contextlib.suppress(Exception):  # it is closed either way
+        # Whatever goes wrong, it is closed.
+        with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(Exception):
             await function()

@@ -30,7 +30,6 @@ from p2pnode.limits import Limits
 from p2pnode.net.admission import Admission
 from p2pnode.net.connection import NodeConnection
 from p2pnode.net.multiaddrs import from_id, is_loopback, is_private, without_peer
-from p2pnode.net.scopes import move_on_after_shielded
 from p2pnode.net.upgrader import Upgrader
 
 log = structlog.get_logger()
@@ -308,7 +307,7 @@ class NodeSwarm(Swarm):
 
 
 async def _close_quietly(closer: Any) -> None:
-    with move_on_after_shielded(1.0), contextlib.suppress(Exception):  # it is closed either way
+    with trio.move_on_after(1.0, shield=True), contextlib.suppress(Exception):  # it is closed either way
         await closer.close()
 
 

@@ -151,8 +151,9 @@ class TcpTransport(ITransport):
             raise OpenConnectionError(dial_message(error)) from error
         return RawConnection(wrap(stream), True)
 
-    def create_listener(self, handler_function: THandler) -> TcpListener:  # noqa: ARG002  (the swarm serves)
-        """An unbound listener."""
+    def create_listener(self, handler_function: THandler) -> TcpListener:
+        """An unbound listener; the swarm serves it."""
+        del handler_function
         return TcpListener()
 
     def can_dial(self, maddr: Multiaddr) -> bool:

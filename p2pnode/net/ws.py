@@ -26,7 +26,6 @@ from trio_websocket import (
 )
 
 from p2pnode.net.multiaddrs import endpoint
-from p2pnode.net.scopes import move_on_after_shielded
 from p2pnode.net.tcp import TcpListener, TcpStream, dial_message
 
 MESSAGE_MAX_BYTES: Final = 1 << 20
@@ -68,7 +67,7 @@ class WsStream(ReadWriteCloser):
 
     async def close(self) -> None:
         """Close, waiting only briefly for the other side's close frame."""
-        with move_on_after_shielded(CLOSE_S), contextlib.suppress(ConnectionClosed):
+        with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(ConnectionClosed):
             await self._connection.aclose()
 
     def get_remote_address(self) -> tuple[str, int] | None:
@@ -111,8 +110,9 @@ class WsTransport(ITransport):
             raise OpenConnectionError("it doesn't answer as a WebSocket") from error
         return RawConnection(WsStream(connection, (host, port)), True)
 
-    def create_listener(self, handler_function: THandler) -> TcpListener:  # noqa: ARG002  (the swarm serves)
-        """An unbound listener."""
+    def create_listener(self, handler_function: THandler) -> TcpListener:
+        """An unbound listener; the swarm serves it."""
+        del handler_function
         return TcpListener("/ws")
 
     def can_dial(self, maddr: Multiaddr) -> bool:

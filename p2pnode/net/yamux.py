@@ -22,7 +22,6 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamErro
 from multiaddr import Multiaddr
 
 from p2pnode.net import yamux_frames as wire
-from p2pnode.net.scopes import move_on_after_shielded
 from p2pnode.net.yamux_stream import YamuxStream
 
 QUEUE_ROOM_BYTES: Final = 128 * 1024
@@ -105,7 +104,7 @@ class Yamux(IMuxedConn):
         finally:
             self._lose()
             self.event_started.set()
-            with move_on_after_shielded(FLUSH_S):
+            with trio.move_on_after(FLUSH_S, shield=True):
                 await self._close_secured()
             self.event_closed.set()
 
@@ -115,16 +114,16 @@ class Yamux(IMuxedConn):
             self._ending = True
             self._enqueue(wire.frame(wire.GO_AWAY, 0, 0, wire.GO_AWAY_NORMAL))
         if not self.event_started.is_set():
-            with move_on_after_shielded(FLUSH_S):
+            with trio.move_on_after(FLUSH_S, shield=True):
                 await self._close_secured()
             self._lose()
             self.event_closed.set()
             return
-        with move_on_after_shielded(FLUSH_S):
+        with trio.move_on_after(FLUSH_S, shield=True):
             while self._out and not self.event_closed.is_set():
                 await self.wait_room(0)
         self._scope.cancel()
-        with move_on_after_shielded(2 * FLUSH_S):
+        with trio.move_on_after(2 * FLUSH_S, shield=True):
             await self.event_closed.wait()
 
     async def open_stream(self) -> YamuxStream:

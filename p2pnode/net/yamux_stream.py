@@ -145,6 +145,7 @@ class YamuxStream(IMuxedStream):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
+        del exc_type, exc_val, exc_tb
         await self.close()
 
     # What the connection calls; none of it waits.

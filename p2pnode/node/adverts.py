@@ -184,6 +184,10 @@ class AdvertService:
         verdict, advert = self.book.offer_gossip(data, sender, self._wall())
         if advert is not None and verdict == "accepted":
             self._check_duplicate(advert)
+        if verdict == "stale" and advert is not None:
+            # What we learned by asking must still reach those who only listen.
+            held = self.book.get(advert.peer, self._wall())
+            return held is not None and encode(held.signed) == data
         return verdict == "accepted"
 
     def _take(self, signed: SignedAdvert, source: PeerId) -> tuple[str, Advert | None]:

@@ -46,7 +46,8 @@ def _nested(depth: int) -> bytes:
     value: object = 1
     for _ in range(depth):
         value = [value]
-    return msgpack.packb({"t": "open", "model": value})
+    packed: bytes = msgpack.packb({"t": "open", "model": value})
+    return packed
 
 
 MALFORMED: dict[str, bytes] = {

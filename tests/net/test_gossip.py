@@ -1,0 +1,160 @@
+"""Topics over the memory net: validators, bounds, and what strangers send."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import trio
+from libp2p.pubsub.pb import rpc_pb2
+from trio.testing import MockClock
+
+from p2pnode.ids import PeerId
+from p2pnode.limits import Limits
+from p2pnode.net.network import NetworkConfig
+from tests.net.memory_world import world
+from tests.net.support import eventually
+
+TOPIC = "t"
+
+
+def tiny_queue(_: int, config: NetworkConfig) -> NetworkConfig:
+    return dataclasses.replace(config, limits=Limits(gossip_queue=4))
+
+
+async def test_the_author_is_told_even_when_another_forwards(autojump_clock: MockClock) -> None:
+    async with world(3) as w:
+        first, middle, last = w.nodes
+        got = [await node.subscribe(TOPIC, lambda _, __: True) for node in w.nodes]
+        await middle.connect(first.multiaddrs[0])
+        await last.connect(middle.multiaddrs[0])
+        await trio.sleep(3)
+        assert middle.topic_peers(TOPIC) == tuple(sorted([first.peer_id, last.peer_id]))
+        await first.publish(TOPIC, b"hello")
+        for subscription in got:
+            assert await anext(subscription) == (first.peer_id, b"hello")
+
+
+async def test_what_the_validator_refuses_is_neither_delivered_nor_forwarded(
+    autojump_clock: MockClock,
+) -> None:
+    seen: list[tuple[PeerId, bytes]] = []
+    async with world(3) as w:
+        first, middle, last = w.nodes
+        await first.subscribe(TOPIC, lambda _, __: True)
+        await middle.subscribe(TOPIC, lambda _, data: data != b"bad")
+
+        def look(author: PeerId, data: bytes) -> bool:
+            seen.append((author, data))
+            return True
+
+        end = await last.subscribe(TOPIC, look)
+        await middle.connect(first.multiaddrs[0])
+        await last.connect(middle.multiaddrs[0])
+        await trio.sleep(3)
+        await first.publish(TOPIC, b"bad")
+        await first.publish(TOPIC, b"good")
+        assert await anext(end) == (first.peer_id, b"good")
+        await trio.sleep(5)
+        assert seen == [(first.peer_id, b"good")]
+        assert middle.stats().gossip["rejected"] == 1
+
+
+async def test_a_validator_that_raises_refuses_and_the_topic_lives_on(autojump_clock: MockClock) -> None:
+    def validator(_: PeerId, data: bytes) -> bool:
+        if data == b"bomb":
+            raise RuntimeError("a bug of ours")
+        return True
+
+    async with world(2) as w:
+        a, b = w.nodes
+        await a.subscribe(TOPIC, lambda _, __: True)
+        got = await b.subscribe(TOPIC, validator)
+        await a.connect(b.multiaddrs[0])
+        await trio.sleep(2)
+        await a.publish(TOPIC, b"bomb")
+        await a.publish(TOPIC, b"fine")
+        assert await anext(got) == (a.peer_id, b"fine")
+
+
+async def test_a_reader_that_lags_loses_messages_and_they_are_counted(autojump_clock: MockClock) -> None:
+    async with world(2, extra=tiny_queue) as w:
+        a, b = w.nodes
+        await a.subscribe(TOPIC, lambda _, __: True)
+        lagging = await b.subscribe(TOPIC, lambda _, __: True)
+        await a.connect(b.multiaddrs[0])
+        await trio.sleep(2)
+        for i in range(10):
+            await a.publish(TOPIC, b"%d" % i)
+        await trio.sleep(2)
+        assert lagging.dropped == 6
+        assert b.stats().gossip["dropped"] == 6
+        assert [(await anext(lagging))[1] for _ in range(4)] == [b"0", b"1", b"2", b"3"]
+
+
+async def test_a_burst_of_forty_from_one_node_arrives_whole(autojump_clock: MockClock) -> None:
+    async with world(3) as w:
+        got = [await node.subscribe(TOPIC, lambda _, __: True) for node in w.nodes]
+        await w.connect_all()
+        await trio.sleep(3)
+        for i in range(40):
+            await w.nodes[2].publish(TOPIC, b"%d" % i)
+        for subscription in got:
+            assert sorted([(await anext(subscription))[1] for _ in range(40)]) == sorted(
+                b"%d" % i for i in range(40)
+            )
+
+
+async def test_a_forged_author_is_dropped(autojump_clock: MockClock) -> None:
+    seen: list[bytes] = []
+
+    def look(_: PeerId, data: bytes) -> bool:
+        seen.append(data)
+        return True
+
+    async with world(3) as w:
+        liar, target, other = w.nodes
+        await target.subscribe(TOPIC, look)
+        await liar.subscribe(TOPIC, lambda _, __: True)
+        await liar.connect(target.multiaddrs[0])
+        await trio.sleep(2)
+        assert liar._gossip is not None
+        pubsub = liar._gossip._pubsub
+        for signature in (b"", b"x" * 64):
+            message = rpc_pb2.Message(
+                data=b"forged",
+                topicIDs=[TOPIC],
+                from_id=other._id.to_bytes(),
+                seqno=b"12345678",
+                signature=signature,
+            )
+            for peer in list(pubsub.peers):
+                liar._gossip._router.send_rpc(peer, rpc_pb2.RPC(publish=[message]))
+        await liar.publish(TOPIC, b"honest")
+        await eventually(lambda: b"honest" in seen)
+        await trio.sleep(2)
+        assert seen == [b"honest"]
+
+
+async def test_leaving_a_topic_ends_the_iterator_and_tells_the_others(autojump_clock: MockClock) -> None:
+    async with world(2) as w:
+        a, b = w.nodes
+        subscription = await a.subscribe(TOPIC, lambda _, __: True)
+        await a.connect(b.multiaddrs[0])
+        await eventually(lambda: b.topic_peers(TOPIC) == (a.peer_id,))
+        await subscription.aclose()
+        assert [message async for message in subscription] == []
+        await eventually(lambda: b.topic_peers(TOPIC) == ())
+        again = await a.subscribe(TOPIC, lambda _, __: True)
+        await a.publish(TOPIC, b"mine")
+        assert await anext(again) == (a.peer_id, b"mine")
+
+
+async def test_a_topic_is_not_joined_by_publishing_to_it(autojump_clock: MockClock) -> None:
+    async with world(2) as w:
+        a, b = w.nodes
+        got = await b.subscribe(TOPIC, lambda _, __: True)
+        await a.connect(b.multiaddrs[0])
+        await eventually(lambda: a.topic_peers(TOPIC) == (b.peer_id,))
+        await a.publish(TOPIC, b"from outside")
+        assert await anext(got) == (a.peer_id, b"from outside")
+        assert b.topic_peers(TOPIC) == ()

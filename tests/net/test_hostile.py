@@ -1,0 +1,379 @@
+"""Peers that misbehave below any protocol. Each time the node must go on serving an honest client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import Any
+
+import pytest
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+
+from p2pnode.errors import UnreachableError
+from p2pnode.limits import Limits
+from p2pnode.net import yamux_frames as wire
+from p2pnode.net.multiaddrs import to_id
+from p2pnode.net.network import Network
+from p2pnode.net.stream import Stream
+from p2pnode.net.tcp import wrap
+from p2pnode.net.upgrader import Upgrader
+from tests.net.support import ECHO, ask_echo, echo, eventually, make, make_client, port_of, running
+
+SMALL = Limits(connections_max=12, inbound_handshakes_max=4, handshake_deadline_s=2.0, streams_per_peer=8)
+
+
+def victim(**settings: Any) -> Network:
+    """A small node that serves echo."""
+    network = make("victim", limits=settings.pop("limits", SMALL), **settings)
+    network.serve(ECHO, echo)
+    return network
+
+
+async def dial_raw(network: Network) -> trio.SocketStream:
+    """A bare socket to it."""
+    return await trio.open_tcp_stream("127.0.0.1", port_of(network))
+
+
+async def attack_secured(network: Network, name: str = "attacker") -> ReadWriteCloser:
+    """A connection past Noise and yamux's negotiation, for frames of one's own making."""
+    upgrader = Upgrader(create_new_key_pair(name.encode().ljust(32)[:32]), Limits(), fast=True)
+    muxed: Any = await upgrader.upgrade_outbound(
+        RawConnection(wrap(await dial_raw(network)), True), to_id(network.peer_id)
+    )
+    return muxed.secured_conn  # type: ignore[no-any-return]
+
+
+async def read_until_closed(conn: ReadWriteCloser) -> None:
+    """The victim must end the connection."""
+    with trio.fail_after(10), contextlib.suppress(IOException, RawConnError):
+        while await conn.read():
+            pass
+
+
+async def drain(raw: trio.SocketStream, seconds: float) -> bool:
+    """Whether the other side closed or reset within ``seconds``."""
+    with trio.move_on_after(seconds):
+        try:
+            while await raw.receive_some():
+                pass
+        except trio.BrokenResourceError:
+            pass
+        return True
+    return False
+
+
+async def test_300_connections_one_after_another_leave_room_for_an_honest_client() -> None:
+    host = victim()
+    clients = [make_client(f"passer-by {i % 3}") for i in range(3)]
+    async with running(host, *clients):
+        for i in range(300):
+            client = clients[i % 3]
+            await client.connect(host.multiaddrs[0])
+            await client.disconnect(host.peer_id)
+        await ask_echo(clients[0], host)
+        await eventually(lambda: host.stats().connections == 0)
+        assert host.stats().refused.get("connections", 0) == 0
+
+
+async def test_idle_connections_up_to_the_cap_give_way_to_a_newcomer() -> None:
+    host = victim()
+    idlers = [make_client(f"idler {i}") for i in range(SMALL.connections_max)]
+    honest = make_client("honest")
+    async with running(host, honest, *idlers):
+        for idler in idlers:
+            await idler.connect(host.multiaddrs[0])
+        await eventually(lambda: host.stats().connections >= SMALL.connections_max - 1)
+        await ask_echo(honest, host)
+        assert host.stats().connections <= SMALL.connections_max
+
+
+async def test_one_address_cannot_take_every_place() -> None:
+    host = victim(limits=Limits(connections_inbound_per_ip=3))
+    greedy = [make_client(f"greedy {i}", limits=Limits(dial_deadline_s=1)) for i in range(5)]
+    async with running(host, *greedy):
+        for client in greedy[:3]:
+            await client.connect(host.multiaddrs[0])
+        for client in greedy[3:]:
+            with pytest.raises(UnreachableError):
+                await client.connect(host.multiaddrs[0])
+        assert host.stats().refused["per_ip"] >= 2
+
+
+async def test_300_streams_at_once_from_one_peer_are_capped_and_reset() -> None:
+    held = 0
+    most = 0
+
+    async def hold(stream: Stream) -> None:
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        try:
+            await stream.receive_some()
+        finally:
+            held -= 1
+
+    host, greedy, honest = victim(), make_client("greedy"), make_client("honest")
+    host.serve("/p2pnode/hold/1", hold)
+    opened: list[Stream] = []
+    failed = 0
+
+    async def open_one() -> None:
+        nonlocal failed
+        try:
+            stream = await greedy.open_stream(host.peer_id, "/p2pnode/hold/1")
+            opened.append(stream)
+            await stream.receive_some()
+        except UnreachableError:
+            failed += 1
+
+    async with running(host, greedy, honest):
+        await greedy.connect(host.multiaddrs[0])
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(open_one)
+            await eventually(lambda: failed >= 300 - SMALL.streams_per_peer, 30)
+            assert most <= SMALL.streams_per_peer
+            await ask_echo(honest, host)
+            nursery.cancel_scope.cancel()
+        await greedy.disconnect(host.peer_id)
+        await eventually(lambda: held == 0)
+
+
+async def test_a_cap_of_one_protocol_leaves_the_others_alone() -> None:
+    host, client = make("host"), make_client("client")
+    host.serve(ECHO, echo)
+    host.serve("/p2pnode/one/1", echo, streams_per_peer=1)
+    async with running(host, client):
+        await client.connect(host.multiaddrs[0])
+        first = await client.open_stream(host.peer_id, "/p2pnode/one/1")
+        await first.send_all(b"1")
+        assert await first.receive_some() == b"1"
+        with pytest.raises(UnreachableError, match=r"reset|aborted"):
+            await (await client.open_stream(host.peer_id, "/p2pnode/one/1")).receive_some()
+        assert host.stats().protocols_refused == {"/p2pnode/one/1": 1}
+        third = await client.open_stream(host.peer_id, ECHO)
+        await third.send_all(b"3")
+        assert await third.receive_some() == b"3"
+
+
+async def test_a_plaintext_dialler_is_refused() -> None:
+    host, honest = victim(), make_client("honest")
+    async with running(host, honest):
+        raw = await dial_raw(host)
+        await raw.send_all(b"\x13/multistream/1.0.0\n\x11/plaintext/2.0.0\n")
+        answer = b""
+        with trio.fail_after(5):
+            while b"na\n" not in answer:
+                answer += await raw.receive_some()
+        assert b"plaintext" not in answer
+        await ask_echo(honest, host)
+        await raw.aclose()
+
+
+async def test_silent_connections_are_closed_and_never_take_all_places() -> None:
+    host, honest = victim(), make_client("honest")
+    async with running(host, honest):
+        silent = [await dial_raw(host) for _ in range(30)]
+        await ask_echo(honest, host)
+        for raw in silent:
+            assert await drain(raw, SMALL.handshake_deadline_s + 3)
+            await raw.aclose()
+        await eventually(lambda: host.stats().handshakes == 0)
+        await ask_echo(honest, host)
+
+
+async def test_a_silent_websocket_dialler_is_closed_too() -> None:
+    limits = Limits(handshake_deadline_s=0.3)
+    host, honest = victim(limits=limits, listen=("/ip4/127.0.0.1/tcp/0/ws",)), make_client("honest")
+    async with running(host, honest):
+        raw = await dial_raw(host)
+        assert await drain(raw, 3)
+        await raw.aclose()
+        await ask_echo(honest, host)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00" * 64,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 5000,
+        b"\x13/multistream/1.0.0\n\xff\xff\xff\xff\x7f",
+        None,
+    ],
+    ids=["zeros", "http", "ones", "huge-length", "random"],
+)
+async def test_garbage_bytes_end_that_connection_only(garbage: bytes | None) -> None:
+    host, honest = victim(), make_client("honest")
+    async with running(host, honest):
+        sockets = [await dial_raw(host) for _ in range(5)]
+        for raw in sockets:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await raw.send_all(garbage if garbage is not None else os.urandom(4096))
+        for raw in sockets:
+            assert await drain(raw, SMALL.handshake_deadline_s + 3)
+            await raw.aclose()
+        await ask_echo(honest, host)
+
+
+async def test_a_handler_that_raises_does_not_take_the_node_down() -> None:
+    async def broken(stream: Stream) -> None:
+        raise RuntimeError("a bug of ours")
+
+    host, client = victim(), make_client("client")
+    host.serve("/p2pnode/broken/1", broken)
+    async with running(host, client):
+        await client.connect(host.multiaddrs[0])
+        for _ in range(20):
+            with pytest.raises(UnreachableError, match=r"reset|aborted"):
+                await (await client.open_stream(host.peer_id, "/p2pnode/broken/1")).receive_some()
+        assert host.stats().protocols_failed == {"/p2pnode/broken/1": 20}
+        await client.disconnect(host.peer_id)
+        await ask_echo(client, host)
+
+
+async def test_a_peer_that_resets_mid_handler_is_an_unreachable_error_there() -> None:
+    outcome: list[str] = []
+    done = trio.Event()
+
+    async def handler(stream: Stream) -> None:
+        try:
+            while await stream.receive_some():
+                pass
+            outcome.append("clean end")
+        except UnreachableError:
+            outcome.append("reset")
+        finally:
+            done.set()
+
+    host, client = victim(), make_client("client")
+    host.serve("/p2pnode/read/1", handler)
+    async with running(host, client):
+        await client.connect(host.multiaddrs[0])
+        stream = await client.open_stream(host.peer_id, "/p2pnode/read/1")
+        await stream.send_all(b"half a mess")
+        await stream.reset()
+        with trio.fail_after(5):
+            await done.wait()
+        assert outcome == ["reset"]
+        await client.disconnect(host.peer_id)
+        await ask_echo(client, host)
+
+
+async def test_a_socket_that_vanishes_mid_handler_frees_everything() -> None:
+    host, client = victim(), make_client("client")
+    async with running(host, client):
+        await client.connect(host.multiaddrs[0])
+        stream = await client.open_stream(host.peer_id, ECHO)
+        await stream.send_all(b"x")
+        assert await stream.receive_some() == b"x"
+        [connection] = list(client._swarm.all_live())
+        raw: Any = connection.muxed_conn
+        tcp = raw.secured_conn.conn.read_writer.read_write_closer.stream
+        tcp.socket_stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        tcp.socket_stream.socket.close()  # RST, without a word from yamux
+        await eventually(lambda: host.stats().connections == 0 and host.stats().streams_inbound == 0)
+        honest = make_client("honest")
+        async with running(honest):
+            await ask_echo(honest, host)
+
+
+async def test_a_slow_reader_holds_up_only_its_own_stream_and_bounded_memory() -> None:
+    written = 0
+
+    async def flood(stream: Stream) -> None:
+        nonlocal written
+        while True:
+            await stream.send_all(b"z" * 65536)
+            written += 65536
+
+    host, slow, honest = victim(), make_client("slow"), make_client("honest")
+    host.serve("/p2pnode/flood/1", flood)
+    async with running(host, slow, honest):
+        await slow.connect(host.multiaddrs[0])
+        stuck = await slow.open_stream(host.peer_id, "/p2pnode/flood/1")
+        await trio.sleep(0.5)
+        before = written
+        await trio.sleep(0.5)
+        assert written == before <= 4 * SMALL.stream_window_bytes
+        other = await slow.open_stream(host.peer_id, ECHO)  # the same connection still works
+        await other.send_all(b"hello")
+        assert await other.receive_some() == b"hello"
+        await ask_echo(honest, host)
+        assert await stuck.receive_some()
+        await stuck.reset()
+
+
+async def test_a_slow_writer_costs_one_stream_and_no_more() -> None:
+    host, slow, honest = victim(), make_client("slow"), make_client("honest")
+    async with running(host, slow, honest):
+        await slow.connect(host.multiaddrs[0])
+        stream = await slow.open_stream(host.peer_id, ECHO)
+        for i in range(5):
+            await stream.send_all(bytes([i]))
+            assert await stream.receive_some() == bytes([i])
+            await trio.sleep(0.05)
+        await ask_echo(honest, host)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        wire.frame(9, 0, 1, 0),
+        b"\x07" + bytes(11),
+        wire.frame(wire.WINDOW_UPDATE, wire.SYN, 2, 0),
+        wire.frame(wire.WINDOW_UPDATE, wire.SYN, 0, 0),
+        wire.frame(wire.DATA, wire.SYN, 1, wire.WINDOW_INITIAL + 1),
+        wire.frame(wire.DATA, 0, 7, 0xFFFFFFFF),
+        wire.frame(wire.WINDOW_UPDATE, wire.SYN, 1, 0) * 2,
+    ],
+    ids=["type", "version", "parity", "stream-0", "over-credit", "4-gigabytes", "twice"],
+)
+async def test_a_breach_of_yamux_ends_that_connection_only(frames: bytes) -> None:
+    host, honest = victim(), make_client("honest")
+    async with running(host, honest):
+        conn = await attack_secured(host)
+        await conn.write(frames)
+        await read_until_closed(conn)
+        await conn.close()
+        await ask_echo(honest, host)
+
+
+async def test_a_peer_that_pings_and_never_reads_is_cut_off() -> None:
+    host, honest = victim(), make_client("honest")
+    async with running(host, honest):
+        conn = await attack_secured(host)
+        pings = wire.frame(wire.PING, wire.SYN, 0, 1) * 5000
+        with trio.fail_after(30), contextlib.suppress(IOException, RawConnError):
+            while True:
+                await conn.write(pings)
+        await ask_echo(honest, host)
+        await conn.close()
+
+
+async def test_streams_opened_by_hand_beyond_the_cap_are_reset_at_once() -> None:
+    host, honest = victim(), make_client("honest")
+    async with running(host, honest):
+        conn = await attack_secured(host)
+        await conn.write(b"".join(wire.frame(wire.WINDOW_UPDATE, wire.SYN, 1 + 2 * i, 0) for i in range(300)))
+        resets = 0
+        with trio.fail_after(10):
+            while resets < 200:
+                data = await conn.read()
+                resets += data.count(struct.pack("!BBH", 0, wire.WINDOW_UPDATE, wire.RST))
+        assert host.stats().streams_inbound <= SMALL.streams_per_peer + 32
+        await ask_echo(honest, host)
+        await conn.close()
+
+
+def test_the_attacker_has_another_identity_than_the_victim() -> None:
+    key = create_new_key_pair(b"attacker".ljust(32))
+    assert ID.from_pubkey(key.public_key) != to_id(victim().peer_id)
