@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from p2pnode.log import configure_logging
 
+PYTHONS_OWN_LIMIT = 1000
+
 
 @pytest.fixture(autouse=True)
-def _quiet_logs() -> None:
-    """As a user's terminal: warnings and worse only."""
+def _as_in_the_field() -> None:
+    """A user's terminal shows warnings and worse; and libraries of tests raise Python's recursion limit."""
     configure_logging("warning")
+    sys.setrecursionlimit(PYTHONS_OWN_LIMIT)
