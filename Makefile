@@ -36,7 +36,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/vulture
-	$(BIN)/deptry p2pnode
+	$(BIN)/deptry p2pnode protocols models chain storage simulations
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

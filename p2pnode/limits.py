@@ -41,6 +41,7 @@ class Limits:
     found_grace_s: float = 0.1
     peers_wanted: int = 8
     peers_interval_s: float = 15.0
+    provide_first_s: float = 1.0
     provide_interval_s: float = 600.0
 
     # inference

@@ -57,6 +57,10 @@ def public_key_of(peer: str) -> bytes:
     if len(raw) != 38 or not raw.startswith(_PEER_ID_PREFIX):  # noqa: PLR2004 - prefix and key
         msg = f"not the peer id of an Ed25519 key: {peer[:64]!r}"
         raise ProtocolError(msg)
+    if peer_id_of(raw[6:]) != peer:
+        # The decoder forgives trailing white space: one key must not have many names.
+        msg = f"not the canonical form of a peer id: {peer[:64]!r}"
+        raise ProtocolError(msg)
     return raw[6:]
 
 

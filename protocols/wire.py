@@ -9,7 +9,8 @@ A message class is registered under its type name::
 
 Its wire form is ``{"t": "ping", "nonce": 7}``. Unknown keys are ignored, missing keys without a
 default and values outside their bounds are a ``ProtocolError`` that names the field. ``None`` is
-not sent. Nested dataclasses are maps without ``t``. This module knows no protocol.
+not sent. Nested dataclasses are maps without ``t``. Where room is short a field's ``Key`` stands for
+its name. This module knows no protocol.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ class Size:
     high: int
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The key of a field on the wire, where its name would take too much room."""
+
+    name: str
+
+
 def exactly(length: int) -> Size:
     """A fixed length."""
     return Size(length, length)
@@ -50,7 +58,7 @@ def exactly(length: int) -> Size:
 
 U32 = Annotated[int, Range(0, 2**32 - 1)]
 U63 = Annotated[int, Range(0, 2**63 - 1)]
-"""Counts, seconds since the epoch and amounts in token units: never negative, fits SQLite and JSON readers."""
+"""Counts, epoch seconds and amounts in token units: never negative, fits SQLite and JSON readers."""
 Bytes20 = Annotated[bytes, exactly(20)]
 Bytes32 = Annotated[bytes, exactly(32)]
 Bytes64 = Annotated[bytes, exactly(64)]
@@ -63,7 +71,8 @@ _TYPE_KEY: Final = "t"
 class _Schema:
     name: str
     cls: type
-    decoders: tuple[tuple[str, Decoder, bool], ...]
+    fields: tuple[tuple[str, str, Decoder, bool], ...]
+    """Name, key on the wire, decoder, whether it must be there."""
 
 
 _SCHEMAS: dict[type, _Schema] = {}
@@ -108,16 +117,21 @@ class Codec:
         if not isinstance(raw, dict):
             msg = "a message must be a map"
             raise ProtocolError(msg)
-        cls = self._by_name.get(raw.get(_TYPE_KEY, ""))
+        name = raw.get(_TYPE_KEY)
+        cls = self._by_name.get(name) if isinstance(name, str) else None
         if cls is None:
-            msg = f"unknown message type {str(raw.get(_TYPE_KEY))[:32]!r}"
+            msg = f"unknown message type {str(name)[:32]!r}"
             raise ProtocolError(msg)
         return _build(cls, raw)
 
 
 def encode(value: Any) -> bytes:
-    """Canonical msgpack bytes of a message or record: fields in the order of the class."""
-    packed: bytes = msgpack.packb(_plain(value, top=True), use_bin_type=True)
+    """Canonical msgpack bytes of a message or record: fields in the order of the class.
+
+    Lone surrogates, which have no UTF-8 form, become question marks: text of a user or an engine must
+    not make a machine raise.
+    """
+    packed: bytes = msgpack.packb(_plain(value, top=True), use_bin_type=True, unicode_errors="replace")
     return packed
 
 
@@ -150,10 +164,10 @@ def _plain(value: Any, *, top: bool = False) -> Any:
         name = wire_name(type(value))
         if top and name:
             out[_TYPE_KEY] = name
-        for item in fields(value):
-            held = getattr(value, item.name)
+        for field, key, _, _ in _schema_of(type(value)).fields:
+            held = getattr(value, field)
             if held is not None:
-                out[item.name] = _plain(held)
+                out[key] = _plain(held)
         return out
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
@@ -163,29 +177,48 @@ def _plain(value: Any, *, top: bool = False) -> Any:
 
 
 def _build(cls: type, raw: Mapping[Any, Any]) -> Any:
-    schema = _SCHEMAS.get(cls) or _compile(cls)
+    schema = _schema_of(cls)
     values: dict[str, Any] = {}
-    for name, decoder, required in schema.decoders:
-        if name in raw:
-            values[name] = decoder(raw[name], name)
+    for name, key, decoder, required in schema.fields:
+        if key in raw:
+            values[name] = decoder(raw[key], name)
         elif required:
             msg = f"{schema.name}.{name} is missing"
             raise ProtocolError(msg)
     return cls(**values)
 
 
+def wire_keys(cls: type) -> dict[str, str]:
+    """Of a message or record: field name to key on the wire."""
+    return {name: key for name, key, _, _ in _schema_of(cls).fields}
+
+
+def _schema_of(cls: type) -> _Schema:
+    return _SCHEMAS.get(cls) or _compile(cls)
+
+
 def _compile(cls: type) -> _Schema:
     hints = get_type_hints(cls, include_extras=True)
-    decoders = tuple(
+    compiled = tuple(
         (
             item.name,
+            _key(hints[item.name], item.name),
             _decoder(hints[item.name], ()),
             item.default is MISSING and item.default_factory is MISSING,
         )
         for item in fields(cls)
     )
-    schema = _SCHEMAS[cls] = _Schema(wire_name(cls) or cls.__name__, cls, decoders)
+    keys = [_TYPE_KEY, *(key for _, key, _, _ in compiled)]
+    if len(set(keys)) != len(keys):
+        msg = f"two fields of {cls.__name__} share a key on the wire (or one takes {_TYPE_KEY!r})"
+        raise TypeError(msg)
+    schema = _SCHEMAS[cls] = _Schema(wire_name(cls) or cls.__name__, cls, compiled)
     return schema
+
+
+def _key(hint: Any, name: str) -> str:
+    marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((mark.name for mark in marks if isinstance(mark, Key)), name)
 
 
 def _decoder(hint: Any, bounds: tuple[Any, ...]) -> Decoder:
@@ -244,7 +277,7 @@ def _number_decoder(kind: type, bound: Range) -> Decoder:
 
     def decode_number(value: Any, name: str) -> Any:
         if type(value) in accepted and low <= value <= high:
-            return value
+            return kind(value)
         msg = f"{name} must be a number from {low} to {high}"
         raise ProtocolError(msg)
 
@@ -255,8 +288,8 @@ def _sized_decoder(kind: type, size: Size) -> Decoder:
     low, high = size.low, size.high
 
     def decode_sized(value: Any, name: str) -> Any:
-        if type(value) is kind:
-            length = len(value) if kind is bytes else len(value.encode())
+        if type(value) is kind and isinstance(value, str | bytes):
+            length = len(value.encode()) if isinstance(value, str) else len(value)
             if low <= length <= high:
                 return value
         msg = f"{name} must be {kind.__name__} of {low} to {high} bytes"

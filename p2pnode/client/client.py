@@ -317,7 +317,11 @@ class Client:
                 opened.set()
 
         self._nursery.start_soon(run)
-        await opened.wait()
+        try:
+            await opened.wait()
+        except BaseException:
+            session.close()
+            raise
         if session.accept is None:
             raise outcome[0] if outcome else session.error()
         return session

@@ -32,7 +32,8 @@ Report = Callable[[Any], Awaitable[None]]
 async def generate(engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report) -> None:
     """Run ``order`` to its end, reporting ``HostCommand`` values. Cancelling it frees the engine's slot."""
     try:
-        await _generate(engine, order, cache_key, limits, report)
+        while not await _try(engine, order, cache_key, limits, report):
+            pass
     except EngineError as error:
         await report(GenFailed(order.run, error.code, str(error), error.retry_after_s))
     except Exception:
@@ -41,6 +42,18 @@ async def generate(engine: Engine, order: Generate, cache_key: bytes, limits: Li
         await report(
             GenFailed(order.run, "internal", "the engine failed: try again or use another host", 1.0)
         )
+
+
+async def _try(engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report) -> bool:
+    """False when an answer that is under way found the queue full: it was admitted once, so it waits."""
+    try:
+        await _generate(engine, order, cache_key, limits, report)
+    except EngineError as error:
+        if error.code != "capacity" or not order.answer_ids:
+            raise
+        await trio.sleep(min(error.retry_after_s or 1.0, limits.stall_s / 3))
+        return False
+    return True
 
 
 async def _generate(

@@ -48,11 +48,13 @@ class Join:
         self._config, self._options, self._report = config, options, report
         self._data = DataDir(config.data_dir)
         self._node: Node | None = None
-        self._stop_asked = False
+        self._stopping = False
+        self._starting = trio.CancelScope()
 
     def stop(self) -> None:
-        """Drain and end."""
-        self._stop_asked = True
+        """Drain and end; a start under way (a download, a model that loads) is given up at once."""
+        self._stopping = True
+        self._starting.cancel()
         if self._node is not None:
             self._node.stop()
 
@@ -69,7 +71,11 @@ class Join:
                 self._report("identity.making", {"data_dir": str(data.root)})
             identity = await trio.to_thread.run_sync(load_or_create_identity, data, time.time)
             self._report("identity", {"peer_id": identity.key.peer_id, "new": fresh})
-            models = [] if config.client_only else await self._models()
+            models: list[HostedModel] = []
+            with self._starting:
+                models = [] if config.client_only else await self._models()
+            if self._stopping:
+                return
             listen = config.listen or free_listen(LISTEN_DEFAULT)
             self._node = node = Node(
                 NodeSetup(
@@ -86,8 +92,10 @@ class Join:
                     await nursery.start(node.run)
                     data.write_node_json(node.peer_id, node.multiaddrs)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
-                    await self._serve(node, identity, models)
-                    if self._stop_asked:
+                    with trio.CancelScope() as self._starting:
+                        if not self._stopping:
+                            await self._serve(node, identity, models)
+                    if self._stopping:
                         node.stop()
             finally:
                 data.node_json.unlink(missing_ok=True)

@@ -48,9 +48,8 @@ class ServedSession:
         )
         self._engine: Engine | None = None
         self.session: SessionId | None = None
-        self._scope: trio.CancelScope | None = None
-        self._idle = trio.Event()
-        self._idle.set()
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self.finished: Finished | None = None
 
@@ -86,29 +85,27 @@ class ServedSession:
             case Opened(session=session):
                 self.session = session
                 self._engine = self._engine_of(value)
-            case Generate():
+            case Generate(run=run):
                 if self._nursery is not None:
-                    self._nursery.start_soon(self._generate, value)
-            case CancelGenerate():
-                if self._scope is not None:
-                    self._scope.cancel()
+                    # Made here, not in the task: a run may be cancelled while it waits for the one before.
+                    self._scopes[run] = trio.CancelScope()
+                    self._nursery.start_soon(self._generate, value, self._scopes[run])
+            case CancelGenerate(run=run):
+                if run in self._scopes:
+                    self._scopes[run].cancel()
             case TurnServed():
                 self._on_turn(value)
             case Finished():
                 self.finished = value
-                if self._scope is not None:
-                    self._scope.cancel()
+                for scope in self._scopes.values():
+                    scope.cancel()
                 self._driver.stop()
 
-    async def _generate(self, order: Generate) -> None:
+    async def _generate(self, order: Generate, scope: trio.CancelScope) -> None:
         if self._engine is None or self.session is None:
             return
-        # One at a time: the one before may still be giving its slot back.
-        await self._idle.wait()
-        self._idle = trio.Event()
-        try:
-            with trio.CancelScope() as self._scope:
+        with scope:
+            # One at a time: the one before may still be giving its slot back.
+            async with self._turn:
                 await generate(self._engine, order, self.session, self._limits, self._driver.command)
-        finally:
-            self._scope = None
-            self._idle.set()
+        del self._scopes[order.run]

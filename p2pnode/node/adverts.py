@@ -42,7 +42,17 @@ from p2pnode.protocols.adverts.messages import (
     SignedAdvert,
     topic_of,
 )
-from p2pnode.protocols.events import Command, Effect, Emit, Event, Received, Send, SetTimer, TimerFired
+from p2pnode.protocols.events import (
+    CancelTimer,
+    Command,
+    Effect,
+    Emit,
+    Event,
+    Received,
+    Send,
+    SetTimer,
+    TimerFired,
+)
 from p2pnode.protocols.wire import encode
 
 log = structlog.get_logger()
@@ -152,8 +162,18 @@ class AdvertService:
                 count = max((self.book.population(self._wall(), m) for m in self._topics), default=0)
                 self.publisher.handle(Command(Population(count)), trio.current_time())
                 event = TimerFired("refresh")
-            effects = self.publisher.handle(event, trio.current_time())
-            timers.update({e.key: e.at for e in effects if isinstance(e, SetTimer)})
+            try:
+                effects = self.publisher.handle(event, trio.current_time())
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            for effect in effects:
+                match effect:
+                    case SetTimer(key=key, at=at):
+                        timers[key] = at
+                    case CancelTimer(key=key):
+                        timers.pop(key, None)
+                    case _:
+                        pass
             await self._perform(effects)
 
     async def _perform(self, effects: Any) -> None:

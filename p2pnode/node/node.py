@@ -160,13 +160,11 @@ class Node:
 
     async def provide(self, model: ModelId) -> None:
         """Keep this node's provider record of a model alive until cancelled."""
-        known = 0
+        # A record reaches only the peers known then: again soon at first, while the company grows.
+        wait_s = self.limits.provide_first_s
         while True:
-            peers = len(self.network.connected_peers())
-            if peers:
+            if self.network.connected_peers():
                 with trio.move_on_after(self.limits.dht_deadline_s):
                     await self.network.provide(provider_key(model))
-            # Records reach only the peers known then: provide again soon while the company grows.
-            grows = peers > known or not peers
-            known = peers
-            await trio.sleep(self.limits.peers_interval_s / 5 if grows else self.limits.provide_interval_s)
+                wait_s = min(self.limits.provide_interval_s, 3 * wait_s)
+            await trio.sleep(wait_s)

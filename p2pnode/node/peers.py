@@ -39,6 +39,7 @@ class PeerKeeper:
         self._bootstrap = [split_peer(each) for each in bootstrap]
         self._store = store
         self._exchanged: set[PeerId] = set()
+        self._wait_s = 0.5
         self.dialled: set[PeerId] = set()
         """Peers we reached ourselves: they count as real."""
         self.joined = trio.Event()
@@ -56,9 +57,12 @@ class PeerKeeper:
                     await trio.sleep_forever()
 
     def _interval(self) -> float:
-        # Alone, look more often: nothing else costs anything.
-        alone = not self._network.connected_peers()
-        return min(3.0, self._limits.peers_interval_s) if alone else self._limits.peers_interval_s
+        """Soon at first and while company is short, so that a new node is on the meshes within seconds."""
+        connected = len(self._network.connected_peers())
+        if connected >= self._limits.peers_wanted:
+            return self._limits.peers_interval_s
+        self._wait_s = min(2 * self._wait_s, self._limits.peers_interval_s if connected else 3.0)
+        return self._wait_s
 
     async def _round(self) -> None:
         wanted = self._limits.peers_wanted - len(self._network.connected_peers())

@@ -7,6 +7,7 @@ book is kept for privileged peers (staked, or dialled by us), so that Sybils can
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,18 +16,13 @@ from typing import Final, Literal, TypeAlias
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
+from p2pnode.protocols.adverts.rates import Sources
 from p2pnode.protocols.adverts.signing import authentic, decode_gossip, parse
 
 MIN_INTERVAL_S: Final = 1.0
 """A peer's adverts closer together than this are ignored."""
 TTL_MAX_S: Final = 3 * 3600 + 300
 CLOCK_SKEW_S: Final = 60
-STRANGERS_PER_S: Final = 16.0
-STRANGERS_BURST: Final = 256.0
-FORGERIES_MAX: Final = 16
-"""Bad signatures one source may bring in a minute before its adverts are dropped unread."""
-_FORGERY_WINDOW_S: Final = 60.0
-_SOURCES_MAX: Final = 1024
 
 Verdict: TypeAlias = Literal[
     "accepted", "malformed", "expired", "future", "stale", "too_often", "rate", "forged", "muted", "full"
@@ -39,7 +35,8 @@ class Entry:
 
     signed: SignedAdvert
     advert: Advert
-    received_at: float
+    gossiped_at: float
+    """When gossip last brought one of this peer; what we asked for ourselves does not count."""
     kept_until: float
     """Outlives ``expires_at`` where an earlier advert would have lived longer: it must not be replayed."""
 
@@ -55,9 +52,7 @@ class Book:
         self._size_max = size_max
         self._reserve = size_max // 8
         self._privileged = privileged
-        self._tokens = STRANGERS_BURST
-        self._tokens_at = 0.0
-        self._forgeries: dict[PeerId, tuple[float, int]] = {}
+        self._sources = Sources()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -80,59 +75,35 @@ class Book:
         if verdict == "accepted" and advert is not None:
             held = self._entries.get(advert.peer)
             until = max(advert.expires_at, held.kept_until if held is not None else 0)
-            self._entries[advert.peer] = Entry(signed, advert, now, until)
+            unasked = held.gossiped_at if held is not None else -math.inf
+            self._entries[advert.peer] = Entry(signed, advert, unasked if asked else now, until)
         return verdict, advert
 
     def _judge(
         self, signed: SignedAdvert, source: PeerId, now: float, *, asked: bool
     ) -> tuple[Verdict, Advert | None]:
-        if self._muted(source, now):
+        if self._sources.muted(source, now):
             return "muted", None
         try:
             advert = parse(signed)
         except ProtocolError:
             return "malformed", None
-        if advert.expires_at <= now:
-            return "expired", None
         if advert.issued_at > now + CLOCK_SKEW_S or advert.expires_at > now + TTL_MAX_S:
             return "future", None
         held = self._entries.get(advert.peer)
-        if held is not None:
-            if held.signed == signed:
-                return ("accepted", advert) if asked else ("stale", advert)
-            if (advert.binding.seq, advert.seq) <= (held.advert.binding.seq, held.advert.seq):
-                return "stale", advert
-            if not asked and now - held.received_at < MIN_INTERVAL_S:
-                return "too_often", advert
+        if (untimely := _untimely(signed, advert, held, now, asked=asked)) is not None:
+            return untimely, None if untimely == "expired" else advert
+        if held is not None and held.signed == signed:
+            return "accepted", advert  # asked again; it was verified when it came
         privileged = self._privileged(advert.peer)
-        if not (privileged or asked or self._take_token(now)):
+        if not (privileged or asked or self._sources.admit(source, now)):
             return "rate", None
         if not authentic(signed, advert, now):
-            self._charge(source, now)
+            self._sources.charge(source, now)
             return "forged", None
         if held is None and not self._make_room(now, privileged=privileged):
             return "full", None
         return "accepted", advert
-
-    def _muted(self, source: PeerId, now: float) -> bool:
-        since, count = self._forgeries.get(source, (now, 0))
-        return count >= FORGERIES_MAX and now - since < _FORGERY_WINDOW_S
-
-    def _charge(self, source: PeerId, now: float) -> None:
-        since, count = self._forgeries.get(source, (now, 0))
-        if now - since >= _FORGERY_WINDOW_S:
-            since, count = now, 0
-        if source not in self._forgeries and len(self._forgeries) >= _SOURCES_MAX:
-            del self._forgeries[next(iter(self._forgeries))]
-        self._forgeries[source] = (since, count + 1)
-
-    def _take_token(self, now: float) -> bool:
-        self._tokens = min(STRANGERS_BURST, self._tokens + (now - self._tokens_at) * STRANGERS_PER_S)
-        self._tokens_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
     def _make_room(self, now: float, *, privileged: bool) -> bool:
         limit = self._size_max if privileged else self._size_max - self._reserve
@@ -166,3 +137,24 @@ class Book:
     def population(self, now: float, model: ModelId) -> int:
         """Hosts of a model that count for stretching: privileged ones only, so that Sybils don't."""
         return sum(1 for entry in self.live(now, model) if self._privileged(entry.advert.peer))
+
+
+def _untimely(
+    signed: SignedAdvert, advert: Advert, held: Entry | None, now: float, *, asked: bool
+) -> Literal["expired", "stale", "too_often"] | None:
+    """Why this advert comes at the wrong time, before anything is spent on its signature."""
+    newer = held is None or _rank(advert) > _rank(held.advert)
+    if advert.expires_at <= now:
+        # A host withdraws by an advert that is over when it is made: it still replaces a live one.
+        withdraws = held is not None and held.advert.expires_at > now and newer and not asked
+        return None if withdraws else "expired"
+    if held is None:
+        return None
+    if not newer:
+        return None if asked and held.signed == signed else "stale"
+    too_soon = 0 <= now - held.gossiped_at < MIN_INTERVAL_S and not asked
+    return "too_often" if too_soon else None
+
+
+def _rank(advert: Advert) -> tuple[int, int]:
+    return advert.binding.seq, advert.seq

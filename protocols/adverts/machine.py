@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 from typing import Final, TypeAlias, assert_never
 
-from p2pnode.ids import PeerId
+from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.messages import (
     Address,
@@ -24,9 +24,10 @@ from p2pnode.protocols.adverts.messages import (
     SampleAdverts,
     SignedAdvert,
 )
-from p2pnode.protocols.adverts.signing import seal
+from p2pnode.protocols.adverts.signing import parse, seal
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.events import (
+    CancelTimer,
     Closed,
     Command,
     Effect,
@@ -74,7 +75,7 @@ class Population:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Command: the last word. An advert that expires at once replaces ours in every book."""
+    """Command: the last word. An advert that has expired when it is made replaces ours in every book."""
 
 
 PublisherCommand: TypeAlias = Update | Population | Withdraw
@@ -114,9 +115,12 @@ class Publisher:
         self._sign, self._wall, self._draw = sign, wall, draw
         self._standing: Standing | None = None
         self._population = 1
+        self._stale = False
         self._published_at: float | None = None
+        self._urgent = False
+        self._seq = 0
         self.current: Publish | None = None
-        """The advert to answer with, always fresh enough to be accepted."""
+        """The last advert sealed; None before the first and after ``Withdraw``."""
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """Commands are ``PublisherCommand``; the timer is ``refresh``."""
@@ -124,8 +128,10 @@ class Publisher:
             case Command(value=value):
                 return self._command(value, now)
             case TimerFired():
-                lucky = self._draw() < publish_probability(self._population)
-                return self._publish(now) if lucky else [self._timer(now)]
+                if self._standing is None:
+                    return []
+                due = self._urgent or self._draw() < publish_probability(self._population)
+                return self._publish(self._standing, now) if due else [self._timer(now)]
             case Received() | Closed():
                 return []
             case _:
@@ -135,44 +141,56 @@ class Publisher:
         match command:
             case Update(standing=standing):
                 before, self._standing = self._standing, standing
+                self._stale = self._stale or before != standing
                 if before is not None and not _matters(before, standing):
                     return []
                 if self._published_at is None or now - self._published_at >= CHANGE_INTERVAL_S:
-                    return self._publish(now)
+                    return self._publish(standing, now)
+                self._urgent = True
                 return [SetTimer("refresh", self._published_at + CHANGE_INTERVAL_S)]
             case Population(count=count):
                 self._population = max(1, count)
                 return []
             case Withdraw():
-                return self._publish(now, ttl_s=1) if self._standing is not None else []
+                return self._withdraw()
             case _:
                 assert_never(command)
 
     def renew(self, now: float) -> Publish | None:
-        """The current advert for someone who asks, signed anew when more than half its life is over."""
+        """The advert for someone who asks, signed anew when more than half its life is over."""
+        del now
         wall = self._wall()
-        if self.current is not None:
+        if self.current is not None and not self._stale:
             advert = self.current.advert
             if wall - advert.issued_at < (advert.expires_at - advert.issued_at) / 2:
                 return self.current
         if self._standing is None:
             return None
-        self._seal(self._standing, TTL_FACTOR * refresh_interval(self._population))
-        del now
+        self.current = self._seal(self._standing, self._ttl_s)
         return self.current
 
-    def _publish(self, now: float, *, ttl_s: float | None = None) -> Sequence[Effect]:
+    @property
+    def _ttl_s(self) -> float:
+        return TTL_FACTOR * refresh_interval(self._population)
+
+    def _publish(self, standing: Standing, now: float) -> Sequence[Effect]:
+        self._published_at, self._urgent = now, False
+        self.current = self._seal(standing, self._ttl_s)
+        return [Emit(self.current), self._timer(now)]
+
+    def _withdraw(self) -> Sequence[Effect]:
+        """The last word: no refresh follows, and no question is answered with what we said before."""
         if self._standing is None:
             return []
-        ttl = TTL_FACTOR * refresh_interval(self._population) if ttl_s is None else ttl_s
-        publish = self._seal(self._standing, ttl)
-        self._published_at = now
-        return [Emit(publish), self._timer(now)]
+        standing, self._standing, self.current = self._standing, None, None
+        self._urgent = False
+        return [Emit(self._seal(replace(standing, draining=True), 0)), CancelTimer("refresh")]
 
     def _seal(self, standing: Standing, ttl_s: float) -> Publish:
         wall = self._wall()
+        self._stale = False
         # Milliseconds as the sequence number: it grows across restarts without being stored.
-        seq = max(int(wall * 1000), self.current.advert.seq + 1 if self.current else 0)
+        self._seq = seq = max(int(wall * 1000), self._seq + 1)
         advert = Advert(
             peer=self._peer,
             instance=self._instance,
@@ -187,17 +205,16 @@ class Publisher:
         )
         while True:
             try:
-                self.current = Publish(seal(advert, self._sign), advert)
+                return Publish(seal(advert, self._sign), advert)
             except ValueError:
                 if len(advert.addresses) <= 1:
                     raise
                 advert = replace(advert, addresses=advert.addresses[:-1])
-            else:
-                return self.current
 
     def _timer(self, now: float) -> SetTimer:
-        # A tenth of jitter keeps hosts that started together from speaking together.
-        return SetTimer("refresh", now + refresh_interval(self._population) * (0.9 + 0.1 * self._draw()))
+        # Up to a tenth later, never earlier: hosts that started together don't speak together, and the
+        # topic's rate holds.
+        return SetTimer("refresh", now + refresh_interval(self._population) * (1 + 0.1 * self._draw()))
 
 
 def _matters(before: Standing, after: Standing) -> bool:
@@ -221,6 +238,7 @@ class Directory:
         wall: Callable[[], float],
     ) -> None:
         self._book, self._peer, self._own, self._wall = book, peer, own, wall
+        self._offset = 0
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """One answer for one question; anything else a peer sends is ignored."""
@@ -241,10 +259,20 @@ class Directory:
         return entry.signed if entry is not None else None
 
     def _sample(self, question: SampleAdverts, now: float) -> tuple[SignedAdvert, ...]:
+        """Our own first, if it offers the model, then others: each question goes on where the last ended."""
         own = self._own(now)
-        entries = list(
-            islice((e.signed for e in self._book.live(self._wall(), question.model)), question.count)
-        )
-        if own is not None:
-            entries.insert(0, own)
-        return tuple(entries[: question.count])
+        answer = [own] if own is not None and _offers(own, question.model) else []
+        others = [
+            entry.signed
+            for entry in self._book.live(self._wall(), question.model)
+            if entry.advert.peer != self._peer
+        ]
+        count = min(question.count - len(answer), len(others))
+        start = self._offset % len(others) if others else 0
+        self._offset = start + count
+        answer.extend(islice(cycle(others), start, start + count))
+        return tuple(answer)
+
+
+def _offers(signed: SignedAdvert, model: ModelId | None) -> bool:
+    return model is None or parse(signed).offer(model) is not None

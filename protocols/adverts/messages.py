@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final, TypeAlias
 
 from p2pnode.ids import ModelId, PeerId
-from p2pnode.protocols.wire import U32, U63, Bytes20, Codec, Range, Size, exactly, message
+from p2pnode.protocols.wire import U32, U63, Bytes20, Codec, Key, Range, Size, exactly, message
 
 PROTOCOL: Final = "/p2pnode/adverts/1"
 ADVERT_MAX: Final = 1024
@@ -17,64 +17,67 @@ PeerIdText = Annotated[PeerId, Size(8, 64)]
 ModelIdBytes = Annotated[ModelId, exactly(32)]
 
 
+# An advert must fit ADVERT_MAX with several models and addresses: its keys on the wire are short.
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """Where a host listens. ``direct`` is False for an address behind a relay."""
 
-    multiaddr: Annotated[str, Size(4, 160)]
-    direct: bool = True
+    multiaddr: Annotated[str, Size(4, 160), Key("a")]
+    direct: Annotated[bool, Key("d")] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """One model a host serves. Prices are USDC units (1e-6 USDC) per million tokens."""
 
-    model: ModelIdBytes
-    name: Annotated[str, Size(1, 64)]
-    engine: Annotated[str, Size(1, 24)]
-    quantisation: Annotated[str, Size(0, 16)]
-    n_ctx: U32
-    price_in: U63 = 0
-    price_out: U63 = 0
-    warm: bool = True
+    model: Annotated[ModelIdBytes, Key("m")]
+    name: Annotated[str, Size(1, 64), Key("n")]
+    engine: Annotated[str, Size(1, 24), Key("e")]
+    quantisation: Annotated[str, Size(0, 16), Key("q")]
+    n_ctx: Annotated[U32, Key("c")]
+    price_in: Annotated[U63, Key("i")] = 0
+    price_out: Annotated[U63, Key("o")] = 0
+    warm: Annotated[bool, Key("w")] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """Slots of the engine, how many are busy, and how many requests wait."""
 
-    slots: U32
-    active: U32 = 0
-    queued: U32 = 0
+    slots: Annotated[U32, Key("s")]
+    active: Annotated[U32, Key("a")] = 0
+    queued: Annotated[U32, Key("q")] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
     """The wallet's word that this peer key and receipt key speak for it (EIP-712 ``HostBinding``)."""
 
-    wallet: Bytes20
-    receipt_key: Bytes20
-    chain_id: U63
-    node_registry: Bytes20
-    seq: U63
-    expires_at: U63
-    signature: Annotated[bytes, exactly(65)]
+    wallet: Annotated[Bytes20, Key("w")]
+    receipt_key: Annotated[Bytes20, Key("r")]
+    chain_id: Annotated[U63, Key("c")]
+    node_registry: Annotated[Bytes20, Key("n")]
+    seq: Annotated[U63, Key("s")]
+    expires_at: Annotated[U63, Key("x")]
+    signature: Annotated[bytes, exactly(65), Key("g")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advert:
     """What a host says of itself. Times are epoch seconds; ``instance`` is drawn at each start."""
 
-    peer: PeerIdText
-    instance: Annotated[bytes, exactly(8)]
-    seq: U63
-    issued_at: U63
-    expires_at: U63
-    binding: Binding
-    addresses: Annotated[tuple[Address, ...], Size(0, 8)]
-    offers: Annotated[tuple[Offer, ...], Size(0, 8)]
-    load: Load
-    draining: bool = False
+    peer: Annotated[PeerIdText, Key("p")]
+    instance: Annotated[bytes, exactly(8), Key("i")]
+    seq: Annotated[U63, Key("s")]
+    issued_at: Annotated[U63, Key("f")]
+    expires_at: Annotated[U63, Key("x")]
+    binding: Annotated[Binding, Key("b")]
+    addresses: Annotated[tuple[Address, ...], Size(0, 8), Key("a")]
+    offers: Annotated[tuple[Offer, ...], Size(0, 8), Key("o")]
+    load: Annotated[Load, Key("l")]
+    draining: Annotated[bool, Key("d")] = False
 
     def offer(self, model: ModelId) -> Offer | None:
         """This host's offer of a model, if it has one."""

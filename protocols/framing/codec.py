@@ -32,11 +32,16 @@ def pack_frame(payload: bytes, frame_max: int = FRAME_MAX) -> bytes:
 
 
 class FrameDecoder:
-    """Cuts a byte stream into payloads. After an error it is dead: the stream can't be trusted."""
+    """Cuts a byte stream into payloads. After an error it is dead: the stream can't be trusted.
+
+    However the bytes are split, the same payloads come out before the error: those that ``data``
+    completed ahead of a malformed length are returned, and the next call raises.
+    """
 
     def __init__(self, frame_max: int = FRAME_MAX) -> None:
         self._frame_max = frame_max
         self._buffer = bytearray()
+        self._error: ProtocolError | None = None
 
     @property
     def pending(self) -> int:
@@ -45,10 +50,12 @@ class FrameDecoder:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Payloads completed by ``data``. Raises ``ProtocolError`` at an oversized or malformed length."""
+        if self._error is not None:
+            raise self._error
         self._buffer += data
         payloads: list[bytes] = []
         start = 0
-        while (head := self._length_at(start)) is not None:
+        while (head := self._next_length(start)) is not None:
             length, body = head
             if len(self._buffer) - body < length:
                 break
@@ -56,7 +63,16 @@ class FrameDecoder:
             start = body + length
         if start:
             del self._buffer[:start]
+        if self._error is not None and not payloads:
+            raise self._error
         return payloads
+
+    def _next_length(self, start: int) -> tuple[int, int] | None:
+        try:
+            return self._length_at(start)
+        except ProtocolError as error:
+            self._error = error
+            return None
 
     def _length_at(self, start: int) -> tuple[int, int] | None:
         length = shift = 0

@@ -1,80 +1,62 @@
-"""The host's side of a session: meters, credits, chains receipts. It never touches an engine or a key.
+"""The host's side of a session: admits, reads prompts, has them served. It touches no engine and no key.
 
-States (``SPEC.md`` draws them)::
+States (``SPEC.md`` has the whole table)::
 
-    opening --Open--> idle --Prompt parts--> reading --last--> serving --Done--> idle
-    any --violation, Close, stall, Closed--> over
+    opening --Open--> idle --Prompt parts--> reading --last--> serving --Done or Error--> idle
+    any --violation, Close, Error, a timer, Closed--> over
 
-Output passes through ``_pending``: ids the engine made and the client's credit does not cover yet.
-At most one window waits there; beyond it the engine request is cancelled, the ids are kept, and
-the engine goes on from them at the token level when credit comes.
+``serving.py`` has what happens inside a turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, assert_never
 
 from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.events import (
-    CancelTimer,
-    Closed,
-    Command,
-    Effect,
-    Emit,
-    Event,
-    Received,
-    Send,
-    SetTimer,
-    StreamRef,
-    TimerFired,
-)
+from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
 from p2pnode.protocols.inference.commands import (
-    CancelGenerate,
     Drain,
     Finished,
     GenDone,
-    Generate,
     GenFailed,
     GenProgress,
     GenStarted,
     GenTokens,
     HostCommand,
     Opened,
-    TurnServed,
 )
+from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import (
-    CHECKPOINT_EVERY,
-    PROMPT_BYTES_PER_CTX,
-    WINDOW,
     Accept,
     Ack,
     Cancel,
-    Checkpoint,
     Close,
     Done,
     Error,
-    FinishReason,
     Open,
     Ping,
     Pong,
-    Progress,
     Prompt,
-    PromptBody,
-    Quote,
     Refuse,
     Resume,
-    Tokens,
-    Voucher,
+    detail_of,
+    prompt_bytes_max,
+    retry_of,
 )
-from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, request_hash, token_hash
-from p2pnode.protocols.wire import decode_record
+from p2pnode.protocols.inference.metering import Meter
+from p2pnode.protocols.inference.outbox import Outbox
+from p2pnode.protocols.inference.prompts import PromptReader
+from p2pnode.protocols.inference.receipts import ReceiptChain
+from p2pnode.protocols.inference.serving import Serving
 
 State: TypeAlias = Literal["opening", "idle", "reading", "serving", "over"]
-PROMPT_SLACK_BYTES: Final = 4096
+PROMPT_RATE_MIN: Final = 16 * 1024
+"""Bytes a second at which a prompt must arrive, on top of the stall time."""
+_GOING_AWAY: Final = "this host is going away: try another"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,23 +73,6 @@ Admit: TypeAlias = Callable[[Open], HostTerms | Refuse]
 """The role's decision on an ``Open``: what it grants, or why not."""
 
 
-@dataclass(slots=True)
-class _Turn:
-    """A turn being read or served."""
-
-    number: int
-    total: int
-    parts: list[bytes] = field(default_factory=list)
-    size: int = 0
-    next_part: int = 0
-    body: PromptBody | None = None
-    request: bytes = b""
-    made: list[int] = field(default_factory=list)  # every id the engine made and we kept
-    sent: int = 0
-    quoted: Quote | None = None
-    ended: FinishReason | None = None
-
-
 class HostSession:
     """One session with one client over one stream."""
 
@@ -122,34 +87,37 @@ class HostSession:
         draw: Callable[[int], bytes],
         terms: HostTerms,
     ) -> None:
-        self._peer, self._stream = peer, stream
         self._admit, self._sign, self._epoch, self._draw = admit, sign, epoch, draw
         self._terms = terms
-        self._state: State = "opening"
-        self._chain: ReceiptChain | None = None
-        self._turn: _Turn | None = None
+        self._effects = Effects(peer, stream)
+        self._outbox = Outbox()
+        self._meter: Meter | None = None  # from Accept on
+        self._reader: PromptReader | None = None
+        self._serving: Serving | None = None
         self._turns = 0
-        self._refused_turn = 0
+        self._runs = 0
         self._draining = False
-        # output, cumulative over the session
-        self._sent = 0
-        self._acked = 0
-        self._unreceipted: list[int] = []
-        self._billed_in = 0
-        self._pending: list[tuple[tuple[int, ...], str]] = []
-        # the engine
-        self._run = 0
-        self._running = False
-        self._effects: list[Effect] = []
+        self._over = False
+
+    @property
+    def state(self) -> State:
+        """Where the session stands."""
+        if self._over:
+            return "over"
+        if self._meter is None:
+            return "opening"
+        if self._serving is not None:
+            return "serving"
+        return "reading" if self._reader is not None else "idle"
 
     def start(self, now: float) -> Sequence[Effect]:
         """The stream is open; the client must speak first."""
-        return [SetTimer("open", now + self._terms.open_s)]
+        self._effects.set_timer("open", now + self._terms.open_s)
+        return self._effects.take()
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
-        """Messages are the client's; commands are ``HostCommand``; timers are open, idle, stall."""
-        self._effects = []
-        if self._state != "over":
+        """Messages are the client's; commands are ``HostCommand``; timers are open, idle, prompt, stall."""
+        if not self._over:
             match event:
                 case Received(message=message):
                     self._received(message, now)
@@ -161,122 +129,129 @@ class HostSession:
                     self._finish(code or "closed")
                 case _:
                     assert_never(event)
-        return self._effects
+            self._after(now)
+        return self._effects.take()
 
     # ---- what the client says
 
     def _received(self, message: object, now: float) -> None:
+        state = self.state
         match message:
             case Ping(nonce=nonce):
-                self._send(Pong(nonce=nonce))
+                self._effects.send(Pong(nonce=nonce))
             case Pong():
                 pass
             case Close():
                 self._finish("closed by the client")
             case Error(code=code):
                 self._finish(f"client error {code}")
-            case Open() if self._state == "opening":
+            case Open() if state == "opening":
                 self._open(message, now)
-            case Resume() if self._state == "opening":
+            case Resume() if state == "opening":
                 self._refuse(Refuse(code="bad_request", detail="no such session here: open a new one"))
-            case Prompt() if self._state in ("idle", "reading") or message.turn == self._refused_turn:
+            case Prompt() if state in ("idle", "reading"):
                 self._prompt(message, now)
-            case Ack(seq=seq) if self._state != "opening":
+            case Ack(seq=seq) if state != "opening":
                 self._credit(seq, now)
-            case Voucher(tokens_out=tokens_out) if self._state != "opening":
-                self._credit(tokens_out, now)
-            case Cancel(turn=turn) if self._state != "opening":
-                if self._state == "serving" and self._turn is not None and turn == self._turn.number:
-                    self._pending.clear()
-                    self._end_turn("cancelled", now)
+            case Cancel(turn=turn) if state != "opening":
+                self._cancel(turn)
             case _:
-                self._violation(f"{type(message).__name__} is out of place while {self._state}")
+                self._violation(f"{type(message).__name__} is out of place while {state}")
 
     def _open(self, message: Open, now: float) -> None:
-        verdict = (
-            Refuse(code="shutting_down", detail="this host is going away: try another")
-            if self._draining
-            else self._admit(message)
-        )
+        if message.terms is not None:
+            # A paid session must fail loudly rather than run free.
+            detail = "this host serves free sessions only: leave the terms out"
+            self._refuse(Refuse(code="bad_request", detail=detail))
+            return
+        verdict = self._admit(message)
         if isinstance(verdict, Refuse):
             self._refuse(verdict)
             return
         self._terms = verdict
-        session = SessionId(self._draw(32))
-        self._chain = ReceiptChain.begin(session, message.model, message.salt, self._epoch)
-        self._send(
-            Accept(
-                session=session, nonce=self._draw(32), epoch=self._epoch, n_ctx=verdict.n_ctx, window=WINDOW
-            )
-        )
-        self._emit(Opened(session, message.model))
-        self._effects.append(CancelTimer("open"))
+        session, nonce = SessionId(self._draw(32)), self._draw(32)
+        self._meter = Meter(ReceiptChain.begin(session, message.model, message.salt, self._epoch))
+        self._effects.send(Accept(session=session, nonce=nonce, epoch=self._epoch, n_ctx=verdict.n_ctx))
+        self._effects.emit(Opened(session, message.model))
+        self._effects.cancel_timer("open")
         self._idle(now)
 
     def _prompt(self, message: Prompt, now: float) -> None:
-        if message.turn == self._refused_turn:
-            return  # the rest of a prompt that was refused at its first part
-        if self._turn is None:
+        if self._reader is None:
             if message.turn != self._turns + 1 or message.part != 0:
                 self._violation(f"turn {self._turns + 1} starts with part 0")
                 return
-            self._turns = message.turn
-            if (refusal := self._refusal(message.total)) is not None:
-                self._refused_turn = 0 if message.last else message.turn
-                self._send(refusal)
-                return
-            self._state = "reading"
-            self._turn = _Turn(message.turn, message.total)
-        turn = self._turn
-        turn.size += len(message.body)
-        if message.turn != turn.number or message.part != turn.next_part or turn.size > turn.total:
-            self._violation("the parts of a prompt come in order and add up to its total")
+            self._begin(message, now)
+        reader = self._reader
+        if reader is None:
             return
-        turn.next_part += 1
-        turn.parts.append(message.body)
-        if message.last:
-            self._read(turn, now)
-
-    def _refusal(self, total: int) -> Error | None:
-        if self._draining:
-            return Error(
-                code="shutting_down", detail="this host is going away: try another", turn=self._turns
-            )
-        bytes_max = PROMPT_BYTES_PER_CTX * self._terms.n_ctx + PROMPT_SLACK_BYTES
-        if total > bytes_max:
-            detail = (
-                f"a prompt of {total} bytes; a context of {self._terms.n_ctx} tokens takes {bytes_max}: "
-                "shorten the conversation"
-            )
-            return Error(code="context_overflow", detail=detail, turn=self._turns)
-        return None
-
-    def _read(self, turn: _Turn, now: float) -> None:
-        raw = b"".join(turn.parts)
-        turn.parts.clear()
         try:
-            if turn.size != turn.total:
-                msg = f"the prompt holds {turn.size} bytes and announced {turn.total}"
-                raise ProtocolError(msg)
-            turn.body = decode_record(PromptBody, raw)
+            last = reader.add(message)
         except ProtocolError as error:
-            self._turn = None
-            self._send(Error(code="bad_request", detail=str(error)[:500], turn=turn.number))
+            self._violation(str(error))
+            return
+        if last:
+            self._read(reader, now)
+
+    def _begin(self, first: Prompt, now: float) -> None:
+        self._turns = first.turn
+        self._reader = reader = PromptReader(first.turn, first.total)
+        bytes_max = prompt_bytes_max(self._terms.n_ctx)
+        self._effects.cancel_timer("idle")
+        # Set once: a client that trickles its prompt must not keep its place for ever.
+        patience_s = self._terms.stall_s + min(first.total, bytes_max) / PROMPT_RATE_MIN
+        self._effects.set_timer("prompt", now + patience_s)
+        if first.total > bytes_max:
+            detail = (
+                f"a prompt of {first.total} bytes; a context of {self._terms.n_ctx} tokens "
+                f"takes {bytes_max}: shorten the conversation"
+            )
+            reader.discard()
+            self._effects.send(Error(code="context_overflow", detail=detail, turn=first.turn))
+
+    def _read(self, reader: PromptReader, now: float) -> None:
+        self._reader = None
+        self._effects.cancel_timer("prompt")
+        if reader.discarding or self._meter is None:
             self._idle(now)
             return
-        turn.request = request_hash(raw)
-        self._state = "serving"
-        self._effects.append(CancelTimer("idle"))
-        self._generate(turn, turn.body)
+        try:
+            body, request = reader.body()
+        except ProtocolError as error:
+            self._effects.send(Error(code="bad_request", detail=detail_of(str(error)), turn=reader.turn))
+            self._idle(now)
+            return
+        self._meter.begin_turn(request)
+        self._serving = Serving(
+            reader.turn,
+            body,
+            runs=self._runs,
+            meter=self._meter,
+            outbox=self._outbox,
+            effects=self._effects,
+            sign=self._sign,
+            stall_s=self._terms.stall_s,
+        )
+        self._serving.start()
 
     def _credit(self, seq: int, now: float) -> None:
-        if seq > self._sent:
-            self._violation(f"acknowledged {seq} tokens of {self._sent} sent")
+        try:
+            news = self._outbox.acknowledge(seq)
+        except ProtocolError as error:
+            self._violation(str(error))
             return
-        if seq > self._acked:
-            self._acked = seq
-            self._effects.append(CancelTimer("stall"))
-            self._pump(now)
+        if news:
+            self._effects.cancel_timer("stall")
+            if self._serving is not None:
+                self._serving.pump(now)
+
+    def _cancel(self, turn: int) -> None:
+        """Of the present turn; of any other it comes too late and means nothing."""
+        if self._serving is not None and self._serving.number == turn:
+            self._serving.cancel()
+        elif self._reader is not None and self._reader.turn == turn and not self._reader.discarding:
+            self._reader.discard()
+            self._effects.send(Done(turn=turn, reason="cancelled", tokens_in=0, reused=0, tokens_out=0))
 
     # ---- what the role says
 
@@ -284,186 +259,60 @@ class HostSession:
         match command:
             case Drain():
                 self._draining = True
-                if self._state in ("idle", "opening", "reading"):
-                    self._send(Error(code="shutting_down", detail="this host is going away: try another"))
-                    self._finish("drained")
+                if self._serving is None:
+                    self._drained()
             case GenStarted() | GenProgress() | GenTokens() | GenDone() | GenFailed():
-                turn = self._turn
-                if turn is not None and self._running and command.run == self._run:
-                    self._generated(turn, command, now)
+                if self._serving is not None:
+                    self._serving.report(command, now)
             case _:
                 assert_never(command)
-
-    def _generated(
-        self, turn: _Turn, command: GenStarted | GenProgress | GenTokens | GenDone | GenFailed, now: float
-    ) -> None:
-        match command:
-            case GenStarted(tokens_in=tokens_in, reused=reused):
-                if turn.quoted is None:
-                    turn.quoted = Quote(turn=turn.number, tokens_in=tokens_in, reused=reused)
-                    self._billed_in += tokens_in - reused
-                    self._send(turn.quoted)
-            case GenProgress(processed=processed, total=total):
-                if not turn.made:
-                    self._send(Progress(turn=turn.number, processed=processed, total=total))
-            case GenTokens(ids=ids, text=text):
-                turn.made.extend(ids)
-                self._pending.append((ids, text))
-                self._pump(now)
-            case GenDone(reason=reason):
-                self._running = False
-                turn.ended = reason
-                self._pump(now)
-            case GenFailed(code=code, detail=detail, retry_after_s=retry_after_s):
-                self._running = False
-                self._pending.clear()
-                self._receipt(turn)
-                self._send(
-                    Error(code=code, detail=detail[:500], retry_after_s=retry_after_s, turn=turn.number)
-                )
-                self._emit(TurnServed(self._turn_in(turn), turn.sent, code))
-                self._next(now)
-            case _:
-                assert_never(command)
-
-    # ---- metering
-
-    def _pump(self, now: float) -> None:
-        """Send what credit covers, receipt what is due, and keep the engine no further ahead than a window."""
-        turn = self._turn
-        if turn is None or self._state != "serving":
-            return
-        while self._pending:
-            ids, text = self._pending[0]
-            room = min(self._acked + WINDOW - self._sent, CHECKPOINT_EVERY - len(self._unreceipted))
-            if ids and not room:
-                break
-            if len(ids) > room:
-                ids, rest = ids[:room], ids[room:]
-                self._pending[0], text = (rest, text), ""
-            else:
-                del self._pending[0]
-            self._send(Tokens(seq=self._sent, ids=ids, text=text))
-            self._sent += len(ids)
-            turn.sent += len(ids)
-            self._unreceipted.extend(ids)
-            if len(self._unreceipted) == CHECKPOINT_EVERY:
-                self._receipt(turn)
-        waiting = sum(len(ids) for ids, _ in self._pending)
-        if not self._pending and turn.ended is not None:
-            self._end_turn(turn.ended, now)
-        elif waiting > WINDOW and self._running:
-            self._pause(turn)
-        elif waiting <= WINDOW // 2 and not self._running and turn.ended is None and turn.body is not None:
-            self._generate(turn, turn.body)
-        if waiting and self._sent - self._acked >= WINDOW and self._turn is turn:
-            self._effects.append(SetTimer("stall", now + self._terms.stall_s))
-
-    def _pause(self, turn: _Turn) -> None:
-        self._running = False
-        self._emit(CancelGenerate(self._run))
-        # Ids whose text has not come yet can't be continued from: the engine would lose that text.
-        while self._pending and not self._pending[-1][1]:
-            ids, _ = self._pending.pop()
-            del turn.made[len(turn.made) - len(ids) :]
-
-    def _generate(self, turn: _Turn, body: PromptBody) -> None:
-        tokens_max = body.sampling.tokens_max - len(turn.made)
-        if tokens_max <= 0:
-            turn.ended = "length"
-            return
-        self._run += 1
-        self._running = True
-        self._emit(Generate(self._run, body, tuple(turn.made), tokens_max))
-
-    def _receipt(self, turn: _Turn) -> None:
-        chain = self._chain
-        if chain is None or (self._billed_in, self._sent) == (chain.tokens_in, chain.tokens_out):
-            return
-        tokens = token_hash(self._unreceipted, turn.request)
-        turn.request = b""  # leads only the turn's first link
-        root = chain.advance(self._billed_in, self._sent, tokens, NO_FINGERPRINT)
-        self._unreceipted.clear()
-        self._send(
-            Checkpoint(
-                seq=chain.seq,
-                tokens_in=chain.tokens_in,
-                tokens_out=chain.tokens_out,
-                token_hash=tokens,
-                fingerprint_hash=NO_FINGERPRINT,
-                root=root,
-                signature=self._sign(chain.digest()),
-            )
-        )
-
-    def _end_turn(self, reason: FinishReason, now: float) -> None:
-        turn = self._turn
-        if turn is None:
-            return
-        if self._running:
-            self._running = False
-            self._emit(CancelGenerate(self._run))
-        self._receipt(turn)
-        quoted = turn.quoted or Quote(turn=turn.number, tokens_in=0)
-        self._send(
-            Done(
-                turn=turn.number,
-                reason=reason,
-                tokens_in=quoted.tokens_in,
-                reused=quoted.reused,
-                tokens_out=turn.sent,
-            )
-        )
-        self._emit(TurnServed(self._turn_in(turn), turn.sent, reason))
-        self._next(now)
-
-    @staticmethod
-    def _turn_in(turn: _Turn) -> int:
-        return turn.quoted.tokens_in - turn.quoted.reused if turn.quoted is not None else 0
 
     # ---- endings
 
-    def _next(self, now: float) -> None:
-        self._turn = None
-        self._effects.append(CancelTimer("stall"))
+    def _after(self, now: float) -> None:
+        """When this event ended the turn, the session rests or, draining, ends too."""
+        if self._serving is None or not self._serving.over:
+            return
+        self._runs, self._serving = self._serving.runs, None
+        if self._over:
+            return
         if self._draining:
-            self._send(Error(code="shutting_down", detail="this host is going away: try another"))
-            self._finish("drained")
+            self._drained()
         else:
             self._idle(now)
 
     def _idle(self, now: float) -> None:
-        self._state = "idle"
-        self._effects.append(SetTimer("idle", now + self._terms.idle_s))
+        self._effects.set_timer("idle", now + self._terms.idle_s)
 
     def _timer(self, key: str) -> None:
         details = {
             "open": "the first message did not come",
             "idle": "the session was idle for too long: open a new one",
+            "prompt": "the rest of the prompt did not come",
             "stall": "tokens were not acknowledged",
         }
-        self._fail("stalled", details.get(key, key), fault=False)
+        if self._effects.fired(key):
+            self._fail("stalled", details[key], reason=details[key])
 
     def _violation(self, detail: str) -> None:
-        self._fail("bad_request", detail, fault=True)
+        self._fail("bad_request", detail, reason=detail, fault=True)
 
-    def _fail(self, code: WireCode, detail: str, *, fault: bool) -> None:
-        self._send(Error(code=code, detail=detail))
-        self._finish(detail, fault=fault)
+    def _drained(self) -> None:
+        self._fail("shutting_down", _GOING_AWAY, reason="drained")
+
+    def _fail(self, code: WireCode, detail: str, *, reason: str, fault: bool = False) -> None:
+        self._effects.send(Error(code=code, detail=detail_of(detail)))
+        self._finish(reason, fault=fault)
 
     def _refuse(self, refusal: Refuse) -> None:
-        self._send(refusal)
+        detail, retry_after_s = detail_of(refusal.detail), retry_of(refusal.retry_after_s)
+        self._effects.send(replace(refusal, detail=detail, retry_after_s=retry_after_s))
         self._finish(f"refused: {refusal.code}")
 
     def _finish(self, reason: str, *, fault: bool = False) -> None:
-        if self._running:
-            self._running = False
-            self._emit(CancelGenerate(self._run))
-        self._state = "over"
-        self._emit(Finished(reason, fault))
-
-    def _send(self, message: object) -> None:
-        self._effects.append(Send(self._peer, self._stream, message))
-
-    def _emit(self, value: object) -> None:
-        self._effects.append(Emit(value))
+        self._over = True
+        self._reader = None
+        if self._serving is not None:
+            self._serving.abandon(reason)
+        self._effects.cancel_timers()
+        self._effects.emit(Finished(reason, fault))

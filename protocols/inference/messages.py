@@ -19,16 +19,25 @@ WINDOW: Final = 64
 CHECKPOINT_EVERY: Final = 32
 PROMPT_BYTES_PER_CTX: Final = 8
 """A whole prompt takes at most this many bytes per token of context."""
+PROMPT_SLACK_BYTES: Final = 4096
+"""And this many more, so that the smallest context still takes its sampling and stop strings."""
 PROMPT_PART_MAX: Final = 60_000
 TOKENS_PER_FRAME_MAX: Final = WINDOW
+TEXT_MAX: Final = 32_768
+"""Bytes of text in one ``Tokens``."""
+TEXT_SLACK_BYTES: Final = 4096
+TEXT_PER_TOKEN_MAX: Final = 1024
+"""A turn's text takes at most this many bytes per token, and the slack: unbilled text can't flow for ever."""
 N_CTX_MAX: Final = 1 << 21
+DETAIL_MAX: Final = 512
+RETRY_MAX_S: Final = 86_400
 
 Signature = Annotated[bytes, Size(64, 2048)]
 SessionIdBytes = Annotated[SessionId, exactly(32)]
 ModelIdBytes = Annotated[ModelId, exactly(32)]
 Ids = Annotated[tuple[U32, ...], Size(0, TOKENS_PER_FRAME_MAX)]
-Seconds = Annotated[float, Range(0, 86_400)]
-Detail = Annotated[str, Size(0, 512)]
+Seconds = Annotated[float, Range(0, RETRY_MAX_S)]
+Detail = Annotated[str, Size(0, DETAIL_MAX)]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
@@ -75,13 +84,13 @@ class Resume:
 @message("accept")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accept:
-    """The session is open. ``nonce`` is what the next ``Resume`` must sign; ``epoch`` numbers the host's starts."""
+    """The session is open. The next ``Resume`` signs ``nonce``; ``epoch`` numbers the host's starts."""
 
     session: SessionIdBytes
     nonce: Bytes32
     epoch: U63
     n_ctx: Annotated[int, Range(1, N_CTX_MAX)]
-    window: Annotated[int, Range(1, 1 << 16)] = WINDOW
+    window: Annotated[int, Range(CHECKPOINT_EVERY, 1 << 16)] = WINDOW
     session_fee: U63 = 0
 
 
@@ -98,13 +107,16 @@ class Refuse:
 @message("prompt")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A part of a turn's ``PromptBody``: parts count from 0, ``total`` bytes in all, ``last`` ends it."""
+    """A part of a turn's ``PromptBody``: parts count from 0, ``total`` bytes in all, ``last`` ends it.
+
+    Turns count from 1. No part is empty, so a prompt has no more parts than bytes.
+    """
 
     turn: U32
     part: U32
     last: bool
     total: U63
-    body: Annotated[bytes, Size(0, PROMPT_PART_MAX)]
+    body: Annotated[bytes, Size(1, PROMPT_PART_MAX)]
 
 
 @message("quote")
@@ -120,7 +132,7 @@ class Quote:
 @message("progress")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Prefill: ``processed`` of ``total`` prompt tokens. Also tells a waiting client that its turn is queued."""
+    """Prefill: ``processed`` of ``total`` prompt tokens; 0 tells a client that its turn is queued."""
 
     turn: U32
     processed: U32
@@ -130,11 +142,11 @@ class Progress:
 @message("tokens")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Output from ``seq`` on: billed ``ids`` and the text they complete (which may lag)."""
+    """Output from ``seq`` on: billed ``ids`` and the text they complete (which may lag). Never both empty."""
 
     seq: U63
     ids: Ids
-    text: Annotated[str, Size(0, 32_768)] = ""
+    text: Annotated[str, Size(0, TEXT_MAX)] = ""
 
 
 @message("ack")
@@ -260,6 +272,23 @@ class SamplingParams:
 class PromptBody:
     """A whole turn: the whole conversation, and ``prefix``, the ids of a partial answer to go on from."""
 
-    messages: Annotated[tuple[ChatMessage, ...], Size(1, 4096)]
+    messages: Annotated[tuple[ChatMessage, ...], Size(1, 1024)]
     sampling: SamplingParams = SamplingParams()
     prefix: Annotated[tuple[U32, ...], Size(0, 8192)] = ()
+
+
+def prompt_bytes_max(n_ctx: int) -> int:
+    """The largest ``Prompt.total`` a host with this context takes."""
+    return PROMPT_BYTES_PER_CTX * n_ctx + PROMPT_SLACK_BYTES
+
+
+def detail_of(text: str) -> str:
+    """``text`` cut to what a ``detail`` may hold, at a character."""
+    return text.encode(errors="replace")[:DETAIL_MAX].decode(errors="ignore")
+
+
+def retry_of(seconds: float | None) -> float | None:
+    """``seconds`` within what ``retry_after_s`` may hold; None for what is no time at all."""
+    if seconds is None or not seconds >= 0:
+        return None
+    return min(float(seconds), float(RETRY_MAX_S))

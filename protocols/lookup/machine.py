@@ -1,15 +1,16 @@
 """One search for hosts of a model, as a machine: it decides whom to dial, and when to give up.
 
-Dials are capped in all and at once, and a source gets at most half of them while others are still
-to speak: neither a full provider record nor a lying one can spend the whole search. It knows
-nothing of ranking: a found host is handed up at once, and the role decides what it wants.
+Dials are capped in all and at once. While other sources are still to speak, a source gets at most
+half of the dials and the rest of its hints wait their turn: neither a full provider record nor a
+lying one can spend the whole search, and one that lies about a peer's addresses can't hide the
+addresses another source knows. It knows nothing of ranking: a found host is handed up at once.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.events import CancelTimer, Command, Effect, Emit, Event, SetTimer, TimerFired
@@ -24,9 +25,13 @@ from p2pnode.protocols.lookup.messages import (
     SourceDone,
 )
 
+ADDRESSES_MAX: Final = 8
+"""Addresses of one hint that are looked at."""
+FAILURES_MAX: Final = 64
+
 
 class Search:
-    """A search from hints to verified hosts. Feed it ``Start`` by calling :meth:`start`."""
+    """A search from hints to verified hosts. Begin it with :meth:`start`."""
 
     def __init__(
         self,
@@ -39,11 +44,12 @@ class Search:
         deadline_s: float = 10.0,
         usable: Callable[[str, bool], bool] = lambda _address, _local: True,
     ) -> None:
-        self._model, self._waiting_for = model, set(sources)
+        self._model, self._self_peer, self._waiting_for = model, self_peer, set(sources)
         self._dials_max, self._dials_at_once, self._deadline_s = dials_max, dials_at_once, deadline_s
         self._usable = usable
-        self._queue: deque[Contact] = deque()
-        self._known: set[PeerId] = {self_peer}
+        self._queue: list[Hint] = []
+        self._tried: dict[PeerId, set[str]] = {}
+        self._answered: set[PeerId] = set()
         self._per_source: Counter[Source] = Counter()
         self._dialling: set[PeerId] = set()
         self._dialled = 0
@@ -63,8 +69,8 @@ class Search:
             case Command(value=value):
                 return self._command(value)
             case TimerFired():
-                for peer in self._dialling:
-                    self._failures[peer] = "no answer before the deadline"
+                for peer in sorted(self._dialling):
+                    self._fail(peer, "no answer before the deadline")
                 return self._finish()
             case _:
                 return []
@@ -76,47 +82,82 @@ class Search:
                 self._take(command)
             case SourceDone(source=source):
                 self._waiting_for.discard(source)
-            case Contacted(peer=peer, advert=advert, failure=failure):
-                self._dialling.discard(peer)
-                if advert is None:
-                    self._failures[peer] = failure or "no advert"
-                elif advert.peer != peer:
-                    self._failures[peer] = "answered with another peer's advert"
-                elif advert.offer(self._model) is None:
-                    self._failures[peer] = "does not serve the model (a stale hint)"
-                elif advert.draining:
-                    self._failures[peer] = "draining"
-                else:
-                    effects.append(Emit(Found(advert)))
+            case Contacted(peer=peer):
+                if peer in self._dialling:
+                    effects.extend(self._contacted(command))
             case _:
                 assert_never(command)
         return [*effects, *self._advance()]
 
+    def _contacted(self, outcome: Contacted) -> Sequence[Effect]:
+        peer, advert = outcome.peer, outcome.advert
+        self._dialling.discard(peer)
+        if advert is None:
+            self._fail(peer, outcome.failure or "no advert")
+            return []
+        self._answered.add(peer)
+        if advert.peer != peer:
+            self._fail(peer, "answered with another peer's advert")
+        elif advert.offer(self._model) is None:
+            self._fail(peer, "does not serve the model (a stale hint)")
+        elif advert.draining:
+            self._fail(peer, "draining")
+        else:
+            self._failures.pop(peer, None)
+            return [Emit(Found(advert))]
+        return []
+
     def _take(self, hint: Hint) -> None:
-        if hint.peer in self._known:
+        """Queue a hint. No source can fill the queue with more than could ever be dialled."""
+        if hint.peer == self._self_peer or hint.peer in self._answered:
             return
-        alone = not self._waiting_for - {hint.source}
-        if not alone and self._per_source[hint.source] >= max(1, self._dials_max // 2):
+        offered = hint.addresses[:ADDRESSES_MAX]
+        addresses = tuple(each for each in offered if self._usable(each, hint.local))
+        if offered and not addresses:
+            self._fail(hint.peer, "only private addresses, and it is not on this network")
             return
-        addresses = tuple(each for each in hint.addresses if self._usable(each, hint.local))
-        if hint.addresses and not addresses:
-            self._failures[hint.peer] = "only private addresses, and it is not on this network"
-            return
-        self._known.add(hint.peer)
-        self._per_source[hint.source] += 1
-        self._queue.append(Contact(hint.peer, addresses))
+        if sum(queued.source == hint.source for queued in self._queue) < self._dials_max:
+            self._queue.append(
+                Hint(peer=hint.peer, addresses=addresses, source=hint.source, local=hint.local)
+            )
 
     def _advance(self) -> Sequence[Effect]:
         effects: list[Effect] = []
-        while self._queue and len(self._dialling) < self._dials_at_once and self._dialled < self._dials_max:
-            contact = self._queue.popleft()
-            self._dialling.add(contact.peer)
+        while len(self._dialling) < self._dials_at_once and self._dialled < self._dials_max:
+            hint = self._next()
+            if hint is None:
+                break
+            self._per_source[hint.source] += 1
             self._dialled += 1
-            effects.append(Emit(contact))
+            self._dialling.add(hint.peer)
+            self._tried.setdefault(hint.peer, set()).update(hint.addresses)
+            effects.append(Emit(Contact(hint.peer, hint.addresses)))
         spent = self._dialled >= self._dials_max or not (self._queue or self._waiting_for)
         if spent and not self._dialling:
             effects.extend(self._finish())
         return effects
+
+    def _next(self) -> Hint | None:
+        """The first hint that may be dialled now; those that say nothing new are dropped."""
+        self._queue = [hint for hint in self._queue if self._news(hint)]
+        for index, hint in enumerate(self._queue):
+            if hint.peer not in self._dialling and not self._over_share(hint.source):
+                return self._queue.pop(index)
+        return None
+
+    def _news(self, hint: Hint) -> bool:
+        tried = self._tried.get(hint.peer)
+        if tried is None:
+            return True
+        return hint.peer not in self._answered and not tried.issuperset(hint.addresses)
+
+    def _over_share(self, source: Source) -> bool:
+        others = self._waiting_for - {source}
+        return bool(others) and self._per_source[source] >= max(1, self._dials_max // 2)
+
+    def _fail(self, peer: PeerId, why: str) -> None:
+        if peer in self._failures or len(self._failures) < FAILURES_MAX:
+            self._failures[peer] = why
 
     def _finish(self) -> Sequence[Effect]:
         self._over = True

@@ -24,7 +24,10 @@ def provider_key(model: ModelId) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """A source says this peer may serve the model. ``local`` sources (LAN, our own flags) may name private addresses."""
+    """A source says this peer may serve the model.
+
+    ``local`` sources (the LAN, our own flags) may name private addresses.
+    """
 
     peer: PeerId
     addresses: tuple[str, ...]

@@ -32,7 +32,7 @@ async def _all_start(w: World) -> None:
     for index in range(1, COUNT):
         models = [scripted_host(), _rare()] if index == RARE_HOST else [scripted_host()]
         await w.add(models, bootstrap=first.node.multiaddrs[:1])
-    await trio.sleep(40)  # company, meshes, provider records
+    await trio.sleep(20)  # company, meshes, provider records
 
 
 def _knows(member: Member, other: Member, seq: int) -> bool:
@@ -78,7 +78,7 @@ async def _the_crashed_are_forgotten(w: World, events: list[str]) -> None:
         w.crash(member)
     held = {peer for member in left for peer in _listed(member)}
     assert {member.node.peer_id for member in gone} <= held
-    await trio.sleep(100)  # adverts live for 90 s
+    await trio.sleep(95)  # adverts live for 90 s
     peers = {member.node.peer_id for member in left}
     for member in left:
         assert _listed(member) == sorted(peers - {member.node.peer_id}), member.index

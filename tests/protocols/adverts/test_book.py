@@ -1,0 +1,275 @@
+"""The book believes nothing it was not shown, and nobody can silence another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from p2pnode.errors import ProtocolError
+from p2pnode.ids import PeerId
+from p2pnode.protocols.adverts.book import CLOCK_SKEW_S, TTL_MAX_S, Book
+from p2pnode.protocols.adverts.messages import ADVERT_MAX, Address, SignedAdvert
+from p2pnode.protocols.adverts.rates import (
+    FORGERIES_MAX,
+    FORGERY_WINDOW_S,
+    SOURCE_SHARE,
+    SOURCES_MAX,
+    STRANGERS_BURST,
+    STRANGERS_PER_S,
+    Sources,
+)
+from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, decode_gossip, seal
+from p2pnode.protocols.wire import encode
+from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer
+
+ALICE, MALLORY = Identity("alice"), Identity("mallory")
+SOURCE = PeerId("source")
+NOW = WALL + 1
+
+
+def verdict(book: Book, signed: SignedAdvert, now: float = NOW, source: PeerId = SOURCE) -> str:
+    return book.offer_gossip(encode(signed), source, now)[0]
+
+
+def test_a_good_advert_is_taken_and_found_by_its_model() -> None:
+    book = Book()
+    assert verdict(book, ALICE.signed()) == "accepted"
+    entry = book.get(ALICE.peer, NOW)
+    assert entry is not None
+    assert entry.advert == ALICE.advert()
+    assert [e.advert.peer for e in book.live(NOW, MODEL)] == [ALICE.peer]
+    assert list(book.live(NOW, OTHER_MODEL)) == []
+    assert book.counts["accepted"] == 1
+
+
+def test_a_forged_advert_is_refused_whoever_it_names() -> None:
+    book = Book()
+    signed = ALICE.signed()
+    cases = [
+        replace(signed, signature=MALLORY.sign(signed.body)),
+        replace(signed, signature=bytes(64)),
+        seal(ALICE.advert(), MALLORY.sign),
+        ALICE.signed(binding=MALLORY.binding()),
+        ALICE.signed(binding=replace(ALICE.binding(), seq=2)),
+        ALICE.signed(binding=replace(ALICE.binding(), wallet=MALLORY.wallet)),
+        ALICE.signed(peer=str(ALICE.peer) + " "),
+    ]
+    assert [verdict(book, forged) for forged in cases] == ["forged"] * len(cases)
+    assert len(book) == 0
+
+
+@pytest.mark.parametrize("lifetime", [0, -1, BINDING_TTL_MAX_S + 1000])
+def test_a_binding_that_is_over_or_lives_too_long_does_not_hold(lifetime: int) -> None:
+    binding = ALICE.binding(expires_at=int(NOW) + lifetime)
+    assert verdict(Book(), ALICE.signed(binding=binding)) == "forged"
+
+
+def test_a_replayed_advert_is_stale_and_so_is_an_older_one() -> None:
+    book = Book()
+    old, new = ALICE.signed(seq=1), ALICE.signed(seq=2)
+    assert verdict(book, new) == "accepted"
+    assert verdict(book, new, NOW + 5) == "stale"
+    assert verdict(book, old, NOW + 5) == "stale"
+    assert verdict(book, ALICE.signed(seq=3), NOW + 5) == "accepted"
+
+
+def test_a_higher_binding_wins_over_a_higher_advert() -> None:
+    book = Book()
+    assert verdict(book, ALICE.signed(seq=1, binding=ALICE.binding(seq=2))) == "accepted"
+    assert verdict(book, ALICE.signed(seq=9, binding=ALICE.binding(seq=1)), NOW + 5) == "stale"
+
+
+def test_an_expired_advert_is_refused_and_a_held_one_vanishes() -> None:
+    book = Book()
+    assert verdict(book, ALICE.signed(), WALL + 90) == "expired"
+    assert verdict(book, ALICE.signed(), WALL + 89) == "accepted"
+    assert book.get(ALICE.peer, WALL + 90) is None
+    assert book.expire(WALL + 89) == []
+    assert book.expire(WALL + 90) == [ALICE.peer]
+    assert len(book) == 0
+
+
+def test_an_advert_from_the_future_or_for_too_long_is_refused() -> None:
+    late = {"issued_at": int(NOW) + CLOCK_SKEW_S + 2, "expires_at": int(NOW) + CLOCK_SKEW_S + 92}
+    assert verdict(Book(), ALICE.signed(**late)) == "future"
+    assert verdict(Book(), ALICE.signed(expires_at=int(NOW) + TTL_MAX_S + 2)) == "future"
+    assert verdict(Book(), ALICE.signed(issued_at=int(NOW) + CLOCK_SKEW_S)) == "accepted"
+
+
+def test_adverts_of_one_peer_come_no_closer_than_a_second() -> None:
+    book = Book()
+    assert verdict(book, ALICE.signed(seq=1)) == "accepted"
+    assert verdict(book, ALICE.signed(seq=2), NOW + 0.5) == "too_often"
+    assert verdict(book, ALICE.signed(seq=2), NOW + 1) == "accepted"
+
+
+def test_a_clock_that_steps_back_silences_nobody() -> None:
+    book = Book()
+    assert verdict(book, ALICE.signed(seq=1, expires_at=int(WALL) + 8000), NOW + 3600) == "accepted"
+    assert verdict(book, ALICE.signed(seq=2), NOW) == "accepted"
+    assert verdict(book, Identity("bob").signed(), NOW) == "accepted"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xc1", b"\x80", b"x" * (ADVERT_MAX + 1)], ids=["empty", "junk", "map", "long"]
+)
+def test_what_is_no_advert_is_malformed(data: bytes) -> None:
+    book = Book()
+    assert book.offer_gossip(data, SOURCE, NOW) == ("malformed", None)
+    assert book.counts["malformed"] == 1
+
+
+def test_a_body_that_is_no_advert_is_malformed() -> None:
+    signed = SignedAdvert(body=b"\x80", signature=bytes(64))
+    assert verdict(Book(), signed) == "malformed"
+
+
+def test_an_oversize_advert_is_neither_sealed_nor_read() -> None:
+    addresses = tuple(Address(multiaddr=f"/dns4/{'x' * 140}/tcp/{port}") for port in range(8))
+    with pytest.raises(ValueError, match="fewer models or addresses"):
+        ALICE.signed(addresses=addresses)
+    with pytest.raises(ProtocolError, match="1024 are allowed"):
+        decode_gossip(bytes(ADVERT_MAX + 1))
+
+
+# ---- withdrawing
+
+
+def test_a_withdrawn_advert_is_gone_and_can_not_be_replayed() -> None:
+    book = Book()
+    first = ALICE.signed(seq=1)
+    assert verdict(book, first) == "accepted"
+    assert verdict(book, ALICE.signed(seq=2, expires_at=int(NOW)), NOW + 0.3) == "accepted"
+    assert book.get(ALICE.peer, NOW + 0.3) is None
+    assert verdict(book, first, NOW + 30) == "stale"
+    book.expire(NOW + 30)
+    assert verdict(book, first, NOW + 30) == "stale"
+    book.expire(WALL + 90)
+    assert verdict(book, first, WALL + 90) == "expired"
+
+
+def test_a_host_that_withdrew_may_come_back() -> None:
+    book = Book()
+    assert verdict(book, ALICE.signed(seq=1)) == "accepted"
+    assert verdict(book, ALICE.signed(seq=2, expires_at=int(NOW)), NOW + 0.1) == "accepted"
+    assert verdict(book, ALICE.signed(seq=3), NOW + 2) == "accepted"
+    assert book.get(ALICE.peer, NOW + 2) is not None
+
+
+def test_only_the_host_itself_can_withdraw() -> None:
+    book = Book()
+    assert verdict(book, ALICE.signed(seq=1)) == "accepted"
+    withdrawal = ALICE.advert(seq=2, expires_at=int(NOW))
+    assert verdict(book, seal(withdrawal, MALLORY.sign)) == "forged"
+    assert verdict(book, ALICE.signed(seq=0, expires_at=int(NOW))) == "expired"
+    assert book.get(ALICE.peer, NOW) is not None
+
+
+def test_withdrawing_again_and_again_is_not_even_verified() -> None:
+    book = Book()
+    assert verdict(book, ALICE.signed(seq=1)) == "accepted"
+    results = [verdict(book, ALICE.signed(seq=seq, expires_at=int(NOW))) for seq in range(2, 9)]
+    assert results == ["accepted", *["expired"] * 6]
+
+
+# ---- answers to our own question
+
+
+def test_an_answer_to_our_question_skips_the_rates_but_no_check() -> None:
+    book = Book()
+    signed = ALICE.signed(seq=1)
+    for _ in range(2):
+        assert book.offer(signed, ALICE.peer, NOW, asked=True)[0] == "accepted"
+    assert book.offer(ALICE.signed(seq=2), ALICE.peer, NOW, asked=True)[0] == "accepted"
+    assert book.offer(signed, ALICE.peer, NOW, asked=True)[0] == "stale"
+    assert book.offer(ALICE.signed(seq=3, expires_at=int(NOW)), ALICE.peer, NOW, asked=True)[0] == "expired"
+    assert book.offer(seal(ALICE.advert(seq=4), MALLORY.sign), ALICE.peer, NOW, asked=True)[0] == "forged"
+
+
+# ---- floods
+
+
+def test_a_flood_of_strangers_is_cut_before_any_signature_and_leaves_room_for_other_sources() -> None:
+    book = Book()
+    share = int(STRANGERS_BURST * SOURCE_SHARE)
+    results = [verdict(book, Identity(n).signed()) for n in range(share + 20)]
+    assert results == ["accepted"] * share + ["rate"] * 20
+    forged = seal(ALICE.advert(), MALLORY.sign)
+    assert verdict(book, forged) == "rate"  # not "forged": nothing was verified
+    assert verdict(book, ALICE.signed(), source=PeerId("an honest source")) == "accepted"
+
+
+def test_the_rate_of_strangers_comes_back_with_time() -> None:
+    sources = Sources()
+    taken = sum(sources.admit(PeerId(f"source {n % 7}"), WALL) for n in range(2000))
+    assert taken == STRANGERS_BURST
+    later = sum(sources.admit(PeerId(f"source {n % 7}"), WALL + 2) for n in range(2000))
+    assert later == 2 * STRANGERS_PER_S
+
+
+def test_a_privileged_peer_is_heard_during_a_flood() -> None:
+    book = Book(privileged=lambda peer: peer == ALICE.peer)
+    for number in range(int(STRANGERS_BURST)):
+        verdict(book, Identity(number).signed())
+    assert verdict(book, Identity("late").signed()) == "rate"
+    assert verdict(book, ALICE.signed()) == "accepted"
+
+
+def test_a_forger_is_muted_for_a_minute_and_its_victim_is_heard_from_others() -> None:
+    book = Book()
+    forged = [seal(ALICE.advert(seq=seq), MALLORY.sign) for seq in range(FORGERIES_MAX + 3)]
+    results = [verdict(book, each, source=MALLORY.peer) for each in forged]
+    assert results == ["forged"] * FORGERIES_MAX + ["muted"] * 3
+    assert verdict(book, ALICE.signed(), source=MALLORY.peer) == "muted"
+    assert verdict(book, ALICE.signed()) == "accepted"
+    later = WALL + FORGERY_WINDOW_S + 2
+    assert verdict(book, ALICE.signed(seq=2), later, MALLORY.peer) == "accepted"
+
+
+def test_what_is_remembered_of_sources_is_bounded() -> None:
+    sources = Sources()
+    for number in range(SOURCES_MAX + 50):
+        sources.charge(PeerId(f"source {number}"), WALL)
+    assert len(sources._sources) == SOURCES_MAX
+
+
+# ---- a full book
+
+
+def test_a_full_book_keeps_an_eighth_for_privileged_peers() -> None:
+    trusted = {Identity(f"trusted {n}").peer for n in range(3)}
+    book = Book(size_max=16, privileged=trusted.__contains__)
+    results = [verdict(book, Identity(n).signed()) for n in range(16)]
+    assert results == ["accepted"] * 14 + ["full"] * 2
+    assert [verdict(book, Identity(f"trusted {n}").signed()) for n in range(3)] == [
+        "accepted",
+        "accepted",
+        "full",
+    ]
+    assert len(book) == 16
+    # Whoever is in may renew, and what expired makes room.
+    assert verdict(book, Identity(0).signed(seq=2), NOW + 5) == "accepted"
+    later = {"issued_at": int(WALL) + 100, "expires_at": int(WALL) + 190}
+    assert verdict(book, Identity("new").signed(**later), WALL + 101) == "accepted"
+    assert len(book) == 1
+
+
+def test_population_counts_privileged_peers_only() -> None:
+    trusted = Identity("trusted")
+    book = Book(privileged=lambda peer: peer == trusted.peer)
+    for number in range(20):
+        verdict(book, Identity(number).signed())
+    assert book.population(NOW, MODEL) == 0
+    verdict(book, trusted.signed())
+    assert book.population(NOW, MODEL) == 1
+    assert book.population(NOW, OTHER_MODEL) == 0
+    assert book.population(WALL + 91, MODEL) == 0
+
+
+def test_a_forgotten_peer_is_gone() -> None:
+    book = Book()
+    verdict(book, ALICE.signed(offers=(offer(), offer(OTHER_MODEL))))
+    book.forget(ALICE.peer)
+    book.forget(ALICE.peer)
+    assert book.get(ALICE.peer, NOW) is None

@@ -1,0 +1,94 @@
+"""Questions about adverts get one answer each, never more than fits a frame."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.protocols.adverts.book import Book
+from p2pnode.protocols.adverts.machine import Directory
+from p2pnode.protocols.adverts.messages import (
+    CODEC,
+    SAMPLE_MAX,
+    Adverts,
+    GetAdvert,
+    SampleAdverts,
+    SignedAdvert,
+    topic_of,
+)
+from p2pnode.protocols.adverts.signing import parse
+from p2pnode.protocols.events import Closed, Command, Event, Received, TimerFired
+from p2pnode.protocols.framing.codec import FRAME_MAX
+from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer, only, sent
+
+ALICE, OWN = Identity("alice"), Identity("own")
+ASKER = PeerId("asker")
+
+
+def directory(peers: int = 0, own: SignedAdvert | None = None) -> Directory:
+    book = Book(privileged=lambda _peer: True)
+    for number in range(peers):
+        book.offer(Identity(number).signed(), ASKER, WALL)
+    book.offer(ALICE.signed(offers=(offer(OTHER_MODEL),)), ASKER, WALL)
+    return Directory(book, peer=OWN.peer, own=lambda _now: own, wall=lambda: WALL)
+
+
+def ask(subject: Directory, question: GetAdvert | SampleAdverts) -> list[SignedAdvert]:
+    return list(only(Adverts, sent(subject.handle(Received(ASKER, 3, question), 0))).adverts)
+
+
+def test_a_peer_in_the_book_is_answered_and_an_unknown_one_is_not() -> None:
+    subject = directory()
+    assert ask(subject, GetAdvert(peer=ALICE.peer)) == [ALICE.signed(offers=(offer(OTHER_MODEL),))]
+    assert ask(subject, GetAdvert(peer=ASKER)) == []
+
+
+def test_a_host_answers_with_its_own_advert_and_a_client_with_none() -> None:
+    assert ask(directory(own=OWN.signed()), GetAdvert(peer=OWN.peer)) == [OWN.signed()]
+    assert ask(directory(), GetAdvert(peer=OWN.peer)) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "count"), [(MODEL, 6), (OTHER_MODEL, 1), (None, 7)], ids=["one", "other", "any"]
+)
+def test_a_sample_holds_only_hosts_of_the_model_that_was_asked_for(model: ModelId | None, count: int) -> None:
+    found = ask(directory(peers=5, own=OWN.signed()), SampleAdverts(model=model))
+    assert len(found) == count
+    assert all(model is None or parse(each).offer(model) is not None for each in found)
+
+
+def test_samples_go_round_so_that_the_first_in_the_book_are_not_the_only_ones_known() -> None:
+    subject = directory(peers=9)
+    seen = {parse(each).peer for _ in range(5) for each in ask(subject, SampleAdverts(count=2))}
+    assert len(seen) == 10
+
+
+def test_the_own_advert_comes_first_and_once() -> None:
+    subject = directory(peers=3, own=OWN.signed())
+    subject._book.offer(OWN.signed(seq=2), ASKER, WALL)
+    found = [parse(each).peer for each in ask(subject, SampleAdverts(count=3))]
+    assert found[0] == OWN.peer
+    assert len(set(found)) == 3
+
+
+def test_the_largest_answer_fits_a_frame() -> None:
+    found = ask(directory(peers=60), SampleAdverts())
+    assert len(found) == SAMPLE_MAX
+    largest = SignedAdvert(body=bytes(1024), signature=bytes(64))
+    assert len(CODEC.encode(Adverts(adverts=(largest,) * SAMPLE_MAX))) <= FRAME_MAX
+
+
+def test_what_is_no_question_gets_no_answer() -> None:
+    subject = directory()
+    events: list[Event] = [
+        Received(ASKER, 1, Adverts(adverts=())),
+        Closed(ASKER, 1),
+        TimerFired("x"),
+        Command(1),
+    ]
+    assert [subject.handle(event, 0) for event in events] == [[]] * 4
+
+
+def test_each_model_has_a_topic_of_its_own() -> None:
+    assert topic_of(MODEL) == f"/p2pnode/adverts/1/{MODEL.hex()}"
+    assert topic_of(MODEL) != topic_of(OTHER_MODEL)

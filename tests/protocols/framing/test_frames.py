@@ -1,0 +1,91 @@
+"""Frames cut the same however the bytes arrive, and nothing is believed before it is checked."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pnode.errors import ProtocolError
+from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, pack_frame
+
+payloads = st.lists(st.binary(min_size=1, max_size=300), max_size=12)
+
+
+def feed_in_pieces(data: bytes, cuts: list[int]) -> tuple[list[bytes], bool]:
+    """What comes out, and whether the decoder refused in the end."""
+    decoder, out = FrameDecoder(), []
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    try:
+        for start, end in pairwise(edges):
+            out += decoder.feed(data[start:end])
+        decoder.feed(b"")
+    except ProtocolError:
+        return out, True
+    return out, False
+
+
+@given(payloads, st.lists(st.integers(0, 10_000), max_size=20))
+def test_any_split_of_any_frames_decodes_the_same(frames: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(pack_frame(frame) for frame in frames)
+    assert feed_in_pieces(data, cuts) == (frames, False)
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=20))
+def test_any_split_of_random_bytes_decodes_the_same(data: bytes, cuts: list[int]) -> None:
+    assert feed_in_pieces(data, cuts) == feed_in_pieces(data, [])
+
+
+def test_frames_before_a_malformed_length_are_delivered_and_then_the_stream_is_dead() -> None:
+    decoder = FrameDecoder()
+    assert decoder.feed(pack_frame(b"good") + b"\x00") == [b"good"]
+    assert decoder.pending
+    with pytest.raises(ProtocolError):
+        decoder.feed(b"")
+    with pytest.raises(ProtocolError):
+        decoder.feed(pack_frame(bytes(1000)))
+    assert decoder.pending < 10  # a dead decoder keeps nothing more
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        pytest.param(b"\x00", id="zero"),
+        pytest.param(b"\x81\x80\x04", id="one byte over"),
+        pytest.param(b"\xff\xff\xff\x7f", id="256 MiB"),
+        pytest.param(b"\x81\x00", id="non-minimal"),
+        pytest.param(b"\x80\x80\x80\x80", id="five bytes"),
+    ],
+)
+def test_a_malformed_length_is_refused_before_its_body(length: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        FrameDecoder().feed(length)
+
+
+def test_the_largest_frame_passes() -> None:
+    body = bytes(FRAME_MAX)
+    packed = pack_frame(body)
+    assert packed.startswith(b"\x80\x80\x04")
+    assert FrameDecoder().feed(packed) == [body]
+
+
+@pytest.mark.parametrize("size", [0, FRAME_MAX + 1])
+def test_a_payload_no_peer_would_accept_is_not_packed(size: int) -> None:
+    with pytest.raises(ValueError, match="a frame holds"):
+        pack_frame(bytes(size))
+
+
+def test_a_truncated_frame_shows_as_pending_bytes() -> None:
+    decoder = FrameDecoder()
+    assert decoder.feed(pack_frame(b"whole") + pack_frame(b"cut off")[:-1]) == [b"whole"]
+    assert decoder.pending == 7
+    assert decoder.feed(b"f") == [b"cut off"]
+    assert decoder.pending == 0
+
+
+def test_a_decoder_with_its_own_limit_keeps_it() -> None:
+    assert FrameDecoder(1 << 20).feed(pack_frame(bytes(100_000), 1 << 20)) == [bytes(100_000)]
+    with pytest.raises(ProtocolError):
+        FrameDecoder(4).feed(pack_frame(b"12345"))

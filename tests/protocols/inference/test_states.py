@@ -1,0 +1,242 @@
+"""Each state of each side against each message, as the tables in SPEC.md say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnode.ids import SessionId
+from p2pnode.protocols.events import Closed, Command, Effect, Received, TimerFired
+from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.commands import (
+    CancelTurn,
+    Drain,
+    End,
+    Ended,
+    Finished,
+    GenDone,
+    GenFailed,
+    GenProgress,
+    GenStarted,
+    GenTokens,
+    SessionFailed,
+    Start,
+    TurnFailed,
+)
+from p2pnode.protocols.inference.machine import HostTerms
+from p2pnode.protocols.wire import wire_name
+from tests.protocols.inference.duet import CLIENT, HOST, STREAM, Duet, ask
+from tests.protocols.support import MODEL, emitted, only, sent
+
+SPEC = Path(__file__).resolve().parents[3] / "protocols" / "inference" / "SPEC.md"
+SIG = bytes(64)
+SAMPLES: dict[str, Any] = {
+    "open": m.Open(model=MODEL, salt=bytes(32)),
+    "resume": m.Resume(session=SessionId(bytes(32)), received=0, proof=SIG),
+    "accept": m.Accept(session=SessionId(bytes(32)), nonce=bytes(32), epoch=1, n_ctx=4096),
+    "refuse": m.Refuse(code="capacity"),
+    "prompt": m.Prompt(turn=1, part=0, last=False, total=10, body=b"x"),
+    "quote": m.Quote(turn=1, tokens_in=5),
+    "progress": m.Progress(turn=1, processed=1, total=2),
+    "tokens": m.Tokens(seq=0, ids=(1,), text="a"),
+    "ack": m.Ack(seq=0),
+    "checkpoint": m.Checkpoint(
+        seq=1,
+        tokens_in=0,
+        tokens_out=0,
+        token_hash=bytes(32),
+        fingerprint_hash=bytes(32),
+        root=bytes(32),
+        signature=SIG,
+    ),
+    "voucher": m.Voucher(seq=0, tokens_in=0, tokens_out=0, amount=0, root=bytes(32), signature=SIG),
+    "cancel": m.Cancel(turn=1),
+    "done": m.Done(turn=1, reason="stop", tokens_in=0, reused=0, tokens_out=0),
+    "ping": m.Ping(nonce=7),
+    "pong": m.Pong(nonce=7),
+    "close": m.Close(),
+    "error": m.Error(code="internal"),
+    "error of the turn": m.Error(code="internal", turn=1),
+}
+
+
+def table(head: str) -> list[tuple[str, str, str]]:
+    """(message, state, outcome) of the table after a line."""
+    lines = SPEC.read_text(encoding="utf-8").split(head)[1].strip().splitlines()
+    cells = [[c.strip().replace("`", "") for c in line.strip("|").split("|")] for line in lines]
+    states, found = cells[0][1:], []
+    for row in cells[2:]:
+        if len(row) != len(states) + 1:
+            break
+        found += [(row[0], state, outcome) for state, outcome in zip(states, row[1:], strict=True)]
+    return found
+
+
+HOST_TABLE = table("Host, by what the client sends:\n")
+CLIENT_TABLE = table("Client, by what the host sends:\n")
+
+
+def test_the_tables_cover_every_message_in_every_state() -> None:
+    names = {wire_name(cls) for cls in m.CODEC.classes}
+    host = {(name, state) for name, state, _ in HOST_TABLE}
+    client = {(name, state) for name, state, _ in CLIENT_TABLE}
+    assert host == {(n, s) for n in names for s in ("opening", "idle", "reading", "serving")}
+    both = names | {"error of the turn"}
+    assert client == {(n, s) for n in both for s in ("fresh", "opening", "idle", "asking")}
+
+
+def host_in(state: str) -> Duet:
+    """A host that stands there; the rest of a prompt is on its wire when it is reading."""
+    duet = Duet(terms=HostTerms(n_ctx=16_384), answer_tokens=10)
+    if state != "opening":
+        duet.open()
+    if state in ("reading", "serving"):
+        duet.ask(ask(content="x" * (70_000 if state == "reading" else 10), input_max=1 << 20))
+        duet.deliver_to_host()
+    assert duet.host.state == state
+    return duet
+
+
+@pytest.mark.parametrize(("name", "state", "outcome"), HOST_TABLE, ids=str)
+def test_the_host_does_with_each_message_in_each_state_what_the_table_says(
+    name: str, state: str, outcome: str
+) -> None:
+    duet = host_in(state)
+    message = SAMPLES[name]
+    if name == "prompt" and state == "reading":
+        message = m.CODEC.decode(duet.to_host.popleft())
+    effects = duet.host.handle(Received(CLIENT, STREAM, message), 1.0)
+    expect_outcome(duet.host.state, effects, outcome, Finished)
+    if name == "ping":
+        assert sent(effects) == [m.Pong(nonce=7)]
+
+
+def client_in(state: str, name: str = "") -> Duet:
+    """A client that stands there; asking, with the host's next message of that name on its wire."""
+    duet = Duet(answer_tokens=10)
+    if state != "fresh":
+        duet.client_does(Start())
+    if state in ("idle", "asking"):
+        duet.settle()
+    if state == "asking":
+        duet.ask(ask())
+        while duet.deliver_to_host() or duet.engine():
+            pass
+        names = [wire_name(type(m.CODEC.decode(data))) for data in duet.to_client]
+        while name in names and names.pop(0) != name:
+            duet.deliver_to_client()
+    assert duet.client.state == state
+    return duet
+
+
+@pytest.mark.parametrize(("name", "state", "outcome"), CLIENT_TABLE, ids=str)
+def test_the_client_does_with_each_message_in_each_state_what_the_table_says(
+    name: str, state: str, outcome: str
+) -> None:
+    duet = client_in(state, name)
+    on_the_wire = ("quote", "progress", "tokens", "checkpoint", "done")
+    message = (
+        m.CODEC.decode(duet.to_client[0]) if state == "asking" and name in on_the_wire else SAMPLES[name]
+    )
+    effects = duet.client.handle(Received(HOST.peer, STREAM, message), 1.0)
+    expect_outcome(duet.client.state, effects, outcome, SessionFailed)
+    if name == "ping":
+        assert sent(effects) == [m.Pong(nonce=7)]
+
+
+def expect_outcome(
+    state: str, effects: Sequence[Effect], outcome: str, ending: type[Finished | SessionFailed]
+) -> None:
+    if outcome == "violation":
+        assert state == "over"
+        assert only(ending, emitted(effects)).fault
+        assert only(m.Error, sent(effects)).code == "bad_request"
+    elif outcome == "over":
+        assert state == "over"
+        assert not only(ending, emitted(effects)).fault
+    else:
+        assert state == outcome
+        assert not [value for value in emitted(effects) if isinstance(value, ending)]
+
+
+def test_an_over_session_answers_nothing_and_says_nothing() -> None:
+    duet = host_in("serving")
+    duet.close()
+    for message in SAMPLES.values():
+        assert duet.host.handle(Received(CLIENT, STREAM, message), 1.0) == []
+        assert duet.client.handle(Received(HOST.peer, STREAM, message), 1.0) == []
+    reports = [GenStarted(1, 5, 0), GenTokens(1, (1,), "a"), GenDone(1, "stop"), Drain()]
+    assert [duet.host.handle(Command(report), 1.0) for report in reports] == [[]] * 4
+    orders = [Start(), ask(), CancelTurn(), End()]
+    assert [duet.client.handle(Command(order), 1.0) for order in orders] == [[]] * 4
+    for event in (TimerFired("idle"), TimerFired("silence"), Closed(CLIENT, STREAM)):
+        assert duet.host.handle(event, 1.0) == []
+        assert duet.client.handle(event, 1.0) == []
+
+
+@pytest.mark.parametrize("state", ["opening", "idle", "reading", "serving"])
+def test_a_lost_stream_ends_a_host_in_any_state_once_and_frees_the_engine(state: str) -> None:
+    duet = host_in(state)
+    duet.close()
+    duet.close()
+    assert duet.finished == [Finished("lost")]
+    assert duet.run is None
+    assert len(duet.served) == (state == "serving")
+
+
+@pytest.mark.parametrize("state", ["fresh", "opening", "idle", "asking"])
+def test_a_lost_stream_ends_a_client_in_any_state_once(state: str) -> None:
+    duet = client_in(state)
+    before = len(duet.outcomes)
+    duet.close()
+    duet.close()
+    (failed,) = duet.outcomes[before:]
+    assert isinstance(failed, SessionFailed)
+    assert (failed.code, failed.fault) == ("internal", False)
+
+
+@pytest.mark.parametrize("state", ["opening", "idle", "reading"])
+@pytest.mark.parametrize(
+    "report",
+    [
+        GenStarted(1, 5, 0),
+        GenProgress(1, 1, 2),
+        GenTokens(1, (1,), "a"),
+        GenDone(1, "stop"),
+        GenFailed(1, "internal", "boom"),
+    ],
+    ids=lambda report: type(report).__name__,
+)
+def test_an_engine_that_reports_outside_a_turn_is_ignored(state: str, report: Any) -> None:
+    duet = host_in(state)
+    assert duet.host.handle(Command(report), 1.0) == []
+    assert duet.host.state == state
+
+
+@pytest.mark.parametrize("state", ["fresh", "opening", "asking"])
+def test_a_turn_asked_for_at_the_wrong_time_fails_here(state: str) -> None:
+    duet = client_in(state)
+    effects = duet.client.handle(Command(ask()), 1.0)
+    assert only(TurnFailed, emitted(effects)).code == "bad_request"
+    assert sent(effects) == []
+
+
+@pytest.mark.parametrize("state", ["fresh", "opening", "idle", "asking"])
+def test_the_client_may_end_in_any_state(state: str) -> None:
+    duet = client_in(state)
+    effects = duet.client.handle(Command(End()), 1.0)
+    assert sent(effects) == [m.Close()]
+    assert emitted(effects) == [Ended()]
+
+
+@pytest.mark.parametrize("state", ["opening", "idle", "asking"])
+def test_starting_twice_opens_once(state: str) -> None:
+    assert client_in(state).client.handle(Command(Start()), 1.0) == []
+
+
+@pytest.mark.parametrize("state", ["fresh", "opening", "idle"])
+def test_cancelling_nothing_says_nothing(state: str) -> None:
+    assert client_in(state).client.handle(Command(CancelTurn()), 1.0) == []

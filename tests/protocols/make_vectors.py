@@ -1,0 +1,232 @@
+"""Writes ``vectors.json`` beside each SPEC: ``python tests/protocols/make_vectors.py``.
+
+Keys are 32 known bytes and guard nothing. A test checks that the files are what this makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import coincurve
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pnode.ids import ModelId, SessionId
+from p2pnode.protocols.adverts import messages as adverts
+from p2pnode.protocols.adverts.signing import BindingTerms, bind, binding_digest, seal
+from p2pnode.protocols.crypto import address_of, peer_id_of, sign_digest
+from p2pnode.protocols.framing.codec import pack_frame
+from p2pnode.protocols.inference import messages as inference
+from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, request_hash, token_hash
+from p2pnode.protocols.lookup.messages import provider_key
+from p2pnode.protocols.wire import encode, wire_keys, wire_name
+
+ROOT: Final = Path(__file__).resolve().parents[2] / "protocols"
+PEER_SECRET: Final = bytes(range(32))
+WALLET_SECRET: Final = b"\x01" * 32
+MODEL: Final = ModelId(hashlib.sha256(b"model").digest())
+SESSION: Final = SessionId(b"\x5e" * 32)
+SALT: Final = b"\x5a" * 32
+EPOCH: Final = 7
+ISSUED_AT: Final = 1_700_000_000
+
+_KEY = Ed25519PrivateKey.from_private_bytes(PEER_SECRET)
+PEER: Final = peer_id_of(_KEY.public_key().public_bytes_raw())
+WALLET: Final = address_of(coincurve.PrivateKey(WALLET_SECRET).public_key.format(compressed=False))
+
+
+def plain(value: Any) -> Any:
+    """A message as JSON shows it: by wire keys, bytes as hex."""
+    if is_dataclass(value) and not isinstance(value, type):
+        keys = wire_keys(type(value))
+        held = {keys[f.name]: getattr(value, f.name) for f in fields(value)}
+        return {key: plain(each) for key, each in held.items() if each is not None}
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def vector(value: Any, name: str = "") -> dict[str, Any]:
+    """One message: what it says, and its bytes (without the frame's length)."""
+    kind = wire_name(type(value)) or type(value).__name__
+    return {"name": name or kind, "type": kind, "fields": plain(value), "hex": encode(value).hex()}
+
+
+def framing() -> dict[str, Any]:
+    """Frames that pass and frames that don't."""
+    payloads = {
+        "one byte": b"\xc0",
+        "127 bytes": bytes(127),
+        "128 bytes": bytes(128),
+        "300 bytes": bytes(300),
+    }
+    return {
+        "frames": [
+            {"name": name, "payload": payload.hex(), "frame": pack_frame(payload).hex()}
+            for name, payload in payloads.items()
+        ],
+        "refused_frames": [
+            {"name": "length zero", "frame": "00"},
+            {"name": "length 65537", "frame": "818004"},
+            {"name": "length not minimal", "frame": "8100"},
+            {"name": "length of five bytes", "frame": "8080808001"},
+        ],
+        "payloads": [
+            {"name": "eight levels", "hex": "91" * 8 + "c0"},
+            {"name": "a map", "hex": "81a174a470696e67"},
+        ],
+        "refused_payloads": [
+            {"name": "nothing", "hex": ""},
+            {"name": "nine levels", "hex": "91" * 9 + "c0"},
+            {"name": "an array of four billion", "hex": "ddffffffff"},
+            {"name": "a byte too many", "hex": "c0c0"},
+            {"name": "an extension", "hex": "d40000"},
+            {"name": "the unused byte", "hex": "c1"},
+        ],
+    }
+
+
+def binding() -> adverts.Binding:
+    """The wallet's word for the peer."""
+    terms = BindingTerms(receipt_key=b"\x11" * 20, seq=7, expires_at=ISSUED_AT + 86_400)
+    return bind(PEER, WALLET, terms, lambda digest: sign_digest(WALLET_SECRET, digest))
+
+
+def advert() -> adverts.Advert:
+    """A host with one model."""
+    return adverts.Advert(
+        peer=PEER,
+        instance=b"\x01\x02\x03\x04\x05\x06\x07\x08",
+        seq=ISSUED_AT * 1000,
+        issued_at=ISSUED_AT,
+        expires_at=ISSUED_AT + 90,
+        binding=binding(),
+        addresses=(adverts.Address(multiaddr="/ip4/192.0.2.1/tcp/4001"),),
+        offers=(
+            adverts.Offer(
+                model=MODEL, name="small", engine="llamacpp", quantisation="Q8_0", n_ctx=8192, price_out=10
+            ),
+        ),
+        load=adverts.Load(slots=4, active=1),
+    )
+
+
+def adverts_vectors() -> dict[str, Any]:
+    """Every message, and what is signed."""
+    signed = seal(advert(), _KEY.sign)
+    terms = BindingTerms(receipt_key=b"\x11" * 20, seq=7, expires_at=ISSUED_AT + 86_400)
+    return {
+        "peer_secret": PEER_SECRET.hex(),
+        "peer": PEER,
+        "wallet_secret": WALLET_SECRET.hex(),
+        "wallet": WALLET.hex(),
+        "binding_digest": binding_digest(PEER, terms).hex(),
+        "messages": [
+            vector(adverts.GetAdvert(peer=PEER)),
+            vector(adverts.SampleAdverts(count=8, model=MODEL)),
+            vector(adverts.SampleAdverts(), "sample of any model"),
+            vector(signed),
+            vector(adverts.Adverts(adverts=(signed,))),
+            vector(adverts.Adverts(adverts=()), "adverts, none"),
+        ],
+        "records": [vector(advert())],
+        "topic": adverts.topic_of(MODEL),
+    }
+
+
+def lookup() -> dict[str, Any]:
+    """The only bytes of its own that lookup has."""
+    return {"provider_keys": [{"model": MODEL.hex(), "key": provider_key(MODEL).hex()}]}
+
+
+def prompt() -> inference.PromptBody:
+    """A short conversation."""
+    return inference.PromptBody(
+        messages=(
+            inference.ChatMessage(role="system", content="Be brief."),
+            inference.ChatMessage(role="user", content="Grüße"),
+        ),
+        sampling=inference.SamplingParams(tokens_max=3, temperature=0.0, stop=("\n",)),
+    )
+
+
+def inference_vectors() -> dict[str, Any]:
+    """Every message; and the receipts of a session of one turn of three tokens."""
+    raw, ids = encode(prompt()), (1, 2, 49_151)
+    chain = ReceiptChain.begin(SESSION, MODEL, SALT, EPOCH)
+    root_0, hashed = chain.root, token_hash(ids, request_hash(raw))
+    root_1 = chain.advance(5, 3, hashed, NO_FINGERPRINT)
+    signature, digest = _KEY.sign(chain.digest()), chain.digest()
+    m = inference
+    terms = m.SessionTerms(
+        payer=b"\x01" * 20, host=b"\x02" * 20, voucher_key=b"\x03" * 20, receipt_key=b"\x11" * 20,
+        model=MODEL,
+        deposit=1_000_000, price_in=5, price_out=10, session_fee=2500, tip=100,
+        expiry=ISSUED_AT + 3600, salt=SALT,
+    )  # fmt: skip
+    said: list[tuple[str, Any]] = [
+        ("", m.Open(model=MODEL, salt=SALT)),
+        ("open, paid", m.Open(model=MODEL, salt=SALT, terms=terms, authorisation=bytes(65))),
+        ("", m.Resume(session=SESSION, received=3, proof=bytes(65))),
+        ("", m.Accept(session=SESSION, nonce=b"\x4e" * 32, epoch=EPOCH, n_ctx=8192)),
+        ("", m.Refuse(code="capacity", detail="full: try again later", retry_after_s=2.5)),
+        ("", m.Prompt(turn=1, part=0, last=True, total=len(raw), body=raw)),
+        ("", m.Quote(turn=1, tokens_in=5)),
+        ("", m.Progress(turn=1, processed=5, total=5)),
+        ("", m.Tokens(seq=0, ids=ids, text="Hi!")),
+        ("tokens, text only", m.Tokens(seq=3, ids=(), text="…")),
+        (
+            "",
+            m.Checkpoint(
+                seq=1, tokens_in=5, tokens_out=3, token_hash=hashed, fingerprint_hash=NO_FINGERPRINT,
+                root=root_1, signature=signature,
+            ),
+        ),
+        ("", m.Ack(seq=3)),
+        ("", m.Voucher(seq=1, tokens_in=5, tokens_out=3, amount=2501, root=root_1, signature=bytes(65))),
+        ("", m.Cancel(turn=1)),
+        ("", m.Done(turn=1, reason="stop", tokens_in=5, reused=0, tokens_out=3)),
+        ("", m.Ping(nonce=1)),
+        ("", m.Pong(nonce=1)),
+        ("", m.Close()),
+        ("error of a turn", m.Error(code="context_overflow", detail="too long", turn=2)),
+        ("error of the session", m.Error(code="shutting_down")),
+    ]  # fmt: skip
+    return {
+        "messages": [vector(message, name) for name, message in said],
+        "records": [vector(prompt())],
+        "receipts": {
+            "session": SESSION.hex(), "model": MODEL.hex(), "salt": SALT.hex(), "epoch": EPOCH,
+            "root_0": root_0.hex(), "request_hash": request_hash(raw).hex(), "ids": list(ids),
+            "token_hash": hashed.hex(), "root_1": root_1.hex(), "digest": digest.hex(),
+            "peer": PEER, "signature": signature.hex(),
+        },
+    }  # fmt: skip
+
+
+def all_vectors() -> dict[str, dict[str, Any]]:
+    """By protocol."""
+    return {
+        "framing": framing(),
+        "adverts": adverts_vectors(),
+        "lookup": lookup(),
+        "inference": inference_vectors(),
+    }
+
+
+def text_of(vectors: dict[str, Any]) -> str:
+    """As it stands in the file."""
+    return json.dumps(vectors, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    """Write all four."""
+    for name, vectors in all_vectors().items():
+        (ROOT / name / "vectors.json").write_text(text_of(vectors), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Each SPEC says what the code does: every message and field with its bounds, every vector, every code."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+from p2pnode.errors import WIRE_CODES, ProtocolError
+from p2pnode.ids import ModelId, SessionId
+from p2pnode.protocols.adverts import messages as adverts
+from p2pnode.protocols.adverts.book import Book, Verdict
+from p2pnode.protocols.crypto import verify_peer
+from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
+from p2pnode.protocols.inference import messages as inference
+from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
+from p2pnode.protocols.lookup import messages as lookup
+from p2pnode.protocols.wire import Range, Size, decode_record, encode, wire_keys, wire_name
+from tests.protocols.make_vectors import all_vectors, text_of
+
+ROOT = Path(__file__).resolve().parents[2] / "protocols"
+PROTOCOLS = ["framing", "adverts", "lookup", "inference"]
+ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
+INFERENCE_RECORDS = (
+    inference.SessionTerms,
+    inference.PromptBody,
+    inference.ChatMessage,
+    inference.SamplingParams,
+)
+DESCRIBED = [
+    *[("adverts", cls) for cls in (*adverts.CODEC.classes, adverts.SignedAdvert, *ADVERT_RECORDS)],
+    *[("inference", cls) for cls in (*inference.CODEC.classes, *INFERENCE_RECORDS)],
+]
+NAMED_NUMBERS = {2**32 - 1: "2^32-1", 2**63 - 1: "2^63-1", 1 << 24: "2^24", 1 << 21: "2^21", 1 << 20: "2^20"}
+
+
+def spec(protocol: str) -> str:
+    return (ROOT / protocol / "SPEC.md").read_text(encoding="utf-8")
+
+
+def stored(protocol: str) -> dict[str, Any]:
+    vectors: dict[str, Any] = json.loads((ROOT / protocol / "vectors.json").read_text(encoding="utf-8"))
+    return vectors
+
+
+def section(protocol: str, title: str) -> str:
+    """From one heading to the next."""
+    found = re.search(rf"^### `{re.escape(title)}`.*?(?=^##|\Z)", spec(protocol), re.MULTILINE | re.DOTALL)
+    assert found, f"{protocol}/SPEC.md has no section on {title}"
+    return found.group()
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a table, without its heads."""
+    lines = [line.strip("| \n").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in lines[2:]]
+
+
+def title_of(cls: type) -> str:
+    return wire_name(cls) or cls.__name__
+
+
+def describe(hint: Any, marks: tuple[Any, ...] = ()) -> str:
+    """A field's type and bounds as the SPECs write them."""
+    if isinstance(hint, NewType):
+        return describe(hint.__supertype__, marks)
+    if get_origin(hint) is Annotated:
+        inner, *more = get_args(hint)
+        return describe(inner, (*marks, *more))
+    if get_origin(hint) in (Union, types.UnionType):
+        return describe(next(arg for arg in get_args(hint) if arg is not type(None)), marks)
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        return (
+            "code" if set(choices) == WIRE_CODES else "one of " + ", ".join(f'"{each}"' for each in choices)
+        )
+    if is_dataclass(hint):
+        return f"map {hint.__name__}"  # type: ignore[union-attr]
+    if hint is bool:
+        return "bool"
+    bound = next(mark for mark in reversed(marks) if isinstance(mark, Range | Size))
+    low, number = bound.low, bound.high
+    high = f"{number:g}" if hint is float else NAMED_NUMBERS.get(int(number), str(number))
+    lengths = str(low) if isinstance(bound, Size) and bound.low == bound.high else f"{low}..{high}"
+    if get_origin(hint) is tuple:
+        return f"list {lengths} of {describe(get_args(hint)[0])}"
+    return f"{hint.__name__} {lengths}"
+
+
+def default_of(cls: type, field: Any) -> str:
+    if field.default is MISSING:
+        return "required"
+    if field.default is None:
+        return "absent"
+    if is_dataclass(field.default):
+        return "defaults"
+    return json.dumps(field.default)
+
+
+def described_rows(cls: type) -> list[list[str]]:
+    """What the table of a message must hold: field, key, type, default."""
+    hints = get_type_hints(cls, include_extras=True)
+    keys = wire_keys(cls)
+    return [
+        [f"`{f.name}`", f"`{keys[f.name]}`", describe(hints[f.name]), default_of(cls, f)] for f in fields(cls)
+    ]
+
+
+@pytest.mark.parametrize(("protocol", "cls"), DESCRIBED, ids=[cls.__name__ for _, cls in DESCRIBED])
+def test_each_message_and_field_stands_in_its_spec_with_its_bounds(protocol: str, cls: type) -> None:
+    found = rows(section(protocol, title_of(cls)))
+    assert [row[:4] for row in found] == described_rows(cls)
+    assert all(row[4] for row in found), "every field has a meaning"
+
+
+def test_no_spec_describes_a_message_that_does_not_exist() -> None:
+    for protocol in ("adverts", "inference"):
+        titles = set(re.findall(r"^### `(\w+)`", spec(protocol), re.MULTILINE))
+        assert titles == {title_of(cls) for name, cls in DESCRIBED if name == protocol}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_each_spec_has_the_same_sections(protocol: str) -> None:
+    heads = re.findall(r"^## (.+)$", spec(protocol), re.MULTILINE)
+    assert heads == ["Purpose", "Messages", "States", "Limits", "Errors", "Timers", "Security", "Vectors"]
+
+
+def test_every_error_code_stands_in_the_spec_of_inference() -> None:
+    text = spec("inference").split("## Errors")[1].split("## Timers")[0]
+    assert {row[0].strip("`") for row in rows(text)} == WIRE_CODES
+
+
+def test_every_verdict_stands_in_the_spec_of_adverts() -> None:
+    text = spec("adverts").split("## Errors")[1].split("## Timers")[0]
+    assert {row[0].strip("`") for row in rows(text)} == set(get_args(Verdict))
+
+
+def test_the_readme_names_each_protocol_and_event() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    words = ["Received", "Closed", "TimerFired", "Command", "Send", "SetTimer", "CancelTimer", "Emit"]
+    assert all(f"`{word}" in text for word in [*PROTOCOLS, *words])
+
+
+# ---- vectors
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_vectors_are_those_the_generator_makes(protocol: str) -> None:
+    path = ROOT / protocol / "vectors.json"
+    assert path.read_text(encoding="utf-8") == text_of(all_vectors()[protocol])
+
+
+@pytest.mark.parametrize(("protocol", "codec"), [("adverts", adverts.CODEC), ("inference", inference.CODEC)])
+def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) -> None:
+    seen = set()
+    for vector in stored(protocol)["messages"]:
+        payload = bytes.fromhex(vector["hex"])
+        if vector["type"] == "advert":
+            assert encode(decode_record(adverts.SignedAdvert, payload)) == payload
+        else:
+            message = codec.decode(payload)
+            assert codec.encode(message) == payload
+            assert wire_name(type(message)) == vector["type"]
+            (again,) = FrameDecoder().feed(pack_frame(payload))
+            assert again == payload
+        seen.add(vector["type"])
+    assert seen >= {wire_name(cls) for cls in codec.classes}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "cls"), [("adverts", adverts.Advert), ("inference", inference.PromptBody)]
+)
+def test_the_records_round_trip(protocol: str, cls: type) -> None:
+    (vector,) = stored(protocol)["records"]
+    payload = bytes.fromhex(vector["hex"])
+    assert encode(decode_record(cls, payload)) == payload
+
+
+def test_the_frames_pass_and_the_refused_ones_do_not() -> None:
+    vectors = stored("framing")
+    for each in vectors["frames"]:
+        frame, payload = bytes.fromhex(each["frame"]), bytes.fromhex(each["payload"])
+        assert FrameDecoder().feed(frame) == [payload]
+    for each in vectors["refused_frames"]:
+        with pytest.raises(ProtocolError):
+            FrameDecoder().feed(bytes.fromhex(each["frame"]))
+    for each in vectors["payloads"]:
+        check_shape(bytes.fromhex(each["hex"]))
+    for each in vectors["refused_payloads"]:
+        with pytest.raises(ProtocolError):
+            check_shape(bytes.fromhex(each["hex"]))
+
+
+def test_the_signed_advert_is_accepted_while_it_lives() -> None:
+    vectors = stored("adverts")
+    data = bytes.fromhex(next(v["hex"] for v in vectors["messages"] if v["type"] == "advert"))
+    verdict, advert = Book().offer_gossip(data, vectors["peer"], 1_700_000_010)
+    assert verdict == "accepted"
+    assert advert is not None
+    assert advert.binding.wallet.hex() == vectors["wallet"]
+    assert Book().offer_gossip(data, vectors["peer"], 1_700_000_090)[0] == "expired"
+
+
+def test_the_provider_key_is_the_one_in_the_file() -> None:
+    for each in stored("lookup")["provider_keys"]:
+        assert lookup.provider_key(ModelId(bytes.fromhex(each["model"]))).hex() == each["key"]
+
+
+def test_the_receipts_can_be_built_from_what_the_file_says() -> None:
+    told = stored("inference")["receipts"]
+    session, model = SessionId(bytes.fromhex(told["session"])), ModelId(bytes.fromhex(told["model"]))
+    chain = ReceiptChain.begin(session, model, bytes.fromhex(told["salt"]), told["epoch"])
+    assert chain.root.hex() == told["root_0"]
+    hashed = token_hash(told["ids"], bytes.fromhex(told["request_hash"]))
+    assert hashed.hex() == told["token_hash"]
+    assert chain.advance(5, 3, hashed, NO_FINGERPRINT).hex() == told["root_1"]
+    assert chain.digest().hex() == told["digest"]
+    assert verify_peer(told["peer"], chain.digest(), bytes.fromhex(told["signature"]))
