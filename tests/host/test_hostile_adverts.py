@@ -179,7 +179,6 @@ async def test_a_live_advert_of_our_own_peer_id_from_elsewhere_stops_the_node(
 ) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         await _meet_a_copy()
-    error = first_of(caught.value)
-    assert isinstance(error, ConfigError)
+    error = first_of(caught.value, ConfigError)
     assert "another node speaks as" in str(error)
     assert "peer.key" in str(error)
