@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: install demo test test-long check bench format clean
+.PHONY: install demo test test-long test-interop check bench format clean
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest -m "long or not long"
+
+# Peers of other implementations; needs Node 20 and npm, which fetches theirs.
+test-interop: $(STAMP)
+	PYTHONHASHSEED=0 $(BIN)/pytest -m interop tests/interop
 
 bench: $(STAMP)
 	$(BIN)/p2pnode bench all

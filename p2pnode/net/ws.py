@@ -21,7 +21,7 @@ from trio_websocket import (
     ConnectionClosed,
     HandshakeError,
     WebSocketConnection,
-    connect_websocket,
+    wrap_client_stream,
     wrap_server_stream,
 )
 
@@ -36,8 +36,11 @@ CLOSE_S: Final = 0.5
 class WsStream(ReadWriteCloser):
     """Messages as a byte stream."""
 
-    def __init__(self, connection: WebSocketConnection, remote: tuple[str, int] | None) -> None:
+    def __init__(
+        self, connection: WebSocketConnection, socket: trio.SocketStream, remote: tuple[str, int] | None
+    ) -> None:
         self._connection = connection
+        self._socket = socket
         self._remote = remote
         self._buffer = b""
 
@@ -69,6 +72,9 @@ class WsStream(ReadWriteCloser):
         """Close, waiting only briefly for the other side's close frame."""
         with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(ConnectionClosed):
             await self._connection.aclose()
+        # trio-websocket leaves the socket open when the other side vanished without a close frame.
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self._socket)
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """Host and port at the other end."""
@@ -80,7 +86,7 @@ async def upgrade(stream: TcpStream, nursery: trio.Nursery) -> WsStream:
     request = await wrap_server_stream(
         nursery, stream.socket_stream, message_queue_size=QUEUED_MESSAGES, max_message_size=MESSAGE_MAX_BYTES
     )
-    return WsStream(await request.accept(), stream.get_remote_address())
+    return WsStream(await request.accept(), stream.socket_stream, stream.get_remote_address())
 
 
 class WsTransport(ITransport):
@@ -95,20 +101,25 @@ class WsTransport(ITransport):
             raise OpenConnectionError("the network is not running")
         host, port = endpoint(maddr)
         try:
-            connection = await connect_websocket(
+            socket = await trio.open_tcp_stream(host, port)
+        except OSError as error:
+            raise OpenConnectionError(dial_message(error)) from error
+        connection: WebSocketConnection | None = None
+        try:
+            connection = await wrap_client_stream(
                 self.nursery,
-                host,
-                port,
+                socket,
+                f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
                 "/",
-                use_ssl=False,
                 message_queue_size=QUEUED_MESSAGES,
                 max_message_size=MESSAGE_MAX_BYTES,
             )
-        except OSError as error:
-            raise OpenConnectionError(dial_message(error)) from error
         except (HandshakeError, ConnectionClosed) as error:
             raise OpenConnectionError("it doesn't answer as a WebSocket") from error
-        return RawConnection(WsStream(connection, (host, port)), True)
+        finally:
+            if connection is None:
+                await trio.aclose_forcefully(socket)
+        return RawConnection(WsStream(connection, socket, (host, port)), True)
 
     def create_listener(self, handler_function: THandler) -> TcpListener:
         """An unbound listener; the swarm serves it."""

@@ -267,6 +267,8 @@ class Yamux(IMuxedConn):
             elif kind == wire.WINDOW_UPDATE:
                 stream = self._stream_of(flags, stream_id)
                 if stream is not None and length:
+                    if stream.send_window + length > wire.WINDOW_LIMIT:
+                        raise _Breach
                     stream.on_credit(length)
                 self._finish(stream, flags)
             elif kind == wire.PING:

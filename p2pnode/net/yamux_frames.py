@@ -26,6 +26,8 @@ GO_AWAY_PROTOCOL_ERROR: Final = 1
 
 WINDOW_INITIAL: Final = 256 * 1024
 """Both sides start each stream with this credit; the protocol fixes it."""
+WINDOW_LIMIT: Final = 0xFFFFFFFF
+"""No window can hold more: its size is a number of 32 bits."""
 
 
 def frame(kind: int, flags: int, stream_id: int, length: int) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import structlog
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from p2pnode.errors import P2PNodeError
 from p2pnode.models.scripted import Faults, ScriptedEngine
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.net.memory_world import seed_of
@@ -32,11 +35,9 @@ async def test_neither_prompts_nor_answers_nor_keys_reach_the_log(autojump_clock
                     answer = client.chat(
                         SECRET, model="scripted", system=SECRET, sampling=SamplingParams(tokens_max=100)
                     )
-                    try:
+                    with contextlib.suppress(P2PNodeError):  # the crash is the point
                         async for _ in answer:
                             pass
-                    except Exception as error:  # noqa: BLE001 - the crash is the point
-                        assert SECRET not in str(error)
     told = repr(events)
     assert "turn.served" in told
     assert SECRET not in told

@@ -269,8 +269,8 @@ async def test_a_peer_that_resets_mid_handler_is_an_unreachable_error_there() ->
 
 
 async def test_a_socket_that_vanishes_mid_handler_frees_everything() -> None:
-    host, client = victim(), make_client("client")
-    async with running(host, client):
+    host, client, honest = victim(), make_client("client"), make_client("honest")
+    async with running(host, client, honest):
         await client.connect(host.multiaddrs[0])
         stream = await client.open_stream(host.peer_id, ECHO)
         await stream.send_all(b"x")
@@ -281,9 +281,7 @@ async def test_a_socket_that_vanishes_mid_handler_frees_everything() -> None:
         tcp.socket_stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         tcp.socket_stream.socket.close()  # RST, without a word from yamux
         await eventually(lambda: host.stats().connections == 0 and host.stats().streams_inbound == 0)
-        honest = make_client("honest")
-        async with running(honest):
-            await ask_echo(honest, host)
+        await ask_echo(honest, host)
 
 
 async def test_a_slow_reader_holds_up_only_its_own_stream_and_bounded_memory() -> None:

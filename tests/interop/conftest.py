@@ -1,0 +1,35 @@
+"""Peers of other implementations: only with ``-m interop``, as they are fetched from a package registry."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+JS = Path(__file__).parent / "js"
+INSTALL_S = 240
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Left out unless asked for by name, so that `-m "long or not long"` doesn't fetch anything either."""
+    if "interop" not in (config.option.markexpr or ""):
+        out = [item for item in items if item.get_closest_marker("interop") is not None]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
+@pytest.fixture(scope="session")
+def js_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``peer.mjs`` and what it imports."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("node and npm are needed: install Node.js 20 or later")
+    folder = tmp_path_factory.mktemp("js")
+    for name in ("package.json", "peer.mjs"):
+        shutil.copy(JS / name, folder)
+    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-package-lock"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder

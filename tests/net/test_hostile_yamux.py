@@ -1,0 +1,114 @@
+"""Peers that stay within yamux's grammar, or just beyond it, to wear a node out; see also test_hostile.py."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from p2pnode.net import yamux_frames as wire
+from tests.net.support import ask_echo, eventually, make_client, running
+from tests.net.test_hostile import SMALL, attack_secured, read_until_closed, victim
+
+OPEN = wire.frame(wire.WINDOW_UPDATE, wire.SYN, 1, 0)
+PACKET = 60_000
+PACKETS = 40
+
+
+async def test_credit_beyond_32_bits_ends_that_connection_only() -> None:
+    host, honest = victim(), make_client("honest")
+    async with running(host, honest):
+        conn = await attack_secured(host)
+        await conn.write(OPEN + wire.frame(wire.WINDOW_UPDATE, 0, 1, 0xFFFFFFFF))
+        await read_until_closed(conn)
+        await conn.close()
+        await ask_echo(honest, host)
+
+
+async def test_credit_up_to_32_bits_is_taken() -> None:
+    host = victim()
+    async with running(host):
+        conn = await attack_secured(host)
+        await conn.write(OPEN + wire.frame(wire.WINDOW_UPDATE, 0, 1, 0xFFFFFFFF - wire.WINDOW_INITIAL))
+        await conn.write(wire.frame(wire.PING, wire.SYN, 0, 77))
+        answers = b""
+        with trio.fail_after(5):
+            while wire.frame(wire.PING, wire.ACK, 0, 77) not in answers:
+                answers += await conn.read()
+        await conn.close()
+
+
+async def test_goodbye_ends_the_connection_at_once() -> None:
+    host, honest = victim(), make_client("honest")
+    async with running(host, honest):
+        conn = await attack_secured(host)
+        await eventually(lambda: host.stats().connections == 1)
+        await conn.write(OPEN + wire.frame(wire.GO_AWAY, 0, 0, wire.GO_AWAY_NORMAL))
+        await read_until_closed(conn)
+        await eventually(lambda: host.stats().connections == 0 and host.stats().streams_inbound == 0)
+        await conn.close()
+        await ask_echo(honest, host)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        wire.frame(wire.DATA, 0, 1, 0),
+        wire.frame(wire.WINDOW_UPDATE, 0, 1, 0),
+        wire.frame(wire.DATA, 0, 99, 988) + bytes(988),
+        wire.frame(wire.WINDOW_UPDATE, 0, 98, 1),
+        wire.frame(wire.PING, wire.ACK, 0, 5),
+    ],
+    ids=["empty-data", "empty-credit", "data-for-nobody", "credit-for-nobody", "unasked-answers"],
+)
+async def test_a_flood_of_frames_that_mean_nothing_is_dropped(unit: bytes) -> None:
+    host, honest = victim(), make_client("honest")
+    packet = unit * (PACKET // len(unit))
+    async with running(host, honest):
+        conn = await attack_secured(host)
+        await conn.write(OPEN)
+
+        async def flood() -> None:
+            for _ in range(PACKETS):
+                await conn.write(packet)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await ask_echo(honest, host)  # while it goes on
+        stats = host.stats()
+        assert stats.streams_inbound <= 1
+        [muxed] = [c.muxed_conn for c in host._swarm.all_live() if c.inbound][:1]
+        assert len(muxed._in) <= wire.HEADER_BYTES + 988  # type: ignore[attr-defined]
+        assert len(muxed._out) < 4096  # type: ignore[attr-defined]
+        await conn.close()
+
+
+async def test_streams_opened_and_aborted_without_end_stay_within_the_cap() -> None:
+    host, honest = victim(), make_client("honest")
+    most = 0
+    async with running(host, honest):
+        conn = await attack_secured(host)
+
+        async def flood() -> None:
+            at = 1
+            for _ in range(20):
+                pairs = b""
+                for _ in range(500):
+                    pairs += wire.frame(wire.WINDOW_UPDATE, wire.SYN, at, 0)
+                    pairs += wire.frame(wire.WINDOW_UPDATE, wire.RST, at, 0)
+                    at += 2
+                await conn.write(pairs)
+
+        async def drain() -> None:
+            nonlocal most
+            while True:
+                await conn.read()
+                most = max(most, host.stats().streams_inbound)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            await flood()
+            await ask_echo(honest, host)
+            nursery.cancel_scope.cancel()
+        assert most <= 2 * (SMALL.streams_per_peer + 32)
+        await eventually(lambda: host.stats().streams_inbound == 0)
+        await conn.close()
