@@ -10,6 +10,7 @@ import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from coincurve import PrivateKey
 from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
@@ -17,6 +18,8 @@ from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 from p2pnode.errors import ChainError
 from p2pnode.files import read_text_or_none, write_private
 from p2pnode.protocols.crypto import Signer, address_of, sign_digest
+
+_ADDRESS_BYTES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Wallet:
         try:
             passphrase = self.passphrase_file.read_text().strip()
             secret = decode_keyfile_json(json.loads(self.keystore.read_text()), passphrase.encode())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
             msg = (
                 f"the wallet {self.keystore} can't be opened with {self.passphrase_file}: "
                 "restore both files from your backup"
@@ -48,9 +51,11 @@ def open_wallet(keystore: Path, passphrase_file: Path) -> Wallet | None:
         return None
     try:
         address = bytes.fromhex(json.loads(text)["address"].removeprefix("0x"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError):
+        address = b""
+    if len(address) != _ADDRESS_BYTES:
         msg = f"{keystore} is not a V3 keystore: restore it from your backup, or move it away"
-        raise ChainError(msg) from error
+        raise ChainError(msg)
     return Wallet(address, keystore, passphrase_file)
 
 

@@ -54,8 +54,13 @@ class LlamaCppProcess:
         }
         try:
             # -P: the child must be this package, not whatever the working directory calls p2pnode.
+            # A session of its own: Ctrl-C in a terminal goes to all of a group, and answers must end first.
             process = await trio.lowlevel.open_process(
-                [sys.executable, "-P", "-m", _MODULE], stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+                [sys.executable, "-P", "-m", _MODULE],
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=DEVNULL,
+                start_new_session=True,
             )
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)

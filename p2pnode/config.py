@@ -11,15 +11,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import platformdirs
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import read_text_or_none
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _PRICE_MAX = 10**12
+_KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whole number"}
 
 
 def default_data_dir() -> Path:
@@ -39,7 +40,6 @@ class NodeConfig:
     models: tuple[str, ...] = ()
     price_in: int = 0
     price_out: int = 0
-    engine: str = "llamacpp"
     n_ctx: int = 2048
     slots: int = 4
     threads: int = 0
@@ -56,37 +56,41 @@ class NodeConfig:
 
 
 def load_config(path: Path, overrides: Mapping[str, Any]) -> NodeConfig:
-    """A file's settings under the flags' (``None`` in ``overrides`` means not given)."""
-    values: dict[str, Any] = {}
-    text = read_text_or_none(path)
-    if text is not None:
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            msg = f"{path} is not valid TOML ({error}): fix that line"
-            raise ConfigError(msg) from error
-    known = {item.name: item for item in fields(NodeConfig)}
+    """A file's settings under the flags' (``None`` in ``overrides`` means not given).
+
+    Raises ``ConfigError`` for the file and ``UsageError`` for a flag.
+    """
+    try:
+        from_file = NodeConfig(**_read(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        return replace(from_file, **{key: value for key, value in overrides.items() if value is not None})
+    except ConfigError as error:
+        field_name, _, rest = str(error).partition(" ")
+        raise UsageError(f"--{field_name.replace('_', '-')} {rest}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(read_text_or_none(path) or "")
+    except tomllib.TOMLDecodeError as error:
+        msg = f"not valid TOML ({error}): fix that line"
+        raise ConfigError(msg) from error
+    known = [item.name for item in fields(NodeConfig) if item.name != "data_dir"]
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
-            msg = f"{path} sets {key!r}, which is no setting{hint}"
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            msg = f"{key!r} is no setting: {hint}"
             raise ConfigError(msg)
-    given = {key: value for key, value in overrides.items() if value is not None}
-    return replace(
-        NodeConfig(), **{key: _typed(path, key, value) for key, value in {**values, **given}.items()}
-    )
+    return {key: _typed(key, value) for key, value in values.items()}
 
 
-def _typed(path: Path, key: str, value: Any) -> Any:
-    default = getattr(NodeConfig(), key)
-    if isinstance(default, Path) and isinstance(value, str | Path):
-        return Path(value).expanduser()
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        if all(isinstance(item, str) for item in value):
-            return tuple(value)
-    elif type(value) is type(default):
+def _typed(key: str, value: Any) -> Any:
+    kind = type(getattr(NodeConfig(), key))
+    if kind is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if kind is not tuple and type(value) is kind:
         return value
-    kind = "list of strings" if isinstance(default, tuple) else type(default).__name__
-    msg = f"{key} in {path} must be a {kind}"
-    raise ConfigError(msg)
+    raise ConfigError(f"{key} must be {_KINDS[kind]}")

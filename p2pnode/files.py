@@ -40,8 +40,8 @@ def write_private(path: Path, data: bytes) -> None:
 def read_text_or_none(path: Path) -> str | None:
     """The text of a file; None where there is none. Raises ``ConfigError`` when it can't be read."""
     try:
-        return path.read_text()
-    except FileNotFoundError:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path} can't be read ({error}): check its owner and permissions"

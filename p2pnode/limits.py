@@ -48,7 +48,7 @@ class Limits:
     sessions_max: int = 64
     sessions_per_peer: int = 8
     engine_queue: int = 32
-    flush_interval_s: float = 0.02
+    flush_interval_s: float = 0.06
     flush_tokens: int = 16
     first_token_deadline_s: float = 120.0
     stall_s: float = 30.0

@@ -7,6 +7,7 @@ A child module (see ``lines.py``) ends when its stdin closes; a whole program is
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import IO, Any, Final
 
 import trio
 
-from p2pnode.bench.lines import lines
+from p2pnode.bench.lines import LineReader
 from p2pnode.errors import LocalError
 
 _READY_DEADLINE_S: Final = 120.0
@@ -33,7 +34,7 @@ class Child:
     def __init__(self, name: str, process: trio.Process, errors: IO[bytes]) -> None:
         self._name, self._process, self._errors = name, process, errors
         assert process.stdout is not None  # noqa: S101 - it was opened with a pipe
-        self._lines = lines(process.stdout)
+        self._lines = LineReader(process.stdout)
 
     @property
     def pid(self) -> int:
@@ -104,7 +105,7 @@ async def joined(root: Path, name: str, arguments: Sequence[str]) -> AsyncIterat
         )
         try:
             with trio.move_on_after(_READY_DEADLINE_S):
-                while process.poll() is None and not ready.exists():
+                while process.poll() is None and not ready.exists():  # noqa: ASYNC110 - a file tells no event
                     await trio.sleep(_POLL_S)
             if not ready.exists():
                 msg = f"`p2pnode join` did not become ready; its last words:\n{_tail(output)}"
@@ -118,6 +119,11 @@ async def joined(root: Path, name: str, arguments: Sequence[str]) -> AsyncIterat
 def program(*arguments: str) -> list[str]:
     """The command line of ``p2pnode`` in this environment."""
     return [sys.executable, "-m", "p2pnode", *arguments]
+
+
+def keeping_byte_code() -> dict[str, str]:
+    """The environment in which Python keeps compiled modules, as it does for users."""
+    return {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
 
 
 async def _end(process: trio.Process) -> None:

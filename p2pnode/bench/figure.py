@@ -16,7 +16,7 @@ SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A promise. Its suite is the first part of its ``name``; ``baseline`` says what it is measured against."""
+    """A promise. The first part of its ``name`` is its suite; ``baseline`` says what it is compared with."""
 
     name: str
     unit: str
@@ -110,7 +110,7 @@ GOALS: Final = (
         bound="at most",
         target=150.0,
         meaning="memory of `p2pnode join --client-only`",
-        baseline="an interpreter that has imported libp2p",
+        baseline="a process with one node of libp2p as it comes",
     ),
 )
 SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle")

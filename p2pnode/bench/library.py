@@ -30,7 +30,7 @@ class LibraryNode:
 
     async def connect(self, other: LibraryNode) -> None:
         """Dial it."""
-        await self._host.connect(PeerInfo(other._host.get_id(), other._host.get_addrs()))  # noqa: SLF001
+        await self._host.connect(PeerInfo(other._host.get_id(), other._host.get_addrs()))
 
     async def publish(self, topic: str, data: bytes) -> None:
         """To all on the topic."""

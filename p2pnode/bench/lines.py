@@ -9,8 +9,9 @@ import json
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import trio
 
@@ -45,15 +46,27 @@ def answer(fields: Mapping[str, Any]) -> None:
 
 async def _read(commands: trio.MemorySendChannel[Command], scope: trio.CancelScope) -> None:
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
-        async for line in lines(stdin):
+        async for line in LineReader(stdin):
             await commands.send(json.loads(line))
     scope.cancel()
 
 
-async def lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
-    """Whole lines; a longer one than ``LINE_MAX_BYTES`` is cut off with the stream."""
-    rest = b""
-    while (data := await stream.receive_some(_READ_BYTES)) and len(rest) < LINE_MAX_BYTES:
-        *whole, rest = (rest + data).split(b"\n")
-        for line in whole:
-            yield line
+class LineReader:
+    """Whole lines of a stream; a longer one than ``LINE_MAX_BYTES`` ends it."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self._stream = stream
+        self._rest = b""
+        self._whole: deque[bytes] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._whole:
+            data = await self._stream.receive_some(_READ_BYTES)
+            if not data or len(self._rest) > LINE_MAX_BYTES:
+                raise StopAsyncIteration
+            *whole, self._rest = (self._rest + data).split(b"\n")
+            self._whole.extend(whole)
+        return self._whole.popleft()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
+from p2pnode.cli.lines import read_all
 from p2pnode.cli.options import (
     BootstrapOption,
     DataDirOption,
@@ -14,7 +15,9 @@ from p2pnode.cli.options import (
     LogOption,
     MdnsOption,
     ModelOption,
+    blaming,
     build_config,
+    check_target,
     configure,
 )
 from p2pnode.cli.output import Output, shorten
@@ -33,6 +36,7 @@ StopOption = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")
 ]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that precedes the conversation.")]
+_MEASURABLE_S: Final = 0.05
 
 
 def ask(
@@ -54,32 +58,42 @@ def ask(
 ) -> None:
     """Ask one question; the answer streams to stdout, everything else goes to stderr."""
     from p2pnode.cli.running import run_async
-    from p2pnode.errors import UsageError
 
     configure(log_level)
     output = Output(as_json=as_json)
-    text = sys.stdin.read() if question == "-" else question
 
     async def run() -> None:
-        if not text.strip():
-            msg = "the question is empty: give some text"
-            raise UsageError(msg)
-        if no_discovery and peer is None:
-            msg = "--no-discovery needs --peer MULTIADDR: there is nobody to ask"
-            raise UsageError(msg)
+        import trio
+
+        check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
         client = make_client(
             output, data_dir, bootstrap, mdns=mdns, discovery=not no_discovery and peer is None
         )
+        text = await _text_of(question)
         async with (
             client,
             client.chat(text, model=model, peer=peer, system=system, sampling=sampling) as answer,
         ):
-            async for piece in answer:
-                output.piece(piece)
+            try:
+                async for piece in answer:
+                    output.piece(piece)
+            except trio.Cancelled:
+                output.event("interrupted", {"text": answer.text}, text="[interrupted]")
+                raise
             finish(output, answer)
 
     run_async(run, on_error=output.failed)
+
+
+async def _text_of(question: str) -> str:
+    from p2pnode.errors import UsageError
+
+    text = await read_all(sys.stdin) if question == "-" else question
+    if not text.strip():
+        msg = "the question is empty: give some text"
+        raise UsageError(msg)
+    return text.encode(errors="replace").decode()
 
 
 def make_sampling(
@@ -122,31 +136,31 @@ def make_client(
     from p2pnode.node.invite import read_bootstrap
 
     config = build_config(data_dir, mdns=mdns)
-    first = [one for each in (*(bootstrap or ()), *config.bootstrap) for one in read_bootstrap(each)]
+    with blaming("--bootstrap"):
+        first = [one for each in bootstrap or () for one in read_bootstrap(each)]
 
     def on_event(name: str, fields: dict[str, object]) -> None:
         text = ""
-        if name == "failed":
-            text = f"[{shorten(str(fields['peer']))} failed: {fields['reason']}; trying another host]"
+        if name == "host.failed" and fields["retrying"]:
+            text = f"[{shorten(str(fields['peer']))} failed: {fields['reason']}; looking for another host]"
         output.event(name, fields, text=text)
 
-    from dataclasses import replace
-
-    return Client(replace(config, bootstrap=tuple(first)), discovery=discovery, on_event=on_event)
+    return Client(config, bootstrap=first, discovery=discovery, on_event=on_event)
 
 
 def finish(output: Output, answer: Any) -> None:
     """End the text with a newline, and tell scripts the bill."""
     from dataclasses import asdict
 
+    output.end_line()
     usage = answer.usage
-    if not output.as_json and not answer.text.endswith("\n"):
-        output.result("")
     if usage is not None:
-        speed = usage.tokens_out / max(usage.total_s - usage.ttft_s, 1e-9)
+        took = usage.total_s - usage.ttft_s
+        # What came in one piece has no speed.
+        speed = f"{(usage.tokens_out - 1) / took:.0f} tokens/s, " if took > _MEASURABLE_S else ""
         output.event(
             "done",
             {"host": answer.host, "checkpoints": answer.checkpoints, **asdict(usage)},
             text=f"[{usage.tokens_in} tokens in, {usage.tokens_out} out, first after {usage.ttft_s:.2f} s, "
-            f"{speed:.0f} tokens/s, from {shorten(str(answer.host))}]",
+            f"{speed}from {shorten(str(answer.host))}]",
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import sys
+from typing import Any, Final
 
 from p2pnode.cli.ask import (
     DiscoveryOption,
@@ -17,6 +19,7 @@ from p2pnode.cli.ask import (
     make_client,
     make_sampling,
 )
+from p2pnode.cli.lines import Lines
 from p2pnode.cli.options import (
     BootstrapOption,
     DataDirOption,
@@ -24,11 +27,13 @@ from p2pnode.cli.options import (
     LogOption,
     MdnsOption,
     ModelOption,
+    check_target,
     configure,
 )
-from p2pnode.cli.output import Output
+from p2pnode.cli.output import Output, error_fields
 
-_HELP = "/new starts over, /retry asks again, /exit or Ctrl-D leaves; Ctrl-C stops an answer"
+_COMMAND: Final = re.compile(r"/\w+")
+_HELP: Final = "/new starts over, /retry asks again, /exit or Ctrl-D leaves; Ctrl-C stops an answer"
 
 
 def chat(
@@ -49,25 +54,22 @@ def chat(
 ) -> None:
     """Talk with a model; the conversation so far goes along with each message."""
     from p2pnode.cli.running import run_async
-    from p2pnode.errors import UsageError
 
     configure(log_level)
     output = Output(as_json=as_json)
     talk: list[_Talk] = []
 
     async def run() -> None:
-        if no_discovery and peer is None:
-            msg = "--no-discovery needs --peer MULTIADDR: there is nobody to ask"
-            raise UsageError(msg)
+        check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
         client = make_client(
             output, data_dir, bootstrap, mdns=mdns, discovery=not no_discovery and peer is None
         )
-        async with client:
-            talk.append(
-                _Talk(client, output, {"model": model, "peer": peer, "system": system, "sampling": sampling})
-            )
-            await talk[0].run()
+        options = {"model": model, "peer": peer, "system": system, "sampling": sampling}
+        with Lines(sys.stdin, quiet=as_json) as lines:
+            async with client:
+                talk.append(_Talk(client, output, lines, options))
+                await talk[0].run()
 
     def interrupt() -> bool:
         return talk[0].interrupt() if talk else False
@@ -78,10 +80,10 @@ def chat(
 class _Talk:
     """The loop of one conversation."""
 
-    def __init__(self, client: Any, output: Output, options: dict[str, Any]) -> None:
+    def __init__(self, client: Any, output: Output, lines: Lines, options: dict[str, Any]) -> None:
         import trio
 
-        self._client, self._output, self._options = client, output, options
+        self._client, self._output, self._lines, self._options = client, output, lines, options
         self._history: list[dict[str, str]] = []
         self._scope: trio.CancelScope | None = None
 
@@ -94,7 +96,7 @@ class _Talk:
 
     async def run(self) -> None:
         self._output.event("chat", {}, text=_HELP)
-        while (line := await self._read_line()) is not None:
+        while (line := await self._lines.next()) is not None:
             match line.strip():
                 case "":
                     continue
@@ -106,25 +108,24 @@ class _Talk:
                     self._history.clear()
                     self._output.event("new", {}, text="a new conversation")
                 case "/retry":
-                    if self._history:
-                        while self._history[-1]["role"] == "assistant":
-                            self._history.pop()
-                        await self._answer()
+                    await self._retry()
+                case command if _COMMAND.fullmatch(command):
+                    self._output.event("unknown_command", {"command": command}, text=f"{command}? {_HELP}")
                 case _:
+                    self._drop("user")  # a question that failed would make this one fail too
                     self._history.append({"role": "user", "content": line})
                     await self._answer()
 
-    async def _read_line(self) -> str | None:
-        import sys
+    async def _retry(self) -> None:
+        self._drop("assistant")
+        if self._history:
+            await self._answer()
+        else:
+            self._output.event("nothing_to_retry", {}, text="nothing was asked yet")
 
-        import trio
-
-        if not self._output.as_json and sys.stdin.isatty():
-            sys.stderr.write("> ")
-            sys.stderr.flush()
-        # The thread can't be interrupted; it is left behind when the process ends.
-        line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
-        return line.rstrip("\n") if line else None
+    def _drop(self, role: str) -> None:
+        while self._history and self._history[-1]["role"] == role:
+            self._history.pop()
 
     async def _answer(self) -> None:
         import trio
@@ -132,17 +133,21 @@ class _Talk:
         from p2pnode.errors import RemoteError
 
         answer = self._client.chat(list(self._history), **self._options)
+        failure: RemoteError | None = None
         try:
             with trio.CancelScope() as self._scope:
                 async with answer:
                     async for piece in answer:
                         self._output.piece(piece)
         except RemoteError as error:
-            self._output.event(
-                "failed", {"message": str(error)}, text=f"p2pnode: {error} (/retry asks again)"
-            )
+            failure = error
         finally:
             self._scope = None
         if answer.text:
             self._history.append({"role": "assistant", "content": answer.text})
         finish(self._output, answer)
+        if failure is not None:
+            text = f"p2pnode: {failure} (/retry asks again, /new starts over)"
+            self._output.event("turn.failed", error_fields(failure), text=text)
+        elif answer.usage is None:
+            self._output.event("stopped", {}, text="[stopped]")

@@ -8,6 +8,7 @@ from p2pnode.cli.options import (
     JsonOption,
     LogOption,
     MdnsOption,
+    blaming,
     build_config,
     configure,
 )
@@ -30,12 +31,16 @@ def doctor(
     async def run() -> None:
         from dataclasses import asdict
 
-        from p2pnode.doctor import Doctor
+        from p2pnode.doctor.doctor import examine
         from p2pnode.errors import LocalError
+        from p2pnode.node.invite import read_bootstrap
 
+        with blaming("--bootstrap"):
+            for each in bootstrap or ():
+                read_bootstrap(each)
         problems = []
         marks = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
-        for finding in await Doctor(build_config(data_dir, bootstrap=bootstrap, mdns=mdns)).examine():
+        async for finding in examine(build_config(data_dir, bootstrap=bootstrap, mdns=mdns)):
             if as_json:
                 output.event("finding", asdict(finding))
             else:
@@ -46,7 +51,8 @@ def doctor(
             if finding.verdict == "problem":
                 problems.append(finding.code)
         if problems:
-            msg = f"found {len(problems)} problem(s): {', '.join(problems)}"
+            count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+            msg = f"found {count}: {', '.join(problems)}; each has its remedy above"
             raise LocalError(msg)
 
     run_async(run, on_error=output.failed)

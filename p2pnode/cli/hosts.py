@@ -14,6 +14,7 @@ from p2pnode.cli.options import (
     LogOption,
     MdnsOption,
     ModelOption,
+    check_target,
     configure,
 )
 from p2pnode.cli.output import Output, shorten
@@ -47,15 +48,15 @@ def hosts(
     )
 
     async def run() -> None:
-        client = make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True)
-        async with client:
+        check_target(model, None)
+        async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True) as client:
             ranking = await client.hosts(model, filters)
             failures = client.last_failures
         _print(output, ranking, failures if why else {}, why=why)
         if not ranking.chosen:
             msg = (
-                "no host of this model was found: start one with `p2pnode join`, "
-                "or name a first peer with --bootstrap"
+                "no host of this model may be chosen: start one with `p2pnode join`, name a first peer with "
+                f"--bootstrap{', or allow more' if why else ', or see --why'}"
             )
             raise NoHostError(msg)
 
@@ -63,34 +64,38 @@ def hosts(
 
 
 def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
-    shown = [*ranking.chosen, *(ranking.excluded if why else ())]
+    left_out = [_fields(candidate) for candidate in ranking.excluded] if why else []
+    chosen = [_fields(candidate) for candidate in ranking.chosen]
     if output.as_json:
-        for candidate in shown:
-            output.event("host", _fields(candidate))
+        for fields in (*chosen, *left_out):
+            output.event("host", fields)
         for peer, reason in failures.items():
             output.event("not_found", {"peer": peer, "reason": reason})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ["model", "peer", "address", "engine", "context", "price", "load", "score"]
-    table = Table(*columns, *(["left out because"] if why else []), box=None, pad_edge=False)
-    for candidate in shown:
-        fields = _fields(candidate)
-        row = [
-            fields["model"],
-            shorten(fields["peer"]),
-            (fields["addresses"] or [""])[0].partition("/p2p/")[0],
-            fields["engine"] + ("" if fields["warm"] else " (cold)"),
-            str(fields["n_ctx"]),
-            f"{fields['price_in']}/{fields['price_out']}",
-            f"{fields['active']}/{fields['slots']}",
-            f"{fields['score']:.2f}",
-        ]
-        table.add_row(*row, *([fields["excluded"]] if why else []))
+    if chosen:
+        columns = ("model", "peer", "address", "engine", "context", "price in/out", "load", "score")
+        output.table(columns, map(_row, chosen), folds="address")
+    if left_out:
+        output.result("left out:")
+    for fields in left_out:
+        output.result(f"  {shorten(fields['peer'])}  {fields['excluded']}")
+    if failures:
+        output.result("not reached:")
     for peer, reason in failures.items():
-        table.add_row("", shorten(peer), "", "", "", "", "", "", reason)
-    Console(highlight=False).print(table)
+        output.result(f"  {shorten(peer)}  {reason}")
+
+
+def _row(fields: dict[str, Any]) -> list[str]:
+    return [
+        fields["model"],
+        shorten(fields["peer"]),
+        (fields["addresses"] or [""])[0].partition("/p2p/")[0],
+        fields["engine"] + ("" if fields["warm"] else " (cold)"),
+        str(fields["n_ctx"]),
+        f"{fields['price_in']}/{fields['price_out']}",
+        f"{fields['active']}/{fields['slots']}",
+        f"{fields['score']:.2f}",
+    ]
 
 
 def _fields(candidate: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,11 @@ from p2pnode.cli.options import (
     JsonOption,
     LogOption,
     MdnsOption,
+    blaming,
     build_config,
     configure,
 )
-from p2pnode.cli.output import Output
+from p2pnode.cli.output import Output, price_of
 from p2pnode.cli.progress import PullProgress
 
 
@@ -78,6 +80,7 @@ def join(
             threads=threads,
             mdns=mdns,
         )
+        _check(listen or (), bootstrap or (), model or (), ready_file)
         options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
         return Join(config, options, report)
 
@@ -89,12 +92,38 @@ def join(
         report("stopped", {})
 
     def interrupt() -> bool:
+        output.end_echo()
         report("stopping", {})
-        if running:
-            running[0].stop()
+        for each in running:
+            each.stop()
         return bool(running)
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt)
+
+
+def _check(
+    listen: Sequence[str], bootstrap: Sequence[str], models: Sequence[str], ready_file: Path | None
+) -> None:
+    """Raise ``UsageError`` for flags that make no sense, before anything is made or fetched."""
+    from p2pnode.errors import UsageError
+    from p2pnode.models.catalogue import Catalogue
+    from p2pnode.models.scripted_model import SCRIPTED
+    from p2pnode.net.multiaddrs import check_address
+    from p2pnode.node.invite import read_bootstrap
+
+    with blaming("--listen"):
+        for address in listen:
+            check_address(address)
+    with blaming("--bootstrap"):
+        for each in bootstrap:
+            read_bootstrap(each)
+    if ready_file is not None and not ready_file.absolute().parent.is_dir():
+        msg = f"--ready-file: there is no folder {ready_file.absolute().parent}: make it first"
+        raise UsageError(msg)
+    with blaming("--model"):
+        for name in models:
+            if name != SCRIPTED:
+                Catalogue.load().find(name)
 
 
 class _Reporter:
@@ -123,17 +152,17 @@ class _Reporter:
             case "identity":
                 return f"peer id    {fields['peer_id']}"
             case "model":
-                return f"model      {fields['name']}: verified, loading"
+                return f"model      {fields['name']}: verified, loading\n           {fields['id']}"
             case "listening":
                 return "\n".join(f"listening  {address}" for address in fields["multiaddrs"])
             case "ready":
-                unit = "USDC units per million tokens in/out"
-                served = [
-                    f"serving    {m['name']}, {m['price_in']}/{m['price_out']} {unit}"
-                    for m in fields["models"]
-                ] or ["serving    nothing: a client-only node"]
+                served = [f"serving    {m['name']}, {price_of(m)}" for m in fields["models"]]
                 return "\n".join(
-                    [*served, f"invite     {fields['invite']}", 'ready: try `p2pnode ask "…"`; Ctrl-C leaves']
+                    [
+                        *(served or ["serving    nothing: a client-only node"]),
+                        f"invite     {fields['invite']}",
+                        'ready: try `p2pnode ask "…"`; Ctrl-C leaves',
+                    ]
                 )
             case "stopping":
                 return "leaving: letting answers end (Ctrl-C again leaves at once)"

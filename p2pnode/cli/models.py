@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, blaming, build_config, configure
 from p2pnode.cli.output import Output
 
 models_app = typer.Typer(help="Models: the catalogue, downloads, verification.", no_args_is_help=True)
@@ -41,22 +41,12 @@ def list_models(
             for row in rows:
                 output.event("model", row)
             return
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("name", "size", "quantisation", "context", "licence", "on this machine", "id")
         for row in rows:
-            size = f"{row['size_bytes'] / 1e6:.0f} MB"
-            table.add_row(
-                row["name"],
-                size,
-                row["quantisation"],
-                str(row["n_ctx"]),
-                row["licence"],
-                row["path"] or "no",
-                row["id"],
-            )
-        Console(highlight=False).print(table)
+            facts = [f"{row['size_bytes'] / 1e6:.0f} MB", row["quantisation"], f"{row['n_ctx']} tokens"]
+            output.result(f"{row['name']}  ({', '.join([*facts, row['licence']]).rstrip(', ')})")
+            output.result(f"  id    {row['id']}")
+            where = row["path"] or f"no; `p2pnode models pull {row['name']}` fetches it"
+            output.result(f"  here  {where}")
 
     run_async(run, on_error=output.failed)
 
@@ -76,12 +66,12 @@ def pull_model(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.models.catalogue import Catalogue
         from p2pnode.models.manifest import model_id_text
         from p2pnode.models.pull import pull
 
+        entry, models_dir = _entry(name), _models_dir(data_dir)
         with PullProgress(output, name) as progress:
-            local = await pull(Catalogue.load().find(name), _models_dir(data_dir), progress=progress)
+            local = await pull(entry, models_dir, progress=progress)
         fields = {"name": local.name, "path": str(local.path), "id": model_id_text(local.model_id)}
         output.event("model", fields, text=f"{local.name}: verified, {local.path}\n{fields['id']}")
 
@@ -102,16 +92,22 @@ def verify_model(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.models.catalogue import Catalogue
         from p2pnode.models.pull import verify
 
-        local = await verify(Catalogue.load().find(name), _models_dir(data_dir))
+        local = await verify(_entry(name), _models_dir(data_dir))
         fields = {"name": local.name, "path": str(local.path), "sha256": local.manifest.weights}
         output.event(
             "verified", fields, text=f"{local.name}: the weights are right ({local.manifest.weights})"
         )
 
     run_async(run, on_error=output.failed)
+
+
+def _entry(name: str) -> Any:
+    from p2pnode.models.catalogue import Catalogue
+
+    with blaming(""):
+        return Catalogue.load().find(name)
 
 
 def _models_dir(data_dir: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -34,6 +36,34 @@ def build_config(data_dir: Path | None, **flags: Any) -> Any:
     root = (data_dir or default_data_dir()).expanduser().absolute()
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
     return load_config(DataDir(root).config, {**given, "data_dir": root})
+
+
+def check_target(model: str | None, peer: str | None, *, no_discovery: bool = False) -> None:
+    """Raise ``UsageError`` when nobody could be meant by these flags. Tries nothing."""
+    from p2pnode.client.client import resolve_model
+    from p2pnode.errors import UsageError
+    from p2pnode.net.multiaddrs import split_peer
+
+    if no_discovery and peer is None:
+        msg = "--no-discovery needs --peer MULTIADDR: there is nobody to ask"
+        raise UsageError(msg)
+    if peer is not None:
+        with blaming("--peer"):
+            split_peer(peer)
+    if model is not None:
+        with blaming("--model"):
+            resolve_model(model)
+
+
+@contextmanager
+def blaming(flag: str) -> Iterator[None]:
+    """A ``ConfigError`` in here comes of what was typed: a ``UsageError`` that names the flag."""
+    from p2pnode.errors import ConfigError, UsageError
+
+    try:
+        yield
+    except ConfigError as error:
+        raise UsageError(f"{flag}: {error}" if flag else str(error)) from error
 
 
 def configure(log_level: str) -> None:

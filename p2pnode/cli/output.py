@@ -1,15 +1,42 @@
-"""What commands print. Text for people goes to stderr (stdout is for the answer), ``--json`` to stdout."""
+"""What commands print. Answers and results go to stdout, text for people to stderr, ``--json`` to stdout.
+
+With ``--json`` stdout holds one object per line and nothing else. Names and fields are stable::
+
+    ask, chat   host{peer, model} prefill{processed, total} text{text} host.failed{peer, reason, retrying}
+                done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s}
+    ask         interrupted{text}
+    chat        chat{} help{} new{} nothing_to_retry{} unknown_command{command} stopped{}
+                turn.failed{error, message, code?}
+    hosts       host{model, model_id, peer, addresses, engine, quantisation, n_ctx, price_in, price_out,
+                warm, slots, active, queued, score, excluded}, and with --why not_found{peer, reason}
+    join        identity.making{data_dir} identity{peer_id, new} model.pulling{name}
+                model.progress{name, done, total} model{name, id} listening{multiaddrs}
+                ready{peer_id, multiaddrs, invite, models} stopping{} stopped{}
+    models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
+                and model{name, id, path}; verify: verified{name, path, sha256}
+    status      status{peer_id, pid, multiaddrs, models, slots, active, queued, draining}
+    invite      invite{invite}
+    doctor      finding{check, verdict, code, detail, remedy}
+    all         failed{error, message, exit_code, code?} is the last line of a command that fails
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from p2pnode.errors import P2PNodeError
+
+_NO_WRAP: Final = 1000
+_SHOWN: Final = 12
+_CONTROLS: Final = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
 
 
 class Output:
@@ -18,6 +45,7 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self._console: Console | None = None
+        self._line_open = False
 
     @property
     def console(self) -> Console:
@@ -25,7 +53,7 @@ class Output:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(stderr=True, highlight=False)
+            self._console = Console(stderr=True, highlight=False, emoji=False)
         return self._console
 
     def event(self, name: str, fields: dict[str, Any] | None = None, *, text: str = "") -> None:
@@ -34,29 +62,72 @@ class Output:
             sys.stdout.write(json.dumps({"event": name, **(fields or {})}) + "\n")
             sys.stdout.flush()
         elif text:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.end_line()
+            self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def piece(self, text: str) -> None:
         """A piece of an answer as it streams."""
         if self.as_json:
             self.event("text", {"text": text})
-        else:
-            sys.stdout.write(text)
+        elif text:
+            sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+            sys.stdout.flush()
+            self._line_open = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        """What comes next begins on a line of its own."""
+        if self._line_open:
+            self._line_open = False
+            sys.stdout.write("\n")
             sys.stdout.flush()
 
     def result(self, text: str) -> None:
         """A line that scripts may want: to stdout."""
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(printable(text) + "\n")
+
+    def end_echo(self) -> None:
+        """A terminal has echoed a ^C: what comes next begins on a line of its own."""
+        if not self.as_json and sys.stderr.isatty():
+            sys.stderr.write("\n")
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, folds: str = "") -> None:
+        """Columns on stdout; on a terminal the one called ``folds`` gives way, elsewhere none need."""
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold", no_wrap=column != folds)
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        width = None if sys.stdout.isatty() else _NO_WRAP
+        Console(highlight=False, emoji=False, width=width).print(table)
 
     def failed(self, error: P2PNodeError, code: int) -> None:
         """The error, as the last thing said."""
-        fields = {"error": type(error).__name__, "message": str(error), "exit_code": code}
-        wire_code = getattr(error, "code", None)
-        if wire_code is not None:
-            fields["code"] = wire_code
-        self.event("failed", fields, text=f"p2pnode: {error}")
+        self.event("failed", {**error_fields(error), "exit_code": code}, text=f"p2pnode: {error}")
+
+
+def error_fields(error: P2PNodeError) -> dict[str, Any]:
+    """An error for scripts: its class, its message, and the wire code where there is one."""
+    fields = {"error": type(error).__name__, "message": str(error)}
+    wire_code = getattr(error, "code", None)
+    return fields if wire_code is None else {**fields, "code": wire_code}
+
+
+def printable(text: str) -> str:
+    """Text from strangers without the control characters that would move the cursor or the terminal."""
+    return text.translate(_CONTROLS)
 
 
 def shorten(peer: str) -> str:
-    """A peer id that fits a table."""
-    return f"{peer[:8]}…{peer[-6:]}" if len(peer) > 18 else peer  # noqa: PLR2004
+    """A peer id that fits a table: ids of one kind begin alike, so their ends are shown."""
+    return f"{peer[:4]}…{peer[-6:]}" if len(peer) > _SHOWN else peer
+
+
+def price_of(offer: Mapping[str, Any]) -> str:
+    """What an offer with ``price_in`` and ``price_out`` costs, in words."""
+    if not (offer["price_in"] or offer["price_out"]):
+        return "free"
+    return f"{offer['price_in']}/{offer['price_out']} USDC units per million tokens in/out"

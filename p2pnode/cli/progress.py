@@ -24,6 +24,8 @@ class PullProgress:
             self._output.event("model.progress", {"name": self._name, "done": done, "total": total})
             return
         if self._progress is None:
+            if done == total:
+                return  # it was here already: there is nothing to watch
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
             self._progress = Progress(
@@ -48,6 +50,6 @@ class PullProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()

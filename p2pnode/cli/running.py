@@ -1,25 +1,30 @@
 """Running async commands: signals, errors and exit codes in one place.
 
 0 done, 1 failed, 2 usage, 3 no host, 4 refused, 130 interrupted. The first Ctrl-C asks for an
-orderly end, the second forces it.
+orderly end, the second forces it. Nobody ever sees a traceback, but with ``--log-level debug``.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
+import structlog
 import trio
 
-from p2pnode.errors import NoHostError, P2PNodeError, RefusedError, UsageError
+from p2pnode.cli import EXIT_INTERRUPTED
+from p2pnode.errors import LocalError, NoHostError, P2PNodeError, RefusedError, UsageError
 
+log = structlog.get_logger()
+
+Kind = TypeVar("Kind", bound=BaseException)
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_NO_HOST: Final = 3
 EXIT_REFUSED: Final = 4
-EXIT_INTERRUPTED: Final = 130
 
 
 def run_async(
@@ -66,14 +71,37 @@ def run_async(
 
 
 def _exit_for(error: BaseException, on_error: Callable[[P2PNodeError, int], None]) -> NoReturn:
-    ours = first_of(error)
-    if ours is not None:
-        code = exit_code(ours)
-        on_error(ours, code)
-        _leave(code)
-    if contains(error, KeyboardInterrupt):
+    ours = first_of(error, P2PNodeError)
+    if ours is None and first_of(error, BrokenPipeError) is not None:
+        _reader_gone()
+    if ours is None and first_of(error, KeyboardInterrupt) is not None:
         _leave(EXIT_INTERRUPTED)
-    raise error
+    if ours is None:
+        cause = first_of(error, Exception)
+        if cause is None:
+            raise error
+        ours = _defect(cause)
+    code = exit_code(ours)
+    try:
+        on_error(ours, code)
+    except BrokenPipeError:
+        _reader_gone()
+    _leave(code)
+
+
+def _defect(cause: Exception) -> LocalError:
+    log.debug("command.crashed", exc_info=cause)
+    return LocalError(
+        f"unexpected {type(cause).__name__}: {cause}. This is a defect of p2pnode: "
+        "run it again with --log-level debug and report what it prints"
+    )
+
+
+def _reader_gone() -> NoReturn:
+    """Whoever read our output had enough (``| head``): nothing is wrong."""
+    # Python flushes stdout once more on its way out.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _leave(0)
 
 
 def exit_code(error: P2PNodeError) -> int:
@@ -81,7 +109,7 @@ def exit_code(error: P2PNodeError) -> int:
     match error:
         case NoHostError():
             return EXIT_NO_HOST
-        case RefusedError():
+        case RefusedError(code=code) if code not in ("internal", "stalled"):
             return EXIT_REFUSED
         case UsageError():
             return EXIT_USAGE
@@ -89,22 +117,14 @@ def exit_code(error: P2PNodeError) -> int:
             return EXIT_FAILED
 
 
-def first_of(error: BaseException) -> P2PNodeError | None:
-    """The first of our own errors inside an exception group, depth first."""
-    if isinstance(error, P2PNodeError):
-        return error
+def first_of(error: BaseException, kind: type[Kind]) -> Kind | None:
+    """The first error of a kind inside an exception group, depth first."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            if (found := first_of(inner)) is not None:
+            if (found := first_of(inner, kind)) is not None:
                 return found
-    return None
-
-
-def contains(error: BaseException, kind: type[BaseException]) -> bool:
-    """Is there one of ``kind`` inside?"""
-    if isinstance(error, BaseExceptionGroup):
-        return any(contains(inner, kind) for inner in error.exceptions)
-    return isinstance(error, kind)
+        return None
+    return error if isinstance(error, kind) else None
 
 
 def _leave(code: int) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
-from p2pnode.cli.output import Output
+from p2pnode.cli.output import Output, price_of
 
 
 def status(
@@ -37,7 +37,8 @@ def status(
         lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
         lines += [f"listening  {address}" for address in running.multiaddrs]
         lines += [
-            f"serving    {m['name']} ({m['engine']}, {m['n_ctx']} tokens, {'warm' if m['warm'] else 'cold'})"
+            f"serving    {m['name']} ({m['engine']}{'' if m['warm'] else ', cold'}, {m['n_ctx']} tokens), "
+            + price_of(m)
             for m in fields["models"]
         ] or ["serving    nothing"]
         lines.append(f"load       {fields['active']} of {fields['slots']} slots, {fields['queued']} waiting")

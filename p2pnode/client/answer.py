@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 import trio
 
 from p2pnode.client.session import HostFault, Session
-from p2pnode.errors import NoHostError, RefusedError, RemoteError
+from p2pnode.errors import WIRE_CODES, NoHostError, P2PNodeError, RefusedError, RemoteError
 from p2pnode.ids import PeerId
 from p2pnode.protocols.inference.commands import Ask, Delivered, Progressed, Receipted, TurnDone, TurnFailed
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from p2pnode.client.ranking import Candidate
     from p2pnode.client.search import HostSearch
 
-# What another host would answer the same way: trying again would only cost time.
-_FINAL: Final = frozenset({"bad_request", "payment_required"})
+# What every host would answer the same way: asking another would only cost time.
+_FINAL: Final = frozenset({"bad_request"})
+# A host that says one of these did not fail: it is busy, or the question is not for it.
+_HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,11 @@ class Answer:
     async def __anext__(self) -> str:
         while not self._done:
             if self._session is None:
-                await self._next_host()
+                try:
+                    await self._next_host()
+                except P2PNodeError:
+                    self._done = True
+                    raise
             try:
                 piece = await self._next_piece()
             except RemoteError as error:
@@ -85,7 +91,7 @@ class Answer:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         await self.aclose()
 
@@ -96,7 +102,8 @@ class Answer:
             return
         self._done = True
         session.cancel_turn()
-        with trio.move_on_after(self._client.limits.close_deadline_s) as scope:
+        # Shielded: a cancelled caller must free the host's slot too.
+        with trio.move_on_after(self._client.limits.close_deadline_s, shield=True) as scope:
             try:
                 while not isinstance(await session.receive(), TurnDone | TurnFailed):
                     pass
@@ -117,8 +124,8 @@ class Answer:
         self._candidate, peer = candidate, candidate.advert.peer
         self._on_event("host", {"peer": peer, "model": candidate.offer.name})
         try:
-            self._session = await self._client.open_session(peer, candidate.offer.model)
-            await self._session.ask(self._ask)
+            self._session = session = await self._client.open_session(peer, candidate.offer.model)
+            await session.ask(self._ask)
         except RemoteError as error:
             self._failed(error)
             return
@@ -174,21 +181,23 @@ class Answer:
         session, self._session = self._session, None
         if session is not None:
             session.close()
-        candidate = self._candidate
-        final = isinstance(error, RefusedError) and error.code in _FINAL
+        candidate, code = self._candidate, error.code if isinstance(error, RefusedError) else None
+        final = bool(self.ids) or code in _FINAL
         if candidate is not None and self._search is not None:
             peer = candidate.advert.peer
-            self._search.failed(peer, str(error))
-            if not final:
+            # A session kept from before may have died of age: the same host may take a new one.
+            again = session is not None and session.kept and not self.ids
+            self._search.failed(peer, str(error), again=again and code not in _HONEST)
+            if code not in _HONEST:
                 self._client.note_failure(peer, fault=isinstance(error, HostFault))
-            self._on_event("failed", {"peer": peer, "reason": str(error)})
+            retrying = not final and self._search.hopeful
+            self._on_event("host.failed", {"peer": peer, "reason": str(error), "retrying": retrying})
         self._last_error = error
-        if self.ids or final:
+        if final:
             self._done = True
             raise error
 
     def _no_host(self, search: HostSearch) -> RemoteError:
-        self._done = True
         if self._last_error is not None:
             return self._last_error
         reasons = [f"{c.advert.peer}: {c.excluded}" for c in search.ranking().excluded]
@@ -196,5 +205,5 @@ class Answer:
         tried = "; ".join(reasons[:4]) if reasons else "nobody answered"
         return NoHostError(
             f"no host for this model was found ({tried}). Start one with `p2pnode join`, name a first peer "
-            "with --bootstrap MULTIADDR, or see `p2pnode hosts --why`"
+            "with --bootstrap, or see `p2pnode hosts --why`"
         )

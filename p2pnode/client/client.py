@@ -18,7 +18,7 @@ import trio
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.memory import load_measured, save_measured
-from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, rank
+from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking
 from p2pnode.client.search import HostSearch
 from p2pnode.client.session import Session
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
@@ -32,6 +32,7 @@ from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.finder import FoundHost
+from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import Advert
@@ -93,9 +94,7 @@ class Client:
     ) -> None:
         base = config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig())
         self._config, self._discovery, self.limits = base, discovery, limits
-        self._bootstrap = (*bootstrap, *base.bootstrap)
-        for each in self._bootstrap:
-            split_peer(each)
+        self._bootstrap = tuple(one for each in (*bootstrap, *base.bootstrap) for one in read_bootstrap(each))
         self._data = DataDir(base.data_dir)
         self._remember = remember
         self._given_node, self._on_event = node, on_event
@@ -118,7 +117,7 @@ class Client:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         stack, nursery, node = self._stack, self._nursery, self._node
         if stack is None or nursery is None or node is None:
@@ -136,24 +135,26 @@ class Client:
         finally:
             nursery.cancel_scope.cancel()
             self._nursery = self._stack = None
-            await stack.__aexit__(kind, error, trace)
+            # Not with the caller's error: a nursery would wrap it, and `except NoHostError` miss it.
+            await stack.__aexit__(None, None, None)
 
     def _make_node(self) -> Node:
         local = self._data.running_node()
         self._local = local.multiaddrs if local is not None else ()
-        browse = self._discovery and self._config.mdns and not self._local
+        self._browses = self._discovery and self._config.mdns and not self._local
         return Node(
             NodeSetup(
                 key=PeerKey.generate(),
                 dht="client" if self._discovery else "off",
                 gossip=False,
                 keep_company=False,
-                mdns="browse" if browse else "off",
+                mdns="browse" if self._browses else "off",
                 limits=self.limits,
             )
         )
 
     _local: tuple[str, ...] = ()
+    _browses = False
 
     @property
     def node(self) -> Node:
@@ -227,14 +228,14 @@ class Client:
             raise UnreachableError(msg) from None
 
     async def known_adverts(self) -> list[Advert]:
-        """Live adverts of every model that the first peers know of."""
+        """Live adverts of every model that the first peers and those on the local network know of."""
         node = self.node
-        for seed in self._seeds():
-            try:
-                with trio.fail_after(self.limits.dial_deadline_s):
-                    await node.network.connect(seed)
-            except (RemoteError, trio.TooSlowError) as error:
-                log.debug("seed.unreachable", reason=str(error))
+        for address, peer in map(split_peer, self._seeds()):
+            await self._connect(peer, (address,))
+        if self._browses:
+            with trio.move_on_after(self.limits.mdns_wait_s):
+                async for found in node.network.discovered():
+                    await self._connect(found.peer, found.addrs)
         for peer in node.network.connected_peers():
             try:
                 with trio.fail_after(self.limits.request_deadline_s):
@@ -243,9 +244,18 @@ class Client:
                 log.debug("exchange.failed", peer=peer, reason=str(error))
         return [entry.advert for entry in node.adverts.book.live(node.wall())]
 
+    async def _connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        try:
+            with trio.fail_after(self.limits.dial_deadline_s):
+                await self.node.network.connect_peer(peer, addresses)
+        except (RemoteError, trio.TooSlowError) as error:
+            log.debug("peer.unreachable", peer=peer, reason=str(error))
+
     # ---- hosts
 
-    def _new_search(self, model: ModelId, filters: Filters) -> HostSearch:
+    def _new_search(
+        self, model: ModelId, filters: Filters, *, measured: Mapping[PeerId, Measured] | None = None
+    ) -> HostSearch:
         def look(search: HostSearch) -> None:
             if not self._discovery:
                 search.exhausted({})
@@ -253,7 +263,12 @@ class Client:
                 self._nursery.start_soon(self._find, search, model)
 
         return HostSearch(
-            model, filters, measured=self._measured, limits=self.limits, wall=self.node.wall, look=look
+            model,
+            filters,
+            measured=self._measured if measured is None else measured,
+            limits=self.limits,
+            wall=self.node.wall,
+            look=look,
         )
 
     def _kept_or_new(self, model: ModelId, filters: Filters) -> HostSearch:
@@ -277,7 +292,8 @@ class Client:
             search.exhausted(failures)
 
     async def _direct(self, multiaddr: str, model: ModelId, filters: Filters) -> HostSearch:
-        search = self._new_search(model, filters)
+        # What went wrong before is no reason to refuse what the user insists on.
+        search = self._new_search(model, filters, measured={})
         started = trio.current_time()
         advert = await self.advert_of([multiaddr])
         if advert is None:
@@ -287,11 +303,13 @@ class Client:
             names = ", ".join(offer.name for offer in advert.offers)
             msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
             raise RefusedError("model_not_available", msg)
+        if advert.draining:
+            raise RefusedError("shutting_down", "that host is about to leave: choose another")
         search.found(FoundHost(advert, trio.current_time() - started))
         search.only()
-        excluded = rank([advert], model, {}, filters, self.node.wall()).excluded
+        excluded = search.ranking().excluded
         if excluded:
-            raise RefusedError("model_not_available", excluded[0].excluded)
+            raise RefusedError("model_not_available", f"that host's {excluded[0].excluded}")
         return search
 
     # ---- sessions, for Answer
@@ -300,6 +318,7 @@ class Client:
         """An idle session with a host, kept from before or opened now. Raises ``RemoteError``."""
         kept = self._free.pop((peer, model), None)
         if kept is not None and not kept.over:
+            kept.kept = True
             return kept
         if self._nursery is None:
             msg = "the client is closed"
@@ -355,10 +374,21 @@ def _conversation(messages: Messages, system: str | None) -> tuple[ChatMessage, 
             msg = 'each message is {"role": "system"|"user"|"assistant", "content": text}'
             raise ConfigError(msg)
         made.append(ChatMessage(role=role, content=content))
+    if not all(_is_text(message.content) for message in made):
+        msg = "a message holds half of a character (a lone surrogate): decode it as UTF-8 first"
+        raise ConfigError(msg)
     if not made:
         msg = "there is nothing to ask: give at least one message"
         raise ConfigError(msg)
     return tuple(made)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 __all__ = ["Answer", "Candidate", "Client", "Filters", "KnownModel", "resolve_model"]

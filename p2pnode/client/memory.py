@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,19 +19,27 @@ from p2pnode.ids import PeerId
 log = structlog.get_logger()
 _HOSTS_MAX: Final = 512
 _KEYS: Final = frozenset(item.name for item in fields(Measured))
+_COUNTS: Final = frozenset({"failures_in_a_row", "faults"})
 
 
 def load_measured(path: Path) -> dict[PeerId, Measured]:
     """What was saved; a damaged file is forgotten, for it holds nothing that can't be measured again."""
     try:
         raw = json.loads(read_text_or_none(path) or "{}")
-        return {
-            PeerId(peer): Measured(**{key: value for key, value in known.items() if key in _KEYS})
-            for peer, known in raw.items()
-        }
+        return {PeerId(peer): _measured(known) for peer, known in raw.items()}
     except (ValueError, TypeError, AttributeError, ConfigError):
         log.warning("measured.unreadable", remedy="measuring anew")
         return {}
+
+
+def _measured(known: Mapping[str, object]) -> Measured:
+    values = {key: value for key, value in known.items() if key in _KEYS}
+    for key, value in values.items():
+        unknown = value is None and getattr(Measured(), key) is None
+        kind = int if key in _COUNTS else (int, float)
+        if not unknown and not (isinstance(value, kind) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{key} can't be {value!r}")
+    return Measured(**values)  # type: ignore[arg-type]
 
 
 def save_measured(path: Path, measured: Mapping[PeerId, Measured]) -> None:

@@ -4,7 +4,8 @@ The score is the expected time of a typical answer, made worse by load and failu
 
     score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate)
 
-Prices break ties only within what the user allows: it never falls back to a worse offer.
+Hosts that ask for money come after those that don't, since this client can't pay them yet; among equals
+the cheaper comes first. All within what the user allows: it never falls back to a worse offer.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def rank(
                 excluded=exclusion(advert, offer, known, filters, now),
             )
         )
-    candidates.sort(key=lambda c: (c.score, c.offer.price_in + c.offer.price_out, c.advert.peer))
+    candidates.sort(key=lambda c: (_price(c.offer) > 0, c.score, _price(c.offer), c.advert.peer))
     return Ranking(tuple(c for c in candidates if not c.excluded), tuple(c for c in candidates if c.excluded))
 
 
@@ -153,6 +154,10 @@ def _score(advert: Advert, offer: Offer, known: Measured) -> float:
     queue = (load.active + load.queued) / max(1, load.slots) if load.active >= load.slots else 0.0
     cold = 1.0 if offer.warm else 4.0
     return (connect + ttft + TYPICAL_TOKENS / speed) * (1 + queue) * (1 + 4 * known.failure_rate) * cold
+
+
+def _price(offer: Offer) -> int:
+    return offer.price_in + offer.price_out
 
 
 def _mean(before: float | None, value: float) -> float:

@@ -66,14 +66,17 @@ class HostSearch:
         self._look = None
         self.exhausted({})
 
-    def failed(self, peer: PeerId, reason: str) -> None:
-        """A host was tried in vain."""
+    def failed(self, peer: PeerId, reason: str, *, again: bool = False) -> None:
+        """A host was tried in vain; ``again`` when it may be tried once more."""
         self.failures[peer] = reason
+        if again:
+            self._tried.discard(peer)
 
     @property
-    def over(self) -> bool:
-        """Will nothing more be found?"""
-        return self._exhausted
+    def hopeful(self) -> bool:
+        """May :meth:`next` still give a host?"""
+        untried = any(candidate.advert.peer not in self._tried for candidate in self.ranking().chosen)
+        return untried or not self._exhausted
 
     async def wait_over(self) -> None:
         """Until the lookup is exhausted."""

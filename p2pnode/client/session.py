@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import trio
 
-from p2pnode.errors import RefusedError, RemoteError
+from p2pnode.errors import RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -50,6 +50,8 @@ class Session:
         self._on_open: Callable[[], None] = lambda: None
         self.accept: Accept | None = None
         self.failure: SessionFailed | None = None
+        self.kept = False
+        """Was it used before, and kept?"""
         self._ended = trio.Event()
 
     async def run(self, on_open: Callable[[], None]) -> None:
@@ -98,11 +100,15 @@ class Session:
 
     def error(self) -> RemoteError:
         """Why the session is over."""
-        failure = self.failure
+        failure, malformed = self.failure, self._driver.fault if self._driver is not None else None
+        if malformed is not None:
+            return HostFault(f"the host broke the protocol: {malformed}")
         if failure is None:
             return RefusedError("internal", "the session was closed")
         if failure.fault:
             return HostFault(failure.detail)
+        if failure.code in ("internal", "stalled"):
+            return UnreachableError(failure.detail)
         return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s)
 
     async def ask(self, ask: Ask) -> None:

@@ -65,6 +65,8 @@ class Join:
         data.prepare()
         with ExitStack() as stack:
             stack.enter_context(data.locked())
+            if self._options.ready_file is not None:
+                self._options.ready_file.unlink(missing_ok=True)  # of a start that was killed
             data.check_place(moved=self._options.moved)
             fresh = not data.peer_key.exists()
             if fresh:

@@ -42,9 +42,17 @@ class Finder:
     """Finds hosts of one model at a time over a node's network."""
 
     def __init__(
-        self, network: Network, adverts: AdvertService, limits: Limits, wall: Callable[[], float]
+        self,
+        network: Network,
+        adverts: AdvertService,
+        limits: Limits,
+        wall: Callable[[], float],
+        *,
+        mdns: bool = True,
     ) -> None:
         self._network, self._adverts, self._limits, self._wall = network, adverts, limits, wall
+        # Nobody need wait for a source that is off.
+        self._off: frozenset[Source] = frozenset() if mdns else frozenset({"mdns"})
 
     async def find(
         self,
@@ -55,7 +63,7 @@ class Finder:
         sources: frozenset[Source] = frozenset({"book", "bootstrap", "exchange", "dht", "mdns"}),
     ) -> dict[PeerId, str]:
         """Search until exhausted (cancel it when satisfied); returns why each other peer was not found."""
-        run = _Run(self, model, seeds, on_found, sources)
+        run = _Run(self, model, seeds, on_found, sources - self._off)
         return await run.run()
 
     async def contact(self, peer: PeerId, addresses: Sequence[str]) -> Advert | None:

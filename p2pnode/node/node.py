@@ -86,7 +86,7 @@ class Node:
         self.peers = PeerKeeper(
             self.network, self.adverts, limits=setup.limits, bootstrap=setup.bootstrap, store=store
         )
-        self.finder = Finder(self.network, self.adverts, setup.limits, setup.wall)
+        self.finder = Finder(self.network, self.adverts, setup.limits, setup.wall, mdns=setup.mdns != "off")
         self._keep_company = setup.keep_company
         self._stop = trio.Event()
         self._stopped = trio.Event()

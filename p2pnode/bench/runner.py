@@ -1,0 +1,98 @@
+"""Runs suites one after another, so that none disturbs another, and turns what they find into figures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from p2pnode.bench.figure import GOALS, SUITES, Figure, Goal, Measurement
+from p2pnode.bench.options import PAIRS_DEFAULT, BenchOptions, Take
+from p2pnode.errors import P2PNodeError, UsageError
+
+ALL: Final = "all"
+PAIRS_MAX: Final = 1000
+Suite = Callable[[BenchOptions, Take], Awaitable[None]]
+
+log = structlog.get_logger()
+
+
+def suites_named(name: str) -> tuple[str, ...]:
+    """The suites meant by what the user typed. Raises ``UsageError``."""
+    if name == ALL:
+        return SUITES
+    if name in SUITES:
+        return (name,)
+    msg = f"unknown suite {name!r}: choose {', '.join(SUITES)} or {ALL}"
+    raise UsageError(msg)
+
+
+def suite(name: str) -> Suite:
+    """What measures it; imported late."""
+    found: Suite = getattr(import_module(f"p2pnode.bench.{name}"), f"measure_{name}")
+    return found
+
+
+async def run_suites(
+    names: Sequence[str],
+    report: Callable[[Figure], None],
+    *,
+    pairs: int = PAIRS_DEFAULT,
+    quick: bool = False,
+    measure: Mapping[str, Suite] | None = None,
+) -> bool:
+    """Report a figure for each goal of these suites as it is found; true when all hold.
+
+    ``measure`` replaces the suites' own functions. A suite that fails costs its own figures only: each is
+    reported, with the reason. Raises ``UsageError`` when ``pairs`` makes no sense.
+    """
+    if not 1 <= pairs <= PAIRS_MAX:
+        msg = f"--pairs is {pairs}; it must be from 1 to {PAIRS_MAX}"
+        raise UsageError(msg)
+    holds = True
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="p2pnode-bench-") as scratch:
+            options = BenchOptions(scratch=Path(scratch), pairs=pairs, quick=quick)
+            run = _Run([goal for goal in GOALS if goal.suite == name], report, quick=quick)
+            problem = "the suite did not measure it"
+            try:
+                await (measure[name] if measure is not None else suite(name))(options, run.take)
+            except* P2PNodeError as group:
+                problem = str(_first(group))
+                log.debug("bench.failed", suite=name, reason=problem)
+            run.end(problem)
+            holds = holds and run.holds
+    return holds
+
+
+class _Run:
+    """The goals of one suite that are still to be measured."""
+
+    def __init__(self, goals: Sequence[Goal], report: Callable[[Figure], None], *, quick: bool) -> None:
+        self._goals = {goal.name: goal for goal in goals}
+        self._report, self._quick = report, quick
+        self.holds = True
+
+    def take(self, name: str, found: Measurement) -> None:
+        details: dict[str, Any] = {**found.details, **({"quick": True} if self._quick else {})}
+        found = Measurement(value=found.value, baseline=found.baseline, ratio=found.ratio, details=details)
+        self._tell(Figure(goal=self._goals.pop(name), measurement=found))
+
+    def end(self, problem: str) -> None:
+        for goal in list(self._goals.values()):
+            self._tell(Figure(goal=goal, problem=problem))
+        self._goals.clear()
+
+    def _tell(self, figure: Figure) -> None:
+        self.holds = self.holds and figure.holds
+        self._report(figure)
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,162 @@
+"""Checks of this machine: the data dir, keys, disk, ports, the model and its engine. No network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from typing import Final
+
+import trio
+
+from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.doctor.finding import Finding, ok, problem, warning
+from p2pnode.errors import ConfigError, EngineError, StorageError
+from p2pnode.files import read_text_or_none
+from p2pnode.host.join import LISTEN_DEFAULT
+from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.engine import GenerateRequest, Sampling
+from p2pnode.models.local import LocalModel, installed
+from p2pnode.models.pull import verify
+from p2pnode.models.registry import EngineSpec, make_engine
+from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.net.ports import is_free
+from p2pnode.node.datadir import DataDir, RunningNode
+from p2pnode.node.keys import PeerKey
+
+DISK_MARGIN_BYTES: Final = 1 << 30
+ENGINE_DEADLINE_S: Final = 60.0
+_SECRETS: Final = ("peer.key", "receipt.key", "wallet.json", "wallet.pass")
+
+
+def peer_key(data: DataDir) -> PeerKey | None:
+    """The peer key of a data dir; None where there is none or it is damaged."""
+    try:
+        text = read_text_or_none(data.peer_key)
+        return PeerKey(bytes.fromhex(text.strip())) if text is not None else None
+    except (ConfigError, ValueError):
+        return None
+
+
+class Machine:
+    """Checks that need nobody else. ``running`` is the node on this data dir, if there is one."""
+
+    def __init__(self, config: NodeConfig, running: RunningNode | None) -> None:
+        self._config, self._running = config, running
+        self._data = DataDir(config.data_dir)
+        self._model_name = (config.models or (DEFAULT_MODEL,))[0]
+
+    async def data_dir(self) -> Finding:
+        """Can it be written, and is it the original?"""
+        root = self._data.root
+        if not root.exists():
+            return ok("data dir", f"{root} will be made at the first start")
+        if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
+            remedy = "fix its owner and permissions, or choose another with --data-dir"
+            return problem("data dir", "data_dir_not_writable", f"{root} can't be written", remedy)
+        try:
+            self._data.look_at_place()
+        except ConfigError as error:
+            remedy = "--moved if you moved it; delete peer.key and place.json if it is a copy"
+            detail = str(error).split(". ", maxsplit=1)[0]
+            return problem("data dir", "data_dir_copied", detail, remedy)
+        running = f", a node runs on it (pid {self._running.pid})" if self._running is not None else ""
+        return ok("data dir", f"{root}{running}")
+
+    async def keys(self) -> Finding:
+        """Are they whole, and readable by nobody else?"""
+        present = [path for name in _SECRETS if (path := self._data.root / name).exists()]
+        if not present:
+            return ok("keys", "none yet: the first `p2pnode join` makes them")
+        exposed = [path for path in present if stat.S_IMODE(path.stat().st_mode) & 0o077]
+        if exposed:
+            names = ", ".join(path.name for path in exposed)
+            remedy = f"chmod 600 {' '.join(str(path) for path in exposed)}"
+            return problem("keys", "keys_exposed", f"{names} can be read by others", remedy)
+        key = peer_key(self._data)
+        if key is None:
+            remedy = "restore it from your backup, or move it away to get a new identity"
+            return problem("keys", "keys_damaged", "peer.key does not hold a key", remedy)
+        if self._data.wallet in present and self._data.wallet_passphrase not in present:
+            detail = f"{self._data.wallet.name} is there and its passphrase is not"
+            remedy = f"restore {self._data.wallet_passphrase} from your backup"
+            return problem("keys", "wallet_locked", detail, remedy)
+        return ok("keys", f"{len(present)} files, readable by you only; peer id {key.peer_id}")
+
+    async def disk(self) -> Finding:
+        """Is there room for a model?"""
+        where = self._data.root
+        while not where.exists():
+            where = where.parent
+        free = shutil.disk_usage(where).free
+        if free < DISK_MARGIN_BYTES:
+            remedy = "free some space, or choose another disk with --data-dir"
+            return problem("disk", "disk_low", f"{free / 1e6:.0f} MB free at {where}", remedy)
+        return ok("disk", f"{free / 1e9:.1f} GB free")
+
+    async def ports(self) -> Finding:
+        """Can a node listen?"""
+        if self._running is not None:
+            return ok("ports", f"the running node listens on {_count(len(self._running.multiaddrs))}")
+        wanted = self._config.listen or LISTEN_DEFAULT
+        taken = [address for address in wanted if not is_free(address)]
+        detail = f"another program uses {', '.join(taken)}"
+        if taken and self._config.listen:
+            return problem("ports", "port_taken", detail, "stop it, or listen elsewhere with --listen")
+        if taken:
+            remedy = "stop it to keep the usual port, or choose one with --listen"
+            return warning("ports", "port_taken", f"{detail}; `join` will take any free port", remedy)
+        return ok("ports", f"{_count(len(wanted))} free")
+
+    def _model(self) -> LocalModel | None:
+        wanted = Catalogue.load().find(self._model_name)
+        for model in installed(self._data.models):
+            if model.model_id == wanted.model_id or model.path == wanted.path:
+                return model
+        return None
+
+    async def model(self) -> Finding:
+        """Are the weights here, and right?"""
+        if self._model_name == SCRIPTED:
+            return ok("model", "the scripted one needs no weights")
+        model = self._model()
+        pull = f"p2pnode models pull {self._model_name}"
+        if model is None:
+            detail = "the model is not on this machine yet"
+            return warning(
+                "model", "model_missing", detail, f"`{pull}` or the next `p2pnode join` fetches it"
+            )
+        try:
+            await verify(model, self._data.models)
+        except (ConfigError, StorageError) as error:
+            return problem("model", "model_corrupt", str(error), pull)
+        return ok("model", f"{model.name}: the weights are right")
+
+    async def engine(self) -> Finding:
+        """Does it answer?"""
+        model = None if self._model_name == SCRIPTED else self._model()
+        if model is None:
+            return ok("engine", "not tried: there are no weights to load")
+        engine = make_engine(EngineSpec(n_ctx=512, slots=1, threads=1), model)
+        try:
+            with trio.fail_after(ENGINE_DEADLINE_S):
+                info = await engine.load()
+                ids = await engine.render([{"role": "user", "content": "Hello"}])
+                sampling = Sampling(tokens_max=4)
+                request = GenerateRequest(prompt_ids=ids, sampling=sampling, cache_key=b"doctor")
+                started = trio.current_time()
+                async with engine.generate(request) as events:
+                    async for _ in events:
+                        pass
+                took = trio.current_time() - started
+        except (EngineError, trio.TooSlowError) as error:
+            remedy = "see the log with --log-level debug; check memory and --threads"
+            return problem("engine", "engine_failed", str(error) or "no answer in time", remedy)
+        finally:
+            with trio.move_on_after(5, shield=True):
+                await engine.aclose()
+        return ok("engine", f"{info.engine} answered in {took:.1f} s")
+
+
+def _count(addresses: int) -> str:
+    return "1 address" if addresses == 1 else f"{addresses} addresses"

@@ -1,0 +1,92 @@
+"""What a figure says, and when it holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from p2pnode.bench.figure import GOALS, SUITES, Figure, Goal, Measurement, compared, paired
+
+PROMISED = {
+    "stream.throughput_1",
+    "stream.throughput_4",
+    "stream.fast",
+    "stream.first_token_overhead",
+    "dial.to_advert",
+    "gossip.delivery_cpu",
+    "cli.help",
+    "cli.ask",
+    "idle.cpu",
+    "idle.rss",
+}
+
+
+def goal(name: str) -> Goal:
+    return next(each for each in GOALS if each.name == name)
+
+
+def measured(value: float) -> Measurement:
+    return Measurement(value=value, baseline=2.0, ratio=value / 2.0, details={"runs": [1, 2]})
+
+
+def test_every_promised_figure_has_one_goal_and_no_other_is_there() -> None:
+    assert sorted(each.name for each in GOALS) == sorted(PROMISED)
+
+
+def test_a_suite_is_the_first_part_of_a_name_and_none_is_empty() -> None:
+    assert {each.suite for each in GOALS} == set(SUITES)
+
+
+def test_the_object_has_the_stable_fields() -> None:
+    told = Figure(goal=goal("cli.help"), measurement=measured(0.25)).to_json()
+    assert {"name", "value", "unit", "baseline", "ratio", "target", "holds"} <= told.keys()
+    assert told["name"] == "cli.help"
+    assert (told["value"], told["unit"], told["baseline"], told["ratio"]) == (0.25, "s", 2.0, 0.125)
+    assert told["target"] == 0.3
+    assert told["holds"] is True
+    assert json.loads(json.dumps(told)) == told
+    assert "problem" not in told
+
+
+def test_a_figure_that_was_not_taken_says_why_and_does_not_hold() -> None:
+    told = Figure(goal=goal("cli.help"), problem="it did not start").to_json()
+    assert told["holds"] is False
+    assert told["problem"] == "it did not start"
+    assert told["value"] is told["baseline"] is told["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "holds"),
+    [
+        ("stream.throughput_1", 0.95, True),
+        ("stream.throughput_1", 0.949, False),
+        ("stream.fast", 1.02, True),
+        ("cli.ask", 2.0, True),
+        ("cli.ask", 2.01, False),
+        ("idle.cpu", 0.0, True),
+    ],
+)
+def test_a_figure_holds_on_the_right_side_of_its_target(name: str, value: float, holds: bool) -> None:
+    assert Figure(goal=goal(name), measurement=measured(value)).holds is holds
+
+
+def test_a_target_can_be_missed_from_either_side() -> None:
+    low, high = goal("stream.fast"), goal("cli.help")
+    assert not Figure(goal=replace(low, target=2.0), measurement=measured(1.0)).holds
+    assert not Figure(goal=replace(high, target=0.5), measurement=measured(1.0)).holds
+
+
+def test_a_cost_is_compared_with_its_baseline() -> None:
+    found = compared(3.0, 6.0, runs=4)
+    assert (found.value, found.baseline, found.ratio) == (3.0, 6.0, 0.5)
+    assert found.details == {"runs": 4}
+
+
+def test_paired_rates_give_the_median_of_the_ratios_and_show_both_sides() -> None:
+    found = paired([(9.0, 10.0), (30.0, 20.0), (50.0, 50.0)])
+    assert found.value == found.ratio == 1.0
+    assert found.baseline == 1.0
+    assert found.details["ours"] == [9.0, 30.0, 50.0]
+    assert found.details["baseline"] == [10.0, 20.0, 50.0]

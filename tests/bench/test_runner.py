@@ -1,0 +1,112 @@
+"""Suites in turn: what is reported when they measure, and when they don't."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from p2pnode.bench.figure import GOALS, SUITES, Figure, Measurement
+from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.bench.runner import run_suites, suite, suites_named
+from p2pnode.errors import LocalError, UsageError
+
+FAST = Measurement(value=0.1, baseline=0.05, ratio=2.0)
+SLOW = Measurement(value=99.0, baseline=0.05, ratio=1980.0)
+
+
+async def run_cli(suite_of_cli: object, **options: object) -> tuple[bool, list[Figure]]:
+    figures: list[Figure] = []
+    holds = await run_suites(["cli"], figures.append, measure={"cli": suite_of_cli}, **options)  # type: ignore[dict-item, arg-type]
+    return holds, figures
+
+
+async def test_all_hold_when_each_figure_holds() -> None:
+    async def measure(_: BenchOptions, take: Take) -> None:
+        take("cli.help", FAST)
+        take("cli.ask", FAST)
+
+    holds, figures = await run_cli(measure)
+    assert holds
+    assert [figure.goal.name for figure in figures] == ["cli.help", "cli.ask"]
+
+
+async def test_one_figure_that_does_not_hold_spoils_the_run() -> None:
+    async def measure(_: BenchOptions, take: Take) -> None:
+        take("cli.help", SLOW)
+        take("cli.ask", FAST)
+
+    holds, figures = await run_cli(measure)
+    assert not holds
+    assert [figure.holds for figure in figures] == [False, True]
+
+
+async def test_a_suite_that_fails_keeps_what_it_found_and_reports_the_rest_with_the_reason() -> None:
+    async def measure(_: BenchOptions, take: Take) -> None:
+        take("cli.help", FAST)
+        msg = "the host did not start"
+        raise LocalError(msg)
+
+    holds, figures = await run_cli(measure)
+    assert not holds
+    assert [(figure.goal.name, figure.problem) for figure in figures] == [
+        ("cli.help", ""),
+        ("cli.ask", "the host did not start"),
+    ]
+
+
+async def test_a_figure_that_a_suite_forgets_does_not_hold() -> None:
+    async def measure(_: BenchOptions, take: Take) -> None:
+        take("cli.help", FAST)
+
+    holds, figures = await run_cli(measure)
+    assert not holds
+    assert figures[1].goal.name == "cli.ask"
+    assert "did not measure" in figures[1].problem
+
+
+async def test_our_own_defect_is_no_figure() -> None:
+    async def measure(_: BenchOptions, take: Take) -> None:
+        take("cli.unheard_of", FAST)
+
+    with pytest.raises((KeyError, ExceptionGroup)):
+        await run_cli(measure)
+
+
+async def test_a_suite_gets_a_scratch_folder_that_is_gone_afterwards() -> None:
+    seen: list[Path] = []
+
+    async def measure(options: BenchOptions, take: Take) -> None:
+        assert options.scratch.is_dir()
+        assert (options.pairs, options.quick) == (3, True)
+        seen.append(options.scratch)
+        take("cli.help", FAST)
+        take("cli.ask", FAST)
+
+    _, figures = await run_cli(measure, pairs=3, quick=True)
+    assert not seen[0].exists()
+    assert figures[0].to_json()["details"] == {"quick": True}
+
+
+def test_all_means_every_suite_in_order() -> None:
+    assert suites_named("all") == SUITES
+    assert suites_named("gossip") == ("gossip",)
+
+
+def test_an_unknown_suite_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="choose stream, dial, gossip, cli, idle or all"):
+        suites_named("streams")
+
+
+async def test_pairs_must_make_sense() -> None:
+    with pytest.raises(UsageError, match="--pairs is 0"):
+        await run_suites(["cli"], lambda _: None, pairs=0)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_is_there_and_names_each_of_its_goals(name: str) -> None:
+    source = inspect.getsource(inspect.getmodule(suite(name)))  # type: ignore[arg-type]
+    for goal in GOALS:
+        if goal.suite == name:
+            assert goal.name in source or goal.name.rstrip("14") in source

@@ -1,0 +1,179 @@
+"""A conversation: history goes along, /new and /retry, Ctrl-C stops an answer, the end of input leaves."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import DEADLINE_S, Program, Ran, run, start
+
+
+def _chat(data_dir: Path, host: Program, *lines: str, arguments: tuple[object, ...] = ("--json",)) -> Ran:
+    flags = ("--model", "scripted", "--peer", host.multiaddr, "--data-dir", data_dir, "--temperature", 0)
+    return run("chat", *flags, "--max-tokens", 12, *arguments, stdin="".join(f"{line}\n" for line in lines))
+
+
+def _answers(ran: Ran) -> list[str]:
+    """The text of each turn."""
+    texts, current = [], ""
+    for event in ran.events:
+        if event["event"] == "text":
+            current += event["text"]
+        elif event["event"] in ("done", "turn.failed"):
+            texts.append(current)
+            current = ""
+    return texts
+
+
+def test_history_goes_along_and_new_starts_over(data_dir: Path, host: Program) -> None:
+    ran = _chat(data_dir, host, "hello", "hello", "/new", "hello")
+    assert ran.code == 0
+    first, second, third = _answers(ran)
+    assert first == third != second
+    tokens_in = [event["tokens_in"] for event in ran.named("done")]
+    assert tokens_in[0] == tokens_in[2] < tokens_in[1]
+    assert len(ran.named("new")) == 1
+
+
+def test_retry_asks_the_last_question_again_and_needs_one(data_dir: Path, host: Program) -> None:
+    ran = _chat(data_dir, host, "/retry", "hello", "/retry", "/help", "", "/exit", "never asked")
+    assert ran.code == 0
+    assert [event["event"] for event in ran.events if event["event"] not in ("text", "prefill")] == [
+        "chat",
+        "nothing_to_retry",
+        "host",
+        "done",
+        "host",
+        "done",
+        "help",
+    ]
+    first, again = _answers(ran)
+    assert first == again
+
+
+def test_an_unknown_command_is_not_sent_and_a_path_is(data_dir: Path, host: Program) -> None:
+    ran = _chat(data_dir, host, "/hlep", "/etc/hosts")
+    assert [event["command"] for event in ran.named("unknown_command")] == ["/hlep"]
+    assert len(ran.named("done")) == 1
+
+
+def test_a_question_that_failed_does_not_make_the_next_one_fail(data_dir: Path, host: Program) -> None:
+    ran = _chat(data_dir, host, "x" * 3000, "hello")
+    assert ran.code == 0
+    assert [event["code"] for event in ran.named("turn.failed")] == ["context_overflow"]
+    assert ran.named("done")[0]["tokens_in"] == 8
+
+
+def test_people_are_told_what_they_can_do_and_what_went_wrong(data_dir: Path, host: Program) -> None:
+    ran = _chat(data_dir, host, "x" * 3000, "hello", "/new", arguments=())
+    assert "/new starts over, /retry asks again, /exit or Ctrl-D leaves; Ctrl-C stops an answer" in ran.err
+    assert "(/retry asks again, /new starts over)" in ran.err
+    assert "tokens in, 12 out" in ran.err
+    assert ran.out.count("\n") == 1
+    assert "Traceback" not in ran.err
+
+
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(tmp_path: Path, slow_host: Program) -> None:
+    flags = [
+        "--model",
+        "scripted",
+        "--peer",
+        slow_host.multiaddr,
+        "--data-dir",
+        tmp_path / "d",
+        "--max-tokens",
+        60,
+    ]
+    with start(tmp_path, "chat", ["chat", *flags], stdin=True) as chat:
+        for turn in (1, 2):  # more than once: every signal is offered to the conversation
+            texts = chat.names.count("text")
+            chat.send("hello\n")
+            chat.wait_event("text", count=texts + 1)
+            chat.interrupt()
+            chat.wait_event("stopped", count=turn)
+        chat.send("and now\n")
+        assert chat.wait_event("done")["tokens_out"] == 60
+        assert chat.process.stdin is not None
+        chat.process.stdin.close()
+        assert chat.wait(5) == 0
+        assert chat.err == ""
+
+
+class _Terminal:
+    """A chat on a terminal of its own."""
+
+    def __init__(self, data_dir: Path, host: Program) -> None:
+        self._main, self._side = pty.openpty()
+        self.before = termios.tcgetattr(self._side)
+        flags = [
+            "--model",
+            "scripted",
+            "--peer",
+            host.multiaddr,
+            "--data-dir",
+            str(data_dir),
+            "--max-tokens",
+            "5",
+        ]
+        # A session of its own with this terminal as its controlling one, so that Ctrl-C arrives.
+        leader = "import os,sys,fcntl,termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        program = "os.execv(sys.executable, [sys.executable, '-m', 'p2pnode', *sys.argv[1:]])"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", leader + program, "chat", *flags],
+            stdin=self._side,
+            stdout=self._side,
+            stderr=self._side,
+            env={**os.environ, "TERM": "xterm"},
+        )
+        self.screen = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._main, keys.encode())
+
+    def wait(self, text: str, *, after: int = 0) -> None:
+        until = time.monotonic() + DEADLINE_S
+        os.set_blocking(self._main, False)
+        while text not in self.screen[after:]:
+            assert time.monotonic() < until, self.screen
+            try:
+                self.screen += os.read(self._main, 4096).decode(errors="replace")
+            except BlockingIOError:
+                time.sleep(0.02)
+
+    def now(self) -> list[object]:
+        return termios.tcgetattr(self._side)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._main)
+        os.close(self._side)
+
+
+@pytest.mark.parametrize(("last", "code"), [("\x03", 130), ("\x04", 0)], ids=["Ctrl-C", "Ctrl-D"])
+def test_a_terminal_edits_lines_and_is_left_as_it_was(
+    tmp_path: Path, host: Program, last: str, code: int
+) -> None:
+    terminal = _Terminal(tmp_path / "d", host)
+    try:
+        terminal.wait("> ")
+        terminal.type("/retrx\x7fy\x1b[D\x1b[C\r")  # typed wrong, mended, moved about in
+        terminal.wait("nothing was asked yet")
+        terminal.type("hello\r")
+        terminal.wait("tokens in, 5 out")
+        terminal.wait("> ", after=terminal.screen.index("5 out"))
+        terminal.type(last)
+        assert terminal.process.wait(5) == code
+        assert terminal.now() == terminal.before
+        assert "Traceback" not in terminal.screen
+        assert "^[[" not in terminal.screen
+    finally:
+        terminal.close()

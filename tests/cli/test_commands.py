@@ -1,0 +1,244 @@
+"""What the commands print for people and for scripts, with and without a running node."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2pnode.cli import output as output_module
+from p2pnode.cli.output import Output, printable, shorten
+from p2pnode.models.catalogue import DEFAULT_MODEL
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.invite import read_bootstrap
+from tests.cli.support import Program, Ran, ask, run
+
+
+def _hosts(data_dir: Path, *arguments: object, hosts: tuple[Program, ...]) -> Ran:
+    first = [part for program in hosts for part in ("--bootstrap", program.multiaddr)]
+    return run("hosts", "--model", "scripted", "--no-mdns", "--data-dir", data_dir, *first, *arguments)
+
+
+# ---- ask
+
+
+def test_the_answer_goes_to_stdout_and_all_else_to_stderr(data_dir: Path, host: Program) -> None:
+    ran = ask(data_dir, "hello", "--bootstrap", host.multiaddr, "--max-tokens", 12, "--temperature", 0)
+    assert ran.code == 0
+    assert re.fullmatch(r"[a-z ]{12}\n", ran.out)
+    assert re.fullmatch(r"\[8 tokens in, 12 out, first after \d\.\d\d s, .*from 12D3….{6}\]\n", ran.err)
+    again = ask(
+        data_dir, "-", "--peer", host.multiaddr, "--max-tokens", 12, "--temperature", 0, stdin="hello"
+    )
+    assert again.out == ran.out
+
+
+def test_json_says_the_same_in_events(data_dir: Path, host: Program) -> None:
+    arguments = ("--bootstrap", host.multiaddr, "--max-tokens", 40, "--seed", 7)
+    ran = ask(data_dir, "hello", *arguments, "--json")
+    assert ran.err == ""
+    names = [event["event"] for event in ran.events]
+    assert names[0] == "host"
+    assert set(names[1:-1]) <= {"prefill", "text"}
+    done = ran.events[-1]
+    assert done["event"] == "done"
+    assert (done["host"], done["tokens_out"], done["reason"]) == (host.ready["peer_id"], 40, "length")
+    text = "".join(event["text"] for event in ran.named("text"))
+    assert ask(data_dir, "hello", *arguments).out == text + "\n"
+    assert ask(data_dir, "hello", *arguments[:-1], 8).out != text + "\n"
+
+
+def test_stop_and_system_reach_the_host(data_dir: Path, host: Program) -> None:
+    common = ("--peer", host.multiaddr, "--temperature", 0, "--max-tokens", 40)
+    plain = ask(data_dir, "hello", *common).out
+    word = plain.split()[1]
+    assert word not in ask(data_dir, "hello", *common, "--stop", word).out
+    assert ask(data_dir, "hello", *common, "--system", "Be brief.").out != plain
+
+
+def test_an_answer_without_words_from_a_question_that_is_no_utf8(data_dir: Path, host: Program) -> None:
+    assert ask(data_dir, "-", "--peer", host.multiaddr, "--max-tokens", 3, stdin=b"\xff\xfe!").code == 0
+
+
+# ---- hosts
+
+
+def test_hosts_lists_who_may_be_asked(data_dir: Path, host: Program, paid_host: Program) -> None:
+    ran = _hosts(data_dir, hosts=(host, paid_host))
+    assert ran.code == 0
+    head, *rows = ran.out.splitlines()
+    assert head.split() == [
+        "model",
+        "peer",
+        "address",
+        "engine",
+        "context",
+        "price",
+        "in/out",
+        "load",
+        "score",
+    ]
+    assert sorted(row.split()[5] for row in rows) == ["0/0", "5/7"]
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--max-price-in", 4), "input price 5 is above the allowed 4"),
+        (("--max-price-out", 6), "output price 7 is above the allowed 6"),
+        (("--min-context", 4096), "context of 2048 tokens is below the needed 4096"),
+        (("--quantisation", "Q8_0"), "quantisation is unknown, not Q8_0"),
+    ],
+)
+def test_hosts_why_tells_each_exclusion(
+    data_dir: Path, paid_host: Program, flags: tuple[object, ...], reason: str
+) -> None:
+    peer = paid_host.ready["peer_id"]
+    told = _hosts(data_dir, "--why", "--json", *flags, hosts=(paid_host,)).named("host")
+    assert [event["excluded"] for event in told if event["peer"] == peer] == [reason]
+
+
+def test_hosts_exits_3_when_nobody_is_left_and_prints_no_empty_table(
+    data_dir: Path, paid_host: Program
+) -> None:
+    ran = _hosts(data_dir, "--min-context", 4096, hosts=(paid_host,))
+    assert (ran.code, ran.out) == (3, "")
+    assert "no host of this model may be chosen" in ran.err
+    assert "see --why" in ran.err
+    why = _hosts(data_dir, "--min-context", 4096, "--why", hosts=(paid_host,))
+    assert why.out.splitlines()[0] == "left out:"
+    line = f"  {shorten(paid_host.ready['peer_id'])}  context of 2048 tokens is below the needed 4096"
+    assert line in why.out.splitlines()
+
+
+def test_hosts_why_tells_of_peers_that_failed_or_were_not_reached(data_dir: Path, host: Program) -> None:
+    gone = f"/ip4/127.0.0.1/tcp/1/p2p/{read_bootstrap(host.multiaddr)[0][-52:]}"
+    ran = run(
+        "hosts", "--why", "--model", "scripted", "--no-mdns", "--data-dir", data_dir, "--bootstrap", gone
+    )
+    assert ran.code == 3
+    assert ran.out.startswith("not reached:\n")
+    assert "connection refused" in ran.out
+    data_dir.mkdir()
+    broken = {"failures_in_a_row": 3, "last_failure": 4e9}
+    DataDir(data_dir).measured.write_text(json.dumps({host.ready["peer_id"]: broken}))
+    assert "failed 3 times in a row: left out for" in _hosts(data_dir, "--why", hosts=(host,)).out
+
+
+# ---- status and invite
+
+
+def test_status_and_invite_of_a_running_node(host: Program) -> None:
+    data_dir = host.out_path.parent / "h"
+    status = run("status", "--data-dir", data_dir)
+    assert status.code == 0
+    assert f"peer id    {host.ready['peer_id']}" in status.out
+    assert "serving    scripted (scripted, 2048 tokens), free" in status.out
+    assert re.search(r"load       \d of 4 slots, 0 waiting", status.out)
+    fields = run("status", "--data-dir", data_dir, "--json").events[0]
+    assert (fields["pid"], fields["draining"]) == (host.process.pid, False)
+    invite = run("invite", "--data-dir", data_dir)
+    assert read_bootstrap(invite.out) == tuple(host.ready["multiaddrs"])
+    assert run("invite", "--data-dir", data_dir, "--json").events[0]["invite"] == invite.out.strip()
+
+
+@pytest.mark.parametrize("command", ["status", "invite"])
+def test_without_a_running_node_they_say_how_to_start_one(data_dir: Path, command: str) -> None:
+    ran = run(command, "--data-dir", data_dir)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"no node runs on {data_dir}: start one with `p2pnode join`" in " ".join(ran.err.split())
+
+
+def test_a_node_that_runs_and_does_not_answer_is_said_to(data_dir: Path) -> None:
+    data = DataDir(data_dir)
+    data.prepare()
+    with data.locked():
+        peer = "12D3KooWPQY1zLBudZbUUReo9sgqqMXnFBx4mB7xZmBkk1tZAyZi"
+        data.write_node_json(peer, [f"/ip4/127.0.0.1/tcp/1/p2p/{peer}"])  # type: ignore[arg-type]
+        ran = run("status", "--data-dir", data_dir)
+    assert ran.code == 1
+    assert "connection refused" in ran.err
+
+
+# ---- models
+
+
+def test_models_are_listed_pulled_and_verified(data_dir: Path) -> None:
+    listed = run("models", "list", "--data-dir", data_dir)
+    assert f"no; `p2pnode models pull {DEFAULT_MODEL}` fetches it" in listed.out
+    pulled = run("models", "pull", DEFAULT_MODEL, "--data-dir", data_dir, "--json")
+    assert pulled.code == 0
+    model = pulled.events[-1]
+    assert model["id"].startswith("m1")
+    row = run("models", "list", "--data-dir", data_dir, "--json").events[0]
+    assert (row["name"], row["id"], row["path"]) == (DEFAULT_MODEL, model["id"], model["path"])
+    assert model["id"] in run("models", "list", "--data-dir", data_dir).out
+    verified = run("models", "verify", DEFAULT_MODEL, "--data-dir", data_dir)
+    assert verified.code == 0
+    assert f"{DEFAULT_MODEL}: the weights are right" in verified.err
+
+
+# ---- what is printed
+
+
+def test_a_stranger_s_control_characters_never_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "a\x1b]0;title\x07b\x9bc\r\n"
+    assert printable(evil) == "a�]0;title�b�c�\n"
+    output = Output(as_json=False)
+    output.piece(evil)
+    assert capsys.readouterr().out == evil  # a program gets the bytes
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    output.piece(evil)
+    output.event("x", text=evil)
+    output.table(["model"], [[evil]])
+    said = capsys.readouterr()
+    assert "\x1b]" not in said.out + said.err
+
+
+def test_words_in_brackets_and_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=False).event("x", text="[red] :key: [/red]")
+    assert capsys.readouterr().err == "[red] :key: [/red]\n"
+
+
+def test_a_message_begins_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=False)
+    output.piece("half a line")
+    output.event("x", text="said")
+    output.event("x", text="said")
+    assert capsys.readouterr() == ("half a line\n", "said\nsaid\n")
+
+
+def test_peer_ids_are_shortened_to_what_tells_them_apart() -> None:
+    assert shorten("12D3KooWPQY1zLBudZbUUReo9sgqqMXnFBx4mB7xZmBkk1tZAyZi") == "12D3…tZAyZi"
+    assert shorten("short") == "short"
+
+
+def test_every_event_and_field_is_in_the_table_of_the_docs(data_dir: Path, host: Program) -> None:
+    table = output_module.__doc__ or ""
+    documented = {
+        name: set(re.findall(r"\w+", fields)) for name, fields in re.findall(r"([\w.]+)\{([^}]*)\}", table)
+    }
+    documented["host"] |= {"peer", "model", "excluded", "price_in", "score", "addresses", "engine", "warm"}
+    documented["model"] |= {"name", "id", "size_bytes", "quantisation", "n_ctx", "licence", "path"}
+    common = ("--data-dir", data_dir, "--json")
+    runs = [
+        ask(data_dir, "hello", "--peer", host.multiaddr, "--json"),
+        ask(data_dir, "hello", "--json"),
+        _hosts(data_dir, "--json", hosts=(host,)),
+        run("models", "list", *common),
+        run("status", "--data-dir", host.out_path.parent / "h", "--json"),
+    ]
+    events = [event for ran in runs for event in ran.events] + host.events
+    assert {event["event"] for event in events} >= {"host", "done", "failed", "status", "model", "ready"}
+    for event in events:
+        fields = set(event) - {"event"}
+        if event["event"] in ("host", "model"):  # two commands share the name
+            assert fields <= set(re.findall(r"\w+", table))
+        else:
+            assert fields <= documented[event["event"]], event["event"]

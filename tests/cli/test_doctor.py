@@ -1,0 +1,209 @@
+"""Each reason code of the doctor can be reached, has a remedy, and is absent when all is well."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import stat
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+
+from p2pnode.config import NodeConfig
+from p2pnode.doctor import machine
+from p2pnode.doctor.doctor import CHECKS
+from p2pnode.doctor.finding import Code, Finding
+from p2pnode.doctor.machine import Machine
+from p2pnode.doctor.network import CLOCK_SKEW_MAX_S, Neighbours
+from p2pnode.files import write_private
+from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.local import LocalModel
+from p2pnode.models.pull import pull
+from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
+from p2pnode.node.datadir import DataDir, RunningNode
+from p2pnode.node.keys import PeerKey
+from tests.cli.support import Program, run
+from tests.client.support import NOW, advert, peer
+from tests.net.memory_world import seed_of
+
+
+def _bad(finding: Finding, code: str, *, verdict: str = "problem") -> Finding:
+    assert (finding.code, finding.verdict) == (code, verdict)
+    assert finding.detail
+    assert finding.remedy
+    return finding
+
+
+def _good(finding: Finding) -> Finding:
+    assert (finding.code, finding.verdict, finding.remedy) == ("ok", "ok", ""), finding
+    return finding
+
+
+def _machine(root: Path, running: RunningNode | None = None, **config: Any) -> Machine:
+    return Machine(NodeConfig(data_dir=root, **config), running)
+
+
+@pytest.fixture
+def data(data_dir: Path) -> DataDir:
+    """A prepared data dir with a peer key."""
+    made = DataDir(data_dir)
+    made.prepare()
+    made.check_place()
+    write_private(made.peer_key, seed_of(1).hex().encode())
+    return made
+
+
+async def test_the_data_dir(data: DataDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _good(await _machine(tmp_path / "none").data_dir())
+    _good(await _machine(data.root).data_dir())
+    (tmp_path / "file").write_text("")
+    _bad(await _machine(tmp_path / "file").data_dir(), "data_dir_not_writable")
+    shutil.copytree(data.root, tmp_path / "copy")
+    assert "--moved" in _bad(await _machine(tmp_path / "copy").data_dir(), "data_dir_copied").remedy
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)
+    _bad(await _machine(data.root).data_dir(), "data_dir_not_writable")
+
+
+async def test_keys(data: DataDir, tmp_path: Path) -> None:
+    _good(await _machine(tmp_path / "none").keys())
+    assert peer(1) in _good(await _machine(data.root).keys()).detail
+    data.peer_key.chmod(0o644)
+    finding = _bad(await _machine(data.root).keys(), "keys_exposed")
+    assert finding.remedy == f"chmod 600 {data.peer_key}"
+    assert stat.S_IMODE(data.peer_key.stat().st_mode) == 0o644  # a check changes nothing
+    data.peer_key.chmod(0o600)
+    write_private(data.wallet, b"{}")
+    _bad(await _machine(data.root).keys(), "wallet_locked")
+    write_private(data.wallet_passphrase, b"x")
+    _good(await _machine(data.root).keys())
+    for damaged in (b"nonsense", b"00", b"\xff"):
+        write_private(data.peer_key, damaged)
+        _bad(await _machine(data.root).keys(), "keys_damaged")
+
+
+async def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _good(await _machine(tmp_path / "a" / "b").disk())
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=10**6))
+    assert _bad(await _machine(tmp_path).disk(), "disk_low").detail == f"1 MB free at {tmp_path}"
+
+
+async def test_ports(tmp_path: Path) -> None:
+    running = RunningNode(peer(1), ("/ip4/127.0.0.1/tcp/1",), os.getpid())
+    _good(await _machine(tmp_path, running).ports())
+    _good(await _machine(tmp_path, listen=("/ip4/127.0.0.1/tcp/0",)).ports())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}"
+        assert taken in _bad(await _machine(tmp_path, listen=(taken,)).ports(), "port_taken").detail
+
+
+async def test_the_usual_ports_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "is_free", lambda _address: False)
+    _bad(await _machine(tmp_path).ports(), "port_taken", verdict="warning")
+
+
+async def test_the_model(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    _good(await _machine(data.root, models=("scripted",)).model())
+    _bad(await _machine(data.root).model(), "model_missing", verdict="warning")
+    await pull(Catalogue.load().find("smollm2-135m-instruct"), data.models)
+    _good(await _machine(data.root).model())
+    monkeypatch.setattr("p2pnode.models.pull.sha256_of", lambda _path: "0" * 64)
+    assert "p2pnode models pull" in _bad(await _machine(data.root).model(), "model_corrupt").remedy
+
+
+class _Broken(ScriptedEngine):
+    async def render(self, messages: object) -> tuple[int, ...]:
+        from p2pnode.errors import EngineError
+
+        raise EngineError("out of memory")
+
+
+async def test_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _good(await _machine(tmp_path, models=("scripted",)).engine())
+    _good(await _machine(tmp_path).engine())  # no weights: nothing to try
+    model: LocalModel = SimpleNamespace()  # type: ignore[assignment]
+    monkeypatch.setattr(Machine, "_model", lambda _self: model)
+    monkeypatch.setattr(machine, "make_engine", lambda _spec, _model: ScriptedEngine(ScriptedConfig()))
+    assert "scripted answered in" in _good(await _machine(tmp_path).engine()).detail
+    monkeypatch.setattr(machine, "make_engine", lambda _spec, _model: _Broken())
+    assert _bad(await _machine(tmp_path).engine(), "engine_failed").detail == "out of memory"
+
+
+def _neighbours(root: Path, running: RunningNode | None = None, **config: Any) -> Neighbours:
+    return Neighbours(NodeConfig(data_dir=root, mdns=False, **config), running)
+
+
+async def test_peers(data: DataDir, host: Program) -> None:
+    _bad(await _neighbours(data.root).peers(), "no_peers", verdict="warning")
+    around = _neighbours(data.root, bootstrap=(host.multiaddr,))
+    _good(await around.peers())
+    _good(await around.clock())
+    _good(await around.identity())
+    gone = RunningNode(peer(2), (f"/ip4/127.0.0.1/tcp/1/p2p/{peer(2)}",), 1)
+    _bad(await _neighbours(data.root, gone).peers(), "node_unreachable")
+
+
+async def test_the_clock(tmp_path: Path) -> None:
+    around = _neighbours(tmp_path)
+    _good(await around.clock())
+    around.adverts = [advert(number) for number in range(3)]
+    around.verdicts = Counter(accepted=3)
+    around.now = NOW + 20
+    _good(await around.clock())
+    around.now = NOW - CLOCK_SKEW_MAX_S - 10
+    assert "about 40 s behind" in _bad(await around.clock(), "clock_behind").detail
+    around.adverts = []
+    around.verdicts = Counter(future=5, accepted=1)
+    _bad(await around.clock(), "clock_behind")
+    around.verdicts = Counter(expired=5, accepted=1)
+    _bad(await around.clock(), "clock_ahead")
+
+
+async def test_the_identity(data: DataDir, tmp_path: Path) -> None:
+    _good(await _neighbours(tmp_path / "none").identity())
+    around = _neighbours(data.root)
+    around.now = NOW
+    _good(await around.identity())
+    around.adverts = [advert(1)]  # of our own peer id, and we don't run
+    _bad(await around.identity(), "duplicate_identity")
+    around.now = NOW + 80  # an advert of our own last run, not expired yet
+    _good(await around.identity())
+    around.adverts = [advert(2)]
+    _good(await around.identity())
+    assert PeerKey(seed_of(1)).peer_id == peer(1)
+
+
+def test_a_check_that_can_not_be_made_does_not_keep_the_others_from_being_made(data: DataDir) -> None:
+    data.config.write_text('listen = ["nonsense"]\nmodels = ["smollm"]\nbootstrap = ["p2pnode1AAAA"]')
+    ran = run("doctor", "--no-mdns", "--data-dir", data.root, "--json")
+    assert ran.code == 1
+    findings = ran.named("finding")
+    assert [finding["check"] for finding in findings] == list(CHECKS)
+    failed = {finding["check"] for finding in findings if finding["code"] == "check_failed"}
+    assert failed == {"ports", "model", "engine", "peers"}
+    assert "found 4 problems" in ran.events[-1]["message"]
+
+
+def test_people_get_a_line_and_a_remedy_each(data: DataDir) -> None:
+    ran = run("doctor", "--no-mdns", "--data-dir", data.root)
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert [line[9:18].strip() for line in lines if "→" not in line] == list(CHECKS)
+    assert sum("→" in line for line in lines) == sum(
+        line.startswith(("warning", "PROBLEM")) for line in lines
+    )
+    data.peer_key.chmod(0o644)
+    ran = run("doctor", "--no-mdns", "--data-dir", data.root)
+    assert ran.code == 1
+    assert "PROBLEM  keys      peer.key can be read by others [keys_exposed]" in ran.out
+    assert "found a problem: keys_exposed" in ran.err
+    assert json.loads(data.place.read_text())  # nothing was changed
+
+
+def test_every_reason_code_has_its_test_here() -> None:
+    text = Path(__file__).read_text()
+    assert [code for code in get_args(Code) if f'"{code}"' not in text] == []

@@ -1,0 +1,57 @@
+"""Every command and every option explains itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import typer.main
+
+from p2pnode.cli.app import app
+from tests.cli.support import run
+
+
+def _commands() -> dict[str, Any]:
+    """By the words a user types."""
+    group = typer.main.get_command(app)
+    found: dict[str, Any] = {}
+
+    def walk(command: Any, words: tuple[str, ...]) -> None:
+        if words:
+            found[" ".join(words)] = command
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, (*words, name))
+
+    walk(group, ())
+    return found
+
+
+COMMANDS = _commands()
+
+
+def test_the_commands_are_those_of_the_design() -> None:
+    top = {name for name in COMMANDS if " " not in name}
+    assert {"join", "ask", "chat", "hosts", "invite", "models", "status", "doctor", "bench", "demo"} <= top
+    assert {"models list", "models pull", "models verify"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_and_each_of_its_options_has_help(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help
+    for option in command.params:
+        if not getattr(option, "hidden", False):
+            assert getattr(option, "help", None), option.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_printed_for_people(name: str) -> None:
+    ran = run(*name.split(), "--help")
+    assert ran.code == 0
+    assert "Usage: p2pnode " + name in ran.out
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    ran = run()
+    assert "Usage: p2pnode" in ran.out + ran.err
+    assert ran.code == 2

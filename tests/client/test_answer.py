@@ -1,0 +1,339 @@
+"""Answers on whole nodes in memory: sessions are kept, hosts replaced before the first token, never after."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.lowlevel
+from trio.testing import MockClock
+
+from p2pnode.client.client import Client
+from p2pnode.client.ranking import Filters
+from p2pnode.errors import NoHostError, RefusedError, RemoteError, UnreachableError
+from p2pnode.models.scripted import Faults, ScriptedEngine
+from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.net.stream import Stream
+from p2pnode.protocols.framing.codec import pack_frame
+from p2pnode.protocols.inference.messages import CODEC, Refuse
+from tests.client.support import ask, misbehave, whole
+from tests.node.world import Member, World, scripted_host, world
+
+
+async def two_hosts(w: World, *, bad: dict[str, object] | None = None) -> tuple[Member, Member]:
+    """A host that will misbehave, and a good one that is slower to load and thus comes second."""
+    first = await w.add([scripted_host(**(bad or {}))])
+    second = await w.add([scripted_host()], bootstrap=first.node.multiaddrs[:1])
+    await trio.sleep(5)
+    return first, second
+
+
+def prefer(client: Client, member: Member) -> None:
+    """Make a host look best."""
+    client.note_answer(member.node.peer_id, 0.001, 10_000.0)
+
+
+def engine_of(member: Member) -> ScriptedEngine:
+    assert member.host is not None
+    engine = member.host.models[0].engine
+    assert isinstance(engine, ScriptedEngine)
+    return engine
+
+
+async def test_a_conversation_uses_one_session(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            for turn in range(4):
+                await whole(ask(client, f"question {turn}"))
+        assert host.host is not None
+        assert host.host.totals.sessions == 1
+        assert host.host.totals.turns == 4
+
+
+async def test_two_answers_at_once_take_two_sessions_and_both_are_whole(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=100)])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            texts: dict[str, str] = {}
+
+            async def one(question: str) -> None:
+                texts[question] = await whole(ask(client, question))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one, "a")
+                nursery.start_soon(one, "b")
+            assert texts["a"] != texts["b"]
+            assert {await whole(ask(client, "a"))} == {texts["a"]}
+        assert host.host is not None
+        assert host.host.totals.sessions == 2
+
+
+async def crash(w: World, host: Member) -> None:
+    w.crash(host)
+
+
+async def crash_the_engine(w: World, host: Member) -> None:
+    engine_of(host).faults = Faults(crash_after_tokens=0)
+
+
+async def drain(w: World, host: Member) -> None:
+    w.nursery.start_soon(host.node.aclose)
+    await trio.sleep(0.5)
+
+
+async def refuse(w: World, host: Member) -> None:
+    async def handler(stream: Stream) -> None:
+        await stream.receive_some()
+        await stream.send_all(pack_frame(CODEC.encode(Refuse(code="capacity", detail="full"))))
+        await stream.aclose()
+
+    misbehave(host, handler)
+
+
+async def reset(w: World, host: Member) -> None:
+    async def handler(stream: Stream) -> None:
+        await stream.receive_some()
+        await stream.reset()
+
+    misbehave(host, handler)
+
+
+async def say_nothing(w: World, host: Member) -> None:
+    async def handler(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    misbehave(host, handler)
+
+
+async def talk_nonsense(w: World, host: Member) -> None:
+    async def handler(stream: Stream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"\x05nonsense")
+        await stream.aclose()
+
+    misbehave(host, handler)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [crash, crash_the_engine, drain, refuse, reset, say_nothing, talk_nonsense],
+    ids=lambda f: f.__name__,
+)
+async def test_before_the_first_token_another_host_answers(
+    trouble: object, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        bad, good = await two_hosts(w)
+        async with w.client([bad.node.multiaddrs[0], good.node.multiaddrs[0]]) as client:
+            prefer(client, bad)
+            await client.hosts(SCRIPTED)
+            await trouble(w, bad)  # type: ignore[operator]
+            answer = ask(client)
+            await whole(answer)
+            assert answer.host == good.node.peer_id
+            assert answer.usage is not None
+            assert answer.usage.tokens_out == 80
+
+
+async def test_without_another_host_the_reason_of_the_last_one_is_raised(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            await client.hosts(SCRIPTED)
+            await refuse(w, host)
+            with pytest.raises(RefusedError, match="capacity: full") as caught:
+                await whole(ask(client))
+            assert caught.value.code == "capacity"
+
+
+async def test_after_the_first_token_nothing_is_retried_and_the_partial_text_stays(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        bad, good = await two_hosts(w, bad={"tokens_per_s": 50})
+        async with w.client([bad.node.multiaddrs[0], good.node.multiaddrs[0]]) as client:
+            prefer(client, bad)
+            answer = ask(client)
+            first = await anext(answer)
+            w.crash(bad)
+            with pytest.raises(UnreachableError, match="connection to the host was lost"):
+                async for _ in answer:
+                    pass
+            assert answer.text.startswith(first)
+            assert 0 < len(answer.ids) < 80
+            assert answer.usage is None
+            with pytest.raises(StopAsyncIteration):
+                await anext(answer)
+            assert good.host is not None
+            assert good.host.totals.turns == 0
+
+
+async def test_cancelling_mid_answer_frees_the_slot_and_keeps_the_session(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            with trio.CancelScope() as scope:
+                async with ask(client, tokens=1000) as answer:
+                    async for _ in answer:
+                        assert engine_of(host).stats().active == 1
+                        scope.cancel()
+            assert scope.cancelled_caught
+            assert answer.text
+            await trio.sleep(1)
+            assert engine_of(host).stats().active == 0
+            await whole(ask(client, tokens=10))
+        assert host.host is not None
+        assert host.host.totals.sessions == 1
+        assert host.host.totals.turns == 2
+
+
+async def test_an_answer_that_is_left_early_is_cancelled_too(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            async with ask(client, tokens=1000) as answer:
+                await anext(answer)
+            await trio.sleep(0.2)
+            assert engine_of(host).stats().active == 0
+            assert len(answer.ids) < 100
+
+
+async def test_a_slow_consumer_holds_the_host_back_and_loses_nothing(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            expected = await whole(ask(client, tokens=1500))
+            answer = ask(client, tokens=1500)
+            text = await anext(answer)
+            await trio.sleep(20)  # nobody reads
+            assert host.host is not None
+            assert host.host.totals.turns == 1  # it could have finished in no time
+            async for piece in answer:
+                text += piece
+                await trio.sleep(0.05)
+            assert text == answer.text == expected
+            assert len(answer.ids) == 1500
+
+
+async def test_a_client_that_leaves_with_an_open_answer_leaves_no_task(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        await trio.sleep(5)
+        before = trio.lowlevel.current_statistics().tasks_living
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            answer = ask(client, tokens=1000)
+            await anext(answer)
+        await trio.sleep(5)
+        assert trio.lowlevel.current_statistics().tasks_living <= before
+        assert engine_of(host).stats().active == 0
+        assert host.host is not None
+        assert host.host.sessions == 0
+
+
+async def test_a_host_that_breaks_the_protocol_is_remembered_and_an_honest_refusal_is_not(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            for _ in range(5):
+                with pytest.raises(RefusedError):
+                    await whole(ask(client, "x" * 5000))
+            assert (await client.hosts(SCRIPTED)).chosen
+            await talk_nonsense(w, host)
+            client._free.clear()
+            with pytest.raises(RemoteError):
+                await whole(ask(client))
+            ranking = await client.hosts(SCRIPTED)
+            assert not ranking.chosen
+            assert "broke the protocol" in ranking.excluded[0].excluded
+            with pytest.raises(NoHostError, match="broke the protocol"):
+                await whole(ask(client))
+
+
+async def test_a_kept_session_that_just_died_is_opened_anew_with_the_same_host(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            await whole(ask(client))
+            assert host.host is not None
+            (served,) = host.host._sessions
+            await served._stream.reset()  # the client asks before it can know
+            answer = ask(client)
+            await whole(answer)
+            assert answer.host == host.node.peer_id
+        assert host.host.totals.sessions == 2
+
+
+async def test_a_new_session_that_dies_is_not_opened_again_and_again(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        tried = 0
+
+        async def handler(stream: Stream) -> None:
+            nonlocal tried
+            tried += 1
+            await stream.reset()
+
+        misbehave(host, handler)
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            with pytest.raises(RemoteError):
+                await whole(ask(client))
+        assert tried == 1
+
+
+async def test_filters_are_walls_when_asking_too(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            with pytest.raises(NoHostError, match="context of 2048 tokens is below the needed 4096"):
+                await whole(client.chat("hi", model=SCRIPTED, filters=Filters(n_ctx_min=4096)))
+            assert await whole(client.chat("hi", model=SCRIPTED, filters=Filters(n_ctx_min=2048)))
+
+
+async def _paid_and_free(w: World) -> tuple[Member, Member]:
+    paid, free = await two_hosts(w)
+    assert paid.host is not None
+    await paid.host.reprice(paid.host.models[0].model, price_in=1, price_out=2)
+    return paid, free
+
+
+async def test_a_paid_host_that_is_named_refuses_and_nobody_else_is_asked(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        paid, free = await _paid_and_free(w)
+        async with w.client([paid.node.multiaddrs[0]]) as client:
+            with pytest.raises(RefusedError, match=r"payment_required: this host asks 1/2 USDC") as caught:
+                await whole(ask(client, peer=paid.node.multiaddrs[0]))
+            assert caught.value.code == "payment_required"
+        assert free.host is not None
+        assert free.host.totals.turns == 0
+
+
+async def test_among_paid_and_free_hosts_a_free_one_answers(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        paid, free = await _paid_and_free(w)
+        async with w.client([paid.node.multiaddrs[0]]) as client:
+            prefer(client, paid)
+            answer = ask(client)
+            await whole(answer)
+            assert answer.host == free.node.peer_id
+
+
+async def test_a_host_that_asks_for_money_since_its_advert_is_passed_over(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host, other = await two_hosts(w)
+        async with w.client([host.node.multiaddrs[0], other.node.multiaddrs[0]]) as client:
+            prefer(client, host)
+
+            async def refuse_the_free(stream: Stream) -> None:
+                await stream.receive_some()
+                refusal = Refuse(code="payment_required", detail="prices went up")
+                await stream.send_all(pack_frame(CODEC.encode(refusal)))
+                await stream.aclose()
+
+            misbehave(host, refuse_the_free)
+            answer = ask(client)
+            await whole(answer)
+            assert answer.host == other.node.peer_id

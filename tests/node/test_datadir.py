@@ -1,0 +1,102 @@
+"""The data dir: private, locked by one node, known by its place, its files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from p2pnode.errors import ConfigError
+from p2pnode.files import read_text_or_none, write_atomic, write_private
+from p2pnode.ids import PeerId
+from p2pnode.node.datadir import DataDir
+
+PEER = PeerId("12D3KooWPQY1zLBudZbUUReo9sgqqMXnFBx4mB7xZmBkk1tZAyZi")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDir:
+    made = DataDir(tmp_path / "data")
+    made.prepare()
+    return made
+
+
+def test_it_is_made_for_its_owner_alone(data: DataDir) -> None:
+    assert stat.S_IMODE(data.root.stat().st_mode) == 0o700
+    data.prepare()  # again is fine
+
+
+def test_one_node_holds_the_lock_and_another_is_told_its_pid(data: DataDir) -> None:
+    assert not data.is_locked()
+    with data.locked():
+        assert data.is_locked()
+        with (
+            pytest.raises(ConfigError, match=rf"another node runs on .* \(pid {os.getpid()}\)"),
+            data.locked(),
+        ):
+            pass
+    assert not data.is_locked()
+    with data.locked():
+        pass
+
+
+def test_node_json_counts_only_while_the_lock_is_held(data: DataDir) -> None:
+    data.write_node_json(PEER, ["/ip4/127.0.0.1/tcp/1"])
+    assert data.running_node() is None
+    with data.locked():
+        running = data.running_node()
+        assert running is not None
+        assert (running.peer_id, running.pid) == (PEER, os.getpid())
+        data.node_json.write_text("{")
+        assert data.running_node() is None
+        data.node_json.write_text('{"peer_id": 1}')
+        assert data.running_node() is None
+
+
+def test_a_moved_dir_is_refused_once_and_accepted_with_moved(data: DataDir) -> None:
+    data.check_place()
+    data.check_place()
+    place = json.loads(data.place.read_text())
+    data.place.write_text(json.dumps({**place, "inode": place["inode"] + 1}))
+    with pytest.raises(ConfigError, match="copied or moved"):
+        data.check_place()
+    data.check_place(moved=True)
+    data.check_place()
+
+
+def test_a_damaged_place_is_recorded_anew(data: DataDir) -> None:
+    data.place.write_text("{")
+    data.check_place()
+    assert "inode" in json.loads(data.place.read_text())
+
+
+def test_a_write_leaves_the_old_file_or_the_new_one_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    write_private(path, b"secret")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ConfigError, match=r"can't be written \(No space left on device\): choose another"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"secret"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_reading_tells_nothing_there_from_what_can_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text")
+    assert read_text_or_none(tmp_path / "text") == "text"
+    assert read_text_or_none(tmp_path / "none") is None
+    assert read_text_or_none(tmp_path / "text" / "below") is None
+    (tmp_path / "noise").write_bytes(b"\xff\xfe")
+    for unreadable in (tmp_path, tmp_path / "noise"):
+        with pytest.raises(ConfigError, match=r"can't be read .*: check its owner and permissions"):
+            read_text_or_none(unreadable)

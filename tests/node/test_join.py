@@ -1,0 +1,90 @@
+"""A start that is given up: at whatever step Ctrl-C comes, it ends soon, in order, and without an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pnode.config import NodeConfig
+from p2pnode.host import join as join_module
+from p2pnode.host.join import Join, JoinOptions
+from p2pnode.models.engine import EngineInfo
+from p2pnode.models.scripted import ScriptedEngine
+
+LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+
+
+class _LoadsForEver(ScriptedEngine):
+    def __init__(self, began: trio.Event) -> None:
+        super().__init__()
+        self._began = began
+
+    async def load(self) -> EngineInfo:
+        self._began.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+def _join(tmp_path: Path, stop_at: str, seen: list[str]) -> Join:
+    def report(name: str, _fields: dict[str, object]) -> None:
+        seen.append(name)
+        if name == stop_at:
+            join.stop()
+
+    config = NodeConfig(data_dir=tmp_path, listen=LISTEN, mdns=False, models=("scripted",))
+    join = Join(config, JoinOptions(ready_file=tmp_path / "ready"), report)
+    return join
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "steps"),
+    [
+        ("identity", ["identity.making", "identity"]),
+        ("listening", ["identity.making", "identity", "listening"]),
+        ("ready", ["identity.making", "identity", "listening", "ready"]),
+    ],
+)
+async def test_a_start_can_be_given_up_at_each_step(tmp_path: Path, stop_at: str, steps: list[str]) -> None:
+    seen: list[str] = []
+    with trio.fail_after(20):
+        await _join(tmp_path, stop_at, seen).run()
+    assert seen == steps
+    assert not (tmp_path / "ready").exists()
+    assert not (tmp_path / "node.json").exists()
+
+
+async def test_a_model_that_loads_for_ever_does_not_hold_the_end_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = trio.Event()
+    monkeypatch.setattr(join_module, "make_engine", lambda *_: _LoadsForEver(began))
+    join = _join(tmp_path, "nothing", [])
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join.run)
+            await began.wait()
+            assert (tmp_path / "node.json").exists()
+            join.stop()
+    assert not (tmp_path / "node.json").exists()
+
+
+async def test_a_download_that_takes_for_ever_does_not_hold_the_end_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = trio.Event()
+
+    async def pull(*_: object, **__: object) -> None:
+        began.set()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(join_module, "pull", pull)
+    join = Join(
+        NodeConfig(data_dir=tmp_path, listen=LISTEN, mdns=False), JoinOptions(), lambda _name, _fields: None
+    )
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join.run)
+            await began.wait()
+            join.stop()

@@ -1,0 +1,56 @@
+"""The configuration: flags over the file over the defaults, and every mistake named with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pnode.config import NodeConfig, load_config
+from p2pnode.errors import ConfigError, UsageError
+
+
+def _load(tmp_path: Path, text: str, **flags: object) -> NodeConfig:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return load_config(path, flags)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    config = _load(
+        tmp_path, 'slots = 8\nmdns = false\nmodels = ["a", "b"]', slots=2, mdns=None, data_dir=tmp_path
+    )
+    assert (config.slots, config.mdns, config.models) == (2, False, ("a", "b"))
+    assert config.n_ctx == NodeConfig().n_ctx
+    assert config.data_dir == tmp_path
+
+
+def test_no_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load_config(tmp_path / "none.toml", {}) == NodeConfig()
+    assert load_config(tmp_path / "none.toml", {"slots": None}) == NodeConfig()
+
+
+def test_the_fault_of_a_flag_is_told_from_that_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--price-in must be from 0"):
+        _load(tmp_path, "", price_in=-1)
+    with pytest.raises(ConfigError, match=r"config\.toml: price_in must be from 0") as caught:
+        _load(tmp_path, "price_in = -1")
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_the_data_dir_is_no_setting_of_the_file_that_lies_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'data_dir' is no setting"):
+        _load(tmp_path, "data_dir = '/somewhere'")
+
+
+@given(name=st.sampled_from(["price_in", "price_out", "n_ctx", "slots", "threads"]), value=st.integers())
+def test_a_number_is_either_taken_as_it_is_or_refused_by_name(name: str, value: int) -> None:
+    try:
+        config = NodeConfig(**{name: value})  # type: ignore[arg-type]
+    except ConfigError:
+        with pytest.raises(ConfigError, match=rf"^{name} must be from \d+ to \d+"):
+            NodeConfig(**{name: value})  # type: ignore[arg-type]
+    else:
+        assert getattr(config, name) == value

@@ -1,0 +1,98 @@
+"""The import contracts hold, and each of them fails when it is broken: a contract that can't fail is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+AREAS = ("chain", "models", "protocols", "simulations", "storage")
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+
+_RUN = "from importlinter.cli import lint_imports_command as run; run()"
+# contract -> a module that must not, and what it must not import
+OFFENCES = {
+    "layers": [
+        ("p2pnode/node/node.py", "import p2pnode.host.host"),
+        ("p2pnode/net/network.py", "import p2pnode.node.node"),
+        (
+            "p2pnode/protocols/events.py",
+            "import p2pnode.models.engine",
+        ),
+        ("p2pnode/client/client.py", "import p2pnode.cli.output"),
+        ("p2pnode/client/search.py", "import p2pnode.host.host"),
+        ("p2pnode/models/engine.py", "import p2pnode.chain.wallet"),
+        ("p2pnode/errors.py", "import p2pnode.config"),
+        ("p2pnode/limits.py", "import p2pnode.ids"),
+    ],
+    "sans-io": [
+        ("p2pnode/protocols/events.py", "import trio"),
+        ("p2pnode/protocols/wire.py", "import time"),
+        ("p2pnode/protocols/inference/host.py", "import random"),
+        ("p2pnode/protocols/adverts/book.py", "from pathlib import Path"),
+    ],
+    "libp2p": [
+        ("p2pnode/client/client.py", "import libp2p"),
+        ("p2pnode/host/host.py", "from multiaddr import Multiaddr"),
+        ("p2pnode/cli/join.py", "def late():\n    import zeroconf"),
+    ],
+    "engines": [
+        ("p2pnode/host/host.py", "import xllamacpp"),
+        ("p2pnode/cli/models.py", "def late():\n    import torch"),
+        ("p2pnode/net/network.py", "import exllamav2"),
+    ],
+}
+
+
+def _lint(root: Path, contract: str) -> tuple[int, str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", _RUN, "--config", "pyproject.toml", "--no-cache", "--contract", contract],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the sources; nothing in it is run."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    ignore = shutil.ignore_patterns("__pycache__", "*.gguf")
+    for folder in ("p2pnode", *AREAS):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignore)
+    return tmp_path
+
+
+def test_every_contract_has_an_offence_that_breaks_it() -> None:
+    assert {contract["id"] for contract in CONTRACTS} == set(OFFENCES)
+
+
+def test_the_contracts_hold_as_the_sources_stand() -> None:
+    for contract in OFFENCES:
+        code, said = _lint(ROOT, contract)
+        assert code == 0, said
+
+
+@pytest.mark.parametrize("contract", OFFENCES)
+def test_a_contract_fails_when_it_is_broken(tree: Path, contract: str) -> None:
+    for path, offence in OFFENCES[contract]:
+        module = tree / path
+        module.write_text(f"{module.read_text()}\n{offence}\n")
+    code, said = _lint(tree, contract)
+    assert code == 1
+    assert "BROKEN" in said
+    flat = said.replace("\n", " ")
+    for path, offence in OFFENCES[contract]:
+        importer = path.removesuffix(".py").replace("/", ".")
+        imported = offence.split("import ")[-1] if not offence.startswith("from") else offence.split()[1]
+        assert f"{importer} -> {imported.strip()}" in flat, said

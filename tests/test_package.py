@@ -1,0 +1,122 @@
+"""The package as others see it: its public names, its lightness, its links, its documents."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import p2pnode
+from p2pnode.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+AREAS = ("chain", "models", "protocols", "simulations", "storage")
+HEAVY = (
+    "libp2p",
+    "trio",
+    "web3",
+    "xllamacpp",
+    "torch",
+    "httpx",
+    "typer",
+    "rich",
+    "structlog",
+    "cryptography",
+)
+
+
+def test_the_public_names_are_exactly_these() -> None:
+    assert sorted(p2pnode.__all__) == p2pnode.__all__
+    assert set(p2pnode.__all__) == set(p2pnode._WHERE)
+    assert dir(p2pnode) == p2pnode.__all__
+    for name, module in p2pnode._WHERE.items():
+        public = getattr(p2pnode, name)
+        assert public is getattr(importlib.import_module(module), name)
+        assert inspect.isclass(public)
+        assert public.__doc__, name
+
+
+def test_type_checkers_see_the_same_names_as_programs() -> None:
+    source = (ROOT / "p2pnode" / "__init__.py").read_text()
+    imported = source.partition("if TYPE_CHECKING:")[2].partition("_WHERE")[0]
+    words = set(imported.replace(",", " ").split())
+    assert set(p2pnode.__all__) <= words
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'p2pnode' has no attribute 'Cleint'"):
+        _ = p2pnode.Cleint
+
+
+def _modules_after(statement: str) -> set[str]:
+    told = "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    code = f"import sys, json; {statement}; {told}"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=30, text=True)
+    return set(json.loads(ran.stdout.splitlines()[-1]))
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert not _modules_after("import p2pnode") & set(HEAVY)
+
+
+def test_errors_can_be_caught_without_importing_the_network() -> None:
+    assert not _modules_after("from p2pnode import NoHostError, RefusedError") & set(HEAVY)
+
+
+def test_the_commands_are_known_without_importing_the_network() -> None:
+    loaded = _modules_after("import p2pnode.cli.app")
+    assert "typer" in loaded
+    assert not loaded & {"libp2p", "trio", "web3", "xllamacpp", "torch", "httpx", "structlog"}
+
+
+@pytest.mark.parametrize("area", AREAS)
+def test_an_area_is_reached_by_a_relative_link(area: str) -> None:
+    link = ROOT / "p2pnode" / area
+    assert link.is_symlink()
+    assert str(link.readlink()) == f"../{area}"
+    module = importlib.import_module(f"p2pnode.{area}")
+    assert Path(str(module.__file__)).resolve() == (ROOT / area / "__init__.py").resolve()
+
+
+def test_no_area_is_importable_by_its_bare_name() -> None:
+    for area in AREAS:
+        assert area not in _modules_after("import p2pnode.protocols.framing.codec")
+
+
+@pytest.mark.parametrize("protocol", ["adverts", "framing", "inference", "lookup"])
+def test_each_protocol_has_its_specification(protocol: str) -> None:
+    spec = (ROOT / "protocols" / protocol / "SPEC.md").read_text()
+    assert spec.startswith("# ")
+    assert len(spec.splitlines()) > 20
+
+
+def test_every_protocol_is_in_the_list_above() -> None:
+    found = {path.parent.name for path in (ROOT / "protocols").glob("*/__init__.py")}
+    assert found == {"adverts", "framing", "inference", "lookup"}
+
+
+def _commands() -> list[str]:
+    group: Any = typer.main.get_command(app)
+    return sorted(group.commands)
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_each_command_stands_in_the_readme(command: str) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert f"p2pnode {command}" in readme or f"make {command}" in readme
+
+
+def test_every_public_module_says_what_it_is() -> None:
+    """A docstring each: what it does, and no machine's paths in it."""
+    folders = [ROOT / "p2pnode", *(ROOT / area for area in AREAS)]
+    for path in (each for folder in folders for each in folder.rglob("*.py")):
+        text = path.read_text()
+        assert text.startswith(('"""', 'r"""')), path
+        assert str(ROOT) not in text, path
