@@ -46,7 +46,7 @@ class Neighbours:
         if others <= 0 and len(self.adverts) <= 1:
             remedy = "name a first peer with --bootstrap (a multiaddr or an invite)"
             return warning("peers", "no_peers", "no other node was reached", remedy)
-        return ok("peers", f"{max(others, 0)} reached, {len(self.adverts)} hosts known")
+        return ok("peers", f"peers reached: {max(others, 0)}; hosts known: {len(self.adverts)}")
 
     async def clock(self) -> Finding:
         """Does it agree with the clocks that dated the adverts of others?"""
@@ -65,7 +65,7 @@ class Neighbours:
         if median(ahead) > CLOCK_SKEW_MAX_S:
             detail = f"this clock is about {median(ahead):.0f} s behind the network's"
             return problem("clock", "clock_behind", detail, remedy)
-        return ok("clock", f"agrees with {len(ahead)} other hosts")
+        return ok("clock", f"agrees with the hosts known ({len(ahead)})")
 
     async def identity(self) -> Finding:
         """Does somebody else speak with our peer id?"""

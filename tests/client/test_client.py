@@ -201,7 +201,7 @@ async def test_a_draining_host_that_is_named_refuses_with_its_reason(autojump_cl
 async def test_those_on_the_local_network_are_asked_what_they_know(autojump_clock: MockClock) -> None:
     async with world() as w:
         host = await w.add([scripted_host()])
-        where = PeerAddresses(host.node.peer_id, (host.node.multiaddrs[0].partition("/p2p/")[0],))
+        where = PeerAddresses(peer=host.node.peer_id, addrs=host.node.multiaddrs[:1])
         async with w.client() as client:
             client.node.network._found(where)
             assert await client.known_adverts() == []
