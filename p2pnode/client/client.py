@@ -230,19 +230,24 @@ class Client:
     async def known_adverts(self) -> list[Advert]:
         """Live adverts of every model that the first peers and those on the local network know of."""
         node = self.node
-        for address, peer in map(split_peer, self._seeds()):
-            await self._connect(peer, (address,))
+        async with trio.open_nursery() as nursery:  # at once: each dead one may take its whole deadline
+            for address, peer in map(split_peer, self._seeds()):
+                nursery.start_soon(self._connect, peer, (address,))
         if self._browses:
             with trio.move_on_after(self.limits.mdns_wait_s):
                 async for found in node.network.discovered():
                     await self._connect(found.peer, found.addrs)
-        for peer in node.network.connected_peers():
-            try:
-                with trio.fail_after(self.limits.request_deadline_s):
-                    await node.adverts.sample(peer)
-            except (RemoteError, trio.TooSlowError) as error:
-                log.debug("exchange.failed", peer=peer, reason=str(error))
+        async with trio.open_nursery() as nursery:
+            for peer in node.network.connected_peers():
+                nursery.start_soon(self._sample, peer)
         return [entry.advert for entry in node.adverts.book.live(node.wall())]
+
+    async def _sample(self, peer: PeerId) -> None:
+        try:
+            with trio.fail_after(self.limits.request_deadline_s):
+                await self.node.adverts.sample(peer)
+        except (RemoteError, trio.TooSlowError) as error:
+            log.debug("exchange.failed", peer=peer, reason=str(error))
 
     async def _connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
         try:
@@ -352,6 +357,7 @@ class Client:
         before = self._free.get((session.host, session.model))
         if before is not None and before is not session:
             before.close()
+        self._free = {key: each for key, each in self._free.items() if not each.over}
         self._free[session.host, session.model] = session
 
     def note_answer(self, peer: PeerId, ttft_s: float, tokens_per_s: float | None) -> None:

@@ -52,6 +52,7 @@ class Session:
         self.failure: SessionFailed | None = None
         self.kept = False
         """Was it used before, and kept?"""
+        self._closing = False
         self._ended = trio.Event()
 
     async def run(self, on_open: Callable[[], None]) -> None:
@@ -78,7 +79,8 @@ class Session:
             on_emit=self._emitted,
             write_deadline_s=self._limits.stall_s,
         )
-        self._driver.command_nowait(Start())
+        # Whoever wanted it may have gone while the stream opened: nothing is asked of the host then.
+        self._driver.command_nowait(End() if self._closing else Start())
         try:
             await self._driver.run()
         finally:
@@ -130,6 +132,7 @@ class Session:
 
     def close(self) -> None:
         """End the session in order."""
+        self._closing = True
         self._receive.close()
         self._command_nowait(End())
 

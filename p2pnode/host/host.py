@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import structlog
 import trio
@@ -27,6 +26,8 @@ log = structlog.get_logger()
 _RETRY_S = 5.0
 _LOAD_INTERVAL_S = 10.0
 _ADDRESSES_MAX = 4
+_REST_S = 5.0
+"""A session that has rested so long gives way when all places are taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +165,7 @@ class Host:
         machine = HostSession(
             peer=stream.peer,
             stream=0,
-            admit=partial(self._admit, stream.peer),
+            admit=lambda message: self._admit(session, message),
             sign=self._identity.key.sign,
             epoch=self._epoch,
             draw=node.draw,
@@ -194,7 +195,7 @@ class Host:
             reason=session.finished.reason if session.finished is not None else "lost",
         )
 
-    def _admit(self, peer: PeerId, message: Open) -> HostTerms | Refuse:
+    def _admit(self, session: ServedSession, message: Open) -> HostTerms | Refuse:
         model = self._models.get(message.model)
         if model is None:
             names = ", ".join(each.name for each in self._models.values())
@@ -213,11 +214,29 @@ class Host:
                 code="bad_request", detail="this host takes free sessions only: leave the terms out"
             )
         limits = self._node.limits
-        if len(self._sessions) > limits.sessions_max or self._by_peer[peer] > limits.sessions_per_peer:
+        if self._by_peer[session.peer] > limits.sessions_per_peer or not self._has_room(session):
             detail = "all sessions of this host are taken: try again later or use another host"
             return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)
         self.totals.sessions += 1
         return self._terms(info.n_ctx)
+
+    def _has_room(self, newcomer: ServedSession) -> bool:
+        """Make it where needed: a few peers that only sit on sessions must not keep others from answers."""
+        taken = [each for each in self._sessions if not each.yielding]
+        if len(taken) <= self._node.limits.sessions_max:
+            return True
+        now = trio.current_time()
+        resting = [
+            (self._by_peer[each.peer], now - each.rests_since, each)
+            for each in taken
+            if each is not newcomer and each.rests_since is not None and now - each.rests_since >= _REST_S
+        ]
+        if not resting:
+            return False
+        _, rested_s, victim = max(resting, key=lambda one: one[:2])
+        log.debug("session.gives_way", peer=victim.peer, rested_s=rested_s)
+        victim.give_way()
+        return True
 
     def _terms(self, n_ctx: int) -> HostTerms:
         limits = self._node.limits

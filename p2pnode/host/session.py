@@ -52,6 +52,11 @@ class ServedSession:
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self.finished: Finished | None = None
+        self.peer = stream.peer
+        self.rests_since: float | None = trio.current_time()
+        """Since when it asks nothing of the engine; None while a turn is served."""
+        self.yielding = False
+        """Was it told to give way?"""
 
     @property
     def fault(self) -> str | None:
@@ -80,12 +85,19 @@ class ServedSession:
         except trio.WouldBlock:
             self._driver.stop()
 
+    def give_way(self) -> None:
+        """End now unless a turn is served: others wait for its place."""
+        self.yielding = True
+        for key in ("open", "idle", "prompt"):
+            self._driver.fire_nowait(key)
+
     async def _emitted(self, value: HostEmission) -> None:
         match value:
             case Opened(session=session):
                 self.session = session
                 self._engine = self._engine_of(value)
             case Generate(run=run):
+                self.rests_since, self.yielding = None, False
                 if self._nursery is not None:
                     # Made here, not in the task: a run may be cancelled while it waits for the one before.
                     self._scopes[run] = trio.CancelScope()
@@ -94,6 +106,7 @@ class ServedSession:
                 if run in self._scopes:
                     self._scopes[run].cancel()
             case TurnServed():
+                self.rests_since = trio.current_time()
                 self._on_turn(value)
             case Finished():
                 self.finished = value

@@ -7,7 +7,7 @@ copy of our identity.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -42,6 +42,7 @@ from p2pnode.protocols.adverts.messages import (
     SignedAdvert,
     topic_of,
 )
+from p2pnode.protocols.adverts.rates import Bucket
 from p2pnode.protocols.events import (
     CancelTimer,
     Command,
@@ -57,6 +58,10 @@ from p2pnode.protocols.wire import encode
 
 log = structlog.get_logger()
 _QUESTIONS_PER_STREAM: Final = 4
+_QUESTIONS_PER_S: Final = 8.0
+_QUESTIONS_BURST: Final = 64.0
+"""Of one peer. A sample may walk the whole book and be answered with 32 kB."""
+_ASKERS_MAX: Final = 1024
 _SWEEP_S: Final = 5.0
 _COMMANDS: Final = 32
 _DUPLICATE_AFTER_S: Final = 5.0
@@ -87,6 +92,7 @@ class AdvertService:
         self._topics: set[ModelId] = set()
         self._duplicate = trio.Event()
         self.served: Counter[str] = Counter()
+        self._askers: OrderedDict[PeerId, Bucket] = OrderedDict()
         network.serve(PROTOCOL, self._serve)
 
     # ---- what the roles use
@@ -250,6 +256,8 @@ class AdvertService:
                     return
                 if question is None:
                     break
+                if not self._admits(stream.peer):
+                    break
                 event = Received(stream.peer, 0, question)
                 answers = [
                     effect.message
@@ -261,6 +269,14 @@ class AdvertService:
             await stream.aclose()
             return
         await stream.reset()
+
+    def _admits(self, peer: PeerId) -> bool:
+        """May this peer ask one more question? Who asks too fast gets the stream's end for an answer."""
+        bucket = self._askers.pop(peer, None) or Bucket(_QUESTIONS_PER_S, _QUESTIONS_BURST)
+        self._askers[peer] = bucket
+        if len(self._askers) > _ASKERS_MAX:
+            self._askers.popitem(last=False)
+        return bucket.take(trio.current_time())
 
 
 def failure_of(error: RemoteError) -> str:

@@ -32,6 +32,9 @@ from p2pnode.protocols.events import (
 
 _INBOX: Final = 256
 _BATCH: Final = 64
+_MESSAGES_PER_S: Final = 1000.0
+_MESSAGES_BURST: Final = 4000.0
+"""Beyond them a peer is read no faster: no protocol needs more, and each costs us more than it costs them."""
 
 
 class Driver:
@@ -67,6 +70,13 @@ class Driver:
         try:
             self._inbox.send_nowait(Command(value))
         except trio.BrokenResourceError:
+            return
+
+    def fire_nowait(self, key: str) -> None:
+        """Let a timer of the machine fire now; one that isn't armed means nothing to it."""
+        try:
+            self._inbox.send_nowait(TimerFired(key))
+        except (trio.BrokenResourceError, trio.WouldBlock):
             return
 
     def stop(self) -> None:
@@ -140,8 +150,13 @@ class Driver:
 
     async def _read(self) -> None:
         code = "closed"
+        due = -math.inf
         try:
             while (message := await self._channel.receive()) is not None:
+                now = trio.current_time()
+                due = max(due, now - _MESSAGES_BURST / _MESSAGES_PER_S) + 1 / _MESSAGES_PER_S
+                if due > now:
+                    await trio.sleep_until(due)
                 await self._inbox.send(Received(self._peer, 0, message))
         except ProtocolError as error:
             self.fault = str(error)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pnode.errors import ConfigError, RemoteError
+from p2pnode.errors import RemoteError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
-from p2pnode.net.multiaddrs import is_loopback, is_private, split_peer
+from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.network import Network
 from p2pnode.net.types import PeerAddresses
 from p2pnode.node.adverts import AdvertService, failure_of
+from p2pnode.node.reach import scope_of, scopes_of
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.events import Command, Effect, Emit, Event, SetTimer, TimerFired
 from p2pnode.protocols.lookup.machine import Search
@@ -92,7 +93,7 @@ class _Run:
         self._finder, self._model, self._on_found = finder, model, on_found
         self._network, self._adverts, self._limits, self._wall = finder.parts
         self._seeds = [split_peer(seed) for seed in seeds]
-        self._reach = {_scope(address) for address, _ in self._seeds} | {"public"}
+        self._reach = scopes_of(address for address, _ in self._seeds) | {"public"}
         self._commands, self._inbox = trio.open_memory_channel[LookupCommand](64)
         self._sources = sources
         self._measured: dict[PeerId, float] = {}
@@ -147,8 +148,10 @@ class _Run:
 
     def _usable(self, address: str, local: bool) -> bool:
         """Private addresses count only where we have a peer: an advert can't aim us at a victim's LAN."""
-        scope = _scope(address)
-        return local or scope in self._reach or scope in map(_scope, self._network.remote_addresses())
+        scope = scope_of(address)
+        if scope is None:
+            return False
+        return local or scope in self._reach or scope in scopes_of(self._network.remote_addresses())
 
     async def _contact(self, contact: Contact) -> None:
         started = trio.current_time()
@@ -166,9 +169,7 @@ class _Run:
     async def _read_book(self) -> None:
         for entry in list(self._adverts.book.live(self._wall(), self._model)):
             addresses = tuple(a.multiaddr for a in entry.advert.addresses)
-            await self._commands.send(
-                Hint(peer=entry.advert.peer, addresses=addresses, source="book", local=True)
-            )
+            await self._commands.send(Hint(peer=entry.advert.peer, addresses=addresses, source="book"))
         await self._commands.send(SourceDone("book"))
 
     async def _read_seeds(self) -> None:
@@ -217,19 +218,9 @@ class _Run:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(self._limits.mdns_wait_s):
                 async for found in self._network.discovered():
-                    self._reach.update(_scope(address) for address in found.addrs)
+                    self._reach |= scopes_of(found.addrs)
                     await self._commands.send(
                         Hint(peer=found.peer, addresses=found.addrs, source="mdns", local=True)
                     )
                     nursery.start_soon(self._exchange, found.peer, found.addrs)
         await self._commands.send(SourceDone("mdns"))
-
-
-def _scope(address: str) -> str:
-    """``loopback``, ``lan`` or ``public``: where an address means something."""
-    try:
-        if is_loopback(address):
-            return "loopback"
-        return "lan" if is_private(address) else "public"
-    except ConfigError:
-        return "unknown"

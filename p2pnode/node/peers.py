@@ -6,21 +6,26 @@ no built-in address anywhere.
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import trio
 
-from p2pnode.errors import RemoteError
+from p2pnode.errors import RemoteError, StorageError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.multiaddrs import split_peer, with_peer
 from p2pnode.net.network import Network
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.node.adverts import AdvertService, failure_of
+from p2pnode.node.reach import dialable, scopes_of
 
 log = structlog.get_logger()
+_EXCHANGES: Final = 3
+"""Questions to one peer that stay without an answer, at most."""
 
 
 class PeerKeeper:
@@ -38,7 +43,8 @@ class PeerKeeper:
         self._network, self._adverts, self._limits = network, adverts, limits
         self._bootstrap = [split_peer(each) for each in bootstrap]
         self._store = store
-        self._exchanged: set[PeerId] = set()
+        self._failed: Counter[PeerId] = Counter()
+        self._exchanges: Counter[PeerId] = Counter()
         self._wait_s = 0.5
         self.dialled: set[PeerId] = set()
         """Peers we reached ourselves: they count as real."""
@@ -70,10 +76,14 @@ class PeerKeeper:
             async with trio.open_nursery() as nursery:
                 for peer, addresses in self._candidates()[: 2 * wanted]:
                     nursery.start_soon(self._dial, peer, addresses)
-        for peer in self._network.connected_peers():
-            if peer not in self._exchanged:
-                await self._exchange(peer)
-        self._exchanged &= set(self._network.connected_peers())
+        connected = self._network.connected_peers()
+        self._exchanges = Counter({peer: self._exchanges[peer] for peer in connected})
+        waiting = [peer for peer in connected if self._exchanges[peer] < _EXCHANGES]
+        # At once and few: those who never answer must not keep us from dialling others.
+        first = sorted(waiting, key=lambda peer: (self._exchanges[peer], peer not in self.dialled))
+        async with trio.open_nursery() as nursery:
+            for peer in first[: 2 * self._limits.peers_wanted]:
+                nursery.start_soon(self._exchange, peer)
         self.save()
 
     def _candidates(self) -> list[tuple[PeerId, tuple[str, ...]]]:
@@ -83,12 +93,17 @@ class PeerKeeper:
         if self._store is not None:
             for saved in self._store.best(self._limits.peers_wanted):
                 found.setdefault(saved.peer, saved.addrs)
-        for entry in self._adverts.book.live(self._adverts.wall()):
-            if len(found) >= 4 * self._limits.peers_wanted:
-                break
-            found.setdefault(
-                entry.advert.peer, tuple(address.multiaddr for address in entry.advert.addresses)
-            )
+        reach = scopes_of((*(address for address, _ in self._bootstrap), *self._network.remote_addresses()))
+        known = {self._network.peer_id, *self._network.connected_peers(), *found}
+        live = (entry.advert for entry in self._adverts.book.live(self._adverts.wall()))
+        news = (advert for advert in live if advert.peer not in known)
+        # Those who failed go last: a book of dead ends must not hide the host behind them.
+        count = 4 * self._limits.peers_wanted
+        for advert in heapq.nsmallest(count, news, key=lambda advert: self._failed[advert.peer]):
+            if addresses := dialable((each.multiaddr for each in advert.addresses), reach):
+                found[advert.peer] = addresses
+            else:
+                self._note_failure(advert.peer)
         return [
             (peer, addresses)
             for peer, addresses in found.items()
@@ -102,23 +117,31 @@ class PeerKeeper:
         except (RemoteError, trio.TooSlowError) as error:
             reason = failure_of(error) if isinstance(error, RemoteError) else "deadline"
             log.debug("peer.unreachable", peer=peer, reason=reason)
+            self._note_failure(peer)
             if self._store is not None:
                 self._store.failed(peer)
             return
+        self._failed.pop(peer, None)
         self.dialled.add(peer)
         if len(self.dialled) > 4 * self._limits.book_max:
             self.dialled.pop()
         log.debug("peer.connected", peer=peer)
 
+    def _note_failure(self, peer: PeerId) -> None:
+        self._failed[peer] += 1
+        if len(self._failed) > self._limits.book_max:
+            self._failed.pop(next(iter(self._failed)))
+
     async def _exchange(self, peer: PeerId) -> None:
         """Ask for adverts it knows, and whether someone else speaks as us."""
+        self._exchanges[peer] += 1
         try:
             with trio.fail_after(self._limits.request_deadline_s):
                 await self._adverts.sample(peer)
                 await self._adverts.fetch(peer, self._network.peer_id)
         except (RemoteError, trio.TooSlowError):
             return  # it speaks no adverts: a relay or another kind of node
-        self._exchanged.add(peer)
+        self._exchanges[peer] = _EXCHANGES
 
     async def _follow_mdns(self) -> None:
         async for found in self._network.discovered():
@@ -131,8 +154,14 @@ class PeerKeeper:
         """Write who is connected to the saved peerstore."""
         if self._store is None:
             return
+        now = self._adverts.wall()
         for peer in self._network.connected_peers():
             addresses = tuple(with_peer(each, peer) for each in self._network.addresses_of(peer))
             if addresses:
-                self._store.remember(peer, addresses, now=self._adverts.wall())
-        self._store.save()
+                # Whoever merely came to us ranks behind all that we reached: else a crowd of made-up
+                # peers would be all that we know at the next start.
+                self._store.remember(peer, addresses, now=now if peer in self.dialled else 0.0)
+        try:
+            self._store.save()
+        except StorageError as error:
+            log.warning("peerstore.not_saved", reason=str(error))

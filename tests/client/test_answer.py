@@ -11,7 +11,7 @@ from p2pnode.client.client import Client
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError, RemoteError, UnreachableError
 from p2pnode.models.scripted import Faults, ScriptedEngine
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.stream import Stream
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference.messages import CODEC, Refuse
@@ -337,3 +337,24 @@ async def test_a_host_that_asks_for_money_since_its_advert_is_passed_over(autoju
             answer = ask(client)
             await whole(answer)
             assert answer.host == other.node.peer_id
+
+
+async def test_leaving_while_the_stream_opens_leaves_no_session_at_the_host(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        assert host.host is not None
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            await client.hosts(SCRIPTED)
+            opened = False
+            for milliseconds in range(5, 200, 5):
+                with trio.move_on_after(milliseconds / 1000):
+                    session = await client.open_session(host.node.peer_id, scripted_model_id())
+                    session.close()
+                    opened = True
+                await trio.sleep(1)
+                assert host.host.sessions == 0, f"left behind after {milliseconds} ms"
+                if opened:
+                    break
+            assert opened

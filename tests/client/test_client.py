@@ -16,9 +16,11 @@ from p2pnode.errors import ConfigError, NoHostError, RefusedError, UnreachableEr
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.models.manifest import model_id_text
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.net.stream import Stream
 from p2pnode.net.types import PeerAddresses
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.invite import make_invite
+from p2pnode.protocols.adverts.messages import PROTOCOL as ADVERTS
 from tests.client.support import ask, peer, whole
 from tests.node.world import scripted_host, world
 
@@ -207,3 +209,23 @@ async def test_those_on_the_local_network_are_asked_what_they_know(autojump_cloc
             assert await client.known_adverts() == []
             client._browses = True
             assert [advert.peer for advert in await client.known_adverts()] == [host.node.peer_id]
+
+
+async def test_first_peers_that_never_answer_cost_one_deadline_and_not_one_each(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        mute = [await w.add() for _ in range(4)]
+        seeds = [*(each.node.multiaddrs[0] for each in mute), host.node.multiaddrs[0]]
+        for each in mute:
+            each.node.network.serve(ADVERTS, _never)
+        async with w.client(seeds) as client:
+            started = trio.current_time()
+            adverts = await client.known_adverts()
+            assert [each.peer for each in adverts] == [host.node.peer_id]
+            assert trio.current_time() - started < 2 * w.limits.request_deadline_s
+
+
+async def _never(_stream: Stream) -> None:
+    await trio.sleep_forever()

@@ -1,0 +1,192 @@
+"""Keeping company among liars: adverts that lead nowhere, peers that never answer, a disk that is full."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.net.network import Network, NetworkConfig
+from p2pnode.net.peerstore import SavedPeers
+from p2pnode.net.stream import Stream
+from p2pnode.net.virtual_time import wall_clock
+from p2pnode.node.keys import PeerKey
+from p2pnode.node.node import Node, NodeSetup
+from p2pnode.node.reach import dialable, scope_of
+from p2pnode.protocols.adverts.messages import PROTOCOL, Address, Advert, Load, Offer, SignedAdvert
+from p2pnode.protocols.adverts.signing import seal
+from tests.net.memory_world import seed_of
+from tests.node.world import Member, World, identity_of, scripted_host, world
+
+GARBAGE = ("not a multiaddr", "/ip4/999.1.1.1/tcp/1", "/ip4/8.8.8.9", "/unix/x", "/ip4/8.8.8.9/udp/1")
+
+
+def advert_of(index: int, *addresses: str) -> SignedAdvert:
+    """What anybody can make: a well signed advert of a host that names any address."""
+    now = wall_clock()
+    identity = identity_of(index, now)
+    offer = Offer(model=scripted_model_id(), name="x", engine="x", quantisation="", n_ctx=2048)
+    advert = Advert(
+        peer=identity.key.peer_id,
+        instance=bytes(8),
+        seq=int(now * 1000),
+        issued_at=int(now),
+        expires_at=int(now) + 3600,
+        binding=identity.binding,
+        addresses=tuple(Address(multiaddr=each) for each in addresses),
+        offers=(offer,),
+        load=Load(slots=1),
+    )
+    return seal(advert, identity.key.sign)
+
+
+def tell(member: Member, *adverts: SignedAdvert) -> None:
+    """As if gossip had brought them, each by another peer."""
+    for number, signed in enumerate(adverts):
+        source = PeerKey(seed_of(3000 + number)).peer_id
+        verdict, _ = member.node.adverts.book.offer(signed, source, wall_clock(), asked=True)
+        assert verdict == "accepted"
+
+
+@pytest.mark.parametrize("address", GARBAGE)
+async def test_an_advert_with_a_useless_address_stops_neither_a_node_nor_a_client(
+    address: str, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        tell(host, advert_of(900, address))
+        await trio.sleep(60)
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            for _ in range(2):  # the second time from its own book
+                ranking = await client.hosts("scripted")
+                assert [each.advert.peer for each in ranking.chosen] == [host.node.peer_id]
+
+
+async def test_private_addresses_of_a_stranger_are_not_dialled_where_we_have_no_peer(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        tell(host, advert_of(900, "/ip4/192.168.1.1/tcp/80"), advert_of(901, "/ip4/127.0.0.1/tcp/8545"))
+        await trio.sleep(60)
+        assert sum(host.node.network.stats().dials.values()) == 0
+        tell(host, advert_of(902, "/ip4/8.8.8.9/tcp/4001"))
+        await trio.sleep(60)
+        assert sum(host.node.network.stats().dials.values()) > 0
+
+
+async def test_a_book_of_dead_ends_does_not_hide_an_honest_host(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        other = await w.add([scripted_host()])
+        tell(host, *(advert_of(900 + n, f"/ip4/8.8.8.{n + 1}/tcp/4001") for n in range(60)))
+        signed = other.node.adverts.publisher.current
+        assert signed is not None
+        # A LAN is where both are: a peer there makes private addresses count.
+        third = await w.add(bootstrap=host.node.multiaddrs[:1])
+        tell(host, signed.signed)
+        await trio.sleep(300)
+        assert third.node.network.is_connected(host.node.peer_id)
+        assert host.node.network.is_connected(other.node.peer_id)
+
+
+async def _mute(w: World, target: Member, number: int) -> Network:
+    network = Network(
+        NetworkConfig(
+            key_seed=seed_of(700 + number),
+            dht="off",
+            gossip=False,
+            transport=w.net.transport(f"10.0.6.{number + 1}"),
+        )
+    )
+
+    async def never(_stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    network.serve(PROTOCOL, never)
+    await w.nursery.start(network.run)
+    await network.connect(target.node.multiaddrs[0])
+    return network
+
+
+async def test_peers_that_never_answer_do_not_keep_a_node_from_finding_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(limits=replace(DEFAULT_LIMITS, peers_wanted=40)) as w:
+        host = await w.add([scripted_host()])
+        other = await w.add([scripted_host()])
+        for number in range(30):
+            await _mute(w, host, number)
+        await trio.sleep(30)  # it is among them now
+        signed = other.node.adverts.publisher.current
+        assert signed is not None
+        tell(host, signed.signed)
+        await trio.sleep(60)
+        assert host.node.network.is_connected(other.node.peer_id)
+
+
+async def test_those_who_came_by_themselves_rank_behind_those_that_were_reached(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        friend = await w.add([scripted_host()])
+        node = _node(w, tmp_path / "peers.json", friend.node.multiaddrs[:1])
+        await w.nursery.start(node.run)
+        for _ in range(3):
+            await w.add(bootstrap=node.multiaddrs[:1])
+        await trio.sleep(30)
+        await node.aclose()
+        store = SavedPeers(tmp_path / "peers.json")
+        store.load()
+        saved = store.best(8)
+        assert len(saved) > 1
+        reached = {friend.node.peer_id} | node.peers.dialled
+        assert saved[0].peer in reached
+        assert all(each.last_seen == 0 for each in saved if each.peer not in reached)
+
+
+async def test_a_disk_that_takes_no_peers_stops_nothing_and_the_node_still_ends(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        friend = await w.add([scripted_host()])
+        (tmp_path / "file").write_text("no directory")
+        node = _node(w, tmp_path / "file" / "peers.json", friend.node.multiaddrs[:1])
+        await w.nursery.start(node.run)
+        await trio.sleep(60)
+        assert node.network.is_connected(friend.node.peer_id)
+        with trio.fail_after(20):
+            await node.aclose()
+
+
+def _node(w: World, peers: Path, bootstrap: tuple[str, ...]) -> Node:
+    rng = random.Random("saved")
+    return Node(
+        NodeSetup(
+            key=PeerKey(seed_of(800)),
+            listen=("/ip4/10.0.5.1/tcp/4001",),
+            bootstrap=bootstrap,
+            peerstore=peers,
+            limits=w.limits,
+            transport=w.net.transport("10.0.5.1"),
+            wall=wall_clock,
+            draw=rng.randbytes,
+            rng=rng,
+        )
+    )
+
+
+def test_an_address_is_dialled_on_a_strangers_word_only_where_it_can_mean_something() -> None:
+    addresses = ("/ip4/8.8.8.9/tcp/1", "/ip4/192.168.0.9/tcp/1/ws", "/ip4/127.0.0.1/tcp/1", *GARBAGE)
+    public = addresses[0]
+    assert scope_of(public) == "public"
+    assert [scope_of(each) for each in GARBAGE] == [None] * len(GARBAGE)
+    assert dialable(addresses, {"public"}) == (public,)
+    assert "/ip4/192.168.0.9/tcp/1/ws" in dialable(addresses, {"lan"})
+    assert "/ip4/127.0.0.1/tcp/1" in dialable(addresses, {"loopback"})
