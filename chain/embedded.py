@@ -117,14 +117,14 @@ class EmbeddedChain:
         logs = tuple((log["address"], tuple(log["topics"]), log["data"]) for log in mined["logs"])
         return Receipt(gas_used, bytes(mined["contract_address"] or b""), logs)
 
-    def call(self, sender: bytes, to: bytes, data: bytes) -> bytes:
+    def call(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> bytes:
         """What a transaction would return. Raises ``RevertedError``."""
         from eth_tester.exceptions import TransactionFailed
 
         try:
             return bytes(
                 self._backend.call(
-                    {"from": sender, "to": to, "data": data, "gas": GAS_MAX, "gas_price": _FEE_WEI}
+                    {"from": sender, "to": to, "data": data, "gas": gas, "gas_price": _FEE_WEI}
                 )
             )
         except TransactionFailed as error:
@@ -133,7 +133,9 @@ class EmbeddedChain:
     def _why(self, transaction: dict[str, Any]) -> str:
         """Ask again, as a call, for the reason of a failure."""
         try:
-            self.call(transaction["from"], transaction["to"], transaction["data"])
+            self.call(
+                transaction["from"], transaction["to"], transaction["data"], gas=transaction["gas"]
+            )
         except RevertedError as error:
             return error.reason
         return "out of gas"
