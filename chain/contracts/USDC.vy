@@ -472,7 +472,7 @@ def __default__():
         )
         self._permit(owner_, spender, amount, deadline, concat(r, s, convert(v, bytes1)))
     else:
-        assert selector == TRANSFER_SPLIT or selector == RECEIVE_SPLIT, "FiatToken: unknown call"
+        assert selector == TRANSFER_SPLIT or selector == RECEIVE_SPLIT
         sender: address = empty(address)
         to: address = empty(address)
         amount: uint256 = 0

@@ -193,5 +193,5 @@ def test_only_the_deployer_rules_the_double(world: World, call: tuple[Any, ...],
 
 
 def test_an_unknown_call_reverts(world: World) -> None:
-    with pytest.raises(RevertedError, match="unknown call"):
+    with pytest.raises(RevertedError):
         world.chain.send(PAYER, world.usdc.address, b"\1\2\3\4" + bytes(320))
