@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: install demo test test-long check bench format clean
+.PHONY: install demo test test-long check bench contracts format clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/deptry p2pnode protocols models chain storage simulations
+	$(BIN)/python tests/chain/contracts/build_artifacts.py --check
+
+contracts: $(STAMP)
+	$(BIN)/python tests/chain/contracts/build_artifacts.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -49,7 +49,9 @@ class Plan:
 def create_address(deployer: bytes, nonce: int) -> bytes:
     """Where a contract will stand: the last 20 bytes of keccak(rlp([deployer, nonce]))."""
     number = nonce.to_bytes((nonce.bit_length() + 7) // 8, "big")
-    coded = number if len(number) == 1 and number[0] < _RLP_SHORT else bytes([_RLP_SHORT + len(number)]) + number
+    coded = (
+        number if len(number) == 1 and number[0] < _RLP_SHORT else bytes([_RLP_SHORT + len(number)]) + number
+    )
     body = bytes([_RLP_SHORT + len(deployer)]) + deployer + coded
     return keccak256(bytes([_RLP_LIST + len(body)]) + body)[12:]
 

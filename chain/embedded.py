@@ -72,7 +72,7 @@ class EmbeddedChain:
     @property
     def now(self) -> int:
         """The last block's timestamp: the next transaction's is a second later."""
-        return int(self._backend.get_block_by_number("latest", False)["timestamp"])  # noqa: FBT003
+        return int(self._backend.get_block_by_number("latest", False)["timestamp"])
 
     def travel(self, seconds: int) -> None:
         """Let time pass, at least two seconds, in one empty block."""
@@ -96,7 +96,7 @@ class EmbeddedChain:
 
     def storage(self, contract: bytes, slot: int) -> bytes:
         """One word."""
-        return int(self._backend.get_storage(contract, slot)).to_bytes(32, "big")  # type: ignore[call-overload]
+        return int(self._backend.get_storage(contract, slot)).to_bytes(32, "big")
 
     def code(self, account: bytes) -> bytes:
         """Empty for a plain account."""
@@ -133,9 +133,7 @@ class EmbeddedChain:
     def _why(self, transaction: dict[str, Any]) -> str:
         """Ask again, as a call, for the reason of a failure."""
         try:
-            self.call(
-                transaction["from"], transaction["to"], transaction["data"], gas=transaction["gas"]
-            )
+            self.call(transaction["from"], transaction["to"], transaction["data"], gas=transaction["gas"])
         except RevertedError as error:
             return error.reason
         return "out of gas"

@@ -33,7 +33,8 @@ published bytecode: open 121.8k (138.9k first), settle 80.9k (115.1k first), 34.
 
 _CHALLENGE_S: Final = 86_400
 _TREASURY, _HOST, _PAYER, _VOUCHER_KEY, _STRANGER = (
-    keccak256(name) for name in (b"gas treasury", b"gas host", b"gas payer", b"gas voucher key", b"gas stranger")
+    keccak256(name)
+    for name in (b"gas treasury", b"gas host", b"gas payer", b"gas voucher key", b"gas stranger")
 )
 
 

@@ -122,9 +122,7 @@ def test_withdrawal_digests_agree() -> None:
         "account": (ADDRESS, "0x" + ALICE.hex()), "to": (ADDRESS, "0x" + BOB.hex()), "amount": (U256, 9),
         "fee": (U256, 1), "nonce": (U256, 3), "deadline": (U256, 1_900_000_000),
     }  # fmt: skip
-    digest = withdraw_digest(
-        DOMAIN, account=ALICE, to=BOB, amount=9, fee=1, nonce=3, deadline=1_900_000_000
-    )
+    digest = withdraw_digest(DOMAIN, account=ALICE, to=BOB, amount=9, fee=1, nonce=3, deadline=1_900_000_000)
     assert digest == reference(DOMAIN, "Withdraw", fields)
 
 

@@ -10,11 +10,10 @@ import pytest
 from p2pnode.chain.abi import Artifact
 from p2pnode.chain.embedded import Contract
 from p2pnode.protocols.crypto import abi_encode
-
 from tests.chain.contracts.build_artifacts import compile_contract
 from tests.chain.contracts.support import ADDRESS, World
 
-WALLETS = Path(__file__).parent / "wallets"
+HELPERS = Path(__file__).parent / "helpers"
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +33,9 @@ def world(deployed: World) -> Iterator[World]:
 
 
 @pytest.fixture(scope="session")
-def wallet_code() -> dict[str, Artifact]:
-    """Contract wallets, compiled here: they are no part of the package."""
-    made = {name: compile_contract(name, WALLETS) for name in ("SmartWallet", "GasBurner")}
+def helper_code() -> dict[str, Artifact]:
+    """Contracts that only tests use, compiled here: they are no part of the package."""
+    made = {name: compile_contract(name, HELPERS) for name in ("SmartWallet", "GasBurner", "Lens")}
     return {
         name: Artifact(name, tuple(raw["abi"]), bytes.fromhex(raw["bytecode"][2:]))
         for name, raw in made.items()
@@ -44,15 +43,22 @@ def wallet_code() -> dict[str, Artifact]:
 
 
 @pytest.fixture
-def smart_wallet(world: World, wallet_code: dict[str, Artifact]) -> Contract:
+def smart_wallet(world: World, helper_code: dict[str, Artifact]) -> Contract:
     """An ERC-1271 wallet owned by "other payer"."""
-    code = wallet_code["SmartWallet"]
+    code = helper_code["SmartWallet"]
     initcode = code.bytecode + abi_encode(ADDRESS["other payer"])
     return Contract(world.chain, code, world.chain.send(ADDRESS["deployer"], b"", initcode).contract)
 
 
 @pytest.fixture
-def gas_burner(world: World, wallet_code: dict[str, Artifact]) -> Contract:
+def gas_burner(world: World, helper_code: dict[str, Artifact]) -> Contract:
     """An ERC-1271 wallet that eats all gas."""
-    code = wallet_code["GasBurner"]
+    code = helper_code["GasBurner"]
+    return Contract(world.chain, code, world.chain.send(ADDRESS["deployer"], b"", code.bytecode).contract)
+
+
+@pytest.fixture
+def lens(world: World, helper_code: dict[str, Artifact]) -> Contract:
+    """Reads many balances at once."""
+    code = helper_code["Lens"]
     return Contract(world.chain, code, world.chain.send(ADDRESS["deployer"], b"", code.bytecode).contract)

@@ -11,17 +11,20 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
 from p2pnode.chain.embedded import RevertedError
 from p2pnode.chain.typed_data import amount_due, host_close_digest, withdraw_digest
-from p2pnode.protocols.inference.messages import Voucher
+from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 from tests.chain.contracts.book import Book, Session
-from tests.chain.contracts.support import ADDRESS, DAY, DOLLAR, PURSE, World, sign
+from tests.chain.contracts.support import ADDRESS, DAY, DOLLAR, NAME, PURSE, World, sign
 
 PAYERS = ("payer", "other payer")
 HOSTS = ("host", "rival")
-ACTORS = (*PAYERS, *HOSTS, "treasury", "stranger")
+ACTORS: tuple[str, ...] = (*PAYERS, *HOSTS, "treasury", "stranger")
 RECEIPT_KEYS = {"host": "receipt key", "rival": "other receipt key"}
 INDEX = st.integers(0, 1 << 16)
 ACTOR = st.sampled_from(ACTORS)
-PRICE = st.sampled_from((0, 1, DOLLAR // 2, 2 * DOLLAR, 2**63 - 1))
+RARELY = st.sampled_from((None,) * 18 + ACTORS)
+"""Mostly None: the one who may do it does it. Else anyone tries."""
+TOKENS = st.integers(1, 200_000)
+PRICE = st.sampled_from((0, 1, DOLLAR // 2, 2 * DOLLAR, 2 * DOLLAR, 2**63 - 1))
 
 
 class MarketRules(RuleBasedStateMachine):
@@ -44,20 +47,26 @@ class MarketRules(RuleBasedStateMachine):
     def expect(self, allowed: bool, call: Callable[[], object]) -> bool:
         """Do it; it works if and only if the book allows it."""
         type(self).steps += 1
+        refusal = ""
         try:
             call()
         except RevertedError as error:
             type(self).refusals += 1
-            assert not allowed, error.reason
-            return False
-        assert allowed, "the contract did what the book forbids"
-        return True
+            refusal = error.reason or "without a reason"
+        assert allowed == (refusal == ""), refusal or "the contract did what the book forbids"
+        return allowed
 
     def send(self, sender: str, name: str, *arguments: Any) -> Callable[[], object]:
         return lambda: self.world.market.send(ADDRESS[sender], name, *arguments)
 
     def some(self, index: int) -> Session:
-        return self.book.sessions[index % len(self.book.sessions)]
+        """Mostly one that is open; -1 is the last."""
+        live = [session for session in self.book.sessions if session.is_open]
+        chosen = live if live and index % 8 else self.book.sessions
+        return chosen[index % len(chosen)]
+
+    def host_of(self, session: Session) -> str:
+        return NAME[session.terms.host]
 
     def best(self, session: Session, index: int) -> Voucher:
         """One of the vouchers signed for this session; one for nothing where there is none."""
@@ -65,8 +74,15 @@ class MarketRules(RuleBasedStateMachine):
             session.vouchers.append(self.world.voucher(session.terms, 0, 0))
         return session.vouchers[-1 - index % len(session.vouchers)]
 
+    def creditor(self, index: int) -> str:
+        owed = [NAME[account] for account, amount in self.book.ledger.items() if amount]
+        return owed[index % len(owed)]
+
     def opened(self) -> bool:
         return bool(self.book.sessions)
+
+    def running(self) -> bool:
+        return any(session.is_open for session in self.book.sessions)
 
     @rule(
         payer=st.sampled_from(PAYERS), host=st.sampled_from(HOSTS), relayer=ACTOR,
@@ -80,8 +96,13 @@ class MarketRules(RuleBasedStateMachine):
             deposit=amounts["deposit"], price_in=amounts["price_in"], price_out=amounts["price_out"],
             session_fee=amounts["fee"], tip=amounts["tip"], expiry=self.at + hours * 3600,
         )  # fmt: skip
-        if self.expect(self.book.can_open(terms), lambda: self.world.open(terms, relayer, payer)):
+        self._open(terms, payer, relayer)
+
+    def _open(self, terms: SessionTerms, payer: str, relayer: str) -> bool:
+        done = self.expect(self.book.can_open(terms), lambda: self.world.open(terms, relayer, payer))
+        if done:
             self.book.open(terms)
+        return done
 
     @precondition(opened)
     @rule(index=INDEX, relayer=ACTOR)
@@ -102,19 +123,21 @@ class MarketRules(RuleBasedStateMachine):
         if amount_due(session.terms, *counts) <= session.terms.deposit:
             session.vouchers.append(self.world.voucher(session.terms, *counts))
 
-    @precondition(opened)
-    @rule(index=INDEX, which=INDEX, sender=ACTOR)
-    def close(self, index: int, which: int, sender: str) -> None:
+    @precondition(running)
+    @rule(index=INDEX, which=INDEX, impostor=RARELY)
+    def close(self, index: int, which: int, impostor: str | None) -> None:
         session = self.some(index)
+        sender = impostor or self.host_of(session)
         voucher = self.best(session, which)
         allowed = session.is_open and ADDRESS[sender] == session.terms.host
         if self.expect(allowed, self.send(sender, "close", claim_tuple(session.terms, voucher))):
             self.book.settle(session, voucher.amount, 0, session.terms.host)
 
-    @precondition(opened)
-    @rule(index=INDEX, which=INDEX, signer=st.sampled_from((*HOSTS, "payer")), relayer=ACTOR)
-    def close_by_signature(self, index: int, which: int, signer: str, relayer: str) -> None:
+    @precondition(running)
+    @rule(index=INDEX, which=INDEX, impostor=RARELY, relayer=ACTOR)
+    def close_by_signature(self, index: int, which: int, impostor: str | None, relayer: str) -> None:
         session = self.some(index)
+        signer = impostor or self.host_of(session)
         voucher = self.best(session, which)
         digest = host_close_digest(self.world.domain, self.world.id_of(session.terms), voucher.amount)
         allowed = session.is_open and ADDRESS[signer] == session.terms.host
@@ -132,25 +155,25 @@ class MarketRules(RuleBasedStateMachine):
             if session.is_open and ADDRESS[sender] == session.terms.host:
                 self.book.settle(session, self.best(session, which).amount, 0, session.terms.host)
 
-    @precondition(opened)
-    @rule(index=INDEX, sender=ACTOR)
-    def release(self, index: int, sender: str) -> None:
+    @precondition(running)
+    @rule(index=INDEX, impostor=RARELY)
+    def release(self, index: int, impostor: str | None) -> None:
         session = self.some(index)
+        sender = impostor or self.host_of(session)
         allowed = session.is_open and ADDRESS[sender] == session.terms.host
         if self.expect(allowed, self.send(sender, "release", terms_tuple(session.terms))):
             self.book.release(session)
 
-    @precondition(opened)
-    @rule(index=INDEX, which=st.none() | INDEX, sender=ACTOR, signed=st.booleans())
-    def request_close(self, index: int, which: int | None, sender: str, signed: bool) -> None:  # noqa: FBT001
+    @precondition(running)
+    @rule(index=INDEX, which=st.none() | INDEX, impostor=RARELY, signed=st.booleans())
+    def request_close(self, index: int, which: int | None, impostor: str | None, *, signed: bool) -> None:
         session = self.some(index)
+        sender = impostor or NAME[session.terms.payer]
         voucher = None if which is None else self.best(session, which)
         least = max(session.terms.session_fee, 0 if voucher is None else voucher.amount)
         signature = self.world.close_request(session.terms, least) if signed else b""
         allowed = (
-            session.is_open
-            and session.closing_at == 0
-            and (signed or ADDRESS[sender] == session.terms.payer)
+            session.is_open and session.closing_at == 0 and (signed or ADDRESS[sender] == session.terms.payer)
         )
         asked = NO_VOUCHER if voucher is None else voucher_tuple(voucher)
         at = self.at
@@ -158,10 +181,18 @@ class MarketRules(RuleBasedStateMachine):
         if self.expect(allowed, self.send(sender, "request_close", *order)):
             session.closing_at, session.recorded = at + DAY, least
 
-    @precondition(opened)
+    def challenged(self) -> bool:
+        return any(session.closing_at for session in self.book.sessions)
+
+    @precondition(challenged)
     @rule(index=INDEX, which=INDEX, sender=ACTOR)
     def submit_voucher(self, index: int, which: int, sender: str) -> None:
-        session = self.some(index)
+        closing = [session for session in self.book.sessions if session.closing_at]
+        self.submit_voucher_for(
+            closing[index % len(closing)] if index % 4 else self.some(index), which, sender
+        )
+
+    def submit_voucher_for(self, session: Session, which: int, sender: str) -> None:
         voucher = self.best(session, which)
         allowed = session.is_open and self.at < session.closing_at and voucher.amount > session.recorded
         order = (terms_tuple(session.terms), voucher_tuple(voucher))
@@ -177,6 +208,36 @@ class MarketRules(RuleBasedStateMachine):
         if self.expect(allowed, self.send(sender, "refund", terms_tuple(session.terms))):
             self.book.settle(session, 0, tip, ADDRESS[sender])
 
+    @rule(payer=st.sampled_from(PAYERS), host=st.sampled_from(HOSTS), tokens=TOKENS, impostor=RARELY)
+    def serve_and_close(self, payer: str, host: str, tokens: int, impostor: str | None) -> None:
+        """What most sessions are."""
+        if self._open_usual(payer, host):
+            self.sign_a_voucher(-1, tokens, tokens)
+            self.close(-1, 0, impostor)
+
+    @rule(
+        payer=st.sampled_from(PAYERS), host=st.sampled_from(HOSTS), tokens=TOKENS, signed=st.booleans(),
+        watchtower=ACTOR, late=st.booleans(),
+    )  # fmt: skip
+    def serve_and_argue(
+        self, payer: str, host: str, tokens: int, watchtower: str, *, signed: bool, late: bool
+    ) -> None:
+        """A payer asks to close with its oldest voucher; somebody holds a newer one, perhaps too late."""
+        if self._open_usual(payer, host):
+            session = self.book.sessions[-1]
+            self.sign_a_voucher(-1, tokens, tokens)
+            self.sign_a_voucher(-1, tokens, tokens)
+            self.request_close(-1, len(session.vouchers) - 1, None, signed=signed)
+            if late:
+                self.let_time_pass(24)
+            self.submit_voucher_for(session, 0, watchtower)
+
+    def _open_usual(self, payer: str, host: str) -> bool:
+        terms = self.world.terms(
+            payer=ADDRESS[payer], host=ADDRESS[host], receipt_key=ADDRESS[RECEIPT_KEYS[host]]
+        )
+        return self._open(terms, payer, host)
+
     @precondition(opened)
     @rule(index=INDEX, forger=ACTOR, tokens=st.integers(1, 10**9))
     def forge(self, index: int, forger: str, tokens: int) -> None:
@@ -189,17 +250,22 @@ class MarketRules(RuleBasedStateMachine):
         order = (terms_tuple(session.terms), voucher_tuple(voucher))
         self.expect(False, self.send(forger, "submit_voucher", *order))
 
-    @rule(account=ACTOR, to=ACTOR, percent=st.integers(0, 101))
-    def withdraw(self, account: str, to: str, percent: int) -> None:
+    def owing(self) -> bool:
+        return any(self.book.ledger.values())
+
+    @precondition(owing)
+    @rule(index=INDEX, to=ACTOR, percent=st.integers(0, 101), poor=RARELY)
+    def withdraw(self, index: int, to: str, percent: int, poor: str | None) -> None:
+        account = poor or self.creditor(index)
         amount = self.book.ledger[ADDRESS[account]] * percent // 100
         order = (ADDRESS[account], ADDRESS[to], amount, 0, ADDRESS[account])
-        if self.expect(
-            self.book.can_withdraw(*order), self.send(account, "withdraw", ADDRESS[to], amount)
-        ):
+        if self.expect(self.book.can_withdraw(*order), self.send(account, "withdraw", ADDRESS[to], amount)):
             self.book.withdraw(*order)
 
-    @rule(account=ACTOR, to=ACTOR, relayer=ACTOR, percent=st.integers(1, 100), fee=st.integers(0, 9))
-    def withdraw_by_signature(self, account: str, to: str, relayer: str, percent: int, fee: int) -> None:
+    @precondition(owing)
+    @rule(index=INDEX, to=ACTOR, relayer=ACTOR, percent=st.integers(1, 100), fee=st.integers(0, 9))
+    def withdraw_by_signature(self, index: int, to: str, relayer: str, percent: int, fee: int) -> None:
+        account = self.creditor(index)
         owner = ADDRESS[account]
         amount = self.book.ledger[owner] * percent // 100
         deadline = self.at + 60
@@ -209,20 +275,19 @@ class MarketRules(RuleBasedStateMachine):
         )  # fmt: skip
         signed = (owner, ADDRESS[to], amount, fee, deadline, sign(account, digest))
         order = (owner, ADDRESS[to], amount, fee, ADDRESS[relayer])
-        if self.expect(
-            self.book.can_withdraw(*order), self.send(relayer, "withdraw_by_signature", *signed)
-        ):
+        if self.expect(self.book.can_withdraw(*order), self.send(relayer, "withdraw_by_signature", *signed)):
             self.book.withdraw(*order)
             self.expect(False, self.send(relayer, "withdraw_by_signature", *signed))
 
-    @rule(who=ACTOR)
-    def freeze_or_thaw(self, who: str) -> None:
-        """The token's issuer does as it likes."""
-        account = ADDRESS[who]
-        name = "unBlacklist" if account in self.book.frozen else "blacklist"
-        self.world.usdc.send(ADDRESS["deployer"], name, account)
-        self.book.frozen ^= {account}
+    @rule(who=RARELY)
+    def freeze_or_thaw(self, who: str | None) -> None:
+        """The token's issuer freezes one account now and then, and thaws the others."""
+        wanted = set() if who is None else {ADDRESS[who]}
+        for account in sorted(self.book.frozen ^ wanted):
+            name = "blacklist" if account in wanted else "unBlacklist"
+            self.world.usdc.send(ADDRESS["deployer"], name, account)
+        self.book.frozen = wanted
 
-    @rule(hours=st.sampled_from((1, 12, 24, 24, 120)))
+    @rule(hours=st.sampled_from((1, 1, 6, 12, 24, 120)))
     def let_time_pass(self, hours: int) -> None:
         self.world.chain.travel(hours * 3600)

@@ -107,9 +107,7 @@ class World:
         self, terms: SessionTerms, authorisation: tuple[int, bytes], relayer: str = "host", **options: int
     ) -> Receipt:
         """Open with what was signed before."""
-        receipt = self.market.send(
-            ADDRESS[relayer], "open", terms_tuple(terms), *authorisation, **options
-        )
+        receipt = self.market.send(ADDRESS[relayer], "open", terms_tuple(terms), *authorisation, **options)
         self.opened.append(terms)
         self.parties |= {terms.payer, terms.host}
         return receipt

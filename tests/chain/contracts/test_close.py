@@ -32,7 +32,11 @@ def test_ninety_to_the_host_ten_to_the_treasury_the_rest_back_to_the_unit(world:
     earned = voucher.amount - FEE
     tenth = earned // 10
     assert earned == -(-(333 * 500_000 + 77_777 * 2_000_000) // 10**6)
-    assert world.gains(before) == {"host": voucher.amount - tenth, "treasury": tenth, "payer": -voucher.amount}
+    assert world.gains(before) == {
+        "host": voucher.amount - tenth,
+        "treasury": tenth,
+        "payer": -voucher.amount,
+    }
     (closed,) = world.market.events(receipt)
     assert closed.fields["amount"] == voucher.amount
     assert closed.fields["refund"] == DEPOSIT - voucher.amount

@@ -201,9 +201,7 @@ def test_starving_the_refund_of_gas_never_turns_it_into_a_credit(world: World) -
     for gas in range(enough - 40_000, enough + 8_000, 2_000):
         start = world.chain.snapshot()
         try:
-            world.market.send(
-                ADDRESS["host"], "close", (terms_tuple(terms), _tuple(voucher)), gas=gas
-            )
+            world.market.send(ADDRESS["host"], "close", (terms_tuple(terms), _tuple(voucher)), gas=gas)
         except RevertedError:
             assert world.state(terms)[0] == 1
         else:

@@ -65,6 +65,4 @@ def test_a_permit_is_used_once_before_its_deadline_and_by_its_owners_key_only(wo
 
 def test_nobody_permits_in_the_zero_addresss_name(world: World) -> None:
     with pytest.raises(RevertedError, match="FAB: bad signature"):
-        world.fab.send(
-            HOST, "permit", bytes(20), HOST, 9, world.chain.now + 60, 27, bytes(32), bytes(32)
-        )
+        world.fab.send(HOST, "permit", bytes(20), HOST, 9, world.chain.now + 60, 27, bytes(32), bytes(32))

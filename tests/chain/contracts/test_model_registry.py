@@ -118,8 +118,8 @@ def test_a_proposal_needs_a_bond_and_a_manifest(world: World) -> None:
         send(world, "host", "propose", b"")
     with pytest.raises(RevertedError, match="no such proposal"):
         send(world, "host", "vote", 1, True, 1)
+    send(world, "host", "propose", MANIFEST)
     with pytest.raises(RevertedError, match="bad amount"):
-        send(world, "host", "propose", MANIFEST)
         send(world, "host", "vote", 1, True, 0)
     assert not accepted(world, 9)
 

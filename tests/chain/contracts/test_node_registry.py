@@ -131,9 +131,7 @@ def test_a_payer_that_names_its_own_receipt_key_cannot_slash_an_honest_host(
     assert registry.node() == (STAKE, 0, 0)
 
 
-def test_receipts_of_a_session_that_was_never_opened_slash_nobody(
-    world: World, registry: Registry
-) -> None:
+def test_receipts_of_a_session_that_was_never_opened_slash_nobody(world: World, registry: Registry) -> None:
     terms = world.terms()
     with pytest.raises(RevertedError, match="no such session"):
         registry.slash(terms, link(world, terms, "yes"), link(world, terms, "no"))

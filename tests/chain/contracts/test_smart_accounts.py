@@ -112,4 +112,4 @@ def test_a_host_that_is_a_wallet_is_paid_closes_and_withdraws_by_signature(
     )  # fmt: skip
     assert world.wallet("watchtower") == owed
     assert world.wallet("payer") == PURSE - voucher.amount
-    assert DEPOSIT > voucher.amount
+    assert voucher.amount < DEPOSIT

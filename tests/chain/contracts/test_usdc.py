@@ -34,7 +34,7 @@ def shaped(form: str, signature: bytes) -> tuple[Any, ...]:
 
 
 def authorisation(world: World, kind: bytes, **changes: Any) -> tuple[tuple[Any, ...], bytes]:
-    fields = {
+    fields: dict[str, Any] = {
         "sender": PAYER, "to": HOST, "amount": DOLLAR, "after": 0, "before": world.chain.now + 60,
         "nonce": NONCE,
     } | changes  # fmt: skip
@@ -109,8 +109,8 @@ def test_a_signature_that_is_too_short_is_refused(world: World) -> None:
 @FORMS
 def test_a_cancelled_authorisation_is_spent(world: World, form: str) -> None:
     signature = sign("payer", cancel_digest(world.token, payer=PAYER, nonce=NONCE))
+    forged = sign("rival", cancel_digest(world.token, payer=PAYER, nonce=NONCE))
     with pytest.raises(RevertedError, match="invalid signature"):
-        forged = sign("rival", cancel_digest(world.token, payer=PAYER, nonce=NONCE))
         world.usdc.send(HOST, "cancelAuthorization", PAYER, NONCE, *shaped(form, forged))
     world.usdc.send(HOST, "cancelAuthorization", PAYER, NONCE, *shaped(form, signature))
     fields, signed = authorisation(world, TRANSFER)

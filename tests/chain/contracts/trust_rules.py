@@ -64,15 +64,19 @@ class TrustRules(MarketRules):
             self.world.fab.send(deployer, "transfer", ADDRESS[name], PURSE_FAB)
             for contract in (self.world.nodes, self.world.models):
                 self.world.fab.send(ADDRESS[name], "approve", contract.address, 10**6 * FAB)
+            self._register(name, STAKE)
 
-    def node_call(self, allowed: bool, sender: str, name: str, *arguments: Any) -> bool:  # noqa: FBT001
+    def node_call(self, allowed: bool, sender: str, name: str, *arguments: Any) -> bool:
         return self.expect(allowed, lambda: self.world.nodes.send(ADDRESS[sender], name, *arguments))
 
-    def model_call(self, allowed: bool, sender: str, name: str, *arguments: Any) -> bool:  # noqa: FBT001
+    def model_call(self, allowed: bool, sender: str, name: str, *arguments: Any) -> bool:
         return self.expect(allowed, lambda: self.world.models.send(ADDRESS[sender], name, *arguments))
 
     @rule(name=HOST, amount=st.sampled_from((0, STAKE, 3 * STAKE)))
     def register(self, name: str, amount: int) -> None:
+        self._register(name, amount)
+
+    def _register(self, name: str, amount: int) -> None:
         node = self.stakes[name]
         allowed = node.stake + amount >= STAKE and amount <= self.fab[name]
         order = (keccak256(name.encode()), ADDRESS[RECEIPT_KEYS[name]], amount)
@@ -90,6 +94,10 @@ class TrustRules(MarketRules):
             node.unbonding += amount
             node.unbonds_at = at + 7 * DAY
 
+    def leaving(self) -> bool:
+        return any(node.unbonding for node in self.stakes.values())
+
+    @precondition(leaving)
     @rule(name=HOST)
     def rebond(self, name: str) -> None:
         node = self.stakes[name]
@@ -97,6 +105,7 @@ class TrustRules(MarketRules):
         if self.node_call(allowed, name, "rebond"):
             self.stakes[name] = Node(stake=node.stake + node.unbonding)
 
+    @precondition(leaving)
     @rule(name=HOST)
     def withdraw_stake(self, name: str) -> None:
         node = self.stakes[name]
@@ -110,6 +119,10 @@ class TrustRules(MarketRules):
     def sign_a_receipt(self, index: int, epoch: int, answer: bytes) -> None:
         """Off the chain. An honest host answers one place once: asked again, it says the same."""
         terms = self.some(index).terms
+        self._sign(terms, epoch, answer)
+        self._sign(terms, epoch, b"perhaps")
+
+    def _sign(self, terms: SessionTerms, epoch: int, answer: bytes) -> None:
         name = NAME[terms.host]
         said = b"always this" if name == HONEST else answer
         chain = ReceiptChain.begin(self.world.id_of(terms), terms.model, b"salt", epoch)
@@ -117,6 +130,13 @@ class TrustRules(MarketRules):
         root = chain.advance(1, 32, hashed, NO_FINGERPRINT)
         link = (previous, 1, 32, hashed, NO_FINGERPRINT, sign(RECEIPT_KEYS[name], chain.digest()))
         self.receipts.append(Signed(terms, epoch, root, link))
+
+    @precondition(MarketRules.opened)
+    @rule(index=INDEX, epoch=st.integers(1, 2), reporter=ACTOR)
+    def sign_and_report(self, index: int, epoch: int, reporter: str) -> None:
+        """The last two receipts somebody got from one host."""
+        self.sign_a_receipt(index, epoch, b"yes")
+        self.judge(self.receipts[-1], self.receipts[-2], reporter)
 
     def told(self) -> bool:
         return len(self.receipts) > 1
@@ -127,7 +147,10 @@ class TrustRules(MarketRules):
         """Any two receipts as evidence: only two that conflict cost a stake, once."""
         a = self.receipts[first % len(self.receipts)]
         same = [receipt for receipt in self.receipts if receipt.terms == a.terms]
-        b = same[second % len(same)]
+        self.judge(a, same[second % len(same)], reporter)
+
+    def judge(self, a: Signed, b: Signed, reporter: str) -> None:
+        """Show both to the registry."""
         name = NAME[a.terms.host]
         node = self.stakes[name]
         place = (self.world.id_of(a.terms), a.epoch)
@@ -162,7 +185,7 @@ class TrustRules(MarketRules):
 
     @precondition(voting)
     @rule(index=INDEX, name=HOST, support=st.booleans(), amount=st.sampled_from((0, 1, STAKE)))
-    def vote(self, index: int, name: str, support: bool, amount: int) -> None:  # noqa: FBT001
+    def vote(self, index: int, name: str, amount: int, *, support: bool) -> None:
         number = index % len(self.votes)
         vote = self.votes[number]
         allowed = 0 < amount <= self.fab[name] and self.at < vote.ends_at
