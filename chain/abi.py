@@ -17,7 +17,6 @@ from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import keccak256
 
 CONTRACTS: Final = ("FAB", "JobMarketplace", "ModelRegistry", "NodeRegistry", "ProofSystem", "USDC")
-_ERROR_STRING: Final = keccak256(b"Error(string)")[:4]
 
 
 def type_of(field: dict[str, Any]) -> str:
@@ -123,12 +122,3 @@ def artifact(name: str) -> Artifact:
     """One of ``CONTRACTS``, from the package."""
     raw = json.loads(files("p2pnode.chain").joinpath("artifacts", f"{name}.json").read_text())
     return Artifact(name, tuple(raw["abi"]), bytes.fromhex(raw["bytecode"].removeprefix("0x")))
-
-
-def revert_reason(data: bytes) -> str:
-    """The text of ``Error(string)``, or the hex of anything else."""
-    from eth_abi.abi import decode
-
-    if data[:4] == _ERROR_STRING:
-        return str(decode(("string",), data[4:])[0])
-    return "0x" + data.hex()

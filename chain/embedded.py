@@ -181,9 +181,22 @@ class Deployment:
     fab: Contract
 
 
-def deploy(chain: EmbeddedChain, deployer: bytes, *, treasury: bytes, fab_holder: bytes) -> Deployment:
-    """Deploy all, the USDC double included; ``deployer`` mints it."""
-    todo = plan(deployer=deployer, nonce=chain.nonce(deployer), treasury=treasury, fab_holder=fab_holder)
+def deploy(
+    chain: EmbeddedChain,
+    deployer: bytes,
+    *,
+    treasury: bytes,
+    fab_holder: bytes,
+    usdc: Contract | None = None,
+) -> Deployment:
+    """Deploy all; without ``usdc`` the double too, which ``deployer`` mints."""
+    todo = plan(
+        deployer=deployer,
+        nonce=chain.nonce(deployer),
+        treasury=treasury,
+        fab_holder=fab_holder,
+        usdc=None if usdc is None else usdc.address,
+    )
     for step in todo.steps:
         made = chain.send(deployer, b"", step.initcode).contract
         if made != step.address:
@@ -200,6 +213,6 @@ def deploy(chain: EmbeddedChain, deployer: bytes, *, treasury: bytes, fab_holder
         proofs=at("ProofSystem", found.proof_system),
         nodes=at("NodeRegistry", found.node_registry),
         models=at("ModelRegistry", found.model_registry),
-        usdc=at("USDC", found.usdc),
+        usdc=usdc or at("USDC", found.usdc),
         fab=at("FAB", found.fab),
     )

@@ -9,6 +9,7 @@ import pytest
 
 from p2pnode.chain.abi import Artifact
 from p2pnode.chain.embedded import Contract
+from p2pnode.chain.gas import Token
 from p2pnode.protocols.crypto import abi_encode
 from tests.chain.contracts.build_artifacts import compile_contract
 from tests.chain.contracts.support import ADDRESS, World
@@ -17,8 +18,8 @@ HELPERS = Path(__file__).parent / "helpers"
 
 
 @pytest.fixture(scope="session")
-def deployed() -> World:
-    return World()
+def deployed(usdc_on: Token | None) -> World:
+    return World(usdc_on)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from itertools import count
 from typing import Any, Final
 
 from p2pnode.chain.calldata import claim_tuple, terms_tuple
-from p2pnode.chain.embedded import Contract, EmbeddedChain, Receipt, address_of_secret, deploy
+from p2pnode.chain.embedded import EmbeddedChain, Receipt, address_of_secret, deploy
+from p2pnode.chain.gas import Token
 from p2pnode.chain.typed_data import (
     Domain,
     amount_due,
@@ -55,10 +56,14 @@ def malleable_twin(signature: bytes) -> bytes:
 class World:
     """Contracts on an embedded chain. Payers hold ``PURSE``; sessions are remembered for the audit."""
 
-    def __init__(self) -> None:
+    def __init__(self, usdc_on: Token | None = None) -> None:
         self.chain = EmbeddedChain(SECRETS.values())
         made = deploy(
-            self.chain, ADDRESS["deployer"], treasury=ADDRESS["treasury"], fab_holder=ADDRESS["deployer"]
+            self.chain,
+            ADDRESS["deployer"],
+            treasury=ADDRESS["treasury"],
+            fab_holder=ADDRESS["deployer"],
+            usdc=None if usdc_on is None else usdc_on(self.chain),
         )
         self.market, self.usdc, self.fab = made.market, made.usdc, made.fab
         self.nodes, self.models, self.proofs = made.nodes, made.models, made.proofs
@@ -196,7 +201,3 @@ class World:
     def freeze(self, who: str) -> None:
         """The token's issuer blacklists an account."""
         self.usdc.send(ADDRESS["deployer"], "blacklist", ADDRESS[who])
-
-    def at(self, contract: Contract) -> str:
-        """For messages."""
-        return contract.artifact.name

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from p2pnode.chain.calldata import terms_tuple
+from p2pnode.chain.calldata import terms_tuple, voucher_tuple
 from p2pnode.chain.embedded import RevertedError
 from p2pnode.chain.typed_data import authorisation_digest, cancel_digest, market_domain, session_id
 from p2pnode.ids import ModelId
+from p2pnode.protocols.crypto import abi_encode, keccak256
 from tests.chain.contracts.support import (
     ADDRESS,
     DAY,
@@ -45,24 +46,17 @@ def test_the_contract_computes_the_same_session_id(world: World) -> None:
     assert world.market.read("session_id", terms_tuple(terms)) == world.id_of(terms)
 
 
-def test_a_session_is_one_storage_slot(world: World) -> None:
-    first, second = world.terms(), world.terms()
-    world.open(first)
-    root = world.chain.storage
-    before = [root(world.market.address, slot) for slot in range(8)]
-    world.open(second)
-    assert [root(world.market.address, slot) for slot in range(8)] == before
-    least = (1).to_bytes(32, "big")
-    slots = {slot for slot in range(8) if _session_slot(world, slot, first) == least}
-    assert len(slots) == 1
-
-
-def _session_slot(world: World, base: int, terms: Any) -> bytes:
-    """Vyper keeps a mapping's value at keccak(base . key)."""
-    from p2pnode.protocols.crypto import abi_encode, keccak256
-
-    key = int.from_bytes(keccak256(abi_encode(base, world.id_of(terms))), "big")
-    return world.chain.storage(world.market.address, key)
+def test_a_sessions_whole_state_is_one_storage_slot(world: World) -> None:
+    terms = world.opened_terms()
+    voucher = world.voucher(terms, 0, 10)
+    order = (terms_tuple(terms), voucher_tuple(voucher), b"")
+    world.market.send(ADDRESS["payer"], "request_close", *order)
+    status, closing_at, recorded = world.state(terms)
+    packed = (status | closing_at << 8 | recorded << 72).to_bytes(32, "big")
+    places = [int.from_bytes(keccak256(abi_encode(base, world.id_of(terms))), "big") for base in range(16)]
+    found = [place for place in places if world.chain.storage(world.market.address, place) == packed]
+    assert len(found) == 1
+    assert world.chain.storage(world.market.address, found[0] + 1) == bytes(32)
 
 
 ALTERED: dict[str, Any] = {
@@ -272,3 +266,18 @@ def test_a_blacklisted_payer_opens_nothing(world: World) -> None:
     with pytest.raises(RevertedError, match="Blacklistable: account is blacklisted"):
         world.relay(terms, world.authorise(terms))
     assert world.state(terms) == (0, 0, 0)
+
+
+def test_the_largest_deposit_there_can_be_opens_and_comes_back_whole(world: World) -> None:
+    most = 2**64 - 1
+    world.usdc.send(ADDRESS["deployer"], "mint", ADDRESS["payer"], most)
+    terms = world.terms(deposit=most, session_fee=0, tip=0, price_in=most, price_out=most)
+    before = world.worths()
+    world.open(terms)
+    world.close(terms, world.voucher(terms, 2**40, 2**40, amount=most))
+    assert world.gains(before) == {
+        "payer": -most, "host": most - most // 10, "treasury": most // 10,
+    }  # fmt: skip
+    back = world.opened_terms(deposit=PURSE)
+    world.market.send(ADDRESS["host"], "release", terms_tuple(back))
+    assert world.gains(before)["payer"] == -most - FEE
