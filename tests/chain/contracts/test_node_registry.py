@@ -106,6 +106,18 @@ def test_the_same_evidence_slashes_once_also_swapped_or_with_a_third_receipt(
     assert registry.node() == (STAKE, 0, 0)
 
 
+@pytest.mark.parametrize(("epoch", "links"), [(3, 2), (4, 1)])
+def test_a_lie_in_another_place_costs_the_stake_again(
+    world: World, registry: Registry, epoch: int, links: int
+) -> None:
+    terms = world.opened_terms()
+    registry.slash(terms, link(world, terms, "yes"), link(world, terms, "no"))
+    registry.send("host", "register", PEER_KEY, ADDRESS["receipt key"], STAKE)
+    a, b = (link(world, terms, answer, epoch=epoch, links=links) for answer in ("yes", "no"))
+    registry.slash(terms, a, b, epoch=epoch, seq=links)
+    assert registry.node() == (0, 0, 0)
+
+
 def test_a_self_report_recovers_nothing(world: World, registry: Registry) -> None:
     terms = world.opened_terms()
     held = registry.fab("host")
