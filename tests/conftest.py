@@ -16,3 +16,8 @@ def _as_in_the_field() -> None:
     """A user's terminal shows warnings and worse; and libraries of tests raise Python's recursion limit."""
     configure_logging("warning")
     sys.setrecursionlimit(PYTHONS_OWN_LIMIT)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``make test-circle`` tries the contracts with the real token."""
+    parser.addoption("--circle", metavar="DIRECTORY", help="the unpacked npm package of Circle's USDC")

@@ -1,0 +1,124 @@
+"""The contracts as they ship: ABI and bytecode, calls encoded, answers and events decoded. No I/O but
+reading the package's own JSON.
+
+Addresses are 20 bytes outside; ``eth_abi`` is imported when first used, so a free session pays nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
+
+from p2pnode.errors import ChainError
+from p2pnode.protocols.crypto import keccak256
+
+CONTRACTS: Final = ("FAB", "JobMarketplace", "ModelRegistry", "NodeRegistry", "ProofSystem", "USDC")
+
+
+def type_of(field: dict[str, Any]) -> str:
+    """The canonical type of an ABI field; structs become tuples."""
+    kind: str = field["type"]
+    if not kind.startswith("tuple"):
+        return kind
+    inner = ",".join(type_of(part) for part in field["components"])
+    return f"({inner}){kind.removeprefix('tuple')}"
+
+
+def _plain(value: Any) -> Any:
+    """``eth_abi`` gives addresses as hex text; we hold 20 bytes."""
+    if isinstance(value, str) and value.startswith("0x"):
+        return bytes.fromhex(value[2:])
+    if isinstance(value, tuple | list):
+        return tuple(_plain(part) for part in value)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One call: its selector and types."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def selector(self) -> bytes:
+        """Four bytes."""
+        return keccak256(f"{self.name}({','.join(self.inputs)})".encode())[:4]
+
+    def encode(self, arguments: Sequence[Any]) -> bytes:
+        """Calldata. Raises ``ChainError`` for arguments that don't fit."""
+        from eth_abi.abi import encode
+        from eth_abi.exceptions import EncodingError
+
+        try:
+            return self.selector + encode(self.inputs, tuple(arguments))
+        except (EncodingError, ValueError, TypeError) as error:
+            msg = f"{self.name} takes ({', '.join(self.inputs)}): {error}"
+            raise ChainError(msg) from error
+
+    def decode(self, data: bytes) -> Any:
+        """What the call returned: one value, a tuple of several, or None."""
+        from eth_abi.abi import decode
+
+        values = tuple(_plain(value) for value in decode(self.outputs, data))
+        return values[0] if len(values) == 1 else values or None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A decoded log."""
+
+    contract: bytes
+    name: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One contract of ``chain/artifacts``."""
+
+    name: str
+    abi: tuple[dict[str, Any], ...]
+    bytecode: bytes
+
+    def function(self, name: str, arguments: int) -> Function:
+        """The call with this name and number of arguments. Overloads differ in that number."""
+        for entry in self.abi:
+            if entry["type"] == "function" and entry["name"] == name and len(entry["inputs"]) == arguments:
+                inputs = tuple(type_of(field) for field in entry["inputs"])
+                return Function(name, inputs, tuple(type_of(field) for field in entry["outputs"]))
+        msg = f"{self.name} has no function {name} of {arguments} arguments"
+        raise ChainError(msg)
+
+    def event(self, contract: bytes, topics: Sequence[bytes], data: bytes) -> Event | None:
+        """Decode a log of this contract; None if it isn't one of its events."""
+        from eth_abi.abi import decode
+
+        for entry in self.abi:
+            if entry["type"] != "event" or not topics:
+                continue
+            kinds = ",".join(type_of(field) for field in entry["inputs"])
+            if keccak256(f"{entry['name']}({kinds})".encode()) != topics[0]:
+                continue
+            indexed = [field for field in entry["inputs"] if field["indexed"]]
+            plain = [field for field in entry["inputs"] if not field["indexed"]]
+            found = {
+                field["name"]: _plain(decode((type_of(field),), topic)[0])
+                for field, topic in zip(indexed, topics[1:], strict=True)
+            }
+            values = decode(tuple(type_of(field) for field in plain), data)
+            found |= {field["name"]: _plain(value) for field, value in zip(plain, values, strict=True)}
+            return Event(contract, entry["name"], found)
+        return None
+
+
+@cache
+def artifact(name: str) -> Artifact:
+    """One of ``CONTRACTS``, from the package."""
+    raw = json.loads(files("p2pnode.chain").joinpath("artifacts", f"{name}.json").read_text())
+    return Artifact(name, tuple(raw["abi"]), bytes.fromhex(raw["bytecode"].removeprefix("0x")))
