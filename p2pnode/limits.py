@@ -55,6 +55,17 @@ class Limits:
     idle_session_s: float = 900.0
     ping_interval_s: float = 30.0
 
+    # money
+    linger_s: float = 300.0
+    relay_deadline_s: float = 90.0
+    chain_deadline_s: float = 10.0
+    chain_poll_s: float = 5.0
+    settle_batch_s: float = 2.0
+    settle_deadline_s: float = 10.0
+    settle_retry_s: float = 5.0
+    settle_retry_max_s: float = 300.0
+    expiry_margin_s: float = 900.0
+
     # shutdown
     drain_deadline_s: float = 10.0
     close_deadline_s: float = 3.0

@@ -47,6 +47,11 @@ OFFENCES = {
         ("p2pnode/cli/models.py", "def late():\n    import torch"),
         ("p2pnode/net/network.py", "import exllamav2"),
     ],
+    "web3": [
+        ("p2pnode/host/cashier.py", "import web3"),
+        ("p2pnode/cli/funds.py", "def late():\n    from web3 import AsyncWeb3"),
+        ("p2pnode/client/purse.py", "import eth_tester"),
+    ],
 }
 
 

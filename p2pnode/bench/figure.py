@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final, Literal, TypeAlias
 
-SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle"]
+SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle", "gas"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +112,49 @@ GOALS: Final = (
         meaning="memory of `p2pnode join --client-only`",
         baseline="a process with one node of libp2p as it comes",
     ),
+    Goal(
+        name="gas.open",
+        unit="gas",
+        bound="at most",
+        target=160_000,
+        meaning="opening a session with Circle's USDC, slots warm",
+        baseline="what the deployed predecessor documents",
+    ),
+    Goal(
+        name="gas.settle",
+        unit="gas",
+        bound="at most",
+        target=100_000,
+        meaning="settling a session alone, slots warm",
+        baseline="what the deployed predecessor documents",
+    ),
+    Goal(
+        name="gas.settle_in_10",
+        unit="gas",
+        bound="at most",
+        target=50_000,
+        meaning="settling a session as one of ten in a transaction",
+        baseline="what the deployed predecessor documents for a session: it has no batches",
+    ),
+    Goal(
+        name="gas.checkpoint",
+        unit="gas",
+        bound="at most",
+        target=0,
+        meaning="a checkpoint: two signatures between peers, no transaction",
+        baseline="what the deployed predecessor documents",
+    ),
+    Goal(
+        name="gas.break_even",
+        unit="tokens",
+        bound="at most",
+        target=4_000,
+        meaning="output tokens whose price pays for open and settle: 0.01 gwei, 3000 USD an ether, 2 USD "
+        "per million tokens, no session fee",
+        baseline="the same for the predecessor's open and settle, without its checkpoints",
+    ),
 )
-SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle")
+SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle", "gas")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,4 +220,5 @@ def paired(pairs: list[tuple[float, float]], **details: Any) -> Measurement:
 
 
 def _rounded(number: float) -> float:
-    return float(f"{number:.4g}")
+    """Four digits of a measurement; a count is exact."""
+    return float(number) if float(number).is_integer() else float(f"{number:.4g}")

@@ -13,6 +13,19 @@ PAIRS_DEFAULT = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GasOptions:
+    """For the gas suite. ``ether_price`` is USDC units an ether, ``price_out`` per million tokens."""
+
+    anvil: Path | None = None
+    gas_price_wei: int = 10_000_000
+    ether_price: int = 3_000_000_000
+    price_out: int = 2_000_000
+
+
+GAS_DEFAULTS = GasOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
     """``quick`` is for a look, not for a verdict: few repetitions, and the scripted engine throughout."""
 
@@ -20,6 +33,7 @@ class BenchOptions:
     """A folder for this run's data dirs; its maker removes it."""
     pairs: int = PAIRS_DEFAULT
     quick: bool = False
+    gas: GasOptions = GAS_DEFAULTS
 
 
 Take: TypeAlias = Callable[[str, Measurement], None]

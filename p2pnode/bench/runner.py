@@ -11,7 +11,7 @@ from typing import Any, Final
 import structlog
 
 from p2pnode.bench.figure import GOALS, SUITES, Figure, Goal, Measurement
-from p2pnode.bench.options import PAIRS_DEFAULT, BenchOptions, Take
+from p2pnode.bench.options import GAS_DEFAULTS, PAIRS_DEFAULT, BenchOptions, GasOptions, Take
 from p2pnode.errors import P2PNodeError, UsageError
 
 ALL: Final = "all"
@@ -43,6 +43,7 @@ async def run_suites(
     *,
     pairs: int = PAIRS_DEFAULT,
     quick: bool = False,
+    gas: GasOptions = GAS_DEFAULTS,
     measure: Mapping[str, Suite] | None = None,
 ) -> bool:
     """Report a figure for each goal of these suites as it is found; true when all hold.
@@ -56,7 +57,7 @@ async def run_suites(
     holds = True
     for name in names:
         with tempfile.TemporaryDirectory(prefix="p2pnode-bench-") as scratch:
-            options = BenchOptions(scratch=Path(scratch), pairs=pairs, quick=quick)
+            options = BenchOptions(scratch=Path(scratch), pairs=pairs, quick=quick, gas=gas)
             run = _Run([goal for goal in GOALS if goal.suite == name], report, quick=quick)
             problem = "the suite did not measure it"
             try:

@@ -10,6 +10,7 @@ import typer
 from p2pnode.cli.lines import read_all
 from p2pnode.cli.options import (
     BootstrapOption,
+    ChainOption,
     DataDirOption,
     JsonOption,
     LogOption,
@@ -35,6 +36,9 @@ SeedOption = Annotated[int | None, typer.Option(help="Makes sampling repeatable 
 StopOption = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")
 ]
+MaxSpendOption = Annotated[
+    int | None, typer.Option("--max-spend", help="Sign for at most so many USDC units (1e-6 USDC) a session.")
+]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that precedes the conversation.")]
 _MEASURABLE_S: Final = 0.05
 
@@ -51,6 +55,8 @@ def ask(
     seed: SeedOption = None,
     stop: StopOption = None,
     system: SystemOption = None,
+    chain: ChainOption = None,
+    max_spend: MaxSpendOption = None,
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -68,7 +74,13 @@ def ask(
         check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
         client = make_client(
-            output, data_dir, bootstrap, mdns=mdns, discovery=not no_discovery and peer is None
+            output,
+            data_dir,
+            bootstrap,
+            mdns=mdns,
+            discovery=not no_discovery and peer is None,
+            chain=chain,
+            spend_session_max=max_spend,
         )
         text = await _text_of(question)
         async with (
@@ -129,13 +141,19 @@ def make_sampling(
 
 
 def make_client(
-    output: Output, data_dir: Any, bootstrap: list[str] | None, *, mdns: bool | None, discovery: bool
+    output: Output,
+    data_dir: Any,
+    bootstrap: list[str] | None,
+    *,
+    mdns: bool | None,
+    discovery: bool,
+    **flags: Any,
 ) -> Any:
     """A client that reports what it does as events."""
     from p2pnode.client.client import Client
     from p2pnode.node.invite import read_bootstrap
 
-    config = build_config(data_dir, mdns=mdns)
+    config = build_config(data_dir, mdns=mdns, **flags)
     with blaming("--bootstrap"):
         first = [one for each in bootstrap or () for one in read_bootstrap(each)]
 
@@ -143,6 +161,8 @@ def make_client(
         text = ""
         if name == "host.failed" and fields["retrying"]:
             text = f"[{shorten(str(fields['peer']))} failed: {fields['reason']}; looking for another host]"
+        elif name == "signing":
+            text = f"[{fields['words']}]"
         output.event(name, fields, text=text)
 
     return Client(config, bootstrap=first, discovery=discovery, on_event=on_event)
@@ -152,15 +172,18 @@ def finish(output: Output, answer: Any) -> None:
     """End the text with a newline, and tell scripts the bill."""
     from dataclasses import asdict
 
+    from p2pnode.money import usdc_text
+
     output.end_line()
     usage = answer.usage
     if usage is not None:
         took = usage.total_s - usage.ttft_s
         # What came in one piece has no speed.
         speed = f"{(usage.tokens_out - 1) / took:.0f} tokens/s, " if took > _MEASURABLE_S else ""
+        cost = f", {usdc_text(usage.cost)} so far in this session" if usage.cost else ""
         output.event(
             "done",
             {"host": answer.host, "checkpoints": answer.checkpoints, **asdict(usage)},
             text=f"[{usage.tokens_in} tokens in, {usage.tokens_out} out, first after {usage.ttft_s:.2f} s, "
-            f"{speed}from {shorten(str(answer.host))}]",
+            f"{speed}from {shorten(str(answer.host))}{cost}]",
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,15 +14,27 @@ from p2pnode.cli.output import Output
 if TYPE_CHECKING:
     from p2pnode.bench.figure import Figure
 
+_GWEI_DIGITS: Final = 9
+_USDC_DIGITS: Final = 6
+_IN_FULL: Final = 1_000
+
 
 def bench(
-    suite: Annotated[str, typer.Argument(help="stream, dial, gossip, cli, idle, or all.")] = "all",
+    suite: Annotated[str, typer.Argument(help="stream, dial, gossip, cli, idle, gas, or all.")] = "all",
     pairs: Annotated[
         int, typer.Option(help="Pairs of runs, ours and the baseline in turn, per stream figure.")
     ] = 10,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few repetitions and no real model: a look, not a verdict.")
     ] = False,
+    anvil: Annotated[
+        Path | None, typer.Option(help="gas: the anvil program; without it build/anvil, where there is one.")
+    ] = None,
+    gas_gwei: Annotated[str, typer.Option(help="gas: price of gas for the break-even, in gwei.")] = "0.01",
+    ether_usd: Annotated[str, typer.Option(help="gas: price of ether for the break-even, in USDC.")] = "3000",
+    price_out: Annotated[
+        int, typer.Option(min=0, help="gas: price per million output tokens, in USDC units.")
+    ] = 2_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per figure on stdout.")] = False,
     log_level: LogOption = "error",
 ) -> None:
@@ -41,9 +54,16 @@ def bench(
             output.event("figure", text=_line(figure))
 
     async def run() -> None:
+        from p2pnode.bench.options import GasOptions
         from p2pnode.bench.runner import run_suites, suites_named
 
-        held.append(await run_suites(suites_named(suite), report, pairs=pairs, quick=quick))
+        gas = GasOptions(
+            anvil=anvil,
+            gas_price_wei=_units(gas_gwei, "--gas-gwei", _GWEI_DIGITS),
+            ether_price=_units(ether_usd, "--ether-usd", _USDC_DIGITS),
+            price_out=price_out,
+        )
+        held.append(await run_suites(suites_named(suite), report, pairs=pairs, quick=quick, gas=gas))
 
     run_async(run, on_error=output.failed)
     if not as_json:
@@ -52,13 +72,28 @@ def bench(
         raise typer.Exit(EXIT_FAILED)
 
 
+def _units(text: str, flag: str, digits: int) -> int:
+    from p2pnode.chain.fees import decimal_units
+    from p2pnode.errors import UsageError
+
+    try:
+        return decimal_units(text, digits)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from error
+
+
 def _line(figure: Figure) -> str:
     """Progress: a figure as soon as it is taken."""
     found, goal = figure.measurement, figure.goal
     if found is None:
         return f"{goal.name}: not measured: {figure.problem}"
     verdict = "holds" if figure.holds else "DOES NOT HOLD"
-    return f"{goal.name}: {found.value:.3g} {goal.unit} ({goal.bound} {goal.target:g}): {verdict}"
+    return f"{goal.name}: {_shown(found.value)} {goal.unit} ({goal.bound} {_shown(goal.target)}): {verdict}"
+
+
+def _shown(number: float) -> str:
+    """Large counts in full, measurements in three digits."""
+    return f"{number:,.0f}" if number >= _IN_FULL else f"{number:.3g}"
 
 
 def _print_table(figures: list[Figure]) -> None:
@@ -70,10 +105,13 @@ def _print_table(figures: list[Figure]) -> None:
         found, goal = figure.measurement, figure.goal
         table.add_row(
             goal.name,
-            f"{found.value:.3g} {goal.unit}" if found else "none",
-            f"{goal.bound} {goal.target:g}",
-            f"{found.baseline:.3g}" if found else "",
+            f"{_shown(found.value)} {goal.unit}" if found else "none",
+            f"{goal.bound} {_shown(goal.target)}",
+            _shown(found.baseline) if found else "",
             f"{found.ratio:.2f}" if found else "",
             "yes" if figure.holds else "NO",
         )
     Console(highlight=False).print(table)
+    for figure in figures:
+        for note in figure.measurement.details.get("notes", ()) if figure.measurement else ():
+            Console(highlight=False).print(f"{figure.goal.name}: {note}", soft_wrap=True)

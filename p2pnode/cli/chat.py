@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from p2pnode.cli.ask import (
     DiscoveryOption,
+    MaxSpendOption,
     MaxTokensOption,
     PeerOption,
     SeedOption,
@@ -22,6 +23,7 @@ from p2pnode.cli.ask import (
 from p2pnode.cli.lines import Lines
 from p2pnode.cli.options import (
     BootstrapOption,
+    ChainOption,
     DataDirOption,
     JsonOption,
     LogOption,
@@ -47,6 +49,8 @@ def chat(
     seed: SeedOption = None,
     stop: StopOption = None,
     system: SystemOption = None,
+    chain: ChainOption = None,
+    max_spend: MaxSpendOption = None,
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -63,7 +67,13 @@ def chat(
         check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
         client = make_client(
-            output, data_dir, bootstrap, mdns=mdns, discovery=not no_discovery and peer is None
+            output,
+            data_dir,
+            bootstrap,
+            mdns=mdns,
+            discovery=not no_discovery and peer is None,
+            chain=chain,
+            spend_session_max=max_spend,
         )
         options = {"model": model, "peer": peer, "system": system, "sampling": sampling}
         with Lines(sys.stdin, quiet=as_json) as lines:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:
-    from p2pnode.demo import Row
+    from p2pnode.demo.demo import Row
+    from p2pnode.demo.money import MoneyRow
 
 
 def demo() -> None:
-    """Run three hosts and a client on loopback for a minute: find, stream, dial, survive a lost host."""
+    """Run a chain, three paid hosts and a client on loopback for a minute: find, stream, pay, lose a host."""
     from p2pnode.cli.options import configure
     from p2pnode.cli.running import run_async
 
@@ -24,9 +25,12 @@ def demo() -> None:
         sys.stdout.flush()
 
     async def run() -> None:
-        from p2pnode.demo import Demo
+        from p2pnode.demo.demo import Demo
 
-        _table(await Demo(lambda line: write(line + "\n"), write).run())
+        shown = Demo(lambda line: write(line + "\n"), write)
+        await shown.run()
+        _table(shown.rows)
+        _money(shown.money)
 
     run_async(run, on_error=output.failed)
 
@@ -45,4 +49,15 @@ def _table(rows: list[Row]) -> None:
             f"{row.ttft_s:.2f} s",
             f"{row.tokens_per_s:.0f}",
         )
+    Console(highlight=False).print("", table)
+
+
+def _money(rows: list[MoneyRow]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("who", "before", "after", "change", "due", title="where the money went (USDC units)")
+    for row in rows:
+        numbers = (row.before, row.after, row.after - row.before, row.due)
+        table.add_row(row.who, *(str(number) for number in numbers))
     Console(highlight=False).print("", table)

@@ -9,6 +9,7 @@ import typer
 from p2pnode.cli.ask import make_client
 from p2pnode.cli.options import (
     BootstrapOption,
+    ChainOption,
     DataDirOption,
     JsonOption,
     LogOption,
@@ -28,6 +29,7 @@ def hosts(
     min_context: Annotated[int, typer.Option(help="Tokens of context a host must offer.")] = 0,
     quantisation: Annotated[str | None, typer.Option(help="As the host names it, e.g. Q4_1.")] = None,
     bootstrap: BootstrapOption = None,
+    chain: ChainOption = None,
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -49,7 +51,7 @@ def hosts(
 
     async def run() -> None:
         check_target(model, None)
-        async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True) as client:
+        async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain) as client:
             ranking = await client.hosts(model, filters)
             failures = client.last_failures
         _print(output, ranking, failures if why else {}, why=why)
@@ -73,7 +75,7 @@ def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
             output.event("not_found", {"peer": peer, "reason": reason})
         return
     if chosen:
-        columns = ("model", "peer", "address", "engine", "context", "price in/out", "load", "score")
+        columns = ("model", "peer", "address", "engine", "context", "price in/out+fee", "load", "score")
         output.table(columns, map(_row, chosen), folds="address")
     if left_out:
         output.result("left out:")
@@ -92,7 +94,7 @@ def _row(fields: dict[str, Any]) -> list[str]:
         (fields["addresses"] or [""])[0].partition("/p2p/")[0],
         fields["engine"] + ("" if fields["warm"] else " (cold)"),
         str(fields["n_ctx"]),
-        f"{fields['price_in']}/{fields['price_out']}",
+        f"{fields['price_in']}/{fields['price_out']}+{fields['session_fee']}",
         f"{fields['active']}/{fields['slots']}",
         f"{fields['score']:.2f}",
     ]
@@ -112,6 +114,7 @@ def _fields(candidate: Any) -> dict[str, Any]:
         "n_ctx": offer.n_ctx,
         "price_in": offer.price_in,
         "price_out": offer.price_out,
+        "session_fee": offer.session_fee,
         "warm": offer.warm,
         "slots": advert.load.slots,
         "active": advert.load.active,

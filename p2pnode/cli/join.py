@@ -10,6 +10,7 @@ import typer
 
 from p2pnode.cli.options import (
     BootstrapOption,
+    ChainOption,
     DataDirOption,
     JsonOption,
     LogOption,
@@ -41,6 +42,16 @@ def join(
     price_out: Annotated[
         int | None, typer.Option(help="USDC units (1e-6 USDC) per million output tokens; 0 is free.")
     ] = None,
+    session_fee: Annotated[
+        int | None, typer.Option(help="USDC units a session costs besides tokens: your gas, up to 250000.")
+    ] = None,
+    suggest_price: Annotated[
+        bool, typer.Option("--suggest-price", help="Print what to ask, from gas and the market, and leave.")
+    ] = False,
+    ether_usd: Annotated[
+        str | None, typer.Option(help="The price of ether in USDC, for --suggest-price: 3000 or 2999.50.")
+    ] = None,
+    chain: ChainOption = None,
     client_only: Annotated[
         bool | None, typer.Option("--client-only", help="Take part in the network without serving a model.")
     ] = None,
@@ -74,6 +85,8 @@ def join(
             models=model,
             price_in=price_in,
             price_out=price_out,
+            session_fee=session_fee,
+            chain=chain,
             client_only=client_only,
             n_ctx=n_ctx,
             slots=slots,
@@ -87,6 +100,10 @@ def join(
     running: list[Join] = []
 
     async def run() -> None:
+        if suggest_price:
+            config = build_config(data_dir, bootstrap=bootstrap, models=model, mdns=mdns, chain=chain)
+            await _suggest(output, config, ether_usd)
+            return
         running.append(make())
         await running[0].run()
         report("stopped", {})
@@ -99,6 +116,37 @@ def join(
         return bool(running)
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt)
+
+
+async def _suggest(output: Output, config: Any, ether_usd: str | None) -> None:
+    from dataclasses import asdict
+
+    from p2pnode.chain.fees import USDC_DIGITS, decimal_units
+    from p2pnode.errors import UsageError
+    from p2pnode.host.suggest import suggest
+
+    if ether_usd is None:
+        msg = "--suggest-price needs --ether-usd: what one ether costs in USDC, which no chain tells"
+        raise UsageError(msg)
+    try:
+        price = decimal_units(ether_usd, USDC_DIGITS)
+    except ValueError as error:
+        msg = f"--ether-usd: {error}"
+        raise UsageError(msg) from error
+    found = await suggest(config, price)
+    market = (
+        f"{found.asked} hosts ask for money; their medians are --price-in {found.price_in} --price-out "
+        f"{found.price_out}"
+        if found.asked
+        else "nobody that was found asks for money: set the price you can live with"
+    )
+    fee = f"a session costs {found.gas_cost} USDC units of gas: --session-fee {found.session_fee}"
+    short = "" if found.fee_covers_gas else " (the most the contract allows: it does not cover the gas now)"
+    output.event(
+        "suggestion",
+        asdict(found),
+        text=f"{market}\n{fee}{short}",
+    )
 
 
 def _check(
@@ -153,6 +201,8 @@ class _Reporter:
                 return f"peer id    {fields['peer_id']}"
             case "model":
                 return f"model      {fields['name']}: verified, loading\n           {fields['id']}"
+            case "chain":
+                return f"paid on    {fields['name']} (chain {fields['chain_id']})"
             case "listening":
                 return "\n".join(f"listening  {address}" for address in fields["multiaddrs"])
             case "ready":

@@ -23,6 +23,10 @@ LogOption: TypeAlias = Annotated[
 ModelOption: TypeAlias = Annotated[
     str | None, typer.Option("--model", help="A name of the catalogue or a model id (m1…).")
 ]
+ChainOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--chain", help="The chain profile to pay on; without it chain.toml in the data dir."),
+]
 MdnsOption: TypeAlias = Annotated[
     bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on the local network.")
 ]

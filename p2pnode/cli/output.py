@@ -2,20 +2,26 @@
 
 With ``--json`` stdout holds one object per line and nothing else. Names and fields are stable::
 
-    ask, chat   host{peer, model} prefill{processed, total} text{text} host.failed{peer, reason, retrying}
+    ask, chat   host{peer, model} signing{words, …} prefill{processed, total} text{text}
+                host.failed{peer, reason, retrying}
                 done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s}
     ask         interrupted{text}
     chat        chat{} help{} new{} nothing_to_retry{} unknown_command{command} stopped{}
                 turn.failed{error, message, code?}
     hosts       host{model, model_id, peer, addresses, engine, quantisation, n_ctx, price_in, price_out,
-                warm, slots, active, queued, score, excluded}, and with --why not_found{peer, reason}
-    join        identity.making{data_dir} identity{peer_id, new} model.pulling{name}
+                session_fee, warm, slots, active, queued, score, excluded}
+                and with --why not_found{peer, reason}
+    join        identity.making{data_dir} identity{peer_id, new} chain{chain_id, name} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
                 ready{peer_id, multiaddrs, invite, models} stopping{} stopped{}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
                 and model{name, id, path}; verify: verified{name, path, sha256}
     status      status{peer_id, pid, multiaddrs, models, slots, active, queued, draining}
     invite      invite{invite}
+    wallet      wallet.made{…} wallet{…} wallet.exported{…}
+    funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
+                withdrawable, stuck} withdrawn{to, amount, transaction}
+    sessions    session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
     doctor      finding{check, verdict, code, detail, remedy}
     all         failed{error, message, exit_code, code?} is the last line of a command that fails
 """

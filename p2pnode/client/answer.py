@@ -124,7 +124,7 @@ class Answer:
         self._candidate, peer = candidate, candidate.advert.peer
         self._on_event("host", {"peer": peer, "model": candidate.offer.name})
         try:
-            self._session = session = await self._client.open_session(peer, candidate.offer.model)
+            self._session = session = await self._client.open_session(candidate, self._ask)
             await session.ask(self._ask)
         except RemoteError as error:
             self._failed(error)

@@ -1,24 +1,27 @@
 """The Python API: ``async with p2pnode.Client() as client: async for piece in client.chat("…")``.
 
-A client dials; it listens on nothing, takes no lock, opens no wallet, and speaks with a peer key that
-lives in memory only. It remembers how hosts did in the data dir, if there is one.
+A client dials; it listens on nothing, takes no lock, and speaks with a peer key that lives in memory only.
+It remembers how hosts did in the data dir, if there is one. Its wallet is opened when a host that costs
+something is chosen, within the caps of the configuration.
 """
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 import trio
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.memory import load_measured, save_measured
-from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking
+from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, is_priced, unpaid
 from p2pnode.client.search import HostSearch
 from p2pnode.client.session import Session
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
@@ -35,9 +38,12 @@ from p2pnode.node.finder import FoundHost
 from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams
+
+if TYPE_CHECKING:
+    from p2pnode.client.payer import Payer
 
 log = structlog.get_logger()
 _SAVED_SEEDS: Final = 8
@@ -90,6 +96,7 @@ class Client:
         limits: Limits = DEFAULT_LIMITS,
         node: Node | None = None,
         remember: bool = True,
+        payer: Payer | None = None,
         on_event: Event = lambda _name, _fields: None,
     ) -> None:
         base = config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig())
@@ -97,7 +104,7 @@ class Client:
         self._bootstrap = tuple(one for each in (*bootstrap, *base.bootstrap) for one in read_bootstrap(each))
         self._data = DataDir(base.data_dir)
         self._remember = remember
-        self._given_node, self._on_event = node, on_event
+        self._given_node, self._payer, self._on_event = node, payer, on_event
         self._node: Node | None = node
         self._nursery: trio.Nursery | None = None
         self._stack: AsyncExitStack | None = None
@@ -108,6 +115,8 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._measured = load_measured(self._data.measured) if self._remember else {}
+        if self._payer is None and (self._config.chain or self._data.chain.exists()):
+            self._payer = self._configured_payer()
         async with AsyncExitStack() as stack:
             self._nursery = await stack.enter_async_context(trio.open_nursery())
             if self._node is None:
@@ -137,6 +146,17 @@ class Client:
             self._nursery = self._stack = None
             # Not with the caller's error: a nursery would wrap it, and `except NoHostError` miss it.
             await stack.__aexit__(None, None, None)
+
+    def _configured_payer(self) -> Payer | None:
+        from p2pnode.client.payer import payer_of
+
+        def on_sign(words: str, fields: Mapping[str, object]) -> None:
+            self._on_event("signing", {"words": words, **fields})
+
+        return payer_of(self._config, wall=time.time, draw=secrets.token_bytes, on_sign=on_sign)
+
+    def _payable(self, advert: Advert, offer: Offer) -> str:
+        return unpaid(advert, offer) if self._payer is None else self._payer.payable(advert, offer)
 
     def _make_node(self) -> Node:
         local = self._data.running_node()
@@ -274,6 +294,7 @@ class Client:
             limits=self.limits,
             wall=self.node.wall,
             look=look,
+            payable=self._payable,
         )
 
     def _kept_or_new(self, model: ModelId, filters: Filters) -> HostSearch:
@@ -304,12 +325,15 @@ class Client:
         if advert is None:
             msg = "that peer serves no model: it is a client or still starting"
             raise RefusedError("model_not_available", msg)
-        if advert.offer(model) is None:
+        offer = advert.offer(model)
+        if offer is None:
             names = ", ".join(offer.name for offer in advert.offers)
             msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
             raise RefusedError("model_not_available", msg)
         if advert.draining:
             raise RefusedError("shutting_down", "that host is about to leave: choose another")
+        if why := self._payable(advert, offer):
+            raise RefusedError("payment_required", f"that host {why}")
         search.found(FoundHost(advert, trio.current_time() - started))
         search.only()
         excluded = search.ranking().excluded
@@ -319,16 +343,40 @@ class Client:
 
     # ---- sessions, for Answer
 
-    async def open_session(self, peer: PeerId, model: ModelId) -> Session:
-        """An idle session with a host, kept from before or opened now. Raises ``RemoteError``."""
+    async def open_session(self, candidate: Candidate, ask: Ask) -> Session:
+        """An idle session with a host, kept from before or opened now, that can pay for a turn.
+
+        Raises ``RemoteError``, and ``LocalError`` when this client can't or may not pay.
+        """
+        peer, model = candidate.advert.peer, candidate.offer.model
+        tokens_out = ask.body.sampling.tokens_max
         kept = self._free.pop((peer, model), None)
         if kept is not None and not kept.over:
-            kept.kept = True
-            return kept
+            if kept.covers(ask.input_max, tokens_out):
+                kept.kept = True
+                return kept
+            kept.close()  # its deposit is nearly used up: the next one tops it up
         if self._nursery is None:
             msg = "the client is closed"
             raise RuntimeError(msg)
-        session = Session(self.node.network, peer, model, limits=self.limits, draw=self.node.draw)
+        purchase = None
+        if self._payer is not None and is_priced(candidate.offer):
+            purchase = await self._payer.buy(
+                self._nursery,
+                candidate.advert,
+                candidate.offer,
+                tokens_in=ask.input_max,
+                tokens_out=tokens_out,
+            )
+        session = Session(
+            self.node.network,
+            peer,
+            model,
+            limits=self.limits,
+            draw=self.node.draw,
+            purchase=purchase,
+            addresses=[address.multiaddr for address in candidate.advert.addresses],
+        )
         outcome: list[P2PNodeError] = []
         opened = trio.Event()
 

@@ -4,19 +4,21 @@ The score is the expected time of a typical answer, made worse by load and failu
 
     score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate)
 
-Hosts that ask for money come after those that don't, since this client can't pay them yet; among equals
-the cheaper comes first. All within what the user allows: it never falls back to a worse offer.
+Hosts that ask for money come after those that don't; among equals the cheaper comes first. All within
+what the user allows and can pay: it never falls back to a worse offer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert, Offer
 
+Payable: TypeAlias = Callable[[Advert, Offer], str]
+"""Why an offer can't be paid by this client; "" when it can."""
 WEIGHT: Final = 0.3
 """Of the newest measurement in the exponentially weighted means."""
 TYPICAL_TOKENS: Final = 256
@@ -108,6 +110,8 @@ def rank(
     measured: Mapping[PeerId, Measured],
     filters: Filters,
     now: float,
+    *,
+    payable: Payable | None = None,
 ) -> Ranking:
     """Order hosts of ``model``; the same input gives the same order."""
     candidates = []
@@ -121,10 +125,10 @@ def rank(
                 advert=advert,
                 offer=offer,
                 score=_score(advert, offer, known),
-                excluded=exclusion(advert, offer, known, filters, now),
+                excluded=exclusion(advert, offer, known, filters, now) or (payable or unpaid)(advert, offer),
             )
         )
-    candidates.sort(key=lambda c: (_price(c.offer) > 0, c.score, _price(c.offer), c.advert.peer))
+    candidates.sort(key=lambda c: (is_priced(c.offer), c.score, _price(c.offer), c.advert.peer))
     return Ranking(tuple(c for c in candidates if not c.excluded), tuple(c for c in candidates if c.excluded))
 
 
@@ -144,6 +148,21 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
     if filters.quantisation is not None and offer.quantisation != filters.quantisation:
         return f"quantisation is {offer.quantisation or 'unknown'}, not {filters.quantisation}"
     return ""
+
+
+def is_priced(offer: Offer) -> bool:
+    """Does it cost anything?"""
+    return bool(offer.price_in or offer.price_out)
+
+
+def unpaid(_advert: Advert, offer: Offer) -> str:
+    """Why a client that has nothing to pay with leaves an offer out."""
+    if not is_priced(offer):
+        return ""
+    return (
+        f"asks {offer.price_in}/{offer.price_out} USDC units per million tokens: to pay, make a wallet "
+        "(`p2pnode wallet new`) and name a chain profile (--chain)"
+    )
 
 
 def _score(advert: Advert, offer: Offer, known: Measured) -> float:

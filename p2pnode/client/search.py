@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, rank
+from p2pnode.client.ranking import Candidate, Filters, Measured, Payable, Ranking, rank, unpaid
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.node.finder import FoundHost
@@ -24,9 +24,11 @@ class HostSearch:
         limits: Limits,
         wall: Callable[[], float],
         look: Callable[[HostSearch], None],
+        payable: Payable = unpaid,
     ) -> None:
         self._model, self._filters = model, filters
         self._measured, self._limits, self._wall = measured, limits, wall
+        self._payable = payable
         self._found: dict[PeerId, FoundHost] = {}
         self._changed = trio.Event()
         self._first_at: float | None = None
@@ -90,7 +92,7 @@ class HostSearch:
     def ranking(self) -> Ranking:
         """Everything found so far."""
         adverts = [host.advert for host in self._found.values()]
-        return rank(adverts, self._model, self._measured, self._filters, self._wall())
+        return rank(adverts, self._model, self._measured, self._filters, self._wall(), payable=self._payable)
 
     async def next(self) -> Candidate | None:
         """The best host not tried yet; None when there is none and none will come.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from p2pnode.errors import RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
+from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
 from p2pnode.protocols.inference.commands import (
@@ -20,10 +24,16 @@ from p2pnode.protocols.inference.commands import (
     End,
     Ended,
     SessionFailed,
+    Signed,
     Start,
 )
 from p2pnode.protocols.inference.machine import ClientSession, ClientTimes
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept
+
+if TYPE_CHECKING:
+    from p2pnode.client.payer import Purchase
+
+log = structlog.get_logger()
 
 
 class HostFault(RemoteError):  # noqa: N818 - it names what the host did
@@ -31,7 +41,10 @@ class HostFault(RemoteError):  # noqa: N818 - it names what the host did
 
 
 class Session:
-    """A session with one host: ``run`` it in a nursery, then ``ask`` and ``receive``."""
+    """A session with one host: ``run`` it in a nursery, then ``ask`` and ``receive``.
+
+    A paid one whose connection is lost is resumed once on a new stream; what was under way ends there.
+    """
 
     def __init__(
         self,
@@ -41,9 +54,12 @@ class Session:
         *,
         limits: Limits,
         draw: Callable[[int], bytes],
+        purchase: Purchase | None = None,
+        addresses: Sequence[str] = (),
     ) -> None:
-        self.host, self.model = host, model
-        self._network, self._limits, self._draw = network, limits, draw
+        self.host, self.model, self._addresses = host, model, addresses
+        self._network, self._limits, self._purchase = network, limits, purchase
+        self._machine = self._first_machine(draw(32))
         self._driver: Driver | None = None
         # Full when the application does not read: then nothing is acknowledged and the host pauses.
         self._send, self._receive = trio.open_memory_channel[ClientEmission](64)
@@ -55,26 +71,77 @@ class Session:
         self._closing = False
         self._ended = trio.Event()
 
+    def _first_machine(self, salt: bytes) -> ClientSession:
+        return ClientSession(
+            host=self.host,
+            stream=0,
+            model=self.model,
+            salt=salt,
+            times=self._times,
+            payment=None if self._purchase is None else self._purchase.payment,
+        )
+
+    @property
+    def _times(self) -> ClientTimes:
+        limits = self._limits
+        return ClientTimes(
+            open_s=limits.request_deadline_s,
+            open_paid_s=limits.request_deadline_s + limits.relay_deadline_s + limits.chain_deadline_s,
+            first_token_s=limits.first_token_deadline_s,
+            stall_s=limits.stall_s,
+        )
+
     async def run(self, on_open: Callable[[], None]) -> None:
         """Open, call ``on_open``, then live until closed or failed.
 
         Raises ``UnreachableError`` when there is no stream; everything later is in ``failure``.
         """
+        self._on_open = on_open
+        lost: SessionFailed | None = None
+        try:
+            await self._drive(await self._network.open_stream(self.host, PROTOCOL))
+            while self._resumable and lost is None:
+                lost, self.failure = self.failure, None
+                await self._resume()
+        except UnreachableError:
+            if lost is None:
+                raise
+        finally:
+            if lost is not None and self.failure is None and not self._closing:
+                self.failure = lost
+            if self._purchase is not None and self.accept is not None:
+                with trio.move_on_after(self._limits.close_deadline_s, shield=True):
+                    await self._purchase.over()
+            self._ended.set()
+            self._send.close()
+
+    @property
+    def _resumable(self) -> bool:
+        lost = self.failure is not None and self.failure.code == "internal" and not self.failure.fault
+        return lost and self._purchase is not None and self._machine.held is not None and not self._closing
+
+    async def _resume(self) -> None:
+        try:
+            with trio.fail_after(self._limits.dial_deadline_s):
+                await self._network.connect_peer(self.host, self._addresses)
+        except trio.TooSlowError:
+            raise UnreachableError("the host did not answer again") from None
         stream = await self._network.open_stream(self.host, PROTOCOL)
-        machine = ClientSession(
+        log.info("session.resuming", host=self.host)
+        self._machine = ClientSession(
             host=self.host,
             stream=0,
             model=self.model,
-            salt=self._draw(32),
-            times=ClientTimes(
-                open_s=self._limits.request_deadline_s,
-                first_token_s=self._limits.first_token_deadline_s,
-                stall_s=self._limits.stall_s,
-            ),
+            salt=b"",
+            times=self._times,
+            resume=self._machine.held,
+            peer=self._network.peer_id,
         )
-        self._on_open = on_open
+        await self._drive(stream)
+
+    async def _drive(self, stream: Stream) -> None:
         self._driver = Driver(
-            machine,
+            self._machine,
             MessageChannel(stream, CODEC),
             on_emit=self._emitted,
             write_deadline_s=self._limits.stall_s,
@@ -83,13 +150,27 @@ class Session:
         self._driver.command_nowait(End() if self._closing else Start())
         try:
             await self._driver.run()
+            if self.failure is None and self._purchase is not None:
+                await self._wait_heard(stream)
         finally:
-            self._ended.set()
-            self._send.close()
             if self.failure is None:
                 await stream.aclose()
             else:
                 await stream.reset()
+
+    async def _wait_heard(self, stream: Stream) -> None:
+        """The last voucher must arrive: a host ends the stream when it has read our ``Close``."""
+        with trio.move_on_after(self._limits.close_deadline_s), suppress(UnreachableError):
+            while await stream.receive_some():
+                pass
+
+    def covers(self, tokens_in: int, tokens_out: int) -> bool:
+        """Is there enough in its deposit for a turn of these sizes?"""
+        held = self._machine.held
+        if self._purchase is None or held is None:
+            return True
+        meter = held.meter
+        return self._purchase.covers(meter.tokens_in + tokens_in, meter.tokens_out + tokens_out)
 
     @property
     def over(self) -> bool:
@@ -147,13 +228,21 @@ class Session:
     async def _emitted(self, value: ClientEmission) -> None:
         match value:
             case Accepted(accept=accept):
+                if self._purchase is not None and self.accept is None:
+                    await self._purchase.accepted()
                 self.accept = accept
                 self._on_open()
+                return
+            case Signed(voucher=voucher):
+                if self._purchase is not None:
+                    await self._purchase.signed(voucher)
                 return
             case SessionFailed():
                 self.failure = value
                 if self._driver is not None:
                     self._driver.stop()
+                if self._resumable:
+                    return
             case Ended():
                 if self._driver is not None:
                     self._driver.stop()

@@ -1,4 +1,4 @@
-"""All checks in order: the machine first, then the network."""
+"""All checks in order: the machine first, then money, then the network."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from p2pnode.config import NodeConfig
+from p2pnode.doctor.chain import Money
 from p2pnode.doctor.finding import Finding, problem
 from p2pnode.doctor.machine import Machine
 from p2pnode.doctor.network import Neighbours
 from p2pnode.errors import P2PNodeError
 from p2pnode.node.datadir import DataDir
 
-CHECKS: Final = ("data dir", "keys", "disk", "ports", "model", "engine", "peers", "clock", "identity")
+CHECKS: Final = (
+    "data dir", "keys", "disk", "ports", "model", "engine", "chain", "journal", "peers", "clock", "identity",
+)  # fmt: skip
 
 
 async def examine(config: NodeConfig) -> AsyncIterator[Finding]:
     """Examine a data dir and the network around it; each finding comes as soon as it is known."""
     running = DataDir(config.data_dir).running_node()
     here, around = Machine(config, running), Neighbours(config, running)
+    money = Money(config)
     checks: tuple[Callable[[], Awaitable[Finding]], ...] = (
         here.data_dir,
         here.keys,
@@ -26,6 +30,8 @@ async def examine(config: NodeConfig) -> AsyncIterator[Finding]:
         here.ports,
         here.model,
         here.engine,
+        money.chain,
+        money.journal,
         around.peers,
         around.clock,
         around.identity,

@@ -23,6 +23,12 @@ Code = Literal[
     "clock_behind",
     "clock_ahead",
     "duplicate_identity",
+    "chain_unreachable",
+    "chain_wrong",
+    "no_wallet",
+    "gas_low",
+    "journal_damaged",
+    "unsettled",
     "check_failed",
 ]
 

@@ -16,6 +16,9 @@ from p2pnode.errors import EngineError
 from p2pnode.limits import Limits
 from p2pnode.models.engine import Done, Engine, GenerateRequest, Prefill, Sampling, Started, Tokens
 from p2pnode.protocols.inference.commands import (
+    Count,
+    Counted,
+    CountFailed,
     GenDone,
     Generate,
     GenFailed,
@@ -44,6 +47,34 @@ async def generate(engine: Engine, order: Generate, cache_key: bytes, limits: Li
         )
 
 
+async def count_input(engine: Engine, order: Count, cache_key: bytes, n_ctx: int, report: Report) -> None:
+    """Count a turn's prompt before anything is generated; report ``Counted`` or ``CountFailed``.
+
+    What the cache holds now is promised not to be billed, even if it is gone when the engine starts.
+    """
+    try:
+        prompt_ids = await _prompt_ids(engine, order.body)
+    except EngineError as error:
+        await report(CountFailed(order.turn, error.code, str(error), error.retry_after_s))
+        return
+    except Exception:
+        log.exception("engine.failed")
+        detail = "the engine failed: try again or use another host"
+        await report(CountFailed(order.turn, "internal", detail, 1.0))
+        return
+    if len(prompt_ids) >= n_ctx:
+        detail = f"the conversation takes {len(prompt_ids)} tokens, this context {n_ctx}: shorten it"
+        await report(CountFailed(order.turn, "context_overflow", detail))
+        return
+    reused = min(engine.reusable(cache_key, prompt_ids), len(prompt_ids))
+    await report(Counted(order.turn, len(prompt_ids), reused))
+
+
+async def _prompt_ids(engine: Engine, body: PromptBody) -> tuple[int, ...]:
+    messages = [{"role": message.role, "content": message.content} for message in body.messages]
+    return (*await engine.render(messages), *body.prefix)
+
+
 async def _try(engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report) -> bool:
     """False when an answer that is under way found the queue full: it was admitted once, so it waits."""
     try:
@@ -60,8 +91,7 @@ async def _generate(
     engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report
 ) -> None:
     body = order.body
-    messages = [{"role": message.role, "content": message.content} for message in body.messages]
-    prompt_ids = (*await engine.render(messages), *body.prefix, *order.answer_ids)
+    prompt_ids = (*await _prompt_ids(engine, body), *order.answer_ids)
     request = GenerateRequest(
         prompt_ids=prompt_ids, sampling=_sampling(body, order.tokens_max), cache_key=cache_key
     )

@@ -10,6 +10,9 @@ import structlog
 import trio
 
 from p2pnode.errors import P2PNodeError
+from p2pnode.host.cashier import Cashier, Source
+from p2pnode.host.kept import KeptSessions
+from p2pnode.host.money import HostMoney
 from p2pnode.host.session import ServedSession
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.models.engine import Engine, EngineInfo
@@ -18,9 +21,11 @@ from p2pnode.node.identity import HostIdentity
 from p2pnode.node.node import Node
 from p2pnode.protocols.adverts.machine import Standing
 from p2pnode.protocols.adverts.messages import Address, Load, Offer
-from p2pnode.protocols.inference.commands import Opened, TurnServed
+from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
 from p2pnode.protocols.inference.machine import HostSession, HostTerms
-from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse
+from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
+from p2pnode.protocols.inference.open_session import OpenSession
+from p2pnode.protocols.inference.payment import HostPayment
 
 log = structlog.get_logger()
 _RETRY_S = 5.0
@@ -32,7 +37,7 @@ _REST_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedModel:
-    """A model and the engine that runs it. Prices are USDC units per million tokens."""
+    """A model and the engine that runs it. Prices are USDC units per million tokens, the fee per session."""
 
     model: ModelId
     name: str
@@ -41,6 +46,12 @@ class HostedModel:
     n_ctx: int = 0
     price_in: int = 0
     price_out: int = 0
+    session_fee: int = 0
+
+    @property
+    def priced(self) -> bool:
+        """Does it cost anything?"""
+        return bool(self.price_in or self.price_out)
 
 
 @dataclass(slots=True)
@@ -56,7 +67,13 @@ class Totals:
 class Host:
     """Serves ``models`` on ``node``. ``start`` it when the node runs; it drains at the node's end."""
 
-    def __init__(self, node: Node, identity: HostIdentity, models: Sequence[HostedModel]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        identity: HostIdentity,
+        models: Sequence[HostedModel],
+        money: HostMoney | None = None,
+    ) -> None:
         self._node, self._identity = node, identity
         self._models = {each.model: each for each in models}
         self._warm: dict[ModelId, EngineInfo] = {}
@@ -65,6 +82,20 @@ class Host:
         self._draining = False
         self._session_ended = trio.Event()
         self._epoch = int(node.wall() * 1000)
+        self.cashier: Cashier | None = None
+        self._kept: KeptSessions | None = None
+        if money is not None:
+            self._epoch = money.journal.next_epoch(self._epoch)
+            self.cashier = Cashier(
+                money.ledger,
+                money.journal,
+                identity,
+                limits=node.limits,
+                wall=node.wall,
+                on_ending=lambda session, why: self._kept is not None and self._kept.end(session, why),
+                caps=money.caps,
+            )
+            self._kept = KeptSessions(self.cashier, wall=node.wall, linger_s=node.limits.linger_s)
         self.totals = Totals()
 
     @property
@@ -82,6 +113,8 @@ class Host:
         node = self._node
         node.network.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
         node.before_close(self.drain)
+        if self.cashier is not None:
+            node.start_soon(self.cashier.run)
         await node.follow(list(self._models))
         await self._advertise()
         for model in self._models.values():
@@ -109,6 +142,9 @@ class Host:
                     self._session_ended = trio.Event()
                     await self._session_ended.wait()
             await self._node.adverts.withdraw()
+            if self.cashier is not None:
+                with trio.move_on_after(self._node.limits.settle_deadline_s):
+                    await self.cashier.settler.settle_all()
         finally:
             with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
                 for model in self._models.values():
@@ -139,6 +175,7 @@ class Host:
             n_ctx=info.n_ctx if info is not None else model.n_ctx,
             price_in=model.price_in,
             price_out=model.price_out,
+            session_fee=model.session_fee if model.priced else 0,
             warm=info is not None,
         )
 
@@ -170,9 +207,16 @@ class Host:
             epoch=self._epoch,
             draw=node.draw,
             terms=self._terms(0),
+            resume=lambda message: self._find(session, message),
         )
         session = ServedSession(
-            machine, stream, limits=node.limits, engine_of=self._engine_of, on_turn=self._served
+            machine,
+            stream,
+            limits=node.limits,
+            on_opened=lambda opened: self._opened(session, opened),
+            on_turn=self._served,
+            on_relay=lambda order: self._relay(session, order),
+            cashier=self.cashier,
         )
         self._sessions.add(session)
         self._by_peer[stream.peer] += 1
@@ -182,10 +226,11 @@ class Host:
             log.warning("session.failed", peer=stream.peer, reason=str(group.exceptions[0]))
         finally:
             self._sessions.discard(session)
-            self._session_ended.set()
             self._by_peer[stream.peer] -= 1
             if not self._by_peer[stream.peer]:
                 del self._by_peer[stream.peer]
+            await self._put_down(session)
+            self._session_ended.set()
         if session.fault is not None:
             node.faults.record(stream.peer, session.fault, trio.current_time())
         log.info(
@@ -194,6 +239,25 @@ class Host:
             session=session.session.hex()[:16] if session.session is not None else None,
             reason=session.finished.reason if session.finished is not None else "lost",
         )
+
+    async def _put_down(self, stream: ServedSession) -> None:
+        """A paid session's stream is over: the money is seen to, also when we are being cancelled."""
+        if self._kept is None or stream.session is None or not stream.paid:
+            return
+        lingers = stream.fault is None and (stream.finished is None or stream.finished.lingers)
+        with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
+            await self._kept.ended(stream.session, stream, lingers=lingers and not self._draining)
+        if lingers and not self._draining:
+            self._node.start_soon(self._kept.wait_given_up, stream.session)
+
+    def _find(self, stream: ServedSession, message: Resume) -> OpenSession | Refuse:
+        if self._draining:
+            return Refuse(code="shutting_down", detail="this host is going away: try another")
+        if self._kept is None:
+            return Refuse(code="bad_request", detail="no such session here: open a new one")
+        if not self._has_room(stream):
+            return Refuse(code="capacity", detail="all sessions are taken", retry_after_s=_RETRY_S)
+        return self._kept.find(message)
 
     def _admit(self, session: ServedSession, message: Open) -> HostTerms | Refuse:
         model = self._models.get(message.model)
@@ -206,19 +270,33 @@ class Host:
         if info is None:
             detail = "the model is still loading here"
             return Refuse(code="model_not_available", detail=detail, retry_after_s=_RETRY_S)
-        if message.terms is None and (model.price_in or model.price_out):
-            detail = f"this host asks {model.price_in}/{model.price_out} USDC units per million tokens in/out"
-            return Refuse(code="payment_required", detail=detail)
-        if message.terms is not None:
-            return Refuse(
-                code="bad_request", detail="this host takes free sessions only: leave the terms out"
-            )
+        payment = None
+        if message.terms is not None or model.priced:
+            payment = self._payment(model)
+            if payment is None:
+                return _cannot_be_paid(model)
+            if self.cashier is not None and (refusal := self.cashier.refuses(message, payment)) is not None:
+                return refusal
         limits = self._node.limits
         if self._by_peer[session.peer] > limits.sessions_per_peer or not self._has_room(session):
             detail = "all sessions of this host are taken: try again later or use another host"
             return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)
         self.totals.sessions += 1
-        return self._terms(info.n_ctx)
+        return self._terms(info.n_ctx, payment)
+
+    def _payment(self, model: HostedModel) -> HostPayment | None:
+        if self.cashier is None or not model.priced:
+            return None
+        return self.cashier.asks(
+            price_in=model.price_in, price_out=model.price_out, session_fee=model.session_fee
+        )
+
+    def _relay(self, stream: ServedSession, order: Relay) -> None:
+        model = self._models[order.request.model]
+        payment = self._payment(model)
+        if self.cashier is not None and payment is not None:
+            source = Source(stream.peer, stream.address, self._epoch)
+            self.cashier.take(order.request, payment, source, stream.tell)
 
     def _has_room(self, newcomer: ServedSession) -> bool:
         """Make it where needed: a few peers that only sit on sessions must not keep others from answers."""
@@ -238,16 +316,21 @@ class Host:
         victim.give_way()
         return True
 
-    def _terms(self, n_ctx: int) -> HostTerms:
+    def _terms(self, n_ctx: int, payment: HostPayment | None = None) -> HostTerms:
         limits = self._node.limits
         return HostTerms(
             n_ctx=n_ctx,
             stall_s=limits.stall_s,
             idle_s=limits.idle_session_s,
             open_s=limits.first_frame_deadline_s,
+            relay_s=limits.relay_deadline_s + limits.chain_deadline_s,
+            payment=payment,
         )
 
-    def _engine_of(self, opened: Opened) -> Engine:
+    async def _opened(self, stream: ServedSession, opened: Opened) -> Engine:
+        record = stream.record
+        if self._kept is not None and record is not None and stream.paid:
+            await self._kept.began(record, stream)
         log.info("session.opened", session=opened.session.hex()[:16], model=self._models[opened.model].name)
         return self._models[opened.model].engine
 
@@ -256,3 +339,10 @@ class Host:
         self.totals.tokens_in += turn.tokens_in
         self.totals.tokens_out += turn.tokens_out
         log.info("turn.served", tokens_in=turn.tokens_in, tokens_out=turn.tokens_out, reason=turn.reason)
+
+
+def _cannot_be_paid(model: HostedModel) -> Refuse:
+    if model.priced:
+        detail = f"this host asks {model.price_in}/{model.price_out} USDC units per million tokens in/out"
+        return Refuse(code="payment_required", detail=f"{detail}, and can't take payment: use another host")
+    return Refuse(code="bad_request", detail="this host serves free sessions only: leave the terms out")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
+from p2pnode.chain.profile import ChainProfile
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.errors import ConfigError
 from p2pnode.files import write_atomic
 from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.money import HostMoney, open_host_money
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
@@ -22,8 +25,9 @@ from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.ports import free_listen
 from p2pnode.node.datadir import DataDir, ready_json
-from p2pnode.node.identity import HostIdentity, load_or_create_identity
+from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_identity
 from p2pnode.node.invite import make_invite, read_bootstrap
+from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
 
 Report = Callable[[str, dict[str, object]], None]
@@ -71,7 +75,9 @@ class Join:
             fresh = not data.peer_key.exists()
             if fresh:
                 self._report("identity.making", {"data_dir": str(data.root)})
-            identity = await trio.to_thread.run_sync(load_or_create_identity, data, time.time)
+            profile = self._profile()
+            chain = BoundChain() if profile is None else BoundChain(profile.chain_id, profile.node_registry)
+            identity = await trio.to_thread.run_sync(load_or_create_identity, data, time.time, chain)
             self._report("identity", {"peer_id": identity.key.peer_id, "new": fresh})
             models: list[HostedModel] = []
             with self._starting:
@@ -90,13 +96,13 @@ class Join:
                 )
             )
             try:
-                async with trio.open_nursery() as nursery:
+                async with self._money(profile) as money, trio.open_nursery() as nursery:
                     await nursery.start(node.run)
                     data.write_node_json(node.peer_id, node.multiaddrs)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
                     with trio.CancelScope() as self._starting:
                         if not self._stopping:
-                            await self._serve(node, identity, models)
+                            await self._serve(node, identity, models, money)
                     if self._stopping:
                         node.stop()
             finally:
@@ -104,9 +110,34 @@ class Join:
                 if self._options.ready_file is not None:
                     self._options.ready_file.unlink(missing_ok=True)
 
-    async def _serve(self, node: Node, identity: HostIdentity, models: list[HostedModel]) -> None:
+    def _profile(self) -> ChainProfile | None:
+        """The chain this host is paid on; None for a free one. Raises ``ConfigError``."""
+        config = self._config
+        if config.client_only or not (config.price_in or config.price_out):
+            return None
+        profile = profile_of_config(config)
+        if profile is None:
+            msg = (
+                "prices need a chain to be paid on: name its profile with --chain, or leave the prices out "
+                "(`p2pnode chain dev` starts one to try)"
+            )
+            raise ConfigError(msg)
+        return profile
+
+    @asynccontextmanager
+    async def _money(self, profile: ChainProfile | None) -> AsyncIterator[HostMoney | None]:
+        if profile is None:
+            yield None
+            return
+        async with open_host_money(self._data, profile) as money:
+            self._report("chain", {"chain_id": profile.chain_id, "name": profile.shown_name})
+            yield money
+
+    async def _serve(
+        self, node: Node, identity: HostIdentity, models: list[HostedModel], money: HostMoney | None
+    ) -> None:
         if models:
-            await Host(node, identity, models).start()
+            await Host(node, identity, models, money).start()
         else:
             entry = Catalogue.load().find(DEFAULT_MODEL)
             await node.follow([entry.model_id] if entry.model_id is not None else [])
@@ -124,6 +155,7 @@ class Join:
                         "id": model_id_text(model.model),
                         "price_in": model.price_in,
                         "price_out": model.price_out,
+                        "session_fee": model.session_fee,
                     }
                     for model in models
                 ],
@@ -152,6 +184,7 @@ class Join:
                 n_ctx=config.n_ctx,
                 price_in=config.price_in,
                 price_out=config.price_out,
+                session_fee=config.session_fee,
             )
         entry = Catalogue.load().find(name)
         self._report("model.pulling", {"name": entry.name})
@@ -169,6 +202,7 @@ class Join:
             n_ctx=config.n_ctx,
             price_in=config.price_in,
             price_out=config.price_out,
+            session_fee=config.session_fee,
         )
 
     @property

@@ -1,13 +1,17 @@
-"""The shell of one served session: the host machine, the stream, and one engine request at a time."""
+"""The shell of one served stream: the host machine, the stream, and one engine request at a time.
+
+What a paid machine decides about money goes to the till, which makes it durable before this goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
 
-from p2pnode.host.generation import generate
+from p2pnode.host.cashier import Cashier
+from p2pnode.host.generation import count_input, generate
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.models.engine import Engine
@@ -16,21 +20,29 @@ from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
+    Count,
     Drain,
+    Escrowed,
     Finished,
     Generate,
     HostEmission,
+    Issued,
+    NotEscrowed,
     Opened,
+    Paid,
+    Relay,
+    Replaced,
     TurnServed,
 )
 from p2pnode.protocols.inference.machine import HostSession
 from p2pnode.protocols.inference.messages import CODEC
+from p2pnode.protocols.inference.open_session import OpenSession
 
 log = structlog.get_logger()
 
 
 class ServedSession:
-    """Drives one ``HostSession``. ``engine_of`` gives the engine once the session is open."""
+    """Drives one ``HostSession``. ``on_opened`` gives the engine once the session is open."""
 
     def __init__(
         self,
@@ -38,11 +50,14 @@ class ServedSession:
         stream: Stream,
         *,
         limits: Limits,
-        engine_of: Callable[[Opened], Engine],
+        on_opened: Callable[[Opened], Awaitable[Engine]],
         on_turn: Callable[[TurnServed], None],
+        on_relay: Callable[[Relay], None] = lambda _order: None,
+        cashier: Cashier | None = None,
     ) -> None:
+        self._on_relay, self._cashier = on_relay, cashier
         self._machine, self._stream, self._limits = machine, stream, limits
-        self._engine_of, self._on_turn = engine_of, on_turn
+        self._on_opened, self._on_turn = on_opened, on_turn
         self._driver = Driver(
             machine, MessageChannel(stream, CODEC), on_emit=self._emitted, write_deadline_s=limits.stall_s
         )
@@ -52,7 +67,9 @@ class ServedSession:
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self.finished: Finished | None = None
-        self.peer = stream.peer
+        self.peer, self.address = stream.peer, stream.remote_addr
+        self.paid = False
+        """Does it cost its client anything?"""
         self.rests_since: float | None = trio.current_time()
         """Since when it asks nothing of the engine; None while a turn is served."""
         self.yielding = False
@@ -64,6 +81,11 @@ class ServedSession:
         if self.finished is not None and self.finished.fault:
             return self.finished.reason
         return self._driver.fault
+
+    @property
+    def record(self) -> OpenSession | None:
+        """What outlives this stream, once the session is open."""
+        return self._machine.session
 
     async def run(self) -> None:
         """Serve until the session is over, then close the stream."""
@@ -85,6 +107,17 @@ class ServedSession:
         except trio.WouldBlock:
             self._driver.stop()
 
+    def replaced(self) -> None:
+        """Another stream has the session now."""
+        try:
+            self._driver.command_nowait(Replaced())
+        except trio.WouldBlock:
+            self._driver.stop()
+
+    async def tell(self, value: Escrowed | NotEscrowed) -> None:
+        """How its deposit fares."""
+        await self._driver.command(value)
+
     def give_way(self) -> None:
         """End now unless a turn is served: others wait for its place."""
         self.yielding = True
@@ -93,9 +126,11 @@ class ServedSession:
 
     async def _emitted(self, value: HostEmission) -> None:
         match value:
-            case Opened(session=session):
-                self.session = session
-                self._engine = self._engine_of(value)
+            case Opened(session=session, resumed=resumed):
+                self.session, self.paid = session, self.paid or resumed
+                self._engine = await self._on_opened(value)
+            case Relay() | Count() | Issued() | Paid():
+                await self._money(value)
             case Generate(run=run):
                 self.rests_since, self.yielding = None, False
                 if self._nursery is not None:
@@ -103,8 +138,7 @@ class ServedSession:
                     self._scopes[run] = trio.CancelScope()
                     self._nursery.start_soon(self._generate, value, self._scopes[run])
             case CancelGenerate(run=run):
-                if run in self._scopes:
-                    self._scopes[run].cancel()
+                self._scopes.get(run, trio.CancelScope()).cancel()
             case TurnServed():
                 self.rests_since = trio.current_time()
                 self._on_turn(value)
@@ -113,6 +147,27 @@ class ServedSession:
                 for scope in self._scopes.values():
                     scope.cancel()
                 self._driver.stop()
+
+    async def _money(self, value: Relay | Count | Issued | Paid) -> None:
+        """Nothing that follows from it is sent or served before this returns."""
+        session, cashier = self.session, self._cashier
+        match value:
+            case Relay():
+                self.session, self.paid = value.session, True
+                self._on_relay(value)
+            case Count() if self._nursery is not None:
+                self._nursery.start_soon(self._count, value)
+            case Issued(checkpoint=checkpoint) if cashier is not None and session is not None:
+                await cashier.issued(session, checkpoint)
+            case Paid(voucher=voucher) if cashier is not None and session is not None:
+                await cashier.paid(session, voucher)
+            case _:
+                pass
+
+    async def _count(self, order: Count) -> None:
+        if self._engine is not None and self.session is not None:
+            n_ctx = self.record.granted.n_ctx if self.record is not None else 0
+            await count_input(self._engine, order, self.session, n_ctx, self._driver.command)
 
     async def _generate(self, order: Generate, scope: trio.CancelScope) -> None:
         if self._engine is None or self.session is None:

@@ -51,6 +51,20 @@ class DataDir:
         return self.root / "wallet.pass"
 
     @property
+    def phrase(self) -> Path:
+        """The entropy of the recovery phrase, in a keystore of its own."""
+        return self.root / "phrase.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.sqlite"
+
+    @property
+    def chain(self) -> Path:
+        """The chain profile, where one was put."""
+        return self.root / "chain.toml"
+
+    @property
     def binding(self) -> Path:
         return self.root / "binding.msgpack"
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from p2pnode.chain.wallet import create_wallet, open_wallet
+from p2pnode.chain.wallet import open_or_make_wallet
+from p2pnode.chain.wallet_files import WalletFiles
 from p2pnode.errors import ProtocolError
 from p2pnode.files import write_private
 from p2pnode.node.datadir import DataDir
@@ -34,27 +35,48 @@ class HostIdentity:
         return f"HostIdentity({self.key.peer_id})"
 
 
-def load_or_create_identity(data: DataDir, wall: Callable[[], float]) -> HostIdentity:
+@dataclass(frozen=True, slots=True)
+class BoundChain:
+    """The chain a host is paid on, as its wallet's binding names it; both zero where it isn't paid."""
+
+    chain_id: int = 0
+    node_registry: bytes = bytes(20)
+
+
+def load_or_create_identity(
+    data: DataDir, wall: Callable[[], float], chain: BoundChain = BoundChain()
+) -> HostIdentity:
     """Read the identity of a data dir, making what is missing. Blocks for up to two seconds."""
     key = PeerKey(load_or_create_seed(data.peer_key))
     receipt_secret = load_or_create_seed(data.receipt_key)
-    return HostIdentity(key, receipt_secret, _binding(data, key, receipt_address(receipt_secret), wall()))
+    binding = _binding(data, key, receipt_address(receipt_secret), wall(), chain)
+    return HostIdentity(key, receipt_secret, binding)
 
 
-def _binding(data: DataDir, key: PeerKey, receipt_key: bytes, now: float) -> Binding:
-    wallet = open_wallet(data.wallet, data.wallet_passphrase)
-    if wallet is None:
-        wallet = create_wallet(data.wallet, data.wallet_passphrase)
+def wallet_files(data: DataDir) -> WalletFiles:
+    """Where a data dir keeps its wallet."""
+    return WalletFiles(keystore=data.wallet, phrase=data.phrase, passphrase=data.wallet_passphrase)
+
+
+def _binding(data: DataDir, key: PeerKey, receipt_key: bytes, now: float, chain: BoundChain) -> Binding:
+    wallet = open_or_make_wallet(wallet_files(data))
     held = _stored(data)
     if (
         held is not None
         and held.wallet == wallet.address
         and held.receipt_key == receipt_key
+        and (held.chain_id, held.node_registry) == (chain.chain_id, chain.node_registry)
         and held.expires_at - now > _RENEW_BEFORE_S
         and binding_holds(key.peer_id, held, now)
     ):
         return held
-    terms = BindingTerms(receipt_key=receipt_key, seq=int(now), expires_at=int(now) + BINDING_TTL_MAX_S)
+    terms = BindingTerms(
+        receipt_key=receipt_key,
+        chain_id=chain.chain_id,
+        node_registry=chain.node_registry,
+        seq=int(now),
+        expires_at=int(now) + BINDING_TTL_MAX_S,
+    )
     made = bind(key.peer_id, wallet.address, terms, wallet.unlock())
     write_private(data.binding, encode(made))
     return made

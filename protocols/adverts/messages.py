@@ -39,6 +39,8 @@ class Offer:
     n_ctx: Annotated[U32, Key("c")]
     price_in: Annotated[U63, Key("i")] = 0
     price_out: Annotated[U63, Key("o")] = 0
+    session_fee: Annotated[U63, Key("f")] = 0
+    """What a session costs besides its tokens, in USDC units: the host's gas."""
     warm: Annotated[bool, Key("w")] = True
 
 

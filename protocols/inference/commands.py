@@ -16,9 +16,12 @@ from p2pnode.protocols.inference.messages import (
     Checkpoint,
     Done,
     FinishReason,
+    Open,
     Progress,
     PromptBody,
     Quote,
+    Refuse,
+    Voucher,
 )
 
 # ---- host role -> HostSession
@@ -74,17 +77,59 @@ class Drain:
     """Take no new turn; end the session when the present one is over."""
 
 
-HostCommand: TypeAlias = GenStarted | GenProgress | GenTokens | GenDone | GenFailed | Drain
+@dataclass(frozen=True, slots=True)
+class Escrowed:
+    """The relayed open was taken. ``mined`` is False while it is served ahead of the chain."""
+
+    mined: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NotEscrowed:
+    """The open failed: before ``Accept`` a refusal, after it the session's end."""
+
+    refusal: Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The input of ``turn``: ``tokens_in``, of which the host promises not to bill ``reused``."""
+
+    turn: int
+    tokens_in: int
+    reused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CountFailed:
+    """The input of ``turn`` could not be counted."""
+
+    turn: int
+    code: WireCode
+    detail: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Another stream proved that the session is its own: this one ends, the session goes on there."""
+
+
+HostCommand: TypeAlias = (
+    GenStarted | GenProgress | GenTokens | GenDone | GenFailed | Drain
+    | Escrowed | NotEscrowed | Counted | CountFailed | Replaced
+)  # fmt: skip
 
 # ---- HostSession -> host role
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session began."""
+    """A session began, or, ``resumed``, goes on here: whatever other stream it had is to be ``Replaced``."""
 
     session: SessionId
     model: ModelId
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +159,58 @@ class TurnServed:
 
 
 @dataclass(frozen=True, slots=True)
+class Relay:
+    """A paid ``Open`` that was admitted: put it on the chain, then say ``Escrowed`` or ``NotEscrowed``."""
+
+    session: SessionId
+    request: Open
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Paid: count the tokens of a turn's prompt before anything is generated."""
+
+    turn: int
+    body: PromptBody
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A receipt of a paid session, about to be sent: make it durable first; there is never another one.
+
+    A resume says it again for each that is replayed.
+    """
+
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """A voucher that holds. Make it durable: what it pays for is served after this returns.
+
+    A resume says the last one again.
+    """
+
+    voucher: Voucher
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The session is over; flush and close the stream. ``fault`` is True when the peer broke the protocol."""
+    """The stream is over; flush and close it. ``fault`` is True when the peer broke the protocol.
+
+    A paid session that was opened settles now; where ``lingers``, if nobody resumes it; where ``replaced``
+    it goes on elsewhere.
+    """
 
     reason: str
     fault: bool = False
+    lingers: bool = False
+    replaced: bool = False
 
 
-HostEmission: TypeAlias = Opened | Generate | CancelGenerate | TurnServed | Finished
+HostEmission: TypeAlias = (
+    Opened | Relay | Count | Generate | CancelGenerate | Issued | Paid | TurnServed | Finished
+)
 
 # ---- client role -> ClientSession
 
@@ -133,10 +222,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send a turn. ``input_max`` is the largest quote to accept, in tokens."""
+    """Send a turn. ``input_max`` is the largest quote to accept, in tokens.
+
+    ``input_exact`` is what a client counted itself: it then takes that quote only, and pays with the prompt.
+    """
 
     body: PromptBody
     input_max: int
+    input_exact: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +285,13 @@ class Receipted:
 
 
 @dataclass(frozen=True, slots=True)
+class Signed:
+    """A voucher that is about to be sent: make it durable first."""
+
+    voucher: Voucher
+
+
+@dataclass(frozen=True, slots=True)
 class TurnDone:
     """The turn is over and its receipt holds."""
 
@@ -223,5 +323,6 @@ class Ended:
 
 
 ClientEmission: TypeAlias = (
-    Accepted | Quoted | Progressed | Delivered | Receipted | TurnDone | TurnFailed | SessionFailed | Ended
-)
+    Accepted | Quoted | Progressed | Delivered | Receipted | Signed | TurnDone | TurnFailed | SessionFailed
+    | Ended
+)  # fmt: skip

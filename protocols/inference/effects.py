@@ -6,7 +6,7 @@ says so. It knows nothing of what the effects mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.events import CancelTimer, Effect, Emit, Send, SetTimer, StreamRef
@@ -19,6 +19,10 @@ class Effects:
         self._peer, self._stream = peer, stream
         self._gathered: list[Effect] = []
         self._armed: set[str] = set()
+        self.on_send: Callable[[object], None] | None = None
+        """Told of each message, for those who must be able to say it again."""
+        self.muted = False
+        """The stream is gone: messages are noted, not sent."""
 
     def take(self) -> Sequence[Effect]:
         """Everything since the last call."""
@@ -27,7 +31,10 @@ class Effects:
 
     def send(self, message: object) -> None:
         """To the peer."""
-        self._gathered.append(Send(self._peer, self._stream, message))
+        if self.on_send is not None:
+            self.on_send(message)
+        if not self.muted:
+            self._gathered.append(Send(self._peer, self._stream, message))
 
     def emit(self, value: object) -> None:
         """To the role above."""

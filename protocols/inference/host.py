@@ -2,24 +2,33 @@
 
 States (``SPEC.md`` has the whole table)::
 
-    opening --Open--> idle --Prompt parts--> reading --last--> serving --Done or Error--> idle
-    any --violation, Close, Error, a timer, Closed--> over
+    free   opening --Open--> idle
+    paid   opening --Open--> relaying --Escrowed--> idle
+           opening --Resume with proof--> idle
+    free   idle --Prompt parts--> reading --last--> serving --Done or Error--> idle
+    paid   idle --Prompt parts--> reading --last--> quoting --the input's voucher--> serving --...--> idle
+    any    --violation, Close, Error, a timer, Closed, another stream that proved itself--> over
 
-``serving.py`` has what happens inside a turn.
+What outlives the stream is in ``open_session.py``; ``opening.py`` begins it, and ``intake.py``,
+``paid_turn.py`` and ``serving.py`` are the phases of a turn. The role's ``admit`` runs
+``payment.check_open``: it knows the wall clock and the payer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal, TypeAlias, assert_never
 
 from p2pnode.errors import ProtocolError, WireCode
-from p2pnode.ids import PeerId, SessionId
+from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
 from p2pnode.protocols.inference.commands import (
+    Counted,
+    CountFailed,
     Drain,
+    Escrowed,
     Finished,
     GenDone,
     GenFailed,
@@ -27,15 +36,15 @@ from p2pnode.protocols.inference.commands import (
     GenStarted,
     GenTokens,
     HostCommand,
-    Opened,
+    NotEscrowed,
+    Replaced,
 )
 from p2pnode.protocols.inference.effects import Effects
+from p2pnode.protocols.inference.intake import Intake, WholePrompt
 from p2pnode.protocols.inference.messages import (
-    Accept,
     Ack,
     Cancel,
     Close,
-    Done,
     Error,
     Open,
     Ping,
@@ -43,38 +52,29 @@ from p2pnode.protocols.inference.messages import (
     Prompt,
     Refuse,
     Resume,
+    Voucher,
     detail_of,
-    prompt_bytes_max,
     retry_of,
 )
-from p2pnode.protocols.inference.metering import Meter
-from p2pnode.protocols.inference.outbox import Outbox
-from p2pnode.protocols.inference.prompts import PromptReader
-from p2pnode.protocols.inference.receipts import ReceiptChain
+from p2pnode.protocols.inference.open_session import Admit, FindSession, HostTerms, OpenSession
+from p2pnode.protocols.inference.opening import Opening
+from p2pnode.protocols.inference.paid_turn import PaidTurn
 from p2pnode.protocols.inference.serving import Serving
+from p2pnode.protocols.inference.till import PaidTill
 
-State: TypeAlias = Literal["opening", "idle", "reading", "serving", "over"]
-PROMPT_RATE_MIN: Final = 16 * 1024
-"""Bytes a second at which a prompt must arrive, on top of the stall time."""
+State: TypeAlias = Literal["opening", "relaying", "idle", "reading", "quoting", "serving", "over"]
 _GOING_AWAY: Final = "this host is going away: try another"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostTerms:
-    """What this host grants a session of one model."""
-
-    n_ctx: int
-    stall_s: float = 30.0
-    idle_s: float = 900.0
-    open_s: float = 10.0
-
-
-Admit: TypeAlias = Callable[[Open], HostTerms | Refuse]
-"""The role's decision on an ``Open``: what it grants, or why not."""
+_STALLED: Final = {
+    "open": "the first message did not come",
+    "relay": "the chain did not take the deposit in time: try again later or use another host",
+    "idle": "the session was idle for too long: open a new one",
+    "prompt": "the rest of the prompt did not come",
+    "stall": "what was sent was not acknowledged or paid",
+}
 
 
 class HostSession:
-    """One session with one client over one stream."""
+    """One session with one client over one stream. Without ``resume`` no session is ever resumed."""
 
     def __init__(
         self,
@@ -86,56 +86,81 @@ class HostSession:
         epoch: int,
         draw: Callable[[int], bytes],
         terms: HostTerms,
+        resume: FindSession | None = None,
     ) -> None:
-        self._admit, self._sign, self._epoch, self._draw = admit, sign, epoch, draw
-        self._terms = terms
-        self._effects = Effects(peer, stream)
-        self._outbox = Outbox()
-        self._meter: Meter | None = None  # from Accept on
-        self._reader: PromptReader | None = None
-        self._serving: Serving | None = None
-        self._turns = 0
-        self._runs = 0
+        self._open_s = terms.open_s
+        self._effects = effects = Effects(peer, stream)
+        self._opening = Opening(
+            peer=peer,
+            admit=admit,
+            find=resume,
+            sign=sign,
+            epoch=epoch,
+            draw=draw,
+            effects=effects,
+            holder=self,
+        )
+        self._held: tuple[OpenSession, Intake] | None = None  # from Accept on
         self._draining = False
         self._over = False
+
+    @property
+    def session(self) -> OpenSession | None:
+        """What outlives this stream, once the session is open; the role keeps it where it lingers."""
+        return self._held[0] if self._held is not None else None
+
+    @property
+    def n_ctx(self) -> int:
+        """Context of one request, once the session is open."""
+        return self._held[0].granted.n_ctx if self._held is not None else 0
 
     @property
     def state(self) -> State:
         """Where the session stands."""
         if self._over:
             return "over"
-        if self._meter is None:
-            return "opening"
-        if self._serving is not None:
-            return "serving"
-        return "reading" if self._reader is not None else "idle"
+        if self._held is None:
+            return "relaying" if self._opening.relaying else "opening"
+        session, intake = self._held
+        match session.turn:
+            case None:
+                return "reading" if intake.reading else "idle"
+            case PaidTurn(quoting=True):
+                return "quoting"
+            case _:
+                return "serving"
 
     def start(self, now: float) -> Sequence[Effect]:
         """The stream is open; the client must speak first."""
-        self._effects.set_timer("open", now + self._terms.open_s)
+        self._effects.set_timer("open", now + self._open_s)
         return self._effects.take()
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
-        """Messages are the client's; commands are ``HostCommand``; timers are open, idle, prompt, stall."""
-        if not self._over:
-            match event:
-                case Received(message=message):
-                    self._received(message, now)
-                case Command(value=value):
-                    self._command(value, now)
-                case TimerFired(key=key):
-                    self._timer(key)
-                case Closed(code=code):
-                    self._finish(code or "closed")
-                case _:
-                    assert_never(event)
-            self._after(now)
+        """Messages are the client's, commands ``HostCommand``, timers open, relay, idle, prompt, stall."""
+        if self._over:
+            return self._effects.take()
+        if self._held is not None and self._held[0].holder is not self:
+            self._finish("the session goes on on another stream", replaced=True)
+            return self._effects.take()
+        match event:
+            case Received(message=message):
+                self._received(message, now)
+            case Command(value=value):
+                self._command(value, now)
+            case TimerFired(key=key):
+                self._timer(key)
+            case Closed(code=code):
+                self._finish(code or "closed", lingers=True)
+            case _:
+                assert_never(event)
+        self._after(now)
         return self._effects.take()
 
     # ---- what the client says
 
     def _received(self, message: object, now: float) -> None:
-        state = self.state
+        if self._held is not None:
+            self._held[0].former_nonce = None  # it has our Accept
         match message:
             case Ping(nonce=nonce):
                 self._effects.send(Pong(nonce=nonce))
@@ -145,125 +170,92 @@ class HostSession:
                 self._finish("closed by the client")
             case Error(code=code):
                 self._finish(f"client error {code}")
-            case Open() if state == "opening":
-                self._open(message, now)
-            case Resume() if state == "opening":
-                self._refuse(Refuse(code="bad_request", detail="no such session here: open a new one"))
-            case Prompt() if state in ("idle", "reading"):
-                self._prompt(message, now)
-            case Ack(seq=seq) if state != "opening":
-                self._credit(seq, now)
-            case Cancel(turn=turn) if state != "opening":
-                self._cancel(turn)
+            case _ if self._held is not None:
+                self._in_session(*self._held, message, now)
+            case Open() if not self._opening.relaying:
+                self._began(self._opening.request(message, now), now)
+            case Resume() if not self._opening.relaying:
+                self._began(self._opening.resume(message), now)
             case _:
-                self._violation(f"{type(message).__name__} is out of place while {state}")
+                self._out_of_place(message)
 
-    def _open(self, message: Open, now: float) -> None:
-        if message.terms is not None:
-            # A paid session must fail loudly rather than run free.
-            detail = "this host serves free sessions only: leave the terms out"
-            self._refuse(Refuse(code="bad_request", detail=detail))
-            return
-        verdict = self._admit(message)
-        if isinstance(verdict, Refuse):
-            self._refuse(verdict)
-            return
-        self._terms = verdict
-        session, nonce = SessionId(self._draw(32)), self._draw(32)
-        self._meter = Meter(ReceiptChain.begin(session, message.model, message.salt, self._epoch))
-        self._effects.send(Accept(session=session, nonce=nonce, epoch=self._epoch, n_ctx=verdict.n_ctx))
-        self._effects.emit(Opened(session, message.model))
-        self._effects.cancel_timer("open")
-        self._idle(now)
-
-    def _prompt(self, message: Prompt, now: float) -> None:
-        if self._reader is None:
-            if message.turn != self._turns + 1 or message.part != 0:
-                self._violation(f"turn {self._turns + 1} starts with part 0")
-                return
-            self._begin(message, now)
-        reader = self._reader
-        if reader is None:
-            return
+    def _in_session(self, session: OpenSession, intake: Intake, message: object, now: float) -> None:
         try:
-            last = reader.add(message)
+            match message:
+                case Prompt() if session.turn is None and self._draining:
+                    self._drained()
+                case Prompt() if session.turn is None:
+                    whole = intake.take(message, now)
+                    if whole is not None:
+                        self._begin_turn(session, whole)
+                    elif not intake.reading:
+                        self._rest(session, now)
+                case Ack() | Voucher():
+                    self._credit(session, message, now)
+                case Cancel(turn=turn):
+                    # Of the present turn; of any other it comes too late and means nothing.
+                    if session.turn is None:
+                        intake.cancel(turn)
+                    elif session.turn.number == turn:
+                        session.turn.cancel()
+                case _:
+                    self._out_of_place(message)
         except ProtocolError as error:
             self._violation(str(error))
-            return
-        if last:
-            self._read(reader, now)
 
-    def _begin(self, first: Prompt, now: float) -> None:
-        self._turns = first.turn
-        self._reader = reader = PromptReader(first.turn, first.total)
-        bytes_max = prompt_bytes_max(self._terms.n_ctx)
-        self._effects.cancel_timer("idle")
-        # Set once: a client that trickles its prompt must not keep its place for ever.
-        patience_s = self._terms.stall_s + min(first.total, bytes_max) / PROMPT_RATE_MIN
-        self._effects.set_timer("prompt", now + patience_s)
-        if first.total > bytes_max:
-            detail = (
-                f"a prompt of {first.total} bytes; a context of {self._terms.n_ctx} tokens "
-                f"takes {bytes_max}: shorten the conversation"
-            )
-            reader.discard()
-            self._effects.send(Error(code="context_overflow", detail=detail, turn=first.turn))
+    def _begin_turn(self, session: OpenSession, prompt: WholePrompt) -> None:
+        session.meter.begin_turn(prompt.request)
+        turn: Serving | PaidTurn
+        if isinstance(session.till, PaidTill):
+            till, effects = session.till, self._effects
+            turn = PaidTurn(prompt.turn, prompt.body, session=session, till=till, effects=effects)
+        else:
+            turn = Serving(prompt.turn, prompt.body, session=session, effects=self._effects)
+        session.turn = turn
+        turn.start()
 
-    def _read(self, reader: PromptReader, now: float) -> None:
-        self._reader = None
-        self._effects.cancel_timer("prompt")
-        if reader.discarding or self._meter is None:
-            self._idle(now)
+    def _credit(self, session: OpenSession, message: Ack | Voucher, now: float) -> None:
+        if not session.till.credit(message, session.outbox, self._effects):
             return
-        try:
-            body, request = reader.body()
-        except ProtocolError as error:
-            self._effects.send(Error(code="bad_request", detail=detail_of(str(error)), turn=reader.turn))
-            self._idle(now)
-            return
-        self._meter.begin_turn(request)
-        self._serving = Serving(
-            reader.turn,
-            body,
-            runs=self._runs,
-            meter=self._meter,
-            outbox=self._outbox,
-            effects=self._effects,
-            sign=self._sign,
-            stall_s=self._terms.stall_s,
-        )
-        self._serving.start()
+        self._effects.cancel_timer("stall")
+        if session.turn is not None:
+            session.turn.pump(now)
+        elif self._draining:
+            self._rest(session, now)
 
-    def _credit(self, seq: int, now: float) -> None:
-        try:
-            news = self._outbox.acknowledge(seq)
-        except ProtocolError as error:
-            self._violation(str(error))
-            return
-        if news:
-            self._effects.cancel_timer("stall")
-            if self._serving is not None:
-                self._serving.pump(now)
-
-    def _cancel(self, turn: int) -> None:
-        """Of the present turn; of any other it comes too late and means nothing."""
-        if self._serving is not None and self._serving.number == turn:
-            self._serving.cancel()
-        elif self._reader is not None and self._reader.turn == turn and not self._reader.discarding:
-            self._reader.discard()
-            self._effects.send(Done(turn=turn, reason="cancelled", tokens_in=0, reused=0, tokens_out=0))
+    def _began(self, session: OpenSession | Refuse | None, now: float) -> None:
+        if isinstance(session, Refuse):
+            self._refuse(session)
+        elif session is not None:
+            self._held = session, Intake(session, self._effects)
+            self._rest(session, now)
 
     # ---- what the role says
 
     def _command(self, command: HostCommand, now: float) -> None:
+        turn = self._held[0].turn if self._held is not None else None
         match command:
             case Drain():
                 self._draining = True
-                if self._serving is None:
+                if self._held is None or self._held[1].reading:
                     self._drained()
+                elif turn is None:
+                    self._rest(self._held[0], now)
+            case Escrowed():
+                self._began(self._opening.landed(), now)
+            case NotEscrowed(refusal=refusal):
+                if self._held is not None and isinstance(self._held[0].till, PaidTill):
+                    self._fail(refusal.code, refusal.detail, reason="the deposit was lost")
+                elif self._opening.relaying:
+                    self._refuse(refusal)
+            case Counted() | CountFailed():
+                if isinstance(turn, PaidTurn):
+                    turn.counted(command, now)
             case GenStarted() | GenProgress() | GenTokens() | GenDone() | GenFailed():
-                if self._serving is not None:
-                    self._serving.report(command, now)
+                if turn is not None:
+                    turn.report(command, now)
+            case Replaced():
+                pass  # seen before: another machine holds the session
             case _:
                 assert_never(command)
 
@@ -271,28 +263,32 @@ class HostSession:
 
     def _after(self, now: float) -> None:
         """When this event ended the turn, the session rests or, draining, ends too."""
-        if self._serving is None or not self._serving.over:
+        if self._over or self._held is None:
             return
-        self._runs, self._serving = self._serving.runs, None
-        if self._over:
-            return
-        if self._draining:
-            self._drained()
-        else:
-            self._idle(now)
+        session = self._held[0]
+        if session.turn is not None and session.turn.over:
+            session.turn = None
+            self._rest(session, now)
 
-    def _idle(self, now: float) -> None:
-        self._effects.set_timer("idle", now + self._terms.idle_s)
+    def _rest(self, session: OpenSession, now: float) -> None:
+        if not self._draining:
+            self._effects.set_timer("idle", now + session.granted.idle_s)
+        elif not session.till.owed:
+            self._drained()
+        elif not self._effects.armed("stall"):  # the last voucher is on its way
+            self._effects.set_timer("stall", now + session.granted.stall_s)
 
     def _timer(self, key: str) -> None:
-        details = {
-            "open": "the first message did not come",
-            "idle": "the session was idle for too long: open a new one",
-            "prompt": "the rest of the prompt did not come",
-            "stall": "tokens were not acknowledged",
-        }
-        if self._effects.fired(key):
-            self._fail("stalled", details[key], reason=details[key])
+        if not self._effects.fired(key):
+            return
+        detail = _STALLED[key]
+        if key == "relay":
+            self._refuse(Refuse(code="stalled", detail=detail))
+        else:
+            self._fail("stalled", detail, reason=detail, lingers=True)
+
+    def _out_of_place(self, message: object) -> None:
+        self._violation(f"{type(message).__name__} is out of place while {self.state}")
 
     def _violation(self, detail: str) -> None:
         self._fail("bad_request", detail, reason=detail, fault=True)
@@ -300,19 +296,29 @@ class HostSession:
     def _drained(self) -> None:
         self._fail("shutting_down", _GOING_AWAY, reason="drained")
 
-    def _fail(self, code: WireCode, detail: str, *, reason: str, fault: bool = False) -> None:
+    def _fail(
+        self, code: WireCode, detail: str, *, reason: str, fault: bool = False, lingers: bool = False
+    ) -> None:
         self._effects.send(Error(code=code, detail=detail_of(detail)))
-        self._finish(reason, fault=fault)
+        self._finish(reason, fault=fault, lingers=lingers)
 
     def _refuse(self, refusal: Refuse) -> None:
         detail, retry_after_s = detail_of(refusal.detail), retry_of(refusal.retry_after_s)
         self._effects.send(replace(refusal, detail=detail, retry_after_s=retry_after_s))
         self._finish(f"refused: {refusal.code}")
 
-    def _finish(self, reason: str, *, fault: bool = False) -> None:
+    def _finish(
+        self, reason: str, *, fault: bool = False, lingers: bool = False, replaced: bool = False
+    ) -> None:
         self._over = True
-        self._reader = None
-        if self._serving is not None:
-            self._serving.abandon(reason)
+        session = self.session
+        lingers = lingers and session is not None and isinstance(session.till, PaidTill)
+        if session is not None and not replaced:
+            if lingers:
+                self._effects.muted = True
+                session.interrupt(self._effects)
+            elif session.turn is not None:
+                session.turn.abandon(reason)
+            session.turn = session.holder = None
         self._effects.cancel_timers()
-        self._effects.emit(Finished(reason, fault))
+        self._effects.emit(Finished(reason, fault, lingers, replaced))

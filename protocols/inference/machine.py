@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from p2pnode.protocols.inference.client import ClientSession, ClientTimes
-from p2pnode.protocols.inference.host import Admit, HostSession, HostTerms
+from p2pnode.protocols.inference.asking import ClientTimes, HeldSession
+from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.host import HostSession
+from p2pnode.protocols.inference.open_session import Admit, FindSession, HostTerms, OpenSession
 
-__all__ = ["Admit", "ClientSession", "ClientTimes", "HostSession", "HostTerms"]
+__all__ = [
+    "Admit", "ClientSession", "ClientTimes", "FindSession", "HeldSession", "HostSession", "HostTerms",
+    "OpenSession",
+]  # fmt: skip

@@ -63,21 +63,31 @@ class SessionTerms:
 @message("open")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Ask for a session. Free sessions leave ``terms`` and ``authorisation`` out."""
+    """Ask for a session. Free sessions leave all but ``model`` and ``salt`` out.
+
+    ``authorisation`` is the payer's EIP-3009 signature (its nonce: the session id), good until
+    ``valid_before``. ``salt`` is the receipt chain's secret, not that of the terms.
+    """
 
     model: ModelIdBytes
     salt: Bytes32
     terms: SessionTerms | None = None
     authorisation: Signature | None = None
+    valid_before: U63 = 0
 
 
 @message("resume")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """Take a live session to this stream. ``proof`` signs (host nonce, session, both peer ids)."""
+    """Take a paid session to this stream. ``proof`` is the voucher key's: see ``payment.resume_digest``.
+
+    ``received`` counts the ``Quote``, ``Tokens``, ``Checkpoint``, ``Done`` and turns' ``Error`` that the
+    client took, over the session; ``turn`` is the last one it asked.
+    """
 
     session: SessionIdBytes
     received: U63
+    turn: U32
     proof: Signature
 
 

@@ -34,6 +34,16 @@ class Meter:
         """Was anything billed since the last receipt?"""
         return (self.tokens_in, self.tokens_out) != (self._chain.tokens_in, self._chain.tokens_out)
 
+    @property
+    def seq(self) -> int:
+        """Of the last receipt; 0 before the first."""
+        return self._chain.seq
+
+    @property
+    def root(self) -> bytes:
+        """Of the receipt chain."""
+        return self._chain.root
+
     def begin_turn(self, request: bytes) -> None:
         """The next receipt is a turn's first: its request hash goes in."""
         self._request = request
@@ -41,6 +51,10 @@ class Meter:
     def bill(self, tokens_in: int) -> None:
         """Count input tokens that are charged."""
         self.tokens_in += tokens_in
+
+    def waive(self) -> None:
+        """Input that no receipt covers is not charged after all."""
+        self.tokens_in = self._chain.tokens_in
 
     def count(self, ids: Sequence[int]) -> None:
         """Count output tokens, in order."""

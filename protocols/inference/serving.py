@@ -2,8 +2,9 @@
 
 It keeps the engine no further ahead of the client's credit than a window: beyond it the engine
 request is cancelled, the ids are kept, and the engine goes on from them at the token level when
-credit comes. Every turn is answered exactly once, by ``Done`` or ``Error``, unless the session ends
-under it. It knows nothing of how a turn came to be or of what follows.
+credit comes. It never asks for a token that the session can't pay for. Every turn is answered exactly
+once, by ``Done`` or ``Error``, unless the session ends under it. It knows nothing of how a turn came to
+be, of what follows, or of how it is paid.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 from typing import TypeAlias, assert_never
 
 from p2pnode.errors import WireCode
-from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     GenDone,
@@ -25,6 +25,8 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
+    TEXT_PER_TOKEN_MAX,
+    TEXT_SLACK_BYTES,
     WINDOW,
     Done,
     Error,
@@ -35,35 +37,32 @@ from p2pnode.protocols.inference.messages import (
     detail_of,
     retry_of,
 )
-from p2pnode.protocols.inference.metering import Meter
-from p2pnode.protocols.inference.outbox import Outbox
+from p2pnode.protocols.inference.open_session import OpenSession
 
 Report: TypeAlias = GenStarted | GenProgress | GenTokens | GenDone | GenFailed
 
 
 class Serving:
-    """Serves turn ``number``. ``runs`` engine requests were made in the session before it."""
+    """Serves turn ``number``. A ``quote`` that is given was sent and billed already."""
 
     def __init__(
         self,
         number: int,
         body: PromptBody,
         *,
-        runs: int,
-        meter: Meter,
-        outbox: Outbox,
+        session: OpenSession,
         effects: Effects,
-        sign: Signer,
-        stall_s: float,
+        quote: Quote | None = None,
     ) -> None:
         self.number = number
-        self.runs = runs
         self.over = False
-        self._body, self._stall_s, self._sign = body, stall_s, sign
-        self._meter, self._outbox, self._effects = meter, outbox, effects
+        self._body, self._session, self._effects = body, session, effects
+        self._meter, self._outbox, self._till = session.meter, session.outbox, session.till
+        self._tokens_max = min(body.sampling.tokens_max, session.till.affordable(session.meter))
         self._made: list[int] = []  # every id the engine made and we kept
         self._sent = 0
-        self._quote: Quote | None = None
+        self._text_bytes = 0
+        self._quote = quote
         self._ended: FinishReason | None = None
         self._running = False
 
@@ -73,7 +72,7 @@ class Serving:
 
     def report(self, report: Report, now: float) -> None:
         """What the engine says. What an earlier run still reports is ignored."""
-        if not self._running or report.run != self.runs:
+        if not self._running or report.run != self._session.runs:
             return
         match report:
             case GenStarted(tokens_in=tokens_in, reused=reused):
@@ -83,9 +82,9 @@ class Serving:
                     self._effects.send(Progress(turn=self.number, processed=processed, total=total))
             case GenTokens(ids=ids, text=text):
                 # An engine that overshoots must not make us break the protocol.
-                ids = ids[: self._body.sampling.tokens_max - len(self._made)]
+                ids = ids[: self._tokens_max - len(self._made)]
                 self._made.extend(ids)
-                self._outbox.add(ids, text)
+                self._outbox.add(ids, self._within_bounds(text))
                 self.pump(now)
             case GenDone(reason=reason):
                 self._running = False
@@ -107,10 +106,10 @@ class Serving:
                 self._receipt()
         self._steer()
         if self._ended is not None and not self._outbox:
-            self._finish(self._ended)
+            self._conclude(self._ended)
         elif self._starving and not self._effects.armed("stall"):
             # Set once, not pushed out by new output: only credit counts.
-            self._effects.set_timer("stall", now + self._stall_s)
+            self._effects.set_timer("stall", now + self._session.granted.stall_s)
 
     def cancel(self) -> None:
         """The client wants no more; what was delivered stays billed."""
@@ -121,11 +120,23 @@ class Serving:
         self._stop_engine()
         self._close(reason)
 
+    def interrupt(self, effects: Effects) -> None:
+        """The stream is gone, the session isn't: end here, for whoever resumes it."""
+        self._effects = effects
+        self._finish("cancelled")
+
     def _started(self, tokens_in: int, reused: int) -> None:
         if self._quote is None:
             self._quote = Quote(turn=self.number, tokens_in=tokens_in, reused=reused)
             self._meter.bill(tokens_in - reused)
             self._effects.send(self._quote)
+
+    def _within_bounds(self, text: str) -> str:
+        """Nor must one that babbles: no turn holds more text than its tokens can."""
+        raw = text.encode(errors="replace")
+        room = max(0, TEXT_SLACK_BYTES + TEXT_PER_TOKEN_MAX * len(self._made) - self._text_bytes)
+        self._text_bytes += min(len(raw), room)
+        return text if len(raw) <= room else raw[:room].decode(errors="ignore")
 
     # ---- the engine
 
@@ -139,18 +150,18 @@ class Serving:
             self._generate()
 
     def _generate(self) -> None:
-        tokens_max = self._body.sampling.tokens_max - len(self._made)
+        tokens_max = self._tokens_max - len(self._made)
         if tokens_max <= 0:  # the pause came between the engine's last token and its Done
             self._ended = "length"
             return
-        self.runs += 1
+        self._session.runs += 1
         self._running = True
-        self._effects.emit(Generate(self.runs, self._body, tuple(self._made), tokens_max))
+        self._effects.emit(Generate(self._session.runs, self._body, tuple(self._made), tokens_max))
 
     def _stop_engine(self) -> None:
         if self._running:
             self._running = False
-            self._effects.emit(CancelGenerate(self.runs))
+            self._effects.emit(CancelGenerate(self._session.runs))
 
     @property
     def _starving(self) -> bool:
@@ -158,6 +169,16 @@ class Serving:
         return self._outbox.credit <= 0 and (self._outbox.waiting > 0 or stopped)
 
     # ---- answers
+
+    def _conclude(self, reason: FinishReason) -> None:
+        if reason == "length" and len(self._made) == self._tokens_max < self._body.sampling.tokens_max:
+            detail = (
+                f"the deposit is used up: the session cost {self._till.cost(self._meter)} USDC units; "
+                "open another one to go on"
+            )
+            self._fail("payment_required", detail, None)
+        else:
+            self._finish(reason)
 
     def _finish(self, reason: FinishReason) -> None:
         self._stop_engine()
@@ -170,6 +191,7 @@ class Serving:
                 tokens_in=quote.tokens_in,
                 reused=quote.reused,
                 tokens_out=self._sent,
+                cost=self._till.cost(self._meter),
             )
         )
         self._close(reason)
@@ -185,7 +207,7 @@ class Serving:
 
     def _receipt(self) -> None:
         if self._meter.due:
-            self._effects.send(self._meter.issue(self._sign))
+            self._till.issue(self._meter, self._effects)
 
     def _close(self, reason: str) -> None:
         self.over = True

@@ -20,6 +20,11 @@ PROMISED = {
     "cli.ask",
     "idle.cpu",
     "idle.rss",
+    "gas.open",
+    "gas.settle",
+    "gas.settle_in_10",
+    "gas.checkpoint",
+    "gas.break_even",
 }
 
 

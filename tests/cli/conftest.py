@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import Program, join
+from tests.cli.support import Program, give, join, start, wallet
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +18,20 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
 
 
 @pytest.fixture(scope="session")
-def paid_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The profile of a development chain that runs. Nobody may stop it."""
+    folder = tmp_path_factory.mktemp("chain")
+    with start(folder, "chain", ["chain", "dev", "--port", 0, "--data-dir", folder / "data"]) as program:
+        yield Path(program.wait_event("chain.ready")["profile"])
+
+
+@pytest.fixture(scope="session")
+def paid_host(tmp_path_factory: pytest.TempPathFactory, profile: Path) -> Iterator[Program]:
     """One that wants to be paid."""
-    with join(tmp_path_factory.mktemp("paid"), "h", "--price-in", 5, "--price-out", 7) as program:
+    folder = tmp_path_factory.mktemp("paid")
+    give(profile, wallet(folder / "h"), usdc="0", ether="1")
+    prices = ("--price-in", 5, "--price-out", 7, "--session-fee", 1000)
+    with join(folder, "h", *prices, "--chain", profile) as program:
         yield program
 
 

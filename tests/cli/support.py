@@ -157,3 +157,17 @@ def join(folder: Path, name: str, *arguments: object, model: str = "scripted") -
 
     program.wait_until(is_ready, "ready file")
     return program
+
+
+def wallet(data_dir: Path) -> str:
+    """A new wallet in a data dir; its address."""
+    words = data_dir.parent / f"{data_dir.name}.words"
+    ran = run("wallet", "new", "--random", "--json", "--show-phrase-to", words, "--data-dir", data_dir)
+    assert ran.code == 0, ran
+    return str(ran.events[-1]["address"])
+
+
+def give(profile: Path, address: str, *, usdc: str, ether: str = "0") -> None:
+    """From a development chain's faucet."""
+    ran = run("chain", "faucet", address, usdc, "--ether", ether, "--chain", profile)
+    assert ran.code == 0, ran

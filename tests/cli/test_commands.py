@@ -66,8 +66,10 @@ def test_an_answer_without_words_from_a_question_that_is_no_utf8(data_dir: Path,
 # ---- hosts
 
 
-def test_hosts_lists_who_may_be_asked(data_dir: Path, host: Program, paid_host: Program) -> None:
-    ran = _hosts(data_dir, hosts=(host, paid_host))
+def test_hosts_lists_who_may_be_asked(
+    data_dir: Path, host: Program, paid_host: Program, profile: Path
+) -> None:
+    ran = _hosts(data_dir, "--chain", profile, hosts=(host, paid_host))
     assert ran.code == 0
     head, *rows = ran.out.splitlines()
     assert head.split() == [
@@ -77,11 +79,11 @@ def test_hosts_lists_who_may_be_asked(data_dir: Path, host: Program, paid_host: 
         "engine",
         "context",
         "price",
-        "in/out",
+        "in/out+fee",
         "load",
         "score",
     ]
-    assert sorted(row.split()[5] for row in rows) == ["0/0", "5/7"]
+    assert sorted(row.split()[5] for row in rows) == ["0/0+0", "5/7+1000"]
     assert ran.err == ""
 
 

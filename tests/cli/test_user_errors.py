@@ -15,7 +15,7 @@ from p2pnode.models import pull as pull_module
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey
-from tests.cli.support import LISTEN, Program, Ran, ask, run
+from tests.cli.support import LISTEN, Program, Ran, ask, give, run, wallet
 from tests.models.gguf_files import TINY
 from tests.net.memory_world import seed_of
 
@@ -110,8 +110,43 @@ def test_no_discovery_without_a_peer(data_dir: Path) -> None:
 
 def test_a_paid_host_asked_for_nothing(data_dir: Path, paid_host: Program) -> None:
     ran = ask(data_dir, "hello", "--peer", paid_host.multiaddr)
-    _check(ran, 4, "payment_required: this host asks 5/7 USDC units per million tokens in/out")
+    _check(ran, 4, "payment_required: that host asks 5/7 USDC units per million tokens", "wallet new")
     assert "another host" not in ran.err
+
+
+def test_prices_without_a_chain(data_dir: Path) -> None:
+    ran = run("join", "--model", "scripted", "--price-out", 5, "--no-mdns", "--data-dir", data_dir)
+    _check(ran, 1, "prices need a chain to be paid on", "--chain")
+
+
+def test_a_paid_host_and_no_wallet(data_dir: Path, paid_host: Program, profile: Path) -> None:
+    ran = ask(data_dir, "hello", "--peer", paid_host.multiaddr, "--chain", profile)
+    _check(ran, 1, "there is no wallet in", "p2pnode wallet new")
+
+
+def test_a_paid_host_and_an_empty_wallet(data_dir: Path, paid_host: Program, profile: Path) -> None:
+    address = wallet(data_dir)
+    ran = ask(data_dir, "hello", "--peer", paid_host.multiaddr, "--chain", profile)
+    _check(ran, 1, "is missing. Send USDC to", address)
+
+
+def test_a_session_above_the_cap(data_dir: Path, paid_host: Program, profile: Path) -> None:
+    give(profile, wallet(data_dir), usdc="1")
+    ran = ask(data_dir, "hi", "--peer", paid_host.multiaddr, "--chain", profile, "--max-spend", 1000)
+    _check(ran, 1, "your cap for one is 0.001000 USDC", "spend_session_max")
+
+
+def test_a_profile_that_is_not_there(data_dir: Path) -> None:
+    ran = ask(data_dir, "hello", "--chain", data_dir / "nowhere.toml")
+    _check(ran, 1, "nowhere.toml")
+
+
+def test_funds_without_a_chain(data_dir: Path) -> None:
+    _check(run("funds", "--data-dir", data_dir), 1, "no chain is configured", "--chain")
+
+
+def test_a_session_nobody_knows(data_dir: Path) -> None:
+    _check(run("sessions", "show", "abcd", "--data-dir", data_dir), 2, "no session begins with 'abcd'")
 
 
 # ---- what to ask
@@ -280,8 +315,7 @@ def test_a_wallet_without_its_passphrase(data_dir: Path) -> None:
     data.wallet.write_text('{"address": "' + "ab" * 20 + '"}')
     ran = _join(data_dir)
     assert ran.code == 1
-    assert "can't be opened with" in ran.err
-    assert "restore both files from your backup" in ran.err
+    assert "no terminal to ask for the wallet's passphrase" in ran.err
 
 
 # ---- models

@@ -11,10 +11,11 @@ from p2pnode.client.client import Client
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError, RemoteError, UnreachableError
 from p2pnode.models.scripted import Faults, ScriptedEngine
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
 from p2pnode.protocols.framing.codec import pack_frame
-from p2pnode.protocols.inference.messages import CODEC, Refuse
+from p2pnode.protocols.inference.commands import Ask
+from p2pnode.protocols.inference.messages import CODEC, ChatMessage, PromptBody, Refuse
 from tests.client.support import ask, misbehave, whole
 from tests.node.world import Member, World, scripted_host, world
 
@@ -304,7 +305,7 @@ async def test_a_paid_host_that_is_named_refuses_and_nobody_else_is_asked(autoju
     async with world() as w:
         paid, free = await _paid_and_free(w)
         async with w.client([paid.node.multiaddrs[0]]) as client:
-            with pytest.raises(RefusedError, match=r"payment_required: this host asks 1/2 USDC") as caught:
+            with pytest.raises(RefusedError, match=r"payment_required: that host asks 1/2 USDC") as caught:
                 await whole(ask(client, peer=paid.node.multiaddrs[0]))
             assert caught.value.code == "payment_required"
         assert free.host is not None
@@ -346,11 +347,12 @@ async def test_leaving_while_the_stream_opens_leaves_no_session_at_the_host(
         host = await w.add([scripted_host()])
         assert host.host is not None
         async with w.client(host.node.multiaddrs[:1]) as client:
-            await client.hosts(SCRIPTED)
+            (candidate,) = (await client.hosts(SCRIPTED)).chosen
+            wanted = Ask(PromptBody(messages=(ChatMessage(role="user", content="hi"),)), 100)
             opened = False
             for milliseconds in range(5, 200, 5):
                 with trio.move_on_after(milliseconds / 1000):
-                    session = await client.open_session(host.node.peer_id, scripted_model_id())
+                    session = await client.open_session(candidate, wanted)
                     session.close()
                     opened = True
                 await trio.sleep(1)

@@ -23,7 +23,14 @@ SLOW, FAST = Measured(ttft_s=2.0, tokens_per_s=5.0), Measured(ttft_s=0.1, tokens
 
 
 def _order(*adverts: object, measured: object = None, filters: Filters | None = None) -> list[str]:
-    ranking = rank(adverts, MODEL, measured or {}, filters or Filters(), NOW)  # type: ignore[arg-type]
+    ranking = rank(
+        adverts,  # type: ignore[arg-type]
+        MODEL,
+        measured or {},  # type: ignore[arg-type]
+        filters or Filters(),
+        NOW,
+        payable=lambda _advert, _offer: "",
+    )
     return [candidate.advert.peer for candidate in ranking.chosen]
 
 
@@ -46,6 +53,12 @@ def test_among_equals_the_cheaper_comes_first() -> None:
 def test_a_free_host_comes_before_one_that_asks_for_money_however_fast() -> None:
     adverts = [advert(1, price_out=1), advert(2)]
     assert _order(*adverts, measured={peer(1): FAST, peer(2): SLOW}) == [peer(2), peer(1)]
+
+
+def test_a_host_that_asks_for_money_is_left_out_by_a_client_without_any_and_told_what_to_do() -> None:
+    ranking = rank([advert(1, price_out=9), advert(2)], MODEL, {}, Filters(), NOW)
+    assert [each.advert.peer for each in ranking.chosen] == [peer(2)]
+    assert "p2pnode wallet new" in ranking.excluded[0].excluded
 
 
 def test_a_host_of_another_model_is_no_candidate_at_all() -> None:
@@ -151,7 +164,11 @@ def test_every_host_is_either_allowed_or_excluded_and_the_order_of_adverts_does_
 ) -> None:
     adverts = [advert(index, **offer) for index, (offer, _) in enumerate(hosts)]  # type: ignore[arg-type]
     measured = {peer(index): known for index, (_, known) in enumerate(hosts)}
-    ranking = rank(adverts, MODEL, measured, filters, NOW)
+
+    def payable(_advert: object, _offer: object) -> str:
+        return ""
+
+    ranking = rank(adverts, MODEL, measured, filters, NOW, payable=payable)
     assert len(ranking.chosen) + len(ranking.excluded) == len(hosts)
     for candidate in ranking.chosen:
         offer = candidate.offer
@@ -163,7 +180,7 @@ def test_every_host_is_either_allowed_or_excluded_and_the_order_of_adverts_does_
     order = [(c.offer.price_in + c.offer.price_out > 0, c.score) for c in ranking.chosen]
     assert order == sorted(order)
     random.Random(seed).shuffle(adverts)
-    assert rank(adverts, MODEL, measured, filters, NOW) == ranking
+    assert rank(adverts, MODEL, measured, filters, NOW, payable=payable) == ranking
 
 
 @given(known=measurements, other=st.floats(0.001, 100))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +20,16 @@ from p2pnode.protocols.adverts.signing import BindingTerms, bind, binding_digest
 from p2pnode.protocols.crypto import address_of, peer_id_of, sign_digest
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference import messages as inference
+from p2pnode.protocols.inference.payment import ClientPayment, exact_voucher, resume_digest
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, request_hash, token_hash
 from p2pnode.protocols.lookup.messages import provider_key
+from p2pnode.protocols.typed_data import (
+    Domain,
+    authorisation_digest,
+    market_domain,
+    session_id,
+    voucher_digest,
+)
 from p2pnode.protocols.wire import encode, wire_keys, wire_name
 
 ROOT: Final = Path(__file__).resolve().parents[2] / "protocols"
@@ -35,6 +43,7 @@ ISSUED_AT: Final = 1_700_000_000
 
 _KEY = Ed25519PrivateKey.from_private_bytes(PEER_SECRET)
 PEER: Final = peer_id_of(_KEY.public_key().public_bytes_raw())
+CLIENT: Final = peer_id_of(Ed25519PrivateKey.from_private_bytes(b"\x05" * 32).public_key().public_bytes_raw())
 WALLET: Final = address_of(coincurve.PrivateKey(WALLET_SECRET).public_key.format(compressed=False))
 
 
@@ -107,7 +116,13 @@ def advert() -> adverts.Advert:
         addresses=(adverts.Address(multiaddr="/ip4/192.0.2.1/tcp/4001"),),
         offers=(
             adverts.Offer(
-                model=MODEL, name="small", engine="llamacpp", quantisation="Q8_0", n_ctx=8192, price_out=10
+                model=MODEL,
+                name="small",
+                engine="llamacpp",
+                quantisation="Q8_0",
+                n_ctx=8192,
+                price_out=10,
+                session_fee=2500,
             ),
         ),
         load=adverts.Load(slots=4, active=1),
@@ -154,7 +169,7 @@ def prompt() -> inference.PromptBody:
 
 
 def inference_vectors() -> dict[str, Any]:
-    """Every message; and the receipts of a session of one turn of three tokens."""
+    """Every message; the receipts of a free session of one turn of three tokens; a paid one, whole."""
     raw, ids = encode(prompt()), (1, 2, 49_151)
     chain = ReceiptChain.begin(SESSION, MODEL, SALT, EPOCH)
     root_0, hashed = chain.root, token_hash(ids, request_hash(raw))
@@ -169,8 +184,10 @@ def inference_vectors() -> dict[str, Any]:
     )  # fmt: skip
     said: list[tuple[str, Any]] = [
         ("", m.Open(model=MODEL, salt=SALT)),
-        ("open, paid", m.Open(model=MODEL, salt=SALT, terms=terms, authorisation=bytes(65))),
-        ("", m.Resume(session=SESSION, received=3, proof=bytes(65))),
+        ("open, paid", m.Open(
+            model=MODEL, salt=SALT, terms=terms, authorisation=bytes(65), valid_before=ISSUED_AT + 300,
+        )),
+        ("", m.Resume(session=SESSION, received=3, turn=1, proof=bytes(65))),
         ("", m.Accept(session=SESSION, nonce=b"\x4e" * 32, epoch=EPOCH, n_ctx=8192)),
         ("", m.Refuse(code="capacity", detail="full: try again later", retry_after_s=2.5)),
         ("", m.Prompt(turn=1, part=0, last=True, total=len(raw), body=raw)),
@@ -204,6 +221,94 @@ def inference_vectors() -> dict[str, Any]:
             "token_hash": hashed.hex(), "root_1": root_1.hex(), "digest": digest.hex(),
             "peer": PEER, "signature": signature.hex(),
         },
+        "paid": paid_session(),
+    }  # fmt: skip
+
+
+def domain(told: Domain) -> dict[str, Any]:
+    """Who verifies a signature."""
+    return {
+        "name": told.name,
+        "version": told.version,
+        "chain_id": told.chain_id,
+        "contract": told.contract.hex(),
+    }
+
+
+def paid_session() -> dict[str, Any]:
+    """A paid session of one turn: five tokens in, three out, and a resume after it."""
+    m, raw, ids = inference, encode(prompt()), (1, 2, 49_151)
+    market = market_domain(31_337, b"\x4d" * 20)
+    token = Domain(name="USDC", version="2", chain_id=31_337, contract=b"\x55" * 20)
+    secrets = {
+        "payer": b"\x02" * 32,
+        "host": WALLET_SECRET,
+        "voucher_key": b"\x03" * 32,
+        "receipt_key": b"\x04" * 32,
+    }
+    parties = {
+        name: address_of(coincurve.PrivateKey(secret).public_key.format(compressed=False))
+        for name, secret in secrets.items()
+    }
+    terms = m.SessionTerms(
+        **parties, model=MODEL, deposit=1_000_000, price_in=300_000, price_out=1_700_000, session_fee=2_500,
+        tip=1_000, expiry=ISSUED_AT + 3600, salt=b"\x07" * 32,
+    )  # fmt: skip
+    session, valid_before = session_id(market, terms), ISSUED_AT + 300
+    authorised = authorisation_digest(
+        token,
+        payer=terms.payer,
+        to=market.contract,
+        amount=terms.deposit,
+        valid_before=valid_before,
+        nonce=session,
+    )
+    payment = ClientPayment(
+        market=market, terms=terms, valid_before=valid_before,
+        authorisation=sign_digest(secrets["payer"], authorised),
+        sign=lambda digest: sign_digest(secrets["voucher_key"], digest),
+    )  # fmt: skip
+    chain = ReceiptChain.begin(session, MODEL, SALT, EPOCH)
+    root_0, hashed = chain.root, token_hash(ids, request_hash(raw))
+    for_input = exact_voucher(payment, session, seq=0, tokens_in=5, tokens_out=0, root=root_0)
+    root_1 = chain.advance(5, 3, hashed, NO_FINGERPRINT)
+    receipt = m.Checkpoint(
+        seq=1, tokens_in=5, tokens_out=3, token_hash=hashed, fingerprint_hash=NO_FINGERPRINT, root=root_1,
+        signature=sign_digest(secrets["receipt_key"], chain.digest()),
+    )  # fmt: skip
+    for_all = exact_voucher(payment, session, seq=1, tokens_in=5, tokens_out=3, root=root_1)
+    nonce, again = b"\x4e" * 32, b"\x4f" * 32
+    resumed = resume_digest(nonce, session, PEER, CLIENT)
+    accept = m.Accept(session=session, nonce=nonce, epoch=EPOCH, n_ctx=8192, session_fee=terms.session_fee)
+    said: list[tuple[str, Any]] = [
+        ("client", m.Open(
+            model=MODEL, salt=SALT, terms=terms, authorisation=payment.authorisation,
+            valid_before=valid_before,
+        )),
+        ("host", accept),
+        ("client", m.Prompt(turn=1, part=0, last=True, total=len(raw), body=raw)),
+        ("host", m.Quote(turn=1, tokens_in=5)),
+        ("client", for_input),
+        ("host", m.Tokens(seq=0, ids=ids, text="Hi!")),
+        ("host", receipt),
+        ("client", for_all),
+        ("host", m.Done(turn=1, reason="length", tokens_in=5, reused=0, tokens_out=3, cost=for_all.amount)),
+    ]  # fmt: skip
+    resume = m.Resume(session=session, received=4, turn=1, proof=sign_digest(secrets["voucher_key"], resumed))
+    back: list[tuple[str, Any]] = [
+        ("client", resume), ("host", replace(accept, nonce=again)), ("client", for_all),
+        ("client", m.Close()),
+    ]  # fmt: skip
+    return {
+        "secrets": {name: secret.hex() for name, secret in secrets.items()},
+        "market": domain(market), "token": domain(token), "host_peer": PEER, "client_peer": CLIENT,
+        "session": session.hex(),
+        "authorisation_digest": authorised.hex(),
+        "root_0": root_0.hex(), "receipt_digest": chain.digest().hex(),
+        "voucher_digests": [voucher_digest(market, session, each).hex() for each in (for_input, for_all)],
+        "resume_digest": resumed.hex(),
+        "turn": [{"from": side, **vector(message)} for side, message in said],
+        "resume": [{"from": side, **vector(message)} for side, message in back],
     }  # fmt: skip
 
 

@@ -66,6 +66,13 @@ class Identity:
         return seal(self.advert(**changes), self.sign)
 
 
+def high_s(signature: bytes) -> bytes:
+    """The other signature of the same key and digest, which a careless verifier takes."""
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+    s = order - int.from_bytes(signature[32:64], "big")
+    return signature[:32] + s.to_bytes(32, "big") + bytes([55 - signature[64]])
+
+
 def offer(model: ModelId = MODEL, name: str = "small", price_out: int = 10) -> Offer:
     """An offer."""
     return Offer(

@@ -10,7 +10,10 @@ from typing import Any, Final
 from p2pnode.chain.calldata import claim_tuple, terms_tuple
 from p2pnode.chain.embedded import EmbeddedChain, Receipt, address_of_secret, deploy
 from p2pnode.chain.gas import Token
-from p2pnode.chain.typed_data import (
+from p2pnode.ids import ModelId, SessionId
+from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.typed_data import (
     Domain,
     amount_due,
     authorisation_digest,
@@ -20,9 +23,6 @@ from p2pnode.chain.typed_data import (
     session_id,
     voucher_digest,
 )
-from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.crypto import keccak256, sign_digest
-from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 
 DOLLAR: Final = 10**6
 FAB: Final = 10**18

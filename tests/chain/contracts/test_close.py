@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from p2pnode.chain.calldata import claim_tuple, terms_tuple
-from p2pnode.chain.embedded import RevertedError
-from p2pnode.chain.typed_data import amount_due, host_close_digest, market_domain
+from p2pnode.chain.ledger import RevertedError
 from p2pnode.ids import SessionId
+from p2pnode.protocols.typed_data import amount_due, host_close_digest, market_domain
 from tests.chain.contracts.support import (
     ADDRESS,
     DEPOSIT,

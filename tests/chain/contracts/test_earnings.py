@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from p2pnode.chain.calldata import NO_VOUCHER, terms_tuple
-from p2pnode.chain.embedded import RevertedError
-from p2pnode.chain.typed_data import market_domain, withdraw_digest
+from p2pnode.chain.ledger import RevertedError
+from p2pnode.protocols.typed_data import market_domain, withdraw_digest
 from tests.chain.contracts.support import (
     ADDRESS,
     DAY,

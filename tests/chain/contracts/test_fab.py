@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnode.chain.embedded import RevertedError
-from p2pnode.chain.typed_data import fab_domain, permit_digest
+from p2pnode.chain.ledger import RevertedError
+from p2pnode.protocols.typed_data import fab_domain, permit_digest
 from tests.chain.contracts.support import ADDRESS, FAB, World, malleable_twin, sign
 
 SUPPLY = 10**9 * FAB

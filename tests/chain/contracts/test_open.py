@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from p2pnode.chain.calldata import terms_tuple, voucher_tuple
-from p2pnode.chain.embedded import RevertedError
-from p2pnode.chain.typed_data import authorisation_digest, cancel_digest, market_domain, session_id
+from p2pnode.chain.ledger import RevertedError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.crypto import abi_encode, keccak256
+from p2pnode.protocols.typed_data import authorisation_digest, cancel_digest, market_domain, session_id
 from tests.chain.contracts.support import (
     ADDRESS,
     DAY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2pnode.chain.calldata import terms_tuple
-from p2pnode.chain.embedded import RevertedError
+from p2pnode.chain.ledger import RevertedError
 from tests.chain.contracts.support import ADDRESS, World
 
 COMMITMENT = b"\1" * 32

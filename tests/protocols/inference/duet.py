@@ -35,6 +35,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.machine import ClientSession, HostSession, HostTerms
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, ChatMessage, PromptBody, SamplingParams
+from p2pnode.protocols.inference.outbox import Outbox
 from tests.protocols.support import MODEL, Identity
 
 HOST, CLIENT = Identity("host"), PeerId("client")
@@ -81,8 +82,7 @@ class Duet:
     def __init__(self, terms: HostTerms = TERMS, answer_tokens: int = 100) -> None:
         self.now = 0.0
         self.answer_tokens = answer_tokens
-        self.host = new_host(terms)
-        self.client = new_client()
+        self.host, self.client = self._cast(terms)
         self.to_host: deque[bytes] = deque()
         self.to_client: deque[bytes] = deque()
         self.run: Run | None = None
@@ -97,6 +97,9 @@ class Duet:
         self.runs = 0
         self.receipts_checked = 0
         self._host_did(self.host.start(self.now))
+
+    def _cast(self, terms: HostTerms) -> tuple[HostSession, ClientSession]:
+        return new_host(terms), new_client()
 
     # ---- what a test can do
 
@@ -173,10 +176,12 @@ class Duet:
     def settle(self, count: int = 16) -> None:
         """Let everything move until nothing does."""
         for _ in range(20_000):
-            moved = [self.deliver_to_host(), self.deliver_to_client(), self.engine(count)]
-            if not any(moved):
+            if not any(self._moves(count)):
                 return
         raise AssertionError("it never comes to rest")
+
+    def _moves(self, count: int) -> list[bool]:
+        return [self.deliver_to_host(), self.deliver_to_client(), self.engine(count)]
 
     def close(self) -> None:
         """The connection is lost; what was under way is gone."""
@@ -201,7 +206,7 @@ class Duet:
 
     def check(self) -> None:
         """At any moment."""
-        outbox = self.host._outbox
+        outbox = outbox_of(self.host)
         assert outbox.sent - outbox._acked <= WINDOW, "past the window"
         assert outbox.waiting <= WINDOW + self.chunk_max, "too much buffered"
         assert outbox.waiting == sum(len(ids) for ids, _ in outbox._pending)
@@ -256,6 +261,11 @@ class Duet:
                 case _:
                     pass
         self.check()
+
+
+def outbox_of(host: HostSession) -> Outbox:
+    """A host's outbox; an empty one before the session."""
+    return host.session.outbox if host.session is not None else Outbox()
 
 
 def new_host(terms: HostTerms = TERMS) -> HostSession:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2pnode.ids import SessionId
 from p2pnode.protocols.events import Command, Received, SetTimer, TimerFired
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.client import PREFILL_S_PER_TOKEN
+from p2pnode.protocols.inference.asking import PREFILL_S_PER_TOKEN
 from p2pnode.protocols.inference.commands import (
     Ask,
     CancelTurn,
@@ -175,8 +175,6 @@ def test_a_receipt_for_nothing_new_is_a_violation() -> None:
 def test_a_receipt_of_another_host_is_a_violation() -> None:
     duet, receipt = honest("checkpoint")
     other = Identity("other")
-    meter = duet.client._meter
-    assert meter is not None
     assert violated(hear(duet.client, replace(receipt, signature=other.sign(receipt.root))))
 
 
@@ -376,6 +374,6 @@ def test_no_sequence_of_events_makes_the_client_raise_or_end_a_turn_twice(
             under_way = True
         elif client.state != "asking":
             under_way = False
-        meter = client._meter
-        assert meter is None or meter.unreceipted <= m.CHECKPOINT_EVERY
+        held = client.held
+        assert held is None or held.meter.unreceipted <= m.CHECKPOINT_EVERY
     assert ended == (client.state == "over")

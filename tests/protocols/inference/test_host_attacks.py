@@ -22,11 +22,11 @@ from p2pnode.protocols.inference.commands import (
     GenStarted,
     GenTokens,
 )
-from p2pnode.protocols.inference.host import PROMPT_RATE_MIN
+from p2pnode.protocols.inference.intake import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.machine import HostSession, HostTerms
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
-from tests.protocols.inference.duet import CLIENT, HOST, STREAM, TERMS, Duet, ask, new_host
+from tests.protocols.inference.duet import CLIENT, HOST, STREAM, TERMS, Duet, ask, new_host, outbox_of
 from tests.protocols.strategies import messages
 from tests.protocols.support import MODEL, emitted, only, sent
 
@@ -402,6 +402,6 @@ def test_no_sequence_of_events_makes_the_host_raise_or_answer_what_can_not_be_se
         for message in sent(effects):
             assert m.CODEC.decode(m.CODEC.encode(message)) == message
         finished += sum(isinstance(value, Finished) for value in emitted(effects))
-        assert host._outbox.waiting <= m.WINDOW + 70
-        assert host._outbox.sent - host._outbox._acked <= m.WINDOW
+        assert outbox_of(host).waiting <= m.WINDOW + 70
+        assert outbox_of(host).sent - outbox_of(host)._acked <= m.WINDOW
     assert finished == (host.state == "over")

@@ -20,7 +20,7 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Checkpoint, Done, Tokens
-from tests.protocols.inference.duet import Duet, ask, text_of
+from tests.protocols.inference.duet import Duet, ask, outbox_of, text_of, token
 
 
 def opened(answer_tokens: int = 100) -> Duet:
@@ -56,9 +56,9 @@ def test_many_turns_share_one_receipt_chain() -> None:
         duet.settle()
         assert len(duet.outcomes) == turn
         assert isinstance(duet.outcomes[-1], TurnDone)
-    meter, other = duet.host._meter, duet.client._meter
-    assert meter is not None
-    assert other is not None
+    assert duet.host.session is not None
+    assert duet.client.held is not None
+    meter, other = duet.host.session.meter, duet.client.held.meter
     assert (meter.tokens_in, meter.tokens_out) == (other.tokens_in, other.tokens_out) == (75, 200)
     assert meter._chain.root == other._chain.root
 
@@ -69,8 +69,8 @@ def test_a_client_whose_acks_are_late_pauses_the_engine_and_loses_nothing() -> N
     while duet.deliver_to_host() or duet.engine():
         pass  # the client hears nothing, so it acknowledges nothing
     assert duet.run is None
-    assert duet.host._outbox.sent == WINDOW
-    assert WINDOW < duet.host._outbox.waiting <= WINDOW + 16
+    assert outbox_of(duet.host).sent == WINDOW
+    assert WINDOW < outbox_of(duet.host).waiting <= WINDOW + 16
     duet.settle()
     assert duet.runs > 1
     assert duet.delivered == duet.expected(512)
@@ -120,11 +120,11 @@ def test_a_text_only_tail_needs_no_credit() -> None:
     run = duet.run.order.run
     duet.engine(40)
     duet.engine(23, hold=True)
-    assert duet.host._outbox.sent == 63
+    assert outbox_of(duet.host).sent == 63
     duet.host_does(GenTokens(run, (1,), ""))
     before = len(duet.to_client)
     duet.host_does(GenTokens(run, (), "the tail"))
-    assert duet.host._outbox.credit == 0
+    assert outbox_of(duet.host).credit == 0
     frames = [CODEC.decode(data) for data in list(duet.to_client)[before:]]
     assert frames == [Tokens(seq=WINDOW, ids=(), text="the tail")]
 
@@ -234,6 +234,25 @@ def test_an_engine_that_overshoots_does_not_make_the_host_break_the_protocol() -
     duet.settle()
     assert isinstance(duet.outcomes[0], TurnDone)
     assert duet.delivered == duet.expected(10)
+
+
+def test_an_engine_that_babbles_does_not_make_the_host_break_the_protocol() -> None:
+    duet = opened(1000)
+    duet.ask(ask())
+    duet.deliver_to_host()
+    duet.engine()
+    assert duet.run is not None
+    for _ in range(5):
+        duet.host_does(GenTokens(duet.run.order.run, (), "€" * 1_000))
+    while duet.deliver_to_client():
+        pass
+    assert duet.client.state == "asking"
+    assert duet.text == "€" * (4096 // 3)
+    duet.host_does(GenTokens(duet.run.order.run, (token(1, 0),), "more"))
+    while duet.deliver_to_client():
+        pass
+    assert duet.client.state == "asking"
+    assert duet.text.endswith("€more")
 
 
 def test_an_engine_that_says_nothing_in_a_chunk_sends_no_frame() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,25 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.machine import HostTerms
-from p2pnode.protocols.wire import wire_name
+from p2pnode.protocols.inference.payment import exact_voucher, resume_digest
+from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.wire import encode, wire_name
 from tests.protocols.inference.duet import CLIENT, HOST, STREAM, Duet, ask
+from tests.protocols.inference.paid_duet import (
+    CLIENT_ID,
+    SESSION,
+    VOUCHERS,
+    PaidDuet,
+    client_payment,
+    paid_open,
+)
 from tests.protocols.support import MODEL, emitted, only, sent
 
 SPEC = Path(__file__).resolve().parents[3] / "protocols" / "inference" / "SPEC.md"
 SIG = bytes(64)
 SAMPLES: dict[str, Any] = {
     "open": m.Open(model=MODEL, salt=bytes(32)),
-    "resume": m.Resume(session=SessionId(bytes(32)), received=0, proof=SIG),
+    "resume": m.Resume(session=SessionId(bytes(32)), received=0, turn=0, proof=SIG),
     "accept": m.Accept(session=SessionId(bytes(32)), nonce=bytes(32), epoch=1, n_ctx=4096),
     "refuse": m.Refuse(code="capacity"),
     "prompt": m.Prompt(turn=1, part=0, last=False, total=10, body=b"x"),
@@ -75,7 +86,8 @@ def table(head: str) -> list[tuple[str, str, str]]:
     return found
 
 
-HOST_TABLE = table("Host, by what the client sends:\n")
+HOST_TABLE = table("Host, by what the client sends in a free session:\n")
+PAID_TABLE = table("Host, by what the client sends in a paid session:\n")
 CLIENT_TABLE = table("Client, by what the host sends:\n")
 
 
@@ -84,6 +96,9 @@ def test_the_tables_cover_every_message_in_every_state() -> None:
     host = {(name, state) for name, state, _ in HOST_TABLE}
     client = {(name, state) for name, state, _ in CLIENT_TABLE}
     assert host == {(n, s) for n in names for s in ("opening", "idle", "reading", "serving")}
+    paid = {(name, state) for name, state, _ in PAID_TABLE}
+    states = ("opening", "relaying", "idle", "reading", "quoting", "serving")
+    assert paid == {(n, s) for n in names for s in states}
     both = names | {"error of the turn"}
     assert client == {(n, s) for n in both for s in ("fresh", "opening", "idle", "asking")}
 
@@ -109,6 +124,92 @@ def test_the_host_does_with_each_message_in_each_state_what_the_table_says(
     if name == "prompt" and state == "reading":
         message = m.CODEC.decode(duet.to_host.popleft())
     effects = duet.host.handle(Received(CLIENT, STREAM, message), 1.0)
+    expect_outcome(duet.host.state, effects, outcome, Finished)
+    if name == "ping":
+        assert sent(effects) == [m.Pong(nonce=7)]
+
+
+def paid_host_in(state: str) -> PaidDuet:
+    """The same for a paid one; a voucher is due from ``idle`` on."""
+    duet = PaidDuet(answer_tokens=20)
+    duet.granted = replace(duet.granted, n_ctx=32_768)
+    duet.host = duet.new_host()
+    duet.host.start(0.0)
+    if state != "opening":
+        duet.client_does(Start())
+        duet.deliver_to_host()
+    if state not in ("opening", "relaying"):
+        duet.settle()
+        assert duet.host.session is not None
+        duet.ask(ask())
+        while duet._moves(0) and duet.run is None:
+            pass
+        duet.engine()
+        duet.engine(40)  # all of it: its receipt is not paid yet
+        assert duet.till.owed
+        if state == "serving":
+            duet = paid_host_in("quoting")
+            voucher = due_voucher(duet)
+            duet._host_did(duet.host.handle(Received(CLIENT_ID.peer, STREAM, voucher), 0.0))
+            duet.engine()
+            duet.answer_tokens = 1000
+            assert duet.run is not None
+            duet.run.end = 1000
+            duet.engine(40)
+        elif state in ("reading", "quoting"):
+            raw = encode(ask(content="x" * (70_000 if state == "reading" else 10)).body)
+            duet.turn = 2
+            duet._host_did(
+                duet.host.handle(Received(CLIENT_ID.peer, STREAM, next(prompt_parts(2, raw))), 0.0)
+            )
+            duet.to_host.clear()
+            duet.to_host.extend(m.CODEC.encode(part) for part in list(prompt_parts(2, raw))[1:])
+            duet.count()
+    assert duet.host.state == state
+    return duet
+
+
+def due_voucher(duet: PaidDuet) -> m.Voucher:
+    """The voucher for all that is due."""
+    due = duet.till.tab._due[-1]
+    voucher = exact_voucher(
+        client_payment(),
+        SESSION,
+        seq=due.seq,
+        tokens_in=due.tokens_in,
+        tokens_out=due.tokens_out,
+        root=due.root,
+    )
+    duet.signed.append(voucher)
+    return voucher
+
+
+@pytest.mark.parametrize(("name", "state", "outcome"), PAID_TABLE, ids=str)
+def test_a_paid_host_does_with_each_message_in_each_state_what_the_table_says(
+    name: str, state: str, outcome: str
+) -> None:
+    duet = paid_host_in(state)
+    message = SAMPLES[name]
+    if name == "open":
+        message = paid_open()
+    elif name == "prompt":
+        waiting = state == "reading"
+        message = m.CODEC.decode(duet.to_host.popleft()) if waiting else replace(message, turn=2)
+    elif name == "cancel" and state in ("quoting", "serving", "reading"):
+        message = m.Cancel(turn=2)
+    elif name == "voucher" and state not in ("opening", "relaying"):
+        message = due_voucher(duet)
+    elif name == "resume" and state == "opening":
+        duet = paid_host_in("idle")
+        session = duet.host.session
+        assert session is not None
+        duet.host = duet.new_host(kept=session)
+        digest = resume_digest(session.nonce, session.session, HOST.peer, CLIENT_ID.peer)
+        proof = VOUCHERS.sign_wallet(digest)
+        message = m.Resume(
+            session=session.session, received=duet.till_of(session).sent.count, turn=1, proof=proof
+        )
+    effects = duet.host.handle(Received(CLIENT_ID.peer, STREAM, message), 1.0)
     expect_outcome(duet.host.state, effects, outcome, Finished)
     if name == "ping":
         assert sent(effects) == [m.Pong(nonce=7)]

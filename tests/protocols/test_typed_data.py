@@ -9,7 +9,10 @@ from eth_account.messages import encode_typed_data
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.chain.typed_data import (
+from p2pnode.ids import ModelId, SessionId
+from p2pnode.protocols.crypto import keccak256
+from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.typed_data import (
     Domain,
     amount_due,
     authorisation_digest,
@@ -23,9 +26,6 @@ from p2pnode.chain.typed_data import (
     voucher_digest,
     withdraw_digest,
 )
-from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.crypto import keccak256
-from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 
 CHAIN = 84_532
 MARKET = keccak256(b"market")[:20]

@@ -1,0 +1,39 @@
+"""Addresses as people write them: 0x and 40 hex digits, with EIP-55's checksum in mixed case. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from p2pnode.protocols.crypto import keccak256
+
+ADDRESS_BYTES: Final = 20
+_UPPER_FROM: Final = 8
+
+
+def shown_address(address: bytes) -> str:
+    """With its checksum (EIP-55: a letter is upper case where the hash of the whole has a high nibble)."""
+    digits = address.hex()
+    marks = keccak256(digits.encode()).hex()
+    return "0x" + "".join(
+        digit.upper() if int(mark, 16) >= _UPPER_FROM else digit
+        for digit, mark in zip(digits, marks, strict=False)
+    )
+
+
+def address_from(text: str) -> bytes:
+    """20 bytes. Raises ``ValueError`` that says what is wrong with ``text``."""
+    digits = text.removeprefix("0x")
+    if digits == text:
+        msg = "an address begins with 0x"
+        raise ValueError(msg)
+    if len(digits) != 2 * ADDRESS_BYTES:
+        msg = f"an address has {2 * ADDRESS_BYTES} digits after 0x, this one has {len(digits)}"
+        raise ValueError(msg)
+    if not all(digit in "0123456789abcdefABCDEF" for digit in digits):
+        msg = "an address has hex digits only"
+        raise ValueError(msg)
+    address = bytes.fromhex(digits)
+    if digits not in (digits.lower(), digits.upper()) and shown_address(address) != text:
+        msg = f"its checksum is wrong: a digit was mistyped (in lower case it would be taken: {text.lower()})"
+        raise ValueError(msg)
+    return address

@@ -1,0 +1,253 @@
+"""The ``Ledger`` of a real (or embedded) EVM chain: web3's calls on trio, our own transport and sender.
+
+``connect`` checks that token and market are what the profile says and signatures will be good for; a
+ledger with an account needs its ``run`` in the caller's nursery to send anything. Everything it says of
+transactions and events is ``confirmations`` deep; balances and sessions are the latest block's. A deeper
+reorganisation is watched for by the sender, and shows in ``session``. Knows nothing of roles or journals.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import trio
+
+from p2pnode.chain.evm_calls import Encoder, market_events, market_topics
+from p2pnode.chain.evm_domains import read, read_domains
+from p2pnode.chain.evm_node import EvmNode
+from p2pnode.chain.ledger import (
+    AccountState,
+    Call,
+    Domains,
+    EscrowState,
+    EventPage,
+    Head,
+    Outcome,
+)
+from p2pnode.chain.profile import ChainProfile
+from p2pnode.chain.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
+from p2pnode.chain.rpc_answers import RpcError
+from p2pnode.chain.sender import Sender, SenderLimits
+from p2pnode.errors import ChainError
+from p2pnode.ids import SessionId
+from p2pnode.protocols.crypto import Signer
+
+if TYPE_CHECKING:
+    import httpx
+
+_STATUS: Final[tuple[Literal["none", "open", "closed"], ...]] = ("none", "open", "closed")
+_NOBODY: Final = bytes(20)
+_SYSTEM: Final = secrets.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvmLimits:
+    """Of one ledger. ``blocks_per_page``: halved when a node finds a page too wide."""
+
+    rpc: RpcLimits = field(default_factory=RpcLimits)
+    sender: SenderLimits = field(default_factory=SenderLimits)
+    blocks_per_page: int = 500
+
+
+class EvmLedger:
+    """See the module and ``Ledger``. Made by ``connect``; ``aclose`` it."""
+
+    def __init__(
+        self,
+        endpoints: RpcEndpoints,
+        node: EvmNode,
+        domains: Domains,
+        *,
+        confirmations: int,
+        sender: Sender | None,
+        account: bytes | None,
+        blocks_per_page: int,
+    ) -> None:
+        self._endpoints, self._node, self._domains = endpoints, node, domains
+        self._confirmations, self._sender, self._account = confirmations, sender, account
+        self._encode = Encoder(domains.market.contract, domains.token.contract)
+        self._topics = market_topics()
+        self._page_max = self._page = blocks_per_page
+
+    @classmethod
+    async def connect(
+        cls,
+        *,
+        chain_id: int,
+        rpc_urls: Sequence[str],
+        job_marketplace: bytes,
+        usdc: bytes,
+        node_registry: bytes,
+        confirmations: int = 1,
+        account: bytes | None = None,
+        sign: Signer | None = None,
+        limits: EvmLimits | None = None,
+        jitter: Jitter = _SYSTEM.random,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> EvmLedger:
+        """Read the domains and check them. ``account`` and ``sign`` come together, or not at all.
+
+        Raises ``ChainError`` that names what is wrong, ``UnavailableError`` if nobody answers.
+        """
+        if (account is None) != (sign is None):
+            msg = "a ledger that sends needs an account and its signer: give both or neither"
+            raise ChainError(msg)
+        if confirmations < 1:
+            msg = "confirmations must be at least 1: correct it in the chain profile"
+            raise ChainError(msg)
+        bounds = limits or EvmLimits()
+        endpoints = RpcEndpoints(
+            rpc_urls, chain_id=chain_id, jitter=jitter, limits=bounds.rpc, transport=transport
+        )
+        try:
+            node = EvmNode(endpoints)
+            domains = await read_domains(
+                node, chain_id=chain_id, market=job_marketplace, usdc=usdc, node_registry=node_registry
+            )
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await endpoints.aclose()
+            raise
+        sender = None
+        if account is not None and sign is not None:
+            sender = Sender(
+                node, chain_id=chain_id, account=account, sign=sign, confirmations=confirmations,
+                jitter=jitter, limits=bounds.sender,
+            )  # fmt: skip
+        return cls(
+            endpoints, node, domains, confirmations=confirmations, sender=sender, account=account,
+            blocks_per_page=bounds.blocks_per_page,
+        )  # fmt: skip
+
+    @classmethod
+    async def of_profile(
+        cls,
+        profile: ChainProfile,
+        *,
+        account: bytes | None = None,
+        sign: Signer | None = None,
+        limits: EvmLimits | None = None,
+    ) -> EvmLedger:
+        """``connect`` with what a profile says, its caps on the price of gas included."""
+        bounds = limits or EvmLimits()
+        sender = replace(
+            bounds.sender,
+            gas_price_max_wei=profile.gas_price_max_wei or bounds.sender.gas_price_max_wei,
+            transaction_fee_max_wei=(
+                profile.transaction_fee_max_wei or bounds.sender.transaction_fee_max_wei
+            ),
+        )
+        return await cls.connect(
+            chain_id=profile.chain_id,
+            rpc_urls=profile.rpc_urls,
+            job_marketplace=profile.job_marketplace,
+            usdc=profile.usdc,
+            node_registry=profile.node_registry,
+            confirmations=profile.confirmations,
+            account=account,
+            sign=sign,
+            limits=replace(bounds, sender=sender),
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Send and follow transactions until cancelled; returns at once for a ledger that only reads."""
+        if self._sender is None:
+            task_status.started()
+            return
+        await self._sender.run(task_status=task_status)
+
+    async def aclose(self) -> None:
+        """Close the connections. Cancel ``run`` first."""
+        await self._endpoints.aclose()
+
+    @property
+    def rpc(self) -> RpcEndpoints:
+        """For questions that are no ledger's, as ``verify`` asks them."""
+        return self._endpoints
+
+    @property
+    def unmined(self) -> int:
+        """Transactions on their way."""
+        return 0 if self._sender is None else self._sender.unmined
+
+    def status(self) -> tuple[EndpointStatus, ...]:
+        """The endpoints' health, for ``doctor``."""
+        return self._endpoints.status()
+
+    @property
+    def domains(self) -> Domains:
+        """As read when connecting."""
+        return self._domains
+
+    @property
+    def account(self) -> bytes | None:
+        """Who sends."""
+        return self._account
+
+    async def transact(self, call: Call) -> Outcome:
+        """As ``Ledger``. Cancelled before it was signed, it is not sent."""
+        if self._sender is None:
+            msg = "this ledger only reads: it has no wallet to send from"
+            raise ChainError(msg)
+        receipt = await self._sender.send(self._encode.order(call))
+        return Outcome(
+            transaction=receipt.hash,
+            block=receipt.block,
+            gas_used=receipt.gas_used,
+            fee_wei=receipt.fee_wei,
+            events=market_events(self._domains.market.contract, receipt.logs),
+        )
+
+    async def check(self, call: Call, sender: bytes | None = None) -> None:
+        """As ``Ledger``, for ``sender``, else the account, else nobody."""
+        order = self._encode.order(call)
+        who = sender or self._account or _NOBODY
+        await self._node.call(order.to, order.data, sender=who, gas=order.gas_max)
+
+    async def session(self, session: SessionId) -> EscrowState:
+        """As ``Ledger``."""
+        market = self._domains.market.contract
+        status, closing_at, recorded = await read(self._node, "JobMarketplace", market, "session", session)
+        if not 0 <= status < len(_STATUS):
+            msg = f"job_marketplace says session state {status}: is it another version?"
+            raise ChainError(msg)
+        return EscrowState(status=_STATUS[status], closing_at=closing_at or None, recorded=recorded)
+
+    async def balances(self, address: bytes) -> AccountState:
+        """As ``Ledger``."""
+        market, token = self._domains.market.contract, self._domains.token.contract
+        return AccountState(
+            usdc=await self._number("USDC", token, "balanceOf", address),
+            earned=await self._number("JobMarketplace", market, "balance_of", address),
+            ether=await self._node.ether(address),
+            has_code=len(await self._node.code(address)) > 0,
+        )
+
+    async def _number(self, contract: str, at: bytes, name: str, *arguments: Any) -> int:
+        return int(await read(self._node, contract, at, name, *arguments))
+
+    async def events(self, cursor: int) -> EventPage:
+        """As ``Ledger``: of blocks that are ``confirmations`` deep, one narrow range at a time."""
+        final = await self._node.height() - self._confirmations + 1
+        if cursor > final:
+            return EventPage(events=(), cursor=cursor, caught_up=True)
+        while True:
+            last = min(final, cursor + self._page - 1)
+            try:
+                logs = await self._node.logs(self._domains.market.contract, self._topics, cursor, last)
+            except RpcError:
+                if last == cursor:
+                    raise
+                self._page = max(1, (last - cursor + 1) // 2)
+                continue
+            self._page = min(self._page_max, self._page * 2)
+            events = market_events(self._domains.market.contract, logs)
+            return EventPage(events=events, cursor=last + 1, caught_up=last == final)
+
+    async def head(self) -> Head:
+        """As ``Ledger``."""
+        block = await self._node.block()
+        return Head(block=block.number, timestamp=block.timestamp, gas_price_wei=await self._node.gas_price())

@@ -1,0 +1,135 @@
+"""The seam's calls as orders to contracts, and the contracts' logs as the seam's events. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from p2pnode.chain.abi import Artifact, artifact
+from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
+from p2pnode.chain.evm_node import Log
+from p2pnode.chain.evm_transaction import Order
+from p2pnode.chain.ledger import (
+    CLAIMS_MAX,
+    Call,
+    ClaimSkipped,
+    Close,
+    CloseMany,
+    CloseRequested,
+    LedgerEvent,
+    Open,
+    Refund,
+    Release,
+    RequestClose,
+    SessionClosed,
+    SessionOpened,
+    SubmitVoucher,
+    Transfer,
+    VoucherRecorded,
+    Withdraw,
+    Withdrawn,
+)
+from p2pnode.errors import ChainError
+from p2pnode.ids import SessionId
+from p2pnode.protocols.crypto import keccak256
+from p2pnode.protocols.inference.messages import SessionTerms
+
+_EVENTS: Final = (
+    "SessionOpened", "SessionClosed", "CloseRequested", "VoucherRecorded", "ClaimSkipped", "Withdrawn",
+)  # fmt: skip
+_TERMS_FIELDS: Final = tuple(field.name for field in fields(SessionTerms))
+_OPEN_GAS: Final = 500_000
+"""Bounds what a payer that is a contract can burn of a relayer's gas."""
+_CALL_GAS: Final = 300_000
+_CLAIM_GAS: Final = 150_000
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Orders for the contracts at these addresses. The gas is twice what each was measured to take."""
+
+    market: bytes
+    usdc: bytes
+
+    def order(self, call: Call) -> Order:
+        """Raises ``ChainError`` for what no contract could take."""
+        match call:
+            case Open():
+                terms = terms_tuple(call.terms)
+                return self._market("open", terms, call.valid_before, call.authorisation, gas=_OPEN_GAS)
+            case Close():
+                return self._market("close", claim_tuple(call.terms, call.voucher))
+            case CloseMany():
+                if not 0 < len(call.claims) <= CLAIMS_MAX:
+                    msg = f"close_many takes 1 to {CLAIMS_MAX} claims, not {len(call.claims)}: split them"
+                    raise ChainError(msg)
+                claims = [claim_tuple(claim.terms, claim.voucher) for claim in call.claims]
+                return self._market("close_many", claims, gas=_CALL_GAS + len(claims) * _CLAIM_GAS)
+            case Release():
+                return self._market("release", terms_tuple(call.terms))
+            case RequestClose():
+                voucher = NO_VOUCHER if call.voucher is None else voucher_tuple(call.voucher)
+                terms = terms_tuple(call.terms)
+                return self._market("request_close", terms, voucher, call.signature, gas=_OPEN_GAS)
+            case SubmitVoucher():
+                return self._market("submit_voucher", terms_tuple(call.terms), voucher_tuple(call.voucher))
+            case Refund():
+                return self._market("refund", terms_tuple(call.terms))
+            case Withdraw():
+                return self._market("withdraw", call.to, call.amount)
+            case Transfer():
+                return self._order("USDC", self.usdc, "transfer", call.to, call.amount)
+
+    def _market(self, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
+        return self._order("JobMarketplace", self.market, name, *arguments, gas=gas)
+
+    @staticmethod
+    def _order(contract: str, to: bytes, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
+        data = artifact(contract).function(name, len(arguments)).encode(arguments)
+        return Order(to=to, data=data, gas_max=gas)
+
+
+def market_topics() -> tuple[bytes, ...]:
+    """First topics of the events that ``market_events`` gives."""
+    return tuple(_topic(artifact("JobMarketplace"), name) for name in _EVENTS)
+
+
+def _topic(contract: Artifact, name: str) -> bytes:
+    from p2pnode.chain.abi import type_of
+
+    entry = next(entry for entry in contract.abi if entry["type"] == "event" and entry["name"] == name)
+    return keccak256(f"{name}({','.join(type_of(field) for field in entry['inputs'])})".encode())
+
+
+def market_events(market: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]:
+    """The marketplace's events among ``logs``, in order; all else is left out."""
+    known = artifact("JobMarketplace")
+    found: list[LedgerEvent] = []
+    for log in logs:
+        if log.contract != market:
+            continue
+        event = known.event(log.contract, log.topics, log.data)
+        if event is not None and event.name in _EVENTS:
+            found.append(_event(event.name, event.fields, log.block))
+    return tuple(found)
+
+
+def _event(name: str, found: dict[str, Any], block: int) -> LedgerEvent:
+    if name == "Withdrawn":
+        return Withdrawn(**found, block=block)
+    session = SessionId(found.pop("session"))
+    match name:
+        case "SessionOpened":
+            values = found.pop("terms")
+            terms = SessionTerms(**dict(zip(_TERMS_FIELDS, values, strict=True)))
+            return SessionOpened(session=session, terms=terms, block=block, **found)
+        case "SessionClosed":
+            del found["root"]
+            return SessionClosed(session=session, block=block, **found)
+        case "CloseRequested":
+            return CloseRequested(session=session, block=block, **found)
+        case "VoucherRecorded":
+            return VoucherRecorded(session=session, block=block, **found)
+        case _:
+            return ClaimSkipped(session=session, block=block)

@@ -1,0 +1,90 @@
+"""Ethereum's JSON-RPC over an embedded chain: requests in, answers out, as bytes. Synchronous, no sockets.
+
+Answers are geth's in shape and in words, as far as wallets and our own ledger read them: a revert is error 3
+with its data, an unknown method -32601, a transaction that can't be taken -32000 with geth's text. Methods
+that only a development chain has begin with ``evm_`` (as ganache named them) or ``dev_``. Sizes are bounded.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import structlog
+
+from p2pnode.chain.jsonrpc_values import (
+    BAD_PARAMETERS,
+    BAD_REQUEST,
+    FAILED,
+    NOT_JSON,
+    UNKNOWN_METHOD,
+    RpcRefusedError,
+)
+
+log = structlog.get_logger()
+
+BATCH_MAX: Final = 100
+
+Method: TypeAlias = Callable[..., Any]
+
+
+class JsonRpc:
+    """``methods`` by name, with the parameters they take, positionally."""
+
+    def __init__(self, methods: dict[str, Method]) -> None:
+        self._methods = methods
+
+    def answer(self, body: bytes) -> bytes:
+        """A request or a batch of them; never raises for what is in ``body``."""
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError):
+            return _encoded(_failed(None, RpcRefusedError(NOT_JSON, "parse error")))
+        if not isinstance(asked, list):
+            return _encoded(self._one(asked))
+        if not 0 < len(asked) <= BATCH_MAX:
+            error = RpcRefusedError(BAD_REQUEST, f"a batch holds 1 to {BATCH_MAX} requests")
+            return _encoded(_failed(None, error))
+        return _encoded([self._one(request) for request in asked])
+
+    def _one(self, request: Any) -> dict[str, Any]:
+        if not isinstance(request, dict):
+            return _failed(None, RpcRefusedError(BAD_REQUEST, "invalid request"))
+        asked_as = request.get("id")
+        method, params = request.get("method"), request.get("params", [])
+        if not isinstance(method, str) or not isinstance(params, list):
+            return _failed(asked_as, RpcRefusedError(BAD_REQUEST, "invalid request"))
+        try:
+            return {"jsonrpc": "2.0", "id": asked_as, "result": self._call(method, params)}
+        except RpcRefusedError as error:
+            return _failed(asked_as, error)
+
+    def _call(self, name: str, params: Sequence[Any]) -> Any:
+        method = self._methods.get(name)
+        if method is None:
+            msg = f"the method {name[:64]} does not exist/is not available"
+            raise RpcRefusedError(UNKNOWN_METHOD, msg)
+        try:
+            inspect.signature(method).bind(*params)
+        except TypeError as error:
+            raise RpcRefusedError(BAD_PARAMETERS, f"{name}: {error}") from error
+        try:
+            return method(*params)
+        except RpcRefusedError:
+            raise
+        except Exception as error:  # py-evm's: one bad request must not end the chain
+            log.warning("devchain.failed", method=name, reason=f"{type(error).__name__}: {error}"[:300])
+            raise RpcRefusedError(FAILED, f"internal error: {type(error).__name__}") from error
+
+
+def _failed(asked_as: Any, error: RpcRefusedError) -> dict[str, Any]:
+    body: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if error.data is not None:
+        body["data"] = error.data
+    return {"jsonrpc": "2.0", "id": asked_as, "error": body}
+
+
+def _encoded(answer: Any) -> bytes:
+    return json.dumps(answer, separators=(",", ":")).encode()

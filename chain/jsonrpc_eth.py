@@ -1,0 +1,267 @@
+"""The ``eth_`` methods: what wallets and our ledger ask of any node, answered from an embedded chain.
+
+A call about the latest state runs in the *next* block, so that on an idle chain its time is now, as it would
+be on a chain that is never idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from p2pnode.chain.blocks import Blocks, Json, Mined, shown_header, shown_transaction
+from p2pnode.chain.embedded import BLOCK_GAS, EmbeddedChain, failure_of, revert_reason
+from p2pnode.chain.jsonrpc_values import (
+    ADDRESS_BYTES,
+    BAD_PARAMETERS,
+    REFUSED,
+    REVERTED,
+    WORD_BYTES,
+    RpcRefusedError,
+    bytes_of,
+    fields_of,
+    hexed,
+    quantity_of,
+)
+from p2pnode.chain.pool import Pool
+from p2pnode.errors import ChainError
+
+TIP_WEI: Final = 10**6
+"""Suggested for whoever mines; here nobody needs it."""
+
+_NOBODY: Final = bytes(ADDRESS_BYTES)
+_LATEST: Final = frozenset({"latest", "safe", "finalized", "pending"})
+_HISTORY_MAX: Final = 1024
+_TOPICS_MAX: Final = 4
+_PLAIN_GAS: Final = 21_000
+
+
+class Eth:
+    """See the module; ``look`` is called before a question about the head, so that it can be made fresh."""
+
+    def __init__(self, chain: EmbeddedChain, blocks: Blocks, pool: Pool, look: Callable[[], None]) -> None:
+        self._chain, self._blocks, self._pool, self._look = chain, blocks, pool, look
+
+    def methods(self) -> dict[str, Callable[..., Any]]:
+        """By their names."""
+        chain = self._chain
+        return {
+            "web3_clientVersion": lambda: "p2pnode-devchain/1",
+            "net_version": lambda: str(chain.chain_id),
+            "net_listening": lambda: True,
+            "eth_chainId": lambda: hex(chain.chain_id),
+            "eth_syncing": lambda: False,
+            "eth_accounts": lambda: [hexed(account) for account in chain.accounts],
+            "eth_blockNumber": lambda: hex(self._head().height),
+            "eth_gasPrice": lambda: hex(chain.base_fee + TIP_WEI),
+            "eth_maxPriorityFeePerGas": lambda: hex(TIP_WEI),
+            "eth_feeHistory": self._fee_history,
+            "eth_getBlockByNumber": self._block_by_number,
+            "eth_getBlockByHash": self._block_by_hash,
+            "eth_getBalance": self._balance,
+            "eth_getCode": self._code,
+            "eth_getStorageAt": self._storage,
+            "eth_getTransactionCount": self._transaction_count,
+            "eth_call": self._call,
+            "eth_estimateGas": self._estimate,
+            "eth_sendRawTransaction": lambda raw: hexed(self._pool.submit(bytes_of(raw, "transaction"))),
+            "eth_getTransactionByHash": self._transaction,
+            "eth_getTransactionReceipt": self._receipt,
+            "eth_getLogs": self._logs,
+        }
+
+    # Blocks
+
+    def _head(self) -> Blocks:
+        self._look()
+        return self._read()
+
+    def _read(self) -> Blocks:
+        self._blocks.read()
+        return self._blocks
+
+    def _number(self, tag: Any) -> int | None:
+        """A block's number; None for one that doesn't exist."""
+        blocks = self._read()
+        if isinstance(tag, dict):
+            if "blockHash" in tag:
+                found = blocks.by_hash(bytes_of(tag["blockHash"], "blockHash", size=WORD_BYTES))
+                return None if found is None else int(found.block.number)
+            tag = tag.get("blockNumber")
+        if tag in _LATEST:
+            return self._head().height
+        number = 0 if tag == "earliest" else quantity_of(tag, "block")
+        return number if number <= blocks.height else None
+
+    def _block_by_number(self, tag: Any, full: Any = False) -> Json | None:
+        if tag == "pending":
+            header = self._chain.evm.header.copy(timestamp=self._chain.next_timestamp)
+            return {**shown_header(header), "hash": None, "transactions": []}
+        number = self._number(tag)
+        return None if number is None else self._blocks[number].shown(full=full is True)
+
+    def _block_by_hash(self, block_hash: Any, full: Any = False) -> Json | None:
+        found = self._read().by_hash(bytes_of(block_hash, "hash", size=WORD_BYTES))
+        return None if found is None else found.shown(full=full is True)
+
+    # State
+
+    def _header(self, tag: Any) -> Any:
+        """Whose state and time a question is about; None is the next block."""
+        if isinstance(tag, str) and tag in _LATEST:
+            return None
+        number = self._number(tag)
+        if number is None:
+            raise RpcRefusedError(REFUSED, "header not found")
+        return self._blocks[number].block.header
+
+    def _state(self, tag: Any) -> Any:
+        header = self._header(tag)
+        return self._chain.evm.get_vm(at_header=header or self._chain.evm.header).state
+
+    def _balance(self, account: Any, tag: Any = "latest") -> str:
+        return hex(self._state(tag).get_balance(_address(account)))
+
+    def _code(self, account: Any, tag: Any = "latest") -> str:
+        return hexed(self._state(tag).get_code(_address(account)))
+
+    def _storage(self, account: Any, slot: Any, tag: Any = "latest") -> str:
+        word = self._state(tag).get_storage(_address(account), quantity_of(slot, "slot"))
+        return hexed(int(word).to_bytes(WORD_BYTES, "big"))
+
+    def _transaction_count(self, account: Any, tag: Any = "latest") -> str:
+        if tag == "pending":
+            return hex(self._pool.next_nonce(_address(account)))
+        return hex(self._state(tag).get_nonce(_address(account)))
+
+    # Calls
+
+    def _call(self, call: Any, tag: Any = "latest") -> str:
+        _, computation = self._run(call, tag, None)
+        if computation.is_error:
+            raise _failure(computation)
+        return hexed(computation.output)
+
+    def _run(self, call: Any, tag: Any, gas: int | None) -> tuple[int, Any]:
+        fields = fields_of(call, "call")
+        sender = _address(fields["from"]) if fields.get("from") else _NOBODY
+        to = _address(fields["to"]) if fields.get("to") else b""
+        data = bytes_of(fields.get("input") or fields.get("data") or "0x", "data")
+        value = quantity_of(fields.get("value") or 0, "value")
+        if gas is None:
+            gas = quantity_of(fields.get("gas") or BLOCK_GAS, "gas")
+        header = self._header(tag)
+        held = self._state(tag).get_balance(sender)
+        if held < value:
+            msg = (
+                f"insufficient funds for gas * price + value: address {hexed(sender)} "
+                f"have {held} want {value}"
+            )
+            raise RpcRefusedError(REFUSED, msg)
+        try:
+            return self._chain.execute(sender, to, data, gas=min(gas, BLOCK_GAS), value=value, header=header)
+        except ChainError as error:
+            raise RpcRefusedError(REFUSED, str(error)) from error
+
+    def _estimate(self, call: Any, tag: Any = "latest") -> str:
+        """The least gas that suffices, within 1.5% as geth has it: a call may need more than it uses, since
+        an inner call gets at most 63/64 of what is left."""
+        fields = fields_of(call, "call")
+        high = min(quantity_of(fields.get("gas") or BLOCK_GAS, "gas"), BLOCK_GAS)
+        used, computation = self._run(call, tag, high)
+        if computation.is_error:
+            raise _failure(computation)
+        low = max(used - 1, _PLAIN_GAS - 1)
+        likely = (used + int(computation.get_gas_refund())) * 64 // 63 + 1
+        for attempt in (used, likely):
+            if low < attempt < high:
+                low, high = (low, attempt) if self._suffices(call, tag, attempt) else (attempt, high)
+        while (high - low) * 1000 > high * 15:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._suffices(call, tag, middle) else (middle, high)
+        return hex(high)
+
+    def _suffices(self, call: Any, tag: Any, gas: int) -> bool:
+        return not self._run(call, tag, gas)[1].is_error
+
+    # Transactions
+
+    def _transaction(self, transaction_hash: Any) -> Json | None:
+        wanted = bytes_of(transaction_hash, "hash", size=WORD_BYTES)
+        mined = self._read().transaction(wanted)
+        if mined is not None:
+            return mined
+        waiting = self._pool.find(wanted)
+        return None if waiting is None else shown_transaction(waiting)
+
+    def _receipt(self, transaction_hash: Any) -> Json | None:
+        return self._read().receipt(bytes_of(transaction_hash, "hash", size=WORD_BYTES))
+
+    def _logs(self, wanted: Any) -> list[Json]:
+        fields = fields_of(wanted, "filter")
+        topics = [_either(topic, "topic", WORD_BYTES) for topic in fields.get("topics") or []]
+        addresses = _either(fields.get("address"), "address", ADDRESS_BYTES)
+        if len(topics) > _TOPICS_MAX:
+            raise RpcRefusedError(BAD_PARAMETERS, "exceed max topics")
+        if "blockHash" in fields:
+            number = self._number({"blockHash": fields["blockHash"]})
+            if number is None:
+                raise RpcRefusedError(REFUSED, "unknown block")
+            return self._blocks.logs(number, number, addresses, topics)
+        first = self._number(fields.get("fromBlock", "latest"))
+        last = self._number(fields.get("toBlock", "latest"))
+        if first is None:
+            return []
+        last = self._blocks.height if last is None else last
+        if first > last:
+            raise RpcRefusedError(BAD_PARAMETERS, "invalid block range params")
+        return self._blocks.logs(first, last, addresses, topics)
+
+    # Fees
+
+    def _fee_history(self, count: Any, newest: Any = "latest", percentiles: Any = None) -> Json:
+        number = self._number(newest)
+        if number is None:
+            raise RpcRefusedError(REFUSED, "request beyond head block")
+        wanted = min(quantity_of(count, "blockCount"), _HISTORY_MAX, number + 1)
+        shown = [self._blocks[each] for each in range(number + 1 - wanted, number + 1)]
+        fees = [mined.block.header.base_fee_per_gas for mined in shown]
+        following = number + 1
+        fees.append(
+            self._chain.base_fee
+            if following > self._blocks.height
+            else self._blocks[following].block.header.base_fee_per_gas
+        )
+        history: Json = {
+            "oldestBlock": hex(number + 1 - wanted),
+            "baseFeePerGas": [hex(fee) for fee in fees],
+            "gasUsedRatio": [mined.block.header.gas_used / BLOCK_GAS for mined in shown],
+        }
+        if percentiles:
+            history["reward"] = [[hex(_tip_paid(mined))] * len(percentiles) for mined in shown]
+        return history
+
+
+def _tip_paid(mined: Mined) -> int:
+    """What the block's transaction (one at most) paid above the base fee."""
+    fee = int(mined.block.header.base_fee_per_gas)
+    return max((int(each["gasPrice"], 16) - fee for each in mined.transactions), default=0)
+
+
+def _address(value: Any) -> bytes:
+    return bytes_of(value, "address", size=ADDRESS_BYTES)
+
+
+def _either(value: Any, name: str, size: int) -> frozenset[str]:
+    """One or several; none is any."""
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    return frozenset(hexed(bytes_of(each, name, size=size)) for each in listed)
+
+
+def _failure(computation: Any) -> RpcRefusedError:
+    """As geth tells of it."""
+    data = bytes(computation.output)
+    if type(computation.error).__name__ != "Revert":
+        return RpcRefusedError(REFUSED, failure_of(computation))
+    reason = revert_reason(data)
+    return RpcRefusedError(REVERTED, "execution reverted" + (f": {reason}" if reason else ""), hexed(data))

@@ -1,0 +1,287 @@
+"""The ``Ledger`` seam: what the roles need of a chain, and nothing about how it is reached.
+
+Calls are values, so that one method sends them all and another tries them all; what they did comes back
+as events. A ledger speaks for at most one account (its ``account``); a client's never sends anything.
+Implementations: ``memory_ledger.py`` (the contracts' rules in Python) and ``evm.py`` (web3). One
+conformance suite holds for both. Amounts are token units, ether is wei, times are epoch seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, TypeAlias
+
+from p2pnode.errors import ChainError
+from p2pnode.ids import SessionId
+from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.typed_data import Domain
+
+CLAIMS_MAX: Final = 25
+"""Claims in one ``CloseMany``, as the contract has it."""
+
+
+class RevertedError(ChainError):
+    """The contract said no; ``reason`` is its text. ``gas_used`` was spent all the same."""
+
+    def __init__(self, reason: str, gas_used: int = 0) -> None:
+        super().__init__(f"the contract refused: {reason}")
+        self.reason = reason
+        self.gas_used = gas_used
+
+
+class UnavailableError(ChainError):
+    """No RPC endpoint gave a usable answer within the deadline. Nothing is lost: ask again later."""
+
+
+# ---- what can be sent
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Relay a payer's deposit."""
+
+    terms: SessionTerms
+    valid_before: int
+    authorisation: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The host settles with its best voucher."""
+
+    terms: SessionTerms
+    voucher: Voucher
+
+
+@dataclass(frozen=True, slots=True)
+class CloseMany:
+    """The host settles up to ``CLAIMS_MAX`` sessions; what can't be paid is skipped."""
+
+    claims: tuple[Close, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The host lets a session go without a voucher and keeps the session fee."""
+
+    terms: SessionTerms
+
+
+@dataclass(frozen=True, slots=True)
+class RequestClose:
+    """The payer asks to end; ``signature`` (the payer's or the voucher key's) lets anyone relay it."""
+
+    terms: SessionTerms
+    voucher: Voucher | None = None
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitVoucher:
+    """Anyone records a better voucher during a challenge."""
+
+    terms: SessionTerms
+    voucher: Voucher
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Anyone ends a session whose challenge is over."""
+
+    terms: SessionTerms
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Take earned (or credited) money out."""
+
+    to: bytes
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Send USDC from the account's own balance."""
+
+    to: bytes
+    amount: int
+
+
+Call: TypeAlias = (
+    Open | Close | CloseMany | Release | RequestClose | SubmitVoucher | Refund | Withdraw | Transfer
+)
+
+# ---- what happened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened:
+    """A deposit is in escrow."""
+
+    session: SessionId
+    payer: bytes
+    host: bytes
+    terms: SessionTerms
+    block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionClosed:
+    """Settled: ``amount`` in all (the treasury's share included), the rest went back."""
+
+    session: SessionId
+    payer: bytes
+    host: bytes
+    amount: int
+    to_treasury: int
+    refund: int
+    tip: int
+    pushed: bool
+    block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseRequested:
+    """The payer wants out: the host has until ``closing_at`` to show a better voucher than ``recorded``."""
+
+    session: SessionId
+    payer: bytes
+    host: bytes
+    closing_at: int
+    recorded: int
+    block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoucherRecorded:
+    """Someone showed a better voucher during the challenge."""
+
+    session: SessionId
+    payer: bytes
+    host: bytes
+    recorded: int
+    block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimSkipped:
+    """One claim of a ``CloseMany`` could not be paid."""
+
+    session: SessionId
+    block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """Money left the market."""
+
+    account: bytes
+    to: bytes
+    amount: int
+    fee: int
+    block: int
+
+
+LedgerEvent: TypeAlias = (
+    SessionOpened | SessionClosed | CloseRequested | VoucherRecorded | ClaimSkipped | Withdrawn
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A transaction that was mined, deep enough for the profile, and succeeded."""
+
+    transaction: bytes
+    block: int
+    gas_used: int
+    fee_wei: int
+    events: tuple[LedgerEvent, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Events of blocks below ``cursor``, oldest first; ask again from there. ``caught_up``: no more yet."""
+
+    events: tuple[LedgerEvent, ...]
+    cursor: int
+    caught_up: bool
+
+
+# ---- how things stand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EscrowState:
+    """A session as the contract has it. ``recorded``: the highest amount shown; once closed, what was paid."""
+
+    status: Literal["none", "open", "closed"]
+    closing_at: int | None = None
+    recorded: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountState:
+    """``usdc`` in the wallet, ``earned`` withdrawable from the market, ``ether`` in wei."""
+
+    usdc: int
+    earned: int
+    ether: int
+    has_code: bool
+    """A contract (an ERC-1271 wallet), not a plain account."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The chain now."""
+
+    block: int
+    timestamp: int
+    gas_price_wei: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domains:
+    """What signatures are made for: the market's and the token's EIP-712 domains, and the treasury."""
+
+    market: Domain
+    token: Domain
+    node_registry: bytes
+    treasury: bytes
+
+    @property
+    def chain_id(self) -> int:
+        """Of the chain both are on."""
+        return self.market.chain_id
+
+
+class Ledger(Protocol):
+    """See the module. Every method may raise ``UnavailableError``; deadlines are the caller's scopes."""
+
+    @property
+    def domains(self) -> Domains:
+        """Known from the start: made with the ledger."""
+
+    @property
+    def account(self) -> bytes | None:
+        """The 20-byte account that sends; None for one that only reads."""
+
+    async def transact(self, call: Call) -> Outcome:
+        """Send and wait until mined. Raises ``RevertedError``, and ``ChainError`` without an account.
+
+        Cancelling it does not unsend: the transaction is followed to its end all the same.
+        """
+
+    async def check(self, call: Call, sender: bytes | None = None) -> None:
+        """Would it succeed now? Raises ``RevertedError`` with the contract's reason. Costs nothing."""
+
+    async def session(self, session: SessionId) -> EscrowState:
+        """How a session stands."""
+
+    async def balances(self, address: bytes) -> AccountState:
+        """What an account has."""
+
+    async def events(self, cursor: int) -> EventPage:
+        """The market's events from block ``cursor`` on, at most one narrow range of blocks."""
+
+    async def head(self) -> Head:
+        """Block, time and price of gas."""

@@ -1,0 +1,195 @@
+"""The ``Ledger`` without a chain: the contracts' rules in memory, one block a transaction.
+
+For simulations and tests of what stands on a ledger: no I/O, no clock of its own, deterministic. Signatures
+are real. A refused call costs nothing and mines nothing, as with an EVM ledger, which tries before it sends.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Final
+
+from p2pnode.chain.ledger import (
+    CLAIMS_MAX,
+    AccountState,
+    Call,
+    Close,
+    CloseMany,
+    Domains,
+    EscrowState,
+    EventPage,
+    Head,
+    LedgerEvent,
+    Open,
+    Outcome,
+    Refund,
+    Release,
+    RequestClose,
+    SubmitVoucher,
+    Transfer,
+    Withdraw,
+)
+from p2pnode.chain.market_rules import Commit, Context, MarketRules
+from p2pnode.chain.token_rules import SignatureCheck, TokenRules
+from p2pnode.errors import ChainError
+from p2pnode.ids import SessionId
+from p2pnode.protocols.crypto import keccak256
+
+BLOCKS_PER_PAGE: Final = 500
+CLAIM_GAS: Final = 28_000
+GAS: Final[dict[type[Call], int]] = {
+    Open: 122_000, Close: 81_000, CloseMany: 60_000, Release: 68_000, RequestClose: 37_000,
+    SubmitVoucher: 42_000, Refund: 82_000, Withdraw: 56_000, Transfer: 45_000,
+}  # fmt: skip
+"""Round figures of ``bench gas`` with the real token, warm. Each claim of a ``CloseMany`` takes ``CLAIM_GAS``
+more."""
+
+
+class MemoryChain:
+    """One market and its token. ``now`` gives epoch seconds; with a gas price, senders need ether."""
+
+    def __init__(self, domains: Domains, now: Callable[[], int], *, gas_price_wei: int = 0) -> None:
+        self.domains, self.now, self.gas_price_wei = domains, now, gas_price_wei
+        self.block = 0
+        self.ether: defaultdict[bytes, int] = defaultdict(int)
+        self._wallets: dict[bytes, SignatureCheck] = {}
+        self._token = TokenRules(domains.token, self._wallets)
+        self._market = MarketRules(
+            domains.market, domains.treasury, self._token, self._wallets, domains.token.contract
+        )
+        self._events: list[LedgerEvent] = []
+        self._blocks: list[int] = []
+        """Of each event: for finding a page."""
+
+    # ---- what tests and simulations do to the world
+
+    def mint(self, account: bytes, amount: int) -> None:
+        """Give USDC."""
+        self._token.balances[account] += amount
+
+    def blacklist(self, account: bytes, *, frozen: bool = True) -> None:
+        """The token's issuer freezes an account, or thaws it."""
+        (self._token.blacklisted.add if frozen else self._token.blacklisted.discard)(account)
+
+    def pause(self, *, paused: bool = True) -> None:
+        """The token's issuer stops every movement, or lets go."""
+        self._token.paused = paused
+
+    def cancel_authorisation(self, payer: bytes, nonce: bytes) -> None:
+        """A payer voids an authorisation that was not used."""
+        self._token.cancel(payer, nonce)
+
+    def move(self, sender: bytes, to: bytes, amount: int) -> None:
+        """Somebody sends USDC by other means than a ledger. Raises ``RevertedError``."""
+        self._token.transfer(sender, to, amount)
+
+    def deploy_wallet(self, account: bytes, is_valid: SignatureCheck) -> None:
+        """From now on this account is a contract that answers ERC-1271 so."""
+        self._wallets[account] = is_valid
+
+    def mine(self, blocks: int = 1) -> None:
+        """Empty blocks."""
+        self.block += blocks
+
+    # ---- what a ledger asks
+
+    def session(self, session: SessionId) -> EscrowState:
+        """How it stands."""
+        return self._market.session(session)
+
+    def account(self, address: bytes) -> AccountState:
+        """What it has."""
+        return AccountState(
+            usdc=self._token.balances.get(address, 0),
+            earned=self._market.earned.get(address, 0),
+            ether=self.ether.get(address, 0),
+            has_code=address in self._wallets or address in self._contracts(),
+        )
+
+    def page(self, cursor: int) -> EventPage:
+        """Events from a block on."""
+        if cursor > self.block:
+            return EventPage(events=(), cursor=cursor, caught_up=True)
+        end = min(self.block + 1, cursor + BLOCKS_PER_PAGE)
+        first, last = bisect_left(self._blocks, cursor), bisect_left(self._blocks, end)
+        return EventPage(events=tuple(self._events[first:last]), cursor=end, caught_up=end > self.block)
+
+    def send(self, sender: bytes, call: Call) -> Outcome:
+        """Do it, in a block of its own. Raises ``RevertedError``, and ``ChainError`` without the ether."""
+        gas = _gas_of(call)
+        fee = gas * self.gas_price_wei
+        if self.ether.get(sender, 0) < fee:
+            msg = f"0x{sender.hex()} needs {fee} wei for gas: send it ether"
+            raise ChainError(msg)
+        events = tuple(self._decide(sender, call)())
+        self.block += 1
+        if fee:
+            self.ether[sender] -= fee
+        self._events += events
+        self._blocks += [self.block] * len(events)
+        hash_ = keccak256(b"p2pnode memory chain" + self.block.to_bytes(8, "big"))
+        return Outcome(transaction=hash_, block=self.block, gas_used=gas, fee_wei=fee, events=events)
+
+    def check(self, sender: bytes, call: Call) -> None:
+        """Would it succeed? Raises ``RevertedError``."""
+        self._decide(sender, call)
+
+    def _decide(self, sender: bytes, call: Call) -> Commit:
+        if isinstance(call, CloseMany) and not 0 < len(call.claims) <= CLAIMS_MAX:
+            msg = f"close_many takes 1 to {CLAIMS_MAX} claims, not {len(call.claims)}: split them"
+            raise ChainError(msg)
+        return self._market.decide(call, Context(sender, self.now(), self.block + 1))
+
+    def _contracts(self) -> tuple[bytes, ...]:
+        return self.domains.market.contract, self.domains.token.contract, self.domains.node_registry
+
+
+class MemoryLedger:
+    """One account's view of a ``MemoryChain``; without an account it only reads."""
+
+    def __init__(self, chain: MemoryChain, account: bytes | None = None) -> None:
+        self._chain, self._account = chain, account
+
+    @property
+    def domains(self) -> Domains:
+        """The chain's."""
+        return self._chain.domains
+
+    @property
+    def account(self) -> bytes | None:
+        """Who sends."""
+        return self._account
+
+    async def transact(self, call: Call) -> Outcome:
+        """As ``Ledger``; done at once."""
+        if self._account is None:
+            msg = "this ledger only reads: it has no wallet to send from"
+            raise ChainError(msg)
+        return self._chain.send(self._account, call)
+
+    async def check(self, call: Call, sender: bytes | None = None) -> None:
+        """As ``Ledger``."""
+        self._chain.check(sender or self._account or bytes(20), call)
+
+    async def session(self, session: SessionId) -> EscrowState:
+        """As ``Ledger``."""
+        return self._chain.session(session)
+
+    async def balances(self, address: bytes) -> AccountState:
+        """As ``Ledger``."""
+        return self._chain.account(address)
+
+    async def events(self, cursor: int) -> EventPage:
+        """As ``Ledger``."""
+        return self._chain.page(cursor)
+
+    async def head(self) -> Head:
+        """As ``Ledger``."""
+        chain = self._chain
+        return Head(block=chain.block, timestamp=chain.now(), gas_price_wei=chain.gas_price_wei)
+
+
+def _gas_of(call: Call) -> int:
+    return GAS[type(call)] + (CLAIM_GAS * len(call.claims) if isinstance(call, CloseMany) else 0)

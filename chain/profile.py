@@ -1,0 +1,174 @@
+"""A chain profile: which chain, how to reach it, and the seven addresses. Nothing that matters has a default.
+
+What a file says by itself is checked here, and every error names the field; whether the chain agrees is
+asked by ``verify.py``. This module knows of no transport.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from p2pnode.chain.addresses import address_from, shown_address
+from p2pnode.chain.deploy import Addresses
+from p2pnode.errors import ConfigError
+from p2pnode.files import read_text_or_none, write_atomic
+
+ADDRESS_FIELDS: Final = tuple(item.name for item in fields(Addresses))
+CONFIRMATIONS_MAX: Final = 1_000
+RPC_URLS_MAX: Final = 16
+_CHAIN_ID_MAX: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainProfile:
+    """Addresses are 20 bytes. ``host_earnings`` may equal ``job_marketplace``. Caps are wei; None: no cap."""
+
+    chain_id: int
+    rpc_urls: tuple[str, ...]
+    job_marketplace: bytes
+    proof_system: bytes
+    node_registry: bytes
+    host_earnings: bytes
+    model_registry: bytes
+    usdc: bytes
+    fab: bytes
+    confirmations: int = 1
+    name: str = ""
+    gas_price_max_wei: int | None = None
+    transaction_fee_max_wei: int | None = None
+    path: Path | None = field(default=None, compare=False)
+    """Where it was read, for messages."""
+
+    def __post_init__(self) -> None:
+        """Raises ``ConfigError`` that names the field."""
+        _check_range("chain_id", self.chain_id, 1, _CHAIN_ID_MAX)
+        _check_range("confirmations", self.confirmations, 1, CONFIRMATIONS_MAX)
+        for name in ("gas_price_max_wei", "transaction_fee_max_wei"):
+            if getattr(self, name) is not None:
+                _check_range(name, getattr(self, name), 1, 2**128)
+        if not 1 <= len(self.rpc_urls) <= RPC_URLS_MAX:
+            msg = f"rpc_urls must list 1 to {RPC_URLS_MAX} URLs"
+            raise ConfigError(msg)
+        for number, url in enumerate(self.rpc_urls):
+            _check_url(f"rpc_urls[{number}]", url)
+        for name in ADDRESS_FIELDS:
+            if not any(getattr(self, name)):
+                raise ConfigError(f"{name} is the zero address: nothing is there")
+
+    @property
+    def addresses(self) -> Addresses:
+        """All seven."""
+        return Addresses(**{name: getattr(self, name) for name in ADDRESS_FIELDS})
+
+    @property
+    def shown_name(self) -> str:
+        """For people."""
+        return self.name or f"chain {self.chain_id}"
+
+
+def profile_of(
+    addresses: Addresses, *, chain_id: int, rpc_urls: tuple[str, ...], name: str = ""
+) -> ChainProfile:
+    """The profile of a deployment."""
+    listed = {each: getattr(addresses, each) for each in ADDRESS_FIELDS}
+    return ChainProfile(chain_id=chain_id, rpc_urls=rpc_urls, name=name, **listed)
+
+
+def load_profile(path: Path) -> ChainProfile:
+    """Read and check a file. Raises ``ConfigError`` that names the file and the field."""
+    text = read_text_or_none(path)
+    if text is None:
+        msg = f"{path} doesn't exist: write a chain profile (`p2pnode chain deploy`, `p2pnode chain dev`)"
+        raise ConfigError(msg)
+    try:
+        return ChainProfile(path=path, **_parsed(text))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def write_profile(path: Path, profile: ChainProfile) -> None:
+    """Write what ``load_profile`` gives back. Raises ``ConfigError`` when the path can't be written."""
+    write_atomic(path, profile_text(profile).encode())
+
+
+def profile_text(profile: ChainProfile) -> str:
+    """As TOML."""
+    lines = [f"name = {_quoted(profile.name)}"] if profile.name else []
+    lines += [
+        f"chain_id = {profile.chain_id}",
+        f"rpc_urls = [{', '.join(_quoted(url) for url in profile.rpc_urls)}]",
+        f"confirmations = {profile.confirmations}",
+    ]
+    for name in ("gas_price_max_wei", "transaction_fee_max_wei"):
+        if getattr(profile, name) is not None:
+            lines.append(f"{name} = {getattr(profile, name)}")
+    lines += [f"{name} = {_quoted(shown_address(getattr(profile, name)))}" for name in ADDRESS_FIELDS]
+    return "\n".join(lines) + "\n"
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        msg = f"not valid TOML ({error}): fix that line"
+        raise ConfigError(msg) from error
+    known = {item.name: item for item in fields(ChainProfile) if item.name != "path"}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            msg = f"{key!r} is no field of a chain profile: {hint}"
+            raise ConfigError(msg)
+    missing = [name for name, item in known.items() if item.default is MISSING and name not in values]
+    if missing:
+        msg = f"{missing[0]} is missing (nothing stands in for it): add {', '.join(missing)}"
+        raise ConfigError(msg)
+    return {key: _typed(key, value) for key, value in values.items()}
+
+
+def _typed(key: str, value: Any) -> Any:
+    if key in ADDRESS_FIELDS:
+        if not isinstance(value, str):
+            raise ConfigError(f'{key} must be an address in quotes, "0x…"')
+        try:
+            return address_from(value)
+        except ValueError as error:
+            raise ConfigError(f"{key} = {value[:80]!r}: {error}") from error
+    if key == "rpc_urls":
+        if isinstance(value, list) and all(isinstance(url, str) for url in value):
+            return tuple(value)
+        raise ConfigError(f"{key} must be a list of URLs in quotes")
+    if key == "name":
+        if isinstance(value, str):
+            return value
+        raise ConfigError(f"{key} must be text in quotes")
+    if type(value) is int:
+        return value
+    raise ConfigError(f"{key} must be a whole number")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}; it must be from {low} to {high}")
+
+
+def _check_url(name: str, url: str) -> None:
+    """The URL isn't shown: many hold a key."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise ConfigError(f"{name} must be an http:// or https:// URL with a host")
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string: JSON's escapes are TOML's too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,294 @@
+"""JSON-RPC over several endpoints, tried in turn.
+
+An endpoint that is down, slow, busy, lagging, on another chain, or answers what is no JSON-RPC, rests for
+a while (longer each time) and the next one is asked. All requests made here may be repeated: reads, and
+raw transactions, which are the same bytes each time. A JSON-RPC *error* that is about the question (a
+revert, a used nonce) is an answer: ``RpcError``. Endpoints are shown without user, path and query, where
+API keys live. Knows nothing of contracts; the randomness of its pauses is injected.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import structlog
+import trio
+
+from p2pnode.chain.ledger import UnavailableError
+from p2pnode.chain.rpc_answers import (
+    RpcError,
+    UnusableError,
+    Usable,
+    endpoint_name,
+    read_answer,
+    secrets_of,
+    without,
+)
+from p2pnode.errors import ChainError
+
+if TYPE_CHECKING:
+    import httpx
+
+Jitter: TypeAlias = Callable[[], float]
+"""A random number in [0, 1)."""
+
+_log = structlog.get_logger()
+_OK: Final = 200
+_CONNECTIONS_MAX: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcLimits:
+    """Deadlines and bounds. ``deadline_s`` holds for all tries of one request together."""
+
+    request_deadline_s: float = 10.0
+    deadline_s: float = 20.0
+    response_bytes_max: int = 4 << 20
+    rest_first_s: float = 0.25
+    rest_max_s: float = 30.0
+    chain_recheck_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointStatus:
+    """What ``doctor`` shows. Ages in seconds; None: never yet."""
+
+    endpoint: str
+    resting: bool
+    last_error: str | None
+    last_error_age_s: float | None
+    last_success_age_s: float | None
+
+
+Fault: TypeAlias = Literal["down", "wrong_chain", "too_large"]
+
+
+class _FaultError(Exception):
+    """This endpoint failed; another may do. ``delivered``: it may have acted on what we sent."""
+
+    def __init__(self, what: str, fault: Fault = "down", *, delivered: bool = True) -> None:
+        super().__init__(what)
+        self.fault: Fault = fault
+        self.delivered = delivered
+
+
+@dataclass(slots=True, eq=False)
+class _Endpoint:
+    url: str
+    name: str
+    secrets: tuple[str, ...]
+    failures: int = 0
+    resting_until: float = 0.0
+    checked_until: float = 0.0
+    fault: Fault | None = None
+    last_error: str | None = None
+    last_error_at: float | None = None
+    last_success_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Round:
+    """One request's tries."""
+
+    doubt: bool = False
+    faults: dict[str, Fault] = field(default_factory=dict)
+
+
+class RpcEndpoints:
+    """See the module. ``chain_id``: what every endpoint must serve (None: whatever it serves).
+
+    Close it with ``aclose``. ``transport`` replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        chain_id: int | None,
+        jitter: Jitter,
+        limits: RpcLimits | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        import httpx
+
+        if not urls:
+            msg = "no RPC endpoint: name at least one under rpc_urls in the chain profile"
+            raise ChainError(msg)
+        # httpx writes whole URLs, keys and all, to its log.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        self._limits = limits or RpcLimits()
+        self._chain_id = chain_id
+        self._jitter = jitter
+        self._endpoints = [_Endpoint(url, endpoint_name(url), secrets_of(url)) for url in urls]
+        self._first = 0
+        self._requests = 0
+        self._client = httpx.AsyncClient(
+            trust_env=False,
+            timeout=None,  # noqa: S113 - deadlines are cancel scopes
+            transport=transport,
+            limits=httpx.Limits(max_connections=_CONNECTIONS_MAX),
+            headers={"content-type": "application/json", "accept-encoding": "identity"},
+        )
+
+    async def request(self, method: str, params: Sequence[Any], usable: Usable | None = None) -> Any:
+        """The ``result``. ``usable`` says if it has the method's form: if not, the endpoint failed.
+
+        Raises ``RpcError`` for an answer that is an error, ``UnavailableError`` when no endpoint answered
+        within the deadline, ``ChainError`` when all of them are on another chain.
+        """
+        tries = _Round()
+        with trio.move_on_after(self._limits.deadline_s) as scope:
+            while True:
+                for endpoint in self._in_turn():
+                    try:
+                        return await self._ask(endpoint, method, params, usable)
+                    except _FaultError as fault:
+                        self._rest(endpoint, fault)
+                        tries.doubt |= fault.delivered
+                        tries.faults[endpoint.url] = fault.fault
+                    except RpcError as error:
+                        error.doubt = tries.doubt
+                        raise
+                self._give_up_if_decided(tries)
+                wake = min(endpoint.resting_until for endpoint in self._endpoints)
+                if wake > scope.deadline:
+                    break
+                await trio.sleep_until(wake)
+        msg = (
+            f"no RPC endpoint answered ({self._said()}): try again later, or name another under rpc_urls "
+            "in the chain profile"
+        )
+        raise UnavailableError(msg)
+
+    def status(self) -> tuple[EndpointStatus, ...]:
+        """How each endpoint does, in the profile's order."""
+        now = trio.current_time()
+
+        def age(at: float | None) -> float | None:
+            return None if at is None else now - at
+
+        return tuple(
+            EndpointStatus(
+                endpoint=endpoint.name,
+                resting=endpoint.resting_until > now,
+                last_error=endpoint.last_error,
+                last_error_age_s=age(endpoint.last_error_at),
+                last_success_age_s=age(endpoint.last_success_at),
+            )
+            for endpoint in self._endpoints
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    def _in_turn(self) -> list[_Endpoint]:
+        """Those not resting, from the one that answered last: one node's view of the chain is kept."""
+        now = trio.current_time()
+        order = self._endpoints[self._first :] + self._endpoints[: self._first]
+        return [endpoint for endpoint in order if endpoint.resting_until <= now]
+
+    def _rest(self, endpoint: _Endpoint, fault: _FaultError) -> None:
+        now = trio.current_time()
+        if endpoint.last_error is None or endpoint.failures == 0:
+            _log.warning("chain.rpc_failed", endpoint=endpoint.name, error=str(fault))
+        endpoint.last_error, endpoint.last_error_at, endpoint.fault = str(fault), now, fault.fault
+        endpoint.checked_until = 0.0
+        if endpoint.resting_until > now:
+            return  # another request has seen it fail already
+        whole = min(self._limits.rest_max_s, self._limits.rest_first_s * 2.0 ** min(endpoint.failures, 32))
+        endpoint.failures += 1
+        endpoint.resting_until = now + whole * (1.0 + self._jitter()) / 2.0
+
+    def _give_up_if_decided(self, tries: _Round) -> None:
+        """Asking again won't change what all endpoints say alike."""
+        found = {tries.faults.get(endpoint.url) for endpoint in self._endpoints}
+        said = self._said()
+        if found == {"wrong_chain"}:
+            msg = f"{said}: correct chain_id or rpc_urls in the chain profile"
+            raise ChainError(msg)
+        if found == {"too_large"}:
+            raise RpcError(0, said, None)
+
+    def _said(self) -> str:
+        return "; ".join(f"{one.name} {one.last_error or 'was not asked'}" for one in self._endpoints)
+
+    async def _ask(
+        self, endpoint: _Endpoint, method: str, params: Sequence[Any], usable: Usable | None
+    ) -> Any:
+        if self._chain_id is not None and trio.current_time() >= endpoint.checked_until:
+            found = await self._chain_of(endpoint)
+            if found != self._chain_id:
+                msg = f"serves chain {found}, not {self._chain_id}"
+                raise _FaultError(msg, "wrong_chain", delivered=False)
+            endpoint.checked_until = trio.current_time() + self._limits.chain_recheck_s
+        result = await self._post(endpoint, method, params)
+        if usable is not None and not usable(result):
+            msg = f"gave no usable answer to {method}"
+            raise _FaultError(msg)
+        if endpoint.failures and endpoint.last_success_at is not None:
+            _log.info("chain.rpc_recovered", endpoint=endpoint.name)
+        endpoint.failures, endpoint.last_success_at = 0, trio.current_time()
+        endpoint.resting_until = 0.0
+        self._first = self._endpoints.index(endpoint)
+        return result
+
+    async def _chain_of(self, endpoint: _Endpoint) -> int:
+        try:
+            return int(await self._post(endpoint, "eth_chainId", []), 16)
+        except _FaultError as fault:
+            raise _FaultError(str(fault), fault.fault, delivered=False) from fault
+        except (RpcError, TypeError, ValueError) as error:
+            msg = "does not name its chain"
+            raise _FaultError(msg, delivered=False) from error
+
+    async def _post(self, endpoint: _Endpoint, method: str, params: Sequence[Any]) -> Any:
+        import httpx
+
+        self._requests += 1
+        number = self._requests
+        order = {"jsonrpc": "2.0", "id": number, "method": method, "params": list(params)}
+        try:
+            with trio.fail_after(self._limits.request_deadline_s):
+                async with self._client.stream("POST", endpoint.url, content=json.dumps(order)) as response:
+                    if response.status_code != _OK:
+                        msg = f"answered HTTP {response.status_code}"
+                        raise _FaultError(msg)
+                    body = await self._read(response)
+        except trio.TooSlowError as error:
+            msg = f"did not answer within {self._limits.request_deadline_s:g} s"
+            raise _FaultError(msg) from error
+        except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            msg = "can't be reached"
+            raise _FaultError(msg, delivered=False) from error
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+            msg = f"broke the connection ({type(error).__name__})"
+            raise _FaultError(msg) from error
+        try:
+            return read_answer(body, number, method)
+        except UnusableError as error:
+            raise _FaultError(without(endpoint.secrets, str(error))) from None
+        except RpcError as error:
+            raise RpcError(error.code, without(endpoint.secrets, error.said), error.data) from None
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        """The body, bounded. We asked for no compression, which would hide its size."""
+        if response.headers.get("content-encoding", "identity") != "identity":
+            msg = "compressed its answer unasked"
+            raise _FaultError(msg)
+        body, most = bytearray(), self._limits.response_bytes_max
+        # Leaving the loop would strand httpx's generators half-way; a cancellation inside unwinds them.
+        with trio.CancelScope() as enough:
+            async for part in response.aiter_raw():
+                if len(body) + len(part) > most:
+                    enough.cancel()
+                else:
+                    body += part
+        if enough.cancel_called:
+            msg = f"answered with more than {most} bytes"
+            raise _FaultError(msg, "too_large")
+        return bytes(body)

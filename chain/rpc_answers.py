@@ -1,0 +1,173 @@
+"""What JSON-RPC endpoints answer, and what of it is an answer. Pure.
+
+Nodes and the services before them word their errors as they like, so the wordings that matter are
+collected here: of geth and its kin, anvil, py-evm, and the large RPC services.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
+
+from p2pnode.errors import ChainError
+
+Usable: TypeAlias = Callable[[Any], bool]
+
+_INTERNAL: Final = -32603
+_LIMIT_EXCEEDED: Final = -32005
+_BUSY_CODES: Final = frozenset({429, -32029, -32097})
+_BUSY: Final = re.compile(
+    r"rate.?limit|too many requests|request count|quota|throttl|overloaded|capacity exceeded", re.IGNORECASE
+)
+_LAGGING: Final = re.compile(
+    r"header not found|unknown block|block not found|missing trie node|not synced|syncing"
+    r"|time(?:d )?.?out|temporarily|unavailable",
+    re.IGNORECASE,
+)
+_REVERT: Final = re.compile(r"revert", re.IGNORECASE)
+_SHOWN_MAX: Final = 200
+_SECRET_MIN: Final = 4
+
+
+class RpcError(ChainError):
+    """The node's answer is an error. ``doubt``: an earlier try of this request may have been acted on."""
+
+    def __init__(self, code: int, message: str, data: Any) -> None:
+        super().__init__(f"the node refused: {printable(message)}")
+        self.code = code
+        self.said = message
+        self.data = data
+        self.doubt = False
+
+
+class UnusableError(Exception):
+    """What came is no JSON-RPC answer, or says that this endpoint can't answer now."""
+
+
+def endpoint_name(url: str) -> str:
+    """An endpoint as shown: without user, path and query, where keys stand."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port is not None else ""
+        secret = "/…" if parts.path.strip("/") or parts.query else ""
+        named = f"{parts.scheme}://{parts.hostname or '?'}{port}{secret}"
+    except ValueError:
+        named = "?"
+    return named
+
+
+def secrets_of(url: str) -> tuple[str, ...]:
+    """What of a URL no message may repeat, not even in a server's own words."""
+    try:
+        parts = urlsplit(url)
+        values = (value for _, value in parse_qsl(parts.query))
+        found = (*parts.path.split("/"), *values, parts.username or "", parts.password or "")
+    except ValueError:
+        return (url,)
+    return tuple(part for part in found if len(part) >= _SECRET_MIN)
+
+
+def without(secrets: tuple[str, ...], text: str) -> str:
+    """``text`` with each secret as an ellipsis."""
+    for secret in secrets:
+        text = text.replace(secret, "…")
+    return text
+
+
+def printable(text: str) -> str:
+    """A server's or a contract's words, cut, and without what a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:_SHOWN_MAX])
+
+
+def read_answer(body: bytes, number: int, method: str) -> Any:
+    """The ``result`` of request ``number``. Raises ``RpcError`` for an error that is an answer,
+    ``UnusableError`` for all else."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        msg = f"answered what is no JSON ({len(body)} bytes)"
+        raise UnusableError(msg) from error
+    if not isinstance(answer, dict):
+        msg = "answered what is no JSON-RPC"
+        raise UnusableError(msg)
+    if answer.get("error") is not None:
+        _raise(answer["error"], method)
+    if answer.get("id") != number or isinstance(answer.get("id"), bool) or "result" not in answer:
+        msg = "answered another question"
+        raise UnusableError(msg)
+    return answer["result"]
+
+
+def _raise(error: Any, method: str) -> None:
+    code, said = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, None)
+    if not isinstance(code, int) or not isinstance(said, str):
+        msg = "answered what is no JSON-RPC"
+        raise UnusableError(msg)
+    if _REVERT.search(said) is None:
+        ranged = code == _LIMIT_EXCEEDED and method == "eth_getLogs"
+        busy = code in _BUSY_CODES or (code == _LIMIT_EXCEEDED and not ranged) or _BUSY.search(said)
+        lagging = _LAGGING.search(said) and method != "eth_getLogs"
+        broken = code == _INTERNAL and method not in _ASKED_IN_EARNEST
+        if busy or lagging or broken:
+            msg = f"answered with error {code}: {printable(said)}"
+            raise UnusableError(msg)
+    raise RpcError(code, said, error.get("data"))
+
+
+_ASKED_IN_EARNEST: Final = frozenset({"eth_call", "eth_estimateGas", "eth_sendRawTransaction", "eth_getLogs"})
+"""Some nodes wrap what they have to say about these in an "internal error"."""
+
+# ---- reverts and refusals
+
+NO_REASON: Final = "no reason given"
+_ERROR_STRING: Final = bytes.fromhex("08c379a0")
+_PANIC: Final = bytes.fromhex("4e487b71")
+_HEX: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
+_WORD: Final = 32
+_EXECUTION: Final = re.compile(
+    r"(?:execution reverted|vm execution error|vm exception|transaction reverted|reverted)", re.IGNORECASE
+)
+_PREFIX: Final = re.compile(r"^.*?execution reverted(?:: |$)", re.IGNORECASE | re.DOTALL)
+
+
+def revert_reason(error: RpcError) -> str | None:
+    """Why the contract said no, fit to print; None if the error is about something else."""
+    found = _HEX.search(error.data) if isinstance(error.data, str) else None
+    data = bytes.fromhex(found[0][2:]) if found is not None else b""
+    if data[:4] == _ERROR_STRING:
+        return _text(data[4:])
+    if data[:4] == _PANIC:
+        return f"panic {int.from_bytes(data[4:], 'big'):#x}"
+    if _EXECUTION.search(error.said) is None:
+        return None
+    rest = _PREFIX.sub("", error.said).strip().strip('"')
+    if not rest or rest.startswith(("0x", "custom error")) or _EXECUTION.match(rest):
+        return NO_REASON
+    return printable(rest)
+
+
+def _text(encoded: bytes) -> str:
+    """An ABI string; what is cut off is left out."""
+    size = int.from_bytes(encoded[_WORD : 2 * _WORD], "big")
+    text = encoded[2 * _WORD : 2 * _WORD + min(size, len(encoded))].decode(errors="replace")
+    return printable(text) or NO_REASON
+
+
+Refusal: TypeAlias = Literal["known", "nonce_used", "nonce_taken", "fee_too_low", "no_ether", "other"]
+
+_WORDINGS: Final[dict[Refusal, str]] = {
+    "known": "already known|known transaction|already imported|already in mempool|already_exists",
+    "nonce_taken": "replacement transaction underpriced|replacement.*(low|fee)|could not replace",
+    "nonce_used": "nonce (is )?too low|nonce.*already|old ?nonce|invalid.*nonce",
+    "fee_too_low": "underpriced|max fee per gas less|fee too low|(fee cap|tip).*(less|below|lower)",
+    "no_ether": "insufficient (funds|balance)|enough (funds|balance)|upfront cost",
+}
+_REFUSALS: Final = {kind: re.compile(words, re.IGNORECASE) for kind, words in _WORDINGS.items()}
+
+
+def refusal_of(error: RpcError) -> Refusal:
+    """Why a raw transaction was not taken."""
+    return next((kind for kind, words in _REFUSALS.items() if words.search(error.said)), "other")

@@ -1,0 +1,148 @@
+"""A wallet's two V3 keystores on disk: the key, and the entropy of its phrase. Never overwritten.
+
+``wallet.json`` is a plain Web3 Secret Storage (version 3) file that any Ethereum tool opens; one field
+more, ``p2pnode``, says where its passphrase is. ``phrase.json`` is the same format around 16 bytes of our
+own and the entropy. Knows nothing of where passphrases come from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from p2pnode.chain.phrase import ENTROPY_BYTES
+from p2pnode.errors import ChainError
+from p2pnode.files import not_writable, read_text_or_none, write_private
+
+OURS: Final = "p2pnode"
+_MARK: Final = b"p2pnode bip39 12"
+_WORK: Final = 1 << 17
+"""scrypt's cost for a passphrase that a person chose (with r 8, as OWASP advises): half a second, 128 MB."""
+_WORK_DRAWN: Final = 1 << 12
+"""For 256 random bits, which nobody will ever guess: 12 ms, 4 MB."""
+_ADDRESS_BYTES: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class WalletFiles:
+    """Where a wallet is: its keystore, its phrase's, and the passphrase file that `join` makes."""
+
+    keystore: Path
+    phrase: Path
+    passphrase: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Keystore:
+    """A V3 keystore as it was read, still locked."""
+
+    path: Path
+    body: Mapping[str, Any]
+
+    @property
+    def address(self) -> bytes:
+        """20 bytes."""
+        try:
+            address = bytes.fromhex(self.body["address"].removeprefix("0x"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            address = b""
+        if len(address) != _ADDRESS_BYTES:
+            msg = f"{self.path} is not a V3 keystore: restore it from your backup, or move it away"
+            raise ChainError(msg)
+        return address
+
+    @property
+    def ours(self) -> Mapping[str, Any]:
+        """What we noted in it; nothing for another program's."""
+        noted = self.body.get(OURS)
+        return noted if isinstance(noted, dict) else {}
+
+    def plain(self) -> bytes:
+        """Without our note, as other tools expect it."""
+        return json.dumps({key: value for key, value in self.body.items() if key != OURS}).encode()
+
+    def decrypt(self, passphrase: bytes) -> bytes:
+        """The 32 bytes inside; up to a second. Raises ``ValueError`` for a wrong passphrase or damage."""
+        from eth_keyfile.keyfile import decode_keyfile_json
+
+        try:
+            secret = bytes(decode_keyfile_json(dict(self.body), passphrase))
+        except Exception as error:  # noqa: BLE001
+            # The library raises what its parts raise; none of it may carry what it was given.
+            raise ValueError(type(error).__name__) from None
+        return secret
+
+
+def read_keystore(path: Path) -> Keystore | None:
+    """The keystore at ``path``; None where there is none. Raises ``ChainError`` for what is none."""
+    text = read_text_or_none(path)
+    if text is None:
+        return None
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        msg = f"{path} is not a V3 keystore: restore it from your backup, or move it away"
+        raise ChainError(msg)
+    return Keystore(path, body)
+
+
+def encrypt(secret: bytes, passphrase: bytes, *, drawn: bool = False) -> dict[str, Any]:
+    """A V3 keystore of 32 bytes; up to a second. ``drawn``: the passphrase is random already."""
+    from eth_keyfile.keyfile import create_keyfile_json
+
+    work = _WORK_DRAWN if drawn else _WORK
+    body: dict[str, Any] = create_keyfile_json(secret, passphrase, kdf="scrypt", iterations=work)
+    body["address"] = body["address"].lower()  # as geth writes it
+    return body
+
+
+def sealed_entropy(entropy: bytes, passphrase: bytes, *, drawn: bool) -> dict[str, Any]:
+    """The keystore of a phrase. It names no address: what is inside is no key."""
+    body = encrypt(_MARK + entropy, passphrase, drawn=drawn)
+    del body["address"]
+    return body
+
+
+def opened_entropy(keystore: Keystore, passphrase: bytes) -> bytes:
+    """The entropy in a phrase's keystore. Raises ``ValueError``."""
+    inside = keystore.decrypt(passphrase)
+    if len(inside) != len(_MARK) + ENTROPY_BYTES or not inside.startswith(_MARK):
+        raise ValueError("no phrase inside")
+    return inside[len(_MARK) :]
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raise ``ChainError`` when one of them is there."""
+    for path in paths:
+        if path.exists():
+            msg = f"{path} exists: move it away first (it may be worth money: never delete it)"
+            raise ChainError(msg)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a secret whole, at a place where nothing is; two processes can't both do it."""
+    with one_at_a_time(path.parent):
+        refuse_existing(path)
+        write_private(path, data)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise not_writable(folder, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

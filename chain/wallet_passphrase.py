@@ -1,0 +1,190 @@
+"""Where a wallet's passphrase comes from: a file, the system's keyring, or the person at the terminal.
+
+Never from argv, never from the environment, and never into a message. Knows nothing of keystores.
+"""
+
+from __future__ import annotations
+
+import getpass
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, Protocol, TypeAlias
+
+from p2pnode.chain.wallet_files import one_at_a_time
+from p2pnode.errors import ChainError, ConfigError
+from p2pnode.files import read_text_or_none, write_private
+
+PASSPHRASE_MIN: Final = 8
+"""Characters of one that a person chose."""
+SourceKind: TypeAlias = Literal["file", "keyring", "prompt"]
+_SERVICE: Final = "p2pnode wallet"
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """The passphrase of a wallet about to be made. One that we drew needs no slow key derivation."""
+
+    passphrase: bytes
+    drawn: bool
+
+    def __repr__(self) -> str:
+        return f"Fresh(drawn={self.drawn})"
+
+
+class PassphraseSource(Protocol):
+    """Gives the passphrase of the wallet with a (checksummed) address. May block for a person."""
+
+    @property
+    def kind(self) -> SourceKind:
+        """How the keystore names it."""
+
+    @property
+    def words(self) -> str:
+        """Where it is, for people."""
+
+    def fresh(self, account: str) -> Fresh:
+        """For a wallet about to be made."""
+
+    def existing(self, account: str) -> bytes:
+        """Of a wallet that is there. Raises ``ChainError`` or ``ConfigError``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassphraseFile:
+    """In a file: the user's own, or (``draw``) a 0600 one that is made with a random passphrase in it."""
+
+    path: Path
+    draw: bool = False
+    kind: Final = "file"
+
+    @property
+    def words(self) -> str:
+        return f"the file {self.path}"
+
+    def fresh(self, account: str) -> Fresh:
+        if self.draw:
+            with one_at_a_time(self.path.parent):
+                if not self.path.exists():
+                    drawn = _drawn()
+                    write_private(self.path, drawn)
+                    return Fresh(drawn, drawn=True)
+        # One that is there may belong to a keystore that was moved away: it is used, never replaced.
+        return Fresh(self.existing(account), drawn=False)
+
+    def existing(self, account: str) -> bytes:
+        text = read_text_or_none(self.path)
+        passphrase = "" if text is None else text.strip("\r\n")
+        if not passphrase:
+            what = "does not exist" if text is None else "is empty"
+            msg = f"the passphrase file {self.path} {what}: put the passphrase of {account} into it"
+            raise ChainError(msg)
+        return passphrase.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class PassphraseKeyring:
+    """In the keyring of the desktop or the system; a random one, drawn by us."""
+
+    kind: Final = "keyring"
+
+    @property
+    def words(self) -> str:
+        return f"the system's keyring (service {_SERVICE!r})"
+
+    def fresh(self, account: str) -> Fresh:
+        import keyring
+        from keyring.errors import KeyringError
+
+        try:
+            held = keyring.get_password(_SERVICE, account)
+            if held is not None:  # of the same wallet, made before: used, never replaced
+                return Fresh(held.encode(), drawn=False)
+            drawn = _drawn()
+            keyring.set_password(_SERVICE, account, drawn.decode())
+        except (KeyringError, RuntimeError, OSError) as error:
+            raise _no_keyring(error) from error
+        return Fresh(drawn, drawn=True)
+
+    def existing(self, account: str) -> bytes:
+        import keyring
+        from keyring.errors import KeyringError
+
+        try:
+            held = keyring.get_password(_SERVICE, account)
+        except (KeyringError, RuntimeError, OSError) as error:
+            raise _no_keyring(error) from error
+        if held is None:
+            msg = (
+                f"the keyring of this user has no passphrase for {account}: log in as the user who made the "
+                "wallet, or make it anew from its phrase with `p2pnode wallet restore`"
+            )
+            raise ChainError(msg)
+        return held.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class PassphrasePrompt:
+    """In the head of the person at the terminal."""
+
+    ask: Callable[[str], str] = field(default_factory=lambda: ask_hidden)
+    is_terminal: Callable[[], bool] = lambda: sys.stdin.isatty()  # noqa: PLW0108 - stdin as it is then
+    kind: Final = "prompt"
+
+    @property
+    def words(self) -> str:
+        return "asked for at the terminal"
+
+    def fresh(self, account: str) -> Fresh:
+        first = self._asked(f"New passphrase for the wallet {account}: ")
+        if len(first) < PASSPHRASE_MIN:
+            msg = f"a passphrase has at least {PASSPHRASE_MIN} characters: choose a longer one"
+            raise ConfigError(msg)
+        if self._asked("The same again: ") != first:
+            msg = "the two passphrases differ: nothing was written, try again"
+            raise ConfigError(msg)
+        return Fresh(first.encode(), drawn=False)
+
+    def existing(self, account: str) -> bytes:
+        return self._asked(f"Passphrase of the wallet {account}: ").encode()
+
+    def _asked(self, question: str) -> str:
+        if not self.is_terminal():
+            msg = (
+                "there is no terminal to ask for the wallet's passphrase at: run this in one, or use a "
+                "wallet with its passphrase in a file or the keyring (`p2pnode wallet new --help`)"
+            )
+            raise ConfigError(msg)
+        try:
+            return self.ask(question)
+        except EOFError:
+            raise ConfigError("no passphrase was given") from None
+
+
+def ask_hidden(question: str) -> str:
+    """Ask at the terminal without echo. A Ctrl-C raises ``KeyboardInterrupt``, once the echo is on again.
+
+    Call it in the main thread, before an event loop runs: elsewhere a Ctrl-C can't reach it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return getpass.getpass(question)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return getpass.getpass(question)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _drawn() -> bytes:
+    return secrets.token_urlsafe(32).encode()
+
+
+def _no_keyring(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the system's keyring can't be used ({type(error).__name__}): unlock it, install a backend for the "
+        "package keyring, or keep the passphrase in a file with --passphrase-file"
+    )

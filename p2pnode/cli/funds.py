@@ -1,0 +1,134 @@
+"""``p2pnode funds``: where every cent is, and how to get it out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p2pnode.cli.options import ChainOption, DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.output import Output
+
+if TYPE_CHECKING:
+    from p2pnode.node.funds import Funds
+
+funds_app = typer.Typer(help="Where every cent is: wallet, escrow, owed, earned, stuck and why.")
+
+
+@funds_app.callback(invoke_without_command=True)
+def funds(
+    context: typer.Context,
+    chain: ChainOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Show where every cent of this wallet is: as payer and as host."""
+    if context.invoked_subcommand is not None:
+        return
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        import time
+
+        from p2pnode.client.reconcile import reconcile
+        from p2pnode.node.books import books_of
+        from p2pnode.node.funds import funds as add_up
+
+        async with books_of(build_config(data_dir, chain=chain)) as books:
+            await reconcile(books.journal, books.ledger, int(time.time()))
+            found = await add_up(books.journal, books.ledger, books.wallet.address, int(time.time()))
+        _print(output, found, books.wallet.account)
+
+    run_async(run, on_error=output.failed)
+
+
+@funds_app.command()
+def withdraw(
+    to: Annotated[str, typer.Option("--to", help="The address (0x…) that gets the money.")],
+    amount: Annotated[
+        int | None, typer.Option(help="USDC units (1e-6 USDC); all that is withdrawable without it.")
+    ] = None,
+    chain: ChainOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Take earned money out of the market to any address. The wallet pays the gas."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        from p2pnode.chain.addresses import address_from, shown_address
+        from p2pnode.chain.ledger import Withdraw
+        from p2pnode.errors import ConfigError, UsageError
+        from p2pnode.money import usdc_text
+        from p2pnode.node.books import books_of
+
+        try:
+            recipient = address_from(to)
+        except ValueError as error:
+            msg = f"--to: {error}"
+            raise UsageError(msg) from error
+        async with books_of(build_config(data_dir, chain=chain), sends=True) as books:
+            earned = (await books.ledger.balances(books.wallet.address)).earned
+            units = earned if amount is None else amount
+            if not 0 < units <= earned:
+                msg = f"{usdc_text(earned)} can be withdrawn, not {usdc_text(units)}"
+                raise ConfigError(msg)
+            done = await books.ledger.transact(Withdraw(recipient, units))
+        fields = {
+            "to": shown_address(recipient),
+            "amount": units,
+            "transaction": "0x" + done.transaction.hex(),
+        }
+        output.event("withdrawn", fields, text=f"{usdc_text(units)} sent to {fields['to']}")
+
+    run_async(run, on_error=output.failed)
+
+
+def _print(output: Output, found: Funds, account: str) -> None:
+    from p2pnode.money import usdc_text
+
+    stuck = [
+        {"session": each.session.hex(), "units": each.units, "why": each.why, "until": each.until}
+        for each in found.stuck
+    ]
+    fields: dict[str, Any] = {
+        "account": account, "wallet": found.wallet, "ether_wei": found.ether_wei,
+        "authorised": found.authorised, "escrow": found.escrow, "signed": found.signed, "spent": found.spent,
+        "owed": found.owed, "earned": found.earned, "withdrawable": found.withdrawable, "stuck": stuck,
+    }  # fmt: skip
+    if output.as_json:
+        output.event("funds", fields)
+        return
+    rows = [
+        ("wallet", found.wallet, account),
+        ("authorised", found.authorised, "signed away; hosts may take it until the authorisations end"),
+        ("escrow", found.escrow, "deposits of open sessions"),
+        ("  signed", found.signed, "of it, what vouchers give to hosts"),
+        ("spent", found.spent, "sessions that were settled"),
+        ("owed", found.owed, "to this host: sessions not settled yet, a tenth of it the treasury's"),
+        ("earned", found.earned, "settled for this host, a tenth of it the treasury's"),
+        ("withdrawable", found.withdrawable, "`p2pnode funds withdraw --to 0x…`"),
+    ]
+    output.table(
+        ("where", "amount", "what"),
+        [(name, usdc_text(units) if units is not None else "?", what) for name, units, what in rows],
+        folds="what",
+    )
+    for each in found.stuck:
+        output.result(
+            f"stuck: {usdc_text(each.units)} in {each.session.hex()[:16]}: {each.why}{_when(each.until)}"
+        )
+
+
+def _when(until: int | None) -> str:
+    from datetime import UTC, datetime
+
+    return "" if until is None else f" ({datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC)"

@@ -1,0 +1,150 @@
+"""What a client pays with: opened when the first host that costs something is chosen, and not before.
+
+``Payer`` says which offers can be paid at all, from the chain profile alone; the wallet, the ledger and
+the journal follow when they are needed. ``Purchase`` is one paid session: what its machine needs, and
+its line in the journal. Neither knows anything of streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import trio
+
+from p2pnode.client.caps import SpendingCaps
+from p2pnode.client.offers import Market, why_unpayable
+from p2pnode.client.purse import Purse
+from p2pnode.config import NodeConfig
+from p2pnode.ids import SessionId
+from p2pnode.node.books import open_books
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.journal import Journal
+from p2pnode.node.money import profile_of_config
+from p2pnode.protocols.adverts.messages import Advert, Offer
+from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.inference.messages import Voucher
+from p2pnode.protocols.inference.payment import ClientPayment
+from p2pnode.protocols.typed_data import amount_due
+
+OnSign: TypeAlias = Callable[[str, Mapping[str, object]], None]
+"""Told what is about to be signed, in words and in fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPurse:
+    """A purse and the journal it writes to."""
+
+    purse: Purse
+    journal: Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """A session that was signed for."""
+
+    payment: ClientPayment
+    journal: Journal
+
+    @property
+    def session(self) -> SessionId:
+        """The digest of its terms."""
+        return self.payment.session
+
+    def covers(self, tokens_in: int, tokens_out: int) -> bool:
+        """Is the deposit enough for these cumulative counts?"""
+        return amount_due(self.payment.terms, tokens_in, tokens_out) <= self.payment.terms.deposit
+
+    async def accepted(self) -> None:
+        """The host took it."""
+        await self.journal.bought_open(self.session)
+
+    async def signed(self, voucher: Voucher) -> None:
+        """Durable before it is sent."""
+        await self.journal.signed(self.session, voucher)
+
+    async def over(self) -> None:
+        """Nothing more is signed for it."""
+        await self.journal.bought_over(self.session)
+
+
+class Payer:
+    """One per client. ``make`` opens the purse for as long as its block lasts."""
+
+    def __init__(
+        self,
+        *,
+        market: Market,
+        caps: SpendingCaps,
+        make: Callable[[], AbstractAsyncContextManager[OpenPurse]],
+    ) -> None:
+        self._market, self._caps, self._make = market, caps, make
+        self._opening = trio.Lock()
+        self._open: OpenPurse | None = None
+
+    def payable(self, advert: Advert, offer: Offer) -> str:
+        """Why an offer can't be paid; "" when it can, or is free."""
+        return why_unpayable(advert, offer, self._market, self._caps)
+
+    async def buy(
+        self, nursery: trio.Nursery, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int
+    ) -> Purchase:
+        """Sign for a session that covers a turn of these sizes. Raises ``LocalError``, saying what to do."""
+        async with self._opening:
+            if self._open is None:
+                self._open = await nursery.start(self._hold)
+        opened = self._open
+        payment = await opened.purse.open(advert, offer, tokens_in=tokens_in, tokens_out=tokens_out)
+        return Purchase(payment, opened.journal)
+
+    async def _hold(self, *, task_status: trio.TaskStatus[OpenPurse]) -> None:
+        async with self._make() as opened:
+            task_status.started(opened)
+            await trio.sleep_forever()
+
+
+def payer_of(
+    config: NodeConfig,
+    *,
+    wall: Callable[[], float],
+    draw: Callable[[int], bytes],
+    on_sign: OnSign,
+) -> Payer | None:
+    """What a data dir pays with; None where no chain profile is configured. Raises ``ConfigError``."""
+    profile = profile_of_config(config)
+    if profile is None:
+        return None
+    caps = SpendingCaps(
+        session_max=config.spend_session_max,
+        day_max=config.spend_day_max,
+        host_max=config.spend_host_max,
+    )
+
+    @asynccontextmanager
+    async def make() -> AsyncIterator[OpenPurse]:
+        async with open_books(DataDir(config.data_dir), profile) as books:
+            sign: list[Signer] = []
+
+            async def signer() -> Signer:
+                if not sign:
+                    # A person is asked here, in the main thread: nowhere else could Ctrl-C interrupt it.
+                    passphrase = books.wallet.passphrase()
+                    sign.append(await trio.to_thread.run_sync(books.wallet.unlock, passphrase))
+                return sign[0]
+
+            purse = Purse(
+                address=books.wallet.address,
+                sign=signer,
+                ledger=books.ledger,
+                journal=books.journal,
+                caps=caps,
+                wall=wall,
+                draw=draw,
+                on_sign=on_sign,
+            )
+            yield OpenPurse(purse, books.journal)
+
+    market = Market(profile.chain_id, profile.node_registry, profile.job_marketplace)
+    return Payer(market=market, caps=caps, make=make)

@@ -1,0 +1,1 @@
+"""``p2pnode demo``: see it work on this machine, money included."""

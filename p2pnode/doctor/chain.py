@@ -1,0 +1,80 @@
+"""Checks of money: the chain profile, the endpoints behind it, the wallet, and what waits in the journal."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import trio
+
+from p2pnode.chain.ledger import UnavailableError
+from p2pnode.config import NodeConfig
+from p2pnode.doctor.finding import Finding, ok, problem, warning
+from p2pnode.errors import ChainError, ConfigError, StorageError
+from p2pnode.money import usdc_text
+from p2pnode.node.books import books_of
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.funds import why_unsettled
+from p2pnode.node.journal import Journal
+from p2pnode.node.money import profile_path
+
+CHAIN_DEADLINE_S: Final = 15.0
+_SETTLEMENTS: Final = 10
+_SETTLE_GAS: Final = 100_000
+
+
+class Money:
+    """Checks of a data dir that pays or is paid; all well where it does neither."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._data = DataDir(config.data_dir)
+
+    async def chain(self) -> Finding:
+        """Does a node answer, and is its chain what the profile says?"""
+        path = profile_path(self._config)
+        if path is None:
+            return ok("chain", "none is configured: sessions are free")
+        try:
+            with trio.fail_after(CHAIN_DEADLINE_S):
+                return await self._look()
+        except UnavailableError as error:
+            remedy = "check the network, or add another endpoint to rpc_urls; open sessions go on meanwhile"
+            return problem("chain", "chain_unreachable", str(error), remedy)
+        except trio.TooSlowError:
+            detail = f"no answer within {CHAIN_DEADLINE_S:g} s"
+            return problem("chain", "chain_unreachable", detail, "add a faster endpoint to rpc_urls")
+        except (ConfigError, ChainError) as error:
+            return problem("chain", "chain_wrong", str(error), f"correct {path}")
+
+    async def _look(self) -> Finding:
+        if not self._data.wallet.exists():
+            remedy = "make one with `p2pnode wallet new`"
+            return warning("chain", "no_wallet", "a chain is configured and there is no wallet", remedy)
+        async with books_of(self._config) as books:
+            account, head = await books.ledger.balances(books.wallet.address), await books.ledger.head()
+        is_host = bool(self._config.price_in or self._config.price_out)
+        needed = _SETTLEMENTS * _SETTLE_GAS * head.gas_price_wei
+        if is_host and account.ether < needed:
+            detail = f"{account.ether} wei for gas; {_SETTLEMENTS} settlements take {needed}"
+            return warning("chain", "gas_low", detail, f"send ether to {books.wallet.account}")
+        return ok("chain", f"block {head.block}; {usdc_text(account.usdc)} in the wallet")
+
+    async def journal(self) -> Finding:
+        """Is it whole, and does anything wait that should not?"""
+        if not self._data.journal.exists():
+            return ok("journal", "no paid session yet")
+        try:
+            journal = Journal.open(self._data.journal)
+            try:
+                await trio.to_thread.run_sync(journal.verify)
+                now = int(time.time())
+                waiting = [r for r in journal.hosted("over") if why_unsettled(r, now - 600) is not None]
+            finally:
+                journal.close()
+        except StorageError as error:
+            return problem("journal", "journal_damaged", str(error), "restore it from your backup")
+        if waiting:
+            detail = f"{len(waiting)} sessions should have been settled: see `p2pnode funds`"
+            return warning("journal", "unsettled", detail, "start the host with `p2pnode join`")
+        return ok("journal", "whole, and nothing waits")

@@ -1,0 +1,117 @@
+"""What a host stands to lose, and the caps on it: pure arithmetic over token units. No I/O, no clock.
+
+A session may owe at most its window (or, served ahead of the chain, its input and its window): that much
+is reserved while it lives. What was served and never paid stays on the books for a day. Both count
+against the caps of the payer, of its network prefix and of the host as a whole, so that a thousand
+fresh payers of one attacker cost the host what one may cost it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Final
+
+from p2pnode.ids import SessionId
+
+LOSS_REMEMBERED_S: Final = 86_400.0
+_LOSSES_MAX: Final = 10_000
+_PREFIX_BITS: Final = {4: 24, 6: 48}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExposureCaps:
+    """Token units (1e-6 USDC) that may be unpaid at any time, losses of the last day included."""
+
+    session: int = 50_000
+    payer: int = 100_000
+    prefix: int = 250_000
+    all: int = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    payer: bytes
+    prefix: str
+    units: int
+
+
+class Exposure:
+    """Reservations of live sessions and the losses of the last day."""
+
+    def __init__(self, caps: ExposureCaps) -> None:
+        self._caps = caps
+        self._lines: dict[SessionId, _Line] = {}
+        self._losses: deque[tuple[float, _Line]] = deque(maxlen=_LOSSES_MAX)
+        self._payers: Counter[bytes] = Counter()
+        self._prefixes: Counter[str] = Counter()
+        self._all = 0
+
+    @property
+    def units(self) -> int:
+        """What could be lost now, and what was lost in the last day."""
+        return self._all
+
+    def reserve(self, session: SessionId, payer: bytes, address: str | None, units: int, now: float) -> str:
+        """Let this session owe up to ``units``, in place of what it might before. Returns why not, or ""."""
+        self._forget(now)
+        self.release(session)
+        line = _Line(payer, prefix_of(address), units)
+        caps = self._caps
+        for what, held, cap in (
+            ("this session", 0, caps.session),
+            ("this payer", self._payers[payer], caps.payer),
+            ("its network", self._prefixes[line.prefix], caps.prefix),
+            ("all payers", self._all, caps.all),
+        ):
+            if held + units > cap:
+                return (
+                    f"{what} may owe this host {cap} USDC units unpaid at most; "
+                    f"{held} stand out, this session could owe {units}"
+                )
+        self._lines[session] = line
+        self._add(line, +1)
+        return ""
+
+    def release(self, session: SessionId) -> None:
+        """It owes nothing more."""
+        line = self._lines.pop(session, None)
+        if line is not None:
+            self._add(line, -1)
+
+    def lost(self, session: SessionId, units: int, now: float) -> None:
+        """It ended owing ``units``."""
+        line = self._lines.get(session)
+        self.release(session)
+        if line is None or units <= 0:
+            return
+        if len(self._losses) == _LOSSES_MAX:
+            self._add(self._losses.popleft()[1], -1)
+        loss = _Line(line.payer, line.prefix, units)
+        self._losses.append((now, loss))
+        self._add(loss, +1)
+
+    def _forget(self, now: float) -> None:
+        while self._losses and self._losses[0][0] <= now - LOSS_REMEMBERED_S:
+            self._add(self._losses.popleft()[1], -1)
+
+    def _add(self, line: _Line, sign: int) -> None:
+        self._all += sign * line.units
+        self._payers[line.payer] += sign * line.units
+        self._prefixes[line.prefix] += sign * line.units
+        if not self._payers[line.payer]:
+            del self._payers[line.payer]
+        if not self._prefixes[line.prefix]:
+            del self._prefixes[line.prefix]
+
+
+def prefix_of(address: str | None) -> str:
+    """The /24 or /48 of a multiaddr or an IP; what has none shares one prefix."""
+    for part in (address or "").strip("/").split("/"):
+        try:
+            ip = ipaddress.ip_address(part.rpartition(":")[0].strip("[]") if part.count(":") == 1 else part)
+        except ValueError:
+            continue
+        return str(ipaddress.ip_network(f"{ip}/{_PREFIX_BITS[ip.version]}", strict=False))
+    return ""

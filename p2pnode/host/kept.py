@@ -1,0 +1,94 @@
+"""Paid sessions of a host between and on their streams: who has which, and until when one may come back.
+
+A stream that is lost leaves its session for the linger; whoever proves the voucher key takes it over. It
+knows nothing of engines or of the chain: the cashier settles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from p2pnode.host.cashier import Cashier
+from p2pnode.host.session import ServedSession
+from p2pnode.ids import SessionId
+from p2pnode.protocols.inference.messages import Refuse, Resume
+from p2pnode.protocols.inference.open_session import OpenSession
+from p2pnode.protocols.inference.till import PaidTill
+
+
+class KeptSessions:
+    """By session id: the record that outlives streams, and the stream that has it now."""
+
+    def __init__(self, cashier: Cashier, *, wall: Callable[[], float], linger_s: float) -> None:
+        self._cashier, self._wall, self._linger_s = cashier, wall, linger_s
+        self._records: dict[SessionId, OpenSession] = {}
+        self._live: dict[SessionId, ServedSession] = {}
+        self._streams: dict[SessionId, int] = {}
+
+    def find(self, message: Resume) -> OpenSession | Refuse:
+        """The session a client asks for. Whether it is the client's, the machine decides."""
+        record = self._records.get(message.session)
+        journalled = self._cashier.journal.hosted_one(message.session)
+        due = journalled is None or (
+            journalled.settle_at is not None and journalled.settle_at <= self._wall()
+        )
+        if record is None or due:
+            return Refuse(code="bad_request", detail="no such session here: open a new one")
+        return record
+
+    async def began(self, record: OpenSession, stream: ServedSession) -> None:
+        """A stream has it: the first, or one that resumed it."""
+        before = self._live.get(record.session)
+        self._live[record.session] = stream
+        self._streams[record.session] = self._streams.get(record.session, 0) + 1
+        if record.session in self._records:
+            if before is not None and before is not stream:
+                before.replaced()
+            await self._cashier.resumed(record.session)
+        self._records[record.session] = record
+
+    async def ended(self, session: SessionId, stream: ServedSession, *, lingers: bool) -> None:
+        """A stream is over. One that was replaced changes nothing."""
+        if self._live.get(session) is not stream:
+            if session not in self._records:  # it ended before it was accepted
+                await self._cashier.over(session, unpaid=0, lingers=False)
+            return
+        del self._live[session]
+        record = self._records[session]
+        await self._cashier.over(session, unpaid=unpaid(record), lingers=lingers)
+        if not lingers:
+            self._forget(session)
+
+    async def wait_given_up(self, session: SessionId) -> None:
+        """Wait for the linger to pass; then it is nobody's, unless it was resumed since."""
+        streams = self._streams.get(session)
+        await trio.sleep(self._linger_s)
+        record = self._records.get(session)
+        if record is not None and session not in self._live and self._streams.get(session) == streams:
+            self._forget(session)
+            self._cashier.given_up(session, unpaid=unpaid(record))
+
+    def end(self, session: SessionId, why: str) -> bool:
+        """Its escrow ends: let the present turn finish. False when no stream has it (and none may again)."""
+        del why
+        stream = self._live.get(session)
+        if stream is not None:
+            stream.drain()
+            return True
+        self._forget(session)
+        return False
+
+    def _forget(self, session: SessionId) -> None:
+        self._records.pop(session, None)
+        self._streams.pop(session, None)
+
+
+def unpaid(record: OpenSession) -> int:
+    """Token units that were delivered and not signed for."""
+    till = record.till
+    if not isinstance(till, PaidTill):
+        return 0
+    signed = till.tab.paid.amount if till.tab.paid is not None else till.session_fee
+    return max(0, till.cost(record.meter) - signed)

@@ -1,0 +1,251 @@
+"""Brings the money home: every session that is over is closed with its best voucher, whatever happens.
+
+What is due stands in the journal, so a restart goes on where a crash stopped. Sessions that fall due
+together are settled in one transaction. It also watches the chain for close requests, which have 24
+hours, and answers them with the best voucher at once. A chain that can't be reached costs time only.
+It knows nothing of streams: ``on_ending`` tells the host that a session's escrow is about to end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import structlog
+import trio
+
+from p2pnode.chain.ledger import (
+    CLAIMS_MAX,
+    Close,
+    CloseMany,
+    CloseRequested,
+    EscrowState,
+    Ledger,
+    LedgerEvent,
+    Outcome,
+    Release,
+    RevertedError,
+    SessionClosed,
+    UnavailableError,
+)
+from p2pnode.chain.ledger import Open as OpenCall
+from p2pnode.errors import ChainError, LocalError
+from p2pnode.ids import SessionId
+from p2pnode.limits import Limits
+from p2pnode.node.journal import HostedSession, HostedState, Journal
+from p2pnode.protocols.typed_data import session_id
+
+log = structlog.get_logger()
+CURSOR: Final = "host"
+OnEnding: TypeAlias = Callable[[SessionId, str], bool]
+"""Tell a live session to end, and why. False when no stream has it."""
+
+
+class Settler:
+    """Run it beside the host; ``due`` wakes it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        journal: Journal,
+        *,
+        limits: Limits,
+        wall: Callable[[], float],
+        on_ending: OnEnding = lambda _session, _why: False,
+        on_settled: Callable[[HostedSession, int], None] = lambda _record, _amount: None,
+    ) -> None:
+        self._ledger, self._journal, self._limits, self._wall = ledger, journal, limits, wall
+        self._on_ending, self._on_settled = on_ending, on_settled
+        self._wake = trio.Event()
+        self._transacting = trio.Lock()
+        self.reachable = True
+        """Did the chain answer last time?"""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. What an earlier start left open is due at once."""
+        now = int(self._wall())
+        for record in self._mine("open", "relaying"):
+            await self._journal.host_over(record.session, now)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settle_for_ever)
+            nursery.start_soon(self._watch_for_ever)
+            task_status.started()
+
+    def due(self) -> None:
+        """Something new is due: look at the journal."""
+        self._wake.set()
+
+    async def settle_all(self) -> None:
+        """Settle what is over, whenever it was due: the node is about to stop, the deadline is its own."""
+        try:
+            await self._settle(self._mine("over"))
+        except LocalError as error:
+            log.warning("settlement.postponed", reason=str(error))
+
+    def _mine(self, *states: HostedState) -> list[HostedSession]:
+        """Sessions of this market: the journal may hold another's, from before the profile was changed."""
+        market = self._ledger.domains.market
+        return [r for r in self._journal.hosted(*states) if session_id(market, r.terms) == r.session]
+
+    # ---- settling
+
+    async def _settle_for_ever(self) -> None:
+        retry_s = self._limits.settle_retry_s
+        while True:
+            wait_s = self._next_due_s()
+            if wait_s > 0:
+                self._wake = trio.Event()
+                with trio.move_on_after(wait_s):
+                    await self._wake.wait()
+                continue
+            # Others may fall due in a moment: together they cost a third each.
+            await trio.sleep(self._limits.settle_batch_s)
+            try:
+                await self._settle(self._due_now())
+            except ChainError as error:
+                log.warning("settlement.postponed", reason=str(error), retry_s=retry_s)
+                await trio.sleep(retry_s)
+                retry_s = min(2 * retry_s, self._limits.settle_retry_max_s)
+            else:
+                retry_s = self._limits.settle_retry_s
+
+    def _next_due_s(self) -> float:
+        dues = [record.settle_at for record in self._mine("over") if record.settle_at is not None]
+        return min(dues) - self._wall() if dues else math.inf
+
+    def _due_now(self) -> list[HostedSession]:
+        now = self._wall()
+        return [r for r in self._mine("over") if r.settle_at is None or r.settle_at <= now]
+
+    async def _settle(self, records: Sequence[HostedSession]) -> None:
+        """All of them; one that fails does not hold back the others. Raises the last one's error."""
+        failed: ChainError | None = None
+        async with self._transacting:
+            paid = [record for record in records if record.voucher is not None]
+            groups = [paid[start : start + CLAIMS_MAX] for start in range(0, len(paid), CLAIMS_MAX)]
+            groups += [[record] for record in records if record.voucher is None]
+            for group in groups:
+                try:
+                    await self._group(group)
+                except UnavailableError:
+                    raise
+                except ChainError as error:
+                    log.warning("settlement.failed", sessions=len(group), reason=str(error))
+                    failed = error
+        if failed is not None:
+            raise failed
+
+    async def _group(self, records: Sequence[HostedSession]) -> None:
+        calls = [Release(r.terms) if r.voucher is None else Close(r.terms, r.voucher) for r in records]
+        claims = tuple(call for call in calls if isinstance(call, Close))
+        settled: set[SessionId] = set()
+        if len(claims) > 1:
+            settled = await self._record(await self._ledger.transact(CloseMany(claims)))
+        for record, call in zip(records, calls, strict=True):
+            if record.session not in settled:
+                await self._one(record, call)  # alone, so that the contract says what is wrong
+
+    async def _one(self, record: HostedSession, call: Close | Release) -> None:
+        try:
+            # Tried first: a call that can't succeed would cost its gas again at every retry.
+            await self._ledger.check(call)
+            await self._record(await self._ledger.transact(call))
+        except RevertedError as error:
+            await self._refused(record, await self._ledger.session(record.session), error.reason)
+
+    async def _refused(self, record: HostedSession, state: EscrowState, reason: str) -> None:
+        """The contract would not settle: someone else did, or the open never landed."""
+        if state.status == "closed":
+            await self._settled(record.session, state.recorded, "settled by another")
+        elif state.status == "open":
+            raise ChainError(f"session {record.session.hex()[:16]} can't be settled: {reason}")
+        elif record.valid_before <= self._wall():
+            await self._lost(record, "its deposit never reached the chain")
+        elif record.voucher is None:
+            # Nothing was served. The open may still be under way; if it isn't, nobody should bring it.
+            await self._journal.host_over(record.session, record.valid_before + 1)
+        else:
+            # A reorg took the open away, or a crash came before it was sent: what it pays for was served.
+            call = OpenCall(record.terms, record.valid_before, record.authorisation)
+            try:
+                await self._record(await self._ledger.transact(call))
+            except RevertedError as error:
+                await self._lost(record, error.reason)
+            else:
+                raise ChainError(f"session {record.session.hex()[:16]} was opened again: settling it next")
+
+    async def _lost(self, record: HostedSession, reason: str) -> None:
+        log.warning("session.lost", session=record.session.hex()[:16], reason=reason)
+        await self._journal.host_lost(record.session, reason)
+
+    async def _record(self, outcome: Outcome) -> set[SessionId]:
+        done = set()
+        for event in outcome.events:
+            if isinstance(event, SessionClosed):
+                await self._settled(event.session, event.amount, outcome.transaction.hex())
+                done.add(event.session)
+        return done
+
+    async def _settled(self, session: SessionId, amount: int, detail: str) -> None:
+        record = self._journal.hosted_one(session)
+        if record is None or record.state == "settled":
+            return
+        await self._journal.host_settled(session, amount, detail)
+        log.info("session.settled", session=session.hex()[:16], amount=amount)
+        self._on_settled(record, amount)
+
+    # ---- watching
+
+    async def _watch_for_ever(self) -> None:
+        while True:
+            try:
+                with trio.fail_after(self._limits.chain_deadline_s):
+                    await self._watch()
+            except (UnavailableError, trio.TooSlowError) as error:
+                if self.reachable:
+                    log.warning("chain.unreachable", reason=str(error) or "too slow")
+                self.reachable = False
+            else:
+                if not self.reachable:
+                    log.info("chain.reachable")
+                self.reachable = True
+            await self._end_expiring()
+            await trio.sleep(self._limits.chain_poll_s)
+
+    async def _watch(self) -> None:
+        cursor = self._journal.cursor(CURSOR)
+        if cursor is None:
+            cursor = (await self._ledger.head()).block
+        caught_up = False
+        while not caught_up:
+            page = await self._ledger.events(cursor)
+            for event in page.events:
+                await self._seen(event)
+            if page.cursor != cursor or self._journal.cursor(CURSOR) is None:
+                await self._journal.save_cursor(CURSOR, page.cursor)
+            cursor, caught_up = page.cursor, page.caught_up
+
+    async def _seen(self, event: LedgerEvent) -> None:
+        match event:
+            case CloseRequested(session=session, host=host) if host == self._ledger.account:
+                await self._end(session, "its payer asked the chain to close it")
+            case SessionClosed(session=session, host=host, amount=amount) if host == self._ledger.account:
+                await self._settled(session, amount, "seen on the chain")
+            case _:
+                pass
+
+    async def _end_expiring(self) -> None:
+        horizon = self._wall() + self._limits.expiry_margin_s
+        for record in self._mine("open"):
+            if record.terms.expiry <= horizon:
+                await self._end(record.session, "its escrow is about to expire")
+
+    async def _end(self, session: SessionId, why: str) -> None:
+        """End its stream if it has one (the host then says when it is over), and settle."""
+        record = self._journal.hosted_one(session)
+        if record is None or record.state not in ("open", "over"):
+            return
+        if record.state == "over" or not self._on_ending(session, why):
+            await self._journal.host_over(session, int(self._wall()))
+            self.due()

@@ -1,0 +1,127 @@
+"""Where every cent is: the journal's sessions and the chain's balances, added up. All amounts are USDC units.
+
+As payer and as host at once, for one wallet may be both. What can't move says why, and when it will.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from p2pnode.chain.ledger import EscrowState, Ledger
+from p2pnode.ids import SessionId
+from p2pnode.node.journal import BoughtSession, HostedSession, Journal
+
+CHALLENGE_S: Final = 86_400
+"""As the contract has it."""
+_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stuck:
+    """Money that waits for something."""
+
+    session: SessionId
+    units: int
+    why: str
+    until: int | None = None
+    """Epoch seconds at which it can move without the other side; None where that isn't known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Funds:
+    """A wallet's money. ``None`` where the chain was not asked or did not answer."""
+
+    wallet: int | None
+    ether_wei: int | None
+    authorised: int
+    """Deposits signed away that hosts may still take."""
+    escrow: int
+    """Deposits of open sessions that this wallet pays for."""
+    signed: int
+    """Of them, what its vouchers give to hosts already."""
+    spent: int
+    """Settled sessions that it paid for."""
+    owed: int
+    """To it as a host: the best vouchers of sessions not settled yet, the treasury's tenth included."""
+    earned: int
+    """Settled for it as a host, likewise."""
+    withdrawable: int | None
+    stuck: tuple[Stuck, ...] = field(default=())
+
+
+def local_funds(journal: Journal, payer: bytes | None, now: int) -> Funds:
+    """What the journal alone says."""
+    bought, hosted = journal.purchases(), journal.hosted()
+    open_ = [each for each in bought if each.state in ("open", "over")]
+    unsettled = [each for each in hosted if each.state in ("open", "over")]
+    return Funds(
+        wallet=None,
+        ether_wei=None,
+        authorised=0 if payer is None else journal.outstanding(payer, now),
+        escrow=sum(each.terms.deposit for each in open_),
+        signed=sum(each.voucher.amount if each.voucher else each.terms.session_fee for each in open_),
+        spent=sum(each.spent or 0 for each in bought),
+        owed=sum(each.voucher.amount if each.voucher else each.terms.session_fee for each in unsettled),
+        earned=sum(each.amount or 0 for each in hosted if each.state == "settled"),
+        withdrawable=None,
+    )
+
+
+async def funds(journal: Journal, ledger: Ledger, address: bytes, now: int) -> Funds:
+    """With what the chain says. Raises ``ChainError``."""
+    account = await ledger.balances(address)
+    local = local_funds(journal, address, now)
+    stuck: list[Stuck] = []
+    limit = trio.CapacityLimiter(_AT_ONCE)
+
+    async def paying(record: BoughtSession) -> None:
+        async with limit:
+            found = why_waiting(record, await ledger.session(record.session), now)
+        if found is not None:
+            stuck.append(found)
+
+    async with trio.open_nursery() as nursery:
+        for record in journal.purchases("over", "signed"):
+            nursery.start_soon(paying, record)
+    stuck += [each for record in journal.hosted("over") if (each := why_unsettled(record, now)) is not None]
+    return Funds(
+        wallet=account.usdc,
+        ether_wei=account.ether,
+        authorised=local.authorised,
+        escrow=local.escrow,
+        signed=local.signed,
+        spent=local.spent,
+        owed=local.owed,
+        earned=local.earned,
+        withdrawable=account.earned,
+        stuck=tuple(sorted(stuck, key=lambda each: each.session)),
+    )
+
+
+def why_waiting(record: BoughtSession, state: EscrowState, now: int) -> Stuck | None:
+    """Why a payer's remainder has not come back, if it has not."""
+    if state.status != "open":
+        return None
+    least = record.voucher.amount if record.voucher is not None else record.terms.session_fee
+    rest = record.terms.deposit - least
+    if state.closing_at is not None:
+        until = state.closing_at
+        why = "a close was asked for: the host may show a better voucher until then"
+    else:
+        until = record.terms.expiry + CHALLENGE_S
+        why = "its host has not settled it yet; from then on anyone may bring the refund"
+    if now >= until:
+        why = "the refund may be brought now: `p2pnode sessions close`"
+    return Stuck(session=record.session, units=rest, why=why, until=until)
+
+
+def why_unsettled(record: HostedSession, now: int) -> Stuck | None:
+    """Why a host's session is not settled, if it should be."""
+    if record.settle_at is None or now < record.settle_at:
+        return None
+    amount = record.voucher.amount if record.voucher is not None else record.terms.session_fee
+    why = record.detail or "its settlement is under way, or the chain can't be reached"
+    return Stuck(session=record.session, units=amount, why=why)

@@ -1,0 +1,239 @@
+"""The journal: what must not be forgotten about money, on disk before it is acted on.
+
+One SQLite file in the data dir, shared by ``join`` and any number of ``ask``. Everything awaited here is
+durable when it returns; questions are answered at once, from what is committed. A record is never taken
+back, a voucher never replaced by a lower one, a receipt never by another. It holds the keys of sessions:
+mode 0600. Knows nothing of the chain or the peers. Every method raises ``StorageError``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import trio
+
+from p2pnode.errors import StorageError
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.node import journal_client as client
+from p2pnode.node import journal_host as host
+from p2pnode.node.journal_file import connect, failing_as_storage, make_if_missing
+from p2pnode.node.journal_records import (
+    BOUGHT_STATES,
+    HOSTED_STATES,
+    BoughtSession,
+    BoughtState,
+    HostedSession,
+    HostedState,
+    Spending,
+    SpendingRule,
+)
+from p2pnode.node.journal_writer import JournalWriter, transact
+from p2pnode.protocols.inference.messages import Checkpoint, SessionTerms, Voucher
+
+__all__ = [
+    "BoughtSession",
+    "BoughtState",
+    "HostedSession",
+    "HostedState",
+    "Journal",
+    "Spending",
+    "SpendingRule",
+]
+T = TypeVar("T")
+_EPOCH: Final = "epoch"
+
+
+class Journal:
+    """One per process; made by :meth:`open`. Writes need :meth:`run` in a nursery, questions don't."""
+
+    def __init__(
+        self, path: Path, reads: sqlite3.Connection, writes: sqlite3.Connection, *, in_thread: bool = True
+    ) -> None:
+        self.path = path
+        self._reads, self._writes = reads, writes
+        self._writer = JournalWriter(path, writes, in_thread=in_thread)
+
+    @classmethod
+    def open(cls, path: Path, *, in_thread: bool = True) -> Self:
+        """Open the journal at ``path``, making it where there is none. Blocks for some milliseconds.
+
+        Without a thread its commits block: for simulations, where a mock clock would not wait for one.
+        """
+        make_if_missing(path)
+        reads = connect(path)
+        try:
+            return cls(path, reads, connect(path), in_thread=in_thread)
+        except BaseException:
+            reads.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file, after :meth:`run` has ended."""
+        self._reads.close()
+        self._writes.close()
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Write, until cancelled; what waits then is still written."""
+        await self._writer.run(task_status=task_status)
+
+    # ---- host
+
+    async def host_relaying(self, record: HostedSession) -> None:
+        """A new session, before its open is relayed. A known one is refused."""
+        await self._writer.write(partial(host.relaying, record=record))
+
+    async def host_open(self, session: SessionId) -> None:
+        """It is on the chain. Changes nothing where that is known."""
+        await self._writer.write(partial(host.opened, session=session))
+
+    async def host_lost(self, session: SessionId, detail: str) -> None:
+        """It is not on the chain, or not any more."""
+        await self._writer.write(partial(host.lost, session=session, detail=detail))
+
+    async def host_issued(self, session: SessionId, checkpoint: Checkpoint) -> None:
+        """A receipt, before it is sent. A second one for a place is refused."""
+        await self._writer.write(partial(host.issued, session=session, checkpoint=checkpoint))
+
+    async def host_paid(self, session: SessionId, voucher: Voucher) -> None:
+        """A voucher that holds, before more is served. The highest is kept."""
+        await self._writer.write(partial(host.paid, session=session, voucher=voucher))
+
+    async def host_over(self, session: SessionId, settle_at: int) -> None:
+        """Nobody is served: it is to be settled at ``settle_at``."""
+        await self._writer.write(partial(host.over, session=session, settle_at=settle_at))
+
+    async def host_resumed(self, session: SessionId) -> None:
+        """Its client came back before it was settled."""
+        await self._writer.write(partial(host.resumed, session=session))
+
+    async def host_settled(self, session: SessionId, amount: int, detail: str = "") -> None:
+        """The chain paid ``amount`` (the treasury's share included)."""
+        await self._writer.write(partial(host.settled, session=session, amount=amount, detail=detail))
+
+    async def prune(self, before: int) -> None:
+        """Drop the receipts of sessions opened before ``before`` that are settled or lost."""
+        await self._writer.write(partial(host.prune, before=before))
+
+    def hosted(self, *states: HostedState) -> list[HostedSession]:
+        """Sessions in any of these states (in any, without one), the oldest first."""
+        return self._read(partial(host.some, states=states or HOSTED_STATES))
+
+    def hosted_one(self, session: SessionId) -> HostedSession | None:
+        """One session."""
+        return self._read(partial(host.one, session=session))
+
+    def has_settled_with(self, payer: bytes) -> bool:
+        """Did this payer ever pay for more than a session's fee?"""
+        return self._read(partial(host.has_settled_with, payer=payer))
+
+    def receipts(self, session: SessionId) -> list[Checkpoint]:
+        """Of one session, in order."""
+        return self._read(partial(host.receipts, session=session))
+
+    # ---- client
+
+    async def bought(self, record: BoughtSession, caps: SpendingRule, now: int) -> None:
+        """Record a deposit before it is signed. Raises what ``caps`` raises; then nothing is recorded.
+
+        What ``caps`` is shown holds for all processes on this data dir until this returns.
+        """
+        await self._writer.write(partial(client.buy, record=record, rule=caps, now=now))
+
+    async def bought_open(self, session: SessionId) -> None:
+        """The host took it. Changes nothing where that is known."""
+        await self._writer.write(partial(client.opened, session=session))
+
+    async def bought_mined(self, session: SessionId) -> None:
+        """The chain has it: its deposit has left the wallet, and is outstanding no more."""
+        await self._writer.write(partial(client.mined, session=session))
+
+    async def bought_over(self, session: SessionId) -> None:
+        """Nothing more will be signed for it."""
+        await self._writer.write(partial(client.over, session=session))
+
+    async def bought_resumed(self, session: SessionId) -> None:
+        """It goes on after all."""
+        await self._writer.write(partial(client.resumed, session=session))
+
+    async def bought_settled(self, session: SessionId, spent: int, now: int) -> None:
+        """The chain took ``spent``; it counts for a day from ``now``."""
+        await self._writer.write(partial(client.settled, session=session, spent=spent, now=now))
+
+    async def bought_expired(self, session: SessionId) -> None:
+        """The chain does not have it, and its authorisation is past (or never left this process)."""
+        await self._writer.write(partial(client.expired, session=session))
+
+    async def signed(self, session: SessionId, voucher: Voucher) -> None:
+        """A voucher, before it is sent. The highest is kept."""
+        await self._writer.write(partial(client.signed, session=session, voucher=voucher))
+
+    def purchases(self, *states: BoughtState) -> list[BoughtSession]:
+        """Purchases in any of these states (in any, without one), the oldest first."""
+        return self._read(partial(client.some, states=states or BOUGHT_STATES))
+
+    def purchase(self, session: SessionId) -> BoughtSession | None:
+        """One purchase."""
+        return self._read(partial(client.one, session=session))
+
+    def spending(self, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
+        """What a rule would be shown now. Only :meth:`bought` holds it against other processes."""
+        return self._read(partial(client.spending, terms=terms, peer=peer, now=now))
+
+    def outstanding(self, payer: bytes, now: int) -> int:
+        """Token units that hosts may still take from this wallet without anything more being signed."""
+        return self._read(partial(client.outstanding, payer=payer, now=now))
+
+    # ---- both
+
+    def cursor(self, name: str) -> int | None:
+        """The block from which a log is to be read on."""
+        row = self._read(
+            lambda db: db.execute("SELECT block FROM cursors WHERE name = ?", (name,)).fetchone()
+        )
+        return None if row is None else int(row["block"])
+
+    async def save_cursor(self, name: str, block: int) -> None:
+        """Everything below ``block`` was acted on."""
+        query = "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET block = excluded.block"
+        await self._writer.write(lambda db: _execute(db, query, (name, block)))
+
+    def next_epoch(self, now_ms: int) -> int:
+        """The number of this start: above every earlier one of this journal, and never below the clock.
+
+        Receipts carry it, so that a client can tell a host that restored an old journal from one that
+        merely restarted. Durable when it returns; blocks for a commit.
+        """
+        made: list[int] = []
+
+        def step(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT value FROM counters WHERE name = ?", (_EPOCH,)).fetchone()
+            made.append(now_ms if row is None else max(row["value"] + 1, now_ms))
+            query = (
+                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            )
+            _execute(db, query, (_EPOCH, made[-1]))
+
+        transact(self.path, self._reads, step)
+        return made[-1]
+
+    def verify(self) -> None:
+        """Read the whole file and raise if any of it is damaged. Takes a second per some 100 MB."""
+        found = self._read(lambda db: db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        if found != "ok":
+            msg = (
+                f"the journal {self.path} is damaged ({found}): restore it from your backup; "
+                "it is never replaced by itself"
+            )
+            raise StorageError(msg)
+
+    def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        with failing_as_storage(self.path):
+            return query(self._reads)
+
+
+def _execute(db: sqlite3.Connection, query: str, values: tuple[object, ...]) -> None:
+    db.execute(query, values)

@@ -1,0 +1,168 @@
+"""A client's half of the journal: what happens to ``bought``, inside a transaction.
+
+::
+
+    signed ──> open <──> over ──> settled
+        └──> expired <──┘ (a reorganisation)
+
+Two processes that buy at once go through ``buy`` one after the other, so that what one signs away counts
+for the other. What the chain says may be heard twice.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from p2pnode.errors import StorageError
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.node.journal_records import (
+    BoughtSession,
+    BoughtState,
+    Spending,
+    SpendingRule,
+    bought_of,
+    pack,
+    pack_texts,
+)
+from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+
+DAY_S: Final = 24 * 3600
+_AT_STAKE: Final = """
+    SELECT COALESCE(SUM(CASE state
+        WHEN 'settled' THEN spent
+        WHEN 'over' THEN MAX(session_fee, voucher_amount) + tip
+        ELSE deposit END), 0)
+    FROM bought
+    WHERE (state IN ('signed', 'open', 'over') OR (state = 'settled' AND settled_at > :since))
+"""
+"""A session nothing more is signed for can cost what was signed, at the most. One that was signed counts
+until the chain says that it was never opened: the authorisation may have been used unseen."""
+
+
+def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: int) -> None:
+    """Record what is about to be signed, if ``rule`` allows it beside all that was signed before."""
+    terms = record.terms
+    rule.check(spending(db, terms, record.host, now))
+    db.execute(
+        "INSERT INTO bought (session, payer, host, peer, addresses, deposit, session_fee, tip, terms,"
+        " voucher_secret, valid_before, opened_at, state, voucher, voucher_amount, spent, settled_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            record.session, terms.payer, terms.host, record.host, pack_texts(record.addresses),
+            terms.deposit, terms.session_fee, terms.tip, pack(terms), record.voucher_secret,
+            record.valid_before, record.opened_at, record.state, pack(record.voucher),
+            -1 if record.voucher is None else record.voucher.amount, record.spent,
+            None if record.spent is None else now,
+        ),
+    )  # fmt: skip
+
+
+def opened(db: sqlite3.Connection, session: SessionId) -> None:
+    """The host took it. Its deposit may still be in the wallet."""
+    _move(db, session, ("signed", "expired"), "open", same=("open", "over", "settled"))
+
+
+def mined(db: sqlite3.Connection, session: SessionId) -> None:
+    """The chain has it: its deposit left the wallet."""
+    opened(db, session)
+    db.execute("UPDATE bought SET seen_open = 1 WHERE session = ?", (session,))
+
+
+def over(db: sqlite3.Connection, session: SessionId) -> None:
+    """Nothing more will be signed for it."""
+    _move(db, session, ("signed", "open", "over"), "over")
+
+
+def resumed(db: sqlite3.Connection, session: SessionId) -> None:
+    """It goes on."""
+    _move(db, session, ("over",), "open", same=("open",))
+
+
+def settled(db: sqlite3.Connection, session: SessionId, spent: int, now: int) -> None:
+    """The chain took ``spent`` and gave the rest back."""
+    _move(db, session, ("signed", "open", "over", "expired"), "settled", same=("settled",))
+    db.execute(
+        "UPDATE bought SET spent = ?, settled_at = COALESCE(settled_at, ?) WHERE session = ?",
+        (spent, now, session),
+    )
+
+
+def expired(db: sqlite3.Connection, session: SessionId) -> None:
+    """The chain does not have it, and can't get it any more."""
+    _move(db, session, ("signed", "open", "over"), "expired", same=("expired",))
+
+
+def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
+    """A voucher about to be sent; one below the last is not kept. Of equal amounts the later says more."""
+    changed = db.execute(
+        "UPDATE bought SET voucher = ?, voucher_amount = ? WHERE session = ? AND voucher_amount <= ?",
+        (pack(voucher), voucher.amount, session, voucher.amount),
+    )
+    if not changed.rowcount:
+        _state(db, session)
+
+
+# ---- questions
+
+
+def some(db: sqlite3.Connection, states: tuple[BoughtState, ...]) -> list[BoughtSession]:
+    """Purchases in any of these states, the oldest first."""
+    marks = ", ".join("?" * len(states))
+    query = f"SELECT * FROM bought WHERE state IN ({marks}) ORDER BY opened_at, session"  # noqa: S608 - marks
+    return [bought_of(row) for row in db.execute(query, states)]
+
+
+def one(db: sqlite3.Connection, session: SessionId) -> BoughtSession | None:
+    """One purchase."""
+    row = db.execute("SELECT * FROM bought WHERE session = ?", (session,)).fetchone()
+    return None if row is None else bought_of(row)
+
+
+def spending(db: sqlite3.Connection, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
+    """What a rule is shown of a deposit, and of all that is at stake beside it."""
+    marks = {"since": now - DAY_S, "host": terms.host, "peer": peer}
+    return Spending(
+        deposit=terms.deposit,
+        session_fee=terms.session_fee,
+        day_used=_sum(db, _AT_STAKE, marks),
+        host_used=_sum(db, f"{_AT_STAKE} AND (host = :host OR peer = :peer)", marks),
+        outstanding=outstanding(db, terms.payer, now),
+    )
+
+
+def outstanding(db: sqlite3.Connection, payer: bytes, now: int) -> int:
+    """Deposits that a host may still take from this wallet: signed, not expired, not seen on the chain."""
+    query = (
+        "SELECT COALESCE(SUM(deposit), 0) FROM bought WHERE payer = :payer"
+        " AND state IN ('signed', 'open', 'over') AND NOT seen_open AND valid_before > :now"
+    )
+    return _sum(db, query, {"payer": payer, "now": now})
+
+
+def _sum(db: sqlite3.Connection, query: str, marks: dict[str, object]) -> int:
+    return int(db.execute(query, marks).fetchone()[0])
+
+
+def _move(
+    db: sqlite3.Connection,
+    session: SessionId,
+    before: tuple[BoughtState, ...],
+    after: BoughtState,
+    *,
+    same: tuple[BoughtState, ...] = (),
+) -> None:
+    state = _state(db, session)
+    if state in before:
+        db.execute("UPDATE bought SET state = ? WHERE session = ?", (after, session))
+    elif state not in same:
+        msg = f"session {session.hex()} is {state} in the journal: it can't become {after}"
+        raise StorageError(msg)
+
+
+def _state(db: sqlite3.Connection, session: SessionId) -> str:
+    row = db.execute("SELECT state FROM bought WHERE session = ?", (session,)).fetchone()
+    if row is None:
+        msg = f"session {session.hex()} is not in the journal: was an older journal restored?"
+        raise StorageError(msg)
+    return str(row["state"])

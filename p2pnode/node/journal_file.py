@@ -1,0 +1,199 @@
+"""The journal's file: made whole or not at all, opened the same way by every process, never replaced.
+
+SQLite in WAL mode with full syncs: a commit that returned survives a power cut. The file is made beside
+its place and renamed into it under a lock of the folder, so that an empty journal is always a damaged one.
+Knows nothing of sessions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from p2pnode.errors import StorageError
+
+VERSION: Final = 1
+BUSY_S: Final = 5.0
+_APPLICATION: Final = int.from_bytes(b"p2pn", "big")
+_PRIMARY: Final = 0xFF
+"""The part of an extended result code that names its kind."""
+_SCHEMA: Final = f"""
+CREATE TABLE hosted (
+    session BLOB PRIMARY KEY,
+    payer BLOB NOT NULL,
+    session_fee INTEGER NOT NULL,
+    terms BLOB NOT NULL,
+    salt BLOB NOT NULL,
+    authorisation BLOB NOT NULL,
+    valid_before INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    peer TEXT NOT NULL,
+    opened_at INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('relaying', 'open', 'over', 'settled', 'lost')),
+    voucher BLOB,
+    voucher_amount INTEGER NOT NULL DEFAULT -1,
+    settle_at INTEGER,
+    amount INTEGER,
+    detail TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+CREATE INDEX hosted_by_state ON hosted (state, opened_at);
+CREATE INDEX hosted_by_payer ON hosted (payer, state);
+
+CREATE TABLE receipts (
+    session BLOB NOT NULL REFERENCES hosted (session),
+    seq INTEGER NOT NULL,
+    receipt BLOB NOT NULL,
+    PRIMARY KEY (session, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE bought (
+    session BLOB PRIMARY KEY,
+    payer BLOB NOT NULL,
+    host BLOB NOT NULL,
+    peer TEXT NOT NULL,
+    addresses BLOB NOT NULL,
+    deposit INTEGER NOT NULL,
+    session_fee INTEGER NOT NULL,
+    tip INTEGER NOT NULL,
+    terms BLOB NOT NULL,
+    voucher_secret BLOB NOT NULL,
+    valid_before INTEGER NOT NULL,
+    opened_at INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('signed', 'open', 'over', 'settled', 'expired')),
+    voucher BLOB,
+    voucher_amount INTEGER NOT NULL DEFAULT -1,
+    seen_open INTEGER NOT NULL DEFAULT 0,
+    spent INTEGER,
+    settled_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX bought_by_state ON bought (state, opened_at);
+
+CREATE TABLE cursors (name TEXT PRIMARY KEY, block INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {VERSION};
+"""
+
+
+def make_if_missing(path: Path) -> None:
+    """Make an empty journal (0600) where there is no file. Raises ``StorageError``."""
+    try:
+        with _locked(path.parent):
+            if not path.exists():
+                _make(path)
+            elif path.stat().st_mode & 0o077:
+                path.chmod(0o600)  # it holds voucher keys
+    except OSError as error:
+        msg = (
+            f"{path} can't be made or read ({error.strerror}): fix the folder's owner and permissions, "
+            "free space, or choose another with --data-dir"
+        )
+        raise StorageError(msg) from error
+    except sqlite3.Error as error:
+        raise storage_error(path, error) from error
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection in autocommit, to be used by one thread at a time. Raises ``StorageError``."""
+    with failing_as_storage(path):
+        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.row_factory = sqlite3.Row
+            _check_kind(path, db)
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA fullfsync = ON")  # a plain fsync on macOS does not reach the disk
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA trusted_schema = OFF")
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+@contextmanager
+def failing_as_storage(path: Path) -> Iterator[None]:
+    """SQLite's errors in here become ``StorageError``s that name the file and the remedy."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, error: sqlite3.Error) -> StorageError:
+    """What an error of SQLite means for the user. What was acknowledged before it is safe in each case."""
+    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY:
+        case sqlite3.SQLITE_FULL:
+            remedy = "the disk is full: free space, then start again; nothing acknowledged was lost"
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+            remedy = "it can't be written: fix the owner and permissions of it and of its folder"
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            remedy = f"another process held it for {BUSY_S:.0f} s: end that process, or try again"
+        case sqlite3.SQLITE_IOERR:
+            remedy = (
+                "the disk failed or takes no more: check its space, its quota and its health, "
+                "then start again; nothing acknowledged was lost"
+            )
+        case _:
+            remedy = (
+                "it is damaged: restore it from your backup. It holds vouchers not yet settled and keys of "
+                "sessions, so it is never replaced by itself; move it away only if you give those up"
+            )
+    return StorageError(f"the journal {path}: {remedy} ({error})")
+
+
+def _check_kind(path: Path, db: sqlite3.Connection) -> None:
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION or version < 1:
+        msg = (
+            f"{path} is empty, or another program's: it is no journal. Restore it from your backup, or "
+            "move it away to begin a new one"
+        )
+        raise StorageError(msg)
+    if version > VERSION:
+        msg = f"{path} was written by a newer p2pnode (format {version}, this one knows {VERSION}): upgrade"
+        raise StorageError(msg)
+
+
+def _make(path: Path) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    os.close(handle)
+    try:
+        db = sqlite3.connect(name, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+        finally:
+            db.close()  # the last one out moves the log into the file
+        Path(name).replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        for leftover in (name, f"{name}-wal", f"{name}-shm"):
+            Path(leftover).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time looks whether there is a journal."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,156 @@
+"""A host's half of the journal: what happens to ``hosted`` and ``receipts``, inside a transaction.
+
+::
+
+    relaying ──> open <──> over ──> settled
+        └───> lost <──┴──────┘
+
+What the chain says may be heard twice: ``opened`` and ``settled`` change nothing where it is known.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from p2pnode.errors import StorageError
+from p2pnode.ids import SessionId
+from p2pnode.node.journal_records import HostedSession, HostedState, hosted_of, pack, unpack
+from p2pnode.protocols.inference.messages import Checkpoint, Voucher
+
+
+def relaying(db: sqlite3.Connection, record: HostedSession) -> None:
+    """A new session. One that is known already is refused: its terms were used."""
+    terms = record.terms
+    if one(db, record.session) is not None:
+        msg = f"session {record.session.hex()} is in the journal already"
+        raise StorageError(msg)
+    db.execute(
+        "INSERT INTO hosted (session, payer, session_fee, terms, salt, authorisation, valid_before, epoch,"
+        " peer, opened_at, state, voucher, voucher_amount, settle_at, amount, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            record.session, terms.payer, terms.session_fee, pack(terms), record.salt, record.authorisation,
+            record.valid_before, record.epoch, record.peer, record.opened_at, record.state,
+            pack(record.voucher), -1 if record.voucher is None else record.voucher.amount,
+            record.settle_at, record.amount, record.detail,
+        ),
+    )  # fmt: skip
+
+
+def opened(db: sqlite3.Connection, session: SessionId) -> None:
+    """Its deposit is in escrow."""
+    _move(db, session, ("relaying", "lost"), "open", same=("open", "over", "settled"))
+
+
+def lost(db: sqlite3.Connection, session: SessionId, detail: str) -> None:
+    """It is not on the chain (any more)."""
+    _move(db, session, ("relaying", "open", "over", "lost"), "lost")
+    db.execute("UPDATE hosted SET detail = ?, settle_at = NULL WHERE session = ?", (detail, session))
+
+
+def over(db: sqlite3.Connection, session: SessionId, settle_at: int) -> None:
+    """Nobody is served: it settles at ``settle_at``."""
+    _move(db, session, ("relaying", "open", "over"), "over")
+    db.execute("UPDATE hosted SET settle_at = ? WHERE session = ?", (settle_at, session))
+
+
+def resumed(db: sqlite3.Connection, session: SessionId) -> None:
+    """Its client came back before it was settled."""
+    _move(db, session, ("over",), "open", same=("open",))
+    db.execute("UPDATE hosted SET settle_at = NULL WHERE session = ?", (session,))
+
+
+def settled(db: sqlite3.Connection, session: SessionId, amount: int, detail: str) -> None:
+    """The chain paid ``amount``."""
+    _move(db, session, ("relaying", "open", "over", "lost", "settled"), "settled")
+    db.execute(
+        "UPDATE hosted SET settle_at = NULL, amount = ?, detail = ? WHERE session = ?",
+        (amount, detail, session),
+    )
+
+
+def issued(db: sqlite3.Connection, session: SessionId, checkpoint: Checkpoint) -> None:
+    """A receipt about to be sent. There is one for a place, for ever: two would cost the stake."""
+    packed = pack(checkpoint)
+    held = db.execute(
+        "SELECT receipt FROM receipts WHERE session = ? AND seq = ?", (session, checkpoint.seq)
+    ).fetchone()
+    if held is None:
+        db.execute("INSERT INTO receipts VALUES (?, ?, ?)", (session, checkpoint.seq, packed))
+    elif held["receipt"] != packed:
+        msg = (
+            f"session {session.hex()} has another receipt {checkpoint.seq} already: two would be evidence "
+            "against this host. Is another node using a copy of this data dir?"
+        )
+        raise StorageError(msg)
+
+
+def paid(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
+    """A voucher that holds; one below the best so far is not kept. Of equal amounts the later says more."""
+    changed = db.execute(
+        "UPDATE hosted SET voucher = ?, voucher_amount = ? WHERE session = ? AND voucher_amount <= ?",
+        (pack(voucher), voucher.amount, session, voucher.amount),
+    )
+    if not changed.rowcount:
+        _state(db, session)
+
+
+def prune(db: sqlite3.Connection, before: int) -> None:
+    """Drop the receipts of sessions opened before ``before`` that are settled or lost."""
+    db.execute(
+        "DELETE FROM receipts WHERE session IN"
+        " (SELECT session FROM hosted WHERE state IN ('settled', 'lost') AND opened_at < ?)",
+        (before,),
+    )
+
+
+# ---- questions
+
+
+def some(db: sqlite3.Connection, states: tuple[HostedState, ...]) -> list[HostedSession]:
+    """Sessions in any of these states, the oldest first."""
+    marks = ", ".join("?" * len(states))
+    query = f"SELECT * FROM hosted WHERE state IN ({marks}) ORDER BY opened_at, session"  # noqa: S608 - marks
+    return [hosted_of(row) for row in db.execute(query, states)]
+
+
+def one(db: sqlite3.Connection, session: SessionId) -> HostedSession | None:
+    """One session."""
+    row = db.execute("SELECT * FROM hosted WHERE session = ?", (session,)).fetchone()
+    return None if row is None else hosted_of(row)
+
+
+def has_settled_with(db: sqlite3.Connection, payer: bytes) -> bool:
+    """Did a session of this payer settle above its fee?"""
+    query = "SELECT 1 FROM hosted WHERE payer = ? AND state = 'settled' AND amount > session_fee LIMIT 1"
+    return db.execute(query, (payer,)).fetchone() is not None
+
+
+def receipts(db: sqlite3.Connection, session: SessionId) -> list[Checkpoint]:
+    """Of one session, in order."""
+    rows = db.execute("SELECT receipt FROM receipts WHERE session = ? ORDER BY seq", (session,))
+    return [unpack(Checkpoint, row["receipt"]) for row in rows]
+
+
+def _move(
+    db: sqlite3.Connection,
+    session: SessionId,
+    before: tuple[HostedState, ...],
+    after: HostedState,
+    *,
+    same: tuple[HostedState, ...] = (),
+) -> None:
+    state = _state(db, session)
+    if state in before:
+        db.execute("UPDATE hosted SET state = ? WHERE session = ?", (after, session))
+    elif state not in same:
+        msg = f"session {session.hex()} is {state} in the journal: it can't become {after}"
+        raise StorageError(msg)
+
+
+def _state(db: sqlite3.Connection, session: SessionId) -> str:
+    row = db.execute("SELECT state FROM hosted WHERE session = ?", (session,)).fetchone()
+    if row is None:
+        msg = f"session {session.hex()} is not in the journal: was an older journal restored?"
+        raise StorageError(msg)
+    return str(row["state"])

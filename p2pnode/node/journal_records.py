@@ -1,0 +1,147 @@
+"""What the journal keeps, as values; and how they become rows and rows become them.
+
+Terms, vouchers and receipts are stored as they travel (msgpack of the wire records), so that what was
+signed is what is read. Knows nothing of files, transactions or time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar, get_args
+
+import msgpack
+
+from p2pnode.errors import ProtocolError, StorageError
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.wire import decode_record, encode
+
+HostedState: TypeAlias = Literal["relaying", "open", "over", "settled", "lost"]
+BoughtState: TypeAlias = Literal["signed", "open", "over", "settled", "expired"]
+HOSTED_STATES: Final[tuple[HostedState, ...]] = get_args(HostedState)
+BOUGHT_STATES: Final[tuple[BoughtState, ...]] = get_args(BoughtState)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedSession:
+    """A paid session that this host serves or served. Times are epoch seconds, amounts token units.
+
+    ``relaying``: its open is on the way to the chain; ``over``: to be settled at ``settle_at``; ``lost``:
+    it is not on the chain, ``detail`` says why.
+    """
+
+    session: SessionId
+    terms: SessionTerms
+    salt: bytes = field(repr=False)
+    authorisation: bytes = field(repr=False)
+    valid_before: int
+    epoch: int
+    peer: PeerId
+    opened_at: int
+    state: HostedState = "relaying"
+    voucher: Voucher | None = None
+    """The best there is: the one with the highest amount."""
+    settle_at: int | None = None
+    amount: int | None = None
+    """What it was settled at."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoughtSession:
+    """A paid session that this client signed for. Times are epoch seconds, amounts token units.
+
+    ``signed``: the host may open it until ``valid_before``; ``over``: nothing more will be signed;
+    ``expired``: it was never opened, and can't be any more.
+    """
+
+    session: SessionId
+    terms: SessionTerms
+    voucher_secret: bytes = field(repr=False)
+    host: PeerId
+    addresses: tuple[str, ...]
+    valid_before: int
+    opened_at: int
+    state: BoughtState = "signed"
+    voucher: Voucher | None = None
+    """The last that was signed."""
+    spent: int | None = None
+    """What it was settled at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """A deposit about to be signed, and what is signed away already. Token units."""
+
+    deposit: int
+    session_fee: int
+    day_used: int
+    """At stake now (whenever it was signed), or spent in the last 24 hours."""
+    host_used: int
+    """The same, of this host alone: its wallet or its peer id."""
+    outstanding: int
+    """Of this payer: deposits that may still be taken out of its wallet."""
+
+
+class SpendingRule(Protocol):
+    """Decides whether a deposit may be signed. Called inside the transaction that records it."""
+
+    def check(self, spending: Spending) -> None:
+        """Raise to refuse; nothing is recorded then."""
+
+
+def pack_texts(texts: tuple[str, ...]) -> bytes:
+    """A list of strings as msgpack."""
+    packed: bytes = msgpack.packb(list(texts), use_bin_type=True)
+    return packed
+
+
+def pack(record: object | None) -> bytes | None:
+    """A wire record as it travels."""
+    return None if record is None else encode(record)
+
+
+def unpack(cls: type[T], payload: bytes) -> T:
+    """A wire record from its column. Raises ``StorageError``."""
+    try:
+        return decode_record(cls, payload)
+    except (ProtocolError, TypeError) as error:
+        msg = f"a {cls.__name__} in the journal is damaged ({error}): restore the journal from your backup"
+        raise StorageError(msg) from error
+
+
+def hosted_of(row: sqlite3.Row) -> HostedSession:
+    """A row of ``hosted``."""
+    return HostedSession(
+        session=SessionId(row["session"]),
+        terms=unpack(SessionTerms, row["terms"]),
+        salt=row["salt"],
+        authorisation=row["authorisation"],
+        valid_before=row["valid_before"],
+        epoch=row["epoch"],
+        peer=PeerId(row["peer"]),
+        opened_at=row["opened_at"],
+        state=row["state"],
+        voucher=None if row["voucher"] is None else unpack(Voucher, row["voucher"]),
+        settle_at=row["settle_at"],
+        amount=row["amount"],
+        detail=row["detail"],
+    )
+
+
+def bought_of(row: sqlite3.Row) -> BoughtSession:
+    """A row of ``bought``."""
+    return BoughtSession(
+        session=SessionId(row["session"]),
+        terms=unpack(SessionTerms, row["terms"]),
+        voucher_secret=row["voucher_secret"],
+        host=PeerId(row["peer"]),
+        addresses=tuple(msgpack.unpackb(row["addresses"])),
+        valid_before=row["valid_before"],
+        opened_at=row["opened_at"],
+        state=row["state"],
+        voucher=None if row["voucher"] is None else unpack(Voucher, row["voucher"]),
+        spent=row["spent"],
+    )

@@ -1,0 +1,118 @@
+"""How a host's session begins: free at once, paid when its deposit is taken, resumed by proof.
+
+Each way gives the session or a refusal; that of a paid ``Open`` comes when the chain has answered. It
+knows nothing of turns, and of time only what it has to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.inference.commands import Opened, Relay
+from p2pnode.protocols.inference.effects import Effects
+from p2pnode.protocols.inference.messages import Open, Refuse, Resume
+from p2pnode.protocols.inference.metering import Meter
+from p2pnode.protocols.inference.open_session import Admit, FindSession, HostTerms, OpenSession
+from p2pnode.protocols.inference.receipts import ReceiptChain
+from p2pnode.protocols.inference.taking_over import accept_of, take_over, why_not
+from p2pnode.protocols.inference.till import FreeTill, PaidTill, Till
+from p2pnode.protocols.typed_data import session_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Relayed:
+    """A paid ``Open`` that waits for the chain."""
+
+    request: Open
+    granted: HostTerms
+    session: SessionId
+    till: PaidTill
+
+
+class Opening:
+    """One stream's. ``holder`` is the machine that the session will be on."""
+
+    def __init__(
+        self,
+        *,
+        peer: PeerId,
+        admit: Admit,
+        find: FindSession | None,
+        sign: Signer,
+        epoch: int,
+        draw: Callable[[int], bytes],
+        effects: Effects,
+        holder: object,
+    ) -> None:
+        self._peer, self._admit, self._find = peer, admit, find
+        self._sign, self._epoch, self._draw = sign, epoch, draw
+        self._effects, self._holder = effects, holder
+        self._relayed: _Relayed | None = None
+
+    @property
+    def relaying(self) -> bool:
+        """Does a deposit have to land first?"""
+        return self._relayed is not None
+
+    def request(self, request: Open, now: float) -> OpenSession | Refuse | None:
+        """The session, why there is none, or None while the deposit is relayed."""
+        verdict = self._admit(request)
+        if isinstance(verdict, Refuse):
+            return verdict
+        self._effects.cancel_timer("open")
+        if request.terms is None and verdict.payment is None:
+            return self._accept(request, verdict, SessionId(self._draw(32)), FreeTill(self._sign))
+        if request.terms is None or verdict.payment is None:
+            # A paid session must fail loudly rather than run free, and a free one never be billed.
+            asked, served = ("paid", "free") if request.terms is not None else ("free", "paid")
+            detail = f"this host serves {served} sessions only, not {asked} ones"
+            return Refuse(code="bad_request", detail=detail)
+        session = session_id(verdict.payment.market, request.terms)
+        till = PaidTill(verdict.payment, session, request.terms)
+        self._relayed = _Relayed(request, verdict, session, till)
+        self._effects.set_timer("relay", now + verdict.relay_s)
+        self._effects.emit(Relay(session, request))
+        return None
+
+    def landed(self) -> OpenSession | None:
+        """The deposit was taken. Only the first time means anything."""
+        relayed, self._relayed = self._relayed, None
+        if relayed is None:
+            return None
+        self._effects.cancel_timer("relay")
+        return self._accept(relayed.request, relayed.granted, relayed.session, relayed.till)
+
+    def resume(self, request: Resume) -> OpenSession | Refuse:
+        """The session, taken over from whichever stream had it, or why not."""
+        if self._find is None:
+            return Refuse(code="bad_request", detail="no such session here: open a new one")
+        found = self._find(request)
+        refusal = found if isinstance(found, Refuse) else why_not(request, found, self._peer)
+        if refusal is not None or isinstance(found, Refuse):
+            return refusal or found
+        self._effects.cancel_timer("open")
+        self._effects.emit(Opened(found.session, found.model, resumed=True))
+        nonce, effects = self._draw(32), self._effects
+        take_over(request, found, client=self._peer, holder=self._holder, nonce=nonce, effects=effects)
+        return found
+
+    def _accept(self, request: Open, granted: HostTerms, session: SessionId, till: Till) -> OpenSession:
+        chain = ReceiptChain.begin(session, request.model, request.salt, self._epoch)
+        opened = OpenSession(
+            session=session,
+            model=request.model,
+            granted=granted,
+            epoch=self._epoch,
+            nonce=self._draw(32),
+            meter=Meter(chain),
+            till=till,
+            holder=self._holder,
+        )
+        if isinstance(till, PaidTill):
+            self._effects.on_send = till.sent.add
+        self._effects.send(accept_of(opened))
+        self._effects.emit(Opened(session, request.model))
+        return opened

@@ -1,0 +1,521 @@
+"""What every ledger must do, whatever it is made of. Subclass it and give it a ``world`` fixture.
+
+The actors are those of ``contracts/support.py``: payers hold ``PURSE`` USDC, all hold ether. Every refusal is
+asked for twice: by ``check``, which must cost nothing, and by ``transact``; in the contract's own words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from typing import Any, Protocol
+
+import pytest
+import trio
+
+from p2pnode.chain.ledger import (
+    CLAIMS_MAX,
+    AccountState,
+    Call,
+    ClaimSkipped,
+    Close,
+    CloseMany,
+    CloseRequested,
+    EscrowState,
+    Ledger,
+    LedgerEvent,
+    Open,
+    Outcome,
+    Refund,
+    Release,
+    RequestClose,
+    RevertedError,
+    SessionClosed,
+    SessionOpened,
+    SubmitVoucher,
+    Transfer,
+    VoucherRecorded,
+    Withdraw,
+    Withdrawn,
+)
+from p2pnode.errors import ChainError
+from p2pnode.ids import ModelId, SessionId
+from p2pnode.protocols.crypto import keccak256
+from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.typed_data import (
+    amount_due,
+    authorisation_digest,
+    close_request_digest,
+    session_id,
+    voucher_digest,
+)
+from tests.chain.contracts.support import ADDRESS, DAY, DEPOSIT, DOLLAR, FEE, PURSE, TIP, sign
+
+_salts = count(1)
+DEADLINE_S = 30
+
+
+class LedgerWorld(Protocol):
+    """One chain, seen by each actor (and, with None, by a reader)."""
+
+    async def ledger(self, name: str | None) -> Ledger: ...
+
+    async def travel(self, seconds: int) -> None: ...
+
+    async def freeze(self, name: str) -> None:
+        """The token's issuer blacklists an actor."""
+
+
+class Scene:
+    """What payers and hosts sign, in one world."""
+
+    def __init__(self, world: LedgerWorld, reader: Ledger) -> None:
+        self.world, self.reader, self.domains = world, reader, reader.domains
+
+    async def terms(self, **changes: Any) -> SessionTerms:
+        now = (await self.reader.head()).timestamp
+        usual: dict[str, Any] = {
+            "payer": ADDRESS["payer"], "host": ADDRESS["host"], "voucher_key": ADDRESS["voucher key"],
+            "receipt_key": ADDRESS["receipt key"], "model": ModelId(keccak256(b"model")),
+            "deposit": DEPOSIT, "price_in": DOLLAR // 2, "price_out": 2 * DOLLAR, "session_fee": FEE,
+            "tip": TIP, "expiry": now + 3600, "salt": next(_salts).to_bytes(32, "big"),
+        }  # fmt: skip
+        return SessionTerms(**(usual | changes))
+
+    def id_of(self, terms: SessionTerms) -> SessionId:
+        return session_id(self.domains.market, terms)
+
+    async def open_call(self, terms: SessionTerms, signer: str = "payer", *, lasts_s: int = 600) -> Open:
+        until = (await self.reader.head()).timestamp + lasts_s
+        digest = authorisation_digest(
+            self.domains.token, payer=terms.payer, to=self.domains.market.contract, amount=terms.deposit,
+            valid_before=until, nonce=self.id_of(terms),
+        )  # fmt: skip
+        return Open(terms, until, sign(signer, digest))
+
+    async def open(self, **changes: Any) -> SessionTerms:
+        terms = await self.terms(**changes)
+        await self.do("host", await self.open_call(terms))
+        return terms
+
+    def voucher(
+        self, terms: SessionTerms, tokens_out: int = 500_000, *, signer: str = "voucher key", more: int = 0
+    ) -> Voucher:
+        bare = Voucher(
+            seq=1, tokens_in=1_000, tokens_out=tokens_out, root=keccak256(b"root"), signature=b"",
+            amount=amount_due(terms, 1_000, tokens_out) + more,
+        )  # fmt: skip
+        return replace(
+            bare, signature=sign(signer, voucher_digest(self.domains.market, self.id_of(terms), bare))
+        )
+
+    async def do(self, name: str, call: Call) -> Outcome:
+        ledger = await self.world.ledger(name)
+        await ledger.check(call)
+        with trio.fail_after(DEADLINE_S):
+            return await ledger.transact(call)
+
+    async def refused(self, name: str, call: Call, reason: str) -> None:
+        """Foretold without a transaction, and the same when tried."""
+        ledger = await self.world.ledger(name)
+        before = await self.reader.balances(ADDRESS[name])
+        for act in (ledger.check(call), self.reader.check(call, ADDRESS[name])):
+            with pytest.raises(RevertedError) as foretold:
+                await act
+            assert foretold.value.reason == reason
+        assert await self.reader.balances(ADDRESS[name]) == before
+        with pytest.raises(RevertedError) as met, trio.fail_after(DEADLINE_S):
+            await ledger.transact(call)
+        assert met.value.reason == reason
+        after = await self.reader.balances(ADDRESS[name])
+        assert (after.usdc, after.earned) == (before.usdc, before.earned)
+
+    async def has(self, name: str) -> AccountState:
+        return await self.reader.balances(ADDRESS[name])
+
+    async def worth(self, *names: str) -> dict[str, int]:
+        found = {name: await self.has(name) for name in names}
+        return {name: state.usdc + state.earned for name, state in found.items()}
+
+    async def state(self, terms: SessionTerms) -> EscrowState:
+        return await self.reader.session(self.id_of(terms))
+
+
+@pytest.fixture
+async def scene(world: LedgerWorld) -> Scene:
+    return Scene(world, await world.ledger(None))
+
+
+class LedgerConformance:
+    # ---- open
+
+    async def test_open_puts_the_deposit_into_escrow_and_says_so(self, scene: Scene) -> None:
+        terms = await scene.terms()
+        assert await scene.state(terms) == EscrowState(status="none")
+        outcome = await scene.do("host", await scene.open_call(terms))
+        assert (await scene.has("payer")).usdc == PURSE - DEPOSIT
+        assert await scene.state(terms) == EscrowState(status="open")
+        assert outcome.events == (
+            SessionOpened(
+                session=scene.id_of(terms),
+                payer=terms.payer,
+                host=terms.host,
+                terms=terms,
+                block=outcome.block,
+            ),
+        )
+        assert len(outcome.transaction) == 32
+        assert outcome.gas_used > 0
+
+    async def test_a_second_open_of_the_same_terms_is_refused(self, scene: Scene) -> None:
+        terms = await scene.terms()
+        call = await scene.open_call(terms)
+        await scene.do("host", call)
+        await scene.refused("host", call, "JobMarketplace: exists")
+        assert (await scene.has("payer")).usdc == PURSE - DEPOSIT
+
+    async def test_a_relayer_cant_change_a_price_after_the_payer_signed(self, scene: Scene) -> None:
+        call = await scene.open_call(await scene.terms())
+        dearer = replace(call, terms=replace(call.terms, price_out=3 * DOLLAR))
+        await scene.refused("host", dearer, "FiatTokenV2: invalid signature")
+
+    async def test_somebody_elses_signature_opens_nothing(self, scene: Scene) -> None:
+        call = await scene.open_call(await scene.terms(), signer="other payer")
+        await scene.refused("host", call, "FiatTokenV2: invalid signature")
+
+    async def test_an_authorisation_that_ran_out_opens_nothing(self, scene: Scene) -> None:
+        call = await scene.open_call(await scene.terms(), lasts_s=60)
+        await scene.world.travel(61)
+        await scene.refused("host", call, "FiatTokenV2: authorization is expired")
+
+    async def test_a_payer_that_moved_its_funds_away_opens_nothing(self, scene: Scene) -> None:
+        call = await scene.open_call(await scene.terms())
+        await scene.do("payer", Transfer(ADDRESS["stranger"], PURSE - DEPOSIT + 1))
+        await scene.refused("host", call, "ERC20: transfer amount exceeds balance")
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"host": ADDRESS["payer"]}, "JobMarketplace: host pays itself"),
+            ({"voucher_key": bytes(20)}, "JobMarketplace: zero or self address"),
+            ({"session_fee": 250_001}, "JobMarketplace: session fee too high"),
+            ({"tip": 250_001}, "JobMarketplace: tip too high"),
+            ({"deposit": FEE + TIP - 1}, "JobMarketplace: deposit below fee and tip"),
+            ({"expiry": 1}, "JobMarketplace: expired"),
+            ({"expiry": 1 << 40}, "JobMarketplace: expiry too far"),
+        ],
+    )
+    async def test_terms_that_break_a_rule_open_nothing(
+        self, scene: Scene, changes: dict[str, Any], reason: str
+    ) -> None:
+        call = await scene.open_call(await scene.terms(**changes))
+        await scene.refused("host", call, reason)
+
+    # ---- close
+
+    async def test_close_pays_ninety_ten_and_refunds_the_rest_to_the_unit(self, scene: Scene) -> None:
+        terms = await scene.open()
+        voucher = scene.voucher(terms, 500_007)
+        taxed = (voucher.amount - FEE) // 10
+        before = await scene.worth("host", "treasury")
+        outcome = await scene.do("host", Close(terms, voucher))
+        assert await scene.worth("host", "treasury") == {
+            "host": before["host"] + voucher.amount - taxed,
+            "treasury": before["treasury"] + taxed,
+        }
+        assert (await scene.has("payer")).usdc == PURSE - voucher.amount
+        assert await scene.state(terms) == EscrowState(status="closed", recorded=voucher.amount)
+        assert outcome.events == (
+            SessionClosed(
+                session=scene.id_of(terms), payer=terms.payer, host=terms.host, amount=voucher.amount,
+                to_treasury=taxed, refund=DEPOSIT - voucher.amount, tip=0, pushed=True, block=outcome.block,
+            ),
+        )  # fmt: skip
+
+    async def test_only_the_host_closes_and_only_once(self, scene: Scene) -> None:
+        terms = await scene.open()
+        close = Close(terms, scene.voucher(terms))
+        await scene.refused("stranger", close, "JobMarketplace: not the host")
+        await scene.refused("payer", close, "JobMarketplace: not the host")
+        await scene.do("host", close)
+        await scene.refused("host", close, "JobMarketplace: not open")
+
+    async def test_a_host_cant_claim_what_the_voucher_key_did_not_sign(self, scene: Scene) -> None:
+        terms, other = await scene.open(), await scene.open()
+        good = scene.voucher(terms)
+        for bad in (
+            replace(good, amount=good.amount + 1),
+            replace(good, tokens_out=good.tokens_out + 1),
+            scene.voucher(terms, more=1),
+            scene.voucher(terms, signer="receipt key"),
+            scene.voucher(other),
+        ):
+            await scene.refused("host", Close(terms, bad), "JobMarketplace: bad voucher")
+        await scene.do("host", Close(terms, good))
+
+    async def test_altered_terms_have_no_escrow(self, scene: Scene) -> None:
+        terms = await scene.open()
+        altered = replace(terms, deposit=2 * DEPOSIT)
+        await scene.refused("host", Close(altered, scene.voucher(altered)), "JobMarketplace: not open")
+
+    async def test_close_many_settles_what_it_can_and_names_what_it_skips(self, scene: Scene) -> None:
+        first, closed, third, fourth = [await scene.open() for _ in range(4)]
+        await scene.do("host", Close(closed, scene.voucher(closed)))
+        claims = (
+            Close(first, scene.voucher(first)),
+            Close(closed, scene.voucher(closed)),
+            Close(third, scene.voucher(third, more=1)),
+            Close(fourth, scene.voucher(fourth, 7)),
+        )
+        before = await scene.worth("host")
+        outcome = await scene.do("host", CloseMany(claims))
+        said = [(type(event), event.session) for event in outcome.events if not isinstance(event, Withdrawn)]
+        assert said == [
+            (SessionClosed, scene.id_of(first)),
+            (ClaimSkipped, scene.id_of(closed)),
+            (ClaimSkipped, scene.id_of(third)),
+            (SessionClosed, scene.id_of(fourth)),
+        ]
+        paid = [claims[place].voucher.amount for place in (0, 3)]
+        gained = (await scene.worth("host"))["host"] - before["host"]
+        assert gained == sum(amount - (amount - FEE) // 10 for amount in paid)
+        assert (await scene.state(third)).status == "open"
+
+    async def test_a_strangers_batch_settles_nothing(self, scene: Scene) -> None:
+        terms = await scene.open()
+        outcome = await scene.do("stranger", CloseMany((Close(terms, scene.voucher(terms)),)))
+        assert outcome.events == (ClaimSkipped(session=scene.id_of(terms), block=outcome.block),)
+        assert await scene.state(terms) == EscrowState(status="open")
+
+    @pytest.mark.parametrize("size", [0, CLAIMS_MAX + 1])
+    async def test_a_batch_of_a_size_no_contract_takes_is_an_error(self, scene: Scene, size: int) -> None:
+        terms = await scene.terms()
+        host = await scene.world.ledger("host")
+        batch = CloseMany((Close(terms, scene.voucher(terms)),) * size)
+        with pytest.raises(ChainError, match=f"1 to {CLAIMS_MAX}"):
+            await host.transact(batch)
+        with pytest.raises(ChainError, match=f"1 to {CLAIMS_MAX}"):
+            await host.check(batch)
+
+    async def test_release_keeps_the_session_fee_and_nothing_else(self, scene: Scene) -> None:
+        terms = await scene.open()
+        before = await scene.worth("host", "treasury")
+        await scene.refused("payer", Release(terms), "JobMarketplace: not the host")
+        outcome = await scene.do("host", Release(terms))
+        after = await scene.worth("host", "treasury")
+        assert after == before | {"host": before["host"] + FEE}
+        assert (await scene.has("payer")).usdc == PURSE - FEE
+        assert isinstance(outcome.events[0], SessionClosed)
+        assert (outcome.events[0].amount, outcome.events[0].refund) == (FEE, DEPOSIT - FEE)
+        await scene.refused("host", Release(terms), "JobMarketplace: not open")
+
+    async def test_a_blacklisted_payer_is_credited_and_the_host_is_paid(self, scene: Scene) -> None:
+        terms = await scene.open()
+        await scene.world.freeze("payer")
+        voucher = scene.voucher(terms)
+        outcome = await scene.do("host", Close(terms, voucher))
+        closed = outcome.events[0]
+        assert isinstance(closed, SessionClosed)
+        assert not closed.pushed
+        assert (await scene.has("payer")).earned == DEPOSIT - voucher.amount
+        before = (await scene.has("stranger")).usdc
+        await scene.do("payer", Withdraw(ADDRESS["stranger"], DEPOSIT - voucher.amount))
+        assert (await scene.has("stranger")).usdc == before + DEPOSIT - voucher.amount
+
+    # ---- the challenge
+
+    async def test_a_payer_asks_to_close_and_the_host_has_a_day(self, scene: Scene) -> None:
+        terms = await scene.open()
+        outcome = await scene.do("payer", RequestClose(terms))
+        (asked,) = outcome.events
+        assert isinstance(asked, CloseRequested)
+        assert asked == CloseRequested(
+            session=scene.id_of(terms), payer=terms.payer, host=terms.host, closing_at=asked.closing_at,
+            recorded=FEE, block=outcome.block,
+        )  # fmt: skip
+        assert abs(asked.closing_at - (await scene.reader.head()).timestamp - DAY) <= DEADLINE_S
+        assert await scene.state(terms) == EscrowState(
+            status="open", closing_at=asked.closing_at, recorded=FEE
+        )
+        await scene.refused("payer", RequestClose(terms), "JobMarketplace: already closing")
+        voucher = scene.voucher(terms)
+        await scene.do("host", Close(terms, voucher))
+        assert await scene.state(terms) == EscrowState(status="closed", recorded=voucher.amount)
+
+    async def test_a_signed_close_request_is_relayed_with_its_voucher_as_a_floor(self, scene: Scene) -> None:
+        terms = await scene.open()
+        voucher = scene.voucher(terms, 1_000)
+        digest = close_request_digest(scene.domains.market, scene.id_of(terms), voucher.amount)
+        wish = RequestClose(terms, voucher, sign("voucher key", digest))
+        await scene.refused("stranger", RequestClose(terms, voucher), "JobMarketplace: not the payer")
+        stripped = RequestClose(terms, None, wish.signature)
+        await scene.refused("stranger", stripped, "JobMarketplace: not the payer")
+        await scene.do("stranger", wish)
+        assert (await scene.state(terms)).recorded == voucher.amount
+
+    async def test_anyone_records_a_better_voucher_but_no_stale_one(self, scene: Scene) -> None:
+        terms = await scene.open()
+        old, best = scene.voucher(terms, 1_000), scene.voucher(terms)
+        await scene.refused("watchtower", SubmitVoucher(terms, best), "JobMarketplace: no challenge")
+        await scene.do("payer", RequestClose(terms, old))
+        outcome = await scene.do("watchtower", SubmitVoucher(terms, best))
+        assert outcome.events == (
+            VoucherRecorded(
+                session=scene.id_of(terms), payer=terms.payer, host=terms.host, recorded=best.amount,
+                block=outcome.block,
+            ),
+        )  # fmt: skip
+        for stale in (old, best):
+            await scene.refused("watchtower", SubmitVoucher(terms, stale), "JobMarketplace: stale voucher")
+        forged = scene.voucher(terms, 600_000, signer="receipt key")
+        await scene.refused("watchtower", SubmitVoucher(terms, forged), "JobMarketplace: bad voucher")
+        await scene.world.travel(DAY + 1)
+        late = scene.voucher(terms, 600_000)
+        await scene.refused("watchtower", SubmitVoucher(terms, late), "JobMarketplace: no challenge")
+
+    async def test_after_the_challenge_anyone_refunds_for_a_tip(self, scene: Scene) -> None:
+        terms = await scene.open()
+        voucher = scene.voucher(terms, 1_000)
+        await scene.do("payer", RequestClose(terms, voucher))
+        await scene.refused("stranger", Refund(terms), "JobMarketplace: too early")
+        await scene.world.travel(DAY + 1)
+        before = await scene.worth("host", "treasury", "stranger")
+        outcome = await scene.do("stranger", Refund(terms))
+        taxed = (voucher.amount - FEE) // 10
+        assert await scene.worth("host", "treasury", "stranger") == {
+            "host": before["host"] + voucher.amount - taxed,
+            "treasury": before["treasury"] + taxed,
+            "stranger": before["stranger"] + TIP,
+        }
+        assert (await scene.has("payer")).usdc == PURSE - voucher.amount - TIP
+        (closed,) = outcome.events
+        assert isinstance(closed, SessionClosed)
+        assert (closed.amount, closed.tip) == (voucher.amount, TIP)
+        await scene.refused("stranger", Refund(terms), "JobMarketplace: not open")
+
+    async def test_a_payer_brings_its_own_refund_without_a_tip(self, scene: Scene) -> None:
+        terms = await scene.open()
+        await scene.world.travel(3600 + DAY - 60)
+        await scene.refused("payer", Refund(terms), "JobMarketplace: too early")
+        await scene.world.travel(61)
+        await scene.do("payer", Refund(terms))
+        assert (await scene.has("payer")).usdc == PURSE - FEE
+
+    # ---- money out
+
+    async def test_earnings_go_to_any_address_but_the_market_itself(self, scene: Scene) -> None:
+        await scene.do("host", Release(await scene.open()))
+        market, stranger = scene.domains.market.contract, ADDRESS["stranger"]
+        earned = (await scene.has("host")).earned
+        before = (await scene.has("stranger")).usdc
+        await scene.refused("host", Withdraw(market, 1), "HostEarnings: bad recipient")
+        await scene.refused("host", Withdraw(bytes(20), 1), "HostEarnings: bad recipient")
+        await scene.refused("host", Withdraw(stranger, 0), "HostEarnings: bad amount")
+        await scene.refused("host", Withdraw(stranger, earned + 1), "HostEarnings: balance too low")
+        outcome = await scene.do("host", Withdraw(stranger, earned))
+        assert outcome.events == (
+            Withdrawn(account=ADDRESS["host"], to=stranger, amount=earned, fee=0, block=outcome.block),
+        )
+        assert (await scene.has("host")).earned == 0
+        assert (await scene.has("stranger")).usdc == before + earned
+
+    async def test_usdc_is_sent_from_ones_own_wallet(self, scene: Scene) -> None:
+        before = (await scene.has("stranger")).usdc
+        await scene.do("payer", Transfer(ADDRESS["stranger"], 7))
+        assert (await scene.has("stranger")).usdc == before + 7
+        await scene.refused("payer", Transfer(bytes(20), 7), "ERC20: transfer to the zero address")
+        too_much = Transfer(ADDRESS["stranger"], PURSE)
+        await scene.refused("payer", too_much, "ERC20: transfer amount exceeds balance")
+
+    # ---- reading
+
+    async def test_events_are_paged_and_each_is_seen_once(self, scene: Scene) -> None:
+        cursor = (await scene.reader.head()).block + 1
+        done: list[LedgerEvent] = []
+        for tokens in (1, 2):
+            terms = await scene.terms()
+            done += (await scene.do("host", await scene.open_call(terms))).events
+            done += (await scene.do("host", Close(terms, scene.voucher(terms, tokens)))).events
+        done += (await scene.do("host", Withdraw(ADDRESS["stranger"], 1))).events
+        seen, pages = await follow(scene.reader, cursor)
+        assert seen == done
+        assert (await follow(scene.reader, pages[-1]))[0] == []
+        middle = done[2].block
+        assert (await follow(scene.reader, middle))[0] == done[2:]
+        assert (await follow(scene.reader, 0))[0][-len(done) :] == done
+
+    async def test_a_cursor_ahead_of_the_chain_waits_there(self, scene: Scene) -> None:
+        ahead = (await scene.reader.head()).block + 100
+        page = await scene.reader.events(ahead)
+        assert (page.events, page.cursor, page.caught_up) == ((), ahead, True)
+
+    async def test_the_head_follows_blocks_and_time(self, scene: Scene) -> None:
+        before = await scene.reader.head()
+        await scene.do("payer", Transfer(ADDRESS["stranger"], 1))
+        await scene.world.travel(DAY)
+        after = await scene.reader.head()
+        assert after.block > before.block
+        assert DAY <= after.timestamp - before.timestamp <= DAY + DEADLINE_S
+        assert after.gas_price_wei > 0
+
+    async def test_who_was_never_here_has_nothing(self, scene: Scene) -> None:
+        nobody = await scene.reader.balances(keccak256(b"nobody")[:20])
+        assert nobody == AccountState(usdc=0, earned=0, ether=0, has_code=False)
+        assert (await scene.has("payer")).ether > 0
+
+    async def test_a_reader_reads_and_can_send_nothing(self, scene: Scene) -> None:
+        assert scene.reader.account is None
+        terms = await scene.open()
+        assert (await scene.state(terms)).status == "open"
+        with pytest.raises(ChainError, match="only reads") as refused:
+            await scene.reader.transact(Release(terms))
+        assert not isinstance(refused.value, RevertedError)
+        assert (await scene.state(terms)).status == "open"
+        await scene.reader.check(Release(terms), ADDRESS["host"])
+
+    async def test_ledgers_agree_on_domains_and_know_their_accounts(self, scene: Scene) -> None:
+        host = await scene.world.ledger("host")
+        assert host.account == ADDRESS["host"]
+        assert host.domains == scene.domains
+        assert scene.domains.treasury == ADDRESS["treasury"]
+        assert scene.domains.market.name == "JobMarketplace"
+        assert scene.domains.token.chain_id == scene.domains.chain_id
+
+    # ---- several at once
+
+    async def test_what_one_account_sends_at_once_all_lands(self, scene: Scene) -> None:
+        host = await scene.world.ledger("host")
+        calls = [await scene.open_call(await scene.terms()) for _ in range(5)]
+        outcomes: list[Outcome] = []
+
+        async def relay(call: Call) -> None:
+            outcomes.append(await host.transact(call))
+
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                for call in calls:
+                    nursery.start_soon(relay, call)
+        assert len({outcome.transaction for outcome in outcomes}) == 5
+        for call in calls:
+            assert (await scene.state(call.terms)).status == "open"
+        assert (await scene.has("payer")).usdc == PURSE - 5 * DEPOSIT
+
+    async def test_a_refusal_does_not_hold_up_what_comes_after(self, scene: Scene) -> None:
+        terms = await scene.open()
+        await scene.refused("host", Withdraw(ADDRESS["host"], PURSE), "HostEarnings: balance too low")
+        await scene.do("host", Close(terms, scene.voucher(terms)))
+        assert (await scene.state(terms)).status == "closed"
+
+
+async def follow(ledger: Ledger, cursor: int) -> tuple[list[LedgerEvent], list[int]]:
+    """All events from a cursor on, and the cursors passed."""
+    seen: list[LedgerEvent] = []
+    cursors = [cursor]
+    with trio.fail_after(DEADLINE_S):
+        while True:
+            page = await ledger.events(cursors[-1])
+            seen += page.events
+            cursors.append(page.cursor)
+            if page.caught_up:
+                assert cursors == sorted(cursors)
+                return seen, cursors

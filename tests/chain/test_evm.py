@@ -1,0 +1,403 @@
+"""What is the EVM ledger's own: connecting, domains, paging under a node's limits; once over real sockets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from p2pnode.chain.abi import artifact
+from p2pnode.chain.devchain import open_dev_chain
+from p2pnode.chain.embedded import address_of_secret
+from p2pnode.chain.evm import EvmLedger, EvmLimits
+from p2pnode.chain.ledger import Close, EscrowState, LedgerEvent, RevertedError, Transfer, UnavailableError
+from p2pnode.chain.profile import profile_of
+from p2pnode.chain.rpc import RpcLimits
+from p2pnode.chain.rpc_answers import RpcError
+from p2pnode.errors import ChainError
+from p2pnode.protocols.crypto import abi_encode, keccak256, sign_digest
+from tests.chain.contracts.support import ADDRESS, PURSE
+from tests.chain.evm_world import OTHER_URL, URL, Body, LocalChain, LocalRpc
+from tests.chain.ledger_conformance import Scene, follow
+
+Clock = trio.testing.MockClock
+
+
+def altering(rpc: LocalRpc, method: str, alter: Callable[[Any, Any], Any]) -> None:
+    """``alter(params, result)`` takes the result's place; an ``RpcError`` from it is the answer."""
+
+    async def fault(asked: str, body: bytes) -> httpx.Response:
+        if asked != method:
+            return rpc.answer(body)
+        request, answer = json.loads(body), json.loads(rpc.local.rpc.answer(body))
+        try:
+            altered = alter(request["params"], answer.get("result"))
+        except RpcError as refused:
+            answer = {**answer, "error": {"code": refused.code, "message": refused.said}}
+        else:
+            if altered is not None:
+                answer = {"jsonrpc": "2.0", "id": request["id"], "result": altered}
+        return httpx.Response(200, stream=Body(json.dumps(answer).encode()))
+
+    rpc.faults["one"] = fault
+
+
+def selector(contract: str, name: str, arguments: int = 0) -> str:
+    return "0x" + artifact(contract).function(name, arguments).selector.hex()
+
+
+def answering(selected: str, answer: bytes) -> Callable[[Any, Any], Any]:
+    """Calls of one function get this answer."""
+
+    def alter(params: Any, result: Any) -> Any:
+        return "0x" + answer.hex() if params[0]["data"].startswith(selected) else result
+
+    return alter
+
+
+def saying(fields: dict[str, str]) -> Callable[[Any, Any], Any]:
+    """Receipts with other fields."""
+
+    def alter(params: Any, result: Any) -> Any:
+        return None if result is None else result | fields
+
+    return alter
+
+
+def abi_text(*texts: str) -> bytes:
+    from eth_abi.abi import encode
+
+    return bytes(encode(["string"] * len(texts), texts))
+
+
+# ---- connecting
+
+
+async def test_the_domains_are_read_from_token_and_market(rpc: LocalRpc, local: LocalChain) -> None:
+    ledger = await rpc.connect()
+    found = ledger.domains
+    assert (found.token.name, found.token.version) == ("USD Coin", "2")
+    assert found.token.contract == local.made.usdc.address
+    assert found.market.contract == local.made.market.address
+    assert found.chain_id == local.chain.chain_id
+    assert found.treasury == ADDRESS["treasury"]
+    assert found.node_registry == local.made.nodes.address
+    await ledger.aclose()
+
+
+async def test_a_token_whose_name_is_not_what_it_signs_for_is_refused(rpc: LocalRpc) -> None:
+    altering(rpc, "eth_call", answering(selector("USDC", "name"), abi_text("USDC")))
+    with pytest.raises(ChainError, match=r'says it is "USDC" version "2".*DOMAIN_SEPARATOR.*Correct usdc'):
+        await rpc.connect()
+
+
+async def test_a_token_with_eip_5267_is_asked_there(rpc: LocalRpc, local: LocalChain) -> None:
+    from eth_abi.abi import encode
+
+    kinds = ["bytes1", "string", "string", "uint256", "address", "bytes32", "uint256[]"]
+    token = "0x" + local.made.usdc.address.hex()
+    fields = encode(kinds, [b"\x0f", "USD Coin", "2", local.chain.chain_id, token, bytes(32), []])
+    asked = "0x" + keccak256(b"eip712Domain()")[:4].hex()
+    altering(rpc, "eth_call", answering(asked, bytes(fields)))
+    ledger = await rpc.connect()
+    assert ledger.domains.token.name == "USD Coin"
+    await ledger.aclose()
+    fields = encode(kinds, [b"\x0f", "Fool's Coin", "2", local.chain.chain_id, token, bytes(32), []])
+    altering(rpc, "eth_call", answering(asked, bytes(fields)))
+    with pytest.raises(ChainError, match="Fool's Coin"):
+        await rpc.connect()
+
+
+async def test_a_market_that_numbers_sessions_otherwise_is_refused(rpc: LocalRpc) -> None:
+    altering(rpc, "eth_call", answering(selector("JobMarketplace", "session_id", 1), bytes(32)))
+    with pytest.raises(ChainError, match=r"job_marketplace 0x.* numbers sessions in another way"):
+        await rpc.connect()
+
+
+async def test_a_market_paid_in_another_token_is_refused(rpc: LocalRpc) -> None:
+    altering(rpc, "eth_call", answering(selector("JobMarketplace", "usdc"), abi_encode(b"\x07" * 20)))
+    with pytest.raises(ChainError, match="paid in another token: correct usdc"):
+        await rpc.connect()
+
+
+@pytest.mark.parametrize(("field", "kind"), [("usdc", "no USDC"), ("job_marketplace", "no JobMarketplace")])
+async def test_an_address_where_nothing_stands_is_named(rpc: LocalRpc, field: str, kind: str) -> None:
+    options: dict[str, Any] = {field: b"\x09" * 20}
+    with pytest.raises(ChainError, match=f"0x{'09' * 20} is {kind}"):
+        await rpc.connect(**options)
+
+
+async def test_a_market_given_as_the_token_is_found_out(rpc: LocalRpc, local: LocalChain) -> None:
+    with pytest.raises(ChainError, match="is no USDC"):
+        await rpc.connect(usdc=local.made.market.address)
+
+
+async def test_another_chain_is_named_with_both_ids(rpc: LocalRpc, local: LocalChain) -> None:
+    with pytest.raises(ChainError, match=f"serves chain {local.chain.chain_id}, not 1: correct chain_id"):
+        await rpc.connect(chain_id=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"account": bytes(20)}, "both or neither"),
+        ({"sign": lambda digest: digest}, "both or neither"),
+        ({"confirmations": 0}, "at least 1"),
+        ({"rpc_urls": []}, "rpc_urls"),
+    ],
+)
+async def test_half_a_configuration_is_an_error(rpc: LocalRpc, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ChainError, match=says):
+        await rpc.connect(**options)
+
+
+async def test_when_nobody_answers_connecting_says_who_said_what(
+    rpc: LocalRpc, autojump_clock: Clock
+) -> None:
+    async def down(method: str, body: bytes) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    async def busy(method: str, body: bytes) -> httpx.Response:
+        return httpx.Response(429)
+
+    rpc.faults |= {"one": down, "two": busy}
+    with pytest.raises(UnavailableError) as told:
+        await rpc.connect(rpc_urls=[URL, OTHER_URL])
+    assert "http://one.invalid/… can't be reached; http://two.invalid answered HTTP 429" in str(told.value)
+    assert "secret-key" not in str(told.value)
+
+
+async def test_a_ledger_that_only_reads_has_nothing_to_run(rpc: LocalRpc) -> None:
+    ledger = await rpc.connect()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(ledger.run)
+    assert ledger.unmined == 0
+    await ledger.aclose()
+
+
+# ---- events
+
+
+async def some_events(local: LocalChain, rpc: LocalRpc) -> list[LedgerEvent]:
+    """Two sessions, opened and closed, some blocks apart."""
+    done: list[LedgerEvent] = []
+    async with trio.open_nursery() as nursery:
+        host = await rpc.connect("host")
+        await nursery.start(host.run)
+        scene = Scene(None, host)  # type: ignore[arg-type]
+        for _ in range(2):
+            terms = await scene.terms()
+            done += (await host.transact(await scene.open_call(terms))).events
+            local.mine(20)
+            done += (await host.transact(Close(terms, scene.voucher(terms)))).events
+            local.mine(20)
+        nursery.cancel_scope.cancel()
+    await host.aclose()
+    return done
+
+
+async def test_a_node_that_refuses_wide_ranges_is_asked_for_narrower_ones(
+    rpc: LocalRpc, local: LocalChain
+) -> None:
+    start = local.chain.height + 1
+    done = await some_events(local, rpc)
+    widths: list[int] = []
+
+    def alter(params: Any, result: Any) -> Any:
+        (asked,) = params
+        width = int(asked["toBlock"], 16) - int(asked["fromBlock"], 16) + 1
+        widths.append(width)
+        if width > 10:
+            raise RpcError(-32005, "query exceeds max block range 10", None)
+        return result
+
+    altering(rpc, "eth_getLogs", alter)
+    ledger = await rpc.connect()
+    seen, cursors = await follow(ledger, start)
+    assert seen == done
+    assert cursors[-1] == local.chain.height + 1
+    assert min(widths) > 1
+    assert sum(width > 10 for width in widths) <= len(widths) / 2 + 5
+    await ledger.aclose()
+
+
+async def test_pages_widen_again_when_a_node_lets_them(rpc: LocalRpc, local: LocalChain) -> None:
+    start = local.chain.height + 1
+    done = await some_events(local, rpc)
+    widths: list[int] = []
+
+    def alter(params: Any, result: Any) -> Any:
+        (asked,) = params
+        widths.append(int(asked["toBlock"], 16) - int(asked["fromBlock"], 16) + 1)
+        if len(widths) <= 5:
+            raise RpcError(-32000, "too busy for so many blocks", None)
+        return result
+
+    altering(rpc, "eth_getLogs", alter)
+    ledger = await rpc.connect()
+    assert (await follow(ledger, start))[0] == done
+    narrow = widths[5]
+    assert narrow < 5
+    assert widths[6:8] == [2 * narrow, 4 * narrow]
+    await ledger.aclose()
+
+
+async def test_a_page_too_large_for_us_is_asked_for_in_smaller_parts(
+    rpc: LocalRpc, local: LocalChain
+) -> None:
+    start = local.chain.height + 1
+    done = await some_events(local, rpc)
+    ledger = await rpc.connect(limits=EvmLimits(rpc=RpcLimits(response_bytes_max=2_200)))
+    assert (await follow(ledger, start))[0] == done
+    assert ledger.status()[0].last_error == "answered with more than 2200 bytes"
+    await ledger.aclose()
+
+
+async def test_a_node_that_gives_no_events_at_all_is_an_error(rpc: LocalRpc, local: LocalChain) -> None:
+    def alter(params: Any, result: Any) -> Any:
+        raise RpcError(-32000, "logs are disabled", None)
+
+    altering(rpc, "eth_getLogs", alter)
+    ledger = await rpc.connect()
+    with pytest.raises(RpcError, match="logs are disabled"):
+        await ledger.events(1)
+    await ledger.aclose()
+
+
+async def test_events_are_shown_when_they_are_deep_enough(rpc: LocalRpc, local: LocalChain) -> None:
+    start = local.chain.height + 1
+    await some_events(local, rpc)
+    deep = await rpc.connect(confirmations=21)
+    seen, cursors = await follow(deep, start)
+    assert len(seen) == 4
+    assert cursors[-1] == local.chain.height - 19
+    deeper = await rpc.connect(confirmations=22)
+    assert len((await follow(deeper, start))[0]) == 3
+    await deep.aclose()
+    await deeper.aclose()
+
+
+async def test_logs_that_were_not_asked_for_are_left_out(rpc: LocalRpc, local: LocalChain) -> None:
+    start = local.chain.height + 1
+    done = await some_events(local, rpc)
+
+    def alter(params: Any, result: Any) -> Any:
+        foreign = [entry | {"address": "0x" + "77" * 20} for entry in result]
+        late = [entry | {"blockNumber": hex(int(entry["blockNumber"], 16) + 10_000)} for entry in result]
+        gone = [entry | {"removed": True} for entry in result]
+        return foreign + gone + list(reversed(result)) + late
+
+    altering(rpc, "eth_getLogs", alter)
+    ledger = await rpc.connect()
+    assert (await follow(ledger, start))[0] == done
+    await ledger.aclose()
+
+
+# ---- fees and what transactions cost
+
+
+async def test_a_node_without_fee_history_is_asked_for_its_gas_price(
+    rpc: LocalRpc, local: LocalChain
+) -> None:
+    def alter(params: Any, result: Any) -> Any:
+        raise RpcError(-32601, "the method eth_feeHistory does not exist", None)
+
+    altering(rpc, "eth_feeHistory", alter)
+    async with trio.open_nursery() as nursery:
+        ledger = await rpc.connect("payer")
+        await nursery.start(ledger.run)
+        assert (await ledger.transact(Transfer(ADDRESS["stranger"], 1))).gas_used > 0
+        nursery.cancel_scope.cancel()
+    await ledger.aclose()
+
+
+async def test_what_a_rollup_takes_for_the_chain_below_is_part_of_the_fee(
+    rpc: LocalRpc, local: LocalChain
+) -> None:
+    fees = []
+    for below in ({}, {"l1Fee": hex(10**15)}):
+        altering(rpc, "eth_getTransactionReceipt", saying(below))
+        async with trio.open_nursery() as nursery:
+            ledger = await rpc.connect("payer")
+            await nursery.start(ledger.run)
+            outcome = await ledger.transact(Transfer(ADDRESS["stranger"], 1))
+            fees.append(outcome.fee_wei)
+            nursery.cancel_scope.cancel()
+        await ledger.aclose()
+    assert 0 < fees[0] < 10**15 < fees[1] < 2 * 10**15
+
+
+async def test_another_transactions_receipt_is_not_taken_for_ours(
+    rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
+) -> None:
+    altering(rpc, "eth_getTransactionReceipt", saying({"transactionHash": "0x" + "00" * 32}))
+    async with trio.open_nursery() as nursery:
+        ledger = await rpc.connect("payer")
+        await nursery.start(ledger.run)
+        with trio.move_on_after(100) as scope:
+            await ledger.transact(Transfer(ADDRESS["stranger"], 1))
+        assert scope.cancelled_caught
+        nursery.cancel_scope.cancel()
+    await ledger.aclose()
+
+
+# ---- what it costs to import, and once over sockets
+
+
+@pytest.mark.parametrize("module", ["ledger", "wallet", "rpc", "sender", "evm", "evm_calls", "evm_domains"])
+def test_importing_the_chains_modules_imports_no_web3(module: str) -> None:
+    heavy = ("web3", "eth_account", "eth_abi", "eth_tester", "eth", "httpx")
+    code = f"import sys, p2pnode.chain.{module}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+async def test_over_real_sockets_a_session_is_opened_and_closed_on_the_development_chain() -> None:
+    secret = keccak256(b"a payer without ether")
+    payer = address_of_secret(secret)
+    async with open_dev_chain() as chain, trio.open_nursery() as nursery:
+        host = chain.accounts[2]
+        await chain.fund(payer, usdc=PURSE)
+        profile = profile_of(
+            chain.addresses, chain_id=chain.chain_id, rpc_urls=("http://127.0.0.1:9", chain.url)
+        )
+        with trio.fail_after(30):
+            ledger = await EvmLedger.of_profile(
+                profile, account=host.address, sign=lambda digest: sign_digest(host.secret, digest)
+            )
+            await nursery.start(ledger.run)
+            scene = Scene(None, ledger)  # type: ignore[arg-type]
+            terms = await scene.terms(payer=payer, host=host.address)
+            call = await scene.open_call(terms)
+            unsigned = replace(call, authorisation=bytes(64) + b"\x1b")
+            with pytest.raises(RevertedError):
+                await ledger.transact(unsigned)
+            signed = replace(call, authorisation=resigned(scene, terms, call.valid_before, secret))
+            opened = await ledger.transact(signed)
+            voucher = scene.voucher(terms)
+            closed = await ledger.transact(Close(terms, voucher))
+            assert (await ledger.events(0)).events == opened.events + closed.events
+            assert (await ledger.balances(payer)).usdc == PURSE - voucher.amount
+            assert await scene.state(terms) == EscrowState(status="closed", recorded=voucher.amount)
+            down, up = ledger.status()
+            assert (down.last_error, up.last_error) == ("can't be reached", None)
+        nursery.cancel_scope.cancel()
+    await ledger.aclose()
+
+
+def resigned(scene: Scene, terms: Any, until: int, secret: bytes) -> bytes:
+    from p2pnode.protocols.typed_data import authorisation_digest
+
+    digest = authorisation_digest(
+        scene.domains.token, payer=terms.payer, to=scene.domains.market.contract, amount=terms.deposit,
+        valid_before=until, nonce=scene.id_of(terms),
+    )  # fmt: skip
+    return sign_digest(secret, digest)

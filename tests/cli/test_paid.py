@@ -1,0 +1,83 @@
+"""A paid session through the command line: wallet, faucet, ask, funds, sessions."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.cli.support import DEADLINE_S, Program, ask, give, run, wallet
+
+PRICE_OUT, FEE = 7, 1000
+
+
+def funds(data_dir: Path, profile: Path) -> dict[str, Any]:
+    ran = run("funds", "--json", "--chain", profile, "--data-dir", data_dir)
+    assert ran.code == 0, ran
+    return ran.events[0]
+
+
+def wait_settled(data_dir: Path, profile: Path) -> dict[str, Any]:
+    """The funds when nothing is under way any more."""
+    until = time.monotonic() + DEADLINE_S
+    while (found := funds(data_dir, profile))["escrow"] or found["authorised"]:
+        assert time.monotonic() < until, found
+        time.sleep(0.2)
+    return found
+
+
+def test_a_client_without_ether_asks_pays_and_sees_every_unit(
+    data_dir: Path, paid_host: Program, profile: Path
+) -> None:
+    give(profile, wallet(data_dir), usdc="1")
+    ran = ask(
+        data_dir, "hello", "--peer", paid_host.multiaddr, "--chain", profile, "--json", "--max-tokens", 40
+    )
+    assert ran.code == 0, ran
+    (signing,), (done,) = ran.named("signing"), ran.named("done")
+    assert signing["session_fee"] == FEE
+    assert "deposit" in signing["words"]
+    found = wait_settled(data_dir, profile)
+    assert found["spent"] == done["cost"] == FEE + 1  # forty tokens at 7 a million: a unit, rounded up
+    assert found["wallet"] == 1_000_000 - done["cost"]
+    assert (found["ether_wei"], found["owed"], found["stuck"]) == (0, 0, [])
+    (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).events
+    assert (session["as"], session["state"], session["amount"]) == ("client", "settled", done["cost"])
+    shown = run("sessions", "show", session["session"][:8], "--json", "--data-dir", data_dir).events[0]
+    assert (shown["tokens_out"], shown["price_out"]) == (40, PRICE_OUT)
+
+
+def test_people_are_told_what_is_signed_and_what_it_cost(
+    data_dir: Path, paid_host: Program, profile: Path
+) -> None:
+    give(profile, wallet(data_dir), usdc="1")
+    ran = ask(data_dir, "hello", "--peer", paid_host.multiaddr, "--chain", profile, "--max-tokens", 10)
+    assert ran.code == 0
+    assert "A deposit of 0." in ran.err
+    assert "0.001001 USDC so far in this session" in ran.err
+    table = run("funds", "--chain", profile, "--data-dir", data_dir)
+    assert table.code == 0
+    assert "withdrawable" in table.out
+
+
+def test_a_session_that_was_settled_is_not_closed_again(
+    data_dir: Path, paid_host: Program, profile: Path
+) -> None:
+    give(profile, wallet(data_dir), usdc="1")
+    assert ask(data_dir, "hi", "--peer", paid_host.multiaddr, "--chain", profile, "--max-tokens", 3).code == 0
+    wait_settled(data_dir, profile)
+    (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).events
+    closed = run(
+        "sessions", "close", session["session"], "--json", "--chain", profile, "--data-dir", data_dir
+    )
+    assert closed.code == 0, closed
+    assert closed.events[0]["outcome"] == "nothing"
+
+
+def test_withdrawing_what_is_not_there_says_what_is(data_dir: Path, profile: Path) -> None:
+    address = wallet(data_dir)
+    ran = run("funds", "withdraw", "--to", address, "--amount", 5, "--chain", profile, "--data-dir", data_dir)
+    assert ran.code == 1
+    assert "0.000000 USDC can be withdrawn, not 0.000005 USDC" in ran.err
+    wrong = run("funds", "withdraw", "--to", "0x12", "--chain", profile, "--data-dir", data_dir)
+    assert wrong.code == 2

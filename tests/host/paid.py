@@ -1,0 +1,258 @@
+"""Hosts that ask for money and clients that have some, in one memory net, on one chain in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from p2pnode.chain.ledger import Domains, Ledger, UnavailableError
+from p2pnode.chain.memory_ledger import MemoryChain, MemoryLedger
+from p2pnode.client.caps import SpendingCaps
+from p2pnode.client.client import Client
+from p2pnode.client.offers import Market
+from p2pnode.client.payer import OpenPurse, Payer
+from p2pnode.client.purse import Purse
+from p2pnode.errors import StorageError
+from p2pnode.host.exposure import ExposureCaps
+from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.money import HostMoney
+from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.net.memory import MemoryNet
+from p2pnode.net.virtual_time import wall_clock
+from p2pnode.node.identity import HostIdentity
+from p2pnode.node.journal import Journal
+from p2pnode.node.keys import PeerKey, receipt_address
+from p2pnode.node.money import open_journal
+from p2pnode.node.node import Node, NodeSetup
+from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
+from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
+from p2pnode.protocols.typed_data import Domain, market_domain
+from tests.net.memory_world import ip_of, seed_of
+from tests.node.world import Member, World, scripted_host
+
+CHAIN_ID = 31337
+MARKET, USDC, REGISTRY, TREASURY = (bytes([n]) * 20 for n in (0xA1, 0xA2, 0xA3, 0xA4))
+PRICE_IN, PRICE_OUT, FEE = 1_000_000, 3_000_000, 5_000
+"""One unit for each input token, three for each output token, half a cent a session."""
+RICH = 10_000_000
+LIMITS = replace(DEFAULT_LIMITS, settle_batch_s=0.5)
+
+
+def domains() -> Domains:
+    token = Domain(name="USD Coin", version="2", chain_id=CHAIN_ID, contract=USDC)
+    return Domains(
+        market=market_domain(CHAIN_ID, MARKET), token=token, node_registry=REGISTRY, treasury=TREASURY
+    )
+
+
+def wallet_secret(name: str) -> bytes:
+    return keccak256(b"wallet " + name.encode())
+
+
+def wallet_address(name: str) -> bytes:
+    return receipt_address(wallet_secret(name))
+
+
+def paid_identity(index: int, now: float) -> HostIdentity:
+    """A host's identity that is bound to the chain, without the second a keystore takes."""
+    key, receipt = PeerKey(seed_of(index)), keccak256(b"receipt %d" % index)
+    secret = wallet_secret(f"host {index}")
+    terms = BindingTerms(
+        receipt_key=receipt_address(receipt),
+        chain_id=CHAIN_ID,
+        node_registry=REGISTRY,
+        seq=int(now),
+        expires_at=int(now) + BINDING_TTL_MAX_S,
+    )
+    binding = bind(key.peer_id, receipt_address(secret), terms, lambda digest: sign_digest(secret, digest))
+    return HostIdentity(key, receipt, binding)
+
+
+def priced(**config: object) -> HostedModel:
+    """The scripted model at the test's prices."""
+    return replace(scripted_host(**config), price_in=PRICE_IN, price_out=PRICE_OUT, session_fee=FEE)
+
+
+class Mortal:
+    """A ledger that a killed process can't use any more."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.dead = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.dead:
+            msg = "the process was killed"
+            raise UnavailableError(msg)
+        return getattr(self._ledger, name)
+
+
+@dataclass
+class PaidWorld:
+    """A world with a chain. Files of hosts and clients lie in ``folder``."""
+
+    world: World
+    chain: MemoryChain
+    folder: Path
+    _names: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def host(
+        self,
+        *,
+        caps: ExposureCaps | None = None,
+        ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
+        journal: Path | None = None,
+        index: int | None = None,
+        model: HostedModel | None = None,
+    ) -> tuple[Member, HostMoney]:
+        """A host that runs; ``ledger`` may wrap its ledger. With ``index`` the same host starts again."""
+        world = self.world
+        again = index is not None
+        number = len(world.members) if index is None else index
+        identity = paid_identity(number, wall_clock())
+        rng = random.Random(f"{world.seed} {number} {len(world.members)}")
+        node = Node(
+            NodeSetup(
+                key=identity.key,
+                listen=(f"/ip4/{ip_of(number)}/tcp/4001",),
+                limits=world.limits,
+                transport=world.net.transport(ip_of(number)),
+                wall=wall_clock,
+                draw=rng.randbytes,
+                rng=rng,
+            )
+        )
+        member = Member(number, node)
+        if again:
+            world.net.restart(ip_of(number))
+            world.members[number] = member
+        else:
+            world.members.append(member)
+        path = journal or self.folder / f"host {number}.sqlite"
+        money = HostMoney(
+            Mortal(ledger(MemoryLedger(self.chain, identity.binding.wallet))),
+            await world.nursery.start(self._journal, path, member),
+            caps or ExposureCaps(),
+        )
+        await world.nursery.start(self._run, member)
+        member.host = Host(node, identity, [model or priced()], money)
+        await member.host.start()
+        return member, money
+
+    def kill(self, member: Member, money: HostMoney) -> None:
+        """SIGKILL: nothing is said to anybody, neither to peers nor to the chain nor to the disk."""
+
+        async def dead(_operation: object) -> None:
+            msg = "the process was killed"
+            raise StorageError(msg)
+
+        money.ledger.dead = True  # type: ignore[attr-defined]
+        money.journal._writer.write = dead  # type: ignore[method-assign,assignment]
+        self.world.crash(member)
+
+    async def _journal(self, path: Path, member: Member, *, task_status: trio.TaskStatus[Journal]) -> None:
+        async with open_journal(path, in_thread=False) as journal:
+            task_status.started(journal)
+            await trio.sleep_forever()
+
+    async def _run(self, member: Member, *, task_status: trio.TaskStatus[None]) -> None:
+        with member.scope:
+            await member.node.run(task_status=task_status)
+
+    @contextlib.asynccontextmanager
+    async def client(
+        self,
+        member: Member,
+        *,
+        name: str = "alice",
+        units: int = RICH,
+        caps: SpendingCaps | None = None,
+        ip: str = "10.0.9.9",
+        ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
+    ) -> AsyncIterator[Client]:
+        """A client with USDC and no ether that knows one host."""
+        path = self.folder / f"client {name} {next(self._names)}.sqlite"
+        rules = caps or SpendingCaps()
+        secret = wallet_secret(name)
+        missing = units - self.chain.account(wallet_address(name)).usdc
+        if missing > 0:
+            self.chain.mint(wallet_address(name), missing)
+        rng = random.Random(f"{self.world.seed} purse {name}")
+
+        async def signer() -> Signer:
+            return lambda digest: sign_digest(secret, digest)
+
+        @contextlib.asynccontextmanager
+        async def make() -> AsyncIterator[OpenPurse]:
+            async with open_journal(path, in_thread=False) as journal:
+                purse = Purse(
+                    address=wallet_address(name),
+                    sign=signer,
+                    ledger=ledger(MemoryLedger(self.chain)),
+                    journal=journal,
+                    caps=rules,
+                    wall=wall_clock,
+                    draw=rng.randbytes,
+                    on_sign=lambda _words, _fields: None,
+                )
+                yield OpenPurse(purse, journal)
+
+        payer = Payer(market=Market(CHAIN_ID, REGISTRY, MARKET), caps=rules, make=make)
+        node = Node(
+            NodeSetup(
+                key=PeerKey(rng.randbytes(32)),
+                dht="client",
+                gossip=False,
+                keep_company=False,
+                limits=self.world.limits,
+                transport=self.world.net.transport(ip),
+                wall=wall_clock,
+                draw=rng.randbytes,
+                rng=rng,
+            )
+        )
+        await self.world.nursery.start(node.run)
+        async with Client(
+            node=node,
+            bootstrap=member.node.multiaddrs[:1],
+            limits=self.world.limits,
+            remember=False,
+            payer=payer,
+        ) as client:
+            yield client
+        await node.aclose()
+
+    def balance(self, name: str) -> int:
+        """USDC in a wallet."""
+        return self.chain.account(wallet_address(name)).usdc
+
+    def earned(self, name: str) -> int:
+        """What a wallet may withdraw."""
+        return self.chain.account(wallet_address(name)).earned
+
+    @property
+    def treasury(self) -> int:
+        return self.chain.account(TREASURY).earned
+
+
+@contextlib.asynccontextmanager
+async def paid_world(folder: Path, *, limits: Limits = LIMITS, seed: int = 0) -> AsyncIterator[PaidWorld]:
+    """An empty paid world."""
+    net = MemoryNet(latency=0.02, jitter=0.01, seed=seed)
+    chain = MemoryChain(domains(), lambda: int(wall_clock()))
+    async with trio.open_nursery() as nursery:
+        made = PaidWorld(World(net, nursery, seed, limits), chain, folder)
+        try:
+            yield made
+            for member in made.world.members:
+                if not member.scope.cancel_called:
+                    await member.node.aclose()
+        finally:
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,74 @@
+"""Paid sessions from end to end on whole nodes: what is received is what is paid, to the unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.client.client import Client
+from p2pnode.protocols.inference.messages import SamplingParams
+from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world
+
+
+async def answer(client: Client, question: str = "hello", tokens: int = 80) -> tuple[int, int]:
+    """Tokens in and out of one whole answer."""
+    asked = client.chat(question, model="scripted", sampling=SamplingParams(tokens_max=tokens, temperature=0))
+    async for _ in asked:
+        pass
+    assert asked.usage is not None
+    return asked.usage.tokens_in - asked.usage.reused, asked.usage.tokens_out
+
+
+def due(tokens_in: int, tokens_out: int) -> int:
+    return FEE + -(-(tokens_in * PRICE_IN + tokens_out * PRICE_OUT) // 1_000_000)
+
+
+def settled(w: PaidWorld, amount: int, payer: str = "alice", host: str = "host 0") -> None:
+    """Every unit is where it belongs."""
+    treasury = (amount - FEE) // 10
+    assert RICH - w.balance(payer) == amount
+    assert w.earned(host) == amount - treasury
+    assert w.treasury == treasury
+
+
+async def test_a_client_without_ether_pays_for_exactly_what_it_received(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host()
+        async with w.client(member) as client:
+            tokens_in, tokens_out = await answer(client)
+            assert tokens_out == 80
+        await trio.sleep(2)
+        settled(w, due(tokens_in, tokens_out))
+        (record,) = money.journal.hosted()
+        assert (record.state, record.amount) == ("settled", due(tokens_in, tokens_out))
+        assert w.chain.block == 2  # one open, one close
+
+
+async def test_a_conversation_pays_for_all_its_turns_in_one_session(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host()
+        async with w.client(member) as client:
+            counts = [await answer(client, f"question {turn}", 40 + turn) for turn in range(4)]
+        await trio.sleep(2)
+        settled(w, due(sum(c[0] for c in counts), sum(c[1] for c in counts)))
+        assert w.chain.block == 2
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 64, 65])
+async def test_every_length_of_answer_is_paid_to_the_unit(
+    tmp_path: Path, autojump_clock: MockClock, tokens: int
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host()
+        async with w.client(member) as client:
+            tokens_in, tokens_out = await answer(client, tokens=tokens)
+            assert tokens_out == tokens
+        await trio.sleep(2)
+        settled(w, due(tokens_in, tokens_out))

@@ -1,0 +1,717 @@
+"""Paid sessions against the other side: clients that don't pay, hosts that bill what they didn't send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pnode.ids import SessionId
+from p2pnode.protocols.events import Command, Received, SetTimer, TimerFired
+from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.commands import (
+    CancelTurn,
+    Count,
+    Counted,
+    CountFailed,
+    Delivered,
+    Drain,
+    Escrowed,
+    Finished,
+    GenDone,
+    Generate,
+    GenFailed,
+    GenStarted,
+    GenTokens,
+    Issued,
+    NotEscrowed,
+    Paid,
+    Relay,
+    Replaced,
+    SessionFailed,
+    Signed,
+    Start,
+    TurnFailed,
+)
+from p2pnode.protocols.inference.machine import ClientSession, HostSession
+from p2pnode.protocols.inference.payment import exact_voucher
+from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.inference.till import PaidTill
+from p2pnode.protocols.typed_data import amount_due, voucher_digest
+from p2pnode.protocols.wire import encode, wire_name
+from tests.protocols.inference.duet import HOST, STREAM, ask, new_host
+from tests.protocols.inference.duet import TERMS as FREE
+from tests.protocols.inference.paid_duet import (
+    CLIENT_ID,
+    MARKET,
+    RECEIPTS,
+    SESSION,
+    TERMS,
+    VOUCHERS,
+    PaidDuet,
+    client_payment,
+    paid_client,
+    paid_open,
+)
+from tests.protocols.strategies import messages
+from tests.protocols.support import MODEL, Identity, emitted, high_s, only, sent
+
+PARTS = list(prompt_parts(1, encode(ask().body)))
+ACCEPT = m.Accept(session=SESSION, nonce=b"n" * 32, epoch=3, n_ctx=4096, session_fee=TERMS.session_fee)
+
+
+# ---- the host's side
+
+
+def say(host: HostSession, *said: Any) -> list[Any]:
+    out: list[Any] = []
+    for message in said:
+        effects = host.handle(Received(CLIENT_ID.peer, STREAM, message), 0.0)
+        out += [*sent(effects), *emitted(effects)]
+    return out
+
+
+def tell(host: HostSession, *commands: Any) -> list[Any]:
+    out: list[Any] = []
+    for command in commands:
+        effects = host.handle(Command(command), 0.0)
+        out += [*sent(effects), *emitted(effects)]
+    return out
+
+
+def relaying() -> HostSession:
+    host = PaidDuet().new_host()
+    host.start(0.0)
+    only(Relay, say(host, paid_open()))
+    return host
+
+
+def quoted() -> HostSession:
+    """A prompt of 20 tokens, 5 of them cached, is counted and not paid."""
+    host = relaying()
+    tell(host, Escrowed())
+    only(Count, say(host, *PARTS))
+    only(m.Quote, tell(host, Counted(1, 20, 5)))
+    return host
+
+
+def serving(*, tokens: int = 0) -> HostSession:
+    host = quoted()
+    only(Generate, say(host, pay(host)))
+    tell(host, GenStarted(1, 20, 5))
+    if tokens:
+        tell(host, GenTokens(1, tuple(range(tokens)), "x"))
+    return host
+
+
+def pay(host: HostSession, **changes: Any) -> m.Voucher:
+    """The voucher for the newest thing due, changed and signed as it then stands."""
+    assert host.session is not None
+    till = host.session.till
+    assert isinstance(till, PaidTill)
+    due = till.tab._due[-1]
+    exact = exact_voucher(
+        client_payment(),
+        SESSION,
+        seq=due.seq,
+        tokens_in=due.tokens_in,
+        tokens_out=due.tokens_out,
+        root=due.root,
+    )
+    if not changes:
+        return exact
+    changed = replace(exact, **changes)
+    return replace(changed, signature=VOUCHERS.sign_wallet(voucher_digest(MARKET, SESSION, changed)))
+
+
+def violated(out: list[Any]) -> bool:
+    """Ended as a fault, and settled at once: who breaks the protocol doesn't come back."""
+    return any(isinstance(value, Finished) and value.fault and not value.lingers for value in out)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"price_in": 1}, "payment_required"),
+        ({"price_out": 1}, "payment_required"),
+        ({"session_fee": 0}, "payment_required"),
+        ({"deposit": 1}, "payment_required"),
+        ({"host": Identity("x").wallet}, "bad_request"),
+        ({"receipt_key": Identity("x").wallet}, "bad_request"),
+        ({"expiry": 0}, "bad_request"),
+        ({"salt": bytes(32)}, "bad_request"),
+    ],
+    ids=lambda change: next(iter(change)) if isinstance(change, dict) else change,
+)
+def test_altered_terms_are_never_relayed(change: dict[str, Any], code: str) -> None:
+    host = PaidDuet().new_host()
+    host.start(0.0)
+    out = say(host, replace(paid_open(), terms=replace(TERMS, **change)))
+    assert only(m.Refuse, out).code == code
+    assert not [value for value in out if isinstance(value, Relay)]
+
+
+def test_a_free_open_at_a_paid_host_runs_nothing_free() -> None:
+    host = PaidDuet().new_host()
+    host.start(0.0)
+    assert only(m.Refuse, say(host, m.Open(model=MODEL, salt=bytes(32)))).code == "payment_required"
+
+
+def test_a_role_that_forgets_to_check_does_not_make_a_paid_host_serve_free() -> None:
+    granted = PaidDuet().granted
+    host = HostSession(
+        peer=CLIENT_ID.peer,
+        stream=1,
+        admit=lambda _open: granted,
+        sign=HOST.sign,
+        epoch=1,
+        draw=bytes,
+        terms=granted,
+    )
+    assert "paid sessions only" in only(m.Refuse, say(host, m.Open(model=MODEL, salt=bytes(32)))).detail
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        paid_open(),
+        PARTS[0],
+        m.Ack(seq=0),
+        m.Cancel(turn=1),
+        m.Resume(session=SESSION, received=0, turn=0, proof=bytes(65)),
+    ],
+    ids=lambda message: wire_name(type(message)),
+)
+def test_while_the_deposit_is_relayed_nothing_else_is_in_place(message: Any) -> None:
+    assert violated(say(relaying(), message))
+
+
+def test_while_the_deposit_is_relayed_pings_are_answered_and_a_close_is_a_close() -> None:
+    host = relaying()
+    assert say(host, m.Ping(nonce=3), m.Pong(nonce=1)) == [m.Pong(nonce=3)]
+    assert say(host, m.Close()) == [Finished("closed by the client")]
+    assert tell(host, Escrowed()) == []
+
+
+def test_a_chain_that_never_answers_is_a_refusal_after_the_relay_time() -> None:
+    host = PaidDuet().new_host()
+    host.start(0.0)
+    effects = host.handle(Received(CLIENT_ID.peer, STREAM, paid_open()), 5.0)
+    assert only(SetTimer, effects) == SetTimer("relay", 95.0)
+    out = host.handle(TimerFired("relay"), 95.0)
+    assert only(m.Refuse, sent(out)).code == "stalled"
+    assert only(Finished, emitted(out)) == Finished("refused: stalled")
+
+
+def test_a_deposit_that_lands_in_time_stops_the_relay_timer() -> None:
+    host = relaying()
+    tell(host, Escrowed(mined=False))
+    assert host.handle(TimerFired("relay"), 95.0) == []
+    assert tell(host, Escrowed(), NotEscrowed(m.Refuse(code="payment_required")))[-1] == Finished(
+        "the deposit was lost"
+    )
+
+
+def test_a_prompt_of_32k_tokens_that_is_never_paid_never_reaches_the_engine() -> None:
+    duet = PaidDuet(tokens_in=32_768, reused=0, answer_tokens=10)
+    duet.granted = replace(duet.granted, n_ctx=1 << 17)
+    duet.host = duet.new_host()
+    duet.open()
+    duet.ask(ask(content="x" * 200_000, input_max=10**6))
+    while duet.deliver_to_host():
+        pass
+    duet.count()
+    duet.deliver_to_client()
+    duet.to_host.clear()  # the voucher never comes
+    for number in range(100):  # nor does anything else move the deadline
+        effects = duet.host.handle(Received(CLIENT_ID.peer, STREAM, m.Ping(nonce=number)), float(number))
+        assert not [effect for effect in effects if isinstance(effect, SetTimer)]
+    duet.fire("stall", host=True)
+    assert [(finished.fault, finished.lingers) for finished in duet.finished] == [(False, True)]
+    assert (duet.runs, duet.paid) == (0, [])
+    assert duet.host.session is not None
+    assert duet.host.session.meter.tokens_in == 0
+
+
+def test_the_quotes_stall_time_is_the_hosts() -> None:
+    host = relaying()
+    tell(host, Escrowed())
+    say(host, *PARTS)
+    effects = host.handle(Command(Counted(1, 20, 5)), 7.0)
+    assert only(SetTimer, effects) == SetTimer("stall", 37.0)
+
+
+def test_a_client_that_stops_signing_is_cut_off_within_one_window() -> None:
+    duet = PaidDuet(answer_tokens=1000)
+    duet.open()
+    duet.ask(ask())
+    for _ in range(40):
+        duet._moves(16)
+    assert duet.paid[-1].tokens_out > 0
+    stopped_at = duet.paid[-1].tokens_out
+    while duet.deliver_to_client() or duet.engine(16):
+        duet.to_host.clear()  # it reads on, and signs no more
+    assert duet._sent_out == stopped_at + m.WINDOW
+    assert duet.run is None, "and the engine is free"
+    duet.fire("stall", host=True)
+    assert [(finished.fault, finished.lingers) for finished in duet.finished] == [(False, True)]
+    assert duet.till.tab.paid == duet.paid[-1]
+
+
+def test_an_ack_instead_of_a_voucher_is_a_violation() -> None:
+    for host in (serving(tokens=40), quoted()):
+        assert violated(say(host, m.Ack(seq=0)))
+
+
+def test_a_voucher_in_a_free_session_is_a_violation() -> None:
+    host = new_host(FREE)
+    host.start(0.0)
+    say(host, m.Open(model=MODEL, salt=bytes(32)))
+    out = say(
+        host, m.Voucher(seq=0, tokens_in=0, tokens_out=0, amount=0, root=bytes(32), signature=bytes(65))
+    )
+    assert only(Finished, out).fault
+
+
+FORGERIES: dict[str, Callable[[HostSession], m.Voucher]] = {
+    "inflated amount": lambda host: pay(host, amount=pay(host).amount + 1),
+    "deflated amount": lambda host: pay(host, amount=pay(host).amount - 1),
+    "no amount": lambda host: pay(host, amount=0),
+    "fewer tokens": lambda host: pay(host, tokens_out=31, amount=amount_due(TERMS, 15, 31)),
+    "more tokens": lambda host: pay(host, tokens_out=40, amount=amount_due(TERMS, 15, 40)),
+    "wrong root": lambda host: pay(host, root=bytes(32)),
+    "wrong seq": lambda host: pay(host, seq=2),
+    "largest values": lambda host: pay(host, amount=2**63 - 1, tokens_in=2**63 - 1, tokens_out=2**63 - 1),
+    "another session": lambda host: replace(
+        pay(host), signature=VOUCHERS.sign_wallet(voucher_digest(MARKET, SessionId(bytes(32)), pay(host)))
+    ),
+    "another key": lambda host: replace(
+        pay(host), signature=RECEIPTS.sign_wallet(voucher_digest(MARKET, SESSION, pay(host)))
+    ),
+    "high-s signature": lambda host: replace(pay(host), signature=high_s(pay(host).signature)),
+    "a signature of another length": lambda host: replace(pay(host), signature=bytes(100)),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_voucher_that_is_not_exact_ends_the_session_and_credits_nothing(forgery: str) -> None:
+    host = serving(tokens=40)
+    out = say(host, FORGERIES[forgery](host))
+    assert violated(out)
+    assert not [value for value in out if isinstance(value, Paid | m.Tokens)]
+
+
+def test_the_exact_voucher_brings_credit_and_the_same_one_again_brings_nothing() -> None:
+    host = serving(tokens=60)
+    tell(host, GenTokens(1, tuple(range(16)), "x"))
+    exact = pay(host)
+    out = say(host, exact)
+    assert out[0].seq == m.WINDOW  # sends are listed first; the order is checked by the duet
+    assert only(Paid, out).voucher == exact
+    assert say(host, exact) == []
+
+
+def test_a_stale_voucher_is_a_violation() -> None:
+    host = serving(tokens=32)
+    first = pay(host)
+    say(host, first)
+    tell(host, GenTokens(1, tuple(range(32)), "x"))
+    say(host, pay(host))
+    assert violated(say(host, first))
+
+
+def test_a_durable_voucher_comes_before_what_it_pays_for() -> None:
+    host = serving(tokens=60)
+    tell(host, GenTokens(1, tuple(range(16)), "x"))
+    effects = host.handle(Received(CLIENT_ID.peer, STREAM, pay(host)), 0.0)
+    kinds = [type(getattr(effect, "value", getattr(effect, "message", effect))) for effect in effects]
+    assert kinds.index(Paid) < kinds.index(m.Tokens)
+    effects = quoted().handle(Received(CLIENT_ID.peer, STREAM, pay(quoted())), 0.0)
+    kinds = [type(getattr(effect, "value", effect)) for effect in effects]
+    assert kinds.index(Paid) < kinds.index(Generate)
+
+
+def test_a_durable_receipt_comes_before_it_is_sent() -> None:
+    host = serving()
+    effects = host.handle(Command(GenTokens(1, tuple(range(32)), "x")), 0.0)
+    kinds = [type(getattr(effect, "value", getattr(effect, "message", effect))) for effect in effects]
+    assert kinds.index(Issued) < kinds.index(m.Checkpoint)
+
+
+def test_a_wrong_voucher_for_the_input_is_let_through_once_only_if_it_could_be_an_early_one() -> None:
+    host = quoted()
+    assert violated(say(host, pay(host, amount=1)))
+    host = quoted()
+    other = pay(host, tokens_in=20, amount=amount_due(TERMS, 20, 0))
+    assert say(host, other) == []
+    assert violated(say(host, other))
+
+
+def test_a_late_or_repeated_count_means_nothing() -> None:
+    host = quoted()
+    assert tell(host, Counted(1, 30, 0), CountFailed(1, "internal", ""), Counted(2, 9, 0)) == []
+    host = serving()
+    assert tell(host, Counted(1, 30, 0), CountFailed(1, "internal", "")) == []
+    assert tell(relaying(), Counted(1, 5, 0)) == []
+
+
+def test_what_the_engine_says_of_the_input_changes_no_bill() -> None:
+    host = quoted()
+    say(host, pay(host))
+    assert tell(host, GenStarted(1, 9_999, 0)) == []
+    assert host.session is not None
+    assert host.session.meter.tokens_in == 15
+
+
+def test_a_client_that_cancels_before_it_pays_costs_the_host_no_engine_and_no_memory() -> None:
+    host = relaying()
+    tell(host, Escrowed())
+    for turn in range(1, 200):
+        out = say(host, *prompt_parts(turn, encode(ask().body)))
+        assert not [value for value in out if isinstance(value, Generate)]
+        tell(host, Counted(turn, 20, 0))
+        assert only(m.Done, say(host, m.Cancel(turn=turn))).tokens_in == 0
+    assert host.session is not None
+    till = host.session.till
+    assert isinstance(till, PaidTill)
+    assert len(till.sent._kept) <= 2
+    assert not till.owed
+
+
+def test_a_replaced_command_to_the_machine_that_holds_the_session_ends_nothing() -> None:
+    host = serving()
+    assert tell(host, Replaced()) == []
+    assert host.state == "serving"
+
+
+# ---- the client's side
+
+
+def hear(client: ClientSession, *said: Any) -> list[Any]:
+    out: list[Any] = []
+    for message in said:
+        effects = client.handle(Received(HOST.peer, STREAM, message), 0.0)
+        out += [*sent(effects), *emitted(effects)]
+    return out
+
+
+def blamed(out: list[Any]) -> bool:
+    """The host broke the protocol, and nothing was signed for it."""
+    fault = any(isinstance(value, SessionFailed) and value.fault for value in out)
+    return fault and not [value for value in out if isinstance(value, Signed | m.Voucher)]
+
+
+def opening() -> ClientSession:
+    client = paid_client()
+    client.handle(Command(Start()), 0.0)
+    return client
+
+
+def asking(**changes: Any) -> ClientSession:
+    client = opening()
+    hear(client, ACCEPT)
+    client.handle(Command(replace(ask(input_max=100), **changes)), 0.0)
+    return client
+
+
+def test_an_honest_acceptance_is_taken() -> None:
+    assert not blamed(hear(opening(), ACCEPT))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"session": SessionId(b"x" * 32)}, id="another session id"),
+        pytest.param({"session_fee": TERMS.session_fee + 1}, id="a higher fee"),
+        pytest.param({"session_fee": TERMS.session_fee - 1}, id="a lower fee"),
+        pytest.param({"session_fee": 0}, id="no fee"),
+    ],
+)
+def test_a_host_that_accepts_something_else_is_at_fault(change: dict[str, Any]) -> None:
+    assert blamed(hear(opening(), replace(ACCEPT, **change)))
+
+
+def test_a_paid_open_waits_for_the_chain() -> None:
+    client = paid_client()
+    effects = client.handle(Command(Start()), 3.0)
+    assert only(SetTimer, effects) == SetTimer("open", 123.0)
+    request = only(m.Open, sent(effects))
+    assert (request.terms, request.valid_before) == (TERMS, client_payment().valid_before)
+    assert request.authorisation == client_payment().authorisation
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        pytest.param(m.Quote(turn=1, tokens_in=101), id="more than possible"),
+        pytest.param(m.Quote(turn=1, tokens_in=20, reused=21), id="more reused than there is"),
+    ],
+)
+def test_a_host_that_quotes_too_much_is_paid_nothing(quote: m.Quote) -> None:
+    assert blamed(hear(asking(), quote))
+
+
+@pytest.mark.parametrize("tokens_in", [19, 21])
+def test_a_client_that_counted_takes_no_other_quote(tokens_in: int) -> None:
+    assert blamed(hear(asking(input_exact=20), m.Quote(turn=1, tokens_in=tokens_in)))
+
+
+def test_an_honest_quote_is_paid_to_the_unit() -> None:
+    out = hear(asking(), m.Quote(turn=1, tokens_in=20, reused=5))
+    assert only(m.Voucher, out).amount == amount_due(TERMS, 15, 0)
+    assert blamed(hear(asking(), m.Quote(turn=1, tokens_in=20), m.Quote(turn=1, tokens_in=20))) is False
+    client = asking()
+    hear(client, m.Quote(turn=1, tokens_in=20))
+    assert blamed(hear(client, m.Quote(turn=1, tokens_in=20)))
+
+
+def test_a_quote_beyond_the_deposit_is_cancelled_and_not_signed() -> None:
+    client = paid_client(replace(TERMS, deposit=TERMS.session_fee + 3, tip=0))
+    client.handle(Command(Start()), 0.0)
+    assert client._purse.payable
+    hear(client, replace(ACCEPT, session=client._purse.session))  # type: ignore[union-attr]
+    client.handle(Command(ask(input_max=100)), 0.0)
+    out = hear(client, m.Quote(turn=1, tokens_in=20))
+    assert [value for value in out if isinstance(value, m.Cancel | m.Voucher)] == [m.Cancel(turn=1)]
+    done = m.Done(turn=1, reason="cancelled", tokens_in=0, reused=0, tokens_out=0, cost=TERMS.session_fee)
+    failed = only(TurnFailed, hear(client, done))
+    assert (failed.code, client.state, client.last_voucher) == ("payment_required", "idle", None)
+
+
+def test_a_quote_after_the_user_cancelled_is_not_paid() -> None:
+    client = asking()
+    client.handle(Command(CancelTurn()), 0.0)
+    out = hear(client, m.Quote(turn=1, tokens_in=20))
+    assert not [value for value in out if isinstance(value, m.Voucher)]
+    assert blamed(hear(client, m.Tokens(seq=0, ids=(1,), text="a")))
+
+
+def test_tokens_before_the_quote_are_a_violation() -> None:
+    assert blamed(hear(asking(), m.Tokens(seq=0, ids=(1,), text="a")))
+
+
+def test_a_host_that_delivers_more_than_the_deposit_covers_is_at_fault() -> None:
+    terms = replace(TERMS, price_in=0, price_out=1_000_000, session_fee=2_500, tip=0, deposit=2_510)
+    client = paid_client(terms)
+    client.handle(Command(Start()), 0.0)
+    hear(client, replace(ACCEPT, session=client_payment(terms).session))
+    client.handle(Command(ask(input_max=100)), 0.0)
+    hear(client, m.Quote(turn=1, tokens_in=20))
+    assert not blamed(hear(client, m.Tokens(seq=0, ids=tuple(range(10)), text="a")))
+    out = hear(client, m.Tokens(seq=10, ids=(1,), text="a"))
+    assert blamed(out)
+    assert not [value for value in out if isinstance(value, Delivered)]
+
+
+def honest(until: str) -> tuple[PaidDuet, Any]:
+    """A real host's next message of this name, not yet heard by the client."""
+    duet = PaidDuet(answer_tokens=40)
+    duet.open()
+    duet.ask(ask())
+    while True:
+        while duet.count() or duet.deliver_to_host() or duet.engine(8):
+            pass
+        message = m.CODEC.decode(duet.to_client[0])
+        if wire_name(type(message)) == until:
+            return duet, message
+        duet.deliver_to_client()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seq": 2},
+        {"tokens_in": 16},
+        {"tokens_in": 20},
+        {"tokens_out": 33},
+        {"token_hash": bytes(32)},
+        {"root": bytes(32)},
+        {"signature": bytes(65)},
+        {"signature": bytes(64)},
+    ],
+    ids=str,
+)
+def test_a_host_that_bills_more_than_it_sent_gets_no_voucher(change: dict[str, Any]) -> None:
+    duet, receipt = honest("checkpoint")
+    assert blamed(hear(duet.client, replace(receipt, **change)))
+
+
+@pytest.mark.parametrize(
+    "signer", [HOST.sign, Identity("x").sign_wallet], ids=["the peer key", "another key"]
+)
+def test_a_receipt_that_the_receipt_key_did_not_sign_gets_no_voucher(
+    signer: Callable[[bytes], bytes],
+) -> None:
+    duet, receipt = honest("checkpoint")
+    assert duet.host.session is not None
+    digest = duet.host.session.meter._chain.digest()
+    assert blamed(hear(duet.client, replace(receipt, signature=signer(digest))))
+
+
+def test_a_high_s_receipt_gets_no_voucher() -> None:
+    duet, receipt = honest("checkpoint")
+    assert blamed(hear(duet.client, replace(receipt, signature=high_s(receipt.signature))))
+
+
+def test_an_honest_receipt_is_reported_signed_and_paid_in_that_order() -> None:
+    duet, receipt = honest("checkpoint")
+    effects = duet.client.handle(Received(HOST.peer, STREAM, receipt), 0.0)
+    kinds = [
+        type(getattr(effect, "value", getattr(effect, "message", effect))).__name__ for effect in effects
+    ]
+    assert kinds == ["SetTimer", "Receipted", "Signed", "Voucher"]
+    assert only(m.Voucher, sent(effects)).amount == amount_due(TERMS, 15, 32)
+
+
+def test_a_host_that_issues_a_receipt_again_is_at_fault() -> None:
+    duet, receipt = honest("checkpoint")
+    hear(duet.client, receipt)
+    assert blamed(hear(duet.client, receipt))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cost": 1}, {"cost": -1}, {"tokens_out": 1}, {"tokens_in": 1}, {"reused": -1}],
+    ids=str,
+)
+def test_a_host_that_sums_up_wrongly_is_at_fault(change: dict[str, int]) -> None:
+    duet, done = honest("done")
+    wrong = {key: getattr(done, key) + more for key, more in change.items()}
+    assert blamed(hear(duet.client, replace(done, **wrong)))
+
+
+def test_a_bill_for_nothing_is_not_forgiven_on_the_same_stream() -> None:
+    """Waiving is for resumed turns: here the voucher went out before."""
+    client = asking()
+    hear(client, m.Quote(turn=1, tokens_in=20))
+    cost = TERMS.session_fee
+    done = m.Done(turn=1, reason="cancelled", tokens_in=0, reused=0, tokens_out=0, cost=cost)
+    assert blamed(hear(client, done))
+
+
+def test_a_free_host_that_names_a_cost_is_at_fault() -> None:
+    from tests.protocols.inference.test_client_attacks import honest as free
+
+    duet, done = free("done")
+    assert blamed(hear(duet.client, replace(done, cost=1)))
+
+
+# ---- anything at all
+
+vouchers = st.builds(
+    m.Voucher,
+    seq=st.integers(0, 2),
+    tokens_in=st.integers(0, 30),
+    tokens_out=st.integers(0, 64),
+    amount=st.integers(0, 5_000),
+    root=st.just(bytes(32)),
+    signature=st.just(bytes(65)),
+)
+said_to_host = st.one_of(
+    st.sampled_from(PARTS),
+    st.sampled_from(list(prompt_parts(2, encode(ask().body)))),
+    st.just("pay"),
+    st.just("pay"),
+    st.just(paid_open()),
+    st.builds(m.Cancel, turn=st.integers(0, 2)),
+    vouchers,
+    *[messages(cls) for cls in m.CODEC.classes],
+)
+reports = st.one_of(
+    st.builds(Counted, st.integers(0, 2), st.integers(0, 2**32 - 1), st.integers(0, 30)),
+    st.builds(CountFailed, st.integers(0, 2), st.just("internal"), st.text(max_size=9)),
+    st.builds(
+        GenTokens, st.integers(0, 2), st.lists(st.integers(0, 9), max_size=70).map(tuple), st.text(max_size=9)
+    ),
+    st.builds(GenDone, st.integers(0, 2), st.sampled_from(["stop", "length", "cancelled"])),
+    st.builds(GenFailed, st.integers(0, 2), st.just("internal"), st.text(max_size=9)),
+    st.sampled_from([Escrowed(), Escrowed(), Drain(), Replaced(), NotEscrowed(m.Refuse(code="capacity"))]),
+)
+host_events = st.one_of(
+    said_to_host,
+    st.builds(Command, reports),
+    st.builds(TimerFired, st.sampled_from(["open", "relay", "idle", "prompt", "stall", "x"])),
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.sampled_from([relaying, quoted, serving]), st.lists(host_events, max_size=30))
+def test_no_sequence_of_events_makes_a_paid_host_raise_or_give_more_than_a_window(
+    begin: Callable[[], HostSession], sequence: list[Any]
+) -> None:
+    host, finished = begin(), 0
+    for now, what in enumerate(sequence):
+        if what == "pay":
+            due = host.session is not None and host.session.till.owed
+            message = pay(host) if due else m.Ping(nonce=1)
+        else:
+            message = what
+        event = what if isinstance(what, Command | TimerFired) else Received(CLIENT_ID.peer, STREAM, message)
+        effects = host.handle(event, float(now))
+        for message in sent(effects):
+            assert m.CODEC.decode(m.CODEC.encode(message)) == message
+        finished += sum(isinstance(value, Finished) for value in emitted(effects))
+        if host.session is not None:
+            till, outbox = host.session.till, host.session.outbox
+            assert isinstance(till, PaidTill)
+            paid_out = till.tab.paid.tokens_out if till.tab.paid is not None else 0
+            assert outbox.sent - paid_out <= m.WINDOW
+            assert till.cost(host.session.meter) <= TERMS.deposit
+            assert len(till.tab._due) <= 5
+    assert finished == (host.state == "over")
+
+
+said_to_client = st.one_of(
+    st.just(ACCEPT),
+    st.builds(m.Quote, turn=st.integers(0, 2), tokens_in=st.integers(0, 120), reused=st.integers(0, 30)),
+    st.builds(
+        m.Tokens,
+        seq=st.integers(0, 40),
+        ids=st.lists(st.integers(0, 9), max_size=40).map(tuple),
+        text=st.text(max_size=9),
+    ),
+    st.builds(
+        m.Done,
+        turn=st.integers(0, 2),
+        reason=st.just("cancelled"),
+        tokens_in=st.integers(0, 20),
+        reused=st.just(0),
+        tokens_out=st.just(0),
+        cost=st.just(TERMS.session_fee),
+    ),
+    *[messages(cls) for cls in m.CODEC.classes],
+)
+client_events = st.one_of(
+    said_to_client,
+    said_to_client,
+    st.builds(
+        Command,
+        st.sampled_from([ask(input_max=100), replace(ask(input_max=100), input_exact=20), CancelTurn()]),
+    ),
+    st.builds(TimerFired, st.sampled_from(["open", "silence", "progress", "x"])),
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(client_events, max_size=30))
+def test_no_sequence_of_events_makes_a_paid_client_raise_or_sign_for_more_than_it_has(
+    sequence: list[Any],
+) -> None:
+    client = opening()
+    hear(client, ACCEPT)
+    for now, what in enumerate(sequence):
+        event = what if isinstance(what, Command | TimerFired) else Received(HOST.peer, STREAM, what)
+        effects = client.handle(event, float(now))
+        for message in sent(effects):
+            assert m.CODEC.decode(m.CODEC.encode(message)) == message
+        for value in emitted(effects):
+            if isinstance(value, Signed):
+                assert client.held is not None
+                voucher = value.voucher
+                assert voucher.tokens_out == client.held.meter.tokens_out
+                assert voucher.amount == amount_due(TERMS, voucher.tokens_in, voucher.tokens_out)
+                assert voucher.amount <= TERMS.deposit

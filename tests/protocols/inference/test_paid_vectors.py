@@ -1,0 +1,211 @@
+"""The paid session of ``vectors.json``, checked as someone else's implementation would check itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols import typed_data
+from p2pnode.protocols.crypto import keccak256, recover_address, sign_digest
+from p2pnode.protocols.events import Command, Event, Received
+from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.commands import (
+    Ask,
+    Counted,
+    End,
+    Escrowed,
+    GenDone,
+    GenStarted,
+    GenTokens,
+    HostCommand,
+    Start,
+)
+from p2pnode.protocols.inference.machine import ClientSession, ClientTimes, HostSession, HostTerms
+from p2pnode.protocols.inference.payment import ClientPayment, HostPayment, check_open
+from p2pnode.protocols.typed_data import Domain
+from p2pnode.protocols.wire import decode_record
+from tests.protocols.support import sent
+
+ROOT = Path(__file__).resolve().parents[3] / "protocols" / "inference"
+
+
+def opening(said: list[tuple[str, Any]]) -> tuple[m.Open, m.SessionTerms]:
+    """How it was opened."""
+    opened = next(message for _, message in said if isinstance(message, m.Open))
+    assert opened.terms is not None
+    return opened, opened.terms
+
+
+def authorisation_of(opened: m.Open) -> bytes:
+    assert opened.authorisation is not None
+    return opened.authorisation
+
+
+def told_domain(told: dict[str, Any]) -> Domain:
+    return Domain(**{**told, "contract": bytes.fromhex(told["contract"])})
+
+
+def paid() -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """What the file says, and who says what in its turn and its resume."""
+    told = json.loads((ROOT / "vectors.json").read_text(encoding="utf-8"))["paid"]
+    said = [(each["from"], each["hex"]) for each in (*told["turn"], *told["resume"])]
+    return told, [(side, m.CODEC.decode(bytes.fromhex(data))) for side, data in said]
+
+
+def test_the_type_strings_of_the_spec_are_those_that_are_signed() -> None:
+    structs = re.findall(
+        r"^\w+\((?:\w+ \w+,?)+\)$", (ROOT / "SPEC.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    digests = {keccak256(each.encode()) for each in structs}
+    assert digests == {typed_data._TERMS, typed_data._VOUCHER, typed_data._RECEIVE}
+
+
+def test_the_paid_sessions_digests_are_what_its_keys_signed() -> None:
+    told, said = paid()
+    market, token = told_domain(told["market"]), told_domain(told["token"])
+    opened, terms = opening(said)
+    assert typed_data.session_id(market, terms).hex() == told["session"]
+    authorised = typed_data.authorisation_digest(
+        token,
+        payer=terms.payer,
+        to=market.contract,
+        amount=terms.deposit,
+        valid_before=opened.valid_before,
+        nonce=bytes.fromhex(told["session"]),
+    )
+    assert authorised.hex() == told["authorisation_digest"]
+    assert recover_address(authorised, authorisation_of(opened)) == terms.payer
+    session = SessionId(bytes.fromhex(told["session"]))
+    vouchers = [message for _, message in said if isinstance(message, m.Voucher)]
+    for voucher, digest in zip(vouchers, told["voucher_digests"], strict=False):
+        assert typed_data.voucher_digest(market, session, voucher).hex() == digest
+        assert recover_address(bytes.fromhex(digest), voucher.signature) == terms.voucher_key
+        assert voucher.amount == typed_data.amount_due(terms, voucher.tokens_in, voucher.tokens_out)
+    receipt = next(message for _, message in said if isinstance(message, m.Checkpoint))
+    assert recover_address(bytes.fromhex(told["receipt_digest"]), receipt.signature) == terms.receipt_key
+    resume = next(message for _, message in said if isinstance(message, m.Resume))
+    assert recover_address(bytes.fromhex(told["resume_digest"]), resume.proof) == terms.voucher_key
+
+
+def test_the_resume_digest_is_the_formula_of_the_spec() -> None:
+    told, said = paid()
+    accept = next(message for _, message in said if isinstance(message, m.Accept))
+    words = [keccak256(b"p2pnode/resume/1"), accept.nonce, accept.session]
+    words += [keccak256(told[peer].encode()) for peer in ("host_peer", "client_peer")]
+    assert keccak256(b"".join(words)).hex() == told["resume_digest"]
+
+
+def test_our_client_says_in_the_paid_session_exactly_what_the_file_says() -> None:
+    told, said = paid()
+    opened, terms = opening(said)
+    voucher_key = bytes.fromhex(told["secrets"]["voucher_key"])
+    payment = ClientPayment(
+        market=told_domain(told["market"]),
+        terms=terms,
+        valid_before=opened.valid_before,
+        authorisation=authorisation_of(opened),
+        sign=lambda digest: sign_digest(voucher_key, digest),
+    )
+    host, salt = PeerId(told["host_peer"]), opened.salt
+    client = ClientSession(host=host, stream=1, model=opened.model, salt=salt, payment=payment)
+    heard = play(client, host, [each for each in said if not isinstance(each[1], m.Resume)][:9])
+    again = ClientSession(
+        host=host,
+        stream=2,
+        model=opened.model,
+        salt=salt,
+        resume=client.held,
+        peer=PeerId(told["client_peer"]),
+    )
+    heard += play(again, host, said[9:])
+    assert heard == [message for side, message in said if side == "client"]
+
+
+def play(client: ClientSession, host: PeerId, said: list[tuple[str, Any]]) -> list[Any]:
+    """What a client says when it hears the host's part of a script."""
+    spoken = sent(client.handle(Command(Start()), 0.0))
+    for side, message in said:
+        event: Event = Received(host, 1, message)
+        if side == "client":
+            if isinstance(message, m.Prompt):
+                event = Command(Ask(decode_record(m.PromptBody, message.body), input_max=100))
+            elif isinstance(message, m.Close):
+                event = Command(End())
+            else:
+                continue
+        spoken += sent(client.handle(event, 0.0))
+    return spoken
+
+
+def test_our_host_takes_the_paid_session_of_the_file_and_says_its_part() -> None:
+    told, said = paid()
+    opened, terms = opening(said)
+    receipts = bytes.fromhex(told["secrets"]["receipt_key"])
+    payment = HostPayment(
+        market=told_domain(told["market"]),
+        token=told_domain(told["token"]),
+        peer=PeerId(told["host_peer"]),
+        wallet=terms.host,
+        receipt_key=terms.receipt_key,
+        sign=lambda digest: sign_digest(receipts, digest),
+        price_in=terms.price_in,
+        price_out=terms.price_out,
+        session_fee=terms.session_fee,
+    )
+    assert check_open(opened, payment, opened.valid_before - 300) is None
+    granted, nonces = HostTerms(n_ctx=8192, payment=payment), iter([b"\x4e" * 32, b"\x4f" * 32])
+    machines: list[HostSession] = []
+
+    def connect() -> HostSession:
+        kept = machines[-1].session if machines else None
+        machine = HostSession(
+            peer=PeerId(told["client_peer"]),
+            stream=1,
+            admit=lambda _open: granted,
+            sign=lambda _digest: b"",
+            epoch=7,
+            draw=lambda _count: next(nonces),
+            terms=granted,
+            resume=lambda _resume: kept or m.Refuse(code="bad_request"),
+        )
+        machines.append(machine)
+        return machine
+
+    reports: dict[type, list[HostCommand]] = {
+        m.Open: [Escrowed()],
+        m.Prompt: [Counted(1, 5)],
+        m.Voucher: [GenStarted(1, 5, 0), GenTokens(1, (1, 2, 49_151), "Hi!"), GenDone(1, "length")],
+    }
+    heard: list[Any] = []
+    for side, message in said:
+        if side == "client":
+            opens = isinstance(message, m.Open | m.Resume)
+            machine = connect() if opens else machines[-1]
+            events: list[Event] = [Received(PeerId(told["client_peer"]), 1, message)]
+            events += [Command(report) for report in reports.get(type(message), [])]
+            for event in events:
+                heard += sent(machine.handle(event, 0.0))
+    assert heard == [message for side, message in said if side == "host"]
+
+
+def test_the_timers_of_the_spec_are_those_of_the_machines() -> None:
+    rows = re.findall(
+        r"^\| (host|client) \| `(\w+)` \| ([^|]+) \|",
+        (ROOT / "SPEC.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    told = {(side, key): {float(each) for each in re.findall(r"(\d+) s\b", when)} for side, key, when in rows}
+    host, client = HostTerms(n_ctx=1), ClientTimes()
+    assert told == {
+        ("host", "open"): {host.open_s},
+        ("host", "relay"): {host.relay_s},
+        ("host", "idle"): {host.idle_s},
+        ("host", "prompt"): {host.stall_s},
+        ("host", "stall"): {host.stall_s},
+        ("client", "open"): {client.open_s, client.open_paid_s},
+        ("client", "progress"): {client.first_token_s, client.stall_s},
+        ("client", "silence"): {client.stall_s / 3},
+    }
