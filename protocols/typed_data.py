@@ -10,6 +10,7 @@ nonce of the authorisation that it really signs. Signing is injected (``protocol
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from p2pnode.ids import SessionId
@@ -57,16 +58,13 @@ class Domain:
 
     def digest(self, struct_hash: bytes) -> bytes:
         """The 32 bytes a key signs for a struct."""
-        separator = keccak256(
-            abi_encode(
-                _DOMAIN,
-                keccak256(self.name.encode()),
-                keccak256(self.version.encode()),
-                self.chain_id,
-                self.contract,
-            )
-        )
-        return keccak256(b"\x19\x01" + separator + struct_hash)
+        return keccak256(b"\x19\x01" + _separator(self) + struct_hash)
+
+
+@lru_cache(maxsize=64)  # a voucher is signed or checked many times a second, always for one market
+def _separator(domain: Domain) -> bytes:
+    names = keccak256(domain.name.encode()), keccak256(domain.version.encode())
+    return keccak256(abi_encode(_DOMAIN, *names, domain.chain_id, domain.contract))
 
 
 def market_domain(chain_id: int, market: bytes) -> Domain:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final, Literal, TypeAlias
 
-SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle", "gas"]
+SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle", "gas", "paid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +113,22 @@ GOALS: Final = (
         baseline="a process with one node of libp2p as it comes",
     ),
     Goal(
+        name="paid.voucher_cpu",
+        unit="ms",
+        bound="at most",
+        target=1.0,
+        meaning="CPU of a checkpoint at the dearer side: receipt, voucher and the journal's commits",
+        baseline="the same at that side of a free session",
+    ),
+    Goal(
+        name="paid.throughput",
+        unit="ratio",
+        bound="at least",
+        target=0.97,
+        meaning="tokens/s of four paid streams of a scripted engine at 500 tokens/s each",
+        baseline="four free streams of another host of the same engine, paired runs; 1 means as fast",
+    ),
+    Goal(
         name="gas.open",
         unit="gas",
         bound="at most",
@@ -154,7 +170,7 @@ GOALS: Final = (
         baseline="the same for the predecessor's open and settle, without its checkpoints",
     ),
 )
-SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle", "gas")
+SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle", "gas", "paid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,8 +212,8 @@ class Cashier:
             await deposit.decided.wait()  # its deadline is the relay's
 
     async def issued(self, session: SessionId, checkpoint: Checkpoint) -> None:
-        """Durable before it is sent: there is never a second receipt for a place."""
-        await self.journal.host_issued(session, checkpoint)
+        """Written down in order: on disk before what its voucher pays for is served. A place has one."""
+        await self.journal.host_issuing(session, checkpoint)
 
     # ---- the end
 

@@ -202,7 +202,7 @@ class Settler:
             try:
                 with trio.fail_after(self._limits.chain_deadline_s):
                     await self._watch()
-            except (UnavailableError, trio.TooSlowError) as error:
+            except (ChainError, trio.TooSlowError) as error:  # whatever a node says, the host stays up
                 if self.reachable:
                     log.warning("chain.unreachable", reason=str(error) or "too slow")
                 self.reachable = False

@@ -1,7 +1,7 @@
 """The journal: what must not be forgotten about money, on disk before it is acted on.
 
-One SQLite file in the data dir, shared by ``join`` and any number of ``ask``. Everything awaited here is
-durable when it returns; questions are answered at once, from what is committed. A record is never taken
+One SQLite file in the data dir, shared by ``join`` and any number of ``ask``. Everything awaited here (but
+``host_issuing``) is durable when it returns; questions are answered at once, from what is committed. A record is never taken
 back, a voucher never replaced by a lower one, a receipt never by another. It holds the keys of sessions:
 mode 0600. Knows nothing of the chain or the peers. Every method raises ``StorageError``.
 """
@@ -95,8 +95,19 @@ class Journal:
         await self._writer.write(partial(host.lost, session=session, detail=detail))
 
     async def host_issued(self, session: SessionId, checkpoint: Checkpoint) -> None:
-        """A receipt, before it is sent. A second one for a place is refused."""
+        """A receipt, on disk when this returns. A second one for a place is refused."""
         await self._writer.write(partial(host.issued, session=session, checkpoint=checkpoint))
+
+    async def host_issuing(self, session: SessionId, checkpoint: Checkpoint) -> None:
+        """A receipt that is about to be sent; it goes to disk with the next write, and before it.
+
+        That is at the latest with the voucher that pays for it, and costs no commit of its own. One that a
+        crash forgot is of an epoch that is over: no later receipt can contradict it.
+        """
+        if self._writer.crowded:
+            await self.host_issued(session, checkpoint)
+        else:
+            self._writer.ride(partial(host.issued, session=session, checkpoint=checkpoint))
 
     async def host_paid(self, session: SessionId, voucher: Voucher) -> None:
         """A voucher that holds, before more is served. The highest is kept."""

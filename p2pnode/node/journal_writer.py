@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import structlog
 import trio
 
 from p2pnode.errors import StorageError
 from p2pnode.node.journal_file import failing_as_storage, storage_error
 
+log = structlog.get_logger()
 QUEUE_MAX: Final = 256
+RIDERS_MAX: Final = 64
 Operation: TypeAlias = Callable[[sqlite3.Connection], None]
 _OF_ONE: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 """Errors that one operation causes, and that end that one only."""
@@ -39,6 +42,7 @@ class JournalWriter:
         self._path, self._db, self._in_thread = path, db, in_thread
         self._limiter = trio.CapacityLimiter(1)  # of our own: a commit never waits for somebody's download
         self._queue: trio.MemorySendChannel[_Request] | None = None
+        self._riders: list[_Request] = []
         self.commits = 0
         """Transactions so far."""
 
@@ -55,6 +59,8 @@ class JournalWriter:
             self._queue = None
             while group := _waiting(receive):
                 await self._write(group)
+            if self._riders:
+                await self._write([])
             receive.close()
 
     async def write(self, operation: Operation) -> None:
@@ -68,7 +74,24 @@ class JournalWriter:
         if request.error is not None:
             raise request.error
 
+    def ride(self, operation: Operation) -> None:
+        """Let ``operation`` go to disk with the next write, before it. Nobody waits for it.
+
+        One that fails is its caller's no more: it is logged.
+        """
+        if self._queue is None:
+            msg = f"the journal {self._path} takes no writes now: its writer has not started or was stopped"
+            raise StorageError(msg)
+        self._riders.append(_Request(operation))
+
+    @property
+    def crowded(self) -> bool:
+        """Do so many ride along that one should be waited for?"""
+        return len(self._riders) >= RIDERS_MAX
+
     async def _write(self, group: list[_Request]) -> None:
+        riders, self._riders = self._riders, []
+        group = [*riders, *group]
         try:
             with trio.CancelScope(shield=True):  # one commit: the callers wait for its end, whichever it is
                 if self._in_thread:
@@ -82,15 +105,22 @@ class JournalWriter:
         finally:
             for request in group:
                 request.done.set()
+            for rider in riders:
+                if rider.error is not None:
+                    log.error("journal.write_failed", reason=str(rider.error))
 
     def _commit(self, group: list[_Request]) -> None:
         db = self._db
         try:
             db.execute("BEGIN IMMEDIATE")
-            for request in group:
-                self._apply(request)
-            db.execute("COMMIT")
-            self.commits += 1
+            if len(group) == 1:  # alone, it needs no savepoint of its own
+                self._apply_alone(group[0])
+            else:
+                for request in group:
+                    self._apply(request)
+            if db.in_transaction:
+                db.execute("COMMIT")
+                self.commits += 1
         except sqlite3.Error as error:
             if db.in_transaction:
                 with suppress(sqlite3.Error):
@@ -98,20 +128,32 @@ class JournalWriter:
             for request in group:
                 request.error = storage_error(self._path, error)
 
+    def _apply_alone(self, request: _Request) -> None:
+        try:
+            self._operate(request)
+        except sqlite3.Error:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is its caller's, who gets it
+            self._db.execute("ROLLBACK")
+            request.error = error
+
     def _apply(self, request: _Request) -> None:
         db = self._db
         db.execute("SAVEPOINT one")
         try:
-            try:
-                request.operation(db)
-            except _OF_ONE as error:
-                raise StorageError(f"the journal {self._path} does not take this: {error}") from error
+            self._operate(request)
         except sqlite3.Error:
             raise
         except Exception as error:  # noqa: BLE001 - it is its caller's, who gets it
             db.execute("ROLLBACK TO one")
             request.error = error
         db.execute("RELEASE one")
+
+    def _operate(self, request: _Request) -> None:
+        try:
+            request.operation(self._db)
+        except _OF_ONE as error:
+            raise StorageError(f"the journal {self._path} does not take this: {error}") from error
 
 
 def transact(path: Path, db: sqlite3.Connection, operation: Operation) -> None:

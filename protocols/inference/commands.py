@@ -176,7 +176,8 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A receipt of a paid session, about to be sent: make it durable first; there is never another one.
+    """A receipt of a paid session, about to be sent. It must be durable before its voucher's ``Paid`` is
+    done: within an epoch there is never another one for its place.
 
     A resume says it again for each that is replayed.
     """

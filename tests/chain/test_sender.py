@@ -767,12 +767,11 @@ async def test_when_the_ledger_closes_nobody_waits_for_ever(
     local.pool.automine = False
     ledger = await rpc.connect("payer", limits=limits(inflight_max=1, queue=1))
     with trio.fail_after(100):
-        async with trio.open_nursery() as nursery:
-            async with trio.open_nursery() as inner:
-                await inner.start(ledger.run)
-                waiting = [Waiting(nursery, ledger, Transfer(TO, 1)) for _ in range(4)]
-                await trio.sleep(5)
-                inner.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery, trio.open_nursery() as inner:
+            await inner.start(ledger.run)
+            waiting = [Waiting(nursery, ledger, Transfer(TO, 1)) for _ in range(4)]
+            await trio.sleep(5)
+            inner.cancel_scope.cancel()
         told = sorted(str(one.error).split(":")[0] for one in waiting)
     await ledger.aclose()
     assert told[:3] == ["nothing was sent"] * 3
@@ -840,7 +839,7 @@ def test_an_offer_covers_twice_the_base_fee_and_the_median_tip(
 # ---- everything at once
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 async def test_whatever_endpoints_do_each_order_is_carried_out_once_or_refused(
     seed: int, rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:

@@ -385,6 +385,42 @@ async def test_a_clock_that_jumps_does_not_jump_over_a_commit_without_a_thread(
     journal.close()
 
 
+async def test_a_receipt_that_rides_along_is_on_disk_with_the_voucher_that_pays_for_it(
+    tmp_path: Path,
+) -> None:
+    async with writing(tmp_path / "journal.sqlite") as journal:
+        await journal.host_relaying(hosted(1))
+        commits = journal._writer.commits
+        await journal.host_issuing(session(1), checkpoint(1))
+        assert journal._writer.commits == commits  # no commit of its own
+        await journal.host_paid(session(1), voucher(1, 30_000))
+        assert journal._writer.commits == commits + 1
+        other = Journal.open(journal.path)
+        try:
+            assert other.receipts(session(1)) == [checkpoint(1)]
+        finally:
+            other.close()
+        await journal.host_issuing(session(1), checkpoint(2))
+    left = Journal.open(tmp_path / "journal.sqlite")
+    try:
+        assert [each.seq for each in left.receipts(session(1))] == [1, 2]  # an orderly end writes the rest
+    finally:
+        left.close()
+
+
+async def test_a_second_receipt_that_rides_along_leaves_the_first_and_what_it_rides_with(
+    journal: Journal,
+) -> None:
+    await journal.host_relaying(hosted(1))
+    await journal.host_issued(session(1), checkpoint(1))
+    await journal.host_issuing(session(1), checkpoint(1, root=b"\xff" * 32))
+    await journal.host_paid(session(1), voucher(1, 30_000))
+    assert journal.receipts(session(1)) == [checkpoint(1)]
+    found = journal.hosted_one(session(1))
+    assert found is not None
+    assert found.voucher == voucher(1, 30_000)
+
+
 async def test_one_refused_write_takes_no_other_with_it(journal: Journal) -> None:
     await journal.host_relaying(hosted(1))
     refused = []

@@ -1,0 +1,201 @@
+"""Both sides of a session in one task, so that the CPU of each can be told apart, journals included."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from p2pnode.errors import LocalError
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.node.journal import BoughtSession, HostedSession, Journal
+from p2pnode.node.keys import PeerKey, receipt_address
+from p2pnode.node.money import open_journal
+from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.events import Command, Effect, Emit, Received, Send
+from p2pnode.protocols.inference.commands import (
+    Ask,
+    Count,
+    Counted,
+    Escrowed,
+    Generate,
+    GenStarted,
+    GenTokens,
+    Issued,
+    Paid,
+    Relay,
+    Signed,
+    Start,
+)
+from p2pnode.protocols.inference.machine import ClientSession, HostSession, HostTerms
+from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
+    CODEC,
+    ChatMessage,
+    PromptBody,
+    SamplingParams,
+    SessionTerms,
+)
+from p2pnode.protocols.inference.payment import ClientPayment, HostPayment
+from p2pnode.protocols.typed_data import Domain
+
+_CLIENT: Final = PeerId("bench client")
+_N_CTX: Final = 1 << 20
+_WARM: Final = 10
+_PLENTY: Final = 10**15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionCpu:
+    """Milliseconds of CPU for each checkpoint: 32 tokens, the receipt, its answer, and what is written."""
+
+    host_ms: float
+    client_ms: float
+    host_machine_ms: float
+    client_machine_ms: float
+
+
+class _Unlimited:
+    def check(self, _spending: object) -> None:
+        """All may be signed."""
+
+
+async def checkpoint_cpu(folder: Path, checkpoints: int, *, paid: bool) -> SessionCpu:
+    """Run one answer of so many checkpoints."""
+    await trio.Path(folder).mkdir(parents=True)
+    async with open_journal(folder / "host.sqlite") as host, open_journal(folder / "client.sqlite") as client:
+        duet = _Duet(host, client, paid=paid)
+        await duet.open()
+        for _ in range(_WARM):
+            await duet.checkpoint()
+        duet.spent.clear()
+        for _ in range(checkpoints):
+            await duet.checkpoint()
+    spent = {key: ms / checkpoints for key, ms in duet.spent.items()}
+    return SessionCpu(
+        host_ms=spent["host"] + spent.get("host journal", 0.0),
+        client_ms=spent["client"] + spent.get("client journal", 0.0),
+        host_machine_ms=spent["host"],
+        client_machine_ms=spent["client"],
+    )
+
+
+class _Duet:
+    def __init__(self, host_journal: Journal, client_journal: Journal, *, paid: bool) -> None:
+        self._journals = {"host": host_journal, "client": client_journal}
+        self.spent: dict[str, float] = {}
+        self._wires: dict[str, deque[bytes]] = {"host": deque(), "client": deque()}
+        self._run = 0
+        key = PeerKey.generate(lambda count: bytes(range(count)))
+        secrets = [keccak256(name) for name in (b"receipt", b"voucher", b"payer", b"wallet")]
+        receipt, voucher, payer, wallet = secrets
+        market = Domain(name="JobMarketplace", version="1", chain_id=1, contract=bytes([7]) * 20)
+        self._terms = SessionTerms(
+            payer=receipt_address(payer), host=receipt_address(wallet), voucher_key=receipt_address(voucher),
+            receipt_key=receipt_address(receipt), model=scripted_model_id(), deposit=_PLENTY,
+            price_in=1_000_000, price_out=2_000_000, session_fee=1_000, tip=0, expiry=1 << 40, salt=bytes(32),
+        )  # fmt: skip
+        selling = HostPayment(
+            market=market, token=market, peer=key.peer_id, wallet=self._terms.host,
+            receipt_key=self._terms.receipt_key, sign=lambda digest: sign_digest(receipt, digest),
+            price_in=1_000_000, price_out=2_000_000, session_fee=1_000,
+        )  # fmt: skip
+        buying = ClientPayment(
+            market=market, terms=self._terms, valid_before=1 << 40, authorisation=bytes(65),
+            sign=lambda digest: sign_digest(voucher, digest),
+        )  # fmt: skip
+        self._session = buying.session
+        self._voucher_secret = voucher
+        granted = HostTerms(n_ctx=_N_CTX, payment=selling if paid else None)
+        self._host = HostSession(
+            peer=_CLIENT, stream=0, admit=lambda _open: granted,
+            sign=key.sign, epoch=1, draw=bytes, terms=HostTerms(n_ctx=_N_CTX),
+        )  # fmt: skip
+        self._client = ClientSession(
+            host=key.peer_id, stream=0, model=scripted_model_id(), salt=bytes(32),
+            payment=buying if paid else None,
+        )  # fmt: skip
+
+    async def open(self) -> None:
+        """To the point where the engine speaks."""
+        hosted = HostedSession(
+            session=self._session, terms=self._terms, salt=bytes(32), authorisation=bytes(65),
+            valid_before=1 << 40, epoch=1, peer=_CLIENT, opened_at=1,
+        )  # fmt: skip
+        await self._journals["host"].host_relaying(hosted)
+        bought = BoughtSession(
+            session=self._session, terms=self._terms, voucher_secret=self._voucher_secret,
+            host=_CLIENT, addresses=(), valid_before=1 << 40, opened_at=1,
+        )  # fmt: skip
+        await self._journals["client"].bought(bought, _Unlimited(), 1)
+        await self._do("host", self._host.start(0.0))
+        await self._tell("client", Start())
+        body = PromptBody(
+            messages=(ChatMessage(role="user", content="hello"),),
+            sampling=SamplingParams(tokens_max=_N_CTX),
+        )
+        await self._tell("client", Ask(body, 1000))
+        if not self._run:
+            msg = "the session did not come to its first token"
+            raise LocalError(msg)
+        await self._tell("host", GenStarted(self._run, 10, 0))
+
+    async def checkpoint(self) -> None:
+        """32 tokens, in frames of 16, and all that follows from them."""
+        for start in range(0, CHECKPOINT_EVERY, 16):
+            await self._tell("host", GenTokens(self._run, tuple(range(start, start + 16)), "word " * 16))
+
+    async def _tell(self, side: str, command: object) -> None:
+        await self._handle(side, Command(command))
+        while self._wires["host"] or self._wires["client"]:
+            for to in ("host", "client"):
+                while self._wires[to]:
+                    before = time.process_time()
+                    message = CODEC.decode(self._wires[to].popleft())
+                    self._note(to, before)
+                    await self._handle(to, Received(_CLIENT, 0, message))
+
+    async def _handle(self, side: str, event: Any) -> None:
+        before = time.process_time()
+        machine = self._host if side == "host" else self._client
+        effects = machine.handle(event, 0.0)
+        other = "client" if side == "host" else "host"
+        self._wires[other].extend(CODEC.encode(each.message) for each in effects if isinstance(each, Send))
+        self._note(side, before)
+        await self._do(side, effects)
+
+    async def _do(self, side: str, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Emit):
+                await self._emitted(side, effect.value)
+
+    async def _emitted(self, side: str, value: object) -> None:
+        before = time.process_time()
+        journal, session = self._journals[side], SessionId(self._session)
+        match value:
+            case Relay():
+                await self._tell("host", Escrowed())
+            case Count(turn=turn):
+                await self._tell("host", Counted(turn, 10))
+            case Generate(run=run):
+                self._run = run
+            case Issued(checkpoint=checkpoint):
+                await journal.host_issuing(session, checkpoint)
+                self._note("host journal", before)
+            case Paid(voucher=voucher):
+                await journal.host_paid(session, voucher)
+                self._note("host journal", before)
+            case Signed(voucher=voucher):
+                await journal.signed(session, voucher)
+                self._note("client journal", before)
+            case _:
+                pass
+
+    def _note(self, what: str, before: float) -> None:
+        self.spent[what] = self.spent.get(what, 0.0) + (time.process_time() - before) * 1e3
