@@ -212,7 +212,7 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EscrowState:
-    """A session as the contract has it. ``recorded``: the highest amount shown; once closed, what was paid."""
+    """A session in the contract. ``recorded``: the highest amount shown; once closed, what was paid."""
 
     status: Literal["none", "open", "closed"]
     closing_at: int | None = None

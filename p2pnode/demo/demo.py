@@ -93,8 +93,8 @@ class Demo:
         tokens = sum(each["amount"] for each in sessions) - fees
         treasury = next(row.after for row in self.money if row.who == "treasury")
         self._say(
-            f"\n{len(sessions)} sessions, settled to the unit: {fees} units of session fees, {tokens} for tokens\n"
-            f"of which {tokens - treasury} for the hosts, {treasury} for the treasury: a tenth of each, rounded down"
+            f"\n{len(sessions)} sessions, settled to the unit: {fees} units of session fees, {tokens} for "
+            f"tokens:\n{tokens - treasury} for the hosts, {treasury} for the treasury (a tenth, rounded down)"
         )
 
     async def _start_hosts(self, processes: Processes) -> None:

@@ -9,9 +9,11 @@ from typing import Final
 
 import trio
 
+from p2pnode.chain.wallet import open_wallet
+from p2pnode.chain.wallet_passphrase import PassphraseFile
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
-from p2pnode.errors import ConfigError, EngineError, StorageError
+from p2pnode.errors import ChainError, ConfigError, EngineError, StorageError
 from p2pnode.files import read_text_or_none
 from p2pnode.host.join import LISTEN_DEFAULT
 from p2pnode.models.catalogue import Catalogue
@@ -22,11 +24,14 @@ from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.ports import is_free
 from p2pnode.node.datadir import DataDir, RunningNode
+from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
 
 DISK_MARGIN_BYTES: Final = 1 << 30
 ENGINE_DEADLINE_S: Final = 60.0
-_SECRETS: Final = ("peer.key", "receipt.key", "wallet.json", "wallet.pass")
+_SECRETS: Final = (
+    "peer.key", "receipt.key", "wallet.json", "phrase.json", "wallet.pass", "journal.sqlite",
+)  # fmt: skip
 
 
 def peer_key(data: DataDir) -> PeerKey | None:
@@ -77,10 +82,14 @@ class Machine:
         if key is None:
             remedy = "restore it from your backup, or move it away to get a new identity"
             return problem("keys", "keys_damaged", "peer.key does not hold a key", remedy)
-        if self._data.wallet in present and self._data.wallet_passphrase not in present:
+        try:
+            wallet = open_wallet(wallet_files(self._data))
+        except ChainError as error:
+            return problem("keys", "keys_damaged", str(error), "restore it from your backup")
+        source = None if wallet is None else wallet.source
+        if isinstance(source, PassphraseFile) and not source.path.exists():
             detail = f"{self._data.wallet.name} is there and its passphrase is not"
-            remedy = f"restore {self._data.wallet_passphrase} from your backup"
-            return problem("keys", "wallet_locked", detail, remedy)
+            return problem("keys", "wallet_locked", detail, f"restore {source.path} from your backup")
         return ok("keys", f"{len(present)} files, readable by you only; peer id {key.peer_id}")
 
     async def disk(self) -> Finding:

@@ -153,7 +153,7 @@ class Cashier:
         await self.journal.host_relaying(record)
         if ahead:
             await report(Escrowed(mined=False))
-        refusal = await self._relay(call)
+        refusal = await self._relay(session, call)
         deposit.landed = refusal is None
         deposit.decided.set()
         if refusal is None:
@@ -170,10 +170,15 @@ class Cashier:
             await self._over(session, 0.0)  # it may have landed: the settler finds out
             await report(NotEscrowed(refusal))
 
-    async def _relay(self, call: OpenCall) -> Refuse | None:
+    async def _relay(self, session: SessionId, call: OpenCall) -> Refuse | None:
         try:
             with trio.fail_after(self._limits.relay_deadline_s):
-                await self.ledger.transact(call)
+                try:
+                    await self.ledger.transact(call)
+                except RevertedError:
+                    # Anyone may relay it: whoever saw ours on its way may have been quicker.
+                    if (await self.ledger.session(session)).status != "open":
+                        raise
         except (ChainError, trio.TooSlowError) as error:
             return _refusal_of(error)
         return None

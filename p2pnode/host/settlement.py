@@ -27,6 +27,7 @@ from p2pnode.chain.ledger import (
     Release,
     RevertedError,
     SessionClosed,
+    SessionOpened,
     UnavailableError,
 )
 from p2pnode.chain.ledger import Open as OpenCall
@@ -164,16 +165,17 @@ class Settler:
             await self._lost(record, "its deposit never reached the chain")
         elif record.voucher is None:
             # Nothing was served. The open may still be under way; if it isn't, nobody should bring it.
-            await self._journal.host_over(record.session, record.valid_before + 1)
+            await self._journal.host_over(record.session, _given_up_at(record))
         else:
             # A reorg took the open away, or a crash came before it was sent: what it pays for was served.
             call = OpenCall(record.terms, record.valid_before, record.authorisation)
+            name = record.session.hex()[:16]
             try:
-                await self._record(await self._ledger.transact(call))
+                await self._ledger.transact(call)
             except RevertedError as error:
-                await self._lost(record, error.reason)
-            else:
-                raise ChainError(f"session {record.session.hex()[:16]} was opened again: settling it next")
+                # Another may have brought it first, or what filled the payer's wallet is gone with it.
+                raise ChainError(f"session {name} is not open again yet: {error.reason}") from error
+            raise ChainError(f"session {name} was opened again: settling it next")
 
     async def _lost(self, record: HostedSession, reason: str) -> None:
         log.warning("session.lost", session=record.session.hex()[:16], reason=reason)
@@ -232,8 +234,22 @@ class Settler:
                 await self._end(session, "its payer asked the chain to close it")
             case SessionClosed(session=session, host=host, amount=amount) if host == self._ledger.account:
                 await self._settled(session, amount, "seen on the chain")
+            case SessionOpened(session=session, host=host) if host == self._ledger.account:
+                await self._landed(session)
             case _:
                 pass
+
+    async def _landed(self, session: SessionId) -> None:
+        """A deposit is in escrow. One that nobody waits for any more goes back at once."""
+        record = self._journal.hosted_one(session)
+        if record is None:
+            return
+        if record.state == "lost":
+            await self._journal.host_open(session)
+        elif record.state != "over" or record.settle_at != _given_up_at(record):
+            return
+        await self._journal.host_over(session, int(self._wall()))
+        self.due()
 
     async def _end_expiring(self) -> None:
         horizon = self._wall() + self._limits.expiry_margin_s
@@ -249,3 +265,8 @@ class Settler:
         if record.state == "over" or not self._on_ending(session, why):
             await self._journal.host_over(session, int(self._wall()))
             self.due()
+
+
+def _given_up_at(record: HostedSession) -> int:
+    """From then on a deposit that the chain never saw can't come any more."""
+    return record.valid_before + 1

@@ -1,9 +1,9 @@
 """The journal: what must not be forgotten about money, on disk before it is acted on.
 
 One SQLite file in the data dir, shared by ``join`` and any number of ``ask``. Everything awaited here (but
-``host_issuing``) is durable when it returns; questions are answered at once, from what is committed. A record is never taken
-back, a voucher never replaced by a lower one, a receipt never by another. It holds the keys of sessions:
-mode 0600. Knows nothing of the chain or the peers. Every method raises ``StorageError``.
+``host_issuing``) is durable when it returns; questions are answered at once, from what is committed. A
+record is never taken back, a voucher never replaced by a lower one, a receipt never by another. It holds
+the keys of sessions: mode 0600. It knows no chain and no peers. Every method raises ``StorageError``.
 """
 
 from __future__ import annotations

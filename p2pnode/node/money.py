@@ -14,6 +14,7 @@ import trio
 
 from p2pnode.chain.profile import ChainProfile, load_profile
 from p2pnode.config import NodeConfig
+from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.journal import Journal
 from p2pnode.protocols.crypto import Signer
@@ -47,10 +48,8 @@ async def open_ledger(
     ledger = await EvmLedger.of_profile(profile, account=account, sign=sign)
     try:
         await verify(profile, ledger.rpc)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(ledger.run)
+        async with beside(ledger.run):
             yield ledger
-            nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
             await ledger.aclose()
@@ -70,8 +69,7 @@ async def open_journal(path: Path, *, in_thread: bool = True) -> AsyncIterator[J
             await journal.run(task_status=task_status)
 
     try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(write)
+        async with beside(write):
             try:
                 yield journal
             finally:

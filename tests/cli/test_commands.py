@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -244,3 +245,18 @@ def test_every_event_and_field_is_in_the_table_of_the_docs(data_dir: Path, host:
             assert fields <= set(re.findall(r"\w+", table))
         else:
             assert fields <= documented[event["event"]], event["event"]
+
+
+def test_a_free_answer_imports_nothing_of_the_chain(tmp_path: Path, host: Program) -> None:
+    code = (
+        "import sys; from p2pnode.cli.app import app; "
+        f"sys.argv = ['p2pnode', 'ask', 'hi', '--peer', {host.multiaddr!r}, "
+        "'--model', 'scripted', '--no-mdns', "
+        f"'--max-tokens', '3', '--data-dir', {str(tmp_path / 'd')!r}]\n"
+        "try: app()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'web3', 'eth_account', 'eth_abi', 'eth_tester', 'keyring', 'httpx', 'sqlite3'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stderr.splitlines()[-1] == "[]"

@@ -7,15 +7,20 @@ import os
 import shutil
 import socket
 import stat
+import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 
+from p2pnode.chain.profile import load_profile, write_profile
+from p2pnode.chain.wallet import open_or_make_wallet
 from p2pnode.config import NodeConfig
 from p2pnode.doctor import machine
+from p2pnode.doctor.chain import Money
 from p2pnode.doctor.doctor import CHECKS
 from p2pnode.doctor.finding import Code, Finding
 from p2pnode.doctor.machine import Machine
@@ -26,10 +31,13 @@ from p2pnode.models.local import LocalModel
 from p2pnode.models.pull import pull
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.node.datadir import DataDir, RunningNode
+from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
-from tests.cli.support import Program, run
+from p2pnode.node.money import open_journal
+from tests.cli.support import Program, give, run, wallet
 from tests.client.support import NOW, advert, peer
 from tests.net.memory_world import seed_of
+from tests.node.journals import hosted
 
 
 def _bad(finding: Finding, code: str, *, verdict: str = "problem") -> Finding:
@@ -77,10 +85,15 @@ async def test_keys(data: DataDir, tmp_path: Path) -> None:
     assert finding.remedy == f"chmod 600 {data.peer_key}"
     assert stat.S_IMODE(data.peer_key.stat().st_mode) == 0o644  # a check changes nothing
     data.peer_key.chmod(0o600)
-    write_private(data.wallet, b"{}")
-    _bad(await _machine(data.root).keys(), "wallet_locked")
-    write_private(data.wallet_passphrase, b"x")
+    open_or_make_wallet(wallet_files(data))
     _good(await _machine(data.root).keys())
+    data.wallet_passphrase.rename(tmp_path / "pass")
+    _bad(await _machine(data.root).keys(), "wallet_locked")
+    (tmp_path / "pass").rename(data.wallet_passphrase)
+    kept = data.wallet.read_bytes()
+    write_private(data.wallet, b"[]")
+    _bad(await _machine(data.root).keys(), "keys_damaged")
+    write_private(data.wallet, kept)
     for damaged in (b"nonsense", b"00", b"\xff"):
         write_private(data.peer_key, damaged)
         _bad(await _machine(data.root).keys(), "keys_damaged")
@@ -131,6 +144,50 @@ async def test_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "scripted answered in" in _good(await _machine(tmp_path).engine()).detail
     monkeypatch.setattr(machine, "make_engine", lambda _spec, _model: _Broken())
     assert _bad(await _machine(tmp_path).engine(), "engine_failed").detail == "out of memory"
+
+
+@pytest.fixture
+def rich(profile: Path, tmp_path: Path) -> Path:
+    """A data dir whose wallet has USDC and ether."""
+    give(profile, wallet(tmp_path / "rich"), usdc="1", ether="1")
+    return tmp_path / "rich"
+
+
+async def test_the_chain(data: DataDir, rich: Path, profile: Path, tmp_path: Path) -> None:
+    _good(await _money(data.root).chain())  # none is configured
+    _bad(await _money(data.root, chain=str(profile)).chain(), "no_wallet", verdict="warning")
+    address = open_or_make_wallet(wallet_files(data)).account
+    _good(await _money(data.root, chain=str(profile)).chain())
+    host = _money(data.root, chain=str(profile), price_out=1)
+    assert address in _bad(await host.chain(), "gas_low", verdict="warning").remedy
+    funded = _money(rich, chain=str(profile), price_out=1)
+    assert "1.000000 USDC" in _good(await funded.chain()).detail
+    there = load_profile(profile)
+    wrong = tmp_path / "wrong.toml"
+    write_profile(wrong, replace(there, node_registry=there.fab))
+    assert "node_registry" in _bad(await _money(data.root, chain=str(wrong)).chain(), "chain_wrong").detail
+    gone = tmp_path / "gone.toml"
+    write_profile(gone, replace(there, rpc_urls=("http://127.0.0.1:1",)))
+    finding = _bad(await _money(data.root, chain=str(gone)).chain(), "chain_unreachable")
+    assert "rpc_urls" in finding.remedy
+
+
+async def test_the_journal(data: DataDir) -> None:
+    _good(await _money(data.root).journal())
+    record = hosted(1)
+    async with open_journal(data.journal) as journal:
+        await journal.host_relaying(record)
+        _good(await _money(data.root).journal())
+        await journal.host_over(record.session, int(time.time()) - 601)
+    _bad(await _money(data.root).journal(), "unsettled", verdict="warning")
+    with data.journal.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    _bad(await _money(data.root).journal(), "journal_damaged")
+
+
+def _money(root: Path, **config: Any) -> Money:
+    return Money(NodeConfig(data_dir=root, **config))
 
 
 def _neighbours(root: Path, running: RunningNode | None = None, **config: Any) -> Neighbours:

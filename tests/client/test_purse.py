@@ -18,8 +18,8 @@ from p2pnode.chain.ledger import AccountState, EscrowState, Head, UnavailableErr
 from p2pnode.chain.memory_ledger import MemoryChain, MemoryLedger
 from p2pnode.client.caps import CAP_MAX, FEE_MAX, SpendingCapError, SpendingCaps
 from p2pnode.client.purse import EXPIRY_S, TIP, TURNS, VALID_S, FundsError
-from p2pnode.client.reconcile import EXPIRED_S
 from p2pnode.client.purse_words import describe
+from p2pnode.client.reconcile import EXPIRED_S
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.ids import SessionId
 from p2pnode.log import configure_logging
