@@ -90,5 +90,6 @@ def _offer(offer: Any) -> dict[str, Any]:
         "n_ctx": offer.n_ctx,
         "price_in": offer.price_in,
         "price_out": offer.price_out,
+        "session_fee": offer.session_fee,
         "warm": offer.warm,
     }

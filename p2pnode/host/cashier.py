@@ -54,6 +54,9 @@ class _Deposit:
     decided: trio.Event = field(default_factory=trio.Event)
     landed: bool = False
     abandoned: bool = False
+    """Its stream ended while it was on its way."""
+    unpaid: int | None = None
+    """What was delivered and not paid, once nobody can come back for it."""
 
 
 class Cashier:
@@ -146,10 +149,11 @@ class Cashier:
                     await self.ledger.check(call)
         except (ChainError, trio.TooSlowError) as error:
             refusal, ahead = _refusal_of(error), False
-        if refusal is not None:
+        if refusal is not None or deposit.abandoned:
             self._forget(session)
-            await report(NotEscrowed(refusal))
-            return
+            if refusal is not None:
+                await report(NotEscrowed(refusal))
+            return  # nobody waits for it: nothing is taken
         await self.journal.host_relaying(record)
         if ahead:
             await report(Escrowed(mined=False))
@@ -169,6 +173,8 @@ class Cashier:
         else:
             await self._over(session, 0.0)  # it may have landed: the settler finds out
             await report(NotEscrowed(refusal))
+        if deposit.unpaid is not None:
+            self._lost(session, deposit.unpaid)
 
     async def _relay(self, session: SessionId, call: OpenCall) -> Refuse | None:
         try:
@@ -228,19 +234,29 @@ class Cashier:
         if deposit is None:
             return
         if not deposit.decided.is_set():
-            deposit.abandoned = True
-        elif deposit.landed:
+            # Not forgotten before it is decided: the same terms could be taken a second time meanwhile.
+            deposit.abandoned, deposit.unpaid = True, None if lingers else unpaid
+            return
+        if deposit.landed:
             await self._over(session, self._limits.linger_s if lingers else 0.0)
         if not lingers:
             self._lost(session, unpaid)
 
     def given_up(self, session: SessionId, *, unpaid: int) -> None:
         """Nobody came back for it within the linger."""
-        self._lost(session, unpaid)
+        deposit = self._deposits.get(session)
+        if deposit is not None and not deposit.decided.is_set():
+            deposit.unpaid = unpaid
+        else:
+            self._lost(session, unpaid)
 
     async def resumed(self, session: SessionId) -> None:
         """Another stream has it now: it is not to be settled yet."""
-        await self.journal.host_resumed(session)
+        deposit = self._deposits.get(session)
+        if deposit is not None and not deposit.decided.is_set():
+            deposit.abandoned = False
+        else:
+            await self.journal.host_resumed(session)
 
     def _lost(self, session: SessionId, unpaid: int) -> None:
         self.exposure.lost(session, unpaid, self._wall())

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from p2pnode.chain.profile import ChainProfile
+from p2pnode.chain.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.files import write_atomic
@@ -25,7 +26,7 @@ from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.ports import free_listen
 from p2pnode.node.datadir import DataDir, ready_json
-from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_identity
+from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_identity, wallet_files
 from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
@@ -77,7 +78,10 @@ class Join:
                 self._report("identity.making", {"data_dir": str(data.root)})
             profile = self._profile()
             chain = BoundChain() if profile is None else BoundChain(profile.chain_id, profile.node_registry)
-            identity = await trio.to_thread.run_sync(load_or_create_identity, data, time.time, chain)
+            passphrase = None if profile is None else await self._passphrase()
+            identity = await trio.to_thread.run_sync(
+                load_or_create_identity, data, time.time, chain, passphrase
+            )
             self._report("identity", {"peer_id": identity.key.peer_id, "new": fresh})
             models: list[HostedModel] = []
             with self._starting:
@@ -96,7 +100,7 @@ class Join:
                 )
             )
             try:
-                async with self._money(profile) as money, trio.open_nursery() as nursery:
+                async with self._money(profile, passphrase) as money, trio.open_nursery() as nursery:
                     await nursery.start(node.run)
                     data.write_node_json(node.peer_id, node.multiaddrs)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
@@ -124,12 +128,19 @@ class Join:
             raise ConfigError(msg)
         return profile
 
+    async def _passphrase(self) -> bytes | None:
+        """What a person has to type, asked once and in the main thread, where Ctrl-C interrupts it."""
+        wallet = await trio.to_thread.run_sync(open_wallet, wallet_files(self._data))
+        return wallet.passphrase() if wallet is not None and wallet.source.kind == "prompt" else None
+
     @asynccontextmanager
-    async def _money(self, profile: ChainProfile | None) -> AsyncIterator[HostMoney | None]:
+    async def _money(
+        self, profile: ChainProfile | None, passphrase: bytes | None
+    ) -> AsyncIterator[HostMoney | None]:
         if profile is None:
             yield None
             return
-        async with open_host_money(self._data, profile) as money:
+        async with open_host_money(self._data, profile, passphrase) as money:
             self._report("chain", {"chain_id": profile.chain_id, "name": profile.shown_name})
             yield money
 

@@ -28,7 +28,9 @@ class HostMoney:
 
 
 @asynccontextmanager
-async def open_host_money(data: DataDir, profile: ChainProfile) -> AsyncIterator[HostMoney]:
+async def open_host_money(
+    data: DataDir, profile: ChainProfile, passphrase: bytes | None = None
+) -> AsyncIterator[HostMoney]:
     """Unlock the wallet, connect, and run until the block ends. Raises ``LocalError``."""
-    async with open_books(data, profile, sends=True) as books:
+    async with open_books(data, profile, sends=True, passphrase=passphrase) as books:
         yield HostMoney(books.ledger, books.journal)

@@ -29,7 +29,9 @@ class Books:
 
 
 @asynccontextmanager
-async def open_books(data: DataDir, profile: ChainProfile, *, sends: bool = False) -> AsyncIterator[Books]:
+async def open_books(
+    data: DataDir, profile: ChainProfile, *, sends: bool = False, passphrase: bytes | None = None
+) -> AsyncIterator[Books]:
     """``sends`` unlocks the wallet (a second of CPU). Raises ``LocalError`` that names what is missing."""
     data.prepare()
     wallet = await trio.to_thread.run_sync(open_wallet, wallet_files(data))
@@ -38,7 +40,9 @@ async def open_books(data: DataDir, profile: ChainProfile, *, sends: bool = Fals
         raise ConfigError(msg)
     account = sign = None
     if sends:
-        account, sign = wallet.address, await trio.to_thread.run_sync(wallet.unlock)
+        # A person is asked here, in the main thread: nowhere else could Ctrl-C interrupt it.
+        given = wallet.passphrase() if passphrase is None else passphrase
+        account, sign = wallet.address, await trio.to_thread.run_sync(wallet.unlock, given)
     async with (
         open_journal(data.journal) as journal,
         open_ledger(profile, account=account, sign=sign) as ledger,

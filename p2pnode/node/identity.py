@@ -44,13 +44,31 @@ class BoundChain:
 
 
 def load_or_create_identity(
-    data: DataDir, wall: Callable[[], float], chain: BoundChain = BoundChain()
+    data: DataDir,
+    wall: Callable[[], float],
+    chain: BoundChain = BoundChain(),
+    passphrase: bytes | None = None,
 ) -> HostIdentity:
-    """Read the identity of a data dir, making what is missing. Blocks for up to two seconds."""
+    """Read the identity of a data dir, making what is missing. Blocks for up to two seconds.
+
+    ``passphrase`` is the wallet's, where its source would have to be asked.
+    """
     key = PeerKey(load_or_create_seed(data.peer_key))
     receipt_secret = load_or_create_seed(data.receipt_key)
-    binding = _binding(data, key, receipt_address(receipt_secret), wall(), chain)
-    return HostIdentity(key, receipt_secret, binding)
+    wallet = open_or_make_wallet(wallet_files(data))
+    wanted = BindingTerms(
+        receipt_key=receipt_address(receipt_secret),
+        chain_id=chain.chain_id,
+        node_registry=chain.node_registry,
+        seq=int(wall()),
+        expires_at=int(wall()) + BINDING_TTL_MAX_S,
+    )
+    held = _stored(data)
+    if held is not None and _good(held, key, wallet.address, wanted):
+        return HostIdentity(key, receipt_secret, held)
+    made = bind(key.peer_id, wallet.address, wanted, wallet.unlock(passphrase))
+    write_private(data.binding, encode(made))
+    return HostIdentity(key, receipt_secret, made)
 
 
 def wallet_files(data: DataDir) -> WalletFiles:
@@ -58,28 +76,14 @@ def wallet_files(data: DataDir) -> WalletFiles:
     return WalletFiles(keystore=data.wallet, phrase=data.phrase, passphrase=data.wallet_passphrase)
 
 
-def _binding(data: DataDir, key: PeerKey, receipt_key: bytes, now: float, chain: BoundChain) -> Binding:
-    wallet = open_or_make_wallet(wallet_files(data))
-    held = _stored(data)
-    if (
-        held is not None
-        and held.wallet == wallet.address
-        and held.receipt_key == receipt_key
-        and (held.chain_id, held.node_registry) == (chain.chain_id, chain.node_registry)
-        and held.expires_at - now > _RENEW_BEFORE_S
-        and binding_holds(key.peer_id, held, now)
-    ):
-        return held
-    terms = BindingTerms(
-        receipt_key=receipt_key,
-        chain_id=chain.chain_id,
-        node_registry=chain.node_registry,
-        seq=int(now),
-        expires_at=int(now) + BINDING_TTL_MAX_S,
+def _good(held: Binding, key: PeerKey, wallet: bytes, wanted: BindingTerms) -> bool:
+    """Does a stored binding say what is wanted now, and for long enough?"""
+    told = (held.wallet, held.receipt_key, held.chain_id, held.node_registry)
+    return (
+        told == (wallet, wanted.receipt_key, wanted.chain_id, wanted.node_registry)
+        and held.expires_at - wanted.seq > _RENEW_BEFORE_S
+        and binding_holds(key.peer_id, held, wanted.seq)
     )
-    made = bind(key.peer_id, wallet.address, terms, wallet.unlock())
-    write_private(data.binding, encode(made))
-    return made
 
 
 def _stored(data: DataDir) -> Binding | None:
