@@ -144,12 +144,15 @@ class Cashier:
             with trio.fail_after(self._limits.chain_deadline_s):
                 state = await self.ledger.balances(record.terms.payer)
                 ahead = known and not state.has_code
-                refusal = self._refusal(request, payment, state) or self._exposed(record, address, ahead)
-                if refusal is None:
+                # Anyone may relay it: somebody may have been quicker, and moved the funds already.
+                there = (await self.ledger.session(session)).status == "open"
+                refusal = None if there else self._refusal(request, payment, state)
+                refusal = refusal or self._exposed(record, address, ahead)
+                if refusal is None and not there:
                     await self.ledger.check(call)
         except (ChainError, trio.TooSlowError) as error:
-            refusal, ahead = _refusal_of(error), False
-        if refusal is not None or deposit.abandoned:
+            refusal, ahead, there = _refusal_of(error), False, False
+        if refusal is not None or (deposit.abandoned and not there):
             self._forget(session)
             if refusal is not None:
                 await report(NotEscrowed(refusal))
@@ -157,7 +160,7 @@ class Cashier:
         await self.journal.host_relaying(record)
         if ahead:
             await report(Escrowed(mined=False))
-        refusal = await self._relay(session, call)
+        refusal = None if there else await self._relay(session, call)
         deposit.landed = refusal is None
         deposit.decided.set()
         if refusal is None:

@@ -311,6 +311,33 @@ async def test_the_same_open_again_neither_opens_nor_serves_twice(
         assert w.chain.block == 1
 
 
+@pytest.mark.parametrize("quicker_by", [0, 2])
+async def test_a_front_run_open_opens_the_same_session_and_is_served(
+    tmp_path: Path, autojump_clock: MockClock, quicker_by: float
+) -> None:
+    """Somebody relays the payer's authorisation before the host asks the chain, or before its own lands."""
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(ledger=slow(5))
+        w.chain.mint(wallet_address("mallory"), 1_000_000)
+        signed = payment("mallory", member)
+        call = Open(signed.terms, signed.valid_before, signed.authorisation)
+        async with thief(w.world, member, signed) as one, trio.open_nursery() as nursery:
+            if not quicker_by:
+                await MemoryLedger(w.chain, wallet_address("passer-by")).transact(call)
+            nursery.start_soon(lambda: one.run(honest, tokens=40))
+            if quicker_by:
+                await trio.sleep(quicker_by)
+                await MemoryLedger(w.chain, wallet_address("passer-by")).transact(call)
+            with trio.fail_after(60):
+                await one.told.wait()
+            assert isinstance(one.outcome, TurnDone)
+            nursery.cancel_scope.cancel()
+        await trio.sleep(400)
+        (record,) = money.journal.hosted()
+        assert record.voucher is not None
+        assert (record.state, record.amount) == ("settled", record.voucher.amount)
+
+
 # ---- somebody else's session
 
 
