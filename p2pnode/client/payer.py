@@ -8,19 +8,22 @@ its line in the journal. Neither knows anything of streams.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
+from p2pnode.chain.wallet import open_wallet
 from p2pnode.client.caps import SpendingCaps
 from p2pnode.client.offers import Market, why_unpayable
 from p2pnode.client.purse import Purse
 from p2pnode.config import NodeConfig
+from p2pnode.errors import ChainError, RefusedError
 from p2pnode.ids import SessionId
 from p2pnode.node.books import open_books
 from p2pnode.node.datadir import DataDir
+from p2pnode.node.identity import wallet_files
 from p2pnode.node.journal import Journal
 from p2pnode.node.money import profile_of_config
 from p2pnode.protocols.adverts.messages import Advert, Offer
@@ -29,6 +32,10 @@ from p2pnode.protocols.inference.messages import Voucher
 from p2pnode.protocols.inference.payment import ClientPayment
 from p2pnode.protocols.typed_data import amount_due
 
+_RECONCILE_S: Final = 3.0
+_DAY_S: Final = 86_400
+_TAKEN_MAX: Final = 2
+"""One may be an accident: a client that left while its deposit was on the way."""
 OnSign: TypeAlias = Callable[[str, Mapping[str, object]], None]
 """Told what is about to be signed, in words and in fields."""
 
@@ -78,15 +85,16 @@ class Payer:
         *,
         market: Market,
         caps: SpendingCaps,
+        address: bytes | None = None,
         make: Callable[[], AbstractAsyncContextManager[OpenPurse]],
     ) -> None:
-        self._market, self._caps, self._make = market, caps, make
+        self._market, self._caps, self._address, self._make = market, caps, address, make
         self._opening = trio.Lock()
         self._open: OpenPurse | None = None
 
     def payable(self, advert: Advert, offer: Offer) -> str:
         """Why an offer can't be paid; "" when it can, or is free."""
-        return why_unpayable(advert, offer, self._market, self._caps)
+        return why_unpayable(advert, offer, self._market, self._caps, self._address)
 
     async def buy(
         self, nursery: trio.Nursery, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int
@@ -96,8 +104,21 @@ class Payer:
             if self._open is None:
                 self._open = await nursery.start(self._hold)
         opened = self._open
+        if (reason := await self._why_not_again(opened, advert)) != "":
+            raise RefusedError("payment_required", reason)
         payment = await opened.purse.open(advert, offer, tokens_in=tokens_in, tokens_out=tokens_out)
         return Purchase(payment, opened.journal)
+
+    async def _why_not_again(self, opened: OpenPurse, advert: Advert) -> str:
+        """A host that takes fees for sessions it never accepts gets no third one that day."""
+        journal, wallet = opened.journal, advert.binding.wallet
+        if any(each.terms.host == wallet for each in journal.purchases("signed", "open")):
+            with trio.move_on_after(_RECONCILE_S), suppress(ChainError):
+                await opened.purse.reconcile()
+        taken = journal.taken_unserved(wallet, opened.purse.now() - _DAY_S)
+        if taken < _TAKEN_MAX:
+            return ""
+        return f"that host took the fee of {taken} sessions today that it never accepted: choose another"
 
     async def _hold(self, *, task_status: trio.TaskStatus[OpenPurse]) -> None:
         async with self._make() as opened:
@@ -147,4 +168,6 @@ def payer_of(
             yield OpenPurse(purse, books.journal)
 
     market = Market(profile.chain_id, profile.node_registry, profile.job_marketplace)
-    return Payer(market=market, caps=caps, make=make)
+    wallet = open_wallet(wallet_files(DataDir(config.data_dir)))
+    address = None if wallet is None else wallet.address
+    return Payer(market=market, caps=caps, address=address, make=make)

@@ -89,6 +89,10 @@ class Purse:
         self._sign, self._ledger, self._journal, self._caps = sign, ledger, journal, caps
         self._wall, self._draw, self._on_sign = wall, draw, on_sign
 
+    def now(self) -> int:
+        """Epoch seconds."""
+        return int(self._wall())
+
     def exclusion(self, advert: Advert, offer: Offer) -> str:
         """Why this offer can't be paid; "" when it can. :meth:`open` sees what day and host caps leave."""
         domains = self._ledger.domains

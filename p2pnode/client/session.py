@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from p2pnode.errors import RefusedError, RemoteError, UnreachableError
+from p2pnode.errors import LocalError, P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from p2pnode.client.payer import Purchase
 
 log = structlog.get_logger()
+
+
+def first_error(group: BaseExceptionGroup[LocalError]) -> LocalError:
+    """One of those inside."""
+    first = group.exceptions[0]
+    return first_error(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 class HostFault(RemoteError):  # noqa: N818 - it names what the host did
@@ -68,6 +74,7 @@ class Session:
         self.failure: SessionFailed | None = None
         self.kept = False
         """Was it used before, and kept?"""
+        self._broken: LocalError | None = None
         self._closing = False
         self._ended = trio.Event()
 
@@ -109,16 +116,24 @@ class Session:
         finally:
             if lost is not None and self.failure is None and not self._closing:
                 self.failure = lost
-            if self._purchase is not None and self.accept is not None:
-                with trio.move_on_after(self._limits.close_deadline_s, shield=True):
-                    await self._purchase.over()
+            # First of all: whoever waits for the session must hear of its end, whatever else fails.
             self._ended.set()
             self._send.close()
+            if self._purchase is not None and self.accept is not None:
+                await self._note_end(self._purchase)
+
+    async def _note_end(self, purchase: Purchase) -> None:
+        with trio.move_on_after(self._limits.close_deadline_s, shield=True):
+            try:
+                await purchase.over()
+            except LocalError as error:  # the chain will tell what became of it
+                log.warning("purchase.not_noted", session=purchase.session.hex()[:16], reason=str(error))
 
     @property
     def _resumable(self) -> bool:
         lost = self.failure is not None and self.failure.code == "internal" and not self.failure.fault
-        return lost and self._purchase is not None and self._machine.held is not None and not self._closing
+        able = self._machine.held is not None and self._broken is None and not self._closing
+        return lost and able and self._purchase is not None
 
     async def _resume(self) -> None:
         try:
@@ -149,7 +164,12 @@ class Session:
         # Whoever wanted it may have gone while the stream opened: nothing is asked of the host then.
         self._driver.command_nowait(End() if self._closing else Start())
         try:
-            await self._driver.run()
+            try:
+                await self._driver.run()
+            except* LocalError as group:
+                # What can't be written down is not sent: this side can't go on.
+                self._broken = first_error(group)
+                self.failure = SessionFailed("internal", str(self._broken))
             if self.failure is None and self._purchase is not None:
                 await self._wait_heard(stream)
         finally:
@@ -181,8 +201,10 @@ class Session:
         """Until everything is written and the stream is closed."""
         await self._ended.wait()
 
-    def error(self) -> RemoteError:
-        """Why the session is over."""
+    def error(self) -> P2PNodeError:
+        """Why the session is over: a ``RemoteError``, or the ``LocalError`` that ended it on our side."""
+        if self._broken is not None:
+            return self._broken
         failure, malformed = self.failure, self._driver.fault if self._driver is not None else None
         if malformed is not None:
             return HostFault(f"the host broke the protocol: {malformed}")
@@ -201,7 +223,7 @@ class Session:
         await self._driver.command(ask)
 
     async def receive(self) -> ClientEmission:
-        """The next event of the turn. Raises ``RemoteError`` when the session is over."""
+        """The next event of the turn. Raises what :meth:`error` says when the session is over."""
         try:
             return await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):

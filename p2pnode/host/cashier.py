@@ -8,6 +8,7 @@ served at once, up to ``AHEAD_UNITS``, while the deposit is on its way. It knows
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -16,7 +17,7 @@ import trio
 
 from p2pnode.chain.ledger import AccountState, Ledger, RevertedError
 from p2pnode.chain.ledger import Open as OpenCall
-from p2pnode.errors import ChainError
+from p2pnode.errors import ChainError, LocalError
 from p2pnode.host.exposure import Exposure, ExposureCaps
 from p2pnode.host.settlement import OnEnding, Settler
 from p2pnode.ids import PeerId, SessionId
@@ -131,7 +132,20 @@ class Cashier:
             peer=source.peer,
             opened_at=int(self._wall()),
         )
-        self._nursery.start_soon(self._take, request, payment, record, source.address, report)
+        self._nursery.start_soon(self._take_or_refuse, request, payment, record, source.address, report)
+
+    async def _take_or_refuse(
+        self, request: Open, payment: HostPayment, record: HostedSession, address: str | None, report: Report
+    ) -> None:
+        try:
+            await self._take(request, payment, record, address, report)
+        except LocalError as error:  # a full disk costs this session, never the node
+            log.warning("open.failed", session=record.session.hex()[:16], reason=str(error))
+            deposit = self._deposits.get(record.session)
+            if deposit is not None:
+                deposit.decided.set()
+            self._forget(record.session)
+            await report(NotEscrowed(Refuse(code="internal", detail="this host can't keep its books now")))
 
     async def _take(
         self, request: Open, payment: HostPayment, record: HostedSession, address: str | None, report: Report
@@ -272,8 +286,23 @@ class Cashier:
         self._deposits.pop(session, None)
 
     async def _over(self, session: SessionId, linger_s: float) -> None:
-        await self.journal.host_over(session, int(self._wall() + linger_s))
+        settle_at = int(self._wall() + linger_s)
+        try:
+            await self.journal.host_over(session, settle_at)
+        except LocalError as error:
+            log.warning("session.not_noted", session=session.hex()[:16], reason=str(error))
+            if self._nursery is not None:
+                self._nursery.start_soon(self._note_over, session, settle_at)
         self.settler.due()
+
+    async def _note_over(self, session: SessionId, settle_at: int) -> None:
+        """Try again until the disk takes it: an unsettled session is money."""
+        while True:
+            await trio.sleep(self._limits.settle_retry_s)
+            with suppress(LocalError):
+                await self.journal.host_over(session, settle_at)
+                self.settler.due()
+                return
 
 
 def _refusal_of(error: ChainError | trio.TooSlowError) -> Refuse:

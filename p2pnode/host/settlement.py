@@ -104,7 +104,7 @@ class Settler:
             await trio.sleep(self._limits.settle_batch_s)
             try:
                 await self._settle(self._due_now())
-            except ChainError as error:
+            except LocalError as error:
                 log.warning("settlement.postponed", reason=str(error), retry_s=retry_s)
                 await trio.sleep(retry_s)
                 retry_s = min(2 * retry_s, self._limits.settle_retry_max_s)
@@ -121,7 +121,7 @@ class Settler:
 
     async def _settle(self, records: Sequence[HostedSession]) -> None:
         """All of them; one that fails does not hold back the others. Raises the last one's error."""
-        failed: ChainError | None = None
+        failed: LocalError | None = None
         async with self._transacting:
             paid = [record for record in records if record.voucher is not None]
             groups = [paid[start : start + CLAIMS_MAX] for start in range(0, len(paid), CLAIMS_MAX)]
@@ -131,7 +131,7 @@ class Settler:
                     await self._group(group)
                 except UnavailableError:
                     raise
-                except ChainError as error:
+                except LocalError as error:
                     log.warning("settlement.failed", sessions=len(group), reason=str(error))
                     failed = error
         if failed is not None:
@@ -204,7 +204,10 @@ class Settler:
             try:
                 with trio.fail_after(self._limits.chain_deadline_s):
                     await self._watch()
-            except (ChainError, trio.TooSlowError) as error:  # whatever a node says, the host stays up
+            except (
+                LocalError,
+                trio.TooSlowError,
+            ) as error:  # whatever they say, the host stays up
                 if self.reachable:
                     log.warning("chain.unreachable", reason=str(error) or "too slow")
                 self.reachable = False
@@ -212,7 +215,10 @@ class Settler:
                 if not self.reachable:
                     log.info("chain.reachable")
                 self.reachable = True
-            await self._end_expiring()
+            try:
+                await self._end_expiring()
+            except LocalError as error:
+                log.warning("settlement.postponed", reason=str(error))
             await trio.sleep(self._limits.chain_poll_s)
 
     async def _watch(self) -> None:

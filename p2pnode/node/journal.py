@@ -198,6 +198,10 @@ class Journal:
         """Token units that hosts may still take from this wallet without anything more being signed."""
         return self._read(partial(client.outstanding, payer=payer, now=now))
 
+    def taken_unserved(self, host: bytes, since: int) -> int:
+        """Sessions since ``since`` whose fee this wallet took without ever accepting them."""
+        return self._read(partial(client.taken_unserved, host=host, since=since))
+
     # ---- both
 
     def cursor(self, name: str) -> int | None:

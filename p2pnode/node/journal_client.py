@@ -61,11 +61,12 @@ def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: 
 def opened(db: sqlite3.Connection, session: SessionId) -> None:
     """The host took it. Its deposit may still be in the wallet."""
     _move(db, session, ("signed", "expired"), "open", same=("open", "over", "settled"))
+    db.execute("UPDATE bought SET accepted = 1 WHERE session = ?", (session,))
 
 
 def mined(db: sqlite3.Connection, session: SessionId) -> None:
     """The chain has it: its deposit left the wallet."""
-    opened(db, session)
+    _move(db, session, ("signed", "expired"), "open", same=("open", "over", "settled"))
     db.execute("UPDATE bought SET seen_open = 1 WHERE session = ?", (session,))
 
 
@@ -129,6 +130,15 @@ def spending(db: sqlite3.Connection, terms: SessionTerms, peer: PeerId, now: int
         host_used=_sum(db, f"{_AT_STAKE} AND (host = :host OR peer = :peer)", marks),
         outstanding=outstanding(db, terms.payer, now),
     )
+
+
+def taken_unserved(db: sqlite3.Connection, host: bytes, since: int) -> int:
+    """Sessions since then whose fee a host's wallet took without ever accepting them."""
+    query = (
+        "SELECT COUNT(*) FROM bought WHERE host = :host AND opened_at >= :since"
+        " AND state = 'settled' AND spent > 0 AND NOT accepted"
+    )
+    return _sum(db, query, {"host": host, "since": since})
 
 
 def outstanding(db: sqlite3.Connection, payer: bytes, now: int) -> int:

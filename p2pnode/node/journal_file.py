@@ -69,6 +69,7 @@ CREATE TABLE bought (
     voucher BLOB,
     voucher_amount INTEGER NOT NULL DEFAULT -1,
     seen_open INTEGER NOT NULL DEFAULT 0,
+    accepted INTEGER NOT NULL DEFAULT 0,
     spent INTEGER,
     settled_at INTEGER
 ) WITHOUT ROWID;

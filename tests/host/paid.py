@@ -204,7 +204,9 @@ class PaidWorld:
                 )
                 yield OpenPurse(purse, journal)
 
-        payer = Payer(market=Market(CHAIN_ID, REGISTRY, MARKET), caps=rules, make=make)
+        payer = Payer(
+            market=Market(CHAIN_ID, REGISTRY, MARKET), caps=rules, address=wallet_address(name), make=make
+        )
         node = Node(
             NodeSetup(
                 key=PeerKey(rng.randbytes(32)),

@@ -1,0 +1,200 @@
+"""Full disks, chains that talk nonsense, books that were closed elsewhere: nobody hangs, no node dies."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.chain.ledger import EventPage, Ledger, Open, Release
+from p2pnode.chain.rpc_answers import RpcError
+from p2pnode.client.client import Client
+from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, StorageError
+from p2pnode.net.stream import Stream
+from p2pnode.node.channel import MessageChannel
+from p2pnode.protocols.inference.messages import CODEC, Refuse
+from p2pnode.protocols.inference.messages import Open as OpenMessage
+from tests.client.support import misbehave
+from tests.host.paid import FEE, RICH, paid_world, priced
+from tests.host.test_paid import answer, due, settled
+
+
+class Moody:
+    """A ledger whose log can't be read while ``moody``."""
+
+    moody = False
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    async def events(self, cursor: int) -> EventPage:
+        if self.moody:
+            raise RpcError(-32000, "invalid block range params", None)
+        return await self._ledger.events(cursor)
+
+
+def books_of(client: Client) -> Any:
+    """The journal of a client that has paid."""
+    return client._payer._open.journal  # type: ignore[union-attr]
+
+
+async def test_an_endpoint_that_answers_with_an_error_does_not_end_the_host(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    moods: list[Moody] = []
+
+    def moody(ledger: Ledger) -> Any:
+        moods.append(Moody(ledger))
+        return moods[-1]
+
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host(ledger=moody)
+        moods[0].moody = True
+        await trio.sleep(60)
+        async with w.client(member) as client:
+            counts = await answer(client)
+        moods[0].moody = False
+        await trio.sleep(60)
+        settled(w, due(*counts))
+
+
+def fill(journal: Any, times: int) -> None:
+    """The next ``times`` writes find the disk full."""
+    writer, left = journal._writer, times
+    real = writer.write
+
+    async def full(operation: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise StorageError("the disk is full")
+        await real(operation)
+
+    writer.write = full
+
+
+async def read(client: Client, upset: Callable[[], Awaitable[None]]) -> None:
+    """A long answer; ``upset`` is called at its third piece."""
+    received = 0
+    async for _ in client.chat("hello", model="scripted"):
+        received += 1
+        if received == 3:
+            await upset()
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+async def test_a_client_whose_disk_is_full_stops_paying_and_does_not_hang(
+    tmp_path: Path, autojump_clock: MockClock, times: int
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host(model=priced(tokens_per_s=20))
+        async with w.client(member) as client:
+
+            async def upset() -> None:
+                fill(books_of(client), times)
+
+            with trio.fail_after(600), pytest.raises(StorageError, match="full"):
+                await read(client, upset)
+        await trio.sleep(400)
+        assert FEE < RICH - w.balance("alice") < due(1000, 100)  # what it signed for before, and no more
+
+
+async def test_a_host_whose_disk_is_full_takes_no_deposit_and_stays_up(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host()
+        writer = money.journal._writer
+        real = writer.write
+
+        async def full(_operation: Any) -> None:
+            raise StorageError("the disk is full")
+
+        writer.write = full  # type: ignore[method-assign,assignment]
+        async with w.client(member) as client:
+            with pytest.raises(RemoteError, match="keep its books"):
+                await answer(client)
+        assert w.chain.block == 0
+        writer.write = real  # type: ignore[method-assign]
+        async with w.client(member, name="bob") as client:
+            counts = await answer(client)
+        await trio.sleep(10)
+        settled(w, due(*counts), payer="bob")
+
+
+async def test_a_session_that_was_settled_behind_its_clients_back_ends_and_does_not_hang(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(model=priced(tokens_per_s=20))
+        async with w.client(member) as client:
+
+            async def upset() -> None:
+                (record,) = money.journal.hosted()
+                await money.ledger.transact(Release(record.terms))
+                await client._payer._open.purse.reconcile()  # type: ignore[union-attr]
+                w.kill(member, money)
+
+            with trio.fail_after(600), pytest.raises(P2PNodeError):
+                await read(client, upset)
+
+
+async def test_a_disk_that_is_full_when_a_session_ends_delays_its_settlement_only(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host()
+        async with w.client(member) as client:
+            counts = await answer(client)
+            await trio.sleep(1)  # the last voucher is there
+            fill(money.journal, 3)
+        await trio.sleep(60)
+        settled(w, due(*counts))
+
+
+async def test_a_host_that_takes_fees_and_refuses_gets_two_of_them_a_day(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host()
+
+        async def take_and_refuse(stream: Stream) -> None:
+            channel = MessageChannel(stream, CODEC)
+            request = await channel.receive()
+            assert isinstance(request, OpenMessage)
+            assert request.terms is not None
+            assert request.authorisation is not None
+            await money.ledger.transact(Open(request.terms, request.valid_before, request.authorisation))
+            await money.ledger.transact(Release(request.terms))
+            await channel.send([Refuse(code="capacity", detail="busy")])
+            await stream.aclose()
+
+        misbehave(member, take_and_refuse)
+        async with w.client(member) as client:
+            reasons = []
+            for _ in range(6):
+                with pytest.raises(RefusedError) as caught:
+                    await answer(client)
+                reasons.append(caught.value.detail)
+        assert RICH - w.balance("alice") == 2 * FEE
+        assert "never accepted" in reasons[-1]
+
+
+async def test_a_client_beside_its_own_host_pays_another(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with paid_world(tmp_path) as w:
+        own, _ = await w.host()
+        other, _ = await w.host()
+        async with w.client(own, name="host 0") as client:
+            client._bootstrap = (own.node.multiaddrs[0], other.node.multiaddrs[0])
+            for _ in range(2):
+                await answer(client)
+        await trio.sleep(5)
+        assert w.earned("host 0") == 0
+        assert w.earned("host 1") > 0
