@@ -62,10 +62,15 @@ class Function:
             raise ChainError(msg) from error
 
     def decode(self, data: bytes) -> Any:
-        """What the call returned: one value, a tuple of several, or None."""
+        """What the call returned: one value, a tuple of several, or None. Raises ``ChainError``."""
         from eth_abi.abi import decode
+        from eth_abi.exceptions import DecodingError
 
-        values = tuple(_plain(value) for value in decode(self.outputs, data))
+        try:
+            values = tuple(_plain(value) for value in decode(self.outputs, data))
+        except (DecodingError, ValueError) as error:
+            msg = f"what {self.name} answered is not ({', '.join(self.outputs)}): {error}"
+            raise ChainError(msg) from error
         return values[0] if len(values) == 1 else values or None
 
 

@@ -104,14 +104,20 @@ def _topic(contract: Artifact, name: str) -> bytes:
 
 def market_events(market: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]:
     """The marketplace's events among ``logs``, in order; all else is left out."""
+    from eth_abi.exceptions import DecodingError as EthAbiError
+
     known = artifact("JobMarketplace")
     found: list[LedgerEvent] = []
     for log in logs:
         if log.contract != market:
             continue
-        event = known.event(log.contract, log.topics, log.data)
-        if event is not None and event.name in _EVENTS:
-            found.append(_event(event.name, event.fields, log.block))
+        try:
+            event = known.event(log.contract, log.topics, log.data)
+            if event is not None and event.name in _EVENTS:
+                found.append(_event(event.name, event.fields, log.block))
+        except (ValueError, TypeError, KeyError, EthAbiError) as error:
+            msg = f"an endpoint gave a log in block {log.block} that is no event of the market: {error}"
+            raise ChainError(msg) from error
     return tuple(found)
 
 

@@ -1,21 +1,21 @@
 """The money side of a host: takes a payer's deposit, bounds what is unpaid, writes down before it acts.
 
-A stranger is served once its deposit is in escrow. A payer whose sessions were settled here before is
-served at once, up to ``AHEAD_UNITS``, while the deposit is on its way. It knows no stream and no engine:
-``host.py`` gives it what the machines decide.
+Nobody is served before the deposit is in escrow and nobody has asked to close it: whatever is served
+before that is a gift to whoever moves the funds. It knows no stream and no engine: ``host.py`` gives it
+what the machines decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import structlog
 import trio
 
-from p2pnode.chain.ledger import AccountState, Ledger, RevertedError
+from p2pnode.chain.ledger import EscrowState, Ledger, RevertedError
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.errors import ChainError, LocalError
 from p2pnode.host.exposure import Exposure, ExposureCaps
@@ -31,8 +31,6 @@ from p2pnode.protocols.inference.payment import HostPayment, check_open
 from p2pnode.protocols.typed_data import amount_due, session_id
 
 log = structlog.get_logger()
-AHEAD_UNITS: Final = 20_000
-"""What a known payer may run up while its deposit is not mined, in USDC units."""
 _RETRY_S: Final = 30.0
 _PLAIN_SIGNATURE: Final = 65
 Report: TypeAlias = Callable[[Escrowed | NotEscrowed], Awaitable[None]]
@@ -49,15 +47,13 @@ class Source:
 
 @dataclass(slots=True)
 class _Deposit:
-    """One that is on its way, or in escrow (``landed``)."""
+    """One that is on its way (until ``decided``), or in escrow."""
 
     terms: SessionTerms
-    decided: trio.Event = field(default_factory=trio.Event)
-    landed: bool = False
+    decided: bool = False
     abandoned: bool = False
-    """Its stream ended while it was on its way."""
-    unpaid: int | None = None
-    """What was delivered and not paid, once nobody can come back for it."""
+    settle_at: int | None = None
+    """When it is to be settled; None while a stream has it."""
 
 
 class Cashier:
@@ -101,6 +97,8 @@ class Cashier:
             price_in=price_in,
             price_out=price_out,
             session_fee=session_fee,
+            expiry_min_s=int(2 * self._limits.expiry_margin_s),
+            valid_min_s=int(self._limits.relay_deadline_s + self._limits.chain_deadline_s),
         )
 
     def refuses(self, request: Open, payment: HostPayment) -> Refuse | None:
@@ -116,7 +114,7 @@ class Cashier:
     # ---- a deposit
 
     def take(self, request: Open, payment: HostPayment, source: Source, report: Report) -> None:
-        """Bring the deposit home in the background; ``report`` says how it went, once or (ahead) twice."""
+        """Bring the deposit home in the background; ``report`` says how it went, once."""
         if self._nursery is None or request.terms is None or request.authorisation is None:
             msg = "a deposit needs terms and a cashier that runs"
             raise ChainError(msg)
@@ -143,7 +141,7 @@ class Cashier:
             log.warning("open.failed", session=record.session.hex()[:16], reason=str(error))
             deposit = self._deposits.get(record.session)
             if deposit is not None:
-                deposit.decided.set()
+                deposit.decided = True
             self._forget(record.session)
             await report(NotEscrowed(Refuse(code="internal", detail="this host can't keep its books now")))
 
@@ -153,91 +151,80 @@ class Cashier:
         session = record.session
         deposit = self._deposits[session]
         call = OpenCall(record.terms, record.valid_before, record.authorisation)
-        known = self.journal.has_settled_with(record.terms.payer)
         try:
             with trio.fail_after(self._limits.chain_deadline_s):
-                state = await self.ledger.balances(record.terms.payer)
-                ahead = known and not state.has_code
-                # Anyone may relay it: somebody may have been quicker, and moved the funds already.
-                there = (await self.ledger.session(session)).status == "open"
-                refusal = None if there else self._refusal(request, payment, state)
-                refusal = refusal or self._exposed(record, address, ahead)
-                if refusal is None and not there:
+                escrow = await self.ledger.session(session)
+                refusal = await self._refusal(request, payment, escrow) or self._exposed(record, address)
+                if refusal is None and escrow.status == "none":
                     await self.ledger.check(call)
         except (ChainError, trio.TooSlowError) as error:
-            refusal, ahead, there = _refusal_of(error), False, False
-        if refusal is not None or (deposit.abandoned and not there):
-            self._forget(session)
-            if refusal is not None:
-                await report(NotEscrowed(refusal))
-            return  # nobody waits for it: nothing is taken
-        await self.journal.host_relaying(record)
-        if ahead:
-            await report(Escrowed(mined=False))
-        refusal = None if there else await self._relay(session, call)
-        deposit.landed = refusal is None
-        deposit.decided.set()
-        if refusal is None:
-            await self.journal.host_open(session)
+            refusal, escrow = _refusal_of(error), EscrowState(status="none")
+        if refusal is None and not deposit.abandoned:
+            await self.journal.host_relaying(record)
+            refusal = await self._bring(session, call, there=escrow.status == "open")
+        deposit.decided = True
+        if refusal is None and not deposit.abandoned:
             log.info("session.escrowed", session=session.hex()[:16], deposit=record.terms.deposit)
-            if deposit.abandoned:
-                await self._over(session, 0.0)
-            else:
-                await report(Escrowed())
-        elif refusal.code == "payment_required":
-            await self.journal.host_lost(session, refusal.detail)
+            await report(Escrowed())
+            return
+        if self.journal.hosted_one(session) is not None:
+            await self._over(session, 0.0)  # it may have landed, whatever we heard: the settler finds out
+        self._forget(session)
+        if refusal is not None:
             await report(NotEscrowed(refusal))
-        else:
-            await self._over(session, 0.0)  # it may have landed: the settler finds out
-            await report(NotEscrowed(refusal))
-        if deposit.unpaid is not None:
-            self._lost(session, deposit.unpaid)
 
-    async def _relay(self, session: SessionId, call: OpenCall) -> Refuse | None:
+    async def _bring(self, session: SessionId, call: OpenCall, *, there: bool) -> Refuse | None:
+        """Bring the deposit to the chain, and look whether it stays. Whoever brings it opens one session."""
         try:
             with trio.fail_after(self._limits.relay_deadline_s):
-                try:
-                    await self.ledger.transact(call)
-                except RevertedError:
-                    # Anyone may relay it: whoever saw ours on its way may have been quicker.
-                    if (await self.ledger.session(session)).status != "open":
-                        raise
+                if not there:
+                    try:
+                        await self.ledger.transact(call)
+                    except RevertedError:
+                        # Anyone may relay it: whoever saw ours on its way may have been quicker.
+                        if (await self.ledger.session(session)).status != "open":
+                            raise
+                await self.journal.host_open(session)
+                # Asked only now: a close request from before is in it, one that comes later is watched for.
+                escrow = await self.ledger.session(session)
         except (ChainError, trio.TooSlowError) as error:
             return _refusal_of(error)
-        return None
+        return None if escrow.status == "open" and escrow.closing_at is None else _closing()
 
-    def _refusal(self, request: Open, payment: HostPayment, state: AccountState) -> Refuse | None:
+    async def _refusal(self, request: Open, payment: HostPayment, escrow: EscrowState) -> Refuse | None:
         """Why this deposit is not even tried, by what the chain says of its payer."""
+        terms = request.terms
+        if terms is None or escrow.status == "closed" or escrow.closing_at is not None:
+            return _closing()
+        state = await self.ledger.balances(terms.payer)
         if not state.has_code and len(request.authorisation or b"") != _PLAIN_SIGNATURE:
             detail = "the payer is a contract wallet that does not exist yet: deploy it first"
             return Refuse(code="payment_required", detail=detail)
         if not state.has_code and (wrong := check_open(request, payment, int(self._wall()))) is not None:
             return wrong
-        terms = request.terms
+        if escrow.status == "open":
+            return None  # its funds have left the wallet already
         others = sum(
             deposit.terms.deposit
             for deposit in self._deposits.values()
-            if terms is not None and deposit.terms.payer == terms.payer and not deposit.decided.is_set()
+            if deposit.terms.payer == terms.payer and not deposit.decided
         )
         if (missing := others - state.usdc) > 0:  # this one is among them
             detail = f"the payer's wallet lacks {missing} USDC units of the deposit"
             return Refuse(code="payment_required", detail=detail)
         return None
 
-    def _exposed(self, record: HostedSession, address: str | None, ahead: bool) -> Refuse | None:
+    def _exposed(self, record: HostedSession, address: str | None) -> Refuse | None:
         terms = record.terms
-        owed = amount_due(terms, 0, WINDOW) - terms.session_fee + (AHEAD_UNITS if ahead else 0)
+        owed = amount_due(terms, 0, WINDOW) - terms.session_fee
         why = self.exposure.reserve(record.session, terms.payer, address, owed, self._wall())
         return Refuse(code="capacity", detail=why, retry_after_s=_RETRY_S) if why else None
 
     # ---- while it is served
 
     async def paid(self, session: SessionId, voucher: Voucher) -> None:
-        """Durable first. Ahead of the chain it then waits where more would be at stake than allowed."""
+        """On disk before what it pays for is served."""
         await self.journal.host_paid(session, voucher)
-        deposit = self._deposits.get(session)
-        if deposit is not None and voucher.amount - deposit.terms.session_fee > AHEAD_UNITS:
-            await deposit.decided.wait()  # its deadline is the relay's
 
     async def issued(self, session: SessionId, checkpoint: Checkpoint) -> None:
         """Written down in order: on disk before what its voucher pays for is served. A place has one."""
@@ -250,30 +237,23 @@ class Cashier:
         deposit = self._deposits.get(session)
         if deposit is None:
             return
-        if not deposit.decided.is_set():
-            # Not forgotten before it is decided: the same terms could be taken a second time meanwhile.
-            deposit.abandoned, deposit.unpaid = True, None if lingers else unpaid
+        if not deposit.decided:
+            deposit.abandoned = True  # nobody waits for it: the one that takes it lets it go
             return
-        if deposit.landed:
-            await self._over(session, self._limits.linger_s if lingers else 0.0)
+        await self._over(session, self._limits.linger_s if lingers else 0.0)
         if not lingers:
             self._lost(session, unpaid)
 
     def given_up(self, session: SessionId, *, unpaid: int) -> None:
         """Nobody came back for it within the linger."""
-        deposit = self._deposits.get(session)
-        if deposit is not None and not deposit.decided.is_set():
-            deposit.unpaid = unpaid
-        else:
-            self._lost(session, unpaid)
+        self._lost(session, unpaid)
 
     async def resumed(self, session: SessionId) -> None:
         """Another stream has it now: it is not to be settled yet."""
         deposit = self._deposits.get(session)
-        if deposit is not None and not deposit.decided.is_set():
-            deposit.abandoned = False
-        else:
-            await self.journal.host_resumed(session)
+        if deposit is not None:
+            deposit.settle_at = None
+        await self.journal.host_resumed(session)
 
     def _lost(self, session: SessionId, unpaid: int) -> None:
         self.exposure.lost(session, unpaid, self._wall())
@@ -287,6 +267,9 @@ class Cashier:
 
     async def _over(self, session: SessionId, linger_s: float) -> None:
         settle_at = int(self._wall() + linger_s)
+        deposit = self._deposits.get(session)
+        if deposit is not None:
+            deposit.settle_at = settle_at
         try:
             await self.journal.host_over(session, settle_at)
         except LocalError as error:
@@ -296,13 +279,21 @@ class Cashier:
         self.settler.due()
 
     async def _note_over(self, session: SessionId, settle_at: int) -> None:
-        """Try again until the disk takes it: an unsettled session is money."""
+        """Try again until the disk takes it, or it was resumed: an unsettled session is money."""
         while True:
             await trio.sleep(self._limits.settle_retry_s)
+            deposit = self._deposits.get(session)
+            if deposit is not None and deposit.settle_at != settle_at:
+                return
             with suppress(LocalError):
                 await self.journal.host_over(session, settle_at)
                 self.settler.due()
                 return
+
+
+def _closing() -> Refuse:
+    detail = "this session is closed, or asked to be: open another one"
+    return Refuse(code="payment_required", detail=detail)
 
 
 def _refusal_of(error: ChainError | trio.TooSlowError) -> Refuse:

@@ -14,7 +14,7 @@ from p2pnode.host.cashier import Cashier, Source
 from p2pnode.host.kept import KeptSessions
 from p2pnode.host.money import HostMoney
 from p2pnode.host.session import ServedSession
-from p2pnode.ids import ModelId, PeerId
+from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
 from p2pnode.net.stream import Stream
 from p2pnode.node.identity import HostIdentity
@@ -92,7 +92,7 @@ class Host:
                 identity,
                 limits=node.limits,
                 wall=node.wall,
-                on_ending=lambda session, why: self._kept is not None and self._kept.end(session, why),
+                on_ending=self._end,
                 caps=money.caps,
             )
             self._kept = KeptSessions(self.cashier, wall=node.wall, linger_s=node.limits.linger_s)
@@ -249,6 +249,9 @@ class Host:
             await self._kept.ended(stream.session, stream, lingers=lingers and not self._draining)
         if lingers and not self._draining:
             self._node.start_soon(self._kept.wait_given_up, stream.session)
+
+    def _end(self, session: SessionId, why: str, now: bool) -> bool:
+        return self._kept is not None and self._kept.end(session, why, now)
 
     def _find(self, stream: ServedSession, message: Resume) -> OpenSession | Refuse:
         if self._draining:

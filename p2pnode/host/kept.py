@@ -70,12 +70,11 @@ class KeptSessions:
             self._forget(session)
             self._cashier.given_up(session, unpaid=unpaid(record))
 
-    def end(self, session: SessionId, why: str) -> bool:
-        """Its escrow ends: let the present turn finish. False when no stream has it (and none may again)."""
-        del why
+    def end(self, session: SessionId, why: str, now: bool) -> bool:
+        """Its escrow ends: let the present turn finish, or not. False when no stream has it: none may now."""
         stream = self._live.get(session)
         if stream is not None:
-            stream.drain()
+            stream.end(why) if now else stream.drain()
             return True
         self._forget(session)
         return False

@@ -35,7 +35,7 @@ from p2pnode.protocols.inference.commands import (
     TurnServed,
 )
 from p2pnode.protocols.inference.machine import HostSession
-from p2pnode.protocols.inference.messages import CODEC
+from p2pnode.protocols.inference.messages import CODEC, Refuse
 from p2pnode.protocols.inference.open_session import OpenSession
 
 log = structlog.get_logger()
@@ -111,6 +111,13 @@ class ServedSession:
         """Another stream has the session now."""
         try:
             self._driver.command_nowait(Replaced())
+        except trio.WouldBlock:
+            self._driver.stop()
+
+    def end(self, why: str) -> None:
+        """End now: what it would go on with can't be paid any more."""
+        try:
+            self._driver.command_nowait(NotEscrowed(Refuse(code="payment_required", detail=why)))
         except trio.WouldBlock:
             self._driver.stop()
 

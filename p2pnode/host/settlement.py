@@ -31,16 +31,20 @@ from p2pnode.chain.ledger import (
     UnavailableError,
 )
 from p2pnode.chain.ledger import Open as OpenCall
-from p2pnode.errors import ChainError, LocalError
+from p2pnode.errors import LocalError
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.node.journal import HostedSession, HostedState, Journal
 from p2pnode.protocols.typed_data import session_id
 
 log = structlog.get_logger()
-CURSOR: Final = "host"
-OnEnding: TypeAlias = Callable[[SessionId, str], bool]
-"""Tell a live session to end, and why. False when no stream has it."""
+PRUNE_S: Final = 30 * 86_400
+"""Receipts of sessions that were settled are kept so long."""
+_CHALLENGE_S: Final = 86_400
+_LATE_S: Final = 120
+"""So long past its end an authorisation may still be on its way into a block that we are shown."""
+OnEnding: TypeAlias = Callable[[SessionId, str, bool], bool]
+"""Tell a live session to end, why, and whether at once (or after its turn). False when no stream has it."""
 
 
 class Settler:
@@ -53,13 +57,16 @@ class Settler:
         *,
         limits: Limits,
         wall: Callable[[], float],
-        on_ending: OnEnding = lambda _session, _why: False,
+        on_ending: OnEnding = lambda _session, _why, _now: False,
         on_settled: Callable[[HostedSession, int], None] = lambda _record, _amount: None,
     ) -> None:
         self._ledger, self._journal, self._limits, self._wall = ledger, journal, limits, wall
         self._on_ending, self._on_settled = on_ending, on_settled
         self._wake = trio.Event()
         self._transacting = trio.Lock()
+        market = ledger.domains.market
+        self._cursor_name = f"host {market.chain_id} {market.contract.hex()}"
+        self._cursor_checked = False
         self.reachable = True
         """Did the chain answer last time?"""
 
@@ -68,6 +75,7 @@ class Settler:
         now = int(self._wall())
         for record in self._mine("open", "relaying"):
             await self._journal.host_over(record.session, now)
+        await self._journal.prune(now - PRUNE_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._settle_for_ever)
             nursery.start_soon(self._watch_for_ever)
@@ -139,17 +147,24 @@ class Settler:
 
     async def _group(self, records: Sequence[HostedSession]) -> None:
         calls = [Release(r.terms) if r.voucher is None else Close(r.terms, r.voucher) for r in records]
-        claims = tuple(call for call in calls if isinstance(call, Close))
+        # Each is tried first: claims that can't be paid would cost their gas again at every retry.
+        claims = [call for call in calls if isinstance(call, Close) and await self._holds(call)]
         settled: set[SessionId] = set()
         if len(claims) > 1:
-            settled = await self._record(await self._ledger.transact(CloseMany(claims)))
+            settled = await self._record(await self._ledger.transact(CloseMany(tuple(claims))))
         for record, call in zip(records, calls, strict=True):
             if record.session not in settled:
                 await self._one(record, call)  # alone, so that the contract says what is wrong
 
+    async def _holds(self, call: Close) -> bool:
+        try:
+            await self._ledger.check(call)
+        except RevertedError:
+            return False
+        return True
+
     async def _one(self, record: HostedSession, call: Close | Release) -> None:
         try:
-            # Tried first: a call that can't succeed would cost its gas again at every retry.
             await self._ledger.check(call)
             await self._record(await self._ledger.transact(call))
         except RevertedError as error:
@@ -160,22 +175,39 @@ class Settler:
         if state.status == "closed":
             await self._settled(record.session, state.recorded, "settled by another")
         elif state.status == "open":
-            raise ChainError(f"session {record.session.hex()[:16]} can't be settled: {reason}")
-        elif record.valid_before <= self._wall():
-            await self._lost(record, "its deposit never reached the chain")
-        elif record.voucher is None:
+            await self._postpone(record, f"it can't be settled: {reason}")
+        elif record.valid_before > self._wall() and record.voucher is not None:
+            await self._bring_again(record)
+        elif record.valid_before > self._wall():
             # Nothing was served. The open may still be under way; if it isn't, nobody should bring it.
             await self._journal.host_over(record.session, _given_up_at(record))
+        elif self._may_still_land(record):
+            await self._postpone(record, "the chain does not show its deposit")
         else:
-            # A reorg took the open away, or a crash came before it was sent: what it pays for was served.
-            call = OpenCall(record.terms, record.valid_before, record.authorisation)
-            name = record.session.hex()[:16]
-            try:
-                await self._ledger.transact(call)
-            except RevertedError as error:
-                # Another may have brought it first, or what filled the payer's wallet is gone with it.
-                raise ChainError(f"session {name} is not open again yet: {error.reason}") from error
-            raise ChainError(f"session {name} was opened again: settling it next")
+            await self._lost(record, "its deposit is not on the chain")
+
+    def _may_still_land(self, record: HostedSession) -> bool:
+        """One answer of one endpoint is no proof: for what was paid it is asked until nobody may close."""
+        if record.voucher is not None:
+            return self._wall() < record.terms.expiry + _CHALLENGE_S
+        return self._wall() < record.valid_before + _LATE_S
+
+    async def _bring_again(self, record: HostedSession) -> None:
+        """A reorg took the open away: what it pays for was served."""
+        try:
+            await self._ledger.transact(OpenCall(record.terms, record.valid_before, record.authorisation))
+        except RevertedError as error:
+            # Another may have brought it first, or what filled the payer's wallet is gone with it.
+            reason = f"it is not open again yet: {error.reason}"
+            await self._postpone(record, reason, self._limits.settle_retry_s)
+        else:
+            await self._postpone(record, "it was opened again", 0.0)
+
+    async def _postpone(self, record: HostedSession, reason: str, wait_s: float | None = None) -> None:
+        wait_s = self._limits.settle_retry_max_s if wait_s is None else wait_s
+        log.warning("settlement.postponed", session=record.session.hex()[:16], reason=reason, retry_s=wait_s)
+        await self._journal.host_over(record.session, int(self._wall() + wait_s))
+        self.due()
 
     async def _lost(self, record: HostedSession, reason: str) -> None:
         log.warning("session.lost", session=record.session.hex()[:16], reason=reason)
@@ -204,10 +236,7 @@ class Settler:
             try:
                 with trio.fail_after(self._limits.chain_deadline_s):
                     await self._watch()
-            except (
-                LocalError,
-                trio.TooSlowError,
-            ) as error:  # whatever they say, the host stays up
+            except (LocalError, trio.TooSlowError) as error:  # whatever they say, the host stays up
                 if self.reachable:
                     log.warning("chain.unreachable", reason=str(error) or "too slow")
                 self.reachable = False
@@ -222,28 +251,46 @@ class Settler:
             await trio.sleep(self._limits.chain_poll_s)
 
     async def _watch(self) -> None:
-        cursor = self._journal.cursor(CURSOR)
-        if cursor is None:
-            cursor = (await self._ledger.head()).block
+        cursor = await self._cursor()
         caught_up = False
         while not caught_up:
             page = await self._ledger.events(cursor)
             for event in page.events:
                 await self._seen(event)
-            if page.cursor != cursor or self._journal.cursor(CURSOR) is None:
-                await self._journal.save_cursor(CURSOR, page.cursor)
+            if page.cursor != cursor or self._journal.cursor(self._cursor_name) is None:
+                await self._journal.save_cursor(self._cursor_name, page.cursor)
             cursor, caught_up = page.cursor, page.caught_up
+
+    async def _cursor(self) -> int:
+        """Where to read on. A chain that is shorter than we remember was made anew: read it from 0."""
+        cursor = self._journal.cursor(self._cursor_name)
+        if cursor is not None and self._cursor_checked:
+            return cursor
+        head = (await self._ledger.head()).block
+        self._cursor_checked = True
+        if cursor is not None and cursor > head + 1:
+            log.warning("chain.shorter", remembered=cursor, head=head)
+            await self._journal.save_cursor(self._cursor_name, 0)
+            return 0
+        return head if cursor is None else cursor
 
     async def _seen(self, event: LedgerEvent) -> None:
         match event:
             case CloseRequested(session=session, host=host) if host == self._ledger.account:
                 await self._end(session, "its payer asked the chain to close it")
-            case SessionClosed(session=session, host=host, amount=amount) if host == self._ledger.account:
-                await self._settled(session, amount, "seen on the chain")
+            case SessionClosed(session=session, host=host) if host == self._ledger.account:
+                await self._closed(session)
             case SessionOpened(session=session, host=host) if host == self._ledger.account:
                 await self._landed(session)
             case _:
                 pass
+
+    async def _closed(self, session: SessionId) -> None:
+        """Somebody closed it. The log alone is not believed: it would make us forget a voucher."""
+        state = await self._ledger.session(session)
+        if state.status == "closed":
+            self._on_ending(session, "it was closed on the chain", True)
+            await self._settled(session, state.recorded, "seen on the chain")
 
     async def _landed(self, session: SessionId) -> None:
         """A deposit is in escrow. One that nobody waits for any more goes back at once."""
@@ -268,7 +315,7 @@ class Settler:
         record = self._journal.hosted_one(session)
         if record is None or record.state not in ("open", "over"):
             return
-        if record.state == "over" or not self._on_ending(session, why):
+        if record.state == "over" or not self._on_ending(session, why, False):
             await self._journal.host_over(session, int(self._wall()))
             self.due()
 

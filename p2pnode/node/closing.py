@@ -37,6 +37,8 @@ async def close_session(record: BoughtSession | HostedSession, books: Books, now
         return Closing("nothing", f"it was settled at {usdc_text(state.recorded)}")
     if state.status == "none":
         return Closing("nothing", "it is not on the chain: there is nothing to close")
+    if isinstance(record, BoughtSession):
+        await books.journal.bought_mined(record.session)
     if isinstance(record, HostedSession):
         return await _as_host(record, books)
     return await _as_payer(record, books, state, now)

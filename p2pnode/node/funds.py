@@ -57,11 +57,16 @@ def local_funds(journal: Journal, payer: bytes | None, now: int) -> Funds:
     bought, hosted = journal.purchases(), journal.hosted()
     open_ = [each for each in bought if each.state in ("open", "over")]
     unsettled = [each for each in hosted if each.state in ("open", "over")]
+    authorised = 0 if payer is None else journal.outstanding(payer, now)
+    # What the host took and the chain has not shown yet is still in the wallet: it counts once.
+    unseen = authorised - sum(
+        each.terms.deposit for each in bought if each.state == "signed" and each.valid_before > now
+    )
     return Funds(
         wallet=None,
         ether_wei=None,
-        authorised=0 if payer is None else journal.outstanding(payer, now),
-        escrow=sum(each.terms.deposit for each in open_),
+        authorised=authorised,
+        escrow=sum(each.terms.deposit for each in open_) - max(0, unseen),
         signed=sum(each.voucher.amount if each.voucher else each.terms.session_fee for each in open_),
         spent=sum(each.spent or 0 for each in bought),
         owed=sum(each.voucher.amount if each.voucher else each.terms.session_fee for each in unsettled),

@@ -137,10 +137,6 @@ class Journal:
         """One session."""
         return self._read(partial(host.one, session=session))
 
-    def has_settled_with(self, payer: bytes) -> bool:
-        """Did this payer ever pay for more than a session's fee?"""
-        return self._read(partial(host.has_settled_with, payer=payer))
-
     def receipts(self, session: SessionId) -> list[Checkpoint]:
         """Of one session, in order."""
         return self._read(partial(host.receipts, session=session))

@@ -50,8 +50,8 @@ def lost(db: sqlite3.Connection, session: SessionId, detail: str) -> None:
 
 def over(db: sqlite3.Connection, session: SessionId, settle_at: int) -> None:
     """Nobody is served: it settles at ``settle_at``."""
-    _move(db, session, ("relaying", "open", "over"), "over")
-    db.execute("UPDATE hosted SET settle_at = ? WHERE session = ?", (settle_at, session))
+    _move(db, session, ("relaying", "open", "over"), "over", same=("settled",))
+    db.execute("UPDATE hosted SET settle_at = ? WHERE session = ? AND state = 'over'", (settle_at, session))
 
 
 def resumed(db: sqlite3.Connection, session: SessionId) -> None:
@@ -118,12 +118,6 @@ def one(db: sqlite3.Connection, session: SessionId) -> HostedSession | None:
     """One session."""
     row = db.execute("SELECT * FROM hosted WHERE session = ?", (session,)).fetchone()
     return None if row is None else hosted_of(row)
-
-
-def has_settled_with(db: sqlite3.Connection, payer: bytes) -> bool:
-    """Did a session of this payer settle above its fee?"""
-    query = "SELECT 1 FROM hosted WHERE payer = ? AND state = 'settled' AND amount > session_fee LIMIT 1"
-    return db.execute(query, (payer,)).fetchone() is not None
 
 
 def receipts(db: sqlite3.Connection, session: SessionId) -> list[Checkpoint]:

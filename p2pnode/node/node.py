@@ -154,7 +154,9 @@ class Node:
         log.info("node.stopped", peer=self.peer_id)
 
     async def _prepare_close(self) -> None:
-        with trio.move_on_after(self.limits.drain_deadline_s + self.limits.close_deadline_s, shield=True):
+        limits = self.limits
+        patience_s = limits.drain_deadline_s + limits.settle_deadline_s + limits.close_deadline_s
+        with trio.move_on_after(patience_s, shield=True):
             for action in reversed(self._before_close):
                 await action()
 

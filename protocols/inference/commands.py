@@ -79,9 +79,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Escrowed:
-    """The relayed open was taken. ``mined`` is False while it is served ahead of the chain."""
-
-    mined: bool = True
+    """The deposit is in escrow."""
 
 
 @dataclass(frozen=True, slots=True)

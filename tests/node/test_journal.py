@@ -83,7 +83,6 @@ async def test_what_the_chain_says_twice_changes_nothing(journal: Journal) -> No
 @pytest.mark.parametrize(
     ("state", "step"),
     [
-        ("settled", lambda journal, one: journal.host_over(one, NOW)),
         ("settled", lambda journal, one: journal.host_lost(one, "")),
         ("settled", lambda journal, one: journal.host_resumed(one)),
         ("lost", lambda journal, one: journal.host_over(one, NOW)),
@@ -176,17 +175,6 @@ async def test_a_receipt_of_an_unknown_session_is_refused(journal: Journal) -> N
     with pytest.raises(StorageError, match="FOREIGN KEY"):
         await journal.host_issued(session(1), checkpoint(1))
     assert journal.receipts(session(1)) == []
-
-
-async def test_a_payer_is_known_once_it_paid_more_than_a_fee(journal: Journal) -> None:
-    await journal.host_relaying(hosted(1))
-    await journal.host_relaying(hosted(2))
-    assert not journal.has_settled_with(TERMS.payer)
-    await journal.host_settled(session(1), TERMS.session_fee)
-    assert not journal.has_settled_with(TERMS.payer)
-    await journal.host_settled(session(2), TERMS.session_fee + 1)
-    assert journal.has_settled_with(TERMS.payer)
-    assert not journal.has_settled_with(b"\xee" * 20)
 
 
 async def test_receipts_of_old_settled_sessions_are_dropped_and_no_others(journal: Journal) -> None:

@@ -209,7 +209,7 @@ def test_a_chain_that_never_answers_is_a_refusal_after_the_relay_time() -> None:
 
 def test_a_deposit_that_lands_in_time_stops_the_relay_timer() -> None:
     host = relaying()
-    tell(host, Escrowed(mined=False))
+    tell(host, Escrowed())
     assert host.handle(TimerFired("relay"), 95.0) == []
     assert tell(host, Escrowed(), NotEscrowed(m.Refuse(code="payment_required")))[-1] == Finished(
         "the deposit was lost"
