@@ -25,6 +25,8 @@ PROMISED = {
     "gas.settle_in_10",
     "gas.checkpoint",
     "gas.break_even",
+    "paid.voucher_cpu",
+    "paid.throughput",
 }
 
 

@@ -153,7 +153,9 @@ def rich(profile: Path, tmp_path: Path) -> Path:
     return tmp_path / "rich"
 
 
-async def test_the_chain(data: DataDir, rich: Path, profile: Path, tmp_path: Path) -> None:
+async def test_the_chain(
+    data: DataDir, rich: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _good(await _money(data.root).chain())  # none is configured
     _bad(await _money(data.root, chain=str(profile)).chain(), "no_wallet", verdict="warning")
     address = open_or_make_wallet(wallet_files(data)).account
@@ -166,6 +168,7 @@ async def test_the_chain(data: DataDir, rich: Path, profile: Path, tmp_path: Pat
     wrong = tmp_path / "wrong.toml"
     write_profile(wrong, replace(there, node_registry=there.fab))
     assert "node_registry" in _bad(await _money(data.root, chain=str(wrong)).chain(), "chain_wrong").detail
+    monkeypatch.setattr("p2pnode.doctor.chain.CHAIN_DEADLINE_S", 1.0)
     gone = tmp_path / "gone.toml"
     write_profile(gone, replace(there, rpc_urls=("http://127.0.0.1:1",)))
     finding = _bad(await _money(data.root, chain=str(gone)).chain(), "chain_unreachable")
