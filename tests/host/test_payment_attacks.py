@@ -50,7 +50,7 @@ from tests.host.paid import (
     wallet_address,
 )
 from tests.host.test_paid import answer, due, settled
-from tests.host.thief import Thief, payment, thief
+from tests.host.thief import Thief, payment, takes_and_refuses, thief
 
 WINDOW_UNITS = WINDOW * PRICE_OUT // 1_000_000
 
@@ -505,21 +505,9 @@ async def test_a_host_that_opens_and_refuses_to_serve_gets_the_session_fee_and_n
 ) -> None:
     async with paid_world(tmp_path) as w:
         member, money = await w.host()
-
-        async def take_and_refuse(stream: Stream) -> None:
-            channel = MessageChannel(stream, CODEC)
-            request = await channel.receive()
-            assert isinstance(request, OpenMessage)
-            assert request.terms is not None
-            assert request.authorisation is not None
-            await money.ledger.transact(Open(request.terms, request.valid_before, request.authorisation))
-            await money.ledger.transact(Release(request.terms))
-            await channel.send([Refuse(code="capacity", detail="ha ha")])
-            await stream.aclose()
-
-        misbehave(member, take_and_refuse)
+        misbehave(member, takes_and_refuses(money))
         async with w.client(member) as client:
-            with pytest.raises(RemoteError, match="ha ha"):
+            with pytest.raises(RemoteError, match="busy"):
                 await answer(client)
         assert RICH - w.balance("alice") == FEE == w.earned("host 0")
 

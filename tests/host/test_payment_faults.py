@@ -10,17 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.chain.ledger import EventPage, Ledger, Open, Release
+from p2pnode.chain.ledger import EventPage, Ledger, Release
 from p2pnode.chain.rpc_answers import RpcError
 from p2pnode.client.client import Client
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, StorageError
-from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
-from p2pnode.protocols.inference.messages import CODEC, Refuse
-from p2pnode.protocols.inference.messages import Open as OpenMessage
 from tests.client.support import misbehave
 from tests.host.paid import FEE, RICH, paid_world, priced
 from tests.host.test_paid import answer, due, settled
+from tests.host.thief import takes_and_refuses
 
 
 class Moody:
@@ -164,19 +161,7 @@ async def test_a_host_that_takes_fees_and_refuses_gets_two_of_them_a_day(
 ) -> None:
     async with paid_world(tmp_path) as w:
         member, money = await w.host()
-
-        async def take_and_refuse(stream: Stream) -> None:
-            channel = MessageChannel(stream, CODEC)
-            request = await channel.receive()
-            assert isinstance(request, OpenMessage)
-            assert request.terms is not None
-            assert request.authorisation is not None
-            await money.ledger.transact(Open(request.terms, request.valid_before, request.authorisation))
-            await money.ledger.transact(Release(request.terms))
-            await channel.send([Refuse(code="capacity", detail="busy")])
-            await stream.aclose()
-
-        misbehave(member, take_and_refuse)
+        misbehave(member, takes_and_refuses(money))
         async with w.client(member) as client:
             reasons = []
             for _ in range(6):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import trio
 
+from p2pnode.chain.ledger import Open as OpenCall
+from p2pnode.chain.ledger import Release
+from p2pnode.host.money import HostMoney
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.net.network import Network, NetworkConfig
+from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
@@ -22,7 +26,9 @@ from p2pnode.protocols.inference.messages import (
     CODEC,
     PROTOCOL,
     ChatMessage,
+    Open,
     PromptBody,
+    Refuse,
     SamplingParams,
     SessionTerms,
 )
@@ -156,3 +162,21 @@ async def thief(
         yield Thief(network, member, paid)
         await network.aclose()
         nursery.cancel_scope.cancel()
+
+
+def takes_and_refuses(money: HostMoney) -> Callable[[Stream], Awaitable[None]]:
+    """A host that brings the deposit home, keeps the fee, and says that it is busy."""
+
+    async def serve(stream: Stream) -> None:
+        channel = MessageChannel(stream, CODEC)
+        request = await channel.receive()
+        assert isinstance(request, Open)
+        assert request.terms is not None
+        assert request.authorisation is not None
+        call = OpenCall(request.terms, request.valid_before, request.authorisation)
+        await money.ledger.transact(call)
+        await money.ledger.transact(Release(request.terms))
+        await channel.send([Refuse(code="capacity", detail="busy")])
+        await stream.aclose()
+
+    return serve
