@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -254,7 +255,10 @@ class RpcEndpoints:
         order = {"jsonrpc": "2.0", "id": number, "method": method, "params": list(params)}
         try:
             with trio.fail_after(self._limits.request_deadline_s):
-                async with self._client.stream("POST", endpoint.url, content=json.dumps(order)) as response:
+                request = self._client.build_request("POST", endpoint.url, content=json.dumps(order))
+                request.stream = _body_of(request)
+                response = await self._client.send(request, stream=True)
+                async with aclosing(response):
                     if response.status_code != _OK:
                         msg = f"answered HTTP {response.status_code}"
                         raise _FaultError(msg)
@@ -292,3 +296,22 @@ class RpcEndpoints:
             msg = f"answered with more than {most} bytes"
             raise _FaultError(msg, "too_large")
         return bytes(body)
+
+
+def _body_of(request: httpx.Request) -> httpx.AsyncByteStream:
+    """Its body as no generator: httpx's own, cancelled half-way, would be left to the garbage collector."""
+    import httpx
+
+    class Body(httpx.AsyncByteStream):
+        def __init__(self, content: bytes) -> None:
+            self._parts = [content]
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self._parts:
+                raise StopAsyncIteration
+            return self._parts.pop()
+
+    return Body(request.content)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import pytest
 import trio
 
 from p2pnode import Client, SamplingParams
@@ -35,7 +34,6 @@ from tests.crash.mortal import quick
 from tests.crash.parties import ETHER, FEE, LISTEN, PRICE_IN, PRICE_OUT, QUESTION, RICH, TOKENS, Party
 from tests.crash.processes import DEADLINE_S
 
-QUIET_HTTPX = pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 """A request that is cancelled while it is written strands a generator of httpx's own."""
 
 

@@ -46,7 +46,6 @@ from tests.crash.parties import (
 )
 from tests.crash.rpc_proxy import Fault, RpcProxy, html, nonsense, refusing, rpc_proxy, slow, swallow_sent
 from tests.crash.support import (
-    QUIET_HTTPX,
     Asked,
     CrashWorld,
     asking,
@@ -54,7 +53,6 @@ from tests.crash.support import (
     until,
 )
 
-pytestmark = QUIET_HTTPX
 FREE = ModelId(bytes(31) + b"\1")
 IMPATIENT = quick(
     chain_deadline_s=0.8, relay_deadline_s=1.0, settle_retry_s=0.2, settle_retry_max_s=0.3, linger_s=0.3

@@ -33,13 +33,11 @@ from tests.crash.processes import (
     Forge,
 )
 from tests.crash.support import (
-    QUIET_HTTPX,
     CrashWorld,
     crash_world,
     joined,
 )
 
-pytestmark = QUIET_HTTPX
 Note = Callable[[Loss], None]
 UNKNOWN = points("journal", "bought", "before", "inside")
 """The wallet has not signed, and the journal holds nothing."""

@@ -28,14 +28,12 @@ from tests.crash.processes import (
     Forge,
 )
 from tests.crash.support import (
-    QUIET_HTTPX,
     Asked,
     CrashWorld,
     crash_world,
     joined,
 )
 
-pytestmark = QUIET_HTTPX
 Note = Callable[[Loss], None]
 SERVING = (
     *points("journal", "host_open", "before", "inside", "after"),

@@ -32,14 +32,11 @@ from tests.crash.parties import (
     Party,
 )
 from tests.crash.support import (
-    QUIET_HTTPX,
     CrashWorld,
     crash_world,
     joined,
     until,
 )
-
-pytestmark = QUIET_HTTPX
 
 
 @pytest.mark.long

@@ -22,7 +22,6 @@ from tests.crash.processes import (
     Forge,
 )
 from tests.crash.support import (
-    QUIET_HTTPX,
     Asked,
     CrashWorld,
     asking,
@@ -31,8 +30,6 @@ from tests.crash.support import (
     until,
 )
 from tests.crash.test_chain_outages import PROMPT
-
-pytestmark = QUIET_HTTPX
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,6 @@ from tests.crash.processes import (
     Forge,
 )
 from tests.crash.support import (
-    QUIET_HTTPX,
     Asked,
     CrashWorld,
     asking,
@@ -40,7 +39,6 @@ from tests.crash.support import (
 )
 from tests.crash.test_client_crashes import accounts
 
-pytestmark = QUIET_HTTPX
 TURN = FEE + 8 + 3 * TOKENS
 """A session's first turn: eight tokens in, all of them billed."""
 

@@ -21,15 +21,12 @@ from tests.crash.processes import (
     Forge,
 )
 from tests.crash.support import (
-    QUIET_HTTPX,
     Asked,
     asking,
     crash_world,
     joined,
     until,
 )
-
-pytestmark = QUIET_HTTPX
 
 
 async def test_a_deposit_that_is_mined_after_the_host_was_killed_comes_back_at_once_but_for_the_fee(
