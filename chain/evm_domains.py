@@ -77,13 +77,15 @@ async def _token_name(node: EvmNode, usdc: bytes) -> tuple[str, str]:
 
 
 async def _ask(node: EvmNode, contract: str, address: bytes, function: Function, *arguments: Any) -> Any:
-    from eth_abi.exceptions import DecodingError
-
+    no_such = (
+        f"what stands at {shown_address(address)} is no {contract} (it has no {function.name}): correct "
+        "the address in the chain profile"
+    )
     try:
-        return function.decode(await node.call(address, function.encode(arguments)))
-    except (RevertedError, DecodingError, ValueError, OverflowError) as error:
-        msg = (
-            f"what stands at {shown_address(address)} is no {contract} (it has no {function.name}): correct "
-            "the address in the chain profile"
-        )
-        raise ChainError(msg) from error
+        answer = await node.call(address, function.encode(arguments))
+    except RevertedError as error:
+        raise ChainError(no_such) from error
+    try:
+        return function.decode(answer)
+    except (ChainError, OverflowError) as error:
+        raise ChainError(no_such) from error
