@@ -14,11 +14,11 @@ import trio
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.deploy import Plan, Step, plan
-from p2pnode.chain.embedded import ETHER, EmbeddedChain, address_of_secret
-from p2pnode.chain.evm_fees import Fees
-from p2pnode.chain.evm_node import EvmNode, Receipt
-from p2pnode.chain.evm_transaction import sign_transaction
-from p2pnode.chain.rpc import RpcEndpoints
+from p2pnode.chain.dev.embedded import ETHER, EmbeddedChain, address_of_secret
+from p2pnode.chain.evm.fees import Fees
+from p2pnode.chain.evm.node import EvmNode, Receipt
+from p2pnode.chain.evm.rpc import RpcEndpoints
+from p2pnode.chain.evm.transaction import sign_transaction
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.protocols.crypto import Signer
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from p2pnode.chain.market_rules import SESSION_FEE_MAX
+from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
 
 WEI_PER_ETHER: Final = 10**18
 GWEI_DIGITS: Final = 9

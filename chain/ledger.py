@@ -2,7 +2,7 @@
 
 Calls are values, so that one method sends them all and another tries them all; what they did comes back
 as events. A ledger speaks for at most one account (its ``account``); a client's never sends anything.
-Implementations: ``memory_ledger.py`` (the contracts' rules in Python) and ``evm.py`` (web3). One
+Implementations: ``memory/`` (the contracts' rules in Python) and ``evm/`` (web3). One
 conformance suite holds for both. Amounts are token units, ether is wei, times are epoch seconds.
 """
 

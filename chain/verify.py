@@ -2,7 +2,7 @@
 
 Every mistake is a ``ConfigError`` that names the field and both values: a profile of the wrong chain, an
 address without code, another token, or contracts that are not wired to one another would cost money. What
-signatures are made for (the EIP-712 domains) is read, and compared with our own, by ``evm_domains.py``.
+signatures are made for (the EIP-712 domains) is read, and compared with our own, by ``evm/domains.py``.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ OFFENCES = {
         ),
         ("p2pnode/client/client.py", "import p2pnode.cli.output"),
         ("p2pnode/client/search.py", "import p2pnode.host.host"),
-        ("p2pnode/models/engine.py", "import p2pnode.chain.wallet"),
+        ("p2pnode/models/engine.py", "import p2pnode.chain.wallet.wallet"),
         ("p2pnode/errors.py", "import p2pnode.config"),
         ("p2pnode/limits.py", "import p2pnode.ids"),
     ],

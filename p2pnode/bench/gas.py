@@ -14,9 +14,9 @@ import trio
 
 from p2pnode.bench.figure import compared
 from p2pnode.bench.options import GAS_DEFAULTS, BenchOptions, GasOptions, Take
+from p2pnode.chain.dev.gas import REAL_TOKEN_GAS, GasFigure, measure
+from p2pnode.chain.dev.rpc_chain import RpcChain, running_anvil
 from p2pnode.chain.fees import break_even_tokens, session_fee_for
-from p2pnode.chain.gas import REAL_TOKEN_GAS, GasFigure, measure
-from p2pnode.chain.rpc_chain import RpcChain, running_anvil
 from p2pnode.money import usdc_text
 
 ANVIL_PLACE: Final = Path("build", "anvil", "package", "bin", "anvil")

@@ -19,9 +19,9 @@ from p2pnode.bench.figure import compared, paired
 from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.bench.rates import Clocked, question
 from p2pnode.bench.session_cpu import SessionCpu, checkpoint_cpu
-from p2pnode.chain.devchain import open_dev_chain
+from p2pnode.chain.dev.devchain import open_dev_chain
 from p2pnode.chain.profile import write_profile
-from p2pnode.chain.wallet import open_or_make_wallet
+from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.client.client import Client
 from p2pnode.config import NodeConfig
 from p2pnode.errors import LocalError

@@ -63,7 +63,7 @@ def run_dev_chain(
     async def run() -> None:
         import trio
 
-        from p2pnode.chain.devchain import open_dev_chain
+        from p2pnode.chain.dev.devchain import open_dev_chain
         from p2pnode.chain.fees import USDC_DIGITS
         from p2pnode.chain.profile import profile_text, write_profile
 
@@ -107,9 +107,9 @@ def faucet(
     output = Output(as_json=as_json)
 
     async def run() -> None:
+        from p2pnode.chain.dev.jsonrpc_values import UNKNOWN_METHOD
+        from p2pnode.chain.evm.rpc_answers import RpcError
         from p2pnode.chain.fees import USDC_DIGITS
-        from p2pnode.chain.jsonrpc_values import UNKNOWN_METHOD
-        from p2pnode.chain.rpc_answers import RpcError
         from p2pnode.errors import ConfigError
 
         account, usdc = _address(address, "ADDRESS"), _units(amount, "AMOUNT", USDC_DIGITS)
@@ -213,7 +213,7 @@ def chain_status(
         from p2pnode.chain.addresses import shown_address
         from p2pnode.chain.profile import ADDRESS_FIELDS
         from p2pnode.chain.verify import verify
-        from p2pnode.chain.wallet import open_wallet
+        from p2pnode.chain.wallet.wallet import open_wallet
         from p2pnode.node.identity import wallet_files
         from p2pnode.node.money import open_ledger
 
@@ -385,7 +385,7 @@ def _profile(data_dir: Path | None, chain: str | None) -> ChainProfile:
 
 
 def _wallet(data_dir: Path | None) -> Any:
-    from p2pnode.chain.wallet import open_wallet
+    from p2pnode.chain.wallet.wallet import open_wallet
     from p2pnode.errors import ConfigError
     from p2pnode.node.identity import wallet_files
 
@@ -404,7 +404,7 @@ def _endpoints(urls: tuple[str, ...], chain_id: int | None) -> Any:
 
     import trio
 
-    from p2pnode.chain.rpc import RpcEndpoints
+    from p2pnode.chain.evm.rpc import RpcEndpoints
 
     @asynccontextmanager
     async def opened() -> Any:

@@ -21,9 +21,9 @@ from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_conf
 from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:
-    from p2pnode.chain.wallet import Wallet
-    from p2pnode.chain.wallet_files import WalletFiles
-    from p2pnode.chain.wallet_passphrase import PassphraseSource
+    from p2pnode.chain.wallet.files import WalletFiles
+    from p2pnode.chain.wallet.passphrase import PassphraseSource
+    from p2pnode.chain.wallet.wallet import Wallet
 
 wallet_app = typer.Typer(
     help="The wallet: twelve words, an address to be paid at and to pay from.", no_args_is_help=True
@@ -64,7 +64,7 @@ def new_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.chain.phrase import new_entropy
+        from p2pnode.chain.wallet.phrase import new_entropy
 
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)
@@ -90,8 +90,8 @@ def restore_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.chain.phrase import entropy_of
-        from p2pnode.chain.wallet import make_wallet
+        from p2pnode.chain.wallet.phrase import entropy_of
+        from p2pnode.chain.wallet.wallet import make_wallet
 
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)
@@ -119,8 +119,8 @@ def import_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.chain.phrase import new_entropy
-        from p2pnode.chain.wallet_keys import parse_key
+        from p2pnode.chain.wallet.keys import parse_key
+        from p2pnode.chain.wallet.phrase import new_entropy
 
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)
@@ -180,8 +180,8 @@ def export_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.chain.wallet_files import refuse_existing, write_new
-        from p2pnode.chain.wallet_passphrase import PassphraseFile, PassphrasePrompt
+        from p2pnode.chain.wallet.files import refuse_existing, write_new
+        from p2pnode.chain.wallet.passphrase import PassphraseFile, PassphrasePrompt
 
         wallet = _open(data_dir)
         refuse_existing(path)
@@ -230,7 +230,7 @@ def _files(data_dir: Path | None, *, make: bool) -> WalletFiles:
 
 
 def _empty_place(data_dir: Path | None) -> WalletFiles:
-    from p2pnode.chain.wallet_files import refuse_existing
+    from p2pnode.chain.wallet.files import refuse_existing
 
     files = _files(data_dir, make=True)
     refuse_existing(files.keystore, files.phrase)
@@ -238,7 +238,7 @@ def _empty_place(data_dir: Path | None) -> WalletFiles:
 
 
 def _open(data_dir: Path | None) -> Wallet:
-    from p2pnode.chain.wallet import open_wallet
+    from p2pnode.chain.wallet.wallet import open_wallet
     from p2pnode.errors import ConfigError
 
     files = _files(data_dir, make=False)
@@ -255,7 +255,7 @@ def _open(data_dir: Path | None) -> Wallet:
 def _source(
     files: WalletFiles, passphrase_file: Path | None, *, keyring: bool, random: bool
 ) -> PassphraseSource:
-    from p2pnode.chain.wallet_passphrase import PassphraseFile, PassphraseKeyring, PassphrasePrompt
+    from p2pnode.chain.wallet.passphrase import PassphraseFile, PassphraseKeyring, PassphrasePrompt
     from p2pnode.errors import UsageError
 
     if (passphrase_file is not None) + keyring + random > 1:
@@ -276,7 +276,7 @@ def _source(
 
 
 def _secret(path: Path | None, question: str, flag: str) -> str:
-    from p2pnode.chain.wallet_passphrase import ask_hidden
+    from p2pnode.chain.wallet.passphrase import ask_hidden
     from p2pnode.errors import UsageError
     from p2pnode.files import read_text_or_none
 
@@ -302,8 +302,8 @@ def _make(
     key: bytes | None,
     show_phrase_to: Path | None,
 ) -> None:
-    from p2pnode.chain.phrase import phrase_of
-    from p2pnode.chain.wallet import make_wallet
+    from p2pnode.chain.wallet.phrase import phrase_of
+    from p2pnode.chain.wallet.wallet import make_wallet
 
     _check_display(output, show_phrase_to)
     words = phrase_of(entropy)
@@ -353,7 +353,7 @@ def _print(output: Output, event: str, fields: dict[str, Any]) -> None:
 
 def _check_display(output: Output, show_phrase_to: Path | None) -> None:
     """Before anything is made: the words need a place to be shown at."""
-    from p2pnode.chain.wallet_files import refuse_existing
+    from p2pnode.chain.wallet.files import refuse_existing
     from p2pnode.errors import UsageError
 
     if show_phrase_to is not None:
@@ -367,7 +367,7 @@ def _check_display(output: Output, show_phrase_to: Path | None) -> None:
 
 
 def _write_words(path: Path, words: str) -> None:
-    from p2pnode.chain.wallet_files import write_new
+    from p2pnode.chain.wallet.files import write_new
 
     write_new(path, (words + "\n").encode())
 

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from p2pnode.chain.wallet import open_wallet
+from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.client.caps import SpendingCaps
 from p2pnode.client.offers import Market, why_unpayable
 from p2pnode.client.purse import Purse

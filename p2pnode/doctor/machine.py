@@ -9,8 +9,8 @@ from typing import Final
 
 import trio
 
-from p2pnode.chain.wallet import open_wallet
-from p2pnode.chain.wallet_passphrase import PassphraseFile
+from p2pnode.chain.wallet.passphrase import PassphraseFile
+from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, EngineError, StorageError

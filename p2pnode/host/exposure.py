@@ -1,8 +1,8 @@
 """What a host stands to lose, and the caps on it: pure arithmetic over token units. No I/O, no clock.
 
-A session may owe at most its window: that much is reserved while it lives. What was served and never paid stays on the books for a day. Both count
-against the caps of the payer, of its network prefix and of the host as a whole, so that a thousand
-fresh payers of one attacker cost the host what one may cost it.
+A session may owe at most its window: that much is reserved while it lives. What was served and never paid
+stays on the books for a day. Both count against the caps of the payer, of its network prefix and of the
+host as a whole, so that a thousand fresh payers of one attacker cost the host what one may cost it.
 """
 
 from __future__ import annotations

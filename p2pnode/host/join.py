@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from p2pnode.chain.profile import ChainProfile
-from p2pnode.chain.wallet import open_wallet
+from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.files import write_atomic

@@ -10,7 +10,7 @@ import trio
 
 from p2pnode.chain.ledger import Ledger
 from p2pnode.chain.profile import ChainProfile
-from p2pnode.chain.wallet import Wallet, open_wallet
+from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.node.datadir import DataDir

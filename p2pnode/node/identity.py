@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from p2pnode.chain.wallet import open_or_make_wallet
-from p2pnode.chain.wallet_files import WalletFiles
+from p2pnode.chain.wallet.files import WalletFiles
+from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.errors import ProtocolError
 from p2pnode.files import write_private
 from p2pnode.node.datadir import DataDir

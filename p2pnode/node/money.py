@@ -20,7 +20,7 @@ from p2pnode.node.journal import Journal
 from p2pnode.protocols.crypto import Signer
 
 if TYPE_CHECKING:
-    from p2pnode.chain.evm import EvmLedger
+    from p2pnode.chain.evm.ledger import EvmLedger
 
 
 def profile_path(config: NodeConfig) -> Path | None:
@@ -42,7 +42,7 @@ async def open_ledger(
     profile: ChainProfile, *, account: bytes | None = None, sign: Signer | None = None
 ) -> AsyncIterator[EvmLedger]:
     """Connect, check everything the profile says, and run until the block ends. Raises ``ChainError``."""
-    from p2pnode.chain.evm import EvmLedger
+    from p2pnode.chain.evm.ledger import EvmLedger
     from p2pnode.chain.verify import verify
 
     ledger = await EvmLedger.of_profile(profile, account=account, sign=sign)

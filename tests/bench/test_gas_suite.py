@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from p2pnode.bench.figure import GOALS, Measurement
 from p2pnode.bench.gas import ANVIL_PLACE, PREDECESSOR, measure_gas
 from p2pnode.bench.options import BenchOptions, GasOptions
-from p2pnode.chain.devchain import open_dev_chain
+from p2pnode.chain.dev.devchain import open_dev_chain
+from p2pnode.chain.dev.gas import REAL_TOKEN_GAS, measure
+from p2pnode.chain.dev.rpc_chain import RpcChain, running_anvil
 from p2pnode.chain.fees import session_fee_for
-from p2pnode.chain.gas import REAL_TOKEN_GAS, measure
-from p2pnode.chain.rpc_chain import RpcChain, running_anvil
 from p2pnode.cli.app import app
 from p2pnode.errors import ConfigError
 

@@ -15,9 +15,9 @@ import trio
 
 from p2pnode.chain.abi import artifact
 from p2pnode.chain.deploy import Addresses, plan
-from p2pnode.chain.evm import EvmLedger, EvmLimits
+from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
+from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
-from p2pnode.chain.sender import SenderLimits
 from tests.chain.contracts.support import ADDRESS, PURSE, sign
 
 CHAIN_ID = 84_532

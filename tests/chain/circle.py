@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode.chain.abi import Artifact
-from p2pnode.chain.embedded import Contract, EmbeddedChain
+from p2pnode.chain.dev.embedded import Contract, EmbeddedChain
 from p2pnode.protocols.crypto import abi_encode, keccak256
 
 MINTED_MAX = 10**30

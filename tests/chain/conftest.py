@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.chain.gas import Token
+from p2pnode.chain.dev.gas import Token
 from tests.chain.circle import circle_usdc
 from tests.chain.evm_world import LocalChain, LocalRpc
 

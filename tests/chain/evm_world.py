@@ -11,15 +11,15 @@ from typing import Any, TypeAlias
 import httpx
 import trio
 
-from p2pnode.chain.blocks import Blocks
-from p2pnode.chain.embedded import EmbeddedChain, deploy
-from p2pnode.chain.evm import EvmLedger, EvmLimits
-from p2pnode.chain.jsonrpc import JsonRpc
-from p2pnode.chain.jsonrpc_eth import Eth
+from p2pnode.chain.dev.blocks import Blocks
+from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
+from p2pnode.chain.dev.jsonrpc import JsonRpc
+from p2pnode.chain.dev.jsonrpc_eth import Eth
+from p2pnode.chain.dev.pool import Pool
+from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
+from p2pnode.chain.evm.rpc import RpcLimits
+from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
-from p2pnode.chain.pool import Pool
-from p2pnode.chain.rpc import RpcLimits
-from p2pnode.chain.sender import SenderLimits
 from tests.chain.contracts.support import ADDRESS, PURSE, SECRETS, sign
 
 URL = "http://one.invalid/v2/secret-key"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pnode.chain.ledger import Domains, Ledger
-from p2pnode.chain.memory_ledger import MemoryChain, MemoryLedger
+from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.protocols.typed_data import Domain, market_domain
 from tests.chain.contracts.support import ADDRESS, PURSE
 

@@ -12,16 +12,16 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.chain.blocks import Blocks
 from p2pnode.chain.deploy import Step, plan
 from p2pnode.chain.deployer import Offer, carry_out, ether_text, quote
-from p2pnode.chain.embedded import EmbeddedChain, deploy
-from p2pnode.chain.evm_node import Receipt
-from p2pnode.chain.jsonrpc import JsonRpc
-from p2pnode.chain.jsonrpc_eth import Eth
-from p2pnode.chain.pool import Pool
+from p2pnode.chain.dev.blocks import Blocks
+from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
+from p2pnode.chain.dev.jsonrpc import JsonRpc
+from p2pnode.chain.dev.jsonrpc_eth import Eth
+from p2pnode.chain.dev.pool import Pool
+from p2pnode.chain.evm.node import Receipt
+from p2pnode.chain.evm.rpc import RpcEndpoints
 from p2pnode.chain.profile import profile_of
-from p2pnode.chain.rpc import RpcEndpoints
 from p2pnode.chain.verify import verify
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.protocols.crypto import sign_digest

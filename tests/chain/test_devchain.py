@@ -11,12 +11,12 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.chain.abi import artifact
-from p2pnode.chain.devchain import DevAccount, DevChain, dev_account, open_dev_chain
-from p2pnode.chain.embedded import address_of_secret
-from p2pnode.chain.evm_fees import Fees
-from p2pnode.chain.evm_transaction import Signed, sign_transaction
-from p2pnode.chain.jsonrpc import BATCH_MAX
-from p2pnode.chain.jsonrpc_http import BODY_MAX
+from p2pnode.chain.dev.devchain import DevAccount, DevChain, dev_account, open_dev_chain
+from p2pnode.chain.dev.embedded import address_of_secret
+from p2pnode.chain.dev.jsonrpc import BATCH_MAX
+from p2pnode.chain.dev.jsonrpc_http import BODY_MAX
+from p2pnode.chain.evm.fees import Fees
+from p2pnode.chain.evm.transaction import Signed, sign_transaction
 from p2pnode.chain.verify import verify
 from p2pnode.errors import ConfigError
 from p2pnode.protocols.crypto import sign_digest

@@ -15,13 +15,13 @@ import trio
 import trio.testing
 
 from p2pnode.chain.abi import artifact
-from p2pnode.chain.devchain import open_dev_chain
-from p2pnode.chain.embedded import address_of_secret
-from p2pnode.chain.evm import EvmLedger, EvmLimits
+from p2pnode.chain.dev.devchain import open_dev_chain
+from p2pnode.chain.dev.embedded import address_of_secret
+from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
+from p2pnode.chain.evm.rpc import RpcLimits
+from p2pnode.chain.evm.rpc_answers import RpcError
 from p2pnode.chain.ledger import Close, EscrowState, LedgerEvent, RevertedError, Transfer, UnavailableError
 from p2pnode.chain.profile import profile_of
-from p2pnode.chain.rpc import RpcLimits
-from p2pnode.chain.rpc_answers import RpcError
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import abi_encode, keccak256, sign_digest
 from tests.chain.contracts.support import ADDRESS, PURSE
@@ -353,7 +353,7 @@ async def test_another_transactions_receipt_is_not_taken_for_ours(
 
 
 def test_importing_the_chains_modules_imports_no_web3() -> None:
-    modules = ("ledger", "wallet", "rpc", "sender", "evm", "evm_calls", "evm_domains")
+    modules = ("ledger", "wallet.wallet", "evm.rpc", "evm.sender", "evm.ledger", "evm.calls", "evm.domains")
     heavy = ("web3", "eth_account", "eth_abi", "eth_tester", "eth", "httpx")
     imports = ", ".join(f"p2pnode.chain.{module}" for module in modules)
     code = f"import sys, {imports}; print([each for each in {heavy} if each in sys.modules])"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trio
 
-from p2pnode.chain.evm import EvmLimits
+from p2pnode.chain.evm.ledger import EvmLimits
+from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.ledger import Ledger, Outcome, RevertedError, Transfer
-from p2pnode.chain.sender import SenderLimits
 from tests.chain.anvil_world import AnvilWorld, anvil_world
 from tests.chain.contracts.support import ADDRESS
 from tests.chain.ledger_conformance import LedgerConformance, Scene, scene

@@ -13,7 +13,7 @@ from p2pnode.chain.fees import (
     session_fee_for,
     suggest_price,
 )
-from p2pnode.chain.market_rules import SESSION_FEE_MAX
+from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
 
 DOLLAR = 10**6
 GWEI = 10**9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pnode.chain.gas import REAL_TOKEN_GAS, Token, measure
+from p2pnode.chain.dev.gas import REAL_TOKEN_GAS, Token, measure
 
 PREDECESSOR = {"gas.open": 200_000, "gas.settle": 100_000, "gas.settle_in_10": 100_000}
 

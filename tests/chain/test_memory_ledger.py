@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from p2pnode.chain.evm_calls import Encoder, market_events
-from p2pnode.chain.evm_node import Log
+from p2pnode.chain.evm.calls import Encoder, market_events
+from p2pnode.chain.evm.node import Log
+from p2pnode.chain.evm.rpc_answers import NO_REASON
 from p2pnode.chain.ledger import (
     Call,
     Close,
@@ -31,8 +32,7 @@ from p2pnode.chain.ledger import (
     Transfer,
     Withdraw,
 )
-from p2pnode.chain.memory_ledger import GAS, MemoryChain
-from p2pnode.chain.rpc_answers import NO_REASON
+from p2pnode.chain.memory.ledger import GAS, MemoryChain
 from p2pnode.ids import ModelId
 from p2pnode.protocols.crypto import keccak256
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.chain.addresses import address_from, shown_address
-from p2pnode.chain.blocks import Blocks
-from p2pnode.chain.embedded import EmbeddedChain, deploy
-from p2pnode.chain.jsonrpc_eth import Eth
-from p2pnode.chain.jsonrpc_values import RpcRefusedError
+from p2pnode.chain.dev.blocks import Blocks
+from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
+from p2pnode.chain.dev.jsonrpc_eth import Eth
+from p2pnode.chain.dev.jsonrpc_values import RpcRefusedError
+from p2pnode.chain.dev.pool import Pool
 from p2pnode.chain.ledger import UnavailableError
-from p2pnode.chain.pool import Pool
 from p2pnode.chain.profile import (
     ADDRESS_FIELDS,
     ChainProfile,

@@ -16,12 +16,12 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.embedded import address_of_secret
-from p2pnode.chain.evm import EvmLedger, EvmLimits
-from p2pnode.chain.evm_fees import Fees, offer, raised
-from p2pnode.chain.evm_transaction import sign_transaction
+from p2pnode.chain.dev.embedded import address_of_secret
+from p2pnode.chain.evm.fees import Fees, offer, raised
+from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
+from p2pnode.chain.evm.sender import SenderLimits
+from p2pnode.chain.evm.transaction import sign_transaction
 from p2pnode.chain.ledger import Outcome, RevertedError, Transfer, UnavailableError
-from p2pnode.chain.sender import SenderLimits
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import keccak256, sign_digest
 from tests.chain.contracts.support import ADDRESS, PURSE, sign

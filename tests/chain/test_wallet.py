@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.chain import wallet_files as keystores
-from p2pnode.chain.phrase import entropy_of, phrase_of, wallet_secret
-from p2pnode.chain.wallet import Wallet, make_wallet, open_or_make_wallet, open_wallet
-from p2pnode.chain.wallet_files import Keystore, WalletFiles, encrypt, read_keystore
-from p2pnode.chain.wallet_keys import key_address, parse_key
-from p2pnode.chain.wallet_passphrase import PassphraseFile
+from p2pnode.chain.wallet import files as keystores
+from p2pnode.chain.wallet.files import Keystore, WalletFiles, encrypt, read_keystore
+from p2pnode.chain.wallet.keys import key_address, parse_key
+from p2pnode.chain.wallet.passphrase import PassphraseFile
+from p2pnode.chain.wallet.phrase import entropy_of, phrase_of, wallet_secret
+from p2pnode.chain.wallet.wallet import Wallet, make_wallet, open_or_make_wallet, open_wallet
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.protocols.crypto import keccak256, recover_address
 
@@ -131,7 +131,7 @@ def test_a_phrase_alone_of_an_imported_key_makes_no_other_wallet_in_its_place(fi
 def test_two_first_starts_at_once_end_with_one_wallet(files: WalletFiles) -> None:
     code = (
         "import sys; from pathlib import Path; from p2pnode.errors import ChainError\n"
-        "from p2pnode.chain.wallet import open_or_make_wallet\n"
+        "from p2pnode.chain.wallet.wallet import open_or_make_wallet\n"
         "from tests.chain.test_wallet import files_in\n"
         "try: print(open_or_make_wallet(files_in(Path(sys.argv[1]))).account)\n"
         "except ChainError as error: print('refused', error)\n"

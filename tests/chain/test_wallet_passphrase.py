@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.chain import wallet_files as keystores
-from p2pnode.chain.wallet import Wallet, make_wallet, open_wallet
-from p2pnode.chain.wallet_files import WalletFiles
-from p2pnode.chain.wallet_passphrase import PassphraseFile, PassphrasePrompt
+from p2pnode.chain.wallet import files as keystores
+from p2pnode.chain.wallet.files import WalletFiles
+from p2pnode.chain.wallet.passphrase import PassphraseFile, PassphrasePrompt
+from p2pnode.chain.wallet.wallet import Wallet, make_wallet, open_wallet
 from p2pnode.errors import ChainError, ConfigError
 
 ACCOUNT = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.chain.devchain import dev_account
+from p2pnode.chain.dev.devchain import dev_account
 from p2pnode.chain.profile import ADDRESS_FIELDS, load_profile, write_profile
 from tests.chain.test_profile import CHECKSUMMED, profile
 from tests.cli.support import Program, Ran, run, start

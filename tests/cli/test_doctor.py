@@ -17,7 +17,7 @@ from typing import Any, get_args
 import pytest
 
 from p2pnode.chain.profile import load_profile, write_profile
-from p2pnode.chain.wallet import open_or_make_wallet
+from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.config import NodeConfig
 from p2pnode.doctor import machine
 from p2pnode.doctor.chain import Money

@@ -15,11 +15,11 @@ import keyring.backend
 import keyring.errors
 import pytest
 
-from p2pnode.chain import wallet_files as keystores
-from p2pnode.chain.phrase import entropy_of, wallet_secret
-from p2pnode.chain.wallet import Wallet, open_wallet
-from p2pnode.chain.wallet_files import Keystore
-from p2pnode.chain.wallet_keys import key_address
+from p2pnode.chain.wallet import files as keystores
+from p2pnode.chain.wallet.files import Keystore
+from p2pnode.chain.wallet.keys import key_address
+from p2pnode.chain.wallet.phrase import entropy_of, wallet_secret
+from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import load_or_create_identity, wallet_files
 from tests.cli.support import Ran, run
@@ -401,7 +401,7 @@ def test_an_export_opens_under_the_passphrase_that_was_asked_for(
 
 def test_help_and_the_module_of_wallets_import_nothing_heavy() -> None:
     code = (
-        "import sys, p2pnode.cli.app, p2pnode.chain.wallet\n"
+        "import sys, p2pnode.cli.app, p2pnode.chain.wallet.wallet\n"
         "print([name for name in ('web3', 'eth_account', 'eth_keyfile', 'keyring', 'eth_abi', 'trio') "
         "if name in sys.modules])"
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from p2pnode.chain.ledger import Close, Open
-from p2pnode.chain.memory_ledger import MemoryChain, MemoryLedger
+from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.caps import SpendingCaps
 from p2pnode.client.purse import Purse
 from p2pnode.node.journal import Journal

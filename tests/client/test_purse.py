@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.ledger import AccountState, EscrowState, Head, UnavailableError
-from p2pnode.chain.memory_ledger import MemoryChain, MemoryLedger
+from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.caps import CAP_MAX, FEE_MAX, SpendingCapError, SpendingCaps
 from p2pnode.client.purse import EXPIRY_S, TIP, TURNS, VALID_S, FundsError
 from p2pnode.client.purse_words import describe

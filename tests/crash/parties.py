@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pnode.chain.wallet import Wallet
+from p2pnode.chain.wallet.wallet import Wallet
 from p2pnode.config import NodeConfig
 from p2pnode.ids import SessionId
 from p2pnode.node.datadir import DataDir

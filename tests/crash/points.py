@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Never, Self, get_args
 
-from p2pnode.chain.evm import EvmLedger
-from p2pnode.chain.evm_node import EvmNode
+from p2pnode.chain.evm.ledger import EvmLedger
+from p2pnode.chain.evm.node import EvmNode
 from p2pnode.node import journal_client, journal_host
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.journal import Journal

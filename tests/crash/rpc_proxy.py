@@ -11,7 +11,7 @@ from typing import TypeAlias
 import httpx
 import trio
 
-from p2pnode.chain.jsonrpc_http import serve_http
+from p2pnode.chain.dev.jsonrpc_http import serve_http
 
 LOOPBACK = "127.0.0.1"
 Fault: TypeAlias = Callable[["RpcProxy", bytes], Awaitable[bytes]]

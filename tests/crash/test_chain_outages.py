@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pnode.chain import evm
-from p2pnode.chain.evm import EvmLimits
+from p2pnode.chain.evm import ledger as evm
+from p2pnode.chain.evm.ledger import EvmLimits
+from p2pnode.chain.evm.rpc import RpcLimits
+from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.profile import load_profile, write_profile
-from p2pnode.chain.rpc import RpcLimits
-from p2pnode.chain.sender import SenderLimits
 from p2pnode.errors import RefusedError
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.host.money import open_host_money

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from p2pnode import Client
-from p2pnode.chain.devchain import dev_account
-from p2pnode.chain.evm import EvmLedger
+from p2pnode.chain.dev.devchain import dev_account
+from p2pnode.chain.evm.ledger import EvmLedger
 from p2pnode.chain.ledger import Call, Open, Outcome
 from p2pnode.ids import PeerId
 from p2pnode.net.network import Network

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.chain import evm
+from p2pnode.chain.evm import ledger as evm
 from tests.crash.checks import (
     check_receipts,
     check_settled,

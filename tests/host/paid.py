@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from p2pnode.chain.ledger import Domains, Ledger, UnavailableError
-from p2pnode.chain.memory_ledger import MemoryChain, MemoryLedger
+from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.caps import SpendingCaps
 from p2pnode.client.client import Client
 from p2pnode.client.offers import Market

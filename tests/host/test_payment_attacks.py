@@ -23,7 +23,7 @@ from p2pnode.chain.ledger import (
     RequestClose,
     RevertedError,
 )
-from p2pnode.chain.memory_ledger import MemoryLedger
+from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.errors import RemoteError
 from p2pnode.host.exposure import ExposureCaps
 from p2pnode.net.stream import Stream

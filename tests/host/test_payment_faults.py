@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pnode.chain.evm.rpc_answers import RpcError
 from p2pnode.chain.ledger import EventPage, Ledger, Release
-from p2pnode.chain.rpc_answers import RpcError
 from p2pnode.client.client import Client
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, StorageError
 from tests.client.support import misbehave

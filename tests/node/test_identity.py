@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.chain import wallet as wallet_module
+from p2pnode.chain.wallet import wallet as wallet_module
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import HostIdentity, load_or_create_identity

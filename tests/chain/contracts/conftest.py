@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from p2pnode.chain.abi import Artifact
-from p2pnode.chain.embedded import Contract
-from p2pnode.chain.gas import Token
+from p2pnode.chain.dev.embedded import Contract
+from p2pnode.chain.dev.gas import Token
 from p2pnode.protocols.crypto import abi_encode
 from tests.chain.contracts.build_artifacts import compile_contract
 from tests.chain.contracts.support import ADDRESS, World

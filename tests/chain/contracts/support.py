@@ -8,8 +8,8 @@ from itertools import count
 from typing import Any, Final
 
 from p2pnode.chain.calldata import claim_tuple, terms_tuple
-from p2pnode.chain.embedded import EmbeddedChain, Receipt, address_of_secret, deploy
-from p2pnode.chain.gas import Token
+from p2pnode.chain.dev.embedded import EmbeddedChain, Receipt, address_of_secret, deploy
+from p2pnode.chain.dev.gas import Token
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.crypto import keccak256, sign_digest
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher

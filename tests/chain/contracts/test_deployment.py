@@ -6,7 +6,7 @@ import pytest
 
 from p2pnode.chain.abi import CONTRACTS, artifact
 from p2pnode.chain.deploy import create_address, plan
-from p2pnode.chain.embedded import EmbeddedChain, address_of_secret
+from p2pnode.chain.dev.embedded import EmbeddedChain, address_of_secret
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import abi_encode, keccak256

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.chain.embedded import Receipt
+from p2pnode.chain.dev.embedded import Receipt
 from p2pnode.chain.ledger import RevertedError
 from tests.chain.contracts.support import ADDRESS, DAY, FAB, World
 

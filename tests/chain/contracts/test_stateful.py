@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import initialize, invariant, run_state_machine_as_test
 
 from p2pnode.chain.calldata import terms_tuple
-from p2pnode.chain.embedded import Contract
+from p2pnode.chain.dev.embedded import Contract
 from tests.chain.contracts.market_rules import ACTORS, HOSTS, PAYERS
 from tests.chain.contracts.support import ADDRESS, DAY, FAB, PURSE, World
 from tests.chain.contracts.trust_rules import HONEST, TrustRules

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.chain.embedded import Contract
+from p2pnode.chain.dev.embedded import Contract
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.crypto import abi_encode, keccak256
 from p2pnode.protocols.typed_data import Domain, cancel_digest, permit_digest

@@ -31,8 +31,8 @@ from p2pnode.chain.ledger import (
     Transfer,
     Withdraw,
 )
-from p2pnode.chain.market_rules import Commit, Context, MarketRules
-from p2pnode.chain.token_rules import SignatureCheck, TokenRules
+from p2pnode.chain.memory.market_rules import Commit, Context, MarketRules
+from p2pnode.chain.memory.token_rules import SignatureCheck, TokenRules
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import keccak256

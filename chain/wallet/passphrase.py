@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias
 
-from p2pnode.chain.wallet_files import one_at_a_time
+from p2pnode.chain.wallet.files import one_at_a_time
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.files import read_text_or_none, write_private
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
-from p2pnode.chain.embedded import (
+from p2pnode.chain.dev.embedded import (
     Contract,
     Deployment,
     DirectChain,

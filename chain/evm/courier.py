@@ -1,6 +1,6 @@
 """Hands an account's transactions to the node: signs versions, sends bytes, reads refusals and receipts.
 
-Decides nothing about when; ``sender.py`` and ``evm_watch.py`` do.
+Decides nothing about when; ``sender.py`` and ``watch.py`` do.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.evm_fees import Fees, capped, least_of
-from p2pnode.chain.evm_flight import Flight
-from p2pnode.chain.evm_node import EvmNode, Receipt
-from p2pnode.chain.evm_transaction import Order, Signed, sign_transaction
+from p2pnode.chain.evm.fees import Fees, capped, least_of
+from p2pnode.chain.evm.flight import Flight
+from p2pnode.chain.evm.node import EvmNode, Receipt
+from p2pnode.chain.evm.rpc_answers import NO_REASON, RpcError, refusal_of
+from p2pnode.chain.evm.transaction import Order, Signed, sign_transaction
 from p2pnode.chain.ledger import RevertedError
-from p2pnode.chain.rpc_answers import NO_REASON, RpcError, refusal_of
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import Signer
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from p2pnode.chain.abi import Artifact, artifact
 from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
-from p2pnode.chain.evm_node import Log
-from p2pnode.chain.evm_transaction import Order
+from p2pnode.chain.evm.node import Log
+from p2pnode.chain.evm.transaction import Order
 from p2pnode.chain.ledger import (
     CLAIMS_MAX,
     Call,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.evm_fees import Fees
+from p2pnode.chain.evm.fees import Fees
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import Signer, keccak256, recover_address
 

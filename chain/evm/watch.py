@@ -7,9 +7,9 @@ from __future__ import annotations
 import structlog
 import trio
 
-from p2pnode.chain.evm_courier import Courier
-from p2pnode.chain.evm_flight import Flight
-from p2pnode.chain.evm_node import Receipt
+from p2pnode.chain.evm.courier import Courier
+from p2pnode.chain.evm.flight import Flight
+from p2pnode.chain.evm.node import Receipt
 from p2pnode.errors import ChainError
 
 _log = structlog.get_logger()

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from p2pnode.chain.blocks import Blocks, Json, Mined, shown_header, shown_transaction
-from p2pnode.chain.embedded import BLOCK_GAS, EmbeddedChain, failure_of, revert_reason
-from p2pnode.chain.jsonrpc_values import (
+from p2pnode.chain.dev.blocks import Blocks, Json, Mined, shown_header, shown_transaction
+from p2pnode.chain.dev.embedded import BLOCK_GAS, EmbeddedChain, failure_of, revert_reason
+from p2pnode.chain.dev.jsonrpc_values import (
     ADDRESS_BYTES,
     BAD_PARAMETERS,
     REFUSED,
@@ -23,7 +23,7 @@ from p2pnode.chain.jsonrpc_values import (
     hexed,
     quantity_of,
 )
-from p2pnode.chain.pool import Pool
+from p2pnode.chain.dev.pool import Pool
 from p2pnode.errors import ChainError
 
 TIP_WEI: Final = 10**6

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from p2pnode.chain.evm.rpc_answers import NO_REASON
 from p2pnode.chain.ledger import (
     CLAIMS_MAX,
     Call,
@@ -35,8 +36,7 @@ from p2pnode.chain.ledger import (
     Withdraw,
     Withdrawn,
 )
-from p2pnode.chain.rpc_answers import NO_REASON
-from p2pnode.chain.token_rules import SIGNATURE_MAX, SignatureCheck, TokenRules, require
+from p2pnode.chain.memory.token_rules import SIGNATURE_MAX, SignatureCheck, TokenRules, require
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher

@@ -19,14 +19,14 @@ from typing import Any, Final, Never, TypeVar
 import structlog
 import trio
 
-from p2pnode.chain.blocks import Blocks
 from p2pnode.chain.deploy import Addresses
-from p2pnode.chain.embedded import Deployment, EmbeddedChain, address_of_secret, deploy
-from p2pnode.chain.jsonrpc import JsonRpc
-from p2pnode.chain.jsonrpc_dev import Dev
-from p2pnode.chain.jsonrpc_eth import Eth
-from p2pnode.chain.jsonrpc_http import serve_http
-from p2pnode.chain.pool import Pool
+from p2pnode.chain.dev.blocks import Blocks
+from p2pnode.chain.dev.embedded import Deployment, EmbeddedChain, address_of_secret, deploy
+from p2pnode.chain.dev.jsonrpc import JsonRpc
+from p2pnode.chain.dev.jsonrpc_dev import Dev
+from p2pnode.chain.dev.jsonrpc_eth import Eth
+from p2pnode.chain.dev.jsonrpc_http import serve_http
+from p2pnode.chain.dev.pool import Pool
 from p2pnode.chain.profile import ChainProfile, profile_of
 from p2pnode.protocols.crypto import keccak256
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.evm_fees import Fees, offer
-from p2pnode.chain.evm_shapes import shape_of
+from p2pnode.chain.evm.fees import Fees, offer
+from p2pnode.chain.evm.rpc import RpcEndpoints
+from p2pnode.chain.evm.rpc_answers import RpcError, revert_reason
+from p2pnode.chain.evm.shapes import shape_of
 from p2pnode.chain.ledger import RevertedError
-from p2pnode.chain.rpc import RpcEndpoints
-from p2pnode.chain.rpc_answers import RpcError, revert_reason
 from p2pnode.errors import ChainError
 
 BlockTag: TypeAlias = int | Literal["latest", "pending"]

@@ -12,13 +12,13 @@ import structlog
 import trio
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.evm_courier import Courier, Handed, RejectedError
-from p2pnode.chain.evm_fees import Fees, raised
-from p2pnode.chain.evm_flight import Flight, Job
-from p2pnode.chain.evm_node import Receipt
-from p2pnode.chain.evm_transaction import Order
-from p2pnode.chain.evm_watch import Watch, moved, restore
-from p2pnode.chain.rpc import Jitter
+from p2pnode.chain.evm.courier import Courier, Handed, RejectedError
+from p2pnode.chain.evm.fees import Fees, raised
+from p2pnode.chain.evm.flight import Flight, Job
+from p2pnode.chain.evm.node import Receipt
+from p2pnode.chain.evm.rpc import Jitter
+from p2pnode.chain.evm.transaction import Order
+from p2pnode.chain.evm.watch import Watch, moved, restore
 from p2pnode.errors import ChainError
 
 _log = structlog.get_logger()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from p2pnode.chain.embedded import BLOCK_GAS, EmbeddedChain
-from p2pnode.chain.jsonrpc_values import REFUSED, RpcRefusedError
+from p2pnode.chain.dev.embedded import BLOCK_GAS, EmbeddedChain
+from p2pnode.chain.dev.jsonrpc_values import REFUSED, RpcRefusedError
 
 WAITING_MAX: Final = 256
 _BUMP_PERCENT: Final = 10

@@ -19,14 +19,14 @@ from typing import Final
 import structlog
 import trio
 
-from p2pnode.chain.evm_courier import Courier
-from p2pnode.chain.evm_fees import GWEI
-from p2pnode.chain.evm_fleet import Fleet
-from p2pnode.chain.evm_flight import Job
-from p2pnode.chain.evm_node import EvmNode, Receipt
-from p2pnode.chain.evm_transaction import Order
-from p2pnode.chain.evm_watch import Watch
-from p2pnode.chain.rpc import Jitter
+from p2pnode.chain.evm.courier import Courier
+from p2pnode.chain.evm.fees import GWEI
+from p2pnode.chain.evm.fleet import Fleet
+from p2pnode.chain.evm.flight import Job
+from p2pnode.chain.evm.node import EvmNode, Receipt
+from p2pnode.chain.evm.rpc import Jitter
+from p2pnode.chain.evm.transaction import Order
+from p2pnode.chain.evm.watch import Watch
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import Signer
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 import trio
 
-from p2pnode.chain.ledger import UnavailableError
-from p2pnode.chain.rpc_answers import (
+from p2pnode.chain.evm.rpc_answers import (
     RpcError,
     UnusableError,
     Usable,
@@ -29,6 +28,7 @@ from p2pnode.chain.rpc_answers import (
     secrets_of,
     without,
 )
+from p2pnode.chain.ledger import UnavailableError
 from p2pnode.errors import ChainError
 
 if TYPE_CHECKING:

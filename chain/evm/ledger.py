@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import trio
 
-from p2pnode.chain.evm_calls import Encoder, market_events, market_topics
-from p2pnode.chain.evm_domains import read, read_domains
-from p2pnode.chain.evm_node import EvmNode
+from p2pnode.chain.evm.calls import Encoder, market_events, market_topics
+from p2pnode.chain.evm.domains import read, read_domains
+from p2pnode.chain.evm.node import EvmNode
+from p2pnode.chain.evm.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
+from p2pnode.chain.evm.rpc_answers import RpcError
+from p2pnode.chain.evm.sender import Sender, SenderLimits
 from p2pnode.chain.ledger import (
     AccountState,
     Call,
@@ -28,9 +31,6 @@ from p2pnode.chain.ledger import (
     Outcome,
 )
 from p2pnode.chain.profile import ChainProfile
-from p2pnode.chain.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
-from p2pnode.chain.rpc_answers import RpcError
-from p2pnode.chain.sender import Sender, SenderLimits
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import Signer

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from p2pnode.chain.embedded import ETHER, Contract, EmbeddedChain
-from p2pnode.chain.jsonrpc_values import ADDRESS_BYTES, REFUSED, RpcRefusedError, bytes_of, quantity_of
+from p2pnode.chain.dev.embedded import ETHER, Contract, EmbeddedChain
+from p2pnode.chain.dev.jsonrpc_values import ADDRESS_BYTES, REFUSED, RpcRefusedError, bytes_of, quantity_of
+from p2pnode.chain.dev.pool import Pool
 from p2pnode.chain.ledger import RevertedError
-from p2pnode.chain.pool import Pool
 
 MINE_MAX: Final = 1_000
 TRAVEL_MAX_S: Final = 10 * 365 * 86_400

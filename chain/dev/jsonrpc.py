@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import structlog
 
-from p2pnode.chain.jsonrpc_values import (
+from p2pnode.chain.dev.jsonrpc_values import (
     BAD_PARAMETERS,
     BAD_REQUEST,
     FAILED,

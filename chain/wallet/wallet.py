@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.phrase import new_entropy, phrase_of, wallet_secret
-from p2pnode.chain.wallet_files import (
+from p2pnode.chain.wallet.files import (
     OURS,
     Keystore,
     WalletFiles,
@@ -25,14 +24,15 @@ from p2pnode.chain.wallet_files import (
     sealed_entropy,
     write_new,
 )
-from p2pnode.chain.wallet_keys import key_address
-from p2pnode.chain.wallet_passphrase import (
+from p2pnode.chain.wallet.keys import key_address
+from p2pnode.chain.wallet.passphrase import (
     Fresh,
     PassphraseFile,
     PassphraseKeyring,
     PassphrasePrompt,
     PassphraseSource,
 )
+from p2pnode.chain.wallet.phrase import new_entropy, phrase_of, wallet_secret
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import Signer, sign_digest
 

@@ -10,8 +10,8 @@ from typing import Final
 
 import trio
 
-from p2pnode.chain.evm_node import Receipt
-from p2pnode.chain.evm_transaction import Order, Signed
+from p2pnode.chain.evm.node import Receipt
+from p2pnode.chain.evm.transaction import Order, Signed
 from p2pnode.errors import ChainError
 
 MISSED_S: Final = 15.0

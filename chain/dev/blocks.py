@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from p2pnode.chain.deploy import create_address
-from p2pnode.chain.embedded import EmbeddedChain
-from p2pnode.chain.jsonrpc_values import TOO_MUCH, RpcRefusedError, hexed
+from p2pnode.chain.dev.embedded import EmbeddedChain
+from p2pnode.chain.dev.jsonrpc_values import TOO_MUCH, RpcRefusedError, hexed
 
 Json: TypeAlias = dict[str, Any]
 LOGS_MAX: Final = 10_000

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from p2pnode.chain.phrase import ENTROPY_BYTES
+from p2pnode.chain.wallet.phrase import ENTROPY_BYTES
 from p2pnode.errors import ChainError
 from p2pnode.files import not_writable, read_text_or_none, write_private
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from p2pnode.chain.abi import Function, artifact
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.calldata import terms_tuple
-from p2pnode.chain.evm_node import EvmNode
+from p2pnode.chain.evm.node import EvmNode
 from p2pnode.chain.ledger import Domains, RevertedError, UnavailableError
 from p2pnode.errors import ChainError
 from p2pnode.ids import ModelId

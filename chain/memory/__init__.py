@@ -1,0 +1,1 @@
+"""The ledger without a chain: the contracts' rules in Python."""

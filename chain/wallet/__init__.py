@@ -1,0 +1,1 @@
+"""Keystores, twelve words, and where passphrases come from."""
