@@ -33,7 +33,7 @@ _STEPS = st.lists(
 )
 _MOVES: dict[str, tuple[set[HostedState], set[HostedState], HostedState]] = {
     "open": ({"relaying", "lost"}, {"open", "over", "settled"}, "open"),
-    "over": ({"relaying", "open", "over"}, set(), "over"),
+    "over": ({"relaying", "open", "over"}, {"settled"}, "over"),
     "resumed": ({"over"}, {"open"}, "open"),
     "lost": ({"relaying", "open", "over", "lost"}, set(), "lost"),
     "settled": ({"relaying", "open", "over", "lost", "settled"}, set(), "settled"),
@@ -63,7 +63,7 @@ class _Model:
         elif record.state not in same:
             return False
         match what:
-            case "over":
+            case "over" if record.state == "over":
                 record = replace(record, settle_at=value)
             case "resumed":
                 record = replace(record, settle_at=None)
