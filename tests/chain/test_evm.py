@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,9 @@ import trio.testing
 from p2pnode.chain.abi import artifact
 from p2pnode.chain.dev.devchain import open_dev_chain
 from p2pnode.chain.dev.embedded import address_of_secret
+from p2pnode.chain.evm.calls import market_events, market_topics
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
+from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.rpc_answers import RpcError
 from p2pnode.chain.ledger import Close, EscrowState, LedgerEvent, RevertedError, Transfer, UnavailableError
@@ -29,6 +32,7 @@ from tests.chain.evm_world import OTHER_URL, URL, Body, LocalChain, LocalRpc
 from tests.chain.ledger_conformance import Scene, follow
 
 Clock = trio.testing.MockClock
+MARKET = b"\x0a" * 20
 
 
 def altering(rpc: LocalRpc, method: str, alter: Callable[[Any, Any], Any]) -> None:
@@ -350,6 +354,22 @@ async def test_another_transactions_receipt_is_not_taken_for_ours(
 
 
 # ---- what it costs to import, and once over sockets
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 31, b"\xff" * 320, bytes(32 * 40)])
+@pytest.mark.parametrize("topics", [1, 4, 5])
+def test_a_malformed_log_is_the_endpoints_error_and_no_other(data: bytes, topics: int) -> None:
+    for kind in market_topics():
+        rest = [b"\xff" * 32] * (topics - 1)
+        log = Log(contract=MARKET, topics=(kind, *rest), data=data, block=7, index=0)
+        with suppress(ChainError):  # and nothing else
+            assert all(each.block == 7 for each in market_events(MARKET, [log]))
+
+
+def test_a_log_without_its_data_is_named() -> None:
+    log = Log(contract=MARKET, topics=(market_topics()[0], bytes(32)), data=b"", block=7, index=0)
+    with pytest.raises(ChainError, match="no event of the market"):
+        market_events(MARKET, [log])
 
 
 def test_importing_the_chains_modules_imports_no_web3() -> None:

@@ -11,11 +11,23 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.chain.evm.rpc_answers import RpcError
-from p2pnode.chain.ledger import EventPage, Ledger, Release
+from p2pnode.chain.ledger import (
+    Call,
+    Close,
+    EventPage,
+    Ledger,
+    Open,
+    Outcome,
+    Release,
+    RequestClose,
+    RevertedError,
+)
+from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.client.client import Client
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, StorageError
+from p2pnode.node.money import open_journal
 from tests.client.support import misbehave
-from tests.host.paid import FEE, RICH, paid_world, priced
+from tests.host.paid import CHAIN_ID, FEE, MARKET, RICH, paid_world, priced
 from tests.host.test_paid import answer, due, settled
 from tests.host.thief import takes_and_refuses
 
@@ -183,3 +195,46 @@ async def test_a_client_beside_its_own_host_pays_another(tmp_path: Path, autojum
         await trio.sleep(5)
         assert w.earned("host 0") == 0
         assert w.earned("host 1") > 0
+
+
+async def test_a_host_that_remembers_a_longer_chain_watches_the_one_there_is(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A development chain that was made anew, or another one under the same id."""
+    async with open_journal(tmp_path / "host 0.sqlite", in_thread=False) as journal:
+        await journal.save_cursor(f"host {CHAIN_ID} {MARKET.hex()}", 10**6)
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(model=priced(tokens_per_s=20))
+        async with w.client(member) as client:
+
+            async def upset() -> None:
+                (record,) = money.journal.hosted()
+                await MemoryLedger(w.chain, record.terms.payer).transact(RequestClose(record.terms))
+
+            await read(client, upset)
+            await trio.sleep(10)
+            (record,) = money.journal.hosted()
+            assert record.state == "settled"
+
+
+async def test_claims_that_can_not_be_paid_cost_no_gas(tmp_path: Path, autojump_clock: MockClock) -> None:
+    sent: list[object] = []
+
+    class Refusing(Moody):
+        async def check(self, call: Call, sender: bytes | None = None) -> None:
+            if isinstance(call, Close):
+                raise RevertedError("JobMarketplace: bad voucher")
+            await self._ledger.check(call, sender)
+
+        async def transact(self, call: Call) -> Outcome:
+            sent.append(call)
+            return await self._ledger.transact(call)
+
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(ledger=Refusing)
+        for name in ("alice", "bob"):
+            async with w.client(member, name=name) as client:
+                await answer(client)
+        await trio.sleep(600)
+        assert [type(call) for call in sent] == [Open, Open]
+        assert [each.state for each in money.journal.hosted()] == ["over", "over"]  # nothing is written off
