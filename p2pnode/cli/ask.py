@@ -37,7 +37,8 @@ StopOption = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")
 ]
 MaxSpendOption = Annotated[
-    int | None, typer.Option("--max-spend", help="Sign for at most so many USDC units (1e-6 USDC) a session.")
+    int | None,
+    typer.Option("--max-spend", min=0, help="Sign for at most so many USDC units (1e-6 USDC) a session."),
 ]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that precedes the conversation.")]
 _MEASURABLE_S: Final = 0.05

@@ -28,6 +28,9 @@ def list_sessions(
 
     async def run() -> None:
         journal = _journal(data_dir)
+        if journal is None:
+            _say_none(output)
+            return
         try:
             rows = [_bought(each) for each in journal.purchases()]
             rows += [_hosted(each) for each in journal.hosted()]
@@ -39,7 +42,7 @@ def list_sessions(
         elif rows:
             output.table(("session", "as", "state", "with", "deposit", "amount"), map(_row, rows))
         else:
-            output.result("no paid sessions yet")
+            _say_none(output)
 
     run_async(run, on_error=output.failed)
 
@@ -58,7 +61,7 @@ def show(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        journal = _journal(data_dir)
+        journal = _known(_journal(data_dir), session)
         try:
             found = _find(journal, session)
             fields = {**_fields(found), **_terms(found), "receipts": len(journal.receipts(found.session))}
@@ -92,6 +95,12 @@ def close(
         from p2pnode.node.books import books_of
         from p2pnode.node.closing import close_session
 
+        # Asked before the chain is: a mistyped id is told at once.
+        journal = _known(_journal(data_dir), session)
+        try:
+            _find(journal, session)
+        finally:
+            journal.close()
         async with books_of(build_config(data_dir, chain=chain), sends=True) as books:
             found = _find(books.journal, session)
             done = await close_session(found, books, int(time.time()))
@@ -101,13 +110,26 @@ def close(
     run_async(run, on_error=output.failed)
 
 
-def _journal(data_dir: Any) -> Journal:
+def _journal(data_dir: Any) -> Journal | None:
     from p2pnode.node.datadir import DataDir
     from p2pnode.node.journal import Journal
 
-    data = DataDir(build_config(data_dir).data_dir)
-    data.prepare()
-    return Journal.open(data.journal)
+    path = DataDir(build_config(data_dir).data_dir).journal
+    return Journal.open(path) if path.exists() else None
+
+
+def _known(journal: Journal | None, session: str) -> Journal:
+    from p2pnode.errors import UsageError
+
+    if journal is None:
+        msg = f"no session begins with {session!r}: there is no paid session here yet"
+        raise UsageError(msg)
+    return journal
+
+
+def _say_none(output: Output) -> None:
+    if not output.as_json:
+        output.result("no paid sessions yet")
 
 
 def _find(journal: Journal, begins: str) -> BoughtSession | HostedSession:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.node.journal_moves import move, state_of
 from p2pnode.node.journal_records import (
     BoughtSession,
     BoughtState,
@@ -60,29 +60,29 @@ def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: 
 
 def opened(db: sqlite3.Connection, session: SessionId) -> None:
     """The host took it. Its deposit may still be in the wallet."""
-    _move(db, session, ("signed", "expired"), "open", same=("open", "over", "settled"))
+    move(db, "bought", session, ("signed", "expired"), "open", same=("open", "over", "settled"))
     db.execute("UPDATE bought SET accepted = 1 WHERE session = ?", (session,))
 
 
 def mined(db: sqlite3.Connection, session: SessionId) -> None:
     """The chain has it: its deposit left the wallet."""
-    _move(db, session, ("signed", "expired"), "open", same=("open", "over", "settled"))
+    move(db, "bought", session, ("signed", "expired"), "open", same=("open", "over", "settled"))
     db.execute("UPDATE bought SET seen_open = 1 WHERE session = ?", (session,))
 
 
 def over(db: sqlite3.Connection, session: SessionId) -> None:
     """Nothing more will be signed for it."""
-    _move(db, session, ("signed", "open", "over"), "over")
+    move(db, "bought", session, ("signed", "open", "over"), "over")
 
 
 def resumed(db: sqlite3.Connection, session: SessionId) -> None:
     """It goes on."""
-    _move(db, session, ("over",), "open", same=("open",))
+    move(db, "bought", session, ("over",), "open", same=("open",))
 
 
 def settled(db: sqlite3.Connection, session: SessionId, spent: int, now: int) -> None:
     """The chain took ``spent`` and gave the rest back."""
-    _move(db, session, ("signed", "open", "over", "expired"), "settled", same=("settled",))
+    move(db, "bought", session, ("signed", "open", "over", "expired"), "settled", same=("settled",))
     db.execute(
         "UPDATE bought SET spent = ?, settled_at = COALESCE(settled_at, ?) WHERE session = ?",
         (spent, now, session),
@@ -91,7 +91,7 @@ def settled(db: sqlite3.Connection, session: SessionId, spent: int, now: int) ->
 
 def expired(db: sqlite3.Connection, session: SessionId) -> None:
     """The chain does not have it, and can't get it any more."""
-    _move(db, session, ("signed", "open", "over"), "expired", same=("expired",))
+    move(db, "bought", session, ("signed", "open", "over"), "expired", same=("expired",))
 
 
 def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
@@ -101,7 +101,7 @@ def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None
         (pack(voucher), voucher.amount, session, voucher.amount),
     )
     if not changed.rowcount:
-        _state(db, session)
+        state_of(db, "bought", session)
 
 
 # ---- questions
@@ -152,27 +152,3 @@ def outstanding(db: sqlite3.Connection, payer: bytes, now: int) -> int:
 
 def _sum(db: sqlite3.Connection, query: str, marks: dict[str, object]) -> int:
     return int(db.execute(query, marks).fetchone()[0])
-
-
-def _move(
-    db: sqlite3.Connection,
-    session: SessionId,
-    before: tuple[BoughtState, ...],
-    after: BoughtState,
-    *,
-    same: tuple[BoughtState, ...] = (),
-) -> None:
-    state = _state(db, session)
-    if state in before:
-        db.execute("UPDATE bought SET state = ? WHERE session = ?", (after, session))
-    elif state not in same:
-        msg = f"session {session.hex()} is {state} in the journal: it can't become {after}"
-        raise StorageError(msg)
-
-
-def _state(db: sqlite3.Connection, session: SessionId) -> str:
-    row = db.execute("SELECT state FROM bought WHERE session = ?", (session,)).fetchone()
-    if row is None:
-        msg = f"session {session.hex()} is not in the journal: was an older journal restored?"
-        raise StorageError(msg)
-    return str(row["state"])

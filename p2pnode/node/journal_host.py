@@ -14,6 +14,7 @@ import sqlite3
 
 from p2pnode.errors import StorageError
 from p2pnode.ids import SessionId
+from p2pnode.node.journal_moves import move, state_of
 from p2pnode.node.journal_records import HostedSession, HostedState, hosted_of, pack, unpack
 from p2pnode.protocols.inference.messages import Checkpoint, Voucher
 
@@ -39,30 +40,30 @@ def relaying(db: sqlite3.Connection, record: HostedSession) -> None:
 
 def opened(db: sqlite3.Connection, session: SessionId) -> None:
     """Its deposit is in escrow."""
-    _move(db, session, ("relaying", "lost"), "open", same=("open", "over", "settled"))
+    move(db, "hosted", session, ("relaying", "lost"), "open", same=("open", "over", "settled"))
 
 
 def lost(db: sqlite3.Connection, session: SessionId, detail: str) -> None:
     """It is not on the chain (any more)."""
-    _move(db, session, ("relaying", "open", "over", "lost"), "lost")
+    move(db, "hosted", session, ("relaying", "open", "over", "lost"), "lost")
     db.execute("UPDATE hosted SET detail = ?, settle_at = NULL WHERE session = ?", (detail, session))
 
 
 def over(db: sqlite3.Connection, session: SessionId, settle_at: int) -> None:
     """Nobody is served: it settles at ``settle_at``."""
-    _move(db, session, ("relaying", "open", "over"), "over", same=("settled",))
+    move(db, "hosted", session, ("relaying", "open", "over"), "over", same=("settled",))
     db.execute("UPDATE hosted SET settle_at = ? WHERE session = ? AND state = 'over'", (settle_at, session))
 
 
 def resumed(db: sqlite3.Connection, session: SessionId) -> None:
     """Its client came back before it was settled."""
-    _move(db, session, ("over",), "open", same=("open",))
+    move(db, "hosted", session, ("over",), "open", same=("open",))
     db.execute("UPDATE hosted SET settle_at = NULL WHERE session = ?", (session,))
 
 
 def settled(db: sqlite3.Connection, session: SessionId, amount: int, detail: str) -> None:
     """The chain paid ``amount``."""
-    _move(db, session, ("relaying", "open", "over", "lost", "settled"), "settled")
+    move(db, "hosted", session, ("relaying", "open", "over", "lost", "settled"), "settled")
     db.execute(
         "UPDATE hosted SET settle_at = NULL, amount = ?, detail = ? WHERE session = ?",
         (amount, detail, session),
@@ -92,7 +93,7 @@ def paid(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
         (pack(voucher), voucher.amount, session, voucher.amount),
     )
     if not changed.rowcount:
-        _state(db, session)
+        state_of(db, "hosted", session)
 
 
 def prune(db: sqlite3.Connection, before: int) -> None:
@@ -124,27 +125,3 @@ def receipts(db: sqlite3.Connection, session: SessionId) -> list[Checkpoint]:
     """Of one session, in order."""
     rows = db.execute("SELECT receipt FROM receipts WHERE session = ? ORDER BY seq", (session,))
     return [unpack(Checkpoint, row["receipt"]) for row in rows]
-
-
-def _move(
-    db: sqlite3.Connection,
-    session: SessionId,
-    before: tuple[HostedState, ...],
-    after: HostedState,
-    *,
-    same: tuple[HostedState, ...] = (),
-) -> None:
-    state = _state(db, session)
-    if state in before:
-        db.execute("UPDATE hosted SET state = ? WHERE session = ?", (after, session))
-    elif state not in same:
-        msg = f"session {session.hex()} is {state} in the journal: it can't become {after}"
-        raise StorageError(msg)
-
-
-def _state(db: sqlite3.Connection, session: SessionId) -> str:
-    row = db.execute("SELECT state FROM hosted WHERE session = ?", (session,)).fetchone()
-    if row is None:
-        msg = f"session {session.hex()} is not in the journal: was an older journal restored?"
-        raise StorageError(msg)
-    return str(row["state"])

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.client.session import HostFault
+from p2pnode.errors import NoHostError, UnreachableError
+from p2pnode.net.stream import Stream
+from p2pnode.node.channel import MessageChannel
+from p2pnode.protocols.inference.commands import Ask
+from p2pnode.protocols.inference.messages import (
+    CODEC,
+    Accept,
+    ChatMessage,
+    Checkpoint,
+    Open,
+    PromptBody,
+    Quote,
+    SamplingParams,
+    Tokens,
+    Voucher,
+)
+from p2pnode.protocols.typed_data import session_id
+from tests.client.support import misbehave
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world
 
 
@@ -72,3 +92,58 @@ async def test_every_length_of_answer_is_paid_to_the_unit(
             assert tokens_out == tokens
         await trio.sleep(2)
         settled(w, due(tokens_in, tokens_out))
+
+
+async def test_a_session_without_a_token_costs_its_fee_and_nothing_else(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host()
+        async with w.client(member) as client:
+            (candidate,) = (await client.hosts("scripted")).chosen
+            body = PromptBody(messages=(ChatMessage(role="user", content="hello"),))
+            client.release(await client.open_session(candidate, Ask(body, 100)))
+        await trio.sleep(5)
+        settled(w, FEE)
+        (record,) = money.journal.hosted()
+        assert (record.state, record.amount, record.voucher) == ("settled", FEE, None)
+
+
+async def test_a_host_that_asks_for_more_than_it_sent_is_dropped_and_remembered(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host()
+
+        async def overcharge(stream: Stream) -> None:
+            channel = MessageChannel(stream, CODEC)
+            request = await channel.receive()
+            assert isinstance(request, Open)
+            assert request.terms is not None
+            session = session_id(money.ledger.domains.market, request.terms)
+            await channel.send(
+                [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
+            )
+            await channel.receive()
+            await channel.send([Quote(turn=1, tokens_in=5)])
+            paid.append(await channel.receive())
+            receipt = Checkpoint(
+                seq=1, tokens_in=5, tokens_out=20, token_hash=bytes(32), fingerprint_hash=bytes(32),
+                root=bytes(32), signature=bytes(65),
+            )  # fmt: skip
+            await channel.send([Tokens(seq=0, ids=tuple(range(10)), text="ten words"), receipt])
+            with suppress(UnreachableError):
+                while (more := await channel.receive()) is not None:
+                    paid.append(more)
+
+        paid: list[Any] = []
+        misbehave(member, overcharge)
+        async with w.client(member) as client:
+            with pytest.raises(HostFault, match="does not match what was received"):
+                await answer(client)
+            vouchers = [each for each in paid if isinstance(each, Voucher)]
+            assert [(each.tokens_in, each.tokens_out) for each in vouchers] == [(5, 0)]  # not one for output
+            (candidate,) = (await client.hosts("scripted")).excluded
+            assert "broke the protocol" in candidate.excluded
+            with pytest.raises(NoHostError):
+                await answer(client)
