@@ -28,6 +28,7 @@ test-long: $(STAMP)
 
 # Peers of other implementations; needs Node 20 and npm, which fetches theirs.
 test-interop: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interop]'
 	PYTHONHASHSEED=0 $(BIN)/pytest -m interop tests/interop
 
 # The contracts with Circle's own USDC, from npm.

@@ -23,6 +23,7 @@ SESSION_FEE_MAX: Final = 250_000
 """0.25 USDC, as the contract has it."""
 _PRICE_MAX = 10**12
 _SPEND_MAX: Final = 10**15
+_STORE_MAX: Final = 1 << 50
 _KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whole number", str: "a string"}
 
 
@@ -36,6 +37,10 @@ class NodeConfig:
     """What a user can set. Prices are USDC units (1e-6 USDC) per million tokens, other money USDC units.
 
     ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there is one.
+    ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs of nodes that
+    keep replicas, ``s5_url`` is an S5 node that does. ``store_for`` says for whom this node stores: owner keys
+    (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``; ``s5_listen`` (host:port) serves
+    S5's HTTP API.
     """
 
     data_dir: Path = field(default_factory=default_data_dir)
@@ -51,6 +56,13 @@ class NodeConfig:
     spend_session_max: int = 1_000_000
     spend_day_max: int = 5_000_000
     spend_host_max: int = 2_000_000
+    save: bool = True
+    stores: tuple[str, ...] = ()
+    store_for: tuple[str, ...] = ("sessions",)
+    store_bytes_max: int = 10 << 30
+    store_owner_bytes_max: int = 256 << 20
+    s5_listen: str = ""
+    s5_url: str = ""
     n_ctx: int = 2048
     slots: int = 4
     threads: int = 0
@@ -67,6 +79,10 @@ class NodeConfig:
         if not 0 <= self.session_fee <= SESSION_FEE_MAX:
             msg = f"session_fee must be from 0 to {SESSION_FEE_MAX} USDC units: the contract allows no more"
             raise ConfigError(msg)
+        for name in ("store_bytes_max", "store_owner_bytes_max"):
+            if not 0 <= getattr(self, name) <= _STORE_MAX:
+                msg = f"{name} must be from 0 to {_STORE_MAX} bytes"
+                raise ConfigError(msg)
         for name, low, high in (("n_ctx", 256, 1 << 20), ("slots", 1, 64), ("threads", 0, 1024)):
             if not low <= getattr(self, name) <= high:
                 msg = f"{name} must be from {low} to {high}"

@@ -81,6 +81,16 @@ class DataDir:
         return self.root / "models"
 
     @property
+    def store(self) -> Path:
+        """The folder of blobs and registry entries."""
+        return self.root / "store"
+
+    @property
+    def storage_key(self) -> Path:
+        """The root secret of the conversations kept from here; derived from the recovery phrase."""
+        return self.root / "storage.key"
+
+    @property
     def config(self) -> Path:
         return self.root / "config.toml"
 
