@@ -31,6 +31,7 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 from p2pnode.protocols.wire import encode, wire_keys, wire_name
+from tests.protocols.s5.vectors import s5_vectors
 
 ROOT: Final = Path(__file__).resolve().parents[2] / "protocols"
 PEER_SECRET: Final = bytes(range(32))
@@ -319,6 +320,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "adverts": adverts_vectors(),
         "lookup": lookup(),
         "inference": inference_vectors(),
+        "s5": s5_vectors(),
     }
 
 
@@ -328,7 +330,7 @@ def text_of(vectors: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write all four."""
+    """Write all of them."""
     for name, vectors in all_vectors().items():
         (ROOT / name / "vectors.json").write_text(text_of(vectors), encoding="utf-8")
 

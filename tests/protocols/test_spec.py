@@ -24,7 +24,7 @@ from p2pnode.protocols.wire import Range, Size, decode_record, encode, wire_keys
 from tests.protocols.make_vectors import all_vectors, text_of
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
-PROTOCOLS = ["framing", "adverts", "lookup", "inference"]
+PROTOCOLS = ["framing", "adverts", "lookup", "inference", "s5"]
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
     inference.SessionTerms,
