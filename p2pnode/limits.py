@@ -66,6 +66,18 @@ class Limits:
     settle_retry_max_s: float = 300.0
     expiry_margin_s: float = 900.0
 
+    # storage
+    replicas_max: int = 16
+    replica_ask_s: float = 5.0
+    replica_write_s: float = 10.0
+    replica_lag_s: float = 1.0
+    replica_rest_s: float = 2.0
+    replica_rest_max_s: float = 120.0
+    fetches_at_once: int = 8
+    archive_pushes_at_once: int = 4
+    archive_retry_s: float = 5.0
+    archive_retry_max_s: float = 300.0
+
     # shutdown
     drain_deadline_s: float = 10.0
     close_deadline_s: float = 3.0
