@@ -66,6 +66,14 @@ class Limits:
     settle_retry_max_s: float = 300.0
     expiry_margin_s: float = 900.0
 
+    # storage
+    store_streams_max: int = 64
+    store_streams_per_peer: int = 4
+    announce_interval_s: float = 3600.0
+    announce_soon_s: float = 2.0
+    announce_keys_max: int = 128
+    replicas_max: int = 12
+
     # shutdown
     drain_deadline_s: float = 10.0
     close_deadline_s: float = 3.0
