@@ -75,10 +75,11 @@ class ReplicaFinder:
             await store.open()
             return ""
 
-        async with _Search(self, serving, opened, on_found) as search:
+        async with trio.open_nursery() as nursery:
+            search = _Search(self, nursery, serving, opened, on_found)
             search.try_all(self._known(serving))
             search.try_all(self._near(key))
-            search.start_soon(self._from_dht, search, key)
+            await self._from_dht(search, key)
         return search.result
 
     async def candidates(self, key: EntryKey, *, owner: OwnerKey, serving: PeerId | None = None) -> Replicas:
@@ -87,7 +88,8 @@ class ReplicaFinder:
         async def admitted(store: PeerStore) -> str:
             return await store.admits(owner)
 
-        async with _Search(self, serving, admitted, lambda _replica: None) as search:
+        async with trio.open_nursery() as nursery:
+            search = _Search(self, nursery, serving, admitted, lambda _replica: None)
             search.try_all(self._known(serving))
             search.try_all(self._near(key))
         rank = {peer: place for place, peer in enumerate(self._configured)}
@@ -152,35 +154,28 @@ class ReplicaFinder:
 
 
 class _Search:
-    """Peers tried at once, each only once; leaving the block waits for all of them."""
+    """Peers tried at once, each only once."""
 
     def __init__(
         self,
         finder: ReplicaFinder,
+        nursery: trio.Nursery,
         serving: PeerId | None,
         check: Callable[[PeerStore], Awaitable[str]],
         on_found: Callable[[Replica], None],
     ) -> None:
-        self._finder, self._serving, self._check, self._on_found = finder, serving, check, on_found
-        self._nursery_manager = trio.open_nursery()
+        self._finder, self._nursery, self._serving = finder, nursery, serving
+        self._check, self._on_found = check, on_found
         self._tried: set[PeerId] = {finder.node.peer_id}
         self.result = Replicas()
         self.peers: dict[str, PeerId] = {}
-
-    async def __aenter__(self) -> _Search:
-        nursery = await self._nursery_manager.__aenter__()
-        self.start_soon = nursery.start_soon
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._nursery_manager.__aexit__(*error)  # type: ignore[arg-type]
 
     def try_all(self, peers: Iterable[_Tried]) -> None:
         """Begin with each that was not tried yet."""
         for peer, addresses in peers:
             if peer not in self._tried:
                 self._tried.add(peer)
-                self.start_soon(self._try, peer, addresses)
+                self._nursery.start_soon(self._try, peer, addresses)
 
     async def _try(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         deadline_s = self._finder.node.limits.dial_deadline_s
