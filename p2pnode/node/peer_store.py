@@ -6,6 +6,7 @@ entries that come back were checked. Deadlines are the caller's cancel scopes, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
@@ -200,8 +201,8 @@ class PeerStore:
                 raise ProtocolError(f"{self.peer} answers another question")
 
 
-def _lease(lease_s: float) -> float:
-    return min(max(0.0, lease_s), float(LEASE_MAX_S))
+def _lease(lease_s: float) -> int:
+    return math.ceil(min(max(0.0, lease_s), float(LEASE_MAX_S)))
 
 
 async def _gather(data: Data) -> bytes:

@@ -24,7 +24,7 @@ class KeepBlob:
     owner: bytes
     hash: BlobHash
     size: int
-    lease_s: float
+    lease_s: int
     data: bytes | None
 
 
@@ -63,7 +63,7 @@ class KeepLease:
     id: int
     owner: bytes
     hash: BlobHash
-    lease_s: float
+    lease_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class AskPut:
     owner: bytes
     hash: BlobHash
     data: bytes
-    lease_s: float
+    lease_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class AskPin:
 
     owner: bytes
     hash: BlobHash
-    lease_s: float
+    lease_s: int
 
 
 @dataclass(frozen=True, slots=True)

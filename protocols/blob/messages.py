@@ -47,7 +47,7 @@ _PROVIDER_TAG: Final = b"p2pnode/entry/1\0"
 Hash = Annotated[BlobHash, exactly(32)]
 Key = Annotated[EntryKey, exactly(32)]
 Bytes = Annotated[int, Range(0, SIZE_MAX)]
-Lease = Annotated[float, Range(0, LEASE_MAX_S)]
+Lease = Annotated[int, Range(0, LEASE_MAX_S)]
 Entry = Annotated[bytes, Size(ENTRY_MIN, ENTRY_MAX)]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from trio.testing import MockClock
 
+from p2pnode.net.memory import MemoryNet
 from p2pnode.node.peer_store import PeerStore
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.store import OwnerKey
@@ -33,9 +33,9 @@ class PeerWorld:
 
 class TestPeerStore(StoreConformance):
     @pytest.fixture
-    async def world(self, autojump_clock: MockClock) -> AsyncIterator[PeerWorld]:
+    async def world(self) -> AsyncIterator[PeerWorld]:
         wall = Wall()
-        async with two_nodes() as stored:
+        async with two_nodes(net=MemoryNet(latency=0)) as stored:  # no clock jumps in a fixture
             serve_store(stored.keeper, MemoryStore(wall, QUOTAS))
             yield PeerWorld(stored, stored.peer_store(), wall)
 
