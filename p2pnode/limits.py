@@ -77,6 +77,11 @@ class Limits:
     archive_pushes_at_once: int = 4
     archive_retry_s: float = 5.0
     archive_retry_max_s: float = 300.0
+    store_streams_max: int = 64
+    store_streams_per_peer: int = 4
+    announce_interval_s: float = 3600.0
+    announce_soon_s: float = 2.0
+    announce_keys_max: int = 128
 
     # shutdown
     drain_deadline_s: float = 10.0
