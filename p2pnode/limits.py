@@ -44,6 +44,14 @@ class Limits:
     provide_first_s: float = 1.0
     provide_interval_s: float = 600.0
 
+    # failover
+    hosts_per_answer: int = 12
+    reconnect_patience_s: float = 1.0
+    standby_check_s: float = 1.0
+    standby_reach_s: float = 3.0
+    standby_probe_s: float = 10.0
+    standby_look_s: float = 15.0
+
     # inference
     sessions_max: int = 64
     sessions_per_peer: int = 8

@@ -172,6 +172,11 @@ def prompt() -> inference.PromptBody:
     )
 
 
+def continuation() -> inference.PromptBody:
+    """The same when a host died that had sent three ids, and text for two of them."""
+    return replace(prompt(), prefix=(1, 2, 49_151), told=2)
+
+
 def inference_vectors() -> dict[str, Any]:
     """Every message; the receipts of a free session of one turn of three tokens; a paid one, whole."""
     raw, ids = encode(prompt()), (1, 2, 49_151)
@@ -218,7 +223,7 @@ def inference_vectors() -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "messages": [vector(message, name) for name, message in said],
-        "records": [vector(prompt())],
+        "records": [vector(prompt()), vector(continuation())],
         "receipts": {
             "session": SESSION.hex(), "model": MODEL.hex(), "salt": SALT.hex(), "epoch": EPOCH,
             "root_0": root_0.hex(), "request_hash": request_hash(raw).hex(), "ids": list(ids),
