@@ -85,6 +85,7 @@ class Limits:
     archive_pushes_at_once: int = 4
     archive_retry_s: float = 5.0
     archive_retry_max_s: float = 300.0
+    keep_deadline_s: float = 5.0
     store_streams_max: int = 64
     store_streams_per_peer: int = 4
     announce_interval_s: float = 3600.0

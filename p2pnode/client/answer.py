@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import trio
 
@@ -21,7 +21,7 @@ from p2pnode.client.partial import Partial
 from p2pnode.client.relay import HONEST, Move, Standing, after_failure, after_turn, is_final
 from p2pnode.client.session import HostFault
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
-from p2pnode.ids import PeerId
+from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -39,6 +39,22 @@ if TYPE_CHECKING:
     from p2pnode.client.search import HostSearch
 
 
+class Watcher(Protocol):
+    """Told of an answer's course as it goes; must neither wait nor raise."""
+
+    def took(self) -> None:
+        """Tokens came."""
+
+    def receipted(self) -> None:
+        """The host's receipt over everything so far was checked."""
+
+    def billed(self, item: BillItem) -> None:
+        """A host's part is over, with its item on the bill."""
+
+    def ended(self, finish: FinishReason | None) -> None:
+        """It is whole, was stopped, or (None) cut short."""
+
+
 class Answer:
     """``async for piece in answer``. After the end: ``usage``, ``bill``, ``host``, ``text``, ``ids``.
 
@@ -53,7 +69,10 @@ class Answer:
         make_ask: Callable[[PromptBody], Ask],
         partial: Partial,
         on_event: Callable[[str, dict[str, object]], None],
+        *,
+        watcher: Watcher | None = None,
     ) -> None:
+        self._watcher = watcher
         self._client, self._open_search, self._make_ask, self._on_event = client, search, make_ask, on_event
         self._partial, self._bill = partial, Bill()
         self._search: HostSearch | None = None
@@ -84,6 +103,17 @@ class Answer:
     def ids(self) -> list[int]:
         """So far; their text may lag."""
         return self._partial.ids
+
+    @property
+    def told(self) -> int:
+        """How many of ``ids`` have their text."""
+        return self._partial.told
+
+    @property
+    def session(self) -> SessionId | None:
+        """That of the present part."""
+        accept = self._part.session.accept if self._part is not None else None
+        return accept.session if accept is not None else None
 
     @property
     def bill(self) -> tuple[BillItem, ...]:
@@ -123,7 +153,7 @@ class Answer:
         self._cancelled = True
         part = self._part
         if self._done or part is None:
-            self._end()
+            self._end("cancelled")
             return
         part.session.cancel_turn()
         # Shielded: a cancelled caller must free the host's slot too.
@@ -134,8 +164,8 @@ class Answer:
                 except P2PNodeError as error:
                     self._failed(error)
         if not self._done:
-            self._end()
             self._end_part(part, "cancelled")
+            self._end("cancelled")
 
     # ---- a part
 
@@ -170,6 +200,8 @@ class Answer:
             case Delivered(ids=ids, text=text) as delivered:
                 part.delivered(delivered)
                 self._partial.take(ids, text)
+                if self._watcher is not None:
+                    self._watcher.took()
                 self._flows()
                 return text
             case Quoted() as quoted:
@@ -177,6 +209,8 @@ class Answer:
             case Receipted():
                 self.checkpoints += 1
                 self._partial.receipt()
+                if self._watcher is not None:
+                    self._watcher.receipted()
             case Progressed(progress=progress):
                 self._on_event("prefill", {"processed": progress.processed, "total": progress.total})
             case TurnFailed(code=code, detail=detail, retry_after_s=retry_after_s):
@@ -252,6 +286,8 @@ class Answer:
         item = part.item(reason, dropped=dropped)
         if item is not None:
             self._bill.add(item)
+            if self._watcher is not None:
+                self._watcher.billed(item)
         if part.messages_tokens is not None and self._search is not None:
             self._search.need_context(part.messages_tokens + len(self.ids) + 1)
         if part.turn_over:
@@ -281,8 +317,8 @@ class Answer:
 
     # ---- the end
 
-    def _finish(self, reason: str) -> None:
-        self._end()
+    def _finish(self, reason: FinishReason) -> None:
+        self._end(reason)
         if self._cancelled:
             return
         now = trio.current_time()
@@ -292,13 +328,15 @@ class Answer:
         )
 
     def _stop(self, error: P2PNodeError) -> None:
-        self._end()
+        self._end(None)
         if self.ids:
             self._on_event("answer.cut", {"held": len(self.ids), "reason": str(error)})
             error = cut_short(error, len(self.ids))
         raise error
 
-    def _end(self) -> None:
+    def _end(self, finish: FinishReason | None) -> None:
+        if self._watcher is not None and not self._done:
+            self._watcher.ended("cancelled" if self._cancelled else finish)
         self._done = True
         if self._standby is not None:
             self._standby.cancel()
