@@ -66,6 +66,10 @@ class Limits:
     settle_retry_max_s: float = 300.0
     expiry_margin_s: float = 900.0
 
+    # storage
+    store_gc_interval_s: float = 60.0
+    store_gc_items: int = 256
+
     # shutdown
     drain_deadline_s: float = 10.0
     close_deadline_s: float = 3.0
