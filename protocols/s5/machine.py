@@ -9,7 +9,7 @@ epoch seconds in locations are the role's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
 from p2pnode.errors import ProtocolError
@@ -54,21 +54,20 @@ from p2pnode.protocols.s5.locations import FILE, FULL, StorageLocation, make_loc
 from p2pnode.protocols.s5.messages import (
     CHALLENGE_BYTES,
     FEATURES,
-    PEERS_MAX,
-    URIS_MAX,
     AnnouncePeers,
     HandshakeDone,
     HandshakeOpen,
     HashQuery,
     Ignored,
-    KnownPeer,
     RegistryQuery,
     S5Message,
     Signed,
+    announcement,
     decode_statement,
+    readable_uris,
     sign_statement,
 )
-from p2pnode.protocols.s5.nodes import URI_MAX, NodeId, node_text
+from p2pnode.protocols.s5.nodes import NodeId, node_text
 
 HANDSHAKE_S: Final = 10.0
 ENTRY_WAIT_S: Final = 2.5
@@ -122,7 +121,7 @@ class S5Peer:
             msg = f"a challenge has {CHALLENGE_BYTES} random bytes"
             raise ValueError(msg)
         self._self, self._sign, self._challenge = node, sign, challenge
-        self._uris, self._expected = _sendable(uris), expected
+        self._uris, self._expected = readable_uris(uris), expected
         self._peer, self._stream = peer, stream
         self._state: Literal["greeting", "open", "over"] = "greeting"
         self._node: NodeId | None = None
@@ -308,7 +307,7 @@ class S5Peer:
             case PushEntry(entry=entry):
                 return [self._send(entry)] if is_open else []
             case Announce(peers=peers):
-                return [self._say(_announcement(peers))] if is_open else []
+                return [self._say(announcement(peers))] if is_open else []
             case BlobHeld():
                 return self._blob_held(command)
             case EntryHeld():
@@ -382,17 +381,6 @@ class S5Peer:
 
     def _say(self, statement: HandshakeDone | AnnouncePeers) -> Send:
         return self._send(sign_statement(statement, self._self, self._sign))
-
-
-def _announcement(peers: tuple[KnownPeer, ...]) -> AnnouncePeers:
-    return AnnouncePeers(
-        peers=tuple([replace(each, uris=_sendable(each.uris)) for each in peers[:PEERS_MAX]])
-    )
-
-
-def _sendable(uris: tuple[str, ...]) -> tuple[str, ...]:
-    """What the other side will read."""
-    return tuple([uri for uri in uris if len(uri.encode()) <= URI_MAX][:URIS_MAX])
 
 
 def _blob_timer(digest: BlobHash) -> str:

@@ -34,6 +34,7 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 from p2pnode.protocols.wire import encode, wire_keys, wire_name
+from tests.protocols.s5.vectors import s5_vectors
 
 ROOT: Final = Path(__file__).resolve().parents[2] / "protocols"
 PEER_SECRET: Final = bytes(range(32))
@@ -371,6 +372,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "lookup": lookup(),
         "inference": inference_vectors(),
         "blob": blob_vectors(),
+        "s5": s5_vectors(),
     }
 
 

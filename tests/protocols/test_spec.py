@@ -28,7 +28,7 @@ from tests.protocols.make_vectors import all_vectors, text_of
 from tests.protocols.strategies import largest
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
-PROTOCOLS = ["framing", "adverts", "lookup", "inference", "blob"]
+PROTOCOLS = ["framing", "adverts", "lookup", "inference", "blob", "s5"]
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
     inference.SessionTerms,
