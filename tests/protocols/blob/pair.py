@@ -149,19 +149,23 @@ class DictStore:
         self.entries: dict[EntryKey, Entry] = {}
         self._uploads: dict[int, tuple[c.KeepBlob, bytearray]] = {}
 
-    def obey(self, order: Any) -> c.Report | None:
+    def obey(self, order: Any) -> list[c.Report]:
+        if isinstance(order, c.Piece) and order.id in self._uploads and not order.last:
+            self._uploads[order.id][1].extend(order.data)
+            return [c.Taken(order.id, len(order.data))]
+        report = self._do(order)
+        return [] if report is None else [report]
+
+    def _do(self, order: Any) -> c.Report | None:
         match order:
             case c.KeepBlob(data=None):
                 self._uploads[order.id] = (order, bytearray())
             case c.KeepBlob(data=data):
                 return self._keep(order, data or b"")
-            case c.Piece(id=id_, data=data, last=last):
-                if id_ not in self._uploads:
-                    return None
-                self._uploads[id_][1].extend(data)
-                if last:
+            case c.Piece(id=id_, data=data):
+                if id_ in self._uploads:
                     kept, whole = self._uploads.pop(id_)
-                    return self._keep(kept, bytes(whole))
+                    return self._keep(kept, bytes(whole + data))
             case c.Abandon(id=id_):
                 self._uploads.pop(id_, None)
                 return c.NotDone(id_, "cancelled")
@@ -181,6 +185,8 @@ class DictStore:
                 return c.EntryFound(id_, self.entries.get(key))
             case c.KeepEntry(id=id_, entry=entry):
                 return self._set(id_, entry)
+            case _:
+                raise AssertionError(order)
         return None
 
     def _keep(self, order: c.KeepBlob, data: bytes) -> c.Report:
@@ -208,7 +214,6 @@ class Pair:
         self.to_server: deque[Any] = deque()
         self.to_client: deque[Any] = deque()
         self.work: deque[Any] = deque()
-        self.more: deque[int] = deque()
         self.answers: dict[int, Any] = {}
         self.pending_max = self.requests_max = 0
 
@@ -220,7 +225,7 @@ class Pair:
 
     @property
     def busy(self) -> bool:
-        return bool(self.to_server or self.to_client or self.work or self.more)
+        return bool(self.to_server or self.to_client or self.work)
 
     def step(self, choice: int) -> None:
         moves: list[Callable[[], None]] = []
@@ -230,8 +235,6 @@ class Pair:
             moves.append(lambda: self._from_client(self.client.hear(self.to_client.popleft())))
         if self.work:
             moves.append(self._work)
-        if self.more:
-            moves.append(lambda: self._from_client(self.client.tell(c.SendMore(self.more.popleft()))))
         if moves:
             moves[choice % len(moves)]()
 
@@ -240,8 +243,7 @@ class Pair:
             self.step(0)
 
     def _work(self) -> None:
-        report = self.store.obey(self.work.popleft())
-        if report is not None:
+        for report in self.store.obey(self.work.popleft()):
             self._from_server(self.server.tell(report))
 
     def _from_server(self, sent: list[Any]) -> None:
@@ -260,7 +262,5 @@ class Pair:
                 case c.Answered(ticket=ticket, outcome=outcome):
                     assert ticket not in self.answers, "answered twice"
                     self.answers[ticket] = outcome
-                case c.Uploading(id=id_):
-                    self.more.append(id_)
                 case _:
                     raise AssertionError(value)

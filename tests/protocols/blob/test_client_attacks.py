@@ -19,7 +19,7 @@ from tests.protocols.strategies import messages
 DATA = b"a blob of some bytes"
 ENTRY = OWNER.entry(5, b"five")
 FORGED = Entry(key=ENTRY.key, revision=9, data=b"forged", signature=ENTRY.signature)
-UPLOAD = b"u" * (3 * m.CHUNK)
+UPLOAD = b"u" * (m.UPLOAD_WINDOW + 3 * m.CHUNK)
 QUESTIONS: dict[str, c.Question] = {
     "blob": c.AskBlob(hash_of(DATA)),
     "put": c.AskPut(OWNER.key, hash_of(DATA), DATA, 10),
@@ -52,6 +52,11 @@ LIES: list[tuple[str, str, list[Any]]] = [
     ("blob", "less than announced", [m.Blob(id=0, size=50), m.Data(id=0, data=DATA, last=True)]),
     ("blob", "not ended", [m.Blob(id=0, size=len(DATA)), m.Data(id=0, data=DATA)]),
     ("blob", "empty pieces", [m.Blob(id=0, size=len(DATA)), m.Data(id=0, data=b"")]),
+    ("blob", "crumbs", [m.Blob(id=0, size=9 * m.PIECE_MIN), m.Data(id=0, data=bytes(m.PIECE_MIN - 1))]),
+    ("blob", "credit", [m.Credit(id=0, received=1)]),
+    ("put", "credit", [m.Credit(id=0, received=1)]),
+    ("upload", "credit for what was not sent", [m.Credit(id=0, received=m.UPLOAD_WINDOW + 1)]),
+    ("upload", "credit for nothing new", [m.Credit(id=0, received=5), m.Credit(id=0, received=5)]),
     ("blob", "a done", [m.Done(id=0)]),
     ("blob", "an answer after the answer", [m.Failed(id=0, code="not_found"), m.Blob(id=0, size=1)]),
     ("put", "an entry", [m.EntryIs(id=0)]),
@@ -132,6 +137,7 @@ def test_a_dropped_question_is_cancelled_once_and_what_crosses_means_nothing() -
     assert side.tell(c.Drop(0)) == [m.Cancel(id=0)]
     assert side.tell(c.Drop(0)) == []
     side.hear(m.Data(id=0, data=DATA[:3]))
+    assert side.timers
     side.hear(m.Data(id=0, data=DATA[3:], last=True))
     assert answers(side) == []
     assert side.over is None
@@ -184,14 +190,16 @@ def test_a_claim_that_was_not_looked_at_is_said_again() -> None:
     assert [type(each) for each in sent] == [m.Claim, m.Put]
 
 
-def test_an_upload_says_a_piece_when_the_one_before_was_written() -> None:
+def test_an_upload_goes_no_further_ahead_than_its_credit() -> None:
     side = client_side()
     sent = side.tell(c.Ask(0, QUESTIONS["upload"]))
-    assert [type(each) for each in sent] == [m.Claim, m.Put, m.Data]
-    assert [type(each) for each in side.tell(c.SendMore(0))] == [m.Data]
-    (last,) = side.tell(c.SendMore(0))
-    assert last.last
-    assert side.tell(c.SendMore(0)) == []
+    assert [type(each) for each in sent[:2]] == [m.Claim, m.Put]
+    assert sum(len(each.data) for each in sent[2:]) == m.UPLOAD_WINDOW
+    assert side.hear(m.Credit(id=0, received=m.CHUNK - 1)) == []
+    assert [each.last for each in side.hear(m.Credit(id=0, received=m.CHUNK))] == [False]
+    assert [each.last for each in side.hear(m.Credit(id=0, received=m.UPLOAD_WINDOW))] == [False, True]
+    pieces = [each.data for each in side.said if isinstance(each, m.Data)]
+    assert b"".join(pieces) == UPLOAD
     side.hear(m.Done(id=0))
     assert answers(side) == [c.Kept()]
 
@@ -203,7 +211,6 @@ def test_an_upload_says_a_piece_when_the_one_before_was_written() -> None:
         st.one_of(
             *(messages(cls, id=st.integers(0, 5)) for cls in m.CODEC.classes if cls is not m.Claim),
             st.builds(c.Drop, st.integers(0, 5)),
-            st.builds(c.SendMore, st.integers(0, 5)),
         ),
         max_size=30,
     ),

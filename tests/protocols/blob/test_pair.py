@@ -14,7 +14,15 @@ from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import hash_of
 from tests.protocols.blob.pair import OTHER, OWNER, Owner, Pair
 
-DATA = [b"", b"a", b"b" * 5000, b"c" * m.INLINE_MAX, b"d" * (m.INLINE_MAX + 1), b"e" * (FIRST + 300_000)]
+DATA = [
+    b"",
+    b"a",
+    b"b" * 5000,
+    b"c" * m.INLINE_MAX,
+    b"d" * (m.INLINE_MAX + 1),
+    b"e" * (FIRST + 300_000),
+    b"f" * (m.UPLOAD_WINDOW + 900_000),
+]
 ENTRIES = [owner.entry(revision, b"x") for owner in (OWNER, OTHER) for revision in (1, 2)]
 
 

@@ -202,12 +202,12 @@ def test_an_inline_blob_of_another_size_than_announced_ends_the_stream() -> None
         [m.Data(id=0, data=b"1234567890", last=False)],
         [m.Data(id=0, data=b"123", last=True)],
         [m.Data(id=0, data=b"", last=False)],
-        [m.Data(id=0, data=b"12345"), m.Data(id=0, data=b"123456")],
+        [m.Data(id=0, data=b"12345")],
         [m.Data(id=0, data=b"1234567890", last=True), m.Data(id=0, data=b"", last=True)],
         [m.Data(id=7, data=b"1234567890", last=True)],
         [m.Cancel(id=0), m.Data(id=0, data=b"12345")],
     ],
-    ids=["too long", "not ended", "too short", "empty", "creeps over", "twice", "unknown", "after cancel"],
+    ids=["too long", "not ended", "too short", "empty", "crumbs", "twice", "unknown", "after cancel"],
 )
 @pytest.mark.parametrize("refused", [False, True])
 def test_pieces_that_are_not_what_was_announced_end_the_stream(pieces: list[Any], refused: bool) -> None:
@@ -236,10 +236,33 @@ def test_a_trickled_upload_is_cut_off_in_bounded_time() -> None:
     began = side.now
     for _ in range(100):
         side.now += 1
-        side.hear(m.Data(id=0, data=b"x"))
+        side.hear(m.Data(id=0, data=bytes(m.PIECE_MIN)))
+        side.tell(c.Taken(0, m.PIECE_MIN))
     side.fire("upload 0")
     assert "slowly" in fault_of(side)
     assert side.now - began == pytest.approx(UPLOAD_S + m.SIZE_MAX / UPLOAD_BYTES_PER_S)
+
+
+def test_an_upload_ahead_of_its_credit_ends_the_stream() -> None:
+    side = claimed()
+    side.hear(put(0, bytes(2 * m.UPLOAD_WINDOW), inline=False))
+    for _ in range(m.UPLOAD_WINDOW // m.CHUNK):
+        side.hear(m.Data(id=0, data=bytes(m.CHUNK)))
+    (credit,) = side.tell(c.Taken(0, m.CHUNK))
+    assert credit == m.Credit(id=0, received=m.CHUNK)
+    side.hear(m.Data(id=0, data=bytes(m.CHUNK)))
+    assert side.over is None
+    side.hear(m.Data(id=0, data=bytes(m.PIECE_MIN)))
+    assert "credit" in fault_of(side)
+
+
+def test_an_upload_that_creeps_over_its_size_ends_the_stream() -> None:
+    side = claimed()
+    side.hear(put(0, bytes(m.PIECE_MIN + 5), inline=False))
+    side.hear(m.Data(id=0, data=bytes(m.PIECE_MIN)))
+    assert side.over is None
+    side.hear(m.Data(id=0, data=bytes(m.PIECE_MIN)))
+    assert "size" in fault_of(side)
 
 
 def test_an_upload_that_was_refused_and_is_never_ended_is_cut_off_too() -> None:
@@ -282,7 +305,8 @@ def test_an_entry_that_is_none_ends_the_stream() -> None:
     "message",
     [
         m.Blob(id=0, size=1), m.Sizes(id=0, sizes=(1,)), m.EntryIs(id=0), m.Done(id=0),
-        m.Failed(id=0, code="quota"), m.Stale(id=0, current=OWNER.entry(1).to_bytes()), m.Proof(id=0, digest=bytes(32)),
+        m.Failed(id=0, code="quota"), m.Stale(id=0, current=OWNER.entry(1).to_bytes()),
+        m.Proof(id=0, digest=bytes(32)),
     ],
     ids=lambda each: type(each).__name__,
 )  # fmt: skip
