@@ -73,6 +73,8 @@ class Limits:
     announce_soon_s: float = 2.0
     announce_keys_max: int = 128
     replicas_max: int = 12
+    store_gc_interval_s: float = 60.0
+    store_gc_items: int = 256
 
     # shutdown
     drain_deadline_s: float = 10.0
