@@ -337,6 +337,7 @@ def blob_vectors() -> dict[str, Any]:
         ("put, data follows", m.Put(id=2, hash=digest, size=len(data), lease_s=2_678_400)),
         ("data, more to come", m.Data(id=2, data=data[:4])),
         ("data, the last", m.Data(id=2, data=data[4:], last=True)),
+        ("", m.Credit(id=2, received=4)),
         ("get, all of it", m.Get(id=3, hash=digest)),
         ("get, a part", m.Get(id=4, hash=digest, offset=4, length=6)),
         ("", m.Blob(id=4, size=len(data))),
