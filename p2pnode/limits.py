@@ -91,7 +91,6 @@ class Limits:
     announce_interval_s: float = 3600.0
     announce_soon_s: float = 2.0
     announce_keys_max: int = 128
-    replicas_max: int = 12
     store_gc_interval_s: float = 60.0
     store_gc_items: int = 256
 

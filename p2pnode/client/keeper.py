@@ -58,9 +58,7 @@ class Kept:
         if sent is None or sent.written is None:
             return sent.trouble if sent is not None and sent.trouble else "there was no time"
         failures = "; ".join(f"{name}: {why}" for name, why in sent.written.failures.items())
-        return (
-            failures or self.status.counted.weak or "the list of conversations isn't kept yet"
-        )
+        return failures or self.status.counted.weak or "the list of conversations isn't kept yet"
 
 
 class Keeper:
