@@ -9,7 +9,7 @@ import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.s5.entries import EntryKey, parse_key
@@ -87,11 +87,12 @@ class RegistryApi:
     async def _asked(self, socket: WebSocket, watched: set[EntryKey]) -> int:
         """Take keys to watch until the client leaves (0) or must (a code)."""
         while True:
-            try:
-                key = _subscription_key(await socket.receive_bytes())
-            except WebSocketDisconnect:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
                 return 0
-            except (ProtocolError, KeyError):  # a KeyError: text instead of bytes
+            try:
+                key = _subscription_key(message.get("bytes") or b"")
+            except ProtocolError:
                 return _MALFORMED
             if len(watched) >= self._serving.limits.s5_watches_max:
                 return _POLICY

@@ -14,6 +14,7 @@ import trio
 
 _PIECE: Final = 1 << 16
 """Bytes that have to leave within one deadline: a slow reader is not a silent one."""
+_AFTERWARDS_S: Final = 1.0
 
 
 class GuardedStream:
@@ -52,6 +53,6 @@ class GuardedStream:
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """Close. What still runs on it has nobody to answer."""
-        self.scope.cancel()
+        """Close. What still runs on it has nobody to answer, but may take in what came before the end."""
+        self.scope.deadline = min(self.scope.deadline, trio.current_time() + _AFTERWARDS_S)
         await self._stream.aclose()
