@@ -26,6 +26,10 @@ TOKEN = "a token of the owner"
 HELLO_PATH = f"/{BlobId.of(HELLO).text()}"
 
 
+def bytes_of(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:5050", "127.0.0.1.evil.example", "10.0.0.1", ""]
 )
@@ -170,7 +174,7 @@ async def test_a_login_survives_a_restart_and_only_the_hash_of_a_token_is_kept(t
         for token in (first, second):
             response = await running.http.get("/s5/account", headers={"authorization": f"Bearer {token}"})
             assert response.status_code == 200
-            kept = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+            kept = bytes_of(tmp_path)
             assert token.encode() not in kept
             assert base64url(blake3(token.encode()).digest()).encode() not in kept
 
