@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 import httpx
@@ -72,7 +72,10 @@ class S5Client:
         sent = _Sent(data, expected)
         body = sent.whole if sent.whole is not None else sent
         kind = {"Content-Type": "application/octet-stream"}
-        async with self._link.request("POST", "/s5/upload", content=body, headers=kind) as response:
+        async with (
+            aclosing(sent),
+            self._link.request("POST", "/s5/upload", content=body, headers=kind) as response,
+        ):
             if response.status_code != _OK:
                 raise await self._link.failure(response)
             answer = await read_at_most(response, _ANSWER_MAX)
@@ -269,6 +272,11 @@ class _Sent:
             raise
         self._count(piece)
         return piece
+
+    async def aclose(self) -> None:
+        """Close the stream it came from, however far it was read."""
+        if isinstance(self._pieces, AsyncGenerator):
+            await self._pieces.aclose()
 
     def _count(self, piece: bytes) -> None:
         self._size += len(piece)

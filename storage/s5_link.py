@@ -72,8 +72,11 @@ class S5Link:
         raise ProtocolError(msg)
 
     def _target(self, url: httpx.URL, response: httpx.Response) -> httpx.URL:
+        location = response.headers.get("location", "")
+        if not location:
+            raise self._refuse_redirect("nowhere")
         try:
-            target = url.join(response.headers.get("location", ""))
+            target = url.join(location)
         except httpx.InvalidURL as error:
             raise self._refuse_redirect("what is no URL") from error
         downgraded = url.scheme == "https" and target.scheme != "https"
@@ -147,11 +150,20 @@ def check_s5_url(url: str, token: str | None = None) -> httpx.URL:
 async def read_at_most(response: httpx.Response, bytes_max: int) -> bytes:
     """The whole body. Raises ``ProtocolError`` once more than that has come."""
     whole = bytearray()
-    async for chunk in response.aiter_raw():
-        whole += chunk
-        if len(whole) > bytes_max:
-            msg = f"an S5 node sent more than the {bytes_max} bytes that its answer may have: use another"
-            raise ProtocolError(msg)
+    try:
+        async for chunk in response.aiter_raw():
+            whole += chunk
+            if len(whole) > bytes_max:
+                # Closed and then read on, so that httpx's nested generators end by its error: left
+                # half-read they would be collected, with a warning, at any time.
+                await response.aclose()
+                whole = whole[: bytes_max + 1]
+    except (httpx.TransportError, httpx.StreamError):
+        if len(whole) <= bytes_max:
+            raise
+    if len(whole) > bytes_max:
+        msg = f"an S5 node sent more than the {bytes_max} bytes that its answer may have: use another"
+        raise ProtocolError(msg)
     return bytes(whole)
 
 

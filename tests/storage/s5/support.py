@@ -11,11 +11,13 @@ from typing import Any
 
 import httpx
 import trio
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from p2pnode.limits import DEFAULT_LIMITS, Limits
-from p2pnode.protocols.s5.entries import Entry, EntryKey, make_entry
+from p2pnode.protocols.s5.entries import Entry, EntryKey, make_entry, tagged
+from p2pnode.protocols.s5.ids import base64url, from_base64url
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.s5_server.options import S5Options
@@ -95,3 +97,39 @@ async def websocket(
             )
         finally:
             nursery.cancel_scope.cancel()
+
+
+# ---- accounts
+
+
+def pk_of(signer: Ed25519PrivateKey) -> str:
+    """A key as the API writes it."""
+    return base64url(tagged(EntryKey(signer.public_key().public_bytes_raw())))
+
+
+async def challenge_of(running: Running, purpose: str, pk: str = pk_of(SIGNER)) -> bytes:
+    """A challenge of the server."""
+    response = await running.http.get(f"/s5/account/{purpose}", params={"pubKey": pk})
+    return from_base64url(response.json()["challenge"])
+
+
+def answered(
+    challenge: bytes, purpose: int, host: str, signer: Ed25519PrivateKey = SIGNER, pk: str = pk_of(SIGNER)
+) -> dict[str, Any]:
+    """The answer to it."""
+    response = bytes([purpose]) + challenge + blake3(host.encode()).digest()
+    signature = base64url(signer.sign(response))
+    return {"pubKey": pk, "response": base64url(response), "signature": signature, "label": "test"}
+
+
+async def entered(running: Running, purpose: str, signer: Ed25519PrivateKey = SIGNER) -> str:
+    """Register or log in: a token."""
+    pk = pk_of(signer)
+    number = 1 if purpose == "register" else 2
+    challenge = await challenge_of(running, purpose, pk)
+    body = answered(challenge, number, f"127.0.0.1:{running.port}", signer, pk)
+    response = await running.http.post(f"/s5/account/{purpose}", json=body)
+    assert response.status_code == 200, response.text
+    running.http.cookies.clear()
+    token: str = response.json()["authToken"]
+    return token

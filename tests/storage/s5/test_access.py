@@ -16,10 +16,21 @@ from hypothesis import strategies as st
 
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.entries import EntryKey, tagged
-from p2pnode.protocols.s5.ids import BlobId, base64url, from_base64url, multihash
+from p2pnode.protocols.s5.ids import BlobId, base64url, multihash
 from p2pnode.storage.s5_json import entry_json
 from p2pnode.storage.s5_server.challenges import ChallengeError, Challenges, Purpose
-from tests.storage.s5.support import HELLO, KEY, OWNER, SIGNER, Running, entry, serving
+from p2pnode.storage.store import OwnerKey
+from tests.storage.s5.support import (
+    HELLO,
+    KEY,
+    OWNER,
+    SIGNER,
+    answered,
+    challenge_of,
+    entered,
+    entry,
+    serving,
+)
 
 PK = base64url(tagged(KEY))
 TOKEN = "a token of the owner"
@@ -106,30 +117,6 @@ def _merged(path: str, given: dict[str, Any]) -> dict[str, Any]:
 # ---- accounts
 
 
-async def challenge_of(running: Running, purpose: str, pk: str = PK) -> bytes:
-    response = await running.http.get(f"/s5/account/{purpose}", params={"pubKey": pk})
-    return from_base64url(response.json()["challenge"])
-
-
-def answered(
-    challenge: bytes, purpose: int, host: str, signer: Ed25519PrivateKey = SIGNER, **more: Any
-) -> dict[str, Any]:
-    response = bytes([purpose]) + challenge + blake3(host.encode()).digest()
-    signature = base64url(signer.sign(response))
-    return {"pubKey": PK, "response": base64url(response), "signature": signature, "label": "test", **more}
-
-
-async def entered(running: Running, purpose: str) -> str:
-    body = answered(
-        await challenge_of(running, purpose), 1 if purpose == "register" else 2, f"127.0.0.1:{running.port}"
-    )
-    response = await running.http.post(f"/s5/account/{purpose}", json=body)
-    assert response.status_code == 200, response.text
-    running.http.cookies.clear()
-    token: str = response.json()["authToken"]
-    return token
-
-
 async def test_an_account_is_made_and_what_it_uploads_is_its_own(tmp_path: Path) -> None:
     async with serving(tmp_path, accounts=True) as running:
         refused = await running.http.post("/s5/upload", content=HELLO)
@@ -138,7 +125,7 @@ async def test_an_account_is_made_and_what_it_uploads_is_its_own(tmp_path: Path)
         assert token.startswith("S5A")
         mine = {"authorization": f"Bearer {token}"}
         assert (await running.http.post("/s5/upload", content=HELLO, headers=mine)).status_code == 200
-        assert list(running.store._blobs[BlobId.of(HELLO).hash].leases) == [KEY]
+        assert list(running.store._blobs[BlobId.of(HELLO).hash].leases) == [OwnerKey(KEY)]
         stats = (await running.http.get("/s5/account/stats", headers=mine)).json()
         assert stats["stats"]["total"]["usedStorage"] == len(HELLO)
         pins = (await running.http.get("/s5/account/pins.bin", headers=mine)).content

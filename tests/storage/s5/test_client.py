@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -33,12 +34,12 @@ HELLO_HASH = hash_of(HELLO)
 
 @asynccontextmanager
 async def pair(
-    folder: Path, *, token: str | None = None, **options: object
+    folder: Path, *, token: str | None = None, **options: Any
 ) -> AsyncIterator[tuple[Running, S5Client]]:
     async with (
         serving(folder, token=token, **options) as running,
         open_s5(running.server.url, token) as client,
-    ):  # type: ignore[arg-type]
+    ):
         yield running, client
 
 
@@ -71,11 +72,9 @@ async def test_an_empty_blob_is_one(tmp_path: Path) -> None:
 async def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
     async with pair(tmp_path) as (_, client):
         assert await client.size(HELLO_HASH) is None
-        for reading in (lambda: client.read(HELLO_HASH), lambda: client.read(HELLO_HASH, 0, 0)):
+        for offset, length in ((0, None), (0, 0), (3, 4)):
             with pytest.raises(NoBlobError):
-                await reading()
-        with pytest.raises(NoBlobError):
-            await client.read(HELLO_HASH, 3, 4)
+                await client.read(HELLO_HASH, offset, length)
         with pytest.raises(NoBlobError):
             await client.pin(HELLO_HASH, owner=OWNER)
         await client.unpin(HELLO_HASH, owner=OWNER)
@@ -86,7 +85,7 @@ async def test_a_wrong_hash_is_found_before_the_node_has_the_end(tmp_path: Path)
         for data in (HELLO, pieces(HELLO)):
             with pytest.raises(HashMismatchError):
                 await client.put(data, owner=OWNER, expected=BlobHash(bytes(32)))
-        assert await client.put(b"", owner=OWNER)  # it works on
+        await client.put(b"", owner=OWNER)  # it works on
         assert set(running.store._blobs) == {hash_of(b"")}
 
 
@@ -158,7 +157,7 @@ async def test_a_node_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "x", "ftp://x", "http://", "http://u:p@x", "https://x?y=1", "https://x#y", "http://[", "http://x:y"],
+    ["", "x", "ftp://x", "http://", "http://u:p@x", "https://x?y=1", "https://x#y", "http://x:y"],
 )
 def test_a_url_that_is_no_node_is_named(url: str) -> None:
     with pytest.raises(ConfigError, match="--s5-url"):
@@ -349,9 +348,11 @@ async def test_a_refusal_keeps_the_nodes_words_short_and_on_one_line() -> None:
 
 
 async def test_a_local_node_may_redirect_to_a_local_address() -> None:
-    async with liar(http(200, HELLO)) as (other, _):
-        async with liar(http(307, location=f"{other._link.shown}x")) as (client, _):
-            assert await client.read(HELLO_HASH) == HELLO
+    async with (
+        liar(http(200, HELLO)) as (other, _),
+        liar(http(307, location=f"{other._link.shown}/x")) as (client, _),
+    ):
+        assert await client.read(HELLO_HASH) == HELLO
 
 
 async def test_a_circle_is_left() -> None:
@@ -371,7 +372,7 @@ class Answering(httpx.AsyncBaseTransport):
         self.dialled.append(request)
         if len(self.dialled) == 1:
             return httpx.Response(302, headers={"location": self.location})
-        return httpx.Response(200, content=HELLO)
+        return httpx.Response(200, stream=httpx.ByteStream(HELLO))
 
 
 async def redirected(location: str, base: str = "https://1.1.1.1") -> list[httpx.Request]:
