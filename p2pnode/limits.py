@@ -77,6 +77,7 @@ class Limits:
     s5_challenges_max: int = 256
     s5_challenge_s: float = 300.0
     s5_watches_max: int = 256
+    s5_peers_max: int = 32
 
     # shutdown
     drain_deadline_s: float = 10.0

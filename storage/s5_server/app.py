@@ -14,11 +14,14 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from p2pnode.errors import P2PNodeError
+from p2pnode.protocols.s5.nodes import node_text
+from p2pnode.storage.s5_peer import S5Node
 from p2pnode.storage.s5_server.account_api import AccountApi
 from p2pnode.storage.s5_server.downloads import Downloads
 from p2pnode.storage.s5_server.errors import HttpError, on_error
 from p2pnode.storage.s5_server.front import Front
 from p2pnode.storage.s5_server.partials import Partials
+from p2pnode.storage.s5_server.peers import Peers
 from p2pnode.storage.s5_server.registry_api import RegistryApi
 from p2pnode.storage.s5_server.serving import Serving
 from p2pnode.storage.s5_server.tus import Tus
@@ -27,14 +30,15 @@ from p2pnode.storage.s5_server.uploads import Uploads
 _HEADERS_SHOWN = ("Location", "Upload-Offset", "Upload-Length", "Tus-Resumable", "ETag", "Content-Range")
 
 
-def make_app(serving: Serving, partials: Partials) -> ASGIApp:
-    """The whole API."""
+def make_app(serving: Serving, partials: Partials, node: S5Node | None) -> ASGIApp:
+    """The whole API; to other S5 nodes it is ``node``."""
     routes: list[BaseRoute] = [
         *Uploads(serving).routes(),
         *Tus(serving, partials).routes(),
         *RegistryApi(serving).routes(),
         *(AccountApi(serving, serving.book).routes() if serving.book is not None else ()),
-        *_NodeApi(serving).routes(),
+        *(Peers(serving, node).routes() if node is not None else ()),
+        *_NodeApi(serving, node).routes(),
         *Downloads(serving).routes(),
     ]
     origins = sorted(serving.options.origins)
@@ -64,8 +68,8 @@ def make_app(serving: Serving, partials: Partials) -> ASGIApp:
 class _NodeApi:
     """What the node says of itself."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(self, serving: Serving, node: S5Node | None) -> None:
+        self._serving, self._node = serving, node
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -78,6 +82,6 @@ class _NodeApi:
 
     async def _nodes(self, request: Request) -> Response:
         await self._serving.access.reader(request)
-        options = self._serving.options
-        nodes = [] if options.node_id is None else [{"id": options.node_id, "uris": list(options.uris)}]
+        node = self._node
+        nodes = [] if node is None else [{"id": node_text(node.id), "uris": list(node.uris)}]
         return JSONResponse({"nodes": nodes})

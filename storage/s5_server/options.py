@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from p2pnode.errors import ConfigError
+from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.s5.nodes import NodeId
 from p2pnode.storage.addresses import is_loopback
 from p2pnode.storage.store import OwnerKey
 
@@ -32,11 +34,14 @@ class S5Options:
     allow_delete: bool = False
     origins: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
-    node_id: str | None = None
-    """As S5 prints it (``z…``), with ``uris``: what ``/s5/p2p/nodes`` tells."""
-    uris: tuple[str, ...] = ()
+    node: NodeId | None = None
+    """Who it is to the S5 nodes that dial ``/s5/p2p``, and ``sign`` its Ed25519; None: no such route."""
+    sign: Signer | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if (self.node is None) != (self.sign is None):
+            msg = "an S5 node has an id and signs, or neither"
+            raise ConfigError(msg)
         if self.token is not None and len(self.token) < _TOKEN_MIN:
             msg = f"the S5 token must have at least {_TOKEN_MIN} characters"
             raise ConfigError(msg)

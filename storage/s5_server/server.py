@@ -23,6 +23,9 @@ from hypercorn.typing import ConnectionState
 
 from p2pnode.errors import ConfigError
 from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.protocols.s5.messages import FRAME_MAX
+from p2pnode.protocols.s5.nodes import PeerUri
+from p2pnode.storage.s5_peer import S5Node
 from p2pnode.storage.s5_server.access import Access
 from p2pnode.storage.s5_server.accounts import AccountBook
 from p2pnode.storage.s5_server.app import make_app
@@ -34,7 +37,6 @@ from p2pnode.storage.s5_server.watched import WatchedRegistry
 from p2pnode.storage.store import BlobStore, Registry
 
 _HEADERS_MAX: Final = 16_384
-_MESSAGE_MAX: Final = 1 << 20
 _IDLE_S: Final = 30
 _PING_S: Final = 20.0
 
@@ -59,12 +61,28 @@ class S5Server:
         self._context = WorkerContext(None)
         self._open: set[GuardedStream] = set()
         self._none_open = trio.Event()
-        self._url = ""
+        self._url, self._port = "", 0
 
     @property
     def url(self) -> str:
         """``http://127.0.0.1:5050``; known once it runs."""
         return self._url
+
+    @property
+    def node(self) -> S5Node | None:
+        """Who it is to other S5 nodes, if it is anybody; known once it runs."""
+        options = self._options
+        if options.node is None or options.sign is None:
+            return None
+        uri = PeerUri(host=options.host, port=self._port, tls=False, node=options.node)
+        return S5Node(
+            id=options.node,
+            sign=options.sign,
+            uris=(uri.text(),),
+            blobs=self._blobs,
+            registry=self.registry,
+            wall=self._wall,
+        )
 
     def stop(self) -> None:
         """Let what is under way end, then end."""
@@ -88,7 +106,9 @@ class S5Server:
                 stopping=self._stopping,
             )
             log.info("s5.listening", url=self._url, folder=str(folder), accounts=book is not None)
-            await self._serve(ASGIWrapper(cast("Any", make_app(serving, partials))), listeners, task_status)
+            await self._serve(
+                ASGIWrapper(cast("Any", make_app(serving, partials, self.node))), listeners, task_status
+            )
         finally:
             for listener in listeners:
                 listener.socket.close()
@@ -148,7 +168,8 @@ class S5Server:
             )
             raise ConfigError(msg) from error
         shown = f"[{host}]" if ":" in host else host
-        self._url = f"http://{shown}:{listeners[0].socket.getsockname()[1]}"
+        self._port = int(listeners[0].socket.getsockname()[1])
+        self._url = f"http://{shown}:{self._port}"
         return listeners
 
     def _open_partials(self) -> Partials:
@@ -176,7 +197,7 @@ def _config() -> Config:
     config.errorlog = config.accesslog = None  # our own log tells what matters, without addresses and ids
     config.include_server_header = False
     config.h11_max_incomplete_size = _HEADERS_MAX
-    config.websocket_max_message_size = _MESSAGE_MAX
+    config.websocket_max_message_size = FRAME_MAX
     config.websocket_ping_interval = _PING_S
     config.keep_alive_timeout = _IDLE_S
     return config
