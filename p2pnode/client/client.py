@@ -21,9 +21,11 @@ import trio
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.memory import load_measured, save_measured
+from p2pnode.client.partial import Partial
 from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, is_priced, unpaid
 from p2pnode.client.search import HostSearch
 from p2pnode.client.session import Session
+from p2pnode.client.standby import Standby
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError, P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
@@ -223,7 +225,17 @@ class Client:
                 return await self._direct(peer, known.model, allowed)
             return self._kept_or_new(known.model, allowed)
 
-        return Answer(self, open_search, Ask(body, known.input_max(body)), self._on_event)
+        def make_ask(body: PromptBody) -> Ask:
+            return Ask(body, known.input_max(body))
+
+        return Answer(self, open_search, make_ask, Partial(body), self._on_event)
+
+    def go_on(self, answer: Answer) -> Answer:
+        """Go on with an answer that was cut short, from exactly what it holds: no token is asked for twice.
+
+        The new one's ``text`` and ``ids`` begin with those of the old one, its pieces and bill don't.
+        """
+        return answer.rest()
 
     async def hosts(self, model: str | None = None, filters: Filters | None = None) -> Ranking:
         """Hosts of a model in the order they would be tried, and those left out with the reason."""
@@ -295,7 +307,12 @@ class Client:
             wall=self.node.wall,
             look=look,
             payable=self._payable,
+            has_session=lambda peer: self._kept(peer, model) is not None,
         )
+
+    def _kept(self, peer: PeerId, model: ModelId) -> Session | None:
+        session = self._free.get((peer, model))
+        return session if session is not None and not session.over else None
 
     def _kept_or_new(self, model: ModelId, filters: Filters) -> HostSearch:
         search = self._new_search(model, filters)
@@ -359,6 +376,7 @@ class Client:
         if self._nursery is None:
             msg = "the client is closed"
             raise RuntimeError(msg)
+        await self._reach(candidate.advert)
         purchase = None
         if self._payer is not None and is_priced(candidate.offer):
             purchase = await self._payer.buy(
@@ -397,6 +415,35 @@ class Client:
         if session.accept is None:
             raise outcome[0] if outcome else session.error()
         return session
+
+    async def _reach(self, advert: Advert) -> None:
+        """Be connected: a host that was found, and is gone, must not cost more than a moment, nor a fee."""
+        patience_s = self.limits.reconnect_patience_s
+        with trio.move_on_after(patience_s) as scope:
+            await self.node.network.connect_peer(advert.peer, [each.multiaddr for each in advert.addresses])
+        if scope.cancelled_caught:
+            msg = f"{advert.peer} is not connected any more, and did not answer within {patience_s:g} s"
+            raise UnreachableError(msg)
+
+    def keep_ready(self, search: HostSearch) -> trio.CancelScope:
+        """Keep the next best host of a search ready until the scope is cancelled."""
+        if self._nursery is None:
+            msg = "the client is closed"
+            raise RuntimeError(msg)
+        standby = Standby(
+            search,
+            contact=self.node.finder.contact,
+            is_connected=self.node.network.is_connected,
+            limits=self.limits,
+        )
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await standby.run()
+
+        self._nursery.start_soon(run)
+        return scope
 
     def release(self, session: Session) -> None:
         """Keep an idle session for the next turn with the same host."""
