@@ -90,6 +90,7 @@ class Limits:
     announce_interval_s: float = 3600.0
     announce_soon_s: float = 2.0
     announce_keys_max: int = 128
+
     # the S5 server
     s5_connections_max: int = 128
     s5_stall_s: float = 30.0

@@ -60,7 +60,7 @@ class S5Server:
         self._stopping = trio.Event()
         self._context = WorkerContext(None)
         self._open: set[GuardedStream] = set()
-        self._none_open = trio.Event()
+        self._none_open, self._ended = trio.Event(), trio.Event()
         self._url, self._port = "", 0
 
     @property
@@ -88,6 +88,10 @@ class S5Server:
         """Let what is under way end, then end."""
         self._stopping.set()
 
+    async def wait_ended(self) -> None:
+        """Until the last connection is over."""
+        await self._ended.wait()
+
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until stopped; starts with the url. Raises ``ConfigError`` for an address it can't take."""
         listeners = await self._listen()
@@ -114,6 +118,7 @@ class S5Server:
                 listener.socket.close()
             if book is not None:
                 book.close()
+            self._ended.set()
 
     async def _serve(
         self, app: ASGIWrapper, listeners: list[trio.SocketListener], task_status: trio.TaskStatus[str]
