@@ -94,6 +94,19 @@ class Limits:
     store_gc_interval_s: float = 60.0
     store_gc_items: int = 256
 
+    # the S5 server
+    s5_connections_max: int = 128
+    s5_stall_s: float = 30.0
+    s5_linger_s: float = 5.0
+    s5_partials_max: int = 16
+    s5_partial_age_max_s: float = 86_400.0
+    s5_accounts_max: int = 1024
+    s5_account_tokens_max: int = 16
+    s5_challenges_max: int = 256
+    s5_challenge_s: float = 300.0
+    s5_watches_max: int = 256
+    s5_peers_max: int = 32
+
     # shutdown
     drain_deadline_s: float = 10.0
     close_deadline_s: float = 3.0
