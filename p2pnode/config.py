@@ -7,6 +7,7 @@ error that names the nearest known one.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +25,7 @@ SESSION_FEE_MAX: Final = 250_000
 _PRICE_MAX = 10**12
 _SPEND_MAX: Final = 10**15
 _STORE_MAX: Final = 1 << 50
+_OWNER: Final = re.compile("[0-9a-fA-F]{64}")
 _KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whole number", str: "a string"}
 
 
@@ -82,6 +84,10 @@ class NodeConfig:
         for name in ("store_bytes_max", "store_owner_bytes_max"):
             if not 0 <= getattr(self, name) <= _STORE_MAX:
                 msg = f"{name} must be from 0 to {_STORE_MAX} bytes"
+                raise ConfigError(msg)
+        for rule in self.store_for:
+            if rule not in ("sessions", "anyone") and _OWNER.fullmatch(rule) is None:
+                msg = f"store_for must name owner keys (64 hex digits), sessions or anyone, not {rule[:80]!r}"
                 raise ConfigError(msg)
         for name, low, high in (("n_ctx", 256, 1 << 20), ("slots", 1, 64), ("threads", 0, 1024)):
             if not low <= getattr(self, name) <= high:

@@ -11,7 +11,8 @@
     │   └── StorageError    the disk or a store failed
     └── RemoteError         the peer's: it ends that conversation, never more
         ├── ProtocolError   the peer broke the protocol; it counts against the peer
-        └── RefusedError    the peer said no, with a stable wire code
+        ├── RefusedError    the peer said no, with a stable wire code
+        └── StoreRefusedError  the same of a peer that stores
 
 Every message says what to do next. This module knows nothing of any other.
 """
@@ -32,6 +33,21 @@ WireCode = Literal[
     "internal",
 ]
 WIRE_CODES: Final[frozenset[str]] = frozenset(get_args(WireCode))
+
+StoreCode = Literal[
+    "not_found",
+    "quota",
+    "too_large",
+    "hash_mismatch",
+    "bad_entry",
+    "not_admitted",
+    "disk_full",
+    "rate_limited",
+    "cancelled",
+    "internal",
+]
+"""What ``/p2pnode/blob/1`` answers with instead: a store refuses for reasons of its own."""
+STORE_CODES: Final[frozenset[str]] = frozenset(get_args(StoreCode))
 
 
 class P2PNodeError(Exception):
@@ -91,6 +107,19 @@ class RefusedError(RemoteError):
     def __init__(self, code: WireCode, detail: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(f"{code}: {detail}")
         self.code: WireCode = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class StoreRefusedError(RemoteError):
+    """A peer that stores said no.
+
+    ``code`` is one of :data:`STORE_CODES`, ``detail`` the peer's own words.
+    """
+
+    def __init__(self, code: StoreCode, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code: StoreCode = code
         self.detail = detail
         self.retry_after_s = retry_after_s
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final, Literal, TypeAlias
 
-SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle", "gas", "paid"]
+SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle", "gas", "paid", "storage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +169,24 @@ GOALS: Final = (
         "per million tokens, no session fee",
         baseline="the same for the predecessor's open and settle, without its checkpoints",
     ),
+    Goal(
+        name="storage.open",
+        unit="s",
+        bound="at most",
+        target=1.0,
+        meaning="opening a store of 100,000 blobs and asking it for one (p50)",
+        baseline="the same with 10,000 blobs",
+    ),
+    Goal(
+        name="storage.gc_step",
+        unit="ms",
+        bound="at most",
+        target=50.0,
+        meaning="one step of the collection in a store of 100,000 blobs: what is due, or folders (p50)",
+        baseline="the same with 10,000 blobs",
+    ),
 )
-SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle", "gas", "paid")
+SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle", "gas", "paid", "storage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,11 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
                 withdrawable, stuck} withdrawn{to, amount, transaction}
     sessions    session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
+    storage     ls: blob{id, size, leases, entries} (a lease {owner, until, pointed}), entry{key, revision,
+                points_at}; put: stored{id, size, until}; get: got{id, size, path};
+                pin, unpin: pinned{id, until} unpinned{id}; gc: gc.progress{folders, of}
+                collected{leases, blobs, bytes, files, lost}; stats: store{path, blobs, bytes, charged,
+                bytes_max, leases, keys, owner_bytes_max} owner{owner, charged, leases, keys}
     doctor      finding{check, verdict, code, detail, remedy}
     all         failed{error, message, exit_code, code?} is the last line of a command that fails
 """

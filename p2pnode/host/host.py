@@ -103,6 +103,10 @@ class Host:
         """Sessions open now."""
         return len(self._sessions)
 
+    def has_session(self, peer: PeerId) -> bool:
+        """Has this peer a session that is open now?"""
+        return any(each.peer == peer and each.record is not None for each in self._sessions)
+
     @property
     def models(self) -> tuple[HostedModel, ...]:
         """What it serves."""

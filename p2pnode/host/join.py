@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.files import write_atomic
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.host.money import HostMoney, open_host_money
+from p2pnode.host.s5 import serving_s5
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
@@ -30,9 +31,15 @@ from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_ident
 from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.protocols.s5.ids import hash_of
+from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.rules import Quotas
+from p2pnode.storage.store import OwnerKey
 
 Report = Callable[[str, dict[str, object]], None]
 """Called with an event's name and fields as ``join`` goes along."""
+_OWNER = OwnerKey(hash_of(b"p2pnode/local-owner"))
+"""Whom blobs count for that programs on this machine bring. No key: nobody signs as it, or needs to."""
 LISTEN_DEFAULT = ("/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/tcp/4002/ws")
 
 
@@ -100,7 +107,11 @@ class Join:
                 )
             )
             try:
-                async with self._money(profile, passphrase) as money, trio.open_nursery() as nursery:
+                async with (
+                    self._money(profile, passphrase) as money,
+                    self._s5(),
+                    trio.open_nursery() as nursery,
+                ):
                     await nursery.start(node.run)
                     data.write_node_json(node.peer_id, node.multiaddrs)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
@@ -143,6 +154,18 @@ class Join:
         async with open_host_money(self._data, profile, passphrase) as money:
             self._report("chain", {"chain_id": profile.chain_id, "name": profile.shown_name})
             yield money
+
+    @asynccontextmanager
+    async def _s5(self) -> AsyncIterator[None]:
+        config, limits = self._config, self._options.limits
+        if not config.s5_listen:
+            yield
+            return
+        quotas = Quotas(owner_bytes=config.store_owner_bytes_max, node_bytes=config.store_bytes_max)
+        with closing(LocalStore.open(self._data.store, quotas=quotas)) as store:
+            async with serving_s5(config.s5_listen, self._data, store, _OWNER, limits=limits) as url:
+                self._report("s5", {"url": url})
+                yield
 
     async def _serve(
         self, node: Node, identity: HostIdentity, models: list[HostedModel], money: HostMoney | None

@@ -238,6 +238,14 @@ class Network:
         usable = [without_peer(a) for a in (*dialled, *known) if "p2p-circuit" not in a]
         return tuple(with_peer(address, peer) for address in dict.fromkeys(usable) if address)
 
+    def speaks(self, peer: PeerId, protocol: str) -> bool | None:
+        """Whether ``peer`` said that it speaks ``protocol``; None while it has said nothing."""
+        try:
+            known = self._swarm.peerstore.get_protocols(to_id(peer))
+        except Exception:  # noqa: BLE001  the library raises when it knows nothing of the peer
+            return None
+        return protocol in known if known else None
+
     def remote_addresses(self) -> tuple[str, ...]:
         """Where the peers of our open connections really are, inbound ones included."""
         return tuple(sorted({c.address for c in self._swarm.all_live() if c.address}))

@@ -8,22 +8,22 @@ from typing import Any
 
 from p2pnode.errors import ProtocolError
 from p2pnode.net.stream import Stream
-from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
+from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, pack_frame
 from p2pnode.protocols.wire import Codec
 
 
 class MessageChannel:
-    """Sends and receives one protocol's messages on one stream."""
+    """Sends and receives one protocol's messages on one stream, in frames of at most ``frame_max`` bytes."""
 
-    def __init__(self, stream: Stream, codec: Codec) -> None:
+    def __init__(self, stream: Stream, codec: Codec, frame_max: int = FRAME_MAX) -> None:
         self.stream = stream
-        self._codec = codec
-        self._decoder = FrameDecoder()
+        self._codec, self._frame_max = codec, frame_max
+        self._decoder = FrameDecoder(frame_max)
         self._ready: deque[Any] = deque()
 
     async def send(self, messages: Iterable[Any]) -> None:
         """Write messages in one piece. Raises ``UnreachableError`` when the peer is gone."""
-        data = b"".join(pack_frame(self._codec.encode(message)) for message in messages)
+        data = b"".join(pack_frame(self._codec.encode(message), self._frame_max) for message in messages)
         if data:
             await self.stream.send_all(data)
 

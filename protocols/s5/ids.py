@@ -120,7 +120,10 @@ def is_old_multihash(raw: bytes) -> bool:
 
 
 def parse_multihash(raw: bytes) -> BlobHash:
-    """The hash in 33 bytes. Raises ``ProtocolError``."""
+    """The hash in 33 bytes. Raises ``UnsupportedHashError`` for SHA-256 and ``ProtocolError``."""
+    if len(raw) == MULTIHASH_BYTES and raw[0] == _SHA256:
+        msg = "this multihash is of SHA-256: only BLAKE3 is kept here"
+        raise UnsupportedHashError(msg)
     if len(raw) != MULTIHASH_BYTES or raw[0] not in (_BLAKE3, _BLAKE3_OLD):
         msg = "a multihash has 33 bytes and begins with 1e or 1f"
         raise ProtocolError(msg)

@@ -17,12 +17,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.signing import BindingTerms, bind, binding_digest, seal
+from p2pnode.protocols.blob import messages as blob
 from p2pnode.protocols.crypto import address_of, peer_id_of, sign_digest
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.payment import ClientPayment, exact_voucher, resume_digest
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, request_hash, token_hash
 from p2pnode.protocols.lookup.messages import provider_key
+from p2pnode.protocols.s5.entries import EntryKey, make_entry, pointer_to
+from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.typed_data import (
     Domain,
     authorisation_digest,
@@ -36,6 +39,7 @@ from tests.protocols.s5.vectors import s5_vectors
 ROOT: Final = Path(__file__).resolve().parents[2] / "protocols"
 PEER_SECRET: Final = bytes(range(32))
 WALLET_SECRET: Final = b"\x01" * 32
+OWNER_SECRET: Final = b"\x0b" * 32
 MODEL: Final = ModelId(hashlib.sha256(b"model").digest())
 SESSION: Final = SessionId(b"\x5e" * 32)
 SALT: Final = b"\x5a" * 32
@@ -169,6 +173,11 @@ def prompt() -> inference.PromptBody:
     )
 
 
+def continuation() -> inference.PromptBody:
+    """The same when a host died that had sent three ids, and text for two of them."""
+    return replace(prompt(), prefix=(1, 2, 49_151), told=2)
+
+
 def inference_vectors() -> dict[str, Any]:
     """Every message; the receipts of a free session of one turn of three tokens; a paid one, whole."""
     raw, ids = encode(prompt()), (1, 2, 49_151)
@@ -215,7 +224,7 @@ def inference_vectors() -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "messages": [vector(message, name) for name, message in said],
-        "records": [vector(prompt())],
+        "records": [vector(prompt()), vector(continuation())],
         "receipts": {
             "session": SESSION.hex(), "model": MODEL.hex(), "salt": SALT.hex(), "epoch": EPOCH,
             "root_0": root_0.hex(), "request_hash": request_hash(raw).hex(), "ids": list(ids),
@@ -313,6 +322,49 @@ def paid_session() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def blob_vectors() -> dict[str, Any]:
+    """Every message; what a claim signs, a proof, and where providers of an entry are looked for."""
+    m, data = blob, b"ciphertext"
+    owner = Ed25519PrivateKey.from_private_bytes(OWNER_SECRET)
+    key = EntryKey(owner.public_key().public_bytes_raw())
+    digest, nonce = hash_of(data), b"\x4e" * 32
+    claimed = m.claim_digest(CLIENT, PEER)
+    old, new = (make_entry(key, revision, pointer_to(digest), owner.sign).to_bytes() for revision in (1, 2))
+    said: list[tuple[str, Any]] = [
+        ("", m.Claim(owner=key, signature=owner.sign(claimed))),
+        ("", m.Admit(id=0)),
+        ("put, inline", m.Put(id=1, hash=digest, size=len(data), lease_s=2_678_400, data=data)),
+        ("put, data follows", m.Put(id=2, hash=digest, size=len(data), lease_s=2_678_400)),
+        ("data, more to come", m.Data(id=2, data=data[:4])),
+        ("data, the last", m.Data(id=2, data=data[4:], last=True)),
+        ("", m.Credit(id=2, received=4)),
+        ("get, all of it", m.Get(id=3, hash=digest)),
+        ("get, a part", m.Get(id=4, hash=digest, offset=4, length=6)),
+        ("", m.Blob(id=4, size=len(data))),
+        ("", m.Has(id=5, hashes=(digest, hash_of(b"")))),
+        ("", m.Sizes(id=5, sizes=(len(data), -1))),
+        ("", m.Pin(id=6, hash=digest, lease_s=2_678_400)),
+        ("", m.Unpin(id=7, hash=digest)),
+        ("", m.GetEntry(id=8, key=key)),
+        ("", m.EntryIs(id=8, entry=new)),
+        ("entry, none", m.EntryIs(id=8)),
+        ("", m.SetEntry(id=9, entry=old)),
+        ("", m.Stale(id=9, current=new)),
+        ("", m.Prove(id=10, hash=digest, nonce=nonce, offset=2, length=4)),
+        ("", m.Proof(id=10, digest=m.proof_of(data[2:6], nonce))),
+        ("", m.Done(id=1)),
+        ("", m.Cancel(id=3)),
+        ("", m.Failed(id=3, code="cancelled")),
+        ("failed, try later", m.Failed(id=11, code="rate_limited", detail="slower", retry_after_s=0.5)),
+    ]  # fmt: skip
+    return {
+        "owner_secret": OWNER_SECRET.hex(), "client": CLIENT, "server": PEER, "claim_digest": claimed.hex(),
+        "nonce": nonce.hex(), "slice": data[2:6].hex(), "proof": m.proof_of(data[2:6], nonce).hex(),
+        "provider_keys": [{"entry_key": key.hex(), "key": m.provider_key(key).hex()}],
+        "messages": [vector(message, name) for name, message in said],
+    }  # fmt: skip
+
+
 def all_vectors() -> dict[str, dict[str, Any]]:
     """By protocol."""
     return {
@@ -320,6 +372,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "adverts": adverts_vectors(),
         "lookup": lookup(),
         "inference": inference_vectors(),
+        "blob": blob_vectors(),
         "s5": s5_vectors(),
     }
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import re
 import types
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from p2pnode.errors import WIRE_CODES, ProtocolError
+from p2pnode.errors import STORE_CODES, WIRE_CODES, ProtocolError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
-from p2pnode.protocols.crypto import verify_peer
+from p2pnode.protocols.blob import messages as blob
+from p2pnode.protocols.crypto import peer_id_of, verify_peer
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
 from p2pnode.protocols.lookup import messages as lookup
+from p2pnode.protocols.s5.entries import DATA_MAX, EntryKey
 from p2pnode.protocols.wire import Range, Size, decode_record, encode, wire_keys, wire_name
+from p2pnode.storage.store import BLOB_MAX
 from tests.protocols.make_vectors import all_vectors, text_of
+from tests.protocols.strategies import largest
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
-PROTOCOLS = ["framing", "adverts", "lookup", "inference", "s5"]
+PROTOCOLS = ["framing", "adverts", "lookup", "inference", "blob", "s5"]
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
     inference.SessionTerms,
@@ -35,6 +39,7 @@ INFERENCE_RECORDS = (
 DESCRIBED = [
     *[("adverts", cls) for cls in (*adverts.CODEC.classes, adverts.SignedAdvert, *ADVERT_RECORDS)],
     *[("inference", cls) for cls in (*inference.CODEC.classes, *INFERENCE_RECORDS)],
+    *[("blob", cls) for cls in blob.CODEC.classes],
 ]
 NAMED_NUMBERS = {2**32 - 1: "2^32-1", 2**63 - 1: "2^63-1", 1 << 24: "2^24", 1 << 21: "2^21", 1 << 20: "2^20"}
 
@@ -76,9 +81,9 @@ def describe(hint: Any, marks: tuple[Any, ...] = ()) -> str:
         return describe(next(arg for arg in get_args(hint) if arg is not type(None)), marks)
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        return (
-            "code" if set(choices) == WIRE_CODES else "one of " + ", ".join(f'"{each}"' for each in choices)
-        )
+        if set(choices) in (WIRE_CODES, STORE_CODES):
+            return "code"
+        return "one of " + ", ".join(f'"{each}"' for each in choices)
     if is_dataclass(hint):
         return f"map {hint.__name__}"  # type: ignore[union-attr]
     if hint is bool:
@@ -119,7 +124,7 @@ def test_each_message_and_field_stands_in_its_spec_with_its_bounds(protocol: str
 
 
 def test_no_spec_describes_a_message_that_does_not_exist() -> None:
-    for protocol in ("adverts", "inference"):
+    for protocol in ("adverts", "inference", "blob"):
         titles = set(re.findall(r"^### `(\w+)`", spec(protocol), re.MULTILINE))
         assert titles == {title_of(cls) for name, cls in DESCRIBED if name == protocol}
 
@@ -130,9 +135,10 @@ def test_each_spec_has_the_same_sections(protocol: str) -> None:
     assert heads == ["Purpose", "Messages", "States", "Limits", "Errors", "Timers", "Security", "Vectors"]
 
 
-def test_every_error_code_stands_in_the_spec_of_inference() -> None:
-    text = spec("inference").split("## Errors")[1].split("## Timers")[0]
-    assert {row[0].strip("`") for row in rows(text)} == WIRE_CODES
+@pytest.mark.parametrize(("protocol", "codes"), [("inference", WIRE_CODES), ("blob", STORE_CODES)])
+def test_every_error_code_stands_in_the_spec_of_its_protocol(protocol: str, codes: frozenset[str]) -> None:
+    text = spec(protocol).split("## Errors")[1].split("## Timers")[0]
+    assert {row[0].strip("`") for row in rows(text)} == codes
 
 
 def test_every_verdict_stands_in_the_spec_of_adverts() -> None:
@@ -155,7 +161,10 @@ def test_the_vectors_are_those_the_generator_makes(protocol: str) -> None:
     assert path.read_text(encoding="utf-8") == text_of(all_vectors()[protocol])
 
 
-@pytest.mark.parametrize(("protocol", "codec"), [("adverts", adverts.CODEC), ("inference", inference.CODEC)])
+@pytest.mark.parametrize(
+    ("protocol", "codec"),
+    [("adverts", adverts.CODEC), ("inference", inference.CODEC), ("blob", blob.CODEC)],
+)
 def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) -> None:
     seen = set()
     for vector in stored(protocol)["messages"]:
@@ -176,9 +185,22 @@ def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) 
     ("protocol", "cls"), [("adverts", adverts.Advert), ("inference", inference.PromptBody)]
 )
 def test_the_records_round_trip(protocol: str, cls: type) -> None:
-    (vector,) = stored(protocol)["records"]
-    payload = bytes.fromhex(vector["hex"])
-    assert encode(decode_record(cls, payload)) == payload
+    vectors = stored(protocol)["records"]
+    assert vectors
+    for vector in vectors:
+        payload = bytes.fromhex(vector["hex"])
+        assert encode(decode_record(cls, payload)) == payload
+
+
+def test_the_ids_whose_text_is_to_be_told_are_those_at_the_end_of_the_prefix() -> None:
+    whole, cut = (
+        decode_record(inference.PromptBody, bytes.fromhex(each["hex"]))
+        for each in stored("inference")["records"]
+    )
+    assert (whole.told, whole.untold) == (None, 0)
+    assert (cut.prefix, cut.told, cut.untold) == ((1, 2, 49_151), 2, 1)
+    assert replace(cut, told=0).untold == 3
+    assert replace(cut, told=4).untold == 0
 
 
 def test_the_frames_pass_and_the_refused_ones_do_not() -> None:
@@ -209,6 +231,26 @@ def test_the_signed_advert_is_accepted_while_it_lives() -> None:
 def test_the_provider_key_is_the_one_in_the_file() -> None:
     for each in stored("lookup")["provider_keys"]:
         assert lookup.provider_key(ModelId(bytes.fromhex(each["model"]))).hex() == each["key"]
+
+
+def test_the_claim_the_proof_and_the_provider_key_of_blobs_are_those_in_the_file() -> None:
+    told = stored("blob")
+    digest = blob.claim_digest(told["client"], told["server"])
+    assert digest.hex() == told["claim_digest"]
+    assert blob.claim_digest(told["server"], told["client"]) != digest
+    claim = blob.CODEC.decode(bytes.fromhex(told["messages"][0]["hex"]))
+    assert verify_peer(peer_id_of(claim.owner), digest, claim.signature)
+    piece, nonce = bytes.fromhex(told["slice"]), bytes.fromhex(told["nonce"])
+    assert blob.proof_of(piece, nonce).hex() == told["proof"]
+    for each in told["provider_keys"]:
+        assert blob.provider_key(EntryKey(bytes.fromhex(each["entry_key"]))).hex() == each["key"]
+
+
+def test_the_largest_blob_and_frame_are_those_of_the_store_and_of_framing() -> None:
+    assert blob.SIZE_MAX == BLOB_MAX
+    assert largest(blob.Entry) == bytes(b"x" * (blob.ENTRY_MIN + DATA_MAX))
+    sizes = [len(encode(largest(cls))) for cls in blob.CODEC.classes]
+    assert max(sizes) <= blob.FRAME_MAX
 
 
 def test_the_receipts_can_be_built_from_what_the_file_says() -> None:

@@ -1,0 +1,1 @@
+"""Blobs and registry entries between peers: put, get, pin, point, prove."""

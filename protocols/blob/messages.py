@@ -1,0 +1,269 @@
+"""Messages of ``/p2pnode/blob/1``. See ``SPEC.md`` for states, limits and byte vectors.
+
+``id`` names a request on its stream: the client draws it, it only grows, and everything about that
+request carries it. Hashes are BLAKE3, sizes and offsets bytes, leases seconds from now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Final, TypeAlias
+
+from blake3 import blake3
+
+from p2pnode.errors import StoreCode
+from p2pnode.ids import PeerId
+from p2pnode.protocols.s5.entries import EntryKey
+from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.protocols.wire import U32, U63, Bytes32, Bytes64, Codec, Range, Size, exactly, message
+
+PROTOCOL: Final = "/p2pnode/blob/1"
+FRAME_MAX: Final = 1 << 20
+SIZE_MAX: Final = 34_000_000
+"""Of one blob: ``storage.store.BLOB_MAX``."""
+DATA_MAX: Final = FRAME_MAX - 64
+"""Bytes of a blob in one frame, at most."""
+CHUNK: Final = 1 << 18
+"""What both sides send in one frame: small enough that other answers come between."""
+INLINE_MAX: Final = CHUNK
+"""A blob up to here goes with its ``Put``: one round trip."""
+IN_FLIGHT_MAX: Final = 32
+"""Requests of a stream that have no final answer yet."""
+PENDING_MAX: Final = 4 << 20
+"""Bytes of inline blobs that have no answer yet."""
+UPLOADS_MAX: Final = 2
+"""Blobs that a stream uploads in pieces at the same time."""
+UPLOAD_WINDOW: Final = 1 << 20
+"""Bytes of an upload past the last ``Credit``."""
+PIECE_MIN: Final = 4096
+"""All pieces of a blob but the last have so many bytes: nobody is fed by the byte."""
+HASHES_MAX: Final = 64
+SLICE_MAX: Final = 1 << 16
+LEASE_MAX_S: Final = 366 * 86_400
+ENTRY_MIN, ENTRY_MAX = 107, 171
+"""Bytes of a serialised entry without data, and with the most."""
+DETAIL_MAX: Final = 512
+RETRY_MAX_S: Final = 86_400
+_CLAIM_TAG: Final = b"p2pnode/blob-owner/1\0"
+_PROVIDER_TAG: Final = b"p2pnode/entry/1\0"
+
+Hash = Annotated[BlobHash, exactly(32)]
+Key = Annotated[EntryKey, exactly(32)]
+Bytes = Annotated[int, Range(0, SIZE_MAX)]
+Lease = Annotated[int, Range(0, LEASE_MAX_S)]
+Entry = Annotated[bytes, Size(ENTRY_MIN, ENTRY_MAX)]
+
+
+@message("claim")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Whose writes follow: ``signature`` is the owner key's over :func:`claim_digest`. Not answered."""
+
+    owner: Bytes32
+    signature: Bytes64
+
+
+@message("admit")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admit:
+    """Would writes of the claimed owner be taken now? Answered by ``Done`` or ``Failed``."""
+
+    id: U32
+
+
+@message("put")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put:
+    """Keep a blob. Without ``data`` it follows in ``Data``."""
+
+    id: U32
+    hash: Hash
+    size: Bytes
+    lease_s: Lease
+    data: Annotated[bytes, Size(0, INLINE_MAX)] | None = None
+
+
+@message("data")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """The next bytes of a blob, either way."""
+
+    id: U32
+    data: Annotated[bytes, Size(0, DATA_MAX)]
+    last: bool = False
+
+
+@message("credit")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """The store took the first ``received`` bytes of an upload."""
+
+    id: U32
+    received: Bytes
+
+
+@message("get")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Get:
+    """Read a blob from ``offset``, to its end or ``length`` bytes."""
+
+    id: U32
+    hash: Hash
+    offset: U63 = 0
+    length: U63 | None = None
+
+
+@message("blob")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """It is here, ``size`` bytes in all; what was asked follows in ``Data``."""
+
+    id: U32
+    size: Bytes
+
+
+@message("has")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Has:
+    """Which of these are here?"""
+
+    id: U32
+    hashes: Annotated[tuple[Hash, ...], Size(1, HASHES_MAX)]
+
+
+@message("sizes")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """In the order asked; -1 for what is not here."""
+
+    id: U32
+    sizes: Annotated[tuple[Annotated[int, Range(-1, SIZE_MAX)], ...], Size(1, HASHES_MAX)]
+
+
+@message("pin")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """Lease a blob that is here, or renew."""
+
+    id: U32
+    hash: Hash
+    lease_s: Lease
+
+
+@message("unpin")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpin:
+    """End the owner's lease."""
+
+    id: U32
+    hash: Hash
+
+
+@message("get_entry")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetEntry:
+    """The newest registry entry under a key."""
+
+    id: U32
+    key: Key
+
+
+@message("entry")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryIs:
+    """That entry, serialised as S5 does; absent: none is here."""
+
+    id: U32
+    entry: Entry | None = None
+
+
+@message("set_entry")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetEntry:
+    """Keep a registry entry."""
+
+    id: U32
+    entry: Entry
+
+
+@message("stale")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stale:
+    """The entry was not kept: ``current`` wins over it."""
+
+    id: U32
+    current: Entry
+
+
+@message("prove")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prove:
+    """Show that a blob is still here: the digest of a slice that nobody could foresee."""
+
+    id: U32
+    hash: Hash
+    nonce: Bytes32
+    offset: U63
+    length: Annotated[int, Range(1, SLICE_MAX)]
+
+
+@message("proof")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """:func:`proof_of` that slice."""
+
+    id: U32
+    digest: Bytes32
+
+
+@message("done")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What was asked is so, and durable."""
+
+    id: U32
+
+
+@message("cancel")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """The client wants no answer any more, or ends an upload that was refused."""
+
+    id: U32
+
+
+@message("failed")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The request came to nothing."""
+
+    id: U32
+    code: StoreCode
+    detail: Annotated[str, Size(0, DETAIL_MAX)] = ""
+    retry_after_s: Annotated[float, Range(0, RETRY_MAX_S)] | None = None
+
+
+Request: TypeAlias = Admit | Put | Get | Has | Pin | Unpin | GetEntry | SetEntry | Prove
+ClientMessage: TypeAlias = Claim | Request | Data | Cancel
+ServerMessage: TypeAlias = Credit | Blob | Data | Sizes | EntryIs | Stale | Proof | Done | Failed
+ANSWERS: Final = (Credit, Blob, Data, Sizes, EntryIs, Stale, Proof, Done, Failed)
+CODEC: Final = Codec(
+    Claim, Admit, Put, Data, Credit, Get, Blob, Has, Sizes, Pin, Unpin, GetEntry, EntryIs, SetEntry, Stale,
+    Prove, Proof, Done, Cancel, Failed,
+)  # fmt: skip
+
+
+def claim_digest(client: PeerId, server: PeerId) -> bytes:
+    """32 bytes that an owner key signs: BLAKE3 of a tag and both peer ids. It is good between these two."""
+    return blake3(_CLAIM_TAG + client.encode() + b"\0" + server.encode()).digest()
+
+
+def provider_key(key: EntryKey) -> bytes:
+    """The 32-byte key of the provider records of whoever holds an entry: SHA-256 of a tag and the key."""
+    return hashlib.sha256(_PROVIDER_TAG + key).digest()
+
+
+def proof_of(piece: bytes, nonce: bytes) -> bytes:
+    """32 bytes: BLAKE3 of a slice of a blob, keyed with the nonce of whoever asks."""
+    return blake3(piece, key=nonce).digest()

@@ -1,0 +1,213 @@
+"""The store's SQLite file: which blobs there are, who leases them, the registry, and what counts for whom.
+
+Shared by all processes on a data dir. Triggers do the counting, so that no statement can forget it: each
+owner's bytes and keys, the totals, the leases of each blob, and since when one without any is free.
+Indexes hold what is due, so that a collection never looks at what isn't. Knows no files but its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from p2pnode.errors import StorageError
+from p2pnode.storage.rules import CHARGE_MIN
+from p2pnode.storage.store import DiskFullError
+
+VERSION: Final = 1
+BUSY_S: Final = 5.0
+_APPLICATION: Final = int.from_bytes(b"p2ps", "big")
+_PRIMARY: Final = 0xFF
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+_BLOBS: Final = f"""
+CREATE TABLE blobs (
+    hash BLOB PRIMARY KEY,
+    size INTEGER NOT NULL,
+    charge INTEGER AS (MAX(size, {CHARGE_MIN})),
+    free_since REAL NOT NULL,
+    leases INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX blobs_free ON blobs (free_since) WHERE leases = 0;
+"""
+_TABLES: Final = """
+-- pointed: entries of the same owner that point at the blob; with any, the lease does not end
+CREATE TABLE leases (
+    hash BLOB NOT NULL REFERENCES blobs (hash),
+    owner BLOB NOT NULL,
+    until REAL NOT NULL,
+    pointed INTEGER NOT NULL,
+    PRIMARY KEY (hash, owner)
+) WITHOUT ROWID;
+CREATE INDEX leases_ending ON leases (until) WHERE pointed = 0;
+CREATE INDEX leases_of_owner ON leases (owner, until) WHERE pointed = 0;
+
+CREATE TABLE entries (
+    key BLOB PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    owner BLOB NOT NULL,
+    target BLOB
+) WITHOUT ROWID;
+CREATE INDEX entries_by_target ON entries (target, owner) WHERE target IS NOT NULL;
+
+CREATE TABLE owners (
+    owner BLOB PRIMARY KEY,
+    charged INTEGER NOT NULL DEFAULT 0,
+    leases INTEGER NOT NULL DEFAULT 0,
+    keys INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+
+-- folder: where the collection's round goes on
+CREATE TABLE totals (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    blobs INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    charged INTEGER NOT NULL DEFAULT 0,
+    leases INTEGER NOT NULL DEFAULT 0,
+    keys INTEGER NOT NULL DEFAULT 0,
+    folder INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO totals (one) VALUES (1);
+
+"""
+_TRIGGERS: Final = """
+CREATE TRIGGER blob_came AFTER INSERT ON blobs BEGIN
+    UPDATE totals SET blobs = blobs + 1, bytes = bytes + NEW.size, charged = charged + NEW.charge;
+END;
+CREATE TRIGGER blob_went AFTER DELETE ON blobs BEGIN
+    UPDATE totals SET blobs = blobs - 1, bytes = bytes - OLD.size, charged = charged - OLD.charge;
+END;
+CREATE TRIGGER lease_began AFTER INSERT ON leases BEGIN
+    UPDATE blobs SET leases = leases + 1 WHERE hash = NEW.hash;
+    INSERT INTO owners (owner) VALUES (NEW.owner) ON CONFLICT DO NOTHING;
+    UPDATE owners SET leases = leases + 1,
+        charged = charged + (SELECT charge FROM blobs WHERE hash = NEW.hash) WHERE owner = NEW.owner;
+    UPDATE totals SET leases = leases + 1;
+END;
+CREATE TRIGGER lease_ended AFTER DELETE ON leases BEGIN
+    UPDATE blobs SET leases = leases - 1, free_since = MAX(free_since, OLD.until) WHERE hash = OLD.hash;
+    UPDATE owners SET leases = leases - 1,
+        charged = charged - (SELECT charge FROM blobs WHERE hash = OLD.hash) WHERE owner = OLD.owner;
+    DELETE FROM owners WHERE owner = OLD.owner AND leases = 0 AND keys = 0;
+    UPDATE totals SET leases = leases - 1;
+END;
+CREATE TRIGGER entry_came AFTER INSERT ON entries BEGIN
+    INSERT INTO owners (owner) VALUES (NEW.owner) ON CONFLICT DO NOTHING;
+    UPDATE owners SET keys = keys + 1 WHERE owner = NEW.owner;
+    UPDATE totals SET keys = keys + 1;
+END;
+"""
+
+
+def make_if_missing(path: Path, blobs: Path) -> None:
+    """Make an empty index (0600) where there is none. Raises ``StorageError``; see :func:`connect`.
+
+    Where ``blobs`` is there without one, nothing is made: to a new index all of them would be garbage.
+    """
+    with _failing(path), _locked(path.parent):
+        if path.exists() and path.stat().st_size:
+            return
+        if blobs.exists():
+            msg = (
+                f"{path} is gone or empty, but {blobs} is there: restore the file from your backup, or move "
+                "the whole folder away to begin a new store (who leases which blob stands in that file only)"
+            )
+            raise StorageError(msg)
+        _make(path)
+
+
+def connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    """A connection in autocommit, to be used by one thread at a time. Raises ``StorageError``."""
+    with _failing(path):
+        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            _check_kind(path, db)
+            db.execute(f"PRAGMA synchronous = {synchronous}")
+            db.execute("PRAGMA fullfsync = ON")  # a plain fsync on macOS does not reach the disk
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA trusted_schema = OFF")
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def storage_error(root: Path, error: Exception) -> StorageError:
+    """What an error of SQLite or of a file means for the user. What was acknowledged is safe in each case."""
+    if isinstance(error, StorageError):
+        return error
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY
+    if code == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno in _NO_SPACE):
+        return DiskFullError(
+            f"the disk of the store {root} is full: free space or sweep it (`p2pnode storage gc`); "
+            "this was not kept, nothing kept before was lost"
+        )
+    if isinstance(error, PermissionError) or code in (
+        sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH,
+    ):  # fmt: skip
+        remedy = "it can't be read or written: fix the owner and permissions of the folder"
+    elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        remedy = f"another process held it for {BUSY_S:.0f} s: end that process, or try again"
+    elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        remedy = "its index is damaged: restore the folder from your backup, or move it away to begin anew"
+    else:
+        remedy = "the disk failed: check its health, then start again; nothing acknowledged was lost"
+    return StorageError(f"the store {root}: {remedy} ({error})")
+
+
+def _check_kind(path: Path, db: sqlite3.Connection) -> None:
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION or version < 1:
+        msg = f"{path} is another program's: it is no store. Move it away to begin a new one"
+        raise StorageError(msg)
+    if version > VERSION:
+        msg = f"{path} was written by a newer p2pnode (format {version}, this one knows {VERSION}): upgrade"
+        raise StorageError(msg)
+
+
+def _make(path: Path) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    os.close(handle)
+    try:
+        db = sqlite3.connect(name, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            kind = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {VERSION};"
+            db.executescript(f"BEGIN;{_BLOBS}{_TABLES}{_TRIGGERS}{kind}COMMIT;")
+        finally:
+            db.close()  # the last one out moves the log into the file
+        Path(name).replace(path)
+    except BaseException:
+        for leftover in (name, f"{name}-wal", f"{name}-shm"):
+            Path(leftover).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _failing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise storage_error(path.parent, error) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time looks whether there is a store. What it made is durable when it lets go."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+        os.fsync(handle)
+    finally:
+        os.close(handle)

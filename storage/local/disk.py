@@ -1,0 +1,110 @@
+"""The one seam between the local store and the disk: every file it touches, and every commit.
+
+Tests put a disk here that loses power, fills up, or fails to sync. Nothing here knows what a blob is. What
+was written is durable after ``sync`` of the file, its name after ``sync_folder``; each may raise ``OSError``.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+
+class Disk:
+    """The real one. Files are 0600, folders 0700."""
+
+    synchronous = "FULL"
+    """SQLite's own syncs: a commit that returned survives a power cut."""
+
+    def make_folder(self, path: Path) -> bool:
+        """False when it was there."""
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            return False
+        return True
+
+    def create(self, path: Path) -> int:
+        """A new file, open for writing: its handle."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def write(self, handle: int, data: bytes | memoryview) -> None:
+        """All of it."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+
+    def sync(self, handle: int) -> None:
+        """Return when the file's bytes are on the disk."""
+        os.fsync(handle)
+
+    def close(self, handle: int) -> None:
+        """Let go of the file."""
+        os.close(handle)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """At once for everybody who looks; over what was there."""
+        old.rename(new)
+
+    def sync_folder(self, path: Path) -> None:
+        """Return when the folder's names are on the disk."""
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def unlink(self, path: Path) -> bool:
+        """False when it wasn't there."""
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """At most ``length`` bytes; fewer only at the end. Raises ``FileNotFoundError``."""
+        pieces = []
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while length and (piece := os.pread(handle, length, offset)):
+                pieces.append(piece)
+                offset, length = offset + len(piece), length - len(piece)
+        finally:
+            os.close(handle)
+        return b"".join(pieces)
+
+    def size(self, path: Path) -> int | None:
+        """In bytes; None where there is none."""
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, path: Path) -> dict[str, int]:
+        """The names in a folder, with their sizes; none where there is no folder."""
+        try:
+            with os.scandir(path) as found:
+                return {each.name: each.stat(follow_symlinks=False).st_size for each in found}
+        except FileNotFoundError:
+            return {}
+
+    def names(self, path: Path) -> list[str]:
+        """The names alone, which is quicker."""
+        try:
+            with os.scandir(path) as found:
+                return [each.name for each in found]
+        except FileNotFoundError:
+            return []
+
+    def modified_at(self, path: Path) -> float | None:
+        """Seconds since 1970; None where there is none."""
+        try:
+            return path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def commit(self, db: sqlite3.Connection) -> None:
+        """Return when the transaction is on the disk."""
+        db.execute("COMMIT")

@@ -1,0 +1,281 @@
+"""A store on a disk, shared by all processes of a data dir: ``BlobStore`` and ``Registry``.
+
+Whatever is awaited here is durable when it returns: a power cut at any instant takes nothing that was
+acknowledged, and leaves no half of a blob. Opening looks at nothing but the index's head, whatever it holds.
+Nothing is true because this process remembers it. ``wall`` is injected: seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import trio
+
+from p2pnode.protocols.s5.entries import Entry, EntryKey
+from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of
+from p2pnode.storage.local import entries, leases, listing
+from p2pnode.storage.local.database import connect, make_if_missing, storage_error
+from p2pnode.storage.local.disk import Disk
+from p2pnode.storage.local.files import BlobFiles
+from p2pnode.storage.local.listing import BlobInfo, OwnerStats, StoreStats
+from p2pnode.storage.local.sweep import sweep_step
+from p2pnode.storage.local.upload import Upload
+from p2pnode.storage.local.writer import Work, Writer
+from p2pnode.storage.rules import (
+    GcStep,
+    Quotas,
+    check_entry,
+    check_hash,
+    check_range,
+    check_size,
+    lease_end,
+    no_blob,
+    pieces_of,
+)
+from p2pnode.storage.store import LEASE_S, Data, OwnerKey
+
+T = TypeVar("T")
+THREADS: Final = 4
+"""For files, beside the one that commits."""
+PIECE_BYTES: Final = 1 << 18
+"""Pieces of a stream go to the disk together until they are this long."""
+PAGE_MAX: Final = 1000
+
+
+class LocalStore:
+    """Made by :meth:`open`. Every method raises ``StorageError`` when the disk fails."""
+
+    def __init__(
+        self,
+        files: BlobFiles,
+        reads: sqlite3.Connection,
+        writes: sqlite3.Connection,
+        *,
+        wall: Callable[[], float],
+        quotas: Quotas,
+        in_thread: bool,
+    ) -> None:
+        self.root, self.quotas = files.root, quotas
+        self._files, self._wall, self._in_thread = files, wall, in_thread
+        self._reads, self._writes = reads, writes
+        self._reading = threading.Lock()
+        self._limiter = trio.CapacityLimiter(THREADS)
+        self._writer = Writer(files, writes, in_thread=in_thread)
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        wall: Callable[[], float] = time.time,
+        quotas: Quotas | None = None,
+        disk: Disk | None = None,
+        in_thread: bool = True,
+    ) -> Self:
+        """Open the store in the folder ``root``, making it where there is none. Blocks for some milliseconds.
+
+        Without threads its disk work blocks: for simulations, where a mock clock would not wait for one.
+        """
+        disk = disk or Disk()
+        index, files = root / "index.sqlite", BlobFiles(root, disk)
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_if_missing(index, files.blobs)
+            files.make()
+        except OSError as error:
+            raise storage_error(root, error) from error
+        reads = connect(index, disk.synchronous)
+        try:
+            writes = connect(index, disk.synchronous)
+            return cls(files, reads, writes, wall=wall, quotas=quotas or Quotas(), in_thread=in_thread)
+        except BaseException:
+            reads.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the files, when nothing is awaited any more."""
+        self._reads.close()
+        self._writes.close()
+
+    @property
+    def commits(self) -> int:
+        """Of this process so far."""
+        return self._writer.commits
+
+    # ---- blobs
+
+    async def put(
+        self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
+    ) -> BlobId:
+        """See ``BlobStore``."""
+        lease_end(0, lease_s)
+        if not isinstance(data, bytes):
+            return await self._put_stream(data, owner=owner, expected=expected, lease_s=lease_s)
+        check_size(len(data), self.quotas)
+        blob = await self._in_a_thread(partial(self._known, data, expected))
+        if blob is not None:
+            try:
+                await self._keep(blob, None, owner, lease_s)
+            except leases.FileNeededError:
+                pass  # swept since
+            else:
+                return blob
+        upload = Upload(self._files, self.quotas)
+        return await self._finish(upload, data, owner=owner, expected=expected, lease_s=lease_s)
+
+    async def read(self, digest: BlobHash, offset: int = 0, length: int | None = None) -> bytes:
+        """See ``BlobStore``."""
+        check_range(offset, length)
+        return await self._in_a_thread(partial(self._read, digest, offset, length))
+
+    async def size(self, digest: BlobHash) -> int | None:
+        """See ``BlobStore``."""
+        return await self._in_a_thread(partial(self._size, digest))
+
+    async def pin(self, digest: BlobHash, *, owner: OwnerKey, lease_s: float = LEASE_S) -> None:
+        """See ``BlobStore``."""
+        lease_end(0, lease_s)
+
+        def operation(work: Work) -> None:
+            now = self._wall()
+            until = lease_end(now, lease_s)
+            leases.pin(work, digest, owner=owner, now=now, until=until, quotas=self.quotas)
+
+        await self._writer.write(operation)
+
+    async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
+        """See ``BlobStore``."""
+        await self._writer.write(lambda work: leases.unpin(work, digest, owner=owner, now=self._wall()))
+
+    # ---- the registry
+
+    async def get(self, key: EntryKey) -> Entry | None:
+        """See ``Registry``."""
+        held = await self._ask(lambda db: entries.find(db, key))
+        return None if held is None else held[0]
+
+    async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
+        """See ``Registry``."""
+        check_entry(entry)
+        await self._writer.write(
+            lambda work: entries.set_entry(work, entry, owner=owner, now=self._wall(), quotas=self.quotas)
+        )
+
+    # ---- upkeep
+
+    async def gc_step(self, limit: int) -> GcStep:
+        """End leases that are over, sweep what nobody holds, look at some folders: about ``limit`` in all."""
+
+        def step(db: sqlite3.Connection) -> GcStep:
+            try:
+                return sweep_step(db, self._files, self._wall(), limit)
+            except (sqlite3.Error, OSError) as error:
+                raise storage_error(self.root, error) from error
+
+        return await self._writer.alone(step)
+
+    async def stats(self) -> StoreStats:
+        """Totals."""
+        return await self._ask(listing.stats)
+
+    async def owners(self, limit: int = PAGE_MAX) -> list[OwnerStats]:
+        """Whom it keeps something for, those with the most first."""
+        return await self._ask(lambda db: listing.owner_stats(db, limit))
+
+    async def blobs(self, after: BlobHash | None = None, limit: int = PAGE_MAX) -> list[BlobInfo]:
+        """A page of blobs in the order of their hashes."""
+        return await self._ask(lambda db: listing.blobs(db, after, limit))
+
+    async def entries(self, after: EntryKey | None = None, limit: int = PAGE_MAX) -> list[Entry]:
+        """A page of registry entries in the order of their keys."""
+        return await self._ask(lambda db: listing.entries(db, after, limit))
+
+    # ---- how
+
+    async def _put_stream(
+        self, data: Any, *, owner: OwnerKey, expected: BlobHash | None, lease_s: float
+    ) -> BlobId:
+        upload, held = Upload(self._files, self.quotas), bytearray()
+        try:
+            async with pieces_of(data) as pieces:
+                async for piece in pieces:
+                    held += piece
+                    if len(held) >= PIECE_BYTES:
+                        await self._in_a_thread(partial(upload.write, bytes(held)))
+                        held.clear()
+        except BaseException:
+            await self._discard(upload)
+            raise
+        return await self._finish(upload, bytes(held), owner=owner, expected=expected, lease_s=lease_s)
+
+    async def _finish(
+        self, upload: Upload, rest: bytes, *, owner: OwnerKey, expected: BlobHash | None, lease_s: float
+    ) -> BlobId:
+        def seal() -> BlobId:
+            upload.write(rest)
+            return upload.seal(expected)
+
+        placed = False
+        try:
+            blob = await self._in_a_thread(seal)
+            placed = await self._keep(blob, upload.path, owner, lease_s)
+        finally:
+            if not placed:
+                await self._discard(upload)
+        return blob
+
+    async def _keep(self, blob: BlobId, new: Path | None, owner: OwnerKey, lease_s: float) -> bool:
+        def operation(work: Work) -> bool:
+            now = self._wall()
+            until = lease_end(now, lease_s)
+            return leases.keep(work, blob, new, owner=owner, now=now, until=until, quotas=self.quotas)
+
+        return await self._writer.write(operation)
+
+    async def _discard(self, upload: Upload) -> None:
+        with trio.CancelScope(shield=True):
+            await self._in_a_thread(upload.discard)
+
+    def _known(self, data: bytes, expected: BlobHash | None) -> BlobId | None:
+        blob = BlobId(hash_of(data), len(data))
+        check_hash(blob.hash, expected)
+        return None if self._size(blob.hash) is None else blob
+
+    def _size(self, digest: BlobHash) -> int | None:
+        size = self._query(lambda db: leases.size_of(db, digest))
+        return size if size is not None and self._files.is_whole(digest, size) else None
+
+    def _read(self, digest: BlobHash, offset: int, length: int | None) -> bytes:
+        size = self._size(digest)
+        if size is None:
+            raise no_blob(digest)
+        wanted = max(0, size - offset) if length is None else max(0, min(length, size - offset))
+        try:
+            found = self._files.disk.read(self._files.path_of(digest), offset, wanted)
+        except FileNotFoundError as error:  # swept since
+            raise no_blob(digest) from error
+        if len(found) != wanted:
+            raise no_blob(digest)
+        return found
+
+    async def _ask(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._in_a_thread(partial(self._query, query))
+
+    def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        with self._reading:
+            return query(self._reads)
+
+    async def _in_a_thread(self, function: Callable[[], T]) -> T:
+        try:
+            if self._in_thread:
+                return await trio.to_thread.run_sync(function, limiter=self._limiter)
+            await trio.lowlevel.checkpoint()
+            return function()
+        except (sqlite3.Error, OSError) as error:
+            raise storage_error(self.root, error) from error

@@ -1,0 +1,165 @@
+"""The store's writes: whoever has the turn writes for all who wait, with one commit and its syncs.
+
+An operation that raises undoes itself alone. A disk that fails undoes the whole group: files that it placed
+are taken away again, and each of its callers hears of it. All of a group's files have their places, and the
+folders are synced, before the commit that names them; and they are placed while the transaction locks the
+index, as they are removed, so that no process removes what another just placed. Knows nothing of blobs.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar, cast
+
+import structlog
+import trio
+
+from p2pnode.errors import P2PNodeError
+from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.storage.local.database import storage_error
+from p2pnode.storage.local.files import BlobFiles
+
+log = structlog.get_logger()
+T = TypeVar("T")
+GROUP_MAX: Final = 256
+"""Operations of one commit."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One transaction in progress. Only the operations in it use it."""
+
+    db: sqlite3.Connection
+    files: BlobFiles
+    placed: list[BlobHash] = field(default_factory=list)
+    unsynced: set[Path] = field(default_factory=set)
+
+    def place(self, new: Path, digest: BlobHash) -> None:
+        """Give a synced file its place. Last in its operation: nothing may fail after it but the group."""
+        self.files.place(new, digest, self.unsynced)
+        self.placed.append(digest)
+
+
+@dataclass(slots=True, eq=False)
+class _Request(Generic[T]):
+    operation: Callable[[Work], T]
+    done: trio.Event = field(default_factory=trio.Event)
+    taken: bool = False
+    result: T | None = None
+    error: Exception | None = None
+
+
+class Writer:
+    """Owns ``db``, which one thread at a time uses, or none with ``in_thread=False``."""
+
+    def __init__(self, files: BlobFiles, db: sqlite3.Connection, *, in_thread: bool) -> None:
+        self._files, self._db, self._in_thread = files, db, in_thread
+        self._limiter = trio.CapacityLimiter(1)
+        self._turn = trio.Lock()
+        self._waiting: list[_Request[Any]] = []
+        self.commits = 0
+        """Transactions so far."""
+
+    async def write(self, operation: Callable[[Work], T]) -> T:
+        """Return what ``operation`` did, when it is on the disk. Raises what it raised, or ``StorageError``.
+
+        A caller that is cancelled before anybody began with its operation takes it back; later it waits.
+        """
+        request = _Request(operation)
+        self._waiting.append(request)
+        try:
+            async with self._turn:
+                if not request.taken:
+                    await self._write_group()
+        except trio.Cancelled:
+            if not request.taken:
+                self._waiting.remove(request)
+            else:
+                with trio.CancelScope(shield=True):
+                    await request.done.wait()
+            raise
+        if request.error is not None:
+            raise request.error
+        return cast("T", request.result)
+
+    async def alone(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run what makes transactions of its own, when it is its turn."""
+        async with self._turn:
+            return await self._run(function, self._db)
+
+    async def _write_group(self) -> None:
+        group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+        for request in group:
+            request.taken = True
+        try:
+            with trio.CancelScope(shield=True):  # one commit: its callers wait for its end, whichever it is
+                await self._run(self._commit, group)
+        except BaseException:
+            for request in group:
+                request.error = storage_error(self._files.root, OSError("the writer ended"))
+            raise
+        finally:
+            for request in group:
+                request.done.set()
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        if self._in_thread:
+            return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    def _commit(self, group: list[_Request[Any]]) -> None:
+        db, work = self._db, Work(self._db, self._files)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for request in group:
+                _apply(request, work)
+            self._files.sync(work.unsynced)
+            self._files.disk.commit(db)
+            self.commits += 1
+        except (sqlite3.Error, OSError) as error:
+            if db.in_transaction:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+            for request in group:
+                request.error = storage_error(self._files.root, error)
+            self._take_back(work)
+
+    def _take_back(self, work: Work) -> None:
+        try:
+            remove_unnamed(self._db, self._files, work.placed)
+        except (sqlite3.Error, OSError) as error:  # the collection finds it
+            log.warning("storage.left_behind", files=len(work.placed), reason=str(error))
+
+
+def remove_unnamed(db: sqlite3.Connection, files: BlobFiles, digests: list[BlobHash]) -> int:
+    """Remove the files of blobs that the index doesn't name; how many there were.
+
+    The index is locked meanwhile: nobody can put one of them at the same time. Raises ``OSError`` and
+    ``sqlite3.Error``.
+    """
+    if not digests:
+        return 0
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        removed = 0
+        for digest in digests:
+            if db.execute("SELECT 1 FROM blobs WHERE hash = ?", (digest,)).fetchone() is None:
+                removed += files.disk.unlink(files.path_of(digest))
+    finally:
+        db.execute("ROLLBACK")  # nothing was changed
+    return removed
+
+
+def _apply(request: _Request[Any], work: Work) -> None:
+    work.db.execute("SAVEPOINT one")
+    try:
+        request.result = request.operation(work)
+    except (P2PNodeError, OSError) as error:
+        work.db.execute("ROLLBACK TO one")
+        request.error = storage_error(work.files.root, error) if isinstance(error, OSError) else error
+    work.db.execute("RELEASE one")

@@ -1,0 +1,197 @@
+"""A store in memory: the rules in Python, for tests, the simulator, and to compare others with.
+
+Nothing survives the process. ``wall`` is injected: seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from p2pnode.protocols.s5.entries import Entry, EntryKey
+from p2pnode.protocols.s5.ids import BlobHash, BlobId
+from p2pnode.storage.rules import (
+    GcStep,
+    Quotas,
+    charge,
+    check_entry,
+    check_hash,
+    check_keys,
+    check_node_bytes,
+    check_node_leases,
+    check_owner_bytes,
+    check_range,
+    check_size,
+    is_news,
+    lease_end,
+    no_blob,
+    pieces_of,
+)
+from p2pnode.storage.store import GRACE_S, LEASE_S, Data, OwnerKey
+
+
+@dataclass(slots=True)
+class _Blob:
+    data: bytes
+    free_since: float
+    """When the last lease that is over ended."""
+    leases: dict[OwnerKey, float] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """A ``BlobStore`` and a ``Registry``."""
+
+    def __init__(self, wall: Callable[[], float], quotas: Quotas | None = None) -> None:
+        self._wall, self._quotas = wall, quotas or Quotas()
+        self._blobs: dict[BlobHash, _Blob] = {}
+        self._entries: dict[EntryKey, tuple[Entry, OwnerKey]] = {}
+
+    # ---- blobs
+
+    async def put(
+        self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
+    ) -> BlobId:
+        """See ``BlobStore``."""
+        lease_end(0, lease_s)
+        whole = await self._collect(data)
+        name = BlobId.of(whole)
+        check_hash(name.hash, expected)
+        blob = self._blobs.get(name.hash)
+        if blob is None:
+            check_node_bytes(self._bytes(), charge(name.size), self._quotas)
+        blob = blob or _Blob(whole, self._wall())
+        self._lease(name.hash, blob, owner, lease_s)
+        self._blobs[name.hash] = blob
+        return name
+
+    async def read(self, digest: BlobHash, offset: int = 0, length: int | None = None) -> bytes:
+        """See ``BlobStore``."""
+        check_range(offset, length)
+        await trio.lowlevel.checkpoint()
+        data = self._blob(digest).data
+        return data[offset:] if length is None else data[offset : offset + length]
+
+    async def size(self, digest: BlobHash) -> int | None:
+        """See ``BlobStore``."""
+        await trio.lowlevel.checkpoint()
+        return len(self._blobs[digest].data) if digest in self._blobs else None
+
+    async def pin(self, digest: BlobHash, *, owner: OwnerKey, lease_s: float = LEASE_S) -> None:
+        """See ``BlobStore``."""
+        lease_end(0, lease_s)
+        await trio.lowlevel.checkpoint()
+        self._lease(digest, self._blob(digest), owner, lease_s)
+
+    async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
+        """See ``BlobStore``."""
+        await trio.lowlevel.checkpoint()
+        blob = self._blobs.get(digest)
+        if blob is not None and owner in blob.leases:
+            blob.leases[owner] = min(blob.leases[owner], self._wall())
+            self._end_if_over(digest, blob, owner)
+
+    # ---- the registry
+
+    async def get(self, key: EntryKey) -> Entry | None:
+        """See ``Registry``."""
+        await trio.lowlevel.checkpoint()
+        held = self._entries.get(key)
+        return None if held is None else held[0]
+
+    async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
+        """See ``Registry``."""
+        check_entry(entry)
+        await trio.lowlevel.checkpoint()
+        held = self._entries.get(entry.key)
+        if not is_news(entry, None if held is None else held[0]):
+            return
+        if held is None:
+            of_owner = sum(holder == owner for _, holder in self._entries.values())
+            check_keys(of_owner, len(self._entries), self._quotas)
+        holder = owner if held is None else held[1]
+        target = entry.points_at
+        if target is not None and target in self._blobs:
+            self._end_if_over(target, self._blobs[target], holder)  # an entry keeps, it doesn't revive
+        self._entries[entry.key] = (entry, holder)
+        left = None if held is None else held[0].points_at
+        if left is not None and left != target and left in self._blobs:
+            self._let_go(left, self._blobs[left], holder)
+
+    # ---- collection
+
+    def gc_step(self, limit: int) -> GcStep:
+        """End at most ``limit`` leases that are over, and sweep at most ``limit`` blobs."""
+        now = self._wall()
+        over = [
+            (blob.leases[owner], digest, owner)
+            for digest, blob in self._blobs.items()
+            for owner in blob.leases
+            if self._is_over(digest, blob, owner)
+        ]
+        for _, digest, owner in sorted(over)[:limit]:
+            self._end_if_over(digest, self._blobs[digest], owner)
+        free = [
+            (blob.free_since, digest)
+            for digest, blob in self._blobs.items()
+            if not blob.leases and blob.free_since <= now - GRACE_S
+        ]
+        swept = [self._blobs.pop(digest) for _, digest in sorted(free)[:limit]]
+        return GcStep(
+            leases_ended=min(len(over), limit),
+            blobs_swept=len(swept),
+            bytes_freed=sum(len(blob.data) for blob in swept),
+            due=len(over) > limit or len(free) > limit,
+        )
+
+    # ---- rules
+
+    async def _collect(self, data: Data) -> bytes:
+        if isinstance(data, bytes):
+            check_size(len(data), self._quotas)
+            await trio.lowlevel.checkpoint()
+            return data
+        whole = bytearray()
+        async with pieces_of(data) as pieces:
+            async for piece in pieces:
+                whole += piece
+                check_size(len(whole), self._quotas)
+        return bytes(whole)
+
+    def _blob(self, digest: BlobHash) -> _Blob:
+        if digest not in self._blobs:
+            raise no_blob(digest)
+        return self._blobs[digest]
+
+    def _lease(self, digest: BlobHash, blob: _Blob, owner: OwnerKey, lease_s: float) -> None:
+        until = lease_end(self._wall(), lease_s)
+        self._end_if_over(digest, blob, owner)
+        if owner not in blob.leases:
+            for other, each in self._blobs.items():
+                self._end_if_over(other, each, owner)
+            held = [each for each in self._blobs.values() if owner in each.leases]
+            used = sum(charge(len(each.data)) for each in held)
+            check_owner_bytes(used, charge(len(blob.data)), self._quotas)
+            check_node_leases(sum(len(each.leases) for each in self._blobs.values()), self._quotas)
+        blob.leases[owner] = max(until, blob.leases.get(owner, until))
+
+    def _is_pointed_at(self, digest: BlobHash, owner: OwnerKey) -> bool:
+        return any(holder == owner and entry.points_at == digest for entry, holder in self._entries.values())
+
+    def _is_over(self, digest: BlobHash, blob: _Blob, owner: OwnerKey) -> bool:
+        until = blob.leases.get(owner)
+        return until is not None and until <= self._wall() and not self._is_pointed_at(digest, owner)
+
+    def _end_if_over(self, digest: BlobHash, blob: _Blob, owner: OwnerKey) -> None:
+        if self._is_over(digest, blob, owner):
+            blob.free_since = max(blob.free_since, blob.leases.pop(owner))
+
+    def _let_go(self, digest: BlobHash, blob: _Blob, owner: OwnerKey) -> None:
+        """An entry pointed at it until now."""
+        if self._is_over(digest, blob, owner):
+            blob.leases[owner] = self._wall()
+            self._end_if_over(digest, blob, owner)
+
+    def _bytes(self) -> int:
+        return sum(charge(len(blob.data)) for blob in self._blobs.values())
