@@ -95,7 +95,7 @@ class _Wait:
 
 
 class PeerConnection:
-    """A connection, which we ``dialled`` or not. ``urls`` says where the other side can fetch a blob of ours."""
+    """A connection that we ``dialled`` or not. ``urls``: where the other side can fetch a blob of ours."""
 
     def __init__(
         self,
