@@ -68,6 +68,7 @@ class Client:
         node: Node | None = None,
         remember: bool = True,
         payer: Payer | None = None,
+        in_thread: bool = True,
         on_event: Event = lambda _name, _fields: None,
     ) -> None:
         base = config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig())
@@ -81,7 +82,7 @@ class Client:
         self._stack: AsyncExitStack | None = None
         self._measured: dict[PeerId, Measured] = {}
         self._free: dict[tuple[PeerId, ModelId], Session] = {}
-        self.conversations = Conversations(self, base)
+        self.conversations = Conversations(self, base, in_thread=in_thread)
 
     # ---- lifetime
 
