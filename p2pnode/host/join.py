@@ -28,8 +28,12 @@ from p2pnode.net.ports import free_listen
 from p2pnode.node.datadir import DataDir, ready_json
 from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_identity, wallet_files
 from p2pnode.node.invite import make_invite, read_bootstrap
+from p2pnode.node.keeping import keep_for_peers
 from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.node.store import open_store
+from p2pnode.node.store_for import StoreFor
+from p2pnode.storage.local.store import LocalStore
 
 Report = Callable[[str, dict[str, object]], None]
 """Called with an event's name and fields as ``join`` goes along."""
@@ -100,13 +104,17 @@ class Join:
                 )
             )
             try:
-                async with self._money(profile, passphrase) as money, trio.open_nursery() as nursery:
+                async with (
+                    open_store(config) as store,
+                    self._money(profile, passphrase) as money,
+                    trio.open_nursery() as nursery,
+                ):
                     await nursery.start(node.run)
                     data.write_node_json(node.peer_id, node.multiaddrs)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
                     with trio.CancelScope() as self._starting:
                         if not self._stopping:
-                            await self._serve(node, identity, models, money)
+                            await self._serve(node, identity, models, money, store)
                     if self._stopping:
                         node.stop()
             finally:
@@ -145,10 +153,19 @@ class Join:
             yield money
 
     async def _serve(
-        self, node: Node, identity: HostIdentity, models: list[HostedModel], money: HostMoney | None
+        self,
+        node: Node,
+        identity: HostIdentity,
+        models: list[HostedModel],
+        money: HostMoney | None,
+        store: LocalStore,
     ) -> None:
+        policy = StoreFor(self._config.store_for)
+        keep_for_peers(node, store, policy.admits)
         if models:
-            await Host(node, identity, models, money).start()
+            host = Host(node, identity, models, money)
+            policy.has_session = host.has_session
+            await host.start()
         else:
             entry = Catalogue.load().find(DEFAULT_MODEL)
             await node.follow([entry.model_id] if entry.model_id is not None else [])
