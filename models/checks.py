@@ -31,6 +31,11 @@ def tokens_allowed(request: GenerateRequest, *, n_ctx: int, vocabulary: int) -> 
         )
     if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
         raise EngineError(f"prompt ids must be from 0 to {vocabulary - 1}", code="bad_request")
+    if not 0 <= request.untold <= len(request.prompt_ids):
+        raise EngineError(
+            f"untold is {request.untold}; it counts ids of the prompt, which has {len(request.prompt_ids)}",
+            code="bad_request",
+        )
     return min(request.sampling.tokens_max, room)
 
 

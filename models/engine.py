@@ -38,6 +38,8 @@ class GenerateRequest:
     sampling: Sampling
     cache_key: bytes
     """Reuse of the prefix cache is allowed within one key only."""
+    untold: int = 0
+    """The text of so many ids at the prompt's end was told to nobody yet: it comes first, without its ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,9 @@ class LlamaCppRun:
         self._allowed = allowed
         self._vocabulary = vocabulary
         self._hang_s = hang_s
-        before = vocabulary.tail_of(request.prompt_ids)
+        told = len(request.prompt_ids) - request.untold
+        self._untold = request.prompt_ids[told:]
+        before = vocabulary.tail_of(request.prompt_ids[:told])
         self._text = TextAssembler(vocabulary.piece, request.sampling.stop, before=before)
         self._ids: list[int] = []
         self._started = False
@@ -89,6 +91,8 @@ class LlamaCppRun:
                 continue
             if not self._started:
                 yield from self._prefill(assignment.reusable, len(self._request.prompt_ids))
+            untold, self._untold = self._untold, ()
+            yield from self._released(self._text.retell(untold))
             certain += ids.take(frame)
             if ids.lost:
                 break
@@ -106,7 +110,7 @@ class LlamaCppRun:
             yield Prefill(processed=processed, total=len(prompt))
 
     def _deliver(self, ids: list[int]) -> Iterator[EngineEvent]:
-        if not ids:
+        if not ids or self._text.stopped:
             return
         if self.first_token_at is None:
             self.first_token_at = trio.current_time()

@@ -152,10 +152,16 @@ class ScriptedEngine:
             await self._pause(broken, batch / (self._config.prefill_tokens_per_s or float("inf")))
             yield Prefill(processed=processed + batch, total=len(prompt))
         began = trio.current_time()
-        text = TextAssembler(VOCABULARY.piece, request.sampling.stop, before=VOCABULARY.tail_of(prompt))
+        told = prompt[: len(prompt) - request.untold]
+        text = TextAssembler(VOCABULARY.piece, request.sampling.stop, before=VOCABULARY.tail_of(told))
         source = self._ids(request)
         reason: FinishReason = "length"
         delivered = 0
+        released = text.retell(prompt[len(told) :])
+        if released.text:
+            yield Tokens(ids=(), text=released.text)
+        if released.stopped:
+            reason = "stop"
         while len(made) < allowed and reason == "length":
             count = await self._due(broken, began, len(made), allowed)
             ids: list[int] = []

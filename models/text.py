@@ -42,7 +42,18 @@ class TextAssembler:
         self._partial: list[int] = []
         """Ids since the last moment at which all characters were whole."""
         self._partial_begins = 0
+        self._again = 0
+        """So many of the next ids to release are held already by whoever asked."""
         self.stopped = False
+
+    def retell(self, ids: Iterable[int]) -> Released:
+        """Before the first :meth:`feed`: ids at the prompt's end whose text was told to nobody.
+
+        Their text is released as that of others, a stop string in it ends the answer, but they are not.
+        """
+        again = tuple(ids)
+        self._again += len(again)
+        return self.feed(again)
 
     def feed(self, ids: Iterable[int]) -> Released:
         """Take ids in order; release all that is decided."""
@@ -66,10 +77,17 @@ class TextAssembler:
             self._text += self._decoder.decode(b"", final=True)
         self._held += [(token, len(self._text)) for token in self._partial]
         self._partial.clear()
-        ids, text = tuple(token for token, _ in self._held), self._text
+        ids, text = self._new(token for token, _ in self._held), self._text
         self._held.clear()
         self._text = ""
         return Released(ids=ids, text=text)
+
+    def _new(self, ids: Iterable[int]) -> tuple[int, ...]:
+        """Without those that are only told again; ids are released in order, so they come first."""
+        released = tuple(ids)
+        again = min(self._again, len(released))
+        self._again -= again
+        return released[again:]
 
     def _find_stop(self, since: int) -> int | None:
         found = [
@@ -80,7 +98,7 @@ class TextAssembler:
     def _stop_at(self, found: int) -> Released:
         held = self._held + [(token, self._partial_begins) for token in self._partial]
         released = Released(
-            ids=tuple(token for token, begins in held if begins < found),
+            ids=self._new(token for token, begins in held if begins < found),
             text=self._text[:found],
             stopped=True,
         )
@@ -110,7 +128,7 @@ class TextAssembler:
         if not ready:
             return Released()
         cut = self._ends(ready - 1)
-        released = Released(ids=tuple(token for token, _ in self._held[:ready]), text=self._text[:cut])
+        released = Released(ids=self._new(token for token, _ in self._held[:ready]), text=self._text[:cut])
         self._held = [(token, begins - cut) for token, begins in self._held[ready:]]
         self._text = self._text[cut:]
         self._partial_begins -= cut

@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from p2pnode.client.answer import Answer, Usage
+    from p2pnode.client.answer import Answer
+    from p2pnode.client.bill import BillItem, Usage
     from p2pnode.client.client import Client
     from p2pnode.client.ranking import Filters
     from p2pnode.config import NodeConfig
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Answer": "p2pnode.client.answer",
+    "BillItem": "p2pnode.client.bill",
     "ChainError": "p2pnode.errors",
     "Client": "p2pnode.client.client",
     "ConfigError": "p2pnode.errors",
@@ -55,10 +57,11 @@ _WHERE = {
     "SamplingParams": "p2pnode.protocols.inference.messages",
     "StorageError": "p2pnode.errors",
     "UnreachableError": "p2pnode.errors",
-    "Usage": "p2pnode.client.answer",
+    "Usage": "p2pnode.client.bill",
 }
 __all__ = [
     "Answer",
+    "BillItem",
     "ChainError",
     "Client",
     "ConfigError",

@@ -44,6 +44,14 @@ class Limits:
     provide_first_s: float = 1.0
     provide_interval_s: float = 600.0
 
+    # failover
+    hosts_per_answer: int = 12
+    reconnect_patience_s: float = 1.0
+    standby_check_s: float = 1.0
+    standby_reach_s: float = 3.0
+    standby_probe_s: float = 10.0
+    standby_look_s: float = 15.0
+
     # inference
     sessions_max: int = 64
     sessions_per_peer: int = 8
@@ -67,14 +75,37 @@ class Limits:
     expiry_margin_s: float = 900.0
 
     # storage
+    replicas_max: int = 16
+    replica_ask_s: float = 5.0
+    replica_write_s: float = 10.0
+    replica_lag_s: float = 1.0
+    replica_rest_s: float = 2.0
+    replica_rest_max_s: float = 120.0
+    fetches_at_once: int = 8
+    archive_pushes_at_once: int = 4
+    archive_retry_s: float = 5.0
+    archive_retry_max_s: float = 300.0
+    keep_deadline_s: float = 5.0
     store_streams_max: int = 64
     store_streams_per_peer: int = 4
     announce_interval_s: float = 3600.0
     announce_soon_s: float = 2.0
     announce_keys_max: int = 128
-    replicas_max: int = 12
     store_gc_interval_s: float = 60.0
     store_gc_items: int = 256
+
+    # the S5 server
+    s5_connections_max: int = 128
+    s5_stall_s: float = 30.0
+    s5_linger_s: float = 5.0
+    s5_partials_max: int = 16
+    s5_partial_age_max_s: float = 86_400.0
+    s5_accounts_max: int = 1024
+    s5_account_tokens_max: int = 16
+    s5_challenges_max: int = 256
+    s5_challenge_s: float = 300.0
+    s5_watches_max: int = 256
+    s5_peers_max: int = 32
 
     # shutdown
     drain_deadline_s: float = 10.0

@@ -67,8 +67,16 @@ def public_key_of(peer: str) -> bytes:
 def verify_peer(peer: str, message: bytes, signature: bytes) -> bool:
     """Did ``peer``'s key sign ``message``?"""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key_of(peer)).verify(signature, message)
-    except (InvalidSignature, ProtocolError, ValueError):
+        return verify_key(public_key_of(peer), message, signature)
+    except ProtocolError:
+        return False
+
+
+def verify_key(public_key: bytes, message: bytes, signature: bytes) -> bool:
+    """Did this 32-byte Ed25519 public key sign ``message``?"""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError):
         return False
     return True
 

@@ -65,6 +65,12 @@ def join(
     n_ctx: Annotated[int | None, typer.Option(help="Context of one request, in tokens.")] = None,
     slots: Annotated[int | None, typer.Option(help="Requests served at the same time.")] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")] = None,
+    s5_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Serve the store to S5 programs on this machine, as 127.0.0.1:5050; port 0 takes any."
+        ),
+    ] = None,
     mdns: MdnsOption = None,
     moved: Annotated[
         bool, typer.Option("--moved", help="Accept that the data dir was moved to a new place.")
@@ -99,9 +105,11 @@ def join(
             n_ctx=n_ctx,
             slots=slots,
             threads=threads,
+            s5_listen=s5_listen,
             mdns=mdns,
         )
         _check(listen or (), bootstrap or (), model or (), ready_file)
+        _check_s5(s5_listen)
         options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
         return Join(config, options, report)
 
@@ -182,6 +190,14 @@ def _check(
                 Catalogue.load().find(name)
 
 
+def _check_s5(s5_listen: str | None) -> None:
+    from p2pnode.host.s5 import check_s5_listen
+
+    if s5_listen is not None:
+        with blaming("--s5-listen"):
+            check_s5_listen(s5_listen)
+
+
 class _Reporter:
     """Tells people, or scripts, how far a start has come."""
 
@@ -213,6 +229,8 @@ class _Reporter:
                 return f"paid on    {fields['name']} (chain {fields['chain_id']})"
             case "listening":
                 return "\n".join(f"listening  {address}" for address in fields["multiaddrs"])
+            case "s5":
+                return f"s5 api     {fields['url']}"
             case "ready":
                 served = [f"serving    {m['name']}, {price_of(m)}" for m in fields["models"]]
                 return "\n".join(

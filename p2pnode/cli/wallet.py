@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from p2pnode.chain.wallet.files import WalletFiles
     from p2pnode.chain.wallet.passphrase import PassphraseSource
     from p2pnode.chain.wallet.wallet import Wallet
+    from p2pnode.node.datadir import DataDir
 
 wallet_app = typer.Typer(
     help="The wallet: twelve words, an address to be paid at and to pay from.", no_args_is_help=True
@@ -68,7 +69,7 @@ def new_wallet(
 
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)
-        _make(output, files, source, new_entropy(), None, show_phrase_to)
+        _make(output, data_dir, files, source, new_entropy(), None, show_phrase_to)
 
     _run(output, work)
 
@@ -91,12 +92,11 @@ def restore_wallet(
 
     def work() -> None:
         from p2pnode.chain.wallet.phrase import entropy_of
-        from p2pnode.chain.wallet.wallet import make_wallet
 
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)
         entropy = entropy_of(_secret(phrase_file, "The twelve words (they are not shown): ", "--phrase-file"))
-        _made(output, make_wallet(files, source, entropy=entropy))
+        _made(output, _written(data_dir, files, source, entropy, None))
 
     _run(output, work)
 
@@ -125,7 +125,7 @@ def import_wallet(
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)
         key = parse_key(_secret(key_file, "The private key in hex (it is not shown): ", "--key-file"))
-        _make(output, files, source, new_entropy(), key, show_phrase_to)
+        _make(output, data_dir, files, source, new_entropy(), key, show_phrase_to)
 
     _run(output, work)
 
@@ -145,6 +145,8 @@ def show_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
+        from p2pnode.node.storage_key import save_storage_key_of_words
+
         wallet = _open(data_dir)
         fields = {**_fields(wallet), "phrase": wallet.files.phrase.exists()}
         if not (phrase or show_phrase_to is not None):
@@ -152,6 +154,7 @@ def show_wallet(
             return
         _check_display(output, show_phrase_to)
         words = wallet.phrase()
+        save_storage_key_of_words(_data(data_dir), words)  # where it went missing
         if show_phrase_to is not None:
             _write_words(show_phrase_to, words)
             fields["phrase_file"] = str(show_phrase_to)
@@ -219,11 +222,16 @@ def _run(output: Output, work: Callable[[], None]) -> None:
     run_async(end, on_error=output.failed)
 
 
-def _files(data_dir: Path | None, *, make: bool) -> WalletFiles:
+def _data(data_dir: Path | None) -> DataDir:
     from p2pnode.node.datadir import DataDir
+
+    return DataDir(build_config(data_dir).data_dir)
+
+
+def _files(data_dir: Path | None, *, make: bool) -> WalletFiles:
     from p2pnode.node.identity import wallet_files
 
-    data = DataDir(build_config(data_dir).data_dir)
+    data = _data(data_dir)
     if make:
         data.prepare()
     return wallet_files(data)
@@ -233,7 +241,7 @@ def _empty_place(data_dir: Path | None) -> WalletFiles:
     from p2pnode.chain.wallet.files import refuse_existing
 
     files = _files(data_dir, make=True)
-    refuse_existing(files.keystore, files.phrase)
+    refuse_existing(files.keystore, files.phrase, _data(data_dir).storage_key)
     return files
 
 
@@ -296,6 +304,7 @@ def _secret(path: Path | None, question: str, flag: str) -> str:
 
 def _make(
     output: Output,
+    data_dir: Path | None,
     files: WalletFiles,
     source: PassphraseSource,
     entropy: bytes,
@@ -303,14 +312,13 @@ def _make(
     show_phrase_to: Path | None,
 ) -> None:
     from p2pnode.chain.wallet.phrase import phrase_of
-    from p2pnode.chain.wallet.wallet import make_wallet
 
     _check_display(output, show_phrase_to)
     words = phrase_of(entropy)
     if show_phrase_to is not None:
         _write_words(show_phrase_to, words)
     try:
-        wallet = make_wallet(files, source, entropy=entropy, secret=key)
+        wallet = _written(data_dir, files, source, entropy, key)
     except BaseException:
         if show_phrase_to is not None:
             show_phrase_to.unlink(missing_ok=True)  # the words of nothing
@@ -319,6 +327,18 @@ def _make(
     _made(output, wallet, extra)
     if show_phrase_to is None:
         _display(output, words, wallet.origin)
+
+
+def _written(
+    data_dir: Path | None, files: WalletFiles, source: PassphraseSource, entropy: bytes, key: bytes | None
+) -> Wallet:
+    """The wallet, and beside it the key that conversations are kept with."""
+    from p2pnode.chain.wallet.wallet import make_wallet
+    from p2pnode.node.storage_key import save_storage_key
+
+    wallet = make_wallet(files, source, entropy=entropy, secret=key)
+    save_storage_key(_data(data_dir), entropy)
+    return wallet
 
 
 def _made(output: Output, wallet: Wallet, extra: dict[str, Any] | None = None) -> None:

@@ -1,89 +1,142 @@
-"""One answer: an async iterator of text that finds its host, and another one if that fails early.
+"""One answer: an async iterator of text that finds its host, and another one whenever that fails.
 
-Before the first token a failure costs the user nothing but time: the next host is tried. After it,
-the partial answer stays readable in ``text`` and ``ids``, and the error says what happened.
+Its parts may come from several hosts, one after another; the reader sees one text, each token once. What to
+do when a part is over is decided in ``relay.py``, what is held stands in ``partial.py``. It knows neither
+wires nor wallets: the client opens sessions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import trio
 
-from p2pnode.client.session import HostFault, Session
-from p2pnode.errors import WIRE_CODES, NoHostError, P2PNodeError, RefusedError, RemoteError
-from p2pnode.ids import PeerId
-from p2pnode.protocols.inference.commands import Ask, Delivered, Progressed, Receipted, TurnDone, TurnFailed
+from p2pnode.client.bill import Bill, BillItem, Usage
+from p2pnode.client.endings import cut_short, nobody, nobody_left, reason_of, too_long
+from p2pnode.client.part import Part
+from p2pnode.client.partial import Partial
+from p2pnode.client.relay import HONEST, Move, Standing, after_failure, after_turn, is_final
+from p2pnode.client.session import HostFault
+from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.inference.commands import (
+    Ask,
+    Delivered,
+    Progressed,
+    Quoted,
+    Receipted,
+    TurnDone,
+    TurnFailed,
+)
+from p2pnode.protocols.inference.messages import FinishReason, PromptBody
 
 if TYPE_CHECKING:
     from p2pnode.client.client import Client
     from p2pnode.client.ranking import Candidate
     from p2pnode.client.search import HostSearch
 
-# What every host would answer the same way: asking another would only cost time.
-_FINAL: Final = frozenset({"bad_request"})
-# A host that says one of these did not fail: it is busy, or the question is not for it.
-_HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"}
 
+class Watcher(Protocol):
+    """Told of an answer's course as it goes; must neither wait nor raise."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What a turn cost: tokens, and seconds to the first token and in all. ``cost`` is in token units."""
+    def took(self) -> None:
+        """Tokens came."""
 
-    tokens_in: int
-    reused: int
-    tokens_out: int
-    cost: int
-    reason: str
-    ttft_s: float
-    total_s: float
+    def receipted(self) -> None:
+        """The host's receipt over everything so far was checked."""
+
+    def billed(self, item: BillItem) -> None:
+        """A host's part is over, with its item on the bill."""
+
+    def ended(self, finish: FinishReason | None) -> None:
+        """It is whole, was stopped, or (None) cut short."""
 
 
 class Answer:
-    """``async for piece in answer``. After the end: ``usage``, ``host``, ``text``, ``ids``."""
+    """``async for piece in answer``. After the end: ``usage``, ``bill``, ``host``, ``text``, ``ids``.
+
+    When no host can go on, what came stays in ``text`` and ``ids``, and ``Client.go_on`` goes on from there.
+    A host that broke the protocol may cost the last ids whose text nobody saw.
+    """
 
     def __init__(
         self,
         client: Client,
         search: Callable[[], Awaitable[HostSearch]],
-        ask: Ask,
+        make_ask: Callable[[PromptBody], Ask],
+        partial: Partial,
         on_event: Callable[[str, dict[str, object]], None],
+        *,
+        watcher: Watcher | None = None,
     ) -> None:
-        self._client, self._open_search, self._ask, self._on_event = client, search, ask, on_event
+        self._watcher = watcher
+        self._client, self._open_search, self._make_ask, self._on_event = client, search, make_ask, on_event
+        self._partial, self._bill = partial, Bill()
         self._search: HostSearch | None = None
-        self._session: Session | None = None
+        self._part: Part | None = None
+        self._left: tuple[PeerId, str] | None = None
+        """Who had the part before, and why it ended."""
         self._candidate: Candidate | None = None
-        self._asked_at = self._started_at = 0.0
+        self._move: Move = "next"
+        self._standby: trio.CancelScope | None = None
+        self._asked_at = 0.0
         self._first_at: float | None = None
-        self._done = False
-        self._last_error: RemoteError | None = None
-        self.text = ""
-        self.ids: list[int] = []
+        self._parts_left = client.limits.hosts_per_answer
+        self._fruitless = 0
+        self._cancelled = self._done = False
+        self._last_error: P2PNodeError | None = None
         self.host: PeerId | None = None
+        """The last one."""
         self.usage: Usage | None = None
+        """Once the answer is whole."""
         self.checkpoints = 0
+
+    @property
+    def text(self) -> str:
+        """So far."""
+        return self._partial.text
+
+    @property
+    def ids(self) -> list[int]:
+        """So far; their text may lag."""
+        return self._partial.ids
+
+    @property
+    def told(self) -> int:
+        """How many of ``ids`` have their text."""
+        return self._partial.told
+
+    @property
+    def session(self) -> SessionId | None:
+        """That of the present part."""
+        accept = self._part.session.accept if self._part is not None else None
+        return accept.session if accept is not None else None
+
+    @property
+    def bill(self) -> tuple[BillItem, ...]:
+        """What each host was used for, in order; a host's item comes when its part is over."""
+        return self._bill.items
+
+    def rest(self) -> Answer:
+        """Another answer that goes on from what this one holds."""
+        held = self._partial
+        partial = Partial(held.body, list(held.ids), held.text, held.told, held.receipted)
+        return Answer(self._client, self._open_search, self._make_ask, partial, self._on_event)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str:
         while not self._done:
-            if self._session is None:
-                try:
-                    await self._next_host()
-                except P2PNodeError:
-                    self._done = True
-                    raise
             try:
-                piece = await self._next_piece()
-            except RemoteError as error:
+                piece = await self._next_piece(self._part or await self._next_part())
+            except P2PNodeError as error:
                 self._failed(error)
                 continue
             if piece:
-                self.text += piece
                 return piece
         raise StopAsyncIteration
 
@@ -96,114 +149,199 @@ class Answer:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop the turn if it still runs; what was delivered stays in ``text``."""
-        session, self._session = self._session, None
-        if session is None or self._done:
+        """Stop the turn if it still runs. What was delivered, and is billed, is in ``text`` and ``ids``."""
+        self._cancelled = True
+        part = self._part
+        if self._done or part is None:
+            self._end("cancelled")
             return
-        self._done = True
-        session.cancel_turn()
+        part.session.cancel_turn()
         # Shielded: a cancelled caller must free the host's slot too.
-        with trio.move_on_after(self._client.limits.close_deadline_s, shield=True) as scope:
-            try:
-                while not isinstance(await session.receive(), TurnDone | TurnFailed):
-                    pass
-            except RemoteError:
-                return
-        if scope.cancelled_caught:
-            session.close()
-        else:
-            self._client.release(session)
+        with trio.move_on_after(self._client.limits.close_deadline_s, shield=True):
+            while not self._done:
+                try:
+                    await self._next_piece(part)
+                except P2PNodeError as error:
+                    self._failed(error)
+        if not self._done:
+            self._end_part(part, "cancelled")
+            self._end("cancelled")
 
-    async def _next_host(self) -> None:
+    # ---- a part
+
+    async def _next_part(self) -> Part:
+        """Ask the next host, or the same one again, for the rest."""
         if self._search is None:
             self._asked_at = trio.current_time()
             self._search = await self._open_search()
-        candidate = await self._search.next()
+        if self._move == "next":
+            self._fruitless = 0
+            self._candidate = await self._search.next()
+        candidate = self._candidate
         if candidate is None:
-            raise self._no_host(self._search)
-        self._candidate, peer = candidate, candidate.advert.peer
-        self._on_event("host", {"peer": peer, "model": candidate.offer.name})
-        try:
-            self._session = session = await self._client.open_session(candidate, self._ask)
-            await session.ask(self._ask)
-        except RemoteError as error:
-            self._failed(error)
-            return
+            raise self._nobody(self._search)
+        peer = candidate.advert.peer
+        if self._move == "next":
+            self._on_event("host", {"peer": peer, "model": candidate.offer.name})
+        self._move, self._parts_left = "next", self._parts_left - 1
+        ask = self._make_ask(self._partial.rest())
+        session = await self._client.open_session(candidate, ask)
+        self._part = part = Part(session, ask)
+        await session.ask(ask)
         self.host = peer
-        self._started_at = trio.current_time()
+        if self._left is not None:
+            left, reason = self._left
+            fields = {"from": left, "to": peer, "held": len(self.ids), "reason": reason}
+            self._on_event("failover", fields)
+        return part
 
-    async def _next_piece(self) -> str:
-        if self._session is None:
-            return ""
-        match await self._session.receive():
-            case Delivered(ids=ids, text=text):
-                if self._first_at is None:
-                    self._first_at = trio.current_time()
-                self.ids.extend(ids)
+    async def _next_piece(self, part: Part) -> str:
+        match await part.session.receive():
+            case Delivered(ids=ids, text=text) as delivered:
+                part.delivered(delivered)
+                self._partial.take(ids, text)
+                if self._watcher is not None:
+                    self._watcher.took()
+                self._flows()
                 return text
+            case Quoted() as quoted:
+                part.quoted(quoted)
             case Receipted():
                 self.checkpoints += 1
+                self._partial.receipt()
+                if self._watcher is not None:
+                    self._watcher.receipted()
             case Progressed(progress=progress):
                 self._on_event("prefill", {"processed": progress.processed, "total": progress.total})
             case TurnFailed(code=code, detail=detail, retry_after_s=retry_after_s):
-                self._client.release(self._session)
-                self._session = None
+                part.turn_over = True
                 raise RefusedError(code, detail, retry_after_s=retry_after_s)
             case TurnDone() as over:
-                self._finish(over)
+                part.done(over)
+                self._over(part, over.done.reason)
             case _:
                 pass
         return ""
 
-    def _finish(self, over: TurnDone) -> None:
+    def _flows(self) -> None:
+        """Output came: from now on the next host is kept ready."""
+        if self._first_at is None:
+            self._first_at = trio.current_time()
+        if self._standby is None and self._search is not None and not self._cancelled:
+            self._standby = self._client.keep_ready(self._search)
+
+    # ---- when a part is over
+
+    def _over(self, part: Part, reason: FinishReason) -> None:
+        """The host ended its turn."""
+        move = after_turn(reason, self._standing(part))
+        if move == "stop":
+            raise UnreachableError("the connection to the host was lost, and the turn with it")
+        if move == "finish":
+            now = trio.current_time()
+            first = part.first_at if part.first_at is not None else now
+            self._client.note_answer(part.peer, first - part.started_at, part.speed(now))
+        self._end_part(part, reason if move == "finish" else "lost")
+        if move == "finish":
+            self._finish(reason)
+        self._move = move
+
+    def _failed(self, error: P2PNodeError) -> None:
+        """Go on with somebody; raises where nobody can, or nobody should."""
+        part, search, candidate = self._part, self._search, self._candidate
+        if search is None or candidate is None:
+            self._stop(error)
+            return
+        standing = self._standing(part)
+        move = after_failure(error, standing)
+        if isinstance(error, RemoteError):
+            retrying = move == "again" or (move == "next" and search.hopeful)
+            self._blame(search, candidate, error, retrying=retrying)
+        dropped = self._partial.distrust() if isinstance(error, HostFault) else 0
+        if part is not None:
+            lost = standing.lost or part.turn_over
+            self._end_part(part, reason_of(error, lost=lost), dropped=dropped)
+        self._last_error = error
+        if move == "finish":
+            self._finish("length")
+        elif move == "stop":
+            self._stop(error if is_final(error) or not standing.held else too_long(error))
+        self._move = move
+
+    def _blame(self, search: HostSearch, candidate: Candidate, error: RemoteError, *, retrying: bool) -> None:
+        peer, code = candidate.advert.peer, error.code if isinstance(error, RefusedError) else None
+        search.failed(peer, str(error))
+        if code not in HONEST:
+            self._client.note_failure(peer, fault=isinstance(error, HostFault))
+        if code == "context_overflow":
+            search.need_context(candidate.offer.n_ctx + 1)
+        self._on_event(
+            "host.failed",
+            {"peer": peer, "reason": str(error), "retrying": retrying},
+        )
+
+    def _end_part(self, part: Part, reason: str, *, dropped: int = 0) -> None:
+        self._part, self._left = None, (part.peer, reason)
+        self._fruitless = 0 if part.progressed else self._fruitless + 1
+        item = part.item(reason, dropped=dropped)
+        if item is not None:
+            self._bill.add(item)
+            if self._watcher is not None:
+                self._watcher.billed(item)
+        if part.messages_tokens is not None and self._search is not None:
+            self._search.need_context(part.messages_tokens + len(self.ids) + 1)
+        if part.turn_over:
+            self._client.release(part.session)
+        else:
+            part.session.close()
+
+    def _standing(self, part: Part | None) -> Standing:
+        partial = self._partial
+        standing = Standing(
+            held=len(partial.ids),
+            room=partial.room,
+            continuable=partial.continuable,
+            parts_left=self._parts_left,
+            cancelled=self._cancelled,
+        )
+        if part is None:
+            return standing
+        return replace(
+            standing,
+            progressed=part.progressed,
+            fruitless=0 if part.progressed else self._fruitless + 1,
+            kept=part.session.kept,
+            lost=part.session.lost,
+            paid=part.session.paid,
+        )
+
+    # ---- the end
+
+    def _finish(self, reason: FinishReason) -> None:
+        self._end(reason)
+        if self._cancelled:
+            return
         now = trio.current_time()
         first = self._first_at if self._first_at is not None else now
-        done = over.done
-        self.usage = Usage(
-            tokens_in=done.tokens_in,
-            reused=done.reused,
-            tokens_out=done.tokens_out,
-            cost=done.cost,
-            reason=done.reason,
-            ttft_s=first - self._asked_at,
-            total_s=now - self._asked_at,
+        self.usage = self._bill.usage(
+            reason=reason, ttft_s=first - self._asked_at, total_s=now - self._asked_at
         )
-        speed = (done.tokens_out - 1) / (now - first) if done.tokens_out > 1 and now > first else None
-        if self.host is not None:
-            self._client.note_answer(self.host, first - self._started_at, speed)
-        if self._session is not None:
-            self._client.release(self._session)
-        self._session = None
+
+    def _stop(self, error: P2PNodeError) -> None:
+        self._end(None)
+        if self.ids:
+            self._on_event("answer.cut", {"held": len(self.ids), "reason": str(error)})
+            error = cut_short(error, len(self.ids))
+        raise error
+
+    def _end(self, finish: FinishReason | None) -> None:
+        if self._watcher is not None and not self._done:
+            self._watcher.ended("cancelled" if self._cancelled else finish)
         self._done = True
+        if self._standby is not None:
+            self._standby.cancel()
 
-    def _failed(self, error: RemoteError) -> None:
-        """Forget this host if another may do better; raise otherwise."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
-        candidate, code = self._candidate, error.code if isinstance(error, RefusedError) else None
-        final = bool(self.ids) or code in _FINAL
-        if candidate is not None and self._search is not None:
-            peer = candidate.advert.peer
-            # A session kept from before may have died of age: the same host may take a new one.
-            again = session is not None and session.kept and not self.ids
-            self._search.failed(peer, str(error), again=again and code not in _HONEST)
-            if code not in _HONEST:
-                self._client.note_failure(peer, fault=isinstance(error, HostFault))
-            retrying = not final and self._search.hopeful
-            self._on_event("host.failed", {"peer": peer, "reason": str(error), "retrying": retrying})
-        self._last_error = error
-        if final:
-            self._done = True
-            raise error
-
-    def _no_host(self, search: HostSearch) -> RemoteError:
-        if self._last_error is not None:
-            return self._last_error
-        reasons = [f"{c.advert.peer}: {c.excluded}" for c in search.ranking().excluded]
-        reasons += [f"{peer}: {reason}" for peer, reason in search.failures.items()]
-        tried = "; ".join(reasons[:4]) if reasons else "nobody answered"
-        return NoHostError(
-            f"no host for this model was found ({tried}). Start one with `p2pnode join`, name a first peer "
-            "with --bootstrap, or see `p2pnode hosts --why`"
-        )
+    def _nobody(self, search: HostSearch) -> P2PNodeError:
+        if self.ids:
+            return nobody_left(self._last_error, search.ranking())
+        return self._last_error or nobody(search.ranking(), search.failures)

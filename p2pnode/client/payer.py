@@ -24,7 +24,7 @@ from p2pnode.ids import SessionId
 from p2pnode.node.books import open_books
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
-from p2pnode.node.journal import Journal
+from p2pnode.node.journal import BoughtSession, Journal
 from p2pnode.node.money import profile_of_config
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer
@@ -95,6 +95,10 @@ class Payer:
     def payable(self, advert: Advert, offer: Offer) -> str:
         """Why an offer can't be paid; "" when it can, or is free."""
         return why_unpayable(advert, offer, self._market, self._caps, self._address)
+
+    def purchase(self, session: SessionId) -> BoughtSession | None:
+        """What the journal has of a session, once the purse was opened."""
+        return self._open.journal.purchase(session) if self._open is not None else None
 
     async def buy(
         self, nursery: trio.Nursery, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int

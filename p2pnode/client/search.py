@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import trio
 
-from p2pnode.client.ranking import Candidate, Filters, Measured, Payable, Ranking, rank, unpaid
+from p2pnode.client.ranking import Candidate, Filters, Measured, Payable, Ranking, is_priced, rank, unpaid
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.node.finder import FoundHost
@@ -25,7 +26,10 @@ class HostSearch:
         wall: Callable[[], float],
         look: Callable[[HostSearch], None],
         payable: Payable = unpaid,
+        has_session: Callable[[PeerId], bool] = lambda _peer: False,
     ) -> None:
+        self._has_session = has_session
+        self._standby: PeerId | None = None
         self._model, self._filters = model, filters
         self._measured, self._limits, self._wall = measured, limits, wall
         self._payable = payable
@@ -35,6 +39,7 @@ class HostSearch:
         self._exhausted = False
         self._tried: set[PeerId] = set()
         self._look: Callable[[HostSearch], None] | None = look
+        self._started = False
         self._kept: PeerId | None = None
         self.failures: dict[PeerId, str] = {}
         """Why other peers were not found, or failed when they were tried."""
@@ -46,9 +51,15 @@ class HostSearch:
 
     def start(self) -> None:
         """Begin the lookup, once."""
-        look, self._look = self._look, None
-        if look is not None:
-            look(self)
+        if self._look is not None and not self._started:
+            self._started = True
+            self._look(self)
+
+    def look_again(self) -> None:
+        """Begin another lookup once the last one is over: who was not there then may be now."""
+        if self._look is not None and self._exhausted:
+            self._exhausted = False
+            self._look(self)
 
     def found(self, host: FoundHost) -> None:
         """A lookup found a host."""
@@ -68,11 +79,45 @@ class HostSearch:
         self._look = None
         self.exhausted({})
 
-    def failed(self, peer: PeerId, reason: str, *, again: bool = False) -> None:
-        """A host was tried in vain; ``again`` when it may be tried once more."""
+    def failed(self, peer: PeerId, reason: str) -> None:
+        """A host was tried in vain."""
         self.failures[peer] = reason
-        if again:
-            self._tried.discard(peer)
+
+    def pass_over(self, peer: PeerId, reason: str) -> None:
+        """A host is not there after all: don't try it."""
+        self._tried.add(peer)
+        self.failures[peer] = reason
+
+    def need_context(self, tokens: int) -> None:
+        """Leave out hosts whose context is smaller: they would refuse, perhaps after taking a fee."""
+        self._filters = replace(self._filters, n_ctx_min=max(tokens, self._filters.n_ctx_min))
+
+    def stand_by(self, peer: PeerId | None) -> None:
+        """This one is ready: it goes before its equals."""
+        self._standby = peer
+
+    def best(self, *, ready_first: bool = True) -> Candidate | None:
+        """The next one to try, as far as is known now.
+
+        By rank, but one that stands by (``ready_first``) or has an open session goes before those that cost
+        no less.
+        """
+
+        def order(candidate: Candidate) -> tuple[bool, bool, bool]:
+            peer = candidate.advert.peer
+            ready = ready_first and peer == self._standby
+            return is_priced(candidate.offer), not ready, not self._has_session(peer)
+
+        untried = (each for each in self.ranking().chosen if each.advert.peer not in self._tried)
+        return min(untried, key=order, default=None)
+
+    def fit(self, peer: PeerId) -> bool:
+        """Is this one still to be tried, and allowed?"""
+        return peer not in self._tried and any(c.advert.peer == peer for c in self.ranking().chosen)
+
+    async def wait_changed(self) -> None:
+        """Until something is found, or a lookup is over."""
+        await self._changed.wait()
 
     @property
     def hopeful(self) -> bool:
@@ -110,10 +155,10 @@ class HostSearch:
                 with trio.move_on_at(self._first_at + self._limits.found_grace_s):
                     while not self._exhausted:
                         await self._changed.wait()
-            for candidate in self.ranking().chosen:
-                if candidate.advert.peer not in self._tried:
-                    self._tried.add(candidate.advert.peer)
-                    return candidate
+            best = self.best()
+            if best is not None:
+                self._tried.add(best.advert.peer)
+                return best
             if self._exhausted:
                 return None
             await self._changed.wait()

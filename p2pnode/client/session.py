@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from p2pnode.protocols.inference.commands import (
     SessionFailed,
     Signed,
     Start,
+    TurnDone,
+    TurnFailed,
 )
 from p2pnode.protocols.inference.machine import ClientSession, ClientTimes
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept
@@ -49,7 +52,8 @@ class HostFault(RemoteError):  # noqa: N818 - it names what the host did
 class Session:
     """A session with one host: ``run`` it in a nursery, then ``ask`` and ``receive``.
 
-    A paid one whose connection is lost is resumed once on a new stream; what was under way ends there.
+    A paid one whose connection is lost is resumed on a new stream; what was under way ends there, as
+    ``cancelled``. While a turn is asked that may take ``reconnect_patience_s`` only.
     """
 
     def __init__(
@@ -77,6 +81,14 @@ class Session:
         self._broken: LocalError | None = None
         self._closing = False
         self._ended = trio.Event()
+        self._asked: Ask | None = None
+        """The turn that has no outcome yet."""
+        self._back = trio.Event()
+        """Is there a stream on which turns can be asked? Set at the end too."""
+        self._back.set()
+        self._resuming: trio.CancelScope | None = None
+        self._resumed_at = -1
+        """How much had been received at the last resume."""
 
     def _first_machine(self, salt: bytes) -> ClientSession:
         return ClientSession(
@@ -104,20 +116,14 @@ class Session:
         Raises ``UnreachableError`` when there is no stream; everything later is in ``failure``.
         """
         self._on_open = on_open
-        lost: SessionFailed | None = None
         try:
             await self._drive(await self._network.open_stream(self.host, PROTOCOL))
-            while self._resumable and lost is None:
-                lost, self.failure = self.failure, None
-                await self._resume()
-        except UnreachableError:
-            if lost is None:
-                raise
+            while self._resumable and await self._resume():
+                pass
         finally:
-            if lost is not None and self.failure is None and not self._closing:
-                self.failure = lost
             # First of all: whoever waits for the session must hear of its end, whatever else fails.
             self._ended.set()
+            self._back.set()
             self._send.close()
             if self._purchase is not None and self.accept is not None:
                 await self._note_end(self._purchase)
@@ -130,29 +136,55 @@ class Session:
                 log.warning("purchase.not_noted", session=purchase.session.hex()[:16], reason=str(error))
 
     @property
-    def _resumable(self) -> bool:
-        lost = self.failure is not None and self.failure.code == "internal" and not self.failure.fault
-        able = self._machine.held is not None and self._broken is None and not self._closing
-        return lost and able and self._purchase is not None
+    def paid(self) -> bool:
+        """Does it cost anything?"""
+        return self._purchase is not None
 
-    async def _resume(self) -> None:
-        try:
-            with trio.fail_after(self._limits.dial_deadline_s):
-                await self._network.connect_peer(self.host, self._addresses)
-        except trio.TooSlowError:
-            raise UnreachableError("the host did not answer again") from None
-        stream = await self._network.open_stream(self.host, PROTOCOL)
+    @property
+    def lost(self) -> bool:
+        """Did the connection break? Then the host may be alive."""
+        failure = self.failure
+        return failure is not None and failure.code == "internal" and not failure.fault and not self._broken
+
+    @property
+    def _resumable(self) -> bool:
+        held = self._machine.held
+        if not self.lost or held is None or self._purchase is None or self._closing:
+            return False
+        # Again and again only while something comes in between.
+        return held.received > self._resumed_at
+
+    async def _resume(self) -> bool:
+        """Take the session to a new stream and drive it there; False when it can't be."""
+        lost, self.failure = self.failure, None
+        self._back, held = trio.Event(), self._machine.held
+        self._resumed_at = held.received if held is not None else 0
+        limits = self._limits
+        patience_s = limits.dial_deadline_s if self._asked is None else limits.reconnect_patience_s
         log.info("session.resuming", host=self.host)
-        self._machine = ClientSession(
-            host=self.host,
-            stream=0,
-            model=self.model,
-            salt=b"",
-            times=self._times,
-            resume=self._machine.held,
-            peer=self._network.peer_id,
-        )
-        await self._drive(stream)
+        with trio.move_on_after(patience_s) as self._resuming:
+            try:
+                await self._network.connect_peer(self.host, self._addresses)
+                stream = await self._network.open_stream(self.host, PROTOCOL)
+                self._machine = ClientSession(
+                    host=self.host,
+                    stream=0,
+                    model=self.model,
+                    salt=b"",
+                    times=self._times,
+                    resume=held,
+                    peer=self._network.peer_id,
+                )
+                await self._drive(stream)
+            except UnreachableError as error:
+                log.debug("session.not_resumed", host=self.host, reason=str(error))
+        self._resuming = None
+        if self._back.is_set():
+            return True
+        failure: SessionFailed | None = self.failure
+        if failure is None or not (failure.fault or self._broken or self._closing):
+            self.failure = lost
+        return False
 
     async def _drive(self, stream: Stream) -> None:
         self._driver = Driver(
@@ -184,6 +216,14 @@ class Session:
             while await stream.receive_some():
                 pass
 
+    @property
+    def cost(self) -> int:
+        """Token units the host can claim: its fee once it accepted, then what was signed."""
+        if self._purchase is None or self.accept is None:
+            return 0
+        voucher = self._machine.last_voucher
+        return self.accept.session_fee if voucher is None else voucher.amount
+
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
         """Is there enough in its deposit for a turn of these sizes?"""
         held = self._machine.held
@@ -195,7 +235,7 @@ class Session:
     @property
     def over(self) -> bool:
         """Can it take no further turn?"""
-        return self.failure is not None or self._ended.is_set()
+        return self._ended.is_set() or (self.failure is not None and not self._resumable)
 
     async def wait_over(self) -> None:
         """Until everything is written and the stream is closed."""
@@ -220,7 +260,16 @@ class Session:
         """Begin a turn; read it with :meth:`receive`."""
         if self._driver is None or self.over:
             raise self.error()
-        await self._driver.command(ask)
+        self._asked = ask
+        if self._back.is_set():
+            await self._driver.command(ask)
+            return
+        if self._resuming is not None:  # nobody was in a hurry before
+            patience_ends = trio.current_time() + self._limits.reconnect_patience_s
+            self._resuming.deadline = min(self._resuming.deadline, patience_ends)
+        await self._back.wait()
+        if self.over:
+            raise self.error()
 
     async def receive(self) -> ClientEmission:
         """The next event of the turn. Raises what :meth:`error` says when the session is over."""
@@ -230,12 +279,16 @@ class Session:
             raise self.error() from None
 
     def cancel_turn(self) -> None:
-        """Stop the turn; its remaining events still come."""
+        """Stop the turn; its remaining events still come, if there is a stream."""
+        if not self._back.is_set():
+            self._asked = None  # not to be asked again
         self._command_nowait(CancelTurn())
 
     def close(self) -> None:
         """End the session in order."""
         self._closing = True
+        if self._resuming is not None and not self._back.is_set():
+            self._resuming.cancel()
         self._receive.close()
         self._command_nowait(End())
 
@@ -254,6 +307,8 @@ class Session:
                     await self._purchase.accepted()
                 self.accept = accept
                 self._on_open()
+                if self._resuming is not None:
+                    self._resumed(self._resuming)
                 return
             case Signed(voucher=voucher):
                 if self._purchase is not None:
@@ -268,9 +323,18 @@ class Session:
             case Ended():
                 if self._driver is not None:
                     self._driver.stop()
+            case TurnDone() | TurnFailed():
+                self._asked = None
             case _:
                 pass
         try:
             await self._send.send(value)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
+
+    def _resumed(self, scope: trio.CancelScope) -> None:
+        scope.deadline = math.inf
+        self._back.set()
+        held = self._machine.held
+        if self._asked is not None and self._driver is not None and held is not None and held.asking is None:
+            self._driver.command_nowait(self._asked)  # the old stream's end swallowed it

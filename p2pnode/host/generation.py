@@ -1,7 +1,8 @@
 """One engine request on behalf of a session: the engine's events become the machine's commands.
 
 Tokens are coalesced here, by time and by count; the machine never sees this clock. The first tokens
-of a run go out at once.
+of a run go out at once. No report reaches over a checkpoint where the engine's events don't: the machine
+would have to send its ids in two parts, the first without text.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from p2pnode.protocols.inference.commands import (
     GenStarted,
     GenTokens,
 )
-from p2pnode.protocols.inference.messages import PromptBody
+from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, PromptBody
 
 log = structlog.get_logger()
 Report = Callable[[Any], Awaitable[None]]
@@ -93,9 +94,12 @@ async def _generate(
     body = order.body
     prompt_ids = (*await _prompt_ids(engine, body), *order.answer_ids)
     request = GenerateRequest(
-        prompt_ids=prompt_ids, sampling=_sampling(body, order.tokens_max), cache_key=cache_key
+        prompt_ids=prompt_ids,
+        sampling=_sampling(body, order.tokens_max),
+        cache_key=cache_key,
+        untold=0 if order.answer_ids else body.untold,  # told with the first of the answer's own ids
     )
-    flow = _Coalescer(order.run, limits, report)
+    flow = _Coalescer(order.run, len(order.answer_ids), limits, report)
     async with engine.generate(request) as events:
         async for event in events:
             match event:
@@ -126,19 +130,23 @@ def _sampling(body: PromptBody, tokens_max: int) -> Sampling:
 
 
 class _Coalescer:
-    """Gathers tokens until the interval or the count is reached."""
+    """Gathers tokens until the interval, the count or the turn's next checkpoint is reached."""
 
-    def __init__(self, run: int, limits: Limits, report: Report) -> None:
-        self._run, self._limits, self._report = run, limits, report
+    def __init__(self, run: int, made: int, limits: Limits, report: Report) -> None:
+        self._run, self._made, self._limits, self._report = run, made, limits, report
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._flushed_at = -1.0
 
     async def add(self, tokens: Tokens) -> None:
+        room = CHECKPOINT_EVERY - self._made % CHECKPOINT_EVERY
+        if self._ids and len(self._ids) + len(tokens.ids) > room:
+            await self.flush()
+            room = CHECKPOINT_EVERY - self._made % CHECKPOINT_EVERY
         self._ids.extend(tokens.ids)
         self._texts.append(tokens.text)
         due = trio.current_time() - self._flushed_at >= self._limits.flush_interval_s
-        if due or len(self._ids) >= self._limits.flush_tokens:
+        if due or len(self._ids) >= min(room, self._limits.flush_tokens):
             await self.flush()
 
     async def flush(self) -> None:
@@ -146,5 +154,6 @@ class _Coalescer:
             ids, text = tuple(self._ids), "".join(self._texts)
             self._ids.clear()
             self._texts.clear()
+            self._made += len(ids)
             await self._report(GenTokens(self._run, ids, text))
         self._flushed_at = trio.current_time()

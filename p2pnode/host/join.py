@@ -17,6 +17,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.files import write_atomic
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.host.money import HostMoney, open_host_money
+from p2pnode.host.s5 import serving_s5
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
@@ -31,7 +32,7 @@ from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.keeping import keep_for_peers
 from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.node.store import open_store
+from p2pnode.node.store import LOCAL_OWNER, open_store
 from p2pnode.node.store_for import StoreFor
 from p2pnode.storage.local.store import LocalStore
 
@@ -107,6 +108,7 @@ class Join:
                 async with (
                     open_store(config) as store,
                     self._money(profile, passphrase) as money,
+                    self._s5(store),
                     trio.open_nursery() as nursery,
                 ):
                     await nursery.start(node.run)
@@ -151,6 +153,16 @@ class Join:
         async with open_host_money(self._data, profile, passphrase) as money:
             self._report("chain", {"chain_id": profile.chain_id, "name": profile.shown_name})
             yield money
+
+    @asynccontextmanager
+    async def _s5(self, store: LocalStore) -> AsyncIterator[None]:
+        config, limits = self._config, self._options.limits
+        if not config.s5_listen:
+            yield
+            return
+        async with serving_s5(config.s5_listen, self._data, store, LOCAL_OWNER, limits=limits) as url:
+            self._report("s5", {"url": url})
+            yield
 
     async def _serve(
         self,

@@ -86,6 +86,11 @@ class DataDir:
         return self.root / "store"
 
     @property
+    def s5(self) -> Path:
+        """What the S5 API keeps beside the store: its node key, partial uploads."""
+        return self.root / "s5"
+
+    @property
     def storage_key(self) -> Path:
         """The root secret of the conversations kept from here; derived from the recovery phrase."""
         return self.root / "storage.key"

@@ -29,6 +29,8 @@ TEXT_SLACK_BYTES: Final = 4096
 TEXT_PER_TOKEN_MAX: Final = 1024
 """A turn's text takes at most this many bytes per token, and the slack: unbilled text can't flow for ever."""
 N_CTX_MAX: Final = 1 << 21
+PREFIX_MAX: Final = 8192
+"""Ids of a partial answer that a prompt may hold."""
 DETAIL_MAX: Final = 512
 RETRY_MAX_S: Final = 86_400
 
@@ -280,11 +282,20 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptBody:
-    """A whole turn: the whole conversation, and ``prefix``, the ids of a partial answer to go on from."""
+    """A whole turn: the whole conversation, and ``prefix``, the ids of a partial answer to go on from.
+
+    ``told`` of these have their text at the client; all of them where it is absent.
+    """
 
     messages: Annotated[tuple[ChatMessage, ...], Size(1, 1024)]
     sampling: SamplingParams = SamplingParams()
-    prefix: Annotated[tuple[U32, ...], Size(0, 8192)] = ()
+    prefix: Annotated[tuple[U32, ...], Size(0, PREFIX_MAX)] = ()
+    told: U32 | None = None
+
+    @property
+    def untold(self) -> int:
+        """How many ids at the end of ``prefix`` still need their text."""
+        return 0 if self.told is None else max(0, len(self.prefix) - self.told)
 
 
 def prompt_bytes_max(n_ctx: int) -> int:

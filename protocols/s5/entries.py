@@ -12,15 +12,19 @@ injected, nothing is stored here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NewType
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.s5.ids import BlobHash, hash_of, multihash, parse_multihash
+from p2pnode.protocols.crypto import Signer, verify_key
+from p2pnode.protocols.s5.ids import (
+    MULTIHASH_BYTES,
+    BlobHash,
+    hash_of,
+    multihash,
+    parse_id_bytes,
+    parse_multihash,
+)
 
 EntryKey = NewType("EntryKey", bytes)
 """32 bytes: an Ed25519 public key. On S5's wire and in its API ``ed`` leads it."""
@@ -34,6 +38,8 @@ _TAG: Final = 0x07
 _KEY_BYTES: Final = 32
 _SIGNATURE_BYTES: Final = 64
 _HEAD: Final = 1 + 33 + 8 + 1
+_MULTIHASH_KINDS: Final = (b"\x1e", b"\x1f")
+_POINTER_TAG: Final = b"\x5a"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +57,7 @@ class Entry:
 
     def holds(self) -> bool:
         """Did the key sign it? A third of a millisecond."""
-        try:
-            public = Ed25519PublicKey.from_public_bytes(self.key)
-            public.verify(self.signature, signed_bytes(self.revision, self.data))
-        except (InvalidSignature, ValueError):
-            return False
-        return True
+        return verify_key(self.key, signed_bytes(self.revision, self.data), self.signature)
 
     def replaces(self, other: Entry | None) -> bool:
         """Is it the one to keep, of two under one key? Of equal ones neither replaces the other."""
@@ -66,9 +67,18 @@ class Entry:
 
     @property
     def points_at(self) -> BlobHash | None:
-        """The blob its data names as ``1e`` (or ``1f``) and a hash; None where it says something else."""
+        """The blob its data names, in any of the ways that S5's nodes write; None where it names none.
+
+        ``1e`` (or ``1f``) and a hash: s5.js and ours; ``5a`` and a content id: LumeWeb; a content id, or
+        another tag of two bytes before ``1e`` and a hash: Dart.
+        """
+        data = self.data
         try:
-            return parse_multihash(self.data)
+            if data[:1] in _MULTIHASH_KINDS:
+                return parse_multihash(data[:MULTIHASH_BYTES])
+            if data[:1] == _POINTER_TAG:
+                return parse_id_bytes(data[1:]).hash
+            return parse_multihash(data[2 : 2 + MULTIHASH_BYTES])
         except ProtocolError:
             return None
 
@@ -103,8 +113,8 @@ def checked(*, key: EntryKey, revision: int, data: bytes, signature: bytes) -> E
 
 def make_entry(key: EntryKey, revision: int, data: bytes, sign: Signer) -> Entry:
     """A signed entry; ``sign`` is Ed25519 of ``key``. Raises ``ProtocolError`` out of bounds."""
-    signature = sign(signed_bytes(revision, data)) if 0 <= revision <= REVISION_MAX else b""
-    return checked(key=key, revision=revision, data=data, signature=signature)
+    bare = checked(key=key, revision=revision, data=data, signature=bytes(_SIGNATURE_BYTES))
+    return replace(bare, signature=sign(signed_bytes(revision, data)))
 
 
 def pointer_to(digest: BlobHash) -> bytes:

@@ -27,14 +27,16 @@ BlobHash = NewType("BlobHash", bytes)
 Base: TypeAlias = Literal["z", "f", "b", "u"]
 
 HASH_BYTES: Final = 32
+MULTIHASH_BYTES: Final = HASH_BYTES + 1
 SIZE_BYTES_MAX: Final = 8
-TEXT_MAX: Final = 128
-"""No id that is meant seriously is longer."""
+TEXT_MAX: Final = 256
+"""Characters. The longest id that there is, an encrypted one in base16, has 231."""
 _BLOB: Final = b"\x5b\x82"
 _LEGACY: Final = 0x26
 _BLAKE3, _BLAKE3_OLD, _SHA256 = 0x1E, 0x1F, 0x12
 _BASE32_GROUP: Final = 8
 _BASE64_GROUP: Final = 4
+_MULTIHASH_TEXT: Final = MULTIHASH_BYTES * 4 // 3
 
 
 class UnsupportedHashError(ProtocolError):
@@ -112,9 +114,17 @@ def multihash(digest: BlobHash, *, old: bool = False) -> bytes:
     return bytes([_BLAKE3_OLD if old else _BLAKE3]) + digest
 
 
+def is_old_multihash(raw: bytes) -> bool:
+    """Does it begin with ``1f``?"""
+    return raw[:1] == bytes([_BLAKE3_OLD])
+
+
 def parse_multihash(raw: bytes) -> BlobHash:
-    """The hash in 33 bytes. Raises ``ProtocolError``."""
-    if len(raw) != HASH_BYTES + 1 or raw[0] not in (_BLAKE3, _BLAKE3_OLD):
+    """The hash in 33 bytes. Raises ``UnsupportedHashError`` for SHA-256 and ``ProtocolError``."""
+    if len(raw) == MULTIHASH_BYTES and raw[0] == _SHA256:
+        msg = "this multihash is of SHA-256: only BLAKE3 is kept here"
+        raise UnsupportedHashError(msg)
+    if len(raw) != MULTIHASH_BYTES or raw[0] not in (_BLAKE3, _BLAKE3_OLD):
         msg = "a multihash has 33 bytes and begins with 1e or 1f"
         raise ProtocolError(msg)
     return BlobHash(raw[1:])
@@ -122,7 +132,10 @@ def parse_multihash(raw: bytes) -> BlobHash:
 
 def parse_multihash_text(text: str) -> BlobHash:
     """Base64url of a multihash, with or without the multibase prefix ``u``. Raises ``ProtocolError``."""
-    bare = text[1:] if len(text) == _text_length(HASH_BYTES + 1) + 1 and text.startswith("u") else text
+    bare = text[1:] if len(text) == _MULTIHASH_TEXT + 1 and text.startswith("u") else text
+    if len(bare) != _MULTIHASH_TEXT:
+        msg = f"a multihash has {_MULTIHASH_TEXT} characters of base64url, not {len(bare)}"
+        raise ProtocolError(msg)
     return parse_multihash(from_base64url(bare))
 
 
@@ -133,10 +146,6 @@ def multihash_text(digest: BlobHash, *, old: bool = False) -> str:
 
 def _size_bytes(size: int) -> bytes:
     return size.to_bytes(max(1, (size.bit_length() + 7) // 8), "little")
-
-
-def _text_length(count: int) -> int:
-    return (count * 8 + 5) // 6
 
 
 # ---- multibase
@@ -164,21 +173,23 @@ def from_multibase(text: str) -> bytes:
     try:
         match base:
             case "z":
-                return base58.b58decode(body) if body == body.strip() else _no_text()
+                raw = base58.b58decode(body)
             case "f":
-                return bytes.fromhex(body) if body.isalnum() else _no_text()
+                raw = bytes.fromhex(body)
             case "b":
-                padded = body.upper() + "=" * (-len(body) % _BASE32_GROUP)
-                return base64.b32decode(padded) if body.islower() and "=" not in body else _no_text()
+                raw = base64.b32decode(body.upper() + "=" * (-len(body) % _BASE32_GROUP))
             case "u":
-                return from_base64url(body)
+                raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % _BASE64_GROUP))
             case _:
-                pass
+                msg = f"a content id begins with z, f, b or u (its base); this one begins with {base!r}"
+                raise ProtocolError(msg)
     except (ValueError, binascii.Error) as error:
         msg = f"not a content id: {text[:16]}… is no text of base {base!r}"
         raise ProtocolError(msg) from error
-    msg = f"a content id begins with z, f, b or u (its base); this one begins with {base!r}"
-    raise ProtocolError(msg)
+    if multibase(raw, base) != text:  # decoders forgive blanks, case and spare bits
+        msg = f"not a content id: {text[:16]}… is not the canonical form of base {base!r}"
+        raise ProtocolError(msg)
+    return raw
 
 
 def base64url(raw: bytes) -> str:
@@ -198,7 +209,3 @@ def from_base64url(text: str) -> bytes:
         msg = "not the canonical form of base64url"
         raise ProtocolError(msg)
     return raw
-
-
-def _no_text() -> bytes:
-    raise ValueError

@@ -382,3 +382,9 @@ def test_with_json_an_error_is_the_last_event(data_dir: Path) -> None:
         "message": ran.events[-1]["message"],
         "exit_code": 3,
     }
+
+
+@pytest.mark.parametrize("text", ["nonsense", "127.0.0.1:99999", "0.0.0.0:5050"])
+def test_an_s5_address_that_makes_no_sense(data_dir: Path, text: str) -> None:
+    _check(_join(data_dir, "--s5-listen", text), 2, "p2pnode: --s5-listen: ", "127.0.0.1")
+    assert not data_dir.exists()

@@ -10,7 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.client import Client, resolve_model
+from p2pnode.client.client import Client
+from p2pnode.client.resolving import resolve_model
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError, NoHostError, RefusedError, UnreachableError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
@@ -21,6 +22,7 @@ from p2pnode.net.types import PeerAddresses
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.invite import make_invite
 from p2pnode.protocols.adverts.messages import PROTOCOL as ADVERTS
+from p2pnode.protocols.inference.messages import SamplingParams
 from tests.client.support import ask, peer, whole
 from tests.node.world import scripted_host, world
 
@@ -137,7 +139,10 @@ async def test_a_system_message_changes_the_answer(autojump_clock: MockClock) ->
             plain = await whole(ask(client))
             assert plain == await whole(ask(client))
             told = client.chat(
-                "hello", model=SCRIPTED, system="Be brief.", sampling=ask(client)._ask.body.sampling
+                "hello",
+                model=SCRIPTED,
+                system="Be brief.",
+                sampling=SamplingParams(tokens_max=80, temperature=0),
             )
             assert await whole(told) != plain
 

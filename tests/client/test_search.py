@@ -89,11 +89,9 @@ async def test_a_kept_host_is_handed_out_first_and_without_a_lookup(autojump_clo
         assert search.failures[peer(1)] == "gone"
 
 
-async def test_a_host_that_may_be_tried_again_is_and_another_is_not(autojump_clock: MockClock) -> None:
+async def test_a_host_that_was_tried_is_not_given_again(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         search = _search(nursery, {1: 0.0})
         assert await _next(search) == peer(1)
-        search.failed(peer(1), "the kept session had died", again=True)
-        assert await _next(search) == peer(1)
-        search.failed(peer(1), "it failed anew")
+        search.failed(peer(1), "it failed")
         assert await _next(search) is None

@@ -36,6 +36,7 @@ from p2pnode.protocols.inference.messages import (
     Close,
     Refuse,
     Resume,
+    SamplingParams,
     Voucher,
 )
 from p2pnode.protocols.inference.messages import Open as OpenMessage
@@ -481,7 +482,7 @@ async def test_a_client_whose_connection_breaks_resumes_and_pays_for_all_it_got(
     async with paid_world(tmp_path) as w:
         member, money = await w.host(model=priced(tokens_per_s=20))
         async with w.client(member) as client:
-            asked = client.chat("hello", model="scripted")
+            asked = client.chat("hello", model="scripted", sampling=SamplingParams(tokens_max=100))
             received = 0
             async for _ in asked:
                 received += 1
@@ -489,9 +490,12 @@ async def test_a_client_whose_connection_breaks_resumes_and_pays_for_all_it_got(
                     w.world.net.partition(["10.0.9.9"], ["10.0.0.1"])
                     w.world.net.heal()
             assert asked.usage is not None
-            assert asked.usage.reason == "cancelled"  # what was under way ended there
+            assert asked.usage.reason == "length"  # the turn ended there, the answer went on in another
             bill = due(asked.usage.tokens_in - asked.usage.reused, len(asked.ids))
-            assert len(asked.ids) == asked.usage.tokens_out
+            assert len(asked.ids) == asked.usage.tokens_out == 100
+            assert asked.usage.cost == bill
+            (item,) = asked.bill
+            assert item.reused >= len(b"hello")  # the session's cache made it cheap
         await trio.sleep(10)
         (record,) = money.journal.hosted()
         assert (record.state, record.amount) == ("settled", bill)

@@ -47,9 +47,16 @@ class Answer:
 
 
 async def ask(
-    engine: Engine, prompt: tuple[int, ...], sampling: Sampling = GREEDY, key: bytes | None = None
+    engine: Engine,
+    prompt: tuple[int, ...],
+    sampling: Sampling = GREEDY,
+    key: bytes | None = None,
+    *,
+    untold: int = 0,
 ) -> Answer:
-    request = GenerateRequest(prompt_ids=prompt, sampling=sampling, cache_key=key or fresh_key())
+    request = GenerateRequest(
+        prompt_ids=prompt, sampling=sampling, cache_key=key or fresh_key(), untold=untold
+    )
     with trio.fail_after(30):
         async with engine.generate(request) as stream:
             events = [event async for event in stream]
@@ -107,6 +114,45 @@ class EngineConformance:
         assert rest.ids == whole.ids[20:]
         assert held.text + rest.text == whole.text
         assert rest.started.reused >= len(longer) - 2
+
+    @pytest.mark.parametrize("untold", [1, 7, 20])
+    async def test_ids_without_their_text_are_told_and_not_made_again(
+        self, engine: Engine, untold: int
+    ) -> None:
+        prompt = await question(engine)
+        whole = await ask(engine, prompt, replace(GREEDY, tokens_max=30))
+        told = await ask(engine, prompt, replace(GREEDY, tokens_max=20 - untold)) if untold < 20 else None
+        rest = await ask(engine, prompt + whole.ids[:20], replace(GREEDY, tokens_max=10), untold=untold)
+        assert rest.ids == whole.ids[20:]
+        assert rest.done == Done(reason="length", tokens_out=10)
+        assert (told.text if told is not None else "") + rest.text == whole.text
+        assert rest.started.tokens_in == len(prompt) + 20
+
+    async def test_a_stop_string_that_begins_in_ids_without_text_ends_the_answer(
+        self, engine: Engine
+    ) -> None:
+        prompt = await question(engine)
+        plain = await ask(engine, prompt, replace(GREEDY, tokens_max=30))
+        held = (await ask(engine, prompt, replace(GREEDY, tokens_max=15))).text
+        across = plain.text[len(held) - 3 : len(held) + 3]
+        at = plain.text.index(across)
+        stopping = replace(GREEDY, tokens_max=15, stop=(across,))
+        rest = await ask(engine, prompt + plain.ids[:15], stopping, untold=15)
+        assert rest.text == plain.text[:at]
+        assert rest.done == Done(reason="stop", tokens_out=len(rest.ids))
+        # One that is complete in them leaves nothing to make.
+        inside = replace(stopping, stop=(plain.text[2:6],))
+        rest = await ask(engine, prompt + plain.ids[:15], inside, untold=15)
+        assert (rest.ids, rest.text) == ((), plain.text[: plain.text.index(plain.text[2:6])])
+        assert rest.done == Done(reason="stop", tokens_out=0)
+
+    @pytest.mark.parametrize("untold", [-1, 1_000])
+    async def test_more_ids_without_text_than_there_are_are_refused(
+        self, engine: Engine, untold: int
+    ) -> None:
+        with pytest.raises(EngineError) as refused:
+            await ask(engine, await question(engine), untold=untold)
+        assert refused.value.code == "bad_request"
 
     async def test_another_key_never_reuses_a_prefix(self, engine: Engine) -> None:
         prompt, key = await question(engine), fresh_key()

@@ -67,6 +67,55 @@ def test_text_ends_where_the_first_stop_string_begins(text: str, sizes: list[int
     assert b"".join(pieces[i] for i in ids).startswith(shown.encode())
 
 
+@given(
+    TEXTS,
+    st.lists(st.integers(0, 5), max_size=5),
+    st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=2),
+    st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_wherever_an_answer_is_cut_what_is_held_and_what_follows_are_the_whole(
+    text: str, sizes: list[int], stop: list[str], bulks: list[int], at_frame: tuple[int, int]
+) -> None:
+    """A host dies after some frames, the last of which was sent in part: its first ids, without text.
+
+    Not after the frame that a stop string ended: the turn's end comes with it.
+    """
+    frames, split = at_frame
+    pieces = cut(text.encode(), sizes)
+    whole = run(pieces, tuple(stop))
+    first = TextAssembler(pieces.__getitem__, tuple(stop))
+    sent = []
+    at = 0
+    for bulk in itertools.cycle(bulks):
+        if at >= len(pieces) or first.stopped:
+            break
+        sent.append(first.feed(range(at, min(at + bulk, len(pieces)))))
+        at += bulk
+    frames = min(frames, len(sent) - first.stopped)
+    ids = [token for each in sent[:frames] for token in each.ids]
+    shown = "".join(each.text for each in sent[:frames])
+    # As a client counts: text tells every id that came with it or before.
+    with_text = [index for index, each in enumerate(sent[:frames]) if each.text]
+    told = sum(len(each.ids) for each in sent[: with_text[-1] + 1]) if with_text else 0
+    if frames < len(sent):
+        ids += sent[frames].ids[:split]
+
+    before = incomplete_tail(b"".join(pieces[i] for i in ids[:told]))
+    second = TextAssembler(pieces.__getitem__, tuple(stop), before=before)
+    more = [second.retell(ids[told:])]
+    for token in range(len(ids), len(pieces)):
+        if second.stopped:
+            break
+        more.append(second.feed((token,)))
+    if not second.stopped:
+        more.append(second.finish(complete=True))
+    again = [*ids, *(token for each in more for token in each.ids)]
+    assert shown + "".join(each.text for each in more) == whole[1]
+    assert second.stopped == whole[2]
+    assert again == whole[0]
+
+
 def test_what_may_become_a_stop_string_is_held_back_and_released_when_it_does_not() -> None:
     pieces = [b"one", b" \n", b"\n", b"two"]
     assembler = TextAssembler(pieces.__getitem__, ("\n\n\n",))

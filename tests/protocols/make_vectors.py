@@ -34,6 +34,7 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 from p2pnode.protocols.wire import encode, wire_keys, wire_name
+from tests.protocols.s5.vectors import s5_vectors
 
 ROOT: Final = Path(__file__).resolve().parents[2] / "protocols"
 PEER_SECRET: Final = bytes(range(32))
@@ -172,6 +173,11 @@ def prompt() -> inference.PromptBody:
     )
 
 
+def continuation() -> inference.PromptBody:
+    """The same when a host died that had sent three ids, and text for two of them."""
+    return replace(prompt(), prefix=(1, 2, 49_151), told=2)
+
+
 def inference_vectors() -> dict[str, Any]:
     """Every message; the receipts of a free session of one turn of three tokens; a paid one, whole."""
     raw, ids = encode(prompt()), (1, 2, 49_151)
@@ -218,7 +224,7 @@ def inference_vectors() -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "messages": [vector(message, name) for name, message in said],
-        "records": [vector(prompt())],
+        "records": [vector(prompt()), vector(continuation())],
         "receipts": {
             "session": SESSION.hex(), "model": MODEL.hex(), "salt": SALT.hex(), "epoch": EPOCH,
             "root_0": root_0.hex(), "request_hash": request_hash(raw).hex(), "ids": list(ids),
@@ -367,6 +373,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "lookup": lookup(),
         "inference": inference_vectors(),
         "blob": blob_vectors(),
+        "s5": s5_vectors(),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
@@ -28,7 +28,7 @@ from tests.protocols.make_vectors import all_vectors, text_of
 from tests.protocols.strategies import largest
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
-PROTOCOLS = ["framing", "adverts", "lookup", "inference", "blob"]
+PROTOCOLS = ["framing", "adverts", "lookup", "inference", "blob", "s5"]
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
     inference.SessionTerms,
@@ -185,9 +185,22 @@ def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) 
     ("protocol", "cls"), [("adverts", adverts.Advert), ("inference", inference.PromptBody)]
 )
 def test_the_records_round_trip(protocol: str, cls: type) -> None:
-    (vector,) = stored(protocol)["records"]
-    payload = bytes.fromhex(vector["hex"])
-    assert encode(decode_record(cls, payload)) == payload
+    vectors = stored(protocol)["records"]
+    assert vectors
+    for vector in vectors:
+        payload = bytes.fromhex(vector["hex"])
+        assert encode(decode_record(cls, payload)) == payload
+
+
+def test_the_ids_whose_text_is_to_be_told_are_those_at_the_end_of_the_prefix() -> None:
+    whole, cut = (
+        decode_record(inference.PromptBody, bytes.fromhex(each["hex"]))
+        for each in stored("inference")["records"]
+    )
+    assert (whole.told, whole.untold) == (None, 0)
+    assert (cut.prefix, cut.told, cut.untold) == ((1, 2, 49_151), 2, 1)
+    assert replace(cut, told=0).untold == 3
+    assert replace(cut, told=4).untold == 0
 
 
 def test_the_frames_pass_and_the_refused_ones_do_not() -> None:

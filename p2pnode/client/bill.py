@@ -1,0 +1,94 @@
+"""What an answer cost, host by host. Pure.
+
+Each output token stands in exactly one item: that of the host which sent it. What a later host had to read
+again is among its ``tokens_in``: the price of a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from p2pnode.ids import PeerId, SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillItem:
+    """One host's part of an answer. ``cost`` is what it can claim for it by what was signed, in token units.
+
+    A session's fee is in its first item. ``tokens_out`` may be up to 31 more than what was signed for where
+    a host died before its receipt. ``reason`` says why its part ended: ``stop``, ``length``, ``cancelled``, a
+    wire code, or ``lost``, ``fault`` and ``unpaid`` (this side could not go on).
+    """
+
+    peer: PeerId
+    session: SessionId
+    tokens_in: int = 0
+    reused: int = 0
+    tokens_out: int = 0
+    cost: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an answer cost: the sums over its bill, and seconds to the first token and in all.
+
+    ``cost`` is in token units; ``reason`` is why the last host's part ended.
+    """
+
+    tokens_in: int
+    reused: int
+    tokens_out: int
+    cost: int
+    reason: str
+    ttft_s: float
+    total_s: float
+
+
+class Bill:
+    """Items in the order of use; further parts of one session are one item."""
+
+    def __init__(self) -> None:
+        self._items: list[BillItem] = []
+
+    @property
+    def items(self) -> tuple[BillItem, ...]:
+        """All so far."""
+        return tuple(self._items)
+
+    def add(self, item: BillItem) -> None:
+        """A host's part is over. One that neither billed nor sent anything is none."""
+        last = self._items[-1] if self._items else None
+        if last is not None and last.session == item.session:
+            self._items[-1] = _together(last, item)
+        elif item.tokens_in or item.tokens_out or item.cost:
+            self._items.append(item)
+
+    def usage(self, *, reason: str, ttft_s: float, total_s: float) -> Usage:
+        """The sums."""
+        return Usage(
+            tokens_in=sum(item.tokens_in for item in self._items),
+            reused=sum(item.reused for item in self._items),
+            tokens_out=sum(item.tokens_out for item in self._items),
+            cost=cost_of(self._items),
+            reason=reason,
+            ttft_s=ttft_s,
+            total_s=total_s,
+        )
+
+
+def cost_of(items: Sequence[BillItem]) -> int:
+    """Token units in all."""
+    return sum(item.cost for item in items)
+
+
+def _together(one: BillItem, more: BillItem) -> BillItem:
+    return replace(
+        one,
+        tokens_in=one.tokens_in + more.tokens_in,
+        reused=one.reused + more.reused,
+        tokens_out=one.tokens_out + more.tokens_out,
+        cost=one.cost + more.cost,
+        reason=more.reason,
+    )

@@ -1,0 +1,71 @@
+"""One host's part of an answer: a turn of a session, what it brought, and its item on the bill.
+
+It takes what the session says; what follows from the part's end is not its business.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from p2pnode.client.bill import BillItem
+from p2pnode.client.session import Session
+from p2pnode.protocols.inference.commands import Ask, Delivered, Quoted, TurnDone
+
+
+class Part:
+    """Asked of ``session`` when it is made."""
+
+    def __init__(self, session: Session, ask: Ask) -> None:
+        self.session, self.peer = session, session.host
+        self._prefix = len(ask.body.prefix)
+        self._cost_before = session.cost if session.kept else 0
+        self._tokens_in = self._reused = 0
+        self.tokens_out = 0
+        self.started_at = trio.current_time()
+        self.first_at: float | None = None
+        self.turn_over = False
+        """Is the session free for another turn?"""
+        self.messages_tokens: int | None = None
+        """Prompt tokens without the prefix, once the host has counted them."""
+
+    @property
+    def progressed(self) -> bool:
+        """Did any token come?"""
+        return self.tokens_out > 0
+
+    def quoted(self, quoted: Quoted) -> None:
+        """The host counted the input."""
+        self._tokens_in, self._reused = quoted.quote.tokens_in, quoted.quote.reused
+        self.messages_tokens = self._tokens_in - self._prefix
+
+    def delivered(self, delivered: Delivered) -> None:
+        """Output came."""
+        if self.first_at is None:
+            self.first_at = trio.current_time()
+        self.tokens_out += len(delivered.ids)
+
+    def done(self, over: TurnDone) -> None:
+        """The host's own count, which was checked: input whose voucher was lost is not billed."""
+        self._tokens_in, self._reused = over.done.tokens_in, over.done.reused
+        self.turn_over = True
+
+    def speed(self, now: float) -> float | None:
+        """Tokens a second after the first; None for what came in one piece."""
+        if self.first_at is None or self.tokens_out <= 1 or now <= self.first_at:
+            return None
+        return (self.tokens_out - 1) / (now - self.first_at)
+
+    def item(self, reason: str, *, dropped: int = 0) -> BillItem | None:
+        """Its line on the bill; None where no session came to be. ``dropped`` ids were not kept."""
+        accept = self.session.accept
+        if accept is None:
+            return None
+        return BillItem(
+            peer=self.peer,
+            session=accept.session,
+            tokens_in=self._tokens_in,
+            reused=self._reused,
+            tokens_out=self.tokens_out - dropped,
+            cost=self.session.cost - self._cost_before,
+            reason=reason,
+        )

@@ -1,0 +1,74 @@
+"""What to do when a host's part of an answer is over: done, on with somebody, or the end. Pure.
+
+It decides by what is held, by what failed and by how often; it opens, pays and dials nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from p2pnode.errors import WIRE_CODES, LocalError, P2PNodeError, RefusedError
+from p2pnode.protocols.inference.messages import FinishReason
+
+Move: TypeAlias = Literal["finish", "again", "next", "stop"]
+"""``again``: the same host, in its session where that lives. ``next``: the next host by rank. ``stop``:
+nobody can go on, or nobody should: the user is told why."""
+
+# What every host would answer the same way: asking another would only cost time.
+_FINAL: Final = frozenset({"bad_request"})
+HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"}
+"""A host that says one of these did not fail: it is busy, or the question is not for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where an answer stands when a part of it is over."""
+
+    held: int = 0
+    """Output tokens."""
+    continuable: bool = True
+    """May more come, and can a prompt hold what is here?"""
+    room: int = 1
+    """Output tokens that may still come."""
+    parts_left: int = 1
+    """More turns that this answer may take, with whomever."""
+    cancelled: bool = False
+    """By the user."""
+    progressed: bool = False
+    """Did this part bring anything?"""
+    fruitless: int = 0
+    """Parts with this host, one after another up to this one, that brought nothing."""
+    kept: bool = False
+    """Was its session one from before?"""
+    lost: bool = False
+    """Did the connection break, and the session with it?"""
+    paid: bool = False
+    """Was the session paid? Then it was tried to resume it, and another one would cost another fee."""
+
+
+def after_turn(reason: FinishReason, standing: Standing) -> Move:
+    """The host ended the turn in order. One that calls it ``cancelled`` unasked lost the stream meanwhile."""
+    if reason != "cancelled" or standing.cancelled or (standing.held and not standing.room):
+        return "finish"
+    if not standing.continuable or not standing.parts_left:
+        return "stop"
+    return "again" if standing.fruitless <= 1 else "next"
+
+
+def after_failure(error: P2PNodeError, standing: Standing) -> Move:
+    """The turn, the session, the host or this side failed."""
+    if standing.cancelled or (standing.held and not standing.room):
+        return "finish"
+    code = error.code if isinstance(error, RefusedError) else None
+    if is_final(error) or not standing.continuable or not standing.parts_left:
+        return "stop"
+    # A session kept from before may have died of age, a free one with its connection: the host may live.
+    aged = standing.kept and not standing.progressed and code not in HONEST
+    broke = standing.lost and standing.progressed and not standing.paid
+    return "again" if (aged or broke) and standing.fruitless <= 1 else "next"
+
+
+def is_final(error: P2PNodeError) -> bool:
+    """Would it be the same with any other host?"""
+    return isinstance(error, LocalError) or (isinstance(error, RefusedError) and error.code in _FINAL)

@@ -1,0 +1,63 @@
+"""The root secret of the conversations that are kept from a data dir, in a 0600 file of its own.
+
+It comes from the recovery phrase (``storage/keys.py``) and brings neither the wallet nor the phrase back, so
+that a question need not open either. Where it is missing nothing is kept.
+"""
+
+from __future__ import annotations
+
+from p2pnode.chain.wallet.files import opened_entropy, read_keystore
+from p2pnode.chain.wallet.phrase import entropy_of
+from p2pnode.chain.wallet.wallet import open_wallet
+from p2pnode.errors import ConfigError
+from p2pnode.files import read_text_or_none, write_private
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.identity import wallet_files
+from p2pnode.storage.keys import StorageKeys
+
+
+def load_storage_keys(data: DataDir) -> StorageKeys | None:
+    """What this data dir keeps conversations with; None where it has no key. Raises ``ConfigError``."""
+    text = read_text_or_none(data.storage_key)
+    if text is None:
+        return None
+    try:
+        return StorageKeys(bytes.fromhex(text.strip()))
+    except ValueError:
+        msg = (
+            f"{data.storage_key} does not hold a key: move it away, and `p2pnode wallet show --phrase` "
+            "writes it again from the recovery phrase"
+        )
+        raise ConfigError(msg) from None
+
+
+def save_storage_key(data: DataDir, entropy: bytes) -> None:
+    """Write what the 16 bytes of a recovery phrase give, where nothing is. Raises ``ConfigError``."""
+    keys, held = StorageKeys.from_entropy(entropy), load_storage_keys(data)
+    if held is None:
+        write_private(data.storage_key, keys.root.hex().encode())
+    elif held.root != keys.root:
+        msg = (
+            f"{data.storage_key} is of another recovery phrase, and conversations are kept with it: move "
+            "it away if you have those twelve words, or use another --data-dir"
+        )
+        raise ConfigError(msg)
+
+
+def save_storage_key_of_words(data: DataDir, words: str) -> None:
+    """The same from the words themselves."""
+    save_storage_key(data, entropy_of(words))
+
+
+def ensure_storage_key(data: DataDir) -> None:
+    """Where the wallet's passphrase lies beside it, as ``join`` makes it, nobody need be asked. Blocks."""
+    if data.storage_key.exists():
+        return
+    wallet, kept = open_wallet(wallet_files(data)), read_keystore(data.phrase)
+    if wallet is None or kept is None or wallet.source.kind != "file":
+        return
+    try:
+        entropy = opened_entropy(kept, wallet.passphrase())
+    except ValueError:
+        return  # the wallet's own commands say what is wrong with it
+    save_storage_key(data, entropy)

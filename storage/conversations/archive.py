@@ -1,0 +1,365 @@
+"""One user's conversations: on this machine's disk at once, on replicas as soon as they can be had.
+
+::
+
+    archive = Archive(keys, own, others, outbox=outbox, draw=secrets.token_bytes, wall=time.time)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(archive.run)                # sends in the background
+        conversation = await archive.new(model=model, title="Ships")
+        await conversation.append(Piece(role="user", text="…"))
+        await archive.wait_kept(conversation.sid)       # if one wants to know
+
+``append`` and ``save_session`` return when our disk has it and never wait for a replica. ``others`` gives the
+replicas there are at the moment; who finds them is not known here, nor what a model or a wallet is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import structlog
+import trio
+
+from p2pnode.errors import StorageError
+from p2pnode.ids import ModelId
+from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.storage.conversations.conversation import Conversation, ForgottenError
+from p2pnode.storage.conversations.forks import link_of
+from p2pnode.storage.conversations.index import Index
+from p2pnode.storage.conversations.log import TOMBSTONE, Rim, Wall
+from p2pnode.storage.conversations.outbox import HeadRow, Outbox
+from p2pnode.storage.conversations.reading import ConversationLostError, Loss
+from p2pnode.storage.conversations.records import Link, SavedConversation, SavedSession, title_of
+from p2pnode.storage.conversations.sending import Sender, Sent
+from p2pnode.storage.keys import INDEX_SID, SID_BYTES, StorageKeys
+from p2pnode.storage.quorum import QUORUM, Counted, Seen
+from p2pnode.storage.replication import Others, Replication
+from p2pnode.storage.sealing import Draw
+from p2pnode.storage.store import Replica
+
+log = structlog.get_logger()
+UPDATED_EVERY_S: Final = 3600
+"""How exact the list is about when a conversation changed last: else each turn would write the index too."""
+_ROUNDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """``lagging``: logs that no quorum has yet; ``last``: what came of the last try, by log."""
+
+    lagging: tuple[HeadRow, ...]
+    last: Mapping[bytes, Sent] = field(repr=False)
+    counted: Counted
+    losses: tuple[Loss, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Does a quorum have everything?"""
+        return not self.lagging
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What the replicas had. It is the newest that any of them shows: a fresh disk can't know of more."""
+
+    conversations: tuple[SavedConversation, ...]
+    sessions: tuple[SavedSession, ...]
+    losses: tuple[Loss, ...]
+    answered: frozenset[str]
+    failures: Mapping[str, str]
+    revision: int | None
+    """Of the index; None where no replica that answered has one."""
+
+
+class Archive:
+    """``own`` is this machine's store (place ``own``); ``outbox`` lies on the same disk."""
+
+    def __init__(
+        self,
+        keys: StorageKeys,
+        own: Replica,
+        others: Others,
+        *,
+        outbox: Outbox,
+        draw: Draw,
+        wall: Wall,
+        quorum: int = QUORUM,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._keys = keys
+        self._replication = Replication(own, others, owner=keys.owner, quorum=quorum, limits=limits)
+        self._rim = Rim(self._replication, outbox, draw, wall, limits)
+        self._index = Index(keys, self._rim)
+        self._sender = Sender(keys, self._rim, settle=self._settle, floor=self._floor)
+        self._open: dict[bytes, Conversation] = {}
+        self._opening = trio.Lock()
+        self._floors: dict[bytes, int] = {}
+        self._losses: dict[Loss, None] = {}
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Send to the replicas, until cancelled. What waits then goes on with the next start."""
+        task_status.started()
+        self._sender.wake()
+        await self._sender.run()
+
+    # ---- conversations
+
+    async def conversations(self) -> tuple[SavedConversation, ...]:
+        """As this machine knows them, the one that changed last first."""
+        await self._ready()
+        return self._index.conversations()
+
+    async def new(
+        self, *, title: str = "", model: ModelId | None = None, sampling: SamplingParams | None = None
+    ) -> Conversation:
+        """A new one, durable here. Raises as ``Conversation.append``."""
+        await self._ready()
+        sid = self._rim.draw(SID_BYTES)
+        conversation = self._conversation(sid)
+        async with conversation.log.lock:
+            await conversation.log.commit(title=title_of(title), model=model, sampling=sampling)
+        self._open[sid] = conversation
+        await self._list(conversation)
+        self._sender.wake()
+        return conversation
+
+    async def open(self, sid: bytes, *, ask: bool = True) -> Conversation:
+        """One from our disk or, with ``ask``, from whoever has the newest of it.
+
+        What is missing of it stands in ``losses``. Raises ``ConversationLostError``, ``ForgottenError``.
+        """
+        await self._ready()
+        async with self._opening:
+            conversation = self._open.get(sid)
+            row = await self._rim.outbox.head(sid)
+            if conversation is None or conversation.log.at != (row.head if row else None):
+                conversation = await self._load(sid, row, ask=ask)
+                self._open[sid] = conversation
+            elif ask:
+                await self._look(conversation, row)
+        if conversation.gone:
+            raise self._forgotten(sid)
+        return conversation
+
+    async def forget(self, sid: bytes) -> None:
+        """Put a tombstone over it, here now and on the replicas when they can be had; then let go of it."""
+        await self._ready()
+        seen = await self._replication.newest(self._keys.conversation(sid).entry_key)
+        revision = max([entry.revision for _, entry in seen.entries], default=0)
+        conversation = self._open.get(sid) or self._conversation(sid)
+        if conversation.log.at is None and (row := await self._rim.outbox.head(sid)):
+            conversation = await self._load(sid, row, ask=False)
+        async with conversation.log.lock:
+            await conversation.log.bury(revision)
+            conversation.gone = True
+        self._open.pop(sid, None)
+        known = self._index.conversation(sid)
+        now = int(self._rim.wall())
+        base = known or SavedConversation(sid=sid, created=now, updated=now)
+        await self._index.note([replace(base, title="", updated=now, gone=True)])
+        self._sender.wake()
+
+    # ---- money
+
+    async def save_session(self, saved: SavedSession) -> None:
+        """Note a paid session, or its newer voucher. Raises ``StorageError`` when our disk takes it not."""
+        await self._ready()
+        if await self._index.note([saved]):
+            self._sender.wake()
+
+    async def sessions(self) -> tuple[SavedSession, ...]:
+        """Paid sessions as this machine knows them, the oldest first."""
+        await self._ready()
+        return self._index.sessions()
+
+    # ---- replicas
+
+    async def recover(self) -> Recovery:
+        """Ask all replicas for the index and unite it with ours. Conversations come when they are opened."""
+        await self._ready()
+        seen = await self._replication.newest(self._keys.index.entry_key)
+        row = await self._rim.outbox.head(INDEX_SID)
+        self._notice_rollback(INDEX_SID, row, seen)
+        entries = seen.newest_first()
+        try:
+            loaded = await self._index.recover([link_of(entry) for entry in entries])
+        except ConversationLostError as error:
+            self._losses[Loss("manifest", INDEX_SID, entries[0].revision, str(error))] = None
+            loaded = None
+        if loaded is not None:
+            self._floors[INDEX_SID] = max(loaded.head.link.seq, self._floors.get(INDEX_SID, 0))
+            self._sender.wake()
+        answered = frozenset(name for name, _ in seen.entries) | seen.empty
+        return Recovery(
+            self._index.conversations(),
+            self._index.sessions(),
+            self._all_losses(),
+            answered,
+            seen.failures,
+            loaded.head.link.seq if loaded else None,
+        )
+
+    async def flush(self) -> Status:
+        """Try now to bring everything to a quorum. What could not be done is in the status, never raised.
+
+        Raises ``StorageError`` of our own disk only.
+        """
+        await self._ready()
+        for _ in range(_ROUNDS):
+            sent = await self._sender.send()
+            settled = any(each.written and each.written.conflicts for each in sent)
+            if not settled and all(each.kept for each in sent):
+                break
+            if not settled and not any(each.kept for each in sent):
+                break
+        return await self.status()
+
+    async def wait_kept(self, sid: bytes) -> None:
+        """Until a quorum has what is committed to it now. :meth:`run` must be running."""
+        row = await self._rim.outbox.head(sid)
+        while row is not None:
+            event = self._sender.news.event
+            now = await self._rim.outbox.head(sid)
+            if now is None or (now.acked is not None and now.acked.seq >= row.head.seq):
+                return
+            await event.wait()
+
+    async def repair(self) -> list[Sent]:
+        """Read everything back from every replica, mend what is missing, renew all leases."""
+        await self._ready()
+        return await self._sender.send(check=True)
+
+    async def status(self) -> Status:
+        """What is kept and what is not."""
+        lagging = tuple(await self._rim.outbox.lagging())
+        return Status(lagging, dict(self._sender.last), self._replication.counted(), self._all_losses())
+
+    # ---- inside
+
+    async def _ready(self) -> None:
+        """Read the index, and list conversations that a crash left unlisted."""
+        async with self._index.log.lock:
+            await self._index.read()
+        for row in await self._rim.outbox.heads():
+            if row.sid != INDEX_SID and not row.gone and self._index.conversation(row.sid) is None:
+                conversation = await self._load(row.sid, row, ask=False)
+                await self._list(conversation)
+
+    async def _list(self, conversation: Conversation) -> None:
+        now = int(self._rim.wall())
+        known = self._index.conversation(conversation.sid)
+        same = known and (known.title, known.model) == (conversation.title, conversation.model)
+        if known and same and now - known.updated < UPDATED_EVERY_S:
+            return
+        created = known.created if known else now
+        await self._index.note(
+            [
+                SavedConversation(
+                    sid=conversation.sid,
+                    title=conversation.title,
+                    created=created,
+                    updated=max(now, known.updated + 1 if known else now),
+                    model=conversation.model,
+                )
+            ]
+        )
+
+    def _conversation(self, sid: bytes) -> Conversation:
+        return Conversation(self._keys.conversation(sid), self._rim, self._committed)
+
+    async def _committed(self, conversation: Conversation) -> None:
+        try:
+            await self._list(conversation)
+        except StorageError as error:  # what was committed stays so; the list is exact again with the next
+            log.warning("archive.list_not_updated", reason=str(error))
+        self._sender.wake()
+
+    async def _load(self, sid: bytes, row: HeadRow | None, *, ask: bool) -> Conversation:
+        if row is not None and row.gone:
+            raise self._forgotten(sid)
+        conversation = self._conversation(sid)
+        seen = Seen(())
+        if ask or row is None:
+            seen = await self._replication.newest(conversation.log.keys.entry_key)
+            self._notice_rollback(sid, row, seen)
+        shown = [link_of(entry) for entry in seen.newest_first()]
+        if shown and shown[0].hash == TOMBSTONE:
+            await self._mark_gone(conversation, shown[0], row)
+            raise self._forgotten(sid)
+        known = [row.head, *([row.acked] if row.acked else [])] if row else []
+        loaded = await conversation.log.reader.load([*known, *(link for link in shown if link not in known)])
+        conversation.take(loaded)
+        conversation.log.at = row.head if row else None
+        if row is not None and loaded.head.link == row.head:
+            conversation.log.head = loaded.head
+        else:
+            await conversation.log.adopt(loaded.head)
+            self._floors[sid] = loaded.head.link.seq
+            self._sender.wake()
+        await self._settle_shown(conversation, row, shown)
+        self._losses.update(dict.fromkeys(conversation.losses))
+        return conversation
+
+    async def _look(self, conversation: Conversation, row: HeadRow | None) -> None:
+        """Have replicas something newer than what is open?"""
+        seen = await self._replication.newest(conversation.log.keys.entry_key)
+        self._notice_rollback(conversation.sid, row, seen)
+        await self._settle_shown(conversation, row, [link_of(entry) for entry in seen.newest_first()])
+        self._losses.update(dict.fromkeys(conversation.losses))
+
+    async def _settle_shown(
+        self, conversation: Conversation, row: HeadRow | None, shown: Sequence[Link]
+    ) -> None:
+        floor = max(self._floor(conversation.sid), row.acked.seq if row and row.acked else 0)
+        ours = await self._rim.outbox.ours(conversation.sid)
+        for link in shown:
+            if link.seq >= floor and link not in ours:
+                await conversation.settle(link)
+        if shown:
+            self._sender.wake()
+
+    async def _mark_gone(self, conversation: Conversation, link: Link, row: HeadRow | None) -> None:
+        conversation.log.at = row.head if row else None
+        await conversation.settle(link)
+        self._sender.wake()
+
+    async def _settle(self, sid: bytes, link: Link) -> None:
+        if sid == INDEX_SID:
+            await self._index.settle(link)
+            return
+        conversation = self._open.get(sid)
+        row = await self._rim.outbox.head(sid)
+        if row is not None and row.gone:
+            gone = self._conversation(sid)
+            gone.log.at, gone.gone = row.head, True
+            if link.hash != TOMBSTONE:
+                await gone.settle(link)
+            return
+        if conversation is None or conversation.log.at != (row.head if row else None):
+            conversation = self._open[sid] = await self._load(sid, row, ask=False)
+        await conversation.settle(link)
+        self._losses.update(dict.fromkeys(conversation.losses))
+
+    def _floor(self, sid: bytes) -> int:
+        return self._floors.get(sid, 0)
+
+    def _notice_rollback(self, sid: bytes, row: HeadRow | None, seen: Seen) -> None:
+        if (
+            row is None
+            or row.acked is None
+            or not seen.rolled_back(row.acked.seq, self._replication.counted())
+        ):
+            return
+        highest = max((entry.revision for _, entry in seen.entries), default=0)
+        detail = f"replicas show revision {highest}; {row.acked.seq} was acknowledged: they lost it, or lie"
+        self._losses[Loss("rollback", sid, row.acked.seq, detail)] = None
+
+    def _all_losses(self) -> tuple[Loss, ...]:
+        return tuple(dict.fromkeys([*self._losses, *self._index.losses]))
+
+    def _forgotten(self, sid: bytes) -> ForgottenError:
+        msg = f"conversation {sid.hex()[:8]} was forgotten: begin a new one"
+        return ForgottenError(msg)

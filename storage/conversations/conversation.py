@@ -1,0 +1,221 @@
+"""One conversation, open: its turns in memory, each new piece on our disk before ``append`` returns.
+
+When another machine of the user went on with it at the same time, one of the two lines loses and is kept as
+a branch. That is settled between turns, never in the middle of one: what was asked and what is being
+answered stay together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import structlog
+
+from p2pnode.errors import P2PNodeError, ProtocolError
+from p2pnode.ids import ModelId
+from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.protocols.wire import decode_record, encode
+from p2pnode.storage.conversations.folding import joined
+from p2pnode.storage.conversations.forks import compare, wins
+from p2pnode.storage.conversations.log import TOMBSTONE, Log, Rim
+from p2pnode.storage.conversations.reading import Head, Loaded, Loss
+from p2pnode.storage.conversations.records import ArchiveError, Link, Manifest, Piece, title_of
+from p2pnode.storage.conversations.turns import Turn, missing_turns, numbered, turns_of
+from p2pnode.storage.keys import LogKeys
+
+log = structlog.get_logger()
+
+
+class ForgottenError(ArchiveError):
+    """The user forgot it, here or elsewhere."""
+
+
+class Conversation:
+    """Made by ``Archive.new`` and ``Archive.open``."""
+
+    def __init__(self, keys: LogKeys, rim: Rim, on_commit: Callable[[Conversation], Awaitable[None]]) -> None:
+        self.log = Log(keys, rim, _join)
+        self._on_commit = on_commit
+        self._pieces: list[Piece] = []
+        self._waiting: Link | None = None
+        self._in_turn = False
+        self._unread: dict[Link, None] = {}
+        self.losses: tuple[Loss, ...] = ()
+        """What should be there and could not be read."""
+        self.moved = False
+        """Another machine's line took the place of ours since it was opened: see ``branches``."""
+        self.gone = False
+
+    @property
+    def sid(self) -> bytes:
+        """16 bytes: its name."""
+        return self.log.keys.sid
+
+    @property
+    def title(self) -> str:
+        return self._manifest.title
+
+    @property
+    def model(self) -> ModelId | None:
+        return self._manifest.model
+
+    @property
+    def sampling(self) -> SamplingParams | None:
+        return self._manifest.sampling
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Oldest first. One that could not be read leaves a gap in the numbers, or is not ``whole``."""
+        return turns_of(self._pieces)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Numbers of turns that are known to have been, and are not there or not whole."""
+        return missing_turns(self.turns, self._manifest.turns)
+
+    @property
+    def branches(self) -> tuple[Link, ...]:
+        """Lines that lost against another machine's; :meth:`branch` reads one."""
+        return self._manifest.branches
+
+    @property
+    def head(self) -> Link | None:
+        """The newest commit."""
+        return self.log.head.link if self.log.head else None
+
+    async def append(self, *pieces: Piece) -> Link:
+        """Record new text, durable on our disk when it returns; replicas get it in the background.
+
+        Raises ``ForgottenError``, ``MovedError``, ``ConversationFullError``, ``DiskFullError``,
+        ``QuotaError`` and other ``StorageError``s; nothing was recorded then, and it may be tried again.
+        """
+        if not pieces:
+            msg = "append takes at least one piece"
+            raise ValueError(msg)
+        async with self.log.lock:
+            if self._waiting and pieces[0].role != "assistant":
+                await self._settle_waiting()
+            if self.gone:
+                msg = "this conversation was forgotten: begin a new one"
+                raise ForgottenError(msg)
+            turns = self._manifest.turns
+            last = self._pieces[-1] if self._pieces and self._pieces[-1].turn == turns - 1 else None
+            new = numbered(pieces, last, next_turn=turns)
+            head = await self._commit([encode(piece) for piece in new], turns=max(turns, new[-1].turn + 1))
+            self._pieces += new
+            self._in_turn = new[-1].role != "assistant" or new[-1].finish is None
+            if self._waiting and not self._in_turn:
+                await self._settle_waiting()
+        await self._on_commit(self)
+        return head.link
+
+    async def change(
+        self,
+        *,
+        title: str | None = None,
+        model: ModelId | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> None:
+        """Change what is said of it. Raises as :meth:`append`."""
+        wanted: dict[str, Any] = {
+            "title": None if title is None else title_of(title),
+            "model": model,
+            "sampling": sampling,
+        }
+        async with self.log.lock:
+            await self._commit(**{key: value for key, value in wanted.items() if value is not None})
+        await self._on_commit(self)
+
+    async def branch(self, link: Link) -> tuple[tuple[Turn, ...], tuple[Loss, ...]]:
+        """The turns of a line that lost, and what is missing of it. Raises ``ConversationLostError``."""
+        loaded = await self.log.reader.load([link])
+        pieces, losses = self._parse(loaded)
+        return turns_of(pieces), (*loaded.losses, *losses)
+
+    # ---- for the archive
+
+    def take(self, loaded: Loaded) -> None:
+        """Show what was read."""
+        self._pieces, losses = self._parse(loaded)
+        for loss in (*loaded.losses, *losses):
+            self.lose(loss)
+
+    def lose(self, loss: Loss) -> None:
+        """Report it once."""
+        if loss not in self.losses:
+            self.losses = (*self.losses, loss)
+            log.warning("archive.loss", kind=loss.kind, revision=loss.seq, sid=self.sid.hex())
+
+    async def settle(self, link: Link) -> None:
+        """Another machine wrote ``link``. Raises ``StorageError`` when the outcome can't be kept now."""
+        async with self.log.lock:
+            await self._settle(link)
+
+    async def _settle(self, link: Link) -> None:
+        if link.hash == TOMBSTONE:
+            if not self.gone:
+                await self.log.bury(link.seq)
+                self.gone, self._pieces = True, []
+            return
+        if self.gone:
+            await self.log.bury(link.seq)
+            return
+        ours = self.log.head
+        stands = await compare(self.log.reader, ours, link)
+        match stands.relation:
+            case "behind":
+                return
+            case "unreadable":
+                self.lose(Loss("manifest", self.sid, link.seq, f"another line can't be read: {stands.why}"))
+                self._unread[link] = None
+                if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
+                    await self._commit()
+            case "fork" if ours is not None and stands.other is not None and wins(ours.link, link):
+                await self.log.commit(branches=[stands.other])
+            case _ if self._in_turn:
+                self._waiting = link
+            case _:
+                await self._go_over(link, ours if stands.relation == "fork" else None)
+
+    async def _commit(self, records: Sequence[bytes] = (), **changes: Any) -> Head:
+        head = await self.log.commit(records, branches=list(self._unread), **changes)
+        self._unread.clear()
+        return head
+
+    async def _go_over(self, link: Link, lost: Head | None) -> None:
+        loaded = await self.log.reader.load([link])
+        if lost is None:
+            await self.log.adopt(loaded.head)
+        else:
+            await self.log.commit(onto=loaded.head, branches=[lost])
+        self.take(loaded)
+        self.moved = True
+
+    async def _settle_waiting(self) -> None:
+        link, self._waiting, self._in_turn = self._waiting, None, False
+        if link is None:
+            return
+        try:
+            await self._settle(link)
+        except P2PNodeError as error:  # whoever sends the pointer finds it again
+            log.warning("archive.fork_not_settled", reason=str(error), sid=self.sid.hex())
+
+    def _parse(self, loaded: Loaded) -> tuple[list[Piece], list[Loss]]:
+        pieces: list[Piece] = []
+        losses: list[Loss] = []
+        for raw in loaded.records:
+            try:
+                pieces.append(decode_record(Piece, raw))
+            except ProtocolError as error:
+                losses.append(Loss("segment", self.sid, loaded.head.link.seq, f"a record: {error}"))
+        return pieces, losses
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self.log.head.manifest if self.log.head else Manifest(seq=0, writer=bytes(8))
+
+
+def _join(records: list[bytes]) -> list[bytes]:
+    pieces: Sequence[Piece] = [decode_record(Piece, record) for record in records]
+    return [encode(piece) for piece in joined(pieces)]

@@ -1,0 +1,108 @@
+"""When segments are joined: sixteen of one level become one of the next, and only those.
+
+So a record is written once per level, and the number of levels grows with the logarithm of the log: bytes
+per turn stay what they are, and the list of segments stays short. (One snapshot of everything now and then
+would make each turn cost more the longer the conversation is.) Pure: decides, reads and seals nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from p2pnode.storage.conversations.records import (
+    LEVEL_MAX,
+    PIECE_IDS_MAX,
+    PIECE_TEXT_MAX,
+    RECORDS_MAX,
+    Piece,
+    SegmentRef,
+)
+
+FAN_IN: Final = 16
+MERGED_MAX: Final = 1 << 20
+"""Sealed bytes of the segments that are joined into one: more would be slow to fetch and to replace."""
+NEW_MAX: Final = 1 << 20
+"""Bytes of records in a new segment."""
+
+
+def due(refs: Sequence[SegmentRef]) -> int | None:
+    """Where the run of equal levels at the end begins, if it is long enough to be joined."""
+    level = refs[-1].level if refs else LEVEL_MAX
+    if level == LEVEL_MAX:
+        return None
+    start = len(refs)
+    while start and refs[start - 1].level == level:
+        start -= 1
+    return start if len(refs) - start >= FAN_IN else None
+
+
+def groups(refs: Sequence[SegmentRef]) -> list[list[SegmentRef]]:
+    """A run in groups of at most ``MERGED_MAX`` bytes, in order. A group of one is only raised a level."""
+    found: list[list[SegmentRef]] = []
+    room = 0
+    for ref in refs:
+        if not found or ref.length > room:
+            found.append([])
+            room = MERGED_MAX
+        found[-1].append(ref)
+        room -= ref.length
+    return found
+
+
+def raised(ref: SegmentRef) -> SegmentRef:
+    """The same segment, one level up."""
+    return replace(ref, level=min(ref.level + 1, LEVEL_MAX))
+
+
+def in_segments(records: Iterable[bytes]) -> list[list[bytes]]:
+    """New records as lists that fit a segment each."""
+    found: list[list[bytes]] = []
+    room = 0
+    for record in records:
+        if not found or len(record) > room or len(found[-1]) == RECORDS_MAX:
+            found.append([])
+            room = NEW_MAX
+        found[-1].append(record)
+        room -= len(record)
+    return found
+
+
+def joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """Adjacent pieces of one turn from one place, as one."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if found and _continues(found[-1], piece):
+            found[-1] = _join(found[-1], piece)
+        else:
+            found.append(piece)
+    return found
+
+
+def _continues(first: Piece, then: Piece) -> bool:
+    if (first.ids and not first.text) or (then.ids and not then.text):
+        return False  # ids whose text never came must stay apart: whoever goes on needs to know them
+    return (
+        (first.turn, first.role, first.part + first.parts) == (then.turn, then.role, then.part)
+        and (first.host, first.model, first.session) == (then.host, then.model, then.session)
+        and len(first.ids) + len(then.ids) <= PIECE_IDS_MAX
+        and len(first.text.encode(errors="replace")) + len(then.text.encode(errors="replace"))
+        <= PIECE_TEXT_MAX
+    )
+
+
+def _join(first: Piece, then: Piece) -> Piece:
+    return replace(
+        first,
+        text=first.text + then.text,
+        ids=first.ids + then.ids,
+        finish=then.finish,
+        receipt=then.receipt or first.receipt,
+        tokens_in=first.tokens_in + then.tokens_in,
+        reused=first.reused + then.reused,
+        tokens_out=first.tokens_out + then.tokens_out,
+        cost=first.cost + then.cost,
+        at=max(first.at, then.at),
+        parts=first.parts + then.parts,
+    )

@@ -1,0 +1,174 @@
+"""The user's index: which conversations there are, and the paid sessions whose money must be recoverable.
+
+It is a log like a conversation, so that noting a voucher costs the same however long the list is. It never
+has branches: what two machines wrote is united. Every change is on our disk before ``note`` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import structlog
+
+from p2pnode.errors import ProtocolError
+from p2pnode.protocols.wire import encode
+from p2pnode.storage.conversations.forks import compare
+from p2pnode.storage.conversations.log import Log, Rim
+from p2pnode.storage.conversations.outbox import MovedError
+from p2pnode.storage.conversations.reading import ConversationLostError, Loaded, Loss
+from p2pnode.storage.conversations.records import (
+    ArchiveError,
+    IndexRecord,
+    Link,
+    SavedConversation,
+    SavedSession,
+)
+from p2pnode.storage.conversations.unions import better, id_of, live, parse_index, union
+from p2pnode.storage.keys import INDEX_SID, StorageKeys
+
+log = structlog.get_logger()
+_TRIES: Final = 8
+
+
+class Index:
+    """Records by id. Call :meth:`read` first."""
+
+    def __init__(self, keys: StorageKeys, rim: Rim) -> None:
+        self.log = Log(keys.index, rim, self._join)
+        self._rim = rim
+        self._records: dict[bytes, IndexRecord] = {}
+        self._unread: dict[Link, None] = {}
+        self.losses: tuple[Loss, ...] = ()
+
+    def conversations(self) -> tuple[SavedConversation, ...]:
+        """All that were not forgotten, the one that changed last first."""
+        found = [
+            each for each in self._records.values() if isinstance(each, SavedConversation) and not each.gone
+        ]
+        return tuple(sorted(found, key=lambda each: (-each.updated, each.sid)))
+
+    def sessions(self) -> tuple[SavedSession, ...]:
+        """All paid sessions that may still matter, the oldest first."""
+        found = [each for each in self._records.values() if isinstance(each, SavedSession)]
+        return tuple(sorted(found, key=lambda each: (each.opened_at, each.session)))
+
+    def conversation(self, sid: bytes) -> SavedConversation | None:
+        """One, also if it was forgotten."""
+        found = self._records.get(sid)
+        return found if isinstance(found, SavedConversation) else None
+
+    async def read(self) -> None:
+        """What our disk has, or others for it; nothing where there is none yet."""
+        row = await self._rim.outbox.head(INDEX_SID)
+        if row is None or row.head == self.log.at:
+            return
+        self.log.at = row.head
+        try:
+            loaded = await self.log.reader.load([row.head, *([row.acked] if row.acked else [])])
+        except ConversationLostError as error:
+            self.losses = (Loss("manifest", INDEX_SID, row.head.seq, str(error)),)
+            log.warning("archive.index_lost", reason=str(error))
+            return
+        self.log.head = loaded.head
+        self._take(loaded)
+
+    async def note(self, records: Iterable[IndexRecord]) -> bool:
+        """Record what is better than what is known. Was there anything? Raises as ``Log.commit``."""
+        wanted = union(records)
+        async with self.log.lock:
+            for _ in range(_TRIES):
+                news = [new for key, new in wanted.items() if self._improves(key, new)]
+                if not news:
+                    return False
+                try:
+                    await self._commit(news)
+                except MovedError:
+                    await self.read()
+                    continue
+                self._records.update({id_of(each): each for each in news})
+                return True
+        msg = "other processes of this machine keep changing the list of conversations: try again"
+        raise ArchiveError(msg)
+
+    async def settle(self, link: Link) -> None:
+        """Another machine wrote ``link``: unite. Raises ``StorageError`` when that can't be kept now."""
+        async with self.log.lock:
+            await self.read()
+            stands = await compare(self.log.reader, self.log.head, link)
+            if stands.relation == "behind":
+                return
+            if stands.other is None:
+                # Ours goes on above it: whoever wrote it has what it said, and unites when he is back.
+                self._lose(
+                    Loss("manifest", INDEX_SID, link.seq, f"a newer index can't be read: {stands.why}")
+                )
+                await self.log.commit(branches=[link])
+                return
+            loaded = await self.log.reader.load([link])
+            ours = dict(self._records)
+            self._records = {}
+            self._take(loaded)
+            news = [each for key, each in ours.items() if self._improves(key, each)]
+            self._records.update({id_of(each): each for each in news})
+            listed = _sids(self._records.values())
+            if news:
+                await self.log.commit([encode(each) for each in news], onto=loaded.head, listed=listed)
+            else:
+                await self.log.adopt(loaded.head, listed=listed)
+
+    async def recover(self, links: Sequence[Link]) -> Loaded | None:
+        """Take the newest of ``links`` that can be read. None where there is none."""
+        if not links:
+            return None
+        loaded = await self.log.reader.load(links)
+        for loss in loaded.losses:
+            self._lose(loss)
+        await self.settle(loaded.head.link)
+        await self._unite_branches()
+        return loaded
+
+    async def _unite_branches(self) -> None:
+        """Indexes that could not be read when they were passed over may be there again."""
+        found: list[IndexRecord] = []
+        for link in self.log.head.manifest.branches if self.log.head else ():
+            try:
+                loaded = await self.log.reader.load([link])
+                found += [parse_index(record) for record in loaded.records]
+            except (ConversationLostError, ProtocolError) as error:
+                log.info("archive.index_branch_unread", reason=str(error))
+        await self.note(found)
+
+    async def _commit(self, news: Sequence[IndexRecord]) -> None:
+        records = [encode(each) for each in news]
+        await self.log.commit(records, branches=list(self._unread), listed=_sids(news))
+        self._unread.clear()
+
+    def _take(self, loaded: Loaded) -> None:
+        for loss in loaded.losses:
+            self._lose(loss)
+        found = []
+        for raw in loaded.records:
+            try:
+                found.append(parse_index(raw))
+            except ProtocolError as error:
+                self._lose(
+                    Loss("segment", INDEX_SID, loaded.head.link.seq, f"a record can't be read: {error}")
+                )
+        self._records = union([*self._records.values(), *found])
+
+    def _improves(self, key: bytes, new: IndexRecord) -> bool:
+        known = self._records.get(key)
+        return known is None or better(known, new) != known
+
+    def _lose(self, loss: Loss) -> None:
+        if loss not in self.losses:
+            self.losses = (*self.losses, loss)
+
+    def _join(self, records: list[bytes]) -> list[bytes]:
+        kept = union(parse_index(record) for record in records).values()
+        return [encode(each) for each in live(kept, self._rim.wall())]
+
+
+def _sids(records: Iterable[IndexRecord]) -> list[bytes]:
+    return [each.sid for each in records if isinstance(each, SavedConversation)]

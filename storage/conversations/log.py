@@ -1,0 +1,265 @@
+"""One sealed log of this user, on our own disk: what is new is sealed, put, and then the head moves.
+
+A commit writes the new records and one manifest, now and then a joined segment, never anything again that
+was written before. It has happened when the outbox's transaction has; before that, nothing has. Whoever
+uses a log says how records are joined, and holds ``lock`` while it commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import structlog
+import trio
+
+from p2pnode.errors import ProtocolError, StorageError
+from p2pnode.limits import Limits
+from p2pnode.protocols.s5.ids import BlobHash, hash_of
+from p2pnode.protocols.wire import encode
+from p2pnode.storage.conversations import folding
+from p2pnode.storage.conversations.outbox import NewHead, Outbox
+from p2pnode.storage.conversations.reading import Head, Reader
+from p2pnode.storage.conversations.records import (
+    BRANCHES_MAX,
+    RECORDS_MAX,
+    SEGMENTS_MAX,
+    WRITERS_MAX,
+    ArchiveError,
+    Link,
+    Manifest,
+    Segment,
+    SegmentRef,
+    WriterSeq,
+)
+from p2pnode.storage.keys import LogKeys
+from p2pnode.storage.replication import BlobLostError, Replication
+from p2pnode.storage.sealing import RECORD_MAX, Draw, SealError, seal
+
+log = structlog.get_logger()
+Join: TypeAlias = Callable[[list[bytes]], list[bytes]]
+Wall: TypeAlias = Callable[[], float]
+"""Epoch seconds."""
+
+
+class ConversationFullError(ArchiveError):
+    """It has as many segments as a manifest can list."""
+
+
+@dataclass(slots=True)
+class _Sealed:
+    """Objects of one commit, by their hash, and the records in them."""
+
+    objects: dict[BlobHash, bytes] = field(default_factory=dict)
+    records: dict[BlobHash, list[bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rim:
+    """What every log of one archive is given."""
+
+    replication: Replication
+    outbox: Outbox
+    draw: Draw
+    wall: Wall
+    limits: Limits
+
+
+class Log:
+    """``head`` is None as long as nothing was read, committed or adopted."""
+
+    def __init__(self, keys: LogKeys, rim: Rim, join: Join) -> None:
+        self.keys, self._rim, self._join = keys, rim, join
+        self.reader = Reader(keys, rim.replication, rim.limits)
+        self.lock = trio.Lock()
+        self.head: Head | None = None
+        self.at: Link | None = None
+        """The outbox's head. It is not ``head``'s where that one's manifest can't be read any more."""
+
+    @property
+    def wrote_head(self) -> bool:
+        """Did this machine write the head?"""
+        return self.head is not None and self.head.manifest.writer == self._rim.outbox.writer
+
+    async def commit(
+        self,
+        records: Sequence[bytes] = (),
+        *,
+        onto: Head | None = None,
+        branches: Sequence[Head | Link] = (),
+        listed: Sequence[bytes] = (),
+        **changes: Any,
+    ) -> Head:
+        """Add ``records``, durable here when it returns. ``changes`` are fields of the manifest.
+
+        ``onto`` rebases: the next manifest follows that one instead of the head. ``branches`` are kept on
+        record; a bare link is one that can't be read now. Raises ``MovedError``,
+        ``ConversationFullError``, ``DiskFullError``, ``QuotaError`` and other ``StorageError``s: nothing
+        was committed then.
+        """
+        base = onto or self.head
+        sealed = _Sealed()
+        old = base.manifest if base else Manifest(seq=0, writer=self._rim.outbox.writer)
+        number, refs = old.next, list(old.segments)
+        for group in folding.in_segments(records):
+            refs.append(self._seal_segment(sealed, group, number, number, 0))
+            number += 1
+        folded = await self._fold(refs, sealed)
+        if len(refs) > SEGMENTS_MAX:
+            msg = f"this conversation is full ({SEGMENTS_MAX} segments): begin a new one"
+            raise ConversationFullError(msg)
+        links = [each.link if isinstance(each, Head) else each for each in branches]
+        seq = max(0, *(each.seq for each in [base and base.link, self.at, *links] if each)) + 1
+        forked = [each.manifest for each in branches if isinstance(each, Head)]
+        manifest = replace(
+            old,
+            **changes,
+            seq=seq,
+            prev=base.link if base else None,
+            next=number,
+            segments=tuple(refs),
+            writer=self._rim.outbox.writer,
+            writers=self._writers([old, *forked], seq),
+            branches=_with_branches(old, base, links),
+        )
+        return await self._write(manifest, sealed, base, listed=listed, folded=folded)
+
+    async def adopt(self, head: Head, listed: Sequence[bytes] = ()) -> None:
+        """Take what another machine wrote as our head; its blobs are on our disk, or come when they can."""
+        gone = [] if self.head is None else _of(self.head)
+        kept = set(_of(head))
+        await self._rim.outbox.commit(
+            NewHead(
+                sid=self.keys.sid,
+                base=self.at,
+                head=head.link,
+                updated=int(self._rim.wall()),
+                superseded=[digest for digest in gone if digest not in kept],
+                listed=listed,
+            )
+        )
+        self.head, self.at = head, head.link
+
+    async def bury(self, seq: int) -> None:
+        """Replace the log by a tombstone above ``seq``. Its blobs go when that is acknowledged."""
+        head = self.head
+        blobs = (await self.reader.reachable(head.link, head.manifest))[0] if head else []
+        link = Link(seq=max(seq, self.at.seq if self.at else 0) + 1, hash=TOMBSTONE)
+        await self._rim.outbox.commit(
+            NewHead(
+                sid=self.keys.sid,
+                base=self.at,
+                head=link,
+                updated=int(self._rim.wall()),
+                superseded=blobs,
+                fold=True,
+                gone=True,
+            )
+        )
+        self.head, self.at = None, link
+
+    async def _write(
+        self, manifest: Manifest, sealed: _Sealed, base: Head | None, *, listed: Sequence[bytes], folded: bool
+    ) -> Head:
+        keys, rim = self.keys, self._rim
+        sealed_manifest = seal(keys, manifest.seq, "M", encode(manifest), rim.draw)
+        head = Head(Link(seq=manifest.seq, hash=hash_of(sealed_manifest)), manifest)
+        needed = [sealed.objects[ref.hash] for ref in manifest.segments if ref.hash in sealed.objects]
+        put: list[BlobHash] = []
+        try:
+            for data in [*needed, sealed_manifest]:
+                digest = hash_of(data)
+                await rim.replication.own.blobs.put(data, owner=rim.replication.owner, expected=digest)
+                put.append(digest)
+            kept = set(_of(head))
+            before = [*(_of(base) if base else []), *(_of(self.head) if self.head else [])]
+            await rim.outbox.commit(
+                NewHead(
+                    sid=keys.sid,
+                    base=self.at,
+                    head=head.link,
+                    updated=int(rim.wall()),
+                    superseded=[digest for digest in dict.fromkeys(before) if digest not in kept],
+                    fold=folded,
+                    listed=listed,
+                )
+            )
+        except StorageError:
+            await self._take_back(put)
+            raise
+        self.head, self.at = head, head.link
+        return head
+
+    async def _take_back(self, put: Sequence[BlobHash]) -> None:
+        try:
+            for digest in put:
+                await self._rim.replication.own.blobs.unpin(digest, owner=self._rim.replication.owner)
+        except StorageError as error:  # they go when their lease ends
+            log.debug("log.not_taken_back", reason=str(error))
+
+    def _seal_segment(
+        self, sealed: _Sealed, records: list[bytes], first: int, last: int, level: int
+    ) -> SegmentRef:
+        data = seal(
+            self.keys, last, self.reader.kind, encode(Segment(records=tuple(records))), self._rim.draw
+        )
+        digest = hash_of(data)
+        sealed.objects[digest], sealed.records[digest] = data, records
+        return SegmentRef(first=first, last=last, level=level, hash=digest, length=len(data))
+
+    async def _fold(self, refs: list[SegmentRef], sealed: _Sealed) -> bool:
+        """Join what is due, in place. A segment that can't be read now stays as it is, a level up."""
+        folded = False
+        while (start := folding.due(refs)) is not None:
+            run, refs[start:] = refs[start:], []
+            for group in folding.groups(run):
+                records = await self._records_of(group, sealed) if len(group) > 1 else None
+                if records is None:
+                    refs += [folding.raised(ref) for ref in group]
+                    continue
+                level = folding.raised(group[0]).level
+                refs.append(self._seal_segment(sealed, records, group[0].first, group[-1].last, level))
+            folded = True
+        return folded
+
+    async def _records_of(self, group: Sequence[SegmentRef], sealed: _Sealed) -> list[bytes] | None:
+        records: list[bytes] = []
+        try:
+            for ref in group:
+                records += sealed.records.get(ref.hash) or await self.reader.segment(ref)
+            records = self._join(records)
+        except (BlobLostError, SealError, ProtocolError) as error:
+            log.warning("log.not_joined", reason=str(error))
+            return None
+        if (
+            not records
+            or len(records) > RECORDS_MAX
+            or sum(len(each) + 8 for each in records) > RECORD_MAX - 64
+        ):
+            return None
+        return records
+
+    def _writers(self, manifests: Sequence[Manifest], seq: int) -> tuple[WriterSeq, ...]:
+        newest: dict[bytes, int] = {}
+        for known in (each for manifest in manifests for each in manifest.writers):
+            newest[known.writer] = max(known.seq, newest.get(known.writer, 0))
+        newest[self._rim.outbox.writer] = seq  # the highest of all
+        ordered = sorted(newest.items(), key=lambda item: (-item[1], item[0]))
+        return tuple(WriterSeq(writer=writer, seq=number) for writer, number in ordered[:WRITERS_MAX])
+
+
+TOMBSTONE = BlobHash(bytes(32))
+"""What the pointer of a forgotten conversation names."""
+
+
+def _of(head: Head) -> list[BlobHash]:
+    return [*(ref.hash for ref in head.manifest.segments), head.link.hash]
+
+
+def _with_branches(old: Manifest, base: Head | None, new: Sequence[Link]) -> tuple[Link, ...]:
+    """With ``new``; where there is no more room, the old ones stay reachable through the manifest before."""
+    found = dict.fromkeys([*old.branches, *new])
+    if len(found) > BRANCHES_MAX and base is not None:
+        found = dict.fromkeys([base.link, *(link for link in new if link not in old.branches)])
+    return tuple(found)[: BRANCHES_MAX + 1]

@@ -1,0 +1,209 @@
+"""What this machine knows of its logs that no replica can tell it: heads, and what was acknowledged.
+
+The one transaction of :meth:`Outbox.commit` is the moment at which a commit has happened. A head whose
+acknowledged revision lags is what has not reached a quorum; after a crash :meth:`lagging` goes on with it.
+Several processes may share the file: a commit names the head it builds on. Knows no keys and no network.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.storage.conversations.outbox_file import connect, failing_as_storage
+from p2pnode.storage.conversations.records import WRITER_BYTES, ArchiveError, Link
+from p2pnode.storage.sealing import Draw
+
+T = TypeVar("T")
+_WAITING: Final = 0
+"""The fold of what was superseded since the last one."""
+
+
+class MovedError(ArchiveError):
+    """Another process of this machine committed to the log: it must be opened again."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRow:
+    """Where a log is here, and what a quorum acknowledged last (None: nothing yet)."""
+
+    sid: bytes
+    head: Link
+    updated: int
+    gone: bool = False
+    acked: Link | None = None
+
+    @property
+    def lags(self) -> bool:
+        """Has the head not reached a quorum?"""
+        return self.head != self.acked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewHead:
+    """A commit: ``base`` is the head it was made on. ``superseded`` are blobs it needs no more."""
+
+    sid: bytes
+    base: Link | None
+    head: Link
+    updated: int
+    superseded: Sequence[BlobHash] = ()
+    fold: bool = False
+    gone: bool = False
+    listed: Sequence[bytes] = ()
+    """Of the index: conversations that it names."""
+
+
+class Outbox:
+    """Open it with a path in the own store's folder; ``aclose`` when done."""
+
+    def __init__(self, path: Path, draw: Draw, *, in_thread: bool = True) -> None:
+        self._path, self._in_thread = path, in_thread
+        self._db = connect(path, draw(WRITER_BYTES))
+        self._limiter = trio.CapacityLimiter(1)
+        row = self._db.execute("SELECT id FROM writer").fetchone()
+        self.writer: bytes = row["id"]
+        """Tells this data dir's commits from those of the user's other machines."""
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    async def head(self, sid: bytes) -> HeadRow | None:
+        """One log."""
+        rows = await self._read("SELECT * FROM heads WHERE sid = ?", (sid,))
+        return _head_of(rows[0]) if rows else None
+
+    async def heads(self) -> list[HeadRow]:
+        """Every log that is here."""
+        return [_head_of(row) for row in await self._read("SELECT * FROM heads ORDER BY sid")]
+
+    async def lagging(self) -> list[HeadRow]:
+        """Logs whose head has not reached a quorum; the index, whose sid is the least, first."""
+        return [row for row in await self.heads() if row.lags]
+
+    async def ours(self, sid: bytes) -> frozenset[Link]:
+        """Heads of this log since the last that was acknowledged, and that one."""
+        rows = await self._read(
+            "SELECT seq, hash FROM pending WHERE sid = :sid UNION "
+            "SELECT acked, acked_hash FROM heads WHERE sid = :sid AND acked >= 0",
+            {"sid": sid},
+        )
+        return frozenset(_link(row[0], row[1]) for row in rows)
+
+    async def commit(self, new: NewHead) -> None:
+        """It has happened when this returns. Raises ``MovedError``, ``DiskFullError``, ``StorageError``."""
+
+        def change(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT * FROM heads WHERE sid = ?", (new.sid,)).fetchone()
+            if (None if row is None else _head_of(row).head) != new.base:
+                msg = "another process of this machine writes to this conversation: open it again"
+                raise MovedError(msg)
+            db.execute(
+                "INSERT INTO heads (sid, seq, hash, updated, gone) VALUES (?, ?, ?, ?, ?) ON CONFLICT (sid)"
+                " DO UPDATE SET seq = excluded.seq, hash = excluded.hash, updated = excluded.updated,"
+                " gone = excluded.gone",
+                (new.sid, new.head.seq, new.head.hash, new.updated, new.gone),
+            )
+            mark = (new.sid, new.head.seq, new.head.hash)
+            db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", mark)
+            db.executemany(
+                "INSERT OR IGNORE INTO superseded VALUES (?, ?, ?)",
+                [(new.sid, digest, _WAITING) for digest in new.superseded],
+            )
+            if new.fold:
+                db.execute(
+                    "UPDATE superseded SET fold = ? WHERE sid = ? AND fold = ?",
+                    (new.head.seq, new.sid, _WAITING),
+                )
+            db.executemany(
+                "INSERT OR IGNORE INTO listed VALUES (?, ?)", [(sid, new.head.seq) for sid in new.listed]
+            )
+
+        await self._write(change)
+
+    async def acked(self, sid: bytes, link: Link) -> None:
+        """A quorum has it. An older one than is known changes nothing."""
+
+        def change(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE heads SET acked = ?, acked_hash = ? WHERE sid = ? AND acked <= ?",
+                (link.seq, link.hash, sid, link.seq),
+            )
+            db.execute("DELETE FROM pending WHERE sid = ? AND seq <= ?", (sid, link.seq))
+
+        await self._write(change)
+
+    async def to_drop(self, sid: bytes, *, alone: bool = False) -> list[BlobHash]:
+        """What no acknowledged pointer needs since more than one fold; all of it once it is forgotten.
+
+        ``alone``: there is nobody else who could acknowledge, our disk's head counts instead.
+        """
+        rows = await self._read(
+            "SELECT s.hash FROM superseded s JOIN heads h ON h.sid = s.sid WHERE s.sid = :sid AND ("
+            " (h.gone AND (:alone OR h.acked = h.seq)) OR (s.fold > 0 AND s.fold < (SELECT MAX(f.fold) FROM"
+            " superseded f WHERE f.sid = :sid AND (:alone OR f.fold <= h.acked))))",
+            {"sid": sid, "alone": alone},
+        )
+        return [BlobHash(row[0]) for row in rows]
+
+    async def dropped(self, sid: bytes, blobs: Sequence[BlobHash]) -> None:
+        """Our leases on these have ended."""
+
+        def change(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "DELETE FROM superseded WHERE sid = ? AND hash = ?", [(sid, digest) for digest in blobs]
+            )
+
+        await self._write(change)
+
+    async def is_listed_safely(self, sid: bytes) -> bool:
+        """Has an index that names this conversation reached a quorum? Without it nobody would look for it."""
+        rows = await self._read(
+            "SELECT 1 FROM listed l JOIN heads i ON i.sid = ? WHERE l.sid = ? AND i.acked >= l.born",
+            (bytes(len(sid)), sid),
+        )
+        return bool(rows)
+
+    async def _read(
+        self, query: str, marks: Sequence[object] | Mapping[str, object] = ()
+    ) -> list[sqlite3.Row]:
+        def read() -> list[sqlite3.Row]:
+            with failing_as_storage(self._path):
+                return list(self._db.execute(query, marks))
+
+        return await self._run(read)
+
+    async def _write(self, change: Callable[[sqlite3.Connection], None]) -> None:
+        def write() -> None:
+            with failing_as_storage(self._path):
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    change(self._db)
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+
+        await self._run(write)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._in_thread:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        return work()
+
+
+def _link(seq: int, digest: bytes) -> Link:
+    return Link(seq=seq, hash=BlobHash(digest))
+
+
+def _head_of(row: sqlite3.Row) -> HeadRow:
+    acked = None if row["acked_hash"] is None else _link(row["acked"], row["acked_hash"])
+    return HeadRow(row["sid"], _link(row["seq"], row["hash"]), row["updated"], bool(row["gone"]), acked)

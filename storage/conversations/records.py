@@ -1,0 +1,186 @@
+"""What is sealed: segments of records, manifests that list them, and the records themselves.
+
+A *log* is a list of segments, named by its newest manifest. A conversation is a log of ``Piece``; the
+index is a log of ``SavedConversation`` and ``SavedSession``. All of it is msgpack with bounds
+(``protocols/wire.py``), one codec for everything. Knows no keys and no stores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal, TypeAlias
+
+from p2pnode.errors import StorageError
+from p2pnode.ids import PeerId
+from p2pnode.protocols.inference.messages import (
+    ModelIdBytes,
+    Role,
+    SamplingParams,
+    SessionIdBytes,
+    SessionTerms,
+    Voucher,
+)
+from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.protocols.wire import U32, U63, Bytes32, Codec, Key, Range, Size, exactly, message
+
+PIECE_TEXT_MAX: Final = 1 << 19
+"""Bytes of text in one piece; longer text takes several."""
+PIECE_IDS_MAX: Final = 8192
+RECORDS_MAX: Final = 4096
+"""Records in a segment."""
+RECORD_BYTES_MAX: Final = 1 << 20
+SEGMENTS_MAX: Final = 1024
+LEVEL_MAX: Final = 7
+BRANCHES_MAX: Final = 16
+WRITERS_MAX: Final = 16
+WRITER_BYTES: Final = 8
+TITLE_MAX: Final = 128
+_PEER_MAX: Final = 128
+_ADDRESSES_MAX: Final = 16
+_ADDRESS_MAX: Final = 256
+_LENGTH_MAX: Final = 4 << 20
+
+Sid = Annotated[bytes, exactly(16)]
+HashBytes = Annotated[BlobHash, exactly(32)]
+Title = Annotated[str, Size(0, TITLE_MAX)]
+Finish: TypeAlias = Literal["stop", "length", "cancelled", "failed"]
+
+
+class ArchiveError(StorageError):
+    """A conversation can't be had, or not be written; the message says what to do."""
+
+
+# ---- what a conversation is made of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """New text of a turn: all of it, or what came since the last piece.
+
+    ``turn``, ``part`` (pieces of the turn before this one) and ``parts`` (how many were joined in it) are
+    the conversation's to number. Counts and ``cost`` (token units) are of this piece, so that they add up;
+    ``receipt`` is the root of the host's receipt chain. ``finish`` ends the turn. ``at``: epoch seconds.
+    """
+
+    role: Role
+    text: Annotated[str, Size(0, PIECE_TEXT_MAX), Key("x")] = field(default="", repr=False)
+    ids: Annotated[tuple[U32, ...], Size(0, PIECE_IDS_MAX), Key("i")] = field(default=(), repr=False)
+    finish: Annotated[Finish | None, Key("f")] = None
+    model: Annotated[ModelIdBytes | None, Key("m")] = None
+    host: Annotated[PeerId | None, Size(1, _PEER_MAX), Key("h")] = None
+    session: Annotated[SessionIdBytes | None, Key("s")] = None
+    receipt: Annotated[Bytes32 | None, Key("r")] = None
+    tokens_in: Annotated[U63, Key("ti")] = 0
+    reused: Annotated[U63, Key("re")] = 0
+    tokens_out: Annotated[U63, Key("to")] = 0
+    cost: Annotated[U63, Key("c")] = 0
+    at: U63 = 0
+    turn: Annotated[U32, Key("n")] = 0
+    part: Annotated[U32, Key("p")] = 0
+    parts: Annotated[U32, Key("q")] = 1
+
+
+# ---- what the index is made of
+
+
+@message("conversation")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedConversation:
+    """A conversation in the list. Times are epoch seconds; ``updated`` is exact to an hour elsewhere."""
+
+    sid: Sid
+    title: Title = field(default="", repr=False)
+    created: U63
+    updated: U63
+    model: ModelIdBytes | None = None
+    gone: bool = False
+    """It was forgotten; this stays, so that no other device brings it back."""
+
+
+@message("session")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedSession:
+    """A paid session: what it takes to pay for what was received, and to know what was spent."""
+
+    session: SessionIdBytes
+    terms: SessionTerms
+    voucher_secret: Bytes32 = field(repr=False)
+    host: Annotated[PeerId, Size(1, _PEER_MAX)]
+    addresses: Annotated[tuple[Annotated[str, Size(1, _ADDRESS_MAX)], ...], Size(0, _ADDRESSES_MAX)] = ()
+    valid_before: U63
+    opened_at: U63
+    voucher: Voucher | None = None
+
+
+IndexRecord: TypeAlias = SavedConversation | SavedSession
+INDEX_CODEC: Final = Codec(SavedConversation, SavedSession)
+
+
+# ---- what holds them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Encoded records, oldest first."""
+
+    v: Annotated[int, Range(1, 1)] = 1
+    records: Annotated[tuple[Annotated[bytes, Size(1, RECORD_BYTES_MAX)], ...], Size(1, RECORDS_MAX)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentRef:
+    """A segment in a manifest. Segments count from 0 as they are written; ``first`` to ``last`` are in it.
+
+    It is sealed for ``last``. ``length`` is the sealed object's, in bytes.
+    """
+
+    first: Annotated[U63, Key("f")]
+    last: Annotated[U63, Key("l")]
+    level: Annotated[int, Range(0, LEVEL_MAX), Key("v")] = 0
+    hash: Annotated[HashBytes, Key("h")]
+    length: Annotated[int, Range(1, _LENGTH_MAX), Key("n")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A manifest: its sequence number, which is its revision in the registry, and its hash."""
+
+    seq: Annotated[U63, Key("s")]
+    hash: Annotated[HashBytes, Key("h")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterSeq:
+    """The newest manifest of one writer that a manifest builds on."""
+
+    writer: Annotated[bytes, exactly(WRITER_BYTES), Key("w")]
+    seq: Annotated[U63, Key("s")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One state of a log. ``writers`` tells descent from a fork; ``branches`` are lines that lost one."""
+
+    v: Annotated[int, Range(1, 1)] = 1
+    seq: U63
+    prev: Link | None = None
+    next: U63 = 0
+    """The number of the next segment."""
+    segments: Annotated[tuple[SegmentRef, ...], Size(0, SEGMENTS_MAX)] = ()
+    writer: Annotated[bytes, exactly(WRITER_BYTES)]
+    writers: Annotated[tuple[WriterSeq, ...], Size(0, WRITERS_MAX)] = ()
+    branches: Annotated[tuple[Link, ...], Size(0, BRANCHES_MAX + 1)] = ()
+    turns: U32 = 0
+    title: Title = field(default="", repr=False)
+    model: ModelIdBytes | None = None
+    sampling: SamplingParams | None = None
+
+    def builds_on(self, other: Manifest) -> bool:
+        """Is ``other`` an ancestor, kept as a branch of one, or this one?"""
+        return any(known.writer == other.writer and known.seq >= other.seq for known in self.writers)
+
+
+def title_of(text: str) -> str:
+    """``text`` as a title: one line, cut at a character to what a title may hold."""
+    line = " ".join(text.split())
+    return line.encode(errors="replace")[:TITLE_MAX].decode(errors="ignore")

@@ -1,0 +1,167 @@
+"""What is on our disk goes to the replicas: the newest pointer of each log that lags, with all its blobs.
+
+Several commits that wait become one pointer. A conversation counts as acknowledged only when an index that
+names it is, since without its name nobody could look for it. Another writer's pointer in the way is handed
+to whoever owns the log. Blobs that no acknowledged pointer needs are let go one fold later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from p2pnode.errors import P2PNodeError
+from p2pnode.protocols.s5.entries import Entry, pointer_to
+from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.storage.conversations.forks import link_of
+from p2pnode.storage.conversations.log import TOMBSTONE, Rim
+from p2pnode.storage.conversations.outbox import HeadRow
+from p2pnode.storage.conversations.reading import Loss, Reader
+from p2pnode.storage.conversations.records import Link
+from p2pnode.storage.keys import INDEX_SID, LogKeys, StorageKeys
+from p2pnode.storage.quorum import Written
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of one log's pointer. ``kept``: a quorum has it, and an index that names it."""
+
+    sid: bytes
+    link: Link
+    kept: bool
+    written: Written | None = None
+    losses: tuple[Loss, ...] = ()
+    trouble: str = ""
+    """Why it could not even be tried."""
+
+
+@dataclass(slots=True)
+class _News:
+    """Tells those who wait that something was acknowledged."""
+
+    event: trio.Event = field(default_factory=trio.Event)
+
+    def tell(self) -> None:
+        self.event.set()
+        self.event = trio.Event()
+
+
+class Sender:
+    """``settle`` is told of another writer's manifest; ``floor`` says below which revision all is known."""
+
+    def __init__(
+        self,
+        keys: StorageKeys,
+        rim: Rim,
+        *,
+        settle: Callable[[bytes, Link], Awaitable[None]],
+        floor: Callable[[bytes], int],
+    ) -> None:
+        self._keys, self._rim, self._settle, self._floor = keys, rim, settle, floor
+        self._turn = trio.Lock()
+        self._wake = trio.Event()
+        self.news = _News()
+        self.last: dict[bytes, Sent] = {}
+        """By log, what came of it last."""
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled: send what lags when told to, and again after a while what could not be sent."""
+        limits = self._rim.limits
+        wait_s = limits.archive_retry_s
+        while True:
+            with trio.move_on_after(wait_s):
+                await self._wake.wait()
+            woken, self._wake = self._wake.is_set(), trio.Event()
+            try:
+                sent = await self.send()
+            except P2PNodeError as error:  # our own disk: the next round tries again
+                log.warning("archive.not_sent", reason=str(error))
+                sent = []
+            progress = woken or any(each.kept for each in sent)
+            wait_s = limits.archive_retry_s if progress else min(wait_s * 2, limits.archive_retry_max_s)
+
+    async def send(self, *, check: bool = False) -> list[Sent]:
+        """One round over all that lags; with ``check`` over all there is. Raises ``StorageError``."""
+        async with self._turn:
+            outbox = self._rim.outbox
+            rows = await outbox.heads() if check else await outbox.lagging()
+            sent: list[Sent] = []
+            if rows and rows[0].sid == INDEX_SID:  # conversations wait for their names
+                sent.append(await self._send(rows.pop(0), check=check))
+            slots = trio.CapacityLimiter(self._rim.limits.archive_pushes_at_once)
+
+            async def send_one(row: HeadRow) -> None:
+                async with slots:
+                    sent.append(await self._send(row, check=check))
+
+            async with trio.open_nursery() as nursery:
+                for row in rows:
+                    nursery.start_soon(send_one, row)
+            return sent
+
+    async def _send(self, row: HeadRow, *, check: bool) -> Sent:
+        keys = keys_of(self._keys, row.sid)
+        try:
+            sent = await self._write(keys, row, check=check)
+            for conflict in sent.written.conflicts if sent.written else ():
+                await self._settle(row.sid, link_of(conflict))
+        except P2PNodeError as error:
+            sent = Sent(row.sid, row.head, kept=False, trouble=str(error))
+        if not sent.kept:
+            failures = dict(sent.written.failures) if sent.written else {}
+            log.info("archive.queued", revision=row.head.seq, failures=failures, trouble=sent.trouble)
+        self.last[row.sid] = sent
+        return sent
+
+    async def _write(self, keys: LogKeys, row: HeadRow, *, check: bool) -> Sent:
+        outbox, replication = self._rim.outbox, self._rim.replication
+        reader = Reader(keys, replication, self._rim.limits)
+        blobs: list[BlobHash] = []
+        losses: list[Loss] = []
+        if row.head.hash != TOMBSTONE:
+            blobs, losses = await reader.reachable(row.head, await reader.manifest(row.head))
+        ours = await outbox.ours(row.sid)
+        floor = max(self._floor(row.sid), row.acked.seq if row.acked else 0)
+
+        def is_ours(entry: Entry) -> bool:
+            return entry.revision < floor or link_of(entry) in ours
+
+        async def on_quorum(_written: Written) -> None:
+            await self._acked(row)
+
+        entry = keys.entry(row.head.seq, pointer_to(row.head.hash))
+        written = await replication.write(entry, blobs, is_ours=is_ours, check=check, on_quorum=on_quorum)
+        kept = written.reached and await self._is_named(row.sid)
+        alone = len(replication.replicas()) == 1
+        if kept or alone:
+            await self._let_go(row.sid, keep=blobs, alone=alone)
+        return Sent(row.sid, row.head, kept, written, tuple(losses))
+
+    async def _is_named(self, sid: bytes) -> bool:
+        return sid == INDEX_SID or await self._rim.outbox.is_listed_safely(sid)
+
+    async def _acked(self, row: HeadRow) -> None:
+        if await self._is_named(row.sid):
+            await self._rim.outbox.acked(row.sid, row.head)
+            self.news.tell()
+
+    async def _let_go(self, sid: bytes, *, keep: list[BlobHash], alone: bool) -> None:
+        due = await self._rim.outbox.to_drop(sid, alone=alone)
+        if due:
+            needed = set(keep)
+            await self._rim.replication.drop([digest for digest in due if digest not in needed])
+            await self._rim.outbox.dropped(sid, due)
+
+
+def keys_of(keys: StorageKeys, sid: bytes) -> LogKeys:
+    """The keys of a log by its name."""
+    return keys.index if sid == INDEX_SID else keys.conversation(sid)

@@ -1,0 +1,109 @@
+"""Turns of a conversation out of its pieces, and pieces numbered into turns. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from p2pnode.protocols.inference.messages import Role
+from p2pnode.storage.conversations.folding import joined
+from p2pnode.storage.conversations.records import PIECE_IDS_MAX, PIECE_TEXT_MAX, Finish, Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn: a question, or an answer with a piece for each host that gave a part of it.
+
+    ``whole`` is False where a piece between others is missing: what is there must not be taken for all.
+    """
+
+    number: int
+    role: Role
+    pieces: tuple[Piece, ...] = field(repr=False)
+    whole: bool = True
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(each for piece in self.pieces for each in piece.ids)
+
+    @property
+    def finish(self) -> Finish | None:
+        """How it ended; None while it has not."""
+        return self.pieces[-1].finish
+
+    @property
+    def cost(self) -> int:
+        """In token units."""
+        return sum(piece.cost for piece in self.pieces)
+
+
+def turns_of(pieces: Iterable[Piece]) -> tuple[Turn, ...]:
+    """The turns, oldest first. Turns that are missing leave a gap in ``number``."""
+    by_turn: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_turn.setdefault(piece.turn, []).append(piece)
+    return tuple(_turn(number, by_turn[number]) for number in sorted(by_turn))
+
+
+def missing_turns(turns: Sequence[Turn], count: int) -> tuple[int, ...]:
+    """Of ``count`` turns, the numbers of those that are not there, or not whole."""
+    whole = {turn.number for turn in turns if turn.whole}
+    return tuple(number for number in range(count) if number not in whole)
+
+
+def numbered(new: Iterable[Piece], last: Piece | None, *, next_turn: int) -> list[Piece]:
+    """``new`` pieces as they are recorded after ``last``.
+
+    An assistant's piece goes on with its turn until one has ``finish``; any other piece is a turn of its
+    own. Text and ids too long for one piece become several.
+    """
+    found: list[Piece] = []
+    for piece in new:
+        if last is not None and last.role == piece.role == "assistant" and last.finish is None:
+            turn, part = last.turn, last.part + last.parts
+        else:
+            turn, part, next_turn = next_turn, 0, next_turn + 1
+        for cut in _cut(piece):
+            last = replace(cut, turn=turn, part=part, parts=1)
+            found.append(last)
+            part += 1
+    return found
+
+
+def _turn(number: int, pieces: list[Piece]) -> Turn:
+    expected, whole = 0, True
+    for piece in pieces:
+        whole = whole and piece.part == expected
+        expected = piece.part + piece.parts
+    return Turn(number, pieces[0].role, tuple(joined(pieces)), whole)
+
+
+def _cut(piece: Piece) -> Iterator[Piece]:
+    texts = list(_texts(piece.text)) or [""]
+    ids = [piece.ids[at : at + PIECE_IDS_MAX] for at in range(0, len(piece.ids), PIECE_IDS_MAX)] or [()]
+    count = max(len(texts), len(ids))
+    if count == 1:
+        yield replace(piece, text=texts[0])
+        return
+    for at in range(count):
+        text = texts[at] if at < len(texts) else ""
+        some = ids[at] if at < len(ids) else ()
+        if at < count - 1:  # what is counted, and the end, are told once
+            yield Piece(
+                role=piece.role, text=text, ids=some, model=piece.model, host=piece.host,
+                session=piece.session, at=piece.at,
+            )  # fmt: skip
+        else:
+            yield replace(piece, text=text, ids=some)
+
+
+def _texts(text: str) -> Iterator[str]:
+    raw = text.encode(errors="replace")  # a lone surrogate has no UTF-8 form
+    while raw:
+        cut = raw[:PIECE_TEXT_MAX].decode(errors="ignore")
+        yield cut
+        raw = raw[len(cut.encode()) :]

@@ -1,0 +1,73 @@
+"""What the S5 server is told when it is made. Nothing here reads a file or the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from p2pnode.errors import ConfigError
+from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.s5.nodes import NodeId
+from p2pnode.storage.addresses import is_loopback
+from p2pnode.storage.store import OwnerKey
+
+_PORT_MAX: Final = 65_535
+_TOKEN_MIN: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S5Options:
+    """``owner`` is charged for what comes without an account; ``folder`` keeps partial uploads and accounts.
+
+    Beyond loopback a ``token`` is demanded, of every request. ``origins`` are the web pages that may use it
+    (``https://app.example``), ``names`` what else it is called in a ``Host`` header. Raises ``ConfigError``.
+    """
+
+    owner: OwnerKey
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str | None = field(default=None, repr=False)
+    accounts: bool = False
+    allow_delete: bool = False
+    origins: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    node: NodeId | None = None
+    """Who it is to the S5 nodes that dial ``/s5/p2p``, and ``sign`` its Ed25519; None: no such route."""
+    sign: Signer | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.node is None) != (self.sign is None):
+            msg = "an S5 node has an id and signs, or neither"
+            raise ConfigError(msg)
+        if self.token is not None and len(self.token) < _TOKEN_MIN:
+            msg = f"the S5 token must have at least {_TOKEN_MIN} characters"
+            raise ConfigError(msg)
+        if self.token is None and not is_loopback(self.host):
+            msg = (
+                f"the S5 API without a token is for programs on this machine: {self.host} is open to others. "
+                "Listen on 127.0.0.1, or set a token"
+            )
+            raise ConfigError(msg)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of ``127.0.0.1:5050``, ``localhost:0`` or ``[::1]:5050``. Raises ``ConfigError``."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > _PORT_MAX:
+        msg = f"{text!r} is no HOST:PORT, as 127.0.0.1:5050 (port 0 takes any that is free)"
+        raise ConfigError(msg)
+    if bare == "localhost":
+        return "127.0.0.1", int(port)
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError as error:
+        msg = f"{text!r}: {bare!r} is no address of this machine, as 127.0.0.1 or [::1]"
+        raise ConfigError(msg) from error
+    if address.version == 6 and bare == host:  # noqa: PLR2004 - IPv6
+        msg = f"{text!r}: write an IPv6 address in brackets, as [::1]:5050"
+        raise ConfigError(msg)
+    return bare, int(port)

@@ -1,0 +1,120 @@
+"""Uploads that are not whole yet: two files each in a folder, so that they survive a restart.
+
+``<id>.json`` says how long the blob is to be, its hash and for whom; ``<id>.part`` holds the bytes so far.
+There are at most so many, and what nobody touched for a day is swept. Every call blocks on the disk; HTTP is
+not known here.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from p2pnode.errors import StorageError
+from p2pnode.files import write_atomic
+from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.storage.store import DiskFullError, OwnerKey
+
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class TooManyPartialsError(StorageError):
+    """As many uploads are under way as may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """An upload under way; ``offset`` bytes of ``length`` are here."""
+
+    id: str
+    length: int
+    expected: BlobHash
+    owner: OwnerKey
+    offset: int
+
+
+class Partials:
+    """Those in one folder, which is made where it isn't."""
+
+    def __init__(self, folder: Path, *, count_max: int, age_max_s: float) -> None:
+        self._folder, self._count_max, self._age_max_s = folder, count_max, age_max_s
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def make(self, name: str, length: int, expected: BlobHash, owner: OwnerKey, now: float) -> None:
+        """Begin one; ``name`` is 32 random hex digits. Raises ``TooManyPartialsError``."""
+        self.sweep(now)
+        if len(list(self._folder.glob("*.part"))) >= self._count_max:
+            msg = f"{self._count_max} uploads are under way: finish or delete one of them first"
+            raise TooManyPartialsError(msg)
+        told = {"length": length, "expected": expected.hex(), "owner": owner.hex()}
+        self._part(name).touch(mode=0o600)
+        write_atomic(self._note(name), json.dumps(told).encode(), mode=0o600)
+
+    def find(self, name: str) -> Partial | None:
+        """The upload of this id, if it is one."""
+        if _ID.fullmatch(name) is None:
+            return None
+        try:
+            told = json.loads(self._note(name).read_text(encoding="utf-8"))
+            return Partial(
+                id=name,
+                length=int(told["length"]),
+                expected=BlobHash(bytes.fromhex(told["expected"])),
+                owner=OwnerKey(bytes.fromhex(told["owner"])),
+                offset=self._part(name).stat().st_size,
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def append(self, name: str, data: bytes) -> None:
+        """Add to its end. Raises ``DiskFullError`` having added nothing."""
+        with self._part(name).open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                file.write(data)
+                file.flush()
+            except OSError as error:
+                os.ftruncate(file.fileno(), end)
+                if error.errno in _FULL:
+                    msg = "the disk of this node is full: free space on it, then go on with the upload"
+                    raise DiskFullError(msg) from error
+                raise
+
+    def sync(self, name: str) -> None:
+        """Make what was added durable."""
+        handle = os.open(self._part(name), os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes of what is here."""
+        with self._part(name).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def remove(self, name: str) -> None:
+        """Forget it."""
+        self._note(name).unlink(missing_ok=True)
+        self._part(name).unlink(missing_ok=True)
+
+    def sweep(self, now: float) -> None:
+        """Remove what was left alone for too long, and halves of what a crash tore."""
+        for path in [*self._folder.glob("*.part"), *self._folder.glob("*.json")]:
+            name = path.stem
+            whole = self._part(name).exists() and self._note(name).exists()
+            if not whole or now - self._part(name).stat().st_mtime > self._age_max_s:
+                self.remove(name)
+
+    def _part(self, name: str) -> Path:
+        return self._folder / f"{name}.part"
+
+    def _note(self, name: str) -> Path:
+        return self._folder / f"{name}.json"

@@ -1,0 +1,113 @@
+"""Hosts that die under an answer, and what must be left: one text, each token once, each billed once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from p2pnode.client.answer import Answer
+from p2pnode.client.client import Client
+from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.models.engine import GenerateRequest, Sampling, Tokens
+from p2pnode.models.scripted import ScriptedEngine
+from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.protocols.inference.messages import SamplingParams
+from tests.node.world import Member, World, scripted_host
+
+TOKENS = 40
+ONE_BY_ONE = replace(DEFAULT_LIMITS, flush_interval_s=0.0, flush_tokens=1, settle_batch_s=0.5)
+"""Every token is a frame, so that a host can die after any of them."""
+QUESTION = "hello"
+
+
+async def unkilled(question: str = QUESTION, tokens: int = TOKENS) -> tuple[list[int], str]:
+    """What the engine alone says."""
+    engine = ScriptedEngine()
+    prompt = await engine.render([{"role": "user", "content": question}])
+    request = GenerateRequest(
+        prompt_ids=prompt, sampling=Sampling(tokens_max=tokens, temperature=0), cache_key=b"alone"
+    )
+    ids: list[int] = []
+    text = ""
+    async with engine.generate(request) as events:
+        async for event in events:
+            if isinstance(event, Tokens):
+                ids += event.ids
+                text += event.text
+    return ids, text
+
+
+def ask(client: Client, question: str = QUESTION, tokens: int = TOKENS) -> Answer:
+    """A greedy question to the scripted model."""
+    sampling = SamplingParams(tokens_max=tokens, temperature=0)
+    return client.chat(question, model=SCRIPTED, sampling=sampling)
+
+
+async def check_whole(answer: Answer, shown: str, question: str = QUESTION, tokens: int = TOKENS) -> None:
+    """Nothing missing, nothing twice, and the bill says so."""
+    ids, text = await unkilled(question, tokens)
+    assert answer.ids == ids
+    assert shown == answer.text == text
+    usage = answer.usage
+    assert usage is not None
+    assert usage.reason == "length"
+    assert usage.tokens_out == sum(item.tokens_out for item in answer.bill) == len(ids)
+    assert usage.tokens_in == sum(item.tokens_in for item in answer.bill)
+    assert usage.cost == sum(item.cost for item in answer.bill)
+
+
+@dataclass
+class Events:
+    """What a client told, by name."""
+
+    told: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    on: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """Called once, at the first event of that name."""
+
+    def of(self, client: Client) -> None:
+        """Listen to a client."""
+        client._on_event = self._event
+
+    def _event(self, name: str, fields: dict[str, object]) -> None:
+        self.told.append((name, fields))
+        if name in self.on:
+            self.on.pop(name)()
+
+    def named(self, name: str) -> list[dict[str, object]]:
+        """Their fields."""
+        return [fields for each, fields in self.told if each == name]
+
+
+async def read(answer: Answer, then: Callable[[int], Awaitable[None] | None]) -> str:
+    """The whole text as a reader sees it; ``then`` is called with the tokens held after each piece."""
+    shown = ""
+    async for piece in answer:
+        shown += piece
+        called = then(len(answer.ids))
+        if called is not None:
+            await called
+    return shown
+
+
+async def hosts(w: World, count: int, *, tokens_per_s: float = 50.0) -> list[Member]:
+    """Free hosts that know one another."""
+    members = [await w.add([scripted_host(tokens_per_s=tokens_per_s)])]
+    for _ in range(count - 1):
+        first = members[0].node.multiaddrs[:1]
+        members.append(await w.add([scripted_host(tokens_per_s=tokens_per_s)], bootstrap=first))
+    await trio.sleep(5)
+    return members
+
+
+async def meet(client: Client, members: list[Member]) -> None:
+    """The client knows them all, and prefers them in this order."""
+    await client.hosts(SCRIPTED)
+    for rank, member in enumerate(members):
+        client.note_answer(member.node.peer_id, 0.001 * (rank + 1), 10_000.0 / (rank + 1))
+
+
+def seeds(members: list[Member]) -> list[str]:
+    """Where they are."""
+    return [member.node.multiaddrs[0] for member in members]

@@ -1,0 +1,170 @@
+"""The warm standby: ready before it is needed, replaced when it is gone, gone with the answer."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from p2pnode.client.client import Client
+from p2pnode.client.search import HostSearch
+from p2pnode.models.scripted_model import SCRIPTED
+from tests.client.failing import ONE_BY_ONE, TOKENS, ask, check_whole, hosts, meet, read, seeds
+from tests.client.support import whole
+from tests.node.world import Member, world
+
+LONG = 400
+
+
+def search_of(answer: object) -> HostSearch:
+    search = answer._search  # type: ignore[attr-defined]
+    assert isinstance(search, HostSearch)
+    return search
+
+
+def ready(answer: object) -> str | None:
+    return search_of(answer)._standby
+
+
+async def until_ready(client: Client, answer: object, members: list[Member]) -> Member:
+    """Wait for one of these to stand by."""
+    with trio.fail_after(5):
+        while True:
+            for member in members:
+                if ready(answer) == member.node.peer_id:
+                    assert client.node.network.is_connected(member.node.peer_id)
+                    return member
+            await trio.sleep(0.1)
+
+
+async def test_while_an_answer_streams_the_next_best_host_is_connected(autojump_clock: MockClock) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 3)
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+            for member in members[1:]:
+                await client.node.network.disconnect(member.node.peer_id)
+            async with ask(client, tokens=LONG) as answer:
+                await anext(answer)
+                standby = await until_ready(client, answer, members[1:])
+                assert standby.host is not None
+                assert standby.host.sessions == 0  # nothing was opened, let alone signed
+
+
+async def test_a_better_host_takes_the_place_of_the_standby(autojump_clock: MockClock) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 3, tokens_per_s=5)
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+            async with ask(client, tokens=LONG) as answer:
+                await anext(answer)
+                await until_ready(client, answer, [members[1]])
+                for _ in range(20):
+                    client.note_answer(members[2].node.peer_id, 0.0001, 100_000.0)
+                with trio.move_on_after(15):
+                    async for _ in answer:
+                        if ready(answer) == members[2].node.peer_id:
+                            break
+                assert ready(answer) == members[2].node.peer_id
+
+
+async def test_a_kept_session_too_gets_a_standby_although_nothing_was_looked_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 2)
+        async with w.client([seeds(members)[0]]) as client:
+            await whole(ask(client))
+            async with ask(client, "more", LONG) as answer:
+                await anext(answer)
+                used = next(m for m in members if m.node.peer_id == answer.host)
+                await until_ready(client, answer, [m for m in members if m is not used])
+
+
+async def test_when_the_standby_dies_another_takes_its_place_and_the_answer_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 3)
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+
+            async def then(held: int) -> None:
+                if held == 5:
+                    await until_ready(client, answer, [members[1]])
+                    w.crash(members[1])
+                    await until_ready(client, answer, [members[2]])
+                    w.crash(members[0])
+
+            answer = ask(client, tokens=LONG)
+            shown = await read(answer, then)
+            await check_whole(answer, shown, tokens=LONG)
+            assert answer.host == members[2].node.peer_id
+            assert len(answer.bill) == 2
+
+
+async def test_without_another_host_the_lookup_is_repeated_until_there_is_one(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 1, tokens_per_s=10)
+        async with w.client(seeds(members)) as client, ask(client, tokens=LONG) as answer:
+            await anext(answer)
+            (late,) = await hosts(w, 1)
+            client._bootstrap = (*client._bootstrap, late.node.multiaddrs[0])
+            with trio.move_on_after(30):
+                async for _ in answer:
+                    if ready(answer) is not None:
+                        break
+            assert ready(answer) == late.node.peer_id
+
+
+async def test_an_open_session_makes_a_host_the_standby_among_its_equals(autojump_clock: MockClock) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 3)
+        async with w.client(seeds(members)) as client:
+            await whole(client.chat("hi", model=SCRIPTED, peer=seeds(members)[2]))
+            await meet(client, members)
+            # The kept session would be used first: another answer has it while this one begins.
+            kept = client._free.pop((members[2].node.peer_id, next(iter(client._free))[1]))
+            async with ask(client, tokens=LONG) as answer:
+                await anext(answer)
+                client.release(kept)
+                search_of(answer).stand_by(None)
+                best = search_of(answer).best()
+                assert best is not None
+                assert best.advert.peer == members[2].node.peer_id
+
+
+async def test_the_standby_ends_with_its_answer(autojump_clock: MockClock) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 2)
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+            await whole(ask(client))
+            await trio.sleep(1)
+            before = trio.lowlevel.current_statistics().tasks_living
+            for end in ("left", "whole"):
+                answer = ask(client, end, LONG if end == "left" else TOKENS)
+                async with answer:
+                    if end == "left":
+                        await anext(answer)
+                    else:
+                        await whole(answer)
+                await trio.sleep(3)
+                assert trio.lowlevel.current_statistics().tasks_living <= before
+
+
+async def test_the_advert_of_the_standby_is_renewed_before_it_expires(autojump_clock: MockClock) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 2, tokens_per_s=2)
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+            async with ask(client, tokens=LONG) as answer:
+                began = trio.current_time()
+                async for _ in answer:
+                    if trio.current_time() - began > 120:  # an advert lives 90 s
+                        break
+                peer = members[1].node.peer_id
+                assert ready(answer) == peer
+                (advert,) = [c.advert for c in search_of(answer).ranking().chosen if c.advert.peer == peer]
+                assert advert.expires_at > client.node.wall() + 30
