@@ -157,15 +157,16 @@ async def test_whoever_has_nothing_but_the_key_finds_a_replica_by_the_dht(autoju
         (replica,) = (await mine.candidates(KEY, owner=ALICE)).found
         await replica.registry.set(entry, owner=ALICE)
         await trio.sleep(10)
-        async with w.client() as fresh:
-            await fresh.node.network.connect(_address(hub))
-            await trio.sleep(1)
-            finder = ReplicaFinder(fresh.node, sign=OWNERS.sign)
-            assert (await finder.find(EntryKey(OWNERS.all[1]))).found == []
-            assert not fresh.node.network.is_connected(holder.node.peer_id)
-            found = await finder.find(KEY)
-            assert [each.name for each in found.found] == [holder.node.peer_id]
-            assert await found.found[0].registry.get(KEY) == entry
+        for number, (key, replicas) in enumerate(
+            [(EntryKey(OWNERS.all[1]), []), (KEY, [holder.node.peer_id])]
+        ):
+            async with w.client(ip=f"10.0.9.{number + 1}") as fresh:
+                await fresh.node.network.connect(_address(hub))
+                await trio.sleep(1)
+                assert not fresh.node.network.is_connected(holder.node.peer_id)
+                found = await ReplicaFinder(fresh.node, sign=OWNERS.sign).find(key)
+                assert [each.name for each in found.found] == replicas
+                assert [await each.registry.get(key) for each in found.found] == [entry] * len(replicas)
 
 
 async def test_each_key_is_announced_once_an_hour_and_no_more_than_the_bound(
