@@ -30,6 +30,7 @@ from p2pnode.protocols.inference.messages import (
     Error,
     Progress,
     Quote,
+    Receipt,
     Tokens,
 )
 from p2pnode.protocols.inference.metering import Meter
@@ -61,6 +62,10 @@ class HeldSession:
     received: int = 0
     """Messages of turns taken, as a resume counts them."""
     asking: Asking | None = None
+    receipt: Receipt | None = None
+    """The last one that was checked."""
+    from_journal: bool = False
+    """Only what a journal keeps: neither the last nonce nor what came since is known."""
 
 
 class Asking:
@@ -78,6 +83,11 @@ class Asking:
         self._processed = -1
         self._advanced = False
         self._refused: TurnFailed | None = None
+
+    @property
+    def paid_ahead(self) -> bool:
+        """Did it pay for input that the host has not quoted yet?"""
+        return self._advanced and not self._quoted
 
     def start(self, request: bytes, effects: Effects, now: float) -> None:
         """The prompt was sent."""
@@ -111,8 +121,8 @@ class Asking:
             case Tokens() if self._billed:
                 self._tokens(message, effects, now)
             case Checkpoint():
-                self._meter.check(message, self._purse.verify)
-                self._purse.settle(message, effects)
+                self._held.receipt = self._meter.check(message, self._purse.verify)
+                self._purse.settle(self._held.receipt, effects)
             case Done() if message.turn == self.number:
                 self._done(message)
             case Error(code=code, detail=detail, retry_after_s=retry_after_s) if message.turn == self.number:
