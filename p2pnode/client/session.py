@@ -24,7 +24,6 @@ from p2pnode.protocols.inference.commands import (
     End,
     Ended,
     SessionFailed,
-    Signed,
     Start,
 )
 from p2pnode.protocols.inference.machine import ClientSession, ClientTimes
@@ -76,6 +75,7 @@ class Session:
         """Was it used before, and kept?"""
         self._broken: LocalError | None = None
         self._closing = False
+        self._heard = False
         self._ended = trio.Event()
 
     def _first_machine(self, salt: bytes) -> ClientSession:
@@ -125,7 +125,7 @@ class Session:
     async def _note_end(self, purchase: Purchase) -> None:
         with trio.move_on_after(self._limits.close_deadline_s, shield=True):
             try:
-                await purchase.over()
+                await purchase.over(heard=self._heard)
             except LocalError as error:  # the chain will tell what became of it
                 log.warning("purchase.not_noted", session=purchase.session.hex()[:16], reason=str(error))
 
@@ -183,6 +183,7 @@ class Session:
         with trio.move_on_after(self._limits.close_deadline_s), suppress(UnreachableError):
             while await stream.receive_some():
                 pass
+            self._heard = True
 
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
         """Is there enough in its deposit for a turn of these sizes?"""
@@ -248,16 +249,14 @@ class Session:
             self._driver.stop()
 
     async def _emitted(self, value: ClientEmission) -> None:
+        if self._purchase is not None and await self._purchase.noted(value):
+            return
         match value:
             case Accepted(accept=accept):
                 if self._purchase is not None and self.accept is None:
                     await self._purchase.accepted()
                 self.accept = accept
                 self._on_open()
-                return
-            case Signed(voucher=voucher):
-                if self._purchase is not None:
-                    await self._purchase.signed(voucher)
                 return
             case SessionFailed():
                 self.failure = value

@@ -178,7 +178,7 @@ class Journal:
         await self._writer.write(partial(client.buy, record=record, rule=caps, now=now, owner=owner))
 
     async def bought_restored(self, record: BoughtSession, now: int) -> None:
-        """Put back a purchase that was recovered from elsewhere. Of one that is here no voucher is lowered."""
+        """Put back a purchase recovered from elsewhere. Of one that is here no voucher is lowered."""
         await self._writer.write(partial(client.restored, record=record, now=now))
 
     async def bought_delivered(self, session: SessionId, amount: int) -> None:

@@ -71,7 +71,7 @@ def resumed(db: sqlite3.Connection, session: SessionId, epoch: int | None) -> No
 
 
 def left_open(db: sqlite3.Connection, session: SessionId, settle_at: int, epoch: int) -> None:
-    """An earlier start than ``epoch`` served it: it settles at ``settle_at``, unless its client comes back."""
+    """A start before ``epoch`` served it: it settles at ``settle_at``, unless its client comes back."""
     db.execute(
         "UPDATE hosted SET state = 'over', settle_at = ?"
         " WHERE session = ? AND state IN ('open', 'relaying') AND epoch < ?",

@@ -1,7 +1,8 @@
-"""A journal of format 1 becomes one of format 2, in one transaction: receipts get their epoch and what they follow.
+"""A journal of format 1 becomes one of format 2, in one transaction: receipts get their epoch.
 
-In format 1 no session outlived a start of its host, so each receipt is of its session's one epoch, and follows
-the one before. Knows nothing of files; who opens at the same time waits for the same lock and finds it done.
+In format 1 no session outlived a start of its host, so each receipt is of its session's one epoch, and
+follows the one before. Knows nothing of files; who opens at the same time waits for the same lock and finds
+it done.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _BOUGHT = (
 
 
 def upgrade(db: sqlite3.Connection, receipts_table: str, taken_tables: str) -> None:
-    """Bring ``db`` (format 1) to format 2. Raises ``sqlite3.Error`` or ``StorageError``, and changes nothing."""
+    """Bring ``db`` (format 1) to format 2. Changes nothing when it raises ``sqlite3.Error``
+    or ``StorageError``.
+    """
     db.execute("BEGIN IMMEDIATE")
     try:
         if db.execute("PRAGMA user_version").fetchone()[0] == 1:

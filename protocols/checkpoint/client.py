@@ -5,8 +5,8 @@ States::
     fresh --Start--> opening --Challenge--> paging --the last Page--> over
     any --violation, Refuse, silence, Closed--> over
 
-A receipt that differs from one the client holds is well-formed here; the shell compares. It keeps one page and
-one root for each epoch, however long the session was.
+A receipt that differs from one the client holds is well-formed here; the shell compares. It keeps the last
+receipt only, however long the session was.
 """
 
 from __future__ import annotations

@@ -32,9 +32,12 @@ from p2pnode.protocols.inference.messages import (
     Quote,
     Receipt,
     Tokens,
+    Voucher,
 )
 from p2pnode.protocols.inference.metering import Meter
-from p2pnode.protocols.inference.purse import Purse
+from p2pnode.protocols.inference.payment import ClientPayment
+from p2pnode.protocols.inference.purse import PaidPurse, Purse
+from p2pnode.protocols.inference.receipts import ReceiptChain
 from p2pnode.protocols.inference.sent_log import is_counted
 
 PREFILL_S_PER_TOKEN: Final = 0.1
@@ -66,6 +69,26 @@ class HeldSession:
     """The last one that was checked."""
     from_journal: bool = False
     """Only what a journal keeps: neither the last nonce nor what came since is known."""
+
+
+def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: Voucher) -> HeldSession:
+    """What a journal keeps of a session: enough to hand over ``voucher``, the last of it.
+
+    ``receipt`` is the one whose root it names; None for one of the input before the first.
+    """
+    epoch = receipt.epoch if receipt is not None else 0
+    chain = ReceiptChain(
+        payment.session,
+        epoch,
+        voucher.root,
+        seq=voucher.seq,
+        tokens_in=voucher.tokens_in,
+        tokens_out=voucher.tokens_out,
+    )
+    purse = PaidPurse(payment)
+    purse.last_voucher = voucher
+    accept = Accept(session=payment.session, nonce=bytes(32), epoch=epoch, n_ctx=1)
+    return HeldSession(accept, Meter(chain), purse, receipt=receipt, from_journal=True)
 
 
 class Asking:

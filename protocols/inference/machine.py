@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pnode.protocols.inference.asking import ClientTimes, HeldSession
+from p2pnode.protocols.inference.asking import ClientTimes, HeldSession, held_from_journal
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.open_session import (
@@ -15,5 +15,5 @@ from p2pnode.protocols.inference.open_session import (
 
 __all__ = [
     "Admit", "ClientSession", "ClientTimes", "FindSession", "HeldSession", "HostSession", "HostTerms",
-    "LapsedSession", "OpenSession",
+    "LapsedSession", "OpenSession", "held_from_journal",
 ]  # fmt: skip

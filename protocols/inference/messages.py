@@ -273,8 +273,8 @@ HostMessage: TypeAlias = (
     Challenge | Accept | Refuse | Quote | Progress | Tokens | Checkpoint | Done | Ping | Pong | Error
 )
 CODEC: Final = Codec(
-    Open, Resume, Challenge, Accept, Refuse, Prompt, Quote, Progress, Tokens, Ack, Checkpoint, Voucher, Cancel, Done,
-    Ping, Pong, Close, Error,
+    Open, Resume, Challenge, Accept, Refuse, Prompt, Quote, Progress, Tokens, Ack, Checkpoint, Voucher,
+    Cancel, Done, Ping, Pong, Close, Error,
 )  # fmt: skip
 
 
