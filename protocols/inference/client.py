@@ -120,6 +120,11 @@ class ClientSession:
         """The last one signed: the most the host can ask for."""
         return self._purse.last_voucher
 
+    @property
+    def final_voucher(self) -> Voucher | None:
+        """What a host that was lost is handed when it returns: for exactly what was received."""
+        return self._purse.final_voucher
+
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """Messages are the host's; commands are ``ClientCommand``; timers are open, silence, progress."""
         if self._phase != "over":

@@ -108,9 +108,7 @@ class Opening:
             found = found.rebuilt
         if isinstance(found, Refuse):
             return found
-        if self._challenge is None and (
-            request.proof is None or isinstance(found, LapsedSession) or found.unheard
-        ):
+        if self._challenge is None and self._needs_challenge(request, found):
             self._challenge = self._draw(32)
             self._effects.send(Challenge(nonce=self._challenge))
             return None
@@ -120,6 +118,18 @@ class Opening:
         if isinstance(answer, OpenSession):
             self._effects.cancel_timer("open")
         return answer
+
+    def _needs_challenge(self, request: Resume, found: OpenSession | LapsedSession) -> bool:
+        """Is there no nonce that both sides know?"""
+        if request.proof is None or isinstance(found, LapsedSession):
+            return True
+        till = found.till
+        known = isinstance(till, PaidTill) and self._proof_nonce(request, found, till) is not None
+        return found.unheard and not known
+
+    def _proof_nonce(self, request: Resume, session: OpenSession, till: PaidTill) -> bytes | None:
+        nonces = [session.nonce, session.former_nonce] if self._challenge is None else [self._challenge]
+        return proved(request, till.terms, nonces, host=till.payment.peer, client=self._peer)
 
     def _recover(self, request: Resume, lapsed: LapsedSession) -> OpenSession | Refuse:
         payment = lapsed.granted.payment
@@ -141,8 +151,7 @@ class Opening:
         till, effects = session.till, self._effects
         if not isinstance(till, PaidTill):
             return Refuse(code="bad_request", detail="a free session can't be resumed: open a new one")
-        nonces = [session.nonce, session.former_nonce] if self._challenge is None else [self._challenge]
-        proof_nonce = proved(request, till.terms, nonces, host=till.payment.peer, client=self._peer)
+        proof_nonce = self._proof_nonce(request, session, till)
         if proof_nonce is None:
             return _unproved()
         if not goes_on(request, session):
