@@ -18,6 +18,7 @@ from p2pnode.protocols.inference.commands import (
     Disputed,
     End,
     Finished,
+    Generate,
     Issued,
     Opened,
     Paid,
@@ -589,9 +590,15 @@ def test_a_live_session_is_not_ended_by_a_voucher_for_other_than_it_may_be(chang
 def test_a_live_session_that_was_handed_over_serves_nothing_more() -> None:
     """Else a client could have a window for nothing as often as it likes: the host loses one, once."""
     duet = serving(40)
+    session, run = duet.host.session, duet.run
     host, client = lost_client(duet)
-    talk(host, client)
-    assert hears(host, m.Prompt(turn=2, part=0, last=True, total=1, body=b"x")) == () or host.state == "over"
+    said, _ = talk(host, client)
+    assert host.state == "over"
+    assert session is not None
+    assert session.holder is session.turn is None
+    assert not hears(host, m.Prompt(turn=2, part=0, last=True, total=1, body=b"x"))
+    assert not [each for each in said if isinstance(each, Generate)]
+    assert run is not None
 
 
 def test_a_new_process_hands_over_after_a_restart_too_and_closes() -> None:
