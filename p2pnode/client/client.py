@@ -21,7 +21,7 @@ import trio
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.memory import load_measured, save_measured
-from p2pnode.client.partial import Partial
+from p2pnode.client.partial import Held, Partial
 from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, is_priced, unpaid
 from p2pnode.client.search import HostSearch
 from p2pnode.client.session import Session
@@ -206,12 +206,13 @@ class Client:
         system: str | None = None,
         sampling: SamplingParams | None = None,
         filters: Filters | None = None,
+        held: Held | None = None,
     ) -> Answer:
         """Ask; iterate over the result for text pieces as they stream.
 
         ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of
         the catalogue or a model id; the default model otherwise. ``peer``: a multiaddr to dial, with
-        nothing searched. Raises, while iterating: ``NoHostError``, ``RefusedError``,
+        nothing searched. ``held``: what came of this answer before, to go on from. Raises, while iterating: ``NoHostError``, ``RefusedError``,
         ``UnreachableError``; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
         """
         known = resolve_model(model if model is not None else DEFAULT_MODEL)
@@ -228,7 +229,7 @@ class Client:
         def make_ask(body: PromptBody) -> Ask:
             return Ask(body, known.input_max(body))
 
-        return Answer(self, open_search, make_ask, Partial(body), self._on_event)
+        return Answer(self, open_search, make_ask, Partial.of(body, held), self._on_event)
 
     def go_on(self, answer: Answer) -> Answer:
         """Go on with an answer that was cut short, from exactly what it holds: no token is asked for twice.

@@ -19,7 +19,7 @@ from p2pnode.host.money import HostMoney
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.node.journal import BoughtSession, Journal
 from p2pnode.protocols.inference.messages import SamplingParams
-from tests.client.failing import ONE_BY_ONE, TOKENS, Events, ask, check_whole, meet, read
+from tests.client.failing import ONE_BY_ONE, TOKENS, Events, ask, check_whole, meet, read, serving
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world, priced
 from tests.node.world import Member
 
@@ -139,11 +139,12 @@ async def test_a_paid_host_that_dies_while_it_reads_the_prompt_keeps_its_fee_and
 
 async def test_two_paid_hosts_may_die_in_one_answer(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with market(tmp_path, 3) as (w, running, client):
-        deaths = {10: 0, 30: 1}
+        deaths = [10, 30]
 
         def then(held: int) -> None:
-            for count in [count for count in deaths if held >= count]:
-                w.kill(*running[deaths.pop(count)])
+            if deaths and held >= deaths[0]:
+                deaths.pop(0)
+                w.kill(*running[serving(answer, [member for member, _ in running])])
 
         answer = ask(client)
         shown = await read(answer, then)
