@@ -212,8 +212,9 @@ class Client:
 
         ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of
         the catalogue or a model id; the default model otherwise. ``peer``: a multiaddr to dial, with
-        nothing searched. ``held``: what came of this answer before, to go on from. Raises, while iterating: ``NoHostError``, ``RefusedError``,
-        ``UnreachableError``; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
+        nothing searched. ``held``: what came of this answer before, to go on from. Raises, while
+        iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this
+        side can't or may not pay; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
         """
         known = resolve_model(model if model is not None else DEFAULT_MODEL)
         body = PromptBody(messages=_conversation(messages, system), sampling=sampling or SamplingParams())
