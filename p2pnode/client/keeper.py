@@ -131,9 +131,7 @@ class Keeper:
 
 
 @asynccontextmanager
-async def open_keeper(
-    config: NodeConfig, node: Node, *, in_thread: bool = True
-) -> AsyncIterator[Keeper]:
+async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True) -> AsyncIterator[Keeper]:
     """Open the data dir's store and archive, and send in the background until the block ends.
 
     Raises ``ConfigError`` where the data dir has no storage key, ``StorageError``.

@@ -110,7 +110,7 @@ class Talk:
         if line not in self._lines:
             self._lines.append(line)
         notes = _Notes(self, line)
-        notes.answer = self._client.answer(prompt_of(before), self._options, held=line, watcher=notes)
+        notes.answer = self._client.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
         return notes.answer
 
     def _say(self, role: Role, text: str) -> None:

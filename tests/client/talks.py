@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.client.talk import Talk, TalkOptions
 from p2pnode.config import NodeConfig
@@ -53,7 +54,7 @@ async def machine(
     data.prepare()
     if keeps:
         save_storage_key(data, ENTROPY)
-    rng = random.Random(f"{w.seed} {ip} {len(list(folder.iterdir()))}")
+    rng = random.Random(f"{w.seed} {ip}")
     node = Node(
         NodeSetup(
             key=PeerKey(rng.randbytes(32)), dht="client", gossip=False, keep_company=False, limits=w.limits,
@@ -82,7 +83,10 @@ def options(tokens: int = 80) -> TalkOptions:
 
 async def say(talk: Talk, question: str) -> str:
     """Ask, and read the answer to its end."""
-    async with talk.ask(question) as answer:
-        async for _ in answer:
-            pass
-    return answer.text
+    return await read(talk.ask(question))
+
+
+async def read(answer: Answer) -> str:
+    """The pieces that come, to the end."""
+    async with answer:
+        return "".join([piece async for piece in answer])
