@@ -27,6 +27,11 @@ PROMISED = {
     "gas.break_even",
     "paid.voucher_cpu",
     "paid.throughput",
+    "failover.duplicated",
+    "failover.missing",
+    "failover.billed_twice",
+    "failover.gap",
+    "failover.gap_p95",
 }
 
 

@@ -17,9 +17,21 @@ from p2pnode.client.client import Client
 from p2pnode.client.purse import FundsError
 from p2pnode.host.money import HostMoney
 from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.net.stream import Stream
+from p2pnode.node.channel import MessageChannel
 from p2pnode.node.journal import BoughtSession, Journal
-from p2pnode.protocols.inference.messages import SamplingParams
-from tests.client.failing import ONE_BY_ONE, TOKENS, Events, ask, check_whole, meet, read, serving
+from p2pnode.protocols.inference.messages import (
+    CODEC,
+    Accept,
+    Checkpoint,
+    Open,
+    Quote,
+    SamplingParams,
+    Tokens,
+)
+from p2pnode.protocols.typed_data import session_id
+from tests.client.failing import ONE_BY_ONE, TOKENS, Events, ask, check_whole, meet, read, serving, unkilled
+from tests.client.support import misbehave
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world, priced
 from tests.node.world import Member
 
@@ -301,3 +313,42 @@ async def test_what_the_client_paid_in_all_is_what_its_bills_say(
         hosted = running[1][1].journal.hosted_one(second.session)
         assert hosted is not None
         assert (hosted.state, hosted.amount) == ("settled", second.cost)
+
+
+async def test_a_host_that_lies_about_what_it_sent_is_paid_for_the_input_alone_and_replaced(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 2) as (_, running, client):
+        member, money = running[0]
+        ids, text = await unkilled()
+
+        async def overcharge(stream: Stream) -> None:
+            channel = MessageChannel(stream, CODEC)
+            request = await channel.receive()
+            assert isinstance(request, Open)
+            assert request.terms is not None
+            session = session_id(money.ledger.domains.market, request.terms)
+            await channel.send(
+                [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
+            )
+            await channel.receive()
+            await channel.send([Quote(turn=1, tokens_in=8)])
+            await channel.receive()
+            lie = Checkpoint(
+                seq=1, tokens_in=8, tokens_out=20, token_hash=bytes(32), fingerprint_hash=bytes(32),
+                root=bytes(32), signature=bytes(65),
+            )  # fmt: skip
+            await channel.send([Tokens(seq=0, ids=tuple(ids[:10]), text=text[:10]), lie])
+            while await channel.receive() is not None:
+                pass
+
+        misbehave(member, overcharge)
+        answer = ask(client)
+        shown = await read(answer, lambda _held: None)
+        await check_whole(answer, shown)
+        first, second = answer.bill
+        assert (first.tokens_out, first.cost, first.reason) == (10, due(8, 0), "fault")
+        assert second.tokens_in == 8 + 10
+        voucher = purchase(client, first).voucher
+        assert voucher is not None
+        assert (voucher.tokens_in, voucher.tokens_out) == (8, 0)
