@@ -46,7 +46,7 @@ from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
 
 if TYPE_CHECKING:
     from p2pnode.client.payer import Payer
-    from p2pnode.node.journal import BoughtSession
+    from p2pnode.storage.conversations.records import SavedSession
 
 log = structlog.get_logger()
 _SAVED_SEEDS: Final = 8
@@ -81,19 +81,22 @@ class Client:
         self._stack: AsyncExitStack | None = None
         self._measured: dict[PeerId, Measured] = {}
         self._free: dict[tuple[PeerId, ModelId], Session] = {}
+        self._debts_paid = trio.Event()
         self.conversations = Conversations(self, base, in_thread=in_thread)
 
     # ---- lifetime
 
     async def __aenter__(self) -> Self:
         self._measured = load_measured(self._data.measured) if self._remember else {}
-        if self._payer is None and (self._config.chain or self._data.chain.exists()):
+        if self._payer is None and self.pays:
             self._payer = self._configured_payer()
         async with AsyncExitStack() as stack:
             self._nursery = await stack.enter_async_context(trio.open_nursery())
             if self._node is None:
                 self._node = self._make_node()
                 await self._nursery.start(self._node.run)
+                if self.pays:
+                    self._nursery.start_soon(self._pay_debts)
             self._stack = stack.pop_all()
         return self
 
@@ -110,6 +113,8 @@ class Client:
             with trio.move_on_after(self.limits.close_deadline_s, shield=True):
                 for session in self._free.values():
                     await session.wait_over()
+                if self._given_node is None and self.pays:
+                    await self._debts_paid.wait()
                 if self._given_node is None:
                     await node.aclose()
             if self._remember and self._data.root.is_dir():
@@ -229,8 +234,27 @@ class Client:
         """A conversation that was kept, here or elsewhere. Raises ``LocalError``; see ``Archive.open``."""
         return await self.conversations.resume(sid, options or TalkOptions())
 
-    def purchase(self, session: SessionId) -> BoughtSession | None:
-        """What the journal has of a session that this client pays for."""
+    @property
+    def pays(self) -> bool:
+        """Is a chain configured?"""
+        return bool(self._config.chain or self._data.chain.exists())
+
+    async def _pay_debts(self) -> None:
+        """Hosts that vanished may be back: they get what was signed for what they sent."""
+        from p2pnode.client.debts import pay_debts
+
+        try:
+            paid = await pay_debts(self._config, self.node)
+        except P2PNodeError as error:
+            log.debug("debts.not_paid", reason=str(error))
+            paid = []
+        for each in paid:
+            told = {"session": each.session.hex(), "outcome": each.outcome, "detail": each.detail}
+            self._on_event("voucher", {**told})
+        self._debts_paid.set()
+
+    def purchase(self, session: SessionId) -> SavedSession | None:
+        """What is to be kept of a session that this client pays for; None for a free one."""
         return self._payer.purchase(session) if self._payer is not None else None
 
     def tell(self, event: str, fields: dict[str, object]) -> None:

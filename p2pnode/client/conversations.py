@@ -24,6 +24,7 @@ from p2pnode.protocols.inference.messages import SamplingParams
 if TYPE_CHECKING:
     from p2pnode.client.client import Client
     from p2pnode.client.keeper import Keeper
+    from p2pnode.storage.conversations.archive import Recovery
     from p2pnode.storage.conversations.conversation import Conversation
 
 log = structlog.get_logger()
@@ -74,6 +75,18 @@ class Conversations:
         keeper = await self.keeper()
         await self._client.connect_first_peers()
         await keeper.look()
+
+    async def recover(self) -> Recovery:
+        """Ask whoever may have them for this user's conversations, and for money that was paid elsewhere."""
+        keeper = await self.keeper()
+        await self._client.connect_first_peers()
+        recovery = await keeper.recover()
+        if recovery.sessions and self._client.pays:
+            from p2pnode.client.debts import restore_purchases
+
+            now = int(self._client.node.wall())
+            await restore_purchases(self._config, recovery.sessions, now)
+        return recovery
 
     async def finish(self) -> None:
         """Before the client leaves: all that was said on our disk, and with others as far as time allows."""

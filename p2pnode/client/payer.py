@@ -18,19 +18,21 @@ from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.client.caps import SpendingCaps
 from p2pnode.client.offers import Market, why_unpayable
 from p2pnode.client.purse import Purse
+from p2pnode.client.saved_sessions import saved_of
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ChainError, RefusedError
 from p2pnode.ids import SessionId
 from p2pnode.node.books import open_books
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
-from p2pnode.node.journal import BoughtSession, Journal
+from p2pnode.node.journal import Journal
 from p2pnode.node.money import profile_of_config
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.inference.commands import ClientEmission, Disputed, Receipted, Signed
 from p2pnode.protocols.inference.payment import ClientPayment
 from p2pnode.protocols.typed_data import amount_due
+from p2pnode.storage.conversations.records import SavedSession
 
 _RECONCILE_S: Final = 3.0
 _DAY_S: Final = 86_400
@@ -113,9 +115,14 @@ class Payer:
         """Why an offer can't be paid; "" when it can, or is free."""
         return why_unpayable(advert, offer, self._market, self._caps, self._address)
 
-    def purchase(self, session: SessionId) -> BoughtSession | None:
-        """What the journal has of a session, once the purse was opened."""
-        return self._open.journal.purchase(session) if self._open is not None else None
+    def purchase(self, session: SessionId) -> SavedSession | None:
+        """What is to be kept of a session, once the purse was opened."""
+        journal = self._open.journal if self._open is not None else None
+        record = journal.purchase(session) if journal is not None else None
+        if journal is None or record is None:
+            return None
+        root = record.voucher.root if record.voucher is not None else b""
+        return saved_of(record, journal.taken_with_root(session, root))
 
     async def buy(
         self, nursery: trio.Nursery, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int

@@ -16,14 +16,11 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.outbox import MovedError
-from p2pnode.storage.conversations.records import Piece
+from p2pnode.storage.conversations.records import Piece, SavedSession
 
 if TYPE_CHECKING:
-    from p2pnode.node.journal import BoughtSession
     from p2pnode.storage.conversations.archive import Archive
     from p2pnode.storage.conversations.conversation import Conversation
-
-from p2pnode.client.saved_sessions import saved_of
 
 log = structlog.get_logger()
 
@@ -48,7 +45,7 @@ class Recorder:
         self._model, self._sampling = model, sampling
         self._spawn, self._on_trouble = spawn, on_trouble
         self._pieces: list[Piece] = []
-        self._purchases: dict[bytes, BoughtSession] = {}
+        self._sessions: dict[bytes, SavedSession] = {}
         self._lock = trio.Lock()
 
     @property
@@ -61,20 +58,20 @@ class Recorder:
         self._pieces += pieces
         self._spawn(self._drain)
 
-    def paid_with(self, purchase: BoughtSession) -> None:
+    def paid_with(self, session: SavedSession) -> None:
         """A paid session, or its newer voucher: money is to be recovered with the conversation."""
-        self._purchases[purchase.session] = purchase
+        self._sessions[session.session] = session
         self._spawn(self._drain)
 
     async def settled(self) -> bool:
         """Wait until all of it is on our disk; False when the disk does not take it."""
         await self._drain()
-        return not (self._pieces or self._purchases)
+        return not (self._pieces or self._sessions)
 
     async def _drain(self) -> None:
         async with self._lock:
             try:
-                while self._pieces or self._purchases:
+                while self._pieces or self._sessions:
                     await self._drain_some()
             except StorageError as error:
                 log.warning("conversation.not_kept", reason=str(error))
@@ -85,10 +82,10 @@ class Recorder:
             pieces = tuple(self._pieces)
             await self._append(pieces)
             del self._pieces[: len(pieces)]
-        for session, purchase in list(self._purchases.items()):
-            await self._archive.save_session(saved_of(purchase))
-            if self._purchases[session] is purchase:
-                del self._purchases[session]
+        for name, session in list(self._sessions.items()):
+            await self._archive.save_session(session)
+            if self._sessions[name] is session:
+                del self._sessions[name]
 
     async def _append(self, pieces: tuple[Piece, ...]) -> None:
         if self.conversation is None:

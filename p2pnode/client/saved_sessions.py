@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from p2pnode.node.journal import BoughtSession
+from p2pnode.protocols.inference.messages import Receipt
 from p2pnode.storage.conversations.records import SavedSession
 
 
-def saved_of(record: BoughtSession) -> SavedSession:
-    """What another machine needs of it."""
+def saved_of(record: BoughtSession, receipt: Receipt | None) -> SavedSession:
+    """What another machine needs of it. ``receipt`` is the one that its voucher goes on from."""
     return SavedSession(
         session=record.session,
         terms=record.terms,
@@ -17,6 +18,7 @@ def saved_of(record: BoughtSession) -> SavedSession:
         valid_before=record.valid_before,
         opened_at=record.opened_at,
         voucher=record.voucher,
+        receipt=receipt,
     )
 
 

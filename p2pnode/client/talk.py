@@ -153,9 +153,9 @@ class Talk:
 
     def note_purchase(self, session: SessionId) -> None:
         """The paid session it came from: money is to be recovered with the conversation."""
-        purchase = self._client.purchase(session) if self._recorder is not None else None
-        if self._recorder is not None and purchase is not None:
-            self._recorder.paid_with(purchase)
+        saved = self._client.purchase(session) if self._recorder is not None else None
+        if self._recorder is not None and saved is not None:
+            self._recorder.paid_with(saved)
 
     def note_host(self, peer: PeerId) -> None:
         """Who serves it."""

@@ -14,6 +14,7 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId
 from p2pnode.protocols.inference.messages import (
     ModelIdBytes,
+    Receipt,
     Role,
     SamplingParams,
     SessionIdBytes,
@@ -110,6 +111,8 @@ class SavedSession:
     valid_before: U63
     opened_at: U63
     voucher: Voucher | None = None
+    receipt: Receipt | None = None
+    """The host's, that the voucher goes on from: it must be shown where the voucher is handed over late."""
 
 
 IndexRecord: TypeAlias = SavedConversation | SavedSession
