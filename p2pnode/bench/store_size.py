@@ -1,4 +1,4 @@
-"""Does a store get slower as it grows? Opened and collected with ten thousand blobs, then with ten times as many.
+"""Does a store get slower as it grows? Opened and collected with 10,000 blobs, then with ten times as many.
 
 It is filled without a sync (a disk that never syncs, through the store's own seam), and measured with the
 real one. A million is extrapolated: whatever the last factor of ten cost, the next one costs again. All of
@@ -29,6 +29,7 @@ SIZES_QUICK: Final = (300, 3_000)
 OPENS: Final = 9
 STEPS: Final = 9
 WRITERS: Final = 256
+_MILLION: Final = 1_000_000
 _LEASE_S: Final = 60.0
 _OWNER: Final = OwnerKey(hash_of(b"p2pnode/bench"))
 _ALL: Final = Quotas(owner_bytes=1 << 50, node_bytes=1 << 50)
@@ -90,7 +91,7 @@ async def measure_store_size(options: BenchOptions, take: Take) -> None:
 def _extrapolated(value: float, baseline: float, blobs: int, **details: float) -> Measurement:
     """A factor of ten cost ``value / baseline``; to a million it is paid again, for each factor of ten."""
     tens, size = 0, blobs
-    while size < 1_000_000:
+    while size < _MILLION:
         tens, size = tens + 1, size * 10
     at_a_million = value * max(1.0, value / baseline) ** tens
     note = (

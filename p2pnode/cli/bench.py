@@ -21,7 +21,8 @@ _IN_FULL: Final = 1_000
 
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="stream, dial, gossip, cli, idle, gas, paid, storage, or all.")
+        str,
+        typer.Argument(help="stream, dial, gossip, cli, idle, gas, paid, failover, storage, or all."),
     ] = "all",
     pairs: Annotated[
         int, typer.Option(help="Pairs of runs, ours and the baseline in turn, per stream figure.")

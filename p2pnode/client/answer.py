@@ -17,7 +17,7 @@ import trio
 from p2pnode.client.bill import Bill, BillItem, Usage
 from p2pnode.client.endings import cut_short, nobody, nobody_left, reason_of, too_long
 from p2pnode.client.part import Part
-from p2pnode.client.partial import Partial
+from p2pnode.client.partial import Held, Partial
 from p2pnode.client.relay import HONEST, Move, Standing, after_failure, after_turn, is_final
 from p2pnode.client.session import HostFault
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
@@ -81,6 +81,7 @@ class Answer:
         """Who had the part before, and why it ended."""
         self._candidate: Candidate | None = None
         self._move: Move = "next"
+        self._returning = False
         self._standby: trio.CancelScope | None = None
         self._asked_at = 0.0
         self._first_at: float | None = None
@@ -116,14 +117,18 @@ class Answer:
         return accept.session if accept is not None else None
 
     @property
+    def held(self) -> Held:
+        """To go on from, perhaps in another process: ``Client.chat`` takes it."""
+        return self._partial.held
+
+    @property
     def bill(self) -> tuple[BillItem, ...]:
         """What each host was used for, in order; a host's item comes when its part is over."""
         return self._bill.items
 
     def rest(self) -> Answer:
         """Another answer that goes on from what this one holds."""
-        held = self._partial
-        partial = Partial(held.body, list(held.ids), held.text, held.told, held.receipted)
+        partial = Partial.of(self._partial.body, self.held)
         return Answer(self._client, self._open_search, self._make_ask, partial, self._on_event)
 
     def __aiter__(self) -> Self:
@@ -183,6 +188,7 @@ class Answer:
         peer = candidate.advert.peer
         if self._move == "next":
             self._on_event("host", {"peer": peer, "model": candidate.offer.name})
+        self._returning = self._move == "again"
         self._move, self._parts_left = "next", self._parts_left - 1
         ask = self._make_ask(self._partial.rest())
         session = await self._client.open_session(candidate, ask)
@@ -254,14 +260,15 @@ class Answer:
             return
         standing = self._standing(part)
         move = after_failure(error, standing)
-        if isinstance(error, RemoteError):
+        if isinstance(error, RemoteError) and not self._cancelled:
             retrying = move == "again" or (move == "next" and search.hopeful)
             self._blame(search, candidate, error, retrying=retrying)
         dropped = self._partial.distrust() if isinstance(error, HostFault) else 0
         if part is not None:
             lost = standing.lost or part.turn_over
             self._end_part(part, reason_of(error, lost=lost), dropped=dropped)
-        self._last_error = error
+        if part is not None or not self._returning:  # that it can't be reached again says less
+            self._last_error = error
         if move == "finish":
             self._finish("length")
         elif move == "stop":

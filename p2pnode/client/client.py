@@ -21,7 +21,7 @@ import trio
 from p2pnode.client.answer import Answer, Watcher
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.memory import load_measured, save_measured
-from p2pnode.client.partial import Partial
+from p2pnode.client.partial import Held, Partial
 from p2pnode.client.prompts import Messages, messages_of
 from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, is_priced, unpaid
 from p2pnode.client.resolving import resolve_model
@@ -45,7 +45,6 @@ from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
 
 if TYPE_CHECKING:
-    from p2pnode.client.history import Line
     from p2pnode.client.payer import Payer
     from p2pnode.node.journal import BoughtSession
 
@@ -68,6 +67,7 @@ class Client:
         node: Node | None = None,
         remember: bool = True,
         payer: Payer | None = None,
+        in_thread: bool = True,
         on_event: Event = lambda _name, _fields: None,
     ) -> None:
         base = config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig())
@@ -81,7 +81,7 @@ class Client:
         self._stack: AsyncExitStack | None = None
         self._measured: dict[PeerId, Measured] = {}
         self._free: dict[tuple[PeerId, ModelId], Session] = {}
-        self.conversations = Conversations(self, base)
+        self.conversations = Conversations(self, base, in_thread=in_thread)
 
     # ---- lifetime
 
@@ -177,23 +177,25 @@ class Client:
         system: str | None = None,
         sampling: SamplingParams | None = None,
         filters: Filters | None = None,
+        held: Held | None = None,
     ) -> Answer:
         """Ask; iterate over the result for text pieces as they stream.
 
         ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of
         the catalogue or a model id; the default model otherwise. ``peer``: a multiaddr to dial, with
-        nothing searched. Raises, while iterating: ``NoHostError``, ``RefusedError``,
-        ``UnreachableError``; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
+        nothing searched. ``held``: what came of this answer before, to go on from. Raises, while
+        iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this
+        side can't or may not pay; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
         """
         options = TalkOptions(model=model, peer=peer, system=system, sampling=sampling, filters=filters)
-        return self.answer(messages, options)
+        return self.answer(messages, options, held=held)
 
     def answer(
         self,
         messages: Messages,
         options: TalkOptions,
         *,
-        held: Line | None = None,
+        held: Held | None = None,
         watcher: Watcher | None = None,
     ) -> Answer:
         """The answer to ``messages``, or the rest of one of which ``held`` is here already."""
@@ -214,9 +216,7 @@ class Client:
         def make_ask(body: PromptBody) -> Ask:
             return Ask(body, known.input_max(body))
 
-        partial = Partial(body)
-        if held is not None:
-            partial = Partial(body, list(held.ids), held.text, held.told)
+        partial = Partial.of(body, held)
         return Answer(self, open_search, make_ask, partial, self._on_event, watcher=watcher)
 
     # ---- conversations

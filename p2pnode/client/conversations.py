@@ -30,10 +30,10 @@ log = structlog.get_logger()
 
 
 class Conversations:
-    """Of ``client``, in the data dir of ``config``."""
+    """Of ``client``, in the data dir of ``config``. ``in_thread``: see ``LocalStore.open``."""
 
-    def __init__(self, client: Client, config: NodeConfig) -> None:
-        self._client, self._config = client, config
+    def __init__(self, client: Client, config: NodeConfig, *, in_thread: bool = True) -> None:
+        self._client, self._config, self._in_thread = client, config, in_thread
         self._keeper: Keeper | None = None
         self._opening = trio.Lock()
         self._talks: list[Talk] = []
@@ -95,7 +95,7 @@ class Conversations:
     async def _hold(self, *, task_status: trio.TaskStatus[Keeper]) -> None:
         from p2pnode.client.keeper import open_keeper
 
-        async with open_keeper(self._config, self._client.node) as keeper:
+        async with open_keeper(self._config, self._client.node, in_thread=self._in_thread) as keeper:
             task_status.started(keeper)
             await trio.sleep_forever()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from p2pnode.client.partial import Held
 from p2pnode.protocols.inference.messages import Role
 from p2pnode.storage.conversations.turns import Turn
 
@@ -22,6 +23,11 @@ class Line:
     ids: list[int] = field(default_factory=list, repr=False)
     told: int = 0
     over: bool = True
+
+    @property
+    def held(self) -> Held:
+        """What an answer goes on from."""
+        return Held(tuple(self.ids), self.text, self.told)
 
 
 def lines_of(turns: Iterable[Turn]) -> list[Line]:

@@ -131,13 +131,13 @@ class Keeper:
 
 
 @asynccontextmanager
-async def open_keeper(config: NodeConfig, node: Node) -> AsyncIterator[Keeper]:
+async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True) -> AsyncIterator[Keeper]:
     """Open the data dir's store and archive, and send in the background until the block ends.
 
     Raises ``ConfigError`` where the data dir has no storage key, ``StorageError``.
     """
     data = DataDir(config.data_dir)
-    keys = await trio.to_thread.run_sync(load_storage_keys, data)
+    keys = load_storage_keys(data)
     if keys is None:
         msg = (
             f"nothing is kept in {data.root} yet: `p2pnode wallet new` makes twelve words that "
@@ -151,8 +151,8 @@ async def open_keeper(config: NodeConfig, node: Node) -> AsyncIterator[Keeper]:
         sign=lambda _owner, digest: keys.owner_signing.sign(digest),
         own=running.peer_id if running is not None else None,
     )
-    async with open_store(config) as store:
-        outbox = Outbox(store.root / "outbox.sqlite", node.draw)
+    async with open_store(config, wall=node.wall, in_thread=in_thread) as store:
+        outbox = Outbox(store.root / "outbox.sqlite", node.draw, in_thread=in_thread)
         try:
             keeper = Keeper(keys, Replica(OWN, store, store, "own"), outbox, node=node, finder=finder)
             async with beside(keeper.archive.run):

@@ -110,7 +110,7 @@ class Talk:
         if line not in self._lines:
             self._lines.append(line)
         notes = _Notes(self, line)
-        notes.answer = self._client.answer(prompt_of(before), self._options, held=line, watcher=notes)
+        notes.answer = self._client.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
         return notes.answer
 
     def _say(self, role: Role, text: str) -> None:
@@ -148,9 +148,8 @@ class Talk:
         self.note_purchase(item.session)
 
     def note_end(self, finish: Finish | None) -> None:
-        """It is over; without ``finish`` it may go on."""
-        if finish is not None:
-            self._record(Piece(role="assistant", finish=finish, at=self._now()))
+        """It is whole."""
+        self._record(Piece(role="assistant", finish=finish, at=self._now()))
 
     def note_purchase(self, session: SessionId) -> None:
         """The paid session it came from: money is to be recovered with the conversation."""
@@ -206,11 +205,12 @@ class _Notes:
         self._talk.note_bill(item)
 
     def ended(self, finish: Finish | None) -> None:
-        """It is whole, was stopped, or (None) cut short: then it may go on."""
+        """It is whole, or it was stopped or cut short: then it may go on."""
         self.took()
         self._keep(self.answer.told)
-        self._line.over = finish is not None
-        self._talk.note_end(finish)
+        self._line.over = finish in ("stop", "length")
+        if self._line.over:
+            self._talk.note_end(finish)
 
     def _keep(self, ids_until: int) -> None:
         answer = self.answer

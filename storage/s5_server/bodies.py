@@ -25,12 +25,15 @@ _JSON_MAX: Final = 1 << 14
 class Body:
     """The raw body. Raises ``HttpError`` 413 or 408 and ``ClientDisconnect`` while it is read."""
 
-    def __init__(self, request: Request, *, bytes_max: int, stall_s: float) -> None:
+    def __init__(
+        self, request: Request, *, bytes_max: int, stall_s: float, told_max: int | None = None
+    ) -> None:
         self._request, self._bytes_max, self._stall_s = request, bytes_max, stall_s
         self._bytes, self._ended = 0, False
+        self._told_max = bytes_max if told_max is None else told_max
         declared = content_length(request)
         if declared is not None and declared > bytes_max:
-            raise too_large(bytes_max)
+            raise too_large(self._told_max)
 
     def __aiter__(self) -> Body:
         return self
@@ -49,7 +52,7 @@ class Body:
             self._ended = not message.get("more_body", False)
             self._bytes += len(chunk)
             if self._bytes > self._bytes_max:
-                raise too_large(self._bytes_max)
+                raise too_large(self._told_max)
             if chunk:
                 return chunk
         raise StopAsyncIteration
@@ -59,7 +62,8 @@ class FormFile:
     """The bytes of the one part called ``file`` of a ``multipart/form-data`` body; others are skipped."""
 
     def __init__(self, request: Request, boundary: bytes, *, bytes_max: int, stall_s: float) -> None:
-        self._body = Body(request, bytes_max=bytes_max + _FORM_OVERHEAD_MAX, stall_s=stall_s)
+        whole_max = bytes_max + _FORM_OVERHEAD_MAX
+        self._body = Body(request, bytes_max=whole_max, stall_s=stall_s, told_max=bytes_max)
         self._bytes, self._bytes_max = 0, bytes_max
         self._ready: deque[bytes] = deque()
         self._name, self._value = b"", b""

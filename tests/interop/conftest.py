@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 JS = Path(__file__).parent / "js"
+S5 = Path(__file__).parent / "s5"
 INSTALL_S = 240
 
 
@@ -22,13 +23,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def js_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``peer.mjs`` and what it imports."""
+    """A folder with js-libp2p's ``peer.mjs`` and what it imports."""
+    return _installed(JS, tmp_path_factory.mktemp("js"))
+
+
+@pytest.fixture(scope="session")
+def libs5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with libs5's ``peer.mjs`` and what it imports."""
+    return _installed(S5, tmp_path_factory.mktemp("s5"))
+
+
+def _installed(source: Path, folder: Path) -> Path:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node and npm are needed: install Node.js 20 or later")
-    folder = tmp_path_factory.mktemp("js")
     for name in ("package.json", "peer.mjs"):
-        shutil.copy(JS / name, folder)
+        shutil.copy(source / name, folder)
     command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-package-lock"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_S, check=False)
     assert done.returncode == 0, done.stderr

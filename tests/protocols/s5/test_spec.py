@@ -39,7 +39,10 @@ CLASSES = [
 ]
 LIMITS = {
     "a message": f"{messages.FRAME_MAX} bytes",
-    "questions that wait for the handshake": str(machine.EARLY_MAX),
+    "messages that wait for the handshake": (
+        f"{machine.EARLY_MAX}, an announcement of at most {machine.EARLY_STATEMENT_MAX} bytes; "
+        "a longer one is dropped"
+    ),
     "blobs asked for at once": str(machine.ASKED_MAX),
     "entries asked for at once": str(machine.ASKED_MAX),
     "blobs being looked up for the peer": str(machine.LOOKUPS_MAX),
@@ -163,8 +166,8 @@ def test_the_entries_in_the_file_hold() -> None:
 def test_the_handshake_in_the_file_is_what_two_machines_say() -> None:
     told = [(each["from"], messages.decode(bytes.fromhex(each["hex"]))) for each in VECTORS["handshake"]]
     sides = {
-        "zero": machine.S5Peer(node=ZERO.node, sign=ZERO.sign, challenge=COUNTING),
-        "other": machine.S5Peer(node=OTHER.node, sign=OTHER.sign, challenge=COUNTING[::-1]),
+        "zero": machine.S5Peer(node=ZERO.node, sign=ZERO.sign, challenge=COUNTING, dialled=False),
+        "other": machine.S5Peer(node=OTHER.node, sign=OTHER.sign, challenge=COUNTING[::-1], dialled=True),
     }
     said: list[tuple[str, Any]] = []
     met = []
