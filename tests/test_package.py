@@ -17,6 +17,7 @@ import p2pnode
 from p2pnode.cli.app import app
 
 ROOT = Path(__file__).parent.parent
+PROTOCOLS = ["adverts", "blob", "checkpoint", "framing", "inference", "lookup", "s5"]
 AREAS = ("chain", "models", "protocols", "simulations", "storage")
 HEAVY = (
     "libp2p",
@@ -90,7 +91,7 @@ def test_no_area_is_importable_by_its_bare_name() -> None:
         assert area not in _modules_after("import p2pnode.protocols.framing.codec")
 
 
-@pytest.mark.parametrize("protocol", ["adverts", "blob", "framing", "inference", "lookup", "s5"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_protocol_has_its_specification(protocol: str) -> None:
     spec = (ROOT / "protocols" / protocol / "SPEC.md").read_text()
     assert spec.startswith("# ")
@@ -99,7 +100,7 @@ def test_each_protocol_has_its_specification(protocol: str) -> None:
 
 def test_every_protocol_is_in_the_list_above() -> None:
     found = {path.parent.name for path in (ROOT / "protocols").glob("*/__init__.py")}
-    assert found == {"adverts", "blob", "framing", "inference", "lookup", "s5"}
+    assert found == set(PROTOCOLS)
 
 
 def _commands() -> list[str]:

@@ -16,7 +16,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.blobs import BlobService
 from p2pnode.node.channel import MessageChannel
-from p2pnode.node.faults import FAULTS_MAX
+from p2pnode.node.faults import FAULTS_MAX, WINDOW_S
 from p2pnode.node.peer_store import PeerStore
 from p2pnode.node.store_for import StoreFor
 from p2pnode.protocols.blob import messages as m
@@ -487,6 +487,19 @@ async def test_a_client_that_breaks_the_protocol_loses_its_stream_and_is_remembe
         keeper, asker = stored.keeper.node, stored.asker.node
         assert keeper.faults.count(asker.peer_id, trio.current_time()) == 1
         await stored.peer_store().put(b"others go on", owner=stored.alice)
+
+
+async def test_a_client_that_goes_on_breaking_it_is_not_served(autojump_clock: MockClock) -> None:
+    async with two_nodes() as stored:
+        serve_store(stored.keeper)
+        for _ in range(FAULTS_MAX):
+            channel = await _raw(stored, [m.Data(id=3, data=b"x")])
+            with pytest.raises(UnreachableError):
+                await channel.receive()
+        with pytest.raises(UnreachableError):
+            await _has_nothing(stored)
+        await trio.sleep(WINDOW_S + 1)
+        assert await _has_nothing(stored)
 
 
 async def test_a_wrong_hash_counts_and_keeps_nothing(autojump_clock: MockClock) -> None:

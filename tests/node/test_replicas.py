@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, StorageError
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
@@ -198,6 +198,30 @@ async def test_each_key_is_announced_once_an_hour_and_no_more_than_the_bound(
         await trio.sleep(3600)
         assert m.provider_key(EntryKey(keys[1])) in [key for _, key in said[3:]]
         assert len(said) <= 9
+
+
+async def test_a_store_that_can_not_be_read_does_not_keep_new_keys_from_being_said(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world() as w:
+        hub = await w.add()
+        holder = await w.add(bootstrap=[_address(hub)])
+        said: list[bytes] = []
+
+        async def provide(key: bytes) -> bool:
+            said.append(key)
+            return True
+
+        async def held(_after: EntryKey | None, _limit: int) -> list[Entry]:
+            raise StorageError("the disk is gone")
+
+        monkeypatch.setattr(holder.node.network, "provide", provide)
+        announcer = Announcer(holder.node, held)
+        holder.node.start_soon(announcer.run)
+        await trio.sleep(60)
+        announcer.arrived(KEY)
+        await trio.sleep(3)
+        assert said == [m.provider_key(KEY)]
 
 
 async def test_a_node_alone_says_nothing_until_it_has_company(autojump_clock: MockClock) -> None:

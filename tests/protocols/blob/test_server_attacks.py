@@ -154,6 +154,29 @@ def test_who_read_too_much_waits() -> None:
     assert side.hear(m.Get(id=id_ + 1, hash=HASH)) == []
 
 
+def test_who_wrote_too_much_waits_whether_or_not_it_was_kept() -> None:
+    side, id_ = claimed(), 0
+    for id_ in range(20):
+        if side.hear(put(id_, b"", inline=False, size=m.SIZE_MAX)):
+            break
+        side.tell(c.NotDone(id_, "quota"))
+        side.hear(m.Cancel(id=id_))
+    assert 1 < id_ < 10
+    assert side.said[-1].code == "rate_limited"
+    side.hear(m.Cancel(id=id_))
+    side.now += side.said[-1].retry_after_s
+    assert side.hear(put(id_ + 1, b"x")) == []
+
+
+def test_a_blob_larger_than_the_protocol_knows_is_not_served() -> None:
+    side = server_side()
+    side.hear(m.Get(id=0, hash=HASH))
+    (answer,) = side.tell(c.BlobRead(0, bytes(m.CHUNK), m.SIZE_MAX + 1))
+    assert answer.code == "too_large"
+    side.hear(m.Has(id=1, hashes=(HASH, HASH)))
+    assert side.tell(c.SizesFound(1, (m.SIZE_MAX, m.SIZE_MAX + 1))) == [m.Sizes(id=1, sizes=(m.SIZE_MAX, -1))]
+
+
 @pytest.mark.parametrize("id_", [5, 4, 0])
 def test_an_id_that_does_not_grow_ends_the_stream(id_: int) -> None:
     side = claimed()
@@ -364,9 +387,11 @@ def test_a_blob_that_shrinks_while_it_is_read_fails_that_request_alone() -> None
 
 def test_an_idle_stream_ends_without_fault_and_a_busy_one_stays() -> None:
     side = server_side()
-    side.hear(m.Has(id=0, hashes=(HASH,)))
-    assert "idle" not in side.timers
-    side.tell(c.SizesFound(0, (None,)))
+    for id_ in range(2):
+        side.hear(m.Has(id=id_, hashes=(HASH,)))
+    for id_ in range(2):
+        assert "idle" not in side.timers
+        side.tell(c.SizesFound(id_, (None,)))
     side.fire("idle")
     assert side.over == c.Over("idle")
 
