@@ -7,6 +7,9 @@ What is said in a conversation it does not look at.
 
 from __future__ import annotations
 
+import math
+import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,9 +28,11 @@ from p2pnode.node.storage_key import load_storage_keys
 from p2pnode.node.store import open_store
 from p2pnode.storage.conversations.archive import Archive, Recovery, Status
 from p2pnode.storage.conversations.conversation import Conversation
+from p2pnode.storage.conversations.log import Wall
 from p2pnode.storage.conversations.outbox import Outbox
 from p2pnode.storage.conversations.sending import Sent
 from p2pnode.storage.keys import StorageKeys
+from p2pnode.storage.sealing import Draw
 from p2pnode.storage.store import OwnerKey, Replica
 
 OWN: Final = "this machine"
@@ -102,9 +107,20 @@ class Keeper:
     async def recover(self) -> Recovery:
         """Ask everybody who may have them for this user's conversations and paid sessions."""
         async with self._looking:
-            found = await self._finder.find(self._keys.index.entry_key)
-            self._take(found.found, all_=True)
+            await self._find_some()
         return await self.archive.recover()
+
+    async def _find_some(self) -> None:
+        """All that answer soon after the first; the dead are not waited for once somebody is there."""
+        soon = trio.CancelScope()
+
+        def found(replica: Replica) -> None:
+            self._take([replica], all_=True)
+            if soon.deadline == math.inf:
+                soon.deadline = trio.current_time() + self._node.limits.replica_grace_s
+
+        with soon:
+            await self._finder.find(self._keys.index.entry_key, on_found=found)
 
     async def finish(self) -> Kept:
         """Bring what is kept here to a quorum, within the deadline of a client that leaves."""
@@ -130,12 +146,8 @@ class Keeper:
         return [*self._servers, *peers]
 
 
-@asynccontextmanager
-async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True) -> AsyncIterator[Keeper]:
-    """Open the data dir's store and archive, and send in the background until the block ends.
-
-    Raises ``ConfigError`` where the data dir has no storage key, ``StorageError``.
-    """
+def storage_keys(config: NodeConfig) -> StorageKeys:
+    """What the data dir keeps conversations with. Raises ``ConfigError`` where it keeps none."""
     data = DataDir(config.data_dir)
     keys = load_storage_keys(data)
     if keys is None:
@@ -144,19 +156,61 @@ async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True)
             "conversations are kept and recovered with, `wallet restore` takes yours"
         )
         raise ConfigError(msg)
-    running = data.running_node()
+    return keys
+
+
+@asynccontextmanager
+async def open_shelf(
+    config: NodeConfig, *, wall: Wall = time.time, draw: Draw = secrets.token_bytes, in_thread: bool = True
+) -> AsyncIterator[tuple[Replica, Outbox]]:
+    """This machine's store, and what of it has not reached others yet. Raises ``StorageError``."""
+    async with open_store(config, wall=wall, in_thread=in_thread) as store:
+        outbox = Outbox(store.root / "outbox.sqlite", draw, in_thread=in_thread)
+        try:
+            yield Replica(OWN, store, store, "own"), outbox
+        finally:
+            outbox.close()
+
+
+@asynccontextmanager
+async def open_archive(config: NodeConfig) -> AsyncIterator[Archive]:
+    """What is kept on this machine, with nobody asked. Raises ``ConfigError``, ``StorageError``."""
+    keys = storage_keys(config)
+    async with open_shelf(config) as (own, outbox):
+        yield Archive(keys, own, lambda: (), outbox=outbox, draw=secrets.token_bytes, wall=time.time)
+
+
+@asynccontextmanager
+async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True) -> AsyncIterator[Keeper]:
+    """Open the data dir's store and archive, and send in the background until the block ends.
+
+    Raises ``ConfigError`` where the data dir has no storage key, ``StorageError``.
+    """
+    keys = storage_keys(config)
+    running = DataDir(config.data_dir).running_node()
     finder = ReplicaFinder(
         node,
         stores=config.stores,
         sign=lambda _owner, digest: keys.owner_signing.sign(digest),
         own=running.peer_id if running is not None else None,
     )
-    async with open_store(config, wall=node.wall, in_thread=in_thread) as store:
-        outbox = Outbox(store.root / "outbox.sqlite", node.draw, in_thread=in_thread)
+    async with open_shelf(config, wall=node.wall, draw=node.draw, in_thread=in_thread) as (own, outbox):
         try:
-            keeper = Keeper(keys, Replica(OWN, store, store, "own"), outbox, node=node, finder=finder)
-            async with beside(keeper.archive.run):
-                yield keeper
+            async with _servers(config) as servers:
+                keeper = Keeper(keys, own, outbox, node=node, finder=finder, servers=servers)
+                async with beside(keeper.archive.run):
+                    yield keeper
         finally:
             finder.close()
-            outbox.close()
+
+
+@asynccontextmanager
+async def _servers(config: NodeConfig) -> AsyncIterator[list[Replica]]:
+    """The S5 node of the configuration, where there is one."""
+    if not config.s5_url:
+        yield []
+        return
+    from p2pnode.storage.s5_client import open_s5
+
+    async with open_s5(config.s5_url) as store:
+        yield [Replica(config.s5_url, store, store)]
