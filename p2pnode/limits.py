@@ -73,6 +73,9 @@ class Limits:
     settle_retry_s: float = 5.0
     settle_retry_max_s: float = 300.0
     expiry_margin_s: float = 900.0
+    deliveries_max: int = 32
+    deliveries_at_once: int = 4
+    delivery_deadline_s: float = 30.0
 
     # storage
     replicas_max: int = 16
@@ -85,11 +88,14 @@ class Limits:
     archive_pushes_at_once: int = 4
     archive_retry_s: float = 5.0
     archive_retry_max_s: float = 300.0
+    keep_deadline_s: float = 5.0
     store_streams_max: int = 64
     store_streams_per_peer: int = 4
     announce_interval_s: float = 3600.0
     announce_soon_s: float = 2.0
     announce_keys_max: int = 128
+    store_gc_interval_s: float = 60.0
+    store_gc_items: int = 256
 
     # the S5 server
     s5_connections_max: int = 128

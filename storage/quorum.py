@@ -89,11 +89,15 @@ class Seen:
                 found.insert(place, entry)
         return found
 
+    def highest(self, counted: Counted) -> int:
+        """The revision that the counted replicas show; 0 where they know nothing."""
+        return max((entry.revision for name, entry in self.entries if name in counted.names), default=0)
+
     def rolled_back(self, revision: int, counted: Counted) -> bool:
         """Do so many show less than an acknowledged ``revision`` that a quorum can't have kept it?
 
         Of every quorum that acknowledged it one at least is among them.
         """
         behind = set(self.empty) | {name for name, entry in self.entries if entry.revision < revision}
-        ahead = any(entry.revision >= revision for _, entry in self.entries)
+        ahead = self.highest(counted) >= revision
         return not ahead and len(behind & counted.names) > len(counted.names) - counted.quorum

@@ -129,8 +129,8 @@ class Replication:
                 await this.done.wait()
             nursery.cancel_scope.cancel()
         for replica in asked:
-            if replica.name not in this.acks:
-                this.failures.setdefault(replica.name, _SLOW)
+            if replica.name not in this.acks and replica.name not in this.failures:
+                self._failed(this, replica, _SLOW)
         return this.outcome()
 
     async def drop(self, blobs: Sequence[BlobHash]) -> None:
@@ -203,7 +203,8 @@ class Replication:
         for digest in this.blobs:
             if digest in known and not this.check:
                 continue
-            if (this.check or not met) and await self._has(replica, digest, read=this.check):
+            look = this.check or not met or replica is self.own
+            if look and await self._has(replica, digest, read=this.check):
                 known.add(digest)
                 continue
             known.discard(digest)

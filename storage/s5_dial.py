@@ -43,7 +43,9 @@ async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> A
                 socket = await wrap_client_stream(
                     inner, stream, f"{host}:{target.port}", P2P_PATH, max_message_size=FRAME_MAX
                 )
-                made = PeerConnection(node, _Frames(socket), urls, stall_s=stall_s, expected=target.node)
+                made = PeerConnection(
+                    node, _Frames(socket), urls, stall_s=stall_s, dialled=True, expected=target.node
+                )
                 inner.start_soon(made.run)
                 await made.wait_connected()
                 if made.other is None:

@@ -95,7 +95,7 @@ class _Wait:
 
 
 class PeerConnection:
-    """A connection. ``urls`` says where the other side can fetch a blob of ours."""
+    """A connection that we ``dialled`` or not. ``urls``: where the other side can fetch a blob of ours."""
 
     def __init__(
         self,
@@ -104,11 +104,17 @@ class PeerConnection:
         urls: Callable[[BlobId], tuple[str, ...]],
         *,
         stall_s: float,
+        dialled: bool,
         expected: NodeId | None = None,
     ) -> None:
         challenge = secrets.token_bytes(CHALLENGE_BYTES)
         self._machine = S5Peer(
-            node=node.id, sign=node.sign, challenge=challenge, uris=node.uris, expected=expected
+            node=node.id,
+            sign=node.sign,
+            challenge=challenge,
+            dialled=dialled,
+            uris=node.uris,
+            expected=expected,
         )
         self._node, self._frames, self._urls, self._stall_s = node, frames, urls, stall_s
         self._send, self._events = trio.open_memory_channel[Event](_EVENTS)

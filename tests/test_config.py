@@ -54,3 +54,19 @@ def test_a_number_is_either_taken_as_it_is_or_refused_by_name(name: str, value: 
             NodeConfig(**{name: value})  # type: ignore[arg-type]
     else:
         assert getattr(config, name) == value
+
+
+OWNER = "0b" * 32
+
+
+@pytest.mark.parametrize("rules", [(), ("anyone",), ("sessions", OWNER), (OWNER.upper(), "cd" * 32)])
+def test_whom_a_node_stores_for_is_taken_as_it_is_written(rules: tuple[str, ...]) -> None:
+    assert NodeConfig(store_for=rules).store_for == rules
+
+
+@pytest.mark.parametrize("rule", ["", "session", "Anyone", OWNER[:-1], OWNER + "0", "0x" + OWNER, "zz" * 32])
+def test_whom_a_node_stores_for_must_make_sense(rule: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^store_for must name owner keys \(64 hex digits\), sessions or"):
+        NodeConfig(store_for=("anyone", rule))
+    with pytest.raises(UsageError, match=r"^--store-for must name owner keys"):
+        _load(tmp_path, "", store_for=[rule])

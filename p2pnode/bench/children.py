@@ -90,6 +90,7 @@ class Joined:
 async def joined(root: Path, name: str, arguments: Sequence[str]) -> AsyncIterator[Joined]:
     """Run ``p2pnode join`` on loopback, with a data dir of its own under ``root``."""
     ready, log = root / f"{name}.ready", root / f"{name}.log"
+    ready.unlink(missing_ok=True)  # of one that was killed
     command = [
         *program("join", f"--data-dir={root / name}", f"--ready-file={ready}"),
         "--listen=/ip4/127.0.0.1/tcp/0",

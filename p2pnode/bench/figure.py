@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
-SuiteName: TypeAlias = Literal["stream", "dial", "gossip", "cli", "idle", "gas", "paid"]
+SuiteName: TypeAlias = Literal[
+    "stream", "dial", "gossip", "cli", "idle", "gas", "paid", "failover", "storage"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,46 @@ GOALS: Final = (
         baseline="four free streams of another host of the same engine, paired runs; 1 means as fast",
     ),
     Goal(
+        name="failover.duplicated",
+        unit="tokens",
+        bound="at most",
+        target=0,
+        meaning="output tokens that came twice for one place of an answer whose host was killed by SIGKILL",
+        baseline="those held at the kills: they come again to a client that asks again",
+    ),
+    Goal(
+        name="failover.missing",
+        unit="tokens",
+        bound="at most",
+        target=0,
+        meaning="places of these answers for which no token came, or another than the answer holds",
+        baseline="those not held at the kills: they are missing to a client that doesn't ask again",
+    ),
+    Goal(
+        name="failover.billed_twice",
+        unit="tokens",
+        bound="at most",
+        target=0,
+        meaning="output tokens of these answers that two hosts' vouchers pay for",
+        baseline="those held at the kills: they are billed again to a client that asks again",
+    ),
+    Goal(
+        name="failover.gap",
+        unit="s",
+        bound="at most",
+        target=1.0,
+        meaning="from the last token of the killed host to the first of the next, 40-token prompt (p50)",
+        baseline="the first token of the same prompt and prefix in a fresh session of a live host (p50)",
+    ),
+    Goal(
+        name="failover.gap_p95",
+        unit="s",
+        bound="at most",
+        target=2.5,
+        meaning="the same (p95)",
+        baseline="the same (p95)",
+    ),
+    Goal(
         name="gas.open",
         unit="gas",
         bound="at most",
@@ -169,8 +211,24 @@ GOALS: Final = (
         "per million tokens, no session fee",
         baseline="the same for the predecessor's open and settle, without its checkpoints",
     ),
+    Goal(
+        name="storage.open",
+        unit="s",
+        bound="at most",
+        target=1.0,
+        meaning="opening a store of 100,000 blobs and asking it for one (p50)",
+        baseline="the same with 10,000 blobs",
+    ),
+    Goal(
+        name="storage.gc_step",
+        unit="ms",
+        bound="at most",
+        target=50.0,
+        meaning="one step of the collection in a store of 100,000 blobs: what is due, or folders (p50)",
+        baseline="the same with 10,000 blobs",
+    ),
 )
-SUITES: Final[tuple[SuiteName, ...]] = ("stream", "dial", "gossip", "cli", "idle", "gas", "paid")
+SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,14 @@ from p2pnode.cli.chain import chain_app
 from p2pnode.cli.chat import chat
 from p2pnode.cli.demo import demo
 from p2pnode.cli.doctor import doctor
+from p2pnode.cli.evidence import evidence
 from p2pnode.cli.funds import funds_app
 from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
 from p2pnode.cli.models import models_app
 from p2pnode.cli.sessions import sessions_app
 from p2pnode.cli.status import invite, status
+from p2pnode.cli.storage import storage_app
 from p2pnode.cli.wallet import wallet_app
 
 app = typer.Typer(
@@ -29,8 +31,10 @@ app = typer.Typer(
 )
 for command in (join, ask, chat, hosts, invite, status, doctor, bench, demo):
     app.command()(command)
+sessions_app.command()(evidence)
 app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")
 app.add_typer(funds_app, name="funds")
 app.add_typer(sessions_app, name="sessions")
+app.add_typer(storage_app, name="storage")
 app.add_typer(wallet_app, name="wallet")

@@ -92,6 +92,7 @@ def ask(
                 async for piece in answer:
                     output.piece(piece)
             except trio.Cancelled:
+                output.end_line()
                 output.event("interrupted", {"text": answer.text}, text="[interrupted]")
                 raise
             finish(output, answer)
@@ -162,29 +163,50 @@ def make_client(
         text = ""
         if name == "host.failed" and fields["retrying"]:
             text = f"[{shorten(str(fields['peer']))} failed: {fields['reason']}; looking for another host]"
+        elif name == "failover":
+            text = f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
         elif name == "signing":
             text = f"[{fields['words']}]"
-        output.event(name, fields, text=text)
+        # What is signed is said before it is; all else can wait for the end of a line.
+        output.event(name, fields, text=text, later=name != "signing")
 
     return Client(config, bootstrap=first, discovery=discovery, on_event=on_event)
 
 
 def finish(output: Output, answer: Any) -> None:
-    """End the text with a newline, and tell scripts the bill."""
+    """End the text with a newline, and tell scripts the bill; people see it where several hosts served."""
     from dataclasses import asdict
 
     from p2pnode.money import usdc_text
 
     output.end_line()
-    usage = answer.usage
-    if usage is not None:
-        took = usage.total_s - usage.ttft_s
-        # What came in one piece has no speed.
-        speed = f"{(usage.tokens_out - 1) / took:.0f} tokens/s, " if took > _MEASURABLE_S else ""
-        cost = f", {usdc_text(usage.cost)} so far in this session" if usage.cost else ""
-        output.event(
-            "done",
-            {"host": answer.host, "checkpoints": answer.checkpoints, **asdict(usage)},
-            text=f"[{usage.tokens_in} tokens in, {usage.tokens_out} out, first after {usage.ttft_s:.2f} s, "
-            f"{speed}from {shorten(str(answer.host))}{cost}]",
-        )
+    usage, bill = answer.usage, answer.bill
+    if len(bill) > 1:
+        for item in bill:
+            output.note(_line_of(item))
+    if usage is None:
+        return
+    took = usage.total_s - usage.ttft_s
+    # What came in one piece has no speed.
+    speed = f"{(usage.tokens_out - 1) / took:.0f} tokens/s, " if took > _MEASURABLE_S else ""
+    cost = f", {usdc_text(usage.cost)}" if usage.cost else ""
+    where = f"from {shorten(str(answer.host))}" if len(bill) <= 1 else f"from {len(bill)} hosts"
+    items = [{**asdict(item), "session": item.session.hex()} for item in bill]
+    output.event(
+        "done",
+        {"host": answer.host, "checkpoints": answer.checkpoints, **asdict(usage), "bill": items},
+        text=f"[{usage.tokens_in} tokens in, {usage.tokens_out} out, first after {usage.ttft_s:.2f} s, "
+        f"{speed}{where}{cost}]",
+    )
+
+
+def _line_of(item: Any) -> str:
+    """A host's item on the bill, for people."""
+    from p2pnode.money import usdc_text
+
+    reused = f" ({item.reused} reused)" if item.reused else ""
+    cost = f", {usdc_text(item.cost)}" if item.cost else ""
+    return (
+        f"[{shorten(str(item.peer))}: {item.tokens_in} tokens in{reused}, {item.tokens_out} out{cost}, "
+        f"{item.reason}]"
+    )

@@ -20,7 +20,10 @@ _IN_FULL: Final = 1_000
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(help="stream, dial, gossip, cli, idle, gas, or all.")] = "all",
+    suite: Annotated[
+        str,
+        typer.Argument(help="stream, dial, gossip, cli, idle, gas, paid, failover, storage, or all."),
+    ] = "all",
     pairs: Annotated[
         int, typer.Option(help="Pairs of runs, ours and the baseline in turn, per stream figure.")
     ] = 10,

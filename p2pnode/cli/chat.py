@@ -35,7 +35,10 @@ from p2pnode.cli.options import (
 from p2pnode.cli.output import Output, error_fields
 
 _COMMAND: Final = re.compile(r"/\w+")
-_HELP: Final = "/new starts over, /retry asks again, /exit or Ctrl-D leaves; Ctrl-C stops an answer"
+_HELP: Final = (
+    "/new starts over, /retry asks again, /go goes on with an answer that was cut short, /exit or Ctrl-D "
+    "leaves; Ctrl-C stops an answer"
+)
 
 
 def chat(
@@ -96,6 +99,8 @@ class _Talk:
         self._client, self._output, self._lines, self._options = client, output, lines, options
         self._history: list[dict[str, str]] = []
         self._scope: trio.CancelScope | None = None
+        self._cut: Any = None
+        """The last answer, if it isn't whole."""
 
     def interrupt(self) -> bool:
         """Ctrl-C: stop the answer that streams, or leave when none does."""
@@ -116,9 +121,12 @@ class _Talk:
                     self._output.event("help", {}, text=_HELP)
                 case "/new":
                     self._history.clear()
+                    self._cut = None
                     self._output.event("new", {}, text="a new conversation")
                 case "/retry":
                     await self._retry()
+                case "/go":
+                    await self._go_on()
                 case command if _COMMAND.fullmatch(command):
                     self._output.event("unknown_command", {"command": command}, text=f"{command}? {_HELP}")
                 case _:
@@ -133,28 +141,40 @@ class _Talk:
         else:
             self._output.event("nothing_to_retry", {}, text="nothing was asked yet")
 
+    async def _go_on(self) -> None:
+        if self._cut is None:
+            self._output.event("nothing_to_go_on", {}, text="no answer was cut short")
+            return
+        self._drop("assistant")
+        await self._answer(self._client.go_on(self._cut))
+
     def _drop(self, role: str) -> None:
         while self._history and self._history[-1]["role"] == role:
             self._history.pop()
 
-    async def _answer(self) -> None:
+    async def _answer(self, answer: Any = None) -> None:
         import trio
 
-        from p2pnode.errors import RemoteError
+        from p2pnode.errors import LocalError, P2PNodeError
 
-        answer = self._client.chat(list(self._history), **self._options)
-        failure: RemoteError | None = None
+        if answer is None:
+            answer = self._client.chat(list(self._history), **self._options)
+        failure: P2PNodeError | None = None
         try:
             with trio.CancelScope() as self._scope:
                 async with answer:
                     async for piece in answer:
                         self._output.piece(piece)
-        except RemoteError as error:
+        except P2PNodeError as error:
+            # Ours ends the conversation, but not one that holds a part of an answer.
+            if isinstance(error, LocalError) and not answer.ids:
+                raise
             failure = error
         finally:
             self._scope = None
         if answer.text:
             self._history.append({"role": "assistant", "content": answer.text})
+        self._cut = answer if answer.usage is None and answer.ids else None
         finish(self._output, answer)
         if failure is not None:
             text = f"p2pnode: {failure} (/retry asks again, /new starts over)"

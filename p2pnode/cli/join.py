@@ -55,6 +55,13 @@ def join(
     client_only: Annotated[
         bool | None, typer.Option("--client-only", help="Take part in the network without serving a model.")
     ] = None,
+    store_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whose blobs to keep: an owner key (64 hex digits), sessions (clients with an open session, "
+            "the default) or anyone. May be repeated."
+        ),
+    ] = None,
     n_ctx: Annotated[int | None, typer.Option(help="Context of one request, in tokens.")] = None,
     slots: Annotated[int | None, typer.Option(help="Requests served at the same time.")] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")] = None,
@@ -94,6 +101,7 @@ def join(
             session_fee=session_fee,
             chain=chain,
             client_only=client_only,
+            store_for=store_for,
             n_ctx=n_ctx,
             slots=slots,
             threads=threads,

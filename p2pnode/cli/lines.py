@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Final, Self, TextIO
 
@@ -79,6 +80,15 @@ async def read_all(source: TextIO) -> str:
         return data
 
     return (await trio.to_thread.run_sync(read, abandon_on_cancel=True)).decode(errors="replace")
+
+
+async def read_pieces(source: TextIO) -> AsyncIterator[bytes]:
+    """The bytes of the input, as they come."""
+    import trio
+
+    file = _file_of(source)
+    while piece := await trio.to_thread.run_sync(_read_some, source, file, abandon_on_cancel=True):
+        yield piece
 
 
 def _file_of(source: TextIO) -> int | None:

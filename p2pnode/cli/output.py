@@ -3,10 +3,13 @@
 With ``--json`` stdout holds one object per line and nothing else. Names and fields are stable::
 
     ask, chat   host{peer, model} signing{words, …} prefill{processed, total} text{text}
-                host.failed{peer, reason, retrying}
-                done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s}
+                host.failed{peer, reason, retrying} failover{from, to, held, reason}
+                answer.cut{held, reason}: nobody can go on; so many tokens of the answer are kept
+                done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s, bill}
+                bill: [{peer, session, tokens_in, reused, tokens_out, cost, reason}], an item for each host
+                in the order of use; the sums over it are tokens_in, reused, tokens_out and cost
     ask         interrupted{text}
-    chat        chat{} help{} new{} nothing_to_retry{} unknown_command{command} stopped{}
+    chat        chat{} help{} new{} nothing_to_retry{} nothing_to_go_on{} unknown_command{command} stopped{}
                 turn.failed{error, message, code?}
     hosts       host{model, model_id, peer, addresses, engine, quantisation, n_ctx, price_in, price_out,
                 session_fee, warm, slots, active, queued, score, excluded}
@@ -22,6 +25,11 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
                 withdrawable, stuck} withdrawn{to, amount, transaction}
     sessions    session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
+    storage     ls: blob{id, size, leases, entries} (a lease {owner, until, pointed}), entry{key, revision,
+                points_at}; put: stored{id, size, until}; get: got{id, size, path};
+                pin, unpin: pinned{id, until} unpinned{id}; gc: gc.progress{folders, of}
+                collected{leases, blobs, bytes, files, lost}; stats: store{path, blobs, bytes, charged,
+                bytes_max, leases, keys, owner_bytes_max} owner{owner, charged, leases, keys}
     doctor      finding{check, verdict, code, detail, remedy}
     all         failed{error, message, exit_code, code?} is the last line of a command that fails
 """
@@ -52,6 +60,8 @@ class Output:
         self.as_json = as_json
         self._console: Console | None = None
         self._line_open = False
+        self._later: list[str] = []
+        """To be said when the line ends."""
 
     @property
     def console(self) -> Console:
@@ -62,14 +72,31 @@ class Output:
             self._console = Console(stderr=True, highlight=False, emoji=False)
         return self._console
 
-    def event(self, name: str, fields: dict[str, Any] | None = None, *, text: str = "") -> None:
-        """A JSON line, or ``text`` for people when there is any."""
+    def event(
+        self, name: str, fields: dict[str, Any] | None = None, *, text: str = "", later: bool = False
+    ) -> None:
+        """A JSON line, or ``text`` for people when there is any; with ``later`` not in mid-answer.
+
+        What is said between an answer's pieces never gets into the answer: a terminal shows it on a line of
+        its own, a file or pipe gets the answer alone.
+        """
         if self.as_json:
             sys.stdout.write(json.dumps({"event": name, **(fields or {})}) + "\n")
             sys.stdout.flush()
+        elif text and later and self._line_open:
+            self._later.append(text)
         elif text:
-            self.end_line()
-            self.console.print(printable(text), markup=False, soft_wrap=True)
+            if sys.stdout.isatty():
+                self.end_line()
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        self.console.print(printable(text), markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """For people only: scripts are told the same by an event."""
+        if not self.as_json:
+            self._say(text)
 
     def piece(self, text: str) -> None:
         """A piece of an answer as it streams."""
@@ -86,6 +113,9 @@ class Output:
             self._line_open = False
             sys.stdout.write("\n")
             sys.stdout.flush()
+        later, self._later = self._later, []
+        for text in later:
+            self._say(text)
 
     def result(self, text: str) -> None:
         """A line that scripts may want: to stdout."""
@@ -112,6 +142,7 @@ class Output:
 
     def failed(self, error: P2PNodeError, code: int) -> None:
         """The error, as the last thing said."""
+        self.end_line()
         self.event("failed", {**error_fields(error), "exit_code": code}, text=f"p2pnode: {error}")
 
 

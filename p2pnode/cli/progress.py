@@ -1,4 +1,4 @@
-"""A download's progress bar."""
+"""Progress bars: of a download, and of a look through a store."""
 
 from __future__ import annotations
 
@@ -9,6 +9,39 @@ from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+class FolderProgress:
+    """Folders of a store that were looked through: a bar on a terminal, or events with ``--json``."""
+
+    def __init__(self, output: Output, total: int) -> None:
+        self._output, self._total = output, total
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __call__(self, done: int) -> None:
+        if self._output.as_json:
+            self._output.event("gc.progress", {"folders": done, "of": self._total})
+            return
+        if self._progress is None:
+            if done == self._total:
+                return  # it took no time
+            from rich.progress import Progress
+
+            self._progress = Progress(console=self._output.console, transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task("folders", total=self._total)
+        if self._task is not None:
+            self._progress.update(self._task, completed=done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
 
 
 class PullProgress:

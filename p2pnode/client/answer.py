@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import trio
 
 from p2pnode.client.bill import Bill, BillItem, Usage
 from p2pnode.client.endings import cut_short, nobody, nobody_left, reason_of, too_long
 from p2pnode.client.part import Part
-from p2pnode.client.partial import Partial
+from p2pnode.client.partial import Held, Partial
 from p2pnode.client.relay import HONEST, Move, Standing, after_failure, after_turn, is_final
 from p2pnode.client.session import HostFault
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
-from p2pnode.ids import PeerId
+from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -39,6 +39,22 @@ if TYPE_CHECKING:
     from p2pnode.client.search import HostSearch
 
 
+class Watcher(Protocol):
+    """Told of an answer's course as it goes; must neither wait nor raise."""
+
+    def took(self) -> None:
+        """Tokens came."""
+
+    def receipted(self) -> None:
+        """The host's receipt over everything so far was checked."""
+
+    def billed(self, item: BillItem) -> None:
+        """A host's part is over, with its item on the bill."""
+
+    def ended(self, finish: FinishReason | None) -> None:
+        """It is whole, was stopped, or (None) cut short."""
+
+
 class Answer:
     """``async for piece in answer``. After the end: ``usage``, ``bill``, ``host``, ``text``, ``ids``.
 
@@ -53,7 +69,10 @@ class Answer:
         make_ask: Callable[[PromptBody], Ask],
         partial: Partial,
         on_event: Callable[[str, dict[str, object]], None],
+        *,
+        watcher: Watcher | None = None,
     ) -> None:
+        self._watcher = watcher
         self._client, self._open_search, self._make_ask, self._on_event = client, search, make_ask, on_event
         self._partial, self._bill = partial, Bill()
         self._search: HostSearch | None = None
@@ -62,6 +81,7 @@ class Answer:
         """Who had the part before, and why it ended."""
         self._candidate: Candidate | None = None
         self._move: Move = "next"
+        self._returning = False
         self._standby: trio.CancelScope | None = None
         self._asked_at = 0.0
         self._first_at: float | None = None
@@ -86,14 +106,29 @@ class Answer:
         return self._partial.ids
 
     @property
+    def told(self) -> int:
+        """How many of ``ids`` have their text."""
+        return self._partial.told
+
+    @property
+    def session(self) -> SessionId | None:
+        """That of the present part."""
+        accept = self._part.session.accept if self._part is not None else None
+        return accept.session if accept is not None else None
+
+    @property
+    def held(self) -> Held:
+        """To go on from, perhaps in another process: ``Client.chat`` takes it."""
+        return self._partial.held
+
+    @property
     def bill(self) -> tuple[BillItem, ...]:
         """What each host was used for, in order; a host's item comes when its part is over."""
         return self._bill.items
 
     def rest(self) -> Answer:
         """Another answer that goes on from what this one holds."""
-        held = self._partial
-        partial = Partial(held.body, list(held.ids), held.text, held.told, held.receipted)
+        partial = Partial.of(self._partial.body, self.held)
         return Answer(self._client, self._open_search, self._make_ask, partial, self._on_event)
 
     def __aiter__(self) -> Self:
@@ -123,7 +158,7 @@ class Answer:
         self._cancelled = True
         part = self._part
         if self._done or part is None:
-            self._end()
+            self._end("cancelled")
             return
         part.session.cancel_turn()
         # Shielded: a cancelled caller must free the host's slot too.
@@ -134,8 +169,8 @@ class Answer:
                 except P2PNodeError as error:
                     self._failed(error)
         if not self._done:
-            self._end()
             self._end_part(part, "cancelled")
+            self._end("cancelled")
 
     # ---- a part
 
@@ -153,6 +188,7 @@ class Answer:
         peer = candidate.advert.peer
         if self._move == "next":
             self._on_event("host", {"peer": peer, "model": candidate.offer.name})
+        self._returning = self._move == "again"
         self._move, self._parts_left = "next", self._parts_left - 1
         ask = self._make_ask(self._partial.rest())
         session = await self._client.open_session(candidate, ask)
@@ -170,6 +206,8 @@ class Answer:
             case Delivered(ids=ids, text=text) as delivered:
                 part.delivered(delivered)
                 self._partial.take(ids, text)
+                if self._watcher is not None:
+                    self._watcher.took()
                 self._flows()
                 return text
             case Quoted() as quoted:
@@ -177,6 +215,8 @@ class Answer:
             case Receipted():
                 self.checkpoints += 1
                 self._partial.receipt()
+                if self._watcher is not None:
+                    self._watcher.receipted()
             case Progressed(progress=progress):
                 self._on_event("prefill", {"processed": progress.processed, "total": progress.total})
             case TurnFailed(code=code, detail=detail, retry_after_s=retry_after_s):
@@ -220,14 +260,15 @@ class Answer:
             return
         standing = self._standing(part)
         move = after_failure(error, standing)
-        if isinstance(error, RemoteError):
+        if isinstance(error, RemoteError) and not self._cancelled:
             retrying = move == "again" or (move == "next" and search.hopeful)
             self._blame(search, candidate, error, retrying=retrying)
         dropped = self._partial.distrust() if isinstance(error, HostFault) else 0
         if part is not None:
             lost = standing.lost or part.turn_over
             self._end_part(part, reason_of(error, lost=lost), dropped=dropped)
-        self._last_error = error
+        if part is not None or not self._returning:  # that it can't be reached again says less
+            self._last_error = error
         if move == "finish":
             self._finish("length")
         elif move == "stop":
@@ -252,6 +293,8 @@ class Answer:
         item = part.item(reason, dropped=dropped)
         if item is not None:
             self._bill.add(item)
+            if self._watcher is not None:
+                self._watcher.billed(item)
         if part.messages_tokens is not None and self._search is not None:
             self._search.need_context(part.messages_tokens + len(self.ids) + 1)
         if part.turn_over:
@@ -281,8 +324,8 @@ class Answer:
 
     # ---- the end
 
-    def _finish(self, reason: str) -> None:
-        self._end()
+    def _finish(self, reason: FinishReason) -> None:
+        self._end(reason)
         if self._cancelled:
             return
         now = trio.current_time()
@@ -292,13 +335,15 @@ class Answer:
         )
 
     def _stop(self, error: P2PNodeError) -> None:
-        self._end()
+        self._end(None)
         if self.ids:
             self._on_event("answer.cut", {"held": len(self.ids), "reason": str(error)})
             error = cut_short(error, len(self.ids))
         raise error
 
-    def _end(self) -> None:
+    def _end(self, finish: FinishReason | None) -> None:
+        if self._watcher is not None and not self._done:
+            self._watcher.ended("cancelled" if self._cancelled else finish)
         self._done = True
         if self._standby is not None:
             self._standby.cancel()

@@ -11,28 +11,28 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 import trio
 
-from p2pnode.client.answer import Answer
+from p2pnode.client.answer import Answer, Watcher
+from p2pnode.client.conversations import Conversations
 from p2pnode.client.memory import load_measured, save_measured
-from p2pnode.client.partial import Partial
+from p2pnode.client.partial import Held, Partial
+from p2pnode.client.prompts import Messages, messages_of
 from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, is_priced, unpaid
+from p2pnode.client.resolving import resolve_model
 from p2pnode.client.search import HostSearch
 from p2pnode.client.session import Session
 from p2pnode.client.standby import Standby
+from p2pnode.client.talk import Talk, TalkOptions
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
-from p2pnode.errors import ConfigError, P2PNodeError, RefusedError, RemoteError, UnreachableError
-from p2pnode.ids import ModelId, PeerId
+from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
+from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
-from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.manifest import Manifest, parse_model_id
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.node.datadir import DataDir
@@ -42,47 +42,15 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.inference.commands import Ask
-from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams
+from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
 
 if TYPE_CHECKING:
     from p2pnode.client.payer import Payer
+    from p2pnode.node.journal import BoughtSession
 
 log = structlog.get_logger()
 _SAVED_SEEDS: Final = 8
 Event = Callable[[str, dict[str, object]], None]
-Messages = str | Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class KnownModel:
-    """A model as the client knows it: the id, and the manifest where the catalogue has it."""
-
-    model: ModelId
-    manifest: Manifest | None = None
-
-    def input_max(self, body: PromptBody) -> int:
-        """The largest honest quote for this turn, in tokens."""
-        size = sum(len(message.content.encode()) for message in body.messages)
-        count = len(body.messages)
-        if self.manifest is not None:
-            return len(body.prefix) + self.manifest.template_overhead.tokens_max(count, size)
-        return len(body.prefix) + size + 512 + 64 * count
-
-
-def resolve_model(name: str) -> KnownModel:
-    """A catalogue name, a model id (``m1…``) or a GGUF file that was pulled. Raises ``ConfigError``."""
-    if name == SCRIPTED:
-        return KnownModel(scripted_model_id())
-    if name.startswith("m1"):
-        try:
-            return KnownModel(parse_model_id(name))
-        except ConfigError:
-            pass
-    entry = Catalogue.load().find(name)
-    if entry.model_id is None:
-        msg = f"{name} is a file: ask for it by its model id, which `p2pnode models list` and its host print"
-        raise ConfigError(msg)
-    return KnownModel(entry.model_id, entry.manifest)
 
 
 class Client:
@@ -99,6 +67,7 @@ class Client:
         node: Node | None = None,
         remember: bool = True,
         payer: Payer | None = None,
+        in_thread: bool = True,
         on_event: Event = lambda _name, _fields: None,
     ) -> None:
         base = config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig())
@@ -112,6 +81,7 @@ class Client:
         self._stack: AsyncExitStack | None = None
         self._measured: dict[PeerId, Measured] = {}
         self._free: dict[tuple[PeerId, ModelId], Session] = {}
+        self.conversations = Conversations(self, base, in_thread=in_thread)
 
     # ---- lifetime
 
@@ -136,6 +106,7 @@ class Client:
         try:
             for session in self._free.values():
                 session.close()
+            await self.conversations.finish()
             with trio.move_on_after(self.limits.close_deadline_s, shield=True):
                 for session in self._free.values():
                     await session.wait_over()
@@ -206,19 +177,36 @@ class Client:
         system: str | None = None,
         sampling: SamplingParams | None = None,
         filters: Filters | None = None,
+        held: Held | None = None,
     ) -> Answer:
         """Ask; iterate over the result for text pieces as they stream.
 
         ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of
         the catalogue or a model id; the default model otherwise. ``peer``: a multiaddr to dial, with
-        nothing searched. Raises, while iterating: ``NoHostError``, ``RefusedError``,
-        ``UnreachableError``; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
+        nothing searched. ``held``: what came of this answer before, to go on from. Raises, while
+        iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this
+        side can't or may not pay; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
         """
-        known = resolve_model(model if model is not None else DEFAULT_MODEL)
-        body = PromptBody(messages=_conversation(messages, system), sampling=sampling or SamplingParams())
+        options = TalkOptions(model=model, peer=peer, system=system, sampling=sampling, filters=filters)
+        return self.answer(messages, options, held=held)
+
+    def answer(
+        self,
+        messages: Messages,
+        options: TalkOptions,
+        *,
+        held: Held | None = None,
+        watcher: Watcher | None = None,
+    ) -> Answer:
+        """The answer to ``messages``, or the rest of one of which ``held`` is here already."""
+        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        body = PromptBody(
+            messages=messages_of(messages, options.system), sampling=options.sampling or SamplingParams()
+        )
+        peer = options.peer
         if peer is not None:
             split_peer(peer)
-        allowed = filters or Filters()
+        allowed = options.filters or Filters()
 
         async def open_search() -> HostSearch:
             if peer is not None:
@@ -228,7 +216,34 @@ class Client:
         def make_ask(body: PromptBody) -> Ask:
             return Ask(body, known.input_max(body))
 
-        return Answer(self, open_search, make_ask, Partial(body), self._on_event)
+        partial = Partial.of(body, held)
+        return Answer(self, open_search, make_ask, partial, self._on_event, watcher=watcher)
+
+    # ---- conversations
+
+    async def talk(self, options: TalkOptions | None = None, *, keep: bool = True) -> Talk:
+        """A new conversation, kept where this data dir keeps any. Raises ``LocalError``."""
+        return await self.conversations.new(options or TalkOptions(), keep=keep)
+
+    async def resume(self, sid: bytes, options: TalkOptions | None = None) -> Talk:
+        """A conversation that was kept, here or elsewhere. Raises ``LocalError``; see ``Archive.open``."""
+        return await self.conversations.resume(sid, options or TalkOptions())
+
+    def purchase(self, session: SessionId) -> BoughtSession | None:
+        """What the journal has of a session that this client pays for."""
+        return self._payer.purchase(session) if self._payer is not None else None
+
+    def tell(self, event: str, fields: dict[str, object]) -> None:
+        """To whoever listens to this client's events."""
+        self._on_event(event, fields)
+
+    @property
+    def tasks(self) -> trio.Nursery:
+        """What lives as long as the client. Raises ``RuntimeError`` outside its block."""
+        if self._nursery is None:
+            msg = "use the client as `async with Client() as client`"
+            raise RuntimeError(msg)
+        return self._nursery
 
     def go_on(self, answer: Answer) -> Answer:
         """Go on with an answer that was cut short, from exactly what it holds: no token is asked for twice.
@@ -262,9 +277,7 @@ class Client:
     async def known_adverts(self) -> list[Advert]:
         """Live adverts of every model that the first peers and those on the local network know of."""
         node = self.node
-        async with trio.open_nursery() as nursery:  # at once: each dead one may take its whole deadline
-            for address, peer in map(split_peer, self._seeds()):
-                nursery.start_soon(self._connect, peer, (address,))
+        await self.connect_first_peers()
         if self._browses:
             with trio.move_on_after(self.limits.mdns_wait_s):
                 async for found in node.network.discovered():
@@ -273,6 +286,12 @@ class Client:
             for peer in node.network.connected_peers():
                 nursery.start_soon(self._sample, peer)
         return [entry.advert for entry in node.adverts.book.live(node.wall())]
+
+    async def connect_first_peers(self) -> None:
+        """Dial the node on this data dir, the user's first peers and those of earlier runs, all at once."""
+        async with trio.open_nursery() as nursery:  # at once: each dead one may take its whole deadline
+            for address, peer in map(split_peer, self._seeds()):
+                nursery.start_soon(self._connect, peer, (address,))
 
     async def _sample(self, peer: PeerId) -> None:
         try:
@@ -466,30 +485,4 @@ class Client:
         self._measured[peer] = known.failed(self.node.wall(), fault=fault)
 
 
-def _conversation(messages: Messages, system: str | None) -> tuple[ChatMessage, ...]:
-    given: Sequence[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    made = [ChatMessage(role="system", content=system)] if system else []
-    for message in given:
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            msg = 'each message is {"role": "system"|"user"|"assistant", "content": text}'
-            raise ConfigError(msg)
-        made.append(ChatMessage(role=role, content=content))
-    if not all(_is_text(message.content) for message in made):
-        msg = "a message holds half of a character (a lone surrogate): decode it as UTF-8 first"
-        raise ConfigError(msg)
-    if not made:
-        msg = "there is nothing to ask: give at least one message"
-        raise ConfigError(msg)
-    return tuple(made)
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-__all__ = ["Answer", "Candidate", "Client", "Filters", "KnownModel", "resolve_model"]
+__all__ = ["Answer", "Candidate", "Client", "Filters"]

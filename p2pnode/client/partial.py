@@ -12,6 +12,15 @@ from dataclasses import dataclass, field, replace
 from p2pnode.protocols.inference.messages import PREFIX_MAX, PromptBody
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is kept of an answer to go on from. ``text`` is that of the first ``told`` of its ``ids``."""
+
+    ids: tuple[int, ...]
+    text: str
+    told: int
+
+
 @dataclass(slots=True)
 class Partial:
     """A part of the answer to ``body``, which has no prefix. ``text`` is that of the first ``told`` ids."""
@@ -22,6 +31,18 @@ class Partial:
     told: int = 0
     receipted: int = 0
     """Ids that a host's receipt covers; those of hosts that are gone count as they were left."""
+
+    @classmethod
+    def of(cls, body: PromptBody, held: Held | None) -> Partial:
+        """With what came before."""
+        if held is None:
+            return cls(body)
+        return cls(body, list(held.ids), held.text, min(held.told, len(held.ids)))
+
+    @property
+    def held(self) -> Held:
+        """To go on from."""
+        return Held(tuple(self.ids), self.text, self.told)
 
     def take(self, ids: Sequence[int], text: str) -> None:
         """More came. A text tells every id so far."""

@@ -99,14 +99,14 @@ class HostSearch:
     def best(self, *, ready_first: bool = True) -> Candidate | None:
         """The next one to try, as far as is known now.
 
-        By rank, but one that stands by (``ready_first``) or has an open session goes before those that cost
-        no less.
+        By rank, but among those that ask for money one with an open session goes first: it takes no second
+        fee. Among the others one that stands by does (``ready_first``).
         """
 
         def order(candidate: Candidate) -> tuple[bool, bool, bool]:
-            peer = candidate.advert.peer
+            peer, priced = candidate.advert.peer, is_priced(candidate.offer)
             ready = ready_first and peer == self._standby
-            return is_priced(candidate.offer), not ready, not self._has_session(peer)
+            return priced, not (priced and self._has_session(peer)), not ready
 
         untried = (each for each in self.ranking().chosen if each.advert.peer not in self._tried)
         return min(untried, key=order, default=None)

@@ -25,7 +25,6 @@ from p2pnode.protocols.inference.commands import (
     End,
     Ended,
     SessionFailed,
-    Signed,
     Start,
     TurnDone,
     TurnFailed,
@@ -80,6 +79,7 @@ class Session:
         """Was it used before, and kept?"""
         self._broken: LocalError | None = None
         self._closing = False
+        self._heard = False
         self._ended = trio.Event()
         self._asked: Ask | None = None
         """The turn that has no outcome yet."""
@@ -131,7 +131,7 @@ class Session:
     async def _note_end(self, purchase: Purchase) -> None:
         with trio.move_on_after(self._limits.close_deadline_s, shield=True):
             try:
-                await purchase.over()
+                await purchase.over(heard=self._heard)
             except LocalError as error:  # the chain will tell what became of it
                 log.warning("purchase.not_noted", session=purchase.session.hex()[:16], reason=str(error))
 
@@ -215,6 +215,7 @@ class Session:
         with trio.move_on_after(self._limits.close_deadline_s), suppress(UnreachableError):
             while await stream.receive_some():
                 pass
+            self._heard = True
 
     @property
     def cost(self) -> int:
@@ -301,6 +302,8 @@ class Session:
             self._driver.stop()
 
     async def _emitted(self, value: ClientEmission) -> None:
+        if self._purchase is not None and await self._purchase.noted(value):
+            return
         match value:
             case Accepted(accept=accept):
                 if self._purchase is not None and self.accept is None:
@@ -309,10 +312,6 @@ class Session:
                 self._on_open()
                 if self._resuming is not None:
                     self._resumed(self._resuming)
-                return
-            case Signed(voucher=voucher):
-                if self._purchase is not None:
-                    await self._purchase.signed(voucher)
                 return
             case SessionFailed():
                 self.failure = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +29,15 @@ from p2pnode.net.ports import free_listen
 from p2pnode.node.datadir import DataDir, ready_json
 from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_identity, wallet_files
 from p2pnode.node.invite import make_invite, read_bootstrap
+from p2pnode.node.keeping import keep_for_peers
 from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.protocols.s5.ids import hash_of
+from p2pnode.node.store import LOCAL_OWNER, open_store
+from p2pnode.node.store_for import StoreFor
 from p2pnode.storage.local.store import LocalStore
-from p2pnode.storage.rules import Quotas
-from p2pnode.storage.store import OwnerKey
 
 Report = Callable[[str, dict[str, object]], None]
 """Called with an event's name and fields as ``join`` goes along."""
-_OWNER = OwnerKey(hash_of(b"p2pnode/local-owner"))
-"""Whom blobs count for that programs on this machine bring. No key: nobody signs as it, or needs to."""
 LISTEN_DEFAULT = ("/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/tcp/4002/ws")
 
 
@@ -108,8 +106,9 @@ class Join:
             )
             try:
                 async with (
+                    open_store(config) as store,
                     self._money(profile, passphrase) as money,
-                    self._s5(),
+                    self._s5(store),
                     trio.open_nursery() as nursery,
                 ):
                     await nursery.start(node.run)
@@ -117,7 +116,7 @@ class Join:
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
                     with trio.CancelScope() as self._starting:
                         if not self._stopping:
-                            await self._serve(node, identity, models, money)
+                            await self._serve(node, identity, models, money, store)
                     if self._stopping:
                         node.stop()
             finally:
@@ -156,22 +155,29 @@ class Join:
             yield money
 
     @asynccontextmanager
-    async def _s5(self) -> AsyncIterator[None]:
+    async def _s5(self, store: LocalStore) -> AsyncIterator[None]:
         config, limits = self._config, self._options.limits
         if not config.s5_listen:
             yield
             return
-        quotas = Quotas(owner_bytes=config.store_owner_bytes_max, node_bytes=config.store_bytes_max)
-        with closing(LocalStore.open(self._data.store, quotas=quotas)) as store:
-            async with serving_s5(config.s5_listen, self._data, store, _OWNER, limits=limits) as url:
-                self._report("s5", {"url": url})
-                yield
+        async with serving_s5(config.s5_listen, self._data, store, LOCAL_OWNER, limits=limits) as url:
+            self._report("s5", {"url": url})
+            yield
 
     async def _serve(
-        self, node: Node, identity: HostIdentity, models: list[HostedModel], money: HostMoney | None
+        self,
+        node: Node,
+        identity: HostIdentity,
+        models: list[HostedModel],
+        money: HostMoney | None,
+        store: LocalStore,
     ) -> None:
+        policy = StoreFor(self._config.store_for)
+        keep_for_peers(node, store, policy.admits)
         if models:
-            await Host(node, identity, models, money).start()
+            host = Host(node, identity, models, money)
+            policy.has_session = host.has_session
+            await host.start()
         else:
             entry = Catalogue.load().find(DEFAULT_MODEL)
             await node.follow([entry.model_id] if entry.model_id is not None else [])

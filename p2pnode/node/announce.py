@@ -15,6 +15,7 @@ from typing import Any, Final
 import structlog
 import trio
 
+from p2pnode.errors import StorageError
 from p2pnode.node.node import Node
 from p2pnode.protocols.blob.messages import provider_key
 from p2pnode.protocols.s5.entries import Entry, EntryKey
@@ -66,7 +67,11 @@ class Announcer:
     async def _say_page(self) -> None:
         self._page_at = trio.current_time()
         count = self._room()
-        page = await self._held(self._after, count) if count else []
+        try:
+            page = await self._held(self._after, count) if count else []
+        except StorageError as error:
+            log.warning("entries.not_read", reason=str(error))
+            return
         # The end of the table: the next page begins anew.
         self._after = page[-1].key if count and len(page) == count else None
         for entry in page:

@@ -39,7 +39,6 @@ class AskedPeer:
         self._tickets = itertools.count()
         self._calls: dict[int, _Call] = {}
         self._over: c.Over | None = None
-        self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         self._ended = False
 
@@ -70,10 +69,7 @@ class AskedPeer:
         fault: str | None = None
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    await self._driver.run()
-                    nursery.cancel_scope.cancel()
+                await self._driver.run()
             over = self._over
             fault = self._driver.fault or (over.reason if over is not None and over.fault else None)
         finally:
@@ -109,10 +105,6 @@ class AskedPeer:
                 if call is not None:
                     call.outcome = outcome
                     call.answered.set()
-            case c.Uploading(id=id_):
-                if self._nursery is not None:
-                    # From another task, so that what is decided is written before more is.
-                    self._nursery.start_soon(self._driver.command, c.SendMore(id_))
             case c.Over():
                 self._over = value
                 self._driver.stop()

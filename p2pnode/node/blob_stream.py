@@ -1,11 +1,12 @@
 """One peer's stream to our store: the server machine, the stream, and a task for each order to the store.
 
-Pieces of an upload wait where the store is slow, and with them the stream. What the store says in its errors
-stays here (it may name folders): the peer is told the kind alone.
+Pieces of an upload wait where the store is slow, and the peer with them: it gets credit for what was taken.
+What the store says in its errors stays here (it may name folders): the peer is told the kind alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Final, assert_never
 
@@ -35,8 +36,6 @@ from p2pnode.storage.store import (
 )
 
 log = structlog.get_logger()
-_PIECES: Final = 2
-"""Of an upload, that wait for the store."""
 _REFUSALS: Final[dict[type[P2PNodeError], tuple[StoreCode, str]]] = {
     NoBlobError: ("not_found", "this store does not have it"),
     HashMismatchError: ("hash_mismatch", "the bytes are not those of the hash"),
@@ -100,7 +99,7 @@ class ServedBlobs:
     async def _ordered(self, order: c.Order) -> None:
         match order:
             case c.Piece():
-                await self._piece(order)
+                self._piece(order)
             case c.Abandon(id=id_):
                 self._scopes.get(id_, trio.CancelScope()).cancel()
             case c.Fault(what=what):
@@ -111,13 +110,13 @@ class ServedBlobs:
             case _:
                 self._begin(order)
 
-    async def _piece(self, piece: c.Piece) -> None:
+    def _piece(self, piece: c.Piece) -> None:
         upload = self._uploads.get(piece.id)
         if upload is None:
             return
         try:
             if piece.data:
-                await upload.send(piece.data)
+                upload.send_nowait(piece.data)
         except trio.BrokenResourceError:
             return  # the store took no more of it; its report is on the way
         if piece.last:
@@ -127,7 +126,9 @@ class ServedBlobs:
         self.active_at = trio.current_time()
         pieces: trio.MemoryReceiveChannel[bytes] | None = None
         if isinstance(order, c.KeepBlob) and order.data is None:
-            self._uploads[order.id], pieces = trio.open_memory_channel[bytes](_PIECES)
+            self._uploads[order.id], pieces = trio.open_memory_channel[bytes](
+                math.inf
+            )  # the machine bounds it
         if self._nursery is not None:
             # Made here, not in the task: it may be abandoned before the task runs.
             self._scopes[order.id] = trio.CancelScope()
@@ -152,10 +153,10 @@ class ServedBlobs:
     async def _do(self, order: c.Work, pieces: trio.MemoryReceiveChannel[bytes] | None) -> c.Report:
         match order:
             case c.KeepBlob(owner=owner, hash=digest, lease_s=lease_s):
-                data = order.data if order.data is not None else _each(pieces)
+                data = order.data if order.data is not None else self._each(order.id, pieces)
                 await self._blobs.put(data, owner=OwnerKey(owner), expected=digest, lease_s=lease_s)
                 if pieces is not None:
-                    async for _ in pieces:
+                    async for _ in self._each(order.id, pieces):
                         pass  # it was here already: the peer is answered when it has said all
             case c.ReadBlob(hash=digest, offset=offset, length=length, sized=sized):
                 size = await self._blobs.size(digest) if sized else None
@@ -177,15 +178,15 @@ class ServedBlobs:
                 assert_never(order)
         return c.WorkDone(order.id)
 
+    async def _each(self, id_: int, pieces: trio.MemoryReceiveChannel[bytes] | None) -> AsyncIterator[bytes]:
+        if pieces is not None:
+            async for piece in pieces:
+                yield piece
+                await self._driver.command(c.Taken(id_, len(piece)))
+
     def _refusal(self, order: c.Work, error: P2PNodeError) -> c.NotDone:
         for kind, (code, detail) in _REFUSALS.items():
             if isinstance(error, kind):
                 return c.NotDone(order.id, code, detail)
         log.warning("store.failed", order=type(order).__name__, reason=str(error))
         return c.NotDone(order.id, "internal", "the store failed")
-
-
-async def _each(pieces: trio.MemoryReceiveChannel[bytes] | None) -> AsyncIterator[bytes]:
-    if pieces is not None:
-        async for piece in pieces:
-            yield piece

@@ -21,6 +21,7 @@ from p2pnode.protocols.blob.client import BlobClient
 from p2pnode.protocols.blob.messages import LEASE_MAX_S, PROTOCOL, claim_digest
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId
+from p2pnode.storage.rules import pieces_of
 from p2pnode.storage.store import (
     BLOB_MAX,
     LEASE_S,
@@ -209,8 +210,9 @@ async def _gather(data: Data) -> bytes:
     if isinstance(data, bytes):
         return data
     whole = bytearray()
-    async for piece in data:
-        whole += piece
-        if len(whole) > BLOB_MAX:
-            raise TooLargeError(f"a blob has at most {BLOB_MAX} bytes: cut it")
+    async with pieces_of(data) as pieces:
+        async for piece in pieces:
+            whole += piece
+            if len(whole) > BLOB_MAX:
+                raise TooLargeError(f"a blob has at most {BLOB_MAX} bytes: cut it")
     return bytes(whole)

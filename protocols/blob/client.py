@@ -41,6 +41,7 @@ class _Asked:
     question: c.Question
     id: int = -1
     sent: int = 0
+    credited: int = 0
     held: bytearray = field(default_factory=bytearray)
     size: int | None = None
     """Of the blob, once the peer said it."""
@@ -92,8 +93,6 @@ class BlobClient:
                 self._enter(_Asked(ticket, question), now)
             case Command(value=c.Drop(ticket=ticket)):
                 self._drop(ticket, now)
-            case Command(value=c.SendMore(id=id_)):
-                self._send_piece(id_, now)
             case Received(message=message):
                 self._received(message, now)
             case TimerFired(key=key):
@@ -148,7 +147,7 @@ class BlobClient:
         self._asked[asked.id] = asked
         self._out.send(self._request(asked))
         if asked.uploads:
-            self._send_piece(asked.id, now)
+            self._send_pieces(asked)
 
     def _request(self, asked: _Asked) -> m.Request:
         id_ = asked.id
@@ -177,20 +176,17 @@ class BlobClient:
             case _:
                 assert_never(asked.question)
 
-    def _send_piece(self, id_: int, now: float) -> None:
-        """One piece; the next when the shell says that it was written."""
-        asked = self._asked.get(id_)
-        if asked is None or asked.dropped or not isinstance(asked.question, c.AskPut):
+    def _send_pieces(self, asked: _Asked) -> None:
+        """As much of an upload as its credit lets out."""
+        if not isinstance(asked.question, c.AskPut):
             return
         data = asked.question.data
-        piece = data[asked.sent : asked.sent + m.CHUNK]
-        if not piece:
-            return
-        asked.sent += len(piece)
-        self._out.set_timer("silence", now + SILENCE_S)  # it reads, and need say nothing before the end
-        self._out.send(m.Data(id=id_, data=piece, last=asked.sent == len(data)))
-        if asked.sent < len(data):
-            self._out.emit(c.Uploading(id_))
+        while asked.sent < len(data):
+            piece = data[asked.sent : asked.sent + m.CHUNK]
+            if asked.sent + len(piece) - asked.credited > m.UPLOAD_WINDOW:
+                return
+            asked.sent += len(piece)
+            self._out.send(m.Data(id=asked.id, data=piece, last=asked.sent == len(data)))
 
     def _drop(self, ticket: int, now: float) -> None:
         waiting = next((each for each in self._queue if each.ticket == ticket), None)
@@ -224,13 +220,15 @@ class BlobClient:
     def _answer(self, asked: _Asked, message: m.ServerMessage) -> None:
         """Raises ``ProtocolError`` for what is no answer to this question."""
         if asked.dropped:
-            if not isinstance(message, m.Blob) and not (isinstance(message, m.Data) and not message.last):
+            if not isinstance(message, m.Blob | m.Credit) and getattr(message, "last", True):
                 self._retire(asked)
             return
         question = asked.question
         match message:
             case m.Failed(code=code, detail=detail, retry_after_s=retry_after_s):
                 self._refused(asked, c.Refused(code, detail, retry_after_s))
+            case m.Credit(received=received) if asked.uploads:
+                self._credited(asked, received)
             case m.Blob(size=size) if isinstance(question, c.AskBlob):
                 self._announced(asked, size)
             case m.Data() if isinstance(question, c.AskBlob):
@@ -253,6 +251,12 @@ class BlobClient:
             case _:
                 raise ProtocolError(f"a {wire_name(type(message))!r} answers another question")
 
+    def _credited(self, asked: _Asked, received: int) -> None:
+        if not asked.credited < received <= asked.sent:
+            raise ProtocolError("credit for bytes that were not sent")
+        asked.credited = received
+        self._send_pieces(asked)
+
     def _announced(self, asked: _Asked, size: int) -> None:
         if asked.announced or (asked.size is not None and asked.size != size):
             raise ProtocolError("the size of a blob changed")
@@ -266,9 +270,9 @@ class BlobClient:
         held += message.data
         if len(held) > asked.stop or message.last != (len(held) == asked.stop):
             raise ProtocolError("more or fewer bytes of a blob than announced")
-        if not message.data and not message.last:
-            raise ProtocolError("a piece of a blob without bytes")
         if not message.last:
+            if len(message.data) < m.PIECE_MIN:
+                raise ProtocolError("a blob in crumbs")
             return
         if len(held) < asked.size:
             self._retire(asked)

@@ -30,7 +30,7 @@ class KeepBlob:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next bytes of that blob. The shell reads no further while it has no room for them."""
+    """The next bytes of that blob: at most ``UPLOAD_WINDOW`` of them are out without a ``Taken``."""
 
     id: int
     data: bytes
@@ -128,6 +128,14 @@ class WorkDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """The store took so many more bytes of an upload."""
+
+    id: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlobRead:
     """Bytes as asked, fewer only at the end; ``size`` where it was asked."""
 
@@ -169,7 +177,7 @@ class NotDone:
     detail: str = ""
 
 
-Report: TypeAlias = WorkDone | BlobRead | SizesFound | EntryFound | NewerEntry | NotDone
+Report: TypeAlias = WorkDone | Taken | BlobRead | SizesFound | EntryFound | NewerEntry | NotDone
 
 # ---- what a client asks of a peer
 
@@ -267,14 +275,7 @@ class Drop:
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class SendMore:
-    """The pieces before are written: the upload may go on."""
-
-    id: int
-
-
-ClientCommand: TypeAlias = Ask | Drop | SendMore
+ClientCommand: TypeAlias = Ask | Drop
 
 # ---- what a client hands up
 
@@ -346,11 +347,4 @@ class Answered:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Uploading:
-    """A piece goes out: give ``SendMore`` once it was written."""
-
-    id: int
-
-
-ClientEmission: TypeAlias = Answered | Uploading | Over
+ClientEmission: TypeAlias = Answered | Over

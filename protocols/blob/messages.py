@@ -34,6 +34,10 @@ PENDING_MAX: Final = 4 << 20
 """Bytes of inline blobs that have no answer yet."""
 UPLOADS_MAX: Final = 2
 """Blobs that a stream uploads in pieces at the same time."""
+UPLOAD_WINDOW: Final = 1 << 20
+"""Bytes of an upload past the last ``Credit``."""
+PIECE_MIN: Final = 4096
+"""All pieces of a blob but the last have so many bytes: nobody is fed by the byte."""
 HASHES_MAX: Final = 64
 SLICE_MAX: Final = 1 << 16
 LEASE_MAX_S: Final = 366 * 86_400
@@ -88,6 +92,15 @@ class Data:
     id: U32
     data: Annotated[bytes, Size(0, DATA_MAX)]
     last: bool = False
+
+
+@message("credit")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """The store took the first ``received`` bytes of an upload."""
+
+    id: U32
+    received: Bytes
 
 
 @message("get")
@@ -233,11 +246,11 @@ class Failed:
 
 Request: TypeAlias = Admit | Put | Get | Has | Pin | Unpin | GetEntry | SetEntry | Prove
 ClientMessage: TypeAlias = Claim | Request | Data | Cancel
-ServerMessage: TypeAlias = Blob | Data | Sizes | EntryIs | Stale | Proof | Done | Failed
-ANSWERS: Final = (Blob, Data, Sizes, EntryIs, Stale, Proof, Done, Failed)
+ServerMessage: TypeAlias = Credit | Blob | Data | Sizes | EntryIs | Stale | Proof | Done | Failed
+ANSWERS: Final = (Credit, Blob, Data, Sizes, EntryIs, Stale, Proof, Done, Failed)
 CODEC: Final = Codec(
-    Claim, Admit, Put, Data, Get, Blob, Has, Sizes, Pin, Unpin, GetEntry, EntryIs, SetEntry, Stale, Prove,
-    Proof, Done, Cancel, Failed,
+    Claim, Admit, Put, Data, Credit, Get, Blob, Has, Sizes, Pin, Unpin, GetEntry, EntryIs, SetEntry, Stale,
+    Prove, Proof, Done, Cancel, Failed,
 )  # fmt: skip
 
 

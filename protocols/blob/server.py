@@ -39,6 +39,7 @@ _SERVED = (m.Admit, m.Put, m.Get, m.Has, m.Pin, m.Unpin, m.GetEntry, m.SetEntry,
 class _Upload:
     size: int
     received: int = 0
+    taken: int = 0
     ended: bool = False
     answered: bool = False
 
@@ -250,9 +251,14 @@ class BlobServer:
             self._end("data that belongs to no upload", fault=True)
             return
         upload.received += len(message.data)
-        ends = upload.received == upload.size
-        if upload.received > upload.size or message.last != ends or not (message.data or ends):
+        if upload.received > upload.size or message.last != (upload.received == upload.size):
             self._end("an upload of another size than announced", fault=True)
+            return
+        if not message.last and len(message.data) < m.PIECE_MIN:
+            self._end("an upload in crumbs", fault=True)
+            return
+        if upload.received - upload.taken > m.UPLOAD_WINDOW:
+            self._end("an upload ahead of its credit", fault=True)
             return
         if not upload.answered:
             self._out.emit(c.Piece(message.id, message.data, message.last))
@@ -285,6 +291,11 @@ class BlobServer:
         match report:
             case c.WorkDone(id=id_):
                 self._answer(m.Done(id=id_), now)
+            case c.Taken(id=id_, count=count):
+                if served.upload is not None:
+                    served.upload.taken += count
+                    if not served.upload.ended:
+                        self._out.send(m.Credit(id=id_, received=served.upload.taken))
             case c.BlobRead() if served.proof_nonce is not None:
                 self._answer(m.Proof(id=report.id, digest=m.proof_of(report.data, served.proof_nonce)), now)
             case c.BlobRead():

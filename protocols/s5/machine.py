@@ -9,7 +9,7 @@ epoch seconds in locations are the role's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
 from p2pnode.errors import ProtocolError
@@ -54,21 +54,20 @@ from p2pnode.protocols.s5.locations import FILE, FULL, StorageLocation, make_loc
 from p2pnode.protocols.s5.messages import (
     CHALLENGE_BYTES,
     FEATURES,
-    PEERS_MAX,
-    URIS_MAX,
     AnnouncePeers,
     HandshakeDone,
     HandshakeOpen,
     HashQuery,
     Ignored,
-    KnownPeer,
     RegistryQuery,
     S5Message,
     Signed,
+    announcement,
     decode_statement,
+    readable_uris,
     sign_statement,
 )
-from p2pnode.protocols.s5.nodes import URI_MAX, NodeId, node_text
+from p2pnode.protocols.s5.nodes import NodeId, node_text
 
 HANDSHAKE_S: Final = 10.0
 ENTRY_WAIT_S: Final = 2.5
@@ -81,7 +80,9 @@ LOOKUPS_MAX: Final = 64
 LOCATIONS_MAX: Final = 8
 """Locations of one blob that are reported."""
 EARLY_MAX: Final = 8
-"""Questions that may overtake the end of the handshake; s5.js signs while it already asks."""
+"""Messages that may overtake the end of the handshake: JavaScript nodes sign while they already speak."""
+EARLY_STATEMENT_MAX: Final = 8 * 1024
+"""Bytes of an announcement that may. A longer one is dropped: who has proved nothing gets little memory."""
 CHECKS_PER_S: Final = 16.0
 CHECKS_BURST: Final = 64.0
 """Signatures of one peer that are checked, at a third of a millisecond each. Beyond: dropped unread."""
@@ -103,8 +104,9 @@ class _EntryLookup:
 class S5Peer:
     """One side of a connection. Begin it with :meth:`start`; after ``Ended`` it says nothing more.
 
-    ``challenge`` is 32 random bytes, ``uris`` where this node can be dialled, ``expected`` the node that
-    was dialled, where the URI names one; ``peer`` and ``stream`` only come back in ``Send``.
+    ``challenge`` is 32 random bytes; ``dialled`` says whether we did it; ``expected`` is the node that was
+    dialled, where the URI names one; ``uris`` are where this node can be dialled; ``peer`` and ``stream``
+    only come back in ``Send``.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class S5Peer:
         node: NodeId,
         sign: Signer,
         challenge: bytes,
+        dialled: bool,
         uris: tuple[str, ...] = (),
         expected: NodeId | None = None,
         peer: PeerId = _UNNAMED,
@@ -122,7 +125,7 @@ class S5Peer:
             msg = f"a challenge has {CHALLENGE_BYTES} random bytes"
             raise ValueError(msg)
         self._self, self._sign, self._challenge = node, sign, challenge
-        self._uris, self._expected = _sendable(uris), expected
+        self._dialled, self._expected, self._uris = dialled, expected, readable_uris(uris)
         self._peer, self._stream = peer, stream
         self._state: Literal["greeting", "open", "over"] = "greeting"
         self._node: NodeId | None = None
@@ -141,11 +144,9 @@ class S5Peer:
         return self._node
 
     def start(self, now: float) -> Sequence[Effect]:
-        """Send the challenge. The network's id is never sent: s5.js can't read past the challenge."""
-        return [
-            SetTimer(HANDSHAKE_TIMER, now + HANDSHAKE_S),
-            self._send(HandshakeOpen(challenge=self._challenge)),
-        ]
+        """Send the challenge, or wait for the dialler's: libs5 misses what comes before it has spoken."""
+        timer = SetTimer(HANDSHAKE_TIMER, now + HANDSHAKE_S)
+        return [timer, self._challenge_them()] if self._dialled else [timer]
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """Messages are ``S5Message``, commands ``S5Command``, emissions ``S5Emission``."""
@@ -170,10 +171,7 @@ class S5Peer:
             case Signed():
                 return self._signed(message, now)
             case HashQuery() | RegistryQuery() | Entry() if self._state == "greeting":
-                if len(self._early) >= EARLY_MAX:
-                    return self._end("out_of_order", "asks and asks before it has answered the challenge")
-                self._early.append(message)
-                return []
+                return self._wait(message)
             case HashQuery():
                 return self._asked_for_blob(message, now)
             case RegistryQuery(key=key):
@@ -193,7 +191,8 @@ class S5Peer:
         if message.network:
             return self._end("other_network", f"belongs to the closed network {message.network[:64]!r}")
         self._answered = True
-        return [self._say(HandshakeDone(challenge=message.challenge, uris=self._uris))]
+        answer = self._say(HandshakeDone(challenge=message.challenge, uris=self._uris))
+        return [answer] if self._dialled else [self._challenge_them(), answer]
 
     def _signed(self, message: Signed, now: float) -> Sequence[Effect]:
         try:
@@ -203,9 +202,11 @@ class S5Peer:
         match statement:
             case HandshakeDone():
                 return self._done(message, statement, now)
+            case AnnouncePeers() if self._state == "greeting":
+                return self._wait(message) if len(message.inner) <= EARLY_STATEMENT_MAX else []
             case AnnouncePeers(peers=peers):
                 if message.node != self._node:
-                    return self._end("wrong_node", "announces peers in the name of another, or too early")
+                    return self._end("wrong_node", "announces peers in the name of another")
                 if not self._checks.take(now):
                     return []
                 if not message.holds():
@@ -236,8 +237,14 @@ class S5Peer:
             Emit(Connected(message.node, statement.uris)),
         ]
         for each in early:
-            effects.extend(self._message(each, now))
+            effects.extend(self.handle(Received(self._peer, self._stream, each), now))
         return effects
+
+    def _wait(self, message: S5Message) -> Sequence[Effect]:
+        if len(self._early) >= EARLY_MAX:
+            return self._end("out_of_order", "asks and asks before it has answered the challenge")
+        self._early.append(message)
+        return []
 
     def _asked_for_blob(self, query: HashQuery, now: float) -> Sequence[Effect]:
         """Only whole files are served here: who asks for anything else gets no answer."""
@@ -308,7 +315,7 @@ class S5Peer:
             case PushEntry(entry=entry):
                 return [self._send(entry)] if is_open else []
             case Announce(peers=peers):
-                return [self._say(_announcement(peers))] if is_open else []
+                return [self._say(announcement(peers))] if is_open else []
             case BlobHeld():
                 return self._blob_held(command)
             case EntryHeld():
@@ -377,22 +384,15 @@ class S5Peer:
             table.clear()
         return [*effects, Emit(Ended(reason, detail))]
 
+    def _challenge_them(self) -> Send:
+        # The network's id is never sent: s5.js can't read past the challenge.
+        return self._send(HandshakeOpen(challenge=self._challenge))
+
     def _send(self, message: S5Message) -> Send:
         return Send(self._peer, self._stream, message)
 
     def _say(self, statement: HandshakeDone | AnnouncePeers) -> Send:
         return self._send(sign_statement(statement, self._self, self._sign))
-
-
-def _announcement(peers: tuple[KnownPeer, ...]) -> AnnouncePeers:
-    return AnnouncePeers(
-        peers=tuple([replace(each, uris=_sendable(each.uris)) for each in peers[:PEERS_MAX]])
-    )
-
-
-def _sendable(uris: tuple[str, ...]) -> tuple[str, ...]:
-    """What the other side will read."""
-    return tuple([uri for uri in uris if len(uri.encode()) <= URI_MAX][:URIS_MAX])
 
 
 def _blob_timer(digest: BlobHash) -> str:

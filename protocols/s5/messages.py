@@ -7,7 +7,7 @@ messages with other numbers: S5's streams (8, 9, 0x49) among them, of which this
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final, TypeAlias, assert_never
 
@@ -209,6 +209,17 @@ def sign_statement(statement: HandshakeDone | AnnouncePeers, node: NodeId, sign:
     """A statement as ``node`` sends it; ``sign`` is Ed25519 of its key."""
     inner = encode_statement(statement)
     return Signed(node=node, signature=sign(inner), inner=inner)
+
+
+def announcement(peers: tuple[KnownPeer, ...]) -> AnnouncePeers:
+    """As much of these peers as the other side will read."""
+    told = [replace(each, uris=readable_uris(each.uris)) for each in peers[:PEERS_MAX]]
+    return AnnouncePeers(peers=tuple(told))
+
+
+def readable_uris(uris: tuple[str, ...]) -> tuple[str, ...]:
+    """As many of these URIs as the other side will read."""
+    return tuple([uri for uri in uris if len(uri.encode()) <= URI_MAX][:URIS_MAX])
 
 
 def _take_peer(reader: Reader) -> KnownPeer:

@@ -326,34 +326,29 @@ class Archive:
         await conversation.settle(link)
         self._sender.wake()
 
-    async def _settle(self, sid: bytes, link: Link) -> None:
+    async def _settle(self, sid: bytes, link: Link) -> bool:
         if sid == INDEX_SID:
-            await self._index.settle(link)
-            return
+            return await self._index.settle(link)
         conversation = self._open.get(sid)
         row = await self._rim.outbox.head(sid)
         if row is not None and row.gone:
             gone = self._conversation(sid)
             gone.log.at, gone.gone = row.head, True
-            if link.hash != TOMBSTONE:
-                await gone.settle(link)
-            return
+            return await gone.settle(link)
         if conversation is None or conversation.log.at != (row.head if row else None):
             conversation = self._open[sid] = await self._load(sid, row, ask=False)
-        await conversation.settle(link)
+        covered = await conversation.settle(link)
         self._losses.update(dict.fromkeys(conversation.losses))
+        return covered
 
     def _floor(self, sid: bytes) -> int:
         return self._floors.get(sid, 0)
 
     def _notice_rollback(self, sid: bytes, row: HeadRow | None, seen: Seen) -> None:
-        if (
-            row is None
-            or row.acked is None
-            or not seen.rolled_back(row.acked.seq, self._replication.counted())
-        ):
+        counted = self._replication.counted()
+        if row is None or row.acked is None or not seen.rolled_back(row.acked.seq, counted):
             return
-        highest = max((entry.revision for _, entry in seen.entries), default=0)
+        highest = seen.highest(counted)
         detail = f"replicas show revision {highest}; {row.acked.seq} was acknowledged: they lost it, or lie"
         self._losses[Loss("rollback", sid, row.acked.seq, detail)] = None
 

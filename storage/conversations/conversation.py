@@ -147,36 +147,39 @@ class Conversation:
             self.losses = (*self.losses, loss)
             log.warning("archive.loss", kind=loss.kind, revision=loss.seq, sid=self.sid.hex())
 
-    async def settle(self, link: Link) -> None:
-        """Another machine wrote ``link``. Raises ``StorageError`` when the outcome can't be kept now."""
-        async with self.log.lock:
-            await self._settle(link)
+    async def settle(self, link: Link) -> bool:
+        """Another machine wrote ``link``. Does our head cover it now? Not yet in the middle of a turn.
 
-    async def _settle(self, link: Link) -> None:
-        if link.hash == TOMBSTONE:
-            if not self.gone:
+        Raises ``StorageError`` when the outcome can't be kept now.
+        """
+        async with self.log.lock:
+            return await self._settle(link)
+
+    async def _settle(self, link: Link) -> bool:
+        if self.gone or link.hash == TOMBSTONE:
+            if not (self.gone and link.hash == TOMBSTONE):
                 await self.log.bury(link.seq)
                 self.gone, self._pieces = True, []
-            return
-        if self.gone:
-            await self.log.bury(link.seq)
-            return
+            return True
         ours = self.log.head
         stands = await compare(self.log.reader, ours, link)
         match stands.relation:
             case "behind":
-                return
+                pass
             case "unreadable":
                 self.lose(Loss("manifest", self.sid, link.seq, f"another line can't be read: {stands.why}"))
                 self._unread[link] = None
                 if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
                     await self._commit()
+                return not self._unread
             case "fork" if ours is not None and stands.other is not None and wins(ours.link, link):
                 await self.log.commit(branches=[stands.other])
             case _ if self._in_turn:
                 self._waiting = link
+                return False
             case _:
                 await self._go_over(link, ours if stands.relation == "fork" else None)
+        return True
 
     async def _commit(self, records: Sequence[bytes] = (), **changes: Any) -> Head:
         head = await self.log.commit(records, branches=list(self._unread), **changes)

@@ -81,6 +81,8 @@ def joined(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def _continues(first: Piece, then: Piece) -> bool:
+    if (first.ids and not first.text) or (then.ids and not then.text):
+        return False  # ids whose text never came must stay apart: whoever goes on needs to know them
     return (
         (first.turn, first.role, first.part + first.parts) == (then.turn, then.role, then.part)
         and (first.host, first.model, first.session) == (then.host, then.model, then.session)

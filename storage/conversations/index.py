@@ -91,20 +91,22 @@ class Index:
         msg = "other processes of this machine keep changing the list of conversations: try again"
         raise ArchiveError(msg)
 
-    async def settle(self, link: Link) -> None:
-        """Another machine wrote ``link``: unite. Raises ``StorageError`` when that can't be kept now."""
+    async def settle(self, link: Link) -> bool:
+        """Another machine wrote ``link``: unite. Does our head cover it now?
+
+        Raises ``StorageError`` when that can't be kept now.
+        """
         async with self.log.lock:
             await self.read()
             stands = await compare(self.log.reader, self.log.head, link)
             if stands.relation == "behind":
-                return
+                return True
             if stands.other is None:
-                # Ours goes on above it: whoever wrote it has what it said, and unites when he is back.
-                self._lose(
-                    Loss("manifest", INDEX_SID, link.seq, f"a newer index can't be read: {stands.why}")
-                )
-                await self.log.commit(branches=[link])
-                return
+                self._lose(Loss("manifest", INDEX_SID, link.seq, f"another index: {stands.why}"))
+                self._unread[link] = None
+                if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
+                    await self._commit([])
+                return not self._unread
             loaded = await self.log.reader.load([link])
             ours = dict(self._records)
             self._records = {}
@@ -116,6 +118,7 @@ class Index:
                 await self.log.commit([encode(each) for each in news], onto=loaded.head, listed=listed)
             else:
                 await self.log.adopt(loaded.head, listed=listed)
+            return True
 
     async def recover(self, links: Sequence[Link]) -> Loaded | None:
         """Take the newest of ``links`` that can be read. None where there is none."""

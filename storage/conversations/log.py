@@ -102,15 +102,16 @@ class Log:
         sealed = _Sealed()
         old = base.manifest if base else Manifest(seq=0, writer=self._rim.outbox.writer)
         number, refs = old.next, list(old.segments)
+        # Only what was written before is joined: should the joined segment be lost, its parts may be left.
+        folded = await self._fold(refs, sealed)
         for group in folding.in_segments(records):
             refs.append(self._seal_segment(sealed, group, number, number, 0))
             number += 1
-        folded = await self._fold(refs, sealed)
         if len(refs) > SEGMENTS_MAX:
             msg = f"this conversation is full ({SEGMENTS_MAX} segments): begin a new one"
             raise ConversationFullError(msg)
         links = [each.link if isinstance(each, Head) else each for each in branches]
-        seq = max(0, *(each.seq for each in [base and base.link, self.at, *links] if each)) + 1
+        seq = 1 + max((each.seq for each in [base and base.link, self.at, *links] if each), default=0)
         forked = [each.manifest for each in branches if isinstance(each, Head)]
         manifest = replace(
             old,

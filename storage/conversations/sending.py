@@ -52,19 +52,24 @@ class _News:
 
 
 class Sender:
-    """``settle`` is told of another writer's manifest; ``floor`` says below which revision all is known."""
+    """``settle`` is told of another writer's manifest, and says whether our head covers it now.
+
+    ``floor`` says below which revision all is known.
+    """
 
     def __init__(
         self,
         keys: StorageKeys,
         rim: Rim,
         *,
-        settle: Callable[[bytes, Link], Awaitable[None]],
+        settle: Callable[[bytes, Link], Awaitable[bool]],
         floor: Callable[[bytes], int],
     ) -> None:
         self._keys, self._rim, self._settle, self._floor = keys, rim, settle, floor
         self._turn = trio.Lock()
         self._wake = trio.Event()
+        self._settled: dict[bytes, set[Link]] = {}
+        """Others' manifests that our head builds on, or has as branches."""
         self.news = _News()
         self.last: dict[bytes, Sent] = {}
         """By log, what came of it last."""
@@ -112,8 +117,9 @@ class Sender:
         keys = keys_of(self._keys, row.sid)
         try:
             sent = await self._write(keys, row, check=check)
-            for conflict in sent.written.conflicts if sent.written else ():
-                await self._settle(row.sid, link_of(conflict))
+            for link in {link_of(entry) for entry in sent.written.conflicts} if sent.written else ():
+                if await self._settle(row.sid, link):
+                    self._settled.setdefault(row.sid, set()).add(link)
         except P2PNodeError as error:
             sent = Sent(row.sid, row.head, kept=False, trouble=str(error))
         if not sent.kept:
@@ -129,7 +135,7 @@ class Sender:
         losses: list[Loss] = []
         if row.head.hash != TOMBSTONE:
             blobs, losses = await reader.reachable(row.head, await reader.manifest(row.head))
-        ours = await outbox.ours(row.sid)
+        ours = await outbox.ours(row.sid) | self._settled.get(row.sid, set())
         floor = max(self._floor(row.sid), row.acked.seq if row.acked else 0)
 
         def is_ours(entry: Entry) -> bool:
@@ -152,6 +158,7 @@ class Sender:
     async def _acked(self, row: HeadRow) -> None:
         if await self._is_named(row.sid):
             await self._rim.outbox.acked(row.sid, row.head)
+            self._settled.pop(row.sid, None)  # all below what is acknowledged is known
             self.news.tell()
 
     async def _let_go(self, sid: bytes, *, keep: list[BlobHash], alone: bool) -> None:

@@ -53,7 +53,11 @@ class Peers:
     async def _run(self, socket: WebSocket) -> None:
         base = f"http://{socket.headers['host']}" if self._serving.options.token is None else ""
         connection = PeerConnection(
-            self._node, _Frames(socket), partial(_urls, base), stall_s=self._serving.limits.s5_stall_s
+            self._node,
+            _Frames(socket),
+            partial(_urls, base),
+            stall_s=self._serving.limits.s5_stall_s,
+            dialled=False,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell, connection)

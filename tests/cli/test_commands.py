@@ -209,12 +209,31 @@ def test_words_in_brackets_and_colons_are_printed_as_they_are(capsys: pytest.Cap
     assert capsys.readouterr().err == "[red] :key: [/red]\n"
 
 
-def test_a_message_begins_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_in_mid_answer_is_on_a_line_of_its_own_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal, out in ((True, "half a line\n, the rest\n"), (False, "half a line, the rest\n")):
+        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal, raising=False)
+        output = Output(as_json=False)
+        output.piece("half a line")
+        output.event("x", text="said")
+        output.event("x", text="said")
+        output.piece(", the rest")
+        output.end_line()
+        assert capsys.readouterr() == (out, "said\nsaid\n")
+
+
+def test_what_can_wait_is_said_after_the_answer_and_at_once_where_none_streams(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     output = Output(as_json=False)
-    output.piece("half a line")
-    output.event("x", text="said")
-    output.event("x", text="said")
-    assert capsys.readouterr() == ("half a line\n", "said\nsaid\n")
+    output.event("x", text="before", later=True)
+    assert capsys.readouterr().err == "before\n"
+    output.piece("an answer")
+    output.event("x", text="said", later=True)
+    assert capsys.readouterr() == ("an answer", "")
+    output.end_line()
+    assert capsys.readouterr() == ("\n", "said\n")
 
 
 def test_peer_ids_are_shortened_to_what_tells_them_apart() -> None:

@@ -54,7 +54,7 @@ def test_people_are_told_what_is_signed_and_what_it_cost(
     ran = ask(data_dir, "hello", "--peer", paid_host.multiaddr, "--chain", profile, "--max-tokens", 10)
     assert ran.code == 0
     assert "A deposit of 0." in ran.err
-    assert "0.001001 USDC so far in this session" in ran.err
+    assert ", 0.001001 USDC]" in ran.err
     table = run("funds", "--chain", profile, "--data-dir", data_dir)
     assert table.code == 0
     assert "withdrawable" in table.out

@@ -111,3 +111,8 @@ async def meet(client: Client, members: list[Member]) -> None:
 def seeds(members: list[Member]) -> list[str]:
     """Where they are."""
     return [member.node.multiaddrs[0] for member in members]
+
+
+def serving(answer: Answer, members: list[Member]) -> int:
+    """Which of these the answer comes from now."""
+    return [member.node.peer_id for member in members].index(answer.host)  # type: ignore[arg-type]

@@ -39,6 +39,7 @@ from tests.client.failing import (
     meet,
     read,
     seeds,
+    serving,
     unkilled,
 )
 from tests.client.support import misbehave, whole
@@ -150,11 +151,12 @@ async def test_two_hosts_may_die_in_one_answer(autojump_clock: MockClock) -> Non
             await meet(client, members)
             events = Events()
             events.of(client)
-            deaths = {10: members[0], 25: members[1]}
+            deaths = [10, 25]
 
             def then(held: int) -> None:
-                for count in [count for count in deaths if held >= count]:
-                    w.crash(deaths.pop(count))
+                if deaths and held >= deaths[0]:
+                    deaths.pop(0)
+                    w.crash(members[serving(answer, members)])
 
             answer = ask(client)
             shown = await read(answer, then)

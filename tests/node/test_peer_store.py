@@ -10,7 +10,7 @@ from p2pnode.net.memory import MemoryNet
 from p2pnode.node.peer_store import PeerStore
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.store import OwnerKey
-from tests.node.blob_world import Owners, Stored, serve_store, two_nodes
+from tests.node.blob_world import Stored, serve_store, two_nodes
 from tests.storage.store_conformance import QUOTAS, StoreConformance
 from tests.storage.stores import Wall
 
@@ -38,7 +38,3 @@ class TestPeerStore(StoreConformance):
         async with two_nodes(net=MemoryNet(latency=0)) as stored:  # no clock jumps in a fixture
             serve_store(stored.keeper, MemoryStore(wall, QUOTAS))
             yield PeerWorld(stored, stored.peer_store(), wall)
-
-
-def test_owners_differ() -> None:
-    assert len(set(Owners().all)) == 4

@@ -44,16 +44,17 @@ async def _apply(store: MemoryStore | LocalStore, what: str, *values: Any) -> ob
             case "put", (number, owner, lease_s):
                 return await store.put(BLOBS[number], owner=owner, lease_s=lease_s)
             case "pin", (number, owner, lease_s):
-                return await store.pin(hash_of(BLOBS[number]), owner=owner, lease_s=lease_s)
+                await store.pin(hash_of(BLOBS[number]), owner=owner, lease_s=lease_s)
             case "unpin", (number, owner):
-                return await store.unpin(hash_of(BLOBS[number]), owner=owner)
+                await store.unpin(hash_of(BLOBS[number]), owner=owner)
             case "set", (writer, revision, number, owner):
                 data = b"" if number is None else pointer_to(hash_of(BLOBS[number]))
-                return await store.set(WRITERS[writer].entry(revision, data), owner=owner)
+                await store.set(WRITERS[writer].entry(revision, data), owner=owner)
             case _:
                 raise AssertionError(what)
     except StorageError as error:
         return type(error), getattr(error, "current", None)
+    return None
 
 
 async def _collected(store: MemoryStore | LocalStore) -> int:

@@ -72,6 +72,7 @@ class Side:
     """A machine, and what it said: ``sent`` and ``told``."""
 
     def __init__(self, key: Key = US, challenge: bytes = CHALLENGE, **options: Any) -> None:
+        options = {"dialled": True, **options}
         self.machine = S5Peer(node=key.node, sign=key.sign, challenge=challenge, **options)
         self.now = 0.0
         self.sent: list[Any] = []
@@ -137,7 +138,7 @@ def location(key: Key = THEM, digest: BlobHash = HELLO_HASH, **fields: Any) -> S
 
 
 def test_two_sides_prove_who_they_are_to_each_other() -> None:
-    one, two = Side(US, uris=("ws://one/s5/p2p",)), Side(THEM, THEIRS[:32], expected=US.node)
+    one, two = Side(US, dialled=False, uris=("ws://one/s5/p2p",)), Side(THEM, THEIRS[:32], expected=US.node)
     exchange(one, two)
     assert one.told == [Connected(THEM.node, ())]
     assert two.told == [Connected(US.node, ("ws://one/s5/p2p",))]
@@ -153,6 +154,16 @@ def exchange(one: Side, two: Side) -> None:
             said, speaker.sent = speaker.sent, []
             for message in said:
                 listener.hear(decode(encode(message)))
+
+
+def test_who_was_dialled_waits_until_the_dialler_has_spoken() -> None:
+    """libs5 misses what it is told before that."""
+    side = Side(dialled=False)
+    assert side.sent == []
+    side.hear(HandshakeOpen(challenge=THEIRS))
+    assert [type(each) for each in side.sent] == [HandshakeOpen, Signed]
+    side.pass_time(HANDSHAKE_S)
+    assert side.end().reason == "handshake_timeout"
 
 
 def test_the_challenge_of_s5js_is_signed_as_it_expects() -> None:
@@ -173,7 +184,6 @@ def test_the_challenge_of_s5js_is_signed_as_it_expects() -> None:
         (done(US), "wrong_node"),
         (Signed(node=THEM.node, signature=bytes(64), inner=done().inner), "bad_signature"),
         (Signed(node=THEM.node, signature=bytes(64), inner=b"\x02\xc0"), "bad_statement"),
-        (sign_statement(AnnouncePeers(peers=()), THEM.node, THEM.sign), "wrong_node"),
     ],
 )
 def test_a_peer_that_does_not_prove_itself_is_not_connected(message: Signed, reason: str) -> None:
@@ -216,6 +226,27 @@ def test_questions_that_overtake_the_handshake_wait_for_it() -> None:
     assert side.told == []
     side.hear(done())
     assert side.told == [Connected(THEM.node, ()), WantedBlob(HELLO_HASH)]
+
+
+def test_an_announcement_that_overtakes_the_handshake_is_heard_after_it() -> None:
+    """libs5 announces as soon as it has our answer, while it is still signing its own."""
+    peers = (KnownPeer(node=THIRD.node, connected=True, uris=("ws://x/s5/p2p",)),)
+    side = Side()
+    side.hear(sign_statement(AnnouncePeers(peers=peers), THEM.node, THEM.sign))
+    long = KnownPeer(node=THIRD.node, connected=True, uris=("y" * 200,) * 8)
+    side.hear(sign_statement(AnnouncePeers(peers=(long,) * 10), THEM.node, THEM.sign))
+    assert side.told == []
+    side.hear(done())
+    assert side.told == [Connected(THEM.node, ()), PeersHeard(peers)]
+
+
+def test_an_early_announcement_of_another_ends_the_connection_it_opened() -> None:
+    side = Side()
+    side.hear(sign_statement(AnnouncePeers(peers=()), THIRD.node, THIRD.sign))
+    side.hear(HashQuery(digest=HELLO_HASH))
+    side.hear(done())
+    assert side.end().reason == "wrong_node"
+    assert WantedBlob(HELLO_HASH) not in side.told
 
 
 def test_who_only_asks_and_never_proves_itself_is_cut_off() -> None:
@@ -396,7 +427,7 @@ def test_a_new_entry_is_handed_on_only_while_connected() -> None:
 
 
 def test_an_announcement_is_signed_bounded_and_heard() -> None:
-    one, two = Side(US), Side(THEM, THEIRS[:32])
+    one, two = Side(US), Side(THEM, THEIRS[:32], dialled=False)
     exchange(one, two)
     known = KnownPeer(node=THIRD.node, connected=True, uris=("ws://x/s5/p2p",) * 20 + ("y" * 300,))
     one.say(Announce((known,) * (PEERS_MAX + 1)))

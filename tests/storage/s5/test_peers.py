@@ -13,7 +13,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected
 from p2pnode.errors import ProtocolError, UnreachableError
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.ids import hash_of
-from p2pnode.protocols.s5.messages import HandshakeOpen, decode
+from p2pnode.protocols.s5.messages import HandshakeOpen, decode, encode
 from p2pnode.protocols.s5.nodes import NodeId, PeerUri, node_text
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import Quotas
@@ -27,6 +27,8 @@ from tests.storage.s5.support import HELLO, KEY, OWNER, entry, serving, websocke
 WE, THEY = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (8, 9))
 WE_ID, THEY_ID = (NodeId(each.public_key().public_bytes_raw()) for each in (WE, THEY))
 P2P = "/s5/p2p"
+FIRST = encode(HandshakeOpen(challenge=bytes(32)))
+"""Who dials speaks first."""
 
 
 def another(store: MemoryStore | None = None) -> S5Node:
@@ -130,9 +132,11 @@ async def test_where_nobody_is_is_said_so(tmp_path: Path) -> None:
 async def test_a_peer_that_talks_nonsense_is_left(tmp_path: Path, frame: bytes) -> None:
     async with serving(tmp_path, node=WE_ID, sign=WE.sign) as running, websocket(running, P2P) as socket:
         with trio.fail_after(5):
+            await socket.send_message(FIRST)
             first = await socket.get_message()
             assert isinstance(first, bytes)
             assert isinstance(decode(first), HandshakeOpen)
+            assert await socket.get_message()
             await socket.send_message(frame)
             with pytest.raises(ConnectionClosed):
                 await socket.get_message()
@@ -144,6 +148,7 @@ async def test_peers_are_bounded(tmp_path: Path) -> None:
         serving(tmp_path, node=WE_ID, sign=WE.sign, limits=limits) as running,
         websocket(running, P2P) as socket,
     ):
+        await socket.send_message(FIRST)
         await socket.get_message()
         with pytest.RaisesGroup(ConnectionRejected, flatten_subgroups=True, allow_unwrapped=True):
             async with websocket(running, P2P):
@@ -157,6 +162,7 @@ async def test_with_a_token_a_peer_needs_it_and_is_told_no_url_that_it_could_not
             async with websocket(running, P2P):
                 pass
         async with websocket(running, f"{P2P}?auth_token=a%20token%20of%20the%20owner") as socket:
+            await socket.send_message(FIRST)
             assert await socket.get_message()
 
 

@@ -1,0 +1,149 @@
+"""Does a store get slower as it grows? Opened and collected with 10,000 blobs, then with ten times as many.
+
+It is filled without a sync (a disk that never syncs, through the store's own seam), and measured with the
+real one. A million is extrapolated: whatever the last factor of ten cost, the next one costs again. All of
+it is in the page cache; a cold disk adds the reads of a few pages, as many as the index is deep.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import trio
+
+from p2pnode.bench.figure import Measurement, compared
+from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.protocols.s5.ids import BlobHash, hash_of
+from p2pnode.storage.local.disk import Disk
+from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.rules import Quotas
+from p2pnode.storage.store import GRACE_S, OwnerKey
+
+SIZES: Final = (10_000, 100_000)
+SIZES_QUICK: Final = (300, 3_000)
+OPENS: Final = 9
+STEPS: Final = 9
+WRITERS: Final = 256
+_MILLION: Final = 1_000_000
+_LEASE_S: Final = 60.0
+_OWNER: Final = OwnerKey(hash_of(b"p2pnode/bench"))
+_ALL: Final = Quotas(owner_bytes=1 << 50, node_bytes=1 << 50)
+
+
+class _UnsyncedDisk(Disk):
+    """To fill a store whose loss nobody minds."""
+
+    synchronous = "OFF"
+
+    def sync(self, handle: int) -> None:
+        """Not at all."""
+
+    def sync_folder(self, path: Path) -> None:
+        """Not at all."""
+
+
+@dataclass(slots=True)
+class _Clock:
+    now: float = field(default_factory=time.time)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timings:
+    """Medians: seconds to open, milliseconds of a step through folders, and of one that sweeps."""
+
+    opened_s: float
+    folders_ms: float
+    sweep_ms: float
+    step_max_ms: float
+
+
+async def measure_store_size(options: BenchOptions, take: Take) -> None:
+    """``storage.open`` and ``storage.gc_step``."""
+    small, large = SIZES_QUICK if options.quick else SIZES
+    root, clock = options.scratch / "store", _Clock()
+    began = time.perf_counter()
+    await _fill(root, clock, range(small))
+    before = await _time(root, clock)
+    await _fill(root, clock, range(small, large + small))
+    filled_s = time.perf_counter() - began
+    after = await _time(root, clock)
+    sizes = {"blobs": large, "baseline_blobs": small, "filled_s": round(filled_s, 1)}
+    take("storage.open", _extrapolated(after.opened_s, before.opened_s, large, **sizes))
+    steps = {
+        "items": DEFAULT_LIMITS.store_gc_items, "folders_ms": round(after.folders_ms, 2),
+        "sweep_ms": round(after.sweep_ms, 2), "max_ms": round(after.step_max_ms, 2),
+    }  # fmt: skip
+    worst = max(after.folders_ms, after.sweep_ms)
+    take(
+        "storage.gc_step",
+        _extrapolated(worst, max(before.folders_ms, before.sweep_ms), large, **sizes, **steps),
+    )
+
+
+def _extrapolated(value: float, baseline: float, blobs: int, **details: float) -> Measurement:
+    """A factor of ten cost ``value / baseline``; to a million it is paid again, for each factor of ten."""
+    tens, size = 0, blobs
+    while size < _MILLION:
+        tens, size = tens + 1, size * 10
+    at_a_million = value * max(1.0, value / baseline) ** tens
+    note = (
+        f"extrapolated to {size:,} blobs: {at_a_million:.3g}, if each factor of ten costs what the last did"
+    )
+    return compared(value, baseline, **details, notes=[note])
+
+
+async def _fill(root: Path, clock: _Clock, numbers: range) -> None:
+    store = LocalStore.open(root, wall=clock, quotas=_ALL, disk=_UnsyncedDisk(), in_thread=False)
+    waiting = iter(numbers)
+
+    async def put() -> None:
+        for number in waiting:
+            await store.put(number.to_bytes(8, "big"), owner=_OWNER, lease_s=_LEASE_S)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(WRITERS):
+                nursery.start_soon(put)
+    finally:
+        store.close()
+
+
+async def _time(root: Path, clock: _Clock) -> _Timings:
+    opened = [await _time_open(root, clock) for _ in range(OPENS)]
+    store = LocalStore.open(root, wall=clock, quotas=_ALL)
+    try:
+        folders = [await _time_step(store) for _ in range(STEPS)]  # nothing is due
+        clock.now += _LEASE_S + GRACE_S
+        sweeps = [await _time_step(store) for _ in range(STEPS)]  # everything is
+    finally:
+        store.close()
+    return _Timings(
+        opened_s=median(opened),
+        folders_ms=median(folders),
+        sweep_ms=median(sweeps),
+        step_max_ms=max(*folders, *sweeps),
+    )
+
+
+async def _time_open(root: Path, clock: _Clock) -> float:
+    began = time.perf_counter()
+    store = LocalStore.open(root, wall=clock, quotas=_ALL)
+    try:
+        await store.size(BlobHash(bytes(32)))
+        return time.perf_counter() - began
+    finally:
+        store.close()
+
+
+async def _time_step(store: LocalStore) -> float:
+    began = time.perf_counter()
+    await store.gc_step(DEFAULT_LIMITS.store_gc_items)
+    return (time.perf_counter() - began) * 1000

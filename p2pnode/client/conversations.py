@@ -1,0 +1,127 @@
+"""The conversations of one client: begun, taken up again, kept, and recovered from the recovery phrase.
+
+Nothing is opened before it is needed: a question of a client that keeps nothing touches no store. What is
+kept where is the keeper's, what is said the talk's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from p2pnode.client.resolving import resolve_model
+from p2pnode.client.talk import Talk, TalkOptions
+from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.errors import P2PNodeError
+from p2pnode.ids import ModelId
+from p2pnode.models.manifest import model_id_text
+from p2pnode.node.datadir import DataDir
+from p2pnode.protocols.inference.messages import SamplingParams
+
+if TYPE_CHECKING:
+    from p2pnode.client.client import Client
+    from p2pnode.client.keeper import Keeper
+    from p2pnode.storage.conversations.conversation import Conversation
+
+log = structlog.get_logger()
+
+
+class Conversations:
+    """Of ``client``, in the data dir of ``config``. ``in_thread``: see ``LocalStore.open``."""
+
+    def __init__(self, client: Client, config: NodeConfig, *, in_thread: bool = True) -> None:
+        self._client, self._config, self._in_thread = client, config, in_thread
+        self._keeper: Keeper | None = None
+        self._opening = trio.Lock()
+        self._talks: list[Talk] = []
+
+    @property
+    def are_kept(self) -> bool:
+        """Does this data dir keep conversations?"""
+        return self._config.save and DataDir(self._config.data_dir).storage_key.exists()
+
+    async def new(self, options: TalkOptions, *, keep: bool = True) -> Talk:
+        """A new one. Raises ``LocalError`` when the store can't be opened."""
+        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        keeper = await self.keeper() if keep and self.are_kept else None
+        return self._talk(options, known.model, keeper, None)
+
+    async def resume(self, sid: bytes, options: TalkOptions) -> Talk:
+        """One that was kept; its model and sampling unless ``options`` name others."""
+        keeper = await self.keeper()
+        kept = await keeper.archive.open(sid)
+        if options.model is not None or kept.model is None:
+            model = resolve_model(options.model or DEFAULT_MODEL).model
+        else:
+            model = kept.model
+        sampling = options.sampling or kept.sampling
+        return self._talk(
+            replace(options, model=model_id_text(model), sampling=sampling), model, keeper, kept
+        )
+
+    async def keeper(self) -> Keeper:
+        """Where they are kept, opened when it is first needed. Raises ``LocalError``."""
+        async with self._opening:
+            if self._keeper is None:
+                self._keeper = await self._client.tasks.start(self._hold)
+        return self._keeper
+
+    async def look_for_replicas(self) -> None:
+        """Connect to the first peers, find who keeps replicas, and send there what waits."""
+        keeper = await self.keeper()
+        await self._client.connect_first_peers()
+        await keeper.look()
+
+    async def finish(self) -> None:
+        """Before the client leaves: all that was said on our disk, and with others as far as time allows."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        with trio.CancelScope(shield=True):
+            try:
+                for talk in self._talks:
+                    await talk.settled()
+                kept = await keeper.finish()
+            except P2PNodeError as error:
+                self._client.tell("conversation.not_kept", {"reason": str(error)})
+                return
+        for talk in self._talks:
+            if talk.conversation is not None:
+                self._client.tell("conversation.kept", kept.fields(talk.conversation))
+
+    async def _hold(self, *, task_status: trio.TaskStatus[Keeper]) -> None:
+        from p2pnode.client.keeper import open_keeper
+
+        async with open_keeper(self._config, self._client.node, in_thread=self._in_thread) as keeper:
+            task_status.started(keeper)
+            await trio.sleep_forever()
+
+    def _talk(
+        self, options: TalkOptions, model: ModelId, keeper: Keeper | None, kept: Conversation | None
+    ) -> Talk:
+        if keeper is None:
+            return Talk(self._client, options, model=model)
+        from p2pnode.client.recorder import Recorder
+
+        recorder = Recorder(
+            keeper.archive,
+            kept,
+            model=model,
+            sampling=options.sampling or SamplingParams(),
+            spawn=self._client.tasks.start_soon,
+            on_trouble=lambda why: self._client.tell("conversation.not_kept", {"reason": why}),
+        )
+        talk = Talk(self._client, options, model=model, keeper=keeper, recorder=recorder)
+        self._talks.append(talk)
+        self._client.tasks.start_soon(self._look_quietly)
+        return talk
+
+    async def _look_quietly(self) -> None:
+        """While the first answer streams: so that there is somewhere to keep it when it is over."""
+        try:
+            await self.look_for_replicas()
+        except P2PNodeError as error:
+            log.debug("replicas.not_found", reason=str(error))

@@ -1,0 +1,162 @@
+"""Where a client keeps its conversations: this machine's store, and replicas on other nodes.
+
+It finds the replicas (those that are configured, those that admit us, the host that serves), opens the
+archive over them, and brings everything to a quorum before the client leaves, as far as its deadline goes.
+What is said in a conversation it does not look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2pnode.config import NodeConfig
+from p2pnode.errors import ConfigError
+from p2pnode.ids import PeerId
+from p2pnode.node.beside import beside
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.node import Node
+from p2pnode.node.replicas import ReplicaFinder
+from p2pnode.node.storage_key import load_storage_keys
+from p2pnode.node.store import open_store
+from p2pnode.storage.conversations.archive import Archive, Recovery, Status
+from p2pnode.storage.conversations.conversation import Conversation
+from p2pnode.storage.conversations.outbox import Outbox
+from p2pnode.storage.conversations.sending import Sent
+from p2pnode.storage.keys import StorageKeys
+from p2pnode.storage.store import OwnerKey, Replica
+
+OWN: Final = "this machine"
+REPLICATION: Final = 3
+"""Replicas on nodes that are neither this machine nor the serving host, where there are so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What came of keeping, for people and scripts."""
+
+    status: Status
+
+    def fields(self, conversation: Conversation) -> dict[str, object]:
+        """``replicas``: how many other nodes have all of it; ``waiting``: why not enough have."""
+        sent = self.status.last.get(conversation.sid)
+        acks = sent.written.acks if sent is not None and sent.written is not None else frozenset()
+        lags = any(row.sid == conversation.sid for row in self.status.lagging)
+        return {
+            "conversation": conversation.sid.hex(),
+            "replicas": len(acks - {OWN}),
+            "kept": not lags,
+            "waiting": self._why(sent) if lags else "",
+            "weak": self.status.counted.weak,
+        }
+
+    def _why(self, sent: Sent | None) -> str:
+        if sent is None or sent.written is None:
+            return sent.trouble if sent is not None and sent.trouble else "there was no time"
+        failures = "; ".join(f"{name}: {why}" for name, why in sent.written.failures.items())
+        return failures or self.status.counted.weak or "the list of conversations isn't kept yet"
+
+
+class Keeper:
+    """Made by :func:`open_keeper`."""
+
+    def __init__(
+        self,
+        keys: StorageKeys,
+        own: Replica,
+        outbox: Outbox,
+        *,
+        node: Node,
+        finder: ReplicaFinder,
+        servers: Sequence[Replica] = (),
+    ) -> None:
+        self._keys, self._node, self._finder, self._servers = keys, node, finder, tuple(servers)
+        self._found: dict[PeerId, Replica] = {}
+        self._serving: PeerId | None = None
+        self._looking = trio.Lock()
+        self.archive = Archive(
+            keys, own, self._others, outbox=outbox, draw=node.draw, wall=node.wall, limits=node.limits
+        )
+
+    @property
+    def owner(self) -> OwnerKey:
+        """By whom other nodes count what is kept: what they put on their allow-list."""
+        return self._keys.owner
+
+    def served_by(self, peer: PeerId) -> None:
+        """This host serves the conversation now: it is no independent replica of it."""
+        self._serving = peer
+
+    async def look(self) -> None:
+        """Find who takes replicas now, then send what waits. Bounded by the limits of dialling."""
+        async with self._looking:
+            key = self._keys.index.entry_key
+            found = await self._finder.candidates(key, owner=self.owner, serving=self._serving)
+            self._take(found.found)
+        await self.archive.flush()
+
+    async def recover(self) -> Recovery:
+        """Ask everybody who may have them for this user's conversations and paid sessions."""
+        async with self._looking:
+            found = await self._finder.find(self._keys.index.entry_key)
+            self._take(found.found, all_=True)
+        return await self.archive.recover()
+
+    async def finish(self) -> Kept:
+        """Bring what is kept here to a quorum, within the deadline of a client that leaves."""
+        with trio.move_on_after(self._node.limits.keep_deadline_s):
+            if not (await self.archive.flush()).kept:
+                await self.look()
+        return Kept(await self.archive.status())
+
+    def _take(self, found: Sequence[Replica], *, all_: bool = False) -> None:
+        independent = 0
+        for replica in found:
+            if replica.place == "own":
+                continue  # the node on this data dir: the same disk as ours
+            independent += replica.place == "other"
+            if all_ or replica.place == "serving" or independent <= REPLICATION:
+                self._found[PeerId(replica.name)] = replica
+
+    def _others(self) -> list[Replica]:
+        peers = [
+            Replica(peer, each.blobs, each.registry, self._finder.place_of(peer, self._serving))
+            for peer, each in self._found.items()
+        ]
+        return [*self._servers, *peers]
+
+
+@asynccontextmanager
+async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True) -> AsyncIterator[Keeper]:
+    """Open the data dir's store and archive, and send in the background until the block ends.
+
+    Raises ``ConfigError`` where the data dir has no storage key, ``StorageError``.
+    """
+    data = DataDir(config.data_dir)
+    keys = load_storage_keys(data)
+    if keys is None:
+        msg = (
+            f"nothing is kept in {data.root} yet: `p2pnode wallet new` makes twelve words that "
+            "conversations are kept and recovered with, `wallet restore` takes yours"
+        )
+        raise ConfigError(msg)
+    running = data.running_node()
+    finder = ReplicaFinder(
+        node,
+        stores=config.stores,
+        sign=lambda _owner, digest: keys.owner_signing.sign(digest),
+        own=running.peer_id if running is not None else None,
+    )
+    async with open_store(config, wall=node.wall, in_thread=in_thread) as store:
+        outbox = Outbox(store.root / "outbox.sqlite", node.draw, in_thread=in_thread)
+        try:
+            keeper = Keeper(keys, Replica(OWN, store, store, "own"), outbox, node=node, finder=finder)
+            async with beside(keeper.archive.run):
+                yield keeper
+        finally:
+            finder.close()
+            outbox.close()

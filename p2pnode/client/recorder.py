@@ -1,0 +1,103 @@
+"""What is said goes to the archive in order, behind the reader's back: no answer waits for a disk.
+
+A disk that takes nothing costs an event and is tried again with the next piece; the answer goes on. It knows
+neither hosts nor replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from p2pnode.errors import StorageError
+from p2pnode.ids import ModelId
+from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.storage.conversations.outbox import MovedError
+from p2pnode.storage.conversations.records import Piece
+
+if TYPE_CHECKING:
+    from p2pnode.node.journal import BoughtSession
+    from p2pnode.storage.conversations.archive import Archive
+    from p2pnode.storage.conversations.conversation import Conversation
+
+from p2pnode.client.saved_sessions import saved_of
+
+log = structlog.get_logger()
+
+
+class Recorder:
+    """Of one conversation; ``conversation`` is made with the first piece where there is none yet.
+
+    ``spawn`` starts a task of the client's; ``on_trouble`` hears why something could not be kept.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        conversation: Conversation | None,
+        *,
+        model: ModelId,
+        sampling: SamplingParams,
+        spawn: Callable[..., None],
+        on_trouble: Callable[[str], None],
+    ) -> None:
+        self._archive, self.conversation = archive, conversation
+        self._model, self._sampling = model, sampling
+        self._spawn, self._on_trouble = spawn, on_trouble
+        self._pieces: list[Piece] = []
+        self._purchases: dict[bytes, BoughtSession] = {}
+        self._lock = trio.Lock()
+
+    @property
+    def sid(self) -> bytes | None:
+        """16 bytes, once it has a name."""
+        return self.conversation.sid if self.conversation is not None else None
+
+    def add(self, *pieces: Piece) -> None:
+        """More was said."""
+        self._pieces += pieces
+        self._spawn(self._drain)
+
+    def paid_with(self, purchase: BoughtSession) -> None:
+        """A paid session, or its newer voucher: money is to be recovered with the conversation."""
+        self._purchases[purchase.session] = purchase
+        self._spawn(self._drain)
+
+    async def settled(self) -> bool:
+        """Wait until all of it is on our disk; False when the disk does not take it."""
+        await self._drain()
+        return not (self._pieces or self._purchases)
+
+    async def _drain(self) -> None:
+        async with self._lock:
+            try:
+                while self._pieces or self._purchases:
+                    await self._drain_some()
+            except StorageError as error:
+                log.warning("conversation.not_kept", reason=str(error))
+                self._on_trouble(str(error))
+
+    async def _drain_some(self) -> None:
+        if self._pieces:
+            pieces = tuple(self._pieces)
+            await self._append(pieces)
+            del self._pieces[: len(pieces)]
+        for session, purchase in list(self._purchases.items()):
+            await self._archive.save_session(saved_of(purchase))
+            if self._purchases[session] is purchase:
+                del self._purchases[session]
+
+    async def _append(self, pieces: tuple[Piece, ...]) -> None:
+        if self.conversation is None:
+            title = next((piece.text for piece in pieces if piece.role == "user"), "")
+            self.conversation = await self._archive.new(
+                title=title, model=self._model, sampling=self._sampling
+            )
+        try:
+            await self.conversation.append(*pieces)
+        except MovedError:  # another process of this machine was quicker: say it after that
+            self.conversation = await self._archive.open(self.conversation.sid, ask=False)
+            await self.conversation.append(*pieces)

@@ -1,0 +1,220 @@
+"""A conversation at its client: what was said, the next question, and all of it kept where that is possible.
+
+::
+
+    talk = await client.talk(model="smollm2-135m-instruct")
+    async with talk.ask("Why is the sky blue?") as answer:
+        async for piece in answer:
+            print(piece, end="")
+
+An answer that was cut short goes on from the token where it stopped (:meth:`Talk.go_on`), also on another
+machine. Keeping never holds an answer up: see ``recorder.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from p2pnode.client.history import Line, lines_of, prompt_of, unfinished
+from p2pnode.client.ranking import Filters
+from p2pnode.errors import ConfigError
+from p2pnode.ids import ModelId, PeerId, SessionId
+from p2pnode.protocols.inference.messages import Role, SamplingParams
+from p2pnode.storage.conversations.records import Finish, Piece
+
+if TYPE_CHECKING:
+    from p2pnode.client.answer import Answer
+    from p2pnode.client.bill import BillItem
+    from p2pnode.client.client import Client
+    from p2pnode.client.keeper import Keeper
+    from p2pnode.client.recorder import Recorder
+    from p2pnode.storage.conversations.conversation import Conversation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TalkOptions:
+    """How each question is asked; as for ``Client.chat``."""
+
+    model: str | None = None
+    peer: str | None = None
+    system: str | None = None
+    sampling: SamplingParams | None = None
+    filters: Filters | None = None
+
+
+class Talk:
+    """Made by ``Client.talk`` and ``Client.resume``. One answer at a time."""
+
+    def __init__(
+        self,
+        client: Client,
+        options: TalkOptions,
+        *,
+        model: ModelId,
+        keeper: Keeper | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._client, self._options, self._model = client, options, model
+        self._keeper, self._recorder = keeper, recorder
+        kept = self.conversation
+        self._lines: list[Line] = lines_of(kept.turns) if kept is not None else []
+        if options.system and not self._lines:
+            self._say("system", options.system)
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """As it is kept; None where it isn't, or nothing was said yet."""
+        return self._recorder.conversation if self._recorder is not None else None
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """All that was said, oldest first."""
+        return tuple(self._lines)
+
+    @property
+    def cut_short(self) -> bool:
+        """Can :meth:`go_on` go on with the last answer?"""
+        return unfinished(self._lines) is not None
+
+    def ask(self, question: str) -> Answer:
+        """The next question."""
+        self._catch_up()
+        self._say("user", question)
+        return self._answer(Line("assistant", over=False))
+
+    def again(self) -> Answer:
+        """The last question once more. Raises ``ConfigError`` where there is none."""
+        if not any(line.role == "user" for line in self._lines):
+            msg = "nothing was asked yet: ask something first"
+            raise ConfigError(msg)
+        cut = unfinished(self._lines)
+        if cut is not None:
+            self._record(Piece(role="assistant", finish="cancelled", at=self._now()))
+            cut.over = True
+        return self._answer(Line("assistant", over=False))
+
+    def go_on(self) -> Answer:
+        """The rest of the answer that was cut short. Raises ``ConfigError`` where there is none."""
+        line = unfinished(self._lines)
+        if line is None:
+            msg = "no answer was cut short: ask something"
+            raise ConfigError(msg)
+        return self._answer(line)
+
+    def _answer(self, line: Line) -> Answer:
+        before = [each for each in self._lines if each is not line]
+        while before and before[-1].role == "assistant":
+            before.pop()  # asked for again: the model must not see what it said
+        if line not in self._lines:
+            self._lines.append(line)
+        notes = _Notes(self, line)
+        notes.answer = self._client.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
+        return notes.answer
+
+    def _say(self, role: Role, text: str) -> None:
+        self._lines.append(Line(role, text))
+        self._record(Piece(role=role, text=text, at=self._now()))
+
+    def _catch_up(self) -> None:
+        """Another machine's line may have taken the place of ours: then it is what we go on from."""
+        kept = self.conversation
+        if kept is not None and kept.moved:
+            self._lines, kept.moved = lines_of(kept.turns), False
+            self._client.tell("conversation.moved", {"conversation": kept.sid.hex()})
+
+    # ---- for its notes
+
+    def note_text(
+        self, text: str, ids: Sequence[int], host: PeerId | None, session: SessionId | None
+    ) -> None:
+        """More of the answer."""
+        self._record(
+            Piece(
+                role="assistant", text=text, ids=tuple(ids), host=host, session=session,
+                model=self._model, at=self._now(),
+            )
+        )  # fmt: skip
+
+    def note_bill(self, item: BillItem) -> None:
+        """What a host's part of it cost, and the voucher that pays for it."""
+        self._record(
+            Piece(
+                role="assistant", host=item.peer, session=item.session, tokens_in=item.tokens_in,
+                reused=item.reused, tokens_out=item.tokens_out, cost=item.cost, at=self._now(),
+            )
+        )  # fmt: skip
+        self.note_purchase(item.session)
+
+    def note_end(self, finish: Finish | None) -> None:
+        """It is whole."""
+        self._record(Piece(role="assistant", finish=finish, at=self._now()))
+
+    def note_purchase(self, session: SessionId) -> None:
+        """The paid session it came from: money is to be recovered with the conversation."""
+        purchase = self._client.purchase(session) if self._recorder is not None else None
+        if self._recorder is not None and purchase is not None:
+            self._recorder.paid_with(purchase)
+
+    def note_host(self, peer: PeerId) -> None:
+        """Who serves it."""
+        if self._keeper is not None:
+            self._keeper.served_by(peer)
+
+    def _record(self, *pieces: Piece) -> None:
+        if self._recorder is not None:
+            self._recorder.add(*pieces)
+
+    async def settled(self) -> None:
+        """Until all of it is on our disk, if that takes it."""
+        if self._recorder is not None:
+            await self._recorder.settled()
+
+    def _now(self) -> int:
+        return int(self._client.node.wall())
+
+
+class _Notes:
+    """Follows an answer, and tells the talk what is new of it."""
+
+    def __init__(self, talk: Talk, line: Line) -> None:
+        self._talk, self._line = talk, line
+        self._ids, self._text = len(line.ids), len(line.text)
+        self._sessions: set[SessionId] = set()
+        self.answer: Answer
+
+    def took(self) -> None:
+        """Tokens came, or the receipt for them."""
+        answer, line = self.answer, self._line
+        line.text, line.ids, line.told = answer.text, answer.ids, answer.told
+
+    def receipted(self) -> None:
+        """The host's receipt over all of it was checked: a good moment to keep it."""
+        self._keep(self.answer.told)
+        if self.answer.host is not None:
+            self._talk.note_host(self.answer.host)
+        if self.answer.session is not None and self.answer.session not in self._sessions:
+            self._sessions.add(self.answer.session)
+            self._talk.note_purchase(self.answer.session)
+
+    def billed(self, item: BillItem) -> None:
+        """A host's part is over."""
+        self._keep(self.answer.told)
+        self._keep(len(self.answer.ids))  # what no text came of stands apart
+        self._talk.note_bill(item)
+
+    def ended(self, finish: Finish | None) -> None:
+        """It is whole, or it was stopped or cut short: then it may go on."""
+        self.took()
+        self._keep(self.answer.told)
+        self._line.over = finish in ("stop", "length")
+        if self._line.over:
+            self._talk.note_end(finish)
+
+    def _keep(self, ids_until: int) -> None:
+        answer = self.answer
+        ids, text = answer.ids[self._ids : ids_until], answer.text[self._text :]
+        if ids or text:
+            self._ids, self._text = max(self._ids, ids_until), len(answer.text)
+            self._talk.note_text(text, ids, answer.host, answer.session)

@@ -1,0 +1,18 @@
+"""A node that stores: its data dir's store served to peers, announced in the DHT, and collected."""
+
+from __future__ import annotations
+
+from p2pnode.node.announce import Announcer
+from p2pnode.node.blobs import Admits, BlobService
+from p2pnode.node.node import Node
+from p2pnode.node.store import run_collection
+from p2pnode.storage.local.store import LocalStore
+
+
+def keep_for_peers(node: Node, store: LocalStore, admits: Admits) -> Announcer:
+    """Begin, for as long as the node runs. Whoever else writes entries tells the announcer of them."""
+    announcer = Announcer(node, store.entries)
+    BlobService(node, store, store, admits=admits, on_entry=announcer.arrived).start()
+    node.start_soon(announcer.run)
+    node.start_soon(run_collection, store, node.limits)
+    return announcer

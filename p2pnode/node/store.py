@@ -1,0 +1,71 @@
+"""The store of a data dir: opened as the configuration says, and collected from time to time.
+
+Any number of processes may have it open; one that runs long enough collects.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+import trio
+
+from p2pnode.config import NodeConfig
+from p2pnode.errors import StorageError
+from p2pnode.limits import Limits
+from p2pnode.node.datadir import DataDir
+from p2pnode.protocols.s5.ids import hash_of
+from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.rules import Quotas
+from p2pnode.storage.store import OwnerKey
+
+log = structlog.get_logger()
+LOCAL_OWNER: Final = OwnerKey(hash_of(b"p2pnode/local-owner"))
+"""For whom counts what is put by hand (``p2pnode storage put``). No key: nobody signs as it, or needs to."""
+_DUE_S: Final = 1.0
+"""Between two steps while more can be freed."""
+
+
+def quotas_of(config: NodeConfig) -> Quotas:
+    """What the user lets the store take."""
+    return Quotas(owner_bytes=config.store_owner_bytes_max, node_bytes=config.store_bytes_max)
+
+
+@asynccontextmanager
+async def open_store(
+    config: NodeConfig, *, wall: Callable[[], float] = time.time, in_thread: bool = True
+) -> AsyncIterator[LocalStore]:
+    """The store of the data dir until the block ends; made where there is none. Raises ``StorageError``.
+
+    ``in_thread``: see ``LocalStore.open``.
+    """
+    root, quotas = DataDir(config.data_dir).store, quotas_of(config)
+    store = LocalStore.open(root, wall=wall, quotas=quotas, in_thread=in_thread)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+async def run_collection(
+    store: LocalStore, limits: Limits, *, task_status: Any = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Collect a piece at a time until cancelled. A disk that fails is logged, and tried again."""
+    task_status.started()
+    while True:
+        due = False
+        try:
+            step = await store.gc_step(limits.store_gc_items)
+        except StorageError as error:
+            log.warning("storage.collection_failed", reason=str(error))
+        else:
+            due = step.due
+            if step.blobs_swept or step.files_removed or step.blobs_lost:
+                log.info(
+                    "storage.collected", blobs=step.blobs_swept, bytes=step.bytes_freed,
+                    files=step.files_removed, lost=step.blobs_lost,
+                )  # fmt: skip
+        await trio.sleep(_DUE_S if due else limits.store_gc_interval_s)

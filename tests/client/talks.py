@@ -1,0 +1,92 @@
+"""Clients that keep conversations, hosts that answer and nodes that store, in one memory net."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from p2pnode.client.answer import Answer
+from p2pnode.client.client import Client
+from p2pnode.client.talk import Talk, TalkOptions
+from p2pnode.config import NodeConfig
+from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.net.virtual_time import wall_clock
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.keys import PeerKey
+from p2pnode.node.node import Node, NodeSetup
+from p2pnode.node.storage_key import save_storage_key
+from p2pnode.protocols.inference.messages import SamplingParams
+from tests.node.world import Member, World
+
+ENTROPY = bytes(range(16))
+"""Of the phrase that all machines of the one user have."""
+
+
+@dataclass
+class Told:
+    """Events of a client, by name."""
+
+    events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+
+    def __call__(self, name: str, fields: dict[str, object]) -> None:
+        self.events.append((name, fields))
+
+    def named(self, name: str) -> list[dict[str, object]]:
+        return [fields for each, fields in self.events if each == name]
+
+
+@contextlib.asynccontextmanager
+async def machine(
+    w: World,
+    folder: Path,
+    *,
+    knows: Sequence[Member] = (),
+    stores: Sequence[Member] = (),
+    ip: str = "10.0.9.9",
+    keeps: bool = True,
+    told: Told | None = None,
+) -> AsyncIterator[Client]:
+    """A client with a data dir of its own. ``knows`` are its first peers, ``stores`` keep its replicas."""
+    data = DataDir(folder)
+    data.prepare()
+    if keeps:
+        save_storage_key(data, ENTROPY)
+    rng = random.Random(f"{w.seed} {ip}")
+    node = Node(
+        NodeSetup(
+            key=PeerKey(rng.randbytes(32)), dht="client", gossip=False, keep_company=False, limits=w.limits,
+            transport=w.net.transport(ip), wall=wall_clock, draw=rng.randbytes, rng=rng,
+        )
+    )  # fmt: skip
+    config = NodeConfig(data_dir=folder, stores=tuple(each.node.multiaddrs[0] for each in stores), mdns=False)
+    await w.nursery.start(node.run)
+    async with Client(
+        config,
+        node=node,
+        bootstrap=[each.node.multiaddrs[0] for each in knows],
+        limits=w.limits,
+        remember=False,
+        in_thread=False,
+        on_event=told or Told(),
+    ) as client:
+        yield client
+    await node.aclose()
+
+
+def options(tokens: int = 80) -> TalkOptions:
+    """The scripted model, greedy."""
+    return TalkOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=tokens, temperature=0))
+
+
+async def say(talk: Talk, question: str) -> str:
+    """Ask, and read the answer to its end."""
+    return await read(talk.ask(question))
+
+
+async def read(answer: Answer) -> str:
+    """The pieces that come, to the end."""
+    async with answer:
+        return "".join([piece async for piece in answer])

@@ -1,0 +1,171 @@
+"""Conversations at their client: asked on, kept, taken up again, also elsewhere and after any failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+from p2pnode.errors import ConfigError, NoHostError
+from p2pnode.storage.keys import StorageKeys
+from p2pnode.storage.store import OwnerKey
+from tests.client.talks import ENTROPY, Told, machine, options, read, say
+from tests.node.blob_world import serve_store
+from tests.node.world import scripted_host, world
+
+OWNER: OwnerKey = StorageKeys.from_entropy(ENTROPY).owner
+
+
+async def test_a_conversation_goes_on_in_a_later_run_on_the_same_machine(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with machine(w, tmp_path / "a", knows=[host]) as client:
+            talk = await client.talk(options())
+            first = await say(talk, "one")
+            await talk.settled()
+            assert talk.conversation is not None
+            sid = talk.conversation.sid
+        async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
+            talk = await client.resume(sid)
+            assert [(line.role, line.text) for line in talk.lines] == [("user", "one"), ("assistant", first)]
+            second = await say(talk, "two")
+        async with machine(w, tmp_path / "a", ip="10.0.9.7") as client:
+            talk = await client.resume(sid)
+            assert [line.text for line in talk.lines] == ["one", first, "two", second]
+
+
+async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alone(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        stores = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
+        for each in stores:
+            serve_store(each)
+        told = Told()
+        async with machine(w, tmp_path / "a", knows=[host], stores=stores, told=told) as client:
+            talk = await client.talk(options())
+            first = await say(talk, "one")
+        (kept,) = told.named("conversation.kept")
+        assert (kept["replicas"], kept["kept"], kept["waiting"]) == (2, True, "")
+        async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.8") as client:
+            keeper = await client.conversations.keeper()
+            await client.connect_first_peers()
+            recovery = await keeper.recover()
+            assert not recovery.losses
+            (saved,) = recovery.conversations
+            assert saved.title == "one"
+            talk = await client.resume(saved.sid, options())
+            assert [line.text for line in talk.lines] == ["one", first]
+
+
+async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_the_next_run(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        told = Told()
+        async with machine(w, tmp_path / "a", knows=[host], told=told) as client:
+            await say(await client.talk(options()), "one")
+        (kept,) = told.named("conversation.kept")
+        assert (kept["replicas"], kept["kept"]) == (0, False)
+        assert "1 place" in str(kept["waiting"])
+        stores = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
+        held = [serve_store(each) for each in stores]
+        told = Told()
+        async with machine(
+            w, tmp_path / "a", knows=[host], stores=stores, ip="10.0.9.8", told=told
+        ) as client:
+            await say(await client.talk(options()), "two")
+        assert all(fields["kept"] for fields in told.named("conversation.kept"))
+        async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.7") as client:
+            keeper = await client.conversations.keeper()
+            await client.connect_first_peers()
+            recovered = await keeper.recover()
+            assert sorted(each.title for each in recovered.conversations) == ["one", "two"]
+        del held
+
+
+async def test_an_answer_that_was_cut_short_goes_on_from_its_last_token_on_another_machine(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=50)])
+        other = await w.add([scripted_host()], bootstrap=host.node.multiaddrs[:1])
+        async with machine(w, tmp_path / "whole", knows=[other], keeps=False) as client:
+            whole = await say(await client.talk(options(120)), "one")
+        w.crash(other)
+        stores = [await w.add() for _ in range(2)]
+        for each in stores:
+            serve_store(each)
+        async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
+            talk = await client.talk(options(120))
+            answer = talk.ask("one")
+            while len(answer.ids) <= 40:
+                await anext(answer)
+            w.crash(host)
+            with pytest.raises(NoHostError, match="kept"):
+                await read(answer)
+            assert talk.cut_short
+            held = len(answer.ids)
+            assert 40 < held < 120
+        new = await w.add([scripted_host()])
+        async with machine(w, tmp_path / "b", knows=[new], stores=stores, ip="10.0.9.8") as client:
+            keeper = await client.conversations.keeper()
+            await client.connect_first_peers()
+            (saved,) = (await keeper.recover()).conversations
+            talk = await client.resume(saved.sid, options(120))
+            assert talk.cut_short
+            answer = talk.go_on()
+            pieces = await read(answer)
+            assert answer.text == whole
+            assert whole.endswith(pieces)
+            assert len(answer.ids) == 120
+            assert answer.usage is not None
+            assert answer.usage.tokens_out == 120 - held
+            assert not talk.cut_short
+
+
+async def test_an_answer_that_is_whole_can_not_go_on(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with machine(w, tmp_path / "a", knows=[host]) as client:
+            talk = await client.talk(options())
+            await say(talk, "one")
+            with pytest.raises(ConfigError, match="no answer was cut short"):
+                talk.go_on()
+
+
+async def test_a_question_asked_again_leaves_the_answer_before_out_of_the_prompt(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with machine(w, tmp_path / "a", knows=[host]) as client:
+            talk = await client.talk(options())
+            first = await say(talk, "one")
+            async with talk.again() as answer:
+                async for _ in answer:
+                    pass
+            assert answer.text == first  # the same prompt, and a model without chance
+            assert [line.role for line in talk.lines] == ["user", "assistant", "assistant"]
+
+
+async def test_a_client_without_a_storage_key_talks_and_keeps_nothing(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        told = Told()
+        async with machine(w, tmp_path / "a", knows=[host], keeps=False, told=told) as client:
+            talk = await client.talk(options())
+            await say(talk, "one")
+            await say(talk, "two")
+            assert talk.conversation is None
+            with pytest.raises(ConfigError, match="wallet new"):
+                await client.resume(bytes(16))
+        assert not told.named("conversation.kept")
+        assert not (tmp_path / "a" / "store").exists()

@@ -1,0 +1,303 @@
+"""Failover where tokens cost money: each output token is billed by one host, each unit signed once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.client.answer import Answer
+from p2pnode.client.bill import BillItem
+from p2pnode.client.caps import SpendingCapError, SpendingCaps
+from p2pnode.client.client import Client
+from p2pnode.client.purse import FundsError
+from p2pnode.host.money import HostMoney
+from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.node.journal import BoughtSession, Journal
+from p2pnode.protocols.inference.messages import SamplingParams
+from tests.client.failing import ONE_BY_ONE, TOKENS, Events, ask, check_whole, meet, read, serving
+from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world, priced
+from tests.node.world import Member
+
+Running = tuple[Member, HostMoney]
+
+
+def due(tokens_in: int, tokens_out: int) -> int:
+    return FEE + -(-(tokens_in * PRICE_IN + tokens_out * PRICE_OUT) // 1_000_000)
+
+
+@contextlib.asynccontextmanager
+async def market(
+    folder: Path,
+    count: int,
+    *,
+    tokens_per_s: float = 50.0,
+    caps: SpendingCaps | None = None,
+    units: int = RICH,
+    n_ctx: tuple[int, ...] = (),
+) -> AsyncIterator[tuple[PaidWorld, list[Running], Client]]:
+    """Paid hosts, in the order in which the client prefers them."""
+    async with paid_world(folder, limits=ONE_BY_ONE) as w:
+        running = []
+        for number in range(count):
+            model = priced(tokens_per_s=tokens_per_s, n_ctx=n_ctx[number] if n_ctx else 2048)
+            running.append(await w.host(model=model))
+        members = [member for member, _ in running]
+        async with w.client(members[0], units=units, caps=caps) as client:
+            client._bootstrap = tuple(member.node.multiaddrs[0] for member in members)
+            await meet(client, members)
+            yield w, running, client
+
+
+def journal_of(client: Client) -> Journal:
+    assert client._payer is not None
+    assert client._payer._open is not None
+    return client._payer._open.journal
+
+
+def purchase(client: Client, item: BillItem) -> BoughtSession:
+    record = journal_of(client).purchase(item.session)
+    assert record is not None
+    return record
+
+
+def check_claims(client: Client, answer: Answer, running: list[Running]) -> None:
+    """What each host holds is what this client signed and what its item says: to the unit, and no more."""
+    assert len({item.session for item in answer.bill}) == len(answer.bill)
+    for item in answer.bill:
+        record = purchase(client, item)
+        assert record.host == item.peer
+        voucher = record.voucher
+        signed_out = voucher.tokens_out if voucher is not None else 0
+        assert item.cost == (voucher.amount if voucher is not None else FEE)
+        if voucher is not None:
+            assert voucher.amount == due(voucher.tokens_in, voucher.tokens_out)
+            assert voucher.tokens_in == item.tokens_in - item.reused
+        # What a dead host sent after its last receipt is held, and nobody can claim it.
+        assert 0 <= item.tokens_out - signed_out < 32
+        if item.reason == "length":
+            assert signed_out == item.tokens_out
+        (money,) = [money for member, money in running if member.node.peer_id == item.peer]
+        hosted = money.journal.hosted_one(item.session)
+        assert hosted is not None
+        claimed = hosted.voucher.amount if hosted.voucher is not None else FEE
+        assert claimed <= item.cost
+
+
+async def killed_at(folder: Path, count: int) -> None:
+    async with market(folder, 2) as (w, running, client):
+
+        def then(held: int) -> None:
+            if held >= count and dead == []:
+                dead.append(held)
+                w.kill(*running[0])
+
+        dead: list[int] = []
+        answer = ask(client)
+        shown = await read(answer, then)
+        await check_whole(answer, shown)
+        check_claims(client, answer, running)
+        assert [item.tokens_out for item in answer.bill] == [count, TOKENS - count]
+        first, second = answer.bill
+        assert second.tokens_in == first.tokens_in + count
+        assert answer.usage is not None
+        assert answer.usage.cost == first.cost + second.cost
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, TOKENS - 1])
+async def test_a_paid_host_that_dies_after_any_token_is_replaced_and_claims_what_was_signed(
+    tmp_path: Path, autojump_clock: MockClock, count: int
+) -> None:
+    await killed_at(tmp_path, count)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", range(1, TOKENS))
+async def test_a_paid_host_that_dies_after_every_token_is_replaced(
+    tmp_path: Path, autojump_clock: MockClock, count: int
+) -> None:
+    await killed_at(tmp_path, count)
+
+
+async def test_a_paid_host_that_dies_while_it_reads_the_prompt_keeps_its_fee_and_the_input(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 2) as (w, running, client):
+        events = Events(on={"prefill": lambda: w.kill(*running[0])})
+        events.of(client)
+        answer = ask(client)
+        shown = await read(answer, lambda _held: None)
+        await check_whole(answer, shown)
+        check_claims(client, answer, running)
+        first, _ = answer.bill
+        assert (first.tokens_out, first.cost) == (0, due(first.tokens_in, 0))
+
+
+async def test_two_paid_hosts_may_die_in_one_answer(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with market(tmp_path, 3) as (w, running, client):
+        deaths = [10, 30]
+
+        def then(held: int) -> None:
+            if deaths and held >= deaths[0]:
+                deaths.pop(0)
+                w.kill(*running[serving(answer, [member for member, _ in running])])
+
+        answer = ask(client)
+        shown = await read(answer, then)
+        await check_whole(answer, shown)
+        check_claims(client, answer, running)
+        assert [item.tokens_out for item in answer.bill] == [10, 20, TOKENS - 30]
+
+
+async def test_a_paid_host_that_dies_between_turns_is_replaced_in_the_next(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 2) as (w, running, client):
+        await read(ask(client), lambda _held: None)
+        w.kill(*running[0])
+        began = trio.current_time()
+        answer = ask(client, "and then?")
+        shown = await read(answer, lambda _held: None)
+        await check_whole(answer, shown, "and then?")
+        check_claims(client, answer, running)
+        assert answer.host == running[1][0].node.peer_id
+        assert trio.current_time() - began < 6
+
+
+@pytest.mark.parametrize("patience", ["while it is idle", "just before the next turn"])
+async def test_a_session_whose_connection_breaks_between_turns_takes_the_next_turn_all_the_same(
+    tmp_path: Path, autojump_clock: MockClock, patience: str
+) -> None:
+    async with market(tmp_path, 2) as (w, _, client):
+        first = ask(client)
+        await read(first, lambda _held: None)
+        w.world.net.partition(["10.0.9.9"], ["10.0.0.1"])
+        w.world.net.heal()
+        if patience == "while it is idle":
+            await trio.sleep(2)
+        answer = ask(client, "and then?")
+        with trio.fail_after(20):
+            shown = await read(answer, lambda _held: None)
+        await check_whole(answer, shown, "and then?")
+        assert answer.bill[0].session == first.bill[0].session  # no second fee
+        assert answer.bill[0].cost == answer.bill[0].tokens_in - answer.bill[0].reused + 3 * TOKENS
+
+
+async def test_a_caps_end_in_mid_failover_leaves_the_part_and_the_reason(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    caps = SpendingCaps(day_max=10_000)
+    async with market(tmp_path, 2, caps=caps) as (w, running, client):
+        events = Events()
+        events.of(client)
+        answer = ask(client)
+
+        def then(held: int) -> None:
+            if held == 10:
+                w.kill(*running[0])
+
+        with pytest.raises(SpendingCapError, match=r"spend_day_max.*10 tokens that came are kept"):
+            await read(answer, then)
+        assert len(answer.ids) == len(answer.text) == 10
+        (item,) = answer.bill
+        assert item.tokens_out == 10
+        assert events.named("answer.cut")[0]["held"] == 10
+        assert len(journal_of(client).purchases("signed", "open", "over")) == 1  # nothing else was signed
+
+
+async def test_an_empty_wallet_in_mid_failover_leaves_the_part_and_the_reason(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 2, units=FEE + 2_000) as (w, running, client):
+        answer = ask(client)
+
+        def then(held: int) -> None:
+            if held == 10:
+                w.kill(*running[0])
+
+        with pytest.raises(FundsError, match=r"is missing. Send USDC to .* 10 tokens that came are kept"):
+            await read(answer, then)
+        assert len(answer.ids) == 10
+
+
+async def test_no_fee_is_paid_to_a_host_whose_context_can_not_hold_the_conversation(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    question = "hello " * 100
+    async with market(tmp_path, 3, n_ctx=(2048, 512, 2048)) as (w, running, client):
+        answer = ask(client, question)
+
+        def then(held: int) -> None:
+            if held == 10:
+                w.kill(*running[0])
+
+        shown = await read(answer, then)
+        await check_whole(answer, shown, question)
+        assert answer.host == running[2][0].node.peer_id
+        assert running[1][1].journal.hosted() == []
+
+
+async def test_a_standby_signs_nothing_until_it_is_needed(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with market(tmp_path, 2, tokens_per_s=10) as (w, running, client):
+        answer = ask(client)
+        signed: list[int] = []
+
+        def then(held: int) -> None:
+            if held in (20, 30):
+                signed.append(len(journal_of(client).purchases("signed", "open", "over")))
+            if held == 30:
+                w.kill(*running[0])
+
+        shown = await read(answer, then)
+        await check_whole(answer, shown)
+        assert signed == [1, 1]
+        assert len(journal_of(client).purchases("signed", "open", "over")) == 2
+
+
+async def test_a_host_with_an_open_session_of_this_payer_is_preferred_and_takes_no_second_fee(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 3) as (w, running, client):
+        third = running[2][0].node
+        sampling = SamplingParams(tokens_max=TOKENS, temperature=0)
+        earlier = client.chat("hi", model=SCRIPTED, peer=third.multiaddrs[0], sampling=sampling)
+        await read(earlier, lambda _held: None)
+        (key,) = client._free
+        kept = client._free.pop(key)
+        await meet(client, [member for member, _ in running])
+
+        def then(held: int) -> None:
+            if held == 5:
+                client.release(kept)
+            if held == 20:
+                w.kill(*running[0])
+
+        answer = ask(client)
+        shown = await read(answer, then)
+        await check_whole(answer, shown)
+        assert answer.host == third.peer_id
+        assert answer.bill[1].session == earlier.bill[0].session
+        assert answer.bill[1].cost == answer.bill[1].tokens_in - answer.bill[1].reused + 3 * (TOKENS - 20)
+
+
+async def test_what_the_client_paid_in_all_is_what_its_bills_say(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 2) as (w, running, client):
+        answer = ask(client)
+
+        def then(held: int) -> None:
+            if held == 35:
+                w.kill(*running[0])
+
+        await read(answer, then)
+        second = answer.bill[1]
+        client._free[next(iter(client._free))].close()
+        await trio.sleep(5)
+        hosted = running[1][1].journal.hosted_one(second.session)
+        assert hosted is not None
+        assert (hosted.state, hosted.amount) == ("settled", second.cost)

@@ -1,0 +1,270 @@
+"""A user's machines and the replicas they share, in memory, with faults that a test switches on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+from trio.testing import MockClock
+
+from p2pnode.errors import StorageError
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.limits import Limits
+from p2pnode.protocols.inference.messages import Role, SessionTerms, Voucher
+from p2pnode.protocols.s5.entries import Entry, EntryKey
+from p2pnode.protocols.s5.ids import BlobHash, BlobId
+from p2pnode.storage.conversations.archive import Archive
+from p2pnode.storage.conversations.outbox import NewHead, Outbox
+from p2pnode.storage.conversations.records import Piece, SavedSession
+from p2pnode.storage.conversations.turns import Turn
+from p2pnode.storage.keys import StorageKeys
+from p2pnode.storage.memory import MemoryStore
+from p2pnode.storage.rules import Quotas
+from p2pnode.storage.sealing import Kind, SealError, unseal
+from p2pnode.storage.store import LEASE_S, Data, OwnerKey, Place, Replica
+
+T = TypeVar("T")
+NOW = 1_800_000_000.0
+KEYS = StorageKeys.from_entropy(bytes(range(16)))
+LIMITS = Limits(replica_ask_s=2.0, replica_write_s=3.0, replica_lag_s=0.5)
+WIDE = Quotas(owner_bytes=1 << 40, node_bytes=1 << 40)
+
+
+class PowerCutError(BaseException):
+    """The machine went off. Nothing handles it."""
+
+
+class DownError(StorageError):
+    """The replica can't be reached."""
+
+
+@dataclass(slots=True)
+class Power:
+    """Goes off at the ``after``-th operation of any disk or replica, before or after it took effect."""
+
+    after: int = -1
+    late: bool = False
+    operations: int = 0
+
+    def early(self) -> None:
+        self.operations += 1
+        if self.operations == self.after and not self.late:
+            raise PowerCutError
+
+    def done(self) -> None:
+        if self.operations == self.after and self.late:
+            raise PowerCutError
+
+
+@dataclass(eq=False)
+class Shelf:
+    """A store whose faults are switched on: ``down``, ``hangs``, ``lies`` (changes every byte string)."""
+
+    name: str
+    store: MemoryStore
+    place: Place = "other"
+    power: Power = field(default_factory=Power)
+    down: bool = False
+    hangs: bool = False
+    full: bool = False
+    lies: bool = False
+    shown: dict[EntryKey, Entry | None] = field(default_factory=dict)
+    """What the registry answers instead."""
+    written: int = 0
+    """Bytes put."""
+    puts: int = 0
+    reads: int = 0
+    order: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def replica(self) -> Replica:
+        return Replica(self.name, self, self, self.place)
+
+    async def _fault(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.hangs:
+            await trio.sleep_forever()
+        if self.down:
+            msg = "it is down"
+            raise DownError(msg)
+        self.power.early()
+
+    async def put(
+        self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
+    ) -> BlobId:
+        assert isinstance(data, bytes)
+        await self._fault()
+        if self.full:
+            msg = "the disk is full"
+            raise StorageError(msg)
+        found = await self.store.put(data, owner=owner, expected=expected, lease_s=lease_s)
+        self.written += len(data)
+        self.puts += 1
+        self.order.append(("blob", found.hash))
+        self.power.done()
+        return found
+
+    async def read(self, digest: BlobHash, offset: int = 0, length: int | None = None) -> bytes:
+        await self._fault()
+        self.reads += 1
+        data = await self.store.read(digest, offset, length)
+        self.power.done()
+        return bytes([data[0] ^ 1, *data[1:]]) if self.lies else data
+
+    async def size(self, digest: BlobHash) -> int | None:
+        await self._fault()
+        return await self.store.size(digest)
+
+    async def pin(self, digest: BlobHash, *, owner: OwnerKey, lease_s: float = LEASE_S) -> None:
+        await self._fault()
+        await self.store.pin(digest, owner=owner, lease_s=lease_s)
+        self.power.done()
+
+    async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
+        await self._fault()
+        await self.store.unpin(digest, owner=owner)
+        self.power.done()
+
+    async def get(self, key: EntryKey) -> Entry | None:
+        await self._fault()
+        return self.shown[key] if key in self.shown else await self.store.get(key)
+
+    async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
+        await self._fault()
+        await self.store.set(entry, owner=owner)
+        self.order.append(("entry", entry.points_at or b""))
+        self.power.done()
+
+    # ---- what a test does to it
+
+    def lose(self, *digests: BlobHash) -> None:
+        """The blobs are gone."""
+        for digest in digests:
+            self.store._blobs.pop(digest, None)
+
+    def tamper(self, digest: BlobHash, data: bytes) -> None:
+        """Other bytes stand under that hash."""
+        self.store._blobs[digest].data = data
+
+    def blobs(self) -> dict[BlobHash, bytes]:
+        return {digest: blob.data for digest, blob in self.store._blobs.items()}
+
+    def entry(self, key: EntryKey) -> Entry | None:
+        held = self.store._entries.get(key)
+        return held[0] if held else None
+
+    def put_back(self, entry: Entry, owner: OwnerKey) -> None:
+        """The registry is restored to this, whatever it held."""
+        self.store._entries[entry.key] = (entry, owner)
+
+
+class QuickOutbox(Outbox):
+    """Without syncs: the process ends in these tests, the machine doesn't. Commits are operations."""
+
+    def __init__(self, path: Path, draw: Callable[[int], bytes], power: Power) -> None:
+        super().__init__(path, draw, in_thread=False)
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._power = power
+
+    async def commit(self, new: NewHead) -> None:
+        self._power.early()
+        await super().commit(new)
+        self._power.done()
+
+
+class Machine:
+    """A data dir of the user: its own disk, its outbox, and the archive over them while it is on."""
+
+    def __init__(self, world: World, name: str, root: Path) -> None:
+        self.world, self.name, self._path = world, name, root / f"{name}.sqlite"
+        self.power = Power()
+        self.own = Shelf(f"{name}'s disk", MemoryStore(world.wall, WIDE), "own", self.power)
+        self.random = random.Random(name)
+
+    @asynccontextmanager
+    async def on(self, *, keys: StorageKeys = KEYS) -> AsyncIterator[Archive]:
+        """Start; the archive is not running, ``flush`` sends."""
+        outbox = QuickOutbox(self._path, self.random.randbytes, self.power)
+        try:
+            yield Archive(
+                keys,
+                self.own.replica(),
+                lambda: [each.replica() for each in self.world.replicas],
+                outbox=outbox,
+                draw=self.random.randbytes,
+                wall=self.world.wall,
+                limits=LIMITS,
+            )
+        finally:
+            outbox.close()
+
+
+class World:
+    """Three replicas by default, and as many machines as wanted."""
+
+    def __init__(self, root: Path, replicas: int = 3) -> None:
+        self.now = NOW
+        self._root = root
+        self.replicas = [Shelf(f"replica {at}", MemoryStore(self.wall, WIDE)) for at in range(replicas)]
+
+    def wall(self) -> float:
+        return self.now
+
+    def machine(self, name: str = "laptop") -> Machine:
+        return Machine(self, name, self._root)
+
+
+def run(test: Callable[[], object]) -> None:
+    """An async test in virtual time, for use inside a property."""
+    trio.run(test, clock=MockClock(autojump_threshold=0))  # type: ignore[arg-type]
+
+
+def says(role: Role, text: str, **more: object) -> Piece:
+    finish = None if role == "assistant" else "stop"
+    return Piece(**{"role": role, "text": text, "finish": finish, "at": int(NOW), **more})  # type: ignore[arg-type]
+
+
+def asked(text: str) -> Piece:
+    return says("user", text)
+
+
+def answered(text: str, **more: object) -> Piece:
+    return says("assistant", text, **{"finish": "stop", **more})
+
+
+def texts(turns: tuple[Turn, ...]) -> list[str]:
+    return [turn.text for turn in turns]
+
+
+def session(number: int = 1, *, amount: int | None = None, expiry: int = int(NOW) + 86_400) -> SavedSession:
+    terms = SessionTerms(
+        payer=bytes(20), host=bytes(20), voucher_key=bytes(20), receipt_key=bytes(20), model=bytes(32),
+        deposit=1000, price_in=1, price_out=2, session_fee=0, tip=0, expiry=expiry, salt=bytes(32),
+    )  # fmt: skip
+    voucher = None
+    if amount is not None:
+        voucher = Voucher(
+            seq=amount, tokens_in=1, tokens_out=amount, amount=amount, root=bytes(32), signature=bytes(65)
+        )
+    return SavedSession(
+        session=SessionId(number.to_bytes(32, "big")), terms=terms, voucher_secret=b"\x07" * 32,
+        host=PeerId("12D3KooWHost"), addresses=("/ip4/127.0.0.1/tcp/4001",), valid_before=int(NOW) + 600,
+        opened_at=int(NOW), voucher=voucher,
+    )  # fmt: skip
+
+
+def objects_of(sid: bytes, blobs: Iterable[bytes]) -> int:
+    """How many of these are sealed for a conversation (in its first revisions)."""
+    keys, found = KEYS.conversation(sid), 0
+    kinds: tuple[Kind, ...] = ("S", "M")
+    for data in blobs:
+        for seq in range(20):
+            for kind in kinds:
+                with suppress(SealError):
+                    unseal(keys, seq, kind, data)
+                    found += 1
+    return found
