@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from p2pnode.errors import StorageError
+from p2pnode.errors import ConfigError, StorageError
 from p2pnode.files import write_atomic
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.store import DiskFullError, OwnerKey
@@ -53,8 +53,12 @@ class Partials:
             msg = f"{self._count_max} uploads are under way: finish or delete one of them first"
             raise TooManyPartialsError(msg)
         told = {"length": length, "expected": expected.hex(), "owner": owner.hex()}
-        self._part(name).touch(mode=0o600)
-        write_atomic(self._note(name), json.dumps(told).encode(), mode=0o600)
+        try:
+            self._part(name).touch(mode=0o600)
+            write_atomic(self._note(name), json.dumps(told).encode(), mode=0o600)
+        except (OSError, ConfigError) as error:
+            self.remove(name)
+            raise _explained(error) from error
 
     def find(self, name: str) -> Partial | None:
         """The upload of this id, if it is one."""
@@ -73,18 +77,14 @@ class Partials:
             return None
 
     def append(self, name: str, data: bytes) -> None:
-        """Add to its end. Raises ``DiskFullError`` having added nothing."""
-        with self._part(name).open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            try:
-                file.write(data)
-                file.flush()
-            except OSError as error:
-                os.ftruncate(file.fileno(), end)
-                if error.errno in _FULL:
-                    msg = "the disk of this node is full: free space on it, then go on with the upload"
-                    raise DiskFullError(msg) from error
-                raise
+        """Add to its end. Raises ``DiskFullError`` having added as much as there was room for."""
+        try:
+            with self._part(name).open("ab", buffering=0) as file:
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+        except OSError as error:
+            raise _explained(error) from error
 
     def sync(self, name: str) -> None:
         """Make what was added durable."""
@@ -118,3 +118,10 @@ class Partials:
 
     def _note(self, name: str) -> Path:
         return self._folder / f"{name}.json"
+
+
+def _explained(error: OSError | ConfigError) -> StorageError:
+    cause = error.__cause__ if isinstance(error, ConfigError) else error
+    if isinstance(cause, OSError) and cause.errno in _FULL:
+        return DiskFullError("the disk of this node is full: free space on it, then go on with the upload")
+    return StorageError(f"this node can't write a partial upload ({error}): look at its disk")

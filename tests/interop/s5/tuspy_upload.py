@@ -8,7 +8,7 @@ import sys
 
 from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError, TusUploadFailed
-from tusclient.uploader import Uploader
+from tusclient.uploader.uploader import Uploader
 
 url, data, chunk, *more = sys.argv[1:]
 try:

@@ -68,7 +68,7 @@ async def serving(
     made = S5Server(store, store, S5Options(owner=OWNER, folder=folder, **options), limits=limits, wall=wall)
     async with trio.open_nursery() as nursery:
         url = await nursery.start(made.run)
-        async with httpx.AsyncClient(base_url=url, trust_env=False, headers=headers) as http:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, headers=headers, verify=False) as http:
             yield Running(made, store, http)
         nursery.cancel_scope.cancel()
 

@@ -237,3 +237,18 @@ def test_a_partial_that_was_tampered_with_is_none(tmp_path: Path) -> None:
     assert partials.find("ab" * 16) is not None
     (tmp_path / ("ab" * 16 + ".json")).write_text('{"length": "x"}')
     assert partials.find("ab" * 16) is None
+
+
+async def test_a_full_disk_is_507_and_the_upload_can_go_on(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running:
+        path = await begun(running, HELLO)
+        part = trio.Path(tmp_path / "partial" / (path.rpartition("/")[2] + ".part"))
+        await part.unlink()
+        await part.symlink_to("/dev/full")  # where every write fails for want of space
+        response = await sent(running, path, 0, HELLO)
+        assert response.status_code == 507
+        assert "free space" in response.json()["error"]
+        await part.unlink()
+        await part.touch()
+        assert (await sent(running, path, 0, HELLO)).status_code == 204
+        assert await running.store.read(BlobId.of(HELLO).hash) == HELLO
