@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from p2pnode.cli.conversation_words import words_of
 from p2pnode.cli.lines import read_all
 from p2pnode.cli.options import (
     BootstrapOption,
@@ -16,6 +17,9 @@ from p2pnode.cli.options import (
     LogOption,
     MdnsOption,
     ModelOption,
+    NoSaveOption,
+    S5UrlOption,
+    StoreOption,
     blaming,
     build_config,
     check_target,
@@ -58,6 +62,9 @@ def ask(
     system: SystemOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
+    store: StoreOption = None,
+    s5_url: S5UrlOption = None,
+    no_save: NoSaveOption = False,
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -70,7 +77,7 @@ def ask(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        import trio
+        from p2pnode.client.talk import TalkOptions
 
         check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
@@ -82,22 +89,38 @@ def ask(
             discovery=not no_discovery and peer is None,
             chain=chain,
             spend_session_max=max_spend,
+            stores=store,
+            s5_url=s5_url,
         )
         text = await _text_of(question)
-        async with (
-            client,
-            client.chat(text, model=model, peer=peer, system=system, sampling=sampling) as answer,
-        ):
-            try:
-                async for piece in answer:
-                    output.piece(piece)
-            except trio.Cancelled:
-                output.end_line()
-                output.event("interrupted", {"text": answer.text}, text="[interrupted]")
-                raise
-            finish(output, answer)
+        options = TalkOptions(model=model, peer=peer, system=system, sampling=sampling)
+        async with client:
+            talk = await client.talk(options, keep=not no_save)
+            await stream(output, talk, talk.ask(text))
 
     run_async(run, on_error=output.failed)
+
+
+async def stream(output: Output, talk: Any, answer: Any) -> None:
+    """Print an answer as it comes, then its bill. Says how one goes on that was cut short."""
+    import trio
+
+    try:
+        async with answer:
+            async for piece in answer:
+                output.piece(piece)
+    except trio.Cancelled:
+        output.end_line()
+        output.event("interrupted", {"text": answer.text}, text="[interrupted]")
+        raise
+    finally:
+        if talk.cut_short and talk.is_kept:
+            with trio.CancelScope(shield=True):
+                await talk.settled()
+            sid = talk.conversation.sid.hex() if talk.conversation is not None else ""
+            text = f"[cut short: `p2pnode sessions resume {sid[:8]}` goes on with the answer]"
+            output.event("cut_short", {"conversation": sid, "held": len(answer.ids)}, text=text)
+    finish(output, answer)
 
 
 async def _text_of(question: str) -> str:
@@ -167,6 +190,12 @@ def make_client(
             text = f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
         elif name == "signing":
             text = f"[{fields['words']}]"
+        elif name == "voucher" and fields["outcome"] == "delivered":
+            text = (
+                f"[a host that had vanished got its last voucher, for session {str(fields['session'])[:8]}]"
+            )
+        elif name.startswith("conversation."):
+            text = words_of(name, fields)
         # What is signed is said before it is; all else can wait for the end of a line.
         output.event(name, fields, text=text, later=name != "signing")
 

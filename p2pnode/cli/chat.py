@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
 
 from p2pnode.cli.ask import (
     DiscoveryOption,
@@ -29,10 +30,19 @@ from p2pnode.cli.options import (
     LogOption,
     MdnsOption,
     ModelOption,
+    NoSaveOption,
+    S5UrlOption,
+    StoreOption,
     check_target,
     configure,
 )
 from p2pnode.cli.output import Output, error_fields
+
+if TYPE_CHECKING:
+    import trio
+
+    from p2pnode.client.answer import Answer
+    from p2pnode.client.talk import Talk
 
 _COMMAND: Final = re.compile(r"/\w+")
 _HELP: Final = (
@@ -54,6 +64,9 @@ def chat(
     system: SystemOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
+    store: StoreOption = None,
+    s5_url: S5UrlOption = None,
+    no_save: NoSaveOption = False,
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -64,9 +77,11 @@ def chat(
 
     configure(log_level)
     output = Output(as_json=as_json)
-    talk: list[_Talk] = []
+    talking: list[Chat] = []
 
     async def run() -> None:
+        from p2pnode.client.talk import TalkOptions
+
         check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
         client = make_client(
@@ -77,30 +92,34 @@ def chat(
             discovery=not no_discovery and peer is None,
             chain=chain,
             spend_session_max=max_spend,
+            stores=store,
+            s5_url=s5_url,
         )
-        options = {"model": model, "peer": peer, "system": system, "sampling": sampling}
+        options = TalkOptions(model=model, peer=peer, system=system, sampling=sampling)
         with Lines(sys.stdin, quiet=as_json) as lines:
             async with client:
-                talk.append(_Talk(client, output, lines, options))
-                await talk[0].run()
+
+                async def begin() -> Talk:
+                    talk: Talk = await client.talk(options, keep=not no_save)
+                    return talk
+
+                talking.append(Chat(output, lines, await begin(), begin))
+                await talking[0].run()
 
     def interrupt() -> bool:
-        return talk[0].interrupt() if talk else False
+        return talking[0].interrupt() if talking else False
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt, again=True)
 
 
-class _Talk:
-    """The loop of one conversation."""
+class Chat:
+    """The loop of a conversation in the terminal; ``begin`` makes a new one."""
 
-    def __init__(self, client: Any, output: Output, lines: Lines, options: dict[str, Any]) -> None:
-        import trio
-
-        self._client, self._output, self._lines, self._options = client, output, lines, options
-        self._history: list[dict[str, str]] = []
+    def __init__(
+        self, output: Output, lines: Lines, talk: Talk, begin: Callable[[], Awaitable[Talk]]
+    ) -> None:
+        self._output, self._lines, self._talk, self._begin = output, lines, talk, begin
         self._scope: trio.CancelScope | None = None
-        self._cut: Any = None
-        """The last answer, if it isn't whole."""
 
     def interrupt(self) -> bool:
         """Ctrl-C: stop the answer that streams, or leave when none does."""
@@ -110,6 +129,7 @@ class _Talk:
         return True
 
     async def run(self) -> None:
+        """Until the end of the input or /exit."""
         self._output.event("chat", {}, text=_HELP)
         while (line := await self._lines.next()) is not None:
             match line.strip():
@@ -120,45 +140,35 @@ class _Talk:
                 case "/help":
                     self._output.event("help", {}, text=_HELP)
                 case "/new":
-                    self._history.clear()
-                    self._cut = None
+                    self._talk = await self._begin()
                     self._output.event("new", {}, text="a new conversation")
                 case "/retry":
                     await self._retry()
                 case "/go":
-                    await self._go_on()
+                    await self.go_on()
                 case command if _COMMAND.fullmatch(command):
                     self._output.event("unknown_command", {"command": command}, text=f"{command}? {_HELP}")
                 case _:
-                    self._drop("user")  # a question that failed would make this one fail too
-                    self._history.append({"role": "user", "content": line})
-                    await self._answer()
+                    await self._answer(self._talk.ask(line))
+
+    async def go_on(self) -> None:
+        """Go on with the answer that was cut short, if there is one."""
+        if self._talk.cut_short:
+            await self._answer(self._talk.go_on())
+        else:
+            self._output.event("nothing_to_go_on", {}, text="no answer was cut short")
 
     async def _retry(self) -> None:
-        self._drop("assistant")
-        if self._history:
-            await self._answer()
+        if any(line.role == "user" for line in self._talk.lines):
+            await self._answer(self._talk.again())
         else:
             self._output.event("nothing_to_retry", {}, text="nothing was asked yet")
 
-    async def _go_on(self) -> None:
-        if self._cut is None:
-            self._output.event("nothing_to_go_on", {}, text="no answer was cut short")
-            return
-        self._drop("assistant")
-        await self._answer(self._client.go_on(self._cut))
-
-    def _drop(self, role: str) -> None:
-        while self._history and self._history[-1]["role"] == role:
-            self._history.pop()
-
-    async def _answer(self, answer: Any = None) -> None:
+    async def _answer(self, answer: Answer) -> None:
         import trio
 
         from p2pnode.errors import LocalError, P2PNodeError
 
-        if answer is None:
-            answer = self._client.chat(list(self._history), **self._options)
         failure: P2PNodeError | None = None
         try:
             with trio.CancelScope() as self._scope:
@@ -172,9 +182,6 @@ class _Talk:
             failure = error
         finally:
             self._scope = None
-        if answer.text:
-            self._history.append({"role": "assistant", "content": answer.text})
-        self._cut = answer if answer.usage is None and answer.ids else None
         finish(self._output, answer)
         if failure is not None:
             text = f"p2pnode: {failure} (/retry asks again, /new starts over)"

@@ -27,6 +27,18 @@ ChainOption: TypeAlias = Annotated[
     str | None,
     typer.Option("--chain", help="The chain profile to pay on; without it chain.toml in the data dir."),
 ]
+StoreOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store", help="A node that keeps replicas of conversations, by its multiaddr. Repeatable."
+    ),
+]
+S5UrlOption: TypeAlias = Annotated[
+    str | None, typer.Option("--s5-url", help="An S5 node that keeps replicas of conversations too.")
+]
+NoSaveOption: TypeAlias = Annotated[
+    bool, typer.Option("--no-save", help="Keep nothing of this conversation, neither here nor elsewhere.")
+]
 MdnsOption: TypeAlias = Annotated[
     bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on the local network.")
 ]

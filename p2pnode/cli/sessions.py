@@ -1,4 +1,4 @@
-"""``p2pnode sessions``: paid sessions of this data dir, as their client and as their host."""
+"""``p2pnode sessions``: conversations, and the paid sessions of this data dir, bought and served."""
 
 from __future__ import annotations
 
@@ -6,61 +6,123 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pnode.cli.options import ChainOption, DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.ask import make_client
+from p2pnode.cli.conversation_words import conversation_fields, conversation_row, turn_fields, turn_lines
+from p2pnode.cli.conversations import export, find, forget, known_here, resume, tell_losses, tell_recovery
+from p2pnode.cli.options import (
+    BootstrapOption,
+    ChainOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    MdnsOption,
+    S5UrlOption,
+    StoreOption,
+    build_config,
+    configure,
+)
 from p2pnode.cli.output import Output, shorten
 
 if TYPE_CHECKING:
-    from p2pnode.node.journal import BoughtSession, HostedSession, Journal
+    from collections.abc import Sequence
 
-sessions_app = typer.Typer(help="Paid sessions of this data dir.", no_args_is_help=True)
+    from p2pnode.config import NodeConfig
+    from p2pnode.node.journal import BoughtSession, HostedSession, Journal
+    from p2pnode.storage.conversations.records import SavedConversation
+
+sessions_app = typer.Typer(help="Conversations and paid sessions of this data dir.", no_args_is_help=True)
 SessionArgument = Annotated[str, typer.Argument(help="A session id, or how it begins.")]
+EitherArgument = Annotated[
+    str, typer.Argument(help="The id of a conversation or of a paid session, or how it begins.")
+]
+RecoverOption = Annotated[
+    bool, typer.Option("--recover", help="Ask the replicas first, as on a machine that knows nothing yet.")
+]
+BranchOption = Annotated[
+    int | None, typer.Option(min=1, help="Show a line that lost against another machine's, by its number.")
+]
+
+for command in (resume, export, forget):
+    sessions_app.command()(command)
 
 
 @sessions_app.command("list")
 def list_sessions(
-    data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
-) -> None:
-    """List paid sessions: those bought, then those served."""
-    from p2pnode.cli.running import run_async
-
-    configure(log_level)
-    output = Output(as_json=as_json)
-
-    async def run() -> None:
-        journal = _journal(data_dir)
-        if journal is None:
-            _say_none(output)
-            return
-        try:
-            rows = [_bought(each) for each in journal.purchases()]
-            rows += [_hosted(each) for each in journal.hosted()]
-        finally:
-            journal.close()
-        if as_json:
-            for row in rows:
-                output.event("session", row)
-        elif rows:
-            output.table(("session", "as", "state", "with", "deposit", "amount"), map(_row, rows))
-        else:
-            _say_none(output)
-
-    run_async(run, on_error=output.failed)
-
-
-@sessions_app.command()
-def show(
-    session: SessionArgument,
+    recover: RecoverOption = False,
+    bootstrap: BootstrapOption = None,
+    store: StoreOption = None,
+    s5_url: S5UrlOption = None,
+    chain: ChainOption = None,
+    mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Show one session: its terms, its best voucher, its receipts."""
+    """List conversations, then paid sessions: those bought, those served."""
     from p2pnode.cli.running import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
 
     async def run() -> None:
+        if recover:
+            client = make_client(
+                output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain,
+                stores=store, s5_url=s5_url,
+            )  # fmt: skip
+            async with client:
+                tell_recovery(output, await client.conversations.recover())
+        async with known_here(build_config(data_dir)) as archive:
+            talks = await archive.conversations() if archive is not None else ()
+        _print_all(output, talks, _paid_rows(data_dir))
+
+    run_async(run, on_error=output.failed)
+
+
+def _print_all(output: Output, talks: Sequence[SavedConversation], rows: list[dict[str, Any]]) -> None:
+    if output.as_json:
+        for talk in talks:
+            output.event("conversation", conversation_fields(talk))
+        for row in rows:
+            output.event("session", row)
+        return
+    if talks:
+        output.table(("conversation", "changed", "title"), map(conversation_row, talks), folds="title")
+    if talks and rows:
+        output.result("")
+    if rows:
+        output.table(("paid session", "as", "state", "with", "deposit", "amount"), map(_row, rows))
+    if not (talks or rows):
+        output.result("no conversations and no paid sessions here yet (--recover asks the replicas)")
+
+
+def _paid_rows(data_dir: Any) -> list[dict[str, Any]]:
+    journal = _journal(data_dir)
+    if journal is None:
+        return []
+    try:
+        return [_bought(each) for each in journal.purchases()] + [_hosted(each) for each in journal.hosted()]
+    finally:
+        journal.close()
+
+
+@sessions_app.command()
+def show(
+    session: EitherArgument,
+    branch: BranchOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Show one conversation, or one paid session: its terms, its best voucher, its receipts."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        if await _show_conversation(output, build_config(data_dir), session, branch):
+            return
         journal = _known(_journal(data_dir), session)
         try:
             found = _find(journal, session)
@@ -127,9 +189,32 @@ def _known(journal: Journal | None, session: str) -> Journal:
     return journal
 
 
-def _say_none(output: Output) -> None:
-    if not output.as_json:
-        output.result("no paid sessions yet")
+async def _show_conversation(output: Output, config: NodeConfig, begins: str, branch: int | None) -> bool:
+    """Print it; False where no conversation of this data dir begins so."""
+    from p2pnode.errors import UsageError
+
+    async with known_here(config) as archive:
+        known = await archive.conversations() if archive is not None else ()
+        if not any(each.sid.hex().startswith(begins.lower()) for each in known):
+            return False
+        saved = find(known, begins)
+        opened = await archive.open(saved.sid, ask=False)
+        links, turns, losses = opened.branches, opened.turns, opened.losses
+        if branch is not None:
+            if branch > len(links):
+                msg = f"--branch {branch}: it has {len(links)} branches"
+                raise UsageError(msg)
+            turns, losses = await opened.branch(links[branch - 1])
+    fields = {**conversation_fields(saved), "branches": len(links)}
+    if output.as_json:
+        output.event("conversation", {**fields, "turns": [turn_fields(turn) for turn in turns]})
+    else:
+        output.result(turn_lines(turns))
+        if links and branch is None:
+            text = f"[{len(links)} branches lost against another machine's line: --branch 1 shows the first]"
+            output.event("branches", text=text)
+    tell_losses(output, losses)
+    return True
 
 
 def _find(journal: Journal, begins: str) -> BoughtSession | HostedSession:

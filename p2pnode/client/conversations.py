@@ -88,6 +88,12 @@ class Conversations:
             await restore_purchases(self._config, recovery.sessions, now)
         return recovery
 
+    async def forget(self, sid: bytes) -> None:
+        """Here and on every replica that can be had, now or with a later run."""
+        keeper = await self.keeper()
+        await self.look_for_replicas()
+        await keeper.archive.forget(sid)
+
     async def finish(self) -> None:
         """Before the client leaves: all that was said on our disk, and with others as far as time allows."""
         keeper = self._keeper

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from p2pnode.client.keeper import Keeper
     from p2pnode.client.recorder import Recorder
     from p2pnode.storage.conversations.conversation import Conversation
+    from p2pnode.storage.conversations.reading import Loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,17 @@ class Talk:
     def conversation(self) -> Conversation | None:
         """As it is kept; None where it isn't, or nothing was said yet."""
         return self._recorder.conversation if self._recorder is not None else None
+
+    @property
+    def losses(self) -> Sequence[Loss]:
+        """What should be kept of it and could not be read."""
+        kept = self.conversation
+        return kept.losses if kept is not None else ()
+
+    @property
+    def is_kept(self) -> bool:
+        """Does it go to the archive?"""
+        return self._recorder is not None
 
     @property
     def lines(self) -> Sequence[Line]:

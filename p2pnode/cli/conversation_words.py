@@ -1,0 +1,89 @@
+"""How conversations are shown to people and to scripts: for ``ask``, ``chat`` and ``p2pnode sessions``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from p2pnode.storage.conversations.reading import Loss
+    from p2pnode.storage.conversations.records import SavedConversation
+    from p2pnode.storage.conversations.turns import Turn
+
+SHORT: Final = 8
+"""Digits of an id that people are shown; any beginning that is one conversation's alone is taken."""
+
+
+def words_of(name: str, fields: Mapping[str, Any]) -> str:
+    """What a client tells of keeping a conversation."""
+    if name == "conversation.not_kept":
+        return f"[not kept: {fields['reason']}]"
+    short = str(fields["conversation"])[:SHORT]
+    if name == "conversation.moved":
+        return (
+            f"[conversation {short} went on elsewhere meanwhile: this goes on from there; what was said here "
+            f"is kept as a branch, which `p2pnode sessions show {short}` lists]"
+        )
+    count = fields["replicas"]
+    nodes = "no other node" if not count else f"{count} other node{'s' if count > 1 else ''}"
+    where = f"[conversation {short} is kept here and on {nodes}"
+    if not fields["kept"]:
+        return f"{where}; it goes out with the next command: {fields['waiting']}]"
+    return f"{where}: {fields['weak']}]" if fields["weak"] else f"{where}]"
+
+
+def conversation_fields(saved: SavedConversation) -> dict[str, Any]:
+    """One of the list."""
+    from p2pnode.models.manifest import model_id_text
+
+    return {
+        "conversation": saved.sid.hex(),
+        "title": saved.title,
+        "created": saved.created,
+        "updated": saved.updated,
+        "model": model_id_text(saved.model) if saved.model is not None else None,
+    }
+
+
+def conversation_row(saved: SavedConversation) -> list[str]:
+    """The same for people."""
+    return [saved.sid.hex()[:SHORT], moment(saved.updated), saved.title]
+
+
+def turn_fields(turn: Turn) -> dict[str, Any]:
+    """A turn for scripts; ``hosts`` gave a part of it each."""
+    return {
+        "role": turn.role,
+        "text": turn.text,
+        "finish": turn.finish,
+        "whole": turn.whole,
+        "tokens": len(turn.ids),
+        "cost": turn.cost,
+        "hosts": list(dict.fromkeys(piece.host for piece in turn.pieces if piece.host is not None)),
+    }
+
+
+def turn_lines(turns: Iterable[Turn]) -> str:
+    """Turns for people."""
+    shown = []
+    for turn in turns:
+        cut = "" if turn.role != "assistant" or turn.finish else " (cut short)"
+        gap = "" if turn.whole else " (a part of it is missing)"
+        shown.append(f"{turn.role}{cut}{gap}:\n{turn.text}")
+    return "\n\n".join(shown)
+
+
+def loss_fields(loss: Loss) -> dict[str, Any]:
+    """What is missing, for scripts."""
+    return {"kind": loss.kind, "conversation": loss.sid.hex(), "revision": loss.seq, "detail": loss.detail}
+
+
+def loss_words(loss: Loss) -> str:
+    """What is missing, for people."""
+    return f"[missing in {loss.sid.hex()[:SHORT]}: {loss.detail}]"
+
+
+def moment(epoch: int) -> str:
+    """A time for people, in UTC."""
+    return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M}"

@@ -1,0 +1,253 @@
+"""``p2pnode sessions resume|export|forget``, and what ``list`` and ``show`` need of conversations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p2pnode.cli.ask import (
+    MaxSpendOption,
+    MaxTokensOption,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    TopPOption,
+    make_client,
+    make_sampling,
+    stream,
+)
+from p2pnode.cli.conversation_words import conversation_fields, loss_fields, loss_words, turn_fields
+from p2pnode.cli.options import (
+    BootstrapOption,
+    ChainOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    MdnsOption,
+    ModelOption,
+    S5UrlOption,
+    StoreOption,
+    build_config,
+    check_target,
+    configure,
+)
+from p2pnode.cli.output import Output
+
+if TYPE_CHECKING:
+    from p2pnode.cli.chat import Chat
+    from p2pnode.client.client import Client
+    from p2pnode.client.talk import Talk
+    from p2pnode.config import NodeConfig
+    from p2pnode.storage.conversations.archive import Recovery
+    from p2pnode.storage.conversations.records import SavedConversation
+
+ConversationArgument = Annotated[str, typer.Argument(help="A conversation's id, or how it begins.")]
+
+
+def resume(
+    conversation: ConversationArgument,
+    question: Annotated[
+        str | None, typer.Argument(help="The next question; without one, talk on as in `chat`.")
+    ] = None,
+    model: ModelOption = None,
+    bootstrap: BootstrapOption = None,
+    store: StoreOption = None,
+    s5_url: S5UrlOption = None,
+    max_tokens: MaxTokensOption = 512,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 0.95,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    chain: ChainOption = None,
+    max_spend: MaxSpendOption = None,
+    mdns: MdnsOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Take a conversation up again, from this machine or from its replicas: its cut answer first."""
+    from p2pnode.cli.chat import Chat
+    from p2pnode.cli.lines import Lines
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+    talking: list[Chat] = []
+
+    async def run() -> None:
+        from p2pnode.client.talk import TalkOptions
+
+        check_target(model, None)
+        sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
+        options = TalkOptions(model=model, sampling=sampling)
+        client: Client = make_client(
+            output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain,
+            spend_session_max=max_spend, stores=store, s5_url=s5_url,
+        )  # fmt: skip
+        async with client:
+            saved = await find_anywhere(client, conversation, output)
+            talk = await client.resume(saved.sid, options)
+            tell_losses(output, talk.losses)
+            if talk.cut_short:
+                await stream(output, talk, talk.go_on())
+            if question is not None:
+                await stream(output, talk, talk.ask(question))
+                return
+
+            async def begin() -> Talk:
+                return await client.talk(options)
+
+            with Lines(sys.stdin, quiet=as_json) as lines:
+                talking.append(Chat(output, lines, talk, begin))
+                await talking[0].run()
+
+    def interrupt() -> bool:
+        return talking[0].interrupt() if talking else False
+
+    run_async(run, on_error=output.failed, on_interrupt=interrupt, again=True)
+
+
+def export(
+    conversation: ConversationArgument,
+    path: Annotated[Path | None, typer.Argument(help="A new file; standard output without it.")] = None,
+    data_dir: DataDirOption = None,
+    log_level: LogOption = "error",
+) -> None:
+    """Write a conversation as JSON: its turns, who gave which part of them, its branches."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=False)
+
+    async def run() -> None:
+        from p2pnode.client.keeper import open_archive
+
+        async with open_archive(build_config(data_dir)) as archive:
+            saved = find(await archive.conversations(), conversation)
+            opened = await archive.open(saved.sid, ask=False)
+            whole: dict[str, Any] = {
+                **conversation_fields(saved),
+                "turns": [turn_fields(turn) for turn in opened.turns],
+                "missing": list(opened.missing),
+                "branches": [],
+            }
+            for link in opened.branches:
+                turns, _ = await opened.branch(link)
+                whole["branches"].append([turn_fields(turn) for turn in turns])
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        if path is None:
+            sys.stdout.write(text)
+        else:
+            _write_new(path, text)
+
+    run_async(run, on_error=output.failed)
+
+
+def forget(
+    conversation: ConversationArgument,
+    bootstrap: BootstrapOption = None,
+    store: StoreOption = None,
+    s5_url: S5UrlOption = None,
+    mdns: MdnsOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Delete a conversation here and on its replicas, for good and on all your machines."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        client: Client = make_client(
+            output, data_dir, bootstrap, mdns=mdns, discovery=True, stores=store, s5_url=s5_url
+        )
+        async with client:
+            saved = await find_anywhere(client, conversation, output)
+            await client.conversations.forget(saved.sid)
+        output.event("forgotten", {"conversation": saved.sid.hex()}, text="[forgotten]")
+
+    run_async(run, on_error=output.failed)
+
+
+# ---- parts
+
+
+def find(known: Sequence[SavedConversation], begins: str) -> SavedConversation:
+    """The one that is meant. Raises ``UsageError``."""
+    from p2pnode.errors import UsageError
+
+    found = [each for each in known if each.sid.hex().startswith(begins.lower())]
+    if not found:
+        msg = f"no conversation begins with {begins!r}: see `p2pnode sessions list`"
+        raise UsageError(msg)
+    if len(found) > 1:
+        msg = f"{len(found)} conversations begin with {begins!r}: give more of the id"
+        raise UsageError(msg)
+    return found[0]
+
+
+async def find_anywhere(client: Client, begins: str, output: Output) -> SavedConversation:
+    """One that is known here, or that a replica shows. Raises ``UsageError``, ``LocalError``."""
+    from p2pnode.errors import UsageError
+
+    keeper = await client.conversations.keeper()
+    try:
+        return find(await keeper.archive.conversations(), begins)
+    except UsageError:
+        recovery = await client.conversations.recover()
+        tell_recovery(output, recovery)
+        return find(recovery.conversations, begins)
+
+
+@asynccontextmanager
+async def known_here(config: NodeConfig) -> AsyncIterator[Any]:
+    """The archive of a data dir that keeps conversations; None of one that doesn't."""
+    from p2pnode.client.keeper import open_archive
+    from p2pnode.node.datadir import DataDir
+
+    data = DataDir(config.data_dir)
+    if not (data.storage_key.exists() and data.store.exists()):
+        yield None
+        return
+    async with open_archive(config) as archive:
+        yield archive
+
+
+def tell_recovery(output: Output, recovery: Recovery) -> None:
+    """Who answered, and what is missing."""
+    fields = {
+        "conversations": len(recovery.conversations),
+        "sessions": len(recovery.sessions),
+        "replicas": len(recovery.answered),
+        "revision": recovery.revision,
+    }
+    text = (
+        f"[{len(recovery.answered)} places answered: {len(recovery.conversations)} conversations, "
+        f"{len(recovery.sessions)} paid sessions. What none of them shows can't be known of]"
+    )
+    output.event("recovered", fields, text=text)
+    tell_losses(output, recovery.losses)
+
+
+def tell_losses(output: Output, losses: Sequence[Any]) -> None:
+    """What should be there and isn't."""
+    for loss in losses:
+        output.event("loss", loss_fields(loss), text=loss_words(loss))
+
+
+def _write_new(path: Path, text: str) -> None:
+    from p2pnode.errors import UsageError
+    from p2pnode.files import write_private
+
+    if path.exists():
+        msg = f"{path} exists: name another file"
+        raise UsageError(msg)
+    write_private(path, text.encode())
