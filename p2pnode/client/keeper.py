@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
 import trio
 
 from p2pnode.config import NodeConfig
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, P2PNodeError
 from p2pnode.ids import PeerId
 from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
@@ -35,6 +36,7 @@ from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.sealing import Draw
 from p2pnode.storage.store import OwnerKey, Replica
 
+log = structlog.get_logger()
 OWN: Final = "this machine"
 REPLICATION: Final = 3
 """Replicas on nodes that are neither this machine nor the serving host, where there are so many."""
@@ -111,16 +113,26 @@ class Keeper:
         return await self.archive.recover()
 
     async def _find_some(self) -> None:
-        """All that answer soon after the first; the dead are not waited for once somebody is there."""
-        soon = trio.CancelScope()
+        """Everybody who may have something; the dead are not waited for once one was found that has."""
+        key, grace_s = self._keys.index.entry_key, self._node.limits.replica_grace_s
+        async with trio.open_nursery() as nursery:
 
-        def found(replica: Replica) -> None:
-            self._take([replica], all_=True)
-            if soon.deadline == math.inf:
-                soon.deadline = trio.current_time() + self._node.limits.replica_grace_s
+            async def look_into(replica: Replica) -> None:
+                try:
+                    entry = await replica.registry.get(key)
+                except P2PNodeError as error:
+                    log.debug("replica.unusable", replica=replica.name, reason=str(error))
+                    return
+                scope = nursery.cancel_scope
+                if entry is not None and scope.deadline == math.inf:
+                    scope.deadline = trio.current_time() + grace_s
 
-        with soon:
-            await self._finder.find(self._keys.index.entry_key, on_found=found)
+            def found(replica: Replica) -> None:
+                self._take([replica], all_=True)
+                nursery.start_soon(look_into, replica)
+
+            await self._finder.find(key, on_found=found)
+            nursery.cancel_scope.deadline = trio.current_time() + grace_s
 
     async def finish(self) -> Kept:
         """Bring what is kept here to a quorum, within the deadline of a client that leaves."""

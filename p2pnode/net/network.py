@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SEED_BYTES = 32
+GREETING_S = 1.0
+"""What identify takes at most where a first question to the DHT waits for it."""
 
 
 class Listener(Protocol):
@@ -121,6 +123,7 @@ class Network:
         self._swarm.register_notifee(_Watcher(self))
         self._mdns: Mdns | None = None
         self._discovered_send, self._discovered_receive = trio.open_memory_channel[PeerAddresses](64)
+        self._greeted = trio.Event()
         self._stop = trio.Event()
         self._ended = trio.Event()
         self._running = False
@@ -346,7 +349,19 @@ class Network:
 
     async def find_providers(self, key: bytes, *, limit: int) -> list[PeerAddresses]:
         """Peers said to provide ``key``; hints only. Empty when nobody knows any."""
-        return await self._dht.find_providers(key, limit) if self._dht is not None else []
+        if self._dht is None:
+            return []
+        with trio.move_on_after(GREETING_S):
+            await self._wait_greeted(self._dht)
+        return await self._dht.find_providers(key, limit)
+
+    async def _wait_greeted(self, dht: Dht) -> None:
+        """A peer that was dialled just now is in no routing table before it has said what it speaks."""
+        while not dht.size() and any(not self._has_greeted(peer) for peer in self.connected_peers()):
+            await self._greeted.wait()
+
+    def _has_greeted(self, peer: PeerId) -> bool:
+        return self.speaks(peer, "") is not None
 
     def discovered(self) -> trio.MemoryReceiveChannel[PeerAddresses]:
         """What mDNS found on the LAN. Bounded; the newest wins."""
@@ -388,8 +403,12 @@ class Network:
     async def on_connected(self, connection: NodeConnection) -> None:
         """Learn what the peer speaks, then enter it in the DHT."""
         peer = to_id(connection.peer)
-        if await self._host.identify(peer) and self._dht is not None:
-            await self._dht.add_peer(peer)
+        try:
+            if await self._host.identify(peer) and self._dht is not None:
+                await self._dht.add_peer(peer)
+        finally:
+            self._greeted.set()
+            self._greeted = trio.Event()
 
     def on_disconnected(self, connection: NodeConnection) -> None:
         """Forget what identify said with the last connection."""
