@@ -21,13 +21,14 @@ def words_of(name: str, fields: Mapping[str, Any]) -> str:
         return f"[not kept: {fields['reason']}]"
     short = str(fields["conversation"])[:SHORT]
     if name == "conversation.moved":
-        return (
-            f"[conversation {short} went on elsewhere meanwhile: this goes on from there; what was said here "
-            f"is kept as a branch, which `p2pnode sessions show {short}` lists]"
-        )
+        text = f"conversation {short} went on elsewhere meanwhile: this goes on from there"
+        if fields["branched"]:
+            text += f"; what was said here is kept as a branch (`p2pnode sessions show {short} --branch 1`)"
+        return f"[{text}]"
     count = fields["replicas"]
     nodes = "no other node" if not count else f"{count} other node{'s' if count > 1 else ''}"
-    where = f"[conversation {short} is kept here and on {nodes}"
+    state = "deleted" if fields["gone"] else "kept"
+    where = f"[conversation {short} is {state} here and on {nodes}"
     if not fields["kept"]:
         return f"{where}; it goes out with the next command: {fields['waiting']}]"
     return f"{where}: {fields['weak']}]" if fields["weak"] else f"{where}]"

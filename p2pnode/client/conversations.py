@@ -38,6 +38,7 @@ class Conversations:
         self._keeper: Keeper | None = None
         self._opening = trio.Lock()
         self._talks: list[Talk] = []
+        self._forgotten: list[bytes] = []
 
     @property
     def are_kept(self) -> bool:
@@ -53,6 +54,8 @@ class Conversations:
     async def resume(self, sid: bytes, options: TalkOptions) -> Talk:
         """One that was kept; its model and sampling unless ``options`` name others."""
         keeper = await self.keeper()
+        await self._client.connect_first_peers()
+        await keeper.reach(sid)
         kept = await keeper.archive.open(sid)
         if options.model is not None or kept.model is None:
             model = resolve_model(options.model or DEFAULT_MODEL).model
@@ -93,6 +96,7 @@ class Conversations:
         keeper = await self.keeper()
         await self.look_for_replicas()
         await keeper.archive.forget(sid)
+        self._forgotten.append(sid)
 
     async def finish(self) -> None:
         """Before the client leaves: all that was said on our disk, and with others as far as time allows."""
@@ -107,9 +111,9 @@ class Conversations:
             except P2PNodeError as error:
                 self._client.tell("conversation.not_kept", {"reason": str(error)})
                 return
-        for talk in self._talks:
-            if talk.conversation is not None:
-                self._client.tell("conversation.kept", kept.fields(talk.conversation))
+        sids = [talk.conversation.sid for talk in self._talks if talk.conversation is not None]
+        for sid in dict.fromkeys((*sids, *self._forgotten)):
+            self._client.tell("conversation.kept", {**kept.fields(sid), "gone": sid in self._forgotten})
 
     async def _hold(self, *, task_status: trio.TaskStatus[Keeper]) -> None:
         from p2pnode.client.keeper import open_keeper

@@ -27,8 +27,8 @@ from p2pnode.node.node import Node
 from p2pnode.node.replicas import ReplicaFinder
 from p2pnode.node.storage_key import load_storage_keys
 from p2pnode.node.store import open_store
+from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.storage.conversations.archive import Archive, Recovery, Status
-from p2pnode.storage.conversations.conversation import Conversation
 from p2pnode.storage.conversations.log import Wall
 from p2pnode.storage.conversations.outbox import Outbox
 from p2pnode.storage.conversations.sending import Sent
@@ -48,13 +48,13 @@ class Kept:
 
     status: Status
 
-    def fields(self, conversation: Conversation) -> dict[str, object]:
+    def fields(self, sid: bytes) -> dict[str, object]:
         """``replicas``: how many other nodes have all of it; ``waiting``: why not enough have."""
-        sent = self.status.last.get(conversation.sid)
+        sent = self.status.last.get(sid)
         acks = sent.written.acks if sent is not None and sent.written is not None else frozenset()
-        lags = any(row.sid == conversation.sid for row in self.status.lagging)
+        lags = any(row.sid == sid for row in self.status.lagging)
         return {
-            "conversation": conversation.sid.hex(),
+            "conversation": sid.hex(),
             "replicas": len(acks - {OWN}),
             "kept": not lags,
             "waiting": self._why(sent) if lags else "",
@@ -99,9 +99,10 @@ class Keeper:
         self._serving = peer
 
     async def look(self) -> None:
-        """Find who takes replicas now, then send what waits. Bounded by the limits of dialling."""
+        """Find who has replicas and who takes them now, then send what waits."""
         async with self._looking:
             key = self._keys.index.entry_key
+            await self._find_holders(key)
             found = await self._finder.candidates(key, owner=self.owner, serving=self._serving)
             self._take(found.found)
         await self.archive.flush()
@@ -109,12 +110,17 @@ class Keeper:
     async def recover(self) -> Recovery:
         """Ask everybody who may have them for this user's conversations and paid sessions."""
         async with self._looking:
-            await self._find_some()
+            await self._find_holders(self._keys.index.entry_key)
         return await self.archive.recover()
 
-    async def _find_some(self) -> None:
+    async def reach(self, sid: bytes) -> None:
+        """Find who has this conversation: another machine may have gone on with it."""
+        async with self._looking:
+            await self._find_holders(self._keys.conversation(sid).entry_key)
+
+    async def _find_holders(self, key: EntryKey) -> None:
         """Everybody who may have something; the dead are not waited for once one was found that has."""
-        key, grace_s = self._keys.index.entry_key, self._node.limits.replica_grace_s
+        grace_s = self._node.limits.replica_grace_s
         async with trio.open_nursery() as nursery:
 
             async def look_into(replica: Replica) -> None:

@@ -59,8 +59,11 @@ class Talk:
     ) -> None:
         self._client, self._options, self._model = client, options, model
         self._keeper, self._recorder = keeper, recorder
+        self._branches = 0
         kept = self.conversation
         self._lines: list[Line] = lines_of(kept.turns) if kept is not None else []
+        if kept is not None:
+            kept.moved, self._branches = False, len(kept.branches)
         if options.system and not self._lines:
             self._say("system", options.system)
 
@@ -134,7 +137,8 @@ class Talk:
         kept = self.conversation
         if kept is not None and kept.moved:
             self._lines, kept.moved = lines_of(kept.turns), False
-            self._client.tell("conversation.moved", {"conversation": kept.sid.hex()})
+            branched, self._branches = len(kept.branches) > self._branches, len(kept.branches)
+            self._client.tell("conversation.moved", {"conversation": kept.sid.hex(), "branched": branched})
 
     # ---- for its notes
 
