@@ -27,6 +27,8 @@ PROMISED = {
     "gas.break_even",
     "paid.voucher_cpu",
     "paid.throughput",
+    "storage.open",
+    "storage.gc_step",
 }
 
 
