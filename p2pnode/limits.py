@@ -68,7 +68,7 @@ class Limits:
 
     # storage
     store_gc_interval_s: float = 60.0
-    store_gc_items: int = 256
+    store_gc_items: int = 128
 
     # shutdown
     drain_deadline_s: float = 10.0

@@ -140,7 +140,7 @@ class _Scrub:
             if digest is not None and digest not in rows:
                 self._suspects.files.append(digest)
         self._suspects.rows += [digest for digest, size in rows.items() if names.get(digest.hex()) != size]
-        return len(names) + len(rows)
+        return max(len(names), len(rows))
 
     def _drop_if_lost(self, digest: BlobHash) -> bool:
         row = self._db.execute("SELECT size, leases FROM blobs WHERE hash = ?", (digest,)).fetchone()
