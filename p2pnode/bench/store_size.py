@@ -1,9 +1,9 @@
 """Does a store get slower as it grows? Opened and collected with 10,000 blobs, then with ten times as many.
 
 It is filled without a sync (by disks of its own, through the store's seam) and measured with the real disk.
-Blobs that no step will sweep are names of one file; all lie in a tenth of the folders, which are then as full
-as those of a store of a million. A million is extrapolated: whatever the last factor of ten cost, the next one
-costs again. All is in the page cache; a cold disk adds the reads of a few pages, as many as the index is deep.
+Blobs that no step will sweep are names of one file; all lie in a tenth of the folders, which are then as
+full as those of a store of a million. A million is extrapolated: whatever the last factor of ten cost, the
+next one costs again. All is in the page cache; a cold disk adds the reads of a few pages of the index.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _LinkingDisk(_UnsyncedDisk):
     def close(self, _: int) -> None:
         """Nothing is open."""
 
-    def rename(self, old: Path, new: Path) -> None:
+    def rename(self, _old: Path, new: Path) -> None:
         """One more name."""
         if self._first is None or self._names % LINKS_MAX == 0:
             handle = super().create(new)
