@@ -41,7 +41,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per figure on stdout.")] = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Measure this node on loopback; exit code 0 only if every figure holds. Takes about ten minutes."""
+    """Measure this node on loopback; exit code 0 only if every figure holds. Takes about eleven minutes."""
     from p2pnode.cli.running import EXIT_FAILED, run_async
 
     configure(log_level)

@@ -6,6 +6,7 @@ was written is durable after ``sync`` of the file, its name after ``sync_folder`
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 from pathlib import Path
@@ -26,8 +27,31 @@ class Disk:
         return True
 
     def create(self, path: Path) -> int:
-        """A new file, open for writing: its handle."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        """A new file, open for writing and held until it is closed: its handle."""
+        while True:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                if os.fstat(handle).st_nlink:
+                    return handle
+            except OSError:
+                os.close(handle)
+                raise
+            os.close(handle)  # somebody took it for a left one before it was held
+
+    def unlink_if_left(self, path: Path) -> bool:
+        """Remove a file that nobody holds; whether it was one."""
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self.unlink(path)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(handle)
 
     def write(self, handle: int, data: bytes | memoryview) -> None:
         """All of it."""

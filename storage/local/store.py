@@ -226,7 +226,9 @@ class LocalStore:
             blob = await self._in_a_thread(seal)
             placed = await self._keep(blob, upload.path, owner, lease_s)
         finally:
-            if not placed:
+            if placed:
+                upload.close()
+            else:
                 await self._discard(upload)
         return blob
 

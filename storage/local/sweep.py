@@ -83,12 +83,12 @@ class _Scrub:
         self._suspects = _Suspects([], [])
 
     def remove_stale_uploads(self, now: float) -> None:
-        """Uploads that nobody wrote to for a day."""
+        """Uploads that nobody wrote to for a day, and that nobody has open."""
         for name in self._files.disk.names(self._files.new)[: self.budget]:
             path = self._files.new / name
             modified_at = self._files.disk.modified_at(path)
             if modified_at is not None and modified_at <= now - GRACE_S:
-                self.uploads_removed += self._files.disk.unlink(path)
+                self.uploads_removed += self._files.disk.unlink_if_left(path)
             self.budget -= 1
 
     def look(self) -> None:
@@ -140,7 +140,7 @@ class _Scrub:
             if digest is not None and digest not in rows:
                 self._suspects.files.append(digest)
         self._suspects.rows += [digest for digest, size in rows.items() if names.get(digest.hex()) != size]
-        return len(names) + len(rows)
+        return max(len(names), len(rows))
 
     def _drop_if_lost(self, digest: BlobHash) -> bool:
         row = self._db.execute("SELECT size, leases FROM blobs WHERE hash = ?", (digest,)).fetchone()

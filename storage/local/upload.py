@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 class Upload:
-    """Write, seal, then place the file at ``path`` or discard it."""
+    """Write, seal, then place the file at ``path`` and close, or discard it."""
 
     def __init__(self, files: BlobFiles, quotas: Quotas) -> None:
         self._files, self._quotas = files, quotas
@@ -39,18 +39,19 @@ class Upload:
         """That was all: its id, when its bytes are on the disk. Raises ``HashMismatchError``, ``OSError``."""
         blob = BlobId(BlobHash(self._hasher.digest()), self._size)
         check_hash(blob.hash, expected)
-        handle = self._open()
-        self._files.disk.sync(handle)
-        self._handle = None
-        self._files.disk.close(handle)
+        self._files.disk.sync(self._open())
         return blob
+
+    def close(self) -> None:
+        """Let go of the file. Until then no collection takes it for a left one."""
+        if self._handle is not None:
+            with suppress(OSError):  # it was synced, or nobody needs it any more
+                self._files.disk.close(self._handle)
+            self._handle = None
 
     def discard(self) -> None:
         """Leave nothing, if it wasn't placed. What can't be removed now, the collection finds."""
-        if self._handle is not None:
-            with suppress(OSError):  # closing can report an error of a write that nobody needs any more
-                self._files.disk.close(self._handle)
-            self._handle = None
+        self.close()
         if self.path is not None:
             try:
                 self._files.disk.unlink(self.path)

@@ -73,7 +73,7 @@ class Writer:
         self._waiting.append(request)
         try:
             async with self._turn:
-                if not request.taken:
+                while not request.taken:
                     await self._write_group()
         except trio.Cancelled:
             if not request.taken:

@@ -20,7 +20,7 @@ def figures_of(name: str, *flags: str) -> tuple[int, list[dict[str, object]]]:
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["cli", "dial"])
+@pytest.mark.parametrize("name", ["cli", "dial", "storage"])
 def test_a_suite_prints_an_object_for_each_of_its_figures(name: str) -> None:
     code, figures = figures_of(name)
     assert [figure["name"] for figure in figures] == [goal.name for goal in GOALS if goal.suite == name]

@@ -32,6 +32,8 @@ PROMISED = {
     "failover.billed_twice",
     "failover.gap",
     "failover.gap_p95",
+    "storage.open",
+    "storage.gc_step",
 }
 
 

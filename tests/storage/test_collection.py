@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from p2pnode.protocols.s5.entries import pointer_to
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
-from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.local.store import PIECE_BYTES, LocalStore
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import FOLDERS, Quotas
 from p2pnode.storage.store import DAY_S, GRACE_S, LEASE_S, NoBlobError
@@ -230,3 +230,19 @@ async def test_an_upload_that_nobody_ends_is_removed_after_a_day(
         os.utime(root / "new" / name, (NOW - age_s, NOW - age_s))
     assert sum(step.files_removed for step in await collect(local)) == 1
     assert files_of(root) == {"young"}
+
+
+async def test_an_upload_that_takes_longer_than_a_day_is_not_taken_for_a_left_one(
+    local: LocalStore, root: Path, wall: Wall
+) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield blob(1, PIECE_BYTES)
+        (upload,) = (root / "new").iterdir()
+        os.utime(upload, (NOW, NOW))
+        wall.now += 2 * GRACE_S
+        assert sum(step.files_removed for step in await collect(local)) == 0
+        yield b"the end"
+
+    name = await local.put(slow(), owner=ALICE)
+    assert await local.size(name.hash) == PIECE_BYTES + 7
+    assert files_of(root) == {name.hash.hex()}

@@ -68,13 +68,6 @@ class StoppingDisk(UnsyncedDisk):
             assert self.go_on.wait(DEADLINE_S)
 
 
-class TimelessDisk(UnsyncedDisk):
-    """To a test's clock all that the real one dates is old."""
-
-    def modified_at(self, path: Path) -> float | None:
-        return None
-
-
 # ---- what it costs
 
 
@@ -211,7 +204,7 @@ async def test_one_process_sweeps_what_another_puts_and_gives_up_again_and_again
     late = Wall()
     late.now += 2 * GRACE_S  # what is given up is due at once
     swept = 0
-    with local_store(root, late, disk=TimelessDisk(), in_thread=False) as store:
+    with local_store(root, late, in_thread=False) as store:
         process = _start(_PUTS, root)
         while process.poll() is None:
             swept += (await store.gc_step(10)).blobs_swept
