@@ -24,7 +24,9 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def test_what_was_appended_is_there_after_a_restart_without_any_replica(world: World, autojump_clock: MockClock) -> None:
+async def test_what_was_appended_is_there_after_a_restart_without_any_replica(
+    world: World, autojump_clock: MockClock
+) -> None:
     world.replicas.clear()
     machine = world.machine()
     async with machine.on() as archive:
@@ -40,7 +42,9 @@ async def test_what_was_appended_is_there_after_a_restart_without_any_replica(wo
         assert (saved.title, saved.model) == ("Ships", MODEL)
 
 
-async def test_twelve_words_and_one_replica_bring_everything_back(world: World, autojump_clock: MockClock) -> None:
+async def test_twelve_words_and_one_replica_bring_everything_back(
+    world: World, autojump_clock: MockClock
+) -> None:
     async with world.machine().on() as archive:
         conversation = await archive.new(title="Ships")
         await conversation.append(asked("Who sails?"), answered("The crew."))
@@ -69,7 +73,9 @@ async def test_other_words_find_nothing(world: World, autojump_clock: MockClock)
             await archive.open(conversation.sid)
 
 
-async def test_a_recovered_conversation_goes_on_and_reaches_the_replicas(world: World, autojump_clock: MockClock) -> None:
+async def test_a_recovered_conversation_goes_on_and_reaches_the_replicas(
+    world: World, autojump_clock: MockClock
+) -> None:
     async with world.machine().on() as archive:
         conversation = await archive.new()
         await conversation.append(asked("one"))
@@ -86,7 +92,9 @@ async def test_a_recovered_conversation_goes_on_and_reaches_the_replicas(world: 
         assert not found.branches
 
 
-async def test_an_answer_in_pieces_is_one_turn_and_says_who_gave_which_part(world: World, autojump_clock: MockClock) -> None:
+async def test_an_answer_in_pieces_is_one_turn_and_says_who_gave_which_part(
+    world: World, autojump_clock: MockClock
+) -> None:
     async with world.machine().on() as archive:
         conversation = await archive.new()
         await conversation.append(asked("Who sails?"))
@@ -110,7 +118,11 @@ async def test_two_answers_after_one_another_are_two_turns(world: World, autojum
         await conversation.append(answered("one"))
         await conversation.append(says("assistant", "tw"))
         await conversation.append(asked("go on"))
-        assert [(turn.number, turn.text) for turn in conversation.turns] == [(0, "one"), (1, "tw"), (2, "go on")]
+        assert [(turn.number, turn.text) for turn in conversation.turns] == [
+            (0, "one"),
+            (1, "tw"),
+            (2, "go on"),
+        ]
 
 
 async def test_text_and_ids_beyond_one_piece_are_kept_whole(world: World, autojump_clock: MockClock) -> None:
@@ -138,7 +150,9 @@ async def test_a_lone_surrogate_is_kept_as_a_question_mark(world: World, autojum
         assert (again.title, texts(again.turns)) == ("a?b", ["x?y"])
 
 
-async def test_a_forgotten_conversation_is_gone_everywhere_and_stays_so(world: World, autojump_clock: MockClock) -> None:
+async def test_a_forgotten_conversation_is_gone_everywhere_and_stays_so(
+    world: World, autojump_clock: MockClock
+) -> None:
     one, two = world.machine("one"), world.machine("two")
     async with one.on() as archive, two.on() as other:
         conversation = await archive.new(title="Secret")
@@ -168,7 +182,9 @@ async def test_a_forgotten_conversation_is_gone_everywhere_and_stays_so(world: W
         assert not objects_of(conversation.sid, shelf.blobs().values())
 
 
-async def test_a_session_is_kept_with_its_highest_voucher_whoever_wrote_last(world: World, autojump_clock: MockClock) -> None:
+async def test_a_session_is_kept_with_its_highest_voucher_whoever_wrote_last(
+    world: World, autojump_clock: MockClock
+) -> None:
     async with world.machine("one").on() as one, world.machine("two").on() as two:
         await one.save_session(session(1, amount=5))
         await one.flush()
@@ -179,7 +195,9 @@ async def test_a_session_is_kept_with_its_highest_voucher_whoever_wrote_last(wor
         await one.recover()
         await two.recover()
         for archive in (one, two):
-            assert [(each.session[-1], each.voucher and each.voucher.amount) for each in await archive.sessions()] == [
+            assert [
+                (each.session[-1], each.voucher and each.voucher.amount) for each in await archive.sessions()
+            ] == [
                 (1, 5),
                 (2, None),
             ]
@@ -203,7 +221,9 @@ async def test_nobody_waits_for_a_replica_to_append(world: World, autojump_clock
         nursery.cancel_scope.cancel()
 
 
-async def test_what_waits_goes_out_by_itself_when_a_replica_is_back(world: World, autojump_clock: MockClock) -> None:
+async def test_what_waits_goes_out_by_itself_when_a_replica_is_back(
+    world: World, autojump_clock: MockClock
+) -> None:
     for shelf in world.replicas:
         shelf.down = True
     async with world.machine().on() as archive, trio.open_nursery() as nursery:
@@ -217,5 +237,41 @@ async def test_what_waits_goes_out_by_itself_when_a_replica_is_back(world: World
             shelf.down = False
         with trio.fail_after(400):
             await archive.wait_kept(conversation.sid)
+            await archive.wait_kept()
         assert (await archive.status()).kept
         nursery.cancel_scope.cancel()
+
+
+async def test_a_replica_that_was_away_is_brought_up_to_date_without_being_asked(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.replicas[2].down = True
+    async with world.machine().on() as archive, trio.open_nursery() as nursery:
+        await nursery.start(archive.run)
+        conversation = await archive.new()
+        await conversation.append(asked("one"))
+        await archive.wait_kept(conversation.sid)
+        world.replicas[2].down = False
+        await trio.sleep(700)
+        nursery.cancel_scope.cancel()
+    del world.replicas[:2]
+    async with world.machine("new").on() as archive:
+        await archive.recover()
+        assert texts((await archive.open(conversation.sid)).turns) == ["one"]
+
+
+async def test_the_host_that_serves_is_no_part_of_a_quorum_where_others_are(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.replicas[0].place = "serving"
+    async with world.machine().on() as archive:
+        conversation = await archive.new()
+        world.replicas[1].down = True
+        await conversation.append(asked("one"))
+        status = await archive.flush()
+        assert not status.kept
+        assert status.counted.names == {"replica 1", "replica 2"}
+        del world.replicas[1]
+        status = await archive.flush()
+        assert status.kept
+        assert "the host that serves" in status.counted.weak

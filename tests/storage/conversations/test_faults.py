@@ -1,4 +1,4 @@
-"""Replicas that are lost, that lie, hang, forget or are full: nothing acknowledged is lost, losses are said."""
+"""Replicas that are lost, lie, hang, forget or are full: nothing acknowledged is lost, losses are said."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ async def test_the_middle_of_an_answer_that_is_lost_is_not_glued_over(
 async def test_segments_swapped_between_places_and_conversations_are_refused(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """A store that answers by name can't do it; a manifest's hashes and the seal's binding both stand before it."""
+    """A manifest's hashes stand before it, and behind them the seal's binding (``test_sealing``)."""
     async with world.machine().on() as archive:
         conversation = await written(archive)
         other = await written(archive, ["alpha", "beta"])
