@@ -111,7 +111,8 @@ class Replication:
     ) -> Written:
         """Bring every replica to ``entry``, whose blobs our own disk has.
 
-        ``on_quorum`` is awaited as soon as enough have it; stragglers are given ``replica_lag_s`` more.
+        ``on_quorum`` is awaited as soon as enough have it, and what it raises is raised; stragglers are
+        given ``replica_lag_s`` more.
         ``check`` reads every blob back from everywhere, renews its lease and mends what is missing.
         """
         replicas = self.replicas()
@@ -123,14 +124,20 @@ class Replication:
             for replica in asked:
                 nursery.start_soon(self._bring, this, replica)
             await this.enough.wait()
+            trouble: StorageError | None = None
             if on_quorum is not None and this.outcome().reached:
-                await on_quorum(this.outcome())
+                try:
+                    await on_quorum(this.outcome())
+                except StorageError as error:  # raised below, where no nursery wraps it
+                    trouble = error
             with trio.move_on_after(self._limits.replica_lag_s):
                 await this.done.wait()
             nursery.cancel_scope.cancel()
         for replica in asked:
             if replica.name not in this.acks and replica.name not in this.failures:
                 self._failed(this, replica, _SLOW)
+        if trouble is not None:
+            raise trouble
         return this.outcome()
 
     async def drop(self, blobs: Sequence[BlobHash]) -> None:

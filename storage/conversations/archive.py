@@ -324,8 +324,12 @@ class Archive:
         floor = max(self._floor(conversation.sid), row.acked.seq if row and row.acked else 0)
         ours = await self._rim.outbox.ours(conversation.sid)
         for link in shown:
-            if link.seq >= floor and link not in ours:
+            if link.seq < floor or link in ours:
+                continue
+            try:
                 await conversation.settle(link)
+            except StorageError as error:  # a full disk, say: what is here can still be read
+                log.warning("archive.fork_not_settled", reason=str(error), sid=conversation.sid.hex())
         if shown:
             self._sender.wake()
 

@@ -20,12 +20,12 @@ from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId
 from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.outbox import NewHead, Outbox
-from p2pnode.storage.conversations.records import Piece, SavedSession
+from p2pnode.storage.conversations.records import Link, Piece, SavedSession
 from p2pnode.storage.conversations.turns import Turn
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.memory import MemoryStore, _Blob
 from p2pnode.storage.sealing import Kind, SealError, unseal
-from p2pnode.storage.store import LEASE_S, Data, OwnerKey, Place, Replica
+from p2pnode.storage.store import LEASE_S, Data, DiskFullError, OwnerKey, Place, Replica
 
 T = TypeVar("T")
 NOW = 1_800_000_000.0
@@ -68,7 +68,7 @@ class Power:
 
 @dataclass(eq=False)
 class Shelf:
-    """A store whose faults are switched on: ``down``, ``hangs``, ``lies`` (changes every byte string)."""
+    """A store whose faults are switched on: ``down``, ``hangs``, ``lies`` (changes what it gives)."""
 
     name: str
     store: MemoryStore
@@ -76,6 +76,8 @@ class Shelf:
     power: Power = field(default_factory=Power)
     down: bool = False
     hangs: bool = False
+    held: trio.Event | None = None
+    """No blob is taken before this happens."""
     full: bool = False
     lies: bool = False
     shown: dict[EntryKey, Entry | None] = field(default_factory=dict)
@@ -102,6 +104,8 @@ class Shelf:
         self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
     ) -> BlobId:
         assert isinstance(data, bytes)
+        if self.held is not None:
+            await self.held.wait()
         await self._fault()
         if self.full:
             msg = "the disk is full"
@@ -184,11 +188,22 @@ class QuickOutbox(Outbox):
         super().__init__(path, draw, in_thread=False)
         self._db.execute("PRAGMA synchronous = OFF")
         self._power = power
+        self.full = False
 
     async def commit(self, new: NewHead) -> None:
         self._power.early()
+        self._check()
         await super().commit(new)
         self._power.done()
+
+    async def acked(self, sid: bytes, link: Link) -> None:
+        self._check()
+        await super().acked(sid, link)
+
+    def _check(self) -> None:
+        if self.full:
+            msg = "the outbox's disk is full"
+            raise DiskFullError(msg)
 
 
 class Machine:
