@@ -236,7 +236,7 @@ class Archive:
             await event.wait()
 
     async def repair(self) -> list[Sent]:
-        """Read everything back from every replica, mend what is missing, renew all leases."""
+        """Read everything back from everywhere, mend what is missing, renew leases. To be done weekly."""
         await self._ready()
         return await self._sender.send(check=True)
 

@@ -216,3 +216,31 @@ async def test_a_full_conversation_says_what_to_do_and_keeps_what_it_has(
         with pytest.raises(ConversationFullError, match="begin a new one"):
             await conversation.append(asked("3"))
         assert texts(conversation.turns) == ["0", "1", "2"]
+
+
+async def test_our_own_disk_keeps_it_for_years_and_replicas_while_leases_are_renewed(
+    world: World, autojump_clock: MockClock
+) -> None:
+    machine = world.machine()
+    renewed, lapsed = world.replicas[:2]
+    async with machine.on() as archive:
+        conversation = await archive.new()
+        await conversation.append(asked("one"))
+        await conversation.append(asked("two"))
+        await archive.flush()
+        for _ in range(12):
+            world.now += 20 * 86_400
+            lapsed.down = True
+            await archive.repair()
+            for shelf in [machine.own, renewed, lapsed]:
+                shelf.store.gc_step(1000)
+    lapsed.down = False
+    assert len(lapsed.blobs()) == 2  # what entries point at
+    world.replicas[:] = [renewed]
+    async with world.machine("new").on() as archive:
+        assert texts((await archive.open(conversation.sid)).turns) == ["one", "two"]
+    world.replicas.clear()
+    world.now += 20 * 365 * 86_400
+    machine.own.store.gc_step(1000)
+    async with machine.on() as archive:
+        assert texts((await archive.open(conversation.sid)).turns) == ["one", "two"]
