@@ -22,11 +22,13 @@ from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.storage.quorum import QUORUM, Counted, Seen, Written, counted
 from p2pnode.storage.sealing import SEALED_MAX
-from p2pnode.storage.store import NoBlobError, OwnerKey, Replica, StaleEntryError
+from p2pnode.storage.store import DAY_S, LEASE_S, NoBlobError, OwnerKey, Replica, StaleEntryError
 
 log = structlog.get_logger()
 Others: TypeAlias = Callable[[], Sequence[Replica]]
 """The replicas there are now, besides our own disk."""
+OWN_LEASE_S: Final = 100 * 366 * DAY_S
+"""On our own disk nothing lapses while its user is away; elsewhere ``LEASE_S``, renewed by a check."""
 _KNOWN_MAX: Final = 1 << 16
 _SLOW: Final = "it did not answer in time"
 
@@ -100,6 +102,10 @@ class Replication:
 
     # ---- writing
 
+    async def put_own(self, data: bytes, digest: BlobHash) -> None:
+        """Keep it on our own disk. Raises as ``BlobStore.put``."""
+        await self.own.blobs.put(data, owner=self.owner, expected=digest, lease_s=OWN_LEASE_S)
+
     async def write(
         self,
         entry: Entry,
@@ -111,7 +117,8 @@ class Replication:
     ) -> Written:
         """Bring every replica to ``entry``, whose blobs our own disk has.
 
-        ``on_quorum`` is awaited as soon as enough have it; stragglers are given ``replica_lag_s`` more.
+        ``on_quorum`` is awaited as soon as enough have it, and what it raises is raised; stragglers are
+        given ``replica_lag_s`` more.
         ``check`` reads every blob back from everywhere, renews its lease and mends what is missing.
         """
         replicas = self.replicas()
@@ -123,14 +130,20 @@ class Replication:
             for replica in asked:
                 nursery.start_soon(self._bring, this, replica)
             await this.enough.wait()
+            trouble: StorageError | None = None
             if on_quorum is not None and this.outcome().reached:
-                await on_quorum(this.outcome())
+                try:
+                    await on_quorum(this.outcome())
+                except StorageError as error:  # raised below, where no nursery wraps it
+                    trouble = error
             with trio.move_on_after(self._limits.replica_lag_s):
                 await this.done.wait()
             nursery.cancel_scope.cancel()
         for replica in asked:
             if replica.name not in this.acks and replica.name not in this.failures:
                 self._failed(this, replica, _SLOW)
+        if trouble is not None:
+            raise trouble
         return this.outcome()
 
     async def drop(self, blobs: Sequence[BlobHash]) -> None:
@@ -209,7 +222,7 @@ class Replication:
                 continue
             known.discard(digest)
             data = await self.fetch(digest, besides=name)
-            await replica.blobs.put(data, owner=self.owner, expected=digest)
+            await replica.blobs.put(data, owner=self.owner, expected=digest, lease_s=self._lease_s(replica))
             known.add(digest)
             if this.check:
                 if not await self._has(replica, digest, read=True):
@@ -217,9 +230,12 @@ class Replication:
                     raise _LiarError(msg)
                 this.mended[name] = this.mended.get(name, 0) + 1
 
+    def _lease_s(self, replica: Replica) -> float:
+        return OWN_LEASE_S if replica is self.own else LEASE_S
+
     async def _has(self, replica: Replica, digest: BlobHash, *, read: bool) -> bool:
         try:
-            await replica.blobs.pin(digest, owner=self.owner)
+            await replica.blobs.pin(digest, owner=self.owner, lease_s=self._lease_s(replica))
             return not read or hash_of(await replica.blobs.read(digest, 0, SEALED_MAX + 1)) == digest
         except NoBlobError:
             return False
@@ -314,7 +330,7 @@ class Replication:
 
     async def _keep(self, data: bytes, digest: BlobHash) -> None:
         try:
-            await self.own.blobs.put(data, owner=self.owner, expected=digest)
+            await self.put_own(data, digest)
         except StorageError as error:
             log.warning("replica.own_not_mended", reason=str(error))
 

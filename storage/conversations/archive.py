@@ -27,6 +27,7 @@ from p2pnode.ids import ModelId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.conversation import Conversation, ForgottenError
+from p2pnode.storage.conversations.export import exported
 from p2pnode.storage.conversations.forks import link_of
 from p2pnode.storage.conversations.index import Index
 from p2pnode.storage.conversations.log import TOMBSTONE, Rim, Wall
@@ -144,6 +145,10 @@ class Archive:
             raise self._forgotten(sid)
         return conversation
 
+    async def export(self, sid: bytes) -> dict[str, Any]:
+        """All of one as plain data: see ``export.py``. Raises as :meth:`open`."""
+        return await exported(await self.open(sid))
+
     async def forget(self, sid: bytes) -> None:
         """Put a tombstone over it, here now and on the replicas when they can be had; then let go of it."""
         await self._ready()
@@ -217,8 +222,11 @@ class Archive:
                 break
         return await self.status()
 
-    async def wait_kept(self, sid: bytes) -> None:
-        """Until a quorum has what is committed to it now. :meth:`run` must be running."""
+    async def wait_kept(self, sid: bytes = INDEX_SID) -> None:
+        """Until a quorum has what is committed to it now (the list and the sessions, where none is named).
+
+        :meth:`run` must be running.
+        """
         row = await self._rim.outbox.head(sid)
         while row is not None:
             event = self._sender.news.event
@@ -228,7 +236,7 @@ class Archive:
             await event.wait()
 
     async def repair(self) -> list[Sent]:
-        """Read everything back from every replica, mend what is missing, renew all leases."""
+        """Read everything back from everywhere, mend what is missing, renew leases. To be done weekly."""
         await self._ready()
         return await self._sender.send(check=True)
 
@@ -316,8 +324,12 @@ class Archive:
         floor = max(self._floor(conversation.sid), row.acked.seq if row and row.acked else 0)
         ours = await self._rim.outbox.ours(conversation.sid)
         for link in shown:
-            if link.seq >= floor and link not in ours:
+            if link.seq < floor or link in ours:
+                continue
+            try:
                 await conversation.settle(link)
+            except StorageError as error:  # a full disk, say: what is here can still be read
+                log.warning("archive.fork_not_settled", reason=str(error), sid=conversation.sid.hex())
         if shown:
             self._sender.wake()
 

@@ -171,7 +171,7 @@ class Log:
         try:
             for data in [*needed, sealed_manifest]:
                 digest = hash_of(data)
-                await rim.replication.own.blobs.put(data, owner=rim.replication.owner, expected=digest)
+                await rim.replication.put_own(data, digest)
                 put.append(digest)
             kept = set(_of(head))
             before = [*(_of(base) if base else []), *(_of(self.head) if self.head else [])]

@@ -61,7 +61,7 @@ class NewHead:
 
 
 class Outbox:
-    """Open it with a path in the own store's folder; ``aclose`` when done."""
+    """Open it with a path in the own store's folder; ``close`` it when done."""
 
     def __init__(self, path: Path, draw: Draw, *, in_thread: bool = True) -> None:
         self._path, self._in_thread = path, in_thread

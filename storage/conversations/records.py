@@ -2,7 +2,8 @@
 
 A *log* is a list of segments, named by its newest manifest. A conversation is a log of ``Piece``; the
 index is a log of ``SavedConversation`` and ``SavedSession``. All of it is msgpack with bounds
-(``protocols/wire.py``), one codec for everything. Knows no keys and no stores.
+(``protocols/wire.py``): one codec for everything, where S5's own directories would have CBOR. Knows no
+keys and no stores.
 """
 
 from __future__ import annotations

@@ -87,18 +87,23 @@ class Sender:
                 await self._wake.wait()
             woken, self._wake = self._wake.is_set(), trio.Event()
             try:
-                sent = await self.send()
+                sent = await self.send(behind=not woken)
             except P2PNodeError as error:  # our own disk: the next round tries again
                 log.warning("archive.not_sent", reason=str(error))
                 sent = []
             progress = woken or any(each.kept for each in sent)
             wait_s = limits.archive_retry_s if progress else min(wait_s * 2, limits.archive_retry_max_s)
 
-    async def send(self, *, check: bool = False) -> list[Sent]:
-        """One round over all that lags; with ``check`` over all there is. Raises ``StorageError``."""
+    async def send(self, *, check: bool = False, behind: bool = False) -> list[Sent]:
+        """One round over all that lags; with ``check`` over all there is. Raises ``StorageError``.
+
+        ``behind``: also over what a quorum has, but some replica did not get.
+        """
         async with self._turn:
             outbox = self._rim.outbox
-            rows = await outbox.heads() if check else await outbox.lagging()
+            rows = await outbox.heads()
+            if not check:
+                rows = [row for row in rows if row.lags or (behind and self._some_lack(row.sid))]
             sent: list[Sent] = []
             if rows and rows[0].sid == INDEX_SID:  # conversations wait for their names
                 sent.append(await self._send(rows.pop(0), check=check))
@@ -112,6 +117,10 @@ class Sender:
                 for row in rows:
                     nursery.start_soon(send_one, row)
             return sent
+
+    def _some_lack(self, sid: bytes) -> bool:
+        last = self.last.get(sid)
+        return last is not None and last.written is not None and bool(last.written.failures)
 
     async def _send(self, row: HeadRow, *, check: bool) -> Sent:
         keys = keys_of(self._keys, row.sid)

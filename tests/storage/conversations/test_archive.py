@@ -237,5 +237,41 @@ async def test_what_waits_goes_out_by_itself_when_a_replica_is_back(
             shelf.down = False
         with trio.fail_after(400):
             await archive.wait_kept(conversation.sid)
+            await archive.wait_kept()
         assert (await archive.status()).kept
         nursery.cancel_scope.cancel()
+
+
+async def test_a_replica_that_was_away_is_brought_up_to_date_without_being_asked(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.replicas[2].down = True
+    async with world.machine().on() as archive, trio.open_nursery() as nursery:
+        await nursery.start(archive.run)
+        conversation = await archive.new()
+        await conversation.append(asked("one"))
+        await archive.wait_kept(conversation.sid)
+        world.replicas[2].down = False
+        await trio.sleep(700)
+        nursery.cancel_scope.cancel()
+    del world.replicas[:2]
+    async with world.machine("new").on() as archive:
+        await archive.recover()
+        assert texts((await archive.open(conversation.sid)).turns) == ["one"]
+
+
+async def test_the_host_that_serves_is_no_part_of_a_quorum_where_others_are(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.replicas[0].place = "serving"
+    async with world.machine().on() as archive:
+        conversation = await archive.new()
+        world.replicas[1].down = True
+        await conversation.append(asked("one"))
+        status = await archive.flush()
+        assert not status.kept
+        assert status.counted.names == {"replica 1", "replica 2"}
+        del world.replicas[1]
+        status = await archive.flush()
+        assert status.kept
+        assert "the host that serves" in status.counted.weak

@@ -1,4 +1,4 @@
-"""Replicas that are lost, that lie, hang, forget or are full: nothing acknowledged is lost, losses are said."""
+"""Replicas that are lost, lie, hang, forget or are full: nothing acknowledged is lost, losses are said."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ from p2pnode.storage.conversations.reading import ConversationLostError
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import Quotas
-from tests.storage.conversations.worlds import KEYS, Machine, Shelf, World, answered, asked, session, texts
+from tests.storage.conversations.worlds import (
+    KEYS,
+    Machine,
+    QuickOutbox,
+    Shelf,
+    World,
+    answered,
+    asked,
+    session,
+    texts,
+)
 
 WORDS = ["one", "two", "three", "four"]
 
@@ -154,7 +164,7 @@ async def test_the_middle_of_an_answer_that_is_lost_is_not_glued_over(
 async def test_segments_swapped_between_places_and_conversations_are_refused(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """A store that answers by name can't do it; a manifest's hashes and the seal's binding both stand before it."""
+    """A manifest's hashes stand before it, and behind them the seal's binding (``test_sealing``)."""
     async with world.machine().on() as archive:
         conversation = await written(archive)
         other = await written(archive, ["alpha", "beta"])
@@ -210,7 +220,9 @@ async def test_a_joined_segment_that_is_lost_comes_back_from_those_it_was_joined
         assert (await archive.flush()).kept
         assert conversation.log.head is not None
         joined, _ = conversation.log.head.manifest.segments
+    world.now += 2 * 86_400
     for shelf in world.replicas:
+        shelf.store.gc_step(1000)
         shelf.lose(joined.hash)
     found = await recovered(world.machine("new"), conversation.sid)
     assert texts(found.turns) == [*(str(number) for number in range(16)), "last"]
@@ -412,3 +424,22 @@ async def test_other_keys_open_nothing_that_a_replica_holds(world: World, autoju
     async with world.machine("thief").on(keys=other) as archive:
         with pytest.raises(ConversationLostError, match="does not open"):
             await archive.open(conversation.sid)
+
+
+async def test_an_outbox_that_can_not_note_an_acknowledgement_is_a_reason_in_the_status(
+    world: World, autojump_clock: MockClock
+) -> None:
+    machine = world.machine()
+    async with machine.on() as archive:
+        conversation = await written(archive)
+        await conversation.append(asked("five"))
+        outbox = archive._rim.outbox
+        assert isinstance(outbox, QuickOutbox)
+        outbox.full = True
+        with pytest.raises(StorageError, match="outbox's disk is full"):
+            await conversation.append(asked("six"))
+        status = await archive.flush()
+        assert "outbox's disk is full" in status.last[conversation.sid].trouble
+        outbox.full = False
+        assert (await archive.flush()).kept
+        assert texts(conversation.turns) == [*WORDS, "five"]

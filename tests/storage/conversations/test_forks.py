@@ -173,3 +173,48 @@ async def test_two_processes_on_one_data_dir_do_not_overwrite_each_other(
         assert len(await two.conversations()) == 1
         other = await two.new(title="other")
         assert {saved.sid for saved in await one.conversations()} == {first.sid, other.sid}
+
+
+async def test_on_a_full_disk_a_fork_can_still_be_opened_and_is_settled_later(
+    world: World, autojump_clock: MockClock
+) -> None:
+    machine = world.machine("two")
+    async with world.machine("one").on() as one, machine.on() as two:
+        first, second = await both_open(one, two)
+        await first.append(answered("by one"), answered("more"))
+        await one.flush()
+        await second.append(answered("by two"))
+        machine.own.full = True
+        assert texts((await two.open(first.sid)).turns) == ["shared", "by two"]
+        assert not (await two.flush()).kept
+        machine.own.full = False
+        assert (await two.flush()).kept
+        assert await all_texts(second) == {"shared", "by one", "more", "by two"}
+
+
+async def test_a_branch_stays_readable_when_all_around_it_was_joined_and_swept(
+    world: World, autojump_clock: MockClock
+) -> None:
+    moved = set()
+    for at in range(4):
+        machine = world.machine(f"one {at}")
+        two_machine = world.machine(f"two {at}")
+        async with machine.on() as one, two_machine.on() as two:
+            first, second = await both_open(one, two)
+            await first.append(answered("by one"))
+            await second.append(answered("by two"))
+            assert (await one.flush()).kept
+            assert (await two.flush()).kept
+            moved.add(second.moved)
+            for number in range(40):
+                await second.append(answered(str(number)))
+                assert (await two.flush()).kept
+                if number >= 28:  # what is let go is swept at once, wherever it is
+                    world.now += 1.1 * 86_400
+                    for shelf in [machine.own, two_machine.own, *world.replicas]:
+                        shelf.store.gc_step(1000)
+        async with world.machine(f"new {at}").on() as archive:
+            again = await archive.open(first.sid)
+            assert len(again.branches) == 1
+            assert {"shared", "by one", "by two", "39"} <= await all_texts(again)
+    assert moved == {True, False}  # both ways were tried

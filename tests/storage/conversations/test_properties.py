@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from tests.storage.conversations.worlds import (
     World,
     answered,
     asked,
+    only_cuts,
     run,
     says,
     texts,
@@ -87,7 +89,7 @@ class Story:
             except PowerCutError:
                 pass
             except BaseExceptionGroup as group:
-                assert group.split(PowerCutError)[1] is None
+                only_cuts(group)
             for machine in self.machines:
                 machine.power.after = -1
 
@@ -153,9 +155,7 @@ class Story:
             await archive.repair()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(STEPS)
-def test_any_story_of_two_machines_ends_with_all_that_was_acknowledged(steps: list[tuple[str, int]]) -> None:
+def tell(steps: list[tuple[str, int]]) -> None:
     async def story() -> None:
         with tempfile.TemporaryDirectory() as folder:
             told = Story(World(Path(folder)))
@@ -164,3 +164,16 @@ def test_any_story_of_two_machines_ends_with_all_that_was_acknowledged(steps: li
             await told.end()
 
     run(story)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS)
+def test_any_story_of_two_machines_ends_with_all_that_was_acknowledged(steps: list[tuple[str, int]]) -> None:
+    tell(steps)
+
+
+@pytest.mark.long
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS)
+def test_four_hundred_stories_do(steps: list[tuple[str, int]]) -> None:
+    tell(steps)

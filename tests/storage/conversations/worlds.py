@@ -13,30 +13,35 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.errors import StorageError
-from p2pnode.ids import PeerId, SessionId
+from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.protocols.inference.messages import Role, SessionTerms, Voucher
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId
 from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.outbox import NewHead, Outbox
-from p2pnode.storage.conversations.records import Piece, SavedSession
+from p2pnode.storage.conversations.records import Link, Piece, SavedSession
 from p2pnode.storage.conversations.turns import Turn
 from p2pnode.storage.keys import StorageKeys
-from p2pnode.storage.memory import MemoryStore
-from p2pnode.storage.rules import Quotas
+from p2pnode.storage.memory import MemoryStore, _Blob
 from p2pnode.storage.sealing import Kind, SealError, unseal
-from p2pnode.storage.store import LEASE_S, Data, OwnerKey, Place, Replica
+from p2pnode.storage.store import LEASE_S, Data, DiskFullError, OwnerKey, Place, Replica
 
 T = TypeVar("T")
 NOW = 1_800_000_000.0
 KEYS = StorageKeys.from_entropy(bytes(range(16)))
 LIMITS = Limits(replica_ask_s=2.0, replica_write_s=3.0, replica_lag_s=0.5)
-WIDE = Quotas(owner_bytes=1 << 40, node_bytes=1 << 40)
 
 
 class PowerCutError(BaseException):
     """The machine went off. Nothing handles it."""
+
+
+def only_cuts(group: BaseExceptionGroup[BaseException]) -> None:
+    """A nursery ended by the power, and by nothing else."""
+    rest = group.split(PowerCutError)[1]
+    if rest is not None:
+        raise rest
 
 
 class DownError(StorageError):
@@ -63,7 +68,7 @@ class Power:
 
 @dataclass(eq=False)
 class Shelf:
-    """A store whose faults are switched on: ``down``, ``hangs``, ``lies`` (changes every byte string)."""
+    """A store whose faults are switched on: ``down``, ``hangs``, ``lies`` (changes what it gives)."""
 
     name: str
     store: MemoryStore
@@ -71,6 +76,8 @@ class Shelf:
     power: Power = field(default_factory=Power)
     down: bool = False
     hangs: bool = False
+    held: trio.Event | None = None
+    """No blob is taken before this happens."""
     full: bool = False
     lies: bool = False
     shown: dict[EntryKey, Entry | None] = field(default_factory=dict)
@@ -97,6 +104,8 @@ class Shelf:
         self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
     ) -> BlobId:
         assert isinstance(data, bytes)
+        if self.held is not None:
+            await self.held.wait()
         await self._fault()
         if self.full:
             msg = "the disk is full"
@@ -162,6 +171,16 @@ class Shelf:
         self.store._entries[entry.key] = (entry, owner)
 
 
+class RoomyStore(MemoryStore):
+    """Adds nothing up: the sums over all blobs cost more than what is tested over thousands of them."""
+
+    def _lease(self, digest: BlobHash, blob: _Blob, owner: OwnerKey, lease_s: float) -> None:
+        blob.leases[owner] = max(self._wall() + lease_s, blob.leases.get(owner, 0))
+
+    def _bytes(self) -> int:
+        return 0
+
+
 class QuickOutbox(Outbox):
     """Without syncs: the process ends in these tests, the machine doesn't. Commits are operations."""
 
@@ -169,11 +188,22 @@ class QuickOutbox(Outbox):
         super().__init__(path, draw, in_thread=False)
         self._db.execute("PRAGMA synchronous = OFF")
         self._power = power
+        self.full = False
 
     async def commit(self, new: NewHead) -> None:
         self._power.early()
+        self._check()
         await super().commit(new)
         self._power.done()
+
+    async def acked(self, sid: bytes, link: Link) -> None:
+        self._check()
+        await super().acked(sid, link)
+
+    def _check(self) -> None:
+        if self.full:
+            msg = "the outbox's disk is full"
+            raise DiskFullError(msg)
 
 
 class Machine:
@@ -182,7 +212,7 @@ class Machine:
     def __init__(self, world: World, name: str, root: Path) -> None:
         self.world, self.name, self._path = world, name, root / f"{name}.sqlite"
         self.power = Power()
-        self.own = Shelf(f"{name}'s disk", MemoryStore(world.wall, WIDE), "own", self.power)
+        self.own = Shelf(f"{name}'s disk", RoomyStore(world.wall), "own", self.power)
         self.random = random.Random(name)
 
     @asynccontextmanager
@@ -209,7 +239,7 @@ class World:
     def __init__(self, root: Path, replicas: int = 3) -> None:
         self.now = NOW
         self._root = root
-        self.replicas = [Shelf(f"replica {at}", MemoryStore(self.wall, WIDE)) for at in range(replicas)]
+        self.replicas = [Shelf(f"replica {at}", RoomyStore(self.wall)) for at in range(replicas)]
 
     def wall(self) -> float:
         return self.now
@@ -242,7 +272,8 @@ def texts(turns: tuple[Turn, ...]) -> list[str]:
 
 def session(number: int = 1, *, amount: int | None = None, expiry: int = int(NOW) + 86_400) -> SavedSession:
     terms = SessionTerms(
-        payer=bytes(20), host=bytes(20), voucher_key=bytes(20), receipt_key=bytes(20), model=bytes(32),
+        payer=bytes(20), host=bytes(20), voucher_key=bytes(20), receipt_key=bytes(20),
+        model=ModelId(bytes(32)),
         deposit=1000, price_in=1, price_out=2, session_fee=0, tip=0, expiry=expiry, salt=bytes(32),
     )  # fmt: skip
     voucher = None
