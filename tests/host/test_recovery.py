@@ -30,6 +30,7 @@ from tests.host.test_payment_faults import books_of
 from tests.net.memory_world import seed_of
 from tests.node.world import Member
 
+MARKET = domains().market
 SLOW = 20
 """Tokens a second."""
 
@@ -64,7 +65,7 @@ def left(journal: Journal) -> BoughtSession:
 
 async def bring(journal: Journal, network: Network) -> list[Delivery]:
     now = int(wall_clock())
-    return await deliver_all(journal, domains().market, network, limits=LIMITS, now=now)
+    return await deliver_all(journal, MARKET, network, limits=LIMITS, now=now)
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +111,10 @@ async def test_a_host_killed_in_the_middle_of_an_answer_is_paid_for_exactly_what
             await trio.sleep(5)
             settled(w, amount)
             assert await bring(journal, client.node.network) == []
+            with pytest.raises(RefusedError, match="no such session here"):  # nor does it go on again
+                await deliver(
+                    replace(record, delivered=-1), journal, MARKET, client.node.network, limits=LIMITS
+                )
         assert w.chain.block == 2  # one open, one close
 
 
@@ -320,11 +325,11 @@ async def test_hosts_that_are_away_stay_owed_and_hold_nobody_up(
         async with another_process(w, path) as (journal, network):
             for number in range(40):
                 terms = replace(record.terms, salt=number.to_bytes(32, "big"))
-                session = session_id(domains().market, terms)
+                session = session_id(MARKET, terms)
                 away = replace(record, session=session, terms=terms, opened_at=record.opened_at - 1)
                 await journal.bought_restored(away, int(wall_clock()))
             with pytest.raises(UnreachableError):
-                await deliver(record, journal, domains().market, network, limits=LIMITS)
+                await deliver(record, journal, MARKET, network, limits=LIMITS)
             started = trio.current_time()
             done = await bring(journal, network)
             assert len(done) == LIMITS.deliveries_max
@@ -344,7 +349,7 @@ async def test_sessions_of_another_market_or_long_over_are_left_alone(
         async with w.client(member) as client:
             await broken_off(w, member, money, client, 12)
             journal, network = books_of(client), client.node.network
-            other = replace(domains().market, chain_id=1)
+            other = replace(MARKET, chain_id=1)
             assert await deliver_all(journal, other, network, limits=LIMITS, now=int(wall_clock())) == []
             later = left(journal).terms.expiry + 86_400
             assert len(owed(journal, later - 1)) == 1
