@@ -32,6 +32,7 @@ from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.keeping import keep_for_peers
 from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.node.storage_key import ensure_storage_key
 from p2pnode.node.store import LOCAL_OWNER, open_store
 from p2pnode.node.store_for import StoreFor
 from p2pnode.storage.local.store import LocalStore
@@ -87,6 +88,7 @@ class Join:
             identity = await trio.to_thread.run_sync(
                 load_or_create_identity, data, time.time, chain, passphrase
             )
+            await trio.to_thread.run_sync(ensure_storage_key, data)
             self._report("identity", {"peer_id": identity.key.peer_id, "new": fresh})
             models: list[HostedModel] = []
             with self._starting:

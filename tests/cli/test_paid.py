@@ -41,7 +41,7 @@ def test_a_client_without_ether_asks_pays_and_sees_every_unit(
     assert found["spent"] == done["cost"] == FEE + 1  # forty tokens at 7 a million: a unit, rounded up
     assert found["wallet"] == 1_000_000 - done["cost"]
     assert (found["ether_wei"], found["owed"], found["stuck"]) == (0, 0, [])
-    (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).events
+    (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).named("session")
     assert (session["as"], session["state"], session["amount"]) == ("client", "settled", done["cost"])
     shown = run("sessions", "show", session["session"][:8], "--json", "--data-dir", data_dir).events[0]
     assert (shown["tokens_out"], shown["price_out"]) == (40, PRICE_OUT)
@@ -66,7 +66,7 @@ def test_a_session_that_was_settled_is_not_closed_again(
     give(profile, wallet(data_dir), usdc="1")
     assert ask(data_dir, "hi", "--peer", paid_host.multiaddr, "--chain", profile, "--max-tokens", 3).code == 0
     wait_settled(data_dir, profile)
-    (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).events
+    (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).named("session")
     closed = run(
         "sessions", "close", session["session"], "--json", "--chain", profile, "--data-dir", data_dir
     )
