@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple
 from typing import Any, Final
 
-from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 
 NO_VOUCHER: Final = (0, 0, 0, 0, bytes(32), b"")
 """What ``request_close`` takes from someone who never signed one."""
@@ -24,3 +24,10 @@ def voucher_tuple(voucher: Voucher) -> tuple[Any, ...]:
 def claim_tuple(terms: SessionTerms, voucher: Voucher) -> tuple[Any, ...]:
     """``Claim``: what ``close`` and ``close_many`` take."""
     return terms_tuple(terms), voucher_tuple(voucher)
+
+
+def receipt_tuple(receipt: Receipt) -> tuple[Any, ...]:
+    """``Receipt`` of NodeRegistry: what ``slash`` takes of each; epoch and seq go beside."""
+    told = receipt.checkpoint
+    counts = (told.tokens_in, told.tokens_out)
+    return receipt.previous, *counts, told.token_hash, told.fingerprint_hash, told.signature

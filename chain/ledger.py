@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
-from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import Domain
 
 CLAIMS_MAX: Final = 25
@@ -107,8 +107,20 @@ class Transfer:
     amount: int
 
 
+@dataclass(frozen=True, slots=True)
+class Slash:
+    """Anyone shows two receipts of a host for one place: its stake is lost, a tenth is the account's.
+
+    Both are of one epoch and one ``seq``. FAB, not USDC, is what is at stake.
+    """
+
+    terms: SessionTerms
+    one: Receipt
+    other: Receipt
+
+
 Call: TypeAlias = (
-    Open | Close | CloseMany | Release | RequestClose | SubmitVoucher | Refund | Withdraw | Transfer
+    Open | Close | CloseMany | Release | RequestClose | SubmitVoucher | Refund | Withdraw | Transfer | Slash
 )
 
 # ---- what happened
@@ -182,8 +194,20 @@ class Withdrawn:
     block: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slashed:
+    """A host lost its stake. Told of the account's own ``Slash`` only; amounts are FAB wei."""
+
+    session: SessionId
+    host: bytes
+    reporter: bytes
+    amount: int
+    reward: int
+    block: int
+
+
 LedgerEvent: TypeAlias = (
-    SessionOpened | SessionClosed | CloseRequested | VoucherRecorded | ClaimSkipped | Withdrawn
+    SessionOpened | SessionClosed | CloseRequested | VoucherRecorded | ClaimSkipped | Withdrawn | Slashed
 )
 
 

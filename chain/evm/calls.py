@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from p2pnode.chain.abi import Artifact, artifact
-from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
+from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, receipt_tuple, terms_tuple, voucher_tuple
 from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.transaction import Order
 from p2pnode.chain.ledger import (
@@ -24,6 +24,8 @@ from p2pnode.chain.ledger import (
     RequestClose,
     SessionClosed,
     SessionOpened,
+    Slash,
+    Slashed,
     SubmitVoucher,
     Transfer,
     VoucherRecorded,
@@ -51,6 +53,7 @@ class Encoder:
 
     market: bytes
     usdc: bytes
+    node_registry: bytes
 
     def order(self, call: Call) -> Order:
         """Raises ``ChainError`` for what no contract could take."""
@@ -80,6 +83,11 @@ class Encoder:
                 return self._market("withdraw", call.to, call.amount)
             case Transfer():
                 return self._order("USDC", self.usdc, "transfer", call.to, call.amount)
+            case Slash():
+                epoch, seq = call.one.epoch, call.one.checkpoint.seq
+                both = receipt_tuple(call.one), receipt_tuple(call.other)
+                terms = terms_tuple(call.terms)
+                return self._order("NodeRegistry", self.node_registry, "slash", terms, epoch, seq, *both)
 
     def _market(self, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
         return self._order("JobMarketplace", self.market, name, *arguments, gas=gas)
@@ -119,6 +127,26 @@ def market_events(market: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]
             msg = f"an endpoint gave a log in block {log.block} that is no event of the market: {error}"
             raise ChainError(msg) from error
     return tuple(found)
+
+
+def registry_events(registry: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]:
+    """``Slashed`` of the node registry; all else is left out."""
+    known = artifact("NodeRegistry")
+    found = [
+        (log, known.event(log.contract, log.topics, log.data)) for log in logs if log.contract == registry
+    ]
+    return tuple(
+        Slashed(
+            session=SessionId(event.fields["session"]),
+            host=event.fields["host"],
+            reporter=event.fields["reporter"],
+            amount=event.fields["amount"],
+            reward=event.fields["reward"],
+            block=log.block,
+        )
+        for log, event in found
+        if event is not None and event.name == "Slashed"
+    )
 
 
 def _event(name: str, found: dict[str, Any], block: int) -> LedgerEvent:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import trio
 
-from p2pnode.chain.evm.calls import Encoder, market_events, market_topics
+from p2pnode.chain.evm.calls import Encoder, market_events, market_topics, registry_events
 from p2pnode.chain.evm.domains import read, read_domains
 from p2pnode.chain.evm.node import EvmNode
 from p2pnode.chain.evm.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
@@ -68,7 +68,7 @@ class EvmLedger:
     ) -> None:
         self._endpoints, self._node, self._domains = endpoints, node, domains
         self._confirmations, self._sender, self._account = confirmations, sender, account
-        self._encode = Encoder(domains.market.contract, domains.token.contract)
+        self._encode = Encoder(domains.market.contract, domains.token.contract, domains.node_registry)
         self._topics = market_topics()
         self._page_max = self._page = blocks_per_page
 
@@ -198,7 +198,10 @@ class EvmLedger:
             block=receipt.block,
             gas_used=receipt.gas_used,
             fee_wei=receipt.fee_wei,
-            events=market_events(self._domains.market.contract, receipt.logs),
+            events=(
+                *market_events(self._domains.market.contract, receipt.logs),
+                *registry_events(self._domains.node_registry, receipt.logs),
+            ),
         )
 
     async def check(self, call: Call, sender: bytes | None = None) -> None:

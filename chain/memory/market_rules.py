@@ -16,7 +16,6 @@ from typing import Final, TypeAlias
 from p2pnode.chain.evm.rpc_answers import NO_REASON
 from p2pnode.chain.ledger import (
     CLAIMS_MAX,
-    Call,
     ClaimSkipped,
     Close,
     CloseMany,
@@ -66,6 +65,9 @@ class Context:
     block: int
 
 
+MarketCall: TypeAlias = (
+    Open | Close | CloseMany | Release | RequestClose | SubmitVoucher | Refund | Withdraw | Transfer
+)
 Commit: TypeAlias = Callable[[], list[LedgerEvent]]
 """Does what was found allowed, and tells of it. Call it at once or never."""
 
@@ -87,8 +89,8 @@ class MarketRules:
         """How it stands."""
         return self._sessions.get(session, EscrowState(status="none"))
 
-    def decide(self, call: Call, context: Context) -> Commit:
-        """Any call. Raises ``RevertedError``."""
+    def decide(self, call: MarketCall, context: Context) -> Commit:
+        """Any call but those of other contracts. Raises ``RevertedError``."""
         match call:
             case Open():
                 return self.open(call, context)

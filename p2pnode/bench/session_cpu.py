@@ -185,8 +185,8 @@ class _Duet:
                 await self._tell("host", Counted(turn, 10))
             case Generate(run=run):
                 self._run = run
-            case Issued(checkpoint=checkpoint):
-                await journal.host_issuing(session, checkpoint)
+            case Issued(receipt=receipt):
+                await journal.host_issuing(session, receipt)
                 self._note("host journal", before)
             case Paid(voucher=voucher):
                 await journal.host_paid(session, voucher)

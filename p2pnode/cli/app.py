@@ -10,6 +10,7 @@ from p2pnode.cli.chain import chain_app
 from p2pnode.cli.chat import chat
 from p2pnode.cli.demo import demo
 from p2pnode.cli.doctor import doctor
+from p2pnode.cli.evidence import evidence
 from p2pnode.cli.funds import funds_app
 from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 for command in (join, ask, chat, hosts, invite, status, doctor, bench, demo):
     app.command()(command)
+sessions_app.command()(evidence)
 app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")
 app.add_typer(funds_app, name="funds")

@@ -283,6 +283,7 @@ class Answer:
             fruitless=0 if part.progressed else self._fruitless + 1,
             kept=part.session.kept,
             lost=part.session.lost,
+            resumed=part.resumed,
             paid=part.session.paid,
         )
 

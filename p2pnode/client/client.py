@@ -11,10 +11,9 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 import trio
@@ -22,17 +21,15 @@ import trio
 from p2pnode.client.answer import Answer
 from p2pnode.client.memory import load_measured, save_measured
 from p2pnode.client.partial import Held, Partial
+from p2pnode.client.question import KnownModel, Messages, conversation, resolve_model
 from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, is_priced, unpaid
 from p2pnode.client.search import HostSearch
-from p2pnode.client.session import Session
+from p2pnode.client.session import Session, first_error
 from p2pnode.client.standby import Standby
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
-from p2pnode.errors import ConfigError, P2PNodeError, RefusedError, RemoteError, UnreachableError
+from p2pnode.errors import LocalError, P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
-from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.manifest import Manifest, parse_model_id
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.node.datadir import DataDir
@@ -42,47 +39,14 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.inference.commands import Ask
-from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams
+from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
 
 if TYPE_CHECKING:
-    from p2pnode.client.payer import Payer
+    from p2pnode.client.payer import OpenPurse, Payer
 
 log = structlog.get_logger()
 _SAVED_SEEDS: Final = 8
 Event = Callable[[str, dict[str, object]], None]
-Messages = str | Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class KnownModel:
-    """A model as the client knows it: the id, and the manifest where the catalogue has it."""
-
-    model: ModelId
-    manifest: Manifest | None = None
-
-    def input_max(self, body: PromptBody) -> int:
-        """The largest honest quote for this turn, in tokens."""
-        size = sum(len(message.content.encode()) for message in body.messages)
-        count = len(body.messages)
-        if self.manifest is not None:
-            return len(body.prefix) + self.manifest.template_overhead.tokens_max(count, size)
-        return len(body.prefix) + size + 512 + 64 * count
-
-
-def resolve_model(name: str) -> KnownModel:
-    """A catalogue name, a model id (``m1…``) or a GGUF file that was pulled. Raises ``ConfigError``."""
-    if name == SCRIPTED:
-        return KnownModel(scripted_model_id())
-    if name.startswith("m1"):
-        try:
-            return KnownModel(parse_model_id(name))
-        except ConfigError:
-            pass
-    entry = Catalogue.load().find(name)
-    if entry.model_id is None:
-        msg = f"{name} is a file: ask for it by its model id, which `p2pnode models list` and its host print"
-        raise ConfigError(msg)
-    return KnownModel(entry.model_id, entry.manifest)
 
 
 class Client:
@@ -175,6 +139,7 @@ class Client:
             )
         )
 
+    _bringing = False
     _local: tuple[str, ...] = ()
     _browses = False
 
@@ -217,7 +182,7 @@ class Client:
         side can't or may not pay; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
         """
         known = resolve_model(model if model is not None else DEFAULT_MODEL)
-        body = PromptBody(messages=_conversation(messages, system), sampling=sampling or SamplingParams())
+        body = PromptBody(messages=conversation(messages, system), sampling=sampling or SamplingParams())
         if peer is not None:
             split_peer(peer)
         allowed = filters or Filters()
@@ -445,10 +410,39 @@ class Client:
                 await standby.run()
 
         self._nursery.start_soon(run)
+        self._bring_owed()
         return scope
+
+    def _bring_owed(self) -> None:
+        """Hand final vouchers to hosts that vanished, as far as they are back. A free client owes nothing."""
+        opened = self._payer.opened if self._payer is not None else None
+        if opened is None or self._nursery is None or self._bringing:
+            return
+        from p2pnode.client.delivery import owed
+
+        if owed(opened.journal, opened.purse.now()):
+            self._bringing = True
+            self._nursery.start_soon(self._bring, opened)
+
+    async def _bring(self, opened: OpenPurse) -> None:
+        from p2pnode.client.delivery import deliver_all
+
+        try:
+            await deliver_all(
+                opened.journal,
+                opened.purse.market,
+                self.node.network,
+                limits=self.limits,
+                now=opened.purse.now(),
+            )
+        except* LocalError as group:  # what was not delivered stays owed
+            log.warning("vouchers.not_delivered", reason=str(first_error(group)))
+        finally:
+            self._bringing = False
 
     def release(self, session: Session) -> None:
         """Keep an idle session for the next turn with the same host."""
+        self._bring_owed()
         if session.over:
             return
         before = self._free.get((session.host, session.model))
@@ -466,32 +460,6 @@ class Client:
         """A host failed."""
         known = self._measured.pop(peer, Measured())
         self._measured[peer] = known.failed(self.node.wall(), fault=fault)
-
-
-def _conversation(messages: Messages, system: str | None) -> tuple[ChatMessage, ...]:
-    given: Sequence[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    made = [ChatMessage(role="system", content=system)] if system else []
-    for message in given:
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            msg = 'each message is {"role": "system"|"user"|"assistant", "content": text}'
-            raise ConfigError(msg)
-        made.append(ChatMessage(role=role, content=content))
-    if not all(_is_text(message.content) for message in made):
-        msg = "a message holds half of a character (a lone surrogate): decode it as UTF-8 first"
-        raise ConfigError(msg)
-    if not made:
-        msg = "there is nothing to ask: give at least one message"
-        raise ConfigError(msg)
-    return tuple(made)
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 __all__ = ["Answer", "Candidate", "Client", "Filters", "KnownModel", "resolve_model"]

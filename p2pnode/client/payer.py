@@ -28,7 +28,7 @@ from p2pnode.node.journal import Journal
 from p2pnode.node.money import profile_of_config
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.inference.messages import Voucher
+from p2pnode.protocols.inference.commands import ClientEmission, Disputed, Receipted, Signed
 from p2pnode.protocols.inference.payment import ClientPayment
 from p2pnode.protocols.typed_data import amount_due
 
@@ -54,6 +54,8 @@ class Purchase:
 
     payment: ClientPayment
     journal: Journal
+    now: Callable[[], int]
+    """Epoch seconds."""
 
     @property
     def session(self) -> SessionId:
@@ -68,12 +70,27 @@ class Purchase:
         """The host took it."""
         await self.journal.bought_open(self.session)
 
-    async def signed(self, voucher: Voucher) -> None:
-        """Durable before it is sent."""
-        await self.journal.signed(self.session, voucher)
+    async def noted(self, value: ClientEmission) -> bool:
+        """Durable when it returns, but a receipt: that is with the voucher that answers it.
 
-    async def over(self) -> None:
-        """Nothing more is signed for it."""
+        True for what concerns nobody else.
+        """
+        match value:
+            case Signed(voucher=voucher):
+                await self.journal.signed(self.session, voucher)
+            case Disputed(receipt=receipt):
+                await self.journal.bought_shown(self.session, receipt, self.now())
+            case Receipted(receipt=receipt):
+                self.journal.bought_receipt(self.session, receipt, self.now())
+                return False
+            case _:
+                return False
+        return True
+
+    async def over(self, *, heard: bool = False) -> None:
+        """Nothing more is signed for it. ``heard``: the host has all that was."""
+        if heard and (bought := self.journal.purchase(self.session)) is not None and bought.owed is not None:
+            await self.journal.bought_delivered(self.session, bought.owed.amount)
         await self.journal.bought_over(self.session)
 
 
@@ -92,6 +109,11 @@ class Payer:
         self._opening = trio.Lock()
         self._open: OpenPurse | None = None
 
+    @property
+    def opened(self) -> OpenPurse | None:
+        """The purse and its journal, once something was bought."""
+        return self._open
+
     def payable(self, advert: Advert, offer: Offer) -> str:
         """Why an offer can't be paid; "" when it can, or is free."""
         return why_unpayable(advert, offer, self._market, self._caps, self._address)
@@ -107,7 +129,7 @@ class Payer:
         if (reason := await self._why_not_again(opened, advert)) != "":
             raise RefusedError("payment_required", reason)
         payment = await opened.purse.open(advert, offer, tokens_in=tokens_in, tokens_out=tokens_out)
-        return Purchase(payment, opened.journal)
+        return Purchase(payment, opened.journal, opened.purse.now)
 
     async def _why_not_again(self, opened: OpenPurse, advert: Advert) -> str:
         """A host that takes fees for sessions it never accepts gets no third one that day."""

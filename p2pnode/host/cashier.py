@@ -26,7 +26,7 @@ from p2pnode.node.identity import HostIdentity
 from p2pnode.node.journal import HostedSession, Journal
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.inference.commands import Escrowed, NotEscrowed
-from p2pnode.protocols.inference.messages import WINDOW, Checkpoint, Open, Refuse, SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import WINDOW, Open, Receipt, Refuse, SessionTerms, Voucher
 from p2pnode.protocols.inference.payment import HostPayment, check_open
 from p2pnode.protocols.typed_data import amount_due, session_id
 
@@ -76,6 +76,10 @@ class Cashier:
         self.settler = Settler(ledger, journal, limits=limits, wall=wall, on_ending=on_ending)
         self._deposits: dict[SessionId, _Deposit] = {}
         self._nursery: trio.Nursery | None = None
+
+    async def prepare(self, epoch: int) -> None:
+        """Give the clients of what earlier starts left open time to come back. Before anything is served."""
+        await self.settler.prepare(epoch)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Settle and watch until cancelled."""
@@ -226,9 +230,28 @@ class Cashier:
         """On disk before what it pays for is served."""
         await self.journal.host_paid(session, voucher)
 
-    async def issued(self, session: SessionId, checkpoint: Checkpoint) -> None:
+    async def issued(self, session: SessionId, receipt: Receipt) -> None:
         """Written down in order: on disk before what its voucher pays for is served. A place has one."""
-        await self.journal.host_issuing(session, checkpoint)
+        await self.journal.host_issuing(session, receipt)
+
+    async def recovered(self, session: SessionId, epoch: int, address: str | None) -> str:
+        """It goes on after a restart, under ``epoch``: durable first. Why it may take no turn, or "".
+
+        Whatever the chain says, its final voucher is worth taking.
+        """
+        await self.journal.host_resumed(session, epoch)
+        record = self.journal.hosted_one(session)
+        if record is None:
+            return "it is not in the journal"
+        self._deposits[session] = _Deposit(record.terms, decided=True)
+        if (refusal := self._exposed(record, address)) is not None:
+            return refusal.detail
+        try:
+            with trio.fail_after(self._limits.chain_deadline_s):
+                escrow = await self.ledger.session(session)
+        except (ChainError, trio.TooSlowError) as error:
+            return _refusal_of(error).detail
+        return "" if escrow.status == "open" and escrow.closing_at is None else _closing().detail
 
     # ---- the end
 

@@ -13,18 +13,20 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.host.cashier import Cashier, Source
 from p2pnode.host.kept import KeptSessions
 from p2pnode.host.money import HostMoney
+from p2pnode.host.receipts import serve_receipts
 from p2pnode.host.session import ServedSession
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
 from p2pnode.net.stream import Stream
 from p2pnode.node.identity import HostIdentity
+from p2pnode.node.journal import HostedSession
 from p2pnode.node.node import Node
 from p2pnode.protocols.adverts.machine import Standing
 from p2pnode.protocols.adverts.messages import Address, Load, Offer
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
 from p2pnode.protocols.inference.machine import HostSession, HostTerms
 from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
-from p2pnode.protocols.inference.open_session import OpenSession
+from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
 from p2pnode.protocols.inference.payment import HostPayment
 
 log = structlog.get_logger()
@@ -95,7 +97,13 @@ class Host:
                 on_ending=self._end,
                 caps=money.caps,
             )
-            self._kept = KeptSessions(self.cashier, wall=node.wall, linger_s=node.limits.linger_s)
+            self._kept = KeptSessions(
+                self.cashier,
+                epoch=self._epoch,
+                grants=self._granted,
+                wall=node.wall,
+                linger_s=node.limits.linger_s,
+            )
         self.totals = Totals()
 
     @property
@@ -111,6 +119,9 @@ class Host:
     async def start(self) -> None:
         """Serve, advertise cold, load the engines one after another, advertise warm."""
         node = self._node
+        if self.cashier is not None:
+            await self.cashier.prepare(self._epoch)
+            serve_receipts(node, self.cashier.journal)
         node.network.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
         node.before_close(self.drain)
         if self.cashier is not None:
@@ -253,7 +264,7 @@ class Host:
     def _end(self, session: SessionId, why: str, now: bool) -> bool:
         return self._kept is not None and self._kept.end(session, why, now)
 
-    def _find(self, stream: ServedSession, message: Resume) -> OpenSession | Refuse:
+    def _find(self, stream: ServedSession, message: Resume) -> OpenSession | LapsedSession | Refuse:
         if self._draining:
             return Refuse(code="shutting_down", detail="this host is going away: try another")
         if self._kept is None:
@@ -261,6 +272,19 @@ class Host:
         if not self._has_room(stream):
             return Refuse(code="capacity", detail="all sessions are taken", retry_after_s=_RETRY_S)
         return self._kept.find(message)
+
+    def _granted(self, journalled: HostedSession) -> HostTerms | None:
+        """What a session of an earlier start is granted now; its terms' prices hold."""
+        terms = journalled.terms
+        if self.cashier is None:
+            return None
+        payment = self.cashier.asks(
+            price_in=terms.price_in, price_out=terms.price_out, session_fee=terms.session_fee
+        )
+        if (payment.wallet, payment.receipt_key) != (terms.host, terms.receipt_key):
+            return None
+        info = self._warm.get(terms.model)
+        return self._terms(info.n_ctx if info is not None else 1, payment)
 
     def _admit(self, session: ServedSession, message: Open) -> HostTerms | Refuse:
         model = self._models.get(message.model)
@@ -330,12 +354,19 @@ class Host:
             payment=payment,
         )
 
-    async def _opened(self, stream: ServedSession, opened: Opened) -> Engine:
-        record = stream.record
+    async def _opened(self, stream: ServedSession, opened: Opened) -> Engine | None:
+        record, model = stream.record, self._models.get(opened.model)
         if self._kept is not None and record is not None and stream.paid:
-            await self._kept.began(record, stream)
-        log.info("session.opened", session=opened.session.hex()[:16], model=self._models[opened.model].name)
-        return self._models[opened.model].engine
+            if opened.recovered:
+                why = await self._kept.recovered(record, stream)
+                if why or opened.model not in self._warm:  # what is owed is taken, and no more is served
+                    log.info("session.not_served", session=opened.session.hex()[:16], reason=why or "cold")
+                    stream.drain()
+            else:
+                await self._kept.began(record, stream)
+        name = model.name if model is not None else opened.model.hex()[:16]
+        log.info("session.opened", session=opened.session.hex()[:16], model=name, recovered=opened.recovered)
+        return model.engine if model is not None else None
 
     def _served(self, turn: TurnServed) -> None:
         self.totals.turns += 1

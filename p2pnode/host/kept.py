@@ -1,7 +1,8 @@
 """Paid sessions of a host between and on their streams: who has which, and until when one may come back.
 
-A stream that is lost leaves its session for the linger; whoever proves the voucher key takes it over. It
-knows nothing of engines or of the chain: the cashier settles.
+A stream that is lost leaves its session for the linger; whoever proves the voucher key takes it over. One
+that an earlier start left in the journal can be rebuilt, once in this start and by the same proof. It knows
+nothing of engines or of the chain: the cashier settles.
 """
 
 from __future__ import annotations
@@ -13,30 +14,69 @@ import trio
 from p2pnode.host.cashier import Cashier
 from p2pnode.host.session import ServedSession
 from p2pnode.ids import SessionId
+from p2pnode.node.journal import HostedSession
 from p2pnode.protocols.inference.messages import Refuse, Resume
-from p2pnode.protocols.inference.open_session import OpenSession
+from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession, OpenSession
 from p2pnode.protocols.inference.till import PaidTill
 
 
 class KeptSessions:
-    """By session id: the record that outlives streams, and the stream that has it now."""
+    """By session id: the record that outlives streams, and the stream that has it now.
 
-    def __init__(self, cashier: Cashier, *, wall: Callable[[], float], linger_s: float) -> None:
+    ``grants`` says what a session from the journal is granted, or None if this host can't speak for it.
+    """
+
+    def __init__(
+        self,
+        cashier: Cashier,
+        *,
+        epoch: int,
+        grants: Callable[[HostedSession], HostTerms | None],
+        wall: Callable[[], float],
+        linger_s: float,
+    ) -> None:
         self._cashier, self._wall, self._linger_s = cashier, wall, linger_s
+        self._epoch, self._grants = epoch, grants
         self._records: dict[SessionId, OpenSession] = {}
+        self._lapsed: dict[SessionId, LapsedSession] = {}
+        """Never forgotten while this start lasts: within an epoch a session is rebuilt once."""
         self._live: dict[SessionId, ServedSession] = {}
         self._streams: dict[SessionId, int] = {}
 
-    def find(self, message: Resume) -> OpenSession | Refuse:
+    def find(self, message: Resume) -> OpenSession | LapsedSession | Refuse:
         """The session a client asks for. Whether it is the client's, the machine decides."""
         record = self._records.get(message.session)
         journalled = self._cashier.journal.hosted_one(message.session)
-        due = journalled is None or (
-            journalled.settle_at is not None and journalled.settle_at <= self._wall()
-        )
-        if record is None or due:
-            return Refuse(code="bad_request", detail="no such session here: open a new one")
-        return record
+        if journalled is not None and journalled.state in ("open", "over"):
+            due = journalled.settle_at is not None and journalled.settle_at <= self._wall()
+            found = record or self._find_lapsed(journalled)
+            if found is not None and not due:
+                return found
+        return Refuse(code="bad_request", detail="no such session here: open a new one")
+
+    def _find_lapsed(self, journalled: HostedSession) -> LapsedSession | None:
+        """One of an earlier start. What this start served and let go of is never rebuilt."""
+        session, journal = journalled.session, self._cashier.journal
+        if session not in self._lapsed and journalled.epoch < self._epoch:
+            granted = self._grants(journalled)
+            if granted is None:
+                return None
+            self._lapsed[session] = LapsedSession(
+                session=session,
+                terms=journalled.terms,
+                salt=journalled.salt,
+                granted=granted,
+                voucher=journalled.voucher,
+                issued=lambda epoch, seq: journal.issued(session, epoch, seq),
+            )
+        return self._lapsed.get(session)
+
+    async def recovered(self, record: OpenSession, stream: ServedSession) -> str:
+        """A stream rebuilt it from the journal. Why it may take no turn, or ""."""
+        self._live[record.session] = stream
+        self._streams[record.session] = 1
+        self._records[record.session] = record
+        return await self._cashier.recovered(record.session, record.epoch, stream.address)
 
     async def began(self, record: OpenSession, stream: ServedSession) -> None:
         """A stream has it: the first, or one that resumed it."""

@@ -50,7 +50,7 @@ class ServedSession:
         stream: Stream,
         *,
         limits: Limits,
-        on_opened: Callable[[Opened], Awaitable[Engine]],
+        on_opened: Callable[[Opened], Awaitable[Engine | None]],
         on_turn: Callable[[TurnServed], None],
         on_relay: Callable[[Relay], None] = lambda _order: None,
         cashier: Cashier | None = None,
@@ -164,8 +164,8 @@ class ServedSession:
                 self._on_relay(value)
             case Count() if self._nursery is not None:
                 self._nursery.start_soon(self._count, value)
-            case Issued(checkpoint=checkpoint) if cashier is not None and session is not None:
-                await cashier.issued(session, checkpoint)
+            case Issued(receipt=receipt) if cashier is not None and session is not None:
+                await cashier.issued(session, receipt)
             case Paid(voucher=voucher) if cashier is not None and session is not None:
                 await cashier.paid(session, voucher)
             case _:

@@ -1,9 +1,10 @@
 """Brings the money home: every session that is over is closed with its best voucher, whatever happens.
 
-What is due stands in the journal, so a restart goes on where a crash stopped. Sessions that fall due
-together are settled in one transaction. It also watches the chain for close requests, which have 24
-hours, and answers them with the best voucher at once. A chain that can't be reached costs time only.
-It knows nothing of streams: ``on_ending`` tells the host that a session's escrow is about to end.
+What is due stands in the journal, so a restart goes on where a crash stopped; what a crash left open waits
+for the linger first, so that its client can bring the final voucher. Sessions that fall due together are
+settled in one transaction. It also watches the chain for close requests, which have 24 hours, and answers
+them with the best voucher at once. A chain that can't be reached costs time only. It knows nothing of
+streams: ``on_ending`` tells the host that a session's escrow is about to end.
 """
 
 from __future__ import annotations
@@ -70,12 +71,21 @@ class Settler:
         self.reachable = True
         """Did the chain answer last time?"""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. What an earlier start left open is due at once."""
+    async def prepare(self, epoch: int) -> None:
+        """What a start before ``epoch`` was serving settles when its client had the linger to come back.
+
+        A deposit that was still on its way is due at once, and so is what is about to expire.
+        """
         now = int(self._wall())
         for record in self._mine("open", "relaying"):
-            await self._journal.host_over(record.session, now)
+            latest = int(record.terms.expiry - self._limits.expiry_margin_s)
+            settle_at = max(now, min(now + int(self._limits.linger_s), latest))
+            waits = record.state == "open"
+            await self._journal.host_left_open(record.session, settle_at if waits else now, epoch)
         await self._journal.prune(now - PRUNE_S)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._settle_for_ever)
             nursery.start_soon(self._watch_for_ever)

@@ -20,23 +20,27 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.node import journal_client as client
 from p2pnode.node import journal_host as host
+from p2pnode.node import journal_taken as taken
 from p2pnode.node.journal_file import connect, failing_as_storage, make_if_missing
+from p2pnode.node.journal_owner import Owner, is_alive
 from p2pnode.node.journal_records import (
     BOUGHT_STATES,
     HOSTED_STATES,
     BoughtSession,
     BoughtState,
+    Evidence,
     HostedSession,
     HostedState,
     Spending,
     SpendingRule,
 )
 from p2pnode.node.journal_writer import JournalWriter, transact
-from p2pnode.protocols.inference.messages import Checkpoint, SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
 
 __all__ = [
     "BoughtSession",
     "BoughtState",
+    "Evidence",
     "HostedSession",
     "HostedState",
     "Journal",
@@ -56,6 +60,7 @@ class Journal:
         self.path = path
         self._reads, self._writes = reads, writes
         self._writer = JournalWriter(path, writes, in_thread=in_thread)
+        self._owner = Owner(path)
 
     @classmethod
     def open(cls, path: Path, *, in_thread: bool = True) -> Self:
@@ -73,6 +78,7 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file, after :meth:`run` has ended."""
+        self._owner.release()
         self._reads.close()
         self._writes.close()
 
@@ -94,20 +100,20 @@ class Journal:
         """It is not on the chain, or not any more."""
         await self._writer.write(partial(host.lost, session=session, detail=detail))
 
-    async def host_issued(self, session: SessionId, checkpoint: Checkpoint) -> None:
+    async def host_issued(self, session: SessionId, receipt: Receipt) -> None:
         """A receipt, on disk when this returns. A second one for a place is refused."""
-        await self._writer.write(partial(host.issued, session=session, checkpoint=checkpoint))
+        await self._writer.write(partial(host.issued, session=session, receipt=receipt))
 
-    async def host_issuing(self, session: SessionId, checkpoint: Checkpoint) -> None:
+    async def host_issuing(self, session: SessionId, receipt: Receipt) -> None:
         """A receipt that is about to be sent; it goes to disk with the next write, and before it.
 
         That is at the latest with the voucher that pays for it, and costs no commit of its own. One that a
         crash forgot is of an epoch that is over: no later receipt can contradict it.
         """
         if self._writer.crowded:
-            await self.host_issued(session, checkpoint)
+            await self.host_issued(session, receipt)
         else:
-            self._writer.ride(partial(host.issued, session=session, checkpoint=checkpoint))
+            self._writer.ride(partial(host.issued, session=session, receipt=receipt))
 
     async def host_paid(self, session: SessionId, voucher: Voucher) -> None:
         """A voucher that holds, before more is served. The highest is kept."""
@@ -117,9 +123,16 @@ class Journal:
         """Nobody is served: it is to be settled at ``settle_at``."""
         await self._writer.write(partial(host.over, session=session, settle_at=settle_at))
 
-    async def host_resumed(self, session: SessionId) -> None:
-        """Its client came back before it was settled."""
-        await self._writer.write(partial(host.resumed, session=session))
+    async def host_left_open(self, session: SessionId, settle_at: int, epoch: int) -> None:
+        """A start before ``epoch`` was serving it: its client has until ``settle_at`` to come back."""
+        await self._writer.write(partial(host.left_open, session=session, settle_at=settle_at, epoch=epoch))
+
+    async def host_resumed(self, session: SessionId, epoch: int | None = None) -> None:
+        """Its client came back before it was settled. With an ``epoch`` it goes on under that one.
+
+        That must be higher than the one it had: a second time is refused.
+        """
+        await self._writer.write(partial(host.resumed, session=session, epoch=epoch))
 
     async def host_settled(self, session: SessionId, amount: int, detail: str = "") -> None:
         """The chain paid ``amount`` (the treasury's share included)."""
@@ -141,6 +154,15 @@ class Journal:
         """Of one session, in order."""
         return self._read(partial(host.receipts, session=session))
 
+    def issued(self, session: SessionId, epoch: int, seq: int) -> Receipt | None:
+        """The receipt of a place."""
+        return self._read(partial(host.receipt, session=session, epoch=epoch, seq=seq))
+
+    def issued_after(self, session: SessionId, epoch: int, seq: int, limit: int) -> list[Receipt]:
+        """Receipts after a place, in order."""
+        query = partial(host.receipts_after, session=session, epoch=epoch, seq=seq, limit=limit)
+        return self._read(query)
+
     # ---- client
 
     async def bought(self, record: BoughtSession, caps: SpendingRule, now: int) -> None:
@@ -148,7 +170,35 @@ class Journal:
 
         What ``caps`` is shown holds for all processes on this data dir until this returns.
         """
-        await self._writer.write(partial(client.buy, record=record, rule=caps, now=now))
+        try:
+            owner = self._owner.name()
+        except OSError as error:
+            msg = f"no file can be made beside {self.path} ({error.strerror}): free space, or fix its folder"
+            raise StorageError(msg) from error
+        await self._writer.write(partial(client.buy, record=record, rule=caps, now=now, owner=owner))
+
+    async def bought_restored(self, record: BoughtSession, now: int) -> None:
+        """Put back a purchase recovered from elsewhere. Of one that is here no voucher is lowered."""
+        await self._writer.write(partial(client.restored, record=record, now=now))
+
+    async def bought_delivered(self, session: SessionId, amount: int) -> None:
+        """Its host is known to have a voucher of this amount."""
+        await self._writer.write(partial(client.delivered, session=session, amount=amount))
+
+    def bought_receipt(self, session: SessionId, receipt: Receipt, now: int) -> None:
+        """A receipt that was checked; it goes to disk with the next write, the voucher that answers it."""
+        self._writer.ride(partial(taken.shown, session=session, receipt=receipt, held=True, now=now))
+
+    async def bought_shown(self, session: SessionId, receipt: Receipt, now: int) -> None:
+        """A receipt that the host signed and showed. With another for its place it becomes evidence."""
+        await self._writer.write(partial(taken.shown, session=session, receipt=receipt, held=False, now=now))
+
+    async def evidence_submitted(self, evidence: Evidence, outcome: str) -> None:
+        """What came of showing it to the contract."""
+        epoch, seq = evidence.place
+        await self._writer.write(
+            partial(taken.submitted, session=evidence.session, epoch=epoch, seq=seq, outcome=outcome)
+        )
 
     async def bought_open(self, session: SessionId) -> None:
         """The host took it. Changes nothing where that is known."""
@@ -185,6 +235,22 @@ class Journal:
     def purchase(self, session: SessionId) -> BoughtSession | None:
         """One purchase."""
         return self._read(partial(client.one, session=session))
+
+    def purchases_left(self) -> list[BoughtSession]:
+        """Purchases that no running process uses and that are not known to be settled, the oldest first."""
+        return self._read(partial(client.left, alive=partial(is_alive, self.path)))
+
+    def taken(self, session: SessionId) -> list[Receipt]:
+        """The receipts of a purchase that were checked, in order."""
+        return self._read(partial(taken.held, session=session))
+
+    def taken_with_root(self, session: SessionId, root: bytes) -> Receipt | None:
+        """The one of them that has this root."""
+        return self._read(partial(taken.with_root, session=session, root=root))
+
+    def evidence(self) -> list[Evidence]:
+        """Pairs of receipts that accuse a host, the oldest first."""
+        return self._read(taken.evidence)
 
     def spending(self, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
         """What a rule would be shown now. Only :meth:`bought` holds it against other processes."""

@@ -12,6 +12,7 @@ for the other. What the chain says may be heard twice.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from typing import Final
 
 from p2pnode.ids import PeerId, SessionId
@@ -40,20 +41,41 @@ _AT_STAKE: Final = """
 until the chain says that it was never opened: the authorisation may have been used unseen."""
 
 
-def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: int) -> None:
+def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: int, owner: str) -> None:
     """Record what is about to be signed, if ``rule`` allows it beside all that was signed before."""
+    rule.check(spending(db, record.terms, record.host, now))
+    _insert(db, record, now, owner)
+
+
+def restored(db: sqlite3.Connection, record: BoughtSession, now: int) -> None:
+    """A purchase that was recovered from elsewhere. Of one that is here nothing is lowered or taken back."""
+    if one(db, record.session) is None:
+        _insert(db, record, now, "")
+        return
+    for voucher in (record.voucher, record.final):
+        if voucher is not None and voucher.amount > _amount(db, record.session):
+            signed(db, record.session, voucher)
+
+
+def _amount(db: sqlite3.Connection, session: SessionId) -> int:
+    query = "SELECT voucher_amount FROM bought WHERE session = ?"
+    return int(db.execute(query, (session,)).fetchone()[0])
+
+
+def _insert(db: sqlite3.Connection, record: BoughtSession, now: int, owner: str) -> None:
     terms = record.terms
-    rule.check(spending(db, terms, record.host, now))
     db.execute(
         "INSERT INTO bought (session, payer, host, peer, addresses, deposit, session_fee, tip, terms,"
-        " voucher_secret, valid_before, opened_at, state, voucher, voucher_amount, spent, settled_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " voucher_secret, valid_before, opened_at, state, voucher, voucher_amount, spent, settled_at,"
+        " final, delivered, owner)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             record.session, terms.payer, terms.host, record.host, pack_texts(record.addresses),
             terms.deposit, terms.session_fee, terms.tip, pack(terms), record.voucher_secret,
             record.valid_before, record.opened_at, record.state, pack(record.voucher),
             -1 if record.voucher is None else record.voucher.amount, record.spent,
             None if record.spent is None else now,
+            pack(record.final), record.delivered, owner,
         ),
     )  # fmt: skip
 
@@ -95,13 +117,31 @@ def expired(db: sqlite3.Connection, session: SessionId) -> None:
 
 
 def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
-    """A voucher about to be sent; one below the last is not kept. Of equal amounts the later says more."""
-    changed = db.execute(
+    """A voucher about to be sent. The highest is kept, of equal amounts the later; and the last is.
+
+    They differ where input was paid that a host never billed: what it is owed is the last.
+    """
+    state_of(db, "bought", session)
+    db.execute(
         "UPDATE bought SET voucher = ?, voucher_amount = ? WHERE session = ? AND voucher_amount <= ?",
         (pack(voucher), voucher.amount, session, voucher.amount),
     )
-    if not changed.rowcount:
-        state_of(db, "bought", session)
+    db.execute("UPDATE bought SET final = ? WHERE session = ?", (pack(voucher), session))
+
+
+def delivered(db: sqlite3.Connection, session: SessionId, amount: int) -> None:
+    """Its host has a voucher of this amount."""
+    state_of(db, "bought", session)
+    db.execute(
+        "UPDATE bought SET delivered = MAX(delivered, ?) WHERE session = ?",
+        (amount, session),
+    )
+
+
+def left(db: sqlite3.Connection, alive: Callable[[str], bool]) -> list[BoughtSession]:
+    """Purchases that nobody uses any more and that are not known to be settled, the oldest first."""
+    rows = db.execute("SELECT * FROM bought WHERE state IN ('open', 'over') ORDER BY opened_at, session")
+    return [bought_of(row) for row in rows if row["state"] == "over" or not alive(row["owner"])]
 
 
 # ---- questions

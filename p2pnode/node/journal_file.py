@@ -2,7 +2,8 @@
 
 SQLite in WAL mode with full syncs: a commit that returned survives a power cut. The file is made beside
 its place and renamed into it under a lock of the folder, so that an empty journal is always a damaged one.
-Knows nothing of sessions.
+One of an earlier format is brought up to date when it is opened (``journal_upgrade.py``). Knows nothing of
+sessions.
 """
 
 from __future__ import annotations
@@ -17,12 +18,47 @@ from pathlib import Path
 from typing import Final
 
 from p2pnode.errors import StorageError
+from p2pnode.node import journal_upgrade
 
-VERSION: Final = 1
+VERSION: Final = 2
 BUSY_S: Final = 5.0
 _APPLICATION: Final = int.from_bytes(b"p2pn", "big")
 _PRIMARY: Final = 0xFF
 """The part of an extended result code that names its kind."""
+RECEIPTS_TABLE: Final = """
+CREATE TABLE receipts (
+    session BLOB NOT NULL REFERENCES hosted (session),
+    epoch INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    previous BLOB NOT NULL,
+    receipt BLOB NOT NULL,
+    PRIMARY KEY (session, epoch, seq)
+) WITHOUT ROWID;
+"""
+"""What a host issued."""
+TAKEN_TABLES: Final = """
+CREATE TABLE taken (
+    session BLOB NOT NULL REFERENCES bought (session),
+    epoch INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    root BLOB NOT NULL,
+    held INTEGER NOT NULL,
+    receipt BLOB NOT NULL,
+    PRIMARY KEY (session, epoch, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE evidence (
+    session BLOB NOT NULL REFERENCES bought (session),
+    epoch INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    one BLOB NOT NULL,
+    other BLOB NOT NULL,
+    noted_at INTEGER NOT NULL,
+    outcome TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (session, epoch, seq)
+) WITHOUT ROWID;
+"""
+"""What a client was shown, and what of it accuses a host."""
 _SCHEMA: Final = f"""
 CREATE TABLE hosted (
     session BLOB PRIMARY KEY,
@@ -45,12 +81,7 @@ CREATE TABLE hosted (
 CREATE INDEX hosted_by_state ON hosted (state, opened_at);
 CREATE INDEX hosted_by_payer ON hosted (payer, state);
 
-CREATE TABLE receipts (
-    session BLOB NOT NULL REFERENCES hosted (session),
-    seq INTEGER NOT NULL,
-    receipt BLOB NOT NULL,
-    PRIMARY KEY (session, seq)
-) WITHOUT ROWID;
+{RECEIPTS_TABLE}
 
 CREATE TABLE bought (
     session BLOB PRIMARY KEY,
@@ -71,9 +102,13 @@ CREATE TABLE bought (
     seen_open INTEGER NOT NULL DEFAULT 0,
     accepted INTEGER NOT NULL DEFAULT 0,
     spent INTEGER,
-    settled_at INTEGER
+    settled_at INTEGER,
+    final BLOB,
+    delivered INTEGER NOT NULL DEFAULT -1,
+    owner TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE INDEX bought_by_state ON bought (state, opened_at);
+{TAKEN_TABLES}
 
 CREATE TABLE cursors (name TEXT PRIMARY KEY, block INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -106,11 +141,13 @@ def connect(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             db.row_factory = sqlite3.Row
-            _check_kind(path, db)
+            version = _check_kind(path, db)
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA fullfsync = ON")  # a plain fsync on macOS does not reach the disk
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("PRAGMA trusted_schema = OFF")
+            if version < VERSION:
+                journal_upgrade.upgrade(db, RECEIPTS_TABLE, TAKEN_TABLES)
         except BaseException:
             db.close()
             raise
@@ -148,7 +185,7 @@ def storage_error(path: Path, error: sqlite3.Error) -> StorageError:
     return StorageError(f"the journal {path}: {remedy} ({error})")
 
 
-def _check_kind(path: Path, db: sqlite3.Connection) -> None:
+def _check_kind(path: Path, db: sqlite3.Connection) -> int:
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if application != _APPLICATION or version < 1:
@@ -160,6 +197,7 @@ def _check_kind(path: Path, db: sqlite3.Connection) -> None:
     if version > VERSION:
         msg = f"{path} was written by a newer p2pnode (format {version}, this one knows {VERSION}): upgrade"
         raise StorageError(msg)
+    return int(version)
 
 
 def _make(path: Path) -> None:

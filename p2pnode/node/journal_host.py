@@ -16,7 +16,7 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import SessionId
 from p2pnode.node.journal_moves import move, state_of
 from p2pnode.node.journal_records import HostedSession, HostedState, hosted_of, pack, unpack
-from p2pnode.protocols.inference.messages import Checkpoint, Voucher
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt, Voucher
 
 
 def relaying(db: sqlite3.Connection, record: HostedSession) -> None:
@@ -55,10 +55,28 @@ def over(db: sqlite3.Connection, session: SessionId, settle_at: int) -> None:
     db.execute("UPDATE hosted SET settle_at = ? WHERE session = ? AND state = 'over'", (settle_at, session))
 
 
-def resumed(db: sqlite3.Connection, session: SessionId) -> None:
-    """Its client came back before it was settled."""
+def resumed(db: sqlite3.Connection, session: SessionId, epoch: int | None) -> None:
+    """Its client came back before it was settled; with an ``epoch``, to another start of this host."""
     move(db, "hosted", session, ("over",), "open", same=("open",))
+    if epoch is not None:
+        held = db.execute("SELECT epoch FROM hosted WHERE session = ?", (session,)).fetchone()
+        if held["epoch"] >= epoch:
+            msg = (
+                f"session {session.hex()} went on at another start of this host already: its receipts could "
+                "contradict. Is another node using a copy of this data dir?"
+            )
+            raise StorageError(msg)
+        db.execute("UPDATE hosted SET epoch = ? WHERE session = ?", (epoch, session))
     db.execute("UPDATE hosted SET settle_at = NULL WHERE session = ?", (session,))
+
+
+def left_open(db: sqlite3.Connection, session: SessionId, settle_at: int, epoch: int) -> None:
+    """A start before ``epoch`` served it: it settles at ``settle_at``, unless its client comes back."""
+    db.execute(
+        "UPDATE hosted SET state = 'over', settle_at = ?"
+        " WHERE session = ? AND state IN ('open', 'relaying') AND epoch < ?",
+        (settle_at, session, epoch),
+    )
 
 
 def settled(db: sqlite3.Connection, session: SessionId, amount: int, detail: str) -> None:
@@ -70,17 +88,17 @@ def settled(db: sqlite3.Connection, session: SessionId, amount: int, detail: str
     )
 
 
-def issued(db: sqlite3.Connection, session: SessionId, checkpoint: Checkpoint) -> None:
+def issued(db: sqlite3.Connection, session: SessionId, receipt: Receipt) -> None:
     """A receipt about to be sent. There is one for a place, for ever: two would cost the stake."""
-    packed = pack(checkpoint)
+    packed, place = pack(receipt.checkpoint), (session, receipt.epoch, receipt.checkpoint.seq)
     held = db.execute(
-        "SELECT receipt FROM receipts WHERE session = ? AND seq = ?", (session, checkpoint.seq)
+        "SELECT receipt FROM receipts WHERE session = ? AND epoch = ? AND seq = ?", place
     ).fetchone()
     if held is None:
-        db.execute("INSERT INTO receipts VALUES (?, ?, ?)", (session, checkpoint.seq, packed))
+        db.execute("INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", (*place, receipt.previous, packed))
     elif held["receipt"] != packed:
         msg = (
-            f"session {session.hex()} has another receipt {checkpoint.seq} already: two would be evidence "
+            f"session {session.hex()} has another receipt {place[2]} already: two would be evidence "
             "against this host. Is another node using a copy of this data dir?"
         )
         raise StorageError(msg)
@@ -123,5 +141,31 @@ def one(db: sqlite3.Connection, session: SessionId) -> HostedSession | None:
 
 def receipts(db: sqlite3.Connection, session: SessionId) -> list[Checkpoint]:
     """Of one session, in order."""
-    rows = db.execute("SELECT receipt FROM receipts WHERE session = ? ORDER BY seq", (session,))
+    rows = db.execute("SELECT receipt FROM receipts WHERE session = ? ORDER BY epoch, seq", (session,))
     return [unpack(Checkpoint, row["receipt"]) for row in rows]
+
+
+def receipts_after(
+    db: sqlite3.Connection, session: SessionId, epoch: int, seq: int, limit: int
+) -> list[Receipt]:
+    """The next ones after a place."""
+    rows = db.execute(
+        "SELECT epoch, previous, receipt FROM receipts WHERE session = ? AND (epoch, seq) > (?, ?)"
+        " ORDER BY epoch, seq LIMIT ?",
+        (session, epoch, seq, limit),
+    )
+    return [_receipt_of(row) for row in rows]
+
+
+def receipt(db: sqlite3.Connection, session: SessionId, epoch: int, seq: int) -> Receipt | None:
+    """The one of a place."""
+    row = db.execute(
+        "SELECT epoch, previous, receipt FROM receipts WHERE session = ? AND epoch = ? AND seq = ?",
+        (session, epoch, seq),
+    ).fetchone()
+    return None if row is None else _receipt_of(row)
+
+
+def _receipt_of(row: sqlite3.Row) -> Receipt:
+    checkpoint = unpack(Checkpoint, row["receipt"])
+    return Receipt(epoch=row["epoch"], previous=row["previous"], checkpoint=checkpoint)

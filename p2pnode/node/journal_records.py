@@ -14,7 +14,7 @@ import msgpack
 
 from p2pnode.errors import ProtocolError, StorageError
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.wire import decode_record, encode
 
 HostedState: TypeAlias = Literal["relaying", "open", "over", "settled", "lost"]
@@ -66,9 +66,38 @@ class BoughtSession:
     opened_at: int
     state: BoughtState = "signed"
     voucher: Voucher | None = None
-    """The last that was signed."""
+    """The best there is: the one with the highest amount."""
+    final: Voucher | None = None
+    """The last that was signed, for exactly what was received then: what its host is owed."""
     spent: int | None = None
     """What it was settled at."""
+    delivered: int = -1
+    """The amount of the voucher that its host is known to have; -1 for none."""
+
+    @property
+    def owed(self) -> Voucher | None:
+        """What its host may not have yet."""
+        last = self.final or self.voucher
+        return last if last is not None and last.amount > self.delivered else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Two receipts that a host signed for one place of one session: its stake is forfeit."""
+
+    session: SessionId
+    terms: SessionTerms
+    host: PeerId
+    one: Receipt
+    other: Receipt
+    noted_at: int
+    outcome: str = ""
+    """What came of submitting it; "" while nobody has."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch and seq of both."""
+        return self.one.epoch, self.one.checkpoint.seq
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,5 +172,7 @@ def bought_of(row: sqlite3.Row) -> BoughtSession:
         opened_at=row["opened_at"],
         state=row["state"],
         voucher=None if row["voucher"] is None else unpack(Voucher, row["voucher"]),
+        final=None if row["final"] is None else unpack(Voucher, row["final"]),
         spent=row["spent"],
+        delivered=row["delivered"],
     )

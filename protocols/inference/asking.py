@@ -30,10 +30,14 @@ from p2pnode.protocols.inference.messages import (
     Error,
     Progress,
     Quote,
+    Receipt,
     Tokens,
+    Voucher,
 )
 from p2pnode.protocols.inference.metering import Meter
-from p2pnode.protocols.inference.purse import Purse
+from p2pnode.protocols.inference.payment import ClientPayment
+from p2pnode.protocols.inference.purse import PaidPurse, Purse
+from p2pnode.protocols.inference.receipts import ReceiptChain
 from p2pnode.protocols.inference.sent_log import is_counted
 
 PREFILL_S_PER_TOKEN: Final = 0.1
@@ -61,6 +65,30 @@ class HeldSession:
     received: int = 0
     """Messages of turns taken, as a resume counts them."""
     asking: Asking | None = None
+    receipt: Receipt | None = None
+    """The last one that was checked."""
+    from_journal: bool = False
+    """Only what a journal keeps: neither the last nonce nor what came since is known."""
+
+
+def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: Voucher) -> HeldSession:
+    """What a journal keeps of a session: enough to hand over ``voucher``, the last of it.
+
+    ``receipt`` is the one whose root it names; None for one of the input before the first.
+    """
+    epoch = receipt.epoch if receipt is not None else 0
+    chain = ReceiptChain(
+        payment.session,
+        epoch,
+        voucher.root,
+        seq=voucher.seq,
+        tokens_in=voucher.tokens_in,
+        tokens_out=voucher.tokens_out,
+    )
+    purse = PaidPurse(payment)
+    purse.last_voucher = voucher
+    accept = Accept(session=payment.session, nonce=bytes(32), epoch=epoch, n_ctx=1)
+    return HeldSession(accept, Meter(chain), purse, receipt=receipt, from_journal=True)
 
 
 class Asking:
@@ -78,6 +106,11 @@ class Asking:
         self._processed = -1
         self._advanced = False
         self._refused: TurnFailed | None = None
+
+    @property
+    def paid_ahead(self) -> bool:
+        """Did it pay for input that the host has not quoted yet?"""
+        return self._advanced and not self._quoted
 
     def start(self, request: bytes, effects: Effects, now: float) -> None:
         """The prompt was sent."""
@@ -111,8 +144,8 @@ class Asking:
             case Tokens() if self._billed:
                 self._tokens(message, effects, now)
             case Checkpoint():
-                self._meter.check(message, self._purse.verify)
-                self._purse.settle(message, effects)
+                self._held.receipt = self._meter.check(message, self._purse.verify)
+                self._purse.settle(self._held.receipt, effects)
             case Done() if message.turn == self.number:
                 self._done(message)
             case Error(code=code, detail=detail, retry_after_s=retry_after_s) if message.turn == self.number:

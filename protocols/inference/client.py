@@ -10,12 +10,15 @@ has broken the protocol: the session ends with ``fault`` and the role remembers 
 ends in exactly one ``TurnDone``, ``TurnFailed`` or (with the session) ``SessionFailed`` or ``Ended``.
 
 A paid session whose stream was lost can be resumed: a new machine takes ``held`` of the old one, which
-must be over, says ``Resume`` instead of ``Open``, and then ends the turn that was under way.
+must be over, says ``Resume`` instead of ``Open``, and then ends the turn that was under way. A host that
+restarted answers by a ``Challenge``: it is shown its own last receipt and the final voucher, which was signed
+when it was lost, and the session goes on from there under the host's new epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Literal, TypeAlias, assert_never
 
 from p2pnode.errors import ProtocolError, WireCode
@@ -28,6 +31,7 @@ from p2pnode.protocols.inference.commands import (
     Ask,
     CancelTurn,
     ClientCommand,
+    Disputed,
     End,
     Ended,
     SessionFailed,
@@ -37,18 +41,21 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import (
     Accept,
+    Challenge,
+    Checkpoint,
     Close,
     Error,
     Ping,
     Pong,
     PromptBody,
+    Receipt,
     Refuse,
     Resume,
     Voucher,
     detail_of,
     prompt_bytes_max,
 )
-from p2pnode.protocols.inference.metering import Meter
+from p2pnode.protocols.inference.metering import Meter, MisstatedError
 from p2pnode.protocols.inference.payment import ClientPayment, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.purse import FreePurse, PaidPurse, Purse
@@ -57,6 +64,7 @@ from p2pnode.protocols.wire import decode_record, encode
 
 State: TypeAlias = Literal["fresh", "opening", "idle", "asking", "over"]
 _PINGS_UNANSWERED: Final = 2  # and the silence before the first: three thirds of the stall time
+_MALFORMED: Final = "malformed"
 
 
 class ClientSession:
@@ -91,6 +99,7 @@ class ClientSession:
         else:
             self._purse = PaidPurse(payment) if payment is not None else FreePurse(host, verify)
         self._held = resume
+        self._challenged = False
         self._phase: Literal["fresh", "opening", "open", "over"] = "fresh"
         self._pings = 0
 
@@ -111,6 +120,11 @@ class ClientSession:
         """The last one signed: the most the host can ask for."""
         return self._purse.last_voucher
 
+    @property
+    def final_voucher(self) -> Voucher | None:
+        """What a host that was lost is handed when it returns: for exactly what was received."""
+        return self._purse.final_voucher
+
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """Messages are the host's; commands are ``ClientCommand``; timers are open, silence, progress."""
         if self._phase != "over":
@@ -122,7 +136,8 @@ class ClientSession:
                 case TimerFired(key=key):
                     self._timer(key, now)
                 case Closed(code=code):
-                    self._over("internal", f"the connection to the host was lost ({code or 'closed'})")
+                    detail = f"the connection to the host was lost ({code or 'closed'})"
+                    self._over("internal", detail, signs=not code.startswith(_MALFORMED))
                 case _:
                     assert_never(event)
         return self._effects.take()
@@ -151,18 +166,25 @@ class ClientSession:
         self._phase = "opening"
         patience_s = self._times.open_s
         if self._held is not None:
-            self._effects.send(self._resume(self._held))
+            nonce = None if self._held.from_journal else self._held.accept.nonce
+            self._effects.send(self._resume(self._held, nonce))
         else:
             self._effects.send(self._purse.request(self._model, self._salt))
             patience_s = self._times.open_paid_s if self._purse.payable else patience_s
         self._effects.set_timer("open", now + patience_s)
 
-    def _resume(self, held: HeldSession) -> Resume:
-        proof = b""
-        if isinstance(self._purse, PaidPurse) and self._peer is not None:
-            digest = resume_digest(held.accept.nonce, held.accept.session, self._host, self._peer)
-            proof = self._purse.payment.sign(digest)
-        return Resume(session=held.accept.session, received=held.received, turn=held.turns, proof=proof)
+    def _resume(self, held: HeldSession, nonce: bytes | None) -> Resume:
+        request = Resume(session=held.accept.session, received=held.received, turn=held.turns)
+        if nonce is None or not isinstance(self._purse, PaidPurse) or self._peer is None:
+            return request
+        digest = resume_digest(nonce, held.accept.session, self._host, self._peer)
+        return replace(request, proof=self._purse.payment.sign(digest))
+
+    def _answer(self, challenge: Challenge, held: HeldSession) -> None:
+        """The host knows no nonce of ours: it may have restarted, and is told where we stand."""
+        self._challenged = True
+        request = self._resume(held, challenge.nonce)
+        self._effects.send(replace(request, receipt=held.receipt, voucher=self._purse.final_voucher))
 
     def _ask(self, ask: Ask, now: float) -> None:
         held = self._held
@@ -213,6 +235,8 @@ class ClientSession:
                 pass
             case Accept() if self._phase == "opening":
                 self._accepted(message, now)
+            case Challenge() if self._phase == "opening" and self._held is not None and not self._challenged:
+                self._answer(message, self._held)
             case Refuse(code=code, detail=detail, retry_after_s=retry_after_s) if self._phase == "opening":
                 self._over(code, detail, retry_after_s)
             case Error(turn=None, code=code, detail=detail, retry_after_s=retry_after_s):
@@ -220,12 +244,15 @@ class ClientSession:
             case _ if self._phase == "open" and self._held is not None and self._held.asking is not None:
                 self._turn_message(self._held, self._held.asking, message, now)
             case _:
+                if isinstance(message, Checkpoint) and self._held is not None:
+                    self._dispute(self._held.meter.signed(message, self._purse.verify))
                 self._violation(f"{type(message).__name__} is out of place while {self.state}")
 
     def _accepted(self, accept: Accept, now: float) -> None:
         held = self._held
         fault = self._purse.fault_of(accept)
-        if held is not None and accept.epoch != held.accept.epoch:
+        recovered = held is not None and self._challenged and accept.epoch > held.accept.epoch
+        if held is not None and accept.epoch != held.accept.epoch and not recovered:
             fault = "resumed a session under another epoch"
         if fault is not None:
             self._violation(fault)
@@ -239,16 +266,37 @@ class ClientSession:
             return
         held.accept = accept
         self._effects.emit(Accepted(accept))
+        if recovered:
+            self._recovered(held)
+            return
         if self._purse.last_voucher is not None:  # the old stream may have swallowed it
             self._effects.send(self._purse.last_voucher)
         if held.asking is not None:
             held.asking.carry_over(self._effects, now)
             self._heard(now)
 
+    def _recovered(self, held: HeldSession) -> None:
+        """The host goes on from our last receipt, and from what the final voucher says is paid."""
+        final = self._purse.final_voucher
+        counts = (0, 0) if final is None else (final.tokens_in, final.tokens_out)
+        held.meter.rebase(held.accept.epoch, *counts)
+        if isinstance(self._purse, PaidPurse):
+            self._purse.handed_over()
+        if held.asking is not None:
+            held.asking = None
+            detail = "the host restarted in the middle of this turn; what came of it is paid: ask again"
+            self._effects.emit(TurnFailed("internal", detail))
+
+    def _dispute(self, receipt: Receipt | None) -> None:
+        if receipt is not None and self._purse.payable:
+            self._effects.emit(Disputed(receipt))
+
     def _turn_message(self, held: HeldSession, asking: Asking, message: object, now: float) -> None:
         try:
             asking.hear(message, self._effects, now)
         except ProtocolError as error:
+            if isinstance(error, MisstatedError):
+                self._dispute(error.receipt)
             self._violation(str(error))
             return
         if asking.outcome is not None:
@@ -284,8 +332,18 @@ class ClientSession:
         self._over("bad_request", f"the host broke the protocol: {detail}", fault=True)
 
     def _over(
-        self, code: WireCode, detail: str, retry_after_s: float | None = None, *, fault: bool = False
+        self,
+        code: WireCode,
+        detail: str,
+        retry_after_s: float | None = None,
+        *,
+        fault: bool = False,
+        signs: bool = True,
     ) -> None:
+        held = self._held
+        ahead = held is not None and held.asking is not None and held.asking.paid_ahead
+        if held is not None and self._phase == "open" and signs and not fault and not ahead:
+            self._purse.conclude(held.meter, self._effects)
         self._phase = "over"
         self._effects.cancel_timers()
         self._effects.emit(SessionFailed(code, detail, retry_after_s, fault))

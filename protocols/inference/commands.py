@@ -20,6 +20,7 @@ from p2pnode.protocols.inference.messages import (
     Progress,
     PromptBody,
     Quote,
+    Receipt,
     Refuse,
     Voucher,
 )
@@ -123,11 +124,15 @@ HostCommand: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session began, or, ``resumed``, goes on here: whatever other stream it had is to be ``Replaced``."""
+    """A session began, or, ``resumed``, goes on here: whatever other stream it had is to be ``Replaced``.
+
+    ``recovered``: from the journal, under this start's epoch. That must be durable before anything else is.
+    """
 
     session: SessionId
     model: ModelId
     resumed: bool = False
+    recovered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +182,15 @@ class Issued:
     """A receipt of a paid session, about to be sent. It must be durable before its voucher's ``Paid`` is
     done: within an epoch there is never another one for its place.
 
-    A resume says it again for each that is replayed.
+    A resume says it again for each that is replayed, and for the client's copy of one that a crash lost.
     """
 
-    checkpoint: Checkpoint
+    receipt: Receipt
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """As it is sent."""
+        return self.receipt.checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +288,29 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Receipted:
-    """A checkpoint that was checked against everything received."""
+    """A checkpoint that was checked against everything received. Durable with the voucher that follows."""
 
-    checkpoint: Checkpoint
+    receipt: Receipt
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """As it came."""
+        return self.receipt.checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Disputed:
+    """A receipt that the host signed and that doesn't hold: with another for its place it is evidence."""
+
+    receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A voucher that is about to be sent: make it durable first."""
+    """A voucher that is about to be sent, or, when the host was lost, is what it will be handed.
+
+    Make it durable first.
+    """
 
     voucher: Voucher
 
@@ -322,6 +347,6 @@ class Ended:
 
 
 ClientEmission: TypeAlias = (
-    Accepted | Quoted | Progressed | Delivered | Receipted | Signed | TurnDone | TurnFailed | SessionFailed
-    | Ended
+    Accepted | Quoted | Progressed | Delivered | Receipted | Disputed | Signed | TurnDone | TurnFailed
+    | SessionFailed | Ended
 )  # fmt: skip

@@ -5,6 +5,7 @@ States (``SPEC.md`` has the whole table)::
     free   opening --Open--> idle
     paid   opening --Open--> relaying --Escrowed--> idle
            opening --Resume with proof--> idle
+           opening --Resume--> opening --Resume with proof over the Challenge--> idle
     free   idle --Prompt parts--> reading --last--> serving --Done or Error--> idle
     paid   idle --Prompt parts--> reading --last--> quoting --the input's voucher--> serving --...--> idle
     any    --violation, Close, Error, a timer, Closed, another stream that proved itself--> over
@@ -64,6 +65,7 @@ from p2pnode.protocols.inference.till import PaidTill
 
 State: TypeAlias = Literal["opening", "relaying", "idle", "reading", "quoting", "serving", "over"]
 _GOING_AWAY: Final = "this host is going away: try another"
+_HANDED_OVER: Final = "this session is settled with the voucher you brought: open a new one"
 _STALLED: Final = {
     "open": "the first message did not come",
     "relay": "the chain did not take the deposit in time: try again later or use another host",
@@ -160,7 +162,7 @@ class HostSession:
 
     def _received(self, message: object, now: float) -> None:
         if self._held is not None:
-            self._held[0].former_nonce = None  # it has our Accept
+            self._held[0].former_nonce, self._held[0].unheard = None, False  # it has our Accept
         match message:
             case Ping(nonce=nonce):
                 self._effects.send(Pong(nonce=nonce))
@@ -172,7 +174,7 @@ class HostSession:
                 self._finish(f"client error {code}")
             case _ if self._held is not None:
                 self._in_session(*self._held, message, now)
-            case Open() if not self._opening.relaying:
+            case Open() if not (self._opening.relaying or self._opening.challenged):
                 self._began(self._opening.request(message, now), now)
             case Resume() if not self._opening.relaying:
                 self._began(self._opening.resume(message), now)
@@ -228,7 +230,10 @@ class HostSession:
             self._refuse(session)
         elif session is not None:
             self._held = session, Intake(session, self._effects)
-            self._rest(session, now)
+            if self._opening.handed_over:
+                self._fail("shutting_down", _HANDED_OVER, reason="handed its last voucher")
+            else:
+                self._rest(session, now)
 
     # ---- what the role says
 

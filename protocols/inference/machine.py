@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from p2pnode.protocols.inference.asking import ClientTimes, HeldSession
+from p2pnode.protocols.inference.asking import ClientTimes, HeldSession, held_from_journal
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.open_session import Admit, FindSession, HostTerms, OpenSession
+from p2pnode.protocols.inference.open_session import (
+    Admit,
+    FindSession,
+    HostTerms,
+    LapsedSession,
+    OpenSession,
+)
 
 __all__ = [
     "Admit", "ClientSession", "ClientTimes", "FindSession", "HeldSession", "HostSession", "HostTerms",
-    "OpenSession",
+    "LapsedSession", "OpenSession", "held_from_journal",
 ]  # fmt: skip

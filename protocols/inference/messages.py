@@ -78,19 +78,39 @@ class Open:
     valid_before: U63 = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """A checkpoint that can be judged alone: with the epoch and the root before it, which are signed too."""
+
+    epoch: U63
+    previous: Bytes32
+    checkpoint: Checkpoint
+
+
 @message("resume")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
     """Take a paid session to this stream. ``proof`` is the voucher key's: see ``payment.resume_digest``.
 
     ``received`` counts the ``Quote``, ``Tokens``, ``Checkpoint``, ``Done`` and turns' ``Error`` that the
-    client took, over the session; ``turn`` is the last one it asked.
+    client took, over the session; ``turn`` is the last one it asked. Without a proof it asks for a
+    ``Challenge``; what answers one brings the last receipt and the final voucher, for a host that restarted.
     """
 
     session: SessionIdBytes
     received: U63
     turn: U32
-    proof: Signature
+    proof: Signature | None = None
+    receipt: Receipt | None = None
+    voucher: Voucher | None = None
+
+
+@message("challenge")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """Resume once more on this stream, with a proof over ``nonce``."""
+
+    nonce: Bytes32
 
 
 @message("accept")
@@ -251,10 +271,12 @@ class Error:
 
 
 ClientMessage: TypeAlias = Open | Resume | Prompt | Ack | Voucher | Cancel | Ping | Pong | Close | Error
-HostMessage: TypeAlias = Accept | Refuse | Quote | Progress | Tokens | Checkpoint | Done | Ping | Pong | Error
+HostMessage: TypeAlias = (
+    Challenge | Accept | Refuse | Quote | Progress | Tokens | Checkpoint | Done | Ping | Pong | Error
+)
 CODEC: Final = Codec(
-    Open, Resume, Accept, Refuse, Prompt, Quote, Progress, Tokens, Ack, Checkpoint, Voucher, Cancel, Done,
-    Ping, Pong, Close, Error,
+    Open, Resume, Challenge, Accept, Refuse, Prompt, Quote, Progress, Tokens, Ack, Checkpoint, Voucher,
+    Cancel, Done, Ping, Pong, Close, Error,
 )  # fmt: skip
 
 

@@ -6,12 +6,31 @@ nothing of credit, of text or of time.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.inference.messages import Checkpoint
-from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt
+from p2pnode.protocols.inference.receipts import (
+    NO_FINGERPRINT,
+    ReceiptChain,
+    link_root,
+    receipt_digest,
+    token_hash,
+)
+
+_PLACES_MAX: Final = 64
+"""Of so many of the last receipts it is remembered what they followed."""
+
+
+class MisstatedError(ProtocolError):
+    """A receipt that does not hold. ``receipt`` is there if the host signed it all the same."""
+
+    def __init__(self, message: str, receipt: Receipt | None) -> None:
+        super().__init__(message)
+        self.receipt = receipt
 
 
 class Meter:
@@ -21,8 +40,8 @@ class Meter:
         self._chain = chain
         self._ids: list[int] = []
         self._request = b""
-        self.tokens_in = 0
-        self.tokens_out = 0
+        self._previous: deque[tuple[int, bytes]] = deque(maxlen=_PLACES_MAX)
+        self.tokens_in, self.tokens_out = chain.tokens_in, chain.tokens_out
 
     @property
     def unreceipted(self) -> int:
@@ -61,11 +80,24 @@ class Meter:
         self._ids.extend(ids)
         self.tokens_out += len(ids)
 
-    def issue(self, sign: Signer) -> Checkpoint:
+    def rebase(self, epoch: int, tokens_in: int, tokens_out: int) -> None:
+        """Go on from the last receipt's root under another epoch, with these counts as paid for.
+
+        What came after that receipt is forgotten: no receipt will ever cover it.
+        """
+        chain = self._chain
+        chain.epoch, chain.tokens_in, chain.tokens_out = epoch, tokens_in, tokens_out
+        self.tokens_in, self.tokens_out = tokens_in, tokens_out
+        self._ids.clear()
+        self._request = b""
+        self._previous.clear()
+
+    def issue(self, sign: Signer) -> Receipt:
         """The next receipt."""
+        previous = self.root
         tokens, root = self._advance(NO_FINGERPRINT)
         chain = self._chain
-        return Checkpoint(
+        checkpoint = Checkpoint(
             seq=chain.seq,
             tokens_in=chain.tokens_in,
             tokens_out=chain.tokens_out,
@@ -74,24 +106,39 @@ class Meter:
             root=root,
             signature=sign(chain.digest()),
         )
+        return Receipt(epoch=chain.epoch, previous=previous, checkpoint=checkpoint)
 
-    def check(self, receipt: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> None:
-        """Take the other side's receipt. ``verify(digest, signature)``. Raises ``ProtocolError``.
+    def check(self, told: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt:
+        """Take the other side's receipt. ``verify(digest, signature)``. Raises ``MisstatedError``.
 
         After an error the chain has moved on and the session can't go on.
         """
+        shown = self.signed(told, verify)
         if not self.due:
             msg = "a receipt for nothing new"
-            raise ProtocolError(msg)
-        tokens, root = self._advance(receipt.fingerprint_hash)
+            raise MisstatedError(msg, shown)
+        previous = self.root
+        tokens, root = self._advance(told.fingerprint_hash)
         chain = self._chain
-        told = (receipt.seq, receipt.tokens_in, receipt.tokens_out, receipt.token_hash, receipt.root)
-        if told != (chain.seq, chain.tokens_in, chain.tokens_out, tokens, root):
+        said = (told.seq, told.tokens_in, told.tokens_out, told.token_hash, told.root)
+        if said != (chain.seq, chain.tokens_in, chain.tokens_out, tokens, root):
             msg = "a receipt that does not match what was received"
-            raise ProtocolError(msg)
-        if not verify(chain.digest(), receipt.signature):
+            raise MisstatedError(msg, shown)
+        if shown is None:
             msg = "a receipt with a wrong signature"
-            raise ProtocolError(msg)
+            raise MisstatedError(msg, None)
+        self._previous.append((chain.seq, previous))
+        return shown
+
+    def signed(self, told: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt | None:
+        """What the other side signed in this epoch, whether it is true or not; None if it didn't."""
+        chain = self._chain
+        for seq, previous in (*self._previous, (chain.seq + 1, chain.root)):
+            if seq == told.seq and link_root(previous, told) == told.root:
+                digest = receipt_digest(chain.session, chain.epoch, told.root)
+                if verify(digest, told.signature):
+                    return Receipt(epoch=chain.epoch, previous=previous, checkpoint=told)
+        return None
 
     def _advance(self, fingerprint: bytes) -> tuple[bytes, bytes]:
         tokens = token_hash(self._ids, self._request)

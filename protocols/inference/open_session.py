@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.inference.effects import Effects
-from p2pnode.protocols.inference.messages import Done, Open, Refuse, Resume
+from p2pnode.protocols.inference.messages import (
+    Done,
+    Open,
+    Receipt,
+    Refuse,
+    Resume,
+    SessionTerms,
+    Voucher,
+)
 from p2pnode.protocols.inference.metering import Meter
 from p2pnode.protocols.inference.outbox import Outbox
 from p2pnode.protocols.inference.payment import HostPayment
@@ -55,6 +63,8 @@ class OpenSession:
     """The machine whose stream it is on."""
     former_nonce: bytes | None = None
     """Good too until the client is heard on its new stream: the ``Accept`` that renewed it may be lost."""
+    unheard: bool = False
+    """Rebuilt from the journal, and the client not heard since: it may know neither nonce."""
 
     def interrupt(self, effects: Effects) -> None:
         """The stream is gone: the turn under way ends as cancelled, for whoever resumes the session."""
@@ -78,7 +88,26 @@ class OpenSession:
         self.till.begin_turn(self.meter)
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
+class LapsedSession:
+    """A session of an earlier start, as this host's journal has it. See ``recovering.py``.
+
+    Its epoch must be below that of this start: within one, a session is rebuilt once.
+    """
+
+    session: SessionId
+    terms: SessionTerms
+    salt: bytes = field(repr=False)
+    granted: HostTerms
+    voucher: Voucher | None
+    """The best there is."""
+    issued: Callable[[int, int], Receipt | None]
+    """The receipt that was written down for an epoch and a place."""
+    rebuilt: OpenSession | None = None
+    """From then on it is that one."""
+
+
 Admit: TypeAlias = Callable[[Open], HostTerms | Refuse]
 """The role's decision on an ``Open``: what it grants, or why not. With terms: after ``check_open``."""
-FindSession: TypeAlias = Callable[[Resume], OpenSession | Refuse]
+FindSession: TypeAlias = Callable[[Resume], OpenSession | LapsedSession | Refuse]
 """The role's answer to a ``Resume``: the session it keeps, or why there is none. It checks no proof."""

@@ -17,10 +17,10 @@ _TEXT_CHARACTERS: int = TEXT_MAX // 4
 class Outbox:
     """A queue of (ids, the text that completes them), and the credit to send from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, sent: int = 0) -> None:
         self._pending: deque[tuple[tuple[int, ...], str]] = deque()
-        self._acked = 0
-        self.sent = 0
+        self._acked = sent
+        self.sent = sent
         self.waiting = 0
         """Output tokens that wait for credit."""
 

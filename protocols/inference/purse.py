@@ -13,7 +13,7 @@ from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.inference.commands import Receipted, Signed
 from p2pnode.protocols.inference.effects import Effects
-from p2pnode.protocols.inference.messages import Accept, Ack, Checkpoint, Open, Voucher
+from p2pnode.protocols.inference.messages import Accept, Ack, Open, Receipt, Voucher
 from p2pnode.protocols.inference.metering import Meter
 from p2pnode.protocols.inference.payment import ClientPayment, exact_voucher
 from p2pnode.protocols.typed_data import amount_due
@@ -23,6 +23,7 @@ class FreePurse:
     """Costs nothing; the host's peer key signs receipts."""
 
     last_voucher: Voucher | None = None
+    final_voucher: Voucher | None = None
     payable = False
 
     def __init__(self, host: PeerId, verify: Callable[[str, bytes, bytes], bool]) -> None:
@@ -55,10 +56,13 @@ class FreePurse:
     def pay_input(self, meter: Meter, effects: Effects) -> None:
         """Pay for what the meter holds, before any output."""
 
-    def settle(self, receipt: Checkpoint, effects: Effects) -> None:
+    def settle(self, receipt: Receipt, effects: Effects) -> None:
         """Answer a receipt that holds."""
-        effects.send(Ack(seq=receipt.tokens_out))
+        effects.send(Ack(seq=receipt.checkpoint.tokens_out))
         effects.emit(Receipted(receipt))
+
+    def conclude(self, meter: Meter, effects: Effects) -> None:
+        """The host was lost: nothing is owed."""
 
 
 class PaidPurse:
@@ -70,6 +74,13 @@ class PaidPurse:
         self.payment = payment
         self.session: SessionId = payment.session
         self.last_voucher: Voucher | None = None
+        """The last one that was sent."""
+        self._unsent: Voucher | None = None
+
+    @property
+    def final_voucher(self) -> Voucher | None:
+        """What a host that was lost is handed when it returns."""
+        return self._unsent or self.last_voucher
 
     def request(self, model: ModelId, salt: bytes) -> Open:
         """What opens the session."""
@@ -111,19 +122,38 @@ class PaidPurse:
         """Pay for what the meter holds, before any output."""
         self._sign(meter.seq, meter.tokens_in, meter.tokens_out, meter.root, effects)
 
-    def settle(self, receipt: Checkpoint, effects: Effects) -> None:
+    def settle(self, receipt: Receipt, effects: Effects) -> None:
         """Answer a receipt that holds."""
         effects.emit(Receipted(receipt))
-        self._sign(receipt.seq, receipt.tokens_in, receipt.tokens_out, receipt.root, effects)
+        told = receipt.checkpoint
+        self._sign(told.seq, told.tokens_in, told.tokens_out, told.root, effects)
+
+    def conclude(self, meter: Meter, effects: Effects) -> None:
+        """The host was lost: sign for exactly what came, also for what no receipt covers. It isn't sent.
+
+        A session that goes on forgets it: there the exact vouchers of its receipts follow.
+        """
+        last = self.final_voucher
+        counts = (meter.tokens_in, meter.tokens_out)
+        if counts == ((0, 0) if last is None else (last.tokens_in, last.tokens_out)):
+            return
+        self._unsent = self._exact(meter.seq, *counts, meter.root)
+        effects.emit(Signed(self._unsent))
+
+    def handed_over(self) -> None:
+        """The host took the final voucher: it is the last one that both sides know."""
+        self.last_voucher, self._unsent = self.final_voucher, None
 
     def _sign(self, seq: int, tokens_in: int, tokens_out: int, root: bytes, effects: Effects) -> Voucher:
-        voucher = exact_voucher(
+        self.last_voucher, self._unsent = self._exact(seq, tokens_in, tokens_out, root), None
+        effects.emit(Signed(self.last_voucher))
+        effects.send(self.last_voucher)
+        return self.last_voucher
+
+    def _exact(self, seq: int, tokens_in: int, tokens_out: int, root: bytes) -> Voucher:
+        return exact_voucher(
             self.payment, self.session, seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, root=root
         )
-        self.last_voucher = voucher
-        effects.emit(Signed(voucher))
-        effects.send(voucher)
-        return voucher
 
 
 Purse: TypeAlias = FreePurse | PaidPurse

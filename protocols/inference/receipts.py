@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.crypto import abi_encode, keccak256
+from p2pnode.protocols.crypto import abi_encode, keccak256, recover_address
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt
 from p2pnode.protocols.wire import encode
 
 _SESSION_TAG: Final = keccak256(b"p2pnode/session/1")
@@ -34,6 +35,31 @@ def request_hash(body: object) -> bytes:
 def token_hash(ids: Sequence[int], request: bytes = b"") -> bytes:
     """Hash of the ids since the last checkpoint; ``request`` leads in a turn's first."""
     return keccak256(request + struct.pack(f">{len(ids)}I", *ids))
+
+
+def receipt_digest(session: SessionId, epoch: int, root: bytes) -> bytes:
+    """The 32 bytes that a receipt with this root signs."""
+    return keccak256(abi_encode(_RECEIPT_TAG, session, epoch, root))
+
+
+def receipt_holds(session: SessionId, receipt: Receipt, receipt_key: bytes) -> bool:
+    """Of a paid session: does its root say what it says, and did this key sign it?"""
+    if link_root(receipt.previous, receipt.checkpoint) != receipt.checkpoint.root:
+        return False
+    digest = receipt_digest(session, receipt.epoch, receipt.checkpoint.root)
+    return recover_address(digest, receipt.checkpoint.signature) == receipt_key
+
+
+def conflicting(one: Receipt, other: Receipt) -> bool:
+    """For one place of one session: two different roots, of which an honest host signs one only."""
+    places = [(each.epoch, each.checkpoint.seq) for each in (one, other)]
+    return places[0] == places[1] and one.checkpoint.root != other.checkpoint.root
+
+
+def link_root(previous: bytes, link: Checkpoint) -> bytes:
+    """The root that follows from ``previous`` and the link's own fields."""
+    counts = (link.seq, link.tokens_in, link.tokens_out)
+    return keccak256(abi_encode(previous, *counts, link.token_hash, link.fingerprint_hash))
 
 
 @dataclass(slots=True)
@@ -61,4 +87,4 @@ class ReceiptChain:
 
     def digest(self) -> bytes:
         """The 32 bytes a receipt signs."""
-        return keccak256(abi_encode(_RECEIPT_TAG, self.session, self.epoch, self.root))
+        return receipt_digest(self.session, self.epoch, self.root)

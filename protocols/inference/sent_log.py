@@ -24,10 +24,10 @@ def is_counted(message: object) -> bool:
 class SentLog:
     """Counted messages, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 0, answered: int = 0) -> None:
         self._kept: deque[object] = deque()
-        self._forgotten = 0
-        self.answered = 0
+        self._forgotten = count
+        self.answered = answered
         """The last turn that had its ``done`` or ``error``."""
 
     @property

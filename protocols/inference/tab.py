@@ -99,6 +99,28 @@ class Tab:
         self._hold(voucher)
         return None
 
+    def why_not_final(self, voucher: Voucher) -> str:
+        """What is wrong with a voucher for what a client received in all, or ""."""
+        exact = self.due(
+            seq=voucher.seq, tokens_in=voucher.tokens_in, tokens_out=voucher.tokens_out, root=voucher.root
+        )
+        if not exact.is_what(voucher):
+            return f"a voucher of {voucher.amount} for counts that cost {exact.amount}"
+        if voucher.amount > self._terms.deposit:
+            return f"a voucher of {voucher.amount} above the deposit of {self._terms.deposit}"
+        best = self.paid
+        if best is not None and not (
+            voucher.seq >= best.seq
+            and voucher.tokens_in >= best.tokens_in
+            and voucher.tokens_out >= best.tokens_out
+        ):
+            return "a voucher below one that this host has"
+        try:
+            self._check_signature(voucher)
+        except ProtocolError as error:
+            return str(error)
+        return ""
+
     def _hold(self, voucher: Voucher) -> None:
         start = self._start
         if not self._advance_open or start is None or voucher.tokens_in <= start.tokens_in:

@@ -6,6 +6,7 @@ know nothing of prompts, engines or time.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TypeAlias
 
 from p2pnode.errors import ProtocolError
@@ -13,7 +14,14 @@ from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.inference.commands import Issued, Paid
 from p2pnode.protocols.inference.effects import Effects
-from p2pnode.protocols.inference.messages import N_CTX_MAX, Ack, SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import (
+    N_CTX_MAX,
+    Ack,
+    Checkpoint,
+    Receipt,
+    SessionTerms,
+    Voucher,
+)
 from p2pnode.protocols.inference.metering import Meter
 from p2pnode.protocols.inference.outbox import Outbox
 from p2pnode.protocols.inference.payment import HostPayment, tokens_affordable
@@ -44,7 +52,7 @@ class FreeTill:
 
     def issue(self, meter: Meter, effects: Effects) -> None:
         """Send a receipt."""
-        effects.send(meter.issue(self._sign))
+        effects.send(meter.issue(self._sign).checkpoint)
 
     def credit(self, message: Ack | Voucher, outbox: Outbox, _effects: Effects) -> bool:
         """True when it brings credit. Raises ``ProtocolError`` when it may not be said."""
@@ -57,10 +65,13 @@ class FreeTill:
 class PaidTill:
     """Every receipt is made durable before it is sent, every voucher before it is served for."""
 
-    def __init__(self, payment: HostPayment, session: SessionId, terms: SessionTerms) -> None:
+    def __init__(
+        self, payment: HostPayment, session: SessionId, terms: SessionTerms, sent: SentLog | None = None
+    ) -> None:
         self.payment, self.terms = payment, terms
         self.tab = Tab(payment.market, session, terms)
-        self.sent = SentLog()
+        self.sent = sent or SentLog()
+        self._unpaid: deque[Receipt] = deque()
         self.session_fee = terms.session_fee
 
     @property
@@ -71,6 +82,7 @@ class PaidTill:
     def begin_turn(self, meter: Meter) -> None:
         """A prompt comes: the client holds all that was said before."""
         self.sent.forget(self.sent.count)
+        self._unpaid.clear()
         self.tab.begin_turn(
             self.tab.due(
                 seq=meter.seq, tokens_in=meter.tokens_in, tokens_out=meter.tokens_out, root=meter.root
@@ -88,17 +100,26 @@ class PaidTill:
     def issue(self, meter: Meter, effects: Effects) -> None:
         """A receipt, durable before it leaves; its voucher is due from now on."""
         receipt = meter.issue(self.payment.sign)
+        told = receipt.checkpoint
+        self._unpaid.append(receipt)
         effects.emit(Issued(receipt))
-        effects.send(receipt)
+        effects.send(told)
         self.tab.owe(
             self.tab.due(
-                seq=receipt.seq,
-                tokens_in=receipt.tokens_in,
-                tokens_out=receipt.tokens_out,
-                root=receipt.root,
+                seq=told.seq,
+                tokens_in=told.tokens_in,
+                tokens_out=told.tokens_out,
+                root=told.root,
                 frames=self.sent.count,
             )
         )
+
+    def issue_again(self, told: Checkpoint, effects: Effects) -> None:
+        """Say a receipt of the log once more. Whoever issued it may still be writing it down."""
+        for receipt in self._unpaid:
+            if receipt.checkpoint == told:
+                effects.emit(Issued(receipt))
+        effects.send(told)
 
     def owe_input(self, meter: Meter, billed: int, outbox: Outbox, effects: Effects) -> None:
         """A turn's input was quoted just now. An advance that is exactly right is taken at once."""
@@ -125,6 +146,8 @@ class PaidTill:
             return False
         effects.emit(Paid(message))
         self.sent.forget(paid.frames)
+        while self._unpaid and self._unpaid[0].checkpoint.seq <= paid.seq:
+            self._unpaid.popleft()
         outbox.acknowledge(paid.tokens_out)
         return True
 

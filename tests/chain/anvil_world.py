@@ -18,7 +18,8 @@ from p2pnode.chain.deploy import Addresses, plan
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
-from tests.chain.contracts.support import ADDRESS, PURSE, sign
+from p2pnode.protocols.crypto import keccak256
+from tests.chain.contracts.support import ADDRESS, FAB, PURSE, sign
 
 CHAIN_ID = 84_532
 WEALTH = 10**21
@@ -127,6 +128,27 @@ class AnvilWorld:
 
     async def freeze(self, name: str) -> None:
         self.anvil.token("blacklist", ADDRESS[name])
+
+    async def stake(self, name: str, receipt_key: str) -> None:
+        found, host, amount = self.anvil.addresses, ADDRESS[name], 1_000 * FAB
+        self._tell("deployer", "FAB", found.fab, "transfer", host, amount)
+        self._tell(name, "FAB", found.fab, "approve", found.node_registry, amount)
+        order = (keccak256(name.encode()), ADDRESS[receipt_key], amount)
+        self._tell(name, "NodeRegistry", found.node_registry, "register", *order)
+
+    async def fab(self, name: str) -> int:
+        return int(self._ask("FAB", self.anvil.addresses.fab, "balanceOf", ADDRESS[name]))
+
+    async def at_stake(self, name: str) -> int:
+        return int(self._ask("NodeRegistry", self.anvil.addresses.node_registry, "node", ADDRESS[name])[2])
+
+    def _tell(self, name: str, contract: str, at: bytes, call: str, *arguments: Any) -> None:
+        self.anvil.send(name, at, artifact(contract).function(call, len(arguments)).encode(arguments))
+
+    def _ask(self, contract: str, at: bytes, call: str, *arguments: Any) -> Any:
+        function = artifact(contract).function(call, len(arguments))
+        order = {"to": "0x" + at.hex(), "data": "0x" + function.encode(arguments).hex()}
+        return function.decode(bytes.fromhex(self.anvil.ask("eth_call", order, "latest")[2:]))
 
     async def aclose(self) -> None:
         for ledger in self._ledgers.values():

@@ -20,7 +20,8 @@ from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
-from tests.chain.contracts.support import ADDRESS, PURSE, SECRETS, sign
+from p2pnode.protocols.crypto import keccak256
+from tests.chain.contracts.support import ADDRESS, FAB, PURSE, SECRETS, sign
 
 URL = "http://one.invalid/v2/secret-key"
 OTHER_URL = "http://two.invalid"
@@ -118,6 +119,18 @@ class EvmWorld:
 
     async def freeze(self, name: str) -> None:
         self._rpc.local.made.usdc.send(ADDRESS["deployer"], "blacklist", ADDRESS[name])
+
+    async def stake(self, name: str, receipt_key: str) -> None:
+        made, host, amount = self._rpc.local.made, ADDRESS[name], 1_000 * FAB
+        made.fab.send(ADDRESS["deployer"], "transfer", host, amount)
+        made.fab.send(host, "approve", made.nodes.address, amount)
+        made.nodes.send(host, "register", keccak256(name.encode()), ADDRESS[receipt_key], amount)
+
+    async def fab(self, name: str) -> int:
+        return int(self._rpc.local.made.fab.read("balanceOf", ADDRESS[name]))
+
+    async def at_stake(self, name: str) -> int:
+        return int(self._rpc.local.made.nodes.read("node", ADDRESS[name])[2])
 
     async def aclose(self) -> None:
         for ledger in self._ledgers.values():

@@ -32,6 +32,8 @@ from p2pnode.chain.ledger import (
     RevertedError,
     SessionClosed,
     SessionOpened,
+    Slash,
+    Slashed,
     SubmitVoucher,
     Transfer,
     VoucherRecorded,
@@ -41,7 +43,8 @@ from p2pnode.chain.ledger import (
 from p2pnode.errors import ChainError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.crypto import keccak256
-from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
+from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
 from p2pnode.protocols.typed_data import (
     amount_due,
     authorisation_digest,
@@ -49,10 +52,11 @@ from p2pnode.protocols.typed_data import (
     session_id,
     voucher_digest,
 )
-from tests.chain.contracts.support import ADDRESS, DAY, DEPOSIT, DOLLAR, FEE, PURSE, TIP, sign
+from tests.chain.contracts.support import ADDRESS, DAY, DEPOSIT, DOLLAR, FAB, FEE, PURSE, TIP, sign
 
 _salts = count(1)
 DEADLINE_S = 30
+STAKE = 1_000 * FAB
 
 
 class LedgerWorld(Protocol):
@@ -64,6 +68,15 @@ class LedgerWorld(Protocol):
 
     async def freeze(self, name: str) -> None:
         """The token's issuer blacklists an actor."""
+
+    async def stake(self, name: str, receipt_key: str) -> None:
+        """A host registers with ``STAKE`` and this receipt key."""
+
+    async def fab(self, name: str) -> int:
+        """FAB wei in an actor's wallet."""
+
+    async def at_stake(self, name: str) -> int:
+        """FAB wei that a host has at stake."""
 
 
 class Scene:
@@ -108,6 +121,21 @@ class Scene:
         return replace(
             bare, signature=sign(signer, voucher_digest(self.domains.market, self.id_of(terms), bare))
         )
+
+    def receipt(
+        self, terms: SessionTerms, answer: str, *, epoch: int = 3, signer: str = "receipt key", links: int = 1
+    ) -> Receipt:
+        """The last of a chain for this answer, as a host signs it while streaming."""
+        chain = ReceiptChain.begin(self.id_of(terms), terms.model, b"secret salt", epoch)
+        previous, hashed = b"", b""
+        for number in range(1, links + 1):
+            previous, hashed = chain.root, token_hash(list(answer.encode()), b"request")
+            chain.advance(10, 32 * number, hashed, NO_FINGERPRINT)
+        checkpoint = Checkpoint(
+            seq=links, tokens_in=10, tokens_out=32 * links, token_hash=hashed,
+            fingerprint_hash=NO_FINGERPRINT, root=chain.root, signature=sign(signer, chain.digest()),
+        )  # fmt: skip
+        return Receipt(epoch=epoch, previous=previous, checkpoint=checkpoint)
 
     async def do(self, name: str, call: Call) -> Outcome:
         ledger = await self.world.ledger(name)
@@ -480,6 +508,60 @@ class LedgerConformance:
         assert scene.domains.treasury == ADDRESS["treasury"]
         assert scene.domains.market.name == "JobMarketplace"
         assert scene.domains.token.chain_id == scene.domains.chain_id
+
+    # ---- evidence
+
+    async def test_two_receipts_for_one_place_cost_the_host_its_stake_and_pay_the_reporter(
+        self, scene: Scene
+    ) -> None:
+        await scene.world.stake("host", "receipt key")
+        terms, held = await scene.open(), await scene.world.fab("stranger")
+        yes, no = (scene.receipt(terms, answer, links=2) for answer in ("yes", "no"))
+        outcome = await scene.do("stranger", Slash(terms, yes, no))
+        assert await scene.world.at_stake("host") == 0
+        assert await scene.world.fab("stranger") == held + STAKE // 10
+        assert outcome.events == (
+            Slashed(
+                session=scene.id_of(terms), host=terms.host, reporter=ADDRESS["stranger"], amount=STAKE,
+                reward=STAKE // 10, block=outcome.block,
+            ),
+        )  # fmt: skip
+        page = await scene.reader.events(outcome.block)
+        assert page.events == ()  # the market's alone are told to everybody
+        await scene.refused("stranger", Slash(terms, no, yes), "NodeRegistry: already punished")
+
+    async def test_a_self_report_earns_nothing(self, scene: Scene) -> None:
+        await scene.world.stake("host", "receipt key")
+        terms, held = await scene.open(), await scene.world.fab("host")
+        await scene.do("host", Slash(terms, scene.receipt(terms, "yes"), scene.receipt(terms, "no")))
+        assert await scene.world.fab("host") == held
+        assert await scene.world.at_stake("host") == 0
+
+    async def test_an_honest_host_keeps_its_stake(self, scene: Scene) -> None:
+        await scene.world.stake("host", "receipt key")
+        terms, own = await scene.open(), await scene.open(receipt_key=ADDRESS["payer"])
+        unopened = await scene.terms()
+        yes = scene.receipt(terms, "yes")
+        forged = scene.receipt(terms, "no", signer="stranger")
+        restarted = scene.receipt(terms, "no", epoch=4)
+        for call, reason in (
+            (Slash(terms, yes, yes), "no conflict"),
+            (Slash(terms, yes, forged), "bad signature"),
+            (Slash(terms, forged, yes), "bad signature"),
+            (Slash(terms, yes, restarted), "bad signature"),
+            (Slash(terms, yes, scene.receipt(terms, "no", links=2)), "bad signature"),
+            (Slash(own, *(scene.receipt(own, a, signer="payer") for a in ("a", "b"))), "not the host's key"),
+            (Slash(unopened, *(scene.receipt(unopened, a) for a in ("a", "b"))), "no such session"),
+        ):
+            await scene.refused("stranger", call, f"NodeRegistry: {reason}")
+        assert await scene.world.at_stake("host") == STAKE
+
+    async def test_a_host_without_stake_can_lose_none(self, scene: Scene) -> None:
+        await scene.world.stake("host", "receipt key")
+        first, second = await scene.open(), await scene.open()
+        for terms, reason in ((first, ""), (second, "NodeRegistry: nothing at stake")):
+            call = Slash(terms, scene.receipt(terms, "yes"), scene.receipt(terms, "no"))
+            await (scene.refused("stranger", call, reason) if reason else scene.do("stranger", call))
 
     # ---- several at once
 

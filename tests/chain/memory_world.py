@@ -5,7 +5,7 @@ from __future__ import annotations
 from p2pnode.chain.ledger import Domains, Ledger
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.protocols.typed_data import Domain, market_domain
-from tests.chain.contracts.support import ADDRESS, PURSE
+from tests.chain.contracts.support import ADDRESS, FAB, PURSE
 
 CHAIN_ID = 131_277_322_940_537
 START = 1_800_000_000
@@ -38,3 +38,12 @@ class MemoryWorld:
 
     async def freeze(self, name: str) -> None:
         self.chain.blacklist(ADDRESS[name])
+
+    async def stake(self, name: str, receipt_key: str) -> None:
+        self.chain.registry.stake(ADDRESS[name], ADDRESS[receipt_key], 1_000 * FAB)
+
+    async def fab(self, name: str) -> int:
+        return self.chain.registry.fab[ADDRESS[name]]
+
+    async def at_stake(self, name: str) -> int:
+        return self.chain.registry.stakes[ADDRESS[name]]

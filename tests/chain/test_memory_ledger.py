@@ -28,6 +28,7 @@ from p2pnode.chain.ledger import (
     Release,
     RequestClose,
     RevertedError,
+    Slash,
     SubmitVoucher,
     Transfer,
     Withdraw,
@@ -80,7 +81,7 @@ class Twin:
             node_registry=found.node_registry,
             treasury=ADDRESS["treasury"],
         )
-        self.encoder = Encoder(found.job_marketplace, found.usdc)
+        self.encoder = Encoder(found.job_marketplace, found.usdc, found.node_registry)
         self.memory = MemoryChain(self.domains, lambda: self.at)
         self.at = 0
         self.accounts = {*ADDRESS.values(), found.job_marketplace, found.usdc}
@@ -393,7 +394,7 @@ def test_any_sequence_of_calls_ends_alike_on_the_contracts_and_in_memory(world: 
         run_both(world, Random(seed), 30)
 
     run()
-    assert min(done[kind] for kind in GAS) >= 3, done
+    assert min(done[kind] for kind in GAS if kind is not Slash) >= 3, done
     assert len(seen) >= 18, seen
 
 

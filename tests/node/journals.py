@@ -11,7 +11,7 @@ import trio
 
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.node.journal import BoughtSession, HostedSession, Journal, Spending
-from p2pnode.protocols.inference.messages import Checkpoint, SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
 
 NOW = 1_800_000_000
 HOUR = 3600
@@ -80,6 +80,10 @@ def checkpoint(seq: int, *, root: bytes = b"\x0c" * 32) -> Checkpoint:
         root=root,
         signature=b"\x0e" * 65,
     )
+
+
+def receipt(seq: int, *, root: bytes = b"\x0c" * 32, epoch: int = 1) -> Receipt:
+    return Receipt(epoch=epoch, previous=b"\x0f" * 32, checkpoint=checkpoint(seq, root=root))
 
 
 class Anything:

@@ -22,6 +22,7 @@ from tests.node.journals import (
     bought,
     checkpoint,
     hosted,
+    receipt,
     session,
     voucher,
     writing,
@@ -164,23 +165,23 @@ async def test_a_voucher_of_nothing_is_kept_all_the_same(journal: Journal) -> No
 async def test_a_second_receipt_for_one_place_is_refused_and_the_first_stays(journal: Journal) -> None:
     await journal.host_relaying(hosted(1))
     for seq in (2, 1, 3):
-        await journal.host_issued(session(1), checkpoint(seq))
-    await journal.host_issued(session(1), checkpoint(2))
+        await journal.host_issued(session(1), receipt(seq))
+    await journal.host_issued(session(1), receipt(2))
     with pytest.raises(StorageError, match="evidence against this host"):
-        await journal.host_issued(session(1), checkpoint(2, root=b"\xff" * 32))
+        await journal.host_issued(session(1), receipt(2, root=b"\xff" * 32))
     assert journal.receipts(session(1)) == [checkpoint(1), checkpoint(2), checkpoint(3)]
 
 
 async def test_a_receipt_of_an_unknown_session_is_refused(journal: Journal) -> None:
     with pytest.raises(StorageError, match="FOREIGN KEY"):
-        await journal.host_issued(session(1), checkpoint(1))
+        await journal.host_issued(session(1), receipt(1))
     assert journal.receipts(session(1)) == []
 
 
 async def test_receipts_of_old_settled_sessions_are_dropped_and_no_others(journal: Journal) -> None:
     for number, opened_at in ((1, NOW - DAY), (2, NOW), (3, NOW - DAY)):
         await journal.host_relaying(hosted(number, opened_at=opened_at))
-        await journal.host_issued(session(number), checkpoint(1))
+        await journal.host_issued(session(number), receipt(1))
     await journal.host_settled(session(1), 5)
     await journal.host_settled(session(2), 5)
     await journal.prune(NOW - 1)
@@ -352,7 +353,7 @@ async def test_what_waits_is_committed_together(journal: Journal) -> None:
     before = journal._writer.commits
     async with trio.open_nursery() as nursery:
         for seq in range(1, 101):
-            nursery.start_soon(journal.host_issued, session(0), checkpoint(seq))
+            nursery.start_soon(journal.host_issued, session(0), receipt(seq))
     assert len(journal.receipts(session(0))) == 100
     assert journal._writer.commits - before <= 3
 
@@ -379,7 +380,7 @@ async def test_a_receipt_that_rides_along_is_on_disk_with_the_voucher_that_pays_
     async with writing(tmp_path / "journal.sqlite") as journal:
         await journal.host_relaying(hosted(1))
         commits = journal._writer.commits
-        await journal.host_issuing(session(1), checkpoint(1))
+        await journal.host_issuing(session(1), receipt(1))
         assert journal._writer.commits == commits  # no commit of its own
         await journal.host_paid(session(1), voucher(1, 30_000))
         assert journal._writer.commits == commits + 1
@@ -388,7 +389,7 @@ async def test_a_receipt_that_rides_along_is_on_disk_with_the_voucher_that_pays_
             assert other.receipts(session(1)) == [checkpoint(1)]
         finally:
             other.close()
-        await journal.host_issuing(session(1), checkpoint(2))
+        await journal.host_issuing(session(1), receipt(2))
     left = Journal.open(tmp_path / "journal.sqlite")
     try:
         assert [each.seq for each in left.receipts(session(1))] == [1, 2]  # an orderly end writes the rest
@@ -400,8 +401,8 @@ async def test_a_second_receipt_that_rides_along_leaves_the_first_and_what_it_ri
     journal: Journal,
 ) -> None:
     await journal.host_relaying(hosted(1))
-    await journal.host_issued(session(1), checkpoint(1))
-    await journal.host_issuing(session(1), checkpoint(1, root=b"\xff" * 32))
+    await journal.host_issued(session(1), receipt(1))
+    await journal.host_issuing(session(1), receipt(1, root=b"\xff" * 32))
     await journal.host_paid(session(1), voucher(1, 30_000))
     assert journal.receipts(session(1)) == [checkpoint(1)]
     found = journal.hosted_one(session(1))
@@ -415,14 +416,14 @@ async def test_one_refused_write_takes_no_other_with_it(journal: Journal) -> Non
 
     async def unknown() -> None:
         try:
-            await journal.host_issued(session(7), checkpoint(1))
+            await journal.host_issued(session(7), receipt(1))
         except StorageError:
             refused.append(1)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.host_issued, session(1), checkpoint(1))
+        nursery.start_soon(journal.host_issued, session(1), receipt(1))
         nursery.start_soon(unknown)
-        nursery.start_soon(journal.host_issued, session(1), checkpoint(2))
+        nursery.start_soon(journal.host_issued, session(1), receipt(2))
     assert refused == [1]
     assert journal.receipts(session(1)) == [checkpoint(1), checkpoint(2)]
 
@@ -431,7 +432,7 @@ async def test_more_callers_than_the_queue_holds_wait_their_turn(journal: Journa
     await journal.host_relaying(hosted(1))
     async with trio.open_nursery() as nursery:
         for seq in range(1, 3 * QUEUE_MAX + 1):
-            nursery.start_soon(journal.host_issued, session(1), checkpoint(seq))
+            nursery.start_soon(journal.host_issued, session(1), receipt(seq))
     assert len(journal.receipts(session(1))) == 3 * QUEUE_MAX
 
 
@@ -441,7 +442,7 @@ async def test_what_waits_when_the_writer_is_stopped_is_still_written(tmp_path: 
         await nursery.start(journal.run)
         await journal.host_relaying(hosted(1))
         for seq in range(1, 2 * QUEUE_MAX):
-            callers.start_soon(journal.host_issued, session(1), checkpoint(seq))
+            callers.start_soon(journal.host_issued, session(1), receipt(seq))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert len(journal.receipts(session(1))) == 2 * QUEUE_MAX - 1
@@ -455,7 +456,7 @@ async def test_a_caller_that_leaves_does_not_take_its_write_back(journal: Journa
     other = sqlite3.connect(journal.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.host_issued, session(1), checkpoint(1))
+        nursery.start_soon(journal.host_issued, session(1), receipt(1))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     other.execute("ROLLBACK")

@@ -15,7 +15,7 @@ from tests.node.journals import checkpoint, session, voucher
 _HOST = """
 import os, sys, trio
 from pathlib import Path
-from tests.node.journals import checkpoint, hosted, session, voucher, writing
+from tests.node.journals import hosted, receipt, session, voucher, writing
 
 async def serve(journal, number):
     await journal.host_relaying(hosted(number))
@@ -23,7 +23,7 @@ async def serve(journal, number):
     await journal.host_open(session(number))
     say(f"open {number}")
     for seq in range(1, 10**6):
-        await journal.host_issued(session(number), checkpoint(seq))
+        await journal.host_issued(session(number), receipt(seq))
         say(f"issued {number} {seq}")
         await journal.host_paid(session(number), voucher(seq, 1000 * seq))
         say(f"paid {number} {seq}")

@@ -14,7 +14,7 @@ import pytest
 
 from p2pnode.errors import StorageError
 from p2pnode.node.journal import Journal
-from tests.node.journals import NOW, Anything, bought, checkpoint, hosted, session, voucher, writing
+from tests.node.journals import NOW, Anything, bought, hosted, receipt, session, voucher, writing
 
 
 def _lines(code: str, *paths: Path) -> list[str]:
@@ -163,7 +163,7 @@ _FULL = """
 import resource, signal, sys, trio
 from pathlib import Path
 from p2pnode.errors import StorageError
-from tests.node.journals import checkpoint, hosted, session, writing
+from tests.node.journals import hosted, receipt, session, writing
 
 async def main(path):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -174,13 +174,13 @@ async def main(path):
         written = 0
         try:
             for seq in range(1, 1000):
-                await journal.host_issued(session(1), checkpoint(seq))
+                await journal.host_issued(session(1), receipt(seq))
                 written = seq
         except StorageError as error:
             print(error)
         assert [each.seq for each in journal.receipts(session(1))] == list(range(1, written + 1))
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        await journal.host_issued(session(1), checkpoint(written + 1))
+        await journal.host_issued(session(1), receipt(written + 1))
         journal.verify()
         print(written + 1)
 
@@ -201,7 +201,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_acknowledged_is_los
 
 async def _fill(journal: Journal) -> None:
     for seq in range(1, 1000):
-        await journal.host_issued(session(1), checkpoint(seq))
+        await journal.host_issued(session(1), receipt(seq))
 
 
 async def test_a_full_disk_is_told_as_sqlite_knows_it(path: Path) -> None:
@@ -214,7 +214,7 @@ async def test_a_full_disk_is_told_as_sqlite_knows_it(path: Path) -> None:
         kept = len(journal.receipts(session(1)))
         assert kept > 0
         journal._writes.execute("PRAGMA max_page_count = 100000")
-        await journal.host_issued(session(1), checkpoint(kept + 1))
+        await journal.host_issued(session(1), receipt(kept + 1))
         assert len(journal.receipts(session(1))) == kept + 1
 
 

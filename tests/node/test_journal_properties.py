@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from p2pnode.errors import StorageError
 from p2pnode.ids import SessionId
 from p2pnode.node.journal import BoughtSession, HostedSession, HostedState, Journal
-from p2pnode.protocols.inference.messages import Checkpoint, SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
 from tests.node.journals import Anything, bought, hosted, writing
 from tests.protocols.strategies import messages
 
@@ -82,7 +82,7 @@ async def _apply(journal: Journal, what: str, session: SessionId, value: Any) ->
         case "paid":
             await journal.host_paid(session, value)
         case "issued":
-            await journal.host_issued(session, value)
+            await journal.host_issued(session, Receipt(epoch=1, previous=bytes(32), checkpoint=value))
         case "open":
             await journal.host_open(session)
         case "over":

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.signing import BindingTerms, bind, binding_digest, seal
+from p2pnode.protocols.checkpoint import messages as checkpoint
+from p2pnode.protocols.checkpoint.messages import fetch_digest
 from p2pnode.protocols.crypto import address_of, peer_id_of, sign_digest
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference import messages as inference
@@ -32,6 +34,7 @@ from p2pnode.protocols.typed_data import (
 )
 from p2pnode.protocols.wire import encode, wire_keys, wire_name
 
+decode: Final = inference.CODEC.decode
 ROOT: Final = Path(__file__).resolve().parents[2] / "protocols"
 PEER_SECRET: Final = bytes(range(32))
 WALLET_SECRET: Final = b"\x01" * 32
@@ -181,6 +184,10 @@ def inference_vectors() -> dict[str, Any]:
     root_1 = chain.advance(5, 3, hashed, NO_FINGERPRINT)
     signature, digest = _KEY.sign(chain.digest()), chain.digest()
     m = inference
+    receipt = m.Checkpoint(
+        seq=1, tokens_in=5, tokens_out=3, token_hash=hashed, fingerprint_hash=NO_FINGERPRINT, root=root_1,
+        signature=signature,
+    )  # fmt: skip
     terms = m.SessionTerms(
         payer=b"\x01" * 20, host=b"\x02" * 20, voucher_key=b"\x03" * 20, receipt_key=b"\x11" * 20,
         model=MODEL,
@@ -193,6 +200,8 @@ def inference_vectors() -> dict[str, Any]:
             model=MODEL, salt=SALT, terms=terms, authorisation=bytes(65), valid_before=ISSUED_AT + 300,
         )),
         ("", m.Resume(session=SESSION, received=3, turn=1, proof=bytes(65))),
+        ("resume without a proof", m.Resume(session=SESSION, received=3, turn=1)),
+        ("", m.Challenge(nonce=b"\x43" * 32)),
         ("", m.Accept(session=SESSION, nonce=b"\x4e" * 32, epoch=EPOCH, n_ctx=8192)),
         ("", m.Refuse(code="capacity", detail="full: try again later", retry_after_s=2.5)),
         ("", m.Prompt(turn=1, part=0, last=True, total=len(raw), body=raw)),
@@ -200,13 +209,7 @@ def inference_vectors() -> dict[str, Any]:
         ("", m.Progress(turn=1, processed=5, total=5)),
         ("", m.Tokens(seq=0, ids=ids, text="Hi!")),
         ("tokens, text only", m.Tokens(seq=3, ids=(), text="…")),
-        (
-            "",
-            m.Checkpoint(
-                seq=1, tokens_in=5, tokens_out=3, token_hash=hashed, fingerprint_hash=NO_FINGERPRINT,
-                root=root_1, signature=signature,
-            ),
-        ),
+        ("", receipt),
         ("", m.Ack(seq=3)),
         ("", m.Voucher(seq=1, tokens_in=5, tokens_out=3, amount=2501, root=root_1, signature=bytes(65))),
         ("", m.Cancel(turn=1)),
@@ -219,7 +222,11 @@ def inference_vectors() -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "messages": [vector(message, name) for name, message in said],
-        "records": [vector(prompt()), vector(continuation())],
+"records": [
+            vector(prompt()),
+            vector(m.Receipt(epoch=EPOCH, previous=root_0, checkpoint=receipt)),
+            vector(continuation()),
+        ],
         "receipts": {
             "session": SESSION.hex(), "model": MODEL.hex(), "salt": SALT.hex(), "epoch": EPOCH,
             "root_0": root_0.hex(), "request_hash": request_hash(raw).hex(), "ids": list(ids),
@@ -227,6 +234,31 @@ def inference_vectors() -> dict[str, Any]:
             "peer": PEER, "signature": signature.hex(),
         },
         "paid": paid_session(),
+    }  # fmt: skip
+
+
+def checkpoint_vectors() -> dict[str, Any]:
+    """Every message; the receipts are those of the paid session of inference."""
+    c, paid = checkpoint, paid_session()
+    session, secret = SessionId(bytes.fromhex(paid["session"])), bytes.fromhex(paid["secrets"]["voucher_key"])
+    said = {each["type"]: decode(bytes.fromhex(each["hex"])) for each in paid["turn"]}
+    receipt = inference.Receipt(
+        epoch=EPOCH, previous=bytes.fromhex(paid["root_0"]), checkpoint=said["checkpoint"]
+    )
+    nonce = b"\x43" * 32
+    digest = fetch_digest(nonce, session, PEER, CLIENT)
+    return {
+        "host_peer": PEER, "client_peer": CLIENT, "voucher_key_secret": secret.hex(),
+        "fetch_digest": digest.hex(),
+        "messages": [
+            vector(c.Fetch(session=session)),
+            vector(c.Challenge(nonce=nonce)),
+            vector(c.Prove(proof=sign_digest(secret, digest))),
+            vector(c.Page(receipts=(receipt,), voucher=said["voucher"], last=True)),
+            vector(c.Page(receipts=(), last=True), "page, nothing left"),
+            vector(c.More(epoch=EPOCH, seq=1)),
+            vector(c.Refuse(code="bad_request", detail="no such session here")),
+        ],
     }  # fmt: skip
 
 
@@ -241,7 +273,10 @@ def domain(told: Domain) -> dict[str, Any]:
 
 
 def paid_session() -> dict[str, Any]:
-    """A paid session of one turn: five tokens in, three out, and a resume after it."""
+    """A paid session of one turn, five tokens in, three out; a resume; and one whose host had restarted.
+
+    The second turn, of five tokens more, was broken off after two, which no receipt covers.
+    """
     m, raw, ids = inference, encode(prompt()), (1, 2, 49_151)
     market = market_domain(31_337, b"\x4d" * 20)
     token = Domain(name="USDC", version="2", chain_id=31_337, contract=b"\x55" * 20)
@@ -304,6 +339,20 @@ def paid_session() -> dict[str, Any]:
         ("client", resume), ("host", replace(accept, nonce=again)), ("client", for_all),
         ("client", m.Close()),
     ]  # fmt: skip
+    drawn = b"\x43" * 32
+    challenged = resume_digest(drawn, session, PEER, CLIENT)
+    final = exact_voucher(payment, session, seq=1, tokens_in=10, tokens_out=5, root=root_1)
+    asks = m.Resume(session=session, received=6, turn=2)
+    shows = replace(
+        asks,
+        proof=sign_digest(secrets["voucher_key"], challenged),
+        receipt=m.Receipt(epoch=EPOCH, previous=root_0, checkpoint=receipt),
+        voucher=final,
+    )
+    recovery: list[tuple[str, Any]] = [
+        ("client", asks), ("host", m.Challenge(nonce=drawn)), ("client", shows),
+        ("host", replace(accept, nonce=b"\x50" * 32, epoch=EPOCH + 1)), ("client", m.Close()),
+    ]  # fmt: skip
     return {
         "secrets": {name: secret.hex() for name, secret in secrets.items()},
         "market": domain(market), "token": domain(token), "host_peer": PEER, "client_peer": CLIENT,
@@ -311,9 +360,11 @@ def paid_session() -> dict[str, Any]:
         "authorisation_digest": authorised.hex(),
         "root_0": root_0.hex(), "receipt_digest": chain.digest().hex(),
         "voucher_digests": [voucher_digest(market, session, each).hex() for each in (for_input, for_all)],
-        "resume_digest": resumed.hex(),
+        "final_voucher_digest": voucher_digest(market, session, final).hex(),
+        "resume_digest": resumed.hex(), "challenge_digest": challenged.hex(),
         "turn": [{"from": side, **vector(message)} for side, message in said],
         "resume": [{"from": side, **vector(message)} for side, message in back],
+        "recovery": [{"from": side, **vector(message)} for side, message in recovery],
     }  # fmt: skip
 
 
@@ -324,6 +375,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "adverts": adverts_vectors(),
         "lookup": lookup(),
         "inference": inference_vectors(),
+        "checkpoint": checkpoint_vectors(),
     }
 
 
@@ -333,7 +385,7 @@ def text_of(vectors: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write all four."""
+    """Write them all."""
     for name, vectors in all_vectors().items():
         (ROOT / name / "vectors.json").write_text(text_of(vectors), encoding="utf-8")
 

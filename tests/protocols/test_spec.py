@@ -15,6 +15,7 @@ from p2pnode.errors import WIRE_CODES, ProtocolError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
+from p2pnode.protocols.checkpoint import messages as checkpoint
 from p2pnode.protocols.crypto import verify_peer
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
 from p2pnode.protocols.inference import messages as inference
@@ -24,17 +25,19 @@ from p2pnode.protocols.wire import Range, Size, decode_record, encode, wire_keys
 from tests.protocols.make_vectors import all_vectors, text_of
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
-PROTOCOLS = ["framing", "adverts", "lookup", "inference"]
+PROTOCOLS = ["framing", "adverts", "lookup", "inference", "checkpoint"]
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
+    inference.Receipt,
     inference.SessionTerms,
     inference.PromptBody,
     inference.ChatMessage,
     inference.SamplingParams,
 )
-DESCRIBED = [
+DESCRIBED: list[tuple[str, type]] = [
     *[("adverts", cls) for cls in (*adverts.CODEC.classes, adverts.SignedAdvert, *ADVERT_RECORDS)],
     *[("inference", cls) for cls in (*inference.CODEC.classes, *INFERENCE_RECORDS)],
+    *[("checkpoint", cls) for cls in checkpoint.CODEC.classes],
 ]
 NAMED_NUMBERS = {2**32 - 1: "2^32-1", 2**63 - 1: "2^63-1", 1 << 24: "2^24", 1 << 21: "2^21", 1 << 20: "2^20"}
 
@@ -111,7 +114,7 @@ def described_rows(cls: type) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize(("protocol", "cls"), DESCRIBED, ids=[cls.__name__ for _, cls in DESCRIBED])
+@pytest.mark.parametrize(("protocol", "cls"), DESCRIBED, ids=[f"{p} {cls.__name__}" for p, cls in DESCRIBED])
 def test_each_message_and_field_stands_in_its_spec_with_its_bounds(protocol: str, cls: type) -> None:
     found = rows(section(protocol, title_of(cls)))
     assert [row[:4] for row in found] == described_rows(cls)
@@ -119,7 +122,7 @@ def test_each_message_and_field_stands_in_its_spec_with_its_bounds(protocol: str
 
 
 def test_no_spec_describes_a_message_that_does_not_exist() -> None:
-    for protocol in ("adverts", "inference"):
+    for protocol in ("adverts", "inference", "checkpoint"):
         titles = set(re.findall(r"^### `(\w+)`", spec(protocol), re.MULTILINE))
         assert titles == {title_of(cls) for name, cls in DESCRIBED if name == protocol}
 
@@ -155,7 +158,10 @@ def test_the_vectors_are_those_the_generator_makes(protocol: str) -> None:
     assert path.read_text(encoding="utf-8") == text_of(all_vectors()[protocol])
 
 
-@pytest.mark.parametrize(("protocol", "codec"), [("adverts", adverts.CODEC), ("inference", inference.CODEC)])
+@pytest.mark.parametrize(
+    ("protocol", "codec"),
+    [("adverts", adverts.CODEC), ("inference", inference.CODEC), ("checkpoint", checkpoint.CODEC)],
+)
 def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) -> None:
     seen = set()
     for vector in stored(protocol)["messages"]:
@@ -173,12 +179,14 @@ def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) 
 
 
 @pytest.mark.parametrize(
-    ("protocol", "cls"), [("adverts", adverts.Advert), ("inference", inference.PromptBody)]
+    ("protocol", "classes"),
+    [
+        ("adverts", [adverts.Advert]),
+        ("inference", [inference.PromptBody, inference.Receipt, inference.PromptBody]),
+    ],
 )
-def test_the_records_round_trip(protocol: str, cls: type) -> None:
-    vectors = stored(protocol)["records"]
-    assert vectors
-    for vector in vectors:
+def test_the_records_round_trip(protocol: str, classes: list[type]) -> None:
+    for vector, cls in zip(stored(protocol)["records"], classes, strict=True):
         payload = bytes.fromhex(vector["hex"])
         assert encode(decode_record(cls, payload)) == payload
 
@@ -187,6 +195,7 @@ def test_the_ids_whose_text_is_to_be_told_are_those_at_the_end_of_the_prefix() -
     whole, cut = (
         decode_record(inference.PromptBody, bytes.fromhex(each["hex"]))
         for each in stored("inference")["records"]
+        if each["type"] == "PromptBody"
     )
     assert (whole.told, whole.untold) == (None, 0)
     assert (cut.prefix, cut.told, cut.untold) == ((1, 2, 49_151), 2, 1)

@@ -29,7 +29,13 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, HostSession, HostTerms, OpenSession
+from p2pnode.protocols.inference.machine import (
+    ClientSession,
+    HostSession,
+    HostTerms,
+    LapsedSession,
+    OpenSession,
+)
 from p2pnode.protocols.inference.messages import (
     WINDOW,
     Checkpoint,
@@ -146,7 +152,13 @@ class PaidDuet(Duet):
         self.granted = terms
         return self.new_host(), paid_client(self.money)
 
-    def new_host(self, peer: PeerId = CLIENT_ID.peer, kept: OpenSession | None = None) -> HostSession:
+    epoch = 3
+    _base = 0
+    """The place from which the present epoch's receipts count."""
+
+    def new_host(
+        self, peer: PeerId = CLIENT_ID.peer, kept: OpenSession | LapsedSession | None = None
+    ) -> HostSession:
         """A host of these terms, for a stream of ``peer``; ``kept`` is what a resume finds."""
         payment = self.granted.payment
         assert payment is not None
@@ -154,7 +166,7 @@ class PaidDuet(Duet):
         def admit(request: Open) -> HostTerms | Refuse:
             return check_open(request, payment, NOW) or self.granted
 
-        def find(request: Resume) -> OpenSession | Refuse:
+        def find(request: Resume) -> OpenSession | LapsedSession | Refuse:
             if kept is None or request.session != kept.session:
                 return Refuse(code="bad_request", detail="no such session")
             return kept
@@ -164,7 +176,7 @@ class PaidDuet(Duet):
             stream=STREAM,
             admit=admit,
             sign=HOST.sign,
-            epoch=3,
+            epoch=self.epoch,
             draw=self._draw,
             terms=self.granted,
             resume=find,
@@ -246,9 +258,11 @@ class PaidDuet(Duet):
                     self.relays.append(relay)
                 case Emit(value=Count() as order):
                     self.counts[:] = [order]
-                case Emit(value=Issued(checkpoint=checkpoint)):
-                    if checkpoint not in self.issued:  # a replay says it again
-                        assert checkpoint.seq == len(self.issued) + 1, "a second receipt for one number"
+                case Emit(value=Issued(receipt=receipt, checkpoint=checkpoint)):
+                    # A replay says it again, a recovery what an earlier start issued.
+                    if receipt.epoch == self.epoch and checkpoint not in self.issued:
+                        place = self._base + len(self.issued) + 1
+                        assert checkpoint.seq == place, "a second receipt for one number"
                         self.issued.append(checkpoint)
                 case Emit(value=Paid(voucher=voucher)):
                     if not self.paid or voucher != self.paid[-1]:

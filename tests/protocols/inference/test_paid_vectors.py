@@ -87,6 +87,7 @@ def test_the_paid_sessions_digests_are_what_its_keys_signed() -> None:
     receipt = next(message for _, message in said if isinstance(message, m.Checkpoint))
     assert recover_address(bytes.fromhex(told["receipt_digest"]), receipt.signature) == terms.receipt_key
     resume = next(message for _, message in said if isinstance(message, m.Resume))
+    assert resume.proof is not None
     assert recover_address(bytes.fromhex(told["resume_digest"]), resume.proof) == terms.voucher_key
 
 

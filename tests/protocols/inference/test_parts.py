@@ -84,12 +84,12 @@ def test_the_request_leads_only_the_first_receipt_of_a_turn() -> None:
         meter.begin_turn(b"r" * 32)
         meter.bill(5)
         meter.count((1, 2))
-    first = host.issue(HOST.sign)
+    first = host.issue(HOST.sign).checkpoint
     assert first.token_hash == token_hash((1, 2), b"r" * 32)
     check(client, first)
     for meter in (host, client):
         meter.count((3,))
-    second = host.issue(HOST.sign)
+    second = host.issue(HOST.sign).checkpoint
     assert second.token_hash == token_hash((3,))
     check(client, second)
     assert not client.due
@@ -100,9 +100,9 @@ def test_a_well_formed_receipt_for_nothing_new_is_refused() -> None:
     host, client = meters()
     for meter in (host, client):
         meter.count((1,))
-    check(client, host.issue(HOST.sign))
+    check(client, host.issue(HOST.sign).checkpoint)
     with pytest.raises(ProtocolError, match="nothing new"):
-        check(client, host.issue(HOST.sign))
+        check(client, host.issue(HOST.sign).checkpoint)
 
 
 # ---- prompts

@@ -393,7 +393,7 @@ def signed_by(
 
 
 def malleable(duet: PaidDuet) -> m.Resume:
-    return honest(duet, proof=high_s(honest(duet).proof))
+    return honest(duet, proof=high_s(honest(duet).proof or b""))
 
 
 @pytest.mark.parametrize(

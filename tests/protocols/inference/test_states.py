@@ -47,6 +47,7 @@ SIG = bytes(64)
 SAMPLES: dict[str, Any] = {
     "open": m.Open(model=MODEL, salt=bytes(32)),
     "resume": m.Resume(session=SessionId(bytes(32)), received=0, turn=0, proof=SIG),
+    "challenge": m.Challenge(nonce=bytes(32)),
     "accept": m.Accept(session=SessionId(bytes(32)), nonce=bytes(32), epoch=1, n_ctx=4096),
     "refuse": m.Refuse(code="capacity"),
     "prompt": m.Prompt(turn=1, part=0, last=False, total=10, body=b"x"),

@@ -1,0 +1,74 @@
+"""What NodeRegistry does with evidence, in Python. Pure and exact: no clock, no I/O.
+
+The same checks in the same order, and so the same reasons, as ``slash`` in ``contracts/NodeRegistry.vy``. How
+stake comes and goes otherwise is no ledger's: ``stake`` puts it there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+from p2pnode.chain.ledger import EscrowState, Slash, Slashed
+from p2pnode.chain.memory.token_rules import require
+from p2pnode.ids import SessionId
+from p2pnode.protocols.crypto import recover_address
+from p2pnode.protocols.inference.messages import Receipt
+from p2pnode.protocols.inference.receipts import link_root, receipt_digest
+from p2pnode.protocols.typed_data import Domain, session_id
+
+_REPORTER_BPS = 1_000
+_BPS = 10_000
+
+
+class RegistryRules:
+    """``session`` says how a session of the market stands."""
+
+    def __init__(self, market: Domain, session: Callable[[SessionId], EscrowState]) -> None:
+        self._market, self._session = market, session
+        self.stakes: defaultdict[bytes, int] = defaultdict(int)
+        """FAB wei of each host, what is unbonding included."""
+        self.fab: defaultdict[bytes, int] = defaultdict(int)
+        """FAB wei in wallets: rewards."""
+        self._keys: set[tuple[bytes, bytes]] = set()
+        self._punished: set[tuple[SessionId, int, int]] = set()
+
+    def stake(self, host: bytes, receipt_key: bytes, amount: int) -> None:
+        """A host registers this key and adds to its stake."""
+        self._keys.add((host, receipt_key))
+        self.stakes[host] += amount
+
+    def slash(self, call: Slash, sender: bytes, block: int) -> Callable[[], Slashed]:
+        """``slash``. Raises ``RevertedError``, or returns what is left to do."""
+        terms, one, other = call.terms, call.one, call.other
+        session = session_id(self._market, terms)
+        epoch, seq = one.epoch, one.checkpoint.seq
+        require(self._session(session).status != "none", "NodeRegistry: no such session")
+        require((terms.host, terms.receipt_key) in self._keys, "NodeRegistry: not the host's key")
+        place = (session, epoch, seq)
+        require(place not in self._punished, "NodeRegistry: already punished")
+        roots = [_root(each, seq) for each in (one, other)]
+        require(roots[0] != roots[1], "NodeRegistry: no conflict")
+        for receipt, root in zip((one, other), roots, strict=True):
+            signer = recover_address(receipt_digest(session, epoch, root), receipt.checkpoint.signature)
+            require(signer == terms.receipt_key, "NodeRegistry: bad signature")
+        amount = self.stakes[terms.host]
+        require(amount > 0, "NodeRegistry: nothing at stake")
+        reward = 0 if sender == terms.host else amount * _REPORTER_BPS // _BPS
+        slashed = Slashed(
+            session=session, host=terms.host, reporter=sender, amount=amount, reward=reward, block=block
+        )
+
+        def commit() -> Slashed:
+            self._punished.add(place)
+            self.stakes[terms.host] = 0
+            self.fab[sender] += reward
+            return slashed
+
+        return commit
+
+
+def _root(receipt: Receipt, seq: int) -> bytes:
+    """The contract is told one place for both: it hashes each link with that."""
+    return link_root(receipt.previous, replace(receipt.checkpoint, seq=seq))

@@ -1,0 +1,95 @@
+"""``p2pnode sessions evidence``: receipts that accuse a host, and showing them to the chain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p2pnode.cli.options import ChainOption, DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.output import Output, shorten
+
+if TYPE_CHECKING:
+    from p2pnode.config import NodeConfig
+    from p2pnode.node.journal import Evidence
+
+SubmitOption = Annotated[
+    bool, typer.Option("--submit", help="Show it to the chain: the host's stake is lost, a tenth is yours.")
+]
+
+
+def evidence(
+    submit: SubmitOption = False,
+    chain: ChainOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Show where a host signed two receipts for one place, and take its stake for it."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        config = build_config(data_dir, chain=chain)
+        found = _evidence(config)
+        if submit and any(not each.outcome for each in found):
+            found = await _submit(config, output)
+        if as_json:
+            for each in found:
+                output.event("evidence", _fields(each))
+        elif found:
+            output.table(("session", "host", "epoch", "receipt", "outcome"), map(_row, found))
+        else:
+            output.result("no host has signed two receipts for one place")
+
+    run_async(run, on_error=output.failed)
+
+
+def _evidence(config: NodeConfig) -> list[Evidence]:
+    from p2pnode.node.datadir import DataDir
+    from p2pnode.node.journal import Journal
+
+    path = DataDir(config.data_dir).journal
+    if not path.exists():
+        return []
+    journal = Journal.open(path)
+    try:
+        return journal.evidence()
+    finally:
+        journal.close()
+
+
+async def _submit(config: NodeConfig, output: Output) -> list[Evidence]:
+    from p2pnode.node.accusing import submit_evidence
+    from p2pnode.node.books import books_of
+
+    async with books_of(config, sends=True) as books:
+        for each in await submit_evidence(books.journal, books.ledger):
+            output.event("submitted", {**_fields(each.evidence), "reward": each.reward}, text=each.words)
+        return books.journal.evidence()
+
+
+def _fields(each: Evidence) -> dict[str, Any]:
+    epoch, seq = each.place
+    return {
+        "session": each.session.hex(),
+        "host": each.host,
+        "epoch": epoch,
+        "seq": seq,
+        "roots": [each.one.checkpoint.root.hex(), each.other.checkpoint.root.hex()],
+        "noted_at": each.noted_at,
+        "outcome": each.outcome,
+    }
+
+
+def _row(each: Evidence) -> list[str]:
+    epoch, seq = each.place
+    return [
+        each.session.hex()[:16],
+        shorten(each.host),
+        str(epoch),
+        str(seq),
+        each.outcome or "not submitted: add --submit",
+    ]

@@ -1,0 +1,82 @@
+"""Serves a session's receipts and best voucher again, from the journal, to whoever proves its voucher key.
+
+One page of 64 at a time, a few streams a peer. Knows nothing of sessions that are being served.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+import trio
+
+from p2pnode.ids import SessionId
+from p2pnode.net.stream import Stream
+from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import Driver
+from p2pnode.node.journal import Journal
+from p2pnode.node.node import Node
+from p2pnode.protocols.checkpoint.commands import Found, HostEmission, Look, Served
+from p2pnode.protocols.checkpoint.machine import FetchHost
+from p2pnode.protocols.checkpoint.messages import CODEC, PROTOCOL
+from p2pnode.protocols.inference.messages import SessionTerms
+
+log = structlog.get_logger()
+_STREAMS_PER_PEER: Final = 2
+
+
+def serve_receipts(node: Node, journal: Journal) -> None:
+    """Answer ``/p2pnode/checkpoint/1`` while the node runs."""
+
+    async def serve(stream: Stream) -> None:
+        await _Served(node, journal, stream).run()
+
+    node.network.serve(PROTOCOL, serve, streams_per_peer=_STREAMS_PER_PEER)
+
+
+class _Served:
+    """One stream."""
+
+    def __init__(self, node: Node, journal: Journal, stream: Stream) -> None:
+        self._node, self._journal, self._stream = node, journal, stream
+        self._machine = FetchHost(
+            host=node.peer_id, peer=stream.peer, stream=0, find=self._find, draw=node.draw
+        )
+        self._driver = Driver(
+            self._machine,
+            MessageChannel(stream, CODEC),
+            on_emit=self._emitted,
+            write_deadline_s=node.limits.stall_s,
+        )
+        self._fault: str | None = None
+
+    async def run(self) -> None:
+        node, peer = self._node, self._stream.peer
+        if node.faults.shunned(peer, trio.current_time()):
+            await self._stream.reset()
+            return
+        try:
+            await self._driver.run(self._machine.start(trio.current_time()))
+        finally:
+            fault = self._fault or self._driver.fault
+            if fault is None:
+                await self._stream.aclose()
+            else:
+                node.faults.record(peer, fault, trio.current_time())
+                await self._stream.reset()
+
+    def _find(self, session: SessionId) -> SessionTerms | None:
+        record = self._journal.hosted_one(session)
+        return None if record is None else record.terms
+
+    async def _emitted(self, value: HostEmission) -> None:
+        match value:
+            case Look(session=session, epoch=epoch, seq=seq, limit=limit):
+                receipts = self._journal.issued_after(session, epoch, seq, limit + 1)
+                record = self._journal.hosted_one(session)
+                voucher = None if record is None else record.voucher
+                self._driver.command_nowait(Found(tuple(receipts), voucher))
+            case Served(reason=reason, fault=fault):
+                self._fault = reason if fault else None
+                log.debug("receipts.served", peer=self._stream.peer, reason=reason)
+                self._driver.stop()

@@ -1,0 +1,66 @@
+"""Which process uses a purchase: so that another never brings in a session that is being served.
+
+A process that buys holds a lock on a small file beside the journal for as long as it lives; the kernel lets
+go of it however the process ends. Knows nothing of sessions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+
+class Owner:
+    """This process, as one user of the journal at ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: int | None = None
+        self._name = ""
+
+    def name(self) -> str:
+        """What to write beside a purchase; the lock is held from the first call on. Raises ``OSError``."""
+        if self._handle is None:
+            self._name = secrets.token_hex(8)
+            self._handle = os.open(
+                _file(self._path, self._name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+            )
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+        return self._name
+
+    def release(self) -> None:
+        """Nothing that was bought so is used any more."""
+        if self._handle is not None:
+            with suppress(OSError):
+                _file(self._path, self._name).unlink()
+            os.close(self._handle)
+            self._handle = None
+
+
+def is_alive(path: Path, name: str) -> bool:
+    """Does the process of this name still run? One that can't be asked counts as alive."""
+    if not name:
+        return False
+    try:
+        handle = os.open(_file(path, name), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        with suppress(OSError):
+            _file(path, name).unlink()
+        return False
+    finally:
+        os.close(handle)
+
+
+def _file(path: Path, name: str) -> Path:
+    return path.with_name(f".{path.stem}.{name}.user")

@@ -1,0 +1,134 @@
+"""The serving side: proves first that the asker holds the voucher key, then gives page after page.
+
+States::
+
+    opening --Fetch--> proving --Prove--> reading --Found--> open --More--> reading ...
+    any --violation, a timer, Closed, the last page--> over
+
+One question at a time, one page in memory. It reads nothing itself: ``Look`` asks the shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, TypeAlias, assert_never
+
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.checkpoint.commands import Found, HostCommand, Look, Served
+from p2pnode.protocols.checkpoint.messages import (
+    PAGE_MAX,
+    Challenge,
+    Fetch,
+    More,
+    Page,
+    Prove,
+    Refuse,
+    fetch_digest,
+)
+from p2pnode.protocols.crypto import recover_address
+from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
+from p2pnode.protocols.inference.effects import Effects
+from p2pnode.protocols.inference.messages import SessionTerms
+
+State: TypeAlias = Literal["opening", "proving", "reading", "open", "over"]
+WAIT_S: Final = 10.0
+"""For each message of the client."""
+
+
+class FetchHost:
+    """One stream of one client. ``find`` gives the terms of a session that this host has served."""
+
+    def __init__(
+        self,
+        *,
+        host: PeerId,
+        peer: PeerId,
+        stream: StreamRef,
+        find: Callable[[SessionId], SessionTerms | None],
+        draw: Callable[[int], bytes],
+    ) -> None:
+        self._host, self._peer = host, peer
+        self._find, self._draw = find, draw
+        self._effects = Effects(peer, stream)
+        self.state: State = "opening"
+        self._session = SessionId(b"")
+        self._terms: SessionTerms | None = None
+        self._nonce = b""
+
+    def start(self, now: float) -> Sequence[Effect]:
+        """The stream is open; the client must speak first."""
+        self._effects.set_timer("wait", now + WAIT_S)
+        return self._effects.take()
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        """Messages are the client's, the command is ``Found``, the timer is wait."""
+        if self.state != "over":
+            match event:
+                case Received(message=message):
+                    self._received(message, now)
+                case Command(value=value):
+                    self._found(value, now)
+                case TimerFired(key=key):
+                    if self._effects.fired(key):
+                        self._refuse(Refuse(code="stalled", detail="the next message did not come"))
+                case Closed(code=code):
+                    self._over(code or "closed")
+                case _:
+                    assert_never(event)
+        return self._effects.take()
+
+    def _received(self, message: object, now: float) -> None:
+        match message:
+            case Fetch(session=session) if self.state == "opening":
+                self._challenge(session, now)
+            case Prove(proof=proof) if self.state == "proving":
+                self._prove(proof)
+            case More(epoch=epoch, seq=seq) if self.state == "open":
+                self._look(epoch, seq)
+            case _:
+                detail = f"{type(message).__name__} is out of place while {self.state}"
+                self._refuse(Refuse(code="bad_request", detail=detail), fault=True)
+
+    def _challenge(self, session: SessionId, now: float) -> None:
+        self._session, self._terms = session, self._find(session)
+        if self._terms is None:
+            self._refuse(Refuse(code="bad_request", detail="no such session here"))
+            return
+        self._nonce = self._draw(32)
+        self.state = "proving"
+        self._effects.set_timer("wait", now + WAIT_S)
+        self._effects.send(Challenge(nonce=self._nonce))
+
+    def _prove(self, proof: bytes) -> None:
+        digest = fetch_digest(self._nonce, self._session, self._host, self._peer)
+        if self._terms is None or recover_address(digest, proof) != self._terms.voucher_key:
+            detail = "this is not the voucher key's signature for this nonce, session and peers"
+            self._refuse(Refuse(code="bad_request", detail=detail))
+        else:
+            self._look(0, 0)
+
+    def _look(self, epoch: int, seq: int) -> None:
+        self.state = "reading"
+        self._effects.cancel_timer("wait")
+        self._effects.emit(Look(self._session, epoch, seq, PAGE_MAX))
+
+    def _found(self, found: HostCommand, now: float) -> None:
+        if self.state != "reading" or not isinstance(found, Found):
+            return
+        last = len(found.receipts) <= PAGE_MAX
+        voucher = found.voucher if last else None
+        self._effects.send(Page(receipts=found.receipts[:PAGE_MAX], last=last, voucher=voucher))
+        if last:
+            self._over("served")
+        else:
+            self.state = "open"
+            self._effects.set_timer("wait", now + WAIT_S)
+
+    def _refuse(self, refusal: Refuse, *, fault: bool = False) -> None:
+        self._effects.send(refusal)
+        self._over(f"refused: {refusal.code}", fault=fault)
+
+    def _over(self, reason: str, *, fault: bool = False) -> None:
+        self.state = "over"
+        self._effects.cancel_timers()
+        self._effects.emit(Served(reason, fault))

@@ -1,0 +1,696 @@
+"""A paid session outlives its host's start: paid for exactly what was received, and nothing signed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.events import Closed, Command, Received
+from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.commands import (
+    CancelTurn,
+    Disputed,
+    End,
+    Finished,
+    Generate,
+    Issued,
+    Opened,
+    Paid,
+    SessionFailed,
+    Signed,
+    Start,
+    TurnDone,
+    TurnFailed,
+)
+from p2pnode.protocols.inference.machine import ClientSession, HostSession
+from p2pnode.protocols.inference.payment import exact_voucher, resume_digest
+from p2pnode.protocols.inference.receipts import receipt_digest
+from tests.protocols.inference.duet import HOST, SALT, STREAM, Duet, ask
+from tests.protocols.inference.paid_duet import (
+    CLIENT_ID,
+    RECEIPTS,
+    SESSION,
+    TERMS,
+    VOUCHERS,
+    client_payment,
+)
+from tests.protocols.inference.restarts import Restarts, deliverer, hears, restarts, serving
+from tests.protocols.inference.test_resume import Step, play, steps
+from tests.protocols.support import MODEL, Identity, emitted, only, sent
+
+
+def finish(duet: Restarts) -> None:
+    """The session takes another turn, and both sides agree to the unit."""
+    duet.settle()
+    assert duet.host.state == duet.client.state == "idle"
+    duet.settled()
+    duet.ask(ask(40))
+    duet.settle()
+    assert isinstance(duet.outcomes[-1], TurnDone)
+    assert duet.delivered == duet.expected(40)
+    duet.settled()
+
+
+# ---- wherever the host dies
+
+
+@pytest.mark.parametrize("forgets", [0, 3], ids=["all on disk", "unpaid receipts lost"])
+@pytest.mark.parametrize("heard", [0, 8, 24, 32, 40, 64, 96])
+def test_a_host_killed_in_the_middle_of_an_answer_is_paid_for_what_was_received(
+    heard: int, forgets: int
+) -> None:
+    duet = serving(heard)
+    duet.engine(20)  # on its way when the host dies
+    duet.die(forgets=forgets)
+    received = len(duet.delivered)
+    final = duet.client.final_voucher
+    assert final is not None
+    assert (final.tokens_in, final.tokens_out, final.amount) == (15, received, duet.due(15, received))
+    assert duet.signed[-1] == final
+    duet.start_again()
+    duet.come_back()
+    assert duet.till.tab.paid == duet.paid[-1] == final
+    (outcome,) = duet.outcomes
+    assert isinstance(outcome, TurnFailed)
+    assert (outcome.code, len(duet.delivered)) == ("internal", received)
+    assert duet.host.session is not None
+    assert duet.host.session.epoch == 4
+    finish(duet)
+    assert [place[0] for place in duet.ever][-1] == 4
+
+
+@pytest.mark.parametrize("moment", ["prompt", "count", "quote"])
+def test_input_that_was_not_paid_is_not_in_the_final_voucher(moment: str) -> None:
+    duet = restarts()
+    duet.ask(ask())
+    if moment != "prompt":
+        duet.deliver_to_host()
+    if moment == "quote":
+        duet.count()
+    duet.die()
+    assert duet.client.final_voucher is None
+    duet.start_again()
+    duet.come_back()
+    assert duet.paid == duet.signed == []
+    assert isinstance(duet.outcomes[0], TurnFailed)
+    finish(duet)
+
+
+def test_a_quote_that_a_cancelled_turn_did_not_pay_is_not_in_it_either() -> None:
+    duet = restarts()
+    duet.ask(ask())
+    duet.deliver_to_host()
+    duet.count()
+    duet.client_does(CancelTurn())
+    duet.deliver_to_client()
+    duet.die()
+    assert duet.client.final_voucher is None
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_input_whose_voucher_was_on_its_way_is_paid_once(taken: bool) -> None:
+    duet = restarts()
+    duet.ask(ask())
+    duet.deliver_to_host()
+    duet.count()
+    duet.deliver_to_client()
+    if taken:
+        duet.deliver_to_host()
+    duet.die()
+    assert len(duet.signed) == 1
+    duet.start_again()
+    duet.come_back()
+    assert [(each.tokens_in, each.tokens_out) for each in duet.paid] == [(15, 0)]
+    finish(duet)
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+@pytest.mark.parametrize("taken", [True, False])
+def test_input_paid_in_advance_is_handed_over_as_it_was_signed(quoted: bool, taken: bool) -> None:
+    duet = restarts(reused=0)
+    duet.turn += 1
+    duet.client_does(replace(ask(), input_exact=20))
+    while taken and duet.deliver_to_host():
+        pass
+    duet.count()
+    if quoted:
+        duet.deliver_to_client()
+    duet.die()
+    assert len(duet.signed) == 1  # nothing better can be said
+    duet.start_again()
+    duet.come_back()
+    assert [(each.tokens_in, each.tokens_out) for each in duet.paid] == [(20, 0)]
+    finish(duet)
+
+
+def test_a_host_killed_at_rest_goes_on_with_nothing_more_signed() -> None:
+    duet = serving(answer_tokens=10)
+    duet.settle()
+    duet.outcomes.clear()
+    signed = list(duet.signed)
+    duet.die()
+    assert duet.signed == signed
+    duet.start_again()
+    duet.come_back()
+    assert duet.outcomes == []
+    finish(duet)
+
+
+def test_a_host_that_dies_again_and_again_goes_on_from_where_it_was() -> None:
+    duet = serving(40)
+    for _ in range(3):
+        duet.die(forgets=1)
+        duet.start_again()
+        duet.come_back()
+        duet.settle()
+        duet.settled()
+        duet.ask(ask())
+        for _ in range(12):
+            duet._moves(8)
+    assert len({epoch for epoch, _ in duet.ever}) == 4
+    duet.settle()
+    duet.settled()
+
+
+def test_an_acceptance_that_is_lost_after_a_restart_locks_nobody_out() -> None:
+    duet = serving(40)
+    duet.die()
+    duet.start_again()
+    for _ in range(3):
+        duet.come_back(in_time=False)
+        duet.deliver_to_client()  # the challenge
+        duet.deliver_to_host()
+        assert duet.host.session is not None
+        duet.to_client.clear()  # the acceptance
+        duet._client_did(duet.client.handle(Closed(HOST.peer, STREAM, "lost"), 0.0))
+        duet.new_stream()
+    assert len([each for each in duet.opened if each.recovered]) == 1, "within one start it is rebuilt once"
+    duet.come_back()
+    finish(duet)
+
+
+def test_a_deposit_is_never_exceeded_by_the_final_voucher() -> None:
+    terms = replace(TERMS, deposit=TERMS.session_fee + TERMS.tip, price_out=100_000_000, tip=1_000)
+    duet = restarts(terms=terms)
+    duet.ask(ask())
+    for _ in range(8):
+        duet._moves(4)
+    duet.die()
+    final = duet.client.final_voucher
+    assert final is not None
+    assert 0 < final.tokens_out <= 9
+    assert final.amount <= terms.deposit
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(steps, st.booleans(), st.integers(0, 3), st.booleans()), min_size=1, max_size=4),
+    st.integers(0, 200),
+    st.sampled_from([None, 20]),
+    st.sampled_from([0, 5, 20]),
+)
+def test_whatever_dies_whenever_every_token_is_paid_once_and_no_receipt_signed_twice(
+    lives: list[tuple[list[Step], bool, int, bool]], answer: int, exact: int | None, reused: int
+) -> None:
+    duet = restarts(answer, reused=reused)
+    for script, dies, forgets, cancels in lives:
+        if duet.client.state == "idle":
+            duet.ask(replace(ask(), input_exact=exact))
+        play(duet, script)
+        if cancels:
+            duet.client_does(CancelTurn())
+        duet.counts.clear()
+        if dies:
+            duet.die(forgets=forgets)
+            duet.start_again()
+            duet.come_back()
+        else:
+            duet.lose()
+            duet.resume()
+        play(duet, script)
+    duet.settle()
+    assert len(duet.outcomes) == duet.turn
+    assert duet.host.session is not None
+    assert duet.client.held is not None
+    assert duet.client.held.meter.tokens_out == duet.host.session.meter.tokens_out
+    finish(duet)
+
+
+# ---- when the final voucher is signed, and when not
+
+
+def test_a_client_signs_for_what_came_when_a_host_stalls() -> None:
+    duet = serving(40)
+    duet.fire("progress", host=False)
+    assert (duet.signed[-1].seq, duet.signed[-1].tokens_out) == (1, 40)
+    assert duet.to_host == duet.to_host.__class__(), "it is not sent to a host that does not answer"
+
+
+def test_a_client_signs_nothing_more_for_a_host_that_broke_the_protocol() -> None:
+    for event in (
+        Received(HOST.peer, STREAM, m.Tokens(seq=99, ids=(1,))),
+        Closed(HOST.peer, STREAM, "malformed: a frame of no bytes"),
+    ):
+        duet = serving(40)
+        before = list(duet.signed)
+        out = duet.client.handle(event, 0.0)
+        assert only(SessionFailed, emitted(out)).code in ("bad_request", "internal")
+        assert [each for each in emitted(out) if isinstance(each, Signed)] == []
+        assert duet.signed == before
+
+
+def test_a_free_session_ends_with_nothing_signed() -> None:
+    duet = Duet()
+    duet.open()
+    duet.ask(ask())
+    for _ in range(6):
+        duet._moves(8)
+    assert duet.delivered
+    out = duet.client.handle(Closed(HOST.peer, STREAM, "lost"), 0.0)
+    assert [type(each) for each in emitted(out)] == [SessionFailed]
+
+
+def test_a_session_that_is_resumed_alive_forgets_its_final_voucher() -> None:
+    duet = serving(40)
+    duet.engine(20)  # was sent, and not received
+    duet.lose()
+    assert duet.signed[-1].tokens_out == 40
+    duet.resume()
+    duet.settle()
+    assert all(each.tokens_out != 40 for each in duet.paid), "a live host takes the exact ones only"
+    duet.settled()
+
+
+# ---- attacks: by whom, and who loses what
+
+
+def challenged(duet: Restarts) -> tuple[HostSession, bytes]:
+    """The host after its restart, asked by somebody, and its nonce."""
+    host = duet.start_again()
+    out = hears(host, m.Resume(session=SESSION, received=0, turn=0))
+    return host, only(m.Challenge, sent(out)).nonce
+
+
+def honest(duet: Restarts, nonce: bytes, **changes: Any) -> m.Resume:
+    """What the client would answer."""
+    held = duet.client.held
+    assert held is not None
+    digest = resume_digest(nonce, SESSION, HOST.peer, CLIENT_ID.peer)
+    request = m.Resume(
+        session=SESSION,
+        received=held.received,
+        turn=held.turns,
+        proof=VOUCHERS.sign_wallet(digest),
+        receipt=held.receipt,
+        voucher=duet.client.final_voucher,
+    )
+    return replace(request, **changes)
+
+
+def final(duet: Restarts, *, more: int = 0, **changes: Any) -> m.Voucher:
+    """A voucher of the voucher key's for other counts than were received."""
+    told = duet.client.final_voucher
+    assert told is not None
+    counts = {name: getattr(told, name) for name in ("seq", "tokens_in", "tokens_out", "root")} | changes
+    made = exact_voucher(client_payment(), SESSION, **counts)
+    if not more:
+        return made
+    from p2pnode.protocols.typed_data import voucher_digest
+
+    bare = replace(made, amount=made.amount + more)
+    market = client_payment().market
+    return replace(bare, signature=VOUCHERS.sign_wallet(voucher_digest(market, SESSION, bare)))
+
+
+def receipt(duet: Restarts, seq: int) -> m.Receipt:
+    return duet.ever[3, seq]
+
+
+def forged(duet: Restarts) -> m.Receipt:
+    """The last receipt's place with another content, signed by a stranger."""
+    told = receipt(duet, 1)
+    checkpoint = replace(told.checkpoint, token_hash=bytes(32))
+    from p2pnode.protocols.inference.receipts import link_root
+
+    root = link_root(told.previous, checkpoint)
+    signature = Identity("stranger").sign_wallet(receipt_digest(SESSION, told.epoch, root))
+    return replace(told, checkpoint=replace(checkpoint, root=root, signature=signature))
+
+
+Forgery = Callable[[Restarts, bytes], m.Resume]
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        pytest.param(lambda d, n: honest(d, n, proof=None), id="a stranger without any proof"),
+        pytest.param(
+            lambda d, n: honest(
+                d,
+                n,
+                proof=Identity("thief").sign_wallet(resume_digest(n, SESSION, HOST.peer, CLIENT_ID.peer)),
+            ),
+            id="a stranger's signature",
+        ),
+        pytest.param(lambda d, _: honest(d, bytes(32)), id="a proof of another challenge, replayed"),
+        pytest.param(
+            lambda d, n: honest(
+                d, n, proof=VOUCHERS.sign_wallet(resume_digest(n, SESSION, HOST.peer, PeerId("other")))
+            ),
+            id="a proof relayed by a third peer",
+        ),
+        pytest.param(lambda d, n: honest(d, n, voucher=None), id="no voucher where it was paid"),
+        pytest.param(lambda d, n: honest(d, n, receipt=None), id="a voucher without its receipt"),
+        pytest.param(
+            lambda d, n: honest(d, n, receipt=None, voucher=None), id="a session as if nothing had been"
+        ),
+        pytest.param(
+            lambda d, n: honest(d, n, receipt=receipt(d, 1), voucher=d.signed[0]),
+            id="the first voucher",
+        ),
+        pytest.param(
+            lambda d, n: honest(d, n, receipt=receipt(d, 1), voucher=d.signed[1]),
+            id="an old receipt",
+        ),
+        pytest.param(
+            lambda d, n: honest(
+                d, n, receipt=receipt(d, 1), voucher=final(d, seq=1, root=receipt(d, 1).checkpoint.root)
+            ),
+            id="an old receipt under the final counts",
+        ),
+        pytest.param(lambda d, n: honest(d, n, voucher=final(d, tokens_out=63)), id="one token less"),
+        pytest.param(lambda d, n: honest(d, n, voucher=final(d, tokens_in=14)), id="less input"),
+        pytest.param(lambda d, n: honest(d, n, voucher=final(d, more=-1)), id="a unit too little"),
+        pytest.param(lambda d, n: honest(d, n, voucher=final(d, more=1)), id="a unit too much"),
+        pytest.param(
+            lambda d, n: honest(d, n, voucher=final(d, tokens_out=10**6)), id="more than the deposit"
+        ),
+        pytest.param(
+            lambda d, n: honest(d, n, voucher=replace(final(d), signature=bytes(65))),
+            id="no signature",
+        ),
+        pytest.param(lambda d, n: honest(d, n, voucher=final(d, seq=9)), id="of another place"),
+        pytest.param(lambda d, n: honest(d, n, voucher=final(d, root=bytes(32))), id="of another root"),
+        pytest.param(lambda d, n: honest(d, n, receipt=forged(d)), id="a forged receipt"),
+        pytest.param(
+            lambda d, n: honest(d, n, receipt=replace(receipt(d, 2), previous=bytes(32))),
+            id="a receipt out of its chain",
+        ),
+        pytest.param(
+            lambda d, n: honest(d, n, receipt=replace(receipt(d, 2), epoch=4)), id="a receipt of the future"
+        ),
+        pytest.param(lambda d, n: honest(d, n, session=SessionId(bytes(32))), id="another session"),
+    ],
+)
+def test_nobody_gets_a_session_back_for_less_than_it_was_paid(forge: Forgery) -> None:
+    """A stranger gets nothing; a client that shows less than it paid loses the session, and has paid."""
+    duet = serving(70)  # two receipts paid, six tokens more received
+    duet.die()
+    host, nonce = challenged(duet)
+    out = hears(host, forge(duet, nonce))
+    assert only(m.Refuse, sent(out)).code == "bad_request"
+    assert only(Finished, emitted(out)).lingers is False
+    assert [each for each in emitted(out) if isinstance(each, Opened | Paid | Issued)] == []
+    assert host.session is None
+
+
+def test_the_honest_answer_to_that_challenge_is_taken() -> None:
+    duet = serving(70)
+    duet.die()
+    host, nonce = challenged(duet)
+    out = hears(host, honest(duet, nonce))
+    kinds = [type(each) for each in emitted(out)]
+    assert kinds == [Opened, Paid], "written down in this order, before it is accepted"
+    assert only(Opened, emitted(out)).recovered
+    accept = only(m.Accept, sent(out))
+    assert (accept.epoch, accept.session_fee) == (4, TERMS.session_fee)
+
+
+def test_a_client_that_keeps_its_final_voucher_back_costs_its_host_a_window_once() -> None:
+    """The host loses what it delivered and was not paid, as if the client had stayed away; not twice."""
+    duet = serving(70)
+    duet.die()
+    host, nonce = challenged(duet)
+    best = duet.paid[-1]
+    out = hears(host, honest(duet, nonce, receipt=receipt(duet, best.seq), voucher=best))
+    assert only(m.Accept, sent(out)).epoch == 4
+    assert host.session is not None
+    assert host.session.meter.tokens_out == best.tokens_out
+    assert len(duet.delivered) - best.tokens_out <= m.WINDOW
+    again = duet.new_host(kept=host.session)
+    again.start(0.0)
+    out = hears(again, m.Resume(session=SESSION, received=0, turn=0))
+    second = only(m.Challenge, sent(out)).nonce
+    out = hears(again, honest(duet, second, receipt=receipt(duet, 1), voucher=duet.signed[0]))
+    assert [each.voucher for each in emitted(out) if isinstance(each, Paid)] == [best]
+    assert again.session is host.session, "what lives goes on from where it is"
+    assert host.session.meter.tokens_out == best.tokens_out
+
+
+def test_a_receipt_that_the_host_wrote_down_differently_is_not_gone_on_from() -> None:
+    duet = serving(40)
+    duet.die()
+    told = receipt(duet, 1)
+    other = replace(told, checkpoint=replace(told.checkpoint, root=bytes(32)))
+    duet.journal[3, 1] = other
+    host, nonce = challenged(duet)
+    refusal = only(m.Refuse, sent(hears(host, honest(duet, nonce))))
+    assert "another receipt for that place" in refusal.detail
+
+
+def test_a_receipt_that_a_crash_lost_is_written_down_again() -> None:
+    duet = serving(32)
+    duet.to_host.clear()
+    duet.paid[:] = duet.paid[:1]  # the voucher for it was on its way
+    duet.die(forgets=1)
+    assert (3, 1) not in duet.journal
+    host, nonce = challenged(duet)
+    out = emitted(hears(host, honest(duet, nonce)))
+    assert [type(each) for each in out] == [Opened, Issued, Paid]
+    assert only(Issued, out).receipt == receipt(duet, 1)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        m.Resume(session=SESSION, received=0, turn=0),
+        m.Open(model=MODEL, salt=SALT),
+        m.Cancel(turn=1),
+        m.Challenge(nonce=bytes(32)),
+    ],
+    ids=["no proof", "open", "cancel", "a challenge of its own"],
+)
+def test_after_a_challenge_only_its_answer_follows(second: object) -> None:
+    duet = serving(40)
+    duet.die()
+    host, _ = challenged(duet)
+    out = hears(host, second)
+    assert host.state == "over"
+    (answer,) = sent(out)
+    assert answer.code == "bad_request"
+
+
+def test_a_challenge_that_is_not_answered_ends_with_the_first_messages_patience() -> None:
+    duet = serving(40)
+    duet.die()
+    host, _ = challenged(duet)
+    duet.fire("open", host=True)
+    assert host.state == "over"
+    assert duet.finished[-1].lingers is False
+
+
+def test_a_stranger_who_is_challenged_ends_no_stream_that_lives() -> None:
+    duet = serving(40)
+    session = duet.host.session
+    assert session is not None
+    second = duet.new_host(kept=session)
+    second.start(0.0)
+    nonce = only(m.Challenge, sent(hears(second, m.Resume(session=SESSION, received=0, turn=0)))).nonce
+    thief = Identity("thief").sign_wallet(resume_digest(nonce, SESSION, HOST.peer, CLIENT_ID.peer))
+    out = hears(second, m.Resume(session=SESSION, received=0, turn=0, proof=thief, voucher=duet.paid[-1]))
+    assert only(m.Refuse, sent(out)).code == "bad_request"
+    assert session.holder is duet.host
+    duet.settle()
+    assert duet.delivered == duet.expected(512)
+    duet.settled()
+
+
+# ---- a client that lost its memory
+
+
+def lost_client(duet: Restarts, voucher: m.Voucher | None = None) -> tuple[HostSession, ClientSession]:
+    """Its process was killed; a new one knows its journal. The host lives, and keeps the session."""
+    session, held = duet.host.session, duet.client.held
+    assert session is not None
+    assert held is not None
+    duet._host_did(duet.host.handle(Closed(CLIENT_ID.peer, STREAM, "lost"), 0.0))
+    host = duet.new_host(kept=session)
+    host.start(0.0)
+    return host, deliverer(held.receipt, voucher or duet.signed[-1])
+
+
+def talk(host: HostSession, client: ClientSession) -> tuple[list[Any], list[Any]]:
+    """Until neither has more to say: what each emitted."""
+    said, told = [], []
+    to_host = sent(client.handle(Command(Start()), 0.0))
+    while to_host:
+        to_client = []
+        for message in to_host:
+            out = hears(host, message)
+            said += emitted(out)
+            to_client += sent(out)
+        to_host = []
+        for message in to_client:
+            out = client.handle(Received(HOST.peer, STREAM, message), 0.0)
+            told += emitted(out)
+            to_host += sent(out)
+    return said, told
+
+
+@pytest.mark.parametrize("heard", [0, 8, 32, 40, 64])
+def test_a_new_process_hands_its_last_voucher_to_a_host_that_lives_and_that_ends_it(heard: int) -> None:
+    duet = serving(heard)
+    duet.engine(8)
+    while duet.deliver_to_client():
+        pass
+    duet.to_host.clear()  # what it signed last never left
+    host, client = lost_client(duet)
+    said, told = talk(host, client)
+    assert [each.voucher for each in said if isinstance(each, Paid)] == [duet.signed[-1]]
+    finished = only(Finished, said)
+    assert (finished.lingers, finished.fault, finished.replaced) == (False, False, False)
+    assert host.state == client.state == "over"
+    assert only(SessionFailed, told).code == "shutting_down"
+    assert host.session is not None
+    assert duet.till_of(host.session).tab.paid == duet.signed[-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tokens_out": 65}, {"tokens_out": 31}, {"tokens_in": 14}, {"tokens_in": 16}, {"seq": 9}],
+    ids=str,
+)
+def test_a_live_session_is_not_ended_by_a_voucher_for_other_than_it_may_be(change: dict[str, int]) -> None:
+    duet = serving(40)
+    host, client = lost_client(duet, final(duet, **{"tokens_out": 40} | change))
+    session = duet.host.session
+    assert session is not None
+    said, told = talk(host, client)
+    assert [each for each in said if isinstance(each, Paid | Opened)] == []
+    assert only(SessionFailed, told).code == "bad_request"
+    assert session.holder is None  # it lingers on
+
+
+def test_a_live_session_that_was_handed_over_serves_nothing_more() -> None:
+    """Else a client could have a window for nothing as often as it likes: the host loses one, once."""
+    duet = serving(40)
+    session, run = duet.host.session, duet.run
+    host, client = lost_client(duet)
+    said, _ = talk(host, client)
+    assert host.state == "over"
+    assert session is not None
+    assert session.holder is session.turn is None
+    assert not hears(host, m.Prompt(turn=2, part=0, last=True, total=1, body=b"x"))
+    assert not [each for each in said if isinstance(each, Generate)]
+    assert run is not None
+
+
+def test_a_new_process_hands_over_after_a_restart_too_and_closes() -> None:
+    duet = serving(40)
+    duet.die()
+    held, voucher = duet.client.held, duet.client.final_voucher
+    assert held is not None
+    assert voucher is not None
+    host, client = duet.start_again(), deliverer(held.receipt, voucher)
+    said, _ = talk(host, client)
+    assert [each.voucher for each in said if isinstance(each, Paid)] == [voucher]
+    out = hears(host, only(m.Close, sent(client.handle(Command(End()), 0.0))))
+    assert only(Finished, emitted(out)).reason == "closed by the client"
+
+
+# ---- hosts that cheat
+
+
+def resumed_client(duet: Restarts) -> ClientSession:
+    held = duet.client.held
+    client = ClientSession(
+        host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, resume=held, peer=CLIENT_ID.peer
+    )
+    client.handle(Command(Start()), 0.0)
+    return client
+
+
+def test_a_host_that_challenges_twice_is_at_fault() -> None:
+    duet = serving(40)
+    duet.die()
+    client = resumed_client(duet)
+    challenge = Received(HOST.peer, STREAM, m.Challenge(nonce=bytes(32)))
+    assert sent(client.handle(challenge, 0.0))[0].voucher == duet.client.final_voucher
+    assert only(SessionFailed, emitted(client.handle(challenge, 0.0))).fault
+
+
+def test_a_host_that_challenges_an_open_is_at_fault() -> None:
+    client = ClientSession(host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, payment=client_payment())
+    client.handle(Command(Start()), 0.0)
+    out = client.handle(Received(HOST.peer, STREAM, m.Challenge(nonce=bytes(32))), 0.0)
+    assert only(SessionFailed, emitted(out)).fault
+
+
+@pytest.mark.parametrize(("challenges", "epoch"), [(False, 4), (True, 2)])
+def test_a_host_that_claims_a_restart_it_may_not_claim_is_at_fault(challenges: bool, epoch: int) -> None:
+    duet = serving(40)
+    duet.die()
+    client = resumed_client(duet)
+    held = duet.client.held
+    assert held is not None
+    if challenges:
+        client.handle(Received(HOST.peer, STREAM, m.Challenge(nonce=bytes(32))), 0.0)
+    out = client.handle(Received(HOST.peer, STREAM, replace(held.accept, epoch=epoch)), 0.0)
+    assert only(SessionFailed, emitted(out)).fault
+
+
+def signed_by_host(duet: Restarts, told: m.Receipt, **changes: Any) -> m.Checkpoint:
+    """Another content for a receipt's place, which the host signs all the same."""
+    from p2pnode.protocols.inference.receipts import link_root
+
+    other = replace(told.checkpoint, **changes)
+    root = link_root(told.previous, other)
+    signature = RECEIPTS.sign_wallet(receipt_digest(SESSION, told.epoch, root))
+    return replace(other, root=root, signature=signature)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_second_receipt_for_a_place_is_shown_to_whoever_keeps_evidence(idle: bool) -> None:
+    duet = serving(40, 44 if idle else 200)
+    if idle:
+        duet.settle()
+    lie = signed_by_host(duet, receipt(duet, 1), token_hash=b"\xee" * 32)
+    out = emitted(duet.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
+    shown = only(Disputed, out).receipt
+    assert (shown.checkpoint, shown.previous, shown.epoch) == (lie, receipt(duet, 1).previous, 3)
+    assert only(SessionFailed, out).fault
+
+
+def test_a_receipt_that_says_other_than_was_received_is_shown_too() -> None:
+    duet = serving(24)
+    duet.engine(8)
+    duet.deliver_to_client()
+    true = m.CODEC.decode(duet.to_client[0])
+    assert isinstance(true, m.Checkpoint)
+    lie = signed_by_host(duet, receipt(duet, 1), tokens_out=31)
+    out = emitted(duet.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
+    assert only(Disputed, out).receipt.checkpoint == lie
+
+
+def test_a_receipt_that_nobody_signed_accuses_nobody() -> None:
+    duet = serving(40)
+    lie = replace(signed_by_host(duet, receipt(duet, 1), token_hash=b"\xee" * 32), signature=bytes(65))
+    out = emitted(duet.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
+    assert [each for each in out if isinstance(each, Disputed)] == []
+    assert only(SessionFailed, out).fault
