@@ -394,16 +394,15 @@ class Client:
 
     def keep_ready(self, search: HostSearch) -> trio.CancelScope:
         """Keep the next best host of a search ready until the scope is cancelled."""
+        scope = trio.CancelScope()
         if self._nursery is None:
-            msg = "the client is closed"
-            raise RuntimeError(msg)
+            return scope
         standby = Standby(
             search,
             contact=self.node.finder.contact,
             is_connected=self.node.network.is_connected,
             limits=self.limits,
         )
-        scope = trio.CancelScope()
 
         async def run() -> None:
             with scope:
