@@ -43,7 +43,7 @@ class SenderLimits:
     queue: int = 64
     inflight_max: int = 16
     watched_max: int = 256
-    poll_first_s: float = 0.1
+    poll_first_s: float = 0.04
     poll_max_s: float = 2.0
     watch_poll_s: float = 6.0
     replace_after_s: float = 30.0

@@ -56,7 +56,7 @@ def build_config(data_dir: Path | None, **flags: Any) -> Any:
 
 def check_target(model: str | None, peer: str | None, *, no_discovery: bool = False) -> None:
     """Raise ``UsageError`` when nobody could be meant by these flags. Tries nothing."""
-    from p2pnode.client.resolving import resolve_model
+    from p2pnode.client.question import resolve_model
     from p2pnode.errors import UsageError
     from p2pnode.net.multiaddrs import split_peer
 

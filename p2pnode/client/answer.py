@@ -136,6 +136,9 @@ class Answer:
 
     async def __anext__(self) -> str:
         while not self._done:
+            if self._part is None and self.ids and not self._partial.room:
+                self._finish("length")  # it went on from a whole one
+                break
             try:
                 piece = await self._next_piece(self._part or await self._next_part())
             except P2PNodeError as error:
@@ -241,6 +244,8 @@ class Answer:
     def _over(self, part: Part, reason: FinishReason) -> None:
         """The host ended its turn."""
         move = after_turn(reason, self._standing(part))
+        if reason == "cancelled" and not self._cancelled:
+            reason = "length"  # where that is the end, all came
         if move == "stop":
             raise UnreachableError("the connection to the host was lost, and the turn with it")
         if move == "finish":
@@ -258,12 +263,12 @@ class Answer:
         if search is None or candidate is None:
             self._stop(error)
             return
+        dropped = self._partial.distrust() if isinstance(error, HostFault) else 0
         standing = self._standing(part)
         move = after_failure(error, standing)
         if isinstance(error, RemoteError) and not self._cancelled:
             retrying = move == "again" or (move == "next" and search.hopeful)
             self._blame(search, candidate, error, retrying=retrying)
-        dropped = self._partial.distrust() if isinstance(error, HostFault) else 0
         if part is not None:
             lost = standing.lost or part.turn_over
             self._end_part(part, reason_of(error, lost=lost), dropped=dropped)
@@ -319,6 +324,7 @@ class Answer:
             fruitless=0 if part.progressed else self._fruitless + 1,
             kept=part.session.kept,
             lost=part.session.lost,
+            resumed=part.resumed,
             paid=part.session.paid,
         )
 
@@ -329,10 +335,9 @@ class Answer:
         if self._cancelled:
             return
         now = trio.current_time()
+        asked = self._asked_at if self._search is not None else now
         first = self._first_at if self._first_at is not None else now
-        self.usage = self._bill.usage(
-            reason=reason, ttft_s=first - self._asked_at, total_s=now - self._asked_at
-        )
+        self.usage = self._bill.usage(reason=reason, ttft_s=first - asked, total_s=now - asked)
 
     def _stop(self, error: P2PNodeError) -> None:
         self._end(None)

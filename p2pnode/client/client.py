@@ -22,15 +22,14 @@ from p2pnode.client.answer import Answer, Watcher
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.memory import load_measured, save_measured
 from p2pnode.client.partial import Held, Partial
-from p2pnode.client.prompts import Messages, messages_of
+from p2pnode.client.question import Messages, conversation, resolve_model
 from p2pnode.client.ranking import Candidate, Filters, Measured, Ranking, is_priced, unpaid
-from p2pnode.client.resolving import resolve_model
 from p2pnode.client.search import HostSearch
-from p2pnode.client.session import Session
+from p2pnode.client.session import Session, first_error
 from p2pnode.client.standby import Standby
 from p2pnode.client.talk import Talk, TalkOptions
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
-from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
+from p2pnode.errors import LocalError, P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.multiaddrs import split_peer
@@ -45,7 +44,7 @@ from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
 
 if TYPE_CHECKING:
-    from p2pnode.client.payer import Payer
+    from p2pnode.client.payer import OpenPurse, Payer
     from p2pnode.storage.conversations.records import SavedSession
 
 log = structlog.get_logger()
@@ -151,6 +150,7 @@ class Client:
             )
         )
 
+    _bringing = False
     _local: tuple[str, ...] = ()
     _browses = False
 
@@ -206,7 +206,7 @@ class Client:
         """The answer to ``messages``, or the rest of one of which ``held`` is here already."""
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
         body = PromptBody(
-            messages=messages_of(messages, options.system), sampling=options.sampling or SamplingParams()
+            messages=conversation(messages, options.system), sampling=options.sampling or SamplingParams()
         )
         peer = options.peer
         if peer is not None:
@@ -470,26 +470,54 @@ class Client:
 
     def keep_ready(self, search: HostSearch) -> trio.CancelScope:
         """Keep the next best host of a search ready until the scope is cancelled."""
+        scope = trio.CancelScope()
         if self._nursery is None:
-            msg = "the client is closed"
-            raise RuntimeError(msg)
+            return scope
         standby = Standby(
             search,
             contact=self.node.finder.contact,
             is_connected=self.node.network.is_connected,
             limits=self.limits,
         )
-        scope = trio.CancelScope()
 
         async def run() -> None:
             with scope:
                 await standby.run()
 
         self._nursery.start_soon(run)
+        self._bring_owed()
         return scope
+
+    def _bring_owed(self) -> None:
+        """Hand final vouchers to hosts that vanished, as far as they are back. A free client owes nothing."""
+        opened = self._payer.opened if self._payer is not None else None
+        if opened is None or self._nursery is None or self._bringing:
+            return
+        from p2pnode.client.delivery import owed
+
+        if owed(opened.journal, opened.purse.now()):
+            self._bringing = True
+            self._nursery.start_soon(self._bring, opened)
+
+    async def _bring(self, opened: OpenPurse) -> None:
+        from p2pnode.client.delivery import deliver_all
+
+        try:
+            await deliver_all(
+                opened.journal,
+                opened.purse.market,
+                self.node.network,
+                limits=self.limits,
+                now=opened.purse.now(),
+            )
+        except* LocalError as group:  # what was not delivered stays owed
+            log.warning("vouchers.not_delivered", reason=str(first_error(group)))
+        finally:
+            self._bringing = False
 
     def release(self, session: Session) -> None:
         """Keep an idle session for the next turn with the same host."""
+        self._bring_owed()
         if session.over:
             return
         before = self._free.get((session.host, session.model))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from p2pnode.client.resolving import resolve_model
+from p2pnode.client.question import resolve_model
 from p2pnode.client.talk import Talk, TalkOptions
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import P2PNodeError

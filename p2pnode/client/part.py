@@ -17,6 +17,7 @@ class Part:
 
     def __init__(self, session: Session, ask: Ask) -> None:
         self.session, self.peer = session, session.host
+        self._resumes = session.resumes
         self._prefix = len(ask.body.prefix)
         self._cost_before = session.cost if session.kept else 0
         self._tokens_in = self._reused = 0
@@ -32,6 +33,11 @@ class Part:
     def progressed(self) -> bool:
         """Did any token come?"""
         return self.tokens_out > 0
+
+    @property
+    def resumed(self) -> bool:
+        """Was its session resumed meanwhile? Then the host is there, and knows nothing of this turn."""
+        return self.session.resumes > self._resumes
 
     def quoted(self, quoted: Quoted) -> None:
         """The host counted the input."""

@@ -111,6 +111,11 @@ class Payer:
         self._opening = trio.Lock()
         self._open: OpenPurse | None = None
 
+    @property
+    def opened(self) -> OpenPurse | None:
+        """The purse and its journal, once something was bought."""
+        return self._open
+
     def payable(self, advert: Advert, offer: Offer) -> str:
         """Why an offer can't be paid; "" when it can, or is free."""
         return why_unpayable(advert, offer, self._market, self._caps, self._address)

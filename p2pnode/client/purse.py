@@ -29,7 +29,7 @@ from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer, address_of, recover_address, sign_digest
 from p2pnode.protocols.inference.messages import SessionTerms
 from p2pnode.protocols.inference.payment import ClientPayment
-from p2pnode.protocols.typed_data import authorisation_digest, session_id
+from p2pnode.protocols.typed_data import Domain, authorisation_digest, session_id
 
 log = structlog.get_logger()
 TURNS: Final = 8
@@ -92,6 +92,11 @@ class Purse:
     def now(self) -> int:
         """Epoch seconds."""
         return int(self._wall())
+
+    @property
+    def market(self) -> Domain:
+        """Where it pays."""
+        return self._ledger.domains.market
 
     def exclusion(self, advert: Advert, offer: Offer) -> str:
         """Why this offer can't be paid; "" when it can. :meth:`open` sees what day and host caps leave."""

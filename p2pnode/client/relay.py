@@ -43,6 +43,8 @@ class Standing:
     """Was its session one from before?"""
     lost: bool = False
     """Did the connection break, and the session with it?"""
+    resumed: bool = False
+    """Did the session go on on another stream meanwhile? A host that restarted fails the turn then."""
     paid: bool = False
     """Was the session paid? Then it was tried to resume it, and another one would cost another fee."""
 
@@ -66,7 +68,8 @@ def after_failure(error: P2PNodeError, standing: Standing) -> Move:
     # A session kept from before may have died of age, a free one with its connection: the host may live.
     aged = standing.kept and not standing.progressed and code not in HONEST
     broke = standing.lost and standing.progressed and not standing.paid
-    return "again" if (aged or broke) and standing.fruitless <= 1 else "next"
+    restarted = standing.resumed and code == "internal"
+    return "again" if (aged or broke or restarted) and standing.fruitless <= 1 else "next"
 
 
 def is_final(error: P2PNodeError) -> bool:

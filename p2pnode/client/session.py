@@ -83,10 +83,13 @@ class Session:
         self._ended = trio.Event()
         self._asked: Ask | None = None
         """The turn that has no outcome yet."""
+        self._turns_before = 0
         self._back = trio.Event()
         """Is there a stream on which turns can be asked? Set at the end too."""
         self._back.set()
         self._resuming: trio.CancelScope | None = None
+        self.resumes = 0
+        """How often it went on on another stream."""
         self._resumed_at = -1
         """How much had been received at the last resume."""
 
@@ -219,10 +222,10 @@ class Session:
 
     @property
     def cost(self) -> int:
-        """Token units the host can claim: its fee once it accepted, then what was signed."""
+        """Token units the host can claim: its fee once it accepted, then what was signed, sent or not."""
         if self._purchase is None or self.accept is None:
             return 0
-        voucher = self._machine.last_voucher
+        voucher = self._machine.final_voucher
         return self.accept.session_fee if voucher is None else voucher.amount
 
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
@@ -261,7 +264,7 @@ class Session:
         """Begin a turn; read it with :meth:`receive`."""
         if self._driver is None or self.over:
             raise self.error()
-        self._asked = ask
+        self._asked, self._turns_before = ask, self._turns
         if self._back.is_set():
             await self._driver.command(ask)
             return
@@ -333,7 +336,13 @@ class Session:
 
     def _resumed(self, scope: trio.CancelScope) -> None:
         scope.deadline = math.inf
+        self.resumes += 1
         self._back.set()
-        held = self._machine.held
-        if self._asked is not None and self._driver is not None and held is not None and held.asking is None:
+        if self._asked is not None and self._driver is not None and self._turns == self._turns_before:
             self._driver.command_nowait(self._asked)  # the old stream's end swallowed it
+
+    @property
+    def _turns(self) -> int:
+        """That the machine took."""
+        held = self._machine.held
+        return held.turns if held is not None else 0

@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.client.resolving import resolve_model
+from p2pnode.client.question import resolve_model
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError, NoHostError, RefusedError, UnreachableError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue

@@ -27,6 +27,7 @@ from p2pnode.protocols.inference.messages import (
     Prompt,
     Quote,
     Refuse,
+    SamplingParams,
     Tokens,
 )
 from tests.client.failing import (
@@ -200,6 +201,36 @@ async def test_when_all_hosts_die_the_partial_answer_the_reason_and_the_way_on_a
             assert (more.ids, shown) == (ids, text)
             assert more.usage is not None
             assert more.usage.tokens_out == TOKENS - 10
+
+
+async def test_going_on_from_a_whole_answer_asks_nobody(autojump_clock: MockClock) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 1)
+        async with w.client(seeds(members)) as client:
+            answer = ask(client)
+            shown = await read(answer, lambda _held: None)
+            again = client.go_on(answer)
+            assert await read(again, lambda _held: None) == ""
+            assert (again.text, again.ids) == (shown, answer.ids)
+            assert again.usage is not None
+            assert (again.usage.tokens_out, again.bill) == (0, ())
+            assert members[0].host is not None
+            assert members[0].host.totals.turns == 1
+
+
+async def test_what_is_held_goes_on_in_another_client(autojump_clock: MockClock) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 1)
+        async with w.client(seeds(members)) as client, ask(client) as answer:
+            while len(answer.ids) < 15:
+                await anext(answer)
+        kept = answer.held
+        assert len(kept.ids) >= 15
+        async with w.client(seeds(members), ip="10.0.9.10") as client:
+            sampling = SamplingParams(tokens_max=TOKENS, temperature=0)
+            more = client.chat("hello", model=SCRIPTED, sampling=sampling, held=kept)
+            shown = kept.text + await read(more, lambda _held: None)
+        assert (more.ids, shown) == await unkilled()
 
 
 async def test_the_engine_that_crashes_in_an_answer_costs_its_host_the_rest(

@@ -352,3 +352,45 @@ async def test_a_host_that_lies_about_what_it_sent_is_paid_for_the_input_alone_a
         voucher = purchase(client, first).voucher
         assert voucher is not None
         assert (voucher.tokens_in, voucher.tokens_out) == (8, 0)
+
+
+async def test_a_killed_host_that_comes_back_is_handed_its_final_voucher_and_settles_all_it_sent(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 2) as (w, running, client):
+        answer = ask(client)
+
+        def then(held: int) -> None:
+            if held == 20 and answer.host == running[0][0].node.peer_id:
+                w.kill(*running[0])
+
+        await read(answer, then)
+        first = answer.bill[0]
+        assert (first.tokens_out, first.cost) == (20, due(first.tokens_in, 20))  # none of it was receipted
+        _, money = await w.host(index=0, model=priced(tokens_per_s=50))
+        await trio.sleep(5)
+        await read(ask(client, "and then?"), lambda _held: None)
+        await trio.sleep(10)
+        hosted = money.journal.hosted_one(first.session)
+        assert hosted is not None
+        assert (hosted.state, hosted.amount) == ("settled", first.cost)
+        record = journal_of(client).purchase(first.session)
+        assert record is not None
+        assert record.owed is None
+
+
+async def test_a_host_that_is_back_within_the_patience_goes_on_in_its_session(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 1) as (w, running, client):
+        answer = ask(client)
+
+        async def then(held: int) -> None:
+            if held == 20:
+                w.kill(*running[0])
+                running.append(await w.host(index=0, model=priced(tokens_per_s=50)))
+
+        shown = await read(answer, then)
+        await check_whole(answer, shown)
+        (item,) = answer.bill
+        assert item.cost == due(item.tokens_in - item.reused, TOKENS)
