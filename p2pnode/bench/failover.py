@@ -68,16 +68,16 @@ async def measure_failover(options: BenchOptions, take: Take) -> None:
 
 def _take_tokens(found: list[_Round], take: Take) -> None:
     held = float(sum(each.held for each in found))
-    for name in ("duplicated", "missing", "billed_twice"):
-        value = sum(getattr(each.verdict, name) for each in found)
-        # Without failover: what is held is asked for, delivered and billed again, and the rest is missing.
-        baseline = held if name != "missing" else float(sum(each.tokens for each in found)) - held
-        take(
-            f"failover.{name}",
-            Measurement(
-                value=value, baseline=baseline, ratio=value / baseline, details={"rounds": len(found)}
-            ),
-        )
+    rest = float(sum(each.tokens for each in found)) - held
+    # Without failover: what is held is asked for, delivered and billed again, and the rest is missing.
+    for name, baseline in (
+        ("failover.duplicated", held),
+        ("failover.missing", rest),
+        ("failover.billed_twice", held),
+    ):
+        value = sum(getattr(each.verdict, name.partition(".")[2]) for each in found)
+        ratio, details = value / baseline, {"rounds": len(found)}
+        take(name, Measurement(value=value, baseline=baseline, ratio=ratio, details=details))
 
 
 def _take_gaps(found: list[_Round], take: Take) -> None:
