@@ -90,7 +90,7 @@ def test_no_area_is_importable_by_its_bare_name() -> None:
         assert area not in _modules_after("import p2pnode.protocols.framing.codec")
 
 
-@pytest.mark.parametrize("protocol", ["adverts", "framing", "inference", "lookup"])
+@pytest.mark.parametrize("protocol", ["adverts", "checkpoint", "framing", "inference", "lookup"])
 def test_each_protocol_has_its_specification(protocol: str) -> None:
     spec = (ROOT / "protocols" / protocol / "SPEC.md").read_text()
     assert spec.startswith("# ")
@@ -99,7 +99,7 @@ def test_each_protocol_has_its_specification(protocol: str) -> None:
 
 def test_every_protocol_is_in_the_list_above() -> None:
     found = {path.parent.name for path in (ROOT / "protocols").glob("*/__init__.py")}
-    assert found == {"adverts", "framing", "inference", "lookup"}
+    assert found == {"adverts", "checkpoint", "framing", "inference", "lookup"}
 
 
 def _commands() -> list[str]:

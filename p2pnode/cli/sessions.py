@@ -64,7 +64,8 @@ def show(
         journal = _known(_journal(data_dir), session)
         try:
             found = _find(journal, session)
-            fields = {**_fields(found), **_terms(found), "receipts": len(journal.receipts(found.session))}
+            receipts = len(journal.receipts(found.session)) or len(journal.taken(found.session))
+            fields = {**_fields(found), **_terms(found), "receipts": receipts}
         finally:
             journal.close()
         if as_json:

@@ -71,7 +71,7 @@ class Cashier:
         caps: ExposureCaps | None = None,
     ) -> None:
         self.ledger, self.journal = ledger, journal
-        self._identity, self._limits, self._wall = identity, limits, wall
+        self._identity, self._limits, self._wall, self._on_ending = identity, limits, wall, on_ending
         self.exposure = Exposure(caps or ExposureCaps())
         self.settler = Settler(ledger, journal, limits=limits, wall=wall, on_ending=on_ending)
         self._deposits: dict[SessionId, _Deposit] = {}
@@ -237,7 +237,7 @@ class Cashier:
     async def recovered(self, session: SessionId, epoch: int, address: str | None) -> str:
         """It goes on after a restart, under ``epoch``: durable first. Why it may take no turn, or "".
 
-        Whatever the chain says, its final voucher is worth taking.
+        Whatever the chain says, its final voucher is worth taking: the chain is asked meanwhile.
         """
         await self.journal.host_resumed(session, epoch)
         record = self.journal.hosted_one(session)
@@ -246,12 +246,20 @@ class Cashier:
         self._deposits[session] = _Deposit(record.terms, decided=True)
         if (refusal := self._exposed(record, address)) is not None:
             return refusal.detail
+        if self._nursery is not None:
+            self._nursery.start_soon(self._look_again, session)
+        return ""
+
+    async def _look_again(self, session: SessionId) -> None:
+        """Is it still in escrow? A chain that does not answer tells later: the settler watches it."""
         try:
             with trio.fail_after(self._limits.chain_deadline_s):
                 escrow = await self.ledger.session(session)
         except (ChainError, trio.TooSlowError) as error:
-            return _refusal_of(error).detail
-        return "" if escrow.status == "open" and escrow.closing_at is None else _closing().detail
+            log.warning("chain.unreachable", reason=str(error) or "too slow")
+            return
+        if escrow.status != "open" or escrow.closing_at is not None:
+            self._on_ending(session, _closing().detail, escrow.status != "open")
 
     # ---- the end
 

@@ -1,6 +1,6 @@
 """Serves a session's receipts and best voucher again, from the journal, to whoever proves its voucher key.
 
-One page of 64 at a time, a few streams a peer. Knows nothing of sessions that are being served.
+One page at a time, a few streams a peer. Knows nothing of sessions that are being served.
 """
 
 from __future__ import annotations

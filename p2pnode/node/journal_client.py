@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.node import journal_taken
 from p2pnode.node.journal_moves import move, state_of
 from p2pnode.node.journal_records import (
     BoughtSession,
@@ -29,6 +30,8 @@ from p2pnode.node.journal_records import (
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 
 DAY_S: Final = 24 * 3600
+TAKEN_KEPT_S: Final = 30 * DAY_S
+"""Receipts of sessions that are over are kept so long, as at the host."""
 _AT_STAKE: Final = """
     SELECT COALESCE(SUM(CASE state
         WHEN 'settled' THEN spent
@@ -45,6 +48,7 @@ def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: 
     """Record what is about to be signed, if ``rule`` allows it beside all that was signed before."""
     rule.check(spending(db, record.terms, record.host, now))
     _insert(db, record, now, owner)
+    journal_taken.prune(db, now - TAKEN_KEPT_S)
 
 
 def restored(db: sqlite3.Connection, record: BoughtSession, now: int) -> None:

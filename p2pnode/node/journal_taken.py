@@ -2,7 +2,7 @@
 
 The first receipt for a place is kept; a second with another root makes both evidence, once for each place,
 as the contract punishes it. Whoever calls has checked that the host signed them. Bounded: of a session the
-newest are kept. It judges nothing.
+newest are kept, and of one that is over none after a month. It judges nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +48,15 @@ def _prune(db: sqlite3.Connection, session: SessionId, epoch: int, seq: int) -> 
         "DELETE FROM taken WHERE session = ? AND (epoch, seq) <= (SELECT epoch, seq FROM taken"
         " WHERE session = ? AND (epoch, seq) <= (?, ?) ORDER BY epoch DESC, seq DESC LIMIT 1 OFFSET ?)",
         (session, session, epoch, seq, TAKEN_MAX),
+    )
+
+
+def prune(db: sqlite3.Connection, before: int) -> None:
+    """Drop the receipts of sessions opened before ``before`` that are over for good. Evidence stays."""
+    db.execute(
+        "DELETE FROM taken WHERE session IN"
+        " (SELECT session FROM bought WHERE state IN ('settled', 'expired') AND opened_at < ?)",
+        (before,),
     )
 
 

@@ -12,8 +12,8 @@ from p2pnode.protocols.inference.messages import Detail, Receipt, SessionIdBytes
 from p2pnode.protocols.wire import U63, Bytes32, Codec, Size, message
 
 PROTOCOL: Final = "/p2pnode/checkpoint/1"
-PAGE_MAX: Final = 64
-"""Receipts in one page: about 20 KB, well within a frame."""
+PAGE_MAX: Final = 24
+"""Receipts in one page: within a frame, however long their signatures are."""
 RECEIPTS_MAX: Final = 65_536
 """A client takes no more of one session: two million tokens."""
 _FETCH_TAG: Final = keccak256(b"p2pnode/checkpoint/1")

@@ -90,6 +90,22 @@ async def test_only_the_newest_receipts_of_a_session_are_kept(
         assert kept == list(range(413, 513))
 
 
+async def test_receipts_of_sessions_long_over_go_and_evidence_stays(tmp_path: Path) -> None:
+    month = 30 * 86_400
+    async with writing(tmp_path / "journal.sqlite") as journal:
+        for number in (1, 2):
+            await journal.bought(bought(number), Anything(), NOW)
+            for each in (receipt(1), receipt(1, root=OTHER)):
+                journal.bought_receipt(session(number), each, NOW)
+        await journal.bought_settled(session(1), 5, NOW)
+        for number, now in ((3, NOW + month), (4, NOW + month + 1)):
+            kept = len(journal.taken(session(1)))
+            await journal.bought(bought(number, opened_at=now), Anything(), now)
+            assert (kept, len(journal.taken(session(1)))) == (1, 1 if number == 3 else 0)
+        assert len(journal.taken(session(2))) == 1  # it is not over
+        assert len(journal.evidence()) == 2
+
+
 # ---- what is owed
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.adverts.messages import CODEC as ADVERTS
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
+from p2pnode.protocols.checkpoint.messages import CODEC as CHECKPOINT
 from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, pack_frame
 from p2pnode.protocols.inference.messages import CODEC as INFERENCE
 from p2pnode.protocols.inference.messages import PromptBody
@@ -189,7 +190,9 @@ def test_a_field_without_bounds_can_not_be_on_the_wire(hint: Any) -> None:
 # ---- every codec
 
 
-CLASSES = [(codec, cls) for codec in (ADVERTS, INFERENCE) for cls in codec.classes]
+CODECS = {"adverts": ADVERTS, "checkpoint": CHECKPOINT, "inference": INFERENCE}
+each_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+CLASSES = [(codec, cls) for codec in CODECS.values() for cls in codec.classes]
 
 
 @pytest.mark.parametrize(("codec", "cls"), CLASSES, ids=[cls.__name__ for _, cls in CLASSES])
@@ -230,7 +233,9 @@ def decodes_or_refuses(codec: Codec, payload: bytes) -> None:
     assert codec.decode(codec.encode(value)) == value
 
 
-@pytest.mark.parametrize("codec", [ADVERTS, INFERENCE], ids=["adverts", "inference"])
+@pytest.mark.parametrize(
+    "codec", [ADVERTS, CHECKPOINT, INFERENCE], ids=["adverts", "checkpoint", "inference"]
+)
 def test_random_bytes_are_refused_with_a_protocol_error(codec: Codec) -> None:
     @settings(max_examples=3000)
     @given(st.binary(max_size=80))
@@ -240,7 +245,9 @@ def test_random_bytes_are_refused_with_a_protocol_error(codec: Codec) -> None:
     check()
 
 
-@pytest.mark.parametrize("codec", [ADVERTS, INFERENCE], ids=["adverts", "inference"])
+@pytest.mark.parametrize(
+    "codec", [ADVERTS, CHECKPOINT, INFERENCE], ids=["adverts", "checkpoint", "inference"]
+)
 def test_random_values_in_known_messages_are_refused_with_a_protocol_error(codec: Codec) -> None:
     names = [message_class.__wire_name__ for message_class in codec.classes]  # type: ignore[attr-defined]
     keys = sorted({name for cls in codec.classes for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
@@ -253,7 +260,9 @@ def test_random_values_in_known_messages_are_refused_with_a_protocol_error(codec
     check()
 
 
-@pytest.mark.parametrize("codec", [ADVERTS, INFERENCE], ids=["adverts", "inference"])
+@pytest.mark.parametrize(
+    "codec", [ADVERTS, CHECKPOINT, INFERENCE], ids=["adverts", "checkpoint", "inference"]
+)
 def test_damaged_messages_are_refused_with_a_protocol_error(codec: Codec) -> None:
     @settings(max_examples=300)
     @given(st.sampled_from(codec.classes).flatmap(messages), st.randoms(use_true_random=False))

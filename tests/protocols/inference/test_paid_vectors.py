@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ from p2pnode.protocols.inference.commands import (
     HostCommand,
     Start,
 )
-from p2pnode.protocols.inference.machine import ClientSession, ClientTimes, HostSession, HostTerms
+from p2pnode.protocols.inference.machine import (
+    ClientSession,
+    ClientTimes,
+    HostSession,
+    HostTerms,
+    LapsedSession,
+    held_from_journal,
+)
 from p2pnode.protocols.inference.payment import ClientPayment, HostPayment, check_open
 from p2pnode.protocols.typed_data import Domain
 from p2pnode.protocols.wire import decode_record
@@ -190,6 +198,78 @@ def test_our_host_takes_the_paid_session_of_the_file_and_says_its_part() -> None
             for event in events:
                 heard += sent(machine.handle(event, 0.0))
     assert heard == [message for side, message in said if side == "host"]
+
+
+def recovery(told: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Who says what when the host had restarted."""
+    return [(each["from"], m.CODEC.decode(bytes.fromhex(each["hex"]))) for each in told["recovery"]]
+
+
+def test_our_client_answers_a_restarted_host_exactly_as_the_file_says() -> None:
+    told, said = paid()
+    opened, terms = opening(said)
+    voucher_key, host = bytes.fromhex(told["secrets"]["voucher_key"]), PeerId(told["host_peer"])
+    payment = ClientPayment(
+        market=told_domain(told["market"]),
+        terms=terms,
+        valid_before=opened.valid_before,
+        authorisation=authorisation_of(opened),
+        sign=lambda digest: sign_digest(voucher_key, digest),
+    )
+    shown = recovery(told)[2][1]
+    held = replace(held_from_journal(payment, shown.receipt, shown.voucher), received=6, turns=2)
+    client = ClientSession(
+        host=host, stream=3, model=opened.model, salt=b"", resume=held, peer=PeerId(told["client_peer"])
+    )
+    heard = play(client, host, recovery(told))
+    assert heard == [message for side, message in recovery(told) if side == "client"]
+    assert client.held is not None
+    assert (client.held.meter.tokens_in, client.held.meter.tokens_out) == (10, 5)
+    digest = typed_data.voucher_digest(payment.market, payment.session, shown.voucher)
+    assert digest.hex() == told["final_voucher_digest"]
+    assert recover_address(bytes.fromhex(told["challenge_digest"]), shown.proof) == terms.voucher_key
+
+
+def test_our_host_recovers_the_session_of_the_file_and_says_its_part() -> None:
+    told, said = paid()
+    opened, terms = opening(said)
+    receipts = bytes.fromhex(told["secrets"]["receipt_key"])
+    payment = HostPayment(
+        market=told_domain(told["market"]),
+        token=told_domain(told["token"]),
+        peer=PeerId(told["host_peer"]),
+        wallet=terms.host,
+        receipt_key=terms.receipt_key,
+        sign=lambda digest: sign_digest(receipts, digest),
+        price_in=terms.price_in,
+        price_out=terms.price_out,
+        session_fee=terms.session_fee,
+    )
+    granted, nonces = HostTerms(n_ctx=8192, payment=payment), iter([b"\x43" * 32, b"\x50" * 32])
+    best = [message for _, message in said if isinstance(message, m.Voucher)][-1]
+    lapsed = LapsedSession(
+        session=SessionId(bytes.fromhex(told["session"])),
+        terms=terms,
+        salt=opened.salt,
+        granted=granted,
+        voucher=best,
+        issued=lambda _epoch, _seq: None,
+    )
+    host = HostSession(
+        peer=PeerId(told["client_peer"]),
+        stream=3,
+        admit=lambda _open: granted,
+        sign=lambda _digest: b"",
+        epoch=8,
+        draw=lambda _count: next(nonces),
+        terms=granted,
+        resume=lambda _resume: lapsed,
+    )
+    heard: list[Any] = []
+    for side, message in recovery(told):
+        if side == "client":
+            heard += sent(host.handle(Received(PeerId(told["client_peer"]), 3, message), 0.0))
+    assert heard == [message for side, message in recovery(told) if side == "host"]
 
 
 def test_the_timers_of_the_spec_are_those_of_the_machines() -> None:

@@ -22,6 +22,7 @@ from p2pnode.protocols.inference.commands import (
     Issued,
     Opened,
     Paid,
+    Replaced,
     SessionFailed,
     Signed,
     Start,
@@ -519,6 +520,77 @@ def test_a_stranger_who_is_challenged_ends_no_stream_that_lives() -> None:
     duet.settle()
     assert duet.delivered == duet.expected(512)
     duet.settled()
+
+
+def test_two_streams_that_prove_at_once_recover_it_once() -> None:
+    duet = serving(70)
+    duet.die()
+    first, nonce = challenged(duet)
+    lapsed = duet.lapsed()
+    first, second = duet.new_host(kept=lapsed), duet.new_host(kept=lapsed)
+    nonces = []
+    for host in (first, second):
+        host.start(0.0)
+        out = hears(host, m.Resume(session=SESSION, received=0, turn=0))
+        nonces.append(only(m.Challenge, sent(out)).nonce)
+    assert len({nonce, *nonces}) == 3
+    told = [
+        only(Opened, emitted(hears(host, honest(duet, drawn))))
+        for host, drawn in zip((first, second), nonces, strict=True)
+    ]
+    assert [each.recovered for each in told] == [True, False]
+    assert first.session is second.session
+    replaced = first.handle(Command(Replaced()), 0.0)
+    assert only(Finished, emitted(replaced)).replaced
+    duet.host = second
+    assert second.session is not None
+    assert second.session.holder is second
+
+
+resumes = st.builds(
+    m.Resume,
+    session=st.just(SESSION),
+    received=st.integers(0, 9),
+    turn=st.integers(0, 3),
+    proof=st.sampled_from([None, "ours", bytes(65)]),
+    receipt=st.sampled_from([None, 1, 2]),
+    voucher=st.sampled_from([None, 0, 1, 2, 3]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(resumes, max_size=3), max_size=5))
+def test_no_resumes_make_a_host_raise_take_less_than_it_was_paid_or_go_on_twice(
+    streams: list[list[m.Resume]],
+) -> None:
+    """Whoever holds the voucher key may say anything, in any order, on any number of streams."""
+    duet = serving(70)
+    duet.die()
+    host, _ = challenged(duet)
+    lapsed, best, recovered = duet.lapsed(), duet.paid[-1], 0
+    for said in streams:
+        host, nonce = duet.new_host(kept=lapsed), bytes(32)
+        host.start(0.0)
+        for request in said:
+            proof: Any = request.proof
+            if proof == "ours":
+                proof = honest(duet, nonce).proof
+            place, index = request.receipt, request.voucher
+            shown = replace(
+                request,
+                proof=proof,
+                receipt=None if place is None else receipt(duet, place),  # type: ignore[arg-type]
+                voucher=None if index is None else duet.signed[index],  # type: ignore[call-overload]
+            )
+            out = hears(host, shown)
+            for message in sent(out):
+                nonce = message.nonce if isinstance(message, m.Challenge) else nonce
+            for value in emitted(out):
+                if isinstance(value, Paid):
+                    assert value.voucher.amount >= best.amount
+                    best = value.voucher
+                recovered += isinstance(value, Opened) and value.recovered
+    assert recovered <= 1
 
 
 # ---- a client that lost its memory
