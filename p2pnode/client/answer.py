@@ -194,7 +194,7 @@ class Answer:
         self._returning = self._move == "again"
         self._move, self._parts_left = "next", self._parts_left - 1
         ask = self._make_ask(self._partial.rest())
-        session = await self._client.open_session(candidate, ask)
+        session = await self._client.pool.open(candidate, ask)
         self._part = part = Part(session, ask)
         await session.ask(ask)
         self.host = peer
@@ -237,7 +237,7 @@ class Answer:
         if self._first_at is None:
             self._first_at = trio.current_time()
         if self._standby is None and self._search is not None and not self._cancelled:
-            self._standby = self._client.keep_ready(self._search)
+            self._standby = self._client.pool.keep_ready(self._search)
 
     # ---- when a part is over
 
@@ -251,7 +251,7 @@ class Answer:
         if move == "finish":
             now = trio.current_time()
             first = part.first_at if part.first_at is not None else now
-            self._client.note_answer(part.peer, first - part.started_at, part.speed(now))
+            self._client.searches.note_answer(part.peer, first - part.started_at, part.speed(now))
         self._end_part(part, reason if move == "finish" else "lost")
         if move == "finish":
             self._finish(reason)
@@ -284,7 +284,7 @@ class Answer:
         peer, code = candidate.advert.peer, error.code if isinstance(error, RefusedError) else None
         search.failed(peer, str(error))
         if code not in HONEST:
-            self._client.note_failure(peer, fault=isinstance(error, HostFault))
+            self._client.searches.note_failure(peer, fault=isinstance(error, HostFault))
         if code == "context_overflow":
             search.need_context(candidate.offer.n_ctx + 1)
         self._on_event(
@@ -303,7 +303,7 @@ class Answer:
         if part.messages_tokens is not None and self._search is not None:
             self._search.need_context(part.messages_tokens + len(self.ids) + 1)
         if part.turn_over:
-            self._client.release(part.session)
+            self._client.pool.release(part.session)
         else:
             part.session.close()
 

@@ -54,7 +54,7 @@ class Conversations:
     async def resume(self, sid: bytes, options: TalkOptions) -> Talk:
         """One that was kept; its model and sampling unless ``options`` name others."""
         keeper = await self.keeper()
-        await self._client.connect_first_peers()
+        await self._client.searches.connect_first_peers()
         await keeper.reach(sid)
         kept = await keeper.archive.open(sid)
         if options.model is not None or kept.model is None:
@@ -76,16 +76,16 @@ class Conversations:
     async def look_for_replicas(self) -> None:
         """Connect to the first peers, find who keeps replicas, and send there what waits."""
         keeper = await self.keeper()
-        await self._client.connect_first_peers()
+        await self._client.searches.connect_first_peers()
         await keeper.look()
 
     async def recover(self) -> Recovery:
         """Ask whoever may have them for this user's conversations, and for money that was paid elsewhere."""
         keeper = await self.keeper()
-        await self._client.connect_first_peers()
+        await self._client.searches.connect_first_peers()
         recovery = await keeper.recover()
         if recovery.sessions and self._client.pays:
-            from p2pnode.client.debts import restore_purchases
+            from p2pnode.client.repayment import restore_purchases
 
             now = int(self._client.node.wall())
             await restore_purchases(self._config, recovery.sessions, now)

@@ -1,50 +1,81 @@
-"""What this data dir owes hosts that vanished, and money that was paid from another machine of the user's.
+"""When a client pays what it owes to hosts that vanished: as it starts, and again after each turn.
 
-The journal says what is owed, ``delivery.py`` hands it over. No wallet is opened and no chain is asked: what
-is handed over was signed before. It knows nothing of answers and conversations.
+How that is done is ``repayment.py``'s. A free client opens no journal. It knows nothing of conversations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from p2pnode.client.delivery import Delivery, deliver_all, owed
-from p2pnode.client.saved_sessions import bought_of
+import structlog
+import trio
+
+from p2pnode.client.session import first_error
 from p2pnode.config import NodeConfig
-from p2pnode.node.datadir import DataDir
-from p2pnode.node.money import open_journal, profile_of_config
-from p2pnode.node.node import Node
-from p2pnode.protocols.typed_data import market_domain
-from p2pnode.storage.conversations.records import SavedSession
+from p2pnode.errors import LocalError, P2PNodeError
+
+if TYPE_CHECKING:
+    from p2pnode.client.client import Client
+    from p2pnode.client.delivery import Delivery
+    from p2pnode.client.payer import OpenPurse
+
+log = structlog.get_logger()
 
 
-async def pay_debts(config: NodeConfig, node: Node) -> list[Delivery]:
-    """Bring what is owed to whoever is back. Empty without a chain, or where nothing is owed.
+class Debts:
+    """Of ``client``: tried once when it starts, and again after each turn of a paying one."""
 
-    Raises ``LocalError``.
-    """
-    profile, path = profile_of_config(config), DataDir(config.data_dir).journal
-    if profile is None or not path.exists():
-        return []
-    now = int(node.wall())
-    async with open_journal(path) as journal:
-        if not owed(journal, now):
-            return []
-        market = market_domain(profile.chain_id, profile.job_marketplace)
-        return await deliver_all(journal, market, node.network, limits=node.limits, now=now)
+    def __init__(self, client: Client, config: NodeConfig) -> None:
+        self._client, self._config = client, config
+        self._tried: trio.Event | None = None
+        self._bringing = False
 
+    def pay_first(self) -> None:
+        """Hosts that vanished from earlier runs, or from another machine, may be back."""
+        if self._client.pays:
+            self._tried = trio.Event()
+            self._client.tasks.start_soon(self._pay_first, self._tried)
 
-async def restore_purchases(config: NodeConfig, sessions: Sequence[SavedSession], now: int) -> None:
-    """Put purchases that were recovered into the journal: caps count them, and debts are paid from here.
+    async def wait_tried(self) -> None:
+        """Until they were tried, where there were any."""
+        if self._tried is not None:
+            await self._tried.wait()
 
-    Raises ``StorageError``.
-    """
-    if not sessions:
-        return
-    data = DataDir(config.data_dir)
-    data.prepare()
-    async with open_journal(data.journal) as journal:
-        for saved in sessions:
-            await journal.bought_restored(bought_of(saved), now)
-            if saved.receipt is not None:
-                await journal.bought_shown(saved.session, saved.receipt, now)
+    def pay_soon(self) -> None:
+        """Hosts that vanished in this run. A free client owes nothing."""
+        opened = self._client.payer.opened if self._client.payer is not None else None
+        if opened is None or self._bringing:
+            return
+        from p2pnode.client.delivery import owed
+
+        if owed(opened.journal, opened.purse.now()):
+            self._bringing = True
+            self._client.tasks.start_soon(self._pay, opened)
+
+    async def _pay_first(self, tried: trio.Event) -> None:
+        from p2pnode.client.repayment import pay_debts
+
+        try:
+            self._tell(await pay_debts(self._config, self._client.node))
+        except P2PNodeError as error:  # what was not delivered stays owed
+            log.warning("vouchers.not_delivered", reason=str(error))
+        finally:
+            tried.set()
+
+    async def _pay(self, opened: OpenPurse) -> None:
+        from p2pnode.client.delivery import deliver_all
+
+        network, limits = self._client.node.network, self._client.limits
+        now, market = opened.purse.now(), opened.purse.market
+        try:
+            self._tell(await deliver_all(opened.journal, market, network, limits=limits, now=now))
+        except* LocalError as group:
+            log.warning("vouchers.not_delivered", reason=str(first_error(group)))
+        finally:
+            self._bringing = False
+
+    def _tell(self, deliveries: Sequence[Delivery]) -> None:
+        for each in deliveries:
+            told = {"session": each.session.hex(), "outcome": each.outcome, "detail": each.detail}
+            self._client.tell("voucher", {**told})

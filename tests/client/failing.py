@@ -105,7 +105,7 @@ async def meet(client: Client, members: list[Member]) -> None:
     """The client knows them all, and prefers them in this order."""
     await client.hosts(SCRIPTED)
     for rank, member in enumerate(members):
-        client.note_answer(member.node.peer_id, 0.001 * (rank + 1), 10_000.0 / (rank + 1))
+        client.searches.note_answer(member.node.peer_id, 0.001 * (rank + 1), 10_000.0 / (rank + 1))
 
 
 def seeds(members: list[Member]) -> list[str]:

@@ -33,7 +33,7 @@ async def two_hosts(w: World, *, bad: dict[str, object] | None = None) -> tuple[
 
 def prefer(client: Client, member: Member) -> None:
     """Make a host look best."""
-    client.note_answer(member.node.peer_id, 0.001, 10_000.0)
+    client.searches.note_answer(member.node.peer_id, 0.001, 10_000.0)
 
 
 def engine_of(member: Member) -> ScriptedEngine:
@@ -223,7 +223,7 @@ async def test_a_host_that_breaks_the_protocol_is_remembered_and_an_honest_refus
                     await whole(ask(client, "x" * 5000))
             assert (await client.hosts(SCRIPTED)).chosen
             await talk_nonsense(w, host)
-            client._free.clear()
+            client.pool._free.clear()
             with pytest.raises(RemoteError):
                 await whole(ask(client))
             ranking = await client.hosts(SCRIPTED)
@@ -333,7 +333,7 @@ async def test_leaving_while_the_stream_opens_leaves_no_session_at_the_host(
             opened = False
             for milliseconds in range(5, 200, 5):
                 with trio.move_on_after(milliseconds / 1000):
-                    session = await client.open_session(candidate, wanted)
+                    session = await client.pool.open(candidate, wanted)
                     session.close()
                     opened = True
                 await trio.sleep(1)

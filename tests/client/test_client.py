@@ -89,7 +89,7 @@ def test_the_node_on_this_data_dir_is_asked_first_and_saved_peers_last(tmp_path:
     with data.locked():
         data.write_node_json(peer(1), [FIRST])
         client._make_node()
-    assert client._seeds() == [FIRST, SECOND, saved["addrs"][0]]  # type: ignore[index]
+    assert client.searches.seeds() == [FIRST, SECOND, saved["addrs"][0]]  # type: ignore[index]
 
 
 def test_a_stale_node_file_is_ignored(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_stale_node_file_is_ignored(tmp_path: Path) -> None:
     data.write_node_json(peer(1), [FIRST])
     client = _client(tmp_path, bootstrap=[SECOND])
     client._make_node()
-    assert client._seeds() == [SECOND]
+    assert client.searches.seeds() == [SECOND]
     assert json.loads(data.node_json.read_text())["pid"] == os.getpid()
 
 
@@ -163,7 +163,7 @@ async def test_a_named_peer_is_asked_although_it_failed_before(autojump_clock: M
     async with world() as w:
         host = await w.add([scripted_host()])
         async with w.client(host.node.multiaddrs[:1]) as client:
-            client.note_failure(host.node.peer_id, fault=True)
+            client.searches.note_failure(host.node.peer_id, fault=True)
             with pytest.raises(NoHostError, match="broke the protocol"):
                 await whole(ask(client))
             assert await whole(ask(client, peer=host.node.multiaddrs[0]))
@@ -212,7 +212,7 @@ async def test_those_on_the_local_network_are_asked_what_they_know(autojump_cloc
         async with w.client() as client:
             client.node.network._found(where)
             assert await client.known_adverts() == []
-            client._browses = True
+            client.browses = True
             assert [advert.peer for advert in await client.known_adverts()] == [host.node.peer_id]
 
 

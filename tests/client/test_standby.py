@@ -58,7 +58,7 @@ async def test_a_better_host_takes_the_place_of_the_standby(autojump_clock: Mock
                 await anext(answer)
                 await until_ready(client, answer, [members[1]])
                 for _ in range(20):
-                    client.note_answer(members[2].node.peer_id, 0.0001, 100_000.0)
+                    client.searches.note_answer(members[2].node.peer_id, 0.0001, 100_000.0)
                 with trio.move_on_after(15):
                     async for _ in answer:
                         if ready(answer) == members[2].node.peer_id:
@@ -111,7 +111,7 @@ async def test_without_another_host_the_lookup_is_repeated_until_there_is_one(
         async with w.client(seeds(members)) as client, ask(client, tokens=LONG) as answer:
             await anext(answer)
             (late,) = await hosts(w, 1)
-            client._bootstrap = (*client._bootstrap, late.node.multiaddrs[0])
+            client.bootstrap = (*client.bootstrap, late.node.multiaddrs[0])
             with trio.move_on_after(30):
                 async for _ in answer:
                     if ready(answer) is not None:

@@ -53,7 +53,7 @@ async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alon
         assert (kept["replicas"], kept["kept"], kept["waiting"]) == (2, True, "")
         async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.8") as client:
             keeper = await client.conversations.keeper()
-            await client.connect_first_peers()
+            await client.searches.connect_first_peers()
             recovery = await keeper.recover()
             assert not recovery.losses
             (saved,) = recovery.conversations
@@ -83,7 +83,7 @@ async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_t
         assert all(fields["kept"] for fields in told.named("conversation.kept"))
         async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.7") as client:
             keeper = await client.conversations.keeper()
-            await client.connect_first_peers()
+            await client.searches.connect_first_peers()
             recovered = await keeper.recover()
             assert sorted(each.title for each in recovered.conversations) == ["one", "two"]
         del held
@@ -115,7 +115,7 @@ async def test_an_answer_that_was_cut_short_goes_on_from_its_last_token_on_anoth
         new = await w.add([scripted_host()])
         async with machine(w, tmp_path / "b", knows=[new], stores=stores, ip="10.0.9.8") as client:
             keeper = await client.conversations.keeper()
-            await client.connect_first_peers()
+            await client.searches.connect_first_peers()
             (saved,) = (await keeper.recover()).conversations
             talk = await client.resume(saved.sid, options(120))
             assert talk.cut_short

@@ -102,7 +102,7 @@ async def test_a_session_without_a_token_costs_its_fee_and_nothing_else(
         async with w.client(member) as client:
             (candidate,) = (await client.hosts("scripted")).chosen
             body = PromptBody(messages=(ChatMessage(role="user", content="hello"),))
-            client.release(await client.open_session(candidate, Ask(body, 100)))
+            client.pool.release(await client.pool.open(candidate, Ask(body, 100)))
         await trio.sleep(5)
         settled(w, FEE)
         (record,) = money.journal.hosted()

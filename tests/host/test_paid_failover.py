@@ -60,15 +60,15 @@ async def market(
             running.append(await w.host(model=model))
         members = [member for member, _ in running]
         async with w.client(members[0], units=units, caps=caps) as client:
-            client._bootstrap = tuple(member.node.multiaddrs[0] for member in members)
+            client.bootstrap = tuple(member.node.multiaddrs[0] for member in members)
             await meet(client, members)
             yield w, running, client
 
 
 def journal_of(client: Client) -> Journal:
-    assert client._payer is not None
-    assert client._payer._open is not None
-    return client._payer._open.journal
+    assert client.payer is not None
+    assert client.payer._open is not None
+    return client.payer._open.journal
 
 
 def purchase(client: Client, item: BillItem) -> BoughtSession:
@@ -278,13 +278,13 @@ async def test_a_host_with_an_open_session_of_this_payer_is_preferred_and_takes_
         sampling = SamplingParams(tokens_max=TOKENS, temperature=0)
         earlier = client.chat("hi", model=SCRIPTED, peer=third.multiaddrs[0], sampling=sampling)
         await read(earlier, lambda _held: None)
-        (key,) = client._free
-        kept = client._free.pop(key)
+        (key,) = client.pool._free
+        kept = client.pool._free.pop(key)
         await meet(client, [member for member, _ in running])
 
         def then(held: int) -> None:
             if held == 5:
-                client.release(kept)
+                client.pool.release(kept)
             if held == 20:
                 w.kill(*running[0])
 
@@ -308,7 +308,7 @@ async def test_what_the_client_paid_in_all_is_what_its_bills_say(
 
         await read(answer, then)
         second = answer.bill[1]
-        client._free[next(iter(client._free))].close()
+        client.pool._free[next(iter(client.pool._free))].close()
         await trio.sleep(5)
         hosted = running[1][1].journal.hosted_one(second.session)
         assert hosted is not None

@@ -221,7 +221,7 @@ async def test_what_a_crash_left_open_settles_after_the_linger_with_what_there_i
             settled(w, record.voucher.amount)
             (done,) = await bring(books_of(client), client.node.network)
             assert done.outcome == "refused"  # too late: its host is settled with
-            await client._payer._open.purse.reconcile()  # type: ignore[union-attr]
+            await client.payer._open.purse.reconcile()  # type: ignore[union-attr]
             assert owed(books_of(client), int(wall_clock())) == []
 
 

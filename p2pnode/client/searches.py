@@ -1,0 +1,163 @@
+"""How a client looks for hosts: its first peers, the network, a host it is told; and what it measured.
+
+One search serves one question; what was found stays in the node's book. It opens no session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from p2pnode.client.ranking import Filters, Measured
+from p2pnode.client.search import HostSearch
+from p2pnode.errors import RefusedError, RemoteError, UnreachableError
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.net.multiaddrs import split_peer
+from p2pnode.net.peerstore import SavedPeers
+from p2pnode.node.finder import FoundHost
+from p2pnode.protocols.adverts.messages import Advert
+
+if TYPE_CHECKING:
+    from p2pnode.client.client import Client
+
+log = structlog.get_logger()
+_SAVED_SEEDS: Final = 8
+
+
+class Searches:
+    """Of ``client``. ``measured`` is what it knows of hosts from its own dealings with them."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.measured: dict[PeerId, Measured] = {}
+
+    def seeds(self) -> list[str]:
+        """First peers in the order to try: the node on this data dir, the user's, those of earlier runs."""
+        seeds = list(dict.fromkeys((*self._client.local[:1], *self._client.bootstrap)))
+        if self._client.owns_node and self._client.data.peers.exists():
+            store = SavedPeers(self._client.data.peers, limits=self._client.limits)
+            store.load()
+            seeds += [saved.addrs[0] for saved in store.best(_SAVED_SEEDS) if saved.addrs]
+        return list(dict.fromkeys(seeds))
+
+    def new(
+        self, model: ModelId, filters: Filters, *, measured: Mapping[PeerId, Measured] | None = None
+    ) -> HostSearch:
+        def look(search: HostSearch) -> None:
+            if not self._client.discovers:
+                search.exhausted({})
+            else:
+                self._client.tasks.start_soon(self._find, search, model)
+
+        return HostSearch(
+            model,
+            filters,
+            measured=self.measured if measured is None else measured,
+            limits=self._client.limits,
+            wall=self._client.node.wall,
+            look=look,
+            payable=self._client.payable,
+            has_session=lambda peer: self._client.pool.kept(peer, model) is not None,
+        )
+
+    def kept_or_new(self, model: ModelId, filters: Filters) -> HostSearch:
+        search = self.new(model, filters)
+        for peer in self._client.pool.peers(model):
+            entry = self._client.node.adverts.book.get(peer, self._client.node.wall())
+            if entry is not None:
+                search.keep(FoundHost(entry.advert, 0.0))
+        return search
+
+    async def _find(self, search: HostSearch, model: ModelId) -> None:
+        def on_found(host: FoundHost) -> None:
+            known = self.measured.get(host.advert.peer, Measured())
+            self.measured[host.advert.peer] = known.connected(host.connect_s)
+            search.found(host)
+
+        failures: Mapping[PeerId, str] = {}
+        try:
+            failures = await self._client.node.finder.find(model, seeds=self.seeds(), on_found=on_found)
+        finally:
+            search.exhausted(failures)
+
+    async def direct(self, multiaddr: str, model: ModelId, filters: Filters) -> HostSearch:
+        # What went wrong before is no reason to refuse what the user insists on.
+        search = self.new(model, filters, measured={})
+        started = trio.current_time()
+        advert = await self.advert_of([multiaddr])
+        if advert is None:
+            msg = "that peer serves no model: it is a client or still starting"
+            raise RefusedError("model_not_available", msg)
+        offer = advert.offer(model)
+        if offer is None:
+            names = ", ".join(offer.name for offer in advert.offers)
+            msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
+            raise RefusedError("model_not_available", msg)
+        if advert.draining:
+            raise RefusedError("shutting_down", "that host is about to leave: choose another")
+        if why := self._client.payable(advert, offer):
+            raise RefusedError("payment_required", f"that host {why}")
+        search.found(FoundHost(advert, trio.current_time() - started))
+        search.only()
+        excluded = search.ranking().excluded
+        if excluded:
+            raise RefusedError("model_not_available", f"that host's {excluded[0].excluded}")
+        return search
+
+    async def advert_of(self, multiaddrs: Sequence[str]) -> Advert | None:
+        """The current advert of the peer at these addresses. Raises ``RemoteError``."""
+        address, peer = split_peer(multiaddrs[0])
+        addresses = (address, *(split_peer(each)[0] for each in multiaddrs[1:]))
+        patience_s = self._client.limits.dial_deadline_s
+        try:
+            with trio.fail_after(patience_s):
+                return await self._client.node.finder.contact(peer, addresses)
+        except trio.TooSlowError:
+            msg = f"{multiaddrs[0]} did not answer within {patience_s:g} s: is it running?"
+            raise UnreachableError(msg) from None
+
+    async def known_adverts(self) -> list[Advert]:
+        """Live adverts of every model that the first peers and those on the local network know of."""
+        node = self._client.node
+        await self.connect_first_peers()
+        if self._client.browses:
+            with trio.move_on_after(self._client.limits.mdns_wait_s):
+                async for found in node.network.discovered():
+                    await self._connect(found.peer, found.addrs)
+        async with trio.open_nursery() as nursery:
+            for peer in node.network.connected_peers():
+                nursery.start_soon(self._sample, peer)
+        return [entry.advert for entry in node.adverts.book.live(node.wall())]
+
+    async def connect_first_peers(self) -> None:
+        """Dial the node on this data dir, the user's first peers and those of earlier runs, all at once."""
+        async with trio.open_nursery() as nursery:  # at once: each dead one may take its whole deadline
+            for address, peer in map(split_peer, self.seeds()):
+                nursery.start_soon(self._connect, peer, (address,))
+
+    async def _sample(self, peer: PeerId) -> None:
+        try:
+            with trio.fail_after(self._client.limits.request_deadline_s):
+                await self._client.node.adverts.sample(peer)
+        except (RemoteError, trio.TooSlowError) as error:
+            log.debug("exchange.failed", peer=peer, reason=str(error))
+
+    async def _connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        try:
+            with trio.fail_after(self._client.limits.dial_deadline_s):
+                await self._client.node.network.connect_peer(peer, addresses)
+        except (RemoteError, trio.TooSlowError) as error:
+            log.debug("peer.unreachable", peer=peer, reason=str(error))
+
+    def note_answer(self, peer: PeerId, ttft_s: float, tokens_per_s: float | None) -> None:
+        """A turn went well."""
+        known = self.measured.pop(peer, Measured())
+        self.measured[peer] = known.answered(ttft_s, tokens_per_s)
+
+    def note_failure(self, peer: PeerId, *, fault: bool) -> None:
+        """A host failed."""
+        known = self.measured.pop(peer, Measured())
+        self.measured[peer] = known.failed(self._client.node.wall(), fault=fault)
