@@ -17,8 +17,8 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
 from p2pnode.protocols.blob import commands as c
 from p2pnode.protocols.blob import messages as m
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.s5.entries import Entry, EntryKey, parse_entry
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.wire import wire_name

@@ -28,8 +28,8 @@ from p2pnode.protocols.checkpoint.messages import (
     fetch_digest,
 )
 from p2pnode.protocols.crypto import Signer, recover_address
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.inference.receipts import receipt_holds
 from p2pnode.protocols.typed_data import Domain, voucher_digest

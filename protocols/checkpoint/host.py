@@ -26,8 +26,8 @@ from p2pnode.protocols.checkpoint.messages import (
     fetch_digest,
 )
 from p2pnode.protocols.crypto import recover_address
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import SessionTerms
 
 State: TypeAlias = Literal["opening", "proving", "reading", "open", "over"]

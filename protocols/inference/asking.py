@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.errors import ProtocolError
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -18,7 +19,6 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     TEXT_PER_TOKEN_MAX,

@@ -24,6 +24,7 @@ from typing import Final, Literal, TypeAlias, assert_never
 from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.crypto import verify_peer
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
 from p2pnode.protocols.inference.asking import Asking, ClientTimes, HeldSession
 from p2pnode.protocols.inference.commands import (
@@ -38,7 +39,6 @@ from p2pnode.protocols.inference.commands import (
     Start,
     TurnFailed,
 )
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import (
     Accept,
     Challenge,

@@ -24,6 +24,7 @@ from typing import Final, Literal, TypeAlias, assert_never
 from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
 from p2pnode.protocols.inference.commands import (
     Counted,
@@ -40,7 +41,6 @@ from p2pnode.protocols.inference.commands import (
     NotEscrowed,
     Replaced,
 )
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.intake import Intake, WholePrompt
 from p2pnode.protocols.inference.messages import (
     Ack,

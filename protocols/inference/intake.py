@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.inference.effects import Effects
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.messages import Error, Prompt, PromptBody, detail_of, prompt_bytes_max
 from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.protocols.inference.prompts import PromptReader

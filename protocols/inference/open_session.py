@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.inference.effects import Effects
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.messages import (
     Done,
     Open,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Opened, Relay
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import Challenge, Open, Refuse, Resume
 from p2pnode.protocols.inference.metering import Meter
 from p2pnode.protocols.inference.open_session import (

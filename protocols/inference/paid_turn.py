@@ -11,8 +11,8 @@ It knows nothing of how a prompt is read, nor of what a voucher must say.
 from __future__ import annotations
 
 from p2pnode.errors import WireCode
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Count, Counted, CountFailed, TurnServed
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import Error, PromptBody, Quote, detail_of, retry_of
 from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.protocols.inference.serving import Report, Serving

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.crypto import recover_address
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Receipted, Signed
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import Accept, Ack, Open, Receipt, Voucher
 from p2pnode.protocols.inference.metering import Meter
 from p2pnode.protocols.inference.payment import ClientPayment, exact_voucher

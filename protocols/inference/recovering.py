@@ -9,8 +9,8 @@ its final voucher back costs its host a window, once for each restart. It knows 
 
 from __future__ import annotations
 
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Issued, Opened, Paid
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import Receipt, Refuse, Resume
 from p2pnode.protocols.inference.metering import Meter
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession

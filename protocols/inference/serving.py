@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TypeAlias, assert_never
 
 from p2pnode.errors import WireCode
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     GenDone,
@@ -22,7 +23,6 @@ from p2pnode.protocols.inference.commands import (
     GenTokens,
     TurnServed,
 )
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     TEXT_PER_TOKEN_MAX,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from p2pnode.ids import PeerId
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Opened, Paid
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import Accept, Checkpoint, Refuse, Resume, SessionTerms
 from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.protocols.inference.payment import resume_digest, resume_holds

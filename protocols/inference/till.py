@@ -12,8 +12,8 @@ from typing import TypeAlias
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Issued, Paid
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import (
     N_CTX_MAX,
     Ack,

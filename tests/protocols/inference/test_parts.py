@@ -7,8 +7,8 @@ import pytest
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import verify_peer
+from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.events import CancelTimer, Emit, Send, SetTimer
-from p2pnode.protocols.inference.effects import Effects
 from p2pnode.protocols.inference.messages import (
     DETAIL_MAX,
     RETRY_MAX_S,

@@ -1,4 +1,4 @@
-"""What one ``handle`` decides, gathered in order, and which timers are armed. Both machines own one.
+"""What one ``handle`` decides, gathered in order, and which timers are armed. Each machine owns one.
 
 A timer that fires although it was cancelled (a shell may be late) is not ours any more: ``fired``
 says so. It knows nothing of what the effects mean.
