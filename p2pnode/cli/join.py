@@ -58,7 +58,7 @@ def join(
     store_for: Annotated[
         list[str] | None,
         typer.Option(
-            help="Whose blobs to keep: an owner key (`p2pnode wallet show` prints one's own), sessions (clients "
+            help="Whose blobs to keep: an owner key (`p2pnode wallet show` prints yours), sessions (clients "
             "with an open session, the default) or anyone. May be repeated."
         ),
     ] = None,

@@ -341,9 +341,7 @@ def _written(
     return wallet
 
 
-def _made(
-    output: Output, data_dir: Path | None, wallet: Wallet, extra: dict[str, Any] | None = None
-) -> None:
+def _made(output: Output, data_dir: Path | None, wallet: Wallet, extra: dict[str, Any] | None = None) -> None:
     _print(output, "wallet.made", {**_fields(data_dir, wallet), **(extra or {})})
 
 
