@@ -68,12 +68,15 @@ async def measure_failover(options: BenchOptions, take: Take) -> None:
 
 def _take_tokens(found: list[_Round], take: Take) -> None:
     held = float(sum(each.held for each in found))
-    for name in ("duplicated", "missing", "billed_twice"):
-        value = sum(getattr(each.verdict, name) for each in found)
-        # Without failover: what is held is asked for, delivered and billed again, and the rest is missing.
-        baseline = held if name != "missing" else float(sum(each.tokens for each in found)) - held
+    # Without failover: what is held is asked for, delivered and billed again, and the rest is missing.
+    rest = sum(each.tokens for each in found) - held
+    for name, value, baseline in (
+        ("failover.duplicated", sum(each.verdict.duplicated for each in found), held),
+        ("failover.missing", sum(each.verdict.missing for each in found), rest),
+        ("failover.billed_twice", sum(each.verdict.billed_twice for each in found), held),
+    ):
         take(
-            f"failover.{name}",
+            name,
             Measurement(
                 value=value, baseline=baseline, ratio=value / baseline, details={"rounds": len(found)}
             ),

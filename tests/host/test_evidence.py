@@ -15,7 +15,7 @@ from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.client.client import Client
 from p2pnode.client.receipts import FetchedReceipts, fetch_receipts
 from p2pnode.client.session import HostFault
-from p2pnode.errors import ProtocolError, RefusedError, UnreachableError
+from p2pnode.errors import NoHostError, ProtocolError, RefusedError, UnreachableError
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.accusing import submit_evidence
 from p2pnode.node.journal import BoughtSession, Journal
@@ -179,8 +179,9 @@ async def test_a_thieving_host_that_is_caught_live_loses_its_stake_to_its_client
 
         monkeypatch.setattr(Meter, "issue", lies)
         async with w.client(member) as client:
-            with pytest.raises(HostFault, match="does not match what was received"):
+            with pytest.raises(NoHostError, match="does not match what was received") as caught:
                 await answer(client, tokens=80)
+            assert isinstance(caught.value.__cause__, HostFault)
             journal = books_of(client)
             await trio.sleep(1)
             record = bought(client)
