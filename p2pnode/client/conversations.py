@@ -139,11 +139,14 @@ class Conversations:
         )
         talk = Talk(self._client, options, model=model, keeper=keeper, recorder=recorder)
         self._talks.append(talk)
-        self._client.tasks.start_soon(self._look_quietly)
+        self.look_soon()
         return talk
 
+    def look_soon(self) -> None:
+        """While an answer streams: so that there is somewhere to keep it when it is over."""
+        self._client.tasks.start_soon(self._look_quietly)
+
     async def _look_quietly(self) -> None:
-        """While the first answer streams: so that there is somewhere to keep it when it is over."""
         try:
             await self.look_for_replicas()
         except P2PNodeError as error:

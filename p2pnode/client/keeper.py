@@ -94,9 +94,10 @@ class Keeper:
         """By whom other nodes count what is kept: what they put on their allow-list."""
         return self._keys.owner
 
-    def served_by(self, peer: PeerId) -> None:
-        """This host serves the conversation now: it is no independent replica of it."""
-        self._serving = peer
+    def served_by(self, peer: PeerId) -> bool:
+        """This host serves the conversation now: it is no independent replica. True when that is news."""
+        news, self._serving = peer != self._serving, peer
+        return news
 
     async def look(self) -> None:
         """Find who has replicas and who takes them now, then send what waits."""
