@@ -47,7 +47,9 @@ def counted(replicas: Sequence[Replica], quorum: int = QUORUM) -> Counted:
         names |= found
         weak = _WEAK[place] if found and place != "other" else weak
     if len(names) < quorum:
-        weak = f"there are {len(names)} places to keep it, {quorum} are needed: name nodes that store with --store"
+        weak = (
+            f"there are {len(names)} places to keep it, of {quorum} needed: name nodes that store (--store)"
+        )
     return Counted(frozenset(names), quorum, weak)
 
 

@@ -167,7 +167,7 @@ def storage_error(path: Path, error: sqlite3.Error) -> StorageError:
                 "the disk failed or takes no more: check its space, its quota and its health, "
                 "then start again; nothing acknowledged was lost"
             )
-        case "damaged":
+        case _:
             remedy = (
                 "it is damaged: restore it from your backup. It holds vouchers not yet settled and keys of "
                 "sessions, so it is never replaced by itself; move it away only if you give those up"

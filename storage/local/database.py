@@ -150,7 +150,7 @@ def storage_error(root: Path, error: Exception) -> StorageError:
             remedy = (
                 "its index is damaged: restore the folder from your backup, or move it away to begin anew"
             )
-        case "disk":
+        case _:
             remedy = "the disk failed: check its health, then start again; nothing acknowledged was lost"
     return StorageError(f"the store {root}: {remedy} ({error})")
 
