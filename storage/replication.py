@@ -3,8 +3,9 @@
 A write goes blobs, then (when a quorum has them, or no more can be had now) the pointer; on no replica does
 a pointer come before its blobs. A read asks all at once under a deadline, believes only what is signed by
 the key or has the hash, and goes to the next replica otherwise. A replica that failed rests a while, unless
-the quorum needs it. Whatever a replica does, the outcome says so and nobody waits longer than ``Limits``
-allows. Knows nothing of what is in the blobs, nor which entry is whose: ``is_ours`` decides.
+the quorum needs it; one that says it keeps nothing for us is not counted until it does. Whatever a replica
+does, the outcome says so and nobody waits longer than ``Limits`` allows. Knows nothing of what is in the
+blobs, nor which entry is whose: ``is_ours`` decides.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final, TypeAlias
 import structlog
 import trio
 
-from p2pnode.errors import P2PNodeError, StorageError
+from p2pnode.errors import P2PNodeError, StorageError, StoreRefusedError
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
@@ -90,6 +91,8 @@ class Replication:
         self._others, self._limits = others, limits
         self._known: dict[str, set[BlobHash]] = {}
         self._rests: dict[str, _Rest] = {}
+        self._unwilling: set[str] = set()
+        """They were asked to keep something and are not for us: a host whose session is over, say."""
 
     def replicas(self) -> list[Replica]:
         """All there are now, our own first."""
@@ -98,7 +101,8 @@ class Replication:
 
     def counted(self) -> Counted:
         """By which of them a write is judged now."""
-        return counted(self.replicas(), self.quorum)
+        willing = [replica for replica in self.replicas() if replica.name not in self._unwilling]
+        return counted(willing, self.quorum)
 
     # ---- writing
 
@@ -122,7 +126,7 @@ class Replication:
         ``check`` reads every blob back from everywhere, renews its lease and mends what is missing.
         """
         replicas = self.replicas()
-        judged = counted(replicas, self.quorum)
+        judged = self.counted()
         asked = replicas if check else self._awake(replicas, judged)
         this = _Round(entry, blobs, is_ours, check, judged, len(asked), len(asked))
         this.failures.update({each.name: "it failed lately" for each in replicas if each not in asked})
@@ -183,8 +187,12 @@ class Replication:
                 self._failed(this, replica, _SLOW)
             elif name in this.acks:
                 self._rests.pop(name, None)
+                self._unwilling.discard(name)
         except P2PNodeError as error:
             self._failed(this, replica, str(error))
+            if isinstance(error, StoreRefusedError) and error.code == "not_admitted":
+                self._unwilling.add(name)
+                this.counted = self.counted()
         finally:
             if not past_gate:
                 self._arrive(this)
