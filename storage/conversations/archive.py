@@ -27,7 +27,6 @@ from p2pnode.ids import ModelId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.conversation import Conversation, ForgottenError
-from p2pnode.storage.conversations.export import exported
 from p2pnode.storage.conversations.forks import link_of
 from p2pnode.storage.conversations.index import Index
 from p2pnode.storage.conversations.log import TOMBSTONE, Rim, Wall
@@ -144,10 +143,6 @@ class Archive:
         if conversation.gone:
             raise self._forgotten(sid)
         return conversation
-
-    async def export(self, sid: bytes) -> dict[str, Any]:
-        """All of one as plain data: see ``export.py``. Raises as :meth:`open`."""
-        return await exported(await self.open(sid))
 
     async def forget(self, sid: bytes) -> None:
         """Put a tombstone over it, here now and on the replicas when they can be had; then let go of it."""
