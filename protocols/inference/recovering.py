@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Issued, Opened, Paid
-from p2pnode.protocols.inference.messages import Receipt, Refuse, Resume
+from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, N_CTX_MAX, Receipt, Refuse, Resume
 from p2pnode.protocols.inference.metering import Meter
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
 from p2pnode.protocols.inference.outbox import Outbox
@@ -88,6 +88,11 @@ def _wrong(request: Resume, lapsed: LapsedSession, till: PaidTill, chain: Receip
         return "" if best is None and receipt is None else "this host was paid more than is shown"
     if (voucher.seq, voucher.root) != base[:2] or voucher.tokens_in < base[2] or voucher.tokens_out < base[3]:
         return "the voucher is not for what followed the receipt"
+    known_in, known_out = (
+        base[2:] if best is None else (max(base[2], best.tokens_in), max(base[3], best.tokens_out))
+    )
+    if voucher.tokens_in > known_in + N_CTX_MAX or voucher.tokens_out > known_out + CHECKPOINT_EVERY:
+        return "the voucher is for more than one turn's input and what a receipt would cover"
     return till.tab.why_not_final(voucher)
 
 

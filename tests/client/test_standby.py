@@ -25,8 +25,8 @@ def ready(answer: object) -> str | None:
 
 
 async def until_ready(client: Client, answer: object, members: list[Member]) -> Member:
-    """Wait for one of these to stand by."""
-    with trio.fail_after(5):
+    """Wait for one of these to stand by: looked for every 15 s, and the host here gives up after 30."""
+    with trio.fail_after(25):
         while True:
             for member in members:
                 if ready(answer) == member.node.peer_id:

@@ -393,6 +393,13 @@ Forgery = Callable[[Restarts, bytes], m.Resume]
             lambda d, n: honest(d, n, voucher=final(d, tokens_out=10**6)), id="more than the deposit"
         ),
         pytest.param(
+            lambda d, n: honest(d, n, voucher=final(d, tokens_out=64 + 33)), id="output without its receipt"
+        ),
+        pytest.param(
+            lambda d, n: honest(d, n, voucher=final(d, tokens_in=15 + m.N_CTX_MAX + 1)),
+            id="more input than any turn has",
+        ),
+        pytest.param(
             lambda d, n: honest(d, n, voucher=replace(final(d), signature=bytes(65))),
             id="no signature",
         ),
