@@ -1,4 +1,4 @@
-"""Checks of what is kept: the store on this disk, the key of conversations, and what has not left this disk."""
+"""Checks of what is kept: the store on this disk, the key of conversations, and what is on this disk alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEARLY_FULL: Final = 0.9
 
 
 class Keeping:
-    """Checks of a data dir that need nobody else. They change nothing, and make no store where there is none."""
+    """Checks of a data dir that need nobody else. They make no store where there is none."""
 
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
@@ -87,15 +87,13 @@ class Keeping:
         except StorageError as error:
             remedy = "move it away; what reached other nodes is recovered from there"
             return problem("kept", "store_damaged", str(error), remedy)
-        count = sum(row.sid != INDEX_SID for row in lagging)
+        count = sum(row.sid != INDEX_SID for row in (lagging or rows))
         if lagging:
             what = f"{count} conversations have" if count != 1 else "1 conversation has"
             what = what if count else "the list of conversations has"
             remedy = "run any command while the network is there, or name more nodes that store with --store"
             return warning("kept", "unkept", f"{what} not reached enough other nodes yet", remedy)
-        return ok(
-            "kept", f"{sum(row.sid != INDEX_SID for row in rows)} conversations, all on other nodes too"
-        )
+        return ok("kept", f"{count} conversations, all on other nodes too")
 
     def _keys(self) -> StorageKeys | None:
         try:
