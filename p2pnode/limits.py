@@ -90,6 +90,8 @@ class Limits:
     archive_retry_s: float = 5.0
     archive_retry_max_s: float = 300.0
     keep_deadline_s: float = 5.0
+    renew_interval_s: float = 3600.0
+    renew_at_end_s: float = 2.0
     store_streams_max: int = 64
     store_streams_per_peer: int = 4
     announce_interval_s: float = 3600.0

@@ -3,30 +3,36 @@
 A write goes blobs, then (when a quorum has them, or no more can be had now) the pointer; on no replica does
 a pointer come before its blobs. A read asks all at once under a deadline, believes only what is signed by
 the key or has the hash, and goes to the next replica otherwise. A replica that failed rests a while, unless
-the quorum needs it. Whatever a replica does, the outcome says so and nobody waits longer than ``Limits``
-allows. Knows nothing of what is in the blobs, nor which entry is whose: ``is_ours`` decides.
+the quorum needs it; one that says it keeps nothing for us is not counted until it does. Whatever a replica
+does, the outcome says so and nobody waits longer than ``Limits`` allows. Knows nothing of what is in the
+blobs, nor which entry is whose: ``is_ours`` decides.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import structlog
 import trio
 
-from p2pnode.errors import P2PNodeError, StorageError
+from p2pnode.errors import P2PNodeError, StorageError, StoreRefusedError
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.storage.quorum import QUORUM, Counted, Seen, Written, counted
+from p2pnode.storage.rests import Rests
 from p2pnode.storage.sealing import SEALED_MAX
 from p2pnode.storage.store import DAY_S, LEASE_S, NoBlobError, OwnerKey, Replica, StaleEntryError
 
 log = structlog.get_logger()
 Others: TypeAlias = Callable[[], Sequence[Replica]]
 """The replicas there are now, besides our own disk."""
+Care: TypeAlias = Literal["new", "leases", "bytes"]
+"""Of a write: put what a replica is not known to have; renew all leases too, and put what turns out to be
+missing; read everything back besides."""
 OWN_LEASE_S: Final = 100 * 366 * DAY_S
 """On our own disk nothing lapses while its user is away; elsewhere ``LEASE_S``, renewed by a check."""
 _KNOWN_MAX: Final = 1 << 16
@@ -41,12 +47,6 @@ class _LiarError(StorageError):
     """What a replica answered is not what was asked for."""
 
 
-@dataclass(slots=True)
-class _Rest:
-    until: float = 0.0
-    span_s: float = 0.0
-
-
 @dataclass(slots=True, eq=False)
 class _Round:
     """One write under way."""
@@ -54,7 +54,7 @@ class _Round:
     entry: Entry
     blobs: Sequence[BlobHash]
     is_ours: Callable[[Entry], bool]
-    check: bool
+    care: Care
     counted: Counted
     waiting: int
     unfinished: int
@@ -89,7 +89,9 @@ class Replication:
         self.own, self.owner, self.quorum = own, owner, quorum
         self._others, self._limits = others, limits
         self._known: dict[str, set[BlobHash]] = {}
-        self._rests: dict[str, _Rest] = {}
+        self._rests = Rests(limits)
+        self._unwilling: set[str] = set()
+        """They were asked to keep something and are not for us: a host whose session is over, say."""
 
     def replicas(self) -> list[Replica]:
         """All there are now, our own first."""
@@ -98,7 +100,8 @@ class Replication:
 
     def counted(self) -> Counted:
         """By which of them a write is judged now."""
-        return counted(self.replicas(), self.quorum)
+        willing = [replica for replica in self.replicas() if replica.name not in self._unwilling]
+        return counted(willing, self.quorum)
 
     # ---- writing
 
@@ -112,19 +115,19 @@ class Replication:
         blobs: Sequence[BlobHash],
         *,
         is_ours: Callable[[Entry], bool],
-        check: bool = False,
+        care: Care = "new",
         on_quorum: Callable[[Written], Awaitable[None]] | None = None,
     ) -> Written:
         """Bring every replica to ``entry``, whose blobs our own disk has.
 
-        ``on_quorum`` is awaited as soon as enough have it, and what it raises is raised; stragglers are
-        given ``replica_lag_s`` more.
-        ``check`` reads every blob back from everywhere, renews its lease and mends what is missing.
+        ``on_quorum`` is awaited as soon as enough have it, and what it raises is raised. What is new is
+        written under one deadline, and stragglers are given ``replica_lag_s`` more; other ``care`` takes as
+        long as it takes, with a deadline for each blob.
         """
         replicas = self.replicas()
-        judged = counted(replicas, self.quorum)
-        asked = replicas if check else self._awake(replicas, judged)
-        this = _Round(entry, blobs, is_ours, check, judged, len(asked), len(asked))
+        judged = self.counted()
+        asked = self._awake(replicas, judged) if care == "new" else replicas
+        this = _Round(entry, blobs, is_ours, care, judged, len(asked), len(asked))
         this.failures.update({each.name: "it failed lately" for each in replicas if each not in asked})
         async with trio.open_nursery() as nursery:
             for replica in asked:
@@ -136,7 +139,7 @@ class Replication:
                     await on_quorum(this.outcome())
                 except StorageError as error:  # raised below, where no nursery wraps it
                     trouble = error
-            with trio.move_on_after(self._limits.replica_lag_s):
+            with trio.move_on_after(self._limits.replica_lag_s if care == "new" else math.inf):
                 await this.done.wait()
             nursery.cancel_scope.cancel()
         for replica in asked:
@@ -167,8 +170,10 @@ class Replication:
         name, past_gate = replica.name, False
         try:
             with trio.move_on_after(self._limits.replica_write_s) as scope:
-                if await self._pointer_may_move(this, replica):
-                    await self._put_missing(this, replica)
+                may_move = await self._pointer_may_move(this, replica)
+                if may_move and this.care != "new":
+                    scope.deadline = math.inf
+                if may_move and await self._put_missing(this, replica):
                     this.blobs_there.add(name)
             past_gate = True
             self._arrive(this)
@@ -182,9 +187,13 @@ class Replication:
             if scope.cancelled_caught:
                 self._failed(this, replica, _SLOW)
             elif name in this.acks:
-                self._rests.pop(name, None)
+                self._rests.well(name)
+                self._unwilling.discard(name)
         except P2PNodeError as error:
             self._failed(this, replica, str(error))
+            if isinstance(error, StoreRefusedError) and error.code == "not_admitted":
+                self._unwilling.add(name)
+                this.counted = self.counted()
         finally:
             if not past_gate:
                 self._arrive(this)
@@ -207,28 +216,53 @@ class Replication:
         self._conflict(this, replica, current)
         return False
 
-    async def _put_missing(self, this: _Round, replica: Replica) -> None:
-        name = replica.name
-        known = self._known.setdefault(name, set())
+    async def _put_missing(self, this: _Round, replica: Replica) -> bool:
+        """Several blobs at a time; False when one of them took too long."""
+        known = self._known.setdefault(replica.name, set())
         if len(known) > _KNOWN_MAX:
             known.clear()
-        met = bool(known.intersection(this.blobs))
-        for digest in this.blobs:
-            if digest in known and not this.check:
-                continue
-            look = this.check or not met or replica is self.own
-            if look and await self._has(replica, digest, read=this.check):
-                known.add(digest)
-                continue
-            known.discard(digest)
-            data = await self.fetch(digest, besides=name)
-            await replica.blobs.put(data, owner=self.owner, expected=digest, lease_s=self._lease_s(replica))
+        # Of a log that we know nothing of there, it may have all: asking is cheaper than putting.
+        ask = this.care != "new" or replica is self.own or not known.intersection(this.blobs)
+        missing = [digest for digest in this.blobs if digest not in known or this.care != "new"]
+        failures: list[P2PNodeError | None] = []
+        slots = trio.CapacityLimiter(self._limits.archive_pushes_at_once)
+        async with trio.open_nursery() as nursery:
+
+            async def bring(digest: BlobHash) -> None:
+                async with slots:
+                    with trio.move_on_after(self._limits.replica_write_s) as scope:
+                        try:
+                            await self._put_if_missing(this, replica, digest, ask=ask)
+                        except P2PNodeError as error:
+                            failures.append(error)
+                    if scope.cancelled_caught:
+                        failures.append(None)
+                if failures:
+                    nursery.cancel_scope.cancel()
+
+            for digest in missing:
+                nursery.start_soon(bring, digest)
+        if not failures:
+            return True
+        if failures[0] is None:
+            self._failed(this, replica, _SLOW)
+            return False
+        raise failures[0]
+
+    async def _put_if_missing(self, this: _Round, replica: Replica, digest: BlobHash, *, ask: bool) -> None:
+        name, known = replica.name, self._known.setdefault(replica.name, set())
+        if ask and await self._has(replica, digest, read=this.care == "bytes"):
             known.add(digest)
-            if this.check:
-                if not await self._has(replica, digest, read=True):
-                    msg = "it took a blob and does not give it back"
-                    raise _LiarError(msg)
-                this.mended[name] = this.mended.get(name, 0) + 1
+            return
+        known.discard(digest)
+        data = await self.fetch(digest, besides=name)
+        await replica.blobs.put(data, owner=self.owner, expected=digest, lease_s=self._lease_s(replica))
+        known.add(digest)
+        if this.care == "bytes" and not await self._has(replica, digest, read=True):
+            msg = "it took a blob and does not give it back"
+            raise _LiarError(msg)
+        if this.care != "new":
+            this.mended[name] = this.mended.get(name, 0) + 1
 
     def _lease_s(self, replica: Replica) -> float:
         return OWN_LEASE_S if replica is self.own else LEASE_S
@@ -347,16 +381,11 @@ class Replication:
     # ---- who rests
 
     def _rest(self, replica: Replica) -> None:
-        if replica.place == "own":
-            return
-        rest = self._rests.setdefault(replica.name, _Rest())
-        least, most = self._limits.replica_rest_s, self._limits.replica_rest_max_s
-        rest.span_s = min(max(least, rest.span_s * 2), most)
-        rest.until = trio.current_time() + rest.span_s
+        if replica.place != "own":
+            self._rests.failed(replica.name)
 
     def _resting(self, replica: Replica) -> bool:
-        rest = self._rests.get(replica.name)
-        return rest is not None and rest.until > trio.current_time()
+        return self._rests.rests(replica.name)
 
     def _awake(self, replicas: Sequence[Replica], judged: Counted) -> list[Replica]:
         """Without those that rest, if enough are left to reach the quorum."""

@@ -1,12 +1,12 @@
 """The seams of storage: blobs by their hash, and the registry's signed entries.
 
 Whoever stores is named by an *owner*, an Ed25519 key: quotas and leases are counted by it. A blob stays
-while anybody's lease on it runs or an entry of that owner points at it, and a day longer. Implementations:
-``memory`` (the rules in Python), ``local`` (a disk), ``s5_client`` (an S5 node over HTTP), and peers over
-``/p2pnode/blob/1`` in the node. One conformance suite for all of them.
+while anybody's lease on it runs, or an entry of an owner who leased it points at it, and a day longer.
+Implementations: ``memory`` (the rules in Python), ``local`` (a disk), ``s5_client`` (an S5 node over HTTP),
+and peers over ``/p2pnode/blob/1`` in the node. One conformance suite for all of them.
 
-Whoever reads from a store that it doesn't trust checks the hash or the signature itself: ``Replication``
-does. Besides the errors named here, a store elsewhere raises ``RemoteError`` when it can't be reached or refuses.
+Whoever reads from a store that it doesn't trust checks hash or signature itself, as ``Replication`` does.
+Besides the errors named here, a store elsewhere raises ``RemoteError`` when it can't be reached or refuses.
 """
 
 from __future__ import annotations

@@ -227,6 +227,30 @@ GOALS: Final = (
         meaning="one step of the collection in a store of 100,000 blobs: what is due, or folders (p50)",
         baseline="the same with 10,000 blobs",
     ),
+    Goal(
+        name="storage.checkpoint",
+        unit="ms",
+        bound="at most",
+        target=80.0,
+        meaning="a piece of an answer, appended and acknowledged by two nodes that store (p50)",
+        baseline="the same bytes written to one local file, synced with its folder (p50)",
+    ),
+    Goal(
+        name="storage.recover_200_turns",
+        unit="s",
+        bound="at most",
+        target=1.5,
+        meaning="a client with a fresh data dir has the list and a conversation of 200 turns (p50)",
+        baseline="the same read back from the own disk (p50)",
+    ),
+    Goal(
+        name="storage.bytes_per_turn",
+        unit="ratio",
+        bound="at most",
+        target=1.05,
+        meaning="bytes a turn writes to a replica, turns 193 to 256 of a conversation against 65 to 128",
+        baseline="1: a turn costs the same however long the conversation is",
+    ),
 )
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 

@@ -176,9 +176,13 @@ def make_client(
 ) -> Any:
     """A client that reports what it does as events."""
     from p2pnode.client.client import Client
+    from p2pnode.net.multiaddrs import split_peer
     from p2pnode.node.invite import read_bootstrap
 
     config = build_config(data_dir, mdns=mdns, **flags)
+    with blaming("--store"):
+        for each in flags.get("stores") or ():
+            split_peer(each)
     with blaming("--bootstrap"):
         first = [one for each in bootstrap or () for one in read_bootstrap(each)]
 

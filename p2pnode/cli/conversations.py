@@ -22,7 +22,7 @@ from p2pnode.cli.ask import (
     make_sampling,
     stream,
 )
-from p2pnode.cli.conversation_words import conversation_fields, loss_fields, loss_words, turn_fields
+from p2pnode.cli.conversation_words import loss_fields, loss_words
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -116,6 +116,10 @@ def resume(
 def export(
     conversation: ConversationArgument,
     path: Annotated[Path | None, typer.Argument(help="A new file; standard output without it.")] = None,
+    bootstrap: BootstrapOption = None,
+    store: StoreOption = None,
+    s5_url: S5UrlOption = None,
+    mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     log_level: LogOption = "error",
 ) -> None:
@@ -126,20 +130,15 @@ def export(
     output = Output(as_json=False)
 
     async def run() -> None:
-        from p2pnode.client.keeper import open_archive
+        from p2pnode.storage.conversations.export import exported
 
-        async with open_archive(build_config(data_dir)) as archive:
-            saved = find(await archive.conversations(), conversation)
-            opened = await archive.open(saved.sid, ask=False)
-            whole: dict[str, Any] = {
-                **conversation_fields(saved),
-                "turns": [turn_fields(turn) for turn in opened.turns],
-                "missing": list(opened.missing),
-                "branches": [],
-            }
-            for link in opened.branches:
-                turns, _ = await opened.branch(link)
-                whole["branches"].append([turn_fields(turn) for turn in turns])
+        client = make_client(
+            output, data_dir, bootstrap, mdns=mdns, discovery=True, stores=store, s5_url=s5_url
+        )
+        async with reading(client, build_config(data_dir), conversation) as (_, opened):
+            if opened is None:
+                find((), conversation)
+            whole = await exported(opened)
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         if path is None:
             sys.stdout.write(text)
@@ -219,6 +218,31 @@ async def known_here(config: NodeConfig) -> AsyncIterator[Any]:
         return
     async with open_archive(config) as archive:
         yield archive
+
+
+@asynccontextmanager
+async def reading(client: Client, config: NodeConfig, begins: str) -> AsyncIterator[tuple[Any, Any]]:
+    """A conversation of the list, from this machine or, if it isn't here yet, from its replicas.
+
+    Two times None where the list has none. Raises ``UsageError``, ``LocalError``.
+    """
+    from p2pnode.storage.conversations.reading import ConversationLostError
+
+    async with known_here(config) as archive:
+        known = await archive.conversations() if archive is not None else ()
+        if not any(each.sid.hex().startswith(begins.lower()) for each in known):
+            yield None, None
+            return
+        saved = find(known, begins)
+        try:
+            opened = await archive.open(saved.sid, ask=False)
+        except ConversationLostError:
+            opened = None
+        if opened is not None:
+            yield saved, opened
+            return
+    async with client:
+        yield saved, await client.conversations.open(saved.sid)
 
 
 def tell_recovery(output: Output, recovery: Recovery) -> None:

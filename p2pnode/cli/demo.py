@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:
-    from p2pnode.demo.demo import Row
-    from p2pnode.demo.money import MoneyRow
+    from p2pnode.demo.rows import BillRow, MoneyRow, Row
 
 
 def demo() -> None:
-    """Run a chain, three paid hosts and a client on loopback for a minute: find, stream, pay, lose a host."""
+    """Run a chain, hosts, storing nodes and a client on loopback: pay, lose a host in mid-answer, recover."""
     from p2pnode.cli.options import configure
     from p2pnode.cli.running import run_async
 
@@ -30,6 +29,7 @@ def demo() -> None:
         shown = Demo(lambda line: write(line + "\n"), write)
         await shown.run()
         _table(shown.rows)
+        _bill(shown.bill)
         _money(shown.money)
 
     run_async(run, on_error=output.failed)
@@ -49,6 +49,17 @@ def _table(rows: list[Row]) -> None:
             f"{row.ttft_s:.2f} s",
             f"{row.tokens_per_s:.0f}",
         )
+    Console(highlight=False).print("", table)
+
+
+def _bill(rows: list[BillRow]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("host", "for", "tokens in", "tokens out", "cost")
+    table = Table(*columns, title="the bill of the answer whose host was killed (USDC units)")
+    for row in rows:
+        table.add_row(row.host, row.what, str(row.tokens_in), str(row.tokens_out), str(row.cost))
     Console(highlight=False).print("", table)
 
 

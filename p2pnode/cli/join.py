@@ -58,8 +58,8 @@ def join(
     store_for: Annotated[
         list[str] | None,
         typer.Option(
-            help="Whose blobs to keep: an owner key (64 hex digits), sessions (clients with an open session, "
-            "the default) or anyone. May be repeated."
+            help="Whose blobs to keep: an owner key (`p2pnode wallet show` prints yours), sessions (clients "
+            "with an open session, the default) or anyone. May be repeated."
         ),
     ] = None,
     n_ctx: Annotated[int | None, typer.Option(help="Context of one request, in tokens.")] = None,

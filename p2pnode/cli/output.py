@@ -8,7 +8,10 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s, bill}
                 bill: [{peer, session, tokens_in, reused, tokens_out, cost, reason}], an item for each host
                 in the order of use; the sums over it are tokens_in, reused, tokens_out and cost
-    ask         interrupted{text}
+                voucher{session, outcome, detail}: a host that had vanished is owed one, and got it or not
+                conversation.kept{conversation, replicas, kept, waiting, weak, gone}, conversation.moved
+                {conversation, branched}, conversation.not_kept{reason}
+    ask         interrupted{text} cut_short{conversation, held}: `sessions resume` goes on with it
     chat        chat{} help{} new{} nothing_to_retry{} nothing_to_go_on{} unknown_command{command} stopped{}
                 turn.failed{error, message, code?}
     hosts       host{model, model_id, peer, addresses, engine, quantisation, n_ctx, price_in, price_out,
@@ -24,7 +27,10 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
                 withdrawable, stuck} withdrawn{to, amount, transaction}
-    sessions    session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
+    sessions    conversation{conversation, title, created, updated, model, …; show: branches, turns}
+                session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
+                recovered{conversations, sessions, replicas, revision} loss{kind, conversation, revision,
+                detail} forgotten{conversation} evidence{…}; resume: as ask and chat
     storage     ls: blob{id, size, leases, entries} (a lease {owner, until, pointed}), entry{key, revision,
                 points_at}; put: stored{id, size, until}; get: got{id, size, path};
                 pin, unpin: pinned{id, until} unpinned{id}; gc: gc.progress{folders, of}

@@ -74,6 +74,9 @@ def _exit_for(error: BaseException, on_error: Callable[[P2PNodeError, int], None
     ours = first_of(error, P2PNodeError)
     if ours is None and first_of(error, BrokenPipeError) is not None:
         _reader_gone()
+    left = first_of(error, SystemExit)  # rich's way to say that nobody reads its table
+    if ours is None and left is not None and isinstance(left.__context__, BrokenPipeError):
+        _reader_gone()
     if ours is None and first_of(error, KeyboardInterrupt) is not None:
         _leave(EXIT_INTERRUPTED)
     if ours is None:

@@ -8,7 +8,7 @@ import typer
 
 from p2pnode.cli.ask import make_client
 from p2pnode.cli.conversation_words import conversation_fields, conversation_row, turn_fields, turn_lines
-from p2pnode.cli.conversations import export, find, forget, known_here, resume, tell_losses, tell_recovery
+from p2pnode.cli.conversations import export, forget, known_here, reading, resume, tell_losses, tell_recovery
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -26,8 +26,8 @@ from p2pnode.cli.output import Output, shorten
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from p2pnode.config import NodeConfig
     from p2pnode.node.journal import BoughtSession, HostedSession, Journal
+    from p2pnode.storage.conversations.conversation import Conversation
     from p2pnode.storage.conversations.records import SavedConversation
 
 sessions_app = typer.Typer(help="Conversations and paid sessions of this data dir.", no_args_is_help=True)
@@ -110,6 +110,10 @@ def _paid_rows(data_dir: Any) -> list[dict[str, Any]]:
 def show(
     session: EitherArgument,
     branch: BranchOption = None,
+    bootstrap: BootstrapOption = None,
+    store: StoreOption = None,
+    s5_url: S5UrlOption = None,
+    mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
@@ -121,8 +125,13 @@ def show(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        if await _show_conversation(output, build_config(data_dir), session, branch):
-            return
+        client = make_client(
+            output, data_dir, bootstrap, mdns=mdns, discovery=True, stores=store, s5_url=s5_url
+        )
+        async with reading(client, build_config(data_dir), session) as (saved, opened):
+            if opened is not None:
+                await _show_conversation(output, saved, opened, branch)
+                return
         journal = _known(_journal(data_dir), session)
         try:
             found = _find(journal, session)
@@ -190,22 +199,17 @@ def _known(journal: Journal | None, session: str) -> Journal:
     return journal
 
 
-async def _show_conversation(output: Output, config: NodeConfig, begins: str, branch: int | None) -> bool:
-    """Print it; False where no conversation of this data dir begins so."""
+async def _show_conversation(
+    output: Output, saved: SavedConversation, opened: Conversation, branch: int | None
+) -> None:
     from p2pnode.errors import UsageError
 
-    async with known_here(config) as archive:
-        known = await archive.conversations() if archive is not None else ()
-        if not any(each.sid.hex().startswith(begins.lower()) for each in known):
-            return False
-        saved = find(known, begins)
-        opened = await archive.open(saved.sid, ask=False)
-        links, turns, losses = opened.branches, opened.turns, opened.losses
-        if branch is not None:
-            if branch > len(links):
-                msg = f"--branch {branch}: it has {len(links)} branches"
-                raise UsageError(msg)
-            turns, losses = await opened.branch(links[branch - 1])
+    links, turns, losses = opened.branches, opened.turns, opened.losses
+    if branch is not None:
+        if branch > len(links):
+            msg = f"--branch {branch}: it has {len(links)} branches"
+            raise UsageError(msg)
+        turns, losses = await opened.branch(links[branch - 1])
     fields = {**conversation_fields(saved), "branches": len(links)}
     if output.as_json:
         output.event("conversation", {**fields, "turns": [turn_fields(turn) for turn in turns]})
@@ -215,7 +219,6 @@ async def _show_conversation(output: Output, config: NodeConfig, begins: str, br
             text = f"[{len(links)} branches lost against another machine's line: --branch 1 shows the first]"
             output.event("branches", text=text)
     tell_losses(output, losses)
-    return True
 
 
 def _find(journal: Journal, begins: str) -> BoughtSession | HostedSession:

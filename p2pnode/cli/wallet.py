@@ -3,8 +3,8 @@
 Secrets come from a terminal or a file, and go to a terminal or a 0600 file: never through argv, the
 environment, a pipe or ``--json``. Nothing is ever overwritten. With ``--json``::
 
-    new, restore, import   wallet.made{address, keystore, passphrase, origin, phrase_file?}
-    show                   wallet{address, keystore, passphrase, origin, phrase, phrase_file?}
+    new, restore, import   wallet.made{address, keystore, passphrase, origin, owner, phrase_file?}
+    show                   wallet{address, keystore, passphrase, origin, owner, phrase, phrase_file?}
     export                 wallet.exported{address, path, passphrase}
 """
 
@@ -96,7 +96,7 @@ def restore_wallet(
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)
         entropy = entropy_of(_secret(phrase_file, "The twelve words (they are not shown): ", "--phrase-file"))
-        _made(output, _written(data_dir, files, source, entropy, None))
+        _made(output, data_dir, _written(data_dir, files, source, entropy, None))
 
     _run(output, work)
 
@@ -140,7 +140,7 @@ def show_wallet(
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Show the wallet's address and where its parts are."""
+    """Show the wallet's address, where its parts are, and the owner key that others store for."""
     configure(log_level)
     output = Output(as_json=as_json)
 
@@ -148,7 +148,7 @@ def show_wallet(
         from p2pnode.node.storage_key import save_storage_key_of_words
 
         wallet = _open(data_dir)
-        fields = {**_fields(wallet), "phrase": wallet.files.phrase.exists()}
+        fields = {**_fields(data_dir, wallet), "phrase": wallet.files.phrase.exists()}
         if not (phrase or show_phrase_to is not None):
             _print(output, "wallet", fields)
             return
@@ -324,7 +324,7 @@ def _make(
             show_phrase_to.unlink(missing_ok=True)  # the words of nothing
         raise
     extra = {} if show_phrase_to is None else {"phrase_file": str(show_phrase_to)}
-    _made(output, wallet, extra)
+    _made(output, data_dir, wallet, extra)
     if show_phrase_to is None:
         _display(output, words, wallet.origin)
 
@@ -341,16 +341,21 @@ def _written(
     return wallet
 
 
-def _made(output: Output, wallet: Wallet, extra: dict[str, Any] | None = None) -> None:
-    _print(output, "wallet.made", {**_fields(wallet), **(extra or {})})
+def _made(output: Output, data_dir: Path | None, wallet: Wallet, extra: dict[str, Any] | None = None) -> None:
+    _print(output, "wallet.made", {**_fields(data_dir, wallet), **(extra or {})})
 
 
-def _fields(wallet: Wallet) -> dict[str, Any]:
+def _fields(data_dir: Path | None, wallet: Wallet) -> dict[str, Any]:
+    """``owner`` is None where the data dir keeps no conversations."""
+    from p2pnode.node.storage_key import load_storage_keys
+
+    keys = load_storage_keys(_data(data_dir))
     return {
         "address": wallet.account,
         "keystore": str(wallet.files.keystore),
         "passphrase": wallet.source.words,
         "origin": wallet.origin,
+        "owner": keys.owner.hex() if keys is not None else None,
     }
 
 
@@ -367,6 +372,8 @@ def _print(output: Output, event: str, fields: dict[str, Any]) -> None:
     output.result(f"keystore    {fields['keystore']}")
     output.result(f"passphrase  {fields['passphrase']}")
     output.result(f"made        {made[fields['origin']]}")
+    if fields["owner"] is not None:
+        output.result(f"owner       {fields['owner']}")
     if "phrase_file" in fields:
         output.result(f"words       in {fields['phrase_file']}: write them down, then delete that file")
 

@@ -102,8 +102,8 @@ class Client:
         if stack is None or nursery is None or node is None:
             return
         try:
+            await self.conversations.finish()  # hosts store for clients with an open session
             self.pool.close()
-            await self.conversations.finish()
             with trio.move_on_after(self.limits.close_deadline_s, shield=True):
                 await self.pool.wait_closed()
                 await self.debts.wait_tried()

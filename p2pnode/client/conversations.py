@@ -53,10 +53,7 @@ class Conversations:
 
     async def resume(self, sid: bytes, options: TalkOptions) -> Talk:
         """One that was kept; its model and sampling unless ``options`` name others."""
-        keeper = await self.keeper()
-        await self._client.searches.connect_first_peers()
-        await keeper.reach(sid)
-        kept = await keeper.archive.open(sid)
+        keeper, kept = await self.keeper(), await self.open(sid)
         if options.model is not None or kept.model is None:
             model = resolve_model(options.model or DEFAULT_MODEL).model
         else:
@@ -65,6 +62,13 @@ class Conversations:
         return self._talk(
             replace(options, model=model_id_text(model), sampling=sampling), model, keeper, kept
         )
+
+    async def open(self, sid: bytes) -> Conversation:
+        """One that was kept, with what its replicas know of it. Raises as ``Archive.open``."""
+        keeper = await self.keeper()
+        await self._client.searches.connect_first_peers()
+        await keeper.reach(sid)
+        return await keeper.archive.open(sid)
 
     async def keeper(self) -> Keeper:
         """Where they are kept, opened when it is first needed. Raises ``LocalError``."""
@@ -139,11 +143,14 @@ class Conversations:
         )
         talk = Talk(self._client, options, model=model, keeper=keeper, recorder=recorder)
         self._talks.append(talk)
-        self._client.tasks.start_soon(self._look_quietly)
+        self.look_soon()
         return talk
 
+    def look_soon(self) -> None:
+        """While an answer streams: so that there is somewhere to keep it when it is over."""
+        self._client.tasks.start_soon(self._look_quietly)
+
     async def _look_quietly(self) -> None:
-        """While the first answer streams: so that there is somewhere to keep it when it is over."""
         try:
             await self.look_for_replicas()
         except P2PNodeError as error:

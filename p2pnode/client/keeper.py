@@ -2,7 +2,8 @@
 
 It finds the replicas (those that are configured, those that admit us, the host that serves), opens the
 archive over them, and brings everything to a quorum before the client leaves, as far as its deadline goes.
-What is said in a conversation it does not look at.
+Leases are renewed weekly, in the background of whatever the client was started for. What is said in a
+conversation it does not look at.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -85,6 +86,7 @@ class Keeper:
         self._found: dict[PeerId, Replica] = {}
         self._serving: PeerId | None = None
         self._looking = trio.Lock()
+        self._looked, self._renewed = trio.Event(), trio.Event()
         self.archive = Archive(
             keys, own, self._others, outbox=outbox, draw=node.draw, wall=node.wall, limits=node.limits
         )
@@ -94,9 +96,27 @@ class Keeper:
         """By whom other nodes count what is kept: what they put on their allow-list."""
         return self._keys.owner
 
-    def served_by(self, peer: PeerId) -> None:
-        """This host serves the conversation now: it is no independent replica of it."""
-        self._serving = peer
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Send, and renew leases once it is known where they are, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.archive.run)
+            nursery.start_soon(self._renew)
+            task_status.started()
+
+    async def _renew(self) -> None:
+        await self._looked.wait()
+        while True:
+            try:
+                await self.archive.renew()
+            except P2PNodeError as error:  # our own disk: it goes on where it was the next time
+                log.warning("archive.not_renewed", reason=str(error))
+            self._renewed.set()
+            await trio.sleep(self._node.limits.renew_interval_s)
+
+    def served_by(self, peer: PeerId) -> bool:
+        """This host serves the conversation now: it is no independent replica. True when that is news."""
+        news, self._serving = peer != self._serving, peer
+        return news
 
     async def look(self) -> None:
         """Find who has replicas and who takes them now, then send what waits."""
@@ -106,6 +126,7 @@ class Keeper:
             found = await self._finder.candidates(key, owner=self.owner, serving=self._serving)
             self._take(found.found)
         await self.archive.flush()
+        self._looked.set()
 
     async def recover(self) -> Recovery:
         """Ask everybody who may have them for this user's conversations and paid sessions."""
@@ -141,10 +162,17 @@ class Keeper:
             nursery.cancel_scope.deadline = trio.current_time() + grace_s
 
     async def finish(self) -> Kept:
-        """Bring what is kept here to a quorum, within the deadline of a client that leaves."""
-        with trio.move_on_after(self._node.limits.keep_deadline_s):
+        """Bring what is kept here to a quorum, within the deadline of a client that leaves.
+
+        Where leases are due (once a week) they get a moment more: a client may never run longer.
+        """
+        limits = self._node.limits
+        with trio.move_on_after(limits.keep_deadline_s):
             if not (await self.archive.flush()).kept:
                 await self.look()
+        if self._looked.is_set():
+            with trio.move_on_after(limits.renew_at_end_s):
+                await self._renewed.wait()
         return Kept(await self.archive.status())
 
     def _take(self, found: Sequence[Replica], *, all_: bool = False) -> None:
@@ -216,7 +244,7 @@ async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True)
         try:
             async with _servers(config) as servers:
                 keeper = Keeper(keys, own, outbox, node=node, finder=finder, servers=servers)
-                async with beside(keeper.archive.run):
+                async with beside(keeper.run):
                     yield keeper
         finally:
             finder.close()

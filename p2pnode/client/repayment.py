@@ -44,6 +44,4 @@ async def restore_purchases(config: NodeConfig, sessions: Sequence[SavedSession]
     data.prepare()
     async with open_journal(data.journal) as journal:
         for saved in sessions:
-            await journal.bought_restored(bought_of(saved), now)
-            if saved.receipt is not None:
-                await journal.bought_shown(saved.session, saved.receipt, now)
+            await journal.bought_restored(bought_of(saved), now, saved.receipt)

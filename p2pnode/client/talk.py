@@ -174,9 +174,9 @@ class Talk:
             self._recorder.paid_with(saved)
 
     def note_host(self, peer: PeerId) -> None:
-        """Who serves it."""
-        if self._keeper is not None:
-            self._keeper.served_by(peer)
+        """Who serves it: a host stores for whom it serves."""
+        if self._keeper is not None and self._keeper.served_by(peer):
+            self._client.conversations.look_soon()
 
     def _record(self, *pieces: Piece) -> None:
         if self._recorder is not None:

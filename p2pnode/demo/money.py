@@ -1,8 +1,8 @@
-"""The demo's money: wallets, what the chain says of them, and a bill that must add up to the unit."""
+"""The demo's money: wallets, what the chain says of them, and accounts that must add up to the unit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,34 +11,15 @@ import trio
 
 from p2pnode.chain.addresses import address_from
 from p2pnode.chain.profile import load_profile
+from p2pnode.demo.bills import Item, by_session, dues, price_of
+from p2pnode.demo.machine import Machine
 from p2pnode.demo.processes import events_of
+from p2pnode.demo.rows import MoneyRow
 from p2pnode.errors import LocalError
 from p2pnode.node.money import open_ledger
 
-PRICE_IN: Final = 1_000_000
-PRICE_OUT: Final = 2_000_000
-SESSION_FEE: Final = 10_000
-"""USDC units: 1 and 2 USDC per million tokens, 1 cent a session."""
 CLIENT_USDC: Final = 5_000_000
 SETTLED_WITHIN_S: Final = 30.0
-PRICES: Final = (f"--price-in={PRICE_IN}", f"--price-out={PRICE_OUT}", f"--session-fee={SESSION_FEE}")
-_TREASURY_SHARE: Final = 10
-
-
-def bill_of(tokens_in: int, tokens_out: int) -> int:
-    """What a session of these counts costs, in USDC units."""
-    return SESSION_FEE + -(-(tokens_in * PRICE_IN + tokens_out * PRICE_OUT) // 1_000_000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MoneyRow:
-    """One line of the table: USDC units."""
-
-    who: str
-    before: int
-    after: int
-    due: int
-    """What it should have gained or paid, by the tokens that the client received."""
 
 
 @dataclass(slots=True)
@@ -48,23 +29,29 @@ class Money:
     root: Path
     profile: Path
     accounts: dict[str, str] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    """By whom each wallet's conversations are counted where they are stored."""
 
     async def make_wallets(self, hosts: Sequence[str]) -> None:
-        """A wallet each; ether for the hosts, USDC for the client."""
-        for name in (*hosts, "client"):
-            phrase = self.root / f"{name}.words"
-            made = await events_of(
-                "wallet", "new", "--random", f"--show-phrase-to={phrase}", f"--data-dir={self.root / name}"
-            )
-            self.accounts[name] = made[-1]["address"]
-        for name in hosts:
-            await self._give(name, "0", "1")
-        await self._give("client", str(CLIENT_USDC // 1_000_000), "0")
+        """A wallet each, two at a time; ether for the hosts, USDC for the client."""
+        limiter = trio.CapacityLimiter(2)
 
-    async def _give(self, name: str, usdc: str, ether: str) -> None:
-        await events_of(
-            "chain", "faucet", self.accounts[name], usdc, f"--ether={ether}", f"--chain={self.profile}"
-        )
+        async def make(name: str, usdc: int, ether: int) -> None:
+            async with limiter:
+                to = f"--show-phrase-to={self.words_of(name)}"
+                made = await events_of("wallet", "new", "--random", to, f"--data-dir={self.root / name}")
+                self.accounts[name], self.owners[name] = made[-1]["address"], made[-1]["owner"]
+                funded = (self.accounts[name], str(usdc), f"--ether={ether}")
+                await events_of("chain", "faucet", *funded, f"--chain={self.profile}")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make, "client", CLIENT_USDC // 1_000_000, 0)
+            for name in hosts:
+                nursery.start_soon(make, name, 0, 1)
+
+    def words_of(self, name: str) -> Path:
+        """The file with the twelve words of a wallet."""
+        return self.root / f"{name}.words"
 
     async def transactions(self, name: str) -> int:
         """How many an account has sent."""
@@ -73,37 +60,36 @@ class Money:
                 await ledger.rpc.request("eth_getTransactionCount", [self.accounts[name], "latest"]), 16
             )
 
-    async def wait_settled(self) -> list[dict[str, Any]]:
-        """The client's sessions, when all that were opened are settled. Raises ``LocalError``."""
-        sessions: list[dict[str, Any]] = []
+    async def wait_settled(self, machine: Machine) -> list[dict[str, Any]]:
+        """The paid sessions a machine knows of, when all are settled. Raises ``LocalError``."""
+        paid: list[dict[str, Any]] = []
         with trio.move_on_after(SETTLED_WITHIN_S):
             while True:
-                await events_of("funds", f"--data-dir={self.root / 'client'}", f"--chain={self.profile}")
-                sessions = await events_of("sessions", "list", f"--data-dir={self.root / 'client'}")
-                if all(each["state"] == "settled" for each in sessions):
-                    return sessions
+                await machine.run("funds", machine.chain)
+                listed = await machine.run("sessions", "list")
+                paid = [each for each in listed if each["event"] == "session"]
+                if all(each["state"] == "settled" for each in paid):
+                    return paid
                 await trio.sleep(1)
-        waiting = [each["session"][:16] for each in sessions if each["state"] != "settled"]
+        waiting = [each["session"][:16] for each in paid if each["state"] != "settled"]
         msg = f"sessions {', '.join(waiting)} were not settled within {SETTLED_WITHIN_S:g} s"
         raise LocalError(msg)
 
-    async def audit(self, sessions: Sequence[dict[str, Any]], host_of: dict[str, str]) -> list[MoneyRow]:
-        """Who has what, and what each should have. Raises ``LocalError`` when a unit is missing."""
-        due: dict[str, int] = dict.fromkeys((*host_of.values(), "treasury", "client"), 0)
-        for each in sessions:
-            data = f"--data-dir={self.root / 'client'}"
-            (shown,) = await events_of("sessions", "show", each["session"], data)
-            bill = bill_of(shown["tokens_in"], shown["tokens_out"])
-            if each["amount"] != bill:
-                msg = (
-                    f"session {each['session'][:16]} was settled at {each['amount']}, its tokens cost {bill}"
-                )
-                raise LocalError(msg)
-            treasury = (bill - SESSION_FEE) // _TREASURY_SHARE
-            due[host_of[each["peer"]]] += bill - treasury
-            due["treasury"] += treasury
-            due["client"] -= bill
-        rows = [await self._row(who, units) for who, units in due.items()]
+    async def audit(self, machines: Sequence[Machine], host_of: Mapping[str, str]) -> list[MoneyRow]:
+        """Who has what, and what each should have by the bills. Raises ``LocalError`` for a unit too few.
+
+        Each machine's journal must agree with the bills of all of them, in every session it knows of.
+        """
+        bills = by_session(item for machine in machines for item in machine.items)
+        known: set[str] = set()
+        for machine in machines:
+            for each in await self.wait_settled(machine):
+                known.add(each["session"])
+                await _check_session(machine, each, bills.get(each["session"]))
+        if known != bills.keys():
+            msg = f"{len(bills)} sessions were billed, the journals know of {len(known)}"
+            raise LocalError(msg)
+        rows = [await self._row(who, units) for who, units in dues(bills.values(), host_of).items()]
         for row in rows:
             if row.after - row.before != row.due:
                 msg = f"{row.who} has {row.after - row.before} units more than before; {row.due} were due"
@@ -121,3 +107,19 @@ class Money:
             address = ledger.domains.treasury if who == "treasury" else address_from(self.accounts[who])
             earned = (await ledger.balances(address)).earned
         return MoneyRow(who=who if who == "treasury" else f"host {who}", before=0, after=earned, due=due)
+
+
+async def _check_session(machine: Machine, listed: Mapping[str, Any], item: Item | None) -> None:
+    """What the chain recorded is what the bill said, and what the voucher counts. Raises ``LocalError``."""
+    session = listed["session"]
+    if item is None:
+        msg = f"session {session[:16]} is in {machine.data.name}'s journal and on no bill"
+        raise LocalError(msg)
+    (shown,) = await machine.run("sessions", "show", session)
+    signed = (shown["tokens_in"], shown["tokens_out"])
+    if signed != (item.tokens_in - item.reused, item.tokens_out) or listed["amount"] != price_of(*signed):
+        msg = (
+            f"session {session[:16]} was settled at {listed['amount']} for {signed[0]} tokens in and "
+            f"{signed[1]} out; the client was billed {item.cost} for {item.tokens_in} and {item.tokens_out}"
+        )
+        raise LocalError(msg)

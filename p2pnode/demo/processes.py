@@ -26,7 +26,7 @@ def program(*arguments: str) -> list[str]:
 
 
 @dataclass(slots=True)
-class HostProcess:
+class NodeProcess:
     """A ``p2pnode join`` that is ready."""
 
     name: str
@@ -42,24 +42,25 @@ class Processes:
         self.root = root
         self._running: list[trio.Process] = []
 
-    async def host(self, name: str, bootstrap: Sequence[str], *flags: str) -> HostProcess:
-        """Start a host of the default model on the data dir ``name``. Raises ``LocalError``."""
+    async def node(
+        self, name: str, bootstrap: Sequence[str], *flags: str, listen: Sequence[str] = _LISTEN
+    ) -> NodeProcess:
+        """Start a node on the data dir ``name``, a second time as well. Raises ``LocalError``."""
         ready = self.root / f"{name}.ready"
+        ready.unlink(missing_ok=True)
         process = await self._start(
             f"{name}.log",
             "join",
             "--no-mdns",
-            "--threads=1",
-            "--slots=2",
             f"--data-dir={self.root / name}",
             f"--ready-file={ready}",
-            *(f"--listen={each}" for each in _LISTEN),
+            *(f"--listen={each}" for each in listen),
             *(f"--bootstrap={each}" for each in bootstrap),
             *flags,
         )
         if await self._wait_file(process, ready):
             told = json.loads(ready.read_text())
-            return HostProcess(name, process, told["peer_id"], told["multiaddrs"])
+            return NodeProcess(name, process, told["peer_id"], told["multiaddrs"])
         raise self._not_started(name)
 
     async def chain(self) -> Path:

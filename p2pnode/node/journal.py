@@ -177,9 +177,12 @@ class Journal:
             raise StorageError(msg) from error
         await self._writer.write(partial(client.buy, record=record, rule=caps, now=now, owner=owner))
 
-    async def bought_restored(self, record: BoughtSession, now: int) -> None:
-        """Put back a purchase recovered from elsewhere. Of one that is here no voucher is lowered."""
-        await self._writer.write(partial(client.restored, record=record, now=now))
+    async def bought_restored(self, record: BoughtSession, now: int, receipt: Receipt | None = None) -> None:
+        """Put back a purchase recovered from elsewhere. Of one that is here no voucher is lowered.
+
+        ``receipt`` was checked there, and is the one that its voucher goes on from.
+        """
+        await self._writer.write(partial(client.restored, record=record, receipt=receipt, now=now))
 
     async def bought_delivered(self, session: SessionId, amount: int) -> None:
         """Its host is known to have a voucher of this amount."""

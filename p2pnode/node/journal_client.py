@@ -27,7 +27,7 @@ from p2pnode.node.journal_records import (
     pack,
     pack_texts,
 )
-from p2pnode.protocols.inference.messages import SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 
 DAY_S: Final = 24 * 3600
 TAKEN_KEPT_S: Final = 30 * DAY_S
@@ -51,14 +51,21 @@ def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: 
     journal_taken.prune(db, now - TAKEN_KEPT_S)
 
 
-def restored(db: sqlite3.Connection, record: BoughtSession, now: int) -> None:
-    """A purchase that was recovered from elsewhere. Of one that is here nothing is lowered or taken back."""
+def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | None, now: int) -> None:
+    """A purchase that was recovered from elsewhere. Of one that is here nothing is lowered or taken back.
+
+    ``receipt`` was checked there, and is the one that its voucher goes on from.
+    """
     if one(db, record.session) is None:
         _insert(db, record, now, "")
-        return
-    for voucher in (record.voucher, record.final):
-        if voucher is not None and voucher.amount > _amount(db, record.session):
-            signed(db, record.session, voucher)
+    else:
+        for voucher in (record.voucher, record.final):
+            if voucher is not None and voucher.amount > _amount(db, record.session):
+                signed(db, record.session, voucher)
+    if receipt is not None:
+        journal_taken.shown(db, record.session, receipt, held=True, now=now)
+    if record.voucher is not None:  # vouchers go to hosts that accepted: this one may be owed the last
+        opened(db, record.session)
 
 
 def _amount(db: sqlite3.Connection, session: SessionId) -> int:

@@ -8,23 +8,19 @@ sessions.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from p2pnode import sqlite_files
 from p2pnode.errors import StorageError
 from p2pnode.node import journal_upgrade
+from p2pnode.sqlite_files import BUSY_S
 
 VERSION: Final = 2
-BUSY_S: Final = 5.0
 _APPLICATION: Final = int.from_bytes(b"p2pn", "big")
-_PRIMARY: Final = 0xFF
-"""The part of an extended result code that names its kind."""
 RECEIPTS_TABLE: Final = """
 CREATE TABLE receipts (
     session BLOB NOT NULL REFERENCES hosted (session),
@@ -112,17 +108,15 @@ CREATE INDEX bought_by_state ON bought (state, opened_at);
 
 CREATE TABLE cursors (name TEXT PRIMARY KEY, block INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {VERSION};
 """
 
 
 def make_if_missing(path: Path) -> None:
     """Make an empty journal (0600) where there is no file. Raises ``StorageError``."""
     try:
-        with _locked(path.parent):
+        with sqlite_files.locked(path.parent):
             if not path.exists():
-                _make(path)
+                sqlite_files.make(path, _SCHEMA, application=_APPLICATION, version=VERSION)
             elif path.stat().st_mode & 0o077:
                 path.chmod(0o600)  # it holds voucher keys
     except OSError as error:
@@ -138,14 +132,10 @@ def make_if_missing(path: Path) -> None:
 def connect(path: Path) -> sqlite3.Connection:
     """A connection in autocommit, to be used by one thread at a time. Raises ``StorageError``."""
     with failing_as_storage(path):
-        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        db = sqlite_files.connect(path)
         try:
             db.row_factory = sqlite3.Row
             version = _check_kind(path, db)
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA fullfsync = ON")  # a plain fsync on macOS does not reach the disk
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("PRAGMA trusted_schema = OFF")
             if version < VERSION:
                 journal_upgrade.upgrade(db, RECEIPTS_TABLE, TAKEN_TABLES)
         except BaseException:
@@ -165,14 +155,14 @@ def failing_as_storage(path: Path) -> Iterator[None]:
 
 def storage_error(path: Path, error: sqlite3.Error) -> StorageError:
     """What an error of SQLite means for the user. What was acknowledged before it is safe in each case."""
-    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY:
-        case sqlite3.SQLITE_FULL:
+    match sqlite_files.trouble_of(error):
+        case "full":
             remedy = "the disk is full: free space, then start again; nothing acknowledged was lost"
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+        case "denied":
             remedy = "it can't be written: fix the owner and permissions of it and of its folder"
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+        case "busy":
             remedy = f"another process held it for {BUSY_S:.0f} s: end that process, or try again"
-        case sqlite3.SQLITE_IOERR:
+        case "disk":
             remedy = (
                 "the disk failed or takes no more: check its space, its quota and its health, "
                 "then start again; nothing acknowledged was lost"
@@ -186,8 +176,7 @@ def storage_error(path: Path, error: sqlite3.Error) -> StorageError:
 
 
 def _check_kind(path: Path, db: sqlite3.Connection) -> int:
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
+    application, version = sqlite_files.kind_of(db)
     if application != _APPLICATION or version < 1:
         msg = (
             f"{path} is empty, or another program's: it is no journal. Restore it from your backup, or "
@@ -197,42 +186,4 @@ def _check_kind(path: Path, db: sqlite3.Connection) -> int:
     if version > VERSION:
         msg = f"{path} was written by a newer p2pnode (format {version}, this one knows {VERSION}): upgrade"
         raise StorageError(msg)
-    return int(version)
-
-
-def _make(path: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    os.close(handle)
-    try:
-        db = sqlite3.connect(name, isolation_level=None)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
-        finally:
-            db.close()  # the last one out moves the log into the file
-        Path(name).replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        for leftover in (name, f"{name}-wal", f"{name}-shm"):
-            Path(leftover).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time looks whether there is a journal."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return version

@@ -27,13 +27,13 @@ from p2pnode.ids import ModelId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.conversation import Conversation, ForgottenError
-from p2pnode.storage.conversations.export import exported
 from p2pnode.storage.conversations.forks import link_of
 from p2pnode.storage.conversations.index import Index
 from p2pnode.storage.conversations.log import TOMBSTONE, Rim, Wall
 from p2pnode.storage.conversations.outbox import HeadRow, Outbox
 from p2pnode.storage.conversations.reading import ConversationLostError, Loss
 from p2pnode.storage.conversations.records import Link, SavedConversation, SavedSession, title_of
+from p2pnode.storage.conversations.renewal import Renewal
 from p2pnode.storage.conversations.sending import Sender, Sent
 from p2pnode.storage.keys import INDEX_SID, SID_BYTES, StorageKeys
 from p2pnode.storage.quorum import QUORUM, Counted, Seen
@@ -95,6 +95,7 @@ class Archive:
         self._rim = Rim(self._replication, outbox, draw, wall, limits)
         self._index = Index(keys, self._rim)
         self._sender = Sender(keys, self._rim, settle=self._settle, floor=self._floor)
+        self._renewal = Renewal(self._rim, self._sender, fetch=self._fetch)
         self._open: dict[bytes, Conversation] = {}
         self._opening = trio.Lock()
         self._floors: dict[bytes, int] = {}
@@ -132,6 +133,7 @@ class Archive:
 
         What is missing of it stands in ``losses``. Raises ``ConversationLostError``, ``ForgottenError``.
         """
+        self._renewal.give_way()
         await self._ready()
         async with self._opening:
             conversation = self._open.get(sid)
@@ -144,10 +146,6 @@ class Archive:
         if conversation.gone:
             raise self._forgotten(sid)
         return conversation
-
-    async def export(self, sid: bytes) -> dict[str, Any]:
-        """All of one as plain data: see ``export.py``. Raises as :meth:`open`."""
-        return await exported(await self.open(sid))
 
     async def forget(self, sid: bytes) -> None:
         """Put a tombstone over it, here now and on the replicas when they can be had; then let go of it."""
@@ -236,9 +234,15 @@ class Archive:
             await event.wait()
 
     async def repair(self) -> list[Sent]:
-        """Read everything back from everywhere, mend what is missing, renew leases. To be done weekly."""
+        """Read everything back from everywhere, mend what is missing, renew leases."""
         await self._ready()
-        return await self._sender.send(check=True)
+        return await self._sender.send(care="bytes")
+
+    async def renew(self) -> None:
+        """Renew the leases that were not for a week: see ``renewal.py``. Raises ``StorageError``."""
+        await self._ready()
+        if len(self._replication.replicas()) > 1:
+            await self._renewal.run([saved.sid for saved in self._index.conversations()])
 
     async def status(self) -> Status:
         """What is kept and what is not."""
@@ -246,6 +250,12 @@ class Archive:
         return Status(lagging, dict(self._sender.last), self._replication.counted(), self._all_losses())
 
     # ---- inside
+
+    async def _fetch(self, sid: bytes) -> None:
+        """From others to our disk, not into memory."""
+        async with self._opening:
+            if await self._rim.outbox.head(sid) is None:
+                await self._load(sid, None, ask=True)
 
     async def _ready(self) -> None:
         """Read the index, and list conversations that a crash left unlisted."""

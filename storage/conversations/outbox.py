@@ -111,6 +111,7 @@ class Outbox:
                 " gone = excluded.gone",
                 (new.sid, new.head.seq, new.head.hash, new.updated, new.gone),
             )
+            db.execute("INSERT OR IGNORE INTO renewed VALUES (?, ?)", (new.sid, new.updated))
             mark = (new.sid, new.head.seq, new.head.hash)
             db.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", mark)
             db.executemany(
@@ -162,6 +163,23 @@ class Outbox:
             )
 
         await self._write(change)
+
+    async def renewed(self, sid: bytes, at: int) -> None:
+        """A quorum renewed its leases on this log at ``at`` (epoch seconds)."""
+
+        def change(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE renewed SET at = ? WHERE sid = ?", (at, sid))
+
+        await self._write(change)
+
+    async def renewed_before(self, at: int) -> list[bytes]:
+        """Logs whose leases were renewed, or first taken, before ``at``; the longest ago first."""
+        rows = await self._read(
+            "SELECT r.sid FROM renewed r JOIN heads h ON h.sid = r.sid WHERE r.at < ? AND NOT h.gone"
+            " ORDER BY r.at, r.sid",
+            (at,),
+        )
+        return [row[0] for row in rows]
 
     async def is_listed_safely(self, sid: bytes) -> bool:
         """Has an index that names this conversation reached a quorum? Without it nobody would look for it."""

@@ -23,6 +23,7 @@ from p2pnode.storage.conversations.reading import Loss, Reader
 from p2pnode.storage.conversations.records import Link
 from p2pnode.storage.keys import INDEX_SID, LogKeys, StorageKeys
 from p2pnode.storage.quorum import Written
+from p2pnode.storage.replication import Care
 
 log = structlog.get_logger()
 
@@ -70,6 +71,8 @@ class Sender:
         self._wake = trio.Event()
         self._settled: dict[bytes, set[Link]] = {}
         """Others' manifests that our head builds on, or has as branches."""
+        self._renewing: trio.CancelScope | None = None
+        """What gives way to whatever is to be sent."""
         self.news = _News()
         self.last: dict[bytes, Sent] = {}
         """By log, what came of it last."""
@@ -94,38 +97,51 @@ class Sender:
             progress = woken or any(each.kept for each in sent)
             wait_s = limits.archive_retry_s if progress else min(wait_s * 2, limits.archive_retry_max_s)
 
-    async def send(self, *, check: bool = False, behind: bool = False) -> list[Sent]:
-        """One round over all that lags; with ``check`` over all there is. Raises ``StorageError``.
+    async def send(self, *, care: Care = "new", behind: bool = False) -> list[Sent]:
+        """One round over all that lags; with other ``care`` over all there is. Raises ``StorageError``.
 
         ``behind``: also over what a quorum has, but some replica did not get.
         """
+        if self._renewing is not None and not behind:
+            self._renewing.cancel()
         async with self._turn:
             outbox = self._rim.outbox
             rows = await outbox.heads()
-            if not check:
+            if care == "new":
                 rows = [row for row in rows if row.lags or (behind and self._some_lack(row.sid))]
             sent: list[Sent] = []
             if rows and rows[0].sid == INDEX_SID:  # conversations wait for their names
-                sent.append(await self._send(rows.pop(0), check=check))
+                sent.append(await self._send(rows.pop(0), care=care))
             slots = trio.CapacityLimiter(self._rim.limits.archive_pushes_at_once)
 
             async def send_one(row: HeadRow) -> None:
                 async with slots:
-                    sent.append(await self._send(row, check=check))
+                    sent.append(await self._send(row, care=care))
 
             async with trio.open_nursery() as nursery:
                 for row in rows:
                     nursery.start_soon(send_one, row)
             return sent
 
+    async def renew(self, sid: bytes) -> Sent | None:
+        """Renew the leases of one log that is here, and put what turns out to be missing.
+
+        It gives way, and begins again, when there is something to send. Raises ``StorageError``.
+        """
+        while True:
+            with trio.CancelScope() as self._renewing:
+                async with self._turn:
+                    row = await self._rim.outbox.head(sid)
+                    return None if row is None else await self._send(row, care="leases")
+
     def _some_lack(self, sid: bytes) -> bool:
         last = self.last.get(sid)
         return last is not None and last.written is not None and bool(last.written.failures)
 
-    async def _send(self, row: HeadRow, *, check: bool) -> Sent:
+    async def _send(self, row: HeadRow, *, care: Care) -> Sent:
         keys = keys_of(self._keys, row.sid)
         try:
-            sent = await self._write(keys, row, check=check)
+            sent = await self._write(keys, row, care=care)
             for link in {link_of(entry) for entry in sent.written.conflicts} if sent.written else ():
                 if await self._settle(row.sid, link):
                     self._settled.setdefault(row.sid, set()).add(link)
@@ -137,7 +153,7 @@ class Sender:
         self.last[row.sid] = sent
         return sent
 
-    async def _write(self, keys: LogKeys, row: HeadRow, *, check: bool) -> Sent:
+    async def _write(self, keys: LogKeys, row: HeadRow, *, care: Care) -> Sent:
         outbox, replication = self._rim.outbox, self._rim.replication
         reader = Reader(keys, replication, self._rim.limits)
         blobs: list[BlobHash] = []
@@ -154,7 +170,7 @@ class Sender:
             await self._acked(row)
 
         entry = keys.entry(row.head.seq, pointer_to(row.head.hash))
-        written = await replication.write(entry, blobs, is_ours=is_ours, check=check, on_quorum=on_quorum)
+        written = await replication.write(entry, blobs, is_ours=is_ours, care=care, on_quorum=on_quorum)
         kept = written.reached and await self._is_named(row.sid)
         alone = len(replication.replicas()) == 1
         if kept or alone:

@@ -7,25 +7,20 @@ Indexes hold what is due, so that a collection never looks at what isn't. Knows 
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from p2pnode import sqlite_files
 from p2pnode.errors import StorageError
+from p2pnode.sqlite_files import BUSY_S
 from p2pnode.storage.rules import CHARGE_MIN
 from p2pnode.storage.store import DiskFullError
 
 VERSION: Final = 1
-BUSY_S: Final = 5.0
 _APPLICATION: Final = int.from_bytes(b"p2ps", "big")
-_PRIMARY: Final = 0xFF
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _BLOBS: Final = f"""
 CREATE TABLE blobs (
     hash BLOB PRIMARY KEY,
@@ -112,7 +107,7 @@ def make_if_missing(path: Path, blobs: Path) -> None:
 
     Where ``blobs`` is there without one, nothing is made: to a new index all of them would be garbage.
     """
-    with _failing(path), _locked(path.parent):
+    with _failing(path), sqlite_files.locked(path.parent):
         if path.exists() and path.stat().st_size:
             return
         if blobs.exists():
@@ -121,19 +116,16 @@ def make_if_missing(path: Path, blobs: Path) -> None:
                 "the whole folder away to begin a new store (who leases which blob stands in that file only)"
             )
             raise StorageError(msg)
-        _make(path)
+        script = f"{_BLOBS}{_TABLES}{_TRIGGERS}"
+        sqlite_files.make(path, script, application=_APPLICATION, version=VERSION)
 
 
 def connect(path: Path, synchronous: str) -> sqlite3.Connection:
     """A connection in autocommit, to be used by one thread at a time. Raises ``StorageError``."""
     with _failing(path):
-        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        db = sqlite_files.connect(path, synchronous=synchronous)
         try:
             _check_kind(path, db)
-            db.execute(f"PRAGMA synchronous = {synchronous}")
-            db.execute("PRAGMA fullfsync = ON")  # a plain fsync on macOS does not reach the disk
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("PRAGMA trusted_schema = OFF")
         except BaseException:
             db.close()
             raise
@@ -144,28 +136,27 @@ def storage_error(root: Path, error: Exception) -> StorageError:
     """What an error of SQLite or of a file means for the user. What was acknowledged is safe in each case."""
     if isinstance(error, StorageError):
         return error
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY
-    if code == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno in _NO_SPACE):
-        return DiskFullError(
-            f"the disk of the store {root} is full: free space or sweep it (`p2pnode storage gc`); "
-            "this was not kept, nothing kept before was lost"
-        )
-    if isinstance(error, PermissionError) or code in (
-        sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH,
-    ):  # fmt: skip
-        remedy = "it can't be read or written: fix the owner and permissions of the folder"
-    elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        remedy = f"another process held it for {BUSY_S:.0f} s: end that process, or try again"
-    elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        remedy = "its index is damaged: restore the folder from your backup, or move it away to begin anew"
-    else:
-        remedy = "the disk failed: check its health, then start again; nothing acknowledged was lost"
+    match sqlite_files.trouble_of(error):
+        case "full":
+            return DiskFullError(
+                f"the disk of the store {root} is full: free space or sweep it (`p2pnode storage gc`); "
+                "this was not kept, nothing kept before was lost"
+            )
+        case "denied":
+            remedy = "it can't be read or written: fix the owner and permissions of the folder"
+        case "busy":
+            remedy = f"another process held it for {BUSY_S:.0f} s: end that process, or try again"
+        case "damaged":
+            remedy = (
+                "its index is damaged: restore the folder from your backup, or move it away to begin anew"
+            )
+        case _:
+            remedy = "the disk failed: check its health, then start again; nothing acknowledged was lost"
     return StorageError(f"the store {root}: {remedy} ({error})")
 
 
 def _check_kind(path: Path, db: sqlite3.Connection) -> None:
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
+    application, version = sqlite_files.kind_of(db)
     if application != _APPLICATION or version < 1:
         msg = f"{path} is another program's: it is no store. Move it away to begin a new one"
         raise StorageError(msg)
@@ -174,40 +165,9 @@ def _check_kind(path: Path, db: sqlite3.Connection) -> None:
         raise StorageError(msg)
 
 
-def _make(path: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    os.close(handle)
-    try:
-        db = sqlite3.connect(name, isolation_level=None)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            kind = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {VERSION};"
-            db.executescript(f"BEGIN;{_BLOBS}{_TABLES}{_TRIGGERS}{kind}COMMIT;")
-        finally:
-            db.close()  # the last one out moves the log into the file
-        Path(name).replace(path)
-    except BaseException:
-        for leftover in (name, f"{name}-wal", f"{name}-shm"):
-            Path(leftover).unlink(missing_ok=True)
-        raise
-
-
 @contextmanager
 def _failing(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         raise storage_error(path.parent, error) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time looks whether there is a store. What it made is durable when it lets go."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -34,6 +34,9 @@ PROMISED = {
     "failover.gap_p95",
     "storage.open",
     "storage.gc_step",
+    "storage.checkpoint",
+    "storage.recover_200_turns",
+    "storage.bytes_per_turn",
 }
 
 

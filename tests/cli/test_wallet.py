@@ -22,6 +22,7 @@ from p2pnode.chain.wallet.phrase import entropy_of, wallet_secret
 from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import load_or_create_identity, wallet_files
+from p2pnode.storage.keys import StorageKeys
 from tests.cli.support import Ran, run
 from tests.cli.terminal import Terminal
 
@@ -360,6 +361,22 @@ def test_the_wallet_that_join_makes_can_be_shown_with_its_words(data_dir: Path, 
     assert wallet("show", "--show-phrase-to", words_file, data_dir=data_dir).code == 0
     words = words_file.read_text().strip()
     assert key_address(wallet_secret(entropy_of(words))) == identity.binding.wallet
+
+
+def test_the_owner_key_that_others_store_for_is_shown_and_comes_back_with_the_words(
+    data_dir: Path, words_file: Path, tmp_path: Path
+) -> None:
+    (made,) = make_random(data_dir, words_file).named("wallet.made")
+    owner = StorageKeys.from_entropy(entropy_of(words_file.read_text().strip())).owner.hex()
+    assert made["owner"] == owner
+    assert f"owner       {owner}" in wallet("show", data_dir=data_dir).out
+    ran = wallet(
+        "restore", "--phrase-file", words_file, "--random", "--json", data_dir=tmp_path / "new machine"
+    )
+    assert ran.named("wallet.made")[0]["owner"] == owner
+    DataDir(data_dir).storage_key.unlink()
+    assert wallet("show", "--json", data_dir=data_dir).named("wallet")[0]["owner"] is None
+    assert "\nowner " not in wallet("show", data_dir=data_dir).out
 
 
 def test_no_wallet_is_told(data_dir: Path) -> None:

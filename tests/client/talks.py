@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,7 @@ async def machine(
     ip: str = "10.0.9.9",
     keeps: bool = True,
     told: Told | None = None,
+    wall: Callable[[], float] = wall_clock,
 ) -> AsyncIterator[Client]:
     """A client with a data dir of its own. ``knows`` are its first peers, ``stores`` keep its replicas."""
     data = DataDir(folder)
@@ -58,7 +59,7 @@ async def machine(
     node = Node(
         NodeSetup(
             key=PeerKey(rng.randbytes(32)), dht="client", gossip=False, keep_company=False, limits=w.limits,
-            transport=w.net.transport(ip), wall=wall_clock, draw=rng.randbytes, rng=rng,
+            transport=w.net.transport(ip), wall=wall, draw=rng.randbytes, rng=rng,
         )
     )  # fmt: skip
     config = NodeConfig(data_dir=folder, stores=tuple(each.node.multiaddrs[0] for each in stores), mdns=False)

@@ -72,7 +72,7 @@ async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_t
             await say(await client.talk(options()), "one")
         (kept,) = told.named("conversation.kept")
         assert (kept["replicas"], kept["kept"]) == (0, False)
-        assert "1 place" in str(kept["waiting"])
+        assert "1 of 2 places" in str(kept["waiting"])
         stores = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
         held = [serve_store(each) for each in stores]
         told = Told()

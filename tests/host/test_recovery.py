@@ -16,6 +16,7 @@ from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.client.delivery import Delivery, deliver, deliver_all, owed
+from p2pnode.client.saved_sessions import bought_of
 from p2pnode.errors import P2PNodeError, RefusedError, UnreachableError
 from p2pnode.host.money import HostMoney
 from p2pnode.net.network import Network, NetworkConfig
@@ -24,6 +25,7 @@ from p2pnode.node.journal import BoughtSession, Journal
 from p2pnode.node.money import open_journal
 from p2pnode.protocols.inference.messages import WINDOW, SamplingParams
 from p2pnode.protocols.typed_data import session_id
+from p2pnode.storage.conversations.records import INDEX_CODEC, SavedSession
 from tests.host.paid import FEE, LIMITS, RICH, PaidWorld, domains, paid_world, priced
 from tests.host.test_paid import answer, due, settled
 from tests.host.test_payment_faults import books_of
@@ -116,6 +118,29 @@ async def test_a_host_killed_in_the_middle_of_an_answer_is_paid_for_exactly_what
                     replace(record, delivered=-1), journal, MARKET, client.node.network, limits=LIMITS
                 )
         assert w.chain.block == 2  # one open, one close
+
+
+@pytest.mark.parametrize("pieces", [12, 40])  # before its first receipt, and after it
+async def test_a_machine_that_has_only_the_sealed_index_pays_a_killed_host_to_the_token(
+    tmp_path: Path, autojump_clock: MockClock, pieces: int
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(model=priced(tokens_per_s=SLOW))
+        async with w.client(member) as client:
+            asked = await broken_off(w, member, money, client, pieces)
+            saved = client.purchase(left(books_of(client)).session)
+            assert saved is not None
+            assert (saved.receipt is None) == (pieces == 12)
+        kept = INDEX_CODEC.decode(INDEX_CODEC.encode(saved))
+        assert isinstance(kept, SavedSession)
+        await w.host(index=0, model=priced(tokens_per_s=SLOW))
+        async with another_process(w, tmp_path / "new.sqlite") as (journal, network):
+            await journal.bought_restored(bought_of(kept), int(wall_clock()), kept.receipt)
+            assert await bring(journal, network) == [Delivery(kept.session, "delivered")]
+        await trio.sleep(5)
+        assert kept.voucher is not None
+        assert kept.voucher.tokens_out == len(asked.ids)
+        settled(w, due(kept.voucher.tokens_in, len(asked.ids)))
 
 
 async def test_a_client_whose_process_is_gone_delivers_from_its_journal(

@@ -194,6 +194,22 @@ async def test_a_purchase_is_put_back_and_none_of_its_vouchers_lowered(tmp_path:
         assert record.owed is None
 
 
+async def test_a_purchase_comes_back_with_the_receipt_its_voucher_goes_on_from_and_its_host_is_owed(
+    tmp_path: Path,
+) -> None:
+    async with writing(tmp_path / "journal.sqlite") as journal:
+        paid, unpaid = bought(1, voucher=voucher(1, 1000)), bought(2)
+        await journal.bought_restored(paid, NOW, receipt(1))
+        await journal.bought_restored(unpaid, NOW)
+        assert [each.session for each in journal.purchases_left()] == [session(1)]  # nothing is owed for 2
+        assert journal.taken_with_root(session(1), receipt(1).checkpoint.root) == receipt(1)
+        assert journal.taken(session(2)) == []
+        # What was paid was accepted: to settle it takes no fee for nothing.
+        await journal.bought_settled(session(1), 1000, NOW)
+        await journal.bought_settled(session(2), 1000, NOW)
+        assert journal.taken_unserved(paid.terms.host, 0) == 1
+
+
 # ---- a host's epochs
 
 

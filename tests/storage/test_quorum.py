@@ -27,7 +27,7 @@ def replicas(*places: Place) -> list[Replica]:
         (("own", "serving", "other"), {"serving1", "other2"}, "the host that serves"),
         (("own", "serving"), {"own0", "serving1"}, "this machine"),
         (("own", "other"), {"own0", "other1"}, "this machine"),
-        (("own",), {"own0"}, "1 places"),
+        (("own",), {"own0"}, "1 of"),
     ],
 )
 def test_own_and_serving_count_only_where_there_are_not_enough_others(

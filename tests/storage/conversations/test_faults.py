@@ -18,8 +18,10 @@ from p2pnode.storage.conversations.reading import ConversationLostError
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import Quotas
+from p2pnode.storage.store import Place
 from tests.storage.conversations.worlds import (
     KEYS,
+    LIMITS,
     Machine,
     QuickOutbox,
     Shelf,
@@ -91,6 +93,40 @@ async def test_a_replica_that_lost_the_pointers_is_not_taken_for_an_empty_list(
             shelf.store._entries.pop(KEYS.conversation(conversation.sid).entry_key)
     with pytest.raises(ConversationLostError):
         await recovered(world.machine("new"), conversation.sid)
+
+
+@pytest.mark.parametrize("place", ["other", "serving"])
+async def test_a_node_that_keeps_nothing_for_us_is_not_counted_until_it_does(
+    world: World, place: Place, autojump_clock: MockClock
+) -> None:
+    del world.replicas[2:]
+    refusing = world.replicas[1]
+    refusing.admits, refusing.place = False, place
+    async with world.machine().on() as archive:
+        conversation = await archive.new()
+        status = await archive.flush()
+        assert status.kept  # by the other and this machine, which is said
+        for sid, why in ((INDEX_SID, "not_admitted"), (conversation.sid, "it failed lately")):
+            sent = status.last[sid].written
+            assert sent is not None
+            assert sent.acks == {"replica 0", "laptop's disk"}
+            assert why in sent.failures[refusing.name]
+        assert "this machine is counted" in status.counted.weak
+        refusing.admits = True
+        await trio.sleep(LIMITS.replica_rest_max_s)
+        await conversation.append(asked("one"))
+        sent = (await archive.flush()).last[conversation.sid].written
+        assert sent is not None
+        assert refusing.name in sent.acks
+        assert "this machine" not in (await archive.status()).counted.weak
+
+
+async def test_a_node_that_is_down_stays_counted(world: World, autojump_clock: MockClock) -> None:
+    del world.replicas[2:]
+    world.replicas[1].down = True
+    async with world.machine().on() as archive:
+        await archive.new()
+        assert not (await archive.flush()).kept
 
 
 async def test_two_of_three_replicas_down_is_no_quorum_and_the_rest_goes_on_later(

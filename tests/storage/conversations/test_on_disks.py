@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from p2pnode.storage.conversations.archive import Archive
+from p2pnode.storage.conversations.export import exported
 from p2pnode.storage.conversations.outbox import Outbox
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.rules import Quotas
@@ -42,9 +43,9 @@ async def test_a_conversation_is_written_kept_and_recovered_on_real_disks(tmp_pa
                 await archive.wait_kept()
                 nursery.cancel_scope.cancel()
         assert (tmp_path / "own" / "outbox.sqlite").stat().st_mode & 0o777 == 0o600
-        exported = json.loads(json.dumps(await archive.export(conversation.sid)))
-        assert [turn["text"] for turn in exported["turns"][-2:]] == ["19?", "19!"]
-        assert (exported["missing_turns"], exported["losses"], exported["branches"]) == ([], [], [])
+        whole = json.loads(json.dumps(await exported(conversation)))
+        assert [turn["text"] for turn in whole["turns"][-2:]] == ["19?", "19!"]
+        assert (whole["missing_turns"], whole["losses"], whole["branches"]) == ([], [], [])
         fresh = Outbox(tmp_path / "fresh.sqlite", secrets.token_bytes)
         stack.callback(fresh.close)
         new_own = replica(stack, tmp_path, "new", "own")

@@ -86,7 +86,7 @@ async def test_a_machine_without_replicas_lets_go_too(world: World, autojump_clo
             await conversation.append(asked(str(number)))
             status = await archive.flush()
             assert not status.kept
-            assert "1 places" in status.counted.weak
+            assert "1 of" in status.counted.weak
         world.now += 2 * 86_400
         machine.own.store.gc_step(10_000)
         assert len(machine.own.blobs()) < 80

@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 from trio.testing import MockClock
 
-from p2pnode.errors import StorageError
+from p2pnode.errors import StorageError, StoreRefusedError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.protocols.inference.messages import Role, SessionTerms, Voucher
@@ -79,6 +79,7 @@ class Shelf:
     held: trio.Event | None = None
     """No blob is taken before this happens."""
     full: bool = False
+    admits: bool = True
     lies: bool = False
     shown: dict[EntryKey, Entry | None] = field(default_factory=dict)
     """What the registry answers instead."""
@@ -100,6 +101,10 @@ class Shelf:
             raise DownError(msg)
         self.power.early()
 
+    def _admit(self) -> None:
+        if not self.admits:
+            raise StoreRefusedError("not_admitted", "this node stores for owners on its list only")
+
     async def put(
         self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
     ) -> BlobId:
@@ -107,6 +112,7 @@ class Shelf:
         if self.held is not None:
             await self.held.wait()
         await self._fault()
+        self._admit()
         if self.full:
             msg = "the disk is full"
             raise StorageError(msg)
@@ -130,11 +136,13 @@ class Shelf:
 
     async def pin(self, digest: BlobHash, *, owner: OwnerKey, lease_s: float = LEASE_S) -> None:
         await self._fault()
+        self._admit()
         await self.store.pin(digest, owner=owner, lease_s=lease_s)
         self.power.done()
 
     async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
         await self._fault()
+        self._admit()
         await self.store.unpin(digest, owner=owner)
         self.power.done()
 
@@ -144,6 +152,7 @@ class Shelf:
 
     async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
         await self._fault()
+        self._admit()
         await self.store.set(entry, owner=owner)
         self.order.append(("entry", entry.points_at or b""))
         self.power.done()

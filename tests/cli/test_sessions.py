@@ -1,0 +1,158 @@
+"""Conversations through the command line: kept, shown, taken up again anywhere, exported, deleted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import Program, Ran, ask, join, run, start, wallet
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory, host: Program) -> Iterator[list[Program]]:
+    """Two nodes that store for anyone. Nobody may stop them."""
+    folder = tmp_path_factory.mktemp("stores")
+    flags = ("--client-only", "--store-for", "anyone", "--bootstrap", host.multiaddr)
+    with join(folder, "s1", *flags) as one, join(folder, "s2", *flags) as two:
+        yield [one, two]
+
+
+def sessions(data_dir: Path, *arguments: object) -> Ran:
+    """``p2pnode sessions``, on loopback, for scripts."""
+    return run("sessions", *arguments, "--json", "--data-dir", data_dir)
+
+
+def talk(data_dir: Path, host: Program, stores: list[Program], question: str = "what is it?") -> str:
+    """A conversation of one question that is kept; its id."""
+    if not data_dir.exists():
+        wallet(data_dir)
+    flags = [flag for store in stores for flag in ("--store", store.multiaddr)]
+    ran = ask(data_dir, question, "--bootstrap", host.multiaddr, "--json", "--max-tokens", 20, *flags)
+    assert ran.code == 0, ran
+    (kept,) = ran.named("conversation.kept")
+    assert (kept["kept"], kept["replicas"] >= len(stores)) == (True, True), kept
+    return str(kept["conversation"])
+
+
+def elsewhere(tmp_path: Path, data_dir: Path) -> Path:
+    """A data dir on another machine: nothing but the words."""
+    other = tmp_path / "other"
+    words = data_dir.parent / f"{data_dir.name}.words"
+    ran = run("wallet", "restore", "--phrase-file", words, "--random", "--json", "--data-dir", other)
+    assert ran.code == 0, ran
+    return other
+
+
+def test_a_conversation_goes_on_on_another_machine_and_comes_back(
+    tmp_path: Path, data_dir: Path, host: Program, stores: list[Program]
+) -> None:
+    sid = talk(data_dir, host, stores)
+    other = elsewhere(tmp_path, data_dir)
+    network = ("--bootstrap", stores[0].multiaddr, "--no-mdns")
+    listed = sessions(other, "list", "--recover", *network)
+    assert [each["conversation"] for each in listed.named("conversation")] == [sid]
+    shown = sessions(other, "show", sid[:6], *network).named("conversation")[0]
+    assert [(turn["role"], turn["finish"]) for turn in shown["turns"]] == [
+        ("user", None),
+        ("assistant", "length"),
+    ]
+    ran = sessions(
+        other, "resume", sid, "and then?", *network, "--bootstrap", host.multiaddr, "--max-tokens", 9
+    )
+    assert ran.code == 0, ran
+    assert ran.named("done")[0]["tokens_out"] == 9
+    back = sessions(data_dir, "resume", sid, "and now?", *network)
+    assert back.code == 0, back
+    texts = [turn["text"] for turn in sessions(data_dir, "show", sid).named("conversation")[0]["turns"]]
+    assert texts[0::2] == ["what is it?", "and then?", "and now?"]
+
+
+def test_without_a_question_one_talks_on(data_dir: Path, host: Program, stores: list[Program]) -> None:
+    sid = talk(data_dir, host, stores)
+    ran = run(
+        "sessions", "resume", sid, "--json", "--data-dir", data_dir, "--bootstrap", host.multiaddr,
+        "--no-mdns", "--max-tokens", 8, stdin="one more\n/exit\n",
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    assert len(ran.named("done")) == 1
+    turns = sessions(data_dir, "show", sid).named("conversation")[0]["turns"]
+    assert [turn["text"] for turn in turns][2] == "one more"
+
+
+def test_an_export_holds_every_turn_and_overwrites_nothing(
+    tmp_path: Path, data_dir: Path, host: Program, stores: list[Program]
+) -> None:
+    sid = talk(data_dir, host, stores)
+    path = tmp_path / "talk.json"
+    assert run("sessions", "export", sid, path, "--data-dir", data_dir).code == 0
+    whole = json.loads(path.read_text())
+    assert (whole["sid"], [turn["role"] for turn in whole["turns"]]) == (sid, ["user", "assistant"])
+    assert path.stat().st_mode & 0o777 == 0o600
+    again = run("sessions", "export", sid, path, "--data-dir", data_dir)
+    assert (again.code, "name another file" in again.err) == (2, True)
+
+
+def test_what_is_forgotten_is_gone_on_the_other_machine_too(
+    tmp_path: Path, data_dir: Path, host: Program, stores: list[Program]
+) -> None:
+    sid = talk(data_dir, host, stores)
+    other = elsewhere(tmp_path, data_dir)
+    network = ("--bootstrap", stores[0].multiaddr, "--no-mdns")
+    assert sessions(other, "list", "--recover", *network).named("conversation")
+    ran = sessions(data_dir, "forget", sid, *network, "--bootstrap", stores[1].multiaddr)
+    assert ran.code == 0, ran
+    assert ran.named("conversation.kept")[0]["gone"]
+    assert not sessions(data_dir, "list").named("conversation")
+    assert not sessions(other, "list", "--recover", *network).named("conversation")
+    assert sessions(other, "resume", sid, "hello?", *network).code == 2
+
+
+def test_no_save_keeps_nothing(data_dir: Path, host: Program) -> None:
+    wallet(data_dir)
+    ran = ask(data_dir, "hello", "--bootstrap", host.multiaddr, "--json", "--max-tokens", 5, "--no-save")
+    assert ran.code == 0, ran
+    assert not ran.named("conversation.kept")
+    assert not sessions(data_dir, "list").events
+
+
+def test_a_data_dir_without_words_says_how_to_keep_conversations(data_dir: Path, host: Program) -> None:
+    assert ask(data_dir, "hello", "--bootstrap", host.multiaddr, "--max-tokens", 5).code == 0
+    listed = run("sessions", "list", "--data-dir", data_dir)
+    assert (listed.code, "no conversations" in listed.out) == (0, True)
+    ran = run("sessions", "resume", "abc", "--data-dir", data_dir, "--no-mdns")
+    assert (ran.code, "wallet new" in ran.err) == (1, True)
+
+
+def test_a_store_that_is_no_multiaddr_and_an_unknown_id_are_told_at_once(data_dir: Path) -> None:
+    wallet(data_dir)
+    ran = ask(data_dir, "hello", "--store", "here")
+    assert (ran.code, "--store" in ran.err) == (2, True)
+    ran = run("sessions", "show", "abc", "--data-dir", data_dir)
+    assert (ran.code, "abc" in ran.err) == (2, True)
+
+
+def test_an_answer_whose_only_host_died_is_finished_by_a_later_command(
+    tmp_path: Path, data_dir: Path, host: Program
+) -> None:
+    wallet(data_dir)
+    flags = ("--data-dir", data_dir, "--no-mdns", "--model", "scripted")
+    with join(tmp_path, "dies", "--scripted-tokens-per-s", 25) as dies:
+        to_it = (*flags, "--bootstrap", dies.multiaddr, "--max-tokens", 60)
+        with start(tmp_path, "asking", ["ask", "what is it?", *to_it]) as asking:
+            asking.wait_event("text", count=10)
+            dies.kill()
+            assert asking.wait() == 3
+    (cut,) = [each for each in asking.events if each["event"] == "cut_short"]
+    assert 0 < cut["held"] < 60
+    ran = sessions(
+        data_dir, "resume", cut["conversation"], "thanks", "--bootstrap", host.multiaddr, "--no-mdns",
+        "--max-tokens", 60,
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    rest, _ = ran.named("done")
+    assert rest["tokens_out"] == 60 - cut["held"]
+    turns = sessions(data_dir, "show", cut["conversation"]).named("conversation")[0]["turns"]
+    assert [(turn["finish"], turn["tokens"]) for turn in turns][1] == ("length", 60)
