@@ -18,7 +18,15 @@ from p2pnode.client.bill import Bill, BillItem, Usage
 from p2pnode.client.endings import cut_short, nobody, nobody_left, reason_of, too_long
 from p2pnode.client.part import Part
 from p2pnode.client.partial import Held, Partial
-from p2pnode.client.relay import HONEST, Move, Standing, after_failure, after_turn, is_final
+from p2pnode.client.relay import (
+    HONEST,
+    Move,
+    Standing,
+    after_failure,
+    after_turn,
+    calls_it_wrong,
+    is_final,
+)
 from p2pnode.client.session import HostFault
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import PeerId, SessionId
@@ -86,7 +94,7 @@ class Answer:
         self._asked_at = 0.0
         self._first_at: float | None = None
         self._parts_left = client.limits.hosts_per_answer
-        self._fruitless = 0
+        self._fruitless = self._refusals = 0
         self._cancelled = self._done = False
         self._last_error: P2PNodeError | None = None
         self.host: PeerId | None = None
@@ -264,6 +272,7 @@ class Answer:
             self._stop(error)
             return
         dropped = self._partial.distrust() if isinstance(error, HostFault) else 0
+        self._refusals += calls_it_wrong(error)
         standing = self._standing(part)
         move = after_failure(error, standing)
         if isinstance(error, RemoteError) and not self._cancelled:
@@ -277,13 +286,14 @@ class Answer:
         if move == "finish":
             self._finish("length")
         elif move == "stop":
-            self._stop(error if is_final(error) or not standing.held else too_long(error))
+            final = is_final(error, self._refusals)
+            self._stop(error if final or not standing.held else too_long(error))
         self._move = move
 
     def _blame(self, search: HostSearch, candidate: Candidate, error: RemoteError, *, retrying: bool) -> None:
         peer, code = candidate.advert.peer, error.code if isinstance(error, RefusedError) else None
         search.failed(peer, str(error))
-        if code not in HONEST:
+        if code not in HONEST or (self._part is not None and self._part.owes_output):
             self._client.searches.note_failure(peer, fault=isinstance(error, HostFault))
         if code == "context_overflow":
             search.need_context(candidate.offer.n_ctx + 1)
@@ -294,7 +304,7 @@ class Answer:
 
     def _end_part(self, part: Part, reason: str, *, dropped: int = 0) -> None:
         self._part, self._left = None, (part.peer, reason)
-        self._fruitless = 0 if part.progressed else self._fruitless + 1
+        self._fruitless = 0 if part.fruitful else self._fruitless + 1
         item = part.item(reason, dropped=dropped)
         if item is not None:
             self._bill.add(item)
@@ -315,13 +325,14 @@ class Answer:
             continuable=partial.continuable,
             parts_left=self._parts_left,
             cancelled=self._cancelled,
+            refusals=self._refusals,
         )
         if part is None:
             return standing
         return replace(
             standing,
             progressed=part.progressed,
-            fruitless=0 if part.progressed else self._fruitless + 1,
+            fruitless=0 if part.fruitful else self._fruitless + 1,
             kept=part.session.kept,
             lost=part.session.lost,
             resumed=part.resumed,

@@ -109,8 +109,7 @@ class Conversations:
             return
         with trio.CancelScope(shield=True):
             try:
-                for talk in self._talks:
-                    await talk.settled()
+                await self._settle()
                 kept = await keeper.finish()
             except P2PNodeError as error:
                 self._client.tell("conversation.not_kept", {"reason": str(error)})
@@ -118,6 +117,16 @@ class Conversations:
         sids = [talk.conversation.sid for talk in self._talks if talk.conversation is not None]
         for sid in dict.fromkeys((*sids, *self._forgotten)):
             self._client.tell("conversation.kept", {**kept.fields(sid), "gone": sid in self._forgotten})
+
+    async def _settle(self) -> None:
+        """All that was said on our disk. What waits for others, as a fork may, does so for a while only."""
+        deadline_s = self._client.limits.keep_deadline_s
+        with trio.move_on_after(deadline_s) as scope:
+            for talk in self._talks:
+                await talk.settled()
+        if scope.cancelled_caught:
+            reason = f"the last of it could not be written down within {deadline_s:g} s"
+            self._client.tell("conversation.not_kept", {"reason": reason})
 
     async def _hold(self, *, task_status: trio.TaskStatus[Keeper]) -> None:
         from p2pnode.client.keeper import open_keeper

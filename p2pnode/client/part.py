@@ -10,6 +10,7 @@ import trio
 from p2pnode.client.bill import BillItem
 from p2pnode.client.session import Session
 from p2pnode.protocols.inference.commands import Ask, Delivered, Quoted, TurnDone
+from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY
 
 
 class Part:
@@ -33,6 +34,16 @@ class Part:
     def progressed(self) -> bool:
         """Did any token come?"""
         return self.tokens_out > 0
+
+    @property
+    def fruitful(self) -> bool:
+        """May the same host be asked again? A paid one bills its input anew: not for a few tokens."""
+        return self.tokens_out >= (CHECKPOINT_EVERY if self.session.paid else 1)
+
+    @property
+    def owes_output(self) -> bool:
+        """Did it take money for the input, and is there enough in the deposit for more output?"""
+        return self.session.paid and self._tokens_in > self._reused and self.session.covers(0, 1)
 
     @property
     def resumed(self) -> bool:

@@ -18,7 +18,7 @@ from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.client.caps import SpendingCaps
 from p2pnode.client.offers import Market, why_unpayable
 from p2pnode.client.purse import Purse
-from p2pnode.client.saved_sessions import saved_of
+from p2pnode.client.saved_sessions import last_voucher, saved_of
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ChainError, RefusedError
 from p2pnode.ids import SessionId
@@ -126,7 +126,8 @@ class Payer:
         record = journal.purchase(session) if journal is not None else None
         if journal is None or record is None:
             return None
-        root = record.voucher.root if record.voucher is not None else b""
+        voucher = last_voucher(record)
+        root = voucher.root if voucher is not None else b""
         return saved_of(record, journal.taken_with_root(session, root))
 
     async def buy(

@@ -15,9 +15,10 @@ Move: TypeAlias = Literal["finish", "again", "next", "stop"]
 """``again``: the same host, in its session where that lives. ``next``: the next host by rank. ``stop``:
 nobody can go on, or nobody should: the user is told why."""
 
-# What every host would answer the same way: asking another would only cost time.
 _FINAL: Final = frozenset({"bad_request"})
-HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"}
+"""What every host would answer the same way. One alone may lie: it takes two of them to end an answer."""
+_WITNESSES: Final = 2
+HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"} - _FINAL
 """A host that says one of these did not fail: it is busy, or the question is not for it."""
 
 
@@ -38,7 +39,9 @@ class Standing:
     progressed: bool = False
     """Did this part bring anything?"""
     fruitless: int = 0
-    """Parts with this host, one after another up to this one, that brought nothing."""
+    """Parts with this host, one after another up to this one, that brought nothing, or too little."""
+    refusals: int = 0
+    """Hosts, up to this one, that called the question itself wrong."""
     kept: bool = False
     """Was its session one from before?"""
     lost: bool = False
@@ -50,7 +53,7 @@ class Standing:
 
 
 def after_turn(reason: FinishReason, standing: Standing) -> Move:
-    """The host ended the turn in order. One that calls it ``cancelled`` unasked lost the stream meanwhile."""
+    """The host ended the turn in order. Unasked it is ``cancelled`` only where a stream was lost."""
     if reason != "cancelled" or standing.cancelled or (standing.held and not standing.room):
         return "finish"
     if not standing.continuable or not standing.parts_left:
@@ -63,7 +66,7 @@ def after_failure(error: P2PNodeError, standing: Standing) -> Move:
     if standing.cancelled or (standing.held and not standing.room):
         return "finish"
     code = error.code if isinstance(error, RefusedError) else None
-    if is_final(error) or not standing.continuable or not standing.parts_left:
+    if is_final(error, standing.refusals) or not standing.continuable or not standing.parts_left:
         return "stop"
     # A session kept from before may have died of age, a free one with its connection: the host may live.
     aged = standing.kept and not standing.progressed and code not in HONEST
@@ -72,6 +75,11 @@ def after_failure(error: P2PNodeError, standing: Standing) -> Move:
     return "again" if (aged or broke or restarted) and standing.fruitless <= 1 else "next"
 
 
-def is_final(error: P2PNodeError) -> bool:
-    """Would it be the same with any other host?"""
-    return isinstance(error, LocalError) or (isinstance(error, RefusedError) and error.code in _FINAL)
+def calls_it_wrong(error: P2PNodeError) -> bool:
+    """Is it the question, by the host's word?"""
+    return isinstance(error, RefusedError) and error.code in _FINAL
+
+
+def is_final(error: P2PNodeError, refusals: int) -> bool:
+    """Would it be the same with any other host? ``refusals``: so many called the question wrong."""
+    return isinstance(error, LocalError) or (calls_it_wrong(error) and refusals >= _WITNESSES)

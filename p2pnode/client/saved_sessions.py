@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from p2pnode.node.journal import BoughtSession
-from p2pnode.protocols.inference.messages import Receipt
+from p2pnode.protocols.inference.messages import Receipt, Voucher
 from p2pnode.storage.conversations.records import SavedSession
 
 
+def last_voucher(record: BoughtSession) -> Voucher | None:
+    """The best there is; of a session that is over the last, which is what its host is owed."""
+    return (record.final or record.voucher) if record.state == "over" else record.voucher
+
+
 def saved_of(record: BoughtSession, receipt: Receipt | None) -> SavedSession:
-    """What another machine needs of it. ``receipt`` is the one that its voucher goes on from."""
+    """What another machine needs of it. ``receipt`` is the one that :func:`last_voucher` goes on from."""
     return SavedSession(
         session=record.session,
         terms=record.terms,
@@ -17,8 +22,9 @@ def saved_of(record: BoughtSession, receipt: Receipt | None) -> SavedSession:
         addresses=record.addresses,
         valid_before=record.valid_before,
         opened_at=record.opened_at,
-        voucher=record.voucher,
+        voucher=last_voucher(record),
         receipt=receipt,
+        over=record.state == "over",
     )
 
 
@@ -32,5 +38,6 @@ def bought_of(saved: SavedSession) -> BoughtSession:
         addresses=saved.addresses,
         valid_before=saved.valid_before,
         opened_at=saved.opened_at,
+        state="over" if saved.over else "signed",
         voucher=saved.voucher,
     )

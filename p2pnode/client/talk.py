@@ -60,6 +60,8 @@ class Talk:
         self._client, self._options, self._model = client, options, model
         self._keeper, self._recorder = keeper, recorder
         self._branches = 0
+        self._purchases: set[SessionId] = set()
+        """Paid sessions that were not over when they were noted last."""
         kept = self.conversation
         self._lines: list[Line] = lines_of(kept.turns) if kept is not None else []
         if kept is not None:
@@ -161,17 +163,29 @@ class Talk:
                 reused=item.reused, tokens_out=item.tokens_out, cost=item.cost, at=self._now(),
             )
         )  # fmt: skip
-        self.note_purchase(item.session)
+        self.note_purchases(item.session)
 
     def note_end(self, finish: Finish | None) -> None:
         """It is whole."""
         self._record(Piece(role="assistant", finish=finish, at=self._now()))
 
-    def note_purchase(self, session: SessionId) -> None:
-        """The paid session it came from: money is to be recovered with the conversation."""
-        saved = self._client.purchase(session) if self._recorder is not None else None
-        if self._recorder is not None and saved is not None:
-            self._recorder.paid_with(saved)
+    def note_purchases(self, *sessions: SessionId) -> None:
+        """The paid sessions it came from, and the earlier ones that are over since.
+
+        Money is to be recovered with the conversation, and another machine must not touch what is still used.
+        """
+        if self._recorder is None:
+            return
+        for session in dict.fromkeys((*sessions, *self._purchases)):
+            saved = self._client.purchase(session)
+            if saved is None:
+                continue
+            if session in sessions or saved.over:
+                self._recorder.paid_with(saved)
+            if saved.over:
+                self._purchases.discard(session)
+            else:
+                self._purchases.add(session)
 
     def note_host(self, peer: PeerId) -> None:
         """Who serves it: a host stores for whom it serves."""
@@ -184,6 +198,7 @@ class Talk:
 
     async def settled(self) -> None:
         """Until all of it is on our disk, if that takes it."""
+        self.note_purchases()
         if self._recorder is not None:
             await self._recorder.settled()
 
@@ -210,9 +225,10 @@ class _Notes:
         self._keep(self.answer.told)
         if self.answer.host is not None:
             self._talk.note_host(self.answer.host)
-        if self.answer.session is not None and self.answer.session not in self._sessions:
-            self._sessions.add(self.answer.session)
-            self._talk.note_purchase(self.answer.session)
+        session = self.answer.session
+        fresh = () if session is None or session in self._sessions else (session,)
+        self._sessions.update(fresh)
+        self._talk.note_purchases(*fresh)
 
     def billed(self, item: BillItem) -> None:
         """A host's part is over."""

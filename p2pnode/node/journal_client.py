@@ -18,6 +18,7 @@ from typing import Final
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.node import journal_taken
 from p2pnode.node.journal_moves import move, state_of
+from p2pnode.node.journal_owner import ELSEWHERE
 from p2pnode.node.journal_records import (
     BoughtSession,
     BoughtState,
@@ -54,10 +55,19 @@ def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: 
 def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | None, now: int) -> None:
     """A purchase that was recovered from elsewhere. Of one that is here nothing is lowered or taken back.
 
-    ``receipt`` was checked there, and is the one that its voucher goes on from.
+    ``receipt`` was checked there, and is the one that its voucher goes on from. One that is not over may be
+    used there still: to hand over its voucher would end it.
     """
-    if one(db, record.session) is None:
-        _insert(db, record, now, "")
+    row = db.execute("SELECT owner, state FROM bought WHERE session = ?", (record.session,)).fetchone()
+    if row is None:
+        _insert(db, record, now, "" if record.state == "over" else ELSEWHERE)
+    elif record.state == "over" and (row["owner"], row["state"]) in (
+        (ELSEWHERE, "signed"),
+        (ELSEWHERE, "open"),
+    ):
+        if record.voucher is not None:
+            signed(db, record.session, record.voucher)
+        over(db, record.session)
     else:
         for voucher in (record.voucher, record.final):
             if voucher is not None and voucher.amount > _amount(db, record.session):

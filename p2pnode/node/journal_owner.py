@@ -11,6 +11,10 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+ELSEWHERE: Final = "elsewhere"
+"""Of a purchase that another machine of the user may use: the sealed index tells when it is over."""
 
 
 class Owner:
@@ -42,8 +46,8 @@ class Owner:
 
 def is_alive(path: Path, name: str) -> bool:
     """Does the process of this name still run? One that can't be asked counts as alive."""
-    if not name:
-        return False
+    if not name or name == ELSEWHERE:
+        return bool(name)
     try:
         handle = os.open(_file(path, name), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -232,6 +232,9 @@ class Asking:
 
     def _done(self, message: Done) -> None:
         meter = self._meter
+        if message.reason == "cancelled" and not (self.cancelled or self._carried):
+            msg = "a turn that is called cancelled, which nobody cancelled"
+            raise ProtocolError(msg)
         told = (message.tokens_in, message.reused, message.tokens_out)
         if self._carried and told == (0, 0, 0) and self._tokens_out == 0 and meter.due:
             # The voucher for the input was lost with the old stream, and with it the bill.

@@ -114,6 +114,8 @@ class SavedSession:
     voucher: Voucher | None = None
     receipt: Receipt | None = None
     """The host's, that the voucher goes on from: it must be shown where the voucher is handed over late."""
+    over: bool = False
+    """Nothing more is signed for it, and ``voucher`` is the last: another machine may hand that over."""
 
 
 IndexRecord: TypeAlias = SavedConversation | SavedSession

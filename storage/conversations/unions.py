@@ -1,7 +1,7 @@
 """The index as a union: whoever wrote, in whatever order, all devices come to the same list. Pure.
 
-Of two records of one conversation "forgotten" wins, then the later; of one session the one with the
-highest voucher. The rule is commutative, associative and idempotent.
+Of two records of one conversation "forgotten" wins, then the later; of one session the one that is over,
+then the one with the highest voucher. The rule is commutative, associative and idempotent.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def parse_index(record: bytes) -> IndexRecord:
     return found
 
 
-def _weight(record: IndexRecord) -> tuple[int, int, bytes]:
+def _weight(record: IndexRecord) -> tuple[int, int, int, bytes]:
     if isinstance(record, SavedConversation):
-        return int(record.gone), record.updated, encode(record)
+        return int(record.gone), record.updated, 0, encode(record)
     if record.voucher is None:
-        return -1, 0, encode(record)
-    return record.voucher.amount, record.voucher.seq, encode(record)
+        return int(record.over), -1, 0, encode(record)
+    return int(record.over), record.voucher.amount, record.voucher.seq, encode(record)

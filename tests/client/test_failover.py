@@ -376,7 +376,7 @@ async def test_ids_whose_text_a_dead_host_kept_are_told_by_the_next(autojump_clo
             assert [item.tokens_out for item in answer.bill] == [9, TOKENS - 9]
 
 
-async def test_a_host_that_calls_a_turn_cancelled_unasked_is_asked_once_more_then_left(
+async def test_a_host_that_calls_a_turn_cancelled_unasked_is_left_and_remembered(
     autojump_clock: MockClock,
 ) -> None:
     async with world(limits=ONE_BY_ONE) as w:
@@ -400,21 +400,46 @@ async def test_a_host_that_calls_a_turn_cancelled_unasked_is_asked_once_more_the
             answer = ask(client)
             shown = await read(answer, lambda _held: None)
             await check_whole(answer, shown)
-            assert turns == 2
+            assert turns == 1
             assert answer.host == members[1].node.peer_id
+            assert client.searches.measured[members[0].node.peer_id].faults == 1
 
 
-async def test_what_every_host_would_refuse_is_asked_of_none_of_them(autojump_clock: MockClock) -> None:
+def calls_it_wrong(asked: list[int], number: int) -> Callable[[Stream], Awaitable[None]]:
+    """A host that finds every question malformed."""
+    speak = speaks([Error(code="bad_request", detail="this makes no sense", turn=1)])
+
+    async def handler(stream: Stream) -> None:
+        asked.append(number)
+        await speak(stream)
+
+    return handler
+
+
+async def test_one_host_that_calls_a_sound_question_wrong_ends_nothing(autojump_clock: MockClock) -> None:
     async with world(limits=ONE_BY_ONE) as w:
         members = await hosts(w, 2)
         async with w.client(seeds(members)) as client:
             await meet(client, members)
-            bad: list[object] = [Error(code="bad_request", detail="this makes no sense", turn=1)]
-            misbehave(members[0], speaks(bad))
+            asked: list[int] = []
+            misbehave(members[0], calls_it_wrong(asked, 0))
+            answer = ask(client)
+            await check_whole(answer, await read(answer, lambda _held: None))
+            assert (asked, answer.host) == ([0], members[1].node.peer_id)
+            assert client.searches.measured[members[0].node.peer_id].failures_in_a_row == 1
+
+
+async def test_what_two_hosts_call_wrong_is_asked_of_no_third(autojump_clock: MockClock) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, 3)
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+            asked: list[int] = []
+            for number, member in enumerate(members):
+                misbehave(member, calls_it_wrong(asked, number))
             with pytest.raises(RefusedError, match="this makes no sense"):
                 await read(ask(client), lambda _held: None)
-            assert members[1].host is not None
-            assert members[1].host.totals.turns == 0
+            assert asked == [0, 1]
 
 
 async def test_an_answer_tries_no_more_hosts_than_its_limit(autojump_clock: MockClock) -> None:

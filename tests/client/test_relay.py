@@ -21,6 +21,7 @@ STANDINGS = st.builds(
     room=st.integers(0, 3),
     parts_left=st.integers(0, 2),
     cancelled=st.booleans(),
+    refusals=st.integers(0, 3),
     progressed=st.booleans(),
     fruitless=st.integers(0, 3),
     kept=st.booleans(),
@@ -56,7 +57,9 @@ def test_whatever_a_host_says_the_next_one_is_asked(code: str) -> None:
 
 
 def test_what_any_host_would_say_and_what_is_our_own_fault_stops() -> None:
-    assert after_failure(RefusedError("bad_request", "x"), MIDWAY) == "stop"
+    refused = RefusedError("bad_request", "x")
+    assert after_failure(refused, replace(MIDWAY, refusals=2)) == "stop"
+    assert after_failure(refused, replace(FRESH, refusals=1)) == "next", "one host alone may lie"
     assert after_failure(ChainError("the cap is reached"), MIDWAY) == "stop"
     assert after_failure(ChainError("the cap is reached"), FRESH) == "stop"
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from p2pnode.errors import ConfigError, NoHostError
+from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.store import OwnerKey
 from tests.client.talks import ENTROPY, Told, machine, options, read, say
@@ -169,3 +171,27 @@ async def test_a_client_without_a_storage_key_talks_and_keeps_nothing(
                 await client.resume(bytes(16))
         assert not told.named("conversation.kept")
         assert not (tmp_path / "a" / "store").exists()
+
+
+async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_down(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        told = Told()
+        async with machine(w, tmp_path, knows=[host], told=told) as client:
+            talk = await client.talk(options())
+            await say(talk, "one")
+            await talk.settled()
+            assert talk.conversation is not None
+
+            async def waits_for_a_fork(*_pieces: Piece) -> None:
+                await trio.sleep_forever()
+
+            talk.conversation.append = waits_for_a_fork  # type: ignore[method-assign,assignment]
+            await say(talk, "two")
+            left_at = trio.current_time()
+        limits = client.limits
+        most_s = 2 * limits.keep_deadline_s + limits.renew_at_end_s + 2 * limits.close_deadline_s
+        assert trio.current_time() - left_at <= most_s
+        assert [each["reason"] for each in told.named("conversation.not_kept")]

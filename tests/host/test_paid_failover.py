@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from p2pnode.client.bill import BillItem
 from p2pnode.client.caps import SpendingCapError, SpendingCaps
 from p2pnode.client.client import Client
 from p2pnode.client.purse import FundsError
+from p2pnode.errors import EngineError
 from p2pnode.host.money import HostMoney
+from p2pnode.models.engine import EngineEvent, GenerateRequest
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
@@ -394,3 +397,44 @@ async def test_a_host_that_is_back_within_the_patience_goes_on_in_its_session(
         await check_whole(answer, shown)
         (item,) = answer.bill
         assert item.cost == due(item.tokens_in - item.reused, TOKENS)
+
+
+async def test_a_host_that_breaks_off_after_every_token_bills_the_prompt_twice_at_most(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 2) as (w, running, client):
+        bad = running[0][0].node.peer_id
+
+        def then(_held: int) -> None:
+            if answer.host == bad:
+                w.world.net.partition(["10.0.9.9"], ["10.0.0.1"])
+                w.world.net.heal()
+
+        answer = ask(client)
+        shown = await read(answer, then)
+        await check_whole(answer, shown)
+        first, second = answer.bill
+        assert (first.peer, second.peer) == (bad, running[1][0].node.peer_id)
+        assert first.tokens_in <= 2 * second.tokens_in
+        hosted = running[0][1].journal.hosted()
+        assert len(hosted) == 1, "and it takes one fee"
+
+
+async def test_a_host_that_takes_the_input_and_then_has_no_room_is_remembered(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 2) as (_, running, client):
+        host = running[0][0].host
+        assert host is not None
+        engine = host.models[0].engine
+
+        def full(_request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
+            msg = "all slots are taken"
+            raise EngineError(msg, code="capacity")
+
+        engine.generate = full  # type: ignore[method-assign,assignment]
+        answer = ask(client)
+        await check_whole(answer, await read(answer, lambda _held: None))
+        assert [item.reason for item in answer.bill] == ["capacity", "length"]
+        assert answer.bill[0].cost > FEE
+        assert client.searches.measured[running[0][0].node.peer_id].failures_in_a_row == 1

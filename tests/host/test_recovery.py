@@ -128,8 +128,10 @@ async def test_a_machine_that_has_only_the_sealed_index_pays_a_killed_host_to_th
         member, money = await w.host(model=priced(tokens_per_s=SLOW))
         async with w.client(member) as client:
             asked = await broken_off(w, member, money, client, pieces)
+            await trio.sleep(20)
             saved = client.purchase(left(books_of(client)).session)
             assert saved is not None
+            assert saved.over
             assert (saved.receipt is None) == (pieces == 12)
         kept = INDEX_CODEC.decode(INDEX_CODEC.encode(saved))
         assert isinstance(kept, SavedSession)
@@ -141,6 +143,28 @@ async def test_a_machine_that_has_only_the_sealed_index_pays_a_killed_host_to_th
         assert kept.voucher is not None
         assert kept.voucher.tokens_out == len(asked.ids)
         settled(w, due(kept.voucher.tokens_in, len(asked.ids)))
+
+
+async def test_a_machine_that_recovers_leaves_a_session_alone_that_another_still_uses(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(model=priced(tokens_per_s=SLOW))
+        async with w.client(member) as client:
+            await answer(client)
+            saved = client.purchase(left(books_of(client)).session)
+            assert saved is not None
+            assert not saved.over
+            async with another_process(w, tmp_path / "new.sqlite") as (journal, network):
+                await journal.bought_restored(bought_of(saved), int(wall_clock()), saved.receipt)
+                assert await bring(journal, network) == []
+                await answer(client)
+                assert len(money.journal.hosted("open")) == len(money.journal.hosted()) == 1
+                saved = client.purchase(saved.session)
+                assert saved is not None
+                over = replace(saved, over=True)
+                await journal.bought_restored(bought_of(over), int(wall_clock()), over.receipt)
+                assert [each.session for each in owed(journal, int(wall_clock()))] == [over.session]
 
 
 async def test_a_client_whose_process_is_gone_delivers_from_its_journal(

@@ -198,7 +198,7 @@ async def test_a_purchase_comes_back_with_the_receipt_its_voucher_goes_on_from_a
     tmp_path: Path,
 ) -> None:
     async with writing(tmp_path / "journal.sqlite") as journal:
-        paid, unpaid = bought(1, voucher=voucher(1, 1000)), bought(2)
+        paid, unpaid = bought(1, voucher=voucher(1, 1000), state="over"), bought(2)
         await journal.bought_restored(paid, NOW, receipt(1))
         await journal.bought_restored(unpaid, NOW)
         assert [each.session for each in journal.purchases_left()] == [session(1)]  # nothing is owed for 2
@@ -208,6 +208,23 @@ async def test_a_purchase_comes_back_with_the_receipt_its_voucher_goes_on_from_a
         await journal.bought_settled(session(1), 1000, NOW)
         await journal.bought_settled(session(2), 1000, NOW)
         assert journal.taken_unserved(paid.terms.host, 0) == 1
+
+
+async def test_a_purchase_that_another_machine_may_use_is_left_until_it_is_told_to_be_over(
+    tmp_path: Path,
+) -> None:
+    async with writing(tmp_path / "journal.sqlite") as journal:
+        used = bought(1, voucher=voucher(2, 2000))
+        await journal.bought_restored(used, NOW, receipt(2))
+        assert journal.purchases_left() == []
+        # The last may be below one before: of input that was paid and never billed.
+        last = replace(used, voucher=voucher(3, 1500), state="over")
+        await journal.bought_restored(last, NOW, receipt(3))
+        (left,) = journal.purchases_left()
+        assert (left.state, left.owed) == ("over", voucher(3, 1500))
+        await journal.bought_settled(session(1), 2000, NOW)
+        await journal.bought_restored(last, NOW, receipt(3))
+        assert journal.purchases_left() == []
 
 
 # ---- a host's epochs

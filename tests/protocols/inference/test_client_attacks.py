@@ -276,12 +276,21 @@ def test_a_refusal_carries_the_words_of_the_host() -> None:
     assert out == [SessionFailed("capacity", "full", 2.0)]
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_only_a_turn_that_was_cancelled_may_be_called_so(asked: bool) -> None:
+    client = asking(quoted=False)
+    if asked:
+        client.handle(Command(CancelTurn()), 0.5)
+    *_, told = hear(client, m.Done(turn=1, reason="cancelled", tokens_in=0, reused=0, tokens_out=0))
+    assert isinstance(told, TurnDone) if asked else (isinstance(told, SessionFailed) and told.fault)
+
+
 # ---- prompts that need not be sent
 
 
 def test_a_conversation_beyond_the_context_fails_here() -> None:
     client = asking()
-    done = m.Done(turn=1, reason="cancelled", tokens_in=0, reused=0, tokens_out=0)
+    done = m.Done(turn=1, reason="length", tokens_in=0, reused=0, tokens_out=0)
     client = asking(quoted=False)
     hear(client, done)
     effects = client.handle(Command(ask(content="x" * 40_000)), 1.0)
