@@ -1,4 +1,4 @@
-"""Checks of what is kept: the store on this disk, the key of conversations, what is on this disk alone."""
+"""Checks of what is kept: the store on this disk, the key of conversations, and what no other node has."""
 
 from __future__ import annotations
 
