@@ -87,7 +87,9 @@ class Client:
         if self.payer is None and self.pays:
             self.payer = self._configured_payer()
         async with AsyncExitStack() as stack:
-            self._nursery = await stack.enter_async_context(trio.open_nursery())
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            self._nursery = await nursery.start(_hold_tasks)
+            stack.callback(self._nursery.cancel_scope.cancel)
             if self._node is None:
                 self._node = self._make_node()
                 await self._nursery.start(self._node.run)
@@ -98,8 +100,8 @@ class Client:
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        stack, nursery, node = self._stack, self._nursery, self._node
-        if stack is None or nursery is None or node is None:
+        stack, node = self._stack, self._node
+        if stack is None or node is None:
             return
         try:
             await self.conversations.finish()  # hosts store for clients with an open session
@@ -112,7 +114,6 @@ class Client:
             if self._remember and self.data.root.is_dir():
                 save_measured(self.data.measured, self.searches.measured)
         finally:
-            nursery.cancel_scope.cancel()
             self._nursery = self._stack = None
             # Not with the caller's error: a nursery would wrap it, and `except NoHostError` miss it.
             await stack.__aexit__(None, None, None)
@@ -264,6 +265,17 @@ class Client:
         return search.ranking()
 
     last_failures: Mapping[PeerId, str] = {}
+
+
+async def _hold_tasks(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """A nursery that does not end with a cancelled caller: what runs there must be ended in order first.
+
+    Else an interrupted answer would neither be written down nor paid for.
+    """
+    async with trio.open_nursery() as tasks:
+        tasks.cancel_scope.shield = True
+        task_status.started(tasks)
+        await trio.sleep_forever()
 
 
 __all__ = ["Answer", "Candidate", "Client", "Filters"]

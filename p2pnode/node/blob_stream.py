@@ -60,7 +60,7 @@ class ServedBlobs:
         on_entry: Callable[[EntryKey], None],
         on_fault: Callable[[str], None],
     ) -> None:
-        self._machine, self._stream = machine, stream
+        self._machine, self.stream = machine, stream
         self._blobs, self._registry = blobs, registry
         self._on_entry, self._on_fault = on_entry, on_fault
         channel = MessageChannel(stream, CODEC, FRAME_MAX)
@@ -78,7 +78,10 @@ class ServedBlobs:
 
     def give_way(self) -> None:
         """End: others wait for its place."""
-        self._driver.fire_nowait("idle")
+        if self.resting:
+            self._driver.fire_nowait("idle")
+        elif self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
 
     async def run(self) -> None:
         """Serve until the stream is over, then close it."""
@@ -90,7 +93,7 @@ class ServedBlobs:
                 nursery.cancel_scope.cancel()
             clean = self._over is not None and not self._over.fault and self._driver.fault is None
         finally:
-            await (self._stream.aclose() if clean else self._stream.reset())
+            await (self.stream.aclose() if clean else self.stream.reset())
         if not clean:
             reason = self._driver.fault or (self._over.reason if self._over is not None else None)
             if reason is not None:

@@ -1,12 +1,12 @@
 """This node's store, served to peers over ``/p2pnode/blob/1``.
 
 Anybody may read, within rates: it is ciphertext, named by its hash. Who may write, the injected policy says.
-Streams are few: where all are taken, one that rests gives way.
+Streams are few: where all are taken, one that rests gives way, or one of the address that has the most.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -56,7 +56,7 @@ class BlobService:
 
     async def _serve(self, stream: Stream) -> None:
         node, peer = self._node, stream.peer
-        if node.faults.shunned(peer, trio.current_time()) or not self._has_room():
+        if node.faults.shunned(peer, trio.current_time()) or not self._has_room(_host_of(stream)):
             await stream.reset()
             return
         machine = BlobServer(
@@ -81,17 +81,25 @@ class BlobService:
         finally:
             self._streams.discard(served)
 
-    def _has_room(self) -> bool:
+    def _has_room(self, newcomer: str) -> bool:
         if len(self._streams) < self._node.limits.store_streams_max:
             return True
         now = trio.current_time()
         resting = [each for each in self._streams if each.resting and now - each.active_at >= _REST_S]
-        if not resting:
+        longest = min(resting or self._crowding(newcomer), key=lambda each: each.active_at, default=None)
+        if longest is None:
             return False
-        longest = min(resting, key=lambda each: each.active_at)
         self._streams.discard(longest)
         longest.give_way()
         return True
+
+    def _crowding(self, newcomer: str) -> list[ServedBlobs]:
+        """Streams of the address that has the most, if the newcomer's would still have fewer."""
+        taken = Counter(_host_of(each.stream) for each in self._streams)
+        host, most = taken.most_common(1)[0]
+        if most <= taken[newcomer] + 1:
+            return []
+        return [each for each in self._streams if _host_of(each.stream) == host]
 
     def _allowance(self, peer: PeerId) -> Allowance:
         found = self._allowances.pop(peer, None) or Allowance(self._everyone)
@@ -99,3 +107,8 @@ class BlobService:
         if len(self._allowances) > _PEERS_MAX:
             self._allowances.popitem(last=False)
         return found
+
+
+def _host_of(stream: Stream) -> str:
+    """The address that it comes from, without the port."""
+    return (stream.remote_addr or "").partition("/tcp/")[0]

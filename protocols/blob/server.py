@@ -88,8 +88,8 @@ class BlobServer:
 
     @property
     def resting(self) -> bool:
-        """Does it serve nothing at the moment?"""
-        return not self._requests
+        """Does it serve nothing at the moment? What only still comes of an upload is of no use to anybody."""
+        return all(each.upload is not None and each.upload.answered for each in self._requests.values())
 
     def start(self, now: float) -> Sequence[Effect]:
         """Begin: an idle stream doesn't stay."""
@@ -362,14 +362,19 @@ class BlobServer:
             self._waiting.remove(id_)
         self._reading.discard(id_)
         if served.upload is not None and not served.upload.ended:
-            served.upload.answered = True
+            served.upload.answered = True  # to be cancelled, or to end soon whatever its size
+            self._out.set_timer(f"upload {id_}", now + UPLOAD_S)
+            self._rest(now)
         else:
             self._forget(id_, now)
         self._read_next()
 
     def _forget(self, id_: int, now: float) -> None:
         del self._requests[id_]
-        if not self._requests:
+        self._rest(now)
+
+    def _rest(self, now: float) -> None:
+        if self.resting:
             self._out.set_timer("idle", now + IDLE_S)
 
     def _end(self, reason: str, *, fault: bool = False) -> None:

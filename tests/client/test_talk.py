@@ -195,3 +195,25 @@ async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_dow
         most_s = 2 * limits.keep_deadline_s + limits.renew_at_end_s + 2 * limits.close_deadline_s
         assert trio.current_time() - left_at <= most_s
         assert [each["reason"] for each in told.named("conversation.not_kept")]
+
+
+async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        told = Told()
+        with trio.CancelScope() as interrupted:
+            async with machine(w, tmp_path, knows=[host], told=told) as client:
+                talk = await client.talk(options())
+                async with talk.ask("one") as answer:
+                    async for _ in answer:
+                        if len(answer.ids) >= 10:
+                            interrupted.cancel()
+        assert interrupted.cancelled_caught
+        assert told.named("conversation.not_kept") == []
+        (kept,) = told.named("conversation.kept")
+        async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
+            talk = await client.resume(bytes.fromhex(str(kept["conversation"])))
+            assert talk.cut_short
+            assert talk.lines[-1].ids == answer.ids

@@ -438,3 +438,20 @@ async def test_a_host_that_takes_the_input_and_then_has_no_room_is_remembered(
         assert [item.reason for item in answer.bill] == ["capacity", "length"]
         assert answer.bill[0].cost > FEE
         assert client.searches.measured[running[0][0].node.peer_id].failures_in_a_row == 1
+
+
+async def test_an_answer_that_is_interrupted_is_paid_for_as_far_as_it_came(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path, limits=ONE_BY_ONE) as w:
+        member, money = await w.host(model=priced(tokens_per_s=50))
+        with trio.CancelScope() as interrupted:
+            async with w.client(member) as client, ask(client) as answer:
+                async for _ in answer:
+                    if len(answer.ids) >= 10:
+                        interrupted.cancel()
+        assert interrupted.cancelled_caught
+        await trio.sleep(30)
+        (hosted,) = money.journal.hosted()
+        assert hosted.voucher is not None
+        assert (hosted.state, hosted.voucher.tokens_out) == ("settled", len(answer.ids))

@@ -542,6 +542,30 @@ async def test_streams_are_few_and_one_that_rests_gives_way(autojump_clock: Mock
             await _has_nothing(stored)
 
 
+async def test_one_machine_can_not_crowd_all_others_out_however_many_peers_it_plays(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_nodes(limits=replace(DEFAULT_LIMITS, store_streams_max=4)) as stored:
+        gate = _Gate()
+        serve_store(stored.keeper, gate)
+        digest = m.claim_digest(stored.asker.node.peer_id, stored.keeper.node.peer_id)
+        claim = m.Claim(owner=stored.alice, signature=stored.owners.sign(stored.alice, digest))
+        put = m.Put(id=0, hash=hash_of(LARGE), size=len(LARGE), lease_s=60)
+        channels = []
+        for _ in range(4):  # each with an upload under way: none of them rests
+            channels.append(await _raw(stored, [claim, put]))
+            await trio.sleep(1)
+        with pytest.raises(UnreachableError):  # of the same address
+            await _has_nothing(stored)
+        other = await stored.world.add()
+        elsewhere = PeerStore(
+            other.node, stored.keeper.node.peer_id, stored.keeper.node.multiaddrs, sign=stored.owners.sign
+        )
+        assert await elsewhere.size(hash_of(b"x")) is None
+        with pytest.raises(RemoteError):  # the one that was silent for longest gave way
+            await channels[0].receive()
+
+
 async def test_a_reader_that_does_not_read_costs_its_stream(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
         kept = serve_store(stored.keeper)

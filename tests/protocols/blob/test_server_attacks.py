@@ -296,6 +296,15 @@ def test_an_upload_that_was_refused_and_is_never_ended_is_cut_off_too() -> None:
     fault_of(side)
 
 
+def test_a_stranger_can_not_keep_a_stream_busy_with_an_upload_that_was_refused() -> None:
+    side = server_side()
+    side.hear(replace(put(0, b"1234567890", inline=False), size=m.SIZE_MAX))
+    assert side.timers["upload 0"] == side.now + UPLOAD_S
+    assert side.machine.resting
+    side.fire("idle")
+    assert side.over == c.Over("idle")
+
+
 @pytest.mark.parametrize("end", [m.Cancel(id=0), m.Data(id=0, data=b"1234567890", last=True)])
 def test_a_refused_upload_ends_by_a_cancel_or_its_last_piece_and_costs_no_store_work(end: Any) -> None:
     side = claimed()
