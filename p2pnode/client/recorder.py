@@ -76,6 +76,11 @@ class Recorder:
             except StorageError as error:
                 log.warning("conversation.not_kept", reason=str(error))
                 self._on_trouble(str(error))
+            except Exception:  # a bug in keeping costs what was to be kept, never the answer
+                log.exception("conversation.failed")
+                self._on_trouble(
+                    "it can't be written down: run with --log-level debug and report what it says"
+                )
 
     async def _drain_some(self) -> None:
         if self._pieces:
