@@ -28,7 +28,8 @@ log = structlog.get_logger()
 class Recorder:
     """Of one conversation; ``conversation`` is made with the first piece where there is none yet.
 
-    ``spawn`` starts a task of the client's; ``on_trouble`` hears why something could not be kept.
+    ``spawn`` starts a task of the client's; ``on_trouble`` hears why something could not be kept, once until
+    it can.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Recorder:
         self._pieces: list[Piece] = []
         self._sessions: dict[bytes, SavedSession] = {}
         self._lock = trio.Lock()
+        self.trouble = ""
+        """Why what was said last is not on our disk."""
 
     @property
     def sid(self) -> bytes | None:
@@ -73,9 +76,12 @@ class Recorder:
             try:
                 while self._pieces or self._sessions:
                     await self._drain_some()
+                self.trouble = ""
             except StorageError as error:
-                log.warning("conversation.not_kept", reason=str(error))
-                self._on_trouble(str(error))
+                if not self.trouble:
+                    log.warning("conversation.not_kept", reason=str(error))
+                    self._on_trouble(str(error))
+                self.trouble = str(error)
 
     async def _drain_some(self) -> None:
         if self._pieces:
