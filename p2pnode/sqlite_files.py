@@ -89,8 +89,9 @@ def trouble_of(error: Exception) -> Trouble:
         if error.errno in _NO_SPACE:
             return "full"
         return "denied" if isinstance(error, PermissionError) else "disk"
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY
-    if code == sqlite3.SQLITE_FULL:
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code = extended & _PRIMARY
+    if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:  # no room for the log's index
         return "full"
     if code in _DENIED:
         return "denied"

@@ -29,6 +29,8 @@ def words_of(name: str, fields: Mapping[str, Any]) -> str:
     nodes = "no other node" if not count else f"{count} other node{'s' if count > 1 else ''}"
     state = "deleted" if fields["gone"] else "kept"
     where = f"[conversation {short} is {state} here and on {nodes}"
+    if fields["cut"]:
+        where = f"[what was said last in conversation {short} is not kept; the rest is, here and on {nodes}"
     if not fields["kept"]:
         return f"{where}; it goes out with the next command: {fields['waiting']}]"
     return f"{where}: {fields['weak']}]" if fields["weak"] else f"{where}]"

@@ -15,7 +15,7 @@ import trio
 from p2pnode.client.question import resolve_model
 from p2pnode.client.talk import Talk, TalkOptions
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import P2PNodeError, StorageError
 from p2pnode.ids import ModelId
 from p2pnode.models.manifest import model_id_text
 from p2pnode.node.datadir import DataDir
@@ -46,9 +46,14 @@ class Conversations:
         return self._config.save and DataDir(self._config.data_dir).storage_key.exists()
 
     async def new(self, options: TalkOptions, *, keep: bool = True) -> Talk:
-        """A new one. Raises ``LocalError`` when the store can't be opened."""
+        """A new one; where the store can't be opened, one that is not kept. Raises ``ConfigError``."""
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
-        keeper = await self.keeper() if keep and self.are_kept else None
+        keeper = None
+        if keep and self.are_kept:
+            try:
+                keeper = await self.keeper()
+            except StorageError as error:  # a full disk costs nobody an answer
+                self._client.tell("conversation.not_kept", {"reason": str(error)})
         return self._talk(options, known.model, keeper, None)
 
     async def resume(self, sid: bytes, options: TalkOptions) -> Talk:
@@ -115,8 +120,12 @@ class Conversations:
                 self._client.tell("conversation.not_kept", {"reason": str(error)})
                 return
         sids = [talk.conversation.sid for talk in self._talks if talk.conversation is not None]
+        cut = {
+            talk.conversation.sid for talk in self._talks if talk.conversation is not None and talk.trouble
+        }
         for sid in dict.fromkeys((*sids, *self._forgotten)):
-            self._client.tell("conversation.kept", {**kept.fields(sid), "gone": sid in self._forgotten})
+            fields = {**kept.fields(sid), "cut": sid in cut, "gone": sid in self._forgotten}
+            self._client.tell("conversation.kept", fields)
 
     async def _settle(self) -> None:
         """All that was said on our disk. What waits for others, as a fork may, does so for a while only."""

@@ -28,7 +28,8 @@ log = structlog.get_logger()
 class Recorder:
     """Of one conversation; ``conversation`` is made with the first piece where there is none yet.
 
-    ``spawn`` starts a task of the client's; ``on_trouble`` hears why something could not be kept.
+    ``spawn`` starts a task of the client's; ``on_trouble`` hears why something could not be kept, once until
+    it can.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Recorder:
         self._pieces: list[Piece] = []
         self._sessions: dict[bytes, SavedSession] = {}
         self._lock = trio.Lock()
+        self.trouble = ""
+        """Why what was said last is not on our disk."""
 
     @property
     def sid(self) -> bytes | None:
@@ -73,14 +76,19 @@ class Recorder:
             try:
                 while self._pieces or self._sessions:
                     await self._drain_some()
+                self.trouble = ""
             except StorageError as error:
-                log.warning("conversation.not_kept", reason=str(error))
-                self._on_trouble(str(error))
+                self._report(str(error))
             except Exception:  # a bug in keeping costs what was to be kept, never the answer
                 log.exception("conversation.failed")
-                self._on_trouble(
-                    "it can't be written down: run with --log-level debug and report what it says"
-                )
+                self._report("it can't be written down: run with --log-level debug and report what it says")
+
+    def _report(self, reason: str) -> None:
+        """Once, not for every piece of an answer."""
+        if not self.trouble:
+            log.warning("conversation.not_kept", reason=reason)
+            self._on_trouble(reason)
+        self.trouble = reason
 
     async def _drain_some(self) -> None:
         if self._pieces:

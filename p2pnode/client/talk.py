@@ -196,6 +196,11 @@ class Talk:
         if self._recorder is not None:
             self._recorder.add(*pieces)
 
+    @property
+    def trouble(self) -> str:
+        """Why what was said last is not on our disk; "" where it is, or is to be nowhere."""
+        return self._recorder.trouble if self._recorder is not None else ""
+
     async def settled(self) -> None:
         """Until all of it is on our disk, if that takes it."""
         self.note_purchases()

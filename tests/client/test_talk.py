@@ -8,10 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pnode.cli.conversation_words import words_of
 from p2pnode.errors import ConfigError, NoHostError
+from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.keys import StorageKeys
-from p2pnode.storage.store import OwnerKey
+from p2pnode.storage.store import DiskFullError, OwnerKey
 from tests.client.talks import ENTROPY, Told, machine, options, read, say
 from tests.node.blob_world import serve_store
 from tests.node.world import scripted_host, world
@@ -217,3 +219,53 @@ async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(
             talk = await client.resume(bytes.fromhex(str(kept["conversation"])))
             assert talk.cut_short
             assert talk.lines[-1].ids == answer.ids
+
+
+async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept_that_is_not(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        told = Told()
+        async with machine(w, tmp_path, knows=[host], told=told) as client:
+            talk = await client.talk(options())
+            await say(talk, "one")
+            await talk.settled()
+            keeper = await client.conversations.keeper()
+            put_own = keeper.archive._rim.replication.put_own
+
+            async def full(_data: bytes, _digest: BlobHash) -> None:
+                msg = "the disk is full"
+                raise DiskFullError(msg)
+
+            keeper.archive._rim.replication.put_own = full  # type: ignore[method-assign,assignment]
+            await say(talk, "two")
+            await talk.settled()
+            assert len(told.named("conversation.not_kept")) == 1
+            keeper.archive._rim.replication.put_own = put_own  # type: ignore[method-assign]
+            await talk.settled()
+            assert talk.trouble == ""
+            keeper.archive._rim.replication.put_own = full  # type: ignore[method-assign,assignment]
+            await say(talk, "three")
+        assert len(told.named("conversation.not_kept")) == 2
+        (kept,) = told.named("conversation.kept")
+        assert kept["cut"]
+        assert "is not kept" in words_of("conversation.kept", kept)
+        async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
+            talk = await client.resume(bytes.fromhex(str(kept["conversation"])))
+            assert [line.text for line in talk.lines if line.role == "user"] == ["one", "two"]
+
+
+async def test_a_question_is_answered_where_the_store_can_not_be_opened(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        told = Told()
+        async with machine(w, tmp_path, knows=[host], told=told) as client:
+            (tmp_path / "store").mkdir()
+            (tmp_path / "store" / "index.sqlite").write_bytes(b"something else that is no store of ours" * 99)
+            talk = await client.talk(options())
+            assert await say(talk, "one")
+            assert not talk.is_kept
+        assert len(told.named("conversation.not_kept")) == 1
