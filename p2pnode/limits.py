@@ -80,7 +80,7 @@ class Limits:
     # storage
     replicas_max: int = 16
     replica_grace_s: float = 2.0
-    replica_ask_s: float = 5.0
+    replica_ask_s: float = 3.0
     replica_write_s: float = 10.0
     replica_lag_s: float = 1.0
     replica_rest_s: float = 2.0

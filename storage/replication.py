@@ -169,10 +169,11 @@ class Replication:
         """One replica's part of a round: blobs, the gate, the pointer. Its failures are values."""
         name, past_gate = replica.name, False
         try:
-            with trio.move_on_after(self._limits.replica_write_s) as scope:
+            # One that does not even say what it has must not hold up the others' pointers for long.
+            with trio.move_on_after(self._limits.replica_ask_s) as scope:
                 may_move = await self._pointer_may_move(this, replica)
-                if may_move and this.care != "new":
-                    scope.deadline = math.inf
+                now = trio.current_time()
+                scope.deadline = now + self._limits.replica_write_s if this.care == "new" else math.inf
                 if may_move and await self._put_missing(this, replica):
                     this.blobs_there.add(name)
             past_gate = True
