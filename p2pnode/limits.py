@@ -98,6 +98,7 @@ class Limits:
     announce_soon_s: float = 2.0
     announce_keys_max: int = 128
     store_gc_interval_s: float = 60.0
+    store_gc_settle_s: float = 600.0
     store_gc_items: int = 128
 
     # the S5 server
