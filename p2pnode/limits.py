@@ -80,7 +80,7 @@ class Limits:
     # storage
     replicas_max: int = 16
     replica_grace_s: float = 2.0
-    replica_ask_s: float = 5.0
+    replica_ask_s: float = 3.0
     replica_write_s: float = 10.0
     replica_lag_s: float = 1.0
     replica_rest_s: float = 2.0
@@ -98,6 +98,7 @@ class Limits:
     announce_soon_s: float = 2.0
     announce_keys_max: int = 128
     store_gc_interval_s: float = 60.0
+    store_gc_settle_s: float = 600.0
     store_gc_items: int = 128
 
     # the S5 server

@@ -221,12 +221,15 @@ class Replication:
             this.gate.set()
 
     async def _look_and_put(self, this: _Round, replica: Replica) -> bool:
-        """Both at once: blobs do no harm where the pointer may not move then."""
+        """Both at once: blobs do no harm where the pointer may not move then.
+
+        One that does not even say what it has must not hold up the others' pointers for long.
+        """
         may_move = False
 
         async def look() -> None:
             nonlocal may_move
-            may_move = await self._in_time(self._pointer_may_move(this, replica))
+            may_move = await self._in_time(self._pointer_may_move(this, replica), self._limits.replica_ask_s)
 
         await together([look, partial(self._put_missing, this, replica)], at_once=2)
         return may_move
@@ -247,14 +250,16 @@ class Replication:
         ask = this.care != "new" or replica is self.own or not known.intersection(this.blobs)
 
         async def put(digest: BlobHash) -> None:
-            await self._in_time(self._put_if_missing(this, replica, digest, ask=ask))
+            put_if_missing = self._put_if_missing(this, replica, digest, ask=ask)
+            await self._in_time(put_if_missing, self._limits.replica_write_s)
 
         missing = [digest for digest in this.blobs if digest not in known or this.care != "new"]
         works = [partial(put, digest) for digest in missing]
         await together(works, at_once=self._limits.archive_pushes_at_once)
 
-    async def _in_time(self, work: Awaitable[T]) -> T:
-        with trio.move_on_after(self._limits.replica_write_s):
+    @staticmethod
+    async def _in_time(work: Awaitable[T], limit_s: float) -> T:
+        with trio.move_on_after(limit_s):
             return await work
         raise _LateError(_SLOW)
 

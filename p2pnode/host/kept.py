@@ -41,7 +41,8 @@ class KeptSessions:
         self._lapsed: dict[SessionId, LapsedSession] = {}
         """Never forgotten while this start lasts: within an epoch a session is rebuilt once."""
         self._live: dict[SessionId, ServedSession] = {}
-        self._streams: dict[SessionId, int] = {}
+        self._waits: dict[SessionId, trio.CancelScope] = {}
+        """Whoever waits for the linger of a session whose stream was lost."""
 
     def find(self, message: Resume) -> OpenSession | LapsedSession | Refuse:
         """The session a client asks for. Whether it is the client's, the machine decides."""
@@ -74,7 +75,6 @@ class KeptSessions:
     async def recovered(self, record: OpenSession, stream: ServedSession) -> str:
         """A stream rebuilt it from the journal. Why it may take no turn, or ""."""
         self._live[record.session] = stream
-        self._streams[record.session] = 1
         self._records[record.session] = record
         return await self._cashier.recovered(record.session, record.epoch, stream.address)
 
@@ -82,7 +82,6 @@ class KeptSessions:
         """A stream has it: the first, or one that resumed it."""
         before = self._live.get(record.session)
         self._live[record.session] = stream
-        self._streams[record.session] = self._streams.get(record.session, 0) + 1
         if record.session in self._records:
             if before is not None and before is not stream:
                 before.replaced()
@@ -102,11 +101,19 @@ class KeptSessions:
             self._forget(session)
 
     async def wait_given_up(self, session: SessionId) -> None:
-        """Wait for the linger to pass; then it is nobody's, unless it was resumed since."""
-        streams = self._streams.get(session)
-        await trio.sleep(self._linger_s)
+        """Wait for the linger to pass; then it is nobody's, unless it was resumed since.
+
+        However often a stream is lost, one waits: who comes back and leaves all day must not fill our memory.
+        """
+        until = trio.current_time() + self._linger_s
+        if session in self._waits:
+            self._waits[session].deadline = until
+            return
+        with trio.CancelScope(deadline=until) as self._waits[session]:
+            await trio.sleep_forever()
+        del self._waits[session]
         record = self._records.get(session)
-        if record is not None and session not in self._live and self._streams.get(session) == streams:
+        if record is not None and session not in self._live:
             self._forget(session)
             self._cashier.given_up(session, unpaid=unpaid(record))
 
@@ -121,7 +128,6 @@ class KeptSessions:
 
     def _forget(self, session: SessionId) -> None:
         self._records.pop(session, None)
-        self._streams.pop(session, None)
 
 
 def unpaid(record: OpenSession) -> int:

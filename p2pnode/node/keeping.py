@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from p2pnode.node.announce import Announcer
 from p2pnode.node.blobs import Admits, BlobService
 from p2pnode.node.node import Node
@@ -14,5 +16,5 @@ def keep_for_peers(node: Node, store: LocalStore, admits: Admits) -> Announcer:
     announcer = Announcer(node, store.entries)
     BlobService(node, store, store, admits=admits, on_entry=announcer.arrived).start()
     node.start_soon(announcer.run)
-    node.start_soon(run_collection, store, node.limits)
+    node.start_soon(partial(run_collection, store, node.limits, wall=node.wall))
     return announcer

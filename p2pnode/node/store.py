@@ -27,6 +27,8 @@ LOCAL_OWNER: Final = OwnerKey(hash_of(b"p2pnode/local-owner"))
 """For whom counts what is put by hand (``p2pnode storage put``). No key: nobody signs as it, or needs to."""
 _DUE_S: Final = 1.0
 """Between two steps while more can be freed."""
+_DRIFT_S: Final = 60.0
+"""Further off from the time that passed the clock was set."""
 
 
 def quotas_of(config: NodeConfig) -> Quotas:
@@ -51,12 +53,24 @@ async def open_store(
 
 
 async def run_collection(
-    store: LocalStore, limits: Limits, *, task_status: Any = trio.TASK_STATUS_IGNORED
+    store: LocalStore,
+    limits: Limits,
+    *,
+    wall: Callable[[], float] = time.time,
+    task_status: Any = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Collect a piece at a time until cancelled. A disk that fails is logged, and tried again."""
+    """Collect a piece at a time until cancelled. A disk that fails is logged, and tried again.
+
+    What is collected is gone, so the clock must have gone well for a while: many machines start with a wrong
+    one, and one that is a month ahead would end every lease.
+    """
     task_status.started()
+    clock = _Clock(wall)
     while True:
         due = False
+        if clock.well_s() < limits.store_gc_settle_s:
+            await trio.sleep(min(limits.store_gc_interval_s, limits.store_gc_settle_s))
+            continue
         try:
             step = await store.gc_step(limits.store_gc_items)
         except StorageError as error:
@@ -69,3 +83,21 @@ async def run_collection(
                     files=step.files_removed, lost=step.blobs_lost,
                 )  # fmt: skip
         await trio.sleep(_DUE_S if due else limits.store_gc_interval_s)
+
+
+class _Clock:
+    """Since when the time of day goes as time passes."""
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._since, self._ahead = trio.current_time(), wall() - trio.current_time()
+
+    def well_s(self) -> float:
+        """For so long, in seconds."""
+        now = trio.current_time()
+        ahead = self._wall() - now
+        if abs(ahead - self._ahead) > _DRIFT_S:
+            log.warning("storage.clock_was_set", by_s=round(ahead - self._ahead))
+            self._since = now
+        self._ahead = ahead
+        return now - self._since

@@ -84,7 +84,7 @@ class AccountBook:
 
     def add_token(self, key: OwnerKey, token: str, label: str) -> None:
         """Let ``token`` speak for the account; the oldest beyond the bound no longer does."""
-        with self._lock:
+        with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             [(made,)] = self._db.execute("SELECT coalesce(max(made), 0) + 1 FROM tokens")
             self._db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", (_hash(token), key, label, made))
@@ -93,7 +93,6 @@ class AccountBook:
                 "(SELECT hash FROM tokens WHERE key = ?1 ORDER BY made DESC LIMIT ?2)",
                 (key, self._tokens_max),
             )
-            self._db.execute("COMMIT")
 
     def of_token(self, token: str) -> Account | None:
         """Whom it speaks for."""

@@ -1,8 +1,8 @@
 """Uploads that are not whole yet: two files each in a folder, so that they survive a restart.
 
 ``<id>.json`` says how long the blob is to be, its hash and for whom; ``<id>.part`` holds the bytes so far.
-There are at most so many, and what nobody touched for a day is swept. Every call blocks on the disk; HTTP is
-not known here.
+There are at most so many, and what nobody touched for a day is swept. Every call blocks on the disk, from any
+thread; HTTP is not known here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,10 +45,16 @@ class Partials:
 
     def __init__(self, folder: Path, *, count_max: int, age_max_s: float) -> None:
         self._folder, self._count_max, self._age_max_s = folder, count_max, age_max_s
+        self._making = threading.Lock()
+        """One that is being made is a half: nobody may sweep or count meanwhile."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def make(self, name: str, length: int, expected: BlobHash, owner: OwnerKey, now: float) -> None:
         """Begin one; ``name`` is 32 random hex digits. Raises ``TooManyPartialsError``."""
+        with self._making:
+            self._make(name, length, expected, owner, now)
+
+    def _make(self, name: str, length: int, expected: BlobHash, owner: OwnerKey, now: float) -> None:
         self.sweep(now)
         if len(list(self._folder.glob("*.part"))) >= self._count_max:
             msg = f"{self._count_max} uploads are under way: finish or delete one of them first"

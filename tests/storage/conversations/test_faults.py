@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.errors import StorageError
+from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.storage.conversations.archive import Archive
@@ -361,6 +362,25 @@ async def test_a_replica_that_hangs_costs_a_deadline_once_and_then_rests(
             spent.append(trio.current_time() - before)
         assert 0 < spent[0] <= 4
         assert spent[1:] == [0, 0]
+
+
+async def test_a_replica_that_hangs_does_not_keep_another_from_its_pointer_until_the_client_has_left(
+    world: World, autojump_clock: MockClock
+) -> None:
+    async with world.machine().on() as archive:
+        world.replicas[1].hangs = world.replicas[2].down = True
+        conversation = await archive.new(title="a")
+        await conversation.append(asked("one"))
+        before = trio.current_time()
+        status = await archive.flush()
+        assert not status.kept
+        assert trio.current_time() - before <= LIMITS.replica_ask_s + LIMITS.replica_lag_s
+        key = KEYS.conversation(conversation.sid).entry_key
+        assert await world.replicas[0].store.get(key) is not None
+        written_ = status.last[conversation.sid].written
+        assert written_ is not None
+        assert "replica 0" in written_.acks
+    assert DEFAULT_LIMITS.replica_ask_s + DEFAULT_LIMITS.replica_lag_s < DEFAULT_LIMITS.keep_deadline_s
 
 
 async def test_recovery_waits_for_a_hanging_replica_no_longer_than_its_deadline(
