@@ -321,6 +321,7 @@ async def test_a_final_voucher_is_taken_of_a_session_that_is_not_served_any_more
         member, money = await w.host(model=priced(tokens_per_s=SLOW))
         async with w.client(member) as client:
             asked = await broken_off(w, member, money, client, 12)
+            await trio.sleep(20)  # until the purse knows that the session is over
             record = left(books_of(client))
             await MemoryLedger(w.chain, record.terms.payer).transact(RequestClose(record.terms))
             # The watch has not looked yet, and will not for a while.
