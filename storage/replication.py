@@ -11,9 +11,10 @@ blobs, nor which entry is whose: ``is_ours`` decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from functools import partial
+from typing import Final, Literal, TypeAlias, TypeVar
 
 import structlog
 import trio
@@ -26,7 +27,9 @@ from p2pnode.storage.quorum import QUORUM, Counted, Seen, Written, counted
 from p2pnode.storage.rests import Rests
 from p2pnode.storage.sealing import SEALED_MAX
 from p2pnode.storage.store import DAY_S, LEASE_S, NoBlobError, OwnerKey, Replica, StaleEntryError
+from p2pnode.storage.together import together
 
+T = TypeVar("T")
 log = structlog.get_logger()
 Others: TypeAlias = Callable[[], Sequence[Replica]]
 """The replicas there are now, besides our own disk."""
@@ -45,6 +48,10 @@ class BlobLostError(StorageError):
 
 class _LiarError(StorageError):
     """What a replica answered is not what was asked for."""
+
+
+class _LateError(StorageError):
+    """A replica did not answer in time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +98,7 @@ class Replication:
         self._known: dict[str, set[BlobHash]] = {}
         self._rests = Rests(limits)
         self._unwilling: set[str] = set()
-        """They were asked to keep something and are not for us: a host whose session is over, say."""
+        """They keep nothing for us: a host whose session is over, say."""
 
     def replicas(self) -> list[Replica]:
         """All there are now, our own first."""
@@ -105,9 +112,16 @@ class Replication:
 
     # ---- writing
 
-    async def put_own(self, data: bytes, digest: BlobHash) -> None:
-        """Keep it on our own disk. Raises as ``BlobStore.put``."""
-        await self.own.blobs.put(data, owner=self.owner, expected=digest, lease_s=OWN_LEASE_S)
+    async def put_own(self, objects: Mapping[BlobHash, bytes]) -> None:
+        """Keep them on our own disk. Raises as ``BlobStore.put``; some of them may be there then."""
+        known = self._known.setdefault(self.own.name, set())
+
+        async def put(digest: BlobHash, data: bytes) -> None:
+            await self.own.blobs.put(data, owner=self.owner, expected=digest, lease_s=OWN_LEASE_S)
+            known.add(digest)
+
+        works = [partial(put, digest, data) for digest, data in objects.items()]
+        await together(works, at_once=self._limits.archive_pushes_at_once)
 
     async def write(
         self,
@@ -169,12 +183,9 @@ class Replication:
         """One replica's part of a round: blobs, the gate, the pointer. Its failures are values."""
         name, past_gate = replica.name, False
         try:
-            # One that does not even say what it has must not hold up the others' pointers for long.
-            with trio.move_on_after(self._limits.replica_ask_s) as scope:
-                may_move = await self._pointer_may_move(this, replica)
-                now = trio.current_time()
-                scope.deadline = now + self._limits.replica_write_s if this.care == "new" else math.inf
-                if may_move and await self._put_missing(this, replica):
+            limit_s = self._limits.replica_write_s if this.care == "new" else math.inf
+            with trio.move_on_after(limit_s) as scope:
+                if await self._look_and_put(this, replica):
                     this.blobs_there.add(name)
             past_gate = True
             self._arrive(this)
@@ -209,6 +220,20 @@ class Replication:
         if not this.waiting or this.counted.reached(frozenset(this.blobs_there)):
             this.gate.set()
 
+    async def _look_and_put(self, this: _Round, replica: Replica) -> bool:
+        """Both at once: blobs do no harm where the pointer may not move then.
+
+        One that does not even say what it has must not hold up the others' pointers for long.
+        """
+        may_move = False
+
+        async def look() -> None:
+            nonlocal may_move
+            may_move = await self._in_time(self._pointer_may_move(this, replica), self._limits.replica_ask_s)
+
+        await together([look, partial(self._put_missing, this, replica)], at_once=2)
+        return may_move
+
     async def _pointer_may_move(self, this: _Round, replica: Replica) -> bool:
         """Look before writing: another writer's entry there is a conflict, not to be overwritten."""
         current = await self._entry_of(replica, this.entry.key)
@@ -217,38 +242,25 @@ class Replication:
         self._conflict(this, replica, current)
         return False
 
-    async def _put_missing(self, this: _Round, replica: Replica) -> bool:
-        """Several blobs at a time; False when one of them took too long."""
+    async def _put_missing(self, this: _Round, replica: Replica) -> None:
         known = self._known.setdefault(replica.name, set())
         if len(known) > _KNOWN_MAX:
             known.clear()
         # Of a log that we know nothing of there, it may have all: asking is cheaper than putting.
         ask = this.care != "new" or replica is self.own or not known.intersection(this.blobs)
+
+        async def put(digest: BlobHash) -> None:
+            work = self._put_if_missing(this, replica, digest, ask=ask)
+            await self._in_time(work, self._limits.replica_write_s)
+
         missing = [digest for digest in this.blobs if digest not in known or this.care != "new"]
-        failures: list[P2PNodeError | None] = []
-        slots = trio.CapacityLimiter(self._limits.archive_pushes_at_once)
-        async with trio.open_nursery() as nursery:
+        works = [partial(put, digest) for digest in missing]
+        await together(works, at_once=self._limits.archive_pushes_at_once)
 
-            async def bring(digest: BlobHash) -> None:
-                async with slots:
-                    with trio.move_on_after(self._limits.replica_write_s) as scope:
-                        try:
-                            await self._put_if_missing(this, replica, digest, ask=ask)
-                        except P2PNodeError as error:
-                            failures.append(error)
-                    if scope.cancelled_caught:
-                        failures.append(None)
-                if failures:
-                    nursery.cancel_scope.cancel()
-
-            for digest in missing:
-                nursery.start_soon(bring, digest)
-        if not failures:
-            return True
-        if failures[0] is None:
-            self._failed(this, replica, _SLOW)
-            return False
-        raise failures[0]
+    async def _in_time(self, work: Awaitable[T], limit_s: float) -> T:
+        with trio.move_on_after(limit_s):
+            return await work
+        raise _LateError(_SLOW)
 
     async def _put_if_missing(self, this: _Round, replica: Replica, digest: BlobHash, *, ask: bool) -> None:
         name, known = replica.name, self._known.setdefault(replica.name, set())
@@ -365,7 +377,7 @@ class Replication:
 
     async def _keep(self, data: bytes, digest: BlobHash) -> None:
         try:
-            await self.put_own(data, digest)
+            await self.put_own({digest: data})
         except StorageError as error:
             log.warning("replica.own_not_mended", reason=str(error))
 
@@ -385,13 +397,10 @@ class Replication:
         if replica.place != "own":
             self._rests.failed(replica.name)
 
-    def _resting(self, replica: Replica) -> bool:
-        return self._rests.rests(replica.name)
-
     def _awake(self, replicas: Sequence[Replica], judged: Counted) -> list[Replica]:
         """Without those that rest, if enough are left to reach the quorum."""
-        awake = [replica for replica in replicas if not self._resting(replica)]
+        awake = [replica for replica in replicas if not self._rests.rests(replica.name)]
         return awake if judged.reached(frozenset(each.name for each in awake)) else list(replicas)
 
     def _rested_last(self, replicas: Sequence[Replica]) -> list[Replica]:
-        return sorted(replicas, key=self._resting)
+        return sorted(replicas, key=lambda replica: self._rests.rests(replica.name))

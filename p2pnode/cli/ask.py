@@ -77,7 +77,7 @@ def ask(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.client.talk import TalkOptions
+        from p2pnode.client.asking import TalkOptions
 
         check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)

@@ -81,7 +81,7 @@ def resume(
     talking: list[Chat] = []
 
     async def run() -> None:
-        from p2pnode.client.talk import TalkOptions
+        from p2pnode.client.asking import TalkOptions
 
         check_target(model, None)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)

@@ -22,7 +22,7 @@ def doctor(
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Check keys, disk, ports, model, engine, peers, clock, identity; exit code 1 on a problem."""
+    """Check keys, disk, ports, model, money, what is kept, peers, clock; exit code 1 on a problem."""
     from p2pnode.cli.running import run_async
 
     configure(log_level)

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 SubmitOption = Annotated[
     bool, typer.Option("--submit", help="Show it to the chain: the host's stake is lost, a tenth is yours.")
 ]
+FetchOption = Annotated[
+    bool,
+    typer.Option("--fetch", help="Ask the hosts for their receipts again first, and compare them with ours."),
+]
 
 
 def evidence(
+    fetch: FetchOption = False,
     submit: SubmitOption = False,
     chain: ChainOption = None,
     data_dir: DataDirOption = None,
@@ -33,6 +38,8 @@ def evidence(
 
     async def run() -> None:
         config = build_config(data_dir, chain=chain)
+        if fetch:
+            await _fetch(config, output)
         found = _evidence(config)
         if submit and any(not each.outcome for each in found):
             found = await _submit(config, output)
@@ -59,6 +66,28 @@ def _evidence(config: NodeConfig) -> list[Evidence]:
         return journal.evidence()
     finally:
         journal.close()
+
+
+async def _fetch(config: NodeConfig, output: Output) -> None:
+    from p2pnode.client.client import Client
+    from p2pnode.client.repayment import fetch_all
+    from p2pnode.node.books import need_profile
+
+    profile = need_profile(config)
+    async with Client(config, remember=False) as client:
+        for session, shown, why in await fetch_all(config, profile, client.node):
+            fields: dict[str, Any] = {"session": session.hex(), "problem": why}
+            text = f"[{session.hex()[:16]}: {why}]"
+            if shown is not None:
+                fields |= {
+                    "same": shown.same, "unknown": len(shown.unknown), "withheld": shown.withheld,
+                    "conflicts": len(shown.conflicts),
+                }  # fmt: skip
+                text = (
+                    f"[{session.hex()[:16]}: {shown.same} receipts as ours, {len(shown.unknown)} are new, "
+                    f"{shown.withheld} not shown, {len(shown.conflicts)} contradict ours]"
+                )
+            output.event("receipts", fields, text=text)
 
 
 async def _submit(config: NodeConfig, output: Output) -> list[Evidence]:

@@ -2,7 +2,7 @@
 
 Its parts may come from several hosts, one after another; the reader sees one text, each token once. What to
 do when a part is over is decided in ``relay.py``, what is held stands in ``partial.py``. It knows neither
-wires nor wallets: the client opens sessions.
+wires nor wallets: the pool opens sessions.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody
 
 if TYPE_CHECKING:
-    from p2pnode.client.client import Client
+    from p2pnode.client.pool import SessionPool
     from p2pnode.client.ranking import Candidate
+    from p2pnode.client.runtime import Runtime
     from p2pnode.client.search import HostSearch
+    from p2pnode.client.searches import Searches
 
 
 class Watcher(Protocol):
@@ -72,16 +74,18 @@ class Answer:
 
     def __init__(
         self,
-        client: Client,
+        runtime: Runtime,
+        pool: SessionPool,
+        searches: Searches,
+        partial: Partial,
+        *,
         search: Callable[[], Awaitable[HostSearch]],
         make_ask: Callable[[PromptBody], Ask],
-        partial: Partial,
-        on_event: Callable[[str, dict[str, object]], None],
-        *,
         watcher: Watcher | None = None,
     ) -> None:
         self._watcher = watcher
-        self._client, self._open_search, self._make_ask, self._on_event = client, search, make_ask, on_event
+        self._runtime, self._pool, self._searches = runtime, pool, searches
+        self._open_search, self._make_ask = search, make_ask
         self._partial, self._bill = partial, Bill()
         self._search: HostSearch | None = None
         self._part: Part | None = None
@@ -93,7 +97,7 @@ class Answer:
         self._standby: trio.CancelScope | None = None
         self._asked_at = 0.0
         self._first_at: float | None = None
-        self._parts_left = client.limits.hosts_per_answer
+        self._parts_left = runtime.limits.hosts_per_answer
         self._fruitless = self._refusals = 0
         self._cancelled = self._done = False
         self._last_error: P2PNodeError | None = None
@@ -137,7 +141,14 @@ class Answer:
     def rest(self) -> Answer:
         """Another answer that goes on from what this one holds."""
         partial = Partial.of(self._partial.body, self.held)
-        return Answer(self._client, self._open_search, self._make_ask, partial, self._on_event)
+        return Answer(
+            self._runtime,
+            self._pool,
+            self._searches,
+            partial,
+            search=self._open_search,
+            make_ask=self._make_ask,
+        )
 
     def __aiter__(self) -> Self:
         return self
@@ -173,7 +184,7 @@ class Answer:
             return
         part.session.cancel_turn()
         # Shielded: a cancelled caller must free the host's slot too.
-        with trio.move_on_after(self._client.limits.close_deadline_s, shield=True):
+        with trio.move_on_after(self._runtime.limits.close_deadline_s, shield=True):
             while not self._done:
                 try:
                     await self._next_piece(part)
@@ -198,18 +209,18 @@ class Answer:
             raise self._nobody(self._search)
         peer = candidate.advert.peer
         if self._move == "next":
-            self._on_event("host", {"peer": peer, "model": candidate.offer.name})
+            self._runtime.tell("host", {"peer": peer, "model": candidate.offer.name})
         self._returning = self._move == "again"
         self._move, self._parts_left = "next", self._parts_left - 1
         ask = self._make_ask(self._partial.rest())
-        session = await self._client.pool.open(candidate, ask)
+        session = await self._pool.open(candidate, ask)
         self._part = part = Part(session, ask)
         await session.ask(ask)
         self.host = peer
         if self._left is not None:
             left, reason = self._left
             fields = {"from": left, "to": peer, "held": len(self.ids), "reason": reason}
-            self._on_event("failover", fields)
+            self._runtime.tell("failover", fields)
         return part
 
     async def _next_piece(self, part: Part) -> str:
@@ -229,7 +240,7 @@ class Answer:
                 if self._watcher is not None:
                     self._watcher.receipted()
             case Progressed(progress=progress):
-                self._on_event("prefill", {"processed": progress.processed, "total": progress.total})
+                self._runtime.tell("prefill", {"processed": progress.processed, "total": progress.total})
             case TurnFailed(code=code, detail=detail, retry_after_s=retry_after_s):
                 part.turn_over = True
                 raise RefusedError(code, detail, retry_after_s=retry_after_s)
@@ -245,7 +256,7 @@ class Answer:
         if self._first_at is None:
             self._first_at = trio.current_time()
         if self._standby is None and self._search is not None and not self._cancelled:
-            self._standby = self._client.pool.keep_ready(self._search)
+            self._standby = self._pool.keep_ready(self._search)
 
     # ---- when a part is over
 
@@ -259,7 +270,7 @@ class Answer:
         if move == "finish":
             now = trio.current_time()
             first = part.first_at if part.first_at is not None else now
-            self._client.searches.note_answer(part.peer, first - part.started_at, part.speed(now))
+            self._searches.note_answer(part.peer, first - part.started_at, part.speed(now))
         self._end_part(part, reason if move == "finish" else "lost")
         if move == "finish":
             self._finish(reason)
@@ -294,10 +305,10 @@ class Answer:
         peer, code = candidate.advert.peer, error.code if isinstance(error, RefusedError) else None
         search.failed(peer, str(error))
         if code not in HONEST or (self._part is not None and self._part.owes_output):
-            self._client.searches.note_failure(peer, fault=isinstance(error, HostFault))
+            self._searches.note_failure(peer, fault=isinstance(error, HostFault))
         if code == "context_overflow":
             search.need_context(candidate.offer.n_ctx + 1)
-        self._on_event(
+        self._runtime.tell(
             "host.failed",
             {"peer": peer, "reason": str(error), "retrying": retrying},
         )
@@ -313,7 +324,7 @@ class Answer:
         if part.messages_tokens is not None and self._search is not None:
             self._search.need_context(part.messages_tokens + len(self.ids) + 1)
         if part.turn_over:
-            self._client.pool.release(part.session)
+            self._pool.release(part.session)
         else:
             part.session.close()
 
@@ -353,7 +364,7 @@ class Answer:
     def _stop(self, error: P2PNodeError) -> None:
         self._end(None)
         if self.ids:
-            self._on_event("answer.cut", {"held": len(self.ids), "reason": str(error)})
+            self._runtime.tell("answer.cut", {"held": len(self.ids), "reason": str(error)})
             error = cut_short(error, len(self.ids))
         raise error
 

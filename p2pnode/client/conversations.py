@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from p2pnode.client.asking import Asking, TalkOptions
 from p2pnode.client.question import resolve_model
-from p2pnode.client.talk import Talk, TalkOptions
-from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.client.runtime import Runtime
+from p2pnode.client.searches import Searches
+from p2pnode.client.talk import Talk
+from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import P2PNodeError, StorageError
-from p2pnode.ids import ModelId
+from p2pnode.ids import ModelId, PeerId
 from p2pnode.models.manifest import model_id_text
-from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.inference.messages import SamplingParams
 
 if TYPE_CHECKING:
-    from p2pnode.client.client import Client
     from p2pnode.client.keeper import Keeper
     from p2pnode.storage.conversations.archive import Recovery
     from p2pnode.storage.conversations.conversation import Conversation
@@ -31,10 +32,13 @@ log = structlog.get_logger()
 
 
 class Conversations:
-    """Of ``client``, in the data dir of ``config``. ``in_thread``: see ``LocalStore.open``."""
+    """Of one client, in its data dir. ``in_thread``: see ``LocalStore.open``."""
 
-    def __init__(self, client: Client, config: NodeConfig, *, in_thread: bool = True) -> None:
-        self._client, self._config, self._in_thread = client, config, in_thread
+    def __init__(
+        self, runtime: Runtime, searches: Searches, asking: Asking, *, in_thread: bool = True
+    ) -> None:
+        self._runtime, self._searches, self._asking = runtime, searches, asking
+        self._in_thread = in_thread
         self._keeper: Keeper | None = None
         self._opening = trio.Lock()
         self._talks: list[Talk] = []
@@ -43,7 +47,7 @@ class Conversations:
     @property
     def are_kept(self) -> bool:
         """Does this data dir keep conversations?"""
-        return self._config.save and DataDir(self._config.data_dir).storage_key.exists()
+        return self._runtime.config.save and self._runtime.data.storage_key.exists()
 
     async def new(self, options: TalkOptions, *, keep: bool = True) -> Talk:
         """A new one; where the store can't be opened, one that is not kept. Raises ``ConfigError``."""
@@ -53,7 +57,7 @@ class Conversations:
             try:
                 keeper = await self.keeper()
             except StorageError as error:  # a full disk costs nobody an answer
-                self._client.tell("conversation.not_kept", {"reason": str(error)})
+                self._runtime.tell("conversation.not_kept", {"reason": str(error)})
         return self._talk(options, known.model, keeper, None)
 
     async def resume(self, sid: bytes, options: TalkOptions) -> Talk:
@@ -71,7 +75,7 @@ class Conversations:
     async def open(self, sid: bytes) -> Conversation:
         """One that was kept, with what its replicas know of it. Raises as ``Archive.open``."""
         keeper = await self.keeper()
-        await self._client.searches.connect_first_peers()
+        await self._searches.connect_first_peers()
         await keeper.reach(sid)
         return await keeper.archive.open(sid)
 
@@ -79,25 +83,25 @@ class Conversations:
         """Where they are kept, opened when it is first needed. Raises ``LocalError``."""
         async with self._opening:
             if self._keeper is None:
-                self._keeper = await self._client.tasks.start(self._hold)
+                self._keeper = await self._runtime.tasks.start(self._hold)
         return self._keeper
 
     async def look_for_replicas(self) -> None:
         """Connect to the first peers, find who keeps replicas, and send there what waits."""
         keeper = await self.keeper()
-        await self._client.searches.connect_first_peers()
+        await self._searches.connect_first_peers()
         await keeper.look()
 
     async def recover(self) -> Recovery:
         """Ask whoever may have them for this user's conversations, and for money that was paid elsewhere."""
         keeper = await self.keeper()
-        await self._client.searches.connect_first_peers()
+        await self._searches.connect_first_peers()
         recovery = await keeper.recover()
-        if recovery.sessions and self._client.pays:
+        if recovery.sessions and self._runtime.pays:
             from p2pnode.client.repayment import restore_purchases
 
-            now = int(self._client.node.wall())
-            await restore_purchases(self._config, recovery.sessions, now)
+            now = self._runtime.now()
+            await restore_purchases(self._runtime.config, recovery.sessions, now)
         return recovery
 
     async def forget(self, sid: bytes) -> None:
@@ -117,7 +121,7 @@ class Conversations:
                 await self._settle()
                 kept = await keeper.finish()
             except P2PNodeError as error:
-                self._client.tell("conversation.not_kept", {"reason": str(error)})
+                self._runtime.tell("conversation.not_kept", {"reason": str(error)})
                 return
         sids = [talk.conversation.sid for talk in self._talks if talk.conversation is not None]
         cut = {
@@ -125,22 +129,22 @@ class Conversations:
         }
         for sid in dict.fromkeys((*sids, *self._forgotten)):
             fields = {**kept.fields(sid), "cut": sid in cut, "gone": sid in self._forgotten}
-            self._client.tell("conversation.kept", fields)
+            self._runtime.tell("conversation.kept", fields)
 
     async def _settle(self) -> None:
         """All that was said on our disk. What waits for others, as a fork may, does so for a while only."""
-        deadline_s = self._client.limits.keep_deadline_s
+        deadline_s = self._runtime.limits.keep_deadline_s
         with trio.move_on_after(deadline_s) as scope:
             for talk in self._talks:
                 await talk.settled()
         if scope.cancelled_caught:
             reason = f"the last of it could not be written down within {deadline_s:g} s"
-            self._client.tell("conversation.not_kept", {"reason": reason})
+            self._runtime.tell("conversation.not_kept", {"reason": reason})
 
     async def _hold(self, *, task_status: trio.TaskStatus[Keeper]) -> None:
         from p2pnode.client.keeper import open_keeper
 
-        async with open_keeper(self._config, self._client.node, in_thread=self._in_thread) as keeper:
+        async with open_keeper(self._runtime.config, self._runtime.node, in_thread=self._in_thread) as keeper:
             task_status.started(keeper)
             await trio.sleep_forever()
 
@@ -148,7 +152,7 @@ class Conversations:
         self, options: TalkOptions, model: ModelId, keeper: Keeper | None, kept: Conversation | None
     ) -> Talk:
         if keeper is None:
-            return Talk(self._client, options, model=model)
+            return Talk(self._runtime, self._asking, options, model=model)
         from p2pnode.client.recorder import Recorder
 
         recorder = Recorder(
@@ -156,17 +160,22 @@ class Conversations:
             kept,
             model=model,
             sampling=options.sampling or SamplingParams(),
-            spawn=self._client.tasks.start_soon,
-            on_trouble=lambda why: self._client.tell("conversation.not_kept", {"reason": why}),
+            spawn=self._runtime.tasks.start_soon,
+            on_trouble=lambda why: self._runtime.tell("conversation.not_kept", {"reason": why}),
         )
-        talk = Talk(self._client, options, model=model, keeper=keeper, recorder=recorder)
+
+        def on_host(peer: PeerId) -> None:
+            if keeper.served_by(peer):
+                self._look_soon()
+
+        talk = Talk(self._runtime, self._asking, options, model=model, recorder=recorder, on_host=on_host)
         self._talks.append(talk)
-        self.look_soon()
+        self._look_soon()
         return talk
 
-    def look_soon(self) -> None:
+    def _look_soon(self) -> None:
         """While an answer streams: so that there is somewhere to keep it when it is over."""
-        self._client.tasks.start_soon(self._look_quietly)
+        self._runtime.tasks.start_soon(self._look_quietly)
 
     async def _look_quietly(self) -> None:
         try:

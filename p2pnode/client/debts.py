@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from p2pnode.client.runtime import Runtime
 from p2pnode.client.session import first_error
-from p2pnode.config import NodeConfig
 from p2pnode.errors import LocalError, P2PNodeError
 
 if TYPE_CHECKING:
-    from p2pnode.client.client import Client
     from p2pnode.client.delivery import Delivery
     from p2pnode.client.payer import OpenPurse
 
@@ -24,18 +23,18 @@ log = structlog.get_logger()
 
 
 class Debts:
-    """Of ``client``: tried once when it starts, and again after each turn of a paying one."""
+    """Of one client: tried once when it starts, and again after each turn of a paying one."""
 
-    def __init__(self, client: Client, config: NodeConfig) -> None:
-        self._client, self._config = client, config
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._tried: trio.Event | None = None
         self._bringing = False
 
     def pay_first(self) -> None:
         """Hosts that vanished from earlier runs, or from another machine, may be back."""
-        if self._client.pays:
+        if self._runtime.pays:
             self._tried = trio.Event()
-            self._client.tasks.start_soon(self._pay_first, self._tried)
+            self._runtime.tasks.start_soon(self._pay_first, self._tried)
 
     async def wait_tried(self) -> None:
         """Until they were tried, where there were any."""
@@ -44,20 +43,20 @@ class Debts:
 
     def pay_soon(self) -> None:
         """Hosts that vanished in this run. A free client owes nothing."""
-        opened = self._client.payer.opened if self._client.payer is not None else None
+        opened = self._runtime.payer.opened if self._runtime.payer is not None else None
         if opened is None or self._bringing:
             return
         from p2pnode.client.delivery import owed
 
         if owed(opened.journal, opened.purse.now()):
             self._bringing = True
-            self._client.tasks.start_soon(self._pay, opened)
+            self._runtime.tasks.start_soon(self._pay, opened)
 
     async def _pay_first(self, tried: trio.Event) -> None:
         from p2pnode.client.repayment import pay_debts
 
         try:
-            self._tell(await pay_debts(self._config, self._client.node))
+            self._tell(await pay_debts(self._runtime.config, self._runtime.node))
         except P2PNodeError as error:  # what was not delivered stays owed
             log.warning("vouchers.not_delivered", reason=str(error))
         finally:
@@ -66,7 +65,7 @@ class Debts:
     async def _pay(self, opened: OpenPurse) -> None:
         from p2pnode.client.delivery import deliver_all
 
-        network, limits = self._client.node.network, self._client.limits
+        network, limits = self._runtime.node.network, self._runtime.limits
         now, market = opened.purse.now(), opened.purse.market
         try:
             self._tell(await deliver_all(opened.journal, market, network, limits=limits, now=now))
@@ -78,4 +77,4 @@ class Debts:
     def _tell(self, deliveries: Sequence[Delivery]) -> None:
         for each in deliveries:
             told = {"session": each.session.hex(), "outcome": each.outcome, "detail": each.detail}
-            self._client.tell("voucher", {**told})
+            self._runtime.tell("voucher", {**told})

@@ -6,11 +6,12 @@ It knows neither answers nor conversations: who asks gets a session that can tak
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import trio
 
+from p2pnode.client.debts import Debts
 from p2pnode.client.ranking import Candidate, is_priced
+from p2pnode.client.runtime import Runtime
 from p2pnode.client.search import HostSearch
 from p2pnode.client.session import Session
 from p2pnode.client.standby import Standby
@@ -19,15 +20,12 @@ from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.inference.commands import Ask
 
-if TYPE_CHECKING:
-    from p2pnode.client.client import Client
-
 
 class SessionPool:
-    """Of ``client``. At most one idle session with a host and a model."""
+    """Of one client. At most one idle session with a host and a model."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, runtime: Runtime, debts: Debts) -> None:
+        self._runtime, self._debts = runtime, debts
         self._free: dict[tuple[PeerId, ModelId], Session] = {}
 
     def peers(self, model: ModelId) -> Sequence[PeerId]:
@@ -65,20 +63,20 @@ class SessionPool:
             kept.close()  # its deposit is nearly used up: the next one tops it up
         await self._reach(candidate.advert)
         purchase = None
-        if self._client.payer is not None and is_priced(candidate.offer):
-            purchase = await self._client.payer.buy(
-                self._client.tasks,
+        if self._runtime.payer is not None and is_priced(candidate.offer):
+            purchase = await self._runtime.payer.buy(
+                self._runtime.tasks,
                 candidate.advert,
                 candidate.offer,
                 tokens_in=ask.input_max,
                 tokens_out=tokens_out,
             )
         session = Session(
-            self._client.node.network,
+            self._runtime.node.network,
             peer,
             model,
-            limits=self._client.limits,
-            draw=self._client.node.draw,
+            limits=self._runtime.limits,
+            draw=self._runtime.node.draw,
             purchase=purchase,
             addresses=[address.multiaddr for address in candidate.advert.addresses],
         )
@@ -93,7 +91,7 @@ class SessionPool:
             finally:
                 opened.set()
 
-        self._client.tasks.start_soon(run)
+        self._runtime.tasks.start_soon(run)
         try:
             await opened.wait()
         except BaseException:
@@ -105,9 +103,9 @@ class SessionPool:
 
     async def _reach(self, advert: Advert) -> None:
         """Be connected: a host that was found, and is gone, must not cost more than a moment, nor a fee."""
-        patience_s = self._client.limits.reconnect_patience_s
+        patience_s = self._runtime.limits.reconnect_patience_s
         with trio.move_on_after(patience_s) as scope:
-            await self._client.node.network.connect_peer(
+            await self._runtime.node.network.connect_peer(
                 advert.peer, [each.multiaddr for each in advert.addresses]
             )
         if scope.cancelled_caught:
@@ -119,22 +117,22 @@ class SessionPool:
         scope = trio.CancelScope()
         standby = Standby(
             search,
-            contact=self._client.node.finder.contact,
-            is_connected=self._client.node.network.is_connected,
-            limits=self._client.limits,
+            contact=self._runtime.node.finder.contact,
+            is_connected=self._runtime.node.network.is_connected,
+            limits=self._runtime.limits,
         )
 
         async def run() -> None:
             with scope:
                 await standby.run()
 
-        self._client.tasks.start_soon(run)
-        self._client.debts.pay_soon()
+        self._runtime.tasks.start_soon(run)
+        self._debts.pay_soon()
         return scope
 
     def release(self, session: Session) -> None:
         """Keep an idle session for the next turn with the same host."""
-        self._client.debts.pay_soon()
+        self._debts.pay_soon()
         if session.over:
             return
         before = self._free.get((session.host, session.model))

@@ -81,10 +81,17 @@ class Recorder:
                     await self._drain_some()
                 self.trouble = ""
             except StorageError as error:
-                if not self.trouble:
-                    log.warning("conversation.not_kept", reason=str(error))
-                    self._on_trouble(str(error))
-                self.trouble = str(error)
+                self._report(str(error))
+            except Exception:  # a bug in keeping costs what was to be kept, never the answer
+                log.exception("conversation.failed")
+                self._report("it can't be written down: run with --log-level debug and report what it says")
+
+    def _report(self, reason: str) -> None:
+        """Once, not for every piece of an answer."""
+        if not self.trouble:
+            log.warning("conversation.not_kept", reason=reason)
+            self._on_trouble(reason)
+        self.trouble = reason
 
     async def _drain_some(self) -> None:
         if self._pieces:

@@ -1,4 +1,4 @@
-"""Vouchers that are owed, brought from a data dir's journal; and purchases from elsewhere, put into it.
+"""What is done with the purchases in a data dir's journal: debts paid, receipts compared, others' put in.
 
 No wallet is opened and no chain is asked: what is handed over was signed before.
 """
@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import trio
+
+from p2pnode.chain.profile import ChainProfile
 from p2pnode.client.delivery import Delivery, deliver_all, owed
+from p2pnode.client.receipts import FetchedReceipts, fetch_receipts
 from p2pnode.client.saved_sessions import bought_of
 from p2pnode.config import NodeConfig
+from p2pnode.errors import RemoteError
+from p2pnode.ids import SessionId
 from p2pnode.node.datadir import DataDir
+from p2pnode.node.journal import BoughtSession, Journal
 from p2pnode.node.money import open_journal, profile_of_config
 from p2pnode.node.node import Node
-from p2pnode.protocols.typed_data import market_domain
+from p2pnode.protocols.typed_data import market_domain, session_id
 from p2pnode.storage.conversations.records import SavedSession
 
 
@@ -31,6 +38,39 @@ async def pay_debts(config: NodeConfig, node: Node) -> list[Delivery]:
             return []
         market = market_domain(profile.chain_id, profile.job_marketplace)
         return await deliver_all(journal, market, node.network, limits=node.limits, now=now)
+
+
+async def fetch_all(
+    config: NodeConfig, profile: ChainProfile, node: Node
+) -> list[tuple[SessionId, FetchedReceipts | None, str]]:
+    """Ask the host of each paid session of this market for its receipts; why not where it shows none.
+
+    Hosts are asked a few at once, each within its deadline. Raises ``StorageError``.
+    """
+    path, found = DataDir(config.data_dir).journal, []
+    if not path.exists():
+        return []
+    limiter = trio.CapacityLimiter(node.limits.deliveries_at_once)
+    market = market_domain(profile.chain_id, profile.job_marketplace)
+
+    async def fetch(record: BoughtSession, journal: Journal) -> None:
+        shown, why = None, "its host did not answer in time"
+        async with limiter:
+            with trio.move_on_after(node.limits.delivery_deadline_s):
+                try:
+                    shown = await fetch_receipts(
+                        record, journal, market, node.network, limits=node.limits, now=int(node.wall())
+                    )
+                    why = ""
+                except RemoteError as error:
+                    why = str(error)
+        found.append((record.session, shown, why))
+
+    async with open_journal(path) as journal, trio.open_nursery() as nursery:
+        for record in journal.purchases("open", "over", "settled"):
+            if session_id(market, record.terms) == record.session:
+                nursery.start_soon(fetch, record, journal)
+    return found
 
 
 async def restore_purchases(config: NodeConfig, sessions: Sequence[SavedSession], now: int) -> None:

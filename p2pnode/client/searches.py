@@ -6,12 +6,14 @@ One search serves one question; what was found stays in the node's book. It open
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 import trio
 
+from p2pnode.client.pool import SessionPool
 from p2pnode.client.ranking import Filters, Measured
+from p2pnode.client.runtime import Runtime
 from p2pnode.client.search import HostSearch
 from p2pnode.errors import RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
@@ -20,25 +22,22 @@ from p2pnode.net.peerstore import SavedPeers
 from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert
 
-if TYPE_CHECKING:
-    from p2pnode.client.client import Client
-
 log = structlog.get_logger()
 _SAVED_SEEDS: Final = 8
 
 
 class Searches:
-    """Of ``client``. ``measured`` is what it knows of hosts from its own dealings with them."""
+    """Of one client. ``measured`` is what it knows of hosts from its own dealings with them."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, runtime: Runtime, pool: SessionPool) -> None:
+        self._runtime, self._pool = runtime, pool
         self.measured: dict[PeerId, Measured] = {}
 
     def seeds(self) -> list[str]:
         """First peers in the order to try: the node on this data dir, the user's, those of earlier runs."""
-        seeds = list(dict.fromkeys((*self._client.local[:1], *self._client.bootstrap)))
-        if self._client.owns_node and self._client.data.peers.exists():
-            store = SavedPeers(self._client.data.peers, limits=self._client.limits)
+        seeds = list(dict.fromkeys((*self._runtime.local[:1], *self._runtime.bootstrap)))
+        if self._runtime.owns_node and self._runtime.data.peers.exists():
+            store = SavedPeers(self._runtime.data.peers, limits=self._runtime.limits)
             store.load()
             seeds += [saved.addrs[0] for saved in store.best(_SAVED_SEEDS) if saved.addrs]
         return list(dict.fromkeys(seeds))
@@ -47,26 +46,26 @@ class Searches:
         self, model: ModelId, filters: Filters, *, measured: Mapping[PeerId, Measured] | None = None
     ) -> HostSearch:
         def look(search: HostSearch) -> None:
-            if not self._client.discovers:
+            if not self._runtime.discovers:
                 search.exhausted({})
             else:
-                self._client.tasks.start_soon(self._find, search, model)
+                self._runtime.tasks.start_soon(self._find, search, model)
 
         return HostSearch(
             model,
             filters,
             measured=self.measured if measured is None else measured,
-            limits=self._client.limits,
-            wall=self._client.node.wall,
+            limits=self._runtime.limits,
+            wall=self._runtime.node.wall,
             look=look,
-            payable=self._client.payable,
-            has_session=lambda peer: self._client.pool.kept(peer, model) is not None,
+            payable=self._runtime.payable,
+            has_session=lambda peer: self._pool.kept(peer, model) is not None,
         )
 
     def kept_or_new(self, model: ModelId, filters: Filters) -> HostSearch:
         search = self.new(model, filters)
-        for peer in self._client.pool.peers(model):
-            entry = self._client.node.adverts.book.get(peer, self._client.node.wall())
+        for peer in self._pool.peers(model):
+            entry = self._runtime.node.adverts.book.get(peer, self._runtime.node.wall())
             if entry is not None:
                 search.keep(FoundHost(entry.advert, 0.0))
         return search
@@ -79,7 +78,7 @@ class Searches:
 
         failures: Mapping[PeerId, str] = {}
         try:
-            failures = await self._client.node.finder.find(model, seeds=self.seeds(), on_found=on_found)
+            failures = await self._runtime.node.finder.find(model, seeds=self.seeds(), on_found=on_found)
         finally:
             search.exhausted(failures)
 
@@ -98,7 +97,7 @@ class Searches:
             raise RefusedError("model_not_available", msg)
         if advert.draining:
             raise RefusedError("shutting_down", "that host is about to leave: choose another")
-        if why := self._client.payable(advert, offer):
+        if why := self._runtime.payable(advert, offer):
             raise RefusedError("payment_required", f"that host {why}")
         search.found(FoundHost(advert, trio.current_time() - started))
         search.only()
@@ -111,20 +110,20 @@ class Searches:
         """The current advert of the peer at these addresses. Raises ``RemoteError``."""
         address, peer = split_peer(multiaddrs[0])
         addresses = (address, *(split_peer(each)[0] for each in multiaddrs[1:]))
-        patience_s = self._client.limits.dial_deadline_s
+        patience_s = self._runtime.limits.dial_deadline_s
         try:
             with trio.fail_after(patience_s):
-                return await self._client.node.finder.contact(peer, addresses)
+                return await self._runtime.node.finder.contact(peer, addresses)
         except trio.TooSlowError:
             msg = f"{multiaddrs[0]} did not answer within {patience_s:g} s: is it running?"
             raise UnreachableError(msg) from None
 
     async def known_adverts(self) -> list[Advert]:
         """Live adverts of every model that the first peers and those on the local network know of."""
-        node = self._client.node
+        node = self._runtime.node
         await self.connect_first_peers()
-        if self._client.browses:
-            with trio.move_on_after(self._client.limits.mdns_wait_s):
+        if self._runtime.browses:
+            with trio.move_on_after(self._runtime.limits.mdns_wait_s):
                 async for found in node.network.discovered():
                     await self._connect(found.peer, found.addrs)
         async with trio.open_nursery() as nursery:
@@ -140,15 +139,15 @@ class Searches:
 
     async def _sample(self, peer: PeerId) -> None:
         try:
-            with trio.fail_after(self._client.limits.request_deadline_s):
-                await self._client.node.adverts.sample(peer)
+            with trio.fail_after(self._runtime.limits.request_deadline_s):
+                await self._runtime.node.adverts.sample(peer)
         except (RemoteError, trio.TooSlowError) as error:
             log.debug("exchange.failed", peer=peer, reason=str(error))
 
     async def _connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
         try:
-            with trio.fail_after(self._client.limits.dial_deadline_s):
-                await self._client.node.network.connect_peer(peer, addresses)
+            with trio.fail_after(self._runtime.limits.dial_deadline_s):
+                await self._runtime.node.network.connect_peer(peer, addresses)
         except (RemoteError, trio.TooSlowError) as error:
             log.debug("peer.unreachable", peer=peer, reason=str(error))
 
@@ -160,4 +159,4 @@ class Searches:
     def note_failure(self, peer: PeerId, *, fault: bool) -> None:
         """A host failed."""
         known = self.measured.pop(peer, Measured())
-        self.measured[peer] = known.failed(self._client.node.wall(), fault=fault)
+        self.measured[peer] = known.failed(self._runtime.node.wall(), fault=fault)

@@ -13,36 +13,23 @@ machine. Keeping never holds an answer up: see ``recorder.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from p2pnode.client.asking import Asking, TalkOptions
 from p2pnode.client.history import Line, lines_of, prompt_of, unfinished
-from p2pnode.client.ranking import Filters
+from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.protocols.inference.messages import Role, SamplingParams
+from p2pnode.protocols.inference.messages import Role
 from p2pnode.storage.conversations.records import Finish, Piece
 
 if TYPE_CHECKING:
     from p2pnode.client.answer import Answer
     from p2pnode.client.bill import BillItem
-    from p2pnode.client.client import Client
-    from p2pnode.client.keeper import Keeper
     from p2pnode.client.recorder import Recorder
     from p2pnode.storage.conversations.conversation import Conversation
     from p2pnode.storage.conversations.reading import Loss
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TalkOptions:
-    """How each question is asked; as for ``Client.chat``."""
-
-    model: str | None = None
-    peer: str | None = None
-    system: str | None = None
-    sampling: SamplingParams | None = None
-    filters: Filters | None = None
 
 
 class Talk:
@@ -50,15 +37,17 @@ class Talk:
 
     def __init__(
         self,
-        client: Client,
+        runtime: Runtime,
+        asking: Asking,
         options: TalkOptions,
         *,
         model: ModelId,
-        keeper: Keeper | None = None,
         recorder: Recorder | None = None,
+        on_host: Callable[[PeerId], None] = lambda _peer: None,
     ) -> None:
-        self._client, self._options, self._model = client, options, model
-        self._keeper, self._recorder = keeper, recorder
+        self._runtime, self._asking = runtime, asking
+        self._options, self._model = options, model
+        self._recorder, self._on_host = recorder, on_host
         self._branches = 0
         self._purchases: set[SessionId] = set()
         """Paid sessions that were not over when they were noted last."""
@@ -108,7 +97,7 @@ class Talk:
             raise ConfigError(msg)
         cut = unfinished(self._lines)
         if cut is not None:
-            self._record(Piece(role="assistant", finish="cancelled", at=self._now()))
+            self._record(Piece(role="assistant", finish="cancelled", at=self._runtime.now()))
             cut.over = True
         return self._answer(Line("assistant", over=False))
 
@@ -127,12 +116,12 @@ class Talk:
         if line not in self._lines:
             self._lines.append(line)
         notes = _Notes(self, line)
-        notes.answer = self._client.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
+        notes.answer = self._asking.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
         return notes.answer
 
     def _say(self, role: Role, text: str) -> None:
         self._lines.append(Line(role, text))
-        self._record(Piece(role=role, text=text, at=self._now()))
+        self._record(Piece(role=role, text=text, at=self._runtime.now()))
 
     def _catch_up(self) -> None:
         """Another machine's line may have taken the place of ours: then it is what we go on from."""
@@ -140,7 +129,7 @@ class Talk:
         if kept is not None and kept.moved:
             self._lines, kept.moved = lines_of(kept.turns), False
             branched, self._branches = len(kept.branches) > self._branches, len(kept.branches)
-            self._client.tell("conversation.moved", {"conversation": kept.sid.hex(), "branched": branched})
+            self._runtime.tell("conversation.moved", {"conversation": kept.sid.hex(), "branched": branched})
 
     # ---- for its notes
 
@@ -151,7 +140,7 @@ class Talk:
         self._record(
             Piece(
                 role="assistant", text=text, ids=tuple(ids), host=host, session=session,
-                model=self._model, at=self._now(),
+                model=self._model, at=self._runtime.now(),
             )
         )  # fmt: skip
 
@@ -160,14 +149,14 @@ class Talk:
         self._record(
             Piece(
                 role="assistant", host=item.peer, session=item.session, tokens_in=item.tokens_in,
-                reused=item.reused, tokens_out=item.tokens_out, cost=item.cost, at=self._now(),
+                reused=item.reused, tokens_out=item.tokens_out, cost=item.cost, at=self._runtime.now(),
             )
         )  # fmt: skip
         self.note_purchases(item.session)
 
     def note_end(self, finish: Finish | None) -> None:
         """It is whole."""
-        self._record(Piece(role="assistant", finish=finish, at=self._now()))
+        self._record(Piece(role="assistant", finish=finish, at=self._runtime.now()))
 
     def note_purchases(self, *sessions: SessionId) -> None:
         """The paid sessions it came from, and the earlier ones that are over since.
@@ -177,7 +166,7 @@ class Talk:
         if self._recorder is None:
             return
         for session in dict.fromkeys((*sessions, *self._purchases)):
-            saved = self._client.purchase(session)
+            saved = self._runtime.purchase(session)
             if saved is None:
                 continue
             if session in sessions or saved.over:
@@ -189,8 +178,7 @@ class Talk:
 
     def note_host(self, peer: PeerId) -> None:
         """Who serves it: a host stores for whom it serves."""
-        if self._keeper is not None and self._keeper.served_by(peer):
-            self._client.conversations.look_soon()
+        self._on_host(peer)
 
     def _record(self, *pieces: Piece) -> None:
         if self._recorder is not None:
@@ -206,9 +194,6 @@ class Talk:
         self.note_purchases()
         if self._recorder is not None:
             await self._recorder.settled()
-
-    def _now(self) -> int:
-        return int(self._client.node.wall())
 
 
 class _Notes:

@@ -47,6 +47,10 @@ class Demo:
             processes = Processes(root)
             try:
                 await self._run(root, processes)
+            except LocalError as error:
+                if fallen := processes.fallen():  # that may be why
+                    raise LocalError(f"{error}\n{fallen}") from error
+                raise
             finally:
                 with trio.CancelScope(shield=True):
                     await processes.aclose()

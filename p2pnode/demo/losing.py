@@ -18,8 +18,8 @@ from p2pnode.money import usdc_text
 
 QUESTION: Final = "Describe in detail how a letter travels from the sender to the receiver."
 _KILLED_AFTER_PIECES: Final = 5
-"""Some 20 to 40 tokens."""
-_TOKENS_MAX: Final = 128
+"""Some 20 to 40 tokens; twice as many where the machine is busy."""
+_TOKENS_MAX: Final = 160
 
 
 @dataclass(frozen=True, slots=True)

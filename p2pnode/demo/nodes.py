@@ -6,7 +6,6 @@ with a fixed address does. It knows nothing of clients.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -75,7 +74,7 @@ class Nodes:
     def kill(self, peer: str) -> NodeProcess:
         """SIGKILL to a host. Raises ``LocalError`` when it is none of ours."""
         host = self._host_at(peer)
-        host.process.send_signal(signal.SIGKILL)
+        self._processes.kill(host.name)
         return host
 
     async def bring_back(self, peer: str) -> None:

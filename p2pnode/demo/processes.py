@@ -17,6 +17,7 @@ from p2pnode.errors import LocalError
 READY_DEADLINE_S: Final = 60.0
 STEP_DEADLINE_S: Final = 60.0
 _POLL_S: Final = 0.1
+_LAST_WORDS: Final = 2000
 _LISTEN: Final = ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0/ws")
 
 
@@ -40,7 +41,7 @@ class Processes:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._running: list[trio.Process] = []
+        self._running: dict[str, trio.Process] = {}
 
     async def node(
         self, name: str, bootstrap: Sequence[str], *flags: str, listen: Sequence[str] = _LISTEN
@@ -49,7 +50,7 @@ class Processes:
         ready = self.root / f"{name}.ready"
         ready.unlink(missing_ok=True)
         process = await self._start(
-            f"{name}.log",
+            name,
             "join",
             "--no-mdns",
             f"--data-dir={self.root / name}",
@@ -66,22 +67,34 @@ class Processes:
     async def chain(self) -> Path:
         """Start a development chain; the path of its profile. Raises ``LocalError``."""
         profile = self.root / "chain.toml"
-        process = await self._start("chain.log", "chain", "dev", "--port=0", f"--profile={profile}")
+        process = await self._start("chain", "chain", "dev", "--port=0", f"--profile={profile}")
         if await self._wait_file(process, profile):
             return profile
         raise self._not_started("chain")
 
     async def aclose(self) -> None:
         """End all, the youngest first."""
-        for process in reversed(self._running):
+        for process in reversed(self._running.values()):
             await end(process)
 
-    async def _start(self, log: str, *arguments: str) -> trio.Process:
-        with (self.root / log).open("ab") as file:
+    def kill(self, name: str) -> None:
+        """SIGKILL, as by a power cut."""
+        self._running.pop(name).kill()
+
+    def fallen(self) -> str:
+        """Which of them ended that nobody asked to, with their last words; "" when none did."""
+        return "\n".join(
+            f"{name} ended by itself with {process.returncode}; its last words:\n{self._last_words(name)}"
+            for name, process in self._running.items()
+            if process.poll() is not None
+        )
+
+    async def _start(self, name: str, *arguments: str) -> trio.Process:
+        with (self.root / f"{name}.log").open("ab") as file:
             process = await trio.lowlevel.open_process(
                 program(*arguments), stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
-        self._running.append(process)
+        self._running[name] = process
         return process
 
     @staticmethod
@@ -94,8 +107,10 @@ class Processes:
         return False
 
     def _not_started(self, name: str) -> LocalError:
-        tail = (self.root / f"{name}.log").read_text(errors="replace")[-2000:]
-        return LocalError(f"{name} did not start; its last words:\n{tail}")
+        return LocalError(f"{name} did not start; its last words:\n{self._last_words(name)}")
+
+    def _last_words(self, name: str) -> str:
+        return (self.root / f"{name}.log").read_text(errors="replace")[-_LAST_WORDS:]
 
 
 async def each_event(command: list[str], on_event: Callable[[dict[str, Any]], None]) -> None:

@@ -1,4 +1,4 @@
-"""All checks in order: the machine first, then money, then the network."""
+"""All checks in order: the machine first, then money, then what is kept, then the network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from p2pnode.doctor.chain import Money
 from p2pnode.doctor.finding import Finding, problem
 from p2pnode.doctor.machine import Machine
 from p2pnode.doctor.network import Neighbours
+from p2pnode.doctor.storage import Keeping
 from p2pnode.errors import P2PNodeError
 from p2pnode.node.datadir import DataDir
 
 CHECKS: Final = (
-    "data dir", "keys", "disk", "ports", "model", "engine", "chain", "journal", "peers", "clock", "identity",
+    "data dir", "keys", "disk", "ports", "model", "engine", "chain", "journal",
+    "store", "keeping", "kept", "peers", "clock", "identity",
 )  # fmt: skip
 
 
@@ -22,7 +24,7 @@ async def examine(config: NodeConfig) -> AsyncIterator[Finding]:
     """Examine a data dir and the network around it; each finding comes as soon as it is known."""
     running = DataDir(config.data_dir).running_node()
     here, around = Machine(config, running), Neighbours(config, running)
-    money = Money(config)
+    money, keeping = Money(config), Keeping(config)
     checks: tuple[Callable[[], Awaitable[Finding]], ...] = (
         here.data_dir,
         here.keys,
@@ -32,6 +34,9 @@ async def examine(config: NodeConfig) -> AsyncIterator[Finding]:
         here.engine,
         money.chain,
         money.journal,
+        keeping.store,
+        keeping.key,
+        keeping.kept,
         around.peers,
         around.clock,
         around.identity,

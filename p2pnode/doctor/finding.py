@@ -29,6 +29,12 @@ Code = Literal[
     "gas_low",
     "journal_damaged",
     "unsettled",
+    "store_damaged",
+    "store_full",
+    "storage_key_missing",
+    "storage_key_damaged",
+    "storage_key_other",
+    "unkept",
     "check_failed",
 ]
 

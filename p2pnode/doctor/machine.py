@@ -30,7 +30,7 @@ from p2pnode.node.keys import PeerKey
 DISK_MARGIN_BYTES: Final = 1 << 30
 ENGINE_DEADLINE_S: Final = 60.0
 _SECRETS: Final = (
-    "peer.key", "receipt.key", "wallet.json", "phrase.json", "wallet.pass", "journal.sqlite",
+    "peer.key", "receipt.key", "wallet.json", "phrase.json", "wallet.pass", "journal.sqlite", "storage.key",
 )  # fmt: skip
 
 

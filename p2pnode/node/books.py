@@ -50,13 +50,19 @@ async def open_books(
         yield Books(wallet, ledger, journal)
 
 
-@asynccontextmanager
-async def books_of(config: NodeConfig, *, sends: bool = False) -> AsyncIterator[Books]:
-    """What a configuration names. Raises ``ConfigError`` where it names no chain."""
+def need_profile(config: NodeConfig) -> ChainProfile:
+    """The chain that a configuration names. Raises ``ConfigError`` where it names none."""
     profile = profile_of_config(config)
     if profile is None:
         place = DataDir(config.data_dir).chain
         msg = f"no chain is configured: name a profile with --chain, or put one at {place}"
         raise ConfigError(msg)
+    return profile
+
+
+@asynccontextmanager
+async def books_of(config: NodeConfig, *, sends: bool = False) -> AsyncIterator[Books]:
+    """What a configuration names. Raises ``ConfigError`` where it names no chain."""
+    profile = need_profile(config)
     async with open_books(DataDir(config.data_dir), profile, sends=sends) as books:
         yield books

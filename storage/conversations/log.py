@@ -167,12 +167,9 @@ class Log:
         sealed_manifest = seal(keys, manifest.seq, "M", encode(manifest), rim.draw)
         head = Head(Link(seq=manifest.seq, hash=hash_of(sealed_manifest)), manifest)
         needed = [sealed.objects[ref.hash] for ref in manifest.segments if ref.hash in sealed.objects]
-        put: list[BlobHash] = []
+        objects = {hash_of(data): data for data in [*needed, sealed_manifest]}
         try:
-            for data in [*needed, sealed_manifest]:
-                digest = hash_of(data)
-                await rim.replication.put_own(data, digest)
-                put.append(digest)
+            await rim.replication.put_own(objects)
             kept = set(_of(head))
             before = [*(_of(base) if base else []), *(_of(self.head) if self.head else [])]
             await rim.outbox.commit(
@@ -187,7 +184,7 @@ class Log:
                 )
             )
         except StorageError:
-            await self._take_back(put)
+            await self._take_back(list(objects))
             raise
         self.head, self.at = head, head.link
         return head

@@ -18,6 +18,7 @@ import pytest
 
 from p2pnode.chain.profile import load_profile, write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
+from p2pnode.client.keeper import open_archive
 from p2pnode.config import NodeConfig
 from p2pnode.doctor import machine
 from p2pnode.doctor.chain import Money
@@ -25,6 +26,7 @@ from p2pnode.doctor.doctor import CHECKS
 from p2pnode.doctor.finding import Code, Finding
 from p2pnode.doctor.machine import Machine
 from p2pnode.doctor.network import CLOCK_SKEW_MAX_S, Neighbours
+from p2pnode.doctor.storage import Keeping
 from p2pnode.files import write_private
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.local import LocalModel
@@ -34,10 +36,16 @@ from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.money import open_journal
+from p2pnode.node.storage_key import ensure_storage_key, load_storage_keys, save_storage_key
+from p2pnode.node.store import LOCAL_OWNER
+from p2pnode.storage.conversations.outbox import Outbox
+from p2pnode.storage.local.store import LocalStore
 from tests.cli.support import Program, give, run, wallet
 from tests.client.support import NOW, advert, peer
 from tests.net.memory_world import seed_of
 from tests.node.journals import hosted
+
+ENTROPY = bytes(range(16))
 
 
 def _bad(finding: Finding, code: str, *, verdict: str = "problem") -> Finding:
@@ -187,6 +195,75 @@ async def test_the_journal(data: DataDir) -> None:
         file.seek(4096)
         file.write(b"\xff" * 4096)
     _bad(await _money(data.root).journal(), "journal_damaged")
+
+
+def _keeping(root: Path, **config: Any) -> Keeping:
+    return Keeping(NodeConfig(data_dir=root, **config))
+
+
+async def test_the_store(data: DataDir) -> None:
+    _good(await _keeping(data.root).store())
+    assert not data.store.exists()  # a check makes nothing
+    save_storage_key(data, ENTROPY)
+    keys = load_storage_keys(data)
+    assert keys is not None
+    store = LocalStore.open(data.store)
+    await store.put(bytes(8192), owner=keys.owner)
+    await store.put(b"somebody's", owner=LOCAL_OWNER)
+    store.close()
+    _good(await _keeping(data.root).store())
+    _good(await _keeping(data.root, store_bytes_max=14_000).store())  # 12,288 are counted
+    finding = _bad(await _keeping(data.root, store_bytes_max=13_000).store(), "store_full", verdict="warning")
+    assert "store_bytes_max" in finding.remedy
+    _good(await _keeping(data.root, store_owner_bytes_max=9_200).store())  # 8,192 are ours
+    finding = _bad(
+        await _keeping(data.root, store_owner_bytes_max=9_000).store(), "store_full", verdict="warning"
+    )
+    assert "sessions forget" in finding.remedy
+    (data.store / "index.sqlite").write_bytes(b"nonsense" * 1000)
+    _bad(await _keeping(data.root).store(), "store_damaged")
+
+
+async def test_the_key_of_conversations(data: DataDir, tmp_path: Path) -> None:
+    finding = await _keeping(tmp_path / "none").key()
+    assert (finding.code, finding.verdict, finding.remedy) == ("storage_key_missing", "ok", "")
+    assert "not kept" in finding.detail
+    open_or_make_wallet(wallet_files(data))
+    assert "wallet show --phrase" in (await _keeping(data.root).key()).detail
+    ensure_storage_key(data)
+    assert "the words fit" in _good(await _keeping(data.root).key()).detail
+    assert "save is off" in _good(await _keeping(data.root, save=False).key()).detail
+    data.storage_key.unlink()
+    save_storage_key(data, ENTROPY)
+    _bad(await _keeping(data.root).key(), "storage_key_other", verdict="warning")
+    data.wallet_passphrase.unlink()  # then nobody can say
+    assert "the words fit" not in _good(await _keeping(data.root).key()).detail
+    data.storage_key.chmod(0o644)
+    _bad(await _machine(data.root).keys(), "keys_exposed")
+    write_private(data.storage_key, b"nonsense")
+    _bad(await _keeping(data.root).key(), "storage_key_damaged")
+    _good(await _keeping(data.root).store())
+
+
+async def test_what_is_kept(data: DataDir) -> None:
+    _good(await _keeping(data.root).kept())
+    assert not data.store.exists()
+    save_storage_key(data, ENTROPY)
+    async with open_archive(NodeConfig(data_dir=data.root)) as archive:
+        await archive.new(title="one")
+        finding = _bad(await _keeping(data.root).kept(), "unkept", verdict="warning")
+        assert "1 conversation has not" in finding.detail
+        await archive.new(title="two")
+        assert "2 conversations have" in (await _keeping(data.root).kept()).detail
+    outbox = Outbox(data.store / "outbox.sqlite", bytes)
+    for row in await outbox.lagging():
+        await outbox.acked(row.sid, row.head)
+    outbox.close()
+    assert "2 conversations" in _good(await _keeping(data.root).kept()).detail
+    for name in ("outbox.sqlite-wal", "outbox.sqlite-shm"):
+        (data.store / name).unlink(missing_ok=True)
+    (data.store / "outbox.sqlite").write_bytes(b"nonsense" * 1000)
+    _bad(await _keeping(data.root).kept(), "store_damaged")
 
 
 def _money(root: Path, **config: Any) -> Money:

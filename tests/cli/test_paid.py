@@ -81,3 +81,16 @@ def test_withdrawing_what_is_not_there_says_what_is(data_dir: Path, profile: Pat
     assert "0.000000 USDC can be withdrawn, not 0.000005 USDC" in ran.err
     wrong = run("funds", "withdraw", "--to", "0x12", "--chain", profile, "--data-dir", data_dir)
     assert wrong.code == 2
+
+
+def test_a_host_shows_its_receipts_again_to_whoever_paid_for_them(
+    data_dir: Path, paid_host: Program, profile: Path
+) -> None:
+    give(profile, wallet(data_dir), usdc="1")
+    flags = ("--peer", paid_host.multiaddr, "--chain", profile, "--max-tokens", 70)
+    assert ask(data_dir, "hello", *flags).code == 0
+    ran = run("sessions", "evidence", "--fetch", "--json", "--chain", profile, "--data-dir", data_dir)
+    assert ran.code == 0, ran
+    (shown,) = ran.named("receipts")
+    assert (shown["problem"], shown["same"], shown["withheld"], shown["conflicts"]) == ("", 3, 0, 0)
+    assert not ran.named("evidence")

@@ -68,7 +68,7 @@ class Events:
 
     def of(self, client: Client) -> None:
         """Listen to a client."""
-        client._on_event = self._event
+        client.runtime._on_event = self._event
 
     def _event(self, name: str, fields: dict[str, object]) -> None:
         self.told.append((name, fields))

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pnode.client.answer import Answer
+from p2pnode.client.asking import TalkOptions
 from p2pnode.client.client import Client
-from p2pnode.client.talk import Talk, TalkOptions
+from p2pnode.client.talk import Talk
 from p2pnode.config import NodeConfig
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.virtual_time import wall_clock

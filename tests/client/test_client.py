@@ -88,7 +88,7 @@ def test_the_node_on_this_data_dir_is_asked_first_and_saved_peers_last(tmp_path:
     client = _client(tmp_path, bootstrap=[SECOND])
     with data.locked():
         data.write_node_json(peer(1), [FIRST])
-        client._make_node()
+        client.runtime.make_node()
     assert client.searches.seeds() == [FIRST, SECOND, saved["addrs"][0]]  # type: ignore[index]
 
 
@@ -96,7 +96,7 @@ def test_a_stale_node_file_is_ignored(tmp_path: Path) -> None:
     data = DataDir(tmp_path)
     data.write_node_json(peer(1), [FIRST])
     client = _client(tmp_path, bootstrap=[SECOND])
-    client._make_node()
+    client.runtime.make_node()
     assert client.searches.seeds() == [SECOND]
     assert json.loads(data.node_json.read_text())["pid"] == os.getpid()
 
@@ -212,7 +212,7 @@ async def test_those_on_the_local_network_are_asked_what_they_know(autojump_cloc
         async with w.client() as client:
             client.node.network._found(where)
             assert await client.known_adverts() == []
-            client.browses = True
+            client.runtime.browses = True
             assert [advert.peer for advert in await client.known_adverts()] == [host.node.peer_id]
 
 

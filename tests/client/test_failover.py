@@ -195,7 +195,7 @@ async def test_when_all_hosts_die_the_partial_answer_the_reason_and_the_way_on_a
                 await anext(answer)
 
             late = await w.add([scripted_host(tokens_per_s=50)])
-            client.bootstrap = tuple(late.node.multiaddrs[:1])
+            client.runtime.bootstrap = tuple(late.node.multiaddrs[:1])
             more = client.go_on(answer)
             shown = answer.text + await read(more, lambda _held: None)
             assert (more.ids, shown) == (ids, text)

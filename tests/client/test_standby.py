@@ -111,7 +111,7 @@ async def test_without_another_host_the_lookup_is_repeated_until_there_is_one(
         async with w.client(seeds(members)) as client, ask(client, tokens=LONG) as answer:
             await anext(answer)
             (late,) = await hosts(w, 1)
-            client.bootstrap = (*client.bootstrap, late.node.multiaddrs[0])
+            client.runtime.bootstrap = (*client.runtime.bootstrap, late.node.multiaddrs[0])
             with trio.move_on_after(30):
                 async for _ in answer:
                     if ready(answer) is not None:

@@ -193,7 +193,7 @@ async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_dow
             talk.conversation.append = waits_for_a_fork  # type: ignore[method-assign,assignment]
             await say(talk, "two")
             left_at = trio.current_time()
-        limits = client.limits
+        limits = client.runtime.limits
         most_s = 2 * limits.keep_deadline_s + limits.renew_at_end_s + 2 * limits.close_deadline_s
         assert trio.current_time() - left_at <= most_s
         assert [each["reason"] for each in told.named("conversation.not_kept")]

@@ -77,10 +77,11 @@ async def signed_open(client: Party, peer: str) -> AsyncIterator[tuple[Network, 
     async with Client(client.node_config, limits=quick(), remember=False, discovery=False) as made:
         advert = await made.advert_of([peer])
         assert advert is not None
-        assert made.payer is not None
-        assert made._nursery is not None
+        assert made.runtime.payer is not None
         (offer,) = advert.offers
-        bought = await made.payer.buy(made._nursery, advert, offer, tokens_in=100, tokens_out=TOKENS)
+        bought = await made.runtime.payer.buy(
+            made.runtime.tasks, advert, offer, tokens_in=100, tokens_out=TOKENS
+        )
         payment = bought.payment
         yield (
             made.node.network,

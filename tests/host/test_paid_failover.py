@@ -63,15 +63,15 @@ async def market(
             running.append(await w.host(model=model))
         members = [member for member, _ in running]
         async with w.client(members[0], units=units, caps=caps) as client:
-            client.bootstrap = tuple(member.node.multiaddrs[0] for member in members)
+            client.runtime.bootstrap = tuple(member.node.multiaddrs[0] for member in members)
             await meet(client, members)
             yield w, running, client
 
 
 def journal_of(client: Client) -> Journal:
-    assert client.payer is not None
-    assert client.payer._open is not None
-    return client.payer._open.journal
+    assert client.runtime.payer is not None
+    assert client.runtime.payer._open is not None
+    return client.runtime.payer._open.journal
 
 
 def purchase(client: Client, item: BillItem) -> BoughtSession:

@@ -51,7 +51,7 @@ class Moody:
 
 def books_of(client: Client) -> Any:
     """The journal of a client that has paid."""
-    return client.payer._open.journal  # type: ignore[union-attr]
+    return client.runtime.payer._open.journal  # type: ignore[union-attr]
 
 
 async def test_an_endpoint_that_answers_with_an_error_does_not_end_the_host(
@@ -148,7 +148,7 @@ async def test_a_session_that_was_settled_behind_its_clients_back_ends_and_does_
             async def upset() -> None:
                 (record,) = money.journal.hosted()
                 await money.ledger.transact(Release(record.terms))
-                await client.payer._open.purse.reconcile()  # type: ignore[union-attr]
+                await client.runtime.payer._open.purse.reconcile()  # type: ignore[union-attr]
                 w.kill(member, money)
 
             with trio.fail_after(600), pytest.raises(P2PNodeError):
@@ -189,7 +189,7 @@ async def test_a_client_beside_its_own_host_pays_another(tmp_path: Path, autojum
         own, _ = await w.host()
         other, _ = await w.host()
         async with w.client(own, name="host 0") as client:
-            client.bootstrap = (own.node.multiaddrs[0], other.node.multiaddrs[0])
+            client.runtime.bootstrap = (own.node.multiaddrs[0], other.node.multiaddrs[0])
             for _ in range(2):
                 await answer(client)
         await trio.sleep(5)

@@ -129,7 +129,7 @@ async def test_a_machine_that_has_only_the_sealed_index_pays_a_killed_host_to_th
         async with w.client(member) as client:
             asked = await broken_off(w, member, money, client, pieces)
             await trio.sleep(20)
-            saved = client.purchase(left(books_of(client)).session)
+            saved = client.runtime.purchase(left(books_of(client)).session)
             assert saved is not None
             assert saved.over
             assert (saved.receipt is None) == (pieces == 12)
@@ -152,7 +152,7 @@ async def test_a_machine_that_recovers_leaves_a_session_alone_that_another_still
         member, money = await w.host(model=priced(tokens_per_s=SLOW))
         async with w.client(member) as client:
             await answer(client)
-            saved = client.purchase(left(books_of(client)).session)
+            saved = client.runtime.purchase(left(books_of(client)).session)
             assert saved is not None
             assert not saved.over
             async with another_process(w, tmp_path / "new.sqlite") as (journal, network):
@@ -160,7 +160,7 @@ async def test_a_machine_that_recovers_leaves_a_session_alone_that_another_still
                 assert await bring(journal, network) == []
                 await answer(client)
                 assert len(money.journal.hosted("open")) == len(money.journal.hosted()) == 1
-                saved = client.purchase(saved.session)
+                saved = client.runtime.purchase(saved.session)
                 assert saved is not None
                 over = replace(saved, over=True)
                 await journal.bought_restored(bought_of(over), int(wall_clock()), over.receipt)
@@ -270,7 +270,7 @@ async def test_what_a_crash_left_open_settles_after_the_linger_with_what_there_i
             settled(w, record.voucher.amount)
             (done,) = await bring(books_of(client), client.node.network)
             assert done.outcome == "refused"  # too late: its host is settled with
-            await client.payer._open.purse.reconcile()  # type: ignore[union-attr]
+            await client.runtime.payer._open.purse.reconcile()  # type: ignore[union-attr]
             assert owed(books_of(client), int(wall_clock())) == []
 
 
@@ -372,7 +372,9 @@ async def test_hosts_that_are_away_stay_owed_and_hold_nobody_up(
         member, money = await w.host(model=priced(tokens_per_s=SLOW))
         async with w.client(member) as client:
             await broken_off(w, member, money, client, 12)
+            await trio.sleep(20)  # until the purse knows that the session is over
             record = left(books_of(client))
+            assert record.owed is not None
         async with another_process(w, path) as (journal, network):
             for number in range(40):
                 terms = replace(record.terms, salt=number.to_bytes(32, "big"))

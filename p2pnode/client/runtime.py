@@ -1,0 +1,147 @@
+"""What every part of one client stands on: its configuration, node, tasks and wallet, and who listens to it.
+
+It knows no part of the client, so that each part can be given it, and read, alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2pnode.client.ranking import unpaid
+from p2pnode.config import NodeConfig
+from p2pnode.ids import SessionId
+from p2pnode.limits import Limits
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.invite import read_bootstrap
+from p2pnode.node.keys import PeerKey
+from p2pnode.node.node import Node, NodeSetup
+from p2pnode.protocols.adverts.messages import Advert, Offer
+
+if TYPE_CHECKING:
+    from p2pnode.client.payer import Payer
+    from p2pnode.storage.conversations.records import SavedSession
+
+Event = Callable[[str, dict[str, object]], None]
+_OUTSIDE = "use the client as `async with Client() as client`"
+
+
+class Runtime:
+    """Of one client. ``node``: one that runs already and outlives it; otherwise it makes its own."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        bootstrap: tuple[str, ...],
+        discovery: bool,
+        limits: Limits,
+        node: Node | None,
+        payer: Payer | None,
+        on_event: Event,
+    ) -> None:
+        self.config, self.discovers, self.limits = config, discovery, limits
+        self.bootstrap = tuple(
+            one for each in (*bootstrap, *config.bootstrap) for one in read_bootstrap(each)
+        )
+        self.data = DataDir(config.data_dir)
+        self.owns_node, self.payer, self._on_event = node is None, payer, on_event
+        self.local: tuple[str, ...] = ()
+        """Multiaddrs of the node that runs on this data dir."""
+        self.browses = False
+        """Does it look for peers on the local network?"""
+        self._node = node
+        self._tasks: trio.Nursery | None = None
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Run node and tasks for the block; those that are left are cancelled after it."""
+        if self.payer is None and self.pays:
+            self.payer = self._configured_payer()
+        async with trio.open_nursery() as nursery:
+            self._tasks = tasks = await nursery.start(_hold_tasks)
+            try:
+                if self._node is None:
+                    self._node = self.make_node()
+                    await tasks.start(self._node.run)
+                yield
+            finally:
+                self._tasks = None
+                tasks.cancel_scope.cancel()
+
+    @property
+    def node(self) -> Node:
+        """The node underneath. Raises ``RuntimeError`` outside :meth:`run`."""
+        if self._node is None or self._tasks is None:
+            raise RuntimeError(_OUTSIDE)
+        return self._node
+
+    @property
+    def tasks(self) -> trio.Nursery:
+        """What lives as long as the client. Raises ``RuntimeError`` outside :meth:`run`."""
+        if self._tasks is None:
+            raise RuntimeError(_OUTSIDE)
+        return self._tasks
+
+    def now(self) -> int:
+        """Wall clock, Unix seconds."""
+        return int(self.node.wall())
+
+    def tell(self, event: str, fields: dict[str, object]) -> None:
+        """To whoever listens to this client's events."""
+        self._on_event(event, fields)
+
+    def make_node(self) -> Node:
+        """A node that dials only, with a peer key that is never written down."""
+        running = self.data.running_node()
+        self.local = running.multiaddrs if running is not None else ()
+        self.browses = self.discovers and self.config.mdns and not self.local
+        return Node(
+            NodeSetup(
+                key=PeerKey.generate(),
+                dht="client" if self.discovers else "off",
+                gossip=False,
+                keep_company=False,
+                mdns="browse" if self.browses else "off",
+                limits=self.limits,
+            )
+        )
+
+    # ---- paying
+
+    @property
+    def pays(self) -> bool:
+        """Is a chain configured?"""
+        return bool(self.config.chain or self.data.chain.exists())
+
+    def payable(self, advert: Advert, offer: Offer) -> str:
+        """Why this client can't pay an offer; "" when it can, or it is free."""
+        return unpaid(advert, offer) if self.payer is None else self.payer.payable(advert, offer)
+
+    def purchase(self, session: SessionId) -> SavedSession | None:
+        """What is to be kept of a session that this client pays for; None for a free one."""
+        return self.payer.purchase(session) if self.payer is not None else None
+
+    def _configured_payer(self) -> Payer | None:
+        from p2pnode.client.payer import payer_of
+
+        def on_sign(words: str, fields: Mapping[str, object]) -> None:
+            self.tell("signing", {"words": words, **fields})
+
+        return payer_of(self.config, wall=time.time, draw=secrets.token_bytes, on_sign=on_sign)
+
+
+async def _hold_tasks(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """A nursery that does not end with a cancelled caller: what runs there must be ended in order first.
+
+    Else an interrupted answer would neither be written down nor paid for.
+    """
+    async with trio.open_nursery() as tasks:
+        tasks.cancel_scope.shield = True
+        task_status.started(tasks)
+        await trio.sleep_forever()
