@@ -7,7 +7,7 @@ neither hosts nor replicas.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from p2pnode.storage.conversations.conversation import Conversation
 
 log = structlog.get_logger()
+_TRIES: Final = 8
 
 
 class Recorder:
@@ -48,6 +49,8 @@ class Recorder:
         self._pieces: list[Piece] = []
         self._sessions: dict[bytes, SavedSession] = {}
         self._lock = trio.Lock()
+        self._ours: int | None = None
+        """The turn that we spoke in last, once another process spoke after us."""
         self.trouble = ""
         """Why what was said last is not on our disk."""
 
@@ -106,8 +109,15 @@ class Recorder:
             self.conversation = await self._archive.new(
                 title=title, model=self._model, sampling=self._sampling
             )
-        try:
-            await self.conversation.append(*pieces)
-        except MovedError:  # another process of this machine was quicker: say it after that
-            self.conversation = await self._archive.open(self.conversation.sid, ask=False)
-            await self.conversation.append(*pieces)
+        for _ in range(_TRIES):
+            try:
+                await self.conversation.append(*pieces, goes_on=self._ours)
+            except MovedError:  # another process of this machine was quicker: say it after that
+                # Its answer may be under way too: the two must not become one.
+                self._ours = self.conversation.last_turn if self._ours is None else self._ours
+                self.conversation = await self._archive.open(self.conversation.sid, ask=False)
+            else:
+                self._ours = None
+                return
+        msg = "other processes of this machine keep writing to this conversation"
+        raise MovedError(msg)

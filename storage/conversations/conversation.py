@@ -84,9 +84,15 @@ class Conversation:
         """The newest commit."""
         return self.log.head.link if self.log.head else None
 
-    async def append(self, *pieces: Piece) -> Link:
+    @property
+    def last_turn(self) -> int | None:
+        """The number of the turn that was spoken in last."""
+        return self._pieces[-1].turn if self._pieces else None
+
+    async def append(self, *pieces: Piece, goes_on: int | None = None) -> Link:
         """Record new text, durable on our disk when it returns; replicas get it in the background.
 
+        An answer goes on in its unfinished turn; where ``goes_on`` is given, only if that is its number.
         Raises ``ForgottenError``, ``MovedError``, ``ConversationFullError``, ``DiskFullError``,
         ``QuotaError`` and other ``StorageError``s; nothing was recorded then, and it may be tried again.
         """
@@ -101,6 +107,8 @@ class Conversation:
                 raise ForgottenError(msg)
             turns = self._manifest.turns
             last = self._pieces[-1] if self._pieces and self._pieces[-1].turn == turns - 1 else None
+            if last is not None and goes_on not in (None, last.turn):
+                last = None
             new = numbered(pieces, last, next_turn=turns)
             head = await self._commit([encode(piece) for piece in new], turns=max(turns, new[-1].turn + 1))
             self._pieces += new

@@ -187,7 +187,7 @@ async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_dow
             await talk.settled()
             assert talk.conversation is not None
 
-            async def waits_for_a_fork(*_pieces: Piece) -> None:
+            async def waits_for_a_fork(*_pieces: Piece, **_: object) -> None:
                 await trio.sleep_forever()
 
             talk.conversation.append = waits_for_a_fork  # type: ignore[method-assign,assignment]
@@ -269,3 +269,36 @@ async def test_a_question_is_answered_where_the_store_can_not_be_opened(
             assert await say(talk, "one")
             assert not talk.is_kept
         assert len(told.named("conversation.not_kept")) == 1
+
+
+async def test_two_answers_at_once_in_one_conversation_do_not_become_one(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=50)])
+        async with machine(w, tmp_path, knows=[host]) as one:
+            first = await one.talk(options())
+            await say(first, "shared")
+            await first.settled()
+            assert first.conversation is not None
+            sid = first.conversation.sid
+            async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as two:
+                second = await two.resume(sid)
+                answers = {"one": first.ask("from one"), "two": second.ask("from two")}
+
+                async def listen(name: str) -> None:
+                    async for _ in answers[name]:
+                        pass
+
+                async with trio.open_nursery() as nursery:
+                    for name in answers:
+                        nursery.start_soon(listen, name)
+        async with machine(w, tmp_path, knows=[host], ip="10.0.9.7") as client:
+            kept = await client.conversations.open(sid)
+            turns = kept.turns[2:]
+            of = [{piece.session for piece in turn.pieces} - {None} for turn in turns]
+            assert all(len(sessions) <= 1 for sessions in of)
+            for answer in answers.values():
+                ours = [turn for turn, told in zip(turns, of, strict=True) if answer.bill[0].session in told]
+                assert "".join(turn.text for turn in ours) == answer.text
+            assert kept.missing == ()
