@@ -104,8 +104,8 @@ async def hosts(w: World, count: int, *, tokens_per_s: float = 50.0) -> list[Mem
 async def meet(client: Client, members: list[Member]) -> None:
     """The client knows them all, and prefers them in this order."""
     await client.hosts(SCRIPTED)
-    for rank, member in enumerate(members):
-        client.searches.note_answer(member.node.peer_id, 0.001 * (rank + 1), 10_000.0 / (rank + 1))
+    for rank, member in enumerate(members):  # by more than how fast each was dialled may differ
+        client.searches.note_answer(member.node.peer_id, 1.0 * (rank + 1), 10_000.0 / (rank + 1))
 
 
 def seeds(members: list[Member]) -> list[str]:
