@@ -13,7 +13,7 @@ import trio
 
 from p2pnode.client.ranking import Filters, Measured
 from p2pnode.client.search import HostSearch
-from p2pnode.errors import RefusedError, RemoteError, UnreachableError
+from p2pnode.errors import RefusedError, RemoteError, StorageError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.peerstore import SavedPeers
@@ -33,15 +33,40 @@ class Searches:
     def __init__(self, client: Client) -> None:
         self._client = client
         self.measured: dict[PeerId, Measured] = {}
+        self._unreached: set[PeerId] = set()
 
     def seeds(self) -> list[str]:
         """First peers in the order to try: the node on this data dir, the user's, those of earlier runs."""
         seeds = list(dict.fromkeys((*self._client.local[:1], *self._client.bootstrap)))
         if self._client.owns_node and self._client.data.peers.exists():
-            store = SavedPeers(self._client.data.peers, limits=self._client.limits)
-            store.load()
+            store = self._saved_peers()
             seeds += [saved.addrs[0] for saved in store.best(_SAVED_SEEDS) if saved.addrs]
         return list(dict.fromkeys(seeds))
+
+    def save_peers(self) -> None:
+        """Note for the next run whom this one reached: so a first peer is given once.
+
+        Who could not be reached while others could is forgotten: those know it when it is back. A disk that
+        can't take it costs a log line only.
+        """
+        network = self._client.node.network
+        reached = network.connected_peers()
+        if not reached:
+            return  # no network: that says nothing of anybody
+        store = self._saved_peers()
+        for peer in self._unreached.difference(reached):
+            store.forget(peer)
+        for peer in reached:
+            store.remember(peer, network.addresses_of(peer), now=self._client.node.wall())
+        try:
+            store.save()
+        except StorageError as error:
+            log.debug("peerstore.not_saved", reason=str(error))
+
+    def _saved_peers(self) -> SavedPeers:
+        store = SavedPeers(self._client.data.peers, limits=self._client.limits)
+        store.load()
+        return store
 
     def new(
         self, model: ModelId, filters: Filters, *, measured: Mapping[PeerId, Measured] | None = None
@@ -81,6 +106,7 @@ class Searches:
         try:
             failures = await self._client.node.finder.find(model, seeds=self.seeds(), on_found=on_found)
         finally:
+            self._unreached.update(failures)
             search.exhausted(failures)
 
     async def direct(self, multiaddr: str, model: ModelId, filters: Filters) -> HostSearch:
@@ -151,6 +177,7 @@ class Searches:
                 await self._client.node.network.connect_peer(peer, addresses)
         except (RemoteError, trio.TooSlowError) as error:
             log.debug("peer.unreachable", peer=peer, reason=str(error))
+            self._unreached.add(peer)
 
     def note_answer(self, peer: PeerId, ttft_s: float, tokens_per_s: float | None) -> None:
         """A turn went well."""
