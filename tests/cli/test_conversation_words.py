@@ -12,32 +12,32 @@ WEAK = "only 1 of 2 places to keep it were found: name nodes that store (--store
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"replicas": 3}, "conversation 0123abcd is kept here and on 3 other nodes"),
+        ({"replicas": 3}, "conversation 0f12 is kept here and on 3 other nodes"),
         (
             {"replicas": 1, "weak": "this machine is counted"},
-            "conversation 0123abcd is kept here and on 1 other node; --store NODE keeps it elsewhere too",
+            "conversation 0f12 is kept here and on 1 other node; --store NODE keeps it elsewhere too",
         ),
         (
             {"kept": False, "waiting": WEAK, "weak": WEAK},
-            "conversation 0123abcd is kept on this machine only; --store NODE keeps it elsewhere too",
+            "conversation 0f12 is kept on this machine only; --store NODE keeps it elsewhere too",
         ),
         (
-            {"kept": False, "waiting": "full (2 nodes)"},
-            "conversation 0123abcd is kept on this machine only; it goes out with a later command: full (2 nodes)",
+            {"kept": False, "waiting": "full (1 node)"},
+            "conversation 0f12 is kept on this machine only; it goes out with a later command: full (1 node)",
         ),
         (
             {"gone": True, "kept": False, "waiting": WEAK, "weak": WEAK},
-            "conversation 0123abcd is deleted on this machine only; a later command deletes it on its replicas",
+            "conversation 0f12 is deleted on this machine only; a later command deletes it on its replicas",
         ),
         (
             {"cut": True, "replicas": 2},
-            "what was said last in conversation 0123abcd is not kept; the rest is, here and on 2 other nodes",
+            "what was said last in conversation 0f12 is not kept; the rest is, here and on 2 other nodes",
         ),
     ],
 )
 def test_keeping_is_told_in_one_line(changes: dict[str, object], words: str) -> None:
     fields = {
-        "conversation": "0123abcd" * 4, "replicas": 0, "kept": True, "waiting": "", "weak": "",
+        "conversation": "0f12", "replicas": 0, "kept": True, "waiting": "", "weak": "",
         "cut": False, "gone": False,
     }  # fmt: skip
     assert words_of("conversation.kept", {**fields, **changes}) == f"[{words}]"
