@@ -66,7 +66,10 @@ class Kept:
     def _why(self, sent: Sent | None) -> str:
         if sent is None or sent.written is None:
             return sent.trouble if sent is not None and sent.trouble else "there was no time"
-        reasons = Counter(why.removeprefix(f"{name}: ") for name, why in sent.written.failures.items())
+        # Of a peer that could be dialled nowhere the first address says enough; the log has them all.
+        reasons = Counter(
+            why.removeprefix(f"{name}: ").partition("; ")[0] for name, why in sent.written.failures.items()
+        )
         failures = "; ".join(f"{why} ({_count(nodes)})" for why, nodes in reasons.items())
         return failures or self.status.counted.weak or "the list of conversations isn't kept yet"
 
