@@ -39,10 +39,10 @@ class NodeConfig:
     """What a user can set. Prices are USDC units (1e-6 USDC) per million tokens, other money USDC units.
 
     ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there is one.
-    ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs of nodes
-    that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this node stores: owner
-    keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``; ``s5_listen`` (host:port)
-    serves S5's HTTP API.
+    ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
+    invites of nodes that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this
+    node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
+    ``s5_listen`` (host:port) serves S5's HTTP API.
     """
 
     data_dir: Path = field(default_factory=default_data_dir)

@@ -47,7 +47,7 @@ def counted(replicas: Sequence[Replica], quorum: int = QUORUM) -> Counted:
         names |= found
         weak = _WEAK[place] if found and place != "other" else weak
     if len(names) < quorum:
-        weak = f"{len(names)} of {quorum} places to keep it are there: name nodes that store (--store)"
+        weak = f"only {len(names)} of {quorum} places to keep it were found: name nodes that store (--store)"
     return Counted(frozenset(names), quorum, weak)
 
 

@@ -118,7 +118,10 @@ async def stream(output: Output, talk: Any, answer: Any) -> None:
             with trio.CancelScope(shield=True):
                 await talk.settled()
             sid = talk.conversation.sid.hex() if talk.conversation is not None else ""
-            text = f"[cut short: `p2pnode sessions resume {sid[:8]}` goes on with the answer]"
+            what, then = (
+                ("cut short", "goes on with the answer") if answer.ids else ("unanswered", "asks again")
+            )
+            text = f"[{what}: `p2pnode sessions resume {sid[:8]}` {then}]"
             output.event("cut_short", {"conversation": sid, "held": len(answer.ids)}, text=text)
     finish(output, answer)
 
@@ -176,13 +179,12 @@ def make_client(
 ) -> Any:
     """A client that reports what it does as events."""
     from p2pnode.client.client import Client
-    from p2pnode.net.multiaddrs import split_peer
     from p2pnode.node.invite import read_bootstrap
 
     config = build_config(data_dir, mdns=mdns, **flags)
     with blaming("--store"):
         for each in flags.get("stores") or ():
-            split_peer(each)
+            read_bootstrap(each)
     with blaming("--bootstrap"):
         first = [one for each in bootstrap or () for one in read_bootstrap(each)]
 
@@ -225,11 +227,14 @@ def finish(output: Output, answer: Any) -> None:
     cost = f", {usdc_text(usage.cost)}" if usage.cost else ""
     where = f"from {shorten(str(answer.host))}" if len(bill) <= 1 else f"from {len(bill)} hosts"
     items = [{**asdict(item), "session": item.session.hex()} for item in bill]
+    text = (
+        f"[{usage.tokens_in} tokens in, {usage.tokens_out} out, first after {usage.ttft_s:.2f} s, "
+        f"{speed}{where}{cost}]"
+    )
     output.event(
         "done",
         {"host": answer.host, "checkpoints": answer.checkpoints, **asdict(usage), "bill": items},
-        text=f"[{usage.tokens_in} tokens in, {usage.tokens_out} out, first after {usage.ttft_s:.2f} s, "
-        f"{speed}{where}{cost}]",
+        text=text if bill else "",  # one that was whole already asked nobody
     )
 
 

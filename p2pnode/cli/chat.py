@@ -124,6 +124,7 @@ class Chat:
     def interrupt(self) -> bool:
         """Ctrl-C: stop the answer that streams, or leave when none does."""
         if self._scope is None:
+            self._output.end_echo()
             return False
         self._scope.cancel()
         return True
@@ -187,4 +188,4 @@ class Chat:
             text = f"p2pnode: {failure} (/retry asks again, /new starts over)"
             self._output.event("turn.failed", error_fields(failure), text=text)
         elif answer.usage is None:
-            self._output.event("stopped", {}, text="[stopped]")
+            self._output.event("stopped", {}, text="[stopped: /go goes on, /retry asks again]")

@@ -25,15 +25,18 @@ def words_of(name: str, fields: Mapping[str, Any]) -> str:
         if fields["branched"]:
             text += f"; what was said here is kept as a branch (`p2pnode sessions show {short} --branch 1`)"
         return f"[{text}]"
-    count = fields["replicas"]
-    nodes = "no other node" if not count else f"{count} other node{'s' if count > 1 else ''}"
-    state = "deleted" if fields["gone"] else "kept"
-    where = f"[conversation {short} is {state} here and on {nodes}"
+    count, waiting, weak = fields["replicas"], fields["waiting"], fields["weak"]
+    where = f"here and on {count} other node{'s' if count > 1 else ''}" if count else "on this machine only"
+    text = f"conversation {short} is {'deleted' if fields['gone'] else 'kept'} {where}"
     if fields["cut"]:
-        where = f"[what was said last in conversation {short} is not kept; the rest is, here and on {nodes}"
-    if not fields["kept"]:
-        return f"{where}; it goes out with the next command: {fields['waiting']}]"
-    return f"{where}: {fields['weak']}]" if fields["weak"] else f"{where}]"
+        text = f"what was said last in conversation {short} is not kept; the rest is, {where}"
+    if waiting and waiting != weak:
+        text += f"; it goes out with a later command: {waiting}"
+    elif fields["gone"] and waiting:
+        text += "; a later command deletes it on its replicas"
+    elif weak:
+        text += "; --store NODE keeps it elsewhere too"
+    return f"[{text}]"
 
 
 def conversation_fields(saved: SavedConversation) -> dict[str, Any]:

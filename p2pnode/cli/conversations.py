@@ -94,7 +94,8 @@ def resume(
             saved = await find_anywhere(client, conversation, output)
             talk = await client.resume(saved.sid, options)
             tell_losses(output, talk.losses)
-            if talk.cut_short:
+            # Another question may stand in for one of which nothing came: no host may take that.
+            if talk.cut_short and not (talk.unanswered and question is not None):
                 await stream(output, talk, talk.go_on())
             if question is not None:
                 await stream(output, talk, talk.ask(question))
@@ -247,16 +248,21 @@ async def reading(client: Client, config: NodeConfig, begins: str) -> AsyncItera
 
 def tell_recovery(output: Output, recovery: Recovery) -> None:
     """Who answered, and what is missing."""
+    from p2pnode.client.keeper import OWN
+
+    others = len(recovery.answered - {OWN})
     fields = {
         "conversations": len(recovery.conversations),
         "sessions": len(recovery.sessions),
-        "replicas": len(recovery.answered),
+        "replicas": others,
         "revision": recovery.revision,
     }
     text = (
-        f"[{len(recovery.answered)} places answered: {len(recovery.conversations)} conversations, "
-        f"{len(recovery.sessions)} paid sessions. What none of them shows can't be known of]"
+        f"[{others} other node{'s' if others > 1 else ''} answered: {len(recovery.conversations)} "
+        f"conversations, {len(recovery.sessions)} paid sessions. What none of them shows can't be known of]"
     )
+    if not others:
+        text = "[no other node answered: name one that has them (--store), or any other (--bootstrap)]"
     output.event("recovered", fields, text=text)
     tell_losses(output, recovery.losses)
 
@@ -273,5 +279,8 @@ def _write_new(path: Path, text: str) -> None:
 
     if path.exists():
         msg = f"{path} exists: name another file"
+        raise UsageError(msg)
+    if not path.absolute().parent.is_dir():
+        msg = f"there is no folder {path.absolute().parent}: make it first"
         raise UsageError(msg)
     write_private(path, text.encode())

@@ -198,6 +198,16 @@ def _check_s5(s5_listen: str | None) -> None:
             check_s5_listen(s5_listen)
 
 
+def _owners(store_for: Sequence[str]) -> str:
+    """For whom blobs are kept, in words."""
+    if "anyone" in store_for:
+        return "anyone"
+    listed = len([rule for rule in store_for if rule != "sessions"])
+    some = ["clients with an open session"] if "sessions" in store_for else []
+    some += [f"{listed} listed owner{'s' if listed > 1 else ''}"] if listed else []
+    return " and ".join(some) or "nobody else"
+
+
 class _Reporter:
     """Tells people, or scripts, how far a start has come."""
 
@@ -236,6 +246,7 @@ class _Reporter:
                 return "\n".join(
                     [
                         *(served or ["serving    nothing: a client-only node"]),
+                        f"storing    for {_owners(fields['store_for'])}",
                         f"invite     {fields['invite']}",
                         'ready: try `p2pnode ask "…"`; Ctrl-C leaves',
                     ]

@@ -30,7 +30,7 @@ ChainOption: TypeAlias = Annotated[
 StoreOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--store", help="A node that keeps replicas of conversations, by its multiaddr. Repeatable."
+        "--store", help="A node that keeps replicas of conversations: a multiaddr or an invite. Repeatable."
     ),
 ]
 S5UrlOption: TypeAlias = Annotated[

@@ -19,7 +19,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 and with --why not_found{peer, reason}
     join        identity.making{data_dir} identity{peer_id, new} chain{chain_id, name} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
-                ready{peer_id, multiaddrs, invite, models} stopping{} stopped{}
+                ready{peer_id, multiaddrs, invite, store_for, models} stopping{} stopped{}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
                 and model{name, id, path}; verify: verified{name, path, sha256}
     status      status{peer_id, pid, multiaddrs, models, slots, active, queued, draining}

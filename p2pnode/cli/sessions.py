@@ -74,12 +74,14 @@ def list_sessions(
                 tell_recovery(output, await client.conversations.recover())
         async with known_here(build_config(data_dir)) as archive:
             talks = await archive.conversations() if archive is not None else ()
-        _print_all(output, talks, _paid_rows(data_dir))
+        _print_all(output, talks, _paid_rows(data_dir), recovered=recover)
 
     run_async(run, on_error=output.failed)
 
 
-def _print_all(output: Output, talks: Sequence[SavedConversation], rows: list[dict[str, Any]]) -> None:
+def _print_all(
+    output: Output, talks: Sequence[SavedConversation], rows: list[dict[str, Any]], *, recovered: bool
+) -> None:
     if output.as_json:
         for talk in talks:
             output.event("conversation", conversation_fields(talk))
@@ -93,7 +95,8 @@ def _print_all(output: Output, talks: Sequence[SavedConversation], rows: list[di
     if rows:
         output.table(("paid session", "as", "state", "with", "deposit", "amount"), map(_row, rows))
     if not (talks or rows):
-        output.result("no conversations and no paid sessions here yet (--recover asks the replicas)")
+        hint = "" if recovered else " (--recover asks the replicas)"
+        output.result(f"no conversations and no paid sessions here yet{hint}")
 
 
 def _paid_rows(data_dir: Any) -> list[dict[str, Any]]:
@@ -132,9 +135,9 @@ def show(
             if opened is not None:
                 await _show_conversation(output, saved, opened, branch)
                 return
-        journal = _known(_journal(data_dir), session)
+        journal = _known(_journal(data_dir), session, "conversation or paid session")
         try:
-            found = _find(journal, session)
+            found = _find(journal, session, "conversation or paid session")
             receipts = len(journal.receipts(found.session)) or len(journal.taken(found.session))
             fields = {**_fields(found), **_terms(found), "receipts": receipts}
         finally:
@@ -190,13 +193,16 @@ def _journal(data_dir: Any) -> Journal | None:
     return Journal.open(path) if path.exists() else None
 
 
-def _known(journal: Journal | None, session: str) -> Journal:
+def _known(journal: Journal | None, begins: str, what: str = "paid session") -> Journal:
     from p2pnode.errors import UsageError
 
     if journal is None:
-        msg = f"no session begins with {session!r}: there is no paid session here yet"
-        raise UsageError(msg)
+        raise UsageError(_nothing(begins, what))
     return journal
+
+
+def _nothing(begins: str, what: str) -> str:
+    return f"no {what} begins with {begins!r}: see `p2pnode sessions list`"
 
 
 async def _show_conversation(
@@ -221,15 +227,14 @@ async def _show_conversation(
     tell_losses(output, losses)
 
 
-def _find(journal: Journal, begins: str) -> BoughtSession | HostedSession:
+def _find(journal: Journal, begins: str, what: str = "paid session") -> BoughtSession | HostedSession:
     from p2pnode.errors import UsageError
 
     wanted = begins.lower().removeprefix("0x")
     every: list[BoughtSession | HostedSession] = [*journal.purchases(), *journal.hosted()]
     found = [each for each in every if each.session.hex().startswith(wanted)]
     if not found:
-        msg = f"no session begins with {begins!r}: see `p2pnode sessions list`"
-        raise UsageError(msg)
+        raise UsageError(_nothing(begins, what))
     if len({each.session for each in found}) > 1:
         msg = f"{len(found)} sessions begin with {begins!r}: give more of the id"
         raise UsageError(msg)

@@ -1,8 +1,8 @@
 """The Python API: ``async with p2pnode.Client() as client: async for piece in client.chat("…")``.
 
 A client dials; it listens on nothing, takes no lock, and speaks with a peer key that lives in memory only.
-It remembers how hosts did in the data dir, if there is one. Its wallet is opened when a host that costs
-something is chosen, within the caps of the configuration.
+It remembers in the data dir, if there is one, whom it reached and how hosts did. Its wallet is opened when
+a host that costs something is chosen, within the caps of the configuration.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class Client:
             return
         try:
             await self.conversations.finish()  # hosts store for clients with an open session
+            if self._remember and runtime.owns_node and not runtime.local and runtime.data.root.is_dir():
+                self.searches.save_peers()  # where a node runs, the file is its own
             self.pool.close()
             with trio.move_on_after(runtime.limits.close_deadline_s, shield=True):
                 await self.pool.wait_closed()

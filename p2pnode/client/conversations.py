@@ -53,6 +53,10 @@ class Conversations:
         """A new one; where the store can't be opened, one that is not kept. Raises ``ConfigError``."""
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
         keeper = None
+        wanted = keep and self._runtime.config.save
+        if wanted and not self.are_kept and (self._runtime.config.stores or self._runtime.config.s5_url):
+            reason = "there is no key here to seal it with: `p2pnode wallet new` makes one from twelve words"
+            self._runtime.tell("conversation.not_kept", {"reason": reason})
         if keep and self.are_kept:
             try:
                 keeper = await self.keeper()
@@ -128,6 +132,8 @@ class Conversations:
             talk.conversation.sid for talk in self._talks if talk.conversation is not None and talk.trouble
         }
         for sid in dict.fromkeys((*sids, *self._forgotten)):
+            if not kept.is_news(sid) and sid not in cut:
+                continue
             fields = {**kept.fields(sid), "cut": sid in cut, "gone": sid in self._forgotten}
             self._runtime.tell("conversation.kept", fields)
 

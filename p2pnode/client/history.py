@@ -31,8 +31,11 @@ class Line:
 
 
 def lines_of(turns: Iterable[Turn]) -> list[Line]:
-    """Turns that were kept."""
-    return [_line(turn) for turn in turns]
+    """Turns that were kept. A question that got no answer waits for it, as one that was cut short at once."""
+    lines = [_line(turn) for turn in turns]
+    if lines and lines[-1].role == "user":
+        lines.append(Line("assistant", over=False))
+    return lines
 
 
 def _line(turn: Turn) -> Line:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -65,8 +66,20 @@ class Kept:
     def _why(self, sent: Sent | None) -> str:
         if sent is None or sent.written is None:
             return sent.trouble if sent is not None and sent.trouble else "there was no time"
-        failures = "; ".join(f"{name}: {why}" for name, why in sent.written.failures.items())
+        # Of a peer that could be dialled nowhere the first address says enough; the log has them all.
+        reasons = Counter(
+            why.removeprefix(f"{name}: ").partition("; ")[0] for name, why in sent.written.failures.items()
+        )
+        failures = "; ".join(f"{why} ({_count(nodes)})" for why, nodes in reasons.items())
         return failures or self.status.counted.weak or "the list of conversations isn't kept yet"
+
+    def is_news(self, sid: bytes) -> bool:
+        """Was any of it sent or tried now, or does any wait? Else this run had nothing to do with it."""
+        return sid in self.status.last or any(row.sid == sid for row in self.status.lagging)
+
+
+def _count(nodes: int) -> str:
+    return f"{nodes} node{'s' if nodes > 1 else ''}"
 
 
 class Keeper:

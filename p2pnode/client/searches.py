@@ -15,7 +15,7 @@ from p2pnode.client.pool import SessionPool
 from p2pnode.client.ranking import Filters, Measured
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.search import HostSearch
-from p2pnode.errors import RefusedError, RemoteError, UnreachableError
+from p2pnode.errors import RefusedError, RemoteError, StorageError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.peerstore import SavedPeers
@@ -32,15 +32,40 @@ class Searches:
     def __init__(self, runtime: Runtime, pool: SessionPool) -> None:
         self._runtime, self._pool = runtime, pool
         self.measured: dict[PeerId, Measured] = {}
+        self._unreached: set[PeerId] = set()
 
     def seeds(self) -> list[str]:
         """First peers in the order to try: the node on this data dir, the user's, those of earlier runs."""
         seeds = list(dict.fromkeys((*self._runtime.local[:1], *self._runtime.bootstrap)))
         if self._runtime.owns_node and self._runtime.data.peers.exists():
-            store = SavedPeers(self._runtime.data.peers, limits=self._runtime.limits)
-            store.load()
+            store = self._saved_peers()
             seeds += [saved.addrs[0] for saved in store.best(_SAVED_SEEDS) if saved.addrs]
         return list(dict.fromkeys(seeds))
+
+    def save_peers(self) -> None:
+        """Note for the next run whom this one reached: so a first peer is given once.
+
+        Who could not be reached while others could is forgotten: those know it when it is back. A disk that
+        can't take it costs a log line only.
+        """
+        network = self._runtime.node.network
+        reached = network.connected_peers()
+        if not reached:
+            return  # no network: that says nothing of anybody
+        store = self._saved_peers()
+        for peer in self._unreached.difference(reached):
+            store.forget(peer)
+        for peer in reached:
+            store.remember(peer, network.addresses_of(peer), now=self._runtime.node.wall())
+        try:
+            store.save()
+        except StorageError as error:
+            log.debug("peerstore.not_saved", reason=str(error))
+
+    def _saved_peers(self) -> SavedPeers:
+        store = SavedPeers(self._runtime.data.peers, limits=self._runtime.limits)
+        store.load()
+        return store
 
     def new(
         self, model: ModelId, filters: Filters, *, measured: Mapping[PeerId, Measured] | None = None
@@ -80,6 +105,7 @@ class Searches:
         try:
             failures = await self._runtime.node.finder.find(model, seeds=self.seeds(), on_found=on_found)
         finally:
+            self._unreached.update(failures)
             search.exhausted(failures)
 
     async def direct(self, multiaddr: str, model: ModelId, filters: Filters) -> HostSearch:
@@ -150,6 +176,7 @@ class Searches:
                 await self._runtime.node.network.connect_peer(peer, addresses)
         except (RemoteError, trio.TooSlowError) as error:
             log.debug("peer.unreachable", peer=peer, reason=str(error))
+            self._unreached.add(peer)
 
     def note_answer(self, peer: PeerId, ttft_s: float, tokens_per_s: float | None) -> None:
         """A turn went well."""

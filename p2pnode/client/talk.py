@@ -14,14 +14,15 @@ machine. Keeping never holds an answer up: see ``recorder.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from p2pnode.client.asking import Asking, TalkOptions
 from p2pnode.client.history import Line, lines_of, prompt_of, unfinished
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.protocols.inference.messages import Role
+from p2pnode.protocols.inference.messages import Role, SamplingParams
 from p2pnode.storage.conversations.records import Finish, Piece
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from p2pnode.client.recorder import Recorder
     from p2pnode.storage.conversations.conversation import Conversation
     from p2pnode.storage.conversations.reading import Loss
+
+_SEEDS: Final = 1 << 32
+"""A seed has 32 bits on the wire."""
 
 
 class Talk:
@@ -84,6 +88,12 @@ class Talk:
         """Can :meth:`go_on` go on with the last answer?"""
         return unfinished(self._lines) is not None
 
+    @property
+    def unanswered(self) -> bool:
+        """Did nothing come of that answer yet?"""
+        line = unfinished(self._lines)
+        return line is not None and not line.ids
+
     def ask(self, question: str) -> Answer:
         """The next question."""
         self._catch_up()
@@ -91,7 +101,7 @@ class Talk:
         return self._answer(Line("assistant", over=False))
 
     def again(self) -> Answer:
-        """The last question once more. Raises ``ConfigError`` where there is none."""
+        """The last question once more, with the next seed. Raises ``ConfigError`` where there is none."""
         if not any(line.role == "user" for line in self._lines):
             msg = "nothing was asked yet: ask something first"
             raise ConfigError(msg)
@@ -99,6 +109,10 @@ class Talk:
         if cut is not None:
             self._record(Piece(role="assistant", finish="cancelled", at=self._runtime.now()))
             cut.over = True
+        sampling = self._options.sampling or SamplingParams()
+        # With the seed it had, the host would say the same again; the next one is as repeatable.
+        sampling = replace(sampling, seed=(sampling.seed + 1) % _SEEDS)
+        self._options = replace(self._options, sampling=sampling)
         return self._answer(Line("assistant", over=False))
 
     def go_on(self) -> Answer:

@@ -79,7 +79,7 @@ class Machine:
             remedy = f"chmod 600 {' '.join(str(path) for path in exposed)}"
             return problem("keys", "keys_exposed", f"{names} can be read by others", remedy)
         key = peer_key(self._data)
-        if key is None:
+        if key is None and self._data.peer_key.exists():
             remedy = "restore it from your backup, or move it away to get a new identity"
             return problem("keys", "keys_damaged", "peer.key does not hold a key", remedy)
         try:
@@ -90,7 +90,9 @@ class Machine:
         if isinstance(source, PassphraseFile) and not source.path.exists():
             detail = f"{self._data.wallet.name} is there and its passphrase is not"
             return problem("keys", "wallet_locked", detail, f"restore {source.path} from your backup")
-        return ok("keys", f"{len(present)} files, readable by you only; peer id {key.peer_id}")
+        # A client's data dir has a wallet and no peer id.
+        who = "the first `p2pnode join` makes a peer id" if key is None else f"peer id {key.peer_id}"
+        return ok("keys", f"{', '.join(path.name for path in present)}: readable by you only; {who}")
 
     async def disk(self) -> Finding:
         """Is there room for a model?"""

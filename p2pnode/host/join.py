@@ -191,6 +191,7 @@ class Join:
                 "peer_id": node.peer_id,
                 "multiaddrs": list(node.multiaddrs),
                 "invite": make_invite(node.multiaddrs),
+                "store_for": list(self._config.store_for),
                 "models": [
                     {
                         "name": model.name,

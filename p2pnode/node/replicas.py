@@ -20,6 +20,7 @@ from p2pnode.errors import RemoteError
 from p2pnode.ids import PeerId
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.node.adverts import failure_of
+from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.node import Node
 from p2pnode.node.peer_store import OwnerSigner, PeerStore
 from p2pnode.node.reach import dialable, scopes_of
@@ -45,8 +46,8 @@ class Replicas:
 class ReplicaFinder:
     """Replicas for one owner of conversations.
 
-    ``stores`` are the configured full multiaddrs, the first the dearest; ``own`` is the node that runs on the
-    user's own data dir, where it is another than this one.
+    ``stores`` are the configured full multiaddrs or invites, the first the dearest; ``own`` is the node that
+    runs on the user's own data dir, where it is another than this one.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ReplicaFinder:
     ) -> None:
         self._node, self._sign, self._own = node, sign, own
         self._configured: dict[PeerId, tuple[str, ...]] = {}
-        for each in stores:
+        for each in (one for store in stores for one in read_bootstrap(store)):
             _, peer = split_peer(each)
             self._configured[peer] = (*self._configured.get(peer, ()), each)
         self._stores: OrderedDict[PeerId, PeerStore] = OrderedDict()

@@ -37,6 +37,15 @@ def test_the_answer_goes_to_stdout_and_all_else_to_stderr(data_dir: Path, host: 
     assert again.out == ran.out
 
 
+def test_a_first_peer_is_given_once_where_there_is_a_data_dir(data_dir: Path, host: Program) -> None:
+    first = ("--bootstrap", host.multiaddr)
+    assert ask(data_dir, "hello", *first, "--max-tokens", 5).code == 0
+    assert (ask(data_dir, "hello", "--max-tokens", 5).code, data_dir.exists()) == (3, False)
+    data_dir.mkdir(mode=0o700)
+    assert ask(data_dir, "hello", *first, "--max-tokens", 5).code == 0
+    assert ask(data_dir, "hello", "--max-tokens", 5).code == 0
+
+
 def test_json_says_the_same_in_events(data_dir: Path, host: Program) -> None:
     arguments = ("--bootstrap", host.multiaddr, "--max-tokens", 40, "--seed", 7)
     ran = ask(data_dir, "hello", *arguments, "--json")

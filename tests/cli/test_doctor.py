@@ -105,6 +105,8 @@ async def test_keys(data: DataDir, tmp_path: Path) -> None:
     for damaged in (b"nonsense", b"00", b"\xff"):
         write_private(data.peer_key, damaged)
         _bad(await _machine(data.root).keys(), "keys_damaged")
+    data.peer_key.unlink()  # a client has none, and needs none
+    assert "peer id" in _good(await _machine(data.root).keys()).detail
 
 
 async def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pnode.cli.join import _Reporter
 from p2pnode.node.datadir import DataDir
 from tests.cli.support import Program, ask, join, run, start
 
@@ -167,3 +168,18 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, arguments: tuple[s
     assert b"Traceback" not in ended.stderr
     assert b"BrokenPipe" not in ended.stderr
     assert ended.returncode in (0, 1)  # click's own help says 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (["sessions"], "clients with an open session"),
+        (["sessions", "ab" * 32], "clients with an open session and 1 listed owner"),
+        (["ab" * 32, "cd" * 32], "2 listed owners"),
+        (["sessions", "anyone"], "anyone"),
+        ([], "nobody else"),
+    ],
+)
+def test_a_node_says_for_whom_it_stores(rules: list[str], words: str) -> None:
+    fields = {"models": [], "store_for": rules, "invite": "p2pnode1x"}
+    assert f"storing    for {words}\n" in _Reporter._text("ready", fields)

@@ -126,6 +126,37 @@ def test_a_data_dir_without_words_says_how_to_keep_conversations(data_dir: Path,
     assert (ran.code, "wallet new" in ran.err) == (1, True)
 
 
+def test_a_question_that_nobody_answered_is_asked_again_by_a_later_command(
+    data_dir: Path, host: Program
+) -> None:
+    wallet(data_dir)
+    ran = ask(data_dir, "is anybody there?")
+    assert (ran.code, "[unanswered: `p2pnode sessions resume" in ran.err) == (3, True)
+    (sid,) = [each["conversation"] for each in sessions(data_dir, "list").named("conversation")]
+    network = ("--bootstrap", host.multiaddr, "--no-mdns", "--max-tokens", 7)
+    ran = sessions(data_dir, "resume", sid, *network)
+    assert (ran.code, [each["tokens_out"] for each in ran.named("done")]) == (0, [7])
+    turns = sessions(data_dir, "show", sid).named("conversation")[0]["turns"]
+    assert [(turn["role"], turn["finish"]) for turn in turns] == [("user", None), ("assistant", "length")]
+
+
+def test_without_another_node_to_recover_from_that_is_said(tmp_path: Path, host: Program) -> None:
+    wallet(tmp_path / "d")
+    words = ("sessions", "list", "--recover", "--data-dir", tmp_path / "d", "--no-mdns")
+    alone = run(*words)
+    assert (alone.code, "no other node answered" in alone.err, "--recover" in alone.out) == (0, True, False)
+    asked = run(*words, "--bootstrap", host.multiaddr)
+    assert (asked.code, "[1 other node answered: 0 conversations" in asked.err) == (0, True)
+
+
+def test_an_export_to_a_folder_that_is_not_there_names_it(
+    tmp_path: Path, data_dir: Path, host: Program, stores: list[Program]
+) -> None:
+    sid = talk(data_dir, host, stores)
+    ran = run("sessions", "export", sid, tmp_path / "none" / "talk.json", "--data-dir", data_dir)
+    assert (ran.code, f"there is no folder {tmp_path / 'none'}" in ran.err) == (2, True)
+
+
 def test_a_store_that_is_no_multiaddr_and_an_unknown_id_are_told_at_once(data_dir: Path) -> None:
     wallet(data_dir)
     ran = ask(data_dir, "hello", "--store", "here")

@@ -146,7 +146,11 @@ def test_funds_without_a_chain(data_dir: Path) -> None:
 
 
 def test_a_session_nobody_knows(data_dir: Path) -> None:
-    _check(run("sessions", "show", "abcd", "--data-dir", data_dir), 2, "no session begins with 'abcd'")
+    _check(
+        run("sessions", "show", "abcd", "--data-dir", data_dir),
+        2,
+        "no conversation or paid session begins with 'abcd'",
+    )
 
 
 # ---- what to ask

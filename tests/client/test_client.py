@@ -17,6 +17,7 @@ from p2pnode.errors import ConfigError, NoHostError, RefusedError, UnreachableEr
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.models.manifest import model_id_text
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.net.peerstore import SavedPeers
 from p2pnode.net.stream import Stream
 from p2pnode.net.types import PeerAddresses
 from p2pnode.node.datadir import DataDir
@@ -24,6 +25,7 @@ from p2pnode.node.invite import make_invite
 from p2pnode.protocols.adverts.messages import PROTOCOL as ADVERTS
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.client.support import ask, peer, whole
+from tests.client.talks import machine
 from tests.node.world import scripted_host, world
 
 FIRST = f"/ip4/127.0.0.1/tcp/1/p2p/{peer(1)}"
@@ -214,6 +216,25 @@ async def test_those_on_the_local_network_are_asked_what_they_know(autojump_cloc
             assert await client.known_adverts() == []
             client.runtime.browses = True
             assert [advert.peer for advert in await client.known_adverts()] == [host.node.peer_id]
+
+
+async def test_whom_a_client_reached_it_saves_and_whom_it_could_not_it_forgets(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host, gone = [await w.add([scripted_host()]) for _ in range(2)]
+        w.crash(gone)
+        addresses = [each.node.multiaddrs[0] for each in (gone, host)]
+        async with machine(w, tmp_path, knows=[gone, host]) as client:
+            client.searches.save_peers()
+            assert not client.runtime.data.peers.exists()  # nobody was reached yet: that says nothing
+            saved = SavedPeers(client.runtime.data.peers)
+            saved.remember(gone.node.peer_id, addresses[:1], now=1.0)
+            saved.save()
+            await client.searches.connect_first_peers()
+            client.searches.save_peers()
+            (only,) = saved.load()
+            assert (only.peer, addresses[1] in only.addrs) == (host.node.peer_id, True)
 
 
 async def test_first_peers_that_never_answer_cost_one_deadline_and_not_one_each(

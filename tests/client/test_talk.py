@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from p2pnode.cli.conversation_words import words_of
+from p2pnode.client.answer import Answer
+from p2pnode.client.asking import TalkOptions
 from p2pnode.errors import ConfigError, NoHostError
+from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.keys import StorageKeys
@@ -156,6 +161,100 @@ async def test_a_question_asked_again_leaves_the_answer_before_out_of_the_prompt
                     pass
             assert answer.text == first  # the same prompt, and a model without chance
             assert [line.role for line in talk.lines] == ["user", "assistant", "assistant"]
+
+
+async def test_a_question_asked_again_is_asked_with_the_next_seed(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with machine(w, tmp_path / "a", knows=[host], keeps=False) as client:
+            answer = client._asking.answer
+
+            def noting(messages: Any, asked: TalkOptions, **more: Any) -> Answer:
+                assert asked.sampling is not None
+                seeds.append(asked.sampling.seed)
+                return answer(messages, asked, **more)
+
+            monkeypatch.setattr(client._asking, "answer", noting)
+            last = SamplingParams(tokens_max=5, temperature=0, seed=(1 << 32) - 1)
+            talk = await client.talk(TalkOptions(model=SCRIPTED, sampling=last))
+            await say(talk, "one")
+            await read(talk.again())
+            await read(talk.again())
+    assert seeds == [(1 << 32) - 1, 0, 1]
+
+
+async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        async with machine(w, tmp_path / "a") as client:
+            talk = await client.talk(options())
+            with pytest.raises(NoHostError):
+                await say(talk, "one")
+            await talk.settled()
+            assert talk.conversation is not None
+            sid = talk.conversation.sid
+        host = await w.add([scripted_host()])
+        async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
+            talk = await client.resume(sid)
+            assert (talk.cut_short, talk.unanswered) == (True, True)
+            text = await read(talk.go_on())
+            assert (talk.cut_short, talk.unanswered) == (False, False)
+            assert [(line.role, line.text) for line in talk.lines] == [("user", "one"), ("assistant", text)]
+
+
+async def test_another_question_takes_the_place_of_one_that_nobody_answered(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        async with machine(w, tmp_path / "a") as client:
+            talk = await client.talk(options())
+            with pytest.raises(NoHostError):
+                await say(talk, "one")
+            await talk.settled()
+            assert talk.conversation is not None
+            sid = talk.conversation.sid
+        host = await w.add([scripted_host()])
+        async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
+            resumed = await say(await client.resume(sid), "two")
+            assert resumed == await say(await client.talk(options()), "two")
+
+
+async def test_a_conversation_that_is_only_looked_at_is_not_told_of(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        stores = [await w.add() for _ in range(2)]
+        for each in stores:
+            serve_store(each)
+        async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
+            talk = await client.talk(options())
+            await say(talk, "one")
+            await talk.settled()
+            assert talk.conversation is not None
+            sid = talk.conversation.sid
+        told = Told()
+        async with machine(w, tmp_path / "a", stores=stores, told=told, ip="10.0.9.8") as client:
+            await client.resume(sid)
+        assert not told.named("conversation.kept")
+
+
+async def test_stores_that_are_named_without_a_key_to_seal_with_are_not_passed_over_in_silence(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        told = Told()
+        async with machine(w, tmp_path / "a", knows=[host], stores=[host], keeps=False, told=told) as client:
+            await say(await client.talk(options(5), keep=False), "one")
+            assert not told.named("conversation.not_kept")  # nothing was to be kept
+            await say(await client.talk(options(5)), "one")
+        (told_once,) = told.named("conversation.not_kept")
+        assert "wallet new" in str(told_once["reason"])
 
 
 async def test_a_client_without_a_storage_key_talks_and_keeps_nothing(

@@ -34,5 +34,7 @@ async def test_a_node_that_does_not_start_is_told_with_its_last_words(tmp_path: 
 
 
 async def test_a_command_that_fails_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="`p2pnode sessions show` failed: no session begins with"):
+    with pytest.raises(
+        LocalError, match="`p2pnode sessions show` failed: no conversation or paid session begins with"
+    ):
         await events_of("sessions", "show", "00", f"--data-dir={tmp_path}")

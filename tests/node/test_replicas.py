@@ -15,6 +15,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.announce import Announcer
 from p2pnode.node.blobs import BlobService
+from p2pnode.node.invite import make_invite
 from p2pnode.node.replicas import ReplicaFinder
 from p2pnode.protocols.blob import messages as m
 from p2pnode.protocols.s5.entries import Entry, EntryKey
@@ -118,6 +119,15 @@ async def test_candidates_are_those_that_admit_us_the_configured_first_then_by_d
         expected = [first, second, *sorted(others, key=distance)]
         assert [each.name for each in found.found] == [each.node.peer_id for each in expected]
         assert "open session" in found.failed[refusing.node.peer_id]
+
+
+async def test_an_invite_names_a_store_as_well_as_a_multiaddr_does(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        asker, store = [await w.add() for _ in range(2)]
+        serve_store(store)
+        finder = ReplicaFinder(asker.node, stores=[make_invite(store.node.multiaddrs)], sign=OWNERS.sign)
+        found = await finder.candidates(KEY, owner=ALICE)
+        assert [each.name for each in found.found] == [store.node.peer_id]
 
 
 async def test_a_malformed_store_is_the_users_error(autojump_clock: MockClock) -> None:
