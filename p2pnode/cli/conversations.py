@@ -255,10 +255,12 @@ def tell_recovery(output: Output, recovery: Recovery) -> None:
         "conversations": len(recovery.conversations),
         "sessions": len(recovery.sessions),
         "replicas": others,
+        "failed": len(recovery.failures),
         "revision": recovery.revision,
     }
+    failed = f", {len(recovery.failures)} did not" if recovery.failures else ""
     text = (
-        f"[{others} other node{'s' if others > 1 else ''} answered: {len(recovery.conversations)} "
+        f"[{others} other node{'s' if others > 1 else ''} answered{failed}: {len(recovery.conversations)} "
         f"conversations, {len(recovery.sessions)} paid sessions. What none of them shows can't be known of]"
     )
     if not others:

@@ -29,8 +29,9 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 withdrawable, stuck} withdrawn{to, amount, transaction}
     sessions    conversation{conversation, title, created, updated, model, …; show: branches, turns}
                 session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
-                recovered{conversations, sessions, replicas, revision} loss{kind, conversation, revision,
-                detail} forgotten{conversation} evidence{…}; resume: as ask and chat
+                recovered{conversations, sessions, replicas, failed, revision}
+                loss{kind, conversation, revision, detail} forgotten{conversation} evidence{…};
+                resume: as ask and chat
     storage     ls: blob{id, size, leases, entries} (a lease {owner, until, pointed}), entry{key, revision,
                 points_at}; put: stored{id, size, until}; get: got{id, size, path};
                 pin, unpin: pinned{id, until} unpinned{id}; gc: gc.progress{folders, of}

@@ -17,7 +17,7 @@ E = TypeVar("E", bound=P2PNodeError)
 def nobody(ranking: Ranking, failures: Mapping[PeerId, str]) -> NoHostError:
     """No host was found, or none that may be used."""
     reasons = [f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded]
-    reasons += [f"{peer}: {reason}" for peer, reason in failures.items()]
+    reasons += [reason if peer in reason else f"{peer}: {reason}" for peer, reason in failures.items()]
     tried = "; ".join(reasons[:_SHOWN]) if reasons else "nobody answered"
     return NoHostError(
         f"no host for this model was found ({tried}). Start one with `p2pnode join`, name a first peer "

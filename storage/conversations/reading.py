@@ -97,7 +97,10 @@ class Reader:
             records, missing = await self._segments(head.manifest)
             return Loaded(head, records, (*losses, *missing), tuple(unreadable))
         said = "; ".join(loss.detail for loss in losses) or "no replica that answered points at it"
-        msg = f"the conversation can't be read now ({said}): try again when more replicas are reachable"
+        msg = (
+            f"the conversation can't be read now ({said}): try again when more replicas are reachable, or "
+            "name a node that may have it (--store, --bootstrap)"
+        )
         raise ConversationLostError(msg)
 
     async def reachable(self, link: Link, manifest: Manifest) -> tuple[list[BlobHash], list[Loss]]:

@@ -149,6 +149,19 @@ def test_without_another_node_to_recover_from_that_is_said(tmp_path: Path, host:
     assert (asked.code, "[1 other node answered: 0 conversations" in asked.err) == (0, True)
 
 
+def test_a_conversation_of_which_only_the_name_was_recovered_says_how_to_find_it(
+    tmp_path: Path, data_dir: Path, host: Program, stores: list[Program]
+) -> None:
+    sid = talk(data_dir, host, stores)
+    other = elsewhere(tmp_path, data_dir)
+    network = ("--bootstrap", stores[0].multiaddr, "--no-mdns")
+    assert sessions(other, "list", "--recover", *network).named("conversation")
+    (other / "peers.json").unlink()
+    alone = run("sessions", "show", sid, "--data-dir", other, "--no-mdns")
+    assert (alone.code, "name a node that may have it (--store" in " ".join(alone.err.split())) == (1, True)
+    assert sessions(other, "show", sid, *network).named("conversation")
+
+
 def test_an_export_to_a_folder_that_is_not_there_names_it(
     tmp_path: Path, data_dir: Path, host: Program, stores: list[Program]
 ) -> None:

@@ -47,6 +47,10 @@ def test_no_host_for_the_model(data_dir: Path) -> None:
     assert not data_dir.exists()
 
 
+def test_a_peer_that_could_not_be_reached_is_named_once(data_dir: Path) -> None:
+    assert ask(data_dir, "hello", "--bootstrap", DEAD).err.count(OTHER) == 1
+
+
 def test_no_host_because_the_first_peer_is_gone(data_dir: Path) -> None:
     _check(ask(data_dir, "hello", "--bootstrap", DEAD), 3, "connection refused", "--bootstrap")
 
