@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from p2pnode.words import count_of
+
 if TYPE_CHECKING:
     from p2pnode.storage.conversations.reading import Loss
     from p2pnode.storage.conversations.records import SavedConversation
@@ -26,7 +28,7 @@ def words_of(name: str, fields: Mapping[str, Any]) -> str:
             text += f"; what was said here is kept as a branch (`p2pnode sessions show {short} --branch 1`)"
         return f"[{text}]"
     count, waiting, weak = fields["replicas"], fields["waiting"], fields["weak"]
-    where = f"here and on {count} other node{'s' if count > 1 else ''}" if count else "on this machine only"
+    where = f"here and on {count_of(count, 'other node')}" if count else "on this machine only"
     text = f"conversation {short} is {'deleted' if fields['gone'] else 'kept'} {where}"
     if fields["cut"]:
         text = f"what was said last in conversation {short} is not kept; the rest is, {where}"

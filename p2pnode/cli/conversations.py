@@ -38,6 +38,7 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output
+from p2pnode.words import count_of
 
 if TYPE_CHECKING:
     from p2pnode.cli.chat import Chat
@@ -260,8 +261,9 @@ def tell_recovery(output: Output, recovery: Recovery) -> None:
     }
     failed = f", {len(recovery.failures)} did not" if recovery.failures else ""
     text = (
-        f"[{others} other node{'s' if others > 1 else ''} answered{failed}: {len(recovery.conversations)} "
-        f"conversations, {len(recovery.sessions)} paid sessions. What none of them shows can't be known of]"
+        f"[{count_of(others, 'other node')} answered{failed}: "
+        f"{count_of(len(recovery.conversations), 'conversation')}, "
+        f"{count_of(len(recovery.sessions), 'paid session')}. What none of them shows can't be known of]"
     )
     if not others:
         text = "[no other node answered: name one that has them (--store), or any other (--bootstrap)]"

@@ -21,6 +21,7 @@ from p2pnode.cli.options import (
 )
 from p2pnode.cli.output import Output, price_of
 from p2pnode.cli.progress import PullProgress
+from p2pnode.words import count_of
 
 
 def join(
@@ -204,7 +205,7 @@ def _owners(store_for: Sequence[str]) -> str:
         return "anyone"
     listed = len([rule for rule in store_for if rule != "sessions"])
     some = ["clients with an open session"] if "sessions" in store_for else []
-    some += [f"{listed} listed owner{'s' if listed > 1 else ''}"] if listed else []
+    some += [count_of(listed, "listed owner")] if listed else []
     return " and ".join(some) or "nobody else"
 
 

@@ -37,6 +37,7 @@ from p2pnode.storage.conversations.sending import Sent
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.sealing import Draw
 from p2pnode.storage.store import OwnerKey, Replica
+from p2pnode.words import count_of
 
 log = structlog.get_logger()
 OWN: Final = "this machine"
@@ -70,16 +71,12 @@ class Kept:
         reasons = Counter(
             why.removeprefix(f"{name}: ").partition("; ")[0] for name, why in sent.written.failures.items()
         )
-        failures = "; ".join(f"{why} ({_count(nodes)})" for why, nodes in reasons.items())
+        failures = "; ".join(f"{why} ({count_of(nodes, 'node')})" for why, nodes in reasons.items())
         return failures or self.status.counted.weak or "the list of conversations isn't kept yet"
 
     def is_news(self, sid: bytes) -> bool:
         """Was any of it sent or tried now, or does any wait? Else this run had nothing to do with it."""
         return sid in self.status.last or any(row.sid == sid for row in self.status.lagging)
-
-
-def _count(nodes: int) -> str:
-    return f"{nodes} node{'s' if nodes > 1 else ''}"
 
 
 class Keeper:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from p2pnode.demo.bills import Item
 from p2pnode.demo.machine import Asked, Machine, kept_on
 from p2pnode.errors import LocalError
+from p2pnode.words import count_of
 
 FOLLOW_UP: Final = "Say that again in one short sentence."
 _SHOWN_CHARACTERS: Final = 64
@@ -40,7 +41,7 @@ async def resume_elsewhere(
     check_recovered(found, conversation, paid)
     for each in named(found, "conversation"):
         say(f"  {each['conversation'][:8]}  {_shown(each['title'])}")
-    say(f"  and {len(paid)} paid sessions, with the last voucher of each")
+    say(f"  and {count_of(len(paid), 'paid session')}, with the last voucher of each")
     say(f'\n$ p2pnode sessions resume {conversation[:8]} --bootstrap … "{FOLLOW_UP}"')
     asked = await machine.answer("sessions", "resume", conversation, FOLLOW_UP, "--max-tokens=32", seed)
     check_delivered(asked.events.get("voucher", ()), owed)

@@ -26,6 +26,7 @@ from p2pnode.net.ports import is_free
 from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
+from p2pnode.words import count_of
 
 DISK_MARGIN_BYTES: Final = 1 << 30
 ENGINE_DEADLINE_S: Final = 60.0
@@ -108,7 +109,8 @@ class Machine:
     async def ports(self) -> Finding:
         """Can a node listen?"""
         if self._running is not None:
-            return ok("ports", f"the running node listens on {_count(len(self._running.multiaddrs))}")
+            addresses = count_of(len(self._running.multiaddrs), "address", "addresses")
+            return ok("ports", f"the running node listens on {addresses}")
         wanted = self._config.listen or LISTEN_DEFAULT
         taken = [address for address in wanted if not is_free(address)]
         detail = f"another program uses {', '.join(taken)}"
@@ -117,7 +119,7 @@ class Machine:
         if taken:
             remedy = "stop it to keep the usual port, or choose one with --listen"
             return warning("ports", "port_taken", f"{detail}; `join` will take any free port", remedy)
-        return ok("ports", f"{_count(len(wanted))} free")
+        return ok("ports", f"{count_of(len(wanted), 'address', 'addresses')} free")
 
     def _model(self) -> LocalModel | None:
         wanted = Catalogue.load().find(self._model_name)
@@ -167,7 +169,3 @@ class Machine:
             with trio.move_on_after(5, shield=True):
                 await engine.aclose()
         return ok("engine", f"{info.engine} answered in {took:.1f} s")
-
-
-def _count(addresses: int) -> str:
-    return "1 address" if addresses == 1 else f"{addresses} addresses"

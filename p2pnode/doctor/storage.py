@@ -18,6 +18,7 @@ from p2pnode.node.storage_key import load_storage_keys
 from p2pnode.node.store import open_store
 from p2pnode.storage.conversations.outbox import Outbox
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
+from p2pnode.words import count_of
 
 NEARLY_FULL: Final = 0.9
 """Of a quota."""
@@ -50,7 +51,7 @@ class Keeping:
         if used >= NEARLY_FULL * most:
             remedy = "forget some with `p2pnode sessions forget`, or raise store_owner_bytes_max"
             return warning("store", "store_full", _used("your conversations", used, most), remedy)
-        return ok("store", f"{totals.blobs} blobs, {totals.charged / 1e6:.1f} MB counted")
+        return ok("store", f"{count_of(totals.blobs, 'blob')}, {totals.charged / 1e6:.1f} MB counted")
 
     async def key(self) -> Finding:
         """Are conversations kept, and would the recovery phrase bring them back?"""
@@ -89,11 +90,11 @@ class Keeping:
             return problem("kept", "store_damaged", str(error), remedy)
         count = sum(row.sid != INDEX_SID for row in (lagging or rows))
         if lagging:
-            what = f"{count} conversations have" if count != 1 else "1 conversation has"
+            what = count_of(count, "conversation has", "conversations have")
             what = what if count else "the list of conversations has"
             remedy = "run any command while the network is there, or name more nodes that store with --store"
             return warning("kept", "unkept", f"{what} not reached enough other nodes yet", remedy)
-        return ok("kept", f"{count} conversations, all on other nodes too")
+        return ok("kept", f"{count_of(count, 'conversation')}, all on other nodes too")
 
     def _keys(self) -> StorageKeys | None:
         try:

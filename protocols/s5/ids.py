@@ -94,7 +94,7 @@ def parse_id_bytes(raw: bytes) -> BlobId:
         kind, rest = raw[1:2], raw[2:]
         known = (_BLAKE3, _BLAKE3_OLD)
     else:
-        msg = f"not the id of a blob (it begins with {raw[:2].hex() or 'nothing'}): it begins with 5b82 or 26"
+        msg = f"not the id of a blob: those begin with 5b82 or 26, this one with {raw[:2].hex() or 'nothing'}"
         raise ProtocolError(msg)
     if kind == bytes([_SHA256]):
         msg = "this id names its blob by SHA-256: only BLAKE3 is kept here"

@@ -83,7 +83,7 @@ class DirectoryId:
 def parse_directory_id(raw: bytes) -> DirectoryId:
     """A directory's id. Raises ``ProtocolError``."""
     if raw[:1] != bytes([_DIRECTORY]):
-        msg = f"not the id of a directory (it begins with {raw[:1].hex() or 'nothing'}): it begins with 5d"
+        msg = f"not the id of a directory: those begin with 5d, this one with {raw[:1].hex() or 'nothing'}"
         raise ProtocolError(msg)
     if raw[1:2] != bytes([_ENCRYPTED_MUTABLE]):
         return DirectoryId(parse_link(raw[1:]))
@@ -101,7 +101,7 @@ def resolver_bytes(key: EntryKey) -> bytes:
 def parse_resolver(raw: bytes) -> EntryKey:
     """The key of the entry that a resolver id names. Raises ``ProtocolError``."""
     if raw[:1] != bytes([_RESOLVER]):
-        msg = f"not a resolver id (it begins with {raw[:1].hex() or 'nothing'}): it begins with 25"
+        msg = f"not a resolver id: those begin with 25, this one with {raw[:1].hex() or 'nothing'}"
         raise ProtocolError(msg)
     return parse_key(raw[1:])
 

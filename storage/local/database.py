@@ -140,7 +140,7 @@ def storage_error(root: Path, error: Exception) -> StorageError:
         case "full":
             return DiskFullError(
                 f"the disk of the store {root} is full: free space or sweep it (`p2pnode storage gc`); "
-                "this was not kept, nothing kept before was lost"
+                "nothing new is kept until then, nothing kept before was lost"
             )
         case "denied":
             remedy = "it can't be read or written: fix the owner and permissions of the folder"

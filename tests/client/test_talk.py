@@ -21,7 +21,7 @@ from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.store import DiskFullError, OwnerKey
 from tests.client.talks import ENTROPY, Told, machine, options, read, say
 from tests.node.blob_world import serve_store
-from tests.node.world import scripted_host, world
+from tests.node.world import World, scripted_host, world
 
 OWNER: OwnerKey = StorageKeys.from_entropy(ENTROPY).owner
 
@@ -186,17 +186,22 @@ async def test_a_question_asked_again_is_asked_with_the_next_seed(
     assert seeds == [(1 << 32) - 1, 0, 1]
 
 
+async def asked_in_vain(w: World, tmp_path: Path) -> bytes:
+    """A conversation of one question, that no host was there to answer."""
+    async with machine(w, tmp_path / "a") as client:
+        talk = await client.talk(options())
+        with pytest.raises(NoHostError):
+            await say(talk, "one")
+        await talk.settled()
+        assert talk.conversation is not None
+        return talk.conversation.sid
+
+
 async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with world() as w:
-        async with machine(w, tmp_path / "a") as client:
-            talk = await client.talk(options())
-            with pytest.raises(NoHostError):
-                await say(talk, "one")
-            await talk.settled()
-            assert talk.conversation is not None
-            sid = talk.conversation.sid
+        sid = await asked_in_vain(w, tmp_path)
         host = await w.add([scripted_host()])
         async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
             talk = await client.resume(sid)
@@ -210,13 +215,7 @@ async def test_another_question_takes_the_place_of_one_that_nobody_answered(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with world() as w:
-        async with machine(w, tmp_path / "a") as client:
-            talk = await client.talk(options())
-            with pytest.raises(NoHostError):
-                await say(talk, "one")
-            await talk.settled()
-            assert talk.conversation is not None
-            sid = talk.conversation.sid
+        sid = await asked_in_vain(w, tmp_path)
         host = await w.add([scripted_host()])
         async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
             resumed = await say(await client.resume(sid), "two")
