@@ -139,8 +139,8 @@ def storage_error(root: Path, error: Exception) -> StorageError:
     match sqlite_files.trouble_of(error):
         case "full":
             return DiskFullError(
-                f"the disk of the store {root} is full: free space or sweep it (`p2pnode storage gc`); "
-                "nothing new is kept until then, nothing kept before was lost"
+                f"the disk of the store {root} is full: free some space, then `p2pnode storage gc` may sweep "
+                "more; nothing new is kept until then, nothing kept before was lost"
             )
         case "denied":
             remedy = "it can't be read or written: fix the owner and permissions of the folder"
