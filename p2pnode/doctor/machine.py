@@ -63,8 +63,11 @@ class Machine:
         try:
             self._data.look_at_place()
         except ConfigError as error:
-            remedy = "--moved if you moved it; delete peer.key and place.json if it is a copy"
-            detail = str(error).split(". ", maxsplit=1)[0]
+            remedy = (
+                "`p2pnode join --moved`, once, if no other node runs with these keys; "
+                "a data dir of its own (--data-dir) if the original is still in use"
+            )
+            detail = str(error).split(", and ", maxsplit=1)[0]
             return problem("data dir", "data_dir_copied", detail, remedy)
         running = f", a node runs on it (pid {self._running.pid})" if self._running is not None else ""
         return ok("data dir", f"{root}{running}")

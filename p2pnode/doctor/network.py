@@ -84,6 +84,6 @@ class Neighbours:
         # What an earlier start of ours signed may live on for its lifetime: only newer ones count.
         since = self.own.issued_at if self.own is not None else self.now - CLOCK_SKEW_MAX_S
         if strangers and newest > since:
-            remedy = "a data dir was copied: stop one of them, and delete peer.key in the copy"
+            remedy = "a data dir was copied: stop one of them, and give it a data dir of its own (--data-dir)"
             return problem("identity", "duplicate_identity", f"another node speaks as {key.peer_id}", remedy)
         return ok("identity", "nobody else speaks with this peer id")

@@ -152,8 +152,9 @@ class AdvertService:
             nursery.start_soon(self._sweep_loop)
             await self._duplicate.wait()
             msg = (
-                f"another node speaks as {self._key.peer_id}: a data dir was copied. Stop one of them, and "
-                "give the other an identity of its own by deleting its peer.key"
+                f"another node speaks as {self._key.peer_id}: a data dir was copied. Keep one of "
+                "them running; start the other with a data dir of its own: --data-dir FOLDER (the keys in "
+                "the copy need not be deleted)"
             )
             raise ConfigError(msg)
 

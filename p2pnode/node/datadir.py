@@ -1,7 +1,7 @@
 """The data dir: where a node's identity lives, and what keeps two nodes from sharing one.
 
 ``join`` and ``gateway`` hold ``node.lock`` and write ``node.json``; ``ask`` and ``chat`` only read.
-The dir records its own device and inode: a copy would speak with the same peer id as the original.
+The dir records where it is, in ``place.json``: a copy would speak with the same peer id as the original.
 """
 
 from __future__ import annotations
@@ -122,31 +122,50 @@ class DataDir:
             raise not_writable(self.root, PermissionError(13, "Permission denied"))
 
     def check_place(self, *, moved: bool = False) -> None:
-        """Refuse a copy of another data dir; ``moved`` accepts the new place. The first start records it."""
+        """Refuse a copy of another data dir; ``moved`` accepts the new place. The first start records it.
+
+        Raises ``ConfigError``.
+        """
         if not moved:
             self.look_at_place()
-        write_atomic(self.place, json.dumps(self._here()).encode())
+        try:
+            handle = os.open(self.place, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                place = {"inode": self.root.stat().st_ino, "file_inode": os.fstat(handle).st_ino}
+                text = json.dumps(place).encode()
+                # In place, for the file holds its own inode. A torn write is recorded anew.
+                if os.pread(handle, len(text) + 1, 0) != text:
+                    os.pwrite(handle, text, 0)
+                    os.ftruncate(handle, len(text))
+                    os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise not_writable(self.place, error) from error
 
     def look_at_place(self) -> None:
-        """Raise ``ConfigError`` when this dir was copied or moved from elsewhere."""
+        """Raise ``ConfigError`` when this dir was copied or moved from elsewhere.
+
+        The inodes of the folder and of ``place.json`` tell: a copy has others. A device number does not:
+        the same disk may have another one after each start of the machine.
+        """
         text = read_text_or_none(self.place)
         if text is None:
             return
         try:
             known = json.loads(text)
-        except ValueError:
+            folder, file = known["inode"], known.get("file_inode")  # none: an earlier version wrote it
+        except (ValueError, KeyError, TypeError, AttributeError):
             return
-        if known != self._here():
+        here = (self.root.stat().st_ino, self.place.stat().st_ino if file is not None else None)
+        if (folder, file) != here:
             msg = (
-                f"{self.root} was copied or moved from elsewhere. Two nodes with one identity harm each "
-                f"other: if you moved it, start once with --moved; if it is a copy, delete "
-                f"{self.peer_key.name} and {self.place.name} in it to get a new identity"
+                f"{self.root} was copied, moved or restored from elsewhere, and two nodes with one identity "
+                "harm each other. If no other node runs with these keys, start once with --moved. If the "
+                "original is still in use, leave this folder alone and start here with a data dir of its "
+                "own: --data-dir FOLDER"
             )
             raise ConfigError(msg)
-
-    def _here(self) -> dict[str, int]:
-        stat = self.root.stat()
-        return {"device": stat.st_dev, "inode": stat.st_ino}
 
     @contextmanager
     def locked(self) -> Iterator[None]:

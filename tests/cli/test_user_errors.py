@@ -300,10 +300,22 @@ def test_a_copied_data_dir_and_the_same_accepted_as_moved(
     data.check_place()
     shutil.copytree(data_dir, tmp_path / "copy")
     ran = _join(tmp_path / "copy")
-    _check(ran, 1, "was copied or moved from elsewhere", "start once with --moved", "delete peer.key")
+    _check(
+        ran, 1, "was copied, moved or restored from elsewhere", "start once with --moved", "--data-dir FOLDER"
+    )
+    assert "delete" not in ran.err
     write_private(DataDir(tmp_path / "copy").peer_key, b"stop the start here")
     assert "does not hold a key" in _join(tmp_path / "copy", "--moved").err
     assert "does not hold a key" in _join(tmp_path / "copy").err  # accepted for good
+
+
+def test_a_node_starts_after_a_restart_of_the_machine_gave_its_disk_another_number(data_dir: Path) -> None:
+    data = DataDir(data_dir)
+    data.prepare()
+    here = data.root.stat()
+    data.place.write_text(f'{{"device": {here.st_dev + 1}, "inode": {here.st_ino}}}')
+    write_private(data.peer_key, b"stop the start here")
+    assert "does not hold a key" in _join(data_dir).err  # past the look at its place
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"00" * 31, b"\xff\xfe"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -56,21 +57,51 @@ def test_node_json_counts_only_while_the_lock_is_held(data: DataDir) -> None:
         assert data.running_node() is None
 
 
-def test_a_moved_dir_is_refused_once_and_accepted_with_moved(data: DataDir) -> None:
+def test_a_moved_dir_is_refused_until_it_is_accepted_with_moved(data: DataDir) -> None:
     data.check_place()
     data.check_place()
     place = json.loads(data.place.read_text())
     data.place.write_text(json.dumps({**place, "inode": place["inode"] + 1}))
-    with pytest.raises(ConfigError, match="copied or moved"):
-        data.check_place()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="copied, moved or restored"):
+            data.check_place()
     data.check_place(moved=True)
     data.check_place()
 
 
-def test_a_damaged_place_is_recorded_anew(data: DataDir) -> None:
-    data.place.write_text("{")
+def test_a_copy_is_refused_even_where_its_folder_has_the_same_inode_on_another_disk(data: DataDir) -> None:
     data.check_place()
-    assert "inode" in json.loads(data.place.read_text())
+    place = json.loads(data.place.read_text())
+    data.place.write_text(json.dumps({**place, "file_inode": place["file_inode"] + 1}))
+    with pytest.raises(ConfigError, match="copied, moved or restored"):
+        data.check_place()
+
+
+def test_a_place_of_an_earlier_version_opens_whatever_number_the_disk_has_now(data: DataDir) -> None:
+    here = data.root.stat()
+    data.place.write_text(json.dumps({"device": here.st_dev + 1, "inode": here.st_ino}))
+    data.check_place()
+    assert set(json.loads(data.place.read_text())) == {"inode", "file_inode"}
+    data.check_place()
+    data.place.write_text(json.dumps({"device": here.st_dev, "inode": here.st_ino + 1}))
+    with pytest.raises(ConfigError, match="copied, moved or restored"):
+        data.check_place()
+
+
+def test_no_remedy_for_a_copy_loses_an_identity(data: DataDir, tmp_path: Path) -> None:
+    data.check_place()
+    copy = DataDir(tmp_path / "copy")
+    shutil.copytree(data.root, copy.root)
+    with pytest.raises(ConfigError, match=r"--moved.*--data-dir") as refused:
+        copy.check_place()
+    assert "delete" not in str(refused.value)
+
+
+def test_a_damaged_place_is_recorded_anew(data: DataDir) -> None:
+    for damaged in ("{", "[]", "{}", ""):
+        data.place.write_text(damaged)
+        data.check_place()
+        assert "inode" in json.loads(data.place.read_text())
 
 
 def test_a_write_leaves_the_old_file_or_the_new_one_and_no_other(
