@@ -5,7 +5,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     ask, chat   host{peer, model} signing{words, …} prefill{processed, total} text{text}
                 host.failed{peer, reason, retrying} failover{from, to, held, reason}
                 answer.cut{held, reason}: nobody can go on; so many tokens of the answer are kept
-                done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s, bill}
+                done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s,
+                context_used, n_ctx, bill}: the conversation takes so much of the last host's context
                 bill: [{peer, session, tokens_in, reused, tokens_out, cost, reason}], an item for each host
                 in the order of use; the sums over it are tokens_in, reused, tokens_out and cost
                 voucher{session, outcome, detail}: a host that had vanished is owed one, and got it or not

@@ -248,26 +248,21 @@ def _fields(record: BoughtSession | HostedSession) -> dict[str, Any]:
 
 
 def _bought(record: BoughtSession) -> dict[str, Any]:
-    signed = record.voucher.amount if record.voucher is not None else 0
-    return {
-        "session": record.session.hex(),
-        "as": "client",
-        "state": record.state,
-        "peer": record.host,
-        "deposit": record.terms.deposit,
-        "amount": signed if record.spent is None else record.spent,
-    }
+    return _listed(record, "client", record.host)
 
 
 def _hosted(record: HostedSession) -> dict[str, Any]:
-    signed = record.voucher.amount if record.voucher is not None else 0
+    return _listed(record, "host", record.peer)
+
+
+def _listed(record: BoughtSession | HostedSession, role: str, peer: str) -> dict[str, Any]:
     return {
         "session": record.session.hex(),
-        "as": "host",
+        "as": role,
         "state": record.state,
-        "peer": record.peer,
+        "peer": peer,
         "deposit": record.terms.deposit,
-        "amount": signed if record.amount is None else record.amount,
+        "amount": record.due,
     }
 
 

@@ -97,6 +97,7 @@ class Answer:
         self._standby: trio.CancelScope | None = None
         self._asked_at = 0.0
         self._first_at: float | None = None
+        self._context_used = self._n_ctx = 0
         self._parts_left = runtime.limits.hosts_per_answer
         self._fruitless = self._refusals = 0
         self._cancelled = self._done = False
@@ -316,6 +317,9 @@ class Answer:
     def _end_part(self, part: Part, reason: str, *, dropped: int = 0) -> None:
         self._part, self._left = None, (part.peer, reason)
         self._fruitless = 0 if part.fruitful else self._fruitless + 1
+        if part.messages_tokens is not None and part.session.accept is not None:
+            self._n_ctx = part.session.accept.n_ctx
+            self._context_used = part.messages_tokens + len(self.ids)
         item = part.item(reason, dropped=dropped)
         if item is not None:
             self._bill.add(item)
@@ -359,7 +363,13 @@ class Answer:
         now = trio.current_time()
         asked = self._asked_at if self._search is not None else now
         first = self._first_at if self._first_at is not None else now
-        self.usage = self._bill.usage(reason=reason, ttft_s=first - asked, total_s=now - asked)
+        self.usage = self._bill.usage(
+            reason=reason,
+            ttft_s=first - asked,
+            total_s=now - asked,
+            context_used=self._context_used,
+            n_ctx=self._n_ctx,
+        )
 
     def _stop(self, error: P2PNodeError) -> None:
         self._end(None)

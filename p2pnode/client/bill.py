@@ -34,7 +34,8 @@ class BillItem:
 class Usage:
     """What an answer cost: the sums over its bill, and seconds to the first token and in all.
 
-    ``cost`` is in token units; ``reason`` is why the last host's part ended.
+    ``cost`` is in token units; ``reason`` is why the last host's part ended. ``context_used`` of the last
+    host's ``n_ctx`` tokens hold the conversation with this answer; both are 0 where no host was asked.
     """
 
     tokens_in: int
@@ -44,6 +45,13 @@ class Usage:
     reason: str
     ttft_s: float
     total_s: float
+    context_used: int = 0
+    n_ctx: int = 0
+
+    @property
+    def context_left(self) -> int:
+        """Tokens that the next question, its answer and what the template adds may take."""
+        return max(0, self.n_ctx - self.context_used)
 
 
 class Bill:
@@ -65,7 +73,9 @@ class Bill:
         elif item.tokens_in or item.tokens_out or item.cost:
             self._items.append(item)
 
-    def usage(self, *, reason: str, ttft_s: float, total_s: float) -> Usage:
+    def usage(
+        self, *, reason: str, ttft_s: float, total_s: float, context_used: int = 0, n_ctx: int = 0
+    ) -> Usage:
         """The sums."""
         return Usage(
             tokens_in=sum(item.tokens_in for item in self._items),
@@ -75,6 +85,8 @@ class Bill:
             reason=reason,
             ttft_s=ttft_s,
             total_s=total_s,
+            context_used=context_used,
+            n_ctx=n_ctx,
         )
 
 

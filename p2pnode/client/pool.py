@@ -22,31 +22,35 @@ from p2pnode.protocols.inference.commands import Ask
 
 
 class SessionPool:
-    """Of one client. At most one idle session with a host and a model."""
+    """Of one client. Each paid session is used until its deposit is: its fee was paid for all of it."""
 
     def __init__(self, runtime: Runtime, debts: Debts) -> None:
         self._runtime, self._debts = runtime, debts
-        self._free: dict[tuple[PeerId, ModelId], Session] = {}
+        self._free: list[Session] = []
+        """Idle sessions. Of a host and a model the last one used comes last: its cache is the warmest."""
 
     def peers(self, model: ModelId) -> Sequence[PeerId]:
         """With whom a session of this model is kept."""
-        return [
-            peer for (peer, served), session in self._free.items() if served == model and not session.over
-        ]
+        idle = (session for session in self._free if session.model == model and not session.over)
+        return list(dict.fromkeys(session.host for session in idle))
 
     def close(self) -> None:
         """Say goodbye in all of them."""
-        for session in self._free.values():
+        for session in self._free:
             session.close()
 
     async def wait_closed(self) -> None:
         """Until each goodbye was heard, or can't be."""
-        for session in self._free.values():
+        for session in self._free:
             await session.wait_over()
 
-    def kept(self, peer: PeerId, model: ModelId) -> Session | None:
-        session = self._free.get((peer, model))
-        return session if session is not None and not session.over else None
+    def has(self, peer: PeerId, model: ModelId) -> bool:
+        """Is an idle session with this host kept?"""
+        return bool(self._idle(peer, model))
+
+    def _idle(self, peer: PeerId, model: ModelId) -> list[Session]:
+        self._free = [session for session in self._free if not session.over]
+        return [session for session in self._free if (session.host, session.model) == (peer, model)]
 
     async def open(self, candidate: Candidate, ask: Ask) -> Session:
         """An idle session with a host, kept from before or opened now, that can pay for a turn.
@@ -55,12 +59,15 @@ class SessionPool:
         """
         peer, model = candidate.advert.peer, candidate.offer.model
         tokens_out = ask.body.sampling.tokens_max
-        kept = self._free.pop((peer, model), None)
-        if kept is not None and not kept.over:
+        idle = self._idle(peer, model)
+        for kept in reversed(idle):
             if kept.covers(ask.input_max, tokens_out):
+                self._free.remove(kept)
                 kept.kept = True
                 return kept
-            kept.close()  # its deposit is nearly used up: the next one tops it up
+        for kept in idle:  # their deposits are nearly used up: the next one tops them up
+            self._free.remove(kept)
+            kept.close()
         await self._reach(candidate.advert)
         purchase = None
         if self._runtime.payer is not None and is_priced(candidate.offer):
@@ -135,8 +142,8 @@ class SessionPool:
         self._debts.pay_soon()
         if session.over:
             return
-        before = self._free.get((session.host, session.model))
-        if before is not None and before is not session:
-            before.close()
-        self._free = {key: each for key, each in self._free.items() if not each.over}
-        self._free[session.host, session.model] = session
+        if not session.paid:  # a second free one would only take a place at the host
+            for other in self._idle(session.host, session.model):
+                self._free.remove(other)
+                other.close()
+        self._free.append(session)

@@ -84,7 +84,7 @@ class Searches:
             wall=self._runtime.node.wall,
             look=look,
             payable=self._runtime.payable,
-            has_session=lambda peer: self._pool.kept(peer, model) is not None,
+            has_session=lambda peer: self._pool.has(peer, model),
         )
 
     def kept_or_new(self, model: ModelId, filters: Filters) -> HostSearch:

@@ -67,10 +67,10 @@ def local_funds(journal: Journal, payer: bytes | None, now: int) -> Funds:
         ether_wei=None,
         authorised=authorised,
         escrow=sum(each.terms.deposit for each in open_) - max(0, unseen),
-        signed=sum(each.voucher.amount if each.voucher else each.terms.session_fee for each in open_),
-        spent=sum(each.spent or 0 for each in bought),
-        owed=sum(each.voucher.amount if each.voucher else each.terms.session_fee for each in unsettled),
-        earned=sum(each.amount or 0 for each in hosted if each.state == "settled"),
+        signed=sum(each.due for each in open_),
+        spent=sum(each.due for each in bought if each.state == "settled"),
+        owed=sum(each.due for each in unsettled),
+        earned=sum(each.due for each in hosted if each.state == "settled"),
         withdrawable=None,
     )
 
@@ -110,8 +110,8 @@ def why_waiting(record: BoughtSession, state: EscrowState, now: int) -> Stuck | 
     """Why a payer's remainder has not come back, if it has not."""
     if state.status != "open":
         return None
-    least = record.voucher.amount if record.voucher is not None else record.terms.session_fee
-    rest = record.terms.deposit - least
+    # A session that is on the chain owes its fee, also where its host's word never came.
+    rest = record.terms.deposit - max(record.due, record.terms.session_fee)
     if state.closing_at is not None:
         until = state.closing_at
         why = "a close was asked for: the host may show a better voucher until then"
@@ -127,6 +127,5 @@ def why_unsettled(record: HostedSession, now: int) -> Stuck | None:
     """Why a host's session is not settled, if it should be."""
     if record.settle_at is None or now < record.settle_at:
         return None
-    amount = record.voucher.amount if record.voucher is not None else record.terms.session_fee
     why = record.detail or "its settlement is under way, or the chain can't be reached"
-    return Stuck(session=record.session, units=amount, why=why)
+    return Stuck(session=record.session, units=record.due, why=why)

@@ -48,6 +48,11 @@ class HostedSession:
     """What it was settled at."""
     detail: str = ""
 
+    @property
+    def due(self) -> int:
+        """What this host earns by it, as far as is known: every list of amounts takes it from here."""
+        return _due(self.terms, self.voucher, self.amount, opened=self.state in ("open", "over"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoughtSession:
@@ -73,6 +78,11 @@ class BoughtSession:
     """What it was settled at."""
     delivered: int = -1
     """The amount of the voucher that its host is known to have; -1 for none."""
+
+    @property
+    def due(self) -> int:
+        """What it costs this client, as far as is known: every list of amounts takes it from here."""
+        return _due(self.terms, self.voucher, self.spent, opened=self.state in ("open", "over"))
 
     @property
     def owed(self) -> Voucher | None:
@@ -119,6 +129,15 @@ class SpendingRule(Protocol):
 
     def check(self, spending: Spending) -> None:
         """Raise to refuse; nothing is recorded then."""
+
+
+def _due(terms: SessionTerms, voucher: Voucher | None, settled: int | None, *, opened: bool) -> int:
+    """Token units: what it was settled at, else the best voucher, which holds the fee, else the fee alone."""
+    if settled is not None:
+        return settled
+    if voucher is not None:
+        return voucher.amount
+    return terms.session_fee if opened else 0
 
 
 def pack_texts(texts: tuple[str, ...]) -> bytes:

@@ -10,6 +10,7 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock
 
+from p2pnode.client.asking import TalkOptions
 from p2pnode.client.client import Client
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError, RemoteError
@@ -18,7 +19,7 @@ from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference.commands import Ask
-from p2pnode.protocols.inference.messages import CODEC, ChatMessage, PromptBody, Refuse
+from p2pnode.protocols.inference.messages import CODEC, ChatMessage, PromptBody, Refuse, SamplingParams
 from tests.client.support import ask, misbehave, whole
 from tests.node.world import Member, World, scripted_host, world
 
@@ -52,6 +53,26 @@ async def test_a_conversation_uses_one_session(autojump_clock: MockClock) -> Non
         assert host.host is not None
         assert host.host.totals.sessions == 1
         assert host.host.totals.turns == 4
+
+
+async def test_an_answer_says_how_much_of_the_context_its_conversation_takes(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(n_ctx=300)])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            talk = await client.talk(
+                TalkOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=20, temperature=0)), keep=False
+            )
+            used = []
+            for turn in range(3):
+                answer = talk.ask(f"question {turn}")
+                await whole(answer)
+                assert answer.usage is not None
+                assert answer.usage.n_ctx == 300
+                assert answer.usage.context_used == answer.usage.tokens_in + answer.usage.tokens_out
+                used.append(300 - answer.usage.context_left)
+            assert used == sorted(set(used))
 
 
 async def test_two_answers_at_once_take_two_sessions_and_both_are_whole(autojump_clock: MockClock) -> None:
@@ -223,7 +244,8 @@ async def test_a_host_that_breaks_the_protocol_is_remembered_and_an_honest_refus
                     await whole(ask(client, "x" * 5000))
             assert (await client.hosts(SCRIPTED)).chosen
             await talk_nonsense(w, host)
-            client.pool._free.clear()
+            client.pool.close()
+            await client.pool.wait_closed()
             with pytest.raises(RemoteError):
                 await whole(ask(client))
             ranking = await client.hosts(SCRIPTED)

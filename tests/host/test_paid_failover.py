@@ -23,11 +23,13 @@ from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.journal import BoughtSession, Journal
+from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
     CODEC,
     Accept,
     Checkpoint,
     Open,
+    PromptBody,
     Quote,
     SamplingParams,
     Tokens,
@@ -281,8 +283,10 @@ async def test_a_host_with_an_open_session_of_this_payer_is_preferred_and_takes_
         sampling = SamplingParams(tokens_max=TOKENS, temperature=0)
         earlier = client.chat("hi", model=SCRIPTED, peer=third.multiaddrs[0], sampling=sampling)
         await read(earlier, lambda _held: None)
-        (key,) = client.pool._free
-        kept = client.pool._free.pop(key)
+        ranking = await client.hosts(SCRIPTED)
+        (candidate,) = (each for each in ranking.chosen if each.advert.peer == third.peer_id)
+        kept = await client.pool.open(candidate, Ask(PromptBody(messages=()), 1))
+        assert kept.kept
         await meet(client, [member for member, _ in running])
 
         def then(held: int) -> None:
@@ -299,6 +303,43 @@ async def test_a_host_with_an_open_session_of_this_payer_is_preferred_and_takes_
         assert answer.bill[1].cost == answer.bill[1].tokens_in - answer.bill[1].reused + 3 * (TOKENS - 20)
 
 
+async def both(client: Client, *questions: str) -> list[Answer]:
+    """Asked at the same time and read to the end."""
+    answers = [ask(client, question) for question in questions]
+    async with trio.open_nursery() as nursery:
+        for answer in answers:
+            nursery.start_soon(read, answer, lambda _held: None)
+    return answers
+
+
+async def test_two_idle_sessions_with_one_host_are_both_used_before_a_third_fee_is_paid(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 1) as (_, running, client):
+        money = running[0][1]
+        for pair in range(3):
+            first, second = await both(client, f"one {pair}", f"other {pair}")
+            assert first.bill[0].session != second.bill[0].session
+        assert len(money.journal.hosted()) == 2
+        assert [each.state for each in money.journal.hosted()] == ["open", "open"]
+        await read(ask(client, "alone"), lambda _held: None)
+        assert len(money.journal.hosted()) == 2
+
+
+async def test_sessions_whose_deposits_are_nearly_used_up_are_ended_when_a_turn_needs_more(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 1) as (_, running, client):
+        money = running[0][1]
+        await both(client, "one", "other")
+        sampling = SamplingParams(tokens_max=200 * TOKENS, temperature=0)
+        long = client.chat("all of it", model=SCRIPTED, sampling=sampling)
+        await anext(long)
+        await long.aclose()
+        await trio.sleep(5)
+        assert sorted(each.state for each in money.journal.hosted()) == ["open", "settled", "settled"]
+
+
 async def test_what_the_client_paid_in_all_is_what_its_bills_say(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
@@ -311,7 +352,7 @@ async def test_what_the_client_paid_in_all_is_what_its_bills_say(
 
         await read(answer, then)
         second = answer.bill[1]
-        client.pool._free[next(iter(client.pool._free))].close()
+        client.pool.close()
         await trio.sleep(5)
         hosted = running[1][1].journal.hosted_one(second.session)
         assert hosted is not None
