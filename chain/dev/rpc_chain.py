@@ -123,12 +123,15 @@ class RpcChain:
 
 
 @contextmanager
-def running_anvil(program: Path) -> Iterator[str]:
-    """The URL of a fresh one, gone at the end. Raises ``ConfigError`` if it doesn't start."""
+def running_anvil(program: Path, *arguments: str) -> Iterator[str]:
+    """The URL of a fresh one, gone at the end. Raises ``ConfigError`` if it doesn't start.
+
+    Its output is thrown away: anvil prints every call, and stops when nobody empties a full pipe.
+    """
     port = _free_port()
     try:
         process = subprocess.Popen(  # noqa: S603 - the program that the user named
-            [str(program), "--port", str(port), "--silent"], stdin=subprocess.DEVNULL,
+            [str(program), "--port", str(port), "--silent", *arguments], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
     except OSError as error:

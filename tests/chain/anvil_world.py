@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +13,7 @@ import trio
 
 from p2pnode.chain.abi import artifact
 from p2pnode.chain.deploy import Addresses, plan
+from p2pnode.chain.dev.rpc_chain import running_anvil
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
@@ -76,31 +75,16 @@ class Anvil:
 
 
 @contextmanager
-def running_anvil(program: Path) -> Iterator[Anvil]:
-    """On a port of its own choice."""
-    command = [
-        str(program),
-        "--port",
-        "0",
-        "--chain-id",
-        str(CHAIN_ID),
-        "--auto-impersonate",
-        "--accounts",
-        "1",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def deployed_anvil(program: Path) -> Iterator[Anvil]:
+    """A fresh one with everything deployed."""
+    options = ("--chain-id", str(CHAIN_ID), "--auto-impersonate", "--accounts", "1")
+    with running_anvil(program, *options) as url:
+        anvil = Anvil(url)
         try:
-            assert process.stdout is not None
-            lines = iter(process.stdout.readline, "")
-            port = next(found[1] for line in lines if (found := re.search(r"Listening on .*:(\d+)", line)))
-            anvil = Anvil(f"http://127.0.0.1:{port}")
-            try:
-                anvil.deploy()
-                yield anvil
-            finally:
-                anvil.close()
+            anvil.deploy()
+            yield anvil
         finally:
-            process.kill()
+            anvil.close()
 
 
 class AnvilWorld:
@@ -158,7 +142,7 @@ class AnvilWorld:
 @asynccontextmanager
 async def anvil_world(program: Path) -> AsyncIterator[AnvilWorld]:
     """A new chain."""
-    with running_anvil(program) as anvil:
+    with deployed_anvil(program) as anvil:
         async with trio.open_nursery() as nursery:
             world = AnvilWorld(anvil, nursery)
             yield world
