@@ -14,7 +14,6 @@ from typing import Final
 from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
 
 WEI_PER_ETHER: Final = 10**18
-GWEI_DIGITS: Final = 9
 USDC_DIGITS: Final = 6
 TOKENS_PER_PRICE: Final = 10**6
 SESSION_GAS: Final = 122_000 + 81_000

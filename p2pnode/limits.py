@@ -61,7 +61,6 @@ class Limits:
     first_token_deadline_s: float = 120.0
     stall_s: float = 30.0
     idle_session_s: float = 900.0
-    ping_interval_s: float = 30.0
 
     # money
     linger_s: float = 300.0

@@ -22,7 +22,7 @@ from p2pnode.files import not_writable, read_text_or_none, write_private
 
 OURS: Final = "p2pnode"
 _MARK: Final = b"p2pnode bip39 12"
-_WORK: Final = 1 << 17
+WORK: Final = 1 << 17
 """scrypt's cost for a passphrase that a person chose (with r 8, as OWASP advises): half a second, 128 MB."""
 _WORK_DRAWN: Final = 1 << 12
 """For 256 random bits, which nobody will ever guess: 12 ms, 4 MB."""
@@ -98,7 +98,7 @@ def encrypt(secret: bytes, passphrase: bytes, *, drawn: bool = False) -> dict[st
     """A V3 keystore of 32 bytes; up to a second. ``drawn``: the passphrase is random already."""
     from eth_keyfile.keyfile import create_keyfile_json
 
-    work = _WORK_DRAWN if drawn else _WORK
+    work = _WORK_DRAWN if drawn else WORK
     body: dict[str, Any] = create_keyfile_json(secret, passphrase, kdf="scrypt", iterations=work)
     body["address"] = body["address"].lower()  # as geth writes it
     return body

@@ -14,7 +14,6 @@ from p2pnode.client.client import Client
 from p2pnode.config import NodeConfig
 
 _DIALS: Final = 20
-_LIBRARY_DIALS: Final = 5
 _RUN_DEADLINE_S: Final = 120.0
 
 
@@ -30,9 +29,8 @@ async def measure_dial(options: BenchOptions, take: Take) -> None:
                 began = trio.current_time()
                 await client.advert_of([told["multiaddr"]])
                 took.append(trio.current_time() - began)
-    library = {"library": True, "nodes": 1, "settle_s": 0.5}
-    async with child("nodes_process", library) as (nodes, _):
-        command = {"do": "dial", "count": 2 if options.quick else _LIBRARY_DIALS}
-        plain = (await nodes.ask(command, deadline_s=_RUN_DEADLINE_S))["seconds"]
+    alone = {"library": False, "nodes": 1, "settle_s": 0.5}
+    async with child("nodes_process", alone) as (nodes, _):
+        plain = (await nodes.ask({"do": "dial", "count": count}, deadline_s=_RUN_DEADLINE_S))["seconds"]
     shown = [round(each * 1e3, 1) for each in took]
     take("dial.to_advert", compared(median(took) * 1e3, median(plain) * 1e3, ms=shown))

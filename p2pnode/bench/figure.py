@@ -1,7 +1,9 @@
 """What is promised, and what was measured: the goals, and the figures that meet them or don't.
 
 A goal is known before anything is measured, so that a figure that could not be taken is still
-reported, and doesn't hold. This module measures nothing.
+reported, and doesn't hold. What takes time or CPU is judged by its ratio to a baseline of the same run, for
+a slower machine makes both slower; what is the same on every machine (gas, counts of tokens, bytes) is
+judged by its value. This module measures nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ SuiteName: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A promise. The first part of its ``name`` is its suite; ``baseline`` says what it is compared with."""
+    """A promise. The first part of its ``name`` is its suite; ``baseline`` says what it is compared with.
+
+    ``unit`` is of the value and of the baseline. ``target`` bounds what ``judged`` names: their ratio, or the
+    value itself.
+    """
 
     name: str
     unit: str
@@ -26,6 +32,7 @@ class Goal:
     target: float
     meaning: str
     baseline: str
+    judged: Literal["ratio", "value"] = "ratio"
 
     @property
     def suite(self) -> str:
@@ -62,23 +69,23 @@ GOALS: Final = (
         name="stream.first_token_overhead",
         unit="ms",
         bound="at most",
-        target=10.0,
-        meaning="what the network adds to the first token in an open session (p50)",
-        baseline="the first token of the same engine and prompt in the host process (p50)",
+        target=25.0,
+        meaning="the first token in an open session, from asking to holding it (p50)",
+        baseline="a TCP echo of the same bytes and the engine's own first token (p50 of each)",
     ),
     Goal(
         name="dial.to_advert",
         unit="ms",
         bound="at most",
-        target=100.0,
+        target=4.0,
         meaning="from a fresh network to a host's verified current advert (p50)",
-        baseline="the dial alone by libp2p as it comes (p50)",
+        baseline="the dial alone (p50)",
     ),
     Goal(
         name="gossip.delivery_cpu",
         unit="ms",
         bound="at most",
-        target=5.0,
+        target=0.5,
         meaning="CPU for a delivery with all its copies, 20 nodes on one topic",
         baseline="the same with libp2p as it comes",
     ),
@@ -86,17 +93,17 @@ GOALS: Final = (
         name="cli.help",
         unit="s",
         bound="at most",
-        target=0.3,
+        target=3.0,
         meaning="`p2pnode --help` from start to end (p50)",
-        baseline="the interpreter alone (p50)",
+        baseline="the interpreter with the libraries that it imports (p50)",
     ),
     Goal(
         name="cli.ask",
         unit="s",
         bound="at most",
-        target=2.0,
+        target=3.0,
         meaning="`p2pnode ask` from its start to the first token on stdout, against a running host (p50)",
-        baseline="the first token of the same question by a client that is connected already (p50)",
+        baseline="the interpreter with the modules that it imports (p50)",
     ),
     Goal(
         name="idle.cpu",
@@ -105,6 +112,7 @@ GOALS: Final = (
         target=3.0,
         meaning="the busiest of three idle hosts on one topic",
         baseline="a node of libp2p as it comes, one of three on one topic",
+        judged="value",
     ),
     Goal(
         name="idle.rss",
@@ -113,14 +121,15 @@ GOALS: Final = (
         target=150.0,
         meaning="memory of `p2pnode join --client-only`",
         baseline="a process with one node of libp2p as it comes",
+        judged="value",
     ),
     Goal(
         name="paid.voucher_cpu",
         unit="ms",
         bound="at most",
-        target=1.0,
+        target=4.0,
         meaning="CPU of a checkpoint at the dearer side: receipt, voucher and the journal's commits",
-        baseline="the same at that side of a free session",
+        baseline="the bare signatures of a checkpoint at one side (one made, one checked) and one commit",
     ),
     Goal(
         name="paid.throughput",
@@ -137,6 +146,7 @@ GOALS: Final = (
         target=0,
         meaning="output tokens that came twice for one place of an answer whose host was killed by SIGKILL",
         baseline="those held at the kills: they come again to a client that asks again",
+        judged="value",
     ),
     Goal(
         name="failover.missing",
@@ -145,6 +155,7 @@ GOALS: Final = (
         target=0,
         meaning="places of these answers for which no token came, or another than the answer holds",
         baseline="those not held at the kills: they are missing to a client that doesn't ask again",
+        judged="value",
     ),
     Goal(
         name="failover.billed_twice",
@@ -153,14 +164,15 @@ GOALS: Final = (
         target=0,
         meaning="output tokens of these answers that two hosts' vouchers pay for",
         baseline="those held at the kills: they are billed again to a client that asks again",
+        judged="value",
     ),
     Goal(
         name="failover.gap",
         unit="s",
         bound="at most",
-        target=1.0,
+        target=2.0,
         meaning="from the last token of the killed host to the first of the next, 40-token prompt (p50)",
-        baseline="the first token of the same prompt and prefix in a fresh session of a live host (p50)",
+        baseline="the opening and the prefill of the same prompt and prefix at a live host (p50)",
     ),
     Goal(
         name="failover.gap_p95",
@@ -177,6 +189,7 @@ GOALS: Final = (
         target=160_000,
         meaning="opening a session with Circle's USDC, slots warm",
         baseline="what the deployed predecessor documents",
+        judged="value",
     ),
     Goal(
         name="gas.settle",
@@ -185,6 +198,7 @@ GOALS: Final = (
         target=100_000,
         meaning="settling a session alone, slots warm",
         baseline="what the deployed predecessor documents",
+        judged="value",
     ),
     Goal(
         name="gas.settle_in_10",
@@ -193,6 +207,7 @@ GOALS: Final = (
         target=50_000,
         meaning="settling a session as one of ten in a transaction",
         baseline="what the deployed predecessor documents for a session: it has no batches",
+        judged="value",
     ),
     Goal(
         name="gas.checkpoint",
@@ -201,6 +216,7 @@ GOALS: Final = (
         target=0,
         meaning="a checkpoint: two signatures between peers, no transaction",
         baseline="what the deployed predecessor documents",
+        judged="value",
     ),
     Goal(
         name="gas.break_even",
@@ -210,12 +226,13 @@ GOALS: Final = (
         meaning="output tokens whose price pays for open and settle: 0.01 gwei, 3000 USD an ether, 2 USD "
         "per million tokens, no session fee",
         baseline="the same for the predecessor's open and settle, without its checkpoints",
+        judged="value",
     ),
     Goal(
         name="storage.open",
         unit="s",
         bound="at most",
-        target=1.0,
+        target=2.0,
         meaning="opening a store of 100,000 blobs and asking it for one (p50)",
         baseline="the same with 10,000 blobs",
     ),
@@ -223,7 +240,7 @@ GOALS: Final = (
         name="storage.gc_step",
         unit="ms",
         bound="at most",
-        target=50.0,
+        target=2.0,
         meaning="one step of the collection in a store of 100,000 blobs: what is due, or folders (p50)",
         baseline="the same with 10,000 blobs",
     ),
@@ -231,7 +248,7 @@ GOALS: Final = (
         name="storage.checkpoint",
         unit="ms",
         bound="at most",
-        target=80.0,
+        target=50.0,
         meaning="a piece of an answer, appended and acknowledged by two nodes that store (p50)",
         baseline="the same bytes written to one local file, synced with its folder (p50)",
     ),
@@ -239,7 +256,7 @@ GOALS: Final = (
         name="storage.recover_200_turns",
         unit="s",
         bound="at most",
-        target=1.5,
+        target=6.0,
         meaning="a client with a fresh data dir has the list and a conversation of 200 turns (p50)",
         baseline="the same read back from the own disk (p50)",
     ),
@@ -278,8 +295,8 @@ class Figure:
         """Is the promise kept?"""
         if self.measurement is None:
             return False
-        value, target = self.measurement.value, self.goal.target
-        return value >= target if self.goal.bound == "at least" else value <= target
+        found = self.measurement.ratio if self.goal.judged == "ratio" else self.measurement.value
+        return found >= self.goal.target if self.goal.bound == "at least" else found <= self.goal.target
 
     def to_json(self) -> dict[str, Any]:
         """The object that scripts read; ``name`` is stable."""
@@ -292,6 +309,7 @@ class Figure:
             "ratio": _rounded(found.ratio) if found else None,
             "target": goal.target,
             "bound": goal.bound,
+            "judged": goal.judged,
             "holds": self.holds,
             "meaning": goal.meaning,
             "baseline_is": goal.baseline,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,20 @@ async def main(commands: AsyncIterator[Command]) -> None:
         node = Node(NodeSetup(key=identity.key, listen=(LISTEN,), keep_company=False))
         await nursery.start(node.run)
         await Host(node, identity, [hosted]).start()
-        answer({"model": hosted.name, "multiaddr": node.multiaddrs[0]})
+        [echo] = await nursery.start(partial(trio.serve_tcp, _echo, 0, host="127.0.0.1"))
+        port = echo.socket.getsockname()[1]
+        answer({"model": hosted.name, "multiaddr": node.multiaddrs[0], "echo_port": port})
         async for command in commands:
             answer({"streams": await _generate(hosted.engine, command)})
         await node.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def _echo(stream: trio.SocketStream) -> None:
+    """Plain TCP, for a baseline."""
+    with suppress(trio.BrokenResourceError):
+        async for data in stream:
+            await stream.send_all(data)
 
 
 async def _generate(engine: Engine, command: dict[str, Any]) -> list[dict[str, float]]:

@@ -1,7 +1,8 @@
-"""``paid.*``: what it costs to be paid, against the same without money.
+"""``paid.*``: what it costs to be paid.
 
 ``voucher_cpu`` runs both sides of a session in this process, message by message, with the journals a host
-and a client keep; ``throughput`` streams from two hosts, one of which is paid on a development chain.
+and a client keep, against the bare signatures and one commit; ``throughput`` streams from two hosts, one of
+which is paid on a development chain.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from p2pnode.bench.children import joined
-from p2pnode.bench.figure import compared, paired
+from p2pnode.bench.figure import Measurement, compared, paired
 from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.bench.rates import Clocked, question
-from p2pnode.bench.session_cpu import SessionCpu, checkpoint_cpu
+from p2pnode.bench.session_cpu import SessionCpu, bare_cpu, checkpoint_cpu
 from p2pnode.chain.dev.devchain import open_dev_chain
 from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
@@ -46,7 +47,8 @@ async def measure_paid(options: BenchOptions, take: Take) -> None:
     checkpoints = 40 if options.quick else _CHECKPOINTS
     free = await checkpoint_cpu(options.scratch / "free", checkpoints, paid=False)
     paid = await checkpoint_cpu(options.scratch / "paid", checkpoints, paid=True)
-    take("paid.voucher_cpu", _dearer(paid, free))
+    bare_ms = await trio.to_thread.run_sync(bare_cpu, options.scratch / "bare", checkpoints)
+    take("paid.voucher_cpu", _dearer(paid, free, bare_ms))
     tokens = 101 if options.quick else _TOKENS
     async with _hosts(options) as hosts:
         await hosts.pair(-1, tokens)
@@ -54,13 +56,13 @@ async def measure_paid(options: BenchOptions, take: Take) -> None:
         take("paid.throughput", paired(pairs, tokens=tokens - 1, streams=_STREAMS))
 
 
-def _dearer(paid: SessionCpu, free: SessionCpu) -> Any:
+def _dearer(paid: SessionCpu, free: SessionCpu, bare_ms: float) -> Measurement:
     sides = {"host": (paid.host_ms, free.host_ms), "client": (paid.client_ms, free.client_ms)}
-    value, baseline = max(sides.values())
     return compared(
-        value,
-        baseline,
+        max(paid.host_ms, paid.client_ms),
+        bare_ms,
         **{f"{side}_ms": round(ms, 4) for side, (ms, _) in sides.items()},
+        **{f"{side}_free_ms": round(ms, 4) for side, (_, ms) in sides.items()},
         machines_alone_ms=round(max(paid.host_machine_ms, paid.client_machine_ms), 4),
     )
 

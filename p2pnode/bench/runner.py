@@ -8,7 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import structlog
+import trio
 
 from p2pnode.bench.figure import GOALS, SUITES, Figure, Goal, Measurement
 from p2pnode.bench.options import GAS_DEFAULTS, PAIRS_DEFAULT, BenchOptions, GasOptions, Take
@@ -16,6 +18,14 @@ from p2pnode.errors import P2PNodeError, UsageError
 
 ALL: Final = "all"
 PAIRS_MAX: Final = 1000
+_SUITE_S: Final[Mapping[str, int]] = {
+    "stream": 260, "dial": 5, "gossip": 75, "cli": 30, "idle": 100, "gas": 10, "paid": 150, "failover": 330,
+    "storage": 60,
+}  # fmt: skip
+"""About how long each suite takes with the default number of pairs on two free cores."""
+_BUSY: Final = 0.15
+"""A share of the cores that others take, from which on figures are not to be trusted."""
+_BUSY_WINDOW_S: Final = 1.0
 Suite = Callable[[BenchOptions, Take], Awaitable[None]]
 
 log = structlog.get_logger()
@@ -31,6 +41,22 @@ def suites_named(name: str) -> tuple[str, ...]:
     raise UsageError(msg)
 
 
+def seconds_of(names: Sequence[str]) -> int:
+    """About how long these suites take without ``quick``."""
+    return sum(_SUITE_S[name] for name in names)
+
+
+async def others_share() -> float | None:
+    """The share of this machine's cores that is busy while this process waits; None if it is low.
+
+    Looks for a second.
+    """
+    psutil.cpu_percent()
+    await trio.sleep(_BUSY_WINDOW_S)
+    share = psutil.cpu_percent() / 100
+    return share if share >= _BUSY else None
+
+
 def suite(name: str) -> Suite:
     """What measures it; imported late."""
     found: Suite = getattr(import_module(f"p2pnode.bench.{name}"), f"measure_{name}")
@@ -41,6 +67,7 @@ async def run_suites(
     names: Sequence[str],
     report: Callable[[Figure], None],
     *,
+    on_suite: Callable[[str], None] = lambda _: None,
     pairs: int = PAIRS_DEFAULT,
     quick: bool = False,
     gas: GasOptions = GAS_DEFAULTS,
@@ -48,14 +75,16 @@ async def run_suites(
 ) -> bool:
     """Report a figure for each goal of these suites as it is found; true when all hold.
 
-    ``measure`` replaces the suites' own functions. A suite that fails costs its own figures only: each is
-    reported, with the reason. Raises ``UsageError`` when ``pairs`` makes no sense.
+    ``on_suite`` gets the name of each suite as it begins. ``measure`` replaces the suites' own functions. A
+    suite that fails costs its own figures only: each is reported, with the reason. Raises ``UsageError`` when
+    ``pairs`` makes no sense.
     """
     if not 1 <= pairs <= PAIRS_MAX:
         msg = f"--pairs is {pairs}; it must be from 1 to {PAIRS_MAX}"
         raise UsageError(msg)
     holds = True
     for name in names:
+        on_suite(name)
         with tempfile.TemporaryDirectory(prefix="p2pnode-bench-") as scratch:
             options = BenchOptions(scratch=Path(scratch), pairs=pairs, quick=quick, gas=gas)
             run = _Run([goal for goal in GOALS if goal.suite == name], report, quick=quick)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -10,13 +11,15 @@ import typer
 
 from p2pnode.cli.options import LogOption, configure
 from p2pnode.cli.output import Output
+from p2pnode.words import count_of
 
 if TYPE_CHECKING:
-    from p2pnode.bench.figure import Figure
+    from p2pnode.bench.figure import Figure, Goal
 
 _GWEI_DIGITS: Final = 9
 _USDC_DIGITS: Final = 6
 _IN_FULL: Final = 1_000
+_LONG_S: Final = 120
 
 
 def bench(
@@ -41,7 +44,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per figure on stdout.")] = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Measure this node on loopback; exit code 0 only if every figure holds. Takes about eleven minutes."""
+    """Measure this node on loopback; exit code 0 only if every figure holds. It says how long it takes."""
     from p2pnode.cli.running import EXIT_FAILED, run_async
 
     configure(log_level)
@@ -58,7 +61,7 @@ def bench(
 
     async def run() -> None:
         from p2pnode.bench.options import GasOptions
-        from p2pnode.bench.runner import run_suites, suites_named
+        from p2pnode.bench.runner import others_share, run_suites, suites_named
 
         gas = GasOptions(
             anvil=anvil,
@@ -66,13 +69,40 @@ def bench(
             ether_price=_units(ether_usd, "--ether-usd", _USDC_DIGITS),
             price_out=price_out,
         )
-        held.append(await run_suites(suites_named(suite), report, pairs=pairs, quick=quick, gas=gas))
+        names = suites_named(suite)
+        _announce(output, names, await others_share(), quick=quick)
+        begun: list[str] = []
+
+        def on_suite(name: str) -> None:
+            begun.append(name)
+            output.note(f"{len(begun)} of {len(names)}: {name} {_about([name], quick=quick)}")
+
+        held.append(await run_suites(names, report, on_suite=on_suite, pairs=pairs, quick=quick, gas=gas))
 
     run_async(run, on_error=output.failed)
     if not as_json:
         _print_table(figures)
     if not all(held):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _announce(output: Output, names: Sequence[str], busy: float | None, *, quick: bool) -> None:
+    """Say how long it takes, and warn when other programs disturb what is measured."""
+    output.note(f"measuring {count_of(len(names), 'suite')} {_about(names, quick=quick)}")
+    if busy is not None:
+        output.note(
+            f"warning: other programs use {busy:.0%} of this machine's processors now, which makes figures "
+            "worse and less certain. End them and measure again before you trust a figure that does not hold"
+        )
+
+
+def _about(names: Sequence[str], *, quick: bool) -> str:
+    from p2pnode.bench.runner import seconds_of
+
+    if quick:
+        return "with --quick (some seconds each, and no verdict)"
+    seconds = seconds_of(names)
+    return f"(about {seconds} s)" if seconds < _LONG_S else f"(about {round(seconds / 60)} min)"
 
 
 def _units(text: str, flag: str, digits: int) -> int:
@@ -91,7 +121,17 @@ def _line(figure: Figure) -> str:
     if found is None:
         return f"{goal.name}: not measured: {figure.problem}"
     verdict = "holds" if figure.holds else "DOES NOT HOLD"
-    return f"{goal.name}: {_shown(found.value)} {goal.unit} ({goal.bound} {_shown(goal.target)}): {verdict}"
+    judged = f" = {_shown(found.ratio)} x the baseline" if _by_ratio(goal) else ""
+    return f"{goal.name}: {_shown(found.value)} {goal.unit}{judged} ({_target(goal)}): {verdict}"
+
+
+def _by_ratio(goal: Goal) -> bool:
+    """Is the target a multiple of the baseline, and the value something else?"""
+    return goal.judged == "ratio" and goal.unit != "ratio"
+
+
+def _target(goal: Goal) -> str:
+    return f"{goal.bound} {_shown(goal.target)}{' x' if _by_ratio(goal) else ''}"
 
 
 def _shown(number: float) -> str:
@@ -109,7 +149,7 @@ def _print_table(figures: list[Figure]) -> None:
         table.add_row(
             goal.name,
             f"{_shown(found.value)} {goal.unit}" if found else "none",
-            f"{goal.bound} {_shown(goal.target)}",
+            _target(goal),
             _shown(found.baseline) if found else "",
             f"{found.ratio:.2f}" if found else "",
             "yes" if figure.holds else "NO",

@@ -146,10 +146,6 @@ class Gossip:
         """Connected peers known to be on ``topic``."""
         return tuple(sorted(from_id(peer) for peer in self._pubsub.peer_topics.get(topic, ())))
 
-    def mesh_peers(self, topic: str) -> tuple[PeerId, ...]:
-        """Those of them that our messages go to directly."""
-        return tuple(sorted(from_id(peer) for peer in self._router.mesh.get(topic, ())))
-
     def stats(self) -> dict[str, int]:
         """Counts since the start."""
         dropped = sum(s.dropped for subscriptions in self._subscriptions.values() for s in subscriptions)

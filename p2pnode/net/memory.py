@@ -38,7 +38,6 @@ class MemoryNet:
         self, *, latency: float = 0.02, jitter: float = 0.0, loss: float = 0.0, seed: int = 0
     ) -> None:
         self.latency, self.jitter, self.loss = latency, jitter, loss
-        self.bytes_sent = 0
         self._random = random.Random(seed)  # noqa: S311  a simulation
         self._listeners: dict[tuple[str, int], MemoryListener] = {}
         self._ports = itertools.count(FIRST_PORT)
@@ -182,7 +181,6 @@ class _Pipe:
 
     def _append(self, data: bytes) -> None:
         self._last = max(self._last, trio.current_time() + self._net.delay())
-        self._net.bytes_sent += len(data)
         self._size += len(data)
         self._flying.append((self._last, data))
         self._arrived.set()

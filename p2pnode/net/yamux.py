@@ -55,7 +55,6 @@ class Yamux(IMuxedConn):
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
         self.streams: dict[int, YamuxStream] = {}
-        self.streams_refused = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self._initiator = secured_conn.is_initiator
@@ -298,14 +297,12 @@ class Yamux(IMuxedConn):
         if stream_id in self.streams or (stream_id % 2 == 1) == self._initiator or stream_id == 0:
             raise _Breach
         if self._inbound >= self._streams_inbound_max or self._ending:
-            self.streams_refused += 1
             self.send_control(wire.WINDOW_UPDATE, wire.RST, stream_id, 0)
             return None
         stream = YamuxStream(self, stream_id, window_max=self._window_max, inbound=True)
         try:
             self._accept_send.send_nowait(stream)
         except (trio.WouldBlock, trio.BrokenResourceError):
-            self.streams_refused += 1
             self.send_control(wire.WINDOW_UPDATE, wire.RST, stream_id, 0)
             return None
         self._inbound += 1

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
+import trio
 from typer.testing import CliRunner
 
 from p2pnode.bench import runner
@@ -55,6 +58,25 @@ def test_the_exit_code_says_whether_all_hold(
         assert json.loads(done.stdout)["holds"] is (code == 0)
     else:
         assert ("yes" if code == 0 else "NO") in done.stdout
+
+
+def test_it_says_first_how_long_it_takes_and_then_which_suite_is_measured() -> None:
+    command = [sys.executable, "-m", "p2pnode", "bench", "dial", "--quick"]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False, text=True)
+    lines = done.stderr.splitlines()
+    assert lines[0] == "measuring 1 suite with --quick (some seconds each, and no verdict)"
+    assert any(line.startswith("1 of 1: dial ") for line in lines)
+    assert any(line.startswith("dial.to_advert: ") and " x the baseline " in line for line in lines)
+
+
+def test_a_busy_machine_is_noticed() -> None:
+    with ExitStack() as stack:
+        for _ in range(os.cpu_count() or 1):
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(busy.kill)
+        share = trio.run(runner.others_share)
+    assert share is not None
+    assert share >= 0.15
 
 
 def test_an_unknown_suite_is_a_usage_error() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from p2pnode.bench.figure import GOALS, SUITES, Figure, Measurement
 from p2pnode.bench.options import BenchOptions, Take
-from p2pnode.bench.runner import run_suites, suite, suites_named
+from p2pnode.bench.runner import run_suites, seconds_of, suite, suites_named
 from p2pnode.errors import LocalError, UsageError
 
 FAST = Measurement(value=0.1, baseline=0.05, ratio=2.0)
@@ -87,6 +87,24 @@ async def test_a_suite_gets_a_scratch_folder_that_is_gone_afterwards() -> None:
     _, figures = await run_cli(measure, pairs=3, quick=True)
     assert not seen[0].exists()
     assert figures[0].to_json()["details"] == {"quick": True}
+
+
+async def test_each_suite_is_announced_as_it_begins() -> None:
+    said: list[str] = []
+
+    async def measure(_: BenchOptions, take: Take) -> None:
+        said.append("measured")
+
+    await run_suites(
+        ["cli", "dial"], lambda figure: said.append(figure.goal.name), on_suite=said.append,
+        measure={"cli": measure, "dial": measure},
+    )  # fmt: skip
+    assert said == ["cli", "measured", "cli.help", "cli.ask", "dial", "measured", "dial.to_advert"]
+
+
+def test_it_is_known_how_long_each_suite_takes() -> None:
+    assert seconds_of(SUITES) == sum(seconds_of([name]) for name in SUITES)
+    assert min(seconds_of([name]) for name in SUITES) > 0
 
 
 def test_all_means_every_suite_in_order() -> None:

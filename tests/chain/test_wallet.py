@@ -28,7 +28,7 @@ ENTROPY = bytes.fromhex("9e885d952ad362caeb4efe34a8e91bd2")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a passphrase of a person costs is shown by tests/cli/test_wallet.py."""
-    monkeypatch.setattr(keystores, "_WORK", 1 << 12)
+    monkeypatch.setattr(keystores, "WORK", 1 << 12)
 
 
 def files_in(folder: Path) -> WalletFiles:

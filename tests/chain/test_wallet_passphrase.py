@@ -21,7 +21,7 @@ PASSPHRASE = "pässword with ünicode ☃"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keystores, "_WORK", 1 << 12)
+    monkeypatch.setattr(keystores, "WORK", 1 << 12)
 
 
 def person(*answers: str, questions: list[str] | None = None) -> PassphrasePrompt:

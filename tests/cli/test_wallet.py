@@ -64,7 +64,7 @@ def make_random(data_dir: Path, words_file: Path) -> Ran:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process a passphrase costs nothing; commands at a terminal are processes of their own."""
-    monkeypatch.setattr(keystores, "_WORK", 1 << 12)
+    monkeypatch.setattr(keystores, "WORK", 1 << 12)
 
 
 # ---- at a terminal
