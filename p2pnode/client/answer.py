@@ -7,12 +7,17 @@ wires nor wallets: the pool opens sessions.
 
 from __future__ import annotations
 
+import math
+import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import trio
+import trio.lowlevel
 
 from p2pnode.client.bill import Bill, BillItem, Usage
 from p2pnode.client.endings import cut_short, nobody, nobody_left, reason_of, too_long
@@ -49,19 +54,76 @@ if TYPE_CHECKING:
     from p2pnode.client.searches import Searches
 
 
-class Watcher(Protocol):
-    """Told of an answer's course as it goes; must neither wait nor raise."""
+class Answers:
+    """Those of one client that are under way: a reader that is gone must not keep its host's slot."""
 
-    def took(self) -> None:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._under_way: weakref.WeakSet[Answer] = weakref.WeakSet()
+        self._left: deque[Answer] = deque()
+        """Dropped by their readers, in whatever thread collects garbage."""
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    def begin(self, answer: Answer) -> None:
+        """It is read, perhaps not for the first time."""
+        if answer not in self._under_way:
+            self._under_way.add(answer)
+            self._token = trio.lowlevel.current_trio_token()
+            self._runtime.tasks.start_soon(self._mind, weakref.ref(answer))
+
+    def leave(self, answer: Answer) -> None:
+        """Nobody can read it any more. May be called from any thread, and after the end of the client."""
+        self._left.append(answer)
+        if self._token is not None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._end_left, idempotent=True)
+
+    def _end_left(self) -> None:
+        if self._runtime.running:
+            while self._left:
+                self._runtime.tasks.start_soon(self._left.popleft().aclose)
+
+    async def _mind(self, reference: weakref.ref[Answer]) -> None:
+        """No strong reference is held while this sleeps: it would keep an answer that was dropped."""
+        patience_s = self._runtime.limits.stall_s
+        wait_s = patience_s
+        while True:
+            await trio.sleep(wait_s)
+            answer = reference()
+            if answer is None or answer.over:
+                return
+            unread_s = answer.unread_for(trio.current_time())
+            if unread_s >= patience_s:
+                await answer.set_aside()
+                unread_s = 0.0
+            wait_s = patience_s - unread_s
+            del answer
+
+    async def finish(self) -> None:
+        """End every answer that nobody waits for; those that are read now end with their sessions."""
+        idle = {*self._left, *(each for each in self._under_way if not each.being_read)}
+        self._left.clear()
+        async with trio.open_nursery() as nursery:
+            for answer in idle:
+                nursery.start_soon(answer.aclose)
+
+
+class Watcher(Protocol):
+    """Told of an answer's course as it goes; must neither wait nor raise.
+
+    It is given the answer and holds none: a circle would keep one that its reader dropped.
+    """
+
+    def took(self, answer: Answer) -> None:
         """Tokens came."""
 
-    def receipted(self) -> None:
+    def receipted(self, answer: Answer) -> None:
         """The host's receipt over everything so far was checked."""
 
-    def billed(self, item: BillItem) -> None:
+    def billed(self, answer: Answer, item: BillItem) -> None:
         """A host's part is over, with its item on the bill."""
 
-    def ended(self, finish: FinishReason | None) -> None:
+    def ended(self, answer: Answer, finish: FinishReason | None) -> None:
         """It is whole, was stopped, or (None) cut short."""
 
 
@@ -70,6 +132,9 @@ class Answer:
 
     When no host can go on, what came stays in ``text`` and ``ids``, and ``Client.go_on`` goes on from there.
     A host that broke the protocol may cost the last ids whose text nobody saw.
+
+    Who leaves the loop ends the turn: at once with ``async with``, soon where the answer is dropped. One
+    that is kept and not read for ``stall_s`` gives its host's place back, and goes on when it is read again.
     """
 
     def __init__(
@@ -81,9 +146,18 @@ class Answer:
         *,
         search: Callable[[], Awaitable[HostSearch]],
         make_ask: Callable[[PromptBody], Ask],
+        answers: Answers,
         watcher: Watcher | None = None,
     ) -> None:
-        self._watcher = watcher
+        self._watcher, self._answers = watcher, answers
+        self._reader = trio.Lock()
+        self._read_at = math.inf
+        """When the last piece was given out; infinite while one is waited for."""
+        self._aside = False
+        """Is it being ended because nobody reads?"""
+        self._unread = ""
+        """Came meanwhile."""
+        self._unread_error: P2PNodeError | None = None
         self._runtime, self._pool, self._searches = runtime, pool, searches
         self._open_search, self._make_ask = search, make_ask
         self._partial, self._bill = partial, Bill()
@@ -124,6 +198,16 @@ class Answer:
         return self._partial.told
 
     @property
+    def being_read(self) -> bool:
+        """Does somebody wait for its next piece?"""
+        return self._reader.locked()
+
+    @property
+    def over(self) -> bool:
+        """Is it whole, stopped, or cut short?"""
+        return self._done
+
+    @property
     def session(self) -> SessionId | None:
         """That of the present part."""
         accept = self._part.session.accept if self._part is not None else None
@@ -149,12 +233,28 @@ class Answer:
             partial,
             search=self._open_search,
             make_ask=self._make_ask,
+            answers=self._answers,
         )
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str:
+        self._answers.begin(self)
+        async with self._reader:
+            self._read_at = math.inf
+            try:
+                return await self._read()
+            finally:
+                self._read_at = trio.current_time()
+
+    async def _read(self) -> str:
+        if self._unread:
+            unread, self._unread = self._unread, ""
+            return unread
+        if self._unread_error is not None:
+            error, self._unread_error = self._unread_error, None
+            raise error
         while not self._done:
             if self._part is None and self.ids and not self._partial.room:
                 self._finish("length")  # it went on from a whole one
@@ -180,20 +280,55 @@ class Answer:
         """Stop the turn if it still runs. What was delivered, and is billed, is in ``text`` and ``ids``."""
         self._cancelled = True
         part = self._part
-        if self._done or part is None:
-            self._end("cancelled")
-            return
-        part.session.cancel_turn()
+        if part is not None and not self._done:
+            part.session.cancel_turn()
         # Shielded: a cancelled caller must free the host's slot too.
         with trio.move_on_after(self._runtime.limits.close_deadline_s, shield=True):
-            while not self._done:
+            async with self._reader:
+                while self._part is not None and not self._done:
+                    await self._drain(self._part)
+        if self._part is not None and not self._done:
+            self._end_part(self._part, "cancelled")
+        self._end("cancelled")
+
+    async def _drain(self, part: Part) -> str:
+        """What still comes of a turn that was cancelled."""
+        try:
+            return await self._next_piece(part)
+        except P2PNodeError as error:
+            self._failed(error)
+            return ""
+
+    # ---- a reader that is gone
+
+    def __del__(self) -> None:
+        """``break``, an error and Ctrl-C leave ``async for`` without a word."""
+        # Not yet made where the constructor raised.
+        if getattr(self, "_part", None) is not None and not self._done:
+            self._answers.leave(self)
+
+    def unread_for(self, now: float) -> float:
+        """Seconds since the last piece was given out; 0 while one is waited for, and after the end."""
+        return 0.0 if self._done or self._part is None else max(0.0, now - self._read_at)
+
+    async def set_aside(self) -> None:
+        """End the turn, so that its host's slot is free. Who reads on asks for the rest."""
+        async with self._reader:
+            part = self._part
+            if part is None or self._done:
+                return
+            part.session.cancel_turn()
+            self._aside = True
+            self._parts_left += 1  # its host did nothing wrong
+            with trio.move_on_after(self._runtime.limits.close_deadline_s):
                 try:
-                    await self._next_piece(part)
+                    while self._part is part and not self._done:
+                        self._unread += await self._drain(part)
                 except P2PNodeError as error:
-                    self._failed(error)
-        if not self._done:
-            self._end_part(part, "cancelled")
-            self._end("cancelled")
+                    self._unread_error = error
+            if self._part is part and not self._done:
+                self._end_part(part, "cancelled")
+            self._aside, self._left = False, None  # no failover
 
     # ---- a part
 
@@ -230,7 +365,7 @@ class Answer:
                 part.delivered(delivered)
                 self._partial.take(ids, text)
                 if self._watcher is not None:
-                    self._watcher.took()
+                    self._watcher.took(self)
                 self._flows()
                 return text
             case Quoted() as quoted:
@@ -239,7 +374,7 @@ class Answer:
                 self.checkpoints += 1
                 self._partial.receipt()
                 if self._watcher is not None:
-                    self._watcher.receipted()
+                    self._watcher.receipted(self)
             case Progressed(progress=progress):
                 self._runtime.tell("prefill", {"processed": progress.processed, "total": progress.total})
             case TurnFailed(code=code, detail=detail, retry_after_s=retry_after_s):
@@ -272,7 +407,7 @@ class Answer:
             now = trio.current_time()
             first = part.first_at if part.first_at is not None else now
             self._searches.note_answer(part.peer, first - part.started_at, part.speed(now))
-        self._end_part(part, reason if move == "finish" else "lost")
+        self._end_part(part, reason if move == "finish" or self._aside else "lost")
         if move == "finish":
             self._finish(reason)
         self._move = move
@@ -324,7 +459,7 @@ class Answer:
         if item is not None:
             self._bill.add(item)
             if self._watcher is not None:
-                self._watcher.billed(item)
+                self._watcher.billed(self, item)
         if part.messages_tokens is not None and self._search is not None:
             self._search.need_context(part.messages_tokens + len(self.ids) + 1)
         if part.turn_over:
@@ -380,7 +515,7 @@ class Answer:
 
     def _end(self, finish: FinishReason | None) -> None:
         if self._watcher is not None and not self._done:
-            self._watcher.ended("cancelled" if self._cancelled else finish)
+            self._watcher.ended(self, "cancelled" if self._cancelled else finish)
         self._done = True
         if self._standby is not None:
             self._standby.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2pnode.client.answer import Answer, Watcher
+from p2pnode.client.answer import Answer, Answers, Watcher
 from p2pnode.client.partial import Held, Partial
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.question import Messages, conversation, resolve_model
@@ -34,6 +34,7 @@ class Asking:
 
     def __init__(self, runtime: Runtime, pool: SessionPool, searches: Searches) -> None:
         self._runtime, self._pool, self._searches = runtime, pool, searches
+        self.answers = Answers(runtime)
 
     def answer(
         self,
@@ -71,5 +72,6 @@ class Asking:
             Partial.of(body, held),
             search=open_search,
             make_ask=make_ask,
+            answers=self.answers,
             watcher=watcher,
         )

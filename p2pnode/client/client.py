@@ -91,6 +91,8 @@ class Client:
         if stack is None:
             return
         try:
+            with trio.CancelScope(shield=True):  # each has its own deadline
+                await self._asking.answers.finish()
             await self.conversations.finish()  # hosts store for clients with an open session
             if self._remember and runtime.owns_node and not runtime.local and runtime.data.root.is_dir():
                 self.searches.save_peers()  # where a node runs, the file is its own

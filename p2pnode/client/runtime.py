@@ -82,6 +82,11 @@ class Runtime:
         return self._node
 
     @property
+    def running(self) -> bool:
+        """Does it take tasks now?"""
+        return self._tasks is not None
+
+    @property
     def tasks(self) -> trio.Nursery:
         """What lives as long as the client. Raises ``RuntimeError`` outside :meth:`run`."""
         if self._tasks is None:

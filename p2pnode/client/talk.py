@@ -130,8 +130,7 @@ class Talk:
         if line not in self._lines:
             self._lines.append(line)
         notes = _Notes(self, line)
-        notes.answer = self._asking.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
-        return notes.answer
+        return self._asking.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
 
     def _say(self, role: Role, text: str) -> None:
         self._lines.append(Line(role, text))
@@ -217,39 +216,37 @@ class _Notes:
         self._talk, self._line = talk, line
         self._ids, self._text = len(line.ids), len(line.text)
         self._sessions: set[SessionId] = set()
-        self.answer: Answer
 
-    def took(self) -> None:
+    def took(self, answer: Answer) -> None:
         """Tokens came, or the receipt for them."""
-        answer, line = self.answer, self._line
+        line = self._line
         line.text, line.ids, line.told = answer.text, answer.ids, answer.told
 
-    def receipted(self) -> None:
+    def receipted(self, answer: Answer) -> None:
         """The host's receipt over all of it was checked: a good moment to keep it."""
-        self._keep(self.answer.told)
-        if self.answer.host is not None:
-            self._talk.note_host(self.answer.host)
-        session = self.answer.session
+        self._keep(answer, answer.told)
+        if answer.host is not None:
+            self._talk.note_host(answer.host)
+        session = answer.session
         fresh = () if session is None or session in self._sessions else (session,)
         self._sessions.update(fresh)
         self._talk.note_purchases(*fresh)
 
-    def billed(self, item: BillItem) -> None:
+    def billed(self, answer: Answer, item: BillItem) -> None:
         """A host's part is over."""
-        self._keep(self.answer.told)
-        self._keep(len(self.answer.ids))  # what no text came of stands apart
+        self._keep(answer, answer.told)
+        self._keep(answer, len(answer.ids))  # what no text came of stands apart
         self._talk.note_bill(item)
 
-    def ended(self, finish: Finish | None) -> None:
+    def ended(self, answer: Answer, finish: Finish | None) -> None:
         """It is whole, or it was stopped or cut short: then it may go on."""
-        self.took()
-        self._keep(self.answer.told)
+        self.took(answer)
+        self._keep(answer, answer.told)
         self._line.over = finish in ("stop", "length")
         if self._line.over:
             self._talk.note_end(finish)
 
-    def _keep(self, ids_until: int) -> None:
-        answer = self.answer
+    def _keep(self, answer: Answer, ids_until: int) -> None:
         ids, text = answer.ids[self._ids : ids_until], answer.text[self._text :]
         if ids or text:
             self._ids, self._text = max(self._ids, ids_until), len(answer.text)

@@ -5,6 +5,9 @@ What happens later in an answer is in ``test_failover.py``.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
 import pytest
 import trio
 import trio.lowlevel
@@ -14,6 +17,7 @@ from p2pnode.client.asking import TalkOptions
 from p2pnode.client.client import Client
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError, RemoteError
+from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.scripted import Faults, ScriptedEngine
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
@@ -199,6 +203,91 @@ async def test_an_answer_that_is_left_early_is_cancelled_too(autojump_clock: Moc
             await trio.sleep(0.2)
             assert engine_of(host).stats().active == 0
             assert len(answer.ids) < 100
+
+
+async def leave_by_break(client: Client) -> None:
+    async for _ in ask(client, tokens=1000):
+        break
+
+
+async def leave_by_error(client: Client) -> None:
+    with suppress(ZeroDivisionError):
+        async for _ in ask(client, tokens=1000):
+            raise ZeroDivisionError
+
+
+async def leave_by_timeout(client: Client) -> None:
+    with trio.move_on_after(3):
+        async for _ in ask(client, tokens=1000):
+            pass
+
+
+@pytest.mark.parametrize("leave", [leave_by_break, leave_by_error, leave_by_timeout])
+async def test_leaving_the_loop_frees_the_slot_at_once_and_keeps_the_session(
+    autojump_clock: MockClock, leave: Callable[[Client], Awaitable[None]]
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            await leave(client)
+            await trio.sleep(1)
+            assert engine_of(host).stats().active == 0
+            await whole(ask(client, tokens=10))
+        assert host.host is not None
+        assert (host.host.totals.sessions, host.host.totals.turns) == (1, 2)
+        assert host.host.totals.tokens_out < 100
+
+
+async def test_an_answer_of_a_conversation_is_left_as_easily_and_what_came_of_it_is_noted(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            sampling = SamplingParams(tokens_max=1000, temperature=0)
+            talk = await client.talk(TalkOptions(model=SCRIPTED, sampling=sampling), keep=False)
+            async for _ in talk.ask("hello"):
+                break
+            await trio.sleep(1)
+            assert engine_of(host).stats().active == 0
+            assert talk.cut_short
+            assert host.host is not None
+            assert len(talk.lines[-1].ids) == host.host.totals.tokens_out
+
+
+async def test_an_answer_that_is_kept_and_not_read_gives_its_slot_back_and_goes_on_when_it_is_read(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            expected = await whole(ask(client, tokens=1500))
+            answer = ask(client, tokens=1500)
+            text = await anext(answer)
+            await trio.sleep(2 * DEFAULT_LIMITS.stall_s)
+            assert engine_of(host).stats().active == 0
+            assert answer.ids  # and they are not lost:
+            async for piece in answer:
+                text += piece
+            assert text == answer.text == expected
+            assert len(answer.ids) == 1500
+            ranking = await client.hosts(SCRIPTED)
+            assert [each.advert.peer for each in ranking.chosen] == [host.node.peer_id]
+            assert client.searches.measured[host.node.peer_id].failure_rate == 0
+        assert host.host is not None
+        assert host.host.totals.sessions == 1
+
+
+async def test_leaving_loop_and_client_together_ends_the_turn_in_order(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            async for _ in ask(client, tokens=1000):
+                break
+        await trio.sleep(1)
+        assert host.host is not None
+        assert (host.host.sessions, host.host.totals.turns) == (0, 1)
+        assert host.host.totals.tokens_out < 100
 
 
 async def test_a_slow_consumer_holds_the_host_back_and_loses_nothing(autojump_clock: MockClock) -> None:

@@ -496,3 +496,21 @@ async def test_an_answer_that_is_interrupted_is_paid_for_as_far_as_it_came(
         (hosted,) = money.journal.hosted()
         assert hosted.voucher is not None
         assert (hosted.state, hosted.voucher.tokens_out) == ("settled", len(answer.ids))
+
+
+async def test_an_answer_whose_loop_is_left_is_paid_to_the_token_and_its_session_serves_the_next(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with market(tmp_path, 1) as (_, running, client):
+        money = running[0][1]
+        taken = 0
+        async for _ in ask(client, tokens=1000):
+            taken += 1
+            if taken == 10:
+                break
+        await trio.sleep(2)
+        (hosted,) = money.journal.hosted()
+        assert hosted.voucher is not None
+        assert 10 <= hosted.voucher.tokens_out < 20
+        await read(ask(client, "the next"), lambda _held: None)
+        assert len(money.journal.hosted()) == 1
