@@ -141,8 +141,13 @@ class Cashier:
     ) -> None:
         try:
             await self._take(request, payment, record, address, report)
-        except LocalError as error:  # a full disk costs this session, never the node
-            log.warning("open.failed", session=record.session.hex()[:16], reason=str(error))
+        except Exception as error:
+            # A full disk costs this session, never the node; and so does whatever else a payer's terms, or
+            # what the chain says of him, may make us fail on.
+            if isinstance(error, LocalError):
+                log.warning("open.failed", session=record.session.hex()[:16], reason=str(error))
+            else:
+                log.exception("open.failed", session=record.session.hex()[:16])
             deposit = self._deposits.get(record.session)
             if deposit is not None:
                 deposit.decided = True

@@ -263,7 +263,7 @@ class Host:
         with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
             await self._kept.ended(stream.session, stream, lingers=lingers and not self._draining)
         if lingers and not self._draining:
-            self._node.start_soon(self._kept.wait_given_up, stream.session)
+            self._node.start_soon(self._node.network.guard.run, self._kept.wait_given_up, stream.session)
 
     def _end(self, session: SessionId, why: str, now: bool) -> bool:
         return self._kept is not None and self._kept.end(session, why, now)

@@ -6,6 +6,7 @@ stream and is an event, nothing more. Knows nothing of protocols.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import structlog
@@ -93,6 +94,9 @@ class NodeConnection(SwarmConn):
                 stream = await self.muxed_conn.accept_stream()
             except (MuxedConnUnavailable, MuxedStreamError):
                 break
+            except Exception as error:  # noqa: BLE001  nobody accepts its streams any more, so it must end
+                self.swarm.guard.note("accept_stream", error)
+                break
             self.swarm.start_task(self._handle_muxed_stream, stream)
         await self.close()
 
@@ -125,14 +129,16 @@ class NodeConnection(SwarmConn):
             return
         self.swarm.streams_inbound += 1
         self.streams_inbound += 1
-        stream = await self._add_stream(muxed_stream)
+        stream: NetStream | None = None
         try:
+            stream = await self._add_stream(muxed_stream)
             await self.swarm.common_stream_handler(stream)
         except Exception as error:  # noqa: BLE001  a peer's fault ends that stream only
             log.debug("stream.failed", peer=self.peer, error=f"{type(error).__name__}: {error}")
-            with trio.move_on_after(limits.close_deadline_s):
-                await stream.reset()
+            with trio.move_on_after(limits.close_deadline_s), contextlib.suppress(Exception):
+                await (stream or muxed_stream).reset()
         finally:
             self.swarm.streams_inbound -= 1
             self.streams_inbound -= 1
-            self.remove_stream(stream)
+            if stream is not None:
+                self.remove_stream(stream)

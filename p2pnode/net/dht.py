@@ -26,7 +26,7 @@ from multiaddr import Multiaddr
 
 from p2pnode.limits import Limits
 from p2pnode.net.host import NodeHost
-from p2pnode.net.multiaddrs import from_id, is_private, with_peer, without_peer
+from p2pnode.net.multiaddrs import from_id, is_peer, is_private, with_peer, without_peer
 from p2pnode.net.services import ServiceManager, attach
 from p2pnode.net.types import PeerAddresses
 
@@ -63,6 +63,7 @@ class Dht:
 
     def __init__(self, host: NodeHost, mode: Literal["server", "client"], limits: Limits) -> None:
         self._host = host
+        self._guard = host.swarm.guard
         self._limits = limits
         self._kad = _Kad(
             host,
@@ -73,7 +74,7 @@ class Dht:
 
     def start(self, nursery: trio.Nursery) -> None:
         """Run in ``nursery``."""
-        self._manager = attach(self._kad, "dht", nursery)
+        self._manager = attach(self._kad, "dht", nursery, self._guard)
 
     def stop(self) -> None:
         """Start nothing new."""
@@ -90,21 +91,27 @@ class Dht:
 
     async def provide(self, key: bytes) -> bool:
         """Tell the closest peers that we provide ``key``; false when none took it in time."""
+        taken = False
+
+        async def ask() -> None:
+            nonlocal taken
+            taken = await self._kad.provider_store.provide(record_key(key))
+
         with trio.move_on_after(self._limits.dht_deadline_s):
-            return await self._kad.provider_store.provide(record_key(key))
-        return False
+            await self._guard.run(ask)  # the library trusts what it is answered
+        return taken
 
     async def find_providers(self, key: bytes, limit: int) -> list[PeerAddresses]:
         """Up to ``limit`` peers said to provide ``key``, ourselves left out; sorted by peer id."""
         found: dict[ID, PeerAddresses] = {}
         wire_key = record_key(key)
-        self._collect(found, self._kad.provider_store.get_providers(wire_key))
         with trio.move_on_after(self._limits.dht_deadline_s):
-            await self._lookup(wire_key, found, limit)
+            await self._guard.run(self._lookup, wire_key, found, limit)
         return sorted(found.values(), key=lambda entry: entry.peer)[:limit]
 
     async def _lookup(self, key: bytes, found: dict[ID, PeerAddresses], limit: int) -> None:
         """Ask ever closer peers, ``AT_ONCE`` at a time, until the closest known have been asked."""
+        self._collect(found, self._kad.provider_store.get_providers(key))
         me = self._host.get_id()
         known = set(self._kad.routing_table.find_local_closest_peers(key, CLOSEST))
         asked: set[ID] = set()
@@ -180,6 +187,8 @@ class Dht:
             if provider.peer_id == self._host.get_id():
                 continue
             peer = from_id(provider.peer_id)
+            if not is_peer(peer):
+                continue
             before = found[provider.peer_id].addrs if provider.peer_id in found else ()
             addresses = [without_peer(str(address)) for address in provider.addrs]
             merged = dict.fromkeys((*before, *(with_peer(a, peer) for a in addresses if a)))

@@ -86,6 +86,7 @@ class Gossip:
 
     def __init__(self, host: NodeHost, limits: Limits, *, fast: bool) -> None:
         self._limits = limits
+        self._guard = host.swarm.guard
         self._router = NodeGossipSub(
             fast=fast,
             protocols=list(PROTOCOLS),
@@ -106,7 +107,10 @@ class Gossip:
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Run in ``nursery``; ready on return."""
-        self._managers = [attach(self._pubsub, "pubsub", nursery), attach(self._router, "gossipsub", nursery)]
+        self._managers = [
+            attach(self._pubsub, "pubsub", nursery, self._guard),
+            attach(self._router, "gossipsub", nursery, self._guard),
+        ]
         await self._pubsub.wait_until_ready()
 
     def stop(self) -> None:
@@ -120,7 +124,8 @@ class Gossip:
     async def publish(self, topic: str, data: bytes) -> None:
         """Sign and send to the topic's mesh; our own validator and subscriptions see it too."""
         self.counts["published"] += 1
-        await self._pubsub.publish(topic, data)
+        # Guarded, here and below: the library walks through what every neighbour told it.
+        await self._guard.run(self._pubsub.publish, topic, data)
 
     async def subscribe(self, topic: str, validator: Validator) -> Subscription:
         """Join ``topic``. A topic has one validator: that of its latest subscription."""
@@ -139,7 +144,7 @@ class Gossip:
         self._pubsub.set_topic_validator(topic, validate, is_async_validator=False)
         subscription = Subscription(topic, self._limits.gossip_queue, self._leave)
         self._subscriptions.setdefault(topic, []).append(subscription)
-        await self._pubsub.subscribe(topic)
+        await self._guard.run(self._pubsub.subscribe, topic)
         return subscription
 
     def topic_peers(self, topic: str) -> tuple[PeerId, ...]:

@@ -83,6 +83,13 @@ class Mdns:
                 await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
             self._stopped.set()
 
+    def _hand_over(self, found: PeerAddresses) -> None:
+        """In trio's thread, where an error would end the whole program."""
+        try:
+            self._found(found)
+        except Exception as error:  # noqa: BLE001  a stranger's announcement
+            log.warning("mdns.not_handed_over", error=f"{type(error).__name__}: {error}")
+
     async def aclose(self) -> None:
         """Withdraw the announcement; bounded."""
         self._stop.set()
@@ -134,7 +141,7 @@ class Mdns:
             info = zeroconf.get_service_info(service_type, name, timeout=RESOLVE_MS)
             found = read(dict(info.properties)) if info is not None else None
             if found is not None and found.peer != self._peer and self._token is not None:
-                self._token.run_sync_soon(self._found, found)
+                self._token.run_sync_soon(self._hand_over, found)
 
 
 def read(texts: dict[bytes, bytes | None]) -> PeerAddresses | None:

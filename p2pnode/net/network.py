@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import structlog
@@ -36,7 +37,6 @@ from p2pnode.net.multiaddrs import (
     check_peer,
     expand,
     from_id,
-    parse,
     split_peer,
     to_id,
     with_peer,
@@ -49,6 +49,7 @@ from p2pnode.net.tcp import TcpListener, TcpStream, TcpTransport
 from p2pnode.net.types import NetworkStats, PeerAddresses
 from p2pnode.net.upgrader import Upgrader
 from p2pnode.net.ws import WsTransport, upgrade
+from p2pnode.tasks import Guard
 
 if TYPE_CHECKING:
     from libp2p.io.abc import ReadWriteCloser
@@ -102,8 +103,6 @@ class Network:
         key_pair = create_new_key_pair(config.key_seed)
         self._id = ID.from_pubkey(key_pair.public_key)
         self.peer_id: PeerId = from_id(self._id)
-        self._ws = WsTransport()
-        transports = [config.transport] if config.transport is not None else [TcpTransport(), self._ws]
         peerstore = PeerStore()
         peerstore.add_key_pair(self._id, key_pair)
         self._listeners: list[Listener] = []
@@ -112,10 +111,12 @@ class Network:
             peer_id=self._id,
             peerstore=peerstore,
             upgrader=Upgrader(key_pair, config.limits, fast=self._fast),
-            transports=transports,
+            transports=[config.transport] if config.transport is not None else [TcpTransport()],
             limits=config.limits,
             fast=self._fast,
         )
+        if config.transport is None:
+            self._swarm.transports.append(WsTransport(self._swarm.start_task))
         self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._addresses, fast=self._fast)
         self._router = Router(config.limits)
         self._gossip = Gossip(self._host, config.limits, fast=self._fast) if config.gossip else None
@@ -177,14 +178,14 @@ class Network:
 
     async def _start(self, nursery: trio.Nursery) -> None:
         self._swarm.nursery = nursery
-        self._ws.nursery = nursery
         if self._gossip is not None:
             await self._gossip.start(nursery)
         if self._dht is not None:
             self._dht.start(nursery)
         for listener in self._listeners:
             ws = isinstance(listener, TcpListener) and listener.is_websocket
-            nursery.start_soon(listener.serve, self._accept_ws if ws else self._swarm.accept, nursery)
+            accept = self._accept_ws if ws else self._swarm.accept
+            nursery.start_soon(listener.serve, partial(self._swarm.guard.run, accept), nursery)
         if self._config.mdns != "off":
             from p2pnode.net.mdns import Mdns
 
@@ -198,9 +199,7 @@ class Network:
 
     async def _accept_ws(self, stream: TcpStream) -> None:
         async def to_websocket() -> ReadWriteCloser:
-            if self._swarm.nursery is None:
-                raise UnreachableError("this node is shutting down")
-            return await upgrade(stream, self._swarm.nursery)
+            return await upgrade(stream, self._swarm.start_task)
 
         await self._swarm.accept(stream, to_websocket)
 
@@ -217,6 +216,11 @@ class Network:
         await self._swarm.close()
 
     # Who and where.
+
+    @property
+    def guard(self) -> Guard:
+        """Counts what tasks for strangers raised that nobody expected; for every such task of the node."""
+        return self._swarm.guard
 
     @property
     def multiaddrs(self) -> tuple[str, ...]:
@@ -262,10 +266,14 @@ class Network:
         return peer
 
     async def connect_peer(self, peer: PeerId, addrs: Sequence[str]) -> None:
-        """Dial ``peer`` at whichever of ``addrs`` answers; a no-op when connected."""
-        check_peer(peer)
-        for address in addrs:
-            parse(address)
+        """Dial ``peer`` at whichever of ``addrs`` answers; a no-op when connected.
+
+        They may be a stranger's words: what is no address is passed over. Raises ``UnreachableError``.
+        """
+        try:
+            check_peer(peer)
+        except ConfigError as error:
+            raise UnreachableError(str(error)) from error
         if not self.is_connected(peer):
             await self._dial(peer, [*addrs, *self.addresses_of(peer)])
 
@@ -395,6 +403,7 @@ class Network:
             dials=dict(self._swarm.dials),
             protocols_refused=dict(self._router.refused),
             protocols_failed=dict(self._router.failed),
+            tasks_failed=dict(self._swarm.guard.failed),
             gossip=self._gossip.stats() if self._gossip is not None else {},
         )
 

@@ -1,30 +1,32 @@
 """Runs the library's services (gossip, DHT) as tasks of our nursery.
 
 The library's own manager searches its whole task tree for every task it starts, lets one task's error
-end the service, and ends in nested exception groups. Here a task's error ends that task, as an event.
+end the service, and ends in nested exception groups. Here a task's error ends that task, as an event, and
+a loop that the whole service rests on starts again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
-import structlog
 import trio
 
-log = structlog.get_logger()
+from p2pnode.tasks import Guard
+
+RESTART_S: Final = 1.0
+"""Before a loop that failed starts again: what a peer made it fail on may still be there."""
 
 
 class ServiceManager:
     """Stands in for ``libp2p.tools.anyio_service``'s manager: the part that the services use."""
 
-    def __init__(self, name: str, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, guard: Guard) -> None:
         self.is_running = True
         self.is_started = True
         self.is_finished = False
         self.is_cancelled = False
-        self._name = name
-        self._nursery = nursery
+        self._nursery, self._guard = nursery, guard
         self._finished = trio.Event()
 
     def run_task(
@@ -34,16 +36,16 @@ class ServiceManager:
         name: str | None = None,
         daemon: bool = False,
     ) -> None:
-        """Start a task that can't take anything else down. A ``daemon`` that ends is no error here."""
-        del daemon
+        """Start a task that can't take anything else down. A ``daemon`` is the service's own loop."""
         if self.is_running:
-            self._nursery.start_soon(self._guarded, function, args, name=name)
+            run = self._keep_running if daemon else self._guard.run
+            self._nursery.start_soon(run, function, *args, name=name)
 
     def run_daemon_task(
         self, function: Callable[..., Awaitable[Any]], *args: Any, name: str | None = None
     ) -> None:
-        """The same: no task of ours is allowed to end the service."""
-        self.run_task(function, *args, name=name)
+        """A loop that runs as long as the service."""
+        self.run_task(function, *args, name=name, daemon=True)
 
     async def wait_finished(self) -> None:
         """Until :meth:`stop`."""
@@ -65,21 +67,28 @@ class ServiceManager:
         self.cancel()
         await trio.lowlevel.checkpoint()
 
-    async def _guarded(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
-        try:
-            await function(*args)
-        except Exception as error:  # noqa: BLE001  one peer's trouble must not end the service
-            log.debug(
-                "service.task_failed",
-                service=self._name,
-                task=getattr(function, "__name__", repr(function)),
-                error=f"{type(error).__name__}: {error}",
-            )
+    async def _keep_running(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Again after a failure: without its heartbeat a node is on no mesh, and nobody would tell."""
+        failed = True
+
+        async def once() -> None:
+            nonlocal failed
+            try:
+                await function(*args)
+            except trio.ClosedResourceError:  # it can't go on with a channel that it has closed
+                failed = False
+                raise
+            failed = False
+
+        while failed and self.is_running:
+            await self._guard.run(once)
+            if failed:
+                await trio.sleep(RESTART_S)
 
 
-def attach(service: Any, name: str, nursery: trio.Nursery) -> ServiceManager:
+def attach(service: Any, name: str, nursery: trio.Nursery, guard: Guard) -> ServiceManager:
     """Give ``service`` a manager and run it in ``nursery``."""
-    manager = ServiceManager(name, nursery)
+    manager = ServiceManager(nursery, guard)
     service._manager = manager  # noqa: SLF001  the library offers no other way in
     manager.run_task(service.run, name=f"{name}.run")
     return manager

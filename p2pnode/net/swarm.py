@@ -25,12 +25,13 @@ from libp2p.peer.id import ID
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
-from p2pnode.errors import UnreachableError
+from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.limits import Limits
 from p2pnode.net.admission import Admission
 from p2pnode.net.connection import NodeConnection
-from p2pnode.net.multiaddrs import from_id, is_loopback, is_private, without_peer
+from p2pnode.net.multiaddrs import check_address, from_id, is_loopback, is_private, without_peer
 from p2pnode.net.upgrader import Upgrader
+from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
 
@@ -76,14 +77,15 @@ class NodeSwarm(Swarm):
         self.nursery: trio.Nursery | None = None
         self.admission = Admission(limits)
         self.streams_inbound = 0
+        self.guard = Guard()
         self.refused: Counter[str] = Counter()
         self.dials: Counter[str] = Counter()
         self.transports = list(transports)
 
     def start_task(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
-        """Run in the swarm's nursery; a no-op once that is gone."""
+        """Run in the swarm's nursery, guarded; a no-op once that is gone."""
         if self.nursery is not None and not self._closing:
-            self.nursery.start_soon(function, *args)
+            self.nursery.start_soon(self.guard.run, function, *args)
 
     def live(self, peer: ID) -> list[NodeConnection]:
         """Open connections to ``peer``, the one with most streams first."""
@@ -135,9 +137,10 @@ class NodeSwarm(Swarm):
     def _usable(self, peer: ID, addresses: Sequence[str]) -> list[Multiaddr]:
         if peer == self.self_id:
             raise UnreachableError("that is this node's own peer id; dial another node")
-        usable = [
-            Multiaddr(without_peer(a)) for a in dict.fromkeys(addresses) if a and "p2p-circuit" not in a
-        ]
+        usable = []
+        for each in dict.fromkeys(addresses):
+            with contextlib.suppress(ConfigError):  # a stranger's: what we can't dial is no address
+                usable.append(check_address(without_peer(each)))
         usable = [address for address in usable if self._transport_for(address) is not None]
         if not usable:
             raise UnreachableError(
@@ -266,12 +269,12 @@ class NodeSwarm(Swarm):
         if direction == "inbound" and not self._make_room():
             raise UnreachableError("this node is at its limit of connections")
         connection = NodeConnection(muxed, self, direction=direction, address=address)
-        self.nursery.start_soon(muxed.start)
+        self.nursery.start_soon(self.guard.run, muxed.start)
         await cast("Any", muxed).event_started.wait()
         if address:
             connection.set_transport_info([Multiaddr(address)], muxed.get_connection_type())
         self.connections.setdefault(peer, []).append(connection)
-        self.nursery.start_soon(connection.start)
+        self.nursery.start_soon(self.guard.run, connection.start)
         self.start_task(self.notify_connected, connection)
         return connection
 

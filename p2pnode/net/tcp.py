@@ -20,7 +20,8 @@ from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 from p2pnode.errors import ConfigError
-from p2pnode.net.multiaddrs import endpoint
+from p2pnode.net.multiaddrs import endpoint, kind_of
+from p2pnode.tasks import serve_sockets
 
 READ_BYTES: Final = 64 * 1024
 
@@ -107,13 +108,16 @@ class TcpListener(IListener):
             raise ConfigError(_bind_message(error, maddr, host, port)) from error
 
     async def serve(self, accept: Callable[[TcpStream], Awaitable[None]], nursery: trio.Nursery) -> None:
-        """Hand every connection to ``accept`` as a task of ``nursery``."""
+        """Hand every connection to ``accept``, which must be guarded, as a task of ``nursery``."""
 
         async def handle(stream: trio.SocketStream) -> None:
             await accept(wrap(stream))
 
         with self._serving:
-            await trio.serve_listeners(handle, self._listeners, handler_nursery=nursery)
+            await serve_sockets(handle, self._listeners, what=str(self), connections=nursery)
+
+    def __str__(self) -> str:
+        return ", ".join(str(address) for address in self.get_addrs())
 
     async def listen(self, maddr: Multiaddr) -> None:
         """The library's way in; ours is ``bind``."""
@@ -158,8 +162,7 @@ class TcpTransport(ITransport):
 
     def can_dial(self, maddr: Multiaddr) -> bool:
         """Plain TCP only."""
-        names = {protocol.name for protocol in maddr.protocols()}
-        return "tcp" in names and not names & {"ws", "wss", "tls", "quic", "quic-v1", "p2p-circuit"}
+        return kind_of(maddr) == "tcp"
 
     def can_listen(self, maddr: Multiaddr) -> bool:
         """Plain TCP only."""

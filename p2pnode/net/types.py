@@ -33,4 +33,6 @@ class NetworkStats:
     dials: Mapping[str, int] = field(default_factory=dict)
     protocols_refused: Mapping[str, int] = field(default_factory=dict)
     protocols_failed: Mapping[str, int] = field(default_factory=dict)
+    tasks_failed: Mapping[str, int] = field(default_factory=dict)
+    """Tasks for strangers that raised what nobody expected: a defect each, which ended nothing else."""
     gossip: Mapping[str, int] = field(default_factory=dict)

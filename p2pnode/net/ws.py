@@ -1,13 +1,16 @@
 """WebSocket for the swarm, on trio-websocket: the same listener as TCP, and an upgrade after accept.
 
 The upgrade runs under the swarm's handshake deadline, so that a dialler that never asks for it is cut
-off like any silent one. Plain ``ws`` only: Noise encrypts inside. Knows nothing of peers.
+off like any silent one. The library's reader runs in the swarm's nursery, guarded: it raises whatever its
+parsers raise (a header that is no UTF-8, an answer that is no WebSocket), and that ends its socket only.
+Plain ``ws`` only: Noise encrypts inside. Knows nothing of peers.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 import trio
 from libp2p.abc import IRawConnection, ITransport
@@ -25,12 +28,16 @@ from trio_websocket import (
     wrap_server_stream,
 )
 
-from p2pnode.net.multiaddrs import endpoint
+from p2pnode.net.multiaddrs import endpoint, kind_of
 from p2pnode.net.tcp import TcpListener, TcpStream, dial_message
 
 MESSAGE_MAX_BYTES: Final = 1 << 20
 QUEUED_MESSAGES: Final = 4
 CLOSE_S: Final = 0.5
+
+_T = TypeVar("_T")
+StartTask = Callable[..., None]
+"""``start_task(function, *args)``: guarded, see ``swarm.NodeSwarm.start_task``."""
 
 
 class WsStream(ReadWriteCloser):
@@ -81,39 +88,83 @@ class WsStream(ReadWriteCloser):
         return self._remote
 
 
-async def upgrade(stream: TcpStream, nursery: trio.Nursery) -> WsStream:
-    """Answer the HTTP upgrade on an accepted socket. Runs its reader in ``nursery``."""
-    request = await wrap_server_stream(
-        nursery, stream.socket_stream, message_queue_size=QUEUED_MESSAGES, max_message_size=MESSAGE_MAX_BYTES
-    )
-    return WsStream(await request.accept(), stream.socket_stream, stream.get_remote_address())
+class _Reader:
+    """What trio-websocket takes for a nursery. When its reader ends, so do the handshake and the socket."""
+
+    def __init__(self, start_task: StartTask, socket: trio.SocketStream) -> None:
+        self._start_task, self._socket = start_task, socket
+        self._handshake = trio.CancelScope()
+        self._ended = False
+        self._error: Exception | None = None
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        """The library's way in."""
+        self._start_task(self._run, reader)
+
+    async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except HandshakeError as error:
+            self._error = error  # the other side said no, in WebSocket's own words
+        except Exception as error:
+            self._error = error
+            raise
+        finally:
+            self._ended = True
+            self._handshake.cancel()
+            # The library would leave a socket open whose reader is gone, and a writer waiting for it.
+            self._socket.socket.close()
+
+    async def shake_hands(self, handshake: Callable[[_Reader], Awaitable[_T]]) -> _T:
+        """What ``handshake`` returns, or ``HandshakeError`` once the reader has ended without it."""
+        with self._handshake:
+            return await handshake(self)
+        raise HandshakeError from self._error
+
+
+async def upgrade(stream: TcpStream, start_task: StartTask) -> WsStream:
+    """Answer the HTTP upgrade on an accepted socket. Raises ``HandshakeError`` for what is no request."""
+
+    async def answer(reader: Any) -> WebSocketConnection:
+        request = await wrap_server_stream(
+            reader,
+            stream.socket_stream,
+            message_queue_size=QUEUED_MESSAGES,
+            max_message_size=MESSAGE_MAX_BYTES,
+        )
+        return await request.accept()
+
+    connection = await _Reader(start_task, stream.socket_stream).shake_hands(answer)
+    return WsStream(connection, stream.socket_stream, stream.get_remote_address())
 
 
 class WsTransport(ITransport):
     """``…/tcp/…/ws``."""
 
-    def __init__(self) -> None:
-        self.nursery: trio.Nursery | None = None
+    def __init__(self, start_task: StartTask) -> None:
+        self._start_task = start_task
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
-        """One connection; its reader runs in the swarm's nursery."""
-        if self.nursery is None:
-            raise OpenConnectionError("the network is not running")
+        """One connection. Raises ``OpenConnectionError``."""
         host, port = endpoint(maddr)
         try:
             socket = await trio.open_tcp_stream(host, port)
         except OSError as error:
             raise OpenConnectionError(dial_message(error)) from error
-        connection: WebSocketConnection | None = None
-        try:
-            connection = await wrap_client_stream(
-                self.nursery,
+
+        async def ask(reader: Any) -> WebSocketConnection:
+            return await wrap_client_stream(
+                reader,
                 socket,
                 f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
                 "/",
                 message_queue_size=QUEUED_MESSAGES,
                 max_message_size=MESSAGE_MAX_BYTES,
             )
+
+        connection: WebSocketConnection | None = None
+        try:
+            connection = await _Reader(self._start_task, socket).shake_hands(ask)
         except (HandshakeError, ConnectionClosed) as error:
             raise OpenConnectionError("it doesn't answer as a WebSocket") from error
         finally:
@@ -128,8 +179,7 @@ class WsTransport(ITransport):
 
     def can_dial(self, maddr: Multiaddr) -> bool:
         """Plain WebSocket only."""
-        names = {protocol.name for protocol in maddr.protocols()}
-        return {"tcp", "ws"} <= names and not names & {"wss", "tls", "p2p-circuit"}
+        return kind_of(maddr) == "ws"
 
     def can_listen(self, maddr: Multiaddr) -> bool:
         """Plain WebSocket only."""

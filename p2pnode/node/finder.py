@@ -163,6 +163,9 @@ class _Run:
             failure = f"no answer within {self._limits.dial_deadline_s:g} s"
         except RemoteError as error:
             failure = failure_of(error)
+        except Exception as error:  # noqa: BLE001  of one host of many: the others are asked on
+            self._network.guard.note("contact", error)
+            failure = "it made this node fail: the log says how"
         self._measured[contact.peer] = trio.current_time() - started
         await self._commands.send(Contacted(contact.peer, advert, failure))
 
@@ -196,6 +199,9 @@ class _Run:
                 adverts = await self._adverts.sample(peer, self._model)
         except (RemoteError, trio.TooSlowError):
             return  # the contact of the same peer reports why
+        except Exception as error:  # noqa: BLE001  of one peer of many: the others are asked on
+            self._network.guard.note("exchange", error)
+            return
         for advert in adverts:
             if advert.offer(self._model) is not None:
                 where = tuple(a.multiaddr for a in advert.addresses)

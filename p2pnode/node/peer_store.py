@@ -178,7 +178,7 @@ class PeerStore:
                 sign=lambda owner, _digest: self._claims[owner],
             )
             self._stream = AskedPeer(machine, stream, limits=node.limits, on_fault=self._fault)
-            node.start_soon(self._stream.run)
+            node.start_soon(node.network.guard.run, self._stream.run)
             return self._stream
 
     def _fault(self, what: str) -> None:

@@ -114,7 +114,9 @@ class PeerKeeper:
         try:
             with trio.fail_after(self._limits.dial_deadline_s):
                 await self._network.connect_peer(peer, addresses)
-        except (RemoteError, trio.TooSlowError) as error:
+        except Exception as error:  # noqa: BLE001  of one peer of many: the others are dialled on
+            if not isinstance(error, RemoteError | trio.TooSlowError):
+                self._network.guard.note("dial", error)
             reason = failure_of(error) if isinstance(error, RemoteError) else "deadline"
             log.debug("peer.unreachable", peer=peer, reason=reason)
             self._note_failure(peer)
@@ -141,6 +143,9 @@ class PeerKeeper:
                 await self._adverts.fetch(peer, self._network.peer_id)
         except (RemoteError, trio.TooSlowError):
             return  # it speaks no adverts: a relay or another kind of node
+        except Exception as error:  # noqa: BLE001  of one peer of many: the others are asked on
+            self._network.guard.note("exchange", error)
+            return
         self._exchanges[peer] = _EXCHANGES
 
     async def _follow_mdns(self) -> None:

@@ -187,6 +187,9 @@ class _Search:
                 failure = await self._check(store)
         except RemoteError as error:
             failure = failure_of(error)
+        except Exception as error:  # noqa: BLE001  of one peer of many: the others are asked on
+            self._finder.node.network.guard.note("replica", error)
+            failure = "it made this node fail: the log says how"
         if failure:
             log.debug("replica.not_used", peer=peer, reason=failure)
             self.result.failed[peer] = failure

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -15,10 +17,12 @@ from p2pnode.errors import ConfigError
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.virtual_time import wall_clock
+from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.adverts.messages import (
     CODEC,
     PROTOCOL,
+    Address,
     Adverts,
     GetAdvert,
     SampleAdverts,
@@ -182,3 +186,48 @@ async def test_a_live_advert_of_our_own_peer_id_from_elsewhere_stops_the_node(
     error = first_of(caught.value, ConfigError)
     assert "another node speaks as" in str(error)
     assert "peer.key" in str(error)
+
+
+_NO_ADDRESSES = (
+    "/ip6zone/lo/ip6/::1/tcp/1",
+    "/ip6zone/" + "x" * 60 + "/ip6/fe80::1/tcp/4001",
+    "/unix/tmp/p2p.sock",
+    "/dns4/" + "x" * 80 + "/tcp/1",
+    "/ip4/10.0.0.1/tcp/4001/p2p/12D3KooW",
+    "/garlic64/=",
+    "/p2p/",
+)
+
+
+@pytest.mark.parametrize("address", _NO_ADDRESSES)
+async def test_an_advert_whose_address_is_none_ends_no_node_that_reads_it_and_hides_no_host(
+    autojump_clock: MockClock, address: str
+) -> None:
+    async with world() as w:
+        first, second = await _pair(w)
+        liar_key = PeerKey(seed_of(600))
+        mine = identity_of(600, wall_clock())
+        own = replace(
+            parse(_current(second)),
+            peer=liar_key.peer_id,
+            binding=mine.binding,
+            addresses=(Address(multiaddr=address), Address(multiaddr="/ip4/10.0.7.1/tcp/4001")),
+        )
+        async with _liar(w, first) as liar:
+            await liar.publish(TOPIC, encode(seal(own, liar_key.sign)))
+            await trio.sleep(60)  # several rounds in which both look for company in their books
+            for member in (first, second):
+                assert member.node.adverts.book.get(liar_key.peer_id, wall_clock()) is not None
+                assert member.node.network.stats().tasks_failed == {}
+            async with w.client(first.node.multiaddrs[:1]) as client:
+                await honest_answer(client)  # it is offered the liar's advert too
+                assert client.node.network.stats().tasks_failed == {}
+
+
+@pytest.mark.parametrize("address", [*_NO_ADDRESSES, "\x00"])
+def test_an_invite_to_such_an_address_is_refused_in_words(address: str) -> None:
+    body = f"{PeerKey(seed_of(600)).peer_id} {address}".encode()
+    packed = base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:4] + body).decode().rstrip("=")
+    for text in (f"p2pnode1{packed}", f"{address}/p2p/{PeerKey(seed_of(600)).peer_id}"):
+        with pytest.raises(ConfigError):
+            read_bootstrap(text)

@@ -5,10 +5,21 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multiaddr.protocols import PROTOCOLS
 
 from p2pnode.errors import ConfigError
 from p2pnode.net import multiaddrs
-from p2pnode.net.multiaddrs import EXAMPLE, expand, is_loopback, is_private, split_peer
+from p2pnode.net.multiaddrs import (
+    EXAMPLE,
+    MULTIADDR_MAX,
+    check_address,
+    check_peer,
+    expand,
+    is_loopback,
+    is_private,
+    parse,
+    split_peer,
+)
 
 PEER = "12D3KooWMbbPVGsZYh3ChQjue712NHHGNybRRXwnuSpezYjGbCDS"
 
@@ -73,3 +84,60 @@ def test_private_and_loopback_addresses_are_told_from_public_ones() -> None:
     assert is_private("/ip6/fe80::1/tcp/1")
     assert not is_private("/ip4/8.8.8.8/tcp/1")
     assert not is_loopback("/dns4/host.test/tcp/1")
+
+
+NAMES = [protocol.name for protocol in PROTOCOLS]
+VALUES = (
+    "", "x", "lo", "::1", "1.2.3.4", "80", "-1", "99999999999", "\x00", "\xe9", "\ud800", "Qm", "..", "%2f",
+    "=", "a" * 300, PEER,
+)  # fmt: skip
+
+
+def _parts(draw_name: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    part = st.tuples(draw_name, st.sampled_from(VALUES) | st.text(max_size=12)).map("/".join)
+    return st.lists(part, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
+
+
+def _is_refused_in_one_way(text: str) -> None:
+    try:
+        parsed = parse(text)
+    except ConfigError:
+        return
+    assert str(parse(str(parsed))) == str(parsed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_is_wrong_with_a_protocol_of_the_library_is_one_kind_of_error(name: str) -> None:
+    for value in VALUES:
+        for text in (
+            f"/{name}",
+            f"/{name}/{value}",
+            f"/{name}/{value}/ip6/::1/tcp/1",
+            f"/ip4/1.2.3.4/tcp/1/{name}/{value}/p2p/{PEER}",
+        ):
+            _is_refused_in_one_way(text)
+            _is_refused_in_one_way(f"/{name}/{text}")
+
+
+@given(_parts(st.sampled_from(NAMES)))
+def test_no_mix_of_protocols_makes_anything_but_that_error(text: str) -> None:
+    _is_refused_in_one_way(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["/ip6zone/lo/ip6/::1/tcp/1", "/unix/tmp/x", "/udp/1", "/memory/1", "/ip4/1.2.3.4"]
+)
+def test_an_address_of_a_kind_that_cannot_be_dialled_is_no_address(text: str) -> None:
+    with pytest.raises(ConfigError):
+        check_address(text)
+
+
+def test_a_multiaddr_of_any_length_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ConfigError, match=str(MULTIADDR_MAX)):
+        split_peer("/ip4/1.2.3.4/tcp/1/p2p/" + "1" * 10_000_000)
+
+
+@pytest.mark.parametrize("peer", ["", "0", "\xe9", "\ud800", "1" * 10_000_000])
+def test_what_is_no_peer_id_is_refused_in_the_same_way(peer: str) -> None:
+    with pytest.raises(ConfigError, match="no peer id"):
+        check_peer(peer)

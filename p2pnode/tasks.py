@@ -1,0 +1,113 @@
+"""Tasks that handle a stranger's bytes, and listeners that outlive what strangers and the system do to them.
+
+Whatever such a task raises ends that task, is one event with the name of the fault, and is counted: it
+never reaches the nursery, which would end the node. Knows nothing of what the tasks do.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+import structlog
+import trio
+
+log = structlog.get_logger()
+
+BACK_OFF_FIRST_S: Final = 0.1
+BACK_OFF_MAX_S: Final = 1.0
+TOLD_EVERY_S: Final = 60.0
+_DETAIL_MAX: Final = 200
+_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+class Guard:
+    """Runs tasks and counts those that failed, by the name of the task and of the fault."""
+
+    def __init__(self) -> None:
+        self.failed: Counter[str] = Counter()
+
+    async def run(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Await ``function(*args)``; only cancellation gets out."""
+        try:
+            await function(*args)
+        except BaseExceptionGroup as group:
+            faults, rest = group.split(Exception)
+            if faults is not None:
+                self.note(_name(function), _first_of(faults))
+            if rest is not None:
+                raise rest from None
+        except Exception as error:  # noqa: BLE001  this is what the guard is for
+            self.note(_name(function), error)
+
+    def note(self, task: str, error: Exception) -> None:
+        """Count one fault. The first of a kind is a warning: the next ones are the stranger's to repeat."""
+        kind = f"{task}: {type(error).__name__}"
+        self.failed[kind] += 1
+        tell = log.warning if self.failed[kind] == 1 else log.debug
+        # ascii(): a stranger may have chosen the words, and they may end on a terminal.
+        tell("task.failed", task=task, fault=type(error).__name__, detail=ascii(str(error))[:_DETAIL_MAX])
+
+
+def _first_of(group: ExceptionGroup[Exception]) -> Exception:
+    first: Exception = group
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    return first
+
+
+async def serve_sockets(
+    handle: Callable[[trio.SocketStream], Awaitable[None]],
+    listeners: Iterable[trio.SocketListener],
+    *,
+    what: str,
+    connections: trio.Nursery,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Accept until cancelled or closed; each connection is a task of ``connections``, guarded by ``handle``.
+
+    Unlike trio's own loop, no error of ``accept`` ends it: one log line a minute, and a pause before the
+    next attempt. At the limit of open files the connection stays in the backlog until one is free.
+    """
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(_accept_loop, handle, listener, what, connections)
+        task_status.started()
+
+
+async def _accept_loop(
+    handle: Callable[[trio.SocketStream], Awaitable[None]],
+    listener: trio.SocketListener,
+    what: str,
+    connections: trio.Nursery,
+) -> None:
+    pause_s, told_at, missed = BACK_OFF_FIRST_S, -TOLD_EVERY_S, 0
+    while True:
+        try:
+            stream = await listener.accept()
+        except trio.ClosedResourceError:
+            return
+        except OSError as error:
+            missed += 1
+            if trio.current_time() >= told_at + TOLD_EVERY_S:
+                told_at = trio.current_time()
+                log.warning("listener.paused", listener=what, reason=_reason(error), times=missed)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, BACK_OFF_MAX_S)
+            continue
+        pause_s = BACK_OFF_FIRST_S
+        connections.start_soon(handle, stream)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in _OUT_OF_DESCRIPTORS:
+        return "too many open files: raise the limit (ulimit -n), or let fewer connections in"
+    return error.strerror or type(error).__name__
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__qualname__", None) or type(function).__qualname__).replace(
+        ".<locals>", ""
+    )
