@@ -27,12 +27,24 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfClosed:
+    """The peer has closed its half of the stream: it says nothing more, and may still read.
+
+    A machine that has nothing to say to such a peer ends. ``Closed`` may follow.
+    """
+
+    peer: PeerId
+    stream: StreamRef
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
-    """The stream ended. ``code`` says why in a word, for the log."""
+    """The stream is gone, both ways. ``code`` says why in a word, for the log; ``malformed`` by the peer's fault."""
 
     peer: PeerId
     stream: StreamRef
     code: str = ""
+    malformed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +61,7 @@ class Command:
     value: Any
 
 
-Event: TypeAlias = Received | Closed | TimerFired | Command
+Event: TypeAlias = Received | HalfClosed | Closed | TimerFired | Command
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,7 @@ class Session:
             raise self.error()
         self._asked, self._turns_before = ask, self._turns
         if self._back.is_set():
-            await self._driver.command(ask)
+            self._driver.command_nowait(ask)
             return
         if self._resuming is not None:  # nobody was in a hurry before
             patience_ends = trio.current_time() + self._limits.reconnect_patience_s
@@ -286,7 +286,7 @@ class Session:
         """Stop the turn; its remaining events still come, if there is a stream."""
         if not self._back.is_set():
             self._asked = None  # not to be asked again
-        self._command_nowait(CancelTurn())
+        self._command(CancelTurn())
 
     def close(self) -> None:
         """End the session in order."""
@@ -294,15 +294,11 @@ class Session:
         if self._resuming is not None and not self._back.is_set():
             self._resuming.cancel()
         self._receive.close()
-        self._command_nowait(End())
+        self._command(End())
 
-    def _command_nowait(self, value: CancelTurn | End) -> None:
-        if self._driver is None or self.over:
-            return
-        try:
+    def _command(self, value: CancelTurn | End) -> None:
+        if self._driver is not None and not self.over:
             self._driver.command_nowait(value)
-        except trio.WouldBlock:
-            self._driver.stop()
 
     async def _emitted(self, value: ClientEmission) -> None:
         if self._purchase is not None and await self._purchase.noted(value):

@@ -7,7 +7,7 @@ what the machines decide.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -33,7 +33,7 @@ from p2pnode.protocols.typed_data import amount_due, session_id
 log = structlog.get_logger()
 _RETRY_S: Final = 30.0
 _PLAIN_SIGNATURE: Final = 65
-Report: TypeAlias = Callable[[Escrowed | NotEscrowed], Awaitable[None]]
+Report: TypeAlias = Callable[[Escrowed | NotEscrowed], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class Cashier:
             if deposit is not None:
                 deposit.decided = True
             self._forget(record.session)
-            await report(NotEscrowed(Refuse(code="internal", detail="this host can't keep its books now")))
+            report(NotEscrowed(Refuse(code="internal", detail="this host can't keep its books now")))
 
     async def _take(
         self, request: Open, payment: HostPayment, record: HostedSession, address: str | None, report: Report
@@ -174,13 +174,13 @@ class Cashier:
         deposit.decided = True
         if refusal is None and not deposit.abandoned:
             log.info("session.escrowed", session=session.hex()[:16], deposit=record.terms.deposit)
-            await report(Escrowed())
+            report(Escrowed())
             return
         if self.journal.hosted_one(session) is not None:
             await self._over(session, 0.0)  # it may have landed, whatever we heard: the settler finds out
         self._forget(session)
         if refusal is not None:
-            await report(NotEscrowed(refusal))
+            report(NotEscrowed(refusal))
 
     async def _bring(self, session: SessionId, call: OpenCall, *, there: bool) -> Refuse | None:
         """Bring the deposit to the chain, and look whether it stays. Whoever brings it opens one session."""

@@ -102,28 +102,19 @@ class ServedSession:
 
     def drain(self) -> None:
         """End after the present turn."""
-        try:
-            self._driver.command_nowait(Drain())
-        except trio.WouldBlock:
-            self._driver.stop()
+        self._driver.command_nowait(Drain())
 
     def replaced(self) -> None:
         """Another stream has the session now."""
-        try:
-            self._driver.command_nowait(Replaced())
-        except trio.WouldBlock:
-            self._driver.stop()
+        self._driver.command_nowait(Replaced())
 
     def end(self, why: str) -> None:
         """End now: what it would go on with can't be paid any more."""
-        try:
-            self._driver.command_nowait(NotEscrowed(Refuse(code="payment_required", detail=why)))
-        except trio.WouldBlock:
-            self._driver.stop()
+        self.tell(NotEscrowed(Refuse(code="payment_required", detail=why)))
 
-    async def tell(self, value: Escrowed | NotEscrowed) -> None:
+    def tell(self, value: Escrowed | NotEscrowed) -> None:
         """How its deposit fares."""
-        await self._driver.command(value)
+        self._driver.command_nowait(value)
 
     def give_way(self) -> None:
         """End now unless a turn is served: others wait for its place."""

@@ -54,12 +54,12 @@ class AskedPeer:
         ticket, call = next(self._tickets), _Call()
         self._calls[ticket] = call
         try:
-            await self._driver.command(c.Ask(ticket, question))
+            self._driver.command_nowait(c.Ask(ticket, question))  # in order with its Drop
             await call.answered.wait()
         finally:
             del self._calls[ticket]
             if not call.answered.is_set():
-                self._drop(ticket)
+                self._driver.command_nowait(c.Drop(ticket))
         if call.outcome is None:
             raise self._why()
         return call.outcome
@@ -83,12 +83,6 @@ class AskedPeer:
     def stop(self) -> None:
         """End now."""
         self._scope.cancel()
-
-    def _drop(self, ticket: int) -> None:
-        try:
-            self._driver.command_nowait(c.Drop(ticket))
-        except trio.WouldBlock:
-            self.stop()
 
     def _why(self) -> RemoteError:
         peer, over = self._stream.peer, self._over

@@ -17,13 +17,13 @@ class MessageChannel:
 
     def __init__(self, stream: Stream, codec: Codec, frame_max: int = FRAME_MAX) -> None:
         self.stream = stream
-        self._codec, self._frame_max = codec, frame_max
+        self._codec, self.frame_max = codec, frame_max
         self._decoder = FrameDecoder(frame_max)
         self._ready: deque[Any] = deque()
 
     async def send(self, messages: Iterable[Any]) -> None:
         """Write messages in one piece. Raises ``UnreachableError`` when the peer is gone."""
-        data = b"".join(pack_frame(self._codec.encode(message), self._frame_max) for message in messages)
+        data = b"".join(pack_frame(self._codec.encode(message), self.frame_max) for message in messages)
         if data:
             await self.stream.send_all(data)
 

@@ -18,7 +18,16 @@ from p2pnode.ids import PeerId
 from p2pnode.protocols.blob import commands as c
 from p2pnode.protocols.blob import messages as m
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Event,
+    HalfClosed,
+    Received,
+    StreamRef,
+    TimerFired,
+)
 from p2pnode.protocols.s5.entries import Entry, EntryKey, parse_entry
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.wire import wire_name
@@ -98,6 +107,8 @@ class BlobClient:
             case TimerFired(key=key):
                 if self._out.fired(key):
                     self._end("it owes an answer and says nothing")
+            case HalfClosed():
+                self._end("closed")
             case Closed(code=code):
                 self._end(code)
             case Command():

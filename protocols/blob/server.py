@@ -21,7 +21,16 @@ from p2pnode.protocols.blob import commands as c
 from p2pnode.protocols.blob import messages as m
 from p2pnode.protocols.blob.rates import Allowance
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Event,
+    HalfClosed,
+    Received,
+    StreamRef,
+    TimerFired,
+)
 from p2pnode.protocols.s5.entries import parse_entry
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.protocols.wire import wire_name
@@ -108,6 +117,8 @@ class BlobServer:
             case TimerFired(key=key):
                 if self._out.fired(key):
                     self._end("idle" if key == "idle" else "an upload came too slowly", fault=key != "idle")
+            case HalfClosed():
+                self._end("closed")
             case Closed(code=code):
                 self._end(code)
         return self._out.take()

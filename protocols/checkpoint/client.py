@@ -29,7 +29,16 @@ from p2pnode.protocols.checkpoint.messages import (
 )
 from p2pnode.protocols.crypto import Signer, recover_address
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Event,
+    HalfClosed,
+    Received,
+    StreamRef,
+    TimerFired,
+)
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.inference.receipts import receipt_holds
 from p2pnode.protocols.typed_data import Domain, voucher_digest
@@ -75,6 +84,8 @@ class FetchClient:
                 case TimerFired(key=key):
                     if self._effects.fired(key):
                         self._failed("stalled", "the host did not answer")
+                case HalfClosed():
+                    self._failed("internal", "the connection to the host was lost (closed)")
                 case Closed(code=code):
                     self._failed("internal", f"the connection to the host was lost ({code or 'closed'})")
                 case _:

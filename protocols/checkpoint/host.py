@@ -27,7 +27,16 @@ from p2pnode.protocols.checkpoint.messages import (
 )
 from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Event,
+    HalfClosed,
+    Received,
+    StreamRef,
+    TimerFired,
+)
 from p2pnode.protocols.inference.messages import SessionTerms
 
 State: TypeAlias = Literal["opening", "proving", "reading", "open", "over"]
@@ -71,6 +80,8 @@ class FetchHost:
                 case TimerFired(key=key):
                     if self._effects.fired(key):
                         self._refuse(Refuse(code="stalled", detail="the next message did not come"))
+                case HalfClosed():
+                    self._over("closed")
                 case Closed(code=code):
                     self._over(code or "closed")
                 case _:

@@ -25,7 +25,16 @@ from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.crypto import verify_peer
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Event,
+    HalfClosed,
+    Received,
+    StreamRef,
+    TimerFired,
+)
 from p2pnode.protocols.inference.asking import Asking, ClientTimes, HeldSession
 from p2pnode.protocols.inference.commands import (
     Accepted,
@@ -64,7 +73,6 @@ from p2pnode.protocols.wire import decode_record, encode
 
 State: TypeAlias = Literal["fresh", "opening", "idle", "asking", "over"]
 _PINGS_UNANSWERED: Final = 2  # and the silence before the first: three thirds of the stall time
-_MALFORMED: Final = "malformed"
 
 
 class ClientSession:
@@ -135,9 +143,11 @@ class ClientSession:
                     self._command(value, now)
                 case TimerFired(key=key):
                     self._timer(key, now)
-                case Closed(code=code):
+                case HalfClosed():
+                    self._over("internal", "the connection to the host was lost (closed)")
+                case Closed(code=code, malformed=malformed):
                     detail = f"the connection to the host was lost ({code or 'closed'})"
-                    self._over("internal", detail, signs=not code.startswith(_MALFORMED))
+                    self._over("internal", detail, signs=not malformed)
                 case _:
                     assert_never(event)
         return self._effects.take()

@@ -25,7 +25,16 @@ from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.events import Closed, Command, Effect, Event, Received, StreamRef, TimerFired
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Event,
+    HalfClosed,
+    Received,
+    StreamRef,
+    TimerFired,
+)
 from p2pnode.protocols.inference.commands import (
     Counted,
     CountFailed,
@@ -151,6 +160,8 @@ class HostSession:
                 self._command(value, now)
             case TimerFired(key=key):
                 self._timer(key)
+            case HalfClosed():
+                self._finish("closed", lingers=True)
             case Closed(code=code):
                 self._finish(code or "closed", lingers=True)
             case _:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ def paid_identity(index: int, now: float) -> HostIdentity:
 def priced(**config: object) -> HostedModel:
     """The scripted model at the test's prices."""
     return replace(scripted_host(**config), price_in=PRICE_IN, price_out=PRICE_OUT, session_fee=FEE)
+
+
+Books = Callable[[Path], AbstractAsyncContextManager[Journal]]
+
+
+def blocking_journal(path: Path) -> AbstractAsyncContextManager[Journal]:
+    """One whose commits take no virtual time."""
+    return open_journal(path, in_thread=False)
 
 
 class Mortal:
@@ -176,8 +185,9 @@ class PaidWorld:
         caps: SpendingCaps | None = None,
         ip: str = "10.0.9.9",
         ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
+        books: Books = blocking_journal,
     ) -> AsyncIterator[Client]:
-        """A client with USDC and no ether that knows one host."""
+        """A client with USDC and no ether that knows one host. ``books`` opens its journal."""
         path = self.folder / f"client {name} {next(self._names)}.sqlite"
         rules = caps or SpendingCaps()
         secret = wallet_secret(name)
@@ -191,7 +201,7 @@ class PaidWorld:
 
         @contextlib.asynccontextmanager
         async def make() -> AsyncIterator[OpenPurse]:
-            async with open_journal(path, in_thread=False) as journal:
+            async with books(path) as journal:
                 purse = Purse(
                     address=wallet_address(name),
                     sign=signer,

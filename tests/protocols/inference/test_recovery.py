@@ -256,7 +256,7 @@ def test_a_client_signs_for_what_came_when_a_host_stalls() -> None:
 def test_a_client_signs_nothing_more_for_a_host_that_broke_the_protocol() -> None:
     for event in (
         Received(HOST.peer, STREAM, m.Tokens(seq=99, ids=(1,))),
-        Closed(HOST.peer, STREAM, "malformed: a frame of no bytes"),
+        Closed(HOST.peer, STREAM, "malformed: a frame of no bytes", malformed=True),
     ):
         duet = serving(40)
         before = list(duet.signed)

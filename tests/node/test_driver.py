@@ -1,0 +1,247 @@
+"""The shell of a machine, over real streams: what a peer says or won't take holds up nothing but its stream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from trio.testing import MockClock
+
+from p2pnode.net.stream import Stream
+from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import Driver
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Emit,
+    Event,
+    HalfClosed,
+    Received,
+    Send,
+    SetTimer,
+)
+from p2pnode.protocols.framing.codec import pack_frame
+from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Error, Ping, Pong, Prompt
+from tests.net.memory_world import world
+
+WRITE_S = 30.0
+
+
+@dataclass
+class Echo:
+    """Answers pings, and writes down what it is given and when."""
+
+    peer: Any
+    seen: list[tuple[Event, float]] = field(default_factory=list)
+    emits: bool = False
+    large: bool = False
+    """Some answers fill the window."""
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        self.seen.append((event, now))
+        match event:
+            case Received(message=Ping(nonce=nonce)):
+                part = Prompt(turn=0, part=nonce, last=False, total=0, body=bytes(50_000))
+                answer = Send(self.peer, 0, part if self.large else Pong(nonce=nonce))
+                return [Emit(nonce), answer] if self.emits else [answer]
+            case Command(value="arm"):
+                return [SetTimer("late", now + 1.0)]
+            case Command(value=value):
+                return [Emit(value)]
+            case Closed() | HalfClosed():
+                return [Emit("end")]
+            case _:
+                return []
+
+    def at(self, event: Event) -> float:
+        """When it was given this."""
+        return next(now for seen, now in self.seen if seen == event)
+
+    def messages(self) -> list[object]:
+        return [event.message for event, _ in self.seen if isinstance(event, Received)]
+
+
+@dataclass
+class Pair:
+    """A driven stream on one node, and the other end of it in the test's hands."""
+
+    machine: Echo
+    driver: Driver
+    stream: Stream = field(init=False)
+    emitted: list[object] = field(default_factory=list)
+    held_up: trio.Event = field(default_factory=trio.Event)
+    ended_at: float | None = None
+
+
+@contextlib.asynccontextmanager
+async def driven(
+    *,
+    on_emit: Callable[[Pair, object], Awaitable[None]] | None = None,
+    emits: bool = False,
+    large: bool = False,
+) -> AsyncIterator[Pair]:
+    """The driver runs; ``end`` ends it. ``on_emit`` is called besides."""
+    async with world(2) as w:
+        here, there = w.nodes
+        made: list[Pair] = []
+        ready = trio.Event()
+
+        async def serve(stream: Stream) -> None:
+            async def emitted(value: object) -> None:
+                pair.emitted.append(value)
+                if on_emit is not None:
+                    await on_emit(pair, value)
+                if value == "end":
+                    pair.driver.stop()
+
+            machine, channel = Echo(stream.peer, emits=emits, large=large), MessageChannel(stream, CODEC)
+            driver = Driver(machine, channel, on_emit=emitted, write_deadline_s=WRITE_S)
+            pair = Pair(machine, driver)
+            made.append(pair)
+            ready.set()
+            await driver.run()
+            pair.ended_at = trio.current_time()
+
+        here.serve(PROTOCOL, serve)
+        await there.connect(here.multiaddrs[0])
+        stream = await there.open_stream(here.peer_id, PROTOCOL)
+        await ready.wait()
+        made[0].stream = stream
+        yield made[0]
+        await stream.reset()
+
+
+def pings(count: int, start: int = 0) -> bytes:
+    return b"".join(pack_frame(CODEC.encode(Ping(nonce=number))) for number in range(start, start + count))
+
+
+async def test_a_command_is_taken_and_handled_however_much_the_peer_has_said(
+    autojump_clock: MockClock,
+) -> None:
+    async def hold_up(pair: Pair, value: object) -> None:
+        if value == 0:
+            pair.held_up.set()
+            await trio.sleep(0.02)  # as a commit does
+            for number in range(300):
+                pair.driver.command_nowait(f"own {number}")
+
+    async with driven(on_emit=hold_up, emits=True) as pair:
+        await pair.stream.send_all(pings(2000))
+        await pair.held_up.wait()
+        await trio.sleep(10)
+        own = [value for value in pair.emitted if isinstance(value, str)]
+        assert own == [f"own {number}" for number in range(300)]
+        assert len(pair.machine.messages()) == 2000
+        assert pair.ended_at is None
+        last = Command("own 299")
+        assert pair.machine.at(last) <= pair.machine.at(Received(pair.machine.peer, 0, Ping(nonce=1)))
+
+
+async def test_a_command_is_handled_at_once_while_the_peer_takes_nothing(autojump_clock: MockClock) -> None:
+    async with driven(large=True) as pair:
+        await pair.stream.send_all(pings(100))  # and reads no answer
+        await trio.sleep(10)
+        began = trio.current_time()
+        pair.driver.command_nowait("now")
+        await trio.sleep(0.001)
+        assert pair.machine.at(Command("now")) == began
+        pair.driver.command_nowait("end")
+        await trio.sleep(WRITE_S + 1)
+        assert pair.ended_at is not None
+        assert pair.ended_at <= began + WRITE_S
+
+
+async def test_a_peer_that_takes_nothing_is_read_no_further_and_ends_its_stream_after_the_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    async with driven(large=True) as pair:
+        began = trio.current_time()
+        await pair.stream.send_all(pings(1000))
+        await trio.sleep(WRITE_S - 5)
+        assert pair.ended_at is None
+        heard = len(pair.machine.messages())
+        assert heard <= 64
+        await trio.sleep(10)
+        assert pair.ended_at is not None
+        assert pair.ended_at - began < WRITE_S + 1
+        assert pair.machine.seen[-1][0] == Closed(pair.machine.peer, 0, "slow reader")
+        assert len(pair.machine.messages()) == heard
+
+
+async def test_a_peer_that_takes_everything_is_answered_everything(autojump_clock: MockClock) -> None:
+    async with driven(large=True) as pair:
+        channel = MessageChannel(pair.stream, CODEC)
+        await pair.stream.send_all(pings(200))
+        parts = [await channel.receive() for _ in range(200)]
+        assert [part.part for part in parts if isinstance(part, Prompt)] == list(range(200))
+        assert pair.ended_at is None
+
+
+async def test_what_a_peer_said_before_it_went_is_handled_before_the_loss(autojump_clock: MockClock) -> None:
+    async def answer_late(pair: Pair, value: object) -> None:
+        if value == 0:
+            await trio.sleep(1)  # meanwhile the peer says why it goes, and goes
+
+    async with driven(on_emit=answer_late, emits=True) as pair:
+        why = Error(code="capacity", detail="full")
+        await pair.stream.send_all(pings(1) + pack_frame(CODEC.encode(why)))
+        await trio.sleep(0.1)
+        await pair.stream.reset()
+        await trio.sleep(5)
+        events = [event for event, _ in pair.machine.seen]
+        assert [type(event) for event in events] == [Received, Received, Closed]
+        assert pair.machine.messages()[1] == why
+        assert pair.ended_at is not None
+
+
+async def test_a_timer_does_not_fire_before_what_was_heard_in_time(autojump_clock: MockClock) -> None:
+    async def slow_application(_pair: Pair, value: object) -> None:
+        if value == 0:
+            await trio.sleep(5)
+
+    async with driven(on_emit=slow_application, emits=True) as pair:
+        pair.driver.command_nowait("arm")  # in one second
+        await pair.stream.send_all(pings(10))
+        await trio.sleep(20)
+        order = [type(event).__name__ for event, _ in pair.machine.seen]
+        assert order == ["Command", *["Received"] * 10, "TimerFired"]
+
+
+async def test_a_timer_fires_however_much_the_peer_says(autojump_clock: MockClock) -> None:
+    async with driven() as pair:
+        channel = MessageChannel(pair.stream, CODEC)
+        pair.driver.command_nowait("arm")
+        async with trio.open_nursery() as nursery:
+
+            async def talk() -> None:
+                sent = 0
+                while True:
+                    await pair.stream.send_all(pings(100, sent))
+                    sent += 100
+                    await trio.sleep(0.05)  # twice as much as is read
+
+            async def listen() -> None:
+                while await channel.receive() is not None:
+                    pass
+
+            nursery.start_soon(talk)
+            nursery.start_soon(listen)
+            await trio.sleep(3)
+            fired = [now for event, now in pair.machine.seen if type(event).__name__ == "TimerFired"]
+            nursery.cancel_scope.cancel()
+        assert len(fired) == 1
+        assert fired[0] - pair.machine.at(Command("arm")) < 1.5
+
+
+async def test_the_half_that_a_peer_closed_leaves_ours_open(autojump_clock: MockClock) -> None:
+    async with driven() as pair:
+        await pair.stream.send_all(pings(1))
+        await pair.stream.send_eof()
+        answer = await MessageChannel(pair.stream, CODEC).receive()
+        assert answer == Pong(nonce=0)
+        await trio.sleep(1)
+        assert [type(event) for event, _ in pair.machine.seen] == [Received, HalfClosed]
