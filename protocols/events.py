@@ -39,7 +39,7 @@ class HalfClosed:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The stream is gone, both ways. ``code`` says why in a word, for the log; ``malformed`` by the peer's fault."""
+    """The stream is gone, both ways. ``code`` says why, for the log; ``malformed``: by what the peer sent."""
 
     peer: PeerId
     stream: StreamRef

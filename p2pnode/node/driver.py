@@ -83,7 +83,7 @@ class Driver:
         """What the peer did against the protocol, if anything."""
 
     async def command(self, value: Any) -> None:
-        """Give the machine a report; waits while others wait, or the peer takes nothing. Ignored after the end.
+        """Give the machine a report; waits while others wait, or the peer takes nothing. Ignored at the end.
 
         It may be handled after a :meth:`command_nowait` that was given later.
         """

@@ -33,6 +33,7 @@ from p2pnode.protocols.events import (
     Effect,
     Emit,
     Event,
+    HalfClosed,
     Received,
     Send,
     SetTimer,
@@ -132,7 +133,7 @@ class Publisher:
                     return []
                 due = self._urgent or self._draw() < publish_probability(self._population)
                 return self._publish(self._standing, now) if due else [self._timer(now)]
-            case Received() | Closed():
+            case Received() | HalfClosed() | Closed():
                 return []
             case _:
                 assert_never(event)

@@ -23,6 +23,7 @@ from p2pnode.protocols.events import (
     Effect,
     Emit,
     Event,
+    HalfClosed,
     Received,
     Send,
     SetTimer,
@@ -157,6 +158,8 @@ class S5Peer:
                 return self._command(value, now)
             case TimerFired(key=key):
                 return self._fired(key)
+            case HalfClosed():  # a websocket has no halves
+                return self._end("closed", "")
             case Closed(code=code):
                 return self._end("closed", code)
             case _:

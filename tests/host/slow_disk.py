@@ -29,7 +29,7 @@ class _SlowDisk(sqlite3.Connection):
 
 @asynccontextmanager
 async def slow_journal(path: Path) -> AsyncIterator[Journal]:
-    """A journal at ``path`` that is written until the block ends. For a real clock: a mock one does not wait."""
+    """A journal at ``path``, written until the block ends. For a real clock: a mock one won't wait."""
     make_if_missing(path)
     writes = sqlite3.connect(path, factory=_SlowDisk, isolation_level=None, check_same_thread=False)
     writes.row_factory = sqlite3.Row

@@ -22,6 +22,7 @@ from tests.client.support import misbehave
 from tests.host.paid import FEE, LIMITS, PaidWorld, paid_world, priced
 from tests.host.slow_disk import slow_journal
 from tests.host.test_payment_faults import books_of
+from tests.net.support import eventually
 
 HASTY = replace(
     LIMITS, dial_deadline_s=0.5, reconnect_patience_s=0.2, lookup_deadline_s=1.0, mdns_wait_s=0.1, stall_s=5.0
@@ -55,6 +56,10 @@ def accepts_and_pings(pings: int) -> Callable[[Stream], Awaitable[None]]:
     return serve
 
 
+def owes(client: Client) -> bool:
+    return bool(owed(books_of(client), int(wall_clock())))
+
+
 async def owe(w: PaidWorld, client: Client, index: int) -> None:
     """Have the client owe a final voucher to the host at ``index``, which was killed under an answer."""
     member = w.world.members[index]
@@ -66,8 +71,7 @@ async def owe(w: PaidWorld, client: Client, index: int) -> None:
 
     with pytest.raises(P2PNodeError):
         await read(ask(client, tokens=200), then)
-    while not owed(books_of(client), int(wall_clock())):
-        await trio.sleep(0.02)
+    await eventually(lambda: owes(client))
 
 
 async def test_a_host_that_talks_while_the_clients_disk_is_slow_ends_nothing_else(tmp_path: Path) -> None:
@@ -84,5 +88,4 @@ async def test_a_host_that_talks_while_the_clients_disk_is_slow_ends_nothing_els
                     answer = ask(client)
                     shown = await read(answer, lambda _held: None)
                     await check_whole(answer, shown)
-                while owed(books_of(client), int(wall_clock())):
-                    await trio.sleep(0.02)
+                await eventually(lambda: not owes(client))

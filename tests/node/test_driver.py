@@ -1,4 +1,4 @@
-"""The shell of a machine, over real streams: what a peer says or won't take holds up nothing but its stream."""
+"""The shell of a machine, over real streams: what a peer says, or won't take, holds up its stream only."""
 
 from __future__ import annotations
 
