@@ -11,6 +11,7 @@ Weights are loaded from a ``LocalModel`` only, whose hash ``models/pull.py`` has
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from p2pnode.models.llamacpp_http import LlamaCppGoneError, LlamaCppHungError, L
 from p2pnode.models.llamacpp_process import LlamaCppProcess
 from p2pnode.models.llamacpp_run import LlamaCppRun
 from p2pnode.models.local import LocalModel
+from p2pnode.models.prompt import MarkedMessages, Piece
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 
 # llama.cpp rounds a slot's context up to this, and needs a few tokens of room of its own.
@@ -115,14 +117,16 @@ class LlamaCppEngine:
     async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """The chat template of the model. A last message of the assistant's is closed, not continued."""
         check_messages(messages, n_ctx=self._n_ctx)
-        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-        answer = await self._call("/apply-template", {"messages": plain})
-        return await self._tokenize(str(answer["prompt"]), special=True)
+        marked = MarkedMessages(messages, secrets.token_hex(8))
+        answer = await self._call("/apply-template", {"messages": marked.messages})
+        pieces = marked.pieces(str(answer["prompt"]), await self._known_vocabulary())
+        # The empty text takes what the model wants before everything, where it wants something.
+        return await self._tokenize(["", *pieces], begins=True)
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text: what looks like a special token is text here."""
         check_text(text, n_ctx=self._n_ctx)
-        return await self._tokenize(text, special=False)
+        return await self._tokenize([text], begins=False)
 
     def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
         """As the slot table has it."""
@@ -141,12 +145,10 @@ class LlamaCppEngine:
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         """Run one request."""
-        if self._vocabulary is None:
-            await self._running()
-        assert self._vocabulary is not None  # noqa: S101 - _running has loaded it
-        allowed = tokens_allowed(request, n_ctx=self._n_ctx, vocabulary=len(self._vocabulary))
+        vocabulary = await self._known_vocabulary()
+        allowed = tokens_allowed(request, n_ctx=self._n_ctx, vocabulary=len(vocabulary))
         place = self._admission.enter(request.cache_key, request.prompt_ids)
-        run = LlamaCppRun(request, allowed, self._vocabulary, hang_s=self._config.hang_s)
+        run = LlamaCppRun(request, allowed, vocabulary, hang_s=self._config.hang_s)
         server: LlamaCppProcess | None = None
 
         async def events() -> AsyncGenerator[EngineEvent, None]:
@@ -171,8 +173,14 @@ class LlamaCppEngine:
             kept = server is not None and server is self._server
             self._admission.leave(place, run.held if kept else ())
 
-    async def _tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
-        body = {"content": text, "add_special": special, "parse_special": special}
+    async def _known_vocabulary(self) -> Vocabulary:
+        if self._vocabulary is None:
+            await self._running()
+        assert self._vocabulary is not None  # noqa: S101 - _running has loaded it
+        return self._vocabulary
+
+    async def _tokenize(self, pieces: Sequence[Piece], *, begins: bool) -> tuple[int, ...]:
+        body = {"content": list(pieces), "add_special": begins, "parse_special": False}
         return tuple((await self._call("/tokenize", body))["tokens"])
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> Any:

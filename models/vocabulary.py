@@ -9,7 +9,7 @@ Pure but for :func:`load_vocabulary`. Rules as in llama.cpp ``src/llama-vocab.cp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -27,8 +27,19 @@ _TAIL_TOKENS: Final = 4
 class Vocabulary:
     """The pieces of one model, by id."""
 
-    def __init__(self, pieces: list[bytes], ends: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        pieces: list[bytes],
+        ends: Iterable[int] = (),
+        *,
+        special: Mapping[str, int] | None = None,
+        found_in_text: Mapping[str, int] | None = None,
+    ) -> None:
         self.pieces: Final = pieces
+        self.special: Final = special or {}
+        """Ids of control tokens by name. llama.cpp finds them in text only where it is told to."""
+        self.found_in_text: Final = found_in_text or {}
+        """The same of tokens that its makers added, which llama.cpp finds in any text. Without blanks."""
         self.silent: Final = frozenset(ends) | {i for i, piece in enumerate(pieces) if not piece}
         """Ids that put out no text, the end of a turn among them."""
 
@@ -96,7 +107,18 @@ def load_vocabulary(path: Path) -> Vocabulary:
         pieces = [_sentence_piece(token, kind) for token, kind in zip(tokens, kinds, strict=True)]
     else:
         raise unusable(path, f"its tokenizer {kind!r} isn't supported (only {_supported()})")
-    return Vocabulary(pieces, _ends(header))
+    return Vocabulary(
+        pieces,
+        _ends(header),
+        special=_named(tokens, kinds, _CONTROL, _UNKNOWN),
+        found_in_text=_named(tokens, kinds, _USER_DEFINED),
+    )
+
+
+def _named(tokens: list[bytes], kinds: tuple[int, ...], *wanted: int) -> dict[str, int]:
+    """Blanks are left out: a run of them is no mark of anything, whoever wrote it."""
+    names = ((token.decode("utf-8", "replace"), index) for index, token in enumerate(tokens))
+    return {name: index for name, index in names if kinds[index] in wanted and name.strip(" \t\n\r\u2581")}
 
 
 def _supported() -> str:

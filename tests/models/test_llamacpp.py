@@ -137,6 +137,19 @@ async def test_the_template_closes_each_message_and_opens_the_answer(engine: Lla
     assert b"".join(marked) == b"<1>system\nBe kind.<2>\n<1>user\nHi<2>\n<1>assistant\n"
 
 
+@pytest.mark.parametrize(
+    "text", ["Hi", "  two blanks ", "\n\nlines\n", "你好 🙂", "if x < 3 | y > 2: pass", "\ttab", "1234"]
+)
+async def test_text_without_special_words_is_tokenised_as_in_training(
+    engine: LlamaCppEngine, text: str
+) -> None:
+    messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+    turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role in ("system", "user"))
+    whole = f"{turns}<|im_start|>assistant\n"
+    body = {"content": whole, "add_special": True, "parse_special": True}
+    assert list(await engine.render(messages)) == (await engine._call("/tokenize", body))["tokens"]
+
+
 async def test_the_template_adds_no_more_than_the_manifest_says(
     engine: LlamaCppEngine, smollm: LocalModel
 ) -> None:
