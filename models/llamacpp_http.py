@@ -18,6 +18,7 @@ import trio
 _READ_BYTES: Final = 1 << 16
 _ANSWER_MAX_BYTES: Final = 16 << 20
 _OK: Final = 200
+_FAILED: Final = 500
 
 
 class LlamaCppGoneError(Exception):
@@ -56,7 +57,10 @@ class LlamaCppHttp:
                             raise LlamaCppGoneError("the answer is too long")
         except trio.TooSlowError as error:
             raise LlamaCppHungError from error
-        return json.loads(data)
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise LlamaCppGoneError("the answer is no JSON") from error
 
     async def stream(
         self, path: str, body: Mapping[str, Any], *, stall_s: float
@@ -71,6 +75,7 @@ class LlamaCppHttp:
             ended = False
             while not ended:
                 arrived: list[dict[str, Any]] = []
+                frames.check()
                 with trio.move_on_after(stall_s) as stall:
                     while not arrived and not ended:
                         try:
@@ -81,6 +86,7 @@ class LlamaCppHttp:
                     raise LlamaCppHungError
                 if arrived:
                     yield arrived
+            frames.check()
 
     async def _exchange(self, path: str, body: Mapping[str, Any] | None) -> AsyncGenerator[bytes, None]:
         """The body of the answer in bulk; ``LlamaCppRefusedError`` unless it is a 200."""
@@ -94,7 +100,12 @@ class LlamaCppHttp:
         try:
             await stream.send_all(self._request(connection, path, body))
             while True:
-                event = connection.next_event()
+                try:
+                    event = connection.next_event()
+                except h11.RemoteProtocolError:
+                    if data and refused is None:
+                        yield bytes(data)  # it came before the malformed bytes, in the same read or not
+                    raise
                 if event is h11.NEED_DATA:
                     if data and refused is None:
                         yield bytes(data)
@@ -145,22 +156,52 @@ class FrameParser:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._error: Exception | None = None
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """The frames that ``data`` completes. An error frame raises ``LlamaCppRefusedError``."""
+        """The frames that ``data`` completes. Those before an error frame are returned, then it is raised."""
+        self.check()
         *whole, self._rest = (self._rest + data).split(b"\n\n")
+        frames: list[dict[str, Any]] = []
+        try:
+            for event in whole:
+                frame = _frame_in(event)
+                if frame is not None:
+                    frames.append(frame)
+        except (LlamaCppGoneError, LlamaCppRefusedError) as error:
+            self._error = error
         if len(self._rest) > _ANSWER_MAX_BYTES:
-            raise LlamaCppGoneError("a frame is too long")
-        frames = []
-        for event in whole:
-            name, _, value = event.partition(b": ")
-            if name in (b"data", b"error") and value != b"[DONE]":
-                frame = json.loads(value)
-                if name == b"error" or "error" in frame:
-                    error = frame.get("error", frame)
-                    raise LlamaCppRefusedError(int(error.get("code", 500)), error)
-                frames.append(frame)
+            self._error = self._error or LlamaCppGoneError("a frame is too long")
+        if not frames:
+            self.check()
         return frames
+
+    def check(self) -> None:
+        """Raise the error that the last frames were followed by, if any."""
+        if self._error is not None:
+            raise self._error
+
+
+def _frame_in(event: bytes) -> dict[str, Any] | None:
+    """The frame of one event; None for a comment and for the end."""
+    name, _, value = event.partition(b": ")
+    if name not in (b"data", b"error") or value == b"[DONE]":
+        return None
+    try:
+        frame = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise LlamaCppGoneError("a frame is no JSON") from error
+    if not isinstance(frame, dict):
+        raise LlamaCppGoneError("a frame is no JSON object")
+    if name == b"error" or "error" in frame:
+        told = frame.get("error", frame)
+        raise LlamaCppRefusedError(_status_in(told), told if isinstance(told, dict) else {})
+    return frame
+
+
+def _status_in(error: Any) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else _FAILED
 
 
 def _error_in(data: bytes) -> Mapping[str, Any]:

@@ -19,7 +19,8 @@ class MessageChannel:
         self.stream = stream
         self._codec, self.frame_max = codec, frame_max
         self._decoder = FrameDecoder(frame_max)
-        self._ready: deque[Any] = deque()
+        self._payloads: deque[bytes] = deque()
+        self._error: ProtocolError | None = None
 
     async def send(self, messages: Iterable[Any]) -> None:
         """Write messages in one piece. Raises ``UnreachableError`` when the peer is gone."""
@@ -28,13 +29,30 @@ class MessageChannel:
             await self.stream.send_all(data)
 
     async def receive(self) -> Any | None:
-        """The next message; None at a clean end. Raises ``ProtocolError`` or ``UnreachableError``."""
-        while not self._ready:
+        """The next message; None at a clean end. Raises ``ProtocolError`` or ``UnreachableError``.
+
+        However the bytes were cut, the messages before a malformed one are returned first; after it there
+        are none.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            if not self._payloads and not await self._fill():
+                return None
+            # One at a time: the next payload may be malformed, and this one isn't.
+            return self._codec.decode(self._payloads.popleft())
+        except ProtocolError as error:
+            self._error = error
+            raise
+
+    async def _fill(self) -> bool:
+        """Read until a payload is whole; false at a clean end."""
+        while not self._payloads:
+            self._decoder.check()  # before waiting: who sent a malformed length may send nothing more
             data = await self.stream.receive_some()
             if not data:
                 if self._decoder.pending:
-                    msg = "the stream ended inside a frame"
-                    raise ProtocolError(msg)
-                return None
-            self._ready.extend(self._codec.decode(payload) for payload in self._decoder.feed(data))
-        return self._ready.popleft()
+                    raise ProtocolError("the stream ended inside a frame")
+                return False
+            self._payloads += self._decoder.feed(data)
+        return True

@@ -35,7 +35,8 @@ class FrameDecoder:
     """Cuts a byte stream into payloads. After an error it is dead: the stream can't be trusted.
 
     However the bytes are split, the same payloads come out before the error: those that ``data``
-    completed ahead of a malformed length are returned, and the next call raises.
+    completed ahead of a malformed length are returned, and the next call raises. Whoever has used them
+    calls :meth:`check` before waiting for more bytes, which may never come.
     """
 
     def __init__(self, frame_max: int = FRAME_MAX) -> None:
@@ -50,8 +51,7 @@ class FrameDecoder:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Payloads completed by ``data``. Raises ``ProtocolError`` at an oversized or malformed length."""
-        if self._error is not None:
-            raise self._error
+        self.check()
         self._buffer += data
         payloads: list[bytes] = []
         start = 0
@@ -63,9 +63,14 @@ class FrameDecoder:
             start = body + length
         if start:
             del self._buffer[:start]
-        if self._error is not None and not payloads:
-            raise self._error
+        if not payloads:
+            self.check()
         return payloads
+
+    def check(self) -> None:
+        """Raise ``ProtocolError`` once a malformed length was reached."""
+        if self._error is not None:
+            raise self._error
 
     def _next_length(self, start: int) -> tuple[int, int] | None:
         try:
@@ -80,7 +85,10 @@ class FrameDecoder:
             byte = self._buffer[index]
             length |= (byte & 0x7F) << shift
             if byte < 0x80:
-                if not 0 < length <= self._frame_max or (byte == 0 and index > start):
+                if byte == 0 and index > start:
+                    msg = "the length of a frame must be written in as few bytes as it takes"
+                    raise ProtocolError(msg)
+                if not 0 < length <= self._frame_max:
                     msg = f"a frame of {length} bytes; 1 to {self._frame_max} are allowed"
                     raise ProtocolError(msg)
                 return length, index + 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.models.llamacpp_http import FrameParser, LlamaCppRefusedError
+from p2pnode.models.llamacpp_http import FrameParser, LlamaCppGoneError, LlamaCppRefusedError
 from p2pnode.models.llamacpp_ids import IdStream
 from p2pnode.models.text import incomplete_tail
 from p2pnode.models.vocabulary import Vocabulary
@@ -101,6 +101,32 @@ def test_frames_are_found_however_the_bytes_are_cut(cuts: list[int]) -> None:
         frames += parser.feed(data[:size])
         data = data[size:]
     assert frames == [{"a": 1}, {"a": "\n"}]
+
+
+@given(
+    st.lists(st.integers(1, 60)), st.sampled_from([b'data: {"error": {"code": 400}}', b"data: {", b"data: 7"])
+)
+def test_frames_before_a_bad_one_are_delivered_however_the_bytes_are_cut(cuts: list[int], bad: bytes) -> None:
+    data = b'data: {"a": 1}\n\ndata: {"a": 2}\n\n' + bad + b'\n\ndata: {"a": 3}\n\n'
+    parser, frames = FrameParser(), list[dict[str, Any]]()
+
+    def feed_all() -> None:
+        rest = data
+        while rest:
+            size = cuts.pop() if cuts else len(rest)
+            frames.extend(parser.feed(rest[:size]))
+            rest = rest[size:]
+            parser.check()
+
+    with pytest.raises((LlamaCppRefusedError, LlamaCppGoneError)):
+        feed_all()
+    assert frames == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("error", [b"7", b'"x"', b"[]", b"null", b'{"code": "x"}', b'{"code": [1]}'])
+def test_an_error_frame_of_any_shape_is_an_error(error: bytes) -> None:
+    with pytest.raises(LlamaCppRefusedError):
+        FrameParser().feed(b'data: {"error": ' + error + b"}\n\n")
 
 
 def test_an_error_frame_is_an_error() -> None:

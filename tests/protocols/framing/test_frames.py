@@ -43,6 +43,8 @@ def test_frames_before_a_malformed_length_are_delivered_and_then_the_stream_is_d
     assert decoder.feed(pack_frame(b"good") + b"\x00") == [b"good"]
     assert decoder.pending
     with pytest.raises(ProtocolError):
+        decoder.check()  # without a byte more: none may come
+    with pytest.raises(ProtocolError):
         decoder.feed(b"")
     with pytest.raises(ProtocolError):
         decoder.feed(pack_frame(bytes(1000)))
@@ -64,6 +66,20 @@ def test_a_malformed_length_is_refused_before_its_body(length: bytes) -> None:
         FrameDecoder().feed(length)
 
 
+@pytest.mark.parametrize(
+    ("length", "says"),
+    [
+        (b"\x00", "a frame of 0 bytes; 1 to 65536 are allowed"),
+        (b"\x81\x80\x04", "a frame of 65537 bytes; 1 to 65536 are allowed"),
+        (b"\x81\x00", "in as few bytes as it takes"),
+        (b"\x80\x00", "in as few bytes as it takes"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_with_the_length(length: bytes, says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
+        FrameDecoder().feed(length)
+
+
 def test_the_largest_frame_passes() -> None:
     body = bytes(FRAME_MAX)
     packed = pack_frame(body)
@@ -75,6 +91,12 @@ def test_the_largest_frame_passes() -> None:
 def test_a_payload_no_peer_would_accept_is_not_packed(size: int) -> None:
     with pytest.raises(ValueError, match="a frame holds"):
         pack_frame(bytes(size))
+
+
+def test_a_decoder_that_lives_has_nothing_to_raise() -> None:
+    decoder = FrameDecoder()
+    decoder.feed(pack_frame(b"good") + b"\x05half")
+    decoder.check()
 
 
 def test_a_truncated_frame_shows_as_pending_bytes() -> None:
