@@ -33,6 +33,17 @@ class UnavailableError(ChainError):
     """No RPC endpoint gave a usable answer within the deadline. Nothing is lost: ask again later."""
 
 
+class ChainMadeAnewError(ChainError):
+    """The chain has another first block than the profile says: it is another chain with the same number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the chain was made anew since this profile was written: its balances, deposits and sessions are "
+            "gone with the old one. Use the profile that `p2pnode chain dev` wrote when it started the new "
+            "chain (start a running host again), and fill the wallet again with `p2pnode chain faucet`"
+        )
+
+
 # ---- what can be sent
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ ADDRESS_FIELDS: Final = tuple(item.name for item in fields(Addresses))
 CONFIRMATIONS_MAX: Final = 1_000
 RPC_URLS_MAX: Final = 16
 _CHAIN_ID_MAX: Final = 2**63 - 1
+_HASH: Final = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class ChainProfile:
     name: str = ""
     gas_price_max_wei: int | None = None
     transaction_fee_max_wei: int | None = None
+    genesis: bytes | None = None
+    """The first block's hash, where the profile names it: a chain that was made anew has another."""
     path: Path | None = field(default=None, compare=False)
     """Where it was read, for messages."""
 
@@ -73,11 +77,16 @@ class ChainProfile:
 
 
 def profile_of(
-    addresses: Addresses, *, chain_id: int, rpc_urls: tuple[str, ...], name: str = ""
+    addresses: Addresses,
+    *,
+    chain_id: int,
+    rpc_urls: tuple[str, ...],
+    name: str = "",
+    genesis: bytes | None = None,
 ) -> ChainProfile:
     """The profile of a deployment."""
     listed = {each: getattr(addresses, each) for each in ADDRESS_FIELDS}
-    return ChainProfile(chain_id=chain_id, rpc_urls=rpc_urls, name=name, **listed)
+    return ChainProfile(chain_id=chain_id, rpc_urls=rpc_urls, name=name, genesis=genesis, **listed)
 
 
 def load_profile(path: Path) -> ChainProfile:
@@ -108,6 +117,8 @@ def profile_text(profile: ChainProfile) -> str:
     for name in ("gas_price_max_wei", "transaction_fee_max_wei"):
         if getattr(profile, name) is not None:
             lines.append(f"{name} = {getattr(profile, name)}")
+    if profile.genesis is not None:
+        lines.append(f'genesis = "0x{profile.genesis.hex()}"')
     lines += [f"{name} = {_quoted(shown_address(getattr(profile, name)))}" for name in ADDRESS_FIELDS]
     return "\n".join(lines) + "\n"
 
@@ -144,6 +155,10 @@ def _typed(key: str, value: Any) -> Any:
         if isinstance(value, list) and all(isinstance(url, str) for url in value):
             return tuple(value)
         raise ConfigError(f"{key} must be a list of URLs in quotes")
+    if key == "genesis":
+        if isinstance(value, str) and _HASH.fullmatch(value) is not None:
+            return bytes.fromhex(value.removeprefix("0x"))
+        raise ConfigError(f"{key} must be the hash of a block: 64 hex digits in quotes")
     if key == "name":
         if isinstance(value, str):
             return value

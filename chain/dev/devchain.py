@@ -3,31 +3,37 @@
 Blocks are mined per transaction, and their time is the wall clock's (plus what ``evm_increaseTime`` added),
 never going back, so that an expiry or a challenge means real time. Whoever looks at a head that is older
 than ``block_time_s`` finds a fresh empty block: an idle chain's time goes on, and nothing is mined while
-nobody looks. All state is in memory. The accounts' secrets are public: nothing of worth belongs here.
+nobody looks. With a state file it goes on where it was left (but for transactions that wait for a block);
+without one it is gone with its process. No two chains share a first block or an address: what was signed for
+one is worth nothing on the next. The accounts' secrets are public: nothing of worth belongs here.
 
 py-evm is synchronous: one worker thread at a time runs it, and each request runs to its end.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Never, TypeVar
 
 import structlog
 import trio
 
-from p2pnode.chain.deploy import Addresses
+from p2pnode.chain.deploy import Addresses, Plan, plan
 from p2pnode.chain.dev.blocks import Blocks
-from p2pnode.chain.dev.embedded import Deployment, EmbeddedChain, address_of_secret, deploy
+from p2pnode.chain.dev.embedded import Deployment, EmbeddedChain, address_of_secret, deploy, deployed
 from p2pnode.chain.dev.jsonrpc import JsonRpc
 from p2pnode.chain.dev.jsonrpc_dev import Dev
 from p2pnode.chain.dev.jsonrpc_eth import Eth
 from p2pnode.chain.dev.jsonrpc_http import serve_http
 from p2pnode.chain.dev.pool import Pool
+from p2pnode.chain.dev.state import SavedState
 from p2pnode.chain.profile import ChainProfile, profile_of
+from p2pnode.errors import ConfigError
 from p2pnode.protocols.crypto import keccak256
 
 log = structlog.get_logger()
@@ -35,6 +41,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 LOOPBACK: Final = "127.0.0.1"
 ACCOUNTS: Final = 10
+_NONCE_BYTES: Final = 6
 BLOCK_TIME_S: Final = 2
 """As on Base."""
 
@@ -75,17 +82,29 @@ class DevChain:
         block_time_s: int | None = None,
         treasury: bytes | None = None,
         wall: Callable[[], float] = time.time,
+        state: Path | None = None,
     ) -> None:
-        """``block_time_s``: mine an empty block that often whether or not anybody looks."""
+        """``block_time_s``: mine an empty block that often whether or not anybody looks. ``state``: the file
+        that keeps the chain; made where there is none."""
         self._host, self._port, self._block_time_s = host, port, block_time_s
-        self._clock = DevClock(wall)
+        self._clock, self._path = DevClock(wall), state
         self._turn = trio.CapacityLimiter(1)
         self.accounts = tuple(dev_account(number) for number in range(ACCOUNTS))
         self.treasury = treasury or self.accounts[1].address
 
     async def run(self, *, task_status: trio.TaskStatus[DevChain] = trio.TASK_STATUS_IGNORED) -> Never:
-        """Deploy, serve until cancelled. Raises ``ConfigError`` when the address can't be listened on."""
-        await self._in_thread(self._make)
+        """Deploy, serve until cancelled. Raises ``ConfigError`` when the address can't be listened on, or
+        the state can't be kept."""
+        path = self._path
+        state = None if path is None else await self._in_thread(lambda: SavedState(path))
+        try:
+            await self._run(state, task_status)
+        finally:
+            if state is not None:
+                state.close()
+
+    async def _run(self, state: SavedState | None, task_status: trio.TaskStatus[DevChain]) -> Never:
+        await self._in_thread(lambda: self._make(state))
         async with trio.open_nursery() as nursery:
             port = await nursery.start(self._serve)
             self.url = f"http://{self._host}:{port}"
@@ -102,7 +121,10 @@ class DevChain:
 
     def profile(self) -> ChainProfile:
         """What a node needs to know of it."""
-        return profile_of(self.addresses, chain_id=self.chain_id, rpc_urls=(self.url,), name="development")
+        return profile_of(
+            self.addresses, chain_id=self.chain_id, rpc_urls=(self.url,), name="development",
+            genesis=self._chain.genesis,
+        )  # fmt: skip
 
     async def use(self, work: Callable[[EmbeddedChain], T]) -> T:
         """Run something on the chain itself, in turn with the requests: for tests that blacklist or look.
@@ -123,15 +145,41 @@ class DevChain:
         """Mine what waits, and empty blocks."""
         await self._in_thread(lambda: self._dev.mine_many(count))
 
-    def _make(self) -> None:
-        self._chain = EmbeddedChain((account.secret for account in self.accounts), clock=self._clock)
-        self.chain_id = self._chain.chain_id
+    def _make(self, state: SavedState | None) -> None:
         first = self.accounts[0].address
-        self.deployment: Deployment = deploy(self._chain, first, treasury=self.treasury, fab_holder=first)
+        kept = {} if state is None else state.made
+        made = kept or {
+            "first_nonce": str(int.from_bytes(secrets.token_bytes(_NONCE_BYTES), "big")),
+            "treasury": self.treasury.hex(),
+        }
+        self.treasury = bytes.fromhex(made["treasury"])
+        self.went_on = bool(kept)
+        nonce = int(made["first_nonce"])
+        self._chain = EmbeddedChain(
+            (account.secret for account in self.accounts), clock=self._clock, first_nonce=nonce, state=state
+        )
+        self.chain_id = self._chain.chain_id
+        todo = plan(deployer=first, nonce=nonce, treasury=self.treasury, fab_holder=first)
+        code = keccak256(b"".join(step.initcode for step in todo.steps)).hex()
+        if kept:
+            self._go_on(kept, code, todo)
+        else:
+            self.deployment: Deployment = deploy(self._chain, first, treasury=self.treasury, fab_holder=first)
+            if state is not None:
+                state.begin({**made, "contracts": code})
         blocks, pool = Blocks(self._chain), Pool(self._chain)
+        blocks.read()  # a long chain takes seconds: nobody's request should
         self._dev = Dev(self._chain, pool, self._clock, self.deployment.usdc)
         look = self._look_at(pool)
         self._rpc = JsonRpc({**Eth(self._chain, blocks, pool, look).methods(), **self._dev.methods()})
+
+    def _go_on(self, kept: dict[str, str], code: str, todo: Plan) -> None:
+        if kept["contracts"] != code:
+            msg = f"{self._path} holds contracts of another version: begin a new chain with --fresh"
+            raise ConfigError(msg)
+        self.deployment = deployed(self._chain, todo.addresses)
+        # Time that a test had added goes on: the chain's never runs back.
+        self._clock.ahead_s = max(0, self._chain.now - self._clock())
 
     def _look_at(self, pool: Pool) -> Callable[[], None]:
         def look() -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from p2pnode.chain.abi import Artifact, Event, artifact
 from p2pnode.chain.deploy import Addresses, create_address, plan
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import address_of
+
+if TYPE_CHECKING:
+    from p2pnode.chain.dev.state import SavedState
 
 ETHER: Final = 10**18
 GAS_MAX: Final = 8_000_000
@@ -49,25 +52,36 @@ class EmbeddedChain:
         *,
         timestamp: int = 1_800_000_000,
         clock: Callable[[], int] | None = None,
+        first_nonce: int = 0,
+        state: SavedState | None = None,
     ) -> None:
+        """``first_nonce`` is the first account's in the first block: its contracts' addresses follow from it.
+        ``state`` holds the chain and is saved after each block; a chain that it holds already goes on.
+        """
         from eth_keys.datatypes import PrivateKey
         from eth_tester import PyEVMBackend
 
         keys = (PrivateKey(secret) for secret in secrets)
         self._keys = {key.public_key.to_canonical_address(): key for key in keys}
         self._clock = clock
-        state = {
+        accounts = {
             account: {"balance": 10**6 * ETHER, "nonce": 0, "code": b"", "storage": {}}
             for account in self._keys
         }
+        accounts[next(iter(accounts))]["nonce"] = first_nonce
         first = timestamp if clock is None else clock()
+        genesis = PyEVMBackend.generate_genesis_params({"timestamp": first, "gas_limit": BLOCK_GAS})
         self._backend = PyEVMBackend(
-            genesis_parameters=PyEVMBackend.generate_genesis_params(
-                {"timestamp": first, "gas_limit": BLOCK_GAS}
-            ),
-            genesis_state=state,
+            genesis_parameters=genesis,
+            genesis_state=accounts,
             vm_configuration=None if clock is None else ((0, _shared_timestamps()),),
         )
+        self._state = state
+        if state is not None:
+            # The backend makes its chain in memory only: put the same kind of chain in its place, on the
+            # same kind of database.
+            kind, base = type(self.evm), type(self.evm.chaindb.db)(state)
+            self._backend.chain = kind(base) if state else kind.from_genesis(base, genesis, accounts)
         self.accounts = tuple(self._keys)
 
     @property
@@ -79,6 +93,11 @@ class EmbeddedChain:
     def chain_id(self) -> int:
         """As in every EIP-712 domain."""
         return int(self.evm.chain_id)
+
+    @property
+    def genesis(self) -> bytes:
+        """The first block's hash: no two chains made at different times share it."""
+        return bytes(self.evm.get_canonical_block_header_by_number(0).hash)
 
     @property
     def height(self) -> int:
@@ -103,11 +122,12 @@ class EmbeddedChain:
     def mine(self) -> None:
         """One block, with what was applied to it."""
         self._begin()
-        self._backend.mine_blocks()
+        self._mine()
 
     def travel(self, seconds: int) -> None:
         """Let time pass, at least two seconds, in one empty block. For a chain without a clock."""
         self._backend.time_travel(self.now + seconds)
+        self._save()
 
     def snapshot(self) -> bytes:
         """Where the chain stands."""
@@ -116,6 +136,7 @@ class EmbeddedChain:
     def revert(self, snapshot: bytes) -> None:
         """Go back there; later snapshots are void."""
         self._backend.revert_to_snapshot(snapshot)
+        self._save()
 
     def nonce(self, account: bytes) -> int:
         """How many transactions an account has sent."""
@@ -151,7 +172,7 @@ class EmbeddedChain:
         stand in a block; nothing is mined then."""
         self._begin()
         _, receipt, computation = self.evm.apply_transaction(transaction)
-        self._backend.mine_blocks()
+        self._mine()
         return receipt, computation
 
     def call(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> bytes:
@@ -189,6 +210,14 @@ class EmbeddedChain:
             raise ChainError(msg)
         computation = vm.state.apply_transaction(EVMSpoofTransaction(unsigned, from_=sender))
         return int(vm.finalize_gas_used(unsigned, computation)), computation
+
+    def _mine(self) -> None:
+        self._backend.mine_blocks()
+        self._save()
+
+    def _save(self) -> None:
+        if self._state is not None:
+            self._state.save()
 
     def _begin(self) -> None:
         if self._clock is not None:
@@ -321,10 +350,15 @@ def deploy(
             msg = f"{step.contract} landed at 0x{made.hex()}, not 0x{step.address.hex()}: start again"
             raise ChainError(msg)
 
+    return deployed(chain, todo.addresses, usdc)
+
+
+def deployed(chain: DirectChain, found: Addresses, usdc: Contract | None = None) -> Deployment:
+    """What stands on a chain at these addresses."""
+
     def at(name: str, address: bytes) -> Contract:
         return Contract(chain, artifact(name), address)
 
-    found = todo.addresses
     return Deployment(
         addresses=found,
         market=at("JobMarketplace", found.job_marketplace),

@@ -81,6 +81,7 @@ class EvmLedger:
         job_marketplace: bytes,
         usdc: bytes,
         node_registry: bytes,
+        genesis: bytes | None = None,
         confirmations: int = 1,
         account: bytes | None = None,
         sign: Signer | None = None,
@@ -100,8 +101,9 @@ class EvmLedger:
             raise ChainError(msg)
         bounds = limits or EvmLimits()
         endpoints = RpcEndpoints(
-            rpc_urls, chain_id=chain_id, jitter=jitter, limits=bounds.rpc, transport=transport
-        )
+            rpc_urls, chain_id=chain_id, genesis=genesis, jitter=jitter, limits=bounds.rpc,
+            transport=transport,
+        )  # fmt: skip
         try:
             node = EvmNode(endpoints)
             domains = await read_domains(
@@ -146,6 +148,7 @@ class EvmLedger:
             job_marketplace=profile.job_marketplace,
             usdc=profile.usdc,
             node_registry=profile.node_registry,
+            genesis=profile.genesis,
             confirmations=profile.confirmations,
             account=account,
             sign=sign,

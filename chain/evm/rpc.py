@@ -28,7 +28,7 @@ from p2pnode.chain.evm.rpc_answers import (
     secrets_of,
     without,
 )
-from p2pnode.chain.ledger import UnavailableError
+from p2pnode.chain.ledger import ChainMadeAnewError, UnavailableError
 from p2pnode.errors import ChainError
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class RpcLimits:
     rest_first_s: float = 0.25
     rest_max_s: float = 30.0
     chain_recheck_s: float = 60.0
+    genesis_recheck_s: float = 1.0
+    """Where the first block is known, as on a development chain: such a chain is made anew in a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class EndpointStatus:
     last_success_age_s: float | None
 
 
-Fault: TypeAlias = Literal["down", "wrong_chain", "too_large"]
+Fault: TypeAlias = Literal["down", "wrong_chain", "made_anew", "too_large"]
 
 
 class _FaultError(Exception):
@@ -100,7 +102,8 @@ class _Round:
 
 
 class RpcEndpoints:
-    """See the module. ``chain_id``: what every endpoint must serve (None: whatever it serves).
+    """See the module. ``chain_id``: what every endpoint must serve (None: whatever it serves); ``genesis``:
+    the hash of its first block.
 
     Close it with ``aclose``. ``transport`` replaces the network in tests.
     """
@@ -110,6 +113,7 @@ class RpcEndpoints:
         urls: Sequence[str],
         *,
         chain_id: int | None,
+        genesis: bytes | None = None,
         jitter: Jitter,
         limits: RpcLimits | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -122,7 +126,7 @@ class RpcEndpoints:
         # httpx writes whole URLs, keys and all, to its log.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._limits = limits or RpcLimits()
-        self._chain_id = chain_id
+        self._chain_id, self._genesis = chain_id, genesis
         self._jitter = jitter
         self._endpoints = [_Endpoint(url, endpoint_name(url), secrets_of(url)) for url in urls]
         self._first = 0
@@ -139,7 +143,8 @@ class RpcEndpoints:
         """The ``result``. ``usable`` says if it has the method's form: if not, the endpoint failed.
 
         Raises ``RpcError`` for an answer that is an error, ``UnavailableError`` when no endpoint answered
-        within the deadline, ``ChainError`` when all of them are on another chain.
+        within the deadline, ``ChainError`` when all of them are on another chain, ``ChainMadeAnewError`` when
+        the chain they are on has another first block.
         """
         tries = _Round()
         with trio.move_on_after(self._limits.deadline_s) as scope:
@@ -199,6 +204,8 @@ class RpcEndpoints:
             _log.warning("chain.rpc_failed", endpoint=endpoint.name, error=str(fault))
         endpoint.last_error, endpoint.last_error_at, endpoint.fault = str(fault), now, fault.fault
         endpoint.checked_until = 0.0
+        if fault.fault == "made_anew" and len(self._endpoints) == 1:
+            return  # it answers, and is to be asked again whenever somebody wants to know
         if endpoint.resting_until > now:
             return  # another request has seen it fail already
         whole = min(self._limits.rest_max_s, self._limits.rest_first_s * 2.0 ** min(endpoint.failures, 32))
@@ -212,6 +219,8 @@ class RpcEndpoints:
         if found == {"wrong_chain"}:
             msg = f"{said}: correct chain_id or rpc_urls in the chain profile"
             raise ChainError(msg)
+        if found == {"made_anew"}:
+            raise ChainMadeAnewError
         if found == {"too_large"}:
             raise RpcError(0, said, None)
 
@@ -226,7 +235,11 @@ class RpcEndpoints:
             if found != self._chain_id:
                 msg = f"serves chain {found}, not {self._chain_id}"
                 raise _FaultError(msg, "wrong_chain", delivered=False)
-            endpoint.checked_until = trio.current_time() + self._limits.chain_recheck_s
+            limits = self._limits
+            endpoint.checked_until = trio.current_time() + limits.chain_recheck_s
+            if self._genesis is not None:
+                await self._check_genesis(endpoint, self._genesis)
+                endpoint.checked_until = trio.current_time() + limits.genesis_recheck_s
         result = await self._post(endpoint, method, params)
         if usable is not None and not usable(result):
             msg = f"gave no usable answer to {method}"
@@ -246,6 +259,19 @@ class RpcEndpoints:
         except (RpcError, TypeError, ValueError) as error:
             msg = "does not name its chain"
             raise _FaultError(msg, delivered=False) from error
+
+    async def _check_genesis(self, endpoint: _Endpoint, genesis: bytes) -> None:
+        try:
+            block = await self._post(endpoint, "eth_getBlockByNumber", ["0x0", False])
+            found = str(block["hash"]).lower()
+        except _FaultError as fault:
+            raise _FaultError(str(fault), fault.fault, delivered=False) from fault
+        except (RpcError, TypeError, KeyError) as error:
+            msg = "does not show its first block"
+            raise _FaultError(msg, delivered=False) from error
+        if found != "0x" + genesis.hex():
+            msg = "serves a chain that was made anew"
+            raise _FaultError(msg, "made_anew", delivered=False)
 
     async def _post(self, endpoint: _Endpoint, method: str, params: Sequence[Any]) -> Any:
         import httpx

@@ -2,7 +2,7 @@
 
 JSON events::
 
-    dev      chain.ready{url, chain_id, profile} funded{address, usdc, ether_wei} stopping{}
+    dev      chain.ready{url, chain_id, profile, state, new, block} funded{address, usdc, ether_wei}
     faucet   funded{address, usdc, ether_wei}
     deploy   chain.offer{chain_id, deployer, contracts, gas, cost_max_wei, treasury, usdc}
              contract{name, address, transaction, gas} chain.deployed{profile}
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 chain_app = typer.Typer(help="The chain that sessions are paid on.", no_args_is_help=True)
 _ETHER_DIGITS = 18
+_STATE_SUFFIX = ".sqlite"
 _FUND_HELP = "Give this account USDC at the start: 0x…=25 or 0x…=0.5. May be repeated."
 
 
@@ -50,11 +51,18 @@ def run_dev_chain(
     block_time: Annotated[
         int | None, typer.Option("--block-time", min=1, help="Mine an empty block every so many seconds.")
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Forget the chain that is kept beside the profile: begin a new one."),
+    ] = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Run a development chain with everything deployed, until Ctrl-C. Its money is worth nothing."""
+    """Run a development chain with everything deployed, until Ctrl-C. Its money is worth nothing.
+
+    It is kept in a file beside the profile, and goes on from there at the next start.
+    """
     from p2pnode.cli.running import run_async
 
     configure(log_level)
@@ -64,6 +72,7 @@ def run_dev_chain(
         import trio
 
         from p2pnode.chain.dev.devchain import open_dev_chain
+        from p2pnode.chain.dev.state import forget_state
         from p2pnode.chain.fees import USDC_DIGITS
         from p2pnode.chain.profile import profile_text, write_profile
 
@@ -72,17 +81,29 @@ def run_dev_chain(
             address, wei = _gift(each, "--fund-ether", _ETHER_DIGITS)
             gifts.append((address, 0, wei))
         path = (profile or _data(data_dir).chain).expanduser().absolute()
-        async with open_dev_chain(port=port, block_time_s=block_time) as chain:
+        if profile is None:
+            _data(data_dir).prepare()
+        state = path.with_suffix(_STATE_SUFFIX)
+        if fresh and state.exists():
+            await trio.to_thread.run_sync(forget_state, state)
+        async with open_dev_chain(port=port, block_time_s=block_time, state=state) as chain:
             made = chain.profile()
             _refuse_another(path, made.chain_id)
-            if profile is None:
-                _data(data_dir).prepare()
             write_profile(path, made)
             for address, usdc, ether_wei in gifts:
                 await chain.fund(address, usdc=usdc, ether_wei=ether_wei)
                 _told_of_gift(output, address, usdc, ether_wei)
-            fields = {"url": chain.url, "chain_id": chain.chain_id, "profile": str(path)}
-            output.event("chain.ready", fields, text=f"development chain on {chain.url}, profile {path}:")
+            block = await chain.use(lambda embedded: embedded.height)
+            fields = {
+                "url": chain.url, "chain_id": chain.chain_id, "profile": str(path), "state": str(state),
+                "new": not chain.went_on, "block": block,
+            }  # fmt: skip
+            since = f"goes on from block {block}" if chain.went_on else "a new chain: nobody has anything yet"
+            text = (
+                f"development chain on {chain.url}, {since}\n"
+                f"kept in {state} (--fresh forgets it), profile {path}:"
+            )
+            output.event("chain.ready", fields, text=text)
             if not as_json:
                 output.result(profile_text(made).rstrip())
             await trio.sleep_forever()

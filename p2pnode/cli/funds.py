@@ -8,6 +8,7 @@ import typer
 
 from p2pnode.cli.options import ChainOption, DataDirOption, JsonOption, LogOption, build_config, configure
 from p2pnode.cli.output import Output
+from p2pnode.words import count_of
 
 if TYPE_CHECKING:
     from p2pnode.node.funds import Funds
@@ -102,7 +103,8 @@ def _print(output: Output, found: Funds, account: str) -> None:
     fields: dict[str, Any] = {
         "account": account, "wallet": found.wallet, "ether_wei": found.ether_wei,
         "authorised": found.authorised, "escrow": found.escrow, "signed": found.signed, "spent": found.spent,
-        "owed": found.owed, "earned": found.earned, "withdrawable": found.withdrawable, "stuck": stuck,
+        "owed": found.owed, "earned": found.earned, "withdrawable": found.withdrawable,
+        "elsewhere": found.elsewhere, "stuck": stuck,
     }  # fmt: skip
     if output.as_json:
         output.event("funds", fields)
@@ -122,10 +124,19 @@ def _print(output: Output, found: Funds, account: str) -> None:
         [(name, usdc_text(units) if units is not None else "?", what) for name, units, what in rows],
         folds="what",
     )
+    if found.elsewhere:
+        output.result(_elsewhere(found.elsewhere))
     for each in found.stuck:
         output.result(
             f"stuck: {usdc_text(each.units)} in {each.session.hex()[:16]}: {each.why}{_when(each.until)}"
         )
+
+
+def _elsewhere(count: int) -> str:
+    return (
+        f"not counted: {count_of(count, 'paid session')} of another chain than this profile's, or of a "
+        "development chain that was made anew"
+    )
 
 
 def _when(until: int | None) -> str:

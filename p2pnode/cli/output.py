@@ -27,7 +27,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     invite      invite{invite}
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
-                withdrawable, stuck} withdrawn{to, amount, transaction}
+                withdrawable, elsewhere, stuck} withdrawn{to, amount, transaction}
     sessions    conversation{conversation, title, created, updated, model, …; show: branches, turns}
                 session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
                 recovered{conversations, sessions, replicas, failed, revision}

@@ -7,16 +7,17 @@ from typing import Final
 
 import trio
 
-from p2pnode.chain.ledger import UnavailableError
+from p2pnode.chain.ledger import ChainMadeAnewError, UnavailableError
 from p2pnode.config import NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, StorageError
 from p2pnode.money import usdc_text
 from p2pnode.node.books import books_of
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.funds import why_unsettled
-from p2pnode.node.journal import Journal
-from p2pnode.node.money import profile_path
+from p2pnode.node.funds import of_market, why_unsettled
+from p2pnode.node.journal import HostedSession, Journal
+from p2pnode.node.money import profile_of_config, profile_path
+from p2pnode.protocols.typed_data import market_domain
 
 CHAIN_DEADLINE_S: Final = 15.0
 _SETTLEMENTS: Final = 10
@@ -38,6 +39,9 @@ class Money:
         try:
             with trio.fail_after(CHAIN_DEADLINE_S):
                 return await self._look()
+        except ChainMadeAnewError as error:
+            detail, _, remedy = str(error).partition(". ")
+            return problem("chain", "chain_made_anew", detail, remedy)
         except UnavailableError as error:
             remedy = "check the network, or add another endpoint to rpc_urls; open sessions go on meanwhile"
             return problem("chain", "chain_unreachable", str(error), remedy)
@@ -69,7 +73,8 @@ class Money:
             try:
                 await trio.to_thread.run_sync(journal.verify)
                 now = int(time.time())
-                waiting = [r for r in journal.hosted("over") if why_unsettled(r, now - 600) is not None]
+                over = self._of_this_chain(journal.hosted("over"))
+                waiting = [r for r in over if why_unsettled(r, now - 600) is not None]
             finally:
                 journal.close()
         except StorageError as error:
@@ -78,3 +83,10 @@ class Money:
             detail = f"{len(waiting)} sessions should have been settled: see `p2pnode funds`"
             return warning("journal", "unsettled", detail, "start the host with `p2pnode join`")
         return ok("journal", "whole, and nothing waits")
+
+    def _of_this_chain(self, records: list[HostedSession]) -> list[HostedSession]:
+        """Nothing can be done for sessions of another chain, or of one that was made anew."""
+        profile = profile_of_config(self._config)
+        if profile is None:
+            return records
+        return of_market(records, market_domain(profile.chain_id, profile.job_marketplace))

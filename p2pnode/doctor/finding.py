@@ -25,6 +25,7 @@ Code = Literal[
     "duplicate_identity",
     "chain_unreachable",
     "chain_wrong",
+    "chain_made_anew",
     "no_wallet",
     "gas_low",
     "journal_damaged",

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import structlog
 import trio
 
-from p2pnode.chain.ledger import EscrowState, Ledger, RevertedError
+from p2pnode.chain.ledger import ChainMadeAnewError, EscrowState, Ledger, RevertedError
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.errors import ChainError, LocalError
 from p2pnode.host.exposure import Exposure, ExposureCaps
@@ -335,6 +335,10 @@ def _closing() -> Refuse:
 def _refusal_of(error: ChainError | trio.TooSlowError) -> Refuse:
     if isinstance(error, RevertedError):
         return Refuse(code="payment_required", detail=f"the deposit can't be taken: {error.reason}")
+    if isinstance(error, ChainMadeAnewError):
+        log.warning("chain.made_anew", reason=str(error))
+        detail = "the chain that this host is paid on was made anew: its owner has to start the host again"
+        return Refuse(code="payment_required", detail=detail)
     log.warning("chain.unreachable", reason=str(error) or "too slow")
     detail = "this host can't reach its chain now: try again later or use another host"
     return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)

@@ -18,6 +18,7 @@ import trio
 
 from p2pnode.chain.ledger import (
     CLAIMS_MAX,
+    ChainMadeAnewError,
     Close,
     CloseMany,
     CloseRequested,
@@ -147,8 +148,8 @@ class Settler:
             for group in groups:
                 try:
                     await self._group(group)
-                except UnavailableError:
-                    raise
+                except (UnavailableError, ChainMadeAnewError):
+                    raise  # the others would fare no better
                 except LocalError as error:
                     log.warning("settlement.failed", sessions=len(group), reason=str(error))
                     failed = error
@@ -247,7 +248,9 @@ class Settler:
                 with trio.fail_after(self._limits.chain_deadline_s):
                     await self._watch()
             except (LocalError, trio.TooSlowError) as error:  # whatever they say, the host stays up
-                if self.reachable:
+                if self.reachable and isinstance(error, ChainMadeAnewError):
+                    log.warning("chain.made_anew", reason=str(error))
+                elif self.reachable:
                     log.warning("chain.unreachable", reason=str(error) or "too slow")
                 self.reachable = False
             else:
@@ -272,7 +275,8 @@ class Settler:
             cursor, caught_up = page.cursor, page.caught_up
 
     async def _cursor(self) -> int:
-        """Where to read on. A chain that is shorter than we remember was made anew: read it from 0."""
+        """Where to read on. A chain that is shorter than we remember, and not known to be another one by its
+        first block, was made anew: read it from 0."""
         cursor = self._journal.cursor(self._cursor_name)
         if cursor is not None and self._cursor_checked:
             return cursor

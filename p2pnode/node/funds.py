@@ -5,15 +5,18 @@ As payer and as host at once, for one wallet may be both. What can't move says w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from p2pnode.chain.ledger import EscrowState, Ledger
 from p2pnode.ids import SessionId
 from p2pnode.node.journal import BoughtSession, HostedSession, Journal
+from p2pnode.protocols.typed_data import Domain, session_id
 
+Record = TypeVar("Record", BoughtSession, HostedSession)
 CHALLENGE_S: Final = 86_400
 """As the contract has it."""
 _AT_ONCE: Final = 8
@@ -49,15 +52,24 @@ class Funds:
     earned: int
     """Settled for it as a host, likewise."""
     withdrawable: int | None
+    elsewhere: int
+    """Sessions of another chain than the profile's, of which nothing is counted here."""
     stuck: tuple[Stuck, ...] = field(default=())
 
 
-def local_funds(journal: Journal, payer: bytes | None, now: int) -> Funds:
+def of_market(records: Iterable[Record], market: Domain) -> list[Record]:
+    """Those of one chain's market. A journal may hold another's, or those of a chain that was made anew."""
+    return [each for each in records if session_id(market, each.terms) == each.session]
+
+
+def local_funds(journal: Journal, market: Domain, payer: bytes, now: int) -> Funds:
     """What the journal alone says."""
-    bought, hosted = journal.purchases(), journal.hosted()
+    all_bought, all_hosted = journal.purchases(), journal.hosted()
+    bought, hosted = of_market(all_bought, market), of_market(all_hosted, market)
     open_ = [each for each in bought if each.state in ("open", "over")]
     unsettled = [each for each in hosted if each.state in ("open", "over")]
-    authorised = 0 if payer is None else journal.outstanding(payer, now)
+    # Another market's authorisations are among them until they end, nine minutes after they were signed.
+    authorised = journal.outstanding(payer, now)
     # What the host took and the chain has not shown yet is still in the wallet: it counts once.
     unseen = authorised - sum(
         each.terms.deposit for each in bought if each.state == "signed" and each.valid_before > now
@@ -72,13 +84,15 @@ def local_funds(journal: Journal, payer: bytes | None, now: int) -> Funds:
         owed=sum(each.due for each in unsettled),
         earned=sum(each.due for each in hosted if each.state == "settled"),
         withdrawable=None,
+        elsewhere=len(all_bought) + len(all_hosted) - len(bought) - len(hosted),
     )
 
 
 async def funds(journal: Journal, ledger: Ledger, address: bytes, now: int) -> Funds:
     """With what the chain says. Raises ``ChainError``."""
     account = await ledger.balances(address)
-    local = local_funds(journal, address, now)
+    market = ledger.domains.market
+    local = local_funds(journal, market, address, now)
     stuck: list[Stuck] = []
     limit = trio.CapacityLimiter(_AT_ONCE)
 
@@ -89,9 +103,10 @@ async def funds(journal: Journal, ledger: Ledger, address: bytes, now: int) -> F
             stuck.append(found)
 
     async with trio.open_nursery() as nursery:
-        for record in journal.purchases("over", "signed"):
+        for record in of_market(journal.purchases("over", "signed"), market):
             nursery.start_soon(paying, record)
-    stuck += [each for record in journal.hosted("over") if (each := why_unsettled(record, now)) is not None]
+    over = of_market(journal.hosted("over"), market)
+    stuck += [each for record in over if (each := why_unsettled(record, now)) is not None]
     return Funds(
         wallet=account.usdc,
         ether_wei=account.ether,
@@ -102,6 +117,7 @@ async def funds(journal: Journal, ledger: Ledger, address: bytes, now: int) -> F
         owed=local.owed,
         earned=local.earned,
         withdrawable=account.earned,
+        elsewhere=local.elsewhere,
         stuck=tuple(sorted(stuck, key=lambda each: each.session)),
     )
 

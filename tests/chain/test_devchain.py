@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +18,13 @@ from p2pnode.chain.dev.embedded import address_of_secret
 from p2pnode.chain.dev.jsonrpc import BATCH_MAX
 from p2pnode.chain.dev.jsonrpc_http import BODY_MAX
 from p2pnode.chain.evm.fees import Fees
+from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
+from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.transaction import Signed, sign_transaction
+from p2pnode.chain.ledger import ChainMadeAnewError
 from p2pnode.chain.verify import verify
 from p2pnode.errors import ConfigError
+from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import sign_digest
 
 GWEI = 10**9
@@ -459,3 +465,71 @@ async def test_a_taken_port_is_named(chain: DevChain) -> None:
         async with open_dev_chain(port=int(chain.url.rpartition(":")[2])):
             pass
     assert refusal.group_contains(ConfigError, match="choose another with --port")
+
+
+# ---- its state
+
+
+async def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    kept = tmp_path / "chain.sqlite"
+    async with open_dev_chain(state=kept) as chain:
+        assert not chain.went_on
+        await chain.fund(SOMEONE, usdc=5, ether_wei=7)
+        await chain.travel(10**6)
+        first, height = chain.profile(), await chain.use(lambda embedded: embedded.height)
+        time = await chain.use(lambda embedded: embedded.now)
+    async with open_dev_chain(state=kept) as chain:
+        assert chain.went_on
+        assert (chain.addresses, chain.profile().genesis) == (first.addresses, first.genesis)
+        assert await chain.use(lambda embedded: embedded.height) == height
+        await chain.fund(SOMEONE, usdc=1)
+        assert await chain.use(lambda _: chain.deployment.usdc.read("balanceOf", SOMEONE)) == 6
+        assert await chain.use(lambda embedded: embedded.ether(SOMEONE)) == 7
+        assert await chain.use(lambda embedded: embedded.now) >= time
+
+
+async def test_a_file_is_one_chains_at_a_time(tmp_path: Path) -> None:
+    async with open_dev_chain(state=tmp_path / "chain.sqlite"):
+        with pytest.raises(ExceptionGroup) as refusal:
+            async with open_dev_chain(state=tmp_path / "chain.sqlite"):
+                pass
+    assert refusal.group_contains(ConfigError, match="runs on .* already")
+
+
+async def test_two_chains_have_no_first_block_and_no_address_in_common(chain: DevChain) -> None:
+    async with open_dev_chain() as other:
+        assert other.profile().genesis != chain.profile().genesis
+        assert not set(asdict(other.addresses).values()) & set(asdict(chain.addresses).values())
+
+
+async def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "chain.sqlite").write_bytes(b"my own data, and no database at all")
+    with pytest.raises(ExceptionGroup) as refusal:
+        async with open_dev_chain(state=tmp_path / "chain.sqlite"):
+            pass
+    assert refusal.group_contains(ConfigError, match="move it away")
+    assert (tmp_path / "chain.sqlite").read_bytes().startswith(b"my own data")
+
+
+async def test_a_ledger_names_a_chain_that_was_made_anew_and_goes_on_when_the_old_one_is_back(
+    tmp_path: Path,
+) -> None:
+    kept, limits = tmp_path / "chain.sqlite", EvmLimits(rpc=RpcLimits(genesis_recheck_s=0.0))
+    async with open_dev_chain(state=kept) as chain:
+        await chain.fund(SOMEONE, usdc=5)
+        profile, port = chain.profile(), int(chain.url.rpartition(":")[2])
+        ledger = await EvmLedger.of_profile(profile, limits=limits)
+        assert (await ledger.balances(SOMEONE)).usdc == 5
+    try:
+        async with open_dev_chain(port=port):
+            with trio.fail_after(DEADLINE_S):
+                session = SessionId(b"s" * 32)
+                for question in (ledger.head(), ledger.balances(SOMEONE), ledger.session(session)):
+                    with pytest.raises(ChainMadeAnewError, match="was made anew since this profile"):
+                        await question
+                with pytest.raises(ChainMadeAnewError):
+                    await EvmLedger.of_profile(profile)
+        async with open_dev_chain(port=port, state=kept):
+            assert (await ledger.balances(SOMEONE)).usdc == 5
+    finally:
+        await ledger.aclose()

@@ -80,16 +80,14 @@ def test_a_mistyped_address_is_refused(text: str, why: str) -> None:
     chain_id=st.integers(1, 2**63 - 1),
     cap=st.none() | st.integers(1, 2**60),
     confirmations=st.integers(1, 1000),
+    genesis=st.none() | st.binary(min_size=32, max_size=32),
     addresses=st.lists(st.binary(min_size=20, max_size=20).filter(any), min_size=7, max_size=7),
 )
 def test_what_is_written_is_read_again(
-    tmp_path_factory: pytest.TempPathFactory, name: str, addresses: list[bytes], **numbers: Any
+    tmp_path_factory: pytest.TempPathFactory, addresses: list[bytes], cap: int | None, **rest: Any
 ) -> None:
     path = tmp_path_factory.mktemp("profile") / "chain.toml"
-    cap = numbers.pop("cap")
-    made = profile(
-        name=name, **numbers, gas_price_max_wei=cap, **dict(zip(ADDRESS_FIELDS, addresses, strict=True))
-    )
+    made = profile(gas_price_max_wei=cap, **rest, **dict(zip(ADDRESS_FIELDS, addresses, strict=True)))
     write_profile(path, made)
     assert load_profile(path) == made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,49 @@ def test_a_ctrl_c_ends_the_chain(tmp_path: Path) -> None:
         program.wait_event("chain.ready")
         program.interrupt()
         assert program.wait() == 130
+
+
+def _chain(folder: Path, *flags: object) -> Program:
+    """A development chain whose files are in ``folder``, ready."""
+    program = start(folder, "dev", ["chain", "dev", "--port", 0, "--profile", folder / "chain.toml", *flags])
+    program.wait_event("chain.ready")
+    return program
+
+
+def _usdc(folder: Path) -> tuple[int, object]:
+    """What a payer holds as ``funds`` shows it, or what it says instead."""
+    ran = run("funds", "--json", "--chain", folder / "chain.toml", "--data-dir", folder / "payer")
+    return ran.code, ran.events[-1]["wallet"] if ran.code == 0 else ran.events[-1]["message"]
+
+
+def test_a_killed_chain_has_forgotten_nothing_when_it_is_started_again(tmp_path: Path) -> None:
+    address = wallet_in(tmp_path / "payer")
+    with _chain(tmp_path, "--fund", f"{address}=3") as program:
+        assert program.wait_event("chain.ready")["new"] is True
+        program.kill()
+    with _chain(tmp_path) as program:
+        ready = program.wait_event("chain.ready")
+        assert (ready["new"], ready["block"] > 0) == (False, True)
+        assert _usdc(tmp_path) == (0, 3_000_000)
+
+
+def test_a_chain_that_was_made_anew_is_named_by_funds_and_doctor_at_once(tmp_path: Path) -> None:
+    address = wallet_in(tmp_path / "payer")
+    with _chain(tmp_path, "--fund", f"{address}=3"):
+        old = (tmp_path / "chain.toml").read_text()
+        assert _usdc(tmp_path) == (0, 3_000_000)
+    with _chain(tmp_path, "--fresh"):
+        assert _usdc(tmp_path) == (0, 0)
+        new = load_profile(tmp_path / "chain.toml")
+        (url,) = load_profile(_written(tmp_path / "old.toml", old)).rpc_urls
+        _written(tmp_path / "chain.toml", old.replace(url, new.rpc_urls[0]))
+        started = time.monotonic()
+        code, said = _usdc(tmp_path)
+        assert code == 1
+        assert "was made anew" in str(said)
+        assert time.monotonic() - started < 10
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path

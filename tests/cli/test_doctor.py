@@ -40,6 +40,7 @@ from p2pnode.node.storage_key import ensure_storage_key, load_storage_keys, save
 from p2pnode.node.store import LOCAL_OWNER
 from p2pnode.storage.conversations.outbox import Outbox
 from p2pnode.storage.local.store import LocalStore
+from tests.chain.test_profile import profile as a_profile
 from tests.cli.support import Program, give, run, wallet
 from tests.client.support import NOW, advert, peer
 from tests.net.memory_world import seed_of
@@ -178,6 +179,10 @@ async def test_the_chain(
     wrong = tmp_path / "wrong.toml"
     write_profile(wrong, replace(there, node_registry=there.fab))
     assert "node_registry" in _bad(await _money(data.root, chain=str(wrong)).chain(), "chain_wrong").detail
+    anew = tmp_path / "anew.toml"
+    write_profile(anew, replace(there, genesis=bytes(32)))
+    finding = _bad(await _money(data.root, chain=str(anew)).chain(), "chain_made_anew")
+    assert "p2pnode chain dev" in finding.remedy
     monkeypatch.setattr("p2pnode.doctor.chain.CHAIN_DEADLINE_S", 1.0)
     gone = tmp_path / "gone.toml"
     write_profile(gone, replace(there, rpc_urls=("http://127.0.0.1:1",)))
@@ -193,6 +198,9 @@ async def test_the_journal(data: DataDir) -> None:
         _good(await _money(data.root).journal())
         await journal.host_over(record.session, int(time.time()) - 601)
     _bad(await _money(data.root).journal(), "unsettled", verdict="warning")
+    elsewhere = data.root.parent / "elsewhere.toml"  # the session is of another market
+    write_profile(elsewhere, replace(a_profile(), genesis=bytes(32)))
+    _good(await _money(data.root, chain=str(elsewhere)).journal())
     with data.journal.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * 4096)

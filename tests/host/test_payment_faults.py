@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from p2pnode.chain.evm.rpc_answers import RpcError
 from p2pnode.chain.ledger import (
     Call,
+    ChainMadeAnewError,
     Close,
     EventPage,
     Ledger,
@@ -47,6 +49,47 @@ class Moody:
         if self.moody:
             raise RpcError(-32000, "invalid block range params", None)
         return await self._ledger.events(cursor)
+
+
+class Anew:
+    """A ledger whose chain is made anew while ``anew``."""
+
+    anew = False
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        if self.anew and name in ("events", "session", "balances", "head", "check", "transact"):
+            raise ChainMadeAnewError
+        return getattr(self._ledger, name)
+
+
+async def test_a_host_whose_chain_was_made_anew_says_so_to_its_owner_and_to_its_clients_at_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    ledgers: list[Anew] = []
+
+    def wrapped(ledger: Ledger) -> Any:
+        ledgers.append(Anew(ledger))
+        return ledgers[-1]
+
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host(ledger=wrapped)
+        async with w.client(member) as client:
+            with capture_logs() as logs:
+                ledgers[0].anew = True
+                began = trio.current_time()
+                with pytest.raises(RemoteError, match="made anew: its owner has to start the host again"):
+                    await answer(client)
+                assert trio.current_time() - began < 5
+                await trio.sleep(30)
+            # Once by whoever asked, once by the watcher, and not at each of its looks.
+            assert [each["event"] for each in logs].count("chain.made_anew") == 2
+        ledgers[0].anew = False
+        await trio.sleep(30)
+        async with w.client(member) as client:
+            assert (await answer(client))[1] > 0
 
 
 def books_of(client: Client) -> Any:

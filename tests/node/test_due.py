@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p2pnode.node.funds import local_funds
+from p2pnode.protocols.typed_data import market_domain, session_id
 from tests.node.journals import NOW, TERMS, Anything, bought, hosted, voucher, writing
 
+MARKET = market_domain(1, b"\x11" * 20)
 FEE = TERMS.session_fee
 
 
@@ -49,13 +52,16 @@ def test_what_a_served_session_earns_follows_from_what_can_be_claimed(
 
 async def test_the_funds_are_the_sum_of_what_the_sessions_cost(tmp_path: Path) -> None:
     async with writing(tmp_path / "journal.sqlite") as journal:
-        for number in range(1, 4):
-            await journal.bought(bought(number), Anything(), NOW)
-        await journal.bought_open(bought(1).session)
-        await journal.bought_over(bought(1).session)  # it was opened, and its only question refused
-        await journal.bought_open(bought(2).session)
-        await journal.signed(bought(2).session, voucher(1, FEE + 7))
-        await journal.bought_settled(bought(3).session, FEE + 1, NOW)
-        found = local_funds(journal, TERMS.payer, NOW)
+        terms = [replace(TERMS, salt=bytes([number]) * 32) for number in range(1, 4)]
+        one, two, three = (session_id(MARKET, each) for each in terms)
+        for number, each in enumerate(terms):
+            record = replace(bought(number, terms=each), session=session_id(MARKET, each))
+            await journal.bought(record, Anything(), NOW)
+        await journal.bought_open(one)
+        await journal.bought_over(one)  # it was opened, and its only question refused
+        await journal.bought_open(two)
+        await journal.signed(two, voucher(1, FEE + 7))
+        await journal.bought_settled(three, FEE + 1, NOW)
+        found = local_funds(journal, MARKET, TERMS.payer, NOW)
         assert (found.signed, found.spent) == (FEE + FEE + 7, FEE + 1)
         assert found.signed + found.spent == sum(each.due for each in journal.purchases())

@@ -1,0 +1,134 @@
+"""The file that a development chain keeps its state in: py-evm's keys and values, and what it was made with.
+
+All of it is read into memory when the file is opened; ``save`` writes what changed since, in one transaction.
+What was saved survives the process, however that ends; a power cut may cost the last seconds, for nothing of
+worth is here. One process at a time: the file is locked for as long as it is open.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from p2pnode.errors import ConfigError
+from p2pnode.files import not_writable
+from p2pnode.sqlite_files import connect, kind_of, make, trouble_of
+
+_APPLICATION: Final = int.from_bytes(b"p2pd", "big")
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE made (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class SavedState(dict[bytes, bytes]):
+    """Keys and values as a mapping; :attr:`made` are words about the chain, written once by :meth:`begin`.
+
+    Raises ``ConfigError`` when the file can't be opened, is another program's, or is in use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._changed: dict[bytes, bytes | None] = {}
+        self._lock = self._locked()
+        try:
+            self._db = self._opened()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _locked(self) -> int:
+        lock = lock_of(self.path)
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise not_writable(lock, error) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            msg = f"a development chain runs on {self.path} already: stop it, or name another --profile"
+            raise ConfigError(msg) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        return handle
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            if not self.path.exists():
+                make(self.path, _SCHEMA, application=_APPLICATION, version=_VERSION)
+            db = connect(self.path, synchronous="NORMAL")
+            try:
+                self._check(db)
+                for key, value in db.execute("SELECT key, value FROM state"):
+                    super().__setitem__(key, value)
+                self.made = dict(db.execute("SELECT name, value FROM made").fetchall())
+            except BaseException:
+                db.close()
+                raise
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+        except sqlite3.Error as error:
+            msg = f"{self.path} can't be read ({trouble_of(error)}): move it away to start a new chain"
+            raise ConfigError(msg) from error
+        return db
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        if kind_of(db) != (_APPLICATION, _VERSION):
+            msg = f"{self.path} is not the state of a development chain of this version"
+            raise ConfigError(f"{msg}: move it away to start a new chain")
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        super().__setitem__(key, value)
+        self._changed[key] = value
+
+    def __delitem__(self, key: bytes) -> None:
+        super().__delitem__(key)
+        self._changed[key] = None
+
+    def begin(self, made: dict[str, str]) -> None:
+        """Write down what the chain was made with, beside its first state."""
+        self.made = made
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT INTO made VALUES (?, ?)", made.items())
+        self._write()
+
+    def save(self) -> None:
+        """Write what changed. Raises ``sqlite3.Error``; what was not written is written the next time."""
+        if self._changed:
+            self._db.execute("BEGIN")
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            kept = [(key, value) for key, value in self._changed.items() if value is not None]
+            gone = [(key,) for key, value in self._changed.items() if value is None]
+            self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", kept)
+            self._db.executemany("DELETE FROM state WHERE key = ?", gone)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._changed.clear()
+
+    def close(self) -> None:
+        """Let another process have it."""
+        self._db.close()
+        os.close(self._lock)
+
+
+def lock_of(path: Path) -> Path:
+    """The file that is locked while a chain runs on this state; its content is the process's number."""
+    return path.with_name(f"{path.name}.lock")
+
+
+def forget_state(path: Path) -> None:
+    """Remove the file of a chain that does not run. Raises ``ConfigError`` when it does."""
+    SavedState(path).close()
+    for each in ("", "-wal", "-shm"):
+        path.with_name(path.name + each).unlink(missing_ok=True)
