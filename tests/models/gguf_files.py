@@ -26,9 +26,26 @@ def integers(values: list[int]) -> bytes:
     return struct.pack("<IIQ", 9, 5, len(values)) + struct.pack(f"<{len(values)}i", *values)
 
 
-def gguf(pairs: dict[str, bytes], *, version: int = 3, keys: int | None = None) -> bytes:
-    head = b"GGUF" + struct.pack("<IQQ", version, 0, len(pairs) if keys is None else keys)
-    return head + b"".join(text(key) + value for key, value in pairs.items())
+def gguf(
+    pairs: dict[str, bytes],
+    *,
+    version: int = 3,
+    keys: int | None = None,
+    tensors: tuple[bytes, ...] = (),
+) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs) if keys is None else keys)
+    return head + b"".join(text(key) + value for key, value in pairs.items()) + b"".join(tensors)
+
+
+def tensor(name: str, dimensions: tuple[int, ...], kind: int, offset: int) -> bytes:
+    sizes = struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions)
+    return text(name) + sizes + struct.pack("<IQ", kind, offset)
+
+
+def with_weights(tensors: tuple[bytes, ...], weights: int) -> bytes:
+    """A small model and so many bytes of weights, which begin at a multiple of 32."""
+    head = gguf(PAIRS, tensors=tensors)
+    return head + b"\0" * (-len(head) % 32) + b"w" * weights
 
 
 TOKENS = [b"<end>", b"a", "Ġb".encode(), "ä½".encode(), "ł".encode(), b"user_token"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from p2pnode.models.gguf import read_header
 from p2pnode.models.local import LocalModel
 from p2pnode.models.manifest import TemplateOverhead
 from p2pnode.models.vocabulary import load_vocabulary
-from tests.models.gguf_files import PAIRS, TINY, gguf, integers, string, strings, u32
+from tests.models.gguf_files import PAIRS, TINY, gguf, integers, string, strings, tensor, u32, with_weights
 
 HASH = "0" * 64
 
@@ -88,6 +89,55 @@ def test_a_file_that_is_wrong_says_how_and_what_to_do(
     with pytest.raises(ConfigError, match=r"p2pnode models pull") as error:
         describe(read_header(path), HASH)
     assert reason in str(error.value)
+
+
+F32, Q8_0, NEWER = 0, 8, 250
+MATRICES = (tensor("a", (64, 4), Q8_0, 0), tensor("b", (3, 2), F32, 288))
+
+
+def test_a_file_that_ends_before_its_last_tensor_does_is_truncated(tmp_path: Path) -> None:
+    needed = 288 + 3 * 2 * 4  # eight blocks of 34 bytes, padded to 32, then six floats
+    read_header(write(tmp_path, with_weights(MATRICES, needed)))
+    read_header(write(tmp_path, with_weights(MATRICES, needed + 8)))
+    for present in (needed - 1, 288, 0):
+        with pytest.raises(ConfigError, match=r"truncated: it has \d+ bytes, and its tensors need \d+"):
+            read_header(write(tmp_path, with_weights(MATRICES, present)))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (with_weights((tensor("a", (1 << 62, 1 << 62), F32, 0),), 64), "truncated"),
+        (with_weights((tensor("a", (4,), F32, 1 << 62),), 64), "truncated"),
+        (with_weights((tensor("a", (4,), NEWER, 64),), 64), "truncated"),
+        (with_weights((tensor("a", (1,) * 9, F32, 0),), 64), "tensor of 9 dimensions"),
+        (gguf(PAIRS | {"general.alignment": u32(0)}, tensors=MATRICES), "alignment is 0"),
+        (gguf(PAIRS | {"general.alignment": string("32")}, tensors=MATRICES), "alignment is '32'"),
+        (gguf(PAIRS, tensors=MATRICES)[:-6], "truncated"),
+    ],
+)
+def test_tensors_that_claim_too_much_are_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_header(write(tmp_path, data))
+    assert reason in str(error.value)
+
+
+def test_of_a_type_that_is_newer_than_ours_only_the_beginning_is_looked_for(tmp_path: Path) -> None:
+    read_header(write(tmp_path, with_weights((tensor("a", (4,), NEWER, 0),), 64)))
+
+
+def test_the_default_model_cut_anywhere_in_its_weights_is_truncated(
+    smollm: LocalModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "cut.gguf"
+    with smollm.path.open("rb") as file:
+        path.write_bytes(file.read(8 << 20))
+    for size in (smollm.manifest.size_bytes - 1, 8 << 20):
+        os.truncate(path, size)  # what is missing between is a hole, which costs no disk
+        with pytest.raises(ConfigError, match="truncated"):
+            read_header(path)
+    os.truncate(path, smollm.manifest.size_bytes)
+    read_header(path)
 
 
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -301,10 +302,13 @@ async def test_a_model_that_is_gone_or_changed_is_not_loaded(smollm: LocalModel,
 async def test_weights_llama_cpp_cannot_load_are_an_error_and_restarts_back_off(
     smollm: LocalModel, tmp_path: Path
 ) -> None:
-    cut = tmp_path / "cut.gguf"
-    cut.write_bytes(smollm.path.read_bytes()[: 3 << 20])
-    manifest = replace(smollm.manifest, size_bytes=3 << 20)
-    engine = LlamaCppEngine(LocalModel(name="cut", path=cut, manifest=manifest), CONFIG)
+    unknown = tmp_path / "unknown.gguf"
+    with smollm.path.open("rb") as file:
+        begin = file.read(8 << 20)
+    named = struct.pack("<Q", 5)
+    unknown.write_bytes(begin.replace(named + b"llama", named + b"lxama", 1))
+    os.truncate(unknown, smollm.manifest.size_bytes)
+    engine = LlamaCppEngine(replace(smollm, path=unknown), CONFIG)
     errors: list[Any] = []
     for _ in range(3):
         with pytest.raises(EngineError) as failed:

@@ -15,7 +15,7 @@ from p2pnode.models.local import LocalModel, installed
 from p2pnode.models.manifest import Manifest, TemplateOverhead
 from p2pnode.models.pull import PullConfig, pull, verify
 from p2pnode.models.sources import HttpSource, PypiSource, Source
-from tests.models.gguf_files import TINY
+from tests.models.gguf_files import TINY, tensor, with_weights
 from tests.models.http_server import Behaviour, serving
 
 CONTENT = TINY + bytes(range(256)) * 8192
@@ -229,6 +229,34 @@ async def test_a_damaged_file_is_found_by_verify_and_replaced_by_pull(tmp_path: 
             await verify(model, tmp_path)
         assert installed(tmp_path) == []
         assert_whole(await pull(entry, tmp_path, config=QUICK), tmp_path)
+
+
+async def test_half_a_download_named_by_its_path_is_found_by_verify_and_by_pull(tmp_path: Path) -> None:
+    path, models = tmp_path / "half.gguf", tmp_path / "models"
+    path.write_bytes(with_weights((tensor("a", (64,), 0, 0),), 100))
+    entry = Catalogue.load().find(str(path))
+    for check in (verify, pull, verify):
+        with pytest.raises(ConfigError, match="truncated"):
+            await check(entry, models)
+    path.write_bytes(with_weights((tensor("a", (64,), 0, 0),), 256))
+    assert (await verify(entry, models)).path == path
+
+
+async def test_a_file_that_changed_since_it_was_taken_up_stays_wrong_until_it_is_taken_up_again(
+    tmp_path: Path,
+) -> None:
+    path, models = tmp_path / "mine.gguf", tmp_path / "models"
+    path.write_bytes(CONTENT)
+    entry = Catalogue.load().find(str(path))
+    before = await pull(entry, models)
+    path.write_bytes(CONTENT + b"changed")
+    for _ in range(2):  # what is wrong once is wrong twice
+        with pytest.raises(ConfigError, match=r"damaged or not the right ones.*models pull"):
+            await verify(entry, models)
+        assert installed(models) == []
+    after = await pull(entry, models)
+    assert after.model_id != before.model_id
+    assert await verify(entry, models) == after
 
 
 async def test_verify_of_what_was_never_pulled_says_so(tmp_path: Path) -> None:
