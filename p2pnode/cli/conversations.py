@@ -37,7 +37,7 @@ from p2pnode.cli.options import (
     check_target,
     configure,
 )
-from p2pnode.cli.output import Output
+from p2pnode.cli.output import Output, shorten
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
@@ -196,7 +196,10 @@ def find(known: Sequence[SavedConversation], begins: str) -> SavedConversation:
 
 
 async def find_anywhere(client: Client, begins: str, output: Output) -> SavedConversation:
-    """One that is known here, or that a replica shows. Raises ``UsageError``, ``LocalError``."""
+    """One that is known here, or that a replica shows.
+
+    Raises ``UsageError``, ``LocalError``, and ``NoHostError`` where nobody else could be asked.
+    """
     from p2pnode.errors import UsageError
 
     keeper = await client.conversations.keeper()
@@ -205,6 +208,7 @@ async def find_anywhere(client: Client, begins: str, output: Output) -> SavedCon
     except UsageError:
         recovery = await client.conversations.recover()
         tell_recovery(output, recovery)
+        check_answered(recovery, before=f"no conversation here begins with {begins!r}, and ")
         return find(recovery.conversations, begins)
 
 
@@ -265,10 +269,24 @@ def tell_recovery(output: Output, recovery: Recovery) -> None:
         f"{count_of(len(recovery.conversations), 'conversation')}, "
         f"{count_of(len(recovery.sessions), 'paid session')}. What none of them shows can't be known of]"
     )
-    if not others:
-        text = "[no other node answered: name one that has them (--store), or any other (--bootstrap)]"
-    output.event("recovered", fields, text=text)
+    output.event("recovered", fields, text=text if others else "")
     tell_losses(output, recovery.losses)
+
+
+def check_answered(recovery: Recovery, *, before: str = "") -> None:
+    """Raise ``NoHostError`` where no other node answered; ``before`` begins its message."""
+    from p2pnode.client.keeper import OWN
+    from p2pnode.errors import NoHostError
+
+    if recovery.answered - {OWN}:
+        return
+    reasons = "".join(f"; {shorten(peer)}: {why}" for peer, why in recovery.failures.items())
+    msg = (
+        f"{before}no other node answered, so nothing could be recovered yet{reasons}. Nothing is lost: "
+        "try again with --store and the invite of a node that keeps your conversations, or with --bootstrap "
+        "and the invite of any node that runs (its `p2pnode join` prints it)"
+    )
+    raise NoHostError(msg)
 
 
 def tell_losses(output: Output, losses: Sequence[Any]) -> None:

@@ -8,7 +8,16 @@ import typer
 
 from p2pnode.cli.ask import make_client
 from p2pnode.cli.conversation_words import conversation_fields, conversation_row, turn_fields, turn_lines
-from p2pnode.cli.conversations import export, forget, known_here, reading, resume, tell_losses, tell_recovery
+from p2pnode.cli.conversations import (
+    check_answered,
+    export,
+    forget,
+    known_here,
+    reading,
+    resume,
+    tell_losses,
+    tell_recovery,
+)
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -65,16 +74,20 @@ def list_sessions(
     output = Output(as_json=as_json)
 
     async def run() -> None:
+        recovery = None
         if recover:
             client = make_client(
                 output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain,
                 stores=store, s5_url=s5_url,
             )  # fmt: skip
             async with client:
-                tell_recovery(output, await client.conversations.recover())
+                recovery = await client.conversations.recover()
+            tell_recovery(output, recovery)
         async with known_here(build_config(data_dir)) as archive:
             talks = await archive.conversations() if archive is not None else ()
         _print_all(output, talks, _paid_rows(data_dir), recovered=recover)
+        if recovery is not None:
+            check_answered(recovery)
 
     run_async(run, on_error=output.failed)
 

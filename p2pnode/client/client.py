@@ -100,8 +100,6 @@ class Client:
             with trio.move_on_after(runtime.limits.close_deadline_s, shield=True):
                 await self.pool.wait_closed()
                 await self._debts.wait_tried()
-                if runtime.owns_node:
-                    await runtime.node.aclose()
             if self._remember and runtime.data.root.is_dir():
                 save_measured(runtime.data.measured, self.searches.measured)
         finally:

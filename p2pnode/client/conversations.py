@@ -97,10 +97,16 @@ class Conversations:
         await keeper.look()
 
     async def recover(self) -> Recovery:
-        """Ask whoever may have them for this user's conversations, and for money that was paid elsewhere."""
+        """Ask whoever may have them for this user's conversations, and for money that was paid elsewhere.
+
+        Nodes that were named and could not be reached stand among the ``failures``.
+        """
         keeper = await self.keeper()
-        await self._searches.connect_first_peers()
+        unreached = await self._searches.connect_first_peers()
+        await self._searches.connect_neighbours()
         recovery = await keeper.recover()
+        failures = {str(peer): why for peer, why in unreached.items()} | dict(recovery.failures)
+        recovery = replace(recovery, failures=failures)
         if recovery.sessions and self._runtime.pays:
             from p2pnode.client.repayment import restore_purchases
 

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -141,17 +141,22 @@ class Keeper:
     async def recover(self) -> Recovery:
         """Ask everybody who may have them for this user's conversations and paid sessions."""
         async with self._looking:
-            await self._find_holders(self._keys.index.entry_key)
-        return await self.archive.recover()
+            unreached = await self._find_holders(self._keys.index.entry_key)
+        recovery = await self.archive.recover()
+        return replace(recovery, failures={**unreached, **recovery.failures})
 
     async def reach(self, sid: bytes) -> None:
         """Find who has this conversation: another machine may have gone on with it."""
         async with self._looking:
             await self._find_holders(self._keys.conversation(sid).entry_key)
 
-    async def _find_holders(self, key: EntryKey) -> None:
-        """Everybody who may have something; the dead are not waited for once one was found that has."""
+    async def _find_holders(self, key: EntryKey) -> dict[str, str]:
+        """Everybody who may have something; the dead are not waited for once one was found that has.
+
+        Returns why those of the configured stores that were not reached were not.
+        """
         grace_s = self._node.limits.replica_grace_s
+        unreached: dict[str, str] = dict.fromkeys(self._finder.configured, "it did not answer in time")
         async with trio.open_nursery() as nursery:
 
             async def look_into(replica: Replica) -> None:
@@ -165,11 +170,14 @@ class Keeper:
                     scope.deadline = trio.current_time() + grace_s
 
             def found(replica: Replica) -> None:
+                unreached.pop(replica.name, None)
                 self._take([replica], all_=True)
                 nursery.start_soon(look_into, replica)
 
-            await self._finder.find(key, on_found=found)
+            failed = (await self._finder.find(key, on_found=found)).failed
+            unreached.update({peer: why for peer, why in failed.items() if peer in unreached})
             nursery.cancel_scope.deadline = trio.current_time() + grace_s
+        return unreached
 
     async def finish(self) -> Kept:
         """Bring what is kept here to a quorum, within the deadline of a client that leaves.

@@ -60,19 +60,22 @@ class Runtime:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Run node and tasks for the block; those that are left are cancelled after it."""
+        """Run node and tasks for the block; after it the tasks are cancelled, then the node ends."""
         if self.payer is None and self.pays:
             self.payer = self._configured_payer()
-        async with trio.open_nursery() as nursery:
-            self._tasks = tasks = await nursery.start(_hold_tasks)
+        # The node is around the tasks: whatever uses it has ended before it does.
+        async with _tasks_of_their_own() as under:
+            if self._node is None:
+                self._node = self.make_node()
+                await under.start(self._node.run)
             try:
-                if self._node is None:
-                    self._node = self.make_node()
-                    await tasks.start(self._node.run)
-                yield
+                async with _tasks_of_their_own() as self._tasks:
+                    yield
             finally:
                 self._tasks = None
-                tasks.cancel_scope.cancel()
+                if self.owns_node:
+                    with trio.move_on_after(self.limits.close_deadline_s, shield=True):
+                        await self._node.aclose()
 
     @property
     def node(self) -> Node:
@@ -141,11 +144,22 @@ class Runtime:
         return payer_of(self.config, wall=time.time, draw=secrets.token_bytes, on_sign=on_sign)
 
 
-async def _hold_tasks(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
-    """A nursery that does not end with a cancelled caller: what runs there must be ended in order first.
+@asynccontextmanager
+async def _tasks_of_their_own() -> AsyncIterator[trio.Nursery]:
+    """A nursery that does not end with a cancelled caller, but with the block, and then at once.
 
-    Else an interrupted answer would neither be written down nor paid for.
+    What runs there must be ended in order first: else an interrupted answer would neither be written down
+    nor paid for.
     """
+    async with trio.open_nursery() as outer:
+        tasks = await outer.start(_hold_tasks)
+        try:
+            yield tasks
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+async def _hold_tasks(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
     async with trio.open_nursery() as tasks:
         tasks.cancel_scope.shield = True
         task_status.started(tasks)

@@ -19,11 +19,13 @@ from p2pnode.errors import RefusedError, RemoteError, StorageError, UnreachableE
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.peerstore import SavedPeers
+from p2pnode.node.adverts import failure_of
 from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert
 
 log = structlog.get_logger()
 _SAVED_SEEDS: Final = 8
+_SLOW: Final = "it did not answer in time"
 
 
 class Searches:
@@ -148,20 +150,44 @@ class Searches:
         """Live adverts of every model that the first peers and those on the local network know of."""
         node = self._runtime.node
         await self.connect_first_peers()
-        if self._runtime.browses:
-            with trio.move_on_after(self._runtime.limits.mdns_wait_s):
-                async for found in node.network.discovered():
-                    await self._connect(found.peer, found.addrs)
+        await self.connect_neighbours()
         async with trio.open_nursery() as nursery:
             for peer in node.network.connected_peers():
                 nursery.start_soon(self._sample, peer)
         return [entry.advert for entry in node.adverts.book.live(node.wall())]
 
-    async def connect_first_peers(self) -> None:
-        """Dial the node on this data dir, the user's first peers and those of earlier runs, all at once."""
-        async with trio.open_nursery() as nursery:  # at once: each dead one may take its whole deadline
+    async def connect_first_peers(self) -> dict[PeerId, str]:
+        """Dial the node on this data dir, the user's first peers and those of earlier runs, all at once.
+
+        Once one is reached the rest have ``replica_grace_s``: a dead one would take its whole deadline.
+        Returns why those that were not reached were not.
+        """
+        grace_s = self._runtime.limits.replica_grace_s
+        failed: dict[PeerId, str] = {}
+
+        async def connect(peer: PeerId, address: str) -> None:
+            failed[peer] = _SLOW
+            failure = await self._connect(peer, (address,))
+            if failure:
+                failed[peer] = failure
+                return
+            del failed[peer]
+            nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + grace_s)
+
+        async with trio.open_nursery() as nursery:
             for address, peer in map(split_peer, self.seeds()):
-                nursery.start_soon(self._connect, peer, (address,))
+                nursery.start_soon(connect, peer, address)
+        reached = self._runtime.node.network.connected_peers()
+        unreached = {peer: why for peer, why in failed.items() if peer not in reached}
+        self._unreached.update(unreached)
+        return unreached
+
+    async def connect_neighbours(self) -> None:
+        """Dial the nodes that make themselves known on the local network, where they are looked for."""
+        if self._runtime.browses:
+            with trio.move_on_after(self._runtime.limits.mdns_wait_s):
+                async for found in self._runtime.node.network.discovered():
+                    await self._connect(found.peer, found.addrs)
 
     async def _sample(self, peer: PeerId) -> None:
         try:
@@ -170,13 +196,17 @@ class Searches:
         except (RemoteError, trio.TooSlowError) as error:
             log.debug("exchange.failed", peer=peer, reason=str(error))
 
-    async def _connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
+    async def _connect(self, peer: PeerId, addresses: Sequence[str]) -> str:
+        """Why it can't be reached; empty: it is."""
         try:
             with trio.fail_after(self._runtime.limits.dial_deadline_s):
                 await self._runtime.node.network.connect_peer(peer, addresses)
         except (RemoteError, trio.TooSlowError) as error:
-            log.debug("peer.unreachable", peer=peer, reason=str(error))
+            failure = failure_of(error) if isinstance(error, RemoteError) else _SLOW
+            log.debug("peer.unreachable", peer=peer, reason=failure)
             self._unreached.add(peer)
+            return failure
+        return ""
 
     def note_answer(self, peer: PeerId, ttft_s: float, tokens_per_s: float | None) -> None:
         """A turn went well."""

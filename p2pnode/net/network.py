@@ -279,7 +279,7 @@ class Network:
 
     async def _dial(self, peer: PeerId, addrs: Sequence[str]) -> None:
         if self._swarm.nursery is None:
-            raise LocalError("the network is not running")
+            raise UnreachableError("this node is shutting down, or has not started: nobody can be reached")
         await self._swarm.dial(to_id(peer), addrs)
 
     async def disconnect(self, peer: PeerId) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import structlog
 import trio
 
+from p2pnode.errors import UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.network import Network, NetworkConfig
@@ -115,17 +116,21 @@ class Node:
         await self._stopped.wait()
 
     async def follow(self, models: Sequence[ModelId]) -> None:
-        """Join the topics of these models (while the node runs)."""
-        if self._nursery is not None:
-            for model in models:
-                await self._nursery.start(self.adverts.join, model)
+        """Join the topics of these models. Raises as :meth:`start_soon`."""
+        for model in models:
+            await self._services().start(self.adverts.join, model)
 
     def start_soon(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run a role's task for as long as the services run."""
+        """Run a role's task for as long as the services run.
+
+        Raises ``UnreachableError`` before they do, and once they have ended: nobody is reached then.
+        """
+        self._services().start_soon(function, *args)
+
+    def _services(self) -> trio.Nursery:
         if self._nursery is None:
-            msg = "the node does not run yet"
-            raise RuntimeError(msg)
-        self._nursery.start_soon(function, *args)
+            raise UnreachableError("this node is shutting down, or has not started: nobody can be reached")
+        return self._nursery
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, join, serve; then end in order: roles drain, services stop, the network closes."""

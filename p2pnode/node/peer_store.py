@@ -177,9 +177,14 @@ class PeerStore:
                 stream=0,
                 sign=lambda owner, _digest: self._claims[owner],
             )
-            self._stream = AskedPeer(machine, stream, limits=node.limits, on_fault=self._fault)
-            node.start_soon(node.network.guard.run, self._stream.run)
-            return self._stream
+            asked = AskedPeer(machine, stream, limits=node.limits, on_fault=self._fault)
+            try:
+                node.start_soon(node.network.guard.run, asked.run)
+            except UnreachableError:  # the node is ending, and closes its connections one by one
+                await stream.reset()
+                raise
+            self._stream = asked
+            return asked
 
     def _fault(self, what: str) -> None:
         self._node.faults.record(self.peer, what, trio.current_time())

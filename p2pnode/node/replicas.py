@@ -60,6 +60,11 @@ class ReplicaFinder:
             self._configured[peer] = (*self._configured.get(peer, ()), each)
         self._stores: OrderedDict[PeerId, PeerStore] = OrderedDict()
 
+    @property
+    def configured(self) -> tuple[PeerId, ...]:
+        """The peers of ``stores``, the dearest first."""
+        return tuple(self._configured)
+
     async def find(
         self,
         key: EntryKey,

@@ -144,7 +144,10 @@ def test_without_another_node_to_recover_from_that_is_said(tmp_path: Path, host:
     wallet(tmp_path / "d")
     words = ("sessions", "list", "--recover", "--data-dir", tmp_path / "d", "--no-mdns")
     alone = run(*words)
-    assert (alone.code, "no other node answered" in alone.err, "--recover" in alone.out) == (0, True, False)
+    assert (alone.code, "no other node answered" in alone.err, "--recover" in alone.out) == (3, True, False)
+    nowhere = host.multiaddr.replace(host.multiaddr.split("/")[4], "1", 1)
+    dead = run(*words, "--bootstrap", nowhere)
+    assert (dead.code, "refused" in dead.err, "Nothing is lost" in dead.err) == (3, True, True), dead
     asked = run(*words, "--bootstrap", host.multiaddr)
     assert (asked.code, "[1 other node answered: 0 conversations" in asked.err) == (0, True)
 
