@@ -6,6 +6,7 @@ never reaches the nursery, which would end the node. Knows nothing of what the t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -66,15 +67,18 @@ async def serve_sockets(
     connections: trio.Nursery,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Accept until cancelled or closed; each connection is a task of ``connections``, guarded by ``handle``.
+    """Accept until cancelled or closed. Each connection is a task of ``connections``, closed at its end.
 
-    Unlike trio's own loop, no error of ``accept`` ends it: one log line a minute, and a pause before the
-    next attempt. At the limit of open files the connection stays in the backlog until one is free.
+    ``handle`` must be guarded. Unlike trio's own loop, no error of ``accept`` ends it: one log line a
+    minute, and a pause before the next attempt. At the limit of open files a connection stays in the
+    backlog until a file is free. The listeners are closed at the end.
     """
-    async with trio.open_nursery() as nursery:
-        for listener in listeners:
-            nursery.start_soon(_accept_loop, handle, listener, what, connections)
-        task_status.started()
+    with contextlib.ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                stack.callback(listener.socket.close)
+                nursery.start_soon(_accept_loop, handle, listener, what, connections)
+            task_status.started()
 
 
 async def _accept_loop(
@@ -98,7 +102,16 @@ async def _accept_loop(
             pause_s = min(2 * pause_s, BACK_OFF_MAX_S)
             continue
         pause_s = BACK_OFF_FIRST_S
-        connections.start_soon(handle, stream)
+        connections.start_soon(_serve_one, handle, stream)
+
+
+async def _serve_one(
+    handle: Callable[[trio.SocketStream], Awaitable[None]], stream: trio.SocketStream
+) -> None:
+    try:
+        await handle(stream)
+    finally:
+        stream.socket.close()
 
 
 def _reason(error: OSError) -> str:

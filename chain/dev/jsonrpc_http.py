@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Never
 
 import h11
 import trio
 
 from p2pnode.errors import ConfigError
+from p2pnode.tasks import Guard, serve_sockets
 
 BODY_MAX: Final = 1 << 20
 CONNECTIONS_MAX: Final = 128
@@ -63,8 +65,11 @@ async def serve_http(
             finally:
                 held.release()
 
+    handler = partial(Guard().run, serve)
     async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, serve, listeners)
+        await nursery.start(
+            partial(serve_sockets, handler, listeners, what=f"{host} port {port}", connections=nursery)
+        )
         task_status.started(int(listeners[0].socket.getsockname()[1]))
         await trio.sleep_forever()
     raise AssertionError  # the nursery ends with its cancellation only

@@ -35,6 +35,7 @@ from p2pnode.storage.s5_server.serving import Serving
 from p2pnode.storage.s5_server.streams import GuardedStream
 from p2pnode.storage.s5_server.watched import WatchedRegistry
 from p2pnode.storage.store import BlobStore, Registry
+from p2pnode.tasks import Guard, serve_sockets
 
 _HEADERS_MAX: Final = 16_384
 _IDLE_S: Final = 30
@@ -57,6 +58,7 @@ class S5Server:
     ) -> None:
         self.registry = registry if isinstance(registry, WatchedRegistry) else WatchedRegistry(registry)
         self._blobs, self._options, self._limits, self._wall = blobs, options, limits, wall
+        self._guard = Guard()
         self._stopping = trio.Event()
         self._context = WorkerContext(None)
         self._open: set[GuardedStream] = set()
@@ -127,9 +129,9 @@ class S5Server:
         async with trio.open_nursery() as connections:
             try:
                 async with trio.open_nursery() as accepting:
-                    handler = partial(self._connection, app, config)
+                    handler = partial(self._guard.run, partial(self._connection, app, config))
                     await accepting.start(
-                        partial(trio.serve_listeners, handler, listeners, handler_nursery=connections)
+                        partial(serve_sockets, handler, listeners, what=self._url, connections=connections)
                     )
                     task_status.started(self._url)
                     await self._stopping.wait()
@@ -154,8 +156,6 @@ class S5Server:
             with guarded.scope:
                 state = ConnectionState({})
                 await TCPServer(app, config, self._context, state, cast("Any", guarded)).run()
-        except Exception as error:
-            log.warning("s5.connection_failed", kind=type(error).__name__, exc_info=error)
         finally:
             stream.socket.close()
             self._open.discard(guarded)

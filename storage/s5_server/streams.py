@@ -46,7 +46,10 @@ class GuardedStream:
 
     async def receive_some(self, bytes_max: int) -> bytes | bytearray:
         """Whatever has come; nothing at the end."""
-        return await self._stream.receive_some(bytes_max)
+        data = await self._stream.receive_some(bytes_max)
+        if not data:
+            self._end_soon()  # hypercorn would keep it until its keep-alive is over
+        return data
 
     async def send_eof(self) -> None:
         """No more from us."""
@@ -54,5 +57,8 @@ class GuardedStream:
 
     async def aclose(self) -> None:
         """Close. What still runs on it has nobody to answer, but may take in what came before the end."""
-        self.scope.deadline = min(self.scope.deadline, trio.current_time() + _AFTERWARDS_S)
+        self._end_soon()
         await self._stream.aclose()
+
+    def _end_soon(self) -> None:
+        self.scope.deadline = min(self.scope.deadline, trio.current_time() + _AFTERWARDS_S)

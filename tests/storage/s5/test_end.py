@@ -142,6 +142,20 @@ async def test_connections_beyond_the_bound_are_closed_at_once(tmp_path: Path) -
             await stream.aclose()
 
 
+async def test_connections_that_leave_without_a_request_free_their_places_soon(tmp_path: Path) -> None:
+    async with serving(tmp_path, limits=Limits(s5_connections_max=2)) as running:
+        for _ in range(2):
+            await (await running.connect()).aclose()
+        with trio.fail_after(5):
+            while True:
+                async with await running.connect() as stream:
+                    await stream.send_all(b"GET /s5/version HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        if await stream.receive_some():
+                            break
+                await trio.sleep(0.1)
+
+
 async def test_a_taken_port_is_named_with_a_remedy(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as running:
         options = S5Options(owner=OWNER, folder=tmp_path / "b", port=running.port)
