@@ -85,8 +85,12 @@ class Cashier:
         """Settle and watch until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(self.settler.run)
-            task_status.started()
+            try:
+                await nursery.start(self.settler.run)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # what ends from now on can start nothing in it
 
     def asks(self, *, price_in: int, price_out: int, session_fee: int) -> HostPayment:
         """What a session of an offer must bring."""
@@ -276,12 +280,12 @@ class Cashier:
         if not deposit.decided:
             deposit.abandoned = True  # nobody waits for it: the one that takes it lets it go
             return
-        await self._over(session, self._limits.linger_s if lingers else 0.0)
         if not lingers:
-            self._lost(session, unpaid)
+            self._lost(session, unpaid)  # first: whatever becomes of the writing below, it may owe no more
+        await self._over(session, self._limits.linger_s if lingers else 0.0)
 
     def given_up(self, session: SessionId, *, unpaid: int) -> None:
-        """Nobody came back for it within the linger."""
+        """Nobody came back for it within the linger, or nobody may: its escrow ended, or this host stops."""
         self._lost(session, unpaid)
 
     async def resumed(self, session: SessionId) -> None:
@@ -306,13 +310,16 @@ class Cashier:
         deposit = self._deposits.get(session)
         if deposit is not None:
             deposit.settle_at = settle_at
+        noted = False
         try:
             await self.journal.host_over(session, settle_at)
+            noted = True
         except LocalError as error:
             log.warning("session.not_noted", session=session.hex()[:16], reason=str(error))
-            if self._nursery is not None:
+        finally:  # also where a slow disk took longer than whoever ends the stream may wait
+            if not noted and self._nursery is not None:
                 self._nursery.start_soon(self._note_over, session, settle_at)
-        self.settler.due()
+            self.settler.due()
 
     async def _note_over(self, session: SessionId, settle_at: int) -> None:
         """Try again until the disk takes it, or it was resumed: an unsettled session is money."""

@@ -156,6 +156,8 @@ class Host:
                 while self._sessions:
                     self._session_ended = trio.Event()
                     await self._session_ended.wait()
+            if self._kept is not None:
+                self._kept.give_up_all()
             await self._node.adverts.withdraw()
             if self.cashier is not None:
                 with trio.move_on_after(self._node.limits.settle_deadline_s):

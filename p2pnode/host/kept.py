@@ -96,9 +96,9 @@ class KeptSessions:
             return
         del self._live[session]
         record = self._records[session]
-        await self._cashier.over(session, unpaid=unpaid(record), lingers=lingers)
         if not lingers:
-            self._forget(session)
+            del self._records[session]  # before anything is waited for: nobody may resume it meanwhile
+        await self._cashier.over(session, unpaid=unpaid(record), lingers=lingers)
 
     async def wait_given_up(self, session: SessionId) -> None:
         """Wait for the linger to pass; then it is nobody's, unless it was resumed since.
@@ -112,10 +112,13 @@ class KeptSessions:
         with trio.CancelScope(deadline=until) as self._waits[session]:
             await trio.sleep_forever()
         del self._waits[session]
-        record = self._records.get(session)
-        if record is not None and session not in self._live:
-            self._forget(session)
-            self._cashier.given_up(session, unpaid=unpaid(record))
+        if session not in self._live:
+            self._give_up(session)
+
+    def give_up_all(self) -> None:
+        """The host stops: nobody can come back for what lingers."""
+        for session in [each for each in self._records if each not in self._live]:
+            self._give_up(session)
 
     def end(self, session: SessionId, why: str, now: bool) -> bool:
         """Its escrow ends: let the present turn finish, or not. False when no stream has it: none may now."""
@@ -123,11 +126,14 @@ class KeptSessions:
         if stream is not None:
             stream.end(why) if now else stream.drain()
             return True
-        self._forget(session)
+        self._give_up(session)
         return False
 
-    def _forget(self, session: SessionId) -> None:
-        self._records.pop(session, None)
+    def _give_up(self, session: SessionId) -> None:
+        """No stream has it, and none may have it again. The first time only means anything."""
+        record = self._records.pop(session, None)
+        if record is not None:
+            self._cashier.given_up(session, unpaid=unpaid(record))
 
 
 def unpaid(record: OpenSession) -> int:

@@ -329,7 +329,8 @@ class Settler:
         record = self._journal.hosted_one(session)
         if record is None or record.state not in ("open", "over"):
             return
-        if record.state == "over" or not self._on_ending(session, why, False):
+        has_stream = self._on_ending(session, why, False)  # one that lingers is given up now
+        if record.state == "over" or not has_stream:
             await self._journal.host_over(session, int(self._wall()))
             self.due()
 

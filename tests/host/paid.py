@@ -120,6 +120,7 @@ class PaidWorld:
         journal: Path | None = None,
         index: int | None = None,
         model: HostedModel | None = None,
+        books: Books = blocking_journal,
     ) -> tuple[Member, HostMoney]:
         """A host that runs; ``ledger`` may wrap its ledger. With ``index`` the same host starts again."""
         world = self.world
@@ -147,7 +148,7 @@ class PaidWorld:
         path = journal or self.folder / f"host {number}.sqlite"
         money = HostMoney(
             Mortal(ledger(MemoryLedger(self.chain, identity.binding.wallet))),
-            await world.nursery.start(self._journal, path, member),
+            await world.nursery.start(self._journal, books(path)),
             caps or ExposureCaps(),
         )
         await world.nursery.start(self._run, member)
@@ -166,8 +167,10 @@ class PaidWorld:
         money.journal._writer.write = dead  # type: ignore[method-assign,assignment]
         self.world.crash(member)
 
-    async def _journal(self, path: Path, member: Member, *, task_status: trio.TaskStatus[Journal]) -> None:
-        async with open_journal(path, in_thread=False) as journal:
+    async def _journal(
+        self, books: AbstractAsyncContextManager[Journal], *, task_status: trio.TaskStatus[Journal]
+    ) -> None:
+        async with books as journal:
             task_status.started(journal)
             await trio.sleep_forever()
 

@@ -20,7 +20,16 @@ from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
 from p2pnode.node.keys import receipt_address
 from p2pnode.protocols.crypto import keccak256, sign_digest
-from p2pnode.protocols.inference.commands import Ask, Delivered, SessionFailed, Start, TurnDone, TurnFailed
+from p2pnode.protocols.inference.commands import (
+    Ask,
+    Delivered,
+    End,
+    Ended,
+    SessionFailed,
+    Start,
+    TurnDone,
+    TurnFailed,
+)
 from p2pnode.protocols.inference.machine import ClientSession, HeldSession
 from p2pnode.protocols.inference.messages import (
     CODEC,
@@ -115,6 +124,7 @@ class Thief:
             peer=self.network.peer_id,
         )
         stream = await self.network.open_stream(self.member.node.peer_id, PROTOCOL)
+        self._channel = MessageChannel(stream, CODEC)
         driver = Driver(self.machine, _Filtered(stream, keep), on_emit=self._emitted, write_deadline_s=30)
         body = PromptBody(
             messages=(ChatMessage(role="user", content=question),),
@@ -126,6 +136,14 @@ class Thief:
         await driver.run()
         self.over.set()
 
+    def close(self) -> None:
+        """End the session in order."""
+        self._driver.command_nowait(End())
+
+    async def say(self, message: Any) -> None:
+        """Anything, on the same stream."""
+        await self._channel.send([message])
+
     async def _emitted(self, value: Any) -> None:
         match value:
             case Delivered(ids=ids):
@@ -136,6 +154,8 @@ class Thief:
                 self.told.set()
                 if isinstance(value, SessionFailed):
                     self._driver.stop()
+            case Ended():
+                self._driver.stop()
             case _ if type(value).__name__ == "Accepted" and self.machine is not None:
                 if self.machine.state == "idle":
                     self._driver.command_nowait(self._ask)
