@@ -14,12 +14,13 @@ import trio
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.deploy import Plan, Step, plan
-from p2pnode.chain.dev.embedded import ETHER, EmbeddedChain, address_of_secret
+from p2pnode.chain.dev.embedded import EmbeddedChain, address_of_secret
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.node import EvmNode, Receipt
 from p2pnode.chain.evm.rpc import RpcEndpoints
 from p2pnode.chain.evm.transaction import sign_transaction
 from p2pnode.errors import ChainError, ConfigError
+from p2pnode.money import ether_text
 from p2pnode.protocols.crypto import Signer
 
 MINED_DEADLINE_S: Final = 600.0
@@ -95,12 +96,6 @@ async def carry_out(endpoints: RpcEndpoints, offer: Offer, sign: Signer, report:
             msg = f"{step.contract} was not created (transaction 0x{signed.hash.hex()}): start again"
             raise ChainError(msg)
         report(step, receipt)
-
-
-def ether_text(wei: int) -> str:
-    """``0.0012 ETH``, exactly."""
-    whole, rest = divmod(wei, ETHER)
-    return f"{whole}.{rest:018d}".rstrip("0").rstrip(".") + " ETH"
 
 
 async def _gas_of(endpoints: RpcEndpoints, offer: Offer, step: Step) -> int:

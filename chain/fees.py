@@ -6,7 +6,6 @@ USDC), prices of tokens in token units per million. Rounded up where a host woul
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -18,21 +17,6 @@ USDC_DIGITS: Final = 6
 TOKENS_PER_PRICE: Final = 10**6
 SESSION_GAS: Final = 122_000 + 81_000
 """One open and one close, slots warm, as ``bench gas`` measures them."""
-_DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?")
-
-
-def decimal_units(text: str, digits: int) -> int:
-    """``"0.05"`` of something in its smallest unit, exactly. Raises ``ValueError`` for what is no decimal
-    number, or finer than the unit."""
-    found = _DECIMAL.fullmatch(text.strip())
-    if found is None:
-        msg = f"{text[:40]!r} is no decimal number such as 12 or 0.05"
-        raise ValueError(msg)
-    whole, part = found[1], (found[2] or "").rstrip("0")
-    if len(part) > digits:
-        msg = f"{text[:40]!r} has more than {digits} digits after the point"
-        raise ValueError(msg)
-    return int(whole + part.ljust(digits, "0"))
 
 
 def session_fee_for(gas: int, gas_price_wei: int, ether_price_usdc_units: int) -> int:

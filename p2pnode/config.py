@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +19,17 @@ import platformdirs
 
 from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import read_text_or_none
+from p2pnode.money import USDC, usdc_text, usdc_units
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SESSION_FEE_MAX: Final = 250_000
 """0.25 USDC, as the contract has it."""
-_PRICE_MAX = 10**12
-_SPEND_MAX: Final = 10**15
+_AMOUNT_MAX: Final = 10_000 * USDC
+"""Of a price and of a spending limit: whoever writes more has most likely written token units."""
+_PRICES: Final = ("price_in", "price_out")
+_SPENDING: Final = ("spend_session_max", "spend_day_max", "spend_host_max")
+MONEY: Final = (*_PRICES, "session_fee", *_SPENDING)
+"""Settings that people write in USDC, and that are token units from there on."""
 _STORE_MAX: Final = 1 << 50
 _OWNER: Final = re.compile("[0-9a-fA-F]{64}")
 _KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whole number", str: "a string"}
@@ -36,7 +42,8 @@ def default_data_dir() -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
-    """What a user can set. Prices are USDC units (1e-6 USDC) per million tokens, other money USDC units.
+    """What a user can set. Prices are token units (1e-6 USDC) per million tokens, other money token units; in
+    the file and in flags they are written in USDC.
 
     ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there is one.
     ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
@@ -70,17 +77,16 @@ class NodeConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("price_in", "price_out"):
-            if not 0 <= getattr(self, name) <= _PRICE_MAX:
-                msg = f"{name} must be from 0 to {_PRICE_MAX} USDC units per million tokens"
-                raise ConfigError(msg)
-        for name in ("spend_session_max", "spend_day_max", "spend_host_max"):
-            if not 0 <= getattr(self, name) <= _SPEND_MAX:
-                msg = f"{name} must be from 0 to {_SPEND_MAX} USDC units"
-                raise ConfigError(msg)
+        most = _AMOUNT_MAX // USDC
+        for name in _PRICES:
+            if not 0 <= getattr(self, name) <= _AMOUNT_MAX:
+                raise ConfigError(f"{name} must be from 0 to {most} USDC per million tokens")
+        for name in _SPENDING:
+            if not 0 <= getattr(self, name) <= _AMOUNT_MAX:
+                raise ConfigError(f"{name} must be from 0 to {most} USDC")
         if not 0 <= self.session_fee <= SESSION_FEE_MAX:
-            msg = f"session_fee must be from 0 to {SESSION_FEE_MAX} USDC units: the contract allows no more"
-            raise ConfigError(msg)
+            highest = usdc_text(SESSION_FEE_MAX)
+            raise ConfigError(f"session_fee must be from 0 to {highest}: the contract allows no more")
         for name in ("store_bytes_max", "store_owner_bytes_max"):
             if not 0 <= getattr(self, name) <= _STORE_MAX:
                 msg = f"{name} must be from 0 to {_STORE_MAX} bytes"
@@ -98,6 +104,8 @@ class NodeConfig:
 def load_config(path: Path, overrides: Mapping[str, Any]) -> NodeConfig:
     """A file's settings under the flags' (``None`` in ``overrides`` means not given).
 
+    Money is USDC in both, as text or as a number.
+
     Raises ``ConfigError`` for the file and ``UsageError`` for a flag.
     """
     try:
@@ -105,7 +113,8 @@ def load_config(path: Path, overrides: Mapping[str, Any]) -> NodeConfig:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
-        return replace(from_file, **{key: value for key, value in overrides.items() if value is not None})
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return replace(from_file, **{key: _amount(key, value) for key, value in given.items()})
     except ConfigError as error:
         field_name, _, rest = str(error).partition(" ")
         raise UsageError(f"--{field_name.replace('_', '-')} {rest}") from error
@@ -113,7 +122,7 @@ def load_config(path: Path, overrides: Mapping[str, Any]) -> NodeConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(read_text_or_none(path) or "")
+        values = tomllib.loads(read_text_or_none(path) or "", parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
         msg = f"not valid TOML ({error}): fix that line"
         raise ConfigError(msg) from error
@@ -127,7 +136,21 @@ def _read(path: Path) -> dict[str, Any]:
     return {key: _typed(key, value) for key, value in values.items()}
 
 
+def _amount(key: str, value: Any) -> Any:
+    """Money as somebody wrote it becomes token units; all else stays."""
+    if key not in MONEY:
+        return value
+    if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
+        raise ConfigError(f"{key} must be an amount of USDC, such as 0.5")
+    try:
+        return usdc_units(value)
+    except ValueError as error:
+        raise ConfigError(f"{key} must be an amount of USDC: {error}") from error
+
+
 def _typed(key: str, value: Any) -> Any:
+    if key in MONEY:
+        return _amount(key, value)
     kind = type(getattr(NodeConfig(), key))
     if kind is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.config import NodeConfig, load_config
+from p2pnode.config import MONEY, NodeConfig, load_config
 from p2pnode.errors import ConfigError, UsageError
 
 
@@ -34,10 +34,29 @@ def test_no_file_is_all_defaults(tmp_path: Path) -> None:
 
 def test_the_fault_of_a_flag_is_told_from_that_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--price-in must be from 0"):
-        _load(tmp_path, "", price_in=-1)
+        _load(tmp_path, "", price_in="10001")
     with pytest.raises(ConfigError, match=r"config\.toml: price_in must be from 0") as caught:
-        _load(tmp_path, "price_in = -1")
+        _load(tmp_path, "price_in = 10001")
     assert not isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize("written", ["0.1", '"0.1"', "1e-1", "0.100000"])
+def test_money_in_the_file_is_usdc_and_exact(tmp_path: Path, written: str) -> None:
+    config = _load(tmp_path, f"price_in = {written}\nsession_fee = {written}\nspend_day_max = {written}")
+    assert (config.price_in, config.session_fee, config.spend_day_max) == (100_000,) * 3
+
+
+def test_a_whole_number_is_usdc_too_and_flags_speak_the_same_language(tmp_path: Path) -> None:
+    assert _load(tmp_path, "price_in = 5", price_out="0.5") == NodeConfig(
+        price_in=5_000_000, price_out=500_000
+    )
+
+
+@pytest.mark.parametrize("written", ["-1", "true", "[1]", '"5 USDC"', "0.0000001", "inf", "1000000"])
+@pytest.mark.parametrize("name", MONEY)
+def test_what_is_no_amount_of_usdc_is_an_error_that_names_it(tmp_path: Path, name: str, written: str) -> None:
+    with pytest.raises(ConfigError, match=rf"config\.toml: {name} must be"):
+        _load(tmp_path, f"{name} = {written}")
 
 
 def test_the_data_dir_is_no_setting_of_the_file_that_lies_in_it(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ _ATTEMPTS: Final = 4
 _ROUND_DEADLINE_S: Final = 90.0
 _CALM_S: Final = 2.0
 """After a start, and after sessions were closed: settling must not disturb a round."""
-_PRICES: Final = ("--price-in=1000000", "--price-out=2000000", "--session-fee=1000")
+_PRICES: Final = ("--price-in=1", "--price-out=2", "--session-fee=0.001")
 _HOSTS: Final = ("one", "two")
 _STEPS: Final = ("detect", "choose", "sign", "open", "count", "prefill")
 
@@ -168,7 +168,7 @@ class _Market:
     def _client(self, watch: _Watch) -> Client:
         config = NodeConfig(
             data_dir=self._root / "client", chain=str(self._profile), mdns=False,
-            spend_day_max=10**12, spend_host_max=10**12,
+            spend_day_max=10**10, spend_host_max=10**10,
         )  # fmt: skip
         seeds = [host.multiaddrs[0] for host in self._hosts.values()]
         return Client(config, bootstrap=seeds, remember=False, on_event=watch.on_event)

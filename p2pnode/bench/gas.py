@@ -17,7 +17,7 @@ from p2pnode.bench.options import GAS_DEFAULTS, BenchOptions, GasOptions, Take
 from p2pnode.chain.dev.gas import REAL_TOKEN_GAS, GasFigure, measure
 from p2pnode.chain.dev.rpc_chain import RpcChain, running_anvil
 from p2pnode.chain.fees import break_even_tokens, session_fee_for
-from p2pnode.money import usdc_text
+from p2pnode.money import gwei_text, usdc_text
 
 ANVIL_PLACE: Final = Path("build", "anvil", "package", "bin", "anvil")
 """Where ``make test-anvil`` puts it."""
@@ -102,9 +102,9 @@ def _asked(session: int, prices: GasOptions) -> dict[str, Any]:
     tokens = break_even_tokens(cost, prices.price_out)
     pays = "no number of free tokens pays" if tokens is None else f"{tokens} output tokens pay"
     note = (
-        f"a session takes {session} gas: {usdc_text(cost)} at {prices.gas_price_wei} wei per gas and "
-        f"{usdc_text(prices.ether_price)} per ether; {pays} for it at {prices.price_out} USDC units per "
-        f"million, or a session fee of {cost} units"
+        f"a session takes {session} gas: {usdc_text(cost)} at {gwei_text(prices.gas_price_wei)} per gas and "
+        f"{usdc_text(prices.ether_price)} per ether; {pays} for it at {usdc_text(prices.price_out)} per "
+        f"million, or a session fee of {usdc_text(cost)}"
     )
     return {
         "yours": {**_prices(prices), "session_cost_usdc_units": cost, "break_even_tokens": tokens},

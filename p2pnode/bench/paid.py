@@ -38,7 +38,7 @@ _CHECKPOINTS: Final = 400
 _RUN_DEADLINE_S: Final = 120.0
 _SETTLED_S: Final = 4.0
 """After a paid run its sessions are settled: that must not disturb the next."""
-_PRICES: Final = ("--price-in=1000000", "--price-out=2000000", "--session-fee=1000")
+_PRICES: Final = ("--price-in=1", "--price-out=2", "--session-fee=0.001")
 _SHORTEST: Final = 0.9
 
 
@@ -87,7 +87,7 @@ class _Hosts:
     async def _run(self, multiaddr: str, number: int, tokens: int) -> float:
         config = NodeConfig(
             data_dir=self.data_dir, chain=str(self.chain), mdns=False,
-            spend_day_max=10**12, spend_host_max=10**12,
+            spend_day_max=10**10, spend_host_max=10**10,
         )  # fmt: skip
         clocks = [Clocked(trio.current_time()) for _ in range(_STREAMS)]
         async with Client(config, discovery=False, remember=False) as client:

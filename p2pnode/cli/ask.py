@@ -25,7 +25,7 @@ from p2pnode.cli.options import (
     check_target,
     configure,
 )
-from p2pnode.cli.output import Output, shorten
+from p2pnode.cli.output import Output, price_of, shorten
 
 PeerOption = Annotated[
     str | None, typer.Option("--peer", help="Dial this multiaddr and no other; nothing is searched.")
@@ -41,8 +41,7 @@ StopOption = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")
 ]
 MaxSpendOption = Annotated[
-    int | None,
-    typer.Option("--max-spend", min=0, help="Sign for at most so many USDC units (1e-6 USDC) a session."),
+    str | None, typer.Option("--max-spend", help="Sign for at most this much a session, in USDC: 0.5.")
 ]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that precedes the conversation.")]
 _MEASURABLE_S: Final = 0.05
@@ -195,7 +194,7 @@ def make_client(
         elif name == "failover":
             text = f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
         elif name == "signing":
-            text = f"[{fields['words']}]"
+            text = _signing_line(fields)
         elif name == "voucher" and fields["outcome"] == "delivered":
             text = (
                 f"[a host that had vanished got its last voucher, for session {str(fields['session'])[:8]}]"
@@ -206,6 +205,16 @@ def make_client(
         output.event(name, fields, text=text, later=name != "signing")
 
     return Client(config, bootstrap=first, discovery=discovery, on_event=on_event)
+
+
+def _signing_line(fields: dict[str, object]) -> str:
+    """What a deposit is for, in a line; JSON has it in full, `sessions show` has the terms."""
+    from p2pnode.money import usdc_text
+
+    units = {name: value for name, value in fields.items() if isinstance(value, int)}
+    most, host = usdc_text(units["deposit"]), shorten(str(fields["host"]))
+    terms = f"`p2pnode sessions show {str(fields['session'])[:8]}`"
+    return f"[paying {host} at most {most}, the rest comes back: {price_of(units)}; terms: {terms}]"
 
 
 def finish(output: Output, answer: Any) -> None:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from p2pnode.cli.options import LogOption, configure
+from p2pnode.cli.options import LogOption, configure, units_of
 from p2pnode.cli.output import Output
+from p2pnode.money import GWEI_DIGITS
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
     from p2pnode.bench.figure import Figure, Goal
 
-_GWEI_DIGITS: Final = 9
-_USDC_DIGITS: Final = 6
 _IN_FULL: Final = 1_000
 _LONG_S: Final = 120
 
@@ -39,8 +38,8 @@ def bench(
     gas_gwei: Annotated[str, typer.Option(help="gas: price of gas for the break-even, in gwei.")] = "0.01",
     ether_usd: Annotated[str, typer.Option(help="gas: price of ether for the break-even, in USDC.")] = "3000",
     price_out: Annotated[
-        int, typer.Option(min=0, help="gas: price per million output tokens, in USDC units.")
-    ] = 2_000_000,
+        str, typer.Option(help="gas: price of output for the break-even, in USDC per million tokens.")
+    ] = "2",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per figure on stdout.")] = False,
     log_level: LogOption = "error",
 ) -> None:
@@ -65,9 +64,9 @@ def bench(
 
         gas = GasOptions(
             anvil=anvil,
-            gas_price_wei=_units(gas_gwei, "--gas-gwei", _GWEI_DIGITS),
-            ether_price=_units(ether_usd, "--ether-usd", _USDC_DIGITS),
-            price_out=price_out,
+            gas_price_wei=units_of(gas_gwei, "--gas-gwei", GWEI_DIGITS),
+            ether_price=units_of(ether_usd, "--ether-usd"),
+            price_out=units_of(price_out, "--price-out"),
         )
         names = suites_named(suite)
         _announce(output, names, await others_share(), quick=quick)
@@ -103,16 +102,6 @@ def _about(names: Sequence[str], *, quick: bool) -> str:
         return "with --quick (some seconds each, and no verdict)"
     seconds = seconds_of(names)
     return f"(about {seconds} s)" if seconds < _LONG_S else f"(about {round(seconds / 60)} min)"
-
-
-def _units(text: str, flag: str, digits: int) -> int:
-    from p2pnode.chain.fees import decimal_units
-    from p2pnode.errors import UsageError
-
-    try:
-        return decimal_units(text, digits)
-    except ValueError as error:
-        raise UsageError(f"{flag}: {error}") from error
 
 
 def _line(figure: Figure) -> str:

@@ -24,15 +24,16 @@ from p2pnode.cli.options import (
     LogOption,
     build_config,
     configure,
+    units_of,
 )
 from p2pnode.cli.output import Output
+from p2pnode.money import ETHER_DIGITS, USDC_DIGITS
 
 if TYPE_CHECKING:
     from p2pnode.chain.deployer import Offer
     from p2pnode.chain.profile import ChainProfile
 
 chain_app = typer.Typer(help="The chain that sessions are paid on.", no_args_is_help=True)
-_ETHER_DIGITS = 18
 _STATE_SUFFIX = ".sqlite"
 _FUND_HELP = "Give this account USDC at the start: 0x…=25 or 0x…=0.5. May be repeated."
 
@@ -73,12 +74,11 @@ def run_dev_chain(
 
         from p2pnode.chain.dev.devchain import open_dev_chain
         from p2pnode.chain.dev.state import forget_state
-        from p2pnode.chain.fees import USDC_DIGITS
         from p2pnode.chain.profile import profile_text, write_profile
 
         gifts = [(*_gift(each, "--fund", USDC_DIGITS), 0) for each in fund or []]
         for each in fund_ether or []:
-            address, wei = _gift(each, "--fund-ether", _ETHER_DIGITS)
+            address, wei = _gift(each, "--fund-ether", ETHER_DIGITS)
             gifts.append((address, 0, wei))
         path = (profile or _data(data_dir).chain).expanduser().absolute()
         if profile is None:
@@ -130,11 +130,10 @@ def faucet(
     async def run() -> None:
         from p2pnode.chain.dev.jsonrpc_values import UNKNOWN_METHOD
         from p2pnode.chain.evm.rpc_answers import RpcError
-        from p2pnode.chain.fees import USDC_DIGITS
         from p2pnode.errors import ConfigError
 
-        account, usdc = _address(address, "ADDRESS"), _units(amount, "AMOUNT", USDC_DIGITS)
-        ether_wei = _units(ether, "--ether", _ETHER_DIGITS)
+        account, usdc = _address(address, "ADDRESS"), units_of(amount, "AMOUNT", USDC_DIGITS)
+        ether_wei = units_of(ether, "--ether", ETHER_DIGITS)
         found = _profile(data_dir, chain)
         async with _endpoints(found.rpc_urls, found.chain_id) as endpoints:
             try:
@@ -272,14 +271,13 @@ def chain_status(
 def _status_lines(fields: dict[str, Any]) -> list[str]:
     from datetime import UTC, datetime
 
-    from p2pnode.chain.deployer import ether_text
-    from p2pnode.money import usdc_text
+    from p2pnode.money import ether_text, gwei_text, usdc_text
 
     at = datetime.fromtimestamp(fields["timestamp"], UTC)
     lines = [
         f"chain            {fields['name']} (id {fields['chain_id']}), the profile is right",
         f"head             block {fields['block']}, {at:%Y-%m-%d %H:%M:%S} UTC",
-        f"gas price        {fields['gas_price_wei']} wei",
+        f"gas price        {gwei_text(fields['gas_price_wei'])}",
         f"token            {fields['token']}",
         f"treasury         {fields['treasury']}",
         *(f"{name:<17}{address}" for name, address in fields["contracts"].items()),
@@ -299,7 +297,7 @@ def _status_lines(fields: dict[str, Any]) -> list[str]:
 
 def _show_offer(output: Output, offer: Offer, treasury: bytes) -> None:
     from p2pnode.chain.addresses import shown_address
-    from p2pnode.chain.deployer import ether_text
+    from p2pnode.money import ether_text
 
     contracts = [step.contract for step in offer.plan.steps]
     addresses = offer.plan.addresses
@@ -355,8 +353,7 @@ def _refuse_another(path: Path, chain_id: int) -> None:
 
 def _told_of_gift(output: Output, address: bytes, usdc: int, ether_wei: int) -> None:
     from p2pnode.chain.addresses import shown_address
-    from p2pnode.chain.deployer import ether_text
-    from p2pnode.money import usdc_text
+    from p2pnode.money import ether_text, usdc_text
 
     fields = {"address": shown_address(address), "usdc": usdc, "ether_wei": ether_wei}
     given = [usdc_text(usdc)] * (usdc > 0) + [ether_text(ether_wei)] * (ether_wei > 0)
@@ -365,7 +362,7 @@ def _told_of_gift(output: Output, address: bytes, usdc: int, ether_wei: int) -> 
 
 def _gift(text: str, flag: str, digits: int) -> tuple[bytes, int]:
     address, _, amount = text.partition("=")
-    return _address(address, flag), _units(amount, flag, digits)
+    return _address(address, flag), units_of(amount, flag, digits)
 
 
 def _address(text: str, flag: str) -> bytes:
@@ -374,16 +371,6 @@ def _address(text: str, flag: str) -> bytes:
 
     try:
         return address_from(text.strip())
-    except ValueError as error:
-        raise UsageError(f"{flag}: {error}") from error
-
-
-def _units(text: str, flag: str, digits: int) -> int:
-    from p2pnode.chain.fees import decimal_units
-    from p2pnode.errors import UsageError
-
-    try:
-        return decimal_units(text, digits)
     except ValueError as error:
         raise UsageError(f"{flag}: {error}") from error
 

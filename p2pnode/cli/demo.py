@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from p2pnode.cli.output import Output
+from p2pnode.money import usdc_number
 
 if TYPE_CHECKING:
     from p2pnode.demo.rows import BillRow, MoneyRow, Row
@@ -57,9 +58,9 @@ def _bill(rows: list[BillRow]) -> None:
     from rich.table import Table
 
     columns = ("host", "for", "tokens in", "tokens out", "cost")
-    table = Table(*columns, title="the bill of the answer whose host was killed (USDC units)")
+    table = Table(*columns, title="the bill of the answer whose host was killed (USDC)")
     for row in rows:
-        table.add_row(row.host, row.what, str(row.tokens_in), str(row.tokens_out), str(row.cost))
+        table.add_row(row.host, row.what, str(row.tokens_in), str(row.tokens_out), usdc_number(row.cost))
     Console(highlight=False).print("", table)
 
 
@@ -67,8 +68,8 @@ def _money(rows: list[MoneyRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("who", "before", "after", "change", "due", title="where the money went (USDC units)")
+    table = Table("who", "before", "after", "change", "due", title="where the money went (USDC)")
     for row in rows:
         numbers = (row.before, row.after, row.after - row.before, row.due)
-        table.add_row(row.who, *(str(number) for number in numbers))
+        table.add_row(row.who, *map(usdc_number, numbers))
     Console(highlight=False).print("", table)

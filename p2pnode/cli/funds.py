@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pnode.cli.options import ChainOption, DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.options import (
+    ChainOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    build_config,
+    configure,
+    units_of,
+)
 from p2pnode.cli.output import Output
 from p2pnode.words import count_of
 
@@ -49,9 +57,12 @@ def funds(
 
 @funds_app.command()
 def withdraw(
-    to: Annotated[str, typer.Option("--to", help="The address (0x…) that gets the money.")],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="The address (0x…) that gets the money; this wallet's own without it."),
+    ] = None,
     amount: Annotated[
-        int | None, typer.Option(help="USDC units (1e-6 USDC); all that is withdrawable without it.")
+        str | None, typer.Option(help="How much, in USDC; all that is withdrawable without it.")
     ] = None,
     chain: ChainOption = None,
     data_dir: DataDirOption = None,
@@ -71,14 +82,16 @@ def withdraw(
         from p2pnode.money import usdc_text
         from p2pnode.node.books import books_of
 
+        wanted = None if amount is None else units_of(amount, "--amount")
         try:
-            recipient = address_from(to)
+            other = None if to is None else address_from(to)
         except ValueError as error:
             msg = f"--to: {error}"
             raise UsageError(msg) from error
         async with books_of(build_config(data_dir, chain=chain), sends=True) as books:
             earned = (await books.ledger.balances(books.wallet.address)).earned
-            units = earned if amount is None else amount
+            units = earned if wanted is None else wanted
+            recipient = books.wallet.address if other is None else other
             if not 0 < units <= earned:
                 msg = f"{usdc_text(earned)} can be withdrawn, not {usdc_text(units)}"
                 raise ConfigError(msg)
@@ -94,7 +107,7 @@ def withdraw(
 
 
 def _print(output: Output, found: Funds, account: str) -> None:
-    from p2pnode.money import usdc_text
+    from p2pnode.money import ether_text, usdc_text
 
     stuck = [
         {"session": each.session.hex(), "units": each.units, "why": each.why, "until": each.until}
@@ -110,14 +123,14 @@ def _print(output: Output, found: Funds, account: str) -> None:
         output.event("funds", fields)
         return
     rows = [
-        ("wallet", found.wallet, account),
+        ("wallet", found.wallet, f"{account}, with {ether_text(found.ether_wei or 0)} for gas"),
         ("authorised", found.authorised, "signed away; hosts may take it until the authorisations end"),
         ("escrow", found.escrow, "deposits of open sessions"),
         ("  signed", found.signed, "of it, what vouchers give to hosts"),
         ("spent", found.spent, "sessions that were settled"),
         ("owed", found.owed, "to this host: sessions not settled yet, a tenth of it the treasury's"),
         ("earned", found.earned, "settled for this host, a tenth of it the treasury's"),
-        ("withdrawable", found.withdrawable, "`p2pnode funds withdraw --to 0x…`"),
+        ("withdrawable", found.withdrawable, "`p2pnode funds withdraw` brings it to the wallet"),
     ]
     output.table(
         ("where", "amount", "what"),

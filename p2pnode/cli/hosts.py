@@ -17,6 +17,7 @@ from p2pnode.cli.options import (
     ModelOption,
     check_target,
     configure,
+    units_of,
 )
 from p2pnode.cli.output import Output, shorten
 
@@ -24,8 +25,8 @@ from p2pnode.cli.output import Output, shorten
 def hosts(
     model: ModelOption = None,
     why: Annotated[bool, typer.Option("--why", help="Also show who is left out, and why.")] = False,
-    max_price_in: Annotated[int | None, typer.Option(help="USDC units per million input tokens.")] = None,
-    max_price_out: Annotated[int | None, typer.Option(help="USDC units per million output tokens.")] = None,
+    max_price_in: Annotated[str | None, typer.Option(help="USDC per million input tokens.")] = None,
+    max_price_out: Annotated[str | None, typer.Option(help="USDC per million output tokens.")] = None,
     min_context: Annotated[int, typer.Option(help="Tokens of context a host must offer.")] = 0,
     quantisation: Annotated[str | None, typer.Option(help="As the host names it, e.g. Q4_1.")] = None,
     bootstrap: BootstrapOption = None,
@@ -42,15 +43,15 @@ def hosts(
 
     configure(log_level)
     output = Output(as_json=as_json)
-    filters = Filters(
-        price_in_max=max_price_in,
-        price_out_max=max_price_out,
-        n_ctx_min=min_context,
-        quantisation=quantisation,
-    )
 
     async def run() -> None:
         check_target(model, None)
+        filters = Filters(
+            price_in_max=None if max_price_in is None else units_of(max_price_in, "--max-price-in"),
+            price_out_max=None if max_price_out is None else units_of(max_price_out, "--max-price-out"),
+            n_ctx_min=min_context,
+            quantisation=quantisation,
+        )
         async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain) as client:
             ranking = await client.hosts(model, filters)
             failures = client.last_failures
@@ -75,8 +76,8 @@ def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
             output.event("not_found", {"peer": peer, "reason": reason})
         return
     if chosen:
-        columns = ("model", "peer", "address", "engine", "context", "price in/out+fee", "load", "score")
-        output.table(columns, map(_row, chosen), folds="address")
+        columns = ("model", "peer", "USDC/M in/out", "fee", "context", "load", "score")
+        output.table(columns, map(_row, chosen), folds="model")
     if left_out:
         output.result("left out:")
     for fields in left_out:
@@ -88,14 +89,16 @@ def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
 
 
 def _row(fields: dict[str, Any]) -> list[str]:
+    from p2pnode.money import usdc_number
+
+    priced = fields["price_in"] or fields["price_out"]
     return [
         fields["model"],
         shorten(fields["peer"]),
-        (fields["addresses"] or [""])[0].partition("/p2p/")[0],
-        fields["engine"] + ("" if fields["warm"] else " (cold)"),
+        f"{usdc_number(fields['price_in'])}/{usdc_number(fields['price_out'])}" if priced else "free",
+        usdc_number(fields["session_fee"]) if priced else "",
         str(fields["n_ctx"]),
-        f"{fields['price_in']}/{fields['price_out']}+{fields['session_fee']}",
-        f"{fields['active']}/{fields['slots']}",
+        f"{fields['active']}/{fields['slots']}" if fields["warm"] else "cold",
         f"{fields['score']:.2f}",
     ]
 

@@ -18,6 +18,7 @@ from p2pnode.cli.options import (
     blaming,
     build_config,
     configure,
+    units_of,
 )
 from p2pnode.cli.output import Output, price_of
 from p2pnode.cli.progress import PullProgress
@@ -38,13 +39,13 @@ def join(
         typer.Option(help="A model to serve: a catalogue name or the path of a GGUF file. May be repeated."),
     ] = None,
     price_in: Annotated[
-        int | None, typer.Option(help="USDC units (1e-6 USDC) per million input tokens; 0 is free.")
+        str | None, typer.Option(help="USDC per million input tokens, such as 0.5; 0 is free.")
     ] = None,
     price_out: Annotated[
-        int | None, typer.Option(help="USDC units (1e-6 USDC) per million output tokens; 0 is free.")
+        str | None, typer.Option(help="USDC per million output tokens, such as 1.5; 0 is free.")
     ] = None,
     session_fee: Annotated[
-        int | None, typer.Option(help="USDC units a session costs besides tokens: your gas, up to 250000.")
+        str | None, typer.Option(help="USDC a session costs besides tokens: your gas, up to 0.25.")
     ] = None,
     suggest_price: Annotated[
         bool, typer.Option("--suggest-price", help="Print what to ask, from gas and the market, and leave.")
@@ -138,26 +139,23 @@ def join(
 async def _suggest(output: Output, config: Any, ether_usd: str | None) -> None:
     from dataclasses import asdict
 
-    from p2pnode.chain.fees import USDC_DIGITS, decimal_units
     from p2pnode.errors import UsageError
     from p2pnode.host.suggest import suggest
+    from p2pnode.money import usdc_number, usdc_text
 
     if ether_usd is None:
         msg = "--suggest-price needs --ether-usd: what one ether costs in USDC, which no chain tells"
         raise UsageError(msg)
-    try:
-        price = decimal_units(ether_usd, USDC_DIGITS)
-    except ValueError as error:
-        msg = f"--ether-usd: {error}"
-        raise UsageError(msg) from error
-    found = await suggest(config, price)
+    found = await suggest(config, units_of(ether_usd, "--ether-usd"))
     market = (
-        f"{found.asked} hosts ask for money; their medians are --price-in {found.price_in} --price-out "
-        f"{found.price_out}"
-        if found.asked
+        f"{found.asked} hosts ask for money; their medians are --price-in {usdc_number(found.price_in)} "
+        f"--price-out {usdc_number(found.price_out)}"
+        if found.price_in is not None and found.price_out is not None
         else "nobody that was found asks for money: set the price you can live with"
     )
-    fee = f"a session costs {found.gas_cost} USDC units of gas: --session-fee {found.session_fee}"
+    fee = (
+        f"a session costs {usdc_text(found.gas_cost)} of gas: --session-fee {usdc_number(found.session_fee)}"
+    )
     short = "" if found.fee_covers_gas else " (the most the contract allows: it does not cover the gas now)"
     output.event(
         "suggestion",

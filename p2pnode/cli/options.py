@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from p2pnode.money import USDC_DIGITS
+
 DataDirOption: TypeAlias = Annotated[
     Path | None, typer.Option("--data-dir", help="Where the node keeps its identity, models and peers.")
 ]
@@ -80,6 +82,17 @@ def blaming(flag: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise UsageError(f"{flag}: {error}" if flag else str(error)) from error
+
+
+def units_of(text: str, flag: str, digits: int = USDC_DIGITS) -> int:
+    """An amount that was typed, in its smallest unit. Raises ``UsageError`` that names the flag."""
+    from p2pnode.errors import UsageError
+    from p2pnode.money import decimal_units
+
+    try:
+        return decimal_units(text, digits)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from error
 
 
 def configure(log_level: str) -> None:

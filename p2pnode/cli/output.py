@@ -173,7 +173,6 @@ def shorten(peer: str) -> str:
 
 def price_of(offer: Mapping[str, Any]) -> str:
     """What an offer with ``price_in`` and ``price_out`` costs, in words."""
-    if not (offer["price_in"] or offer["price_out"]):
-        return "free"
-    fee = f", {offer['session_fee']} a session" if offer.get("session_fee") else ""
-    return f"{offer['price_in']}/{offer['price_out']} USDC units per million tokens in/out{fee}"
+    from p2pnode.money import price_text
+
+    return price_text(offer["price_in"], offer["price_out"], offer.get("session_fee", 0))

@@ -158,7 +158,7 @@ def show(
         if as_json:
             output.event("session", fields)
         else:
-            output.result("\n".join(f"{name:<12} {value}" for name, value in fields.items()))
+            output.result("\n".join(f"{name:<13} {_shown(name, value)}" for name, value in fields.items()))
 
     run_async(run, on_error=output.failed)
 
@@ -291,9 +291,25 @@ def _terms(record: BoughtSession | HostedSession) -> dict[str, Any]:
         "session_fee": terms.session_fee,
         "tip": terms.tip,
         "expiry": terms.expiry,
+        "valid_before": record.valid_before,
         "tokens_in": voucher.tokens_in if voucher is not None else 0,
         "tokens_out": voucher.tokens_out if voucher is not None else 0,
     }
+
+
+def _shown(name: str, value: Any) -> str:
+    """A field for people: money in USDC, times in words."""
+    from datetime import UTC, datetime
+
+    from p2pnode.money import usdc_text
+
+    if name in {"price_in", "price_out"}:
+        return f"{usdc_text(value)} per million tokens"
+    if name in {"deposit", "amount", "session_fee", "tip"}:
+        return usdc_text(value)
+    if name in {"expiry", "valid_before"}:
+        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M} UTC"
+    return str(value)
 
 
 def _row(fields: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from p2pnode.ids import ModelId, PeerId
+from p2pnode.money import price_text, usdc_text
 from p2pnode.protocols.adverts.messages import Advert, Offer
 
 Payable: TypeAlias = Callable[[Advert, Offer], str]
@@ -140,9 +141,11 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
         what = "broke the protocol" if known.faults else f"failed {known.failures_in_a_row} times in a row"
         return f"{what}: left out for {known.broken_until() - now:.0f} s more"
     if filters.price_in_max is not None and offer.price_in > filters.price_in_max:
-        return f"input price {offer.price_in} is above the allowed {filters.price_in_max}"
+        highest = usdc_text(filters.price_in_max)
+        return f"input price {usdc_text(offer.price_in)} is above the allowed {highest}"
     if filters.price_out_max is not None and offer.price_out > filters.price_out_max:
-        return f"output price {offer.price_out} is above the allowed {filters.price_out_max}"
+        highest = usdc_text(filters.price_out_max)
+        return f"output price {usdc_text(offer.price_out)} is above the allowed {highest}"
     if offer.n_ctx < filters.n_ctx_min:
         return f"context of {offer.n_ctx} tokens is below the needed {filters.n_ctx_min}"
     if filters.quantisation is not None and offer.quantisation != filters.quantisation:
@@ -160,7 +163,7 @@ def unpaid(_advert: Advert, offer: Offer) -> str:
     if not is_priced(offer):
         return ""
     return (
-        f"asks {offer.price_in}/{offer.price_out} USDC units per million tokens: to pay, make a wallet "
+        f"asks {price_text(offer.price_in, offer.price_out, offer.session_fee)}: to pay, make a wallet "
         "(`p2pnode wallet new`) and name a chain profile (--chain)"
     )
 

@@ -25,6 +25,7 @@ from p2pnode.demo.processes import STEP_DEADLINE_S, NodeProcess, Processes, each
 from p2pnode.demo.recovery import resume_elsewhere
 from p2pnode.demo.rows import BillRow, MoneyRow, Row, bill_row, row_of
 from p2pnode.errors import LocalError
+from p2pnode.money import usdc_text
 
 _PER_SESSION: Final = 2
 
@@ -139,9 +140,10 @@ class Demo:
         treasury = next(row.after for row in self.money if row.who == "treasury")
         killed, cost = self._name(lost.killed.peer), lost.killed.cost
         self._say(
-            f"\n{len(items)} sessions, settled to the unit: {fees} units of session fees, {tokens} for "
-            f"tokens:\n{tokens - treasury} for the hosts, {treasury} for the treasury (a tenth, rounded down)"
-            f"\nhost {killed}, which was killed, was settled at {cost}: its fee, and exactly what came of it"
+            f"\n{len(items)} sessions, settled to the unit: {usdc_text(fees)} of session fees, "
+            f"{usdc_text(tokens)} for tokens:\n{usdc_text(tokens - treasury)} for the hosts, "
+            f"{usdc_text(treasury)} for the treasury (a tenth, rounded down)\n"
+            f"host {killed}, which was killed, got {usdc_text(cost)}: its fee, and exactly what came of it"
         )
 
     # ---- the tables

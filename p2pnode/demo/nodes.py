@@ -14,15 +14,16 @@ import trio
 from p2pnode.demo.bills import PRICE_IN, PRICE_OUT, SESSION_FEE
 from p2pnode.demo.processes import NodeProcess, Processes
 from p2pnode.errors import LocalError
+from p2pnode.money import usdc_number
 
 HOSTS: Final = ("A", "B", "C")
 STORES: Final = ("D", "E")
 _HOST_FLAGS: Final = (
     "--threads=1",
     "--slots=2",
-    f"--price-in={PRICE_IN}",
-    f"--price-out={PRICE_OUT}",
-    f"--session-fee={SESSION_FEE}",
+    f"--price-in={usdc_number(PRICE_IN)}",
+    f"--price-out={usdc_number(PRICE_OUT)}",
+    f"--session-fee={usdc_number(SESSION_FEE)}",
 )
 
 

@@ -11,7 +11,7 @@ from p2pnode.chain.ledger import ChainMadeAnewError, UnavailableError
 from p2pnode.config import NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, StorageError
-from p2pnode.money import usdc_text
+from p2pnode.money import ether_text, usdc_text
 from p2pnode.node.books import books_of
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.funds import of_market, why_unsettled
@@ -60,7 +60,9 @@ class Money:
         is_host = bool(self._config.price_in or self._config.price_out)
         needed = _SETTLEMENTS * _SETTLE_GAS * head.gas_price_wei
         if is_host and account.ether < needed:
-            detail = f"{account.ether} wei for gas; {_SETTLEMENTS} settlements take {needed}"
+            detail = (
+                f"{ether_text(account.ether)} for gas; {_SETTLEMENTS} settlements take {ether_text(needed)}"
+            )
             return warning("chain", "gas_low", detail, f"send ether to {books.wallet.account}")
         return ok("chain", f"block {head.block}; {usdc_text(account.usdc)} in the wallet")
 

@@ -22,6 +22,7 @@ from p2pnode.host.exposure import Exposure, ExposureCaps
 from p2pnode.host.settlement import OnEnding, Settler
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.limits import Limits
+from p2pnode.money import usdc_text
 from p2pnode.node.identity import HostIdentity
 from p2pnode.node.journal import HostedSession, Journal
 from p2pnode.protocols.crypto import sign_digest
@@ -223,7 +224,7 @@ class Cashier:
             if deposit.terms.payer == terms.payer and not deposit.decided
         )
         if (missing := others - state.usdc) > 0:  # this one is among them
-            detail = f"the payer's wallet lacks {missing} USDC units of the deposit"
+            detail = f"the payer's wallet lacks {usdc_text(missing)} of the deposit"
             return Refuse(code="payment_required", detail=detail)
         return None
 

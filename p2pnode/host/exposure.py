@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.ids import SessionId
+from p2pnode.money import usdc_text
 
 LOSS_REMEMBERED_S: Final = 86_400.0
 _LOSSES_MAX: Final = 10_000
@@ -66,8 +67,8 @@ class Exposure:
         ):
             if held + units > cap:
                 return (
-                    f"{what} may owe this host {cap} USDC units unpaid at most; "
-                    f"{held} stand out, this session could owe {units}"
+                    f"{what} may owe this host {usdc_text(cap)} unpaid at most; "
+                    f"{usdc_text(held)} stand out, this session could owe {usdc_text(units)}"
                 )
         self._lines[session] = line
         self._add(line, +1)

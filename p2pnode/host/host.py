@@ -17,6 +17,7 @@ from p2pnode.host.receipts import serve_receipts
 from p2pnode.host.session import ServedSession
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
+from p2pnode.money import price_text
 from p2pnode.net.stream import Stream
 from p2pnode.node.identity import HostIdentity
 from p2pnode.node.journal import HostedSession
@@ -383,6 +384,9 @@ class Host:
 
 def _cannot_be_paid(model: HostedModel) -> Refuse:
     if model.priced:
-        detail = f"this host asks {model.price_in}/{model.price_out} USDC units per million tokens in/out"
-        return Refuse(code="payment_required", detail=f"{detail}, and can't take payment: use another host")
+        asked = price_text(model.price_in, model.price_out, model.session_fee)
+        return Refuse(
+            code="payment_required",
+            detail=f"this host asks {asked}, and can't take payment: use another host",
+        )
     return Refuse(code="bad_request", detail="this host serves free sessions only: leave the terms out")

@@ -45,7 +45,7 @@ def test_every_goal_is_measured_and_holds_against_the_predecessor() -> None:
 
 
 def test_the_break_even_is_told_at_the_users_prices_beside_the_fixed_ones() -> None:
-    code, figures = figures_of("--gas-gwei", "0.05", "--ether-usd", "4000.5", "--price-out", "600000")
+    code, figures = figures_of("--gas-gwei", "0.05", "--ether-usd", "4000.5", "--price-out", "0.6")
     figure = figures["gas.break_even"]
     assert (code, figure["holds"]) == (0, True)
     usual, yours = figure["details"]["at"], figure["details"]["yours"]

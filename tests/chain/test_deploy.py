@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.chain.deploy import Step, plan
-from p2pnode.chain.deployer import Offer, carry_out, ether_text, quote
+from p2pnode.chain.deployer import Offer, carry_out, quote
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
 from p2pnode.chain.dev.jsonrpc import JsonRpc
@@ -156,11 +156,3 @@ def test_addresses_are_known_before_the_first_transaction() -> None:
     chain = EmbeddedChain([SECRETS["host"]])
     for step in at_zero.steps:
         assert chain.send(DEPLOYER, b"", step.initcode).contract == step.address
-
-
-@pytest.mark.parametrize(
-    ("wei", "text"),
-    [(0, "0 ETH"), (1, "0.000000000000000001 ETH"), (15 * 10**17, "1.5 ETH"), (10**19, "10 ETH")],
-)
-def test_ether_is_written_exactly(wei: int, text: str) -> None:
-    assert ether_text(wei) == text

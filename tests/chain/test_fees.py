@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.chain.fees import (
     SESSION_GAS,
     break_even_tokens,
-    decimal_units,
     session_fee_for,
     suggest_price,
 )
@@ -17,20 +15,6 @@ from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
 
 DOLLAR = 10**6
 GWEI = 10**9
-
-
-@pytest.mark.parametrize(
-    ("text", "digits", "units"),
-    [("3000", 6, 3_000_000_000), ("0.01", 9, 10_000_000), ("1.50", 1, 15), (" 7 ", 0, 7), ("0", 6, 0)],
-)
-def test_decimals_become_units_exactly(text: str, digits: int, units: int) -> None:
-    assert decimal_units(text, digits) == units
-
-
-@pytest.mark.parametrize("text", ["", "-1", "1e3", "1.", ".5", "0.0000001", "nan", "1,5", "0x10", "1" * 19])
-def test_what_is_no_amount_of_units_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"decimal number|digits after"):
-        decimal_units(text, 6)
 
 
 def test_a_session_on_a_cheap_chain_costs_less_than_a_cent() -> None:

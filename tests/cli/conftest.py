@@ -30,7 +30,7 @@ def paid_host(tmp_path_factory: pytest.TempPathFactory, profile: Path) -> Iterat
     """One that wants to be paid."""
     folder = tmp_path_factory.mktemp("paid")
     give(profile, wallet(folder / "h"), usdc="0", ether="1")
-    prices = ("--price-in", 5, "--price-out", 7, "--session-fee", 1000)
+    prices = ("--price-in", "0.000005", "--price-out", "0.000007", "--session-fee", "0.001")
     with join(folder, "h", *prices, "--chain", profile) as program:
         yield program
 

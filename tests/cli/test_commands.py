@@ -82,26 +82,17 @@ def test_hosts_lists_who_may_be_asked(
     ran = _hosts(data_dir, "--chain", profile, hosts=(host, paid_host))
     assert ran.code == 0
     head, *rows = ran.out.splitlines()
-    assert head.split() == [
-        "model",
-        "peer",
-        "address",
-        "engine",
-        "context",
-        "price",
-        "in/out+fee",
-        "load",
-        "score",
-    ]
-    assert sorted(row.split()[5] for row in rows) == ["0/0+0", "5/7+1000"]
+    assert head.split() == ["model", "peer", "USDC/M", "in/out", "fee", "context", "load", "score"]
+    assert sorted(row.split()[2] for row in rows) == ["0.000005/0.000007", "free"]
+    assert all(len(line) <= 80 for line in ran.out.splitlines())
     assert ran.err == ""
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (("--max-price-in", 4), "input price 5 is above the allowed 4"),
-        (("--max-price-out", 6), "output price 7 is above the allowed 6"),
+        (("--max-price-in", "0.000004"), "input price 0.000005 USDC is above the allowed 0.000004 USDC"),
+        (("--max-price-out", "0.000006"), "output price 0.000007 USDC is above the allowed 0.000006 USDC"),
         (("--min-context", 4096), "context of 2048 tokens is below the needed 4096"),
         (("--quantisation", "Q8_0"), "quantisation is unknown, not Q8_0"),
     ],

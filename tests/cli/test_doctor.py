@@ -174,7 +174,7 @@ async def test_the_chain(
     host = _money(data.root, chain=str(profile), price_out=1)
     assert address in _bad(await host.chain(), "gas_low", verdict="warning").remedy
     funded = _money(rich, chain=str(profile), price_out=1)
-    assert "1.000000 USDC" in _good(await funded.chain()).detail
+    assert "1.00 USDC" in _good(await funded.chain()).detail
     there = load_profile(profile)
     wrong = tmp_path / "wrong.toml"
     write_profile(wrong, replace(there, node_registry=there.fab))

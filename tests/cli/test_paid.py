@@ -53,7 +53,7 @@ def test_people_are_told_what_is_signed_and_what_it_cost(
     give(profile, wallet(data_dir), usdc="1")
     ran = ask(data_dir, "hello", "--peer", paid_host.multiaddr, "--chain", profile, "--max-tokens", 10)
     assert ran.code == 0
-    assert "A deposit of 0." in ran.err
+    assert "at most 0." in ran.err
     assert ", 0.001001 USDC]" in ran.err
     table = run("funds", "--chain", profile, "--data-dir", data_dir)
     assert table.code == 0
@@ -76,9 +76,20 @@ def test_a_session_that_was_settled_is_not_closed_again(
 
 def test_withdrawing_what_is_not_there_says_what_is(data_dir: Path, profile: Path) -> None:
     address = wallet(data_dir)
-    ran = run("funds", "withdraw", "--to", address, "--amount", 5, "--chain", profile, "--data-dir", data_dir)
+    ran = run(
+        "funds",
+        "withdraw",
+        "--to",
+        address,
+        "--amount",
+        "0.000005",
+        "--chain",
+        profile,
+        "--data-dir",
+        data_dir,
+    )
     assert ran.code == 1
-    assert "0.000000 USDC can be withdrawn, not 0.000005 USDC" in ran.err
+    assert "0.00 USDC can be withdrawn, not 0.000005 USDC" in ran.err
     wrong = run("funds", "withdraw", "--to", "0x12", "--chain", profile, "--data-dir", data_dir)
     assert wrong.code == 2
 

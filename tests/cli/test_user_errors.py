@@ -114,7 +114,7 @@ def test_no_discovery_without_a_peer(data_dir: Path) -> None:
 
 def test_a_paid_host_asked_for_nothing(data_dir: Path, paid_host: Program) -> None:
     ran = ask(data_dir, "hello", "--peer", paid_host.multiaddr)
-    _check(ran, 4, "payment_required: that host asks 5/7 USDC units per million tokens", "wallet new")
+    _check(ran, 4, "payment_required: that host asks 0.000005/0.000007 USDC per million tokens", "wallet new")
     assert "another host" not in ran.err
 
 
@@ -136,8 +136,8 @@ def test_a_paid_host_and_an_empty_wallet(data_dir: Path, paid_host: Program, pro
 
 def test_a_session_above_the_cap(data_dir: Path, paid_host: Program, profile: Path) -> None:
     give(profile, wallet(data_dir), usdc="1")
-    ran = ask(data_dir, "hi", "--peer", paid_host.multiaddr, "--chain", profile, "--max-spend", 1000)
-    _check(ran, 4, "your cap for one is 0.001000 USDC", "spend_session_max")
+    ran = ask(data_dir, "hi", "--peer", paid_host.multiaddr, "--chain", profile, "--max-spend", "0.001")
+    _check(ran, 4, "your cap for one is 0.001 USDC", "spend_session_max")
 
 
 def test_a_profile_that_is_not_there(data_dir: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_command_line_that_makes_no_sense(arguments: tuple[str, ...], message:
         ("mdns = 1", "mdns must be true or false"),
         ("listen = 'here'", "listen must be a list of strings"),
         ("slots = 0", "slots must be from 1 to 64"),
-        ("price_in = -1", "price_in must be from 0 to"),
+        ("price_in = -1", "price_in must be an amount of USDC"),
     ],
 )
 def test_a_wrong_config_file(data_dir: Path, text: str, message: str) -> None:
@@ -247,7 +247,9 @@ def test_a_wrong_config_file(data_dir: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--price-in", -1, "--price-in must be from 0 to 1000000000000 USDC units"),
+        ("--price-in", -1, "--price-in must be an amount of USDC: '-1' is no decimal number"),
+        ("--price-out", "1000000", "--price-out must be from 0 to 10000 USDC per million tokens"),
+        ("--session-fee", "0.26", "--session-fee must be from 0 to 0.25 USDC: the contract allows no more"),
         ("--n-ctx", 1, "--n-ctx must be from 256 to"),
         ("--slots", 65, "--slots must be from 1 to 64"),
         ("--threads", -1, "--threads must be from 0 to"),

@@ -397,7 +397,9 @@ async def test_a_paid_host_that_is_named_refuses_and_nobody_else_is_asked(autoju
     async with world() as w:
         paid, free = await _paid_and_free(w)
         async with w.client([paid.node.multiaddrs[0]]) as client:
-            with pytest.raises(RefusedError, match=r"payment_required: that host asks 1/2 USDC") as caught:
+            with pytest.raises(
+                RefusedError, match=r"payment_required: that host asks 0.000001/0.000002 USDC"
+            ) as caught:
                 await whole(ask(client, peer=paid.node.multiaddrs[0]))
             assert caught.value.code == "payment_required"
         assert free.host is not None

@@ -71,8 +71,16 @@ def test_a_host_of_another_model_is_no_candidate_at_all() -> None:
 @pytest.mark.parametrize(
     ("filters", "offer", "reason"),
     [
-        (Filters(price_in_max=5), {"price_in": 6}, "input price 6 is above the allowed 5"),
-        (Filters(price_out_max=5), {"price_out": 6}, "output price 6 is above the allowed 5"),
+        (
+            Filters(price_in_max=5),
+            {"price_in": 6},
+            "input price 0.000006 USDC is above the allowed 0.000005 USDC",
+        ),
+        (
+            Filters(price_out_max=5),
+            {"price_out": 6},
+            "output price 0.000006 USDC is above the allowed 0.000005 USDC",
+        ),
         (Filters(n_ctx_min=4096), {}, "context of 2048 tokens is below the needed 4096"),
         (Filters(quantisation="Q8_0"), {}, "quantisation is none, not Q8_0"),
         (Filters(), {"draining": True}, "draining: it is about to leave"),
