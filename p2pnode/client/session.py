@@ -208,7 +208,7 @@ class Session:
             if self.failure is None and self._purchase is not None:
                 await self._wait_heard(stream)
         finally:
-            if self.failure is None:
+            if self.failure is None or self.failure.fault:  # a host that is at fault is told so
                 await stream.aclose()
             else:
                 await stream.reset()

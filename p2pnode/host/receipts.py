@@ -55,15 +55,16 @@ class _Served:
         if node.faults.shunned(peer, trio.current_time()):
             await self._stream.reset()
             return
+        in_order = False
         try:
             await self._driver.run(self._machine.start(trio.current_time()))
+            in_order = self._driver.fault is None
         finally:
             fault = self._fault or self._driver.fault
-            if fault is None:
-                await self._stream.aclose()
-            else:
+            if fault is not None:
                 node.faults.record(peer, fault, trio.current_time())
-                await self._stream.reset()
+            # Who broke the protocol was told so, and a reset could overtake the word.
+            await (self._stream.aclose() if in_order else self._stream.reset())
 
     def _find(self, session: SessionId) -> SessionTerms | None:
         record = self._journal.hosted_one(session)

@@ -95,7 +95,8 @@ class ServedSession:
                 await self._driver.run(self._machine.start(trio.current_time()))
                 nursery.cancel_scope.cancel()
         finally:
-            if self.fault is None and self.finished is not None:
+            # Also where the peer broke the protocol: it was told, and a reset could overtake the word.
+            if self._driver.fault is None and self.finished is not None:
                 await self._stream.aclose()
             else:
                 await self._stream.reset()

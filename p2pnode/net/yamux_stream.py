@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FRAME_BODY_MAX: Final = 32 * 1024
 """Small enough that one stream's bulk doesn't hold up another's tokens for long."""
+LAST_WORDS_S: Final = 2.0
+"""So long after we finished both ways what still comes is dropped without a reset: other implementations
+throw away what they have not read yet when one comes, and with it the last we said."""
 GROW_WITHIN_S: Final = 0.25
 """Half a window read within this time means that the window, not the reader, is the bottleneck."""
 
@@ -126,6 +129,7 @@ class YamuxStream(IMuxedStream):
         """The same, for callers that can't wait."""
         if not self.was_reset and not (self.write_closed and self.read_closed):
             self._conn.send_control(wire.WINDOW_UPDATE, wire.RST, self.stream_id, 0)
+        self._buffer.clear()
         self.on_reset()
 
     def set_deadline(self, ttl: int) -> None:
@@ -153,7 +157,9 @@ class YamuxStream(IMuxedStream):
     def on_data(self, data: bytes | bytearray) -> None:
         """Bytes within the credit that the connection has checked."""
         if self.discarding:
-            self.reset_nowait()  # the writer should learn that nobody listens
+            listened_to = trio.current_time() < self.closed_at + LAST_WORDS_S and self.recv_window > 0
+            if not listened_to:
+                self.reset_nowait()  # the writer should learn that nobody listens
         elif not self.was_reset:
             self._buffer += data
             self._wake_reader()
@@ -172,9 +178,8 @@ class YamuxStream(IMuxedStream):
         self._settle()
 
     def on_reset(self) -> None:
-        """RST, ours or theirs."""
+        """RST, ours or theirs. What came before theirs stays readable, as when the connection is lost."""
         self.was_reset = True
-        self._buffer.clear()
         self._wake()
         self._conn.forget(self)
 

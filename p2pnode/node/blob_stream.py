@@ -85,19 +85,21 @@ class ServedBlobs:
 
     async def run(self) -> None:
         """Serve until the stream is over, then close it."""
-        clean = False
+        in_order = False
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await self._driver.run(self._machine.start(trio.current_time()))
                 nursery.cancel_scope.cancel()
-            clean = self._over is not None and not self._over.fault and self._driver.fault is None
+            in_order = self._over is not None and self._driver.fault is None
         finally:
-            await (self.stream.aclose() if clean else self.stream.reset())
-        if not clean:
-            reason = self._driver.fault or (self._over.reason if self._over is not None else None)
-            if reason is not None:
-                self._on_fault(reason)
+            # Also where the peer broke the protocol: a reset could overtake what it was answered before.
+            await (self.stream.aclose() if in_order else self.stream.reset())
+        fault = self._driver.fault
+        if fault is None and self._over is not None and self._over.fault:
+            fault = self._over.reason
+        if fault is not None:
+            self._on_fault(fault)
 
     async def _ordered(self, order: c.Order) -> None:
         match order:

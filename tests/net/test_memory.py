@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.net.gossip import Subscription
 from p2pnode.net.memory import MemoryNet
+from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import EPOCH_S, virtual_time
 from tests.net.memory_world import World, ip_of, world
 from tests.net.support import ECHO, echo, eventually
@@ -135,3 +136,42 @@ async def test_a_taken_port_is_a_config_error_in_memory_too(autojump_clock: Mock
     async with world(1) as w:
         with pytest.raises(ConfigError, match="already taken"):
             await type(w.nodes[0])(w.nodes[0]._config).run()
+
+
+async def test_what_came_before_a_reset_is_read(autojump_clock: MockClock) -> None:
+    async def says_and_aborts(stream: Stream) -> None:
+        await stream.send_all(b"why")
+        await stream.reset()
+
+    async with world(2) as w:
+        here, there = w.nodes
+        here.serve(ECHO, says_and_aborts)
+        await there.connect(here.multiaddrs[0])
+        stream = await there.open_stream(here.peer_id, ECHO)
+        await trio.sleep(1)
+        assert await stream.receive_some() == b"why"
+        with pytest.raises(UnreachableError):
+            await stream.receive_some()
+
+
+@pytest.mark.parametrize(("late_s", "aborted"), [(0.5, False), (3.0, True)])
+async def test_who_goes_on_talking_to_a_finished_stream_is_not_reset_before_it_could_read(
+    autojump_clock: MockClock, late_s: float, *, aborted: bool
+) -> None:
+    async def says_and_ends(stream: Stream) -> None:
+        await stream.send_all(b"why")
+
+    async with world(2) as w:
+        here, there = w.nodes
+        here.serve(ECHO, says_and_ends)
+        await there.connect(here.multiaddrs[0])
+        stream = await there.open_stream(here.peer_id, ECHO)
+        await trio.sleep(late_s)
+        await stream.send_all(b"and another thing")
+        await trio.sleep(0.5)
+        assert await stream.receive_some() == b"why"
+        if aborted:
+            with pytest.raises(UnreachableError):
+                await stream.send_all(b"is anybody there?")
+        else:
+            await stream.send_all(b"is anybody there?")
