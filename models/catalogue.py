@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2pnode.errors import ConfigError
+from p2pnode.files import user_path
 from p2pnode.ids import ModelId
 from p2pnode.models.manifest import Manifest, model_id, parse_model_id
 from p2pnode.models.sources import Source, parse_source
@@ -74,11 +75,11 @@ class Catalogue:
             return found
         if found := self._by_id(text):
             return found
-        path = Path(text).expanduser()
-        if path.is_file():
+        path = user_path(text)
+        if _is_file(path):
             name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:64] or "model"
             return CatalogueEntry(name=name, description="a file on this machine", path=path.resolve())
-        if text.endswith(".gguf") or len(path.parts) > 1:
+        if text.endswith(".gguf") or "/" in text:
             raise ConfigError(f"{text}: there is no such file; check the path of the GGUF file")
         near = difflib.get_close_matches(text.lower(), self._entries, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(self._entries))};"
@@ -93,6 +94,13 @@ class Catalogue:
         except ConfigError:
             return None
         return next((entry for entry in self if entry.model_id == wanted), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False  # a name that no file can have
 
 
 def parse_catalogue(text: str, where: str) -> dict[str, CatalogueEntry]:

@@ -36,8 +36,12 @@ _KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whol
 
 
 def default_data_dir() -> Path:
-    """Where a node keeps its identity unless told otherwise."""
-    return Path(platformdirs.user_data_dir("p2pnode", appauthor=False))
+    """Where a node keeps its identity unless told otherwise. Raises ``UsageError`` for who has no home."""
+    try:
+        return Path(platformdirs.user_data_dir("p2pnode", appauthor=False))
+    except RuntimeError as error:
+        msg = "--data-dir: this user has no home folder: name a folder to keep everything in"
+        raise UsageError(msg) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +113,9 @@ def load_config(path: Path, overrides: Mapping[str, Any]) -> NodeConfig:
     Raises ``ConfigError`` for the file and ``UsageError`` for a flag.
     """
     try:
-        from_file = NodeConfig(**_read(path))
+        # The default is not asked for where a folder is given: its user may have no home.
+        place = {"data_dir": overrides["data_dir"]} if overrides.get("data_dir") is not None else {}
+        from_file = NodeConfig(**place, **_read(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
@@ -151,7 +157,7 @@ def _amount(key: str, value: Any) -> Any:
 def _typed(key: str, value: Any) -> Any:
     if key in MONEY:
         return _amount(key, value)
-    kind = type(getattr(NodeConfig(), key))
+    kind = type(getattr(NodeConfig(data_dir=Path()), key))
     if kind is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     if kind is not tuple and type(value) is kind:

@@ -1,33 +1,44 @@
-"""Files that must not be lost, torn or read by others: the few ways this package writes to disk."""
+"""Files that must not be lost, torn or read by others: the few ways this package writes to disk.
+
+A file is written whole or not at all, by a rename from a temporary file beside it. What is no regular file (a
+device, a pipe, a link, a folder) is never replaced; the user's umask holds.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import secrets
+import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, UsageError
+
+_NAME_SHOWN: Final = 40
+"""Characters of a file's name in the name of its temporary file, which must not grow too long either."""
+_NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder."""
+    """Write a file of our own, new or in the place of the regular file that is there.
+
+    Raises ``ConfigError``, also where something else is.
+    """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if kind := special_kind(path):
+            msg = f"{path} is {kind}, not a file: move it away, or name another place"
+            raise ConfigError(msg)
+        _write(path, data, mode, replace=True)
     except OSError as error:
         raise not_writable(path, error) from error
 
@@ -37,6 +48,56 @@ def write_private(path: Path, data: bytes) -> None:
     write_atomic(path, data, mode=0o600)
 
 
+def write_new(path: Path, data: bytes, *, mode: int = 0o644, force: bool = False) -> None:
+    """Write a file that the user named: a new one or, with ``force``, over a regular file.
+
+    Raises ``UsageError``. Two processes can't both make it.
+    """
+    refuse_taken(path, force=force)
+    try:
+        _write(path, data, mode, replace=force)
+    except FileExistsError as error:
+        raise UsageError(f"{path} exists: name another file") from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def refuse_taken(path: Path, *, force: bool | None = False) -> None:
+    """Raise ``UsageError`` where :func:`write_new` would; ``force`` None: where nothing may be overwritten.
+
+    To be called before the work whose outcome is written there.
+    """
+    try:
+        kind = special_kind(path)
+        taken = os.path.lexists(path)
+        folder = path.absolute().parent
+        there = folder.is_dir()
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if kind:
+        msg = f"{path} is {kind}, which is never replaced: name a file"
+        raise UsageError(msg)
+    if taken and not force:
+        hint = "" if force is None else ", or overwrite this one with --force"
+        msg = f"{path} exists: name another file{hint}"
+        raise UsageError(msg)
+    if not there:
+        msg = f"there is no folder {folder}: make it first"
+        raise UsageError(msg)
+
+
+def special_kind(path: Path) -> str:
+    """What stands at a path that is no regular file, in words; "" for a regular file and for nothing.
+
+    Raises ``OSError`` when the path can't be looked at.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return next((words for holds, words in _KINDS if holds(mode)), "")
+
+
 def read_text_or_none(path: Path) -> str | None:
     """The text of a file; None where there is none. Raises ``ConfigError`` when it can't be read."""
     try:
@@ -44,14 +105,78 @@ def read_text_or_none(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path} can't be read ({error}): check its owner and permissions"
+        msg = f"{path} can't be read ({_reason(error)}): check its owner and permissions"
         raise ConfigError(msg) from error
+
+
+def user_path(given: str | Path) -> Path:
+    """A path as a user gave it, absolute, with ``~`` filled in. Raises ``UsageError``."""
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError as error:  # pathlib's word for a user without a home
+        msg = f"{given}: there is no such user, or no home folder: write the path in full"
+        raise UsageError(msg) from error
+    except OSError as error:
+        msg = f"{given}: the folder you are in is gone ({_reason(error)}): change to another one"
+        raise UsageError(msg) from error
 
 
 def not_writable(path: Path, error: OSError) -> ConfigError:
     """The error for a path the user's node can't write."""
-    reason = error.strerror or type(error).__name__
     return ConfigError(
-        f"{path} can't be written ({reason}): choose another folder with --data-dir, "
+        f"{path} can't be written ({_reason(error)}): choose another folder with --data-dir, "
         "or free space and fix its permissions"
     )
+
+
+def _unusable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} can't be written ({_reason(error)}): name another file")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
+    """Raises ``OSError``; ``FileExistsError`` without ``replace`` where something is."""
+    temporary = path.with_name(f".{path.name[:_NAME_SHOWN]}.{secrets.token_hex(8)}")
+    try:
+        _make(temporary, data, mode)
+        if replace:
+            temporary.replace(path)
+        else:
+            _put(temporary, path, data, mode)
+    finally:
+        temporary.unlink(missing_ok=True)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except PermissionError:
+        return  # a folder that may be written and not read: its entry gets to disk when the system likes
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _put(temporary: Path, path: Path, data: bytes, mode: int) -> None:
+    """A hard link fails where something is; a rename would replace it."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        _make(path, data, mode)
+
+
+def _make(path: Path, data: bytes, mode: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

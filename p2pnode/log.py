@@ -1,6 +1,7 @@
 """Logs are events with fields: pretty on a terminal, JSON lines otherwise, always on stderr.
 
-Never a prompt, an answer, a key or a secret: events carry ids, counts and reasons.
+Never a prompt, an answer, a key or a secret: events carry ids, counts and reasons. A log that can't be
+written is lost, and nothing else: no caller ever sees it fail.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Literal, TextIO
 
 import structlog
 
+from p2pnode.streams import screen_of
+
 Level = Literal["debug", "info", "warning", "error"]
 
 
 def configure_logging(level: Level = "warning", *, stream: TextIO | None = None) -> None:
     """Set up structlog once, from the CLI."""
-    target = stream if stream is not None else sys.stderr
+    target = screen_of(stream if stream is not None else sys.stderr)
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer(colors=target.isatty())
         if target.isatty()

@@ -122,13 +122,13 @@ def opened_entropy(keystore: Keystore, passphrase: bytes) -> bytes:
 def refuse_existing(*paths: Path) -> None:
     """Raise ``ChainError`` when one of them is there."""
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path):
             msg = f"{path} exists: move it away first (it may be worth money: never delete it)"
             raise ChainError(msg)
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write a secret whole, at a place where nothing is; two processes can't both do it."""
+def write_secret(path: Path, data: bytes) -> None:
+    """Write one whole, at a place where nothing is; two processes can't both do it."""
     with one_at_a_time(path.parent):
         refuse_existing(path)
         write_private(path, data)

@@ -22,7 +22,7 @@ from p2pnode.chain.wallet.files import (
     read_keystore,
     refuse_existing,
     sealed_entropy,
-    write_new,
+    write_secret,
 )
 from p2pnode.chain.wallet.keys import key_address
 from p2pnode.chain.wallet.passphrase import (
@@ -153,7 +153,8 @@ def make_wallet(
     if isinstance(source, PassphraseFile) and source.path != files.passphrase:
         note["file"] = str(source.path.absolute())
     # The keystore comes last: where it is, everything is.
-    write_new(files.phrase, _json(sealed_entropy(entropy, fresh.passphrase, drawn=fresh.drawn), note))
+    sealed = sealed_entropy(entropy, fresh.passphrase, drawn=fresh.drawn)
+    write_secret(files.phrase, _json(sealed, note))
     return _write_key(files, source, key, fresh, note)
 
 
@@ -185,7 +186,8 @@ def open_or_make_wallet(files: WalletFiles) -> Wallet:
 def _write_key(
     files: WalletFiles, source: PassphraseSource, key: bytes, fresh: Fresh, note: dict[str, Any]
 ) -> Wallet:
-    write_new(files.keystore, _json(encrypt(key, fresh.passphrase, drawn=fresh.drawn), note))
+    locked = encrypt(key, fresh.passphrase, drawn=fresh.drawn)
+    write_secret(files.keystore, _json(locked, note))
     keystore = read_keystore(files.keystore)
     if keystore is None:
         msg = f"{files.keystore} was taken away while it was made"

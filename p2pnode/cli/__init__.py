@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
+EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
@@ -12,6 +14,15 @@ def main() -> None:
     """The ``p2pnode`` program."""
     # Until a command takes the signals over, and after it gives them back, Ctrl-C leaves without a word.
     signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(EXIT_INTERRUPTED))
+    from p2pnode.streams import open_streams, settle_streams
+
+    open_streams()
     from p2pnode.cli.app import app
 
-    app()
+    try:
+        app()
+    except OSError as error:  # of the command line's library: a command tells its own
+        sys.stderr.write(f"p2pnode: standard output can't be written ({error.strerror})\n")
+        raise SystemExit(EXIT_FAILED) from None
+    finally:
+        settle_streams()

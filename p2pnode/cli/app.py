@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import typer
-
 from p2pnode.cli.ask import ask
 from p2pnode.cli.bench import bench
 from p2pnode.cli.chain import chain_app
 from p2pnode.cli.chat import chat
+from p2pnode.cli.commands import Commands
 from p2pnode.cli.demo import demo
 from p2pnode.cli.doctor import doctor
 from p2pnode.cli.evidence import evidence
@@ -20,7 +19,7 @@ from p2pnode.cli.status import invite, status
 from p2pnode.cli.storage import storage_app
 from p2pnode.cli.wallet import wallet_app
 
-app = typer.Typer(
+app = Commands(
     name="p2pnode",
     help="A node in a peer-to-peer marketplace for LLM inference, with no central component.",
     no_args_is_help=True,

@@ -202,7 +202,7 @@ def make_client(
         elif name.startswith("conversation."):
             text = words_of(name, fields)
         # What is signed is said before it is; all else can wait for the end of a line.
-        output.event(name, fields, text=text, later=name != "signing")
+        output.report(name, fields, text=text, later=name != "signing")
 
     return Client(config, bootstrap=first, discovery=discovery, on_event=on_event)
 

@@ -44,7 +44,8 @@ def bench(
     log_level: LogOption = "error",
 ) -> None:
     """Measure this node on loopback; exit code 0 only if every figure holds. It says how long it takes."""
-    from p2pnode.cli.running import EXIT_FAILED, run_async
+    from p2pnode.cli import EXIT_FAILED
+    from p2pnode.cli.running import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -80,7 +81,7 @@ def bench(
 
     run_async(run, on_error=output.failed)
     if not as_json:
-        _print_table(figures)
+        _print_table(output, figures)
     if not all(held):
         raise typer.Exit(EXIT_FAILED)
 
@@ -128,8 +129,7 @@ def _shown(number: float) -> str:
     return f"{number:,.0f}" if number >= _IN_FULL else f"{number:.3g}"
 
 
-def _print_table(figures: list[Figure]) -> None:
-    from rich.console import Console
+def _print_table(output: Output, figures: list[Figure]) -> None:
     from rich.table import Column, Table
 
     table = Table(Column("figure", no_wrap=True), "value", "target", "baseline", "ratio", "holds")
@@ -143,7 +143,7 @@ def _print_table(figures: list[Figure]) -> None:
             f"{found.ratio:.2f}" if found else "",
             "yes" if figure.holds else "NO",
         )
-    Console(highlight=False).print(table)
+    output.show(table)
     for figure in figures:
         for note in figure.measurement.details.get("notes", ()) if figure.measurement else ():
-            Console(highlight=False).print(f"{figure.goal.name}: {note}", soft_wrap=True)
+            output.result(f"{figure.goal.name}: {note}")

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pnode.cli.confirm import confirm
 from p2pnode.cli.options import (
     ChainOption,
     DataDirOption,
     JsonOption,
     LogOption,
+    YesOption,
+    blaming,
     build_config,
     configure,
     units_of,
@@ -75,14 +78,16 @@ def run_dev_chain(
         from p2pnode.chain.dev.devchain import open_dev_chain
         from p2pnode.chain.dev.state import forget_state
         from p2pnode.chain.profile import profile_text, write_profile
+        from p2pnode.files import refuse_taken, user_path
 
         gifts = [(*_gift(each, "--fund", USDC_DIGITS), 0) for each in fund or []]
         for each in fund_ether or []:
             address, wei = _gift(each, "--fund-ether", ETHER_DIGITS)
             gifts.append((address, 0, wei))
-        path = (profile or _data(data_dir).chain).expanduser().absolute()
+        path = user_path(profile or _data(data_dir).chain)
         if profile is None:
             _data(data_dir).prepare()
+        refuse_taken(path, force=True)  # before anything is made beside it
         state = path.with_suffix(_STATE_SUFFIX)
         if fresh and state.exists():
             await trio.to_thread.run_sync(forget_state, state)
@@ -166,7 +171,7 @@ def deploy(
         typer.Option("--profile-out", help="Write the profile here; without it chain.toml in the data dir."),
     ] = None,
     name: Annotated[str, typer.Option(help="What the profile calls the chain.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before sending.")] = False,
+    yes: YesOption = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
@@ -182,24 +187,22 @@ def deploy(
 
         from p2pnode.chain.addresses import shown_address
         from p2pnode.chain.deployer import carry_out, quote
-        from p2pnode.chain.profile import profile_of, write_profile
+        from p2pnode.chain.profile import profile_of, profile_text
         from p2pnode.errors import ConfigError
+        from p2pnode.files import refuse_taken, user_path, write_new
 
         paid_to = _address(treasury, "--treasury")
         token = None if usdc is None else _address(usdc, "--usdc")
-        path = (profile_out or _data(data_dir).chain).expanduser().absolute()
-        if path.exists():
-            msg = f"{path} exists: move it away, or name another file with --profile-out"
-            raise ConfigError(msg)
+        path = user_path(profile_out or _data(data_dir).chain)
+        with blaming("--profile-out"):
+            refuse_taken(path, force=None)  # before anything is paid for
         wallet = _wallet(data_dir)
         async with _endpoints(tuple(rpc), None) as endpoints:
             offer = await quote(endpoints, deployer=wallet.address, treasury=paid_to, usdc=token)
             # The checks a profile makes of itself, before anything is paid for.
             made = profile_of(offer.plan.addresses, chain_id=offer.chain_id, rpc_urls=tuple(rpc), name=name)
             _show_offer(output, offer, paid_to)
-            if not (yes or await _confirmed(output)):
-                output.event("stopping", text="nothing was sent")
-                raise typer.Exit(1)
+            await confirm(output, "the contracts will be sent, and paid for", yes=yes)
             sign = await trio.to_thread.run_sync(wallet.unlock)
 
             def created(step: Any, receipt: Any) -> None:
@@ -210,7 +213,11 @@ def deploy(
                 output.event("contract", fields, text=f"{step.contract:<16}{fields['address']}")
 
             await carry_out(endpoints, offer, sign, created)
-        write_profile(path, made)
+        try:
+            write_new(path, profile_text(made).encode())
+        except ConfigError:
+            output.result(profile_text(made).rstrip())  # what was paid for must not be lost with the file
+            raise
         output.event("chain.deployed", {"profile": str(path)}, text=f"the profile is {path}")
 
     run_async(run, on_error=output.failed)
@@ -318,21 +325,6 @@ def _show_offer(output: Output, offer: Offer, treasury: bytes) -> None:
         "nobody can change or stop them afterwards"
     )
     output.event("chain.offer", fields, text=text)
-
-
-async def _confirmed(output: Output) -> bool:
-    import sys
-
-    from p2pnode.cli.lines import Lines
-    from p2pnode.errors import UsageError
-
-    if output.as_json:
-        msg = "--json asks nobody: add --yes to send"
-        raise UsageError(msg)
-    output.event("asking", text="type yes to send:")
-    with Lines(sys.stdin, quiet=False) as lines:
-        answer = await lines.next()
-    return answer is not None and answer.strip().lower() in {"y", "yes"}
 
 
 def _refuse_another(path: Path, chain_id: int) -> None:

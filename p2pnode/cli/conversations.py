@@ -22,20 +22,25 @@ from p2pnode.cli.ask import (
     make_sampling,
     stream,
 )
-from p2pnode.cli.conversation_words import loss_fields, loss_words
+from p2pnode.cli.confirm import confirm
+from p2pnode.cli.conversation_words import SHORT, loss_fields, loss_words
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
     DataDirOption,
+    ForceOption,
     JsonOption,
     LogOption,
     MdnsOption,
     ModelOption,
     S5UrlOption,
     StoreOption,
+    YesOption,
+    all_meant,
     build_config,
     check_target,
     configure,
+    one_meant,
 )
 from p2pnode.cli.output import Output, shorten
 from p2pnode.words import count_of
@@ -118,6 +123,7 @@ def resume(
 def export(
     conversation: ConversationArgument,
     path: Annotated[Path | None, typer.Argument(help="A new file; standard output without it.")] = None,
+    force: ForceOption = False,
     bootstrap: BootstrapOption = None,
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
@@ -132,8 +138,11 @@ def export(
     output = Output(as_json=False)
 
     async def run() -> None:
+        from p2pnode.files import refuse_taken, write_new
         from p2pnode.storage.conversations.export import exported
 
+        if path is not None:
+            refuse_taken(path, force=force)
         client = make_client(
             output, data_dir, bootstrap, mdns=mdns, discovery=True, stores=store, s5_url=s5_url
         )
@@ -143,15 +152,16 @@ def export(
             whole = await exported(opened)
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         if path is None:
-            sys.stdout.write(text)
+            output.raw(text.encode())
         else:
-            _write_new(path, text)
+            write_new(path, text.encode(), mode=0o600, force=force)
 
     run_async(run, on_error=output.failed)
 
 
 def forget(
     conversation: ConversationArgument,
+    yes: YesOption = False,
     bootstrap: BootstrapOption = None,
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
@@ -160,7 +170,7 @@ def forget(
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Delete a conversation here and on its replicas, for good and on all your machines."""
+    """Delete a conversation here and on its replicas, for good and on all your machines. Asks first."""
     from p2pnode.cli.running import run_async
 
     configure(log_level)
@@ -172,6 +182,8 @@ def forget(
         )
         async with client:
             saved = await find_anywhere(client, conversation, output)
+            what = f"conversation {saved.sid.hex()[:SHORT]} ({saved.title}) will be deleted"
+            await confirm(output, f"{what} here and on its replicas, for good", yes=yes)
             await client.conversations.forget(saved.sid)
         output.event("forgotten", {"conversation": saved.sid.hex()}, text="[forgotten]")
 
@@ -183,16 +195,11 @@ def forget(
 
 def find(known: Sequence[SavedConversation], begins: str) -> SavedConversation:
     """The one that is meant. Raises ``UsageError``."""
-    from p2pnode.errors import UsageError
+    return one_meant(known, begins, _id_of, "conversation")
 
-    found = [each for each in known if each.sid.hex().startswith(begins.lower())]
-    if not found:
-        msg = f"no conversation begins with {begins!r}: see `p2pnode sessions list`"
-        raise UsageError(msg)
-    if len(found) > 1:
-        msg = f"{len(found)} conversations begin with {begins!r}: give more of the id"
-        raise UsageError(msg)
-    return found[0]
+
+def _id_of(saved: SavedConversation) -> str:
+    return saved.sid.hex()
 
 
 async def find_anywhere(client: Client, begins: str, output: Output) -> SavedConversation:
@@ -200,16 +207,14 @@ async def find_anywhere(client: Client, begins: str, output: Output) -> SavedCon
 
     Raises ``UsageError``, ``LocalError``, and ``NoHostError`` where nobody else could be asked.
     """
-    from p2pnode.errors import UsageError
-
     keeper = await client.conversations.keeper()
-    try:
-        return find(await keeper.archive.conversations(), begins)
-    except UsageError:
-        recovery = await client.conversations.recover()
-        tell_recovery(output, recovery)
-        check_answered(recovery, before=f"no conversation here begins with {begins!r}, and ")
-        return find(recovery.conversations, begins)
+    known = await keeper.archive.conversations()
+    if all_meant(known, begins, _id_of):
+        return find(known, begins)
+    recovery = await client.conversations.recover()
+    tell_recovery(output, recovery)
+    check_answered(recovery, before=f"no conversation here begins with {begins!r}, and ")
+    return find(recovery.conversations, begins)
 
 
 @asynccontextmanager
@@ -236,7 +241,7 @@ async def reading(client: Client, config: NodeConfig, begins: str) -> AsyncItera
 
     async with known_here(config) as archive:
         known = await archive.conversations() if archive is not None else ()
-        if not any(each.sid.hex().startswith(begins.lower()) for each in known):
+        if not all_meant(known, begins, _id_of):
             yield None, None
             return
         saved = find(known, begins)
@@ -293,16 +298,3 @@ def tell_losses(output: Output, losses: Sequence[Any]) -> None:
     """What should be there and isn't."""
     for loss in losses:
         output.event("loss", loss_fields(loss), text=loss_words(loss))
-
-
-def _write_new(path: Path, text: str) -> None:
-    from p2pnode.errors import UsageError
-    from p2pnode.files import write_private
-
-    if path.exists():
-        msg = f"{path} exists: name another file"
-        raise UsageError(msg)
-    if not path.absolute().parent.is_dir():
-        msg = f"there is no folder {path.absolute().parent}: make it first"
-        raise UsageError(msg)
-    write_private(path, text.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from p2pnode.cli.output import Output
@@ -21,23 +20,21 @@ def demo() -> None:
     output = Output(as_json=False)
 
     def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        output.raw(text.encode(errors="replace"))
 
     async def run() -> None:
         from p2pnode.demo.demo import Demo
 
         shown = Demo(lambda line: write(line + "\n"), write)
         await shown.run()
-        _table(shown.rows)
-        _bill(shown.bill)
-        _money(shown.money)
+        _table(output, shown.rows)
+        _bill(output, shown.bill)
+        _money(output, shown.money)
 
     run_async(run, on_error=output.failed)
 
 
-def _table(rows: list[Row]) -> None:
-    from rich.console import Console
+def _table(output: Output, rows: list[Row]) -> None:
     from rich.table import Table
 
     table = Table("step", "host", "tokens in", "tokens out", "first token", "tokens/s", title="what happened")
@@ -50,26 +47,27 @@ def _table(rows: list[Row]) -> None:
             f"{row.ttft_s:.2f} s",
             f"{row.tokens_per_s:.0f}",
         )
-    Console(highlight=False).print("", table)
+    output.show("")
+    output.show(table)
 
 
-def _bill(rows: list[BillRow]) -> None:
-    from rich.console import Console
+def _bill(output: Output, rows: list[BillRow]) -> None:
     from rich.table import Table
 
     columns = ("host", "for", "tokens in", "tokens out", "cost")
     table = Table(*columns, title="the bill of the answer whose host was killed (USDC)")
     for row in rows:
         table.add_row(row.host, row.what, str(row.tokens_in), str(row.tokens_out), usdc_number(row.cost))
-    Console(highlight=False).print("", table)
+    output.show("")
+    output.show(table)
 
 
-def _money(rows: list[MoneyRow]) -> None:
-    from rich.console import Console
+def _money(output: Output, rows: list[MoneyRow]) -> None:
     from rich.table import Table
 
     table = Table("who", "before", "after", "change", "due", title="where the money went (USDC)")
     for row in rows:
         numbers = (row.before, row.after, row.after - row.before, row.due)
         table.add_row(row.who, *map(usdc_number, numbers))
-    Console(highlight=False).print("", table)
+    output.show("")
+    output.show(table)

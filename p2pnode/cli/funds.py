@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pnode.cli.commands import Commands
+from p2pnode.cli.confirm import confirm
 from p2pnode.cli.options import (
     ChainOption,
     DataDirOption,
     JsonOption,
     LogOption,
+    YesOption,
     build_config,
     configure,
     units_of,
@@ -21,7 +24,7 @@ from p2pnode.words import count_of
 if TYPE_CHECKING:
     from p2pnode.node.funds import Funds
 
-funds_app = typer.Typer(help="Where every cent is: wallet, escrow, owed, earned, stuck and why.")
+funds_app = Commands(help="Where every cent is: wallet, escrow, owed, earned, stuck and why.")
 
 
 @funds_app.callback(invoke_without_command=True)
@@ -64,12 +67,13 @@ def withdraw(
     amount: Annotated[
         str | None, typer.Option(help="How much, in USDC; all that is withdrawable without it.")
     ] = None,
+    yes: YesOption = False,
     chain: ChainOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Take earned money out of the market to any address. The wallet pays the gas."""
+    """Take earned money out of the market to any address, asking first. The wallet pays the gas."""
     from p2pnode.cli.running import run_async
 
     configure(log_level)
@@ -95,6 +99,8 @@ def withdraw(
             if not 0 < units <= earned:
                 msg = f"{usdc_text(earned)} can be withdrawn, not {usdc_text(units)}"
                 raise ConfigError(msg)
+            what = f"{usdc_text(units)} will be sent to {shown_address(recipient)}"
+            await confirm(output, f"{what}: nobody can bring it back", yes=yes)
             done = await books.ledger.transact(Withdraw(recipient, units))
         fields = {
             "to": shown_address(recipient),

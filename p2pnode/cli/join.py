@@ -168,10 +168,10 @@ def _check(
     listen: Sequence[str], bootstrap: Sequence[str], models: Sequence[str], ready_file: Path | None
 ) -> None:
     """Raise ``UsageError`` for flags that make no sense, before anything is made or fetched."""
-    from p2pnode.errors import UsageError
     from p2pnode.models.catalogue import Catalogue
     from p2pnode.models.scripted_model import SCRIPTED
     from p2pnode.net.multiaddrs import check_address
+    from p2pnode.node.datadir import ReadyFile
     from p2pnode.node.invite import read_bootstrap
 
     with blaming("--listen"):
@@ -180,9 +180,8 @@ def _check(
     with blaming("--bootstrap"):
         for each in bootstrap:
             read_bootstrap(each)
-    if ready_file is not None and not ready_file.absolute().parent.is_dir():
-        msg = f"--ready-file: there is no folder {ready_file.absolute().parent}: make it first"
-        raise UsageError(msg)
+    if ready_file is not None:
+        ReadyFile(ready_file).check()
     with blaming("--model"):
         for name in models:
             if name != SCRIPTED:
@@ -223,7 +222,7 @@ class _Reporter:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
-        self._output.event(name, fields, text=self._text(name, fields))
+        self._output.report(name, fields, text=self._text(name, fields))
 
     @staticmethod
     def _text(name: str, fields: dict[str, Any]) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
 from p2pnode.money import USDC_DIGITS
 
+Item = TypeVar("Item")
 DataDirOption: TypeAlias = Annotated[
     Path | None, typer.Option("--data-dir", help="Where the node keeps its identity, models and peers.")
 ]
@@ -44,14 +45,23 @@ NoSaveOption: TypeAlias = Annotated[
 MdnsOption: TypeAlias = Annotated[
     bool | None, typer.Option("--mdns/--no-mdns", help="Find peers on the local network.")
 ]
+YesOption: TypeAlias = Annotated[
+    bool, typer.Option("--yes", help="Don't ask first. Needed where there is no terminal to ask at.")
+]
+ForceOption: TypeAlias = Annotated[
+    bool,
+    typer.Option("--force", help="Overwrite the file that is there; only a file is ever replaced."),
+]
 
 
 def build_config(data_dir: Path | None, **flags: Any) -> Any:
     """The configuration of a command: flags over ``<data-dir>/config.toml`` over the defaults."""
     from p2pnode.config import default_data_dir, load_config
+    from p2pnode.files import user_path
     from p2pnode.node.datadir import DataDir
 
-    root = (data_dir or default_data_dir()).expanduser().absolute()
+    with blaming("--data-dir"):
+        root = user_path(data_dir or default_data_dir())
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
     return load_config(DataDir(root).config, {**given, "data_dir": root})
 
@@ -71,6 +81,31 @@ def check_target(model: str | None, peer: str | None, *, no_discovery: bool = Fa
     if model is not None:
         with blaming("--model"):
             resolve_model(model)
+
+
+def all_meant(known: Iterable[Item], begins: str, id_of: Callable[[Item], str]) -> list[Item]:
+    """Those whose id begins so. An empty beginning means nobody: it raises ``UsageError``."""
+    from p2pnode.errors import UsageError
+
+    wanted = begins.strip().lower().removeprefix("0x")
+    if not wanted:
+        msg = "the id is empty: give one, or how it begins (`p2pnode sessions list` shows them)"
+        raise UsageError(msg)
+    return [each for each in known if id_of(each).startswith(wanted)]
+
+
+def one_meant(known: Iterable[Item], begins: str, id_of: Callable[[Item], str], what: str) -> Item:
+    """The one whose id begins so. Raises ``UsageError`` for none and for several."""
+    from p2pnode.errors import UsageError
+
+    found = all_meant(known, begins, id_of)
+    if not found:
+        msg = f"no {what} begins with {begins!r}: see `p2pnode sessions list`"
+        raise UsageError(msg)
+    if len({id_of(each) for each in found}) > 1:
+        msg = f"{len(found)} {what}s begin with {begins!r}: give more of the id"
+        raise UsageError(msg)
+    return found[0]
 
 
 @contextmanager

@@ -44,10 +44,14 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+
+from p2pnode.streams import screen_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,10 +59,20 @@ if TYPE_CHECKING:
     from p2pnode.errors import P2PNodeError
 
 _NO_WRAP: Final = 1000
+_READER_LEFT: Final = frozenset({errno.EPIPE, errno.EIO})
+"""What a pipe without a reader says, and a terminal that was closed."""
 _SHOWN: Final = 12
 _CONTROLS: Final = {
     code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }
+
+
+class OutputLostError(Exception):
+    """Standard output can't be written. ``left``: its reader has gone, which is nobody's fault."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or type(error).__name__)
+        self.left = error.errno in _READER_LEFT
 
 
 class Output:
@@ -77,7 +91,7 @@ class Output:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(stderr=True, highlight=False, emoji=False)
+            self._console = Console(file=screen_of(sys.stderr), highlight=False, emoji=False)
         return self._console
 
     def event(
@@ -86,17 +100,23 @@ class Output:
         """A JSON line, or ``text`` for people when there is any; with ``later`` not in mid-answer.
 
         What is said between an answer's pieces never gets into the answer: a terminal shows it on a line of
-        its own, a file or pipe gets the answer alone.
+        its own, a file or pipe gets the answer alone. Raises ``OutputLostError``.
         """
         if self.as_json:
-            sys.stdout.write(json.dumps({"event": name, **(fields or {})}) + "\n")
-            sys.stdout.flush()
+            _write(json.dumps({"event": name, **(fields or {})}) + "\n", flush=True)
         elif text and later and self._line_open:
             self._later.append(text)
         elif text:
             if sys.stdout.isatty():
                 self.end_line()
             self._say(text)
+
+    def report(
+        self, name: str, fields: dict[str, Any] | None = None, *, text: str = "", later: bool = False
+    ) -> None:
+        """An event from inside of work that must go on when nobody reads of it."""
+        with suppress(OutputLostError):
+            self.event(name, fields, text=text, later=later)
 
     def _say(self, text: str) -> None:
         self.console.print(printable(text), markup=False, soft_wrap=True)
@@ -111,32 +131,30 @@ class Output:
         if self.as_json:
             self.event("text", {"text": text})
         elif text:
-            sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-            sys.stdout.flush()
+            _write(printable(text) if sys.stdout.isatty() else text, flush=True)
             self._line_open = not text.endswith("\n")
 
     def end_line(self) -> None:
         """What comes next begins on a line of its own."""
         if self._line_open:
             self._line_open = False
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            with suppress(OutputLostError):  # an answer that was lost is told when its next piece is
+                _write("\n", flush=True)
         later, self._later = self._later, []
         for text in later:
             self._say(text)
 
     def result(self, text: str) -> None:
         """A line that scripts may want: to stdout."""
-        sys.stdout.write(printable(text) + "\n")
+        _write(printable(text) + "\n")
 
     def end_echo(self) -> None:
         """A terminal has echoed a ^C: what comes next begins on a line of its own."""
         if not self.as_json and sys.stderr.isatty():
-            sys.stderr.write("\n")
+            screen_of(sys.stderr).write("\n")
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, folds: str = "") -> None:
         """Columns on stdout; on a terminal the one called ``folds`` gives way, elsewhere none need."""
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
@@ -145,8 +163,25 @@ class Output:
             table.add_column(column, overflow="fold", no_wrap=column != folds)
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        width = None if sys.stdout.isatty() else _NO_WRAP
-        Console(highlight=False, emoji=False, width=width).print(table)
+        self.show(table, width=None if sys.stdout.isatty() else _NO_WRAP)
+
+    def show(self, *what: Any, width: int | None = None) -> None:
+        """What rich draws, on stdout. Raises ``OutputLostError``, where rich would end the process."""
+        from rich.console import Console
+
+        console = Console(highlight=False, emoji=False, width=width)
+        with console.capture() as drawn:
+            console.print(*what, soft_wrap=all(isinstance(each, str) for each in what))
+        _write(drawn.get())
+
+    @staticmethod
+    def raw(data: bytes) -> None:
+        """Bytes as they are, to stdout."""
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise OutputLostError(error) from error
 
     def failed(self, error: P2PNodeError, code: int) -> None:
         """The error, as the last thing said."""
@@ -159,6 +194,15 @@ def error_fields(error: P2PNodeError) -> dict[str, Any]:
     fields = {"error": type(error).__name__, "message": str(error)}
     wire_code = getattr(error, "code", None)
     return fields if wire_code is None else {**fields, "code": wire_code}
+
+
+def _write(text: str, *, flush: bool = False) -> None:
+    try:
+        sys.stdout.write(text)
+        if flush:
+            sys.stdout.flush()
+    except OSError as error:
+        raise OutputLostError(error) from error
 
 
 def printable(text: str) -> str:

@@ -21,7 +21,7 @@ class FolderProgress:
 
     def __call__(self, done: int) -> None:
         if self._output.as_json:
-            self._output.event("gc.progress", {"folders": done, "of": self._total})
+            self._output.report("gc.progress", {"folders": done, "of": self._total})
             return
         if self._progress is None:
             if done == self._total:
@@ -54,7 +54,7 @@ class PullProgress:
 
     def __call__(self, done: int, total: int | None) -> None:
         if self._output.as_json:
-            self._output.event("model.progress", {"name": self._name, "done": done, "total": total})
+            self._output.report("model.progress", {"name": self._name, "done": done, "total": total})
             return
         if self._progress is None:
             if done == total:

@@ -1,30 +1,62 @@
 """Running async commands: signals, errors and exit codes in one place.
 
 0 done, 1 failed, 2 usage, 3 no host, 4 refused, 130 interrupted. The first Ctrl-C asks for an
-orderly end, the second forces it. Nobody ever sees a traceback, but with ``--log-level debug``.
+orderly end, the second forces it; a terminal that is closed asks for one too, and never forces it.
+Nobody ever sees a traceback, but with ``--log-level debug``.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 import structlog
 import trio
 
-from p2pnode.cli import EXIT_INTERRUPTED
+from p2pnode.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from p2pnode.cli.output import OutputLostError
 from p2pnode.errors import LocalError, NoHostError, P2PNodeError, RefusedError, UsageError
+from p2pnode.sqlite_files import trouble_of
 
 log = structlog.get_logger()
 
 Kind = TypeVar("Kind", bound=BaseException)
-EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_NO_HOST: Final = 3
 EXIT_REFUSED: Final = 4
+_FULL: Final = "free some space, or choose another --data-dir"
+_DENIED: Final = "fix its owner and permissions, or choose another --data-dir"
+_WRONG_PATH: Final = "check the path"
+_SITUATIONS: Final[dict[int | None, str]] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: _DENIED,
+    errno.ENOTDIR: _WRONG_PATH,
+    errno.EISDIR: _WRONG_PATH,
+    errno.ENOENT: _WRONG_PATH,
+    errno.ELOOP: _WRONG_PATH,
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk's health",
+    errno.EMFILE: "allow more open files (`ulimit -n`)",
+    errno.ENFILE: "end other programs: the system has no more open files to give",
+    errno.ENOMEM: "end other programs, or take a smaller model",
+}
+_FILE_TROUBLES: Final = {
+    "full": _FULL,
+    "denied": _DENIED,
+    "busy": "another program holds it: end that, and try again",
+    "disk": "check the disk's health",
+}
 
 
 def run_async(
@@ -43,8 +75,10 @@ def run_async(
 
     async def watch(scope: trio.CancelScope) -> None:
         nonlocal interrupted
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async for _ in signals:
+        with trio.open_signal_receiver(*_signals()) as signals:
+            async for each in signals:
+                if interrupted and each == signal.SIGHUP:
+                    continue  # the shell and the kernel each send one when a terminal is closed
                 if interrupted:
                     os._exit(EXIT_INTERRUPTED)
                 handled = on_interrupt()
@@ -64,32 +98,63 @@ def run_async(
 
     try:
         trio.run(main, strict_exception_groups=True)
+        _flush()
     except BaseException as error:  # noqa: BLE001 - sorted out by kind below
+        if first_of(error, OutputLostError) is not None and interrupted:
+            _leave(EXIT_INTERRUPTED)
         _exit_for(error, on_error)
     if interrupted and not orderly:
         _leave(EXIT_INTERRUPTED)
 
 
+def _signals() -> list[signal.Signals]:
+    """Those that ask for an end. Not a hangup that our parent had us ignore, as `nohup` does."""
+    asked = [signal.SIGINT, signal.SIGTERM]
+    return asked if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*asked, signal.SIGHUP]
+
+
+def _flush() -> None:
+    """What was printed is not printed before it is written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise OutputLostError(error) from error
+
+
 def _exit_for(error: BaseException, on_error: Callable[[P2PNodeError, int], None]) -> NoReturn:
-    ours = first_of(error, P2PNodeError)
-    if ours is None and first_of(error, BrokenPipeError) is not None:
-        _reader_gone()
-    left = first_of(error, SystemExit)  # rich's way to say that nobody reads its table
-    if ours is None and left is not None and isinstance(left.__context__, BrokenPipeError):
-        _reader_gone()
-    if ours is None and first_of(error, KeyboardInterrupt) is not None:
+    ours: P2PNodeError | None = first_of(error, P2PNodeError)
+    lost = first_of(error, OutputLostError)
+    if ours is None and lost is not None and lost.left:
+        _leave(0)  # whoever read our output had enough (``| head``): nothing is wrong
+    if ours is None and lost is None and first_of(error, KeyboardInterrupt) is not None:
         _leave(EXIT_INTERRUPTED)
     if ours is None:
         cause = first_of(error, Exception)
         if cause is None:
             raise error
-        ours = _defect(cause)
+        ours = situation_of(cause) or _defect(cause)
     code = exit_code(ours)
-    try:
+    with suppress(OutputLostError):
         on_error(ours, code)
-    except BrokenPipeError:
-        _reader_gone()
     _leave(code)
+
+
+def situation_of(cause: Exception) -> LocalError | None:
+    """What happened to this machine or was done to it, in words; None for a defect of ours."""
+    match cause:
+        case OutputLostError():
+            return LocalError(f"standard output can't be written ({cause}): free space, or write elsewhere")
+        case OSError(errno=number) if number in _SITUATIONS:
+            where = f"{cause.filename}: " if isinstance(cause.filename, (str, Path)) else ""
+            return LocalError(f"{where}{cause.strerror}: {_SITUATIONS[number]}")
+        case sqlite3.Error() if (trouble := trouble_of(cause)) in _FILE_TROUBLES:
+            return LocalError(f"a file of the data dir can't be used ({cause}): {_FILE_TROUBLES[trouble]}")
+        case MemoryError():
+            return LocalError("there is not enough memory: end other programs, or take a smaller model")
+        case EOFError():
+            return LocalError("the input ended before there was an answer: nothing was done")
+        case _:
+            return None
 
 
 def _defect(cause: Exception) -> LocalError:
@@ -98,13 +163,6 @@ def _defect(cause: Exception) -> LocalError:
         f"unexpected {type(cause).__name__}: {cause}. This is a defect of p2pnode: "
         "run it again with --log-level debug and report what it prints"
     )
-
-
-def _reader_gone() -> NoReturn:
-    """Whoever read our output had enough (``| head``): nothing is wrong."""
-    # Python flushes stdout once more on its way out.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    _leave(0)
 
 
 def exit_code(error: P2PNodeError) -> int:

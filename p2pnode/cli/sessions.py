@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pnode.cli.ask import make_client
+from p2pnode.cli.commands import Commands
+from p2pnode.cli.confirm import confirm
 from p2pnode.cli.conversation_words import conversation_fields, conversation_row, turn_fields, turn_lines
 from p2pnode.cli.conversations import (
     check_answered,
@@ -27,8 +29,11 @@ from p2pnode.cli.options import (
     MdnsOption,
     S5UrlOption,
     StoreOption,
+    YesOption,
+    all_meant,
     build_config,
     configure,
+    one_meant,
 )
 from p2pnode.cli.output import Output, shorten
 
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
     from p2pnode.storage.conversations.conversation import Conversation
     from p2pnode.storage.conversations.records import SavedConversation
 
-sessions_app = typer.Typer(help="Conversations and paid sessions of this data dir.", no_args_is_help=True)
+sessions_app = Commands(help="Conversations and paid sessions of this data dir.", no_args_is_help=True)
 SessionArgument = Annotated[str, typer.Argument(help="A session id, or how it begins.")]
 EitherArgument = Annotated[
     str, typer.Argument(help="The id of a conversation or of a paid session, or how it begins.")
@@ -146,6 +151,7 @@ def show(
         )
         async with reading(client, build_config(data_dir), session) as (saved, opened):
             if opened is not None:
+                _refuse_two(data_dir, session)
                 await _show_conversation(output, saved, opened, branch)
                 return
         journal = _known(_journal(data_dir), session, "conversation or paid session")
@@ -166,12 +172,13 @@ def show(
 @sessions_app.command()
 def close(
     session: SessionArgument,
+    yes: YesOption = False,
     chain: ChainOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """End a session by hand: settle it as its host, or ask the chain for the rest of the deposit."""
+    """End a session by hand, asking first: settle it as its host, or ask the chain for the deposit's rest."""
     from p2pnode.cli.running import run_async
 
     configure(log_level)
@@ -186,11 +193,13 @@ def close(
         # Asked before the chain is: a mistyped id is told at once.
         journal = _known(_journal(data_dir), session)
         try:
-            _find(journal, session)
+            meant = _find(journal, session)
         finally:
             journal.close()
+        what = f"session {meant.session.hex()[:16]} with {shorten(_fields(meant)['peer'])} will be ended"
+        await confirm(output, f"{what}: nothing more can be bought or sold in it", yes=yes)
         async with books_of(build_config(data_dir, chain=chain), sends=True) as books:
-            found = _find(books.journal, session)
+            found = _find(books.journal, meant.session.hex())
             done = await close_session(found, books, int(time.time()))
         fields = {"session": found.session.hex(), "outcome": done.outcome, "until": done.until}
         output.event("closed", fields, text=done.words)
@@ -204,6 +213,15 @@ def _journal(data_dir: Any) -> Journal | None:
 
     path = DataDir(build_config(data_dir).data_dir).journal
     return Journal.open(path) if path.exists() else None
+
+
+def _refuse_two(data_dir: Any, begins: str) -> None:
+    """Raise ``UsageError`` when a beginning that is a conversation's is a paid session's too."""
+    from p2pnode.errors import UsageError
+
+    if all_meant(_paid_rows(data_dir), begins, lambda row: str(row["session"])):
+        msg = f"a conversation and a paid session begin with {begins!r}: give more of the id"
+        raise UsageError(msg)
 
 
 def _known(journal: Journal | None, begins: str, what: str = "paid session") -> Journal:
@@ -241,17 +259,12 @@ async def _show_conversation(
 
 
 def _find(journal: Journal, begins: str, what: str = "paid session") -> BoughtSession | HostedSession:
-    from p2pnode.errors import UsageError
-
-    wanted = begins.lower().removeprefix("0x")
     every: list[BoughtSession | HostedSession] = [*journal.purchases(), *journal.hosted()]
-    found = [each for each in every if each.session.hex().startswith(wanted)]
-    if not found:
-        raise UsageError(_nothing(begins, what))
-    if len({each.session for each in found}) > 1:
-        msg = f"{len(found)} sessions begin with {begins!r}: give more of the id"
-        raise UsageError(msg)
-    return found[0]
+    return one_meant(every, begins, _id_of, what)
+
+
+def _id_of(record: BoughtSession | HostedSession) -> str:
+    return record.session.hex()
 
 
 def _fields(record: BoughtSession | HostedSession) -> dict[str, Any]:

@@ -6,7 +6,15 @@ from typing import Annotated, Final
 
 import typer
 
-from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.commands import Commands
+from p2pnode.cli.options import (
+    DataDirOption,
+    ForceOption,
+    JsonOption,
+    LogOption,
+    build_config,
+    configure,
+)
 from p2pnode.cli.output import Output
 from p2pnode.cli.storage_input import (
     STDIO,
@@ -16,7 +24,6 @@ from p2pnode.cli.storage_input import (
     parse_content_id,
     pieces_of_file,
     read_whole,
-    write_file,
 )
 from p2pnode.cli.storage_words import (
     all_blobs,
@@ -30,7 +37,7 @@ from p2pnode.cli.storage_words import (
     size_text,
 )
 
-storage_app = typer.Typer(help="Blobs and registry entries kept in this data dir.", no_args_is_help=True)
+storage_app = Commands(help="Blobs and registry entries kept in this data dir.", no_args_is_help=True)
 IdArgument = Annotated[str, typer.Argument(help="A content id, in either dialect and any base.")]
 DaysOption = Annotated[int, typer.Option(min=0, max=36_500, help="How long it is leased.")]
 _DAYS: Final = 31
@@ -110,7 +117,8 @@ def put_blob(
 @storage_app.command("get")
 def get_blob(
     content_id: IdArgument,
-    file: Annotated[str, typer.Argument(help="Where to write it; - for standard output.")] = STDIO,
+    file: Annotated[str, typer.Argument(help="A new file for it; - for standard output.")] = STDIO,
+    force: ForceOption = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
@@ -122,22 +130,22 @@ def get_blob(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        import sys
-
         from p2pnode.errors import UsageError
+        from p2pnode.files import refuse_taken, user_path, write_new
         from p2pnode.node.store import open_store
 
-        blob = parse_content_id(content_id)
+        blob, path = parse_content_id(content_id), user_path(file)
+        if file != STDIO:
+            refuse_taken(path, force=force)
         if as_json and file == STDIO:
             msg = "--json has standard output for itself: name a file for the blob"
             raise UsageError(msg)
         async with open_store(config_with(blob, data_dir)) as store:
             data = await read_whole(store, blob)
         if file == STDIO:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            output.raw(data)
         else:
-            write_file(file, data)
+            write_new(path, data, force=force)
             fields = {"id": blob.text(), "size": len(data), "path": file}
             output.event("got", fields, text=f"{file}: {len(data)} bytes")
 

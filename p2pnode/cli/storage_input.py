@@ -108,17 +108,3 @@ async def pieces_of_file(name: str) -> AsyncIterator[bytes]:
     except OSError as error:
         msg = f"{name} can't be read ({error.strerror}): name a file, or - for standard input"
         raise UsageError(msg) from error
-
-
-def write_file(name: str, data: bytes) -> None:
-    """Whole or not at all. Raises ``UsageError``."""
-    from pathlib import Path
-
-    from p2pnode.errors import ConfigError, UsageError
-    from p2pnode.files import write_atomic
-
-    try:
-        write_atomic(Path(name), data)
-    except ConfigError as error:
-        reason = getattr(error.__cause__, "strerror", None) or "no file"
-        raise UsageError(f"{name} can't be written ({reason}): name another file") from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from p2pnode.cli.commands import Commands
 from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
 from p2pnode.cli.output import Output
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from p2pnode.chain.wallet.wallet import Wallet
     from p2pnode.node.datadir import DataDir
 
-wallet_app = typer.Typer(
+wallet_app = Commands(
     help="The wallet: twelve words, an address to be paid at and to pay from.", no_args_is_help=True
 )
 PassphraseFileOption: TypeAlias = Annotated[
@@ -183,17 +184,17 @@ def export_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.chain.wallet.files import refuse_existing, write_new
         from p2pnode.chain.wallet.passphrase import PassphraseFile, PassphrasePrompt
+        from p2pnode.files import refuse_taken, write_new
 
         wallet = _open(data_dir)
-        refuse_existing(path)
+        refuse_taken(path, force=None)
         source: PassphraseSource | None = PassphrasePrompt() if new_passphrase else None
         if new_passphrase_file is not None:
             source = PassphraseFile(new_passphrase_file)
         held = wallet.passphrase()
         fresh = None if source is None else source.fresh(wallet.account)
-        write_new(path, wallet.exported(None if fresh is None else fresh.passphrase, held))
+        write_new(path, wallet.exported(None if fresh is None else fresh.passphrase, held), mode=0o600)
         opens = wallet.source.words if source is None else source.words
         text = f"{path}: the key of {wallet.account}. Its passphrase: {opens}"
         fields = {"address": wallet.account, "path": str(path), "passphrase": opens}
@@ -265,12 +266,13 @@ def _source(
 ) -> PassphraseSource:
     from p2pnode.chain.wallet.passphrase import PassphraseFile, PassphraseKeyring, PassphrasePrompt
     from p2pnode.errors import UsageError
+    from p2pnode.files import user_path
 
     if (passphrase_file is not None) + keyring + random > 1:
         msg = "--passphrase-file, --keyring and --random exclude one another: give one of them"
         raise UsageError(msg)
     if passphrase_file is not None:
-        source = PassphraseFile(passphrase_file.expanduser().absolute())
+        source = PassphraseFile(user_path(passphrase_file))
         source.existing("the wallet")  # before any question is asked
         return source
     if keyring:
@@ -380,11 +382,11 @@ def _print(output: Output, event: str, fields: dict[str, Any]) -> None:
 
 def _check_display(output: Output, show_phrase_to: Path | None) -> None:
     """Before anything is made: the words need a place to be shown at."""
-    from p2pnode.chain.wallet.files import refuse_existing
     from p2pnode.errors import UsageError
+    from p2pnode.files import refuse_taken
 
     if show_phrase_to is not None:
-        refuse_existing(show_phrase_to)
+        refuse_taken(show_phrase_to, force=None)
     elif output.as_json or not sys.stdout.isatty():
         msg = (
             "the twelve words are shown on a terminal only, never through a pipe or --json, where they would "
@@ -394,9 +396,9 @@ def _check_display(output: Output, show_phrase_to: Path | None) -> None:
 
 
 def _write_words(path: Path, words: str) -> None:
-    from p2pnode.chain.wallet.files import write_new
+    from p2pnode.files import write_new
 
-    write_new(path, (words + "\n").encode())
+    write_new(path, (words + "\n").encode(), mode=0o600)
 
 
 def _display(output: Output, words: str, origin: str) -> None:

@@ -14,7 +14,6 @@ from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
-from p2pnode.files import write_atomic
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.host.money import HostMoney, open_host_money
 from p2pnode.host.s5 import serving_s5
@@ -26,7 +25,7 @@ from p2pnode.models.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.ports import free_listen
-from p2pnode.node.datadir import DataDir, ready_json
+from p2pnode.node.datadir import DataDir, ReadyFile
 from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_identity, wallet_files
 from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.keeping import keep_for_peers
@@ -58,6 +57,7 @@ class Join:
     def __init__(self, config: NodeConfig, options: JoinOptions, report: Report) -> None:
         self._config, self._options, self._report = config, options, report
         self._data = DataDir(config.data_dir)
+        self._ready = None if options.ready_file is None else ReadyFile(options.ready_file)
         self._node: Node | None = None
         self._stopping = False
         self._starting = trio.CancelScope()
@@ -76,8 +76,8 @@ class Join:
         data.prepare()
         with ExitStack() as stack:
             stack.enter_context(data.locked())
-            if self._options.ready_file is not None:
-                self._options.ready_file.unlink(missing_ok=True)  # of a start that was killed
+            if self._ready is not None:
+                self._ready.check()
             data.check_place(moved=self._options.moved)
             fresh = not data.peer_key.exists()
             if fresh:
@@ -90,6 +90,8 @@ class Join:
             )
             await trio.to_thread.run_sync(ensure_storage_key, data)
             self._report("identity", {"peer_id": identity.key.peer_id, "new": fresh})
+            if self._ready is not None:
+                self._ready.clear(identity.key.peer_id)
             models: list[HostedModel] = []
             with self._starting:
                 models = [] if config.client_only else await self._models()
@@ -123,8 +125,8 @@ class Join:
                         node.stop()
             finally:
                 data.node_json.unlink(missing_ok=True)
-                if self._options.ready_file is not None:
-                    self._options.ready_file.unlink(missing_ok=True)
+                if self._ready is not None:
+                    self._ready.remove()
 
     def _profile(self) -> ChainProfile | None:
         """The chain this host is paid on; None for a free one. Raises ``ConfigError``."""
@@ -183,8 +185,8 @@ class Join:
         else:
             entry = Catalogue.load().find(DEFAULT_MODEL)
             await node.follow([entry.model_id] if entry.model_id is not None else [])
-        if self._options.ready_file is not None:
-            write_atomic(self._options.ready_file, ready_json(node.peer_id, node.multiaddrs))
+        if self._ready is not None:
+            self._ready.write(node.peer_id, node.multiaddrs)
         self._report(
             "ready",
             {

@@ -13,10 +13,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
-from p2pnode.errors import ConfigError
-from p2pnode.files import not_writable, read_text_or_none, write_atomic
+from p2pnode.errors import ConfigError, UsageError
+from p2pnode.files import (
+    not_writable,
+    read_text_or_none,
+    refuse_taken,
+    special_kind,
+    write_atomic,
+    write_new,
+)
 from p2pnode.ids import PeerId
+
+_READY_FIELDS: Final = frozenset({"peer_id", "multiaddrs", "pid"})
+_READY_MAX: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +228,63 @@ class DataDir:
             raw = json.loads(text)
             return RunningNode(PeerId(raw["peer_id"]), tuple(raw["multiaddrs"]), int(raw["pid"]))
         except (ValueError, KeyError, TypeError):
+            return None
+
+
+class ReadyFile:
+    """A file that says a node is ready: somewhere the user chose, so that it may be a file of theirs.
+
+    Nothing is written over or removed but what a node wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._written = path, b""
+
+    def check(self) -> None:
+        """Raise ``UsageError`` unless nothing is there, or what a node wrote."""
+        try:
+            ours = not os.path.lexists(self._path) or self._left() is not None
+        except OSError:
+            ours = False
+        if not ours:
+            msg = f"--ready-file: {self._path} is there, and no node wrote it: name another file"
+            raise UsageError(msg)
+        refuse_taken(self._path, force=True)
+
+    def clear(self, peer_id: PeerId) -> None:
+        """Remove what a start of this very node left that was killed; its data dir is locked by now."""
+        left = self._left()
+        if left is not None and left["peer_id"] == peer_id:
+            self._path.unlink(missing_ok=True)
+
+    def write(self, peer_id: PeerId, multiaddrs: Sequence[str]) -> None:
+        """Say it. Raises ``UsageError``."""
+        self.check()
+        self._written = ready_json(peer_id, multiaddrs)
+        write_new(self._path, self._written, force=True)
+
+    def remove(self) -> None:
+        """Where it still says what this start wrote."""
+        if self._written and self._content() == self._written:
+            self._path.unlink(missing_ok=True)
+
+    def _left(self) -> dict[str, Any] | None:
+        """What some node wrote there; None for a file that none wrote, and for no file."""
+        content = self._content()
+        try:
+            left = json.loads(content) if content is not None else None
+        except ValueError:
+            return None
+        return left if isinstance(left, dict) and set(left) == _READY_FIELDS else None
+
+    def _content(self) -> bytes | None:
+        """Never of a device or a pipe, which would have to be waited for."""
+        try:
+            if special_kind(self._path):
+                return None
+            with self._path.open("rb") as file:
+                return file.read(_READY_MAX)
+        except OSError:
             return None
 
 

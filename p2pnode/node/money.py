@@ -14,6 +14,7 @@ import trio
 
 from p2pnode.chain.profile import ChainProfile, load_profile
 from p2pnode.config import NodeConfig
+from p2pnode.files import user_path
 from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.journal import Journal
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def profile_path(config: NodeConfig) -> Path | None:
     """The profile that is configured: ``chain``, or ``chain.toml`` in the data dir if it is there."""
     if config.chain:
-        return Path(config.chain).expanduser()
+        return user_path(config.chain)
     path = DataDir(config.data_dir).chain
     return path if path.exists() else None
 

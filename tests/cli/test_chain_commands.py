@@ -14,6 +14,7 @@ from p2pnode.chain.dev.devchain import dev_account
 from p2pnode.chain.profile import ADDRESS_FIELDS, load_profile, write_profile
 from tests.chain.test_profile import CHECKSUMMED, profile
 from tests.cli.support import Program, Ran, run, start
+from tests.cli.terminal import Terminal
 
 SOMEONE = "0x" + "07" * 20
 
@@ -101,12 +102,16 @@ def test_deploy_shows_what_it_costs_asks_and_writes_a_profile_that_verifies(dev:
     assert "send it ether first" in poor.err
 
     assert dev.run("faucet", address, "0", "--ether", "1").code == 0
-    for answer in ("no\n", "", "\n"):
-        asked = run("chain", "deploy", *flags, stdin=answer)
-        assert (asked.code, out.exists()) == (1, False)
-        assert "JobMarketplace" in asked.err
-        assert CHECKSUMMED in asked.err
-        assert "nothing was sent" in asked.err
+    asked = run("chain", "deploy", *flags, stdin="yes\n")  # from a pipe nobody is asked
+    assert (asked.code, out.exists()) == (2, False)
+    assert "add --yes" in asked.err
+    for answer in ("no", "", "yes please"):
+        with Terminal(["chain", "deploy", *flags]) as terminal:
+            terminal.answer("Type yes to go on:", answer)
+            assert (terminal.end(), out.exists()) == (1, False)
+            assert "nothing was done" in terminal.seen
+    assert "JobMarketplace" in asked.err
+    assert CHECKSUMMED in asked.err
     assert balances(dev, data_dir)["ether_wei"] == 10**18
 
     done = run("chain", "deploy", *flags, "--name", "mine", "--yes", "--json")
@@ -119,7 +124,7 @@ def test_deploy_shows_what_it_costs_asks_and_writes_a_profile_that_verifies(dev:
     assert (shown["name"], shown["treasury"]) == ("mine", CHECKSUMMED)
 
     again = run("chain", "deploy", *flags, "--yes")
-    assert again.code == 1
+    assert again.code == 2
     assert "exists" in again.err
 
 

@@ -68,7 +68,7 @@ def test_a_session_that_was_settled_is_not_closed_again(
     wait_settled(data_dir, profile)
     (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).named("session")
     closed = run(
-        "sessions", "close", session["session"], "--json", "--chain", profile, "--data-dir", data_dir
+        "sessions", "close", session["session"], "--yes", "--json", "--chain", profile, "--data-dir", data_dir
     )
     assert closed.code == 0, closed
     assert closed.events[0]["outcome"] == "nothing"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import Program, Ran, ask, join, run, start, wallet
+from tests.cli.terminal import Terminal
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,11 @@ def test_an_export_holds_every_turn_and_overwrites_nothing(
     whole = json.loads(path.read_text())
     assert (whole["sid"], [turn["role"] for turn in whole["turns"]]) == (sid, ["user", "assistant"])
     assert path.stat().st_mode & 0o777 == 0o600
+    path.write_text("mine")
     again = run("sessions", "export", sid, path, "--data-dir", data_dir)
-    assert (again.code, "name another file" in again.err) == (2, True)
+    assert (again.code, "name another file" in again.err, path.read_text()) == (2, True, "mine")
+    assert run("sessions", "export", sid, path, "--force", "--data-dir", data_dir).code == 0
+    assert json.loads(path.read_text()) == whole
 
 
 def test_what_is_forgotten_is_gone_on_the_other_machine_too(
@@ -102,7 +106,13 @@ def test_what_is_forgotten_is_gone_on_the_other_machine_too(
     other = elsewhere(tmp_path, data_dir)
     network = ("--bootstrap", stores[0].multiaddr, "--no-mdns")
     assert sessions(other, "list", "--recover", *network).named("conversation")
-    ran = sessions(data_dir, "forget", sid, *network, "--bootstrap", stores[1].multiaddr)
+    unasked = sessions(data_dir, "forget", sid, *network)
+    assert (unasked.code, "add --yes" in unasked.events[-1]["message"]) == (2, True)
+    with Terminal(["sessions", "forget", sid[:4], *network, "--data-dir", data_dir]) as terminal:
+        terminal.answer("(what is it?) will be deleted here and on its replicas, for good", "no")
+        assert terminal.end() == 1
+    assert sessions(data_dir, "list").named("conversation")
+    ran = sessions(data_dir, "forget", sid, "--yes", *network, "--bootstrap", stores[1].multiaddr)
     assert ran.code == 0, ran
     assert ran.named("conversation.kept")[0]["gone"]
     assert not sessions(data_dir, "list").named("conversation")

@@ -163,8 +163,8 @@ def test_words_go_to_a_private_new_file_when_asked(data_dir: Path, words_file: P
 def test_an_existing_file_is_not_overwritten_with_words(data_dir: Path, words_file: Path) -> None:
     words_file.write_text("something else")
     ran = wallet("new", "--random", "--show-phrase-to", words_file, data_dir=data_dir)
-    assert ran.code == 1
-    assert "exists: move it away first" in ran.err
+    assert ran.code == 2
+    assert "exists: name another file" in ran.err
     assert words_file.read_text() == "something else"
     assert not (data_dir / "wallet.json").exists()
 
@@ -411,8 +411,8 @@ def test_an_export_opens_under_the_passphrase_that_was_asked_for(
     assert key_address(Keystore(out, body).decrypt(PASSPHRASE.encode())) == opened(data_dir).address
     before = out.read_bytes()
     ran = wallet("export", out, data_dir=data_dir)
-    assert ran.code == 1
-    assert "exists: move it away first" in ran.err
+    assert ran.code == 2
+    assert "exists: name another file" in ran.err
     assert out.read_bytes() == before
 
 
