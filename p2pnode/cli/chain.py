@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pnode.cli.commands import Commands
 from p2pnode.cli.confirm import confirm
 from p2pnode.cli.options import (
     ChainOption,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from p2pnode.chain.deployer import Offer
     from p2pnode.chain.profile import ChainProfile
 
-chain_app = typer.Typer(help="The chain that sessions are paid on.", no_args_is_help=True)
+chain_app = Commands(help="The chain that sessions are paid on.", no_args_is_help=True)
 _STATE_SUFFIX = ".sqlite"
 _FUND_HELP = "Give this account USDC at the start: 0x…=25 or 0x…=0.5. May be repeated."
 
