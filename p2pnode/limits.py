@@ -61,9 +61,13 @@ class Limits:
     first_token_deadline_s: float = 120.0
     stall_s: float = 30.0
     idle_session_s: float = 900.0
+    sleep_beat_s: float = 5.0
+    sleep_least_s: float = 5.0
 
     # money
     linger_s: float = 300.0
+    dormant_s: float = 240.0
+    dormant_retry_s: float = 10.0
     relay_deadline_s: float = 90.0
     chain_deadline_s: float = 10.0
     chain_poll_s: float = 5.0

@@ -191,6 +191,8 @@ def make_client(
         text = ""
         if name == "host.failed" and fields["retrying"]:
             text = f"[{shorten(str(fields['peer']))} failed: {fields['reason']}; looking for another host]"
+        elif name == "slept":
+            text = f"[this machine slept for {fields['seconds']:.0f} s in the middle of the answer: going on]"
         elif name == "failover":
             text = f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
         elif name == "signing":

@@ -326,8 +326,7 @@ class Answer:
                         self._unread += await self._drain(part)
                 except P2PNodeError as error:
                     self._unread_error = error
-            if self._part is part and not self._done:
-                self._end_part(part, "cancelled")
+            # A host that has not answered yet may be lost: whoever reads on will hear of it.
             self._aside, self._left = False, None  # no failover
 
     # ---- a part
@@ -440,6 +439,10 @@ class Answer:
     def _blame(self, search: HostSearch, candidate: Candidate, error: RemoteError, *, retrying: bool) -> None:
         peer, code = candidate.advert.peer, error.code if isinstance(error, RefusedError) else None
         search.failed(peer, str(error))
+        slept_s = self._slept_s()
+        if slept_s:
+            self._runtime.tell("slept", {"peer": peer, "seconds": slept_s, "reason": str(error)})
+            return
         if code not in HONEST or (self._part is not None and self._part.owes_output):
             self._searches.note_failure(peer, fault=isinstance(error, HostFault))
         if code == "context_overflow":
@@ -448,6 +451,10 @@ class Answer:
             "host.failed",
             {"peer": peer, "reason": str(error), "retrying": retrying},
         )
+
+    def _slept_s(self) -> float:
+        """Seconds that this machine slept during the present part: then its host is not to blame."""
+        return 0.0 if self._part is None else self._runtime.node.sleep.slept_since(self._part.started_at)
 
     def _end_part(self, part: Part, reason: str, *, dropped: int = 0) -> None:
         self._part, self._left = None, (part.peer, reason)
@@ -462,7 +469,7 @@ class Answer:
                 self._watcher.billed(self, item)
         if part.messages_tokens is not None and self._search is not None:
             self._search.need_context(part.messages_tokens + len(self.ids) + 1)
-        if part.turn_over:
+        if part.turn_over or part.session.dormant:
             self._pool.release(part.session)
         else:
             part.session.close()
@@ -487,6 +494,7 @@ class Answer:
             lost=part.session.lost,
             resumed=part.resumed,
             paid=part.session.paid,
+            slept=self._slept_s() > 0,
         )
 
     # ---- the end

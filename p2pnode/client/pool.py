@@ -30,8 +30,8 @@ class SessionPool:
         """Idle sessions. Of a host and a model the last one used comes last: its cache is the warmest."""
 
     def peers(self, model: ModelId) -> Sequence[PeerId]:
-        """With whom a session of this model is kept."""
-        idle = (session for session in self._free if session.model == model and not session.over)
+        """With whom a session of this model is kept, and who was there when last heard of."""
+        idle = (each for each in self._free if each.model == model and not (each.over or each.dormant))
         return list(dict.fromkeys(session.host for session in idle))
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class SessionPool:
             await session.wait_over()
 
     def has(self, peer: PeerId, model: ModelId) -> bool:
-        """Is an idle session with this host kept?"""
+        """Is an idle session with this host kept, be it dormant?"""
         return bool(self._idle(peer, model))
 
     def _idle(self, peer: PeerId, model: ModelId) -> list[Session]:
@@ -86,6 +86,7 @@ class SessionPool:
             draw=self._runtime.node.draw,
             purchase=purchase,
             addresses=[address.multiaddr for address in candidate.advert.addresses],
+            sleep=self._runtime.node.sleep,
         )
         outcome: list[P2PNodeError] = []
         opened = trio.Event()

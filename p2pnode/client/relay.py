@@ -48,6 +48,8 @@ class Standing:
     """Did the connection break, and the session with it?"""
     resumed: bool = False
     """Did the session go on on another stream meanwhile? A host that restarted fails the turn then."""
+    slept: bool = False
+    """Did this machine sleep meanwhile? Then the host is as good as before."""
     paid: bool = False
     """Was the session paid? Then it was tried to resume it, and another one would cost another fee."""
 
@@ -72,7 +74,8 @@ def after_failure(error: P2PNodeError, standing: Standing) -> Move:
     aged = standing.kept and not standing.progressed and code not in HONEST
     broke = standing.lost and standing.progressed and not standing.paid
     restarted = standing.resumed and code == "internal"
-    return "again" if (aged or broke or restarted) and standing.fruitless <= 1 else "next"
+    ours = standing.slept and code not in HONEST
+    return "again" if (aged or broke or restarted or ours) and standing.fruitless <= 1 else "next"
 
 
 def calls_it_wrong(error: P2PNodeError) -> bool:

@@ -17,13 +17,18 @@ from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
+from p2pnode.node.sleep import SleepWatch
 from p2pnode.protocols.inference.commands import (
     Accepted,
     Ask,
     CancelTurn,
     ClientEmission,
+    Delivered,
     End,
     Ended,
+    Progressed,
+    Quoted,
+    Receipted,
     SessionFailed,
     Start,
     TurnDone,
@@ -52,7 +57,9 @@ class Session:
     """A session with one host: ``run`` it in a nursery, then ``ask`` and ``receive``.
 
     A paid one whose connection is lost is resumed on a new stream; what was under way ends there, as
-    ``cancelled``. While a turn is asked that may take ``reconnect_patience_s`` only.
+    ``cancelled``. While a turn is asked that may take ``reconnect_patience_s`` only. One whose host fell
+    silent and can't be reached is dormant for ``dormant_s``: the host may sleep. It is taken up again when
+    the host is back or a turn is asked, and costs no second fee.
     """
 
     def __init__(
@@ -65,7 +72,9 @@ class Session:
         draw: Callable[[int], bytes],
         purchase: Purchase | None = None,
         addresses: Sequence[str] = (),
+        sleep: SleepWatch | None = None,
     ) -> None:
+        self._sleep = sleep
         self.host, self.model, self._addresses = host, model, addresses
         self._network, self._limits, self._purchase = network, limits, purchase
         self._machine = self._first_machine(draw(32))
@@ -92,6 +101,14 @@ class Session:
         """How often it went on on another stream."""
         self._resumed_at = -1
         """How much had been received at the last resume."""
+        self._refused = False
+        """Did the host refuse to go on, or end a session in which nothing was asked?"""
+        self._wanted, self._tried = trio.Event(), trio.Event()
+        """Set when a turn is asked of a dormant session, and after each attempt to resume; then made anew."""
+        self._asker_waits = False
+        self._dormant: trio.CancelScope | None = None
+        self._dropping = False
+        """Does what comes belong to a turn that was given up while the session was dormant?"""
 
     def _first_machine(self, salt: bytes) -> ClientSession:
         return ClientSession(
@@ -121,12 +138,13 @@ class Session:
         self._on_open = on_open
         try:
             await self._drive(await self._network.open_stream(self.host, PROTOCOL))
-            while self._resumable and await self._resume():
+            while await self._goes_on():
                 pass
         finally:
             # First of all: whoever waits for the session must hear of its end, whatever else fails.
             self._ended.set()
             self._back.set()
+            self._tried.set()
             self._send.close()
             if self._purchase is not None and self.accept is not None:
                 await self._note_end(self._purchase)
@@ -147,21 +165,52 @@ class Session:
     def lost(self) -> bool:
         """Did the connection break? Then the host may be alive."""
         failure = self.failure
-        return failure is not None and failure.code == "internal" and not failure.fault and not self._broken
+        return failure is not None and failure.lost and failure.code == "internal" and not self._broken
+
+    @property
+    def dormant(self) -> bool:
+        """Is its host silent, and may it come back?"""
+        return self._dormant is not None and not self._closing
 
     @property
     def _resumable(self) -> bool:
-        held = self._machine.held
-        if not self.lost or held is None or self._purchase is None or self._closing:
+        held, failure = self._machine.held, self.failure
+        if held is None or failure is None or not failure.lost or self._broken or self._refused:
             return False
         # Again and again only while something comes in between.
-        return held.received > self._resumed_at
+        return self._purchase is not None and not self._closing and held.received > self._resumed_at
+
+    async def _goes_on(self) -> bool:
+        """Did a session that was lost get a stream again? That is over too when this returns."""
+        dormant_until = trio.current_time() + self._limits.dormant_s
+        while self._resumable:
+            if await self._resume():
+                return True
+            # A connection that broke says that the host is gone; one that fell silent says nothing.
+            silent = self.failure is not None and self.failure.code == "stalled"
+            if not (self._resumable and silent and await self._wait_wanted(dormant_until)):
+                break
+        return False
+
+    async def _wait_wanted(self, until: float) -> bool:
+        """Until a turn is asked or it is time to try again; False when it is time to give up."""
+        self._wanted, self._tried = trio.Event(), trio.Event()
+        given_up = self.failure if self._asked is not None and not self._asker_waits else None
+        retry_at = trio.current_time() + self._limits.dormant_retry_s
+        with trio.CancelScope(deadline=min(until, retry_at)) as self._dormant:
+            if given_up is not None:  # whoever reads the turn need not wait
+                self._asked, self._dropping = None, self._turns > self._turns_before
+                await self._hand_on(given_up)
+            await self._wanted.wait()
+        self._dormant = None
+        return not self._closing and trio.current_time() < until
 
     async def _resume(self) -> bool:
         """Take the session to a new stream and drive it there; False when it can't be."""
         lost, self.failure = self.failure, None
         self._back, held = trio.Event(), self._machine.held
-        self._resumed_at = held.received if held is not None else 0
+        if self._tried.is_set():
+            self._tried = trio.Event()
         limits = self._limits
         patience_s = limits.dial_deadline_s if self._asked is None else limits.reconnect_patience_s
         log.info("session.resuming", host=self.host)
@@ -182,9 +231,11 @@ class Session:
             except UnreachableError as error:
                 log.debug("session.not_resumed", host=self.host, reason=str(error))
         self._resuming = None
+        self._tried.set()
         if self._back.is_set():
             return True
         failure: SessionFailed | None = self.failure
+        self._refused = failure is not None and not failure.lost and failure.code != "stalled"
         if failure is None or not (failure.fault or self._broken or self._closing):
             self.failure = lost
         return False
@@ -195,6 +246,7 @@ class Session:
             MessageChannel(stream, CODEC),
             on_emit=self._emitted,
             write_deadline_s=self._limits.stall_s,
+            sleep=self._sleep,
         )
         # Whoever wanted it may have gone while the stream opened: nothing is asked of the host then.
         self._driver.command_nowait(End() if self._closing else Start())
@@ -256,7 +308,7 @@ class Session:
             return RefusedError("internal", "the session was closed")
         if failure.fault:
             return HostFault(failure.detail)
-        if failure.code in ("internal", "stalled"):
+        if failure.lost or failure.code == "stalled":
             return UnreachableError(failure.detail)
         return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s)
 
@@ -271,16 +323,25 @@ class Session:
         if self._resuming is not None:  # nobody was in a hurry before
             patience_ends = trio.current_time() + self._limits.reconnect_patience_s
             self._resuming.deadline = min(self._resuming.deadline, patience_ends)
-        await self._back.wait()
-        if self.over:
+        self._wanted.set()
+        self._asker_waits = True
+        try:
+            await self._tried.wait()
+        finally:
+            self._asker_waits = False
+        if self.over or not self._back.is_set():
+            self._asked = None
             raise self.error()
 
     async def receive(self) -> ClientEmission:
-        """The next event of the turn. Raises what :meth:`error` says when the session is over."""
+        """The next event of the turn. Raises what :meth:`error` says when the session is over, or dormant."""
         try:
-            return await self._receive.receive()
+            event = await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise self.error() from None
+        if isinstance(event, SessionFailed):
+            raise self.error()
+        return event
 
     def cancel_turn(self) -> None:
         """Stop the turn; its remaining events still come, if there is a stream."""
@@ -293,6 +354,8 @@ class Session:
         self._closing = True
         if self._resuming is not None and not self._back.is_set():
             self._resuming.cancel()
+        if self._dormant is not None:
+            self._dormant.cancel()
         self._receive.close()
         self._command(End())
 
@@ -302,6 +365,8 @@ class Session:
 
     async def _emitted(self, value: ClientEmission) -> None:
         if self._purchase is not None and await self._purchase.noted(value):
+            return
+        if self._dropping and self._drop(value):
             return
         match value:
             case Accepted(accept=accept):
@@ -314,6 +379,9 @@ class Session:
                 return
             case SessionFailed():
                 self.failure = value
+                # What the host ends because nothing was asked is over, although it would keep it a while.
+                idle = value.lost and value.code == "stalled" and self._asked is None
+                self._refused = self._refused or idle
                 if self._driver is not None:
                     self._driver.stop()
                 if self._resumable:
@@ -325,17 +393,36 @@ class Session:
                 self._asked = None
             case _:
                 pass
+        await self._hand_on(value)
+
+    async def _hand_on(self, value: ClientEmission) -> None:
         try:
             await self._send.send(value)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
+    def _drop(self, value: ClientEmission) -> bool:
+        """Is it of the turn that was given up? Its outcome is the last of it."""
+        if isinstance(value, TurnDone | TurnFailed):
+            self._dropping = False
+            self._ask_now()
+            return True
+        return isinstance(value, Delivered | Progressed | Quoted | Receipted)
+
+    def _ask_now(self) -> None:
+        """Ask what was asked meanwhile; the old stream's end swallowed it."""
+        if self._asked is not None and self._driver is not None and self._turns == self._turns_before:
+            self._driver.command_nowait(self._asked)
+
     def _resumed(self, scope: trio.CancelScope) -> None:
         scope.deadline = math.inf
+        held = self._machine.held
+        self._resumed_at = held.received if held is not None else 0
         self.resumes += 1
         self._back.set()
-        if self._asked is not None and self._driver is not None and self._turns == self._turns_before:
-            self._driver.command_nowait(self._asked)  # the old stream's end swallowed it
+        self._tried.set()
+        if not self._dropping:
+            self._ask_now()
 
     @property
     def _turns(self) -> int:

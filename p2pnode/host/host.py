@@ -235,6 +235,7 @@ class Host:
             on_turn=self._served,
             on_relay=lambda order: self._relay(session, order),
             cashier=self.cashier,
+            sleep=node.sleep,
         )
         self._sessions.add(session)
         self._by_peer[stream.peer] += 1

@@ -18,6 +18,7 @@ from p2pnode.models.engine import Engine
 from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
+from p2pnode.node.sleep import SleepWatch
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     Count,
@@ -54,12 +55,17 @@ class ServedSession:
         on_turn: Callable[[TurnServed], None],
         on_relay: Callable[[Relay], None] = lambda _order: None,
         cashier: Cashier | None = None,
+        sleep: SleepWatch | None = None,
     ) -> None:
         self._on_relay, self._cashier = on_relay, cashier
         self._machine, self._stream, self._limits = machine, stream, limits
         self._on_opened, self._on_turn = on_opened, on_turn
         self._driver = Driver(
-            machine, MessageChannel(stream, CODEC), on_emit=self._emitted, write_deadline_s=limits.stall_s
+            machine,
+            MessageChannel(stream, CODEC),
+            on_emit=self._emitted,
+            write_deadline_s=limits.stall_s,
+            sleep=sleep,
         )
         self._engine: Engine | None = None
         self.session: SessionId | None = None

@@ -27,6 +27,7 @@ import trio
 from p2pnode.errors import ProtocolError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.node.channel import MessageChannel
+from p2pnode.node.sleep import SleepWatch
 from p2pnode.protocols.events import (
     CancelTimer,
     Closed,
@@ -63,7 +64,9 @@ class Driver:
         *,
         on_emit: Callable[[Any], Awaitable[None]],
         write_deadline_s: float,
+        sleep: SleepWatch | None = None,
     ) -> None:
+        self._sleep = sleep
         self._machine, self._channel, self._on_emit = machine, channel, on_emit
         self._write_deadline_s = write_deadline_s
         self._peer: PeerId = channel.stream.peer
@@ -162,7 +165,7 @@ class Driver:
 
     async def _fire_due(self) -> bool:
         """Fire one timer; False when none is due."""
-        now = trio.current_time()
+        now = self._now
         due = next((key for key, at in self._timers.items() if at <= now), None)
         if due is None or self._stopped:
             return False
@@ -173,15 +176,27 @@ class Driver:
     async def _wait_work(self) -> None:
         until = math.inf if self._stopped else min(self._timers.values(), default=math.inf)
         self._work = trio.Event()
-        with trio.move_on_at(until):
+        with trio.move_on_at(until + self._stopped_s):
             await self._work.wait()
+
+    @property
+    def _now(self) -> float:
+        """The machine's time stands still while this process does not run.
+
+        Else it would take its own sleep for its peer's silence, before it has read what the peer said.
+        """
+        return trio.current_time() - self._stopped_s
+
+    @property
+    def _stopped_s(self) -> float:
+        return self._sleep.stopped_s if self._sleep is not None else 0.0
 
     def _make_room(self) -> None:
         self._room.set()
         self._room = trio.Event()
 
     async def _handle(self, event: Event) -> None:
-        await self._apply(self._machine.handle(event, trio.current_time()))
+        await self._apply(self._machine.handle(event, self._now))
         if isinstance(event, Closed):  # whatever the machine makes of it
             self._stopped = True
 

@@ -26,6 +26,7 @@ from p2pnode.node.faults import FaultLedger
 from p2pnode.node.finder import Finder
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.peers import PeerKeeper
+from p2pnode.node.sleep import SleepWatch
 from p2pnode.protocols.lookup.messages import provider_key
 
 log = structlog.get_logger()
@@ -81,6 +82,7 @@ class Node:
             privileged=lambda peer: peer in self.peers.dialled,
         )
         self.faults = FaultLedger()
+        self.sleep = SleepWatch(setup.limits, setup.wall)
         store = SavedPeers(setup.peerstore, limits=setup.limits) if setup.peerstore is not None else None
         if store is not None:
             store.load()
@@ -139,6 +141,7 @@ class Node:
             try:
                 async with trio.open_nursery() as services:
                     self._nursery = services
+                    services.start_soon(self.sleep.run)
                     await services.start(self.adverts.run)
                     if self._keep_company:
                         await services.start(self.peers.run)

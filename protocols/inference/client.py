@@ -144,10 +144,10 @@ class ClientSession:
                 case TimerFired(key=key):
                     self._timer(key, now)
                 case HalfClosed():
-                    self._over("internal", "the connection to the host was lost (closed)")
+                    self._over("internal", "the connection to the host was lost (closed)", lost=True)
                 case Closed(code=code, malformed=malformed):
                     detail = f"the connection to the host was lost ({code or 'closed'})"
-                    self._over("internal", detail, signs=not malformed)
+                    self._over("internal", detail, signs=not malformed, lost=not malformed)
                 case _:
                     assert_never(event)
         return self._effects.take()
@@ -250,7 +250,7 @@ class ClientSession:
             case Refuse(code=code, detail=detail, retry_after_s=retry_after_s) if self._phase == "opening":
                 self._over(code, detail, retry_after_s)
             case Error(turn=None, code=code, detail=detail, retry_after_s=retry_after_s):
-                self._over(code, detail, retry_after_s)
+                self._over(code, detail, retry_after_s, lost=code == "stalled")
             case _ if self._phase == "open" and self._held is not None and self._held.asking is not None:
                 self._turn_message(self._held, self._held.asking, message, now)
             case _:
@@ -326,10 +326,10 @@ class ClientSession:
             return
         if key == "open":
             self._over("stalled", "the host did not answer")
+        elif self._pings >= _PINGS_UNANSWERED or (key == "progress" and self._pings):
+            self._over("stalled", "the host went silent", lost=True)
         elif key == "progress":
             self._over("stalled", "the host stopped making progress")
-        elif self._pings >= _PINGS_UNANSWERED:
-            self._over("stalled", "the host went silent")
         else:
             self._pings += 1
             self._effects.send(Ping(nonce=self._pings))
@@ -349,6 +349,7 @@ class ClientSession:
         *,
         fault: bool = False,
         signs: bool = True,
+        lost: bool = False,
     ) -> None:
         held = self._held
         ahead = held is not None and held.asking is not None and held.asking.paid_ahead
@@ -356,4 +357,4 @@ class ClientSession:
             self._purse.conclude(held.meter, self._effects)
         self._phase = "over"
         self._effects.cancel_timers()
-        self._effects.emit(SessionFailed(code, detail, retry_after_s, fault))
+        self._effects.emit(SessionFailed(code, detail, retry_after_s, fault, lost))

@@ -333,12 +333,17 @@ class TurnFailed:
 
 @dataclass(frozen=True, slots=True)
 class SessionFailed:
-    """The session is over. ``fault`` is True when the host broke the protocol."""
+    """The session is over. ``fault`` is True when the host broke the protocol.
+
+    ``lost``: the stream broke, or one side heard too long nothing of the other. The host may be alive, and
+    keep a paid session for whoever resumes it.
+    """
 
     code: WireCode
     detail: str
     retry_after_s: float | None = None
     fault: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
