@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from p2pnode.cli.ask import ask
+from p2pnode.cli.background import stop
 from p2pnode.cli.bench import bench
 from p2pnode.cli.chain import chain_app
 from p2pnode.cli.chat import chat
@@ -28,7 +29,7 @@ app = Commands(
     rich_markup_mode=None,  # rich's help takes as long to import as all the rest of `--help`
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (join, ask, chat, hosts, invite, status, doctor, bench, demo):
+for command in (join, ask, chat, hosts, invite, status, stop, doctor, bench, demo):
     app.command()(command)
 sessions_app.command()(evidence)
 app.add_typer(models_app, name="models")

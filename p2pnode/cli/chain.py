@@ -1,8 +1,11 @@
-"""``p2pnode chain dev|faucet|deploy|status``: the chain that sessions are paid on.
+"""``p2pnode chain dev|stop|faucet|deploy|status``: the chain that sessions are paid on.
 
 JSON events::
 
     dev      chain.ready{url, chain_id, profile, state, new, block} funded{address, usdc, ether_wei}
+             with --with-wallets: wallets{host{data_dir, address}, client{…}}
+             with --background: background{pid, log}
+    stop     stopped{pid}
     faucet   funded{address, usdc, ether_wei}
     deploy   chain.offer{chain_id, deployer, contracts, gas, cost_max_wei, treasury, usdc}
              contract{name, address, transaction, gas} chain.deployed{profile}
@@ -12,13 +15,16 @@ JSON events::
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pnode.cli.background import BackgroundOption, ReadyFileOption, run_in_background, stop_holder
 from p2pnode.cli.commands import Commands
 from p2pnode.cli.confirm import confirm
+from p2pnode.cli.dev_folder import DEV_FOLDER, DevFolder
 from p2pnode.cli.options import (
     ChainOption,
     DataDirOption,
@@ -35,16 +41,30 @@ from p2pnode.money import ETHER_DIGITS, USDC_DIGITS
 
 if TYPE_CHECKING:
     from p2pnode.chain.deployer import Offer
+    from p2pnode.chain.dev.devchain import DevChain
     from p2pnode.chain.profile import ChainProfile
 
 chain_app = Commands(help="The chain that sessions are paid on.", no_args_is_help=True)
 _STATE_SUFFIX = ".sqlite"
+_PORT = 8545
+_HOST_WEI = 10**18
+_CLIENT_USDC = 20_000_000
 _FUND_HELP = "Give this account USDC at the start: 0x…=25 or 0x…=0.5. May be repeated."
 
 
 @chain_app.command("dev")
 def run_dev_chain(
-    port: Annotated[int, typer.Option(help="Port on loopback; 0 takes a free one.")] = 8545,
+    with_wallets: Annotated[
+        bool,
+        typer.Option(
+            "--with-wallets",
+            help=f"Make a folder {DEV_FOLDER} with the chain and funded data dirs of a host and a client.",
+        ),
+    ] = False,
+    background: BackgroundOption = False,
+    port: Annotated[
+        int | None, typer.Option(help="Port on loopback; 0 takes a free one. 8545 if that is free.")
+    ] = None,
     profile: Annotated[
         Path | None,
         typer.Option("--profile", help="Write the profile here; without it chain.toml in the data dir."),
@@ -60,6 +80,7 @@ def run_dev_chain(
         bool,
         typer.Option("--fresh", help="Forget the chain that is kept beside the profile: begin a new one."),
     ] = False,
+    ready_file: ReadyFileOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
@@ -76,45 +97,170 @@ def run_dev_chain(
     async def run() -> None:
         import trio
 
-        from p2pnode.chain.dev.devchain import open_dev_chain
         from p2pnode.chain.dev.state import forget_state
-        from p2pnode.chain.profile import profile_text, write_profile
-        from p2pnode.files import refuse_taken, user_path
+        from p2pnode.files import refuse_taken
 
         gifts = [(*_gift(each, "--fund", USDC_DIGITS), 0) for each in fund or []]
         for each in fund_ether or []:
             address, wei = _gift(each, "--fund-ether", ETHER_DIGITS)
             gifts.append((address, 0, wei))
-        path = user_path(profile or _data(data_dir).chain)
-        if profile is None:
-            _data(data_dir).prepare()
+        path = _dev_profile(profile, data_dir, with_wallets=with_wallets)
+        _make_parent(path, data_dir, ours=profile is None)
         refuse_taken(path, force=True)  # before anything is made beside it
+        if background:
+            ready = ready_file or path.with_suffix(".ready")
+            log, given = path.with_suffix(".log"), ready_file is not None
+            await run_in_background(output, log, ready, given=given)
+            return
+        folder = DevFolder(path.parent) if with_wallets else None
+        if folder is not None:
+            await trio.to_thread.run_sync(folder.make)
         state = path.with_suffix(_STATE_SUFFIX)
         if fresh and state.exists():
             await trio.to_thread.run_sync(forget_state, state)
-        async with open_dev_chain(port=port, block_time_s=block_time, state=state) as chain:
-            made = chain.profile()
-            _refuse_another(path, made.chain_id)
-            write_profile(path, made)
-            for address, usdc, ether_wei in gifts:
-                await chain.fund(address, usdc=usdc, ether_wei=ether_wei)
-                _told_of_gift(output, address, usdc, ether_wei)
-            block = await chain.use(lambda embedded: embedded.height)
-            fields = {
-                "url": chain.url, "chain_id": chain.chain_id, "profile": str(path), "state": str(state),
-                "new": not chain.went_on, "block": block,
-            }  # fmt: skip
-            since = f"goes on from block {block}" if chain.went_on else "a new chain: nobody has anything yet"
-            text = (
-                f"development chain on {chain.url}, {since}\n"
-                f"kept in {state} (--fresh forgets it), profile {path}:"
-            )
-            output.event("chain.ready", fields, text=text)
-            if not as_json:
-                output.result(profile_text(made).rstrip())
-            await trio.sleep_forever()
+        options = {
+            "port": _usual_port() if port is None else port,
+            "block_time_s": block_time,
+            "state": state,
+        }
+        await _serve_dev_chain(output, path, gifts, folder, ready_file, options)
 
     run_async(run, on_error=output.failed)
+
+
+async def _serve_dev_chain(
+    output: Output,
+    path: Path,
+    gifts: list[tuple[bytes, int, int]],
+    folder: DevFolder | None,
+    ready_file: Path | None,
+    options: dict[str, Any],
+) -> None:
+    """Until cancelled."""
+    import os
+
+    import trio
+
+    from p2pnode.chain.dev.devchain import open_dev_chain
+    from p2pnode.chain.profile import profile_text, write_profile
+    from p2pnode.files import write_atomic
+
+    async with open_dev_chain(**options) as chain:
+        made = chain.profile()
+        _refuse_another(path, made.chain_id)
+        write_profile(path, made)
+        for address, usdc, ether_wei in gifts:
+            await chain.fund(address, usdc=usdc, ether_wei=ether_wei)
+            _told_of_gift(output, address, usdc, ether_wei)
+        block, state = await chain.use(lambda embedded: embedded.height), options["state"]
+        fields = {
+            "url": chain.url, "chain_id": chain.chain_id, "profile": str(path), "state": str(state),
+            "new": not chain.went_on, "block": block,
+        }  # fmt: skip
+        since = f"goes on from block {block}" if chain.went_on else "a new chain: nobody has anything yet"
+        text = f"development chain on {chain.url}, {since}\nkept in {state} (--fresh forgets it)"
+        output.event("chain.ready", fields, text=text)
+        if folder is not None:
+            await _fund_folder(output, folder, chain)
+        elif not output.as_json:
+            output.event("", text=f"profile {path}:")
+            output.result(profile_text(made).rstrip())
+        try:
+            if ready_file is not None:
+                write_atomic(ready_file, json.dumps({"pid": os.getpid(), "url": chain.url}).encode())
+            await trio.sleep_forever()
+        finally:
+            _forget(ready_file)
+
+
+def _forget(ready_file: Path | None) -> None:
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)
+
+
+@chain_app.command("stop")
+def stop_dev_chain(
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="The profile that the chain wrote.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """End a development chain; it goes on where it was when it is started again."""
+    from p2pnode.cli.running import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json)
+
+    async def run() -> None:
+        from p2pnode.chain.dev.state import lock_of
+
+        here = profile is None and data_dir is None and DEV_FOLDER.is_dir()
+        path = _dev_profile(profile, data_dir, with_wallets=here)
+        lock = lock_of(path.with_suffix(_STATE_SUFFIX))
+        await stop_holder(output, lock, f"no development chain runs on {path}")
+
+    run_async(run, on_error=output.failed)
+
+
+def _dev_profile(profile: Path | None, data_dir: Path | None, *, with_wallets: bool) -> Path:
+    from p2pnode.files import user_path
+
+    if profile is not None:
+        return user_path(profile)
+    found: Path = DevFolder(DEV_FOLDER).profile if with_wallets else _data(data_dir).chain
+    return user_path(found)
+
+
+def _make_parent(path: Path, data_dir: Path | None, *, ours: bool) -> None:
+    from p2pnode.files import not_writable
+
+    if ours and path == _data(data_dir).chain.expanduser().absolute():
+        _data(data_dir).prepare()
+        return
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise not_writable(path.parent, error) from error
+
+
+def _usual_port() -> int:
+    from p2pnode.net.ports import is_free
+
+    return _PORT if is_free(f"/ip4/127.0.0.1/tcp/{_PORT}") else 0
+
+
+async def _fund_folder(output: Output, folder: DevFolder, chain: DevChain) -> None:
+    """Give each wallet what it needs where it has nothing, and say what to type next."""
+    from p2pnode.chain.addresses import shown_address
+    from p2pnode.chain.profile import write_profile
+    from p2pnode.config import load_config
+    from p2pnode.money import ether_text, price_text, usdc_text
+
+    host, client = folder.wallet_address(folder.host), folder.wallet_address(folder.client)
+    held = await chain.use(lambda embedded: embedded.ether(host))
+    if not held:
+        await chain.fund(host, ether_wei=_HOST_WEI)
+    usdc = await chain.use(lambda _: int(chain.deployment.usdc.read("balanceOf", client)))
+    if not usdc:
+        await chain.fund(client, usdc=_CLIENT_USDC)
+    for data in (folder.host, folder.client):
+        write_profile(data.chain, chain.profile())
+    asked = load_config(folder.host.config, {})
+    price = price_text(asked.price_in, asked.price_out, asked.session_fee)
+    fields = {
+        "host": {"data_dir": str(folder.host.root), "address": shown_address(host)},
+        "client": {"data_dir": str(folder.client.root), "address": shown_address(client)},
+    }
+    shown = folder.shown
+    text = (
+        f"host    {shown / 'host'}: {ether_text(held or _HOST_WEI)} for gas; asks {price}\n"
+        f"client  {shown / 'client'}: {usdc_text(usdc or _CLIENT_USDC)}\n"
+        f"next    p2pnode join --background --data-dir {shown / 'host'}\n"
+        f'        p2pnode ask --data-dir {shown / "client"} "What is a token?"'
+    )
+    output.event("wallets", fields, text=text)
 
 
 @chain_app.command()

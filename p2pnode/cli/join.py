@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from p2pnode.cli.background import BackgroundOption
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -80,6 +81,7 @@ def join(
     ready_file: Annotated[
         Path | None, typer.Option(help="Write peer_id, multiaddrs and pid here as JSON when ready.")
     ] = None,
+    background: BackgroundOption = False,
     scripted_tokens_per_s: Annotated[float | None, typer.Option(hidden=True)] = None,
     as_json: JsonOption = False,
     log_level: LogOption = "warning",
@@ -122,8 +124,12 @@ def join(
             config = build_config(data_dir, bootstrap=bootstrap, models=model, mdns=mdns, chain=chain)
             await _suggest(output, config, ether_usd)
             return
-        running.append(make())
-        await running[0].run()
+        made = make()
+        if background:
+            await _in_background(output, data_dir, ready_file)
+            return
+        running.append(made)
+        await made.run()
         report("stopped", {})
 
     def interrupt() -> bool:
@@ -134,6 +140,20 @@ def join(
         return bool(running)
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt)
+
+
+async def _in_background(output: Output, data_dir: Path | None, ready_file: Path | None) -> None:
+    from p2pnode.cli.background import run_in_background
+    from p2pnode.errors import ConfigError
+    from p2pnode.node.datadir import DataDir
+
+    data = DataDir(build_config(data_dir).data_dir)
+    data.prepare()
+    if data.is_locked():
+        msg = f"a node runs on {data.root} already: `p2pnode stop` ends it"
+        raise ConfigError(msg)
+    ready = (ready_file or data.root / "node.ready").absolute()
+    await run_in_background(output, data.log, ready, given=ready_file is not None)
 
 
 async def _suggest(output: Output, config: Any, ether_usd: str | None) -> None:
@@ -206,6 +226,17 @@ def _owners(store_for: Sequence[str]) -> str:
     return " and ".join(some) or "nobody else"
 
 
+def _gas(fields: dict[str, Any]) -> str:
+    """What a host has for gas, and for how many sessions that is enough."""
+    from p2pnode.money import ether_text
+
+    held, needed = fields["ether_wei"], fields["session_wei"]
+    if held < needed:
+        has = f"{ether_text(held)}, and a session takes {ether_text(needed)} of gas"
+        return f"gas        {has}: send ether to {fields['account']}"
+    return f"gas        {ether_text(held)}, enough for about {held // max(1, needed)} sessions"
+
+
 class _Reporter:
     """Tells people, or scripts, how far a start has come."""
 
@@ -234,7 +265,8 @@ class _Reporter:
             case "model":
                 return f"model      {fields['name']}: verified, loading\n           {fields['id']}"
             case "chain":
-                return f"paid on    {fields['name']} (chain {fields['chain_id']})"
+                where = f"{fields['name']} (chain {fields['chain_id']}), at {fields['account']}"
+                return f"paid on    {where}\n{_gas(fields)}"
             case "listening":
                 return "\n".join(f"listening  {address}" for address in fields["multiaddrs"])
             case "s5":
@@ -246,7 +278,7 @@ class _Reporter:
                         *(served or ["serving    nothing: a client-only node"]),
                         f"storing    for {_owners(fields['store_for'])}",
                         f"invite     {fields['invite']}",
-                        'ready: try `p2pnode ask "…"`; Ctrl-C leaves',
+                        'ready: try `p2pnode ask "…"`; Ctrl-C or `p2pnode stop` leaves',
                     ]
                 )
             case "stopping":

@@ -18,7 +18,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     hosts       host{model, model_id, peer, addresses, engine, quantisation, n_ctx, price_in, price_out,
                 session_fee, warm, slots, active, queued, score, excluded}
                 and with --why not_found{peer, reason}
-    join        identity.making{data_dir} identity{peer_id, new} chain{chain_id, name} model.pulling{name}
+    join        identity.making{data_dir} identity{peer_id, new}
+                chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
                 ready{peer_id, multiaddrs, invite, store_for, models} stopping{} stopped{}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import trio
 
+from p2pnode.chain.addresses import shown_address
+from p2pnode.chain.fees import SESSION_GAS
 from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
@@ -155,8 +157,23 @@ class Join:
             yield None
             return
         async with open_host_money(self._data, profile, passphrase) as money:
-            self._report("chain", {"chain_id": profile.chain_id, "name": profile.shown_name})
+            await self._report_chain(profile, money)
             yield money
+
+    async def _report_chain(self, profile: ChainProfile, money: HostMoney) -> None:
+        """Where it is paid, and the ether that it pays gas with. Raises ``ChainError``."""
+        account = money.ledger.account or bytes(20)
+        held, head = await money.ledger.balances(account), await money.ledger.head()
+        self._report(
+            "chain",
+            {
+                "chain_id": profile.chain_id,
+                "name": profile.shown_name,
+                "account": shown_address(account),
+                "ether_wei": held.ether,
+                "session_wei": SESSION_GAS * head.gas_price_wei,
+            },
+        )
 
     @asynccontextmanager
     async def _s5(self, store: LocalStore) -> AsyncIterator[None]:

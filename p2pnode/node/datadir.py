@@ -119,6 +119,11 @@ class DataDir:
         return self.root / "node.lock"
 
     @property
+    def log(self) -> Path:
+        """What a node in the background says."""
+        return self.root / "node.log"
+
+    @property
     def place(self) -> Path:
         return self.root / "place.json"
 
