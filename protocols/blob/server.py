@@ -93,6 +93,8 @@ class BlobServer:
         self._requests: dict[int, _Served] = {}
         self._waiting: deque[int] = deque()
         self._reading: set[int] = set()
+        self._half_closed = False
+        """Does the client say nothing more? Then this ends when it was answered."""
         self._over = False
 
     @property
@@ -118,10 +120,17 @@ class BlobServer:
                 if self._out.fired(key):
                     self._end("idle" if key == "idle" else "an upload came too slowly", fault=key != "idle")
             case HalfClosed():
-                self._end("closed")
+                self._half_close(now)
             case Closed(code=code):
                 self._end(code)
         return self._out.take()
+
+    def _half_close(self, now: float) -> None:
+        self._half_closed = True
+        for id_, served in list(self._requests.items()):
+            if served.upload is not None and not served.upload.ended:  # the rest of it can't come
+                self._cancel(id_, now)
+        self._rest(now)
 
     # ---- what the peer says
 
@@ -385,7 +394,9 @@ class BlobServer:
         self._rest(now)
 
     def _rest(self, now: float) -> None:
-        if self.resting:
+        if self._half_closed and not self._requests and not self._over:
+            self._end("closed by the client")
+        elif self.resting:
             self._out.set_timer("idle", now + IDLE_S)
 
     def _end(self, reason: str, *, fault: bool = False) -> None:

@@ -63,6 +63,8 @@ class FetchHost:
         self._session = SessionId(b"")
         self._terms: SessionTerms | None = None
         self._nonce = b""
+        self._half_closed = False
+        """Does the client say nothing more?"""
 
     def start(self, now: float) -> Sequence[Effect]:
         """The stream is open; the client must speak first."""
@@ -81,7 +83,8 @@ class FetchHost:
                     if self._effects.fired(key):
                         self._refuse(Refuse(code="stalled", detail="the next message did not come"))
                 case HalfClosed():
-                    self._over("closed")
+                    self._half_closed = True
+                    self._end_if_mute()
                 case Closed(code=code):
                     self._over(code or "closed")
                 case _:
@@ -134,6 +137,17 @@ class FetchHost:
         else:
             self.state = "open"
             self._effects.set_timer("wait", now + WAIT_S)
+            self._end_if_mute()
+
+    def _end_if_mute(self) -> None:
+        """Wait for no message that can't come. A page that was asked for is still given."""
+        if not self._half_closed or self.state == "reading":
+            return
+        if self.state == "opening":
+            self._over("nothing was asked")
+        else:
+            detail = "your half of this stream is closed, and the next message can't come"
+            self._refuse(Refuse(code="stalled", detail=detail))
 
     def _refuse(self, refusal: Refuse, *, fault: bool = False) -> None:
         self._effects.send(refusal)

@@ -82,6 +82,7 @@ _STALLED: Final = {
     "prompt": "the rest of the prompt did not come",
     "stall": "what was sent was not acknowledged or paid",
 }
+_HALF_CLOSED: Final = "your half of this stream is closed"
 
 
 class HostSession:
@@ -113,6 +114,8 @@ class HostSession:
         )
         self._held: tuple[OpenSession, Intake] | None = None  # from Accept on
         self._draining = False
+        self._half_closed = False
+        """Does the client say nothing more? Then nothing is waited for that it would have to say."""
         self._over = False
 
     @property
@@ -161,7 +164,7 @@ class HostSession:
             case TimerFired(key=key):
                 self._timer(key)
             case HalfClosed():
-                self._finish("closed", lingers=True)
+                self._half_close()
             case Closed(code=code):
                 self._finish(code or "closed", lingers=True)
             case _:
@@ -277,6 +280,24 @@ class HostSession:
 
     # ---- endings
 
+    def _half_close(self) -> None:
+        """Serve what needs no further word of the client, and end what does."""
+        self._half_closed = True
+        if self._held is None:
+            if self._opening.relaying:
+                detail = f"{_HALF_CLOSED}, and a paid session needs vouchers"
+                self._refuse(Refuse(code="stalled", detail=detail))
+            else:
+                self._finish("nothing was asked")
+            return
+        session, intake = self._held
+        if isinstance(session.till, PaidTill):
+            detail = f"{_HALF_CLOSED}, and a paid session needs vouchers: resume it on another one"
+            self._fail("stalled", detail, reason="half-closed by the client", lingers=True)
+        elif intake.reading:
+            detail = f"{_HALF_CLOSED}, and the rest of the prompt did not come"
+            self._fail("stalled", detail, reason="half-closed in a prompt")
+
     def _after(self, now: float) -> None:
         """When this event ended the turn, the session rests or, draining, ends too."""
         if self._over or self._held is None:
@@ -285,6 +306,13 @@ class HostSession:
         if session.turn is not None and session.turn.over:
             session.turn = None
             self._rest(session, now)
+        if not self._half_closed or self._over:
+            return
+        if session.turn is None:
+            self._finish("closed by the client")
+        elif self._effects.armed("stall"):
+            detail = f"{_HALF_CLOSED}, and the rest needs an acknowledgement"
+            self._fail("stalled", detail, reason="half-closed by the client")
 
     def _rest(self, session: OpenSession, now: float) -> None:
         if not self._draining:

@@ -140,6 +140,10 @@ class Thief:
         """End the session in order."""
         self._driver.command_nowait(End())
 
+    async def half_close(self) -> None:
+        """Say nothing more; read on."""
+        await self._channel.stream.send_eof()
+
     async def say(self, message: Any) -> None:
         """Anything, on the same stream."""
         await self._channel.send([message])

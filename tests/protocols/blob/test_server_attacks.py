@@ -14,9 +14,10 @@ from p2pnode.protocols.blob import messages as m
 from p2pnode.protocols.blob import rates
 from p2pnode.protocols.blob.rates import Allowance
 from p2pnode.protocols.blob.server import READS_MAX, UPLOAD_BYTES_PER_S, UPLOAD_S
+from p2pnode.protocols.events import HalfClosed
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import hash_of
-from tests.protocols.blob.pair import OTHER, OWNER, SERVER, Side, put, server_side
+from tests.protocols.blob.pair import CLIENT, OTHER, OWNER, SERVER, STREAM, Side, put, server_side
 from tests.protocols.strategies import messages
 from tests.protocols.support import Identity
 
@@ -436,3 +437,35 @@ def test_no_sequence_of_messages_and_reports_makes_it_raise_or_speak_after_its_e
     side.lose()
     assert sum(isinstance(each, c.Over) for each in side.emitted) == 1
     assert not side.timers
+
+
+# ---- a client that closed its half
+
+
+def test_what_was_asked_before_a_half_close_is_answered_and_then_the_stream_ends() -> None:
+    side = server_side()
+    for id_ in range(2):
+        side.hear(m.Has(id=id_, hashes=(hash_of(b"x"),)))
+    side.handle(HalfClosed(CLIENT, STREAM))
+    assert side.over is None
+    for id_ in range(2):
+        side.tell(c.SizesFound(id_, (None,)))
+    assert [type(each) for each in side.said] == [m.Sizes, m.Sizes]
+    assert side.over == c.Over("closed by the client")
+
+
+def test_an_upload_that_a_half_close_cut_is_cancelled_and_no_fault() -> None:
+    side = claimed()
+    side.hear(m.Put(id=0, hash=hash_of(b"x"), size=10_000, lease_s=9))
+    side.orders()
+    side.handle(HalfClosed(CLIENT, STREAM))
+    assert side.orders() == [c.Abandon(0)]
+    side.tell(c.NotDone(0, "cancelled"))
+    assert side.said[-1] == m.Failed(id=0, code="cancelled")
+    assert side.over == c.Over("closed by the client")
+
+
+def test_a_half_close_of_a_stream_on_which_nothing_is_asked_ends_it() -> None:
+    side = server_side()
+    side.handle(HalfClosed(CLIENT, STREAM))
+    assert side.over == c.Over("closed by the client")

@@ -15,7 +15,7 @@ from p2pnode.protocols.checkpoint import messages as c
 from p2pnode.protocols.checkpoint.client import FetchClient
 from p2pnode.protocols.checkpoint.commands import Fetched, FetchFailed, Found, Look, Served, Shown, Start
 from p2pnode.protocols.checkpoint.host import FetchHost
-from p2pnode.protocols.events import Closed, Command, Effect, Received, TimerFired
+from p2pnode.protocols.events import Closed, Command, Effect, HalfClosed, Received, TimerFired
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
 from p2pnode.protocols.inference.payment import exact_voucher, resume_digest
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
@@ -217,6 +217,29 @@ def test_a_client_that_says_nothing_more_is_let_go() -> None:
     out = host.handle(Closed(CLIENT_ID.peer, 0, "lost"), 0.0)
     assert emitted(out) == [Served("lost")]
     assert not host.handle(Command(Found((), None)), 0.0)
+
+
+@pytest.mark.parametrize("count", [1, c.PAGE_MAX + 1])
+def test_a_client_that_half_closed_is_given_the_page_it_asked_for_and_then_the_end(count: int) -> None:
+    host = new_host()
+    for each in (c.Fetch(session=SESSION), proof()):
+        tells(host, each)
+    assert host.handle(HalfClosed(CLIENT_ID.peer, 0), 0.0) == []
+    out = host.handle(Command(Found(tuple(chain(count)), None)), 0.0)
+    page, *rest = sent(out)
+    assert isinstance(page, c.Page)
+    assert [each.code for each in rest] == ([] if page.last else ["stalled"])
+    assert not only(Served, emitted(out)).fault
+    assert host.state == "over"
+
+
+def test_a_client_that_half_closed_before_its_proof_is_told_so_at_once() -> None:
+    host = new_host()
+    tells(host, c.Fetch(session=SESSION))
+    out = host.handle(HalfClosed(CLIENT_ID.peer, 0), 0.0)
+    assert only(c.Refuse, sent(out)).code == "stalled"
+    assert host.state == "over"
+    assert sent(new_host().handle(HalfClosed(CLIENT_ID.peer, 0), 0.0)) == []
 
 
 # ---- hosts that show what isn't so

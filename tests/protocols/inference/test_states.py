@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from p2pnode.ids import SessionId
-from p2pnode.protocols.events import Closed, Command, Effect, Received, TimerFired
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Event,
+    HalfClosed,
+    Received,
+    TimerFired,
+)
 from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.commands import (
     CancelTurn,
@@ -75,6 +83,14 @@ SAMPLES: dict[str, Any] = {
 }
 
 
+HALF_CLOSE = "half-close"
+
+
+def event_of(peer: PeerId, name: str, message: object) -> Event:
+    """What a row of a table stands for."""
+    return HalfClosed(peer, STREAM) if name == HALF_CLOSE else Received(peer, STREAM, message)
+
+
 def table(head: str) -> list[tuple[str, str, str]]:
     """(message, state, outcome) of the table after a line."""
     lines = SPEC.read_text(encoding="utf-8").split(head)[1].strip().splitlines()
@@ -93,7 +109,7 @@ CLIENT_TABLE = table("Client, by what the host sends:\n")
 
 
 def test_the_tables_cover_every_message_in_every_state() -> None:
-    names = {wire_name(cls) for cls in m.CODEC.classes}
+    names = {wire_name(cls) for cls in m.CODEC.classes} | {HALF_CLOSE}
     host = {(name, state) for name, state, _ in HOST_TABLE}
     client = {(name, state) for name, state, _ in CLIENT_TABLE}
     assert host == {(n, s) for n in names for s in ("opening", "idle", "reading", "serving")}
@@ -121,10 +137,10 @@ def test_the_host_does_with_each_message_in_each_state_what_the_table_says(
     name: str, state: str, outcome: str
 ) -> None:
     duet = host_in(state)
-    message = SAMPLES[name]
+    message = SAMPLES.get(name)
     if name == "prompt" and state == "reading":
         message = m.CODEC.decode(duet.to_host.popleft())
-    effects = duet.host.handle(Received(CLIENT, STREAM, message), 1.0)
+    effects = duet.host.handle(event_of(CLIENT, name, message), 1.0)
     expect_outcome(duet.host.state, effects, outcome, Finished)
     if name == "ping":
         assert sent(effects) == [m.Pong(nonce=7)]
@@ -190,12 +206,12 @@ def test_a_paid_host_does_with_each_message_in_each_state_what_the_table_says(
     name: str, state: str, outcome: str
 ) -> None:
     duet = paid_host_in(state)
-    message = SAMPLES[name]
+    message = SAMPLES.get(name)
     if name == "open":
         message = paid_open()
     elif name == "prompt":
         waiting = state == "reading"
-        message = m.CODEC.decode(duet.to_host.popleft()) if waiting else replace(message, turn=2)
+        message = m.CODEC.decode(duet.to_host.popleft()) if waiting else replace(SAMPLES[name], turn=2)
     elif name == "cancel" and state in ("quoting", "serving", "reading"):
         message = m.Cancel(turn=2)
     elif name == "voucher" and state not in ("opening", "relaying"):
@@ -210,7 +226,7 @@ def test_a_paid_host_does_with_each_message_in_each_state_what_the_table_says(
         message = m.Resume(
             session=session.session, received=duet.till_of(session).sent.count, turn=1, proof=proof
         )
-    effects = duet.host.handle(Received(CLIENT_ID.peer, STREAM, message), 1.0)
+    effects = duet.host.handle(event_of(CLIENT_ID.peer, name, message), 1.0)
     expect_outcome(duet.host.state, effects, outcome, Finished)
     if name == "ping":
         assert sent(effects) == [m.Pong(nonce=7)]
@@ -241,9 +257,9 @@ def test_the_client_does_with_each_message_in_each_state_what_the_table_says(
     duet = client_in(state, name)
     on_the_wire = ("quote", "progress", "tokens", "checkpoint", "done")
     message = (
-        m.CODEC.decode(duet.to_client[0]) if state == "asking" and name in on_the_wire else SAMPLES[name]
+        m.CODEC.decode(duet.to_client[0]) if state == "asking" and name in on_the_wire else SAMPLES.get(name)
     )
-    effects = duet.client.handle(Received(HOST.peer, STREAM, message), 1.0)
+    effects = duet.client.handle(event_of(HOST.peer, name, message), 1.0)
     expect_outcome(duet.client.state, effects, outcome, SessionFailed)
     if name == "ping":
         assert sent(effects) == [m.Pong(nonce=7)]
