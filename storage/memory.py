@@ -5,8 +5,9 @@ Nothing survives the process. ``wall`` is injected: seconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -29,7 +30,7 @@ from p2pnode.storage.rules import (
     no_blob,
     pieces_of,
 )
-from p2pnode.storage.store import GRACE_S, LEASE_S, Data, OwnerKey
+from p2pnode.storage.store import GRACE_S, LEASE_S, Data, OwnerKey, QuotaError
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class _Blob:
     free_since: float
     """When the last lease that is over ended."""
     leases: dict[OwnerKey, float] = field(default_factory=dict)
+    last: OwnerKey | None = None
+    """Whose lease that was: for whom it counts until it is swept, while nobody leases it."""
 
 
 class MemoryStore:
@@ -58,12 +61,11 @@ class MemoryStore:
         whole = await self._collect(data)
         name = BlobId.of(whole)
         check_hash(name.hash, expected)
-        blob = self._blobs.get(name.hash)
-        if blob is None:
-            check_node_bytes(self._bytes(), charge(name.size), self._quotas)
-        blob = blob or _Blob(whole, self._wall())
-        self._lease(name.hash, blob, owner, lease_s)
-        self._blobs[name.hash] = blob
+        with self._undone_if_refused():
+            if name.hash not in self._blobs:
+                self._make_room_in_store(charge(name.size))
+                self._blobs[name.hash] = _Blob(whole, self._wall())
+            self._lease(name.hash, owner, lease_s)
         return name
 
     async def read(self, digest: BlobHash, offset: int = 0, length: int | None = None) -> bytes:
@@ -82,7 +84,9 @@ class MemoryStore:
         """See ``BlobStore``."""
         lease_end(0, lease_s)
         await trio.lowlevel.checkpoint()
-        self._lease(digest, self._blob(digest), owner, lease_s)
+        self._blob(digest)
+        with self._undone_if_refused():
+            self._lease(digest, owner, lease_s)
 
     async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
         """See ``BlobStore``."""
@@ -90,7 +94,7 @@ class MemoryStore:
         blob = self._blobs.get(digest)
         if blob is not None and owner in blob.leases:
             blob.leases[owner] = min(blob.leases[owner], self._wall())
-            self._end_if_over(digest, blob, owner)
+            self._end_over_of(digest)
 
     # ---- the registry
 
@@ -113,7 +117,7 @@ class MemoryStore:
         holder = owner if held is None else held[1]
         target = entry.points_at
         if target is not None and target in self._blobs:
-            self._end_if_over(target, self._blobs[target], holder)  # an entry keeps, it doesn't revive
+            self._end_over_of(target)  # an entry keeps, it doesn't revive
         self._entries[entry.key] = (entry, holder)
         left = None if held is None else held[0].points_at
         if left is not None and left != target and left in self._blobs:
@@ -131,7 +135,7 @@ class MemoryStore:
             if self._is_over(digest, blob, owner)
         ]
         for _, digest, owner in sorted(over)[:limit]:
-            self._end_if_over(digest, self._blobs[digest], owner)
+            self._end(digest, owner)
         free = [
             (blob.free_since, digest)
             for digest, blob in self._blobs.items()
@@ -164,17 +168,54 @@ class MemoryStore:
             raise no_blob(digest)
         return self._blobs[digest]
 
-    def _lease(self, digest: BlobHash, blob: _Blob, owner: OwnerKey, lease_s: float) -> None:
-        until = lease_end(self._wall(), lease_s)
-        self._end_if_over(digest, blob, owner)
+    @contextmanager
+    def _undone_if_refused(self) -> Iterator[None]:
+        """What made room for what then did not fit is here again."""
+        before = {digest: replace(blob, leases=dict(blob.leases)) for digest, blob in self._blobs.items()}
+        try:
+            yield
+        except QuotaError:
+            self._blobs = before
+            raise
+
+    def _lease(self, digest: BlobHash, owner: OwnerKey, lease_s: float) -> None:
+        blob, until = self._blobs[digest], lease_end(self._wall(), lease_s)
+        self._end_over_of(digest)
         if owner not in blob.leases:
-            for other, each in self._blobs.items():
-                self._end_if_over(other, each, owner)
-            held = [each for each in self._blobs.values() if owner in each.leases]
-            used = sum(charge(len(each.data)) for each in held)
-            check_owner_bytes(used, charge(len(blob.data)), self._quotas)
+            blob.last = None
+            self._make_room_for_owner(owner, charge(len(blob.data)))
             check_node_leases(sum(len(each.leases) for each in self._blobs.values()), self._quotas)
         blob.leases[owner] = max(until, blob.leases.get(owner, until))
+        self._end_over_of(digest)
+
+    def _make_room_for_owner(self, owner: OwnerKey, more: int) -> None:
+        self._end_all_over()
+        while (used := self.charged(owner)) + more > self._quotas.owner_bytes:
+            if not self._sweep_oldest(lambda blob: blob.last == owner):
+                check_owner_bytes(used, more, self._quotas)
+
+    def _make_room_in_store(self, more: int) -> None:
+        self._end_all_over()
+        while (used := sum(charge(len(blob.data)) for blob in self._blobs.values())) + more > (
+            self._quotas.node_bytes
+        ):
+            if not self._sweep_oldest(lambda _blob: True):
+                check_node_bytes(used, more, self._quotas)
+
+    def _sweep_oldest(self, may_go: Callable[[_Blob], bool]) -> bool:
+        free = [
+            (blob.free_since, digest)
+            for digest, blob in self._blobs.items()
+            if not blob.leases and may_go(blob)
+        ]
+        if free:
+            del self._blobs[min(free)[1]]
+        return bool(free)
+
+    def charged(self, owner: OwnerKey) -> int:
+        """Bytes that count for an owner: of what it leases, and of what it was the last to lease."""
+        held = [blob for blob in self._blobs.values() if owner in blob.leases or blob.last == owner]
+        return sum(charge(len(blob.data)) for blob in held)
 
     def _is_pointed_at(self, digest: BlobHash, owner: OwnerKey) -> bool:
         return any(holder == owner and entry.points_at == digest for entry, holder in self._entries.values())
@@ -183,15 +224,24 @@ class MemoryStore:
         until = blob.leases.get(owner)
         return until is not None and until <= self._wall() and not self._is_pointed_at(digest, owner)
 
-    def _end_if_over(self, digest: BlobHash, blob: _Blob, owner: OwnerKey) -> None:
-        if self._is_over(digest, blob, owner):
-            blob.free_since = max(blob.free_since, blob.leases.pop(owner))
+    def _end(self, digest: BlobHash, owner: OwnerKey) -> None:
+        blob = self._blobs[digest]
+        blob.free_since = max(blob.free_since, blob.leases.pop(owner))
+        if not blob.leases:
+            blob.last = owner
+
+    def _end_over_of(self, digest: BlobHash) -> None:
+        blob = self._blobs[digest]
+        over = [(until, owner) for owner, until in blob.leases.items() if self._is_over(digest, blob, owner)]
+        for _, owner in sorted(over):
+            self._end(digest, owner)
+
+    def _end_all_over(self) -> None:
+        for digest in self._blobs:
+            self._end_over_of(digest)
 
     def _let_go(self, digest: BlobHash, blob: _Blob, owner: OwnerKey) -> None:
         """An entry pointed at it until now."""
         if self._is_over(digest, blob, owner):
             blob.leases[owner] = self._wall()
-            self._end_if_over(digest, blob, owner)
-
-    def _bytes(self) -> int:
-        return sum(charge(len(blob.data)) for blob in self._blobs.values())
+            self._end_over_of(digest)

@@ -3,7 +3,10 @@
 A lease is one owner's hold on a blob. It ends when its time is over or its owner gives it up, but never
 while an entry *of the same owner* points at the blob: so an entry keeps what it names, and that is counted
 for whom it keeps it. (If any entry kept any blob, an owner could keep 256 of the largest without a lease.)
-A blob that nobody holds is swept ``GRACE_S`` after its last lease ended. This module keeps nothing itself.
+A blob that nobody holds is swept ``GRACE_S`` after its last lease ended, and counts until then for the owner
+of that lease. Where room is short it goes at once, those free the longest first: for its owner's share the
+owner's own, for the store's share anybody's. So no owner ever keeps more than its share, by leases that are
+over or not, and what is over keeps nobody out. This module keeps nothing itself.
 """
 
 from __future__ import annotations

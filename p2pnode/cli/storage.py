@@ -189,7 +189,7 @@ def unpin_blob(
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """End the lease of the owner called local; what nobody leases is swept a day later."""
+    """End the lease of the owner called local; what nobody leases goes in a day, or where room is short."""
     from p2pnode.cli.running import run_async
 
     configure(log_level)

@@ -64,8 +64,9 @@ async def run_collection(
     What is collected is gone, so the clock must have gone well for a while: many machines start with a wrong
     one, and one that is a month ahead would end every lease.
     """
-    task_status.started()
     clock = _Clock(wall)
+    store.trust_clock_while(lambda: clock.well_s() >= limits.store_gc_settle_s)
+    task_status.started()
     while True:
         due = False
         if clock.well_s() < limits.store_gc_settle_s:

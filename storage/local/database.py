@@ -1,8 +1,9 @@
 """The store's SQLite file: which blobs there are, who leases them, the registry, and what counts for whom.
 
-Shared by all processes on a data dir. Triggers do the counting, so that no statement can forget it: each
-owner's bytes and keys, the totals, the leases of each blob, and since when one without any is free.
-Indexes hold what is due, so that a collection never looks at what isn't. Knows no files but its own.
+Shared by all processes on a data dir; one of an earlier format is brought up to date when it is opened.
+Triggers do the counting, so that no statement can forget it: each owner's bytes and keys, the totals, the
+leases of each blob, and since when one without any is free. Indexes hold what is due, so that a collection
+never looks at what isn't. Knows no files but its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from p2pnode.sqlite_files import BUSY_S
 from p2pnode.storage.rules import CHARGE_MIN
 from p2pnode.storage.store import DiskFullError
 
-VERSION: Final = 1
+VERSION: Final = 2
 _APPLICATION: Final = int.from_bytes(b"p2ps", "big")
 _BLOBS: Final = f"""
 CREATE TABLE blobs (
@@ -27,9 +28,14 @@ CREATE TABLE blobs (
     size INTEGER NOT NULL,
     charge INTEGER AS (MAX(size, {CHARGE_MIN})),
     free_since REAL NOT NULL,
-    leases INTEGER NOT NULL DEFAULT 0
+    leases INTEGER NOT NULL DEFAULT 0,
+    last BLOB NOT NULL DEFAULT x''
 ) WITHOUT ROWID;
 CREATE INDEX blobs_free ON blobs (free_since) WHERE leases = 0;
+"""
+# last: for whom one without a lease counts until it is swept, which is whose lease ended last
+_LAST: Final = """
+CREATE INDEX blobs_last ON blobs (last, free_since) WHERE leases = 0;
 """
 _TABLES: Final = """
 -- pointed: entries of the same owner that point at the blob; with any, the lease does not end
@@ -79,6 +85,14 @@ CREATE TRIGGER blob_came AFTER INSERT ON blobs BEGIN
 END;
 CREATE TRIGGER blob_went AFTER DELETE ON blobs BEGIN
     UPDATE totals SET blobs = blobs - 1, bytes = bytes - OLD.size, charged = charged - OLD.charge;
+    UPDATE owners SET charged = charged - OLD.charge WHERE owner = OLD.last;
+    DELETE FROM owners WHERE owner = OLD.last AND leases = 0 AND keys = 0 AND charged = 0;
+END;
+CREATE TRIGGER last_changed AFTER UPDATE OF last ON blobs WHEN OLD.last != NEW.last BEGIN
+    INSERT INTO owners (owner) SELECT NEW.last WHERE NEW.last != x'' ON CONFLICT DO NOTHING;
+    UPDATE owners SET charged = charged + OLD.charge WHERE owner = NEW.last;
+    UPDATE owners SET charged = charged - OLD.charge WHERE owner = OLD.last;
+    DELETE FROM owners WHERE owner = OLD.last AND leases = 0 AND keys = 0 AND charged = 0;
 END;
 CREATE TRIGGER lease_began AFTER INSERT ON leases BEGIN
     UPDATE blobs SET leases = leases + 1 WHERE hash = NEW.hash;
@@ -91,7 +105,7 @@ CREATE TRIGGER lease_ended AFTER DELETE ON leases BEGIN
     UPDATE blobs SET leases = leases - 1, free_since = MAX(free_since, OLD.until) WHERE hash = OLD.hash;
     UPDATE owners SET leases = leases - 1,
         charged = charged - (SELECT charge FROM blobs WHERE hash = OLD.hash) WHERE owner = OLD.owner;
-    DELETE FROM owners WHERE owner = OLD.owner AND leases = 0 AND keys = 0;
+    DELETE FROM owners WHERE owner = OLD.owner AND leases = 0 AND keys = 0 AND charged = 0;
     UPDATE totals SET leases = leases - 1;
 END;
 CREATE TRIGGER entry_came AFTER INSERT ON entries BEGIN
@@ -116,7 +130,7 @@ def make_if_missing(path: Path, blobs: Path) -> None:
                 "the whole folder away to begin a new store (who leases which blob stands in that file only)"
             )
             raise StorageError(msg)
-        script = f"{_BLOBS}{_TABLES}{_TRIGGERS}"
+        script = f"{_BLOBS}{_LAST}{_TABLES}{_TRIGGERS}"
         sqlite_files.make(path, script, application=_APPLICATION, version=VERSION)
 
 
@@ -163,6 +177,19 @@ def _check_kind(path: Path, db: sqlite3.Connection) -> None:
     if version > VERSION:
         msg = f"{path} was written by a newer p2pnode (format {version}, this one knows {VERSION}): upgrade"
         raise StorageError(msg)
+    if version < VERSION:
+        _upgrade(path, db)
+
+
+def _upgrade(path: Path, db: sqlite3.Connection) -> None:
+    """From format 1, which did not know for whom a blob without a lease counts: its ones count for nobody."""
+    olds = ("blob_came", "blob_went", "lease_began", "lease_ended", "entry_came")
+    drop = "".join(f"DROP TRIGGER {name};" for name in olds)
+    column = "ALTER TABLE blobs ADD COLUMN last BLOB NOT NULL DEFAULT x'';"
+    with sqlite_files.locked(path.parent):
+        if sqlite_files.kind_of(db)[1] < VERSION:  # another process may have been quicker
+            version = f"PRAGMA user_version = {VERSION};"
+            db.executescript(f"BEGIN IMMEDIATE;{drop}{column}{_LAST}{_TRIGGERS}{version}COMMIT;")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import sqlite3
 
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash
-from p2pnode.storage.local.leases import end_if_over
+from p2pnode.storage.local.leases import end_over_of
 from p2pnode.storage.local.writer import Work
 from p2pnode.storage.rules import Quotas, check_keys, is_news
 from p2pnode.storage.store import OwnerKey
@@ -49,7 +49,7 @@ def set_entry(work: Work, entry: Entry, *, owner: OwnerKey, now: float, quotas: 
 
 def _begin(db: sqlite3.Connection, target: BlobHash | None, holder: OwnerKey, now: float) -> None:
     if target is not None:
-        end_if_over(db, target, holder, now)  # an entry keeps, it doesn't revive
+        end_over_of(db, target, now)  # an entry keeps, it doesn't revive
         db.execute("UPDATE leases SET pointed = pointed + 1 WHERE hash = ? AND owner = ?", (target, holder))
 
 
@@ -61,7 +61,7 @@ def _end(db: sqlite3.Connection, left: BlobHash | None, holder: OwnerKey, now: f
             "ELSE until END WHERE hash = ? AND owner = ?",
             (now, left, holder),
         )
-        end_if_over(db, left, holder, now)
+        end_over_of(db, left, now)
 
 
 def _keys_of(db: sqlite3.Connection, owner: OwnerKey) -> int:

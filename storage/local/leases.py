@@ -1,12 +1,14 @@
 """What an operation on blobs changes in the index. Each runs inside a transaction of ``writer``'s.
 
 A lease that is over is still a row until somebody needs its room or the collection comes; nothing revives
-it: whoever leases or points at its blob again ends it first.
+it: whoever leases or points at its blob again ends it first. The rows of one blob end in the order of their
+times, so that whenever they are ended, the same owner is the last.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,28 +26,36 @@ from p2pnode.storage.rules import (
 from p2pnode.storage.store import OwnerKey
 
 _AT_ONCE: Final = 64
-"""Leases ended between two looks whether there is room now."""
+"""Leases that are over, looked for at a time."""
 
 
 class FileNeededError(StorageError):
     """The blob that was here a moment ago is gone: its bytes are needed after all. Never leaves the store."""
 
 
-def keep(
-    work: Work, blob: BlobId, new: Path | None, *, owner: OwnerKey, now: float, until: float, quotas: Quotas
-) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Of one operation. ``sweeps``: the clock is trusted to say whose leases are over."""
+
+    owner: OwnerKey
+    now: float
+    until: float
+    quotas: Quotas
+    sweeps: bool
+
+
+def keep(work: Work, blob: BlobId, new: Path | None, terms: Terms) -> bool:
     """Lease a blob, and place its file ``new`` if it isn't here; whether it was placed.
 
     Raises ``QuotaError``, and ``FileNeededError`` when there is none to place.
     """
     here = has(work, blob.hash)
     if here is None:
-        charged = work.db.execute("SELECT charged FROM totals").fetchone()[0]
-        check_node_bytes(charged, charge(blob.size), quotas)
+        _make_room_in_store(work, charge(blob.size), terms)
         work.db.execute(
-            "INSERT INTO blobs (hash, size, free_since) VALUES (?, ?, ?)", (blob.hash, blob.size, now)
+            "INSERT INTO blobs (hash, size, free_since) VALUES (?, ?, ?)", (blob.hash, blob.size, terms.now)
         )
-    _lease(work.db, blob, owner=owner, now=now, until=until, quotas=quotas)
+    _lease(work, blob, terms)
     if here:
         return False
     if new is None:
@@ -55,12 +65,11 @@ def keep(
     return True
 
 
-def pin(work: Work, digest: BlobHash, *, owner: OwnerKey, now: float, until: float, quotas: Quotas) -> None:
+def pin(work: Work, digest: BlobHash, terms: Terms) -> None:
     """Lease what is here. Raises ``NoBlobError``, ``QuotaError``."""
     if not has(work, digest):
         raise no_blob(digest)
-    size = size_of(work.db, digest) or 0
-    _lease(work.db, BlobId(digest, size), owner=owner, now=now, until=until, quotas=quotas)
+    _lease(work, BlobId(digest, size_of(work.db, digest) or 0), terms)
 
 
 def unpin(work: Work, digest: BlobHash, *, owner: OwnerKey, now: float) -> None:
@@ -68,24 +77,32 @@ def unpin(work: Work, digest: BlobHash, *, owner: OwnerKey, now: float) -> None:
     work.db.execute(
         "UPDATE leases SET until = MIN(until, ?) WHERE hash = ? AND owner = ?", (now, digest, owner)
     )
-    end_if_over(work.db, digest, owner, now)
+    end_over_of(work.db, digest, now)
 
 
-def end_if_over(db: sqlite3.Connection, digest: BlobHash, owner: OwnerKey, now: float) -> None:
-    """Drop one lease if nothing holds it any more."""
-    db.execute(
-        "DELETE FROM leases WHERE hash = ? AND owner = ? AND until <= ? AND pointed = 0",
-        (digest, owner, now),
-    )
+def end_over_of(db: sqlite3.Connection, digest: BlobHash, now: float) -> None:
+    """Drop those leases on a blob that nothing holds any more."""
+    over = db.execute(
+        "SELECT hash, owner FROM leases WHERE hash = ? AND pointed = 0 AND until <= ? ORDER BY until, owner",
+        (digest, now),
+    ).fetchall()
+    _end(db, over)
 
 
 def end_over(db: sqlite3.Connection, now: float, limit: int) -> int:
     """Drop leases that nothing holds any more, at most ``limit``; how many."""
-    return db.execute(
-        "DELETE FROM leases WHERE (hash, owner) IN (SELECT hash, owner FROM leases "
-        "WHERE pointed = 0 AND until <= ? ORDER BY until LIMIT ?)",
+    over = db.execute(
+        "SELECT hash, owner FROM leases WHERE pointed = 0 AND until <= ? ORDER BY until, hash, owner LIMIT ?",
         (now, limit),
-    ).rowcount
+    ).fetchall()
+    _end(db, over)
+    return len(over)
+
+
+def _end(db: sqlite3.Connection, over: list[tuple[bytes, bytes]]) -> None:
+    for digest, owner in over:
+        db.execute("DELETE FROM leases WHERE hash = ? AND owner = ?", (digest, owner))
+        db.execute("UPDATE blobs SET last = ? WHERE hash = ? AND leases = 0", (owner, digest))
 
 
 def size_of(db: sqlite3.Connection, digest: BlobHash) -> int | None:
@@ -100,33 +117,70 @@ def has(work: Work, digest: BlobHash) -> bool | None:
     return None if size is None else work.files.is_whole(digest, size)
 
 
-def _lease(
-    db: sqlite3.Connection, blob: BlobId, *, owner: OwnerKey, now: float, until: float, quotas: Quotas
-) -> None:
-    end_if_over(db, blob.hash, owner, now)
+def _lease(work: Work, blob: BlobId, terms: Terms) -> None:
+    db, digest, owner = work.db, blob.hash, terms.owner
+    end_over_of(db, digest, terms.now)
     renewed = db.execute(
-        "UPDATE leases SET until = MAX(until, ?) WHERE hash = ? AND owner = ?", (until, blob.hash, owner)
+        "UPDATE leases SET until = MAX(until, ?) WHERE hash = ? AND owner = ?", (terms.until, digest, owner)
     ).rowcount
     if renewed:
         return
-    _make_room(db, owner, charge(blob.size), now, quotas)
-    check_node_leases(db.execute("SELECT leases FROM totals").fetchone()[0], quotas)
+    db.execute("UPDATE blobs SET last = x'' WHERE hash = ? AND last != x''", (digest,))  # it isn't free now
+    _make_room_for_owner(work, charge(blob.size), terms)
+    check_node_leases(db.execute("SELECT leases FROM totals").fetchone()[0], terms.quotas)
     db.execute(
         "INSERT INTO leases SELECT ?1, ?2, ?3, COUNT(*) FROM entries WHERE target = ?1 AND owner = ?2",
-        (blob.hash, owner, until),
+        (digest, owner, terms.until),
     )
+    if terms.until <= terms.now:
+        end_over_of(db, digest, terms.now)
 
 
-def _make_room(db: sqlite3.Connection, owner: OwnerKey, more: int, now: float, quotas: Quotas) -> None:
-    while True:
+def _make_room_for_owner(work: Work, more: int, terms: Terms) -> None:
+    """Its leases that are over give way, then its blobs that nobody leases. Raises ``QuotaError``."""
+    db, owner = work.db, terms.owner
+
+    def charged() -> int:
         row = db.execute("SELECT charged FROM owners WHERE owner = ?", (owner,)).fetchone()
-        used = 0 if row is None else int(row[0])
-        if used + more <= quotas.owner_bytes:
-            return
-        ended = db.execute(
-            "DELETE FROM leases WHERE owner = ?1 AND hash IN (SELECT hash FROM leases "
-            "WHERE owner = ?1 AND pointed = 0 AND until <= ?2 ORDER BY until LIMIT ?3)",
-            (owner, now, _AT_ONCE),
-        ).rowcount
-        if not ended:
-            check_owner_bytes(used, more, quotas)
+        return 0 if row is None else int(row[0])
+
+    while charged() + more > terms.quotas.owner_bytes:
+        over = db.execute(
+            "SELECT hash FROM leases WHERE owner = ? AND pointed = 0 AND until <= ? ORDER BY until LIMIT ?",
+            (owner, terms.now, _AT_ONCE),
+        ).fetchall()
+        for (digest,) in over:
+            end_over_of(db, digest, terms.now)
+        if over:
+            continue
+        free = db.execute(
+            "SELECT hash FROM blobs WHERE leases = 0 AND last = ? ORDER BY free_since, hash LIMIT 1", (owner,)
+        ).fetchone()
+        if free is None:
+            check_owner_bytes(charged(), more, terms.quotas)
+        else:
+            _sweep(work, free[0])
+
+
+def _make_room_in_store(work: Work, more: int, terms: Terms) -> None:
+    """Blobs that nobody leases give way, those free the longest first. Raises ``QuotaError``."""
+    db = work.db
+    while (charged := int(db.execute("SELECT charged FROM totals").fetchone()[0])) + more > (
+        terms.quotas.node_bytes
+    ):
+        free = db.execute(
+            "SELECT hash, free_since FROM blobs WHERE leases = 0 ORDER BY free_since, hash LIMIT 1"
+        ).fetchone()
+        # A blob whose last lease is over, and only not ended yet, may be free for longer than that.
+        before = terms.now if free is None else min(terms.now, free[1])
+        if terms.sweeps and end_over(db, before, _AT_ONCE):
+            continue
+        if free is None:
+            check_node_bytes(charged, more, terms.quotas)
+        else:
+            _sweep(work, free[0])
+
+
+def _sweep(work: Work, digest: BlobHash) -> None:
+    work.db.execute("DELETE FROM blobs WHERE hash = ?", (digest,))
+    work.swept.append(digest)

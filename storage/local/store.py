@@ -26,7 +26,7 @@ from p2pnode.storage.local.files import BlobFiles
 from p2pnode.storage.local.listing import BlobInfo, OwnerStats, StoreStats
 from p2pnode.storage.local.sweep import sweep_step
 from p2pnode.storage.local.upload import Upload
-from p2pnode.storage.local.writer import Work, Writer
+from p2pnode.storage.local.writer import Writer
 from p2pnode.storage.rules import (
     GcStep,
     Quotas,
@@ -60,9 +60,11 @@ class LocalStore:
         wall: Callable[[], float],
         quotas: Quotas,
         in_thread: bool,
+        trusts_clock: Callable[[], bool],
     ) -> None:
         self.root, self.quotas = files.root, quotas
         self._files, self._wall, self._in_thread = files, wall, in_thread
+        self._trusts_clock = trusts_clock
         self._reads, self._writes = reads, writes
         self._reading = threading.Lock()
         self._limiter = trio.CapacityLimiter(THREADS)
@@ -77,9 +79,12 @@ class LocalStore:
         quotas: Quotas | None = None,
         disk: Disk | None = None,
         in_thread: bool = True,
+        trusts_clock: Callable[[], bool] = lambda: False,
     ) -> Self:
         """Open the store in the folder ``root``, making it where there is none. Blocks for some milliseconds.
 
+        ``trusts_clock`` is asked before anything that others' leases held until now is swept to make room: a
+        clock set wrong must not end them. What they let go of themselves gives way in any case.
         Without threads its disk work blocks: for simulations, where a mock clock would not wait for one.
         """
         disk = disk or Disk()
@@ -93,7 +98,15 @@ class LocalStore:
         reads = connect(index, disk.synchronous)
         try:
             writes = connect(index, disk.synchronous)
-            return cls(files, reads, writes, wall=wall, quotas=quotas or Quotas(), in_thread=in_thread)
+            return cls(
+                files,
+                reads,
+                writes,
+                wall=wall,
+                quotas=quotas or Quotas(),
+                in_thread=in_thread,
+                trusts_clock=trusts_clock,
+            )
         except BaseException:
             reads.close()
             raise
@@ -142,12 +155,8 @@ class LocalStore:
         """See ``BlobStore``."""
         lease_end(0, lease_s)
 
-        def operation(work: Work) -> None:
-            now = self._wall()
-            until = lease_end(now, lease_s)
-            leases.pin(work, digest, owner=owner, now=now, until=until, quotas=self.quotas)
-
-        await self._writer.write(operation)
+        terms = self._terms(owner, lease_s)
+        await self._writer.write(lambda work: leases.pin(work, digest, terms()))
 
     async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
         """See ``BlobStore``."""
@@ -168,6 +177,10 @@ class LocalStore:
         )
 
     # ---- upkeep
+
+    def trust_clock_while(self, trusts_clock: Callable[[], bool]) -> None:
+        """See :meth:`open`; asked in a task, not in a thread."""
+        self._trusts_clock = trusts_clock
 
     async def gc_step(self, limit: int) -> GcStep:
         """End leases that are over, sweep what nobody holds, look at some folders: about ``limit`` in all."""
@@ -233,12 +246,19 @@ class LocalStore:
         return blob
 
     async def _keep(self, blob: BlobId, new: Path | None, owner: OwnerKey, lease_s: float) -> bool:
-        def operation(work: Work) -> bool:
+        terms = self._terms(owner, lease_s)
+        return await self._writer.write(lambda work: leases.keep(work, blob, new, terms()))
+
+    def _terms(self, owner: OwnerKey, lease_s: float) -> Callable[[], leases.Terms]:
+        """As they are when it is the operation's turn."""
+        sweeps = self._trusts_clock()
+
+        def made() -> leases.Terms:
             now = self._wall()
             until = lease_end(now, lease_s)
-            return leases.keep(work, blob, new, owner=owner, now=now, until=until, quotas=self.quotas)
+            return leases.Terms(owner=owner, now=now, until=until, quotas=self.quotas, sweeps=sweeps)
 
-        return await self._writer.write(operation)
+        return made
 
     async def _discard(self, upload: Upload) -> None:
         with trio.CancelScope(shield=True):

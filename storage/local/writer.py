@@ -37,6 +37,8 @@ class Work:
     files: BlobFiles
     placed: list[BlobHash] = field(default_factory=list)
     unsynced: set[Path] = field(default_factory=set)
+    swept: list[BlobHash] = field(default_factory=list)
+    """No row names them any more: their files go once that is committed."""
 
     def place(self, new: Path, digest: BlobHash) -> None:
         """Give a synced file its place. Last in its operation: nothing may fail after it but the group."""
@@ -127,13 +129,15 @@ class Writer:
                     db.execute("ROLLBACK")
             for request in group:
                 request.error = storage_error(self._files.root, error)
-            self._take_back(work)
+            self._remove(work.placed)
+        else:
+            self._remove(work.swept)
 
-    def _take_back(self, work: Work) -> None:
+    def _remove(self, unnamed: list[BlobHash]) -> None:
         try:
-            remove_unnamed(self._db, self._files, work.placed)
-        except (sqlite3.Error, OSError) as error:  # the collection finds it
-            log.warning("storage.left_behind", files=len(work.placed), reason=str(error))
+            remove_unnamed(self._db, self._files, unnamed)
+        except (sqlite3.Error, OSError) as error:  # the collection finds them
+            log.warning("storage.left_behind", files=len(unnamed), reason=str(error))
 
 
 def remove_unnamed(db: sqlite3.Connection, files: BlobFiles, digests: list[BlobHash]) -> int:

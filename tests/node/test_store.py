@@ -18,7 +18,7 @@ from p2pnode.node.store import LOCAL_OWNER, open_store, run_collection
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.rules import GcStep
 from p2pnode.storage.store import GRACE_S, QuotaError
-from tests.storage.store_conformance import blob
+from tests.storage.store_conformance import ALICE, blob
 from tests.storage.stores import NOW
 
 LIMITS = Limits(store_gc_interval_s=60.0, store_gc_items=2, store_gc_settle_s=0)
@@ -69,6 +69,9 @@ class FailingStore:
     def __init__(self) -> None:
         self.asked: list[float] = []
 
+    def trust_clock_while(self, trusts_clock: object) -> None:
+        del trusts_clock
+
     async def gc_step(self, limit: int) -> GcStep:
         self.asked.append(trio.current_time())
         if len(self.asked) == 1:
@@ -92,7 +95,8 @@ async def test_a_clock_that_is_months_ahead_for_a_while_ends_nobodys_lease(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     ahead_s = 0.0
-    config, limits = NodeConfig(data_dir=tmp_path), replace(LIMITS, store_gc_settle_s=600.0)
+    config = NodeConfig(data_dir=tmp_path, store_bytes_max=4096)
+    limits = replace(LIMITS, store_gc_settle_s=600.0)
 
     def wrong() -> float:
         return clock() + ahead_s
@@ -110,6 +114,9 @@ async def test_a_clock_that_is_months_ahead_for_a_while_ends_nobodys_lease(
         await trio.sleep(1200)
         assert (await store.stats()).blobs == 1
         ahead_s = 90 * 86_400.0  # it was away for so long
+        with pytest.raises(QuotaError):  # who knows?
+            await store.put(blob(2), owner=ALICE)
         await trio.sleep(1200)
         assert (await store.stats()).blobs == 0
+        await store.put(blob(2), owner=ALICE)
         nursery.cancel_scope.cancel()

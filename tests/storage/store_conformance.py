@@ -232,8 +232,56 @@ class BlobConformance:
         with pytest.raises(QuotaError):
             await store.put(blob(3), owner=world.alice)
         world.later(101)
-        await store.put(blob(3), owner=world.alice)
         assert await store.read(hash_of(blob(1, 8 * BLOCK)))  # it has its day of grace
+        await store.put(blob(3), owner=world.alice)
+        assert await store.size(hash_of(blob(1, 8 * BLOCK))) is None  # unless its room is needed
+        assert await store.read(hash_of(blob(2, 8 * BLOCK))) == blob(2, 8 * BLOCK)
+
+    async def test_an_owner_keeps_no_more_than_its_quota_by_leases_that_are_over_at_once(
+        self, world: StoreWorld, store: BlobStore
+    ) -> None:
+        for number in range(5):
+            await store.put(blob(number, 8 * BLOCK), owner=world.alice, lease_s=0)
+            await store.unpin(hash_of(blob(number, 8 * BLOCK)), owner=world.alice)  # where 0 s is no lease
+            world.later(1)
+        kept = [number for number in range(5) if await store.size(hash_of(blob(number, 8 * BLOCK)))]
+        assert kept == [3, 4]  # the quota is two of these
+        await store.put(blob(5, 8 * BLOCK), owner=world.alice)
+        await store.put(blob(6, 8 * BLOCK), owner=world.alice)
+        with pytest.raises(QuotaError):
+            await store.put(blob(7), owner=world.alice)
+
+    async def test_what_nobody_leases_any_more_keeps_no_newcomer_out(
+        self, world: StoreWorld, store: BlobStore
+    ) -> None:
+        other = world.blobs(world.bob)
+        for number in (1, 2):
+            await store.put(blob(number, 8 * BLOCK), owner=world.alice)
+        await other.put(blob(3, 8 * BLOCK), owner=world.bob)
+        with pytest.raises(QuotaError):
+            await other.put(blob(4), owner=world.bob)  # the store is full of what is leased
+        for number in (2, 1):
+            await store.unpin(hash_of(blob(number, 8 * BLOCK)), owner=world.alice)
+            world.later(1)
+        await other.put(blob(4), owner=world.bob)
+        assert await store.size(hash_of(blob(2, 8 * BLOCK))) is None  # free the longest
+        assert await store.read(hash_of(blob(1, 8 * BLOCK)))
+        await other.put(blob(5, 7 * BLOCK), owner=world.bob)
+        with pytest.raises(QuotaError):
+            await other.put(blob(6, 2 * BLOCK), owner=world.bob)
+        assert await store.read(hash_of(blob(1, 8 * BLOCK)))  # what did not fit after all swept nothing
+
+    async def test_what_is_leased_again_in_its_day_counts_once(
+        self, world: StoreWorld, store: BlobStore
+    ) -> None:
+        for number in (1, 2):
+            await store.put(blob(number, 8 * BLOCK), owner=world.alice)
+            await store.unpin(hash_of(blob(number, 8 * BLOCK)), owner=world.alice)
+        for number in (2, 1):
+            await store.pin(hash_of(blob(number, 8 * BLOCK)), owner=world.alice)
+        assert [await store.size(hash_of(blob(number, 8 * BLOCK))) for number in (1, 2)] == [8 * BLOCK] * 2
+        with pytest.raises(QuotaError):
+            await store.put(blob(3), owner=world.alice)
 
     async def test_a_lease_never_gets_shorter(self, world: StoreWorld, store: BlobStore) -> None:
         await store.put(blob(1, 8 * BLOCK), owner=world.alice, lease_s=1000)

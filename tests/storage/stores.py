@@ -63,9 +63,15 @@ def local_store(
     quotas: Quotas = QUOTAS,
     disk: Disk | None = None,
     in_thread: bool = True,
+    trusts_clock: bool = True,
 ) -> Iterator[LocalStore]:
     store = LocalStore.open(
-        root, wall=wall or Wall(), quotas=quotas, disk=disk or UnsyncedDisk(), in_thread=in_thread
+        root,
+        wall=wall or Wall(),
+        quotas=quotas,
+        disk=disk or UnsyncedDisk(),
+        in_thread=in_thread,
+        trusts_clock=lambda: trusts_clock,
     )
     try:
         yield store

@@ -17,10 +17,11 @@ from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.local.disk import Disk
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.rules import FOLDERS, Quotas
-from p2pnode.storage.store import GRACE_S, DiskFullError, QuotaError
-from tests.storage.store_conformance import ALICE, BOB, Writer, blob
+from p2pnode.storage.store import GRACE_S, LEASE_S, DiskFullError, OwnerKey, QuotaError
+from tests.storage.store_conformance import ALICE, BLOCK, BOB, Writer, blob
 from tests.storage.stores import UnsyncedDisk, Wall, collect, files_of, local_store
 
+CAROL = OwnerKey(b"\xca" * 32)
 DATA = blob(1)
 HASH = hash_of(DATA)
 DEADLINE_S = 20
@@ -407,3 +408,53 @@ async def test_pages_show_everything_once(root: Path) -> None:
         )
         assert FOLDERS == 65_536
         assert [(each.owner, each.leases) for each in await store.owners()] == [(ALICE, 5)]
+
+
+_FORMAT_1 = """
+DROP TRIGGER blob_went; DROP TRIGGER last_changed; DROP TRIGGER lease_ended; DROP INDEX blobs_last;
+ALTER TABLE blobs DROP COLUMN last;
+CREATE TRIGGER blob_went AFTER DELETE ON blobs BEGIN
+    UPDATE totals SET blobs = blobs - 1, bytes = bytes - OLD.size, charged = charged - OLD.charge;
+END;
+CREATE TRIGGER lease_ended AFTER DELETE ON leases BEGIN
+    UPDATE blobs SET leases = leases - 1, free_since = MAX(free_since, OLD.until) WHERE hash = OLD.hash;
+    UPDATE owners SET leases = leases - 1,
+        charged = charged - (SELECT charge FROM blobs WHERE hash = OLD.hash) WHERE owner = OLD.owner;
+    DELETE FROM owners WHERE owner = OLD.owner AND leases = 0 AND keys = 0;
+    UPDATE totals SET leases = leases - 1;
+END;
+PRAGMA user_version = 1;
+"""
+
+
+async def test_a_store_of_the_first_format_is_brought_up_to_date(tmp_path: Path) -> None:
+    root, wall = tmp_path / "store", Wall()
+    with local_store(root, wall, in_thread=False) as store:
+        await store.put(blob(1, 8 * BLOCK), owner=ALICE)
+    with sqlite3.connect(root / "index.sqlite") as db:
+        db.executescript(_FORMAT_1)
+    db.close()
+    with local_store(root, wall, in_thread=False) as first, local_store(root, wall, in_thread=False) as store:
+        assert await first.read(hash_of(blob(1, 8 * BLOCK))) == blob(1, 8 * BLOCK)
+        await store.unpin(hash_of(blob(1, 8 * BLOCK)), owner=ALICE)
+        assert [each.charged for each in await store.owners()] == [8 * BLOCK]  # until it is swept
+        await store.put(blob(2, 8 * BLOCK), owner=ALICE)
+        await store.put(blob(3, 8 * BLOCK), owner=ALICE)
+        assert await store.size(hash_of(blob(1, 8 * BLOCK))) is None
+
+
+async def test_what_a_clock_says_is_over_makes_room_for_others_only_where_the_clock_is_trusted(
+    tmp_path: Path,
+) -> None:
+    wall = Wall()
+    with local_store(tmp_path / "store", wall, in_thread=False, trusts_clock=False) as store:
+        for number in (1, 2):
+            await store.put(blob(number, 8 * BLOCK), owner=ALICE)
+        await store.put(blob(3, 7 * BLOCK), owner=BOB)
+        wall.now += LEASE_S + 1  # set wrong, perhaps
+        with pytest.raises(QuotaError):
+            await store.put(blob(4, 8 * BLOCK), owner=CAROL)
+        await store.unpin(hash_of(blob(1, 8 * BLOCK)), owner=ALICE)  # she said so herself
+        await store.put(blob(4, 7 * BLOCK), owner=CAROL)
+        store.trust_clock_while(lambda: True)
+        await store.put(blob(5, 8 * BLOCK), owner=CAROL)

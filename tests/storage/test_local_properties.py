@@ -16,10 +16,12 @@ from p2pnode.protocols.s5.entries import pointer_to
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.memory import MemoryStore
-from p2pnode.storage.store import DAY_S
+from p2pnode.storage.rules import charge
+from p2pnode.storage.store import DAY_S, OwnerKey
 from tests.storage.store_conformance import ALICE, BLOCK, BOB, QUOTAS, Writer, blob
 from tests.storage.stores import Wall, collect, files_of, local_store
 
+CAROL = OwnerKey(b"\xca" * 32)
 BLOBS = [blob(number, size) for number, size in enumerate((0, 5, BLOCK, 4 * BLOCK, 7 * BLOCK, 8 * BLOCK))]
 WRITERS = [Writer(number) for number in range(4)]
 _BLOB = st.integers(0, len(BLOBS) - 1)
@@ -89,17 +91,34 @@ async def _check_counts(store: LocalStore) -> None:
         said = db.execute(f"SELECT {count} FROM totals").fetchone()
         assert said == db.execute(f"SELECT {table}").fetchone()
     for each in await store.owners():
-        leases = db.execute(
+        leases, leased = db.execute(
             "SELECT COUNT(*), TOTAL(charge) FROM leases JOIN blobs USING (hash) WHERE owner = ?",
             (each.owner,),
         ).fetchone()
-        assert (each.leases, each.charged) == leases
-        assert each.keys + each.leases > 0
+        free = db.execute(
+            "SELECT TOTAL(charge) FROM blobs WHERE leases = 0 AND last = ?", (each.owner,)
+        ).fetchone()[0]
+        assert (each.leases, each.charged) == (leases, leased + free)
+        assert each.keys + each.leases + each.charged > 0
+        assert each.charged <= QUOTAS.owner_bytes
+    assert db.execute("SELECT COUNT(*) FROM blobs WHERE (leases = 0) != (last != x'')").fetchone() == (0,)
     wrong = db.execute(
         "SELECT COUNT(*) FROM leases WHERE pointed != "
         "(SELECT COUNT(*) FROM entries WHERE target = leases.hash AND owner = leases.owner)"
     ).fetchone()
     assert wrong == (0,)
+
+
+async def _let_a_newcomer_in(store: LocalStore, model: MemoryStore, wall: Wall) -> None:
+    """When all leases are over, and only entries hold anything, there is room for whatever else fits."""
+    wall.now += 3 * DAY_S
+    held = sum(
+        charge(info.id.size) for info in await store.blobs() if any(lease.pointed for lease in info.leases)
+    )
+    size = min(QUOTAS.node_bytes - held, QUOTAS.blob_bytes)
+    for each in (store, model):
+        await each.put(blob(99, size), owner=CAROL)
+    assert await _look(store) == await _look(model)
 
 
 async def _compare(root: Path, steps: list[tuple[Any, ...]]) -> None:
@@ -119,7 +138,9 @@ async def _compare(root: Path, steps: list[tuple[Any, ...]]) -> None:
                 case _:
                     assert await _apply(store, what, *values) == await _apply(model, what, *values)
             assert await _look(store) == await _look(model)
+            assert all(model.charged(owner) <= QUOTAS.owner_bytes for owner in (ALICE, BOB))
         await _check_counts(store)
+        await _let_a_newcomer_in(store, model, wall)
         assert files_of(root) == {each.id.hash.hex() for each in await store.blobs()}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from p2pnode.storage.conversations.outbox import NewHead, Outbox
 from p2pnode.storage.conversations.records import Link, Piece, SavedSession
 from p2pnode.storage.conversations.turns import Turn
 from p2pnode.storage.keys import StorageKeys
-from p2pnode.storage.memory import MemoryStore, _Blob
+from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.sealing import Kind, SealError, unseal
 from p2pnode.storage.store import LEASE_S, Data, DiskFullError, OwnerKey, Place, Replica
 
@@ -183,11 +183,16 @@ class Shelf:
 class RoomyStore(MemoryStore):
     """Adds nothing up: the sums over all blobs cost more than what is tested over thousands of them."""
 
-    def _lease(self, digest: BlobHash, blob: _Blob, owner: OwnerKey, lease_s: float) -> None:
+    def _lease(self, digest: BlobHash, owner: OwnerKey, lease_s: float) -> None:
+        blob = self._blobs[digest]
         blob.leases[owner] = max(self._wall() + lease_s, blob.leases.get(owner, 0))
 
-    def _bytes(self) -> int:
-        return 0
+    def _make_room_in_store(self, more: int) -> None:
+        pass
+
+    @contextmanager
+    def _undone_if_refused(self) -> Iterator[None]:
+        yield
 
 
 class QuickOutbox(Outbox):
