@@ -1,14 +1,17 @@
 """Carry out a deployment plan on a real chain: priced beforehand, then one transaction after another.
 
-Each contract must stand where the plan said before the next is sent. A run that was cut off is not resumed:
-what it created is owned by nobody and costs nothing, and a new run makes a new set. Knows nothing of people.
+Each contract must stand where the plan said before the next is sent. Every transaction is in the book before
+it is sent, so that a run that was cut off goes on: what it has created already is not paid for again. Knows
+nothing of people.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
@@ -17,15 +20,21 @@ from p2pnode.chain.deploy import Plan, Step, plan
 from p2pnode.chain.dev.embedded import EmbeddedChain, address_of_secret
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.node import EvmNode, Receipt
+from p2pnode.chain.evm.orders import OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import RpcEndpoints
-from p2pnode.chain.evm.transaction import sign_transaction
+from p2pnode.chain.evm.rpc_answers import RpcError
+from p2pnode.chain.evm.sender import Sender, SenderLimits
+from p2pnode.chain.evm.shapes import data_of
+from p2pnode.chain.evm.transaction import Order
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.money import ether_text
 from p2pnode.protocols.crypto import Signer
 
 MINED_DEADLINE_S: Final = 600.0
+CREATE: Final = "Create"
+"""What the book calls an order that creates a contract."""
+_GAS_MAX: Final = 16_000_000
 _POLL_S: Final = 0.5
-_MARGIN_PERCENT: Final = 25
 _REHEARSAL: Final = b"\x01" * 32
 
 Report: TypeAlias = Callable[[Step, Receipt], None]
@@ -33,7 +42,10 @@ Report: TypeAlias = Callable[[Step, Receipt], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What would be sent, and what it costs at most. ``gas`` is each step's, as measured in a rehearsal."""
+    """What would be sent, and what it costs at most. ``gas`` is each step's, as measured in a rehearsal.
+
+    The first ``done`` steps were carried out by an earlier run; ``nonce`` is the next step's.
+    """
 
     plan: Plan
     chain_id: int
@@ -44,17 +56,32 @@ class Offer:
     ether: int
     """Wei that the deployer has."""
     treasury_has_code: bool
+    done: int = 0
 
     @property
     def cost_max_wei(self) -> int:
         """If every unit of gas costs the most that is offered."""
-        return sum(self.gas) * self.fees.most
+        return sum(self.gas[self.done :]) * self.fees.most
+
+
+async def first_block(endpoints: RpcEndpoints) -> bytes:
+    """Its hash, which tells chains of one number apart; empty where the node doesn't say."""
+    block = await endpoints.request("eth_getBlockByNumber", ["0x0", False])
+    return (data_of(block.get("hash")) or b"") if isinstance(block, dict) else b""
 
 
 async def quote(
-    endpoints: RpcEndpoints, *, deployer: bytes, treasury: bytes, usdc: bytes | None = None
+    endpoints: RpcEndpoints,
+    *,
+    deployer: bytes,
+    treasury: bytes,
+    usdc: bytes | None = None,
+    created: Sequence[SentOrder] = (),
 ) -> Offer:
-    """Raises ``ConfigError`` for what would fail, ``UnavailableError`` when nobody answers."""
+    """``created``: what earlier runs created.
+
+    Raises ``ConfigError`` for what would fail, ``UnavailableError`` when nobody answers.
+    """
     node = EvmNode(endpoints)
     chain_id = int(await endpoints.request("eth_chainId", []), 16)
     nonce = await node.nonce(deployer)
@@ -67,15 +94,25 @@ async def quote(
     if not any(treasury) or treasury == usdc:
         msg = f"--treasury {shown_address(treasury)} can't be paid: give an account or a multisig contract"
         raise ConfigError(msg)
-    steps = plan(deployer=deployer, nonce=nonce, treasury=treasury, fab_holder=deployer, usdc=usdc)
+    steps, done = plan(deployer=deployer, nonce=nonce, treasury=treasury, fab_holder=deployer, usdc=usdc), 0
+    there = {each.nonce: each.order.data for each in created}
+    for count in range(min(nonce, len(steps.steps) - 1), 0, -1):
+        began = plan(
+            deployer=deployer, nonce=nonce - count, treasury=treasury, fab_holder=deployer, usdc=usdc
+        )
+        if all(there.get(nonce - count + at) == step.initcode for at, step in enumerate(began.steps[:count])):
+            steps, done = began, count
+            break
     gas = await trio.to_thread.run_sync(_rehearse, usdc is None)
     return Offer(
         plan=steps, chain_id=chain_id, deployer=deployer, nonce=nonce, gas=gas, fees=await node.fees(),
-        ether=await node.ether(deployer), treasury_has_code=len(await node.code(treasury)) > 0,
+        ether=await node.ether(deployer), treasury_has_code=len(await node.code(treasury)) > 0, done=done,
     )  # fmt: skip
 
 
-async def carry_out(endpoints: RpcEndpoints, offer: Offer, sign: Signer, report: Report) -> None:
+async def carry_out(
+    endpoints: RpcEndpoints, offer: Offer, sign: Signer, report: Report, book: OrderBook | None = None
+) -> None:
     """Send every step and wait for it. Raises ``ChainError`` that says where it stopped."""
     if offer.ether < offer.cost_max_wei:
         msg = (
@@ -84,38 +121,66 @@ async def carry_out(endpoints: RpcEndpoints, offer: Offer, sign: Signer, report:
         )
         raise ConfigError(msg)
     node = EvmNode(endpoints)
-    for number, step in enumerate(offer.plan.steps):
-        gas = await _gas_of(endpoints, offer, step)
-        signed = sign_transaction(
-            chain_id=offer.chain_id, account=offer.deployer, sign=sign, nonce=offer.nonce + number, to=b"",
-            data=step.initcode, gas=gas, fees=offer.fees,
-        )  # fmt: skip
-        await node.send(signed.raw)
-        receipt = await _mined(node, signed.hash, step)
-        if not receipt.succeeded or not await node.code(step.address):
-            msg = f"{step.contract} was not created (transaction 0x{signed.hash.hex()}): start again"
+    # Never dearer than what was shown: whoever sends it agreed to that.
+    limits = SenderLimits(gas_price_max_wei=offer.fees.most, transaction_fee_max_wei=None)
+    sender = Sender(
+        node, chain_id=offer.chain_id, account=offer.deployer, sign=sign, confirmations=1,
+        jitter=secrets.SystemRandom().random, limits=limits, book=book,
+    )  # fmt: skip
+    failed: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(sender.run)
+        try:
+            for number, step in enumerate(offer.plan.steps[offer.done :]):
+                report(step, await _create(sender, node, step, offer.nonce + number))
+        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery, which would wrap it
+            failed = error
+        nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
+async def _create(sender: Sender, node: EvmNode, step: Step, nonce: int) -> Receipt:
+    order = Order(
+        to=b"",
+        data=step.initcode,
+        gas_max=_GAS_MAX,
+        kind=CREATE,
+        words=f"create {step.contract}",
+        nonce=nonce,
+    )
+    with trio.move_on_after(MINED_DEADLINE_S):
+        receipt = await sender.send(order)
+        if not await node.code(step.address):
+            msg = f"{step.contract} was not created (transaction 0x{receipt.hash.hex()}): start again"
             raise ChainError(msg)
-        report(step, receipt)
+        return receipt
+    shown = ", ".join("0x" + each.hex() for each in sender.last_sent) or "none"
+    msg = (
+        f"{step.contract} is not mined after {MINED_DEADLINE_S:.0f} s (transaction {shown}): gas may have "
+        "become dearer. Start again: it is waited for, and not sent a second time"
+    )
+    raise ChainError(msg)
 
 
-async def _gas_of(endpoints: RpcEndpoints, offer: Offer, step: Step) -> int:
-    """The chain's own estimate (some take gas for what they publish elsewhere), and a margin."""
-    call: dict[str, Any] = {"from": "0x" + offer.deployer.hex(), "data": "0x" + step.initcode.hex()}
-    estimate = int(await endpoints.request("eth_estimateGas", [call]), 16)
-    return estimate * (100 + _MARGIN_PERCENT) // 100
+async def see_through(endpoints: RpcEndpoints, order: SentOrder, book: OrderBook) -> None:
+    """Wait for what an earlier run sent, and send the same bytes again until it is mined. Needs no key.
 
-
-async def _mined(node: EvmNode, transaction: bytes, step: Step) -> Receipt:
+    Raises ``ChainError`` when it takes too long: then it is still on its way.
+    """
+    node = EvmNode(endpoints)
     with trio.move_on_after(MINED_DEADLINE_S):
         while True:
-            receipt = await node.receipt(transaction)
-            if receipt is not None:
-                return receipt
+            for version in reversed(order.versions):
+                receipt = await node.receipt(version.hash)
+                if receipt is not None:
+                    await book.ended(order.id, "done" if receipt.succeeded else "failed", version.hash)
+                    return
+            with suppress(RpcError):  # "already known", most often
+                await node.send(order.versions[-1].raw)
             await trio.sleep(_POLL_S)
-    msg = (
-        f"{step.contract} is not mined after {MINED_DEADLINE_S:.0f} s (transaction 0x{transaction.hex()}): "
-        "gas may have become dearer. Wait for it, then start again"
-    )
+    shown = order.versions[-1].hash.hex()
+    msg = f"sent, not seen yet: 0x{shown} ({order.order.words}): start again later, it is not sent anew"
     raise ChainError(msg)
 
 

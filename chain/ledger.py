@@ -44,6 +44,18 @@ class ChainMadeAnewError(ChainError):
         )
 
 
+class UnseenError(ChainError):
+    """It was sent and may have been carried out, but no node shows what became of it. Never order it anew."""
+
+    def __init__(self, words: str, transaction: bytes, why: str = "") -> None:
+        reason = why or "no RPC endpoint shows a receipt: try again later, or name another under rpc_urls"
+        super().__init__(
+            f"sent, not seen yet: 0x{transaction.hex()} ({words}). It is not ordered a second time: run the "
+            f"command again to wait for it. What became of it can't be told now: {reason}"
+        )
+        self.transaction = transaction
+
+
 # ---- what can be sent
 
 
@@ -224,12 +236,15 @@ LedgerEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A transaction that was mined, deep enough for the profile, and succeeded."""
+    """A transaction that was mined, deep enough for the profile, and succeeded.
+
+    ``gas_used`` and ``fee_wei`` are None where the node does not say.
+    """
 
     transaction: bytes
     block: int
-    gas_used: int
-    fee_wei: int
+    gas_used: int | None
+    fee_wei: int | None
     events: tuple[LedgerEvent, ...]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from p2pnode.chain.abi import Artifact, artifact
+from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, receipt_tuple, terms_tuple, voucher_tuple
 from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.transaction import Order
@@ -34,6 +35,7 @@ from p2pnode.chain.ledger import (
 )
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
+from p2pnode.money import usdc_text
 from p2pnode.protocols.crypto import keccak256
 from p2pnode.protocols.inference.messages import SessionTerms
 
@@ -57,6 +59,10 @@ class Encoder:
 
     def order(self, call: Call) -> Order:
         """Raises ``ChainError`` for what no contract could take."""
+        kind = type(call).__name__
+        return replace(self._encoded(call), kind=kind, words=words_of(call))
+
+    def _encoded(self, call: Call) -> Order:
         match call:
             case Open():
                 terms = terms_tuple(call.terms)
@@ -96,6 +102,31 @@ class Encoder:
     def _order(contract: str, to: bytes, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
         data = artifact(contract).function(name, len(arguments)).encode(arguments)
         return Order(to=to, data=data, gas_max=gas)
+
+
+def words_of(call: Call) -> str:
+    """What a call does, for people."""
+    match call:
+        case Withdraw(to=to, amount=amount):
+            return f"withdraw {usdc_text(amount)} to {shown_address(to)}"
+        case Transfer(to=to, amount=amount):
+            return f"send {usdc_text(amount)} to {shown_address(to)}"
+        case CloseMany(claims=claims):
+            return f"settle {len(claims)} sessions"
+        case Open(terms=terms):
+            return f"take a deposit of {usdc_text(terms.deposit)} from {shown_address(terms.payer)}"
+        case Close(voucher=voucher):
+            return f"settle a session at {usdc_text(voucher.amount)}"
+        case Release():
+            return "let a session go"
+        case RequestClose():
+            return "ask for the close of a session"
+        case SubmitVoucher(voucher=voucher):
+            return f"show a voucher of {usdc_text(voucher.amount)}"
+        case Refund():
+            return "bring the refund of a session"
+        case Slash(terms=terms):
+            return f"show that {shown_address(terms.host)} signed two receipts for one place"
 
 
 def market_topics() -> tuple[bytes, ...]:

@@ -1,21 +1,24 @@
-"""Hands an account's transactions to the node: signs versions, sends bytes, reads refusals and receipts.
+"""Hands an account's transactions to the node: signs versions, writes them into the book, sends bytes, reads
+refusals and receipts, and finds out what used a nonce.
 
 Decides nothing about when; ``sender.py`` and ``watch.py`` do.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.fees import Fees, capped, least_of
 from p2pnode.chain.evm.flight import Flight
-from p2pnode.chain.evm.node import EvmNode, Receipt
+from p2pnode.chain.evm.node import EvmNode, Place, Receipt
+from p2pnode.chain.evm.orders import OrderBook, SentOrder
 from p2pnode.chain.evm.rpc_answers import NO_REASON, RpcError, refusal_of
 from p2pnode.chain.evm.transaction import Order, Signed, sign_transaction
 from p2pnode.chain.ledger import RevertedError
-from p2pnode.errors import ChainError
+from p2pnode.errors import ChainError, StorageError
 from p2pnode.protocols.crypto import Signer
 
 _ETHER_DIGITS: Final = 18
@@ -38,6 +41,7 @@ class Courier:
     chain_id: int
     account: bytes
     sign: Signer
+    book: OrderBook
     gas_price_max_wei: int
     transaction_fee_max_wei: int | None
     gas_margin_percent: int
@@ -70,7 +74,8 @@ class Courier:
         return capped(fees, most)
 
     async def hand_over(self, flight: Flight, fees: Fees, *, reserved_wei: int = 0) -> tuple[Handed, bool]:
-        """Sign a version, and send it. It counts as sent from here on, whatever the node says.
+        """Sign a version, write it into the book, and send it. It counts as sent from here on, whatever the
+        node says.
 
         ``reserved_wei``: what other transactions on their way may take. As ``push`` otherwise.
         """
@@ -78,13 +83,28 @@ class Courier:
             chain_id=self.chain_id, account=self.account, sign=self.sign, nonce=flight.nonce,
             to=flight.order.to, data=flight.order.data, gas=flight.gas, fees=fees,
         )  # fmt: skip
+        # In the book before it is sent: a process that dies in between leaves an order that can be found.
+        await self._booked(flight, signed)
         flight.versions.append(signed)
         try:
             return await self.push(flight, signed, reserved_wei=reserved_wei)
         except RejectedError as error:
             if not error.doubt:
                 flight.versions.remove(signed)
+                with suppress(StorageError):  # it is looked for in vain then, which costs a question
+                    await self.book.refused(signed)
             raise
+
+    async def _booked(self, flight: Flight, signed: Signed) -> None:
+        order = SentOrder(
+            id=flight.id, chain_id=self.chain_id, account=self.account, nonce=flight.nonce,
+            order=flight.order, gas=flight.gas, since_block=flight.since_block,
+        )  # fmt: skip
+        try:
+            await self.book.sending(order, signed)
+        except StorageError as error:
+            msg = f"nothing was sent, for it could not be written down: {error}"
+            raise ChainError(msg) from error
 
     async def push(self, flight: Flight, signed: Signed, *, reserved_wei: int = 0) -> tuple[Handed, bool]:
         """Send the bytes: what became of it, and whether an earlier try of this may have gone through.
@@ -116,6 +136,27 @@ class Courier:
                 return receipt
         return None
 
+    async def place(self, flight: Flight, height: int) -> Place | None:
+        """Which transaction used its nonce, where no receipt is shown; None while no node can say."""
+        for version in reversed(flight.versions):
+            block = await self.node.block_of(version.hash)
+            if block is not None:
+                return Place(transaction=version.hash, block=block)
+        try:
+            return await self.node.holder(self.account, flight.nonce, flight.since_block, height)
+        except ChainError:
+            return None  # it has no state of blocks that old, or can't be asked now
+
+    async def by_effect(self, place: Place) -> Receipt | None:
+        """A receipt made of the events that a transaction left; None if it left none, as one that failed."""
+        logs = await self.node.logs_of(place)
+        if not logs:
+            return None
+        return Receipt(
+            hash=place.transaction, block=place.block, block_hash=None, succeeded=True, gas_used=None,
+            fee_wei=None, logs=logs,
+        )  # fmt: skip
+
     async def why(self, flight: Flight, receipt: Receipt) -> RevertedError:
         """The contract's reason: ask again, as a call, after the block it failed in, and before that."""
         for block in (receipt.block, receipt.block - 1):
@@ -124,11 +165,12 @@ class Courier:
                     flight.order.to, flight.order.data, sender=self.account, gas=flight.gas, which=block
                 )
             except RevertedError as error:
-                return RevertedError(error.reason, receipt.gas_used)
+                return RevertedError(error.reason, receipt.gas_used or 0)
             except RpcError:
                 break  # some nodes don't keep yesterday's state
-        starved = receipt.gas_used >= flight.gas - flight.gas // 64
-        return RevertedError("out of gas" if starved else NO_REASON, receipt.gas_used)
+        used = receipt.gas_used or 0
+        starved = used >= flight.gas - flight.gas // 64
+        return RevertedError("out of gas" if starved else NO_REASON, used)
 
     async def _too_poor(self, needed_wei: int) -> str:
         """Says how much ether is missing, and where."""

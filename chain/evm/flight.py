@@ -14,9 +14,8 @@ from p2pnode.chain.evm.node import Receipt
 from p2pnode.chain.evm.transaction import Order, Signed
 from p2pnode.errors import ChainError
 
-MISSED_S: Final = 15.0
-"""A nonce is used and none of our versions is found: so long, until it is believed. Nodes know a block
-sooner than its receipts, and an order believed lost is carried out once more."""
+_LOOK_FIRST_S: Final = 4.0
+_LOOK_MAX_S: Final = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -29,13 +28,19 @@ class Job:
     error: ChainError | None = None
     withdrawn: bool = False
 
+    @property
+    def waits(self) -> bool:
+        """Does anybody?"""
+        return not self.withdrawn and not self.done.is_set()
+
     def finish(self, receipt: Receipt) -> None:
         """It is mined, deep enough."""
-        self.receipt = receipt
-        self.done.set()
+        if not self.done.is_set():
+            self.receipt = receipt
+            self.done.set()
 
     def fail(self, error: ChainError) -> None:
-        """It won't be."""
+        """It won't be, or nobody knows."""
         if not self.done.is_set():
             self.error = error
             self.done.set()
@@ -43,18 +48,24 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """See the module. ``job`` is None for one that only fills a gap between nonces."""
+    """See the module. ``job`` is None where nobody waits: one that only fills a gap between nonces, and one
+    that an earlier process sent. ``id`` is the order's name in the book."""
 
+    id: str
     job: Job | None
     order: Order
     nonce: int
     gas: int
+    since_block: int
     versions: list[Signed] = field(default_factory=list)
     taken: bool = False
     """A node has taken the last version."""
     replace_at: float = 0.0
     mined: Receipt | None = None
-    missed: tuple[float, int] | None = None
+    unseen_since: float | None = None
+    """Its nonce is used, and no node shows a receipt since then."""
+    look_at: float = 0.0
+    look_s: float = _LOOK_FIRST_S
     until_block: int = 0
     until: float = 0.0
 
@@ -67,9 +78,19 @@ class Flight:
         """The one that was mined."""
         return next(version for version in self.versions if version.hash == hash_)
 
-    def miss(self, now: float, height: int, confirmations: int) -> bool:
-        """Another transaction seems to have our nonce: is it certain by now?"""
-        if self.missed is None:
-            self.missed = now, height
-        since, block = self.missed
-        return now >= since + MISSED_S and height >= block + confirmations - 1
+    def seen(self, receipt: Receipt) -> None:
+        """A node shows it in a block."""
+        self.mined, self.unseen_since, self.look_s = receipt, None, _LOOK_FIRST_S
+
+    def unseen(self, now: float) -> bool:
+        """Its nonce is used and no receipt is shown. Is it time to ask in other ways what used the nonce?
+
+        Nodes know a block sooner than its receipts, so the first time it is not; then less and less often.
+        """
+        if self.unseen_since is None:
+            self.unseen_since, self.look_at = now, now + self.look_s
+        if now < self.look_at:
+            return False
+        self.look_s = min(_LOOK_MAX_S, self.look_s * 2)
+        self.look_at = now + self.look_s
+        return True

@@ -17,7 +17,8 @@ import trio
 
 from p2pnode.chain.evm.calls import Encoder, market_events, market_topics, registry_events
 from p2pnode.chain.evm.domains import read, read_domains
-from p2pnode.chain.evm.node import EvmNode
+from p2pnode.chain.evm.node import EvmNode, Receipt
+from p2pnode.chain.evm.orders import HASH_BYTES, Ending, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
 from p2pnode.chain.evm.rpc_answers import RpcError
 from p2pnode.chain.evm.sender import Sender, SenderLimits
@@ -86,6 +87,7 @@ class EvmLedger:
         account: bytes | None = None,
         sign: Signer | None = None,
         limits: EvmLimits | None = None,
+        book: OrderBook | None = None,
         jitter: Jitter = _SYSTEM.random,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> EvmLedger:
@@ -117,7 +119,7 @@ class EvmLedger:
         if account is not None and sign is not None:
             sender = Sender(
                 node, chain_id=chain_id, account=account, sign=sign, confirmations=confirmations,
-                jitter=jitter, limits=bounds.sender,
+                jitter=jitter, limits=bounds.sender, book=book,
             )  # fmt: skip
         return cls(
             endpoints, node, domains, confirmations=confirmations, sender=sender, account=account,
@@ -132,6 +134,7 @@ class EvmLedger:
         account: bytes | None = None,
         sign: Signer | None = None,
         limits: EvmLimits | None = None,
+        book: OrderBook | None = None,
     ) -> EvmLedger:
         """``connect`` with what a profile says, its caps on the price of gas included."""
         bounds = limits or EvmLimits()
@@ -153,6 +156,7 @@ class EvmLedger:
             account=account,
             sign=sign,
             limits=replace(bounds, sender=sender),
+            book=book,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -195,7 +199,9 @@ class EvmLedger:
         if self._sender is None:
             msg = "this ledger only reads: it has no wallet to send from"
             raise ChainError(msg)
-        receipt = await self._sender.send(self._encode.order(call))
+        return self._outcome(await self._sender.send(self._encode.order(call)))
+
+    def _outcome(self, receipt: Receipt) -> Outcome:
         return Outcome(
             transaction=receipt.hash,
             block=receipt.block,
@@ -206,6 +212,37 @@ class EvmLedger:
                 *registry_events(self._domains.node_registry, receipt.logs),
             ),
         )
+
+    async def take_over(self) -> None:
+        """Follow this account's orders of processes that have ended since."""
+        if self._sender is not None:
+            await self._sender.take_over()
+
+    async def ending(self, order: SentOrder) -> tuple[Ending, bytes] | None:
+        """How an order ended and by which transaction; None where no receipt is shown, or not deep enough."""
+        last = await self._node.height() - self._confirmations + 1
+        for version in reversed(order.versions):
+            receipt = await self._node.receipt(version.hash)
+            if receipt is not None and receipt.block <= last:
+                return "done" if receipt.succeeded else "failed", version.hash
+        return None
+
+    async def outcome(self, order: SentOrder) -> Outcome:
+        """What an order did that was carried out; without its events where no node shows a receipt."""
+        hash_, receipt = order.transaction or bytes(HASH_BYTES), None
+        if order.transaction is not None:
+            receipt = await self._node.receipt(hash_)
+        return self._outcome(
+            receipt
+            or Receipt(
+                hash=hash_, block=order.since_block, block_hash=None, succeeded=True, gas_used=None,
+                fee_wei=None, logs=(),
+            )
+        )  # fmt: skip
+
+    def is_order_of(self, order: SentOrder, call: Call) -> bool:
+        """Would ``call`` do exactly what was ordered?"""
+        return order.order.equals(self._encode.order(call))
 
     async def check(self, call: Call, sender: bytes | None = None) -> None:
         """As ``Ledger``, for ``sender``, else the account, else nobody."""

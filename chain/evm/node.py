@@ -1,8 +1,9 @@
 """One node's view of the chain, typed: web3's calls on trio, over ``RpcEndpoints``.
 
 web3's own async transport needs asyncio; a provider of ours carries its requests instead, and no
-middleware stands between. Values are plain: 20-byte addresses, 32-byte hashes, integers. This module
-knows nothing of the marketplace. web3 is imported when a node is made.
+middleware stands between. Answers that are records (blocks, receipts, logs, transactions) are read here:
+web3 raises on fields that some chains leave out or set to null. Values are plain: 20-byte addresses, 32-byte
+hashes, integers. This module knows nothing of the marketplace. web3 is imported when a node is made.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.fees import Fees, offer
 from p2pnode.chain.evm.rpc import RpcEndpoints
 from p2pnode.chain.evm.rpc_answers import RpcError, revert_reason
-from p2pnode.chain.evm.shapes import shape_of
+from p2pnode.chain.evm.shapes import data_of, listed, quantity, shape_of
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
 
@@ -34,19 +35,32 @@ class Log:
     data: bytes
     block: int
     index: int
+    transaction: bytes | None = None
+    """None where the node doesn't say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """A mined transaction. ``fee_wei`` is all it cost, with what a rollup takes for the chain below."""
+    """A mined transaction. ``fee_wei`` is all it cost, with what a rollup takes for the chain below.
+
+    None stands for what the node does not say.
+    """
 
     hash: bytes
     block: int
-    block_hash: bytes
+    block_hash: bytes | None
     succeeded: bool
-    gas_used: int
-    fee_wei: int
+    gas_used: int | None
+    fee_wei: int | None
     logs: tuple[Log, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which transaction has a nonce, and in which block it is."""
+
+    transaction: bytes
+    block: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +78,7 @@ class EvmNode:
     def __init__(self, endpoints: RpcEndpoints) -> None:
         from web3 import AsyncWeb3
 
+        self._endpoints = endpoints
         self._eth: Any = AsyncWeb3(_provider(endpoints), middleware=[]).eth
 
     async def height(self) -> int:
@@ -72,15 +87,15 @@ class EvmNode:
 
     async def block(self, which: BlockTag = "latest") -> Block:
         """A block's header."""
-        raw = await self._eth.get_block(which)
+        raw = await self._ask("eth_getBlockByNumber", hex(which) if isinstance(which, int) else which, False)
         return Block(
-            number=int(raw["number"]),
-            timestamp=int(raw["timestamp"]),
-            base_fee=int(raw.get("baseFeePerGas") or 0),
+            number=_number(raw["number"]),
+            timestamp=_number(raw["timestamp"]),
+            base_fee=quantity(raw.get("baseFeePerGas")) or 0,
         )
 
     async def nonce(self, account: bytes, which: BlockTag = "latest") -> int:
-        """How many transactions the account has mined (or, ``pending``, sent)."""
+        """How many transactions the account has mined (up to a block; or, ``pending``, sent)."""
         return int(await self._eth.get_transaction_count(shown_address(account), which))
 
     async def ether(self, account: bytes) -> int:
@@ -123,54 +138,93 @@ class EvmNode:
     async def fees(self) -> Fees:
         """What to offer for the next block."""
         try:
-            past = await self._eth.fee_history(_FEE_BLOCKS, "latest", [_FEE_PERCENTILE])
+            past = await self._ask("eth_feeHistory", hex(_FEE_BLOCKS), "latest", [_FEE_PERCENTILE])
         except RpcError:
+            past = {}
+        bases = listed(past.get("baseFeePerGas"))
+        base = quantity(bases[-1]) if bases else None
+        if base is None:  # a chain without such a history, or without base fees
             base = (await self.block()).base_fee
             return offer(base, [max(0, await self.gas_price() - base)])
-        tips = [int(row[0]) for row in past.get("reward") or () if row]
-        return offer(int(past["baseFeePerGas"][-1]), tips)
+        rows = [listed(row) for row in listed(past.get("reward")) or []]
+        tips = (quantity(row[0]) for row in rows if row)
+        return offer(base, [tip for tip in tips if tip is not None])
 
     async def send(self, raw: bytes) -> None:
         """Hand a raw transaction over. Raises ``RpcError`` if the node doesn't take it."""
-        await self._eth.send_raw_transaction(raw)
+        await self._ask("eth_sendRawTransaction", _hex(raw))
 
     async def receipt(self, transaction: bytes) -> Receipt | None:
         """Of a mined transaction."""
-        from web3.exceptions import TransactionNotFound
-
-        try:
-            raw = await self._eth.get_transaction_receipt(_hex(transaction))
-        except TransactionNotFound:
+        raw = await self._ask("eth_getTransactionReceipt", _hex(transaction))
+        if raw is None:
             return None
-        if bytes(raw["transactionHash"]) != transaction:
+        if (data_of(raw.get("transactionHash")) or transaction) != transaction:
             msg = "the node gave another transaction's receipt: name another under rpc_urls"
             raise ChainError(msg)
-        gas_used = int(raw["gasUsed"])
-        below = raw.get("l1Fee") or 0
+        block = _number(raw["blockNumber"])
+        status, gas_used = quantity(raw.get("status")), quantity(raw.get("gasUsed"))
+        price, below = quantity(raw.get("effectiveGasPrice")), quantity(raw.get("l1Fee")) or 0
+        logs = tuple(_log(entry, place, block) for place, entry in enumerate(listed(raw["logs"]) or []))
         return Receipt(
             hash=transaction,
-            block=int(raw["blockNumber"]),
-            block_hash=bytes(raw["blockHash"]),
-            succeeded=int(raw["status"]) == 1,
+            block=block,
+            block_hash=data_of(raw.get("blockHash")),
+            succeeded=len(logs) > 0 if status is None else status == 1,
             gas_used=gas_used,
-            fee_wei=gas_used * int(raw.get("effectiveGasPrice") or 0)
-            + (int(below, 16) if isinstance(below, str) else int(below)),
-            logs=tuple(_log(entry) for entry in raw["logs"]),
+            fee_wei=None if price is None or gas_used is None else gas_used * price + below,
+            logs=logs,
         )
+
+    async def block_of(self, transaction: bytes) -> int | None:
+        """The block that a transaction is in, as the node's index of transactions has it."""
+        raw = await self._ask("eth_getTransactionByHash", _hex(transaction))
+        if raw is None or data_of(raw["hash"]) != transaction:
+            return None
+        return quantity(raw.get("blockNumber"))
+
+    async def holder(self, account: bytes, nonce: int, first: int, last: int) -> Place | None:
+        """Which transaction of ``account`` used ``nonce``, in one of the blocks ``first`` to ``last``.
+
+        None if the blocks don't show it. The state of old blocks may be gone: ``ChainError`` then.
+        """
+        if await self.nonce(account, last) <= nonce:
+            return None
+        low, high = first, last
+        while low < high:
+            middle = (low + high) // 2
+            if await self.nonce(account, middle) > nonce:
+                high = middle
+            else:
+                low = middle + 1
+        block = await self._ask("eth_getBlockByNumber", hex(low), True)
+        for each in listed(block.get("transactions")) or []:
+            known = isinstance(each, dict) and quantity(each.get("nonce")) == nonce
+            if known and data_of(each.get("from")) == account and (hash_ := data_of(each.get("hash"))):
+                return Place(transaction=hash_, block=low)
+        return None
+
+    async def logs_of(self, place: Place) -> tuple[Log, ...]:
+        """What a mined transaction left, whichever contracts it called."""
+        raw = await self._ask("eth_getLogs", {"fromBlock": hex(place.block), "toBlock": hex(place.block)})
+        found = (_log(entry, number, place.block) for number, entry in enumerate(listed(raw) or []))
+        return tuple(log for log in found if log.transaction == place.transaction)
 
     async def logs(self, contract: bytes, kinds: Sequence[bytes], first: int, last: int) -> tuple[Log, ...]:
         """A contract's events with one of these first topics, of blocks ``first`` to ``last``, in order."""
-        raw = await self._eth.get_logs(
-            {
-                "address": shown_address(contract),
-                "topics": [[_hex(kind) for kind in kinds]],
-                "fromBlock": first,
-                "toBlock": last,
-            }
-        )
-        found = (_log(entry) for entry in raw if not entry.get("removed"))
+        wanted = {
+            "address": shown_address(contract),
+            "topics": [[_hex(kind) for kind in kinds]],
+            "fromBlock": hex(first),
+            "toBlock": hex(last),
+        }
+        raw = listed(await self._ask("eth_getLogs", wanted)) or []
+        found = (_log(entry, place, 0) for place, entry in enumerate(raw) if not entry.get("removed"))
         within = (log for log in found if first <= log.block <= last)
         return tuple(sorted(within, key=lambda log: (log.block, log.index)))
+
+    async def _ask(self, method: str, *params: Any) -> Any:
+        return await self._endpoints.request(method, params, shape_of(method))
 
 
 def _provider(endpoints: RpcEndpoints) -> Any:
@@ -198,7 +252,8 @@ def _reverted(error: RpcError) -> ChainError:
 
 
 def _transaction(to: bytes, data: bytes, sender: bytes | None) -> dict[str, Any]:
-    asked: dict[str, Any] = {"to": shown_address(to), "data": _hex(data)}
+    """Without ``to`` it creates a contract."""
+    asked: dict[str, Any] = {"data": _hex(data)} | ({"to": shown_address(to)} if to else {})
     if sender is not None:
         asked["from"] = shown_address(sender)
     return asked
@@ -208,11 +263,23 @@ def _hex(data: bytes) -> str:
     return "0x" + data.hex()
 
 
-def _log(raw: Any) -> Log:
+def _number(value: Any) -> int:
+    """What its method's shape has checked."""
+    found = quantity(value)
+    if found is None:
+        msg = "the node gave no number where one must be: name another under rpc_urls"
+        raise ChainError(msg)
+    return found
+
+
+def _log(raw: Any, place: int, block: int) -> Log:
+    """``place`` and ``block`` stand for what the node leaves out."""
+    index, number = quantity(raw.get("logIndex")), quantity(raw.get("blockNumber"))
     return Log(
         contract=bytes.fromhex(raw["address"][2:]),
-        topics=tuple(bytes(topic) for topic in raw["topics"]),
-        data=bytes(raw["data"]),
-        block=int(raw["blockNumber"]),
-        index=int(raw["logIndex"]),
+        topics=tuple(bytes.fromhex(topic[2:]) for topic in listed(raw.get("topics")) or []),
+        data=data_of(raw["data"]) or b"",
+        block=block if number is None else number,
+        index=place if index is None else index,
+        transaction=data_of(raw.get("transactionHash")),
     )

@@ -28,6 +28,7 @@ from p2pnode.chain.evm.rpc_answers import (
     secrets_of,
     without,
 )
+from p2pnode.chain.evm.shapes import quantity
 from p2pnode.chain.ledger import ChainMadeAnewError, UnavailableError
 from p2pnode.errors import ChainError
 
@@ -140,7 +141,7 @@ class RpcEndpoints:
         )
 
     async def request(self, method: str, params: Sequence[Any], usable: Usable | None = None) -> Any:
-        """The ``result``. ``usable`` says if it has the method's form: if not, the endpoint failed.
+        """The ``result``. ``usable`` says what it lacks of the method's form: then the endpoint failed.
 
         Raises ``RpcError`` for an answer that is an error, ``UnavailableError`` when no endpoint answered
         within the deadline, ``ChainError`` when all of them are on another chain, ``ChainMadeAnewError`` when
@@ -241,8 +242,8 @@ class RpcEndpoints:
                 await self._check_genesis(endpoint, self._genesis)
                 endpoint.checked_until = trio.current_time() + limits.genesis_recheck_s
         result = await self._post(endpoint, method, params)
-        if usable is not None and not usable(result):
-            msg = f"gave no usable answer to {method}"
+        if usable is not None and (missing := usable(result)):
+            msg = f"gave no usable answer to {method}: {missing} is missing or malformed"
             raise _FaultError(msg)
         if endpoint.failures and endpoint.last_success_at is not None:
             _log.info("chain.rpc_recovered", endpoint=endpoint.name)
@@ -253,12 +254,15 @@ class RpcEndpoints:
 
     async def _chain_of(self, endpoint: _Endpoint) -> int:
         try:
-            return int(await self._post(endpoint, "eth_chainId", []), 16)
+            found = quantity(await self._post(endpoint, "eth_chainId", []))
         except _FaultError as fault:
             raise _FaultError(str(fault), fault.fault, delivered=False) from fault
-        except (RpcError, TypeError, ValueError) as error:
+        except RpcError:
+            found = None
+        if found is None:
             msg = "does not name its chain"
-            raise _FaultError(msg, delivered=False) from error
+            raise _FaultError(msg, delivered=False)
+        return found
 
     async def _check_genesis(self, endpoint: _Endpoint, genesis: bytes) -> None:
         try:

@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from p2pnode.errors import ChainError
 
-Usable: TypeAlias = Callable[[Any], bool]
+Usable: TypeAlias = Callable[[Any], str]
+"""Names what a result lacks; "" for one that can be used."""
 
 _INTERNAL: Final = -32603
 _LIMIT_EXCEEDED: Final = -32005

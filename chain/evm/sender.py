@@ -5,8 +5,9 @@ way. One that isn't mined in time is sent again with the same nonce and a higher
 reported is ``confirmations`` deep, and watched for ``final_blocks`` more. A lost RPC endpoint only delays:
 what may have been sent is sent again.
 
-After a restart the chain says where the nonces stand; transactions of an earlier life are its business,
-but a gap they leave is filled, so that nothing waits for ever. Knows nothing of what the orders mean.
+Every order is in the book before it is sent. After a restart those that have not ended are followed as if
+they were ours, and the same order given again waits for the one that is on its way. A gap between nonces is
+filled, so that nothing waits for ever. Knows nothing of what the orders mean.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from p2pnode.chain.evm.fees import GWEI
 from p2pnode.chain.evm.fleet import Fleet
 from p2pnode.chain.evm.flight import Job
 from p2pnode.chain.evm.node import EvmNode, Receipt
+from p2pnode.chain.evm.orders import NoOrderBook, OrderBook
 from p2pnode.chain.evm.rpc import Jitter
 from p2pnode.chain.evm.transaction import Order
 from p2pnode.chain.evm.watch import Watch
@@ -47,6 +49,8 @@ class SenderLimits:
     poll_max_s: float = 2.0
     watch_poll_s: float = 6.0
     replace_after_s: float = 30.0
+    unseen_s: float = 120.0
+    """A nonce is used and nobody shows a receipt, or nobody answers: so long until whoever waits is told."""
     gas_price_max_wei: int = 200 * GWEI
     transaction_fee_max_wei: int | None = 5 * 10**15
     gas_margin_percent: int = 25
@@ -67,10 +71,13 @@ class Sender:
         confirmations: int,
         jitter: Jitter,
         limits: SenderLimits | None = None,
+        book: OrderBook | None = None,
     ) -> None:
         self._limits = limits or SenderLimits()
+        self._chain_id, self._account = chain_id, account
+        self._book: OrderBook = book or NoOrderBook()
         courier = Courier(
-            node=node, chain_id=chain_id, account=account, sign=sign,
+            node=node, chain_id=chain_id, account=account, sign=sign, book=self._book,
             gas_price_max_wei=self._limits.gas_price_max_wei,
             transaction_fee_max_wei=self._limits.transaction_fee_max_wei,
             gas_margin_percent=self._limits.gas_margin_percent,
@@ -81,18 +88,25 @@ class Sender:
         )  # fmt: skip
         self._fleet = Fleet(
             courier, self._watch, confirmations=confirmations,
-            replace_after_s=self._limits.replace_after_s, jitter=jitter,
+            replace_after_s=self._limits.replace_after_s, unseen_s=self._limits.unseen_s, jitter=jitter,
         )  # fmt: skip
         self._jobs_in, self._jobs_out = trio.open_memory_channel[Job](self._limits.queue)
         self._running = self._cut_off = False
+        self._cut_off_at = 0.0
         self._jitter = jitter
         self._poll_s = self._limits.poll_first_s
         self._look_at = self._watch_at = math.inf
+        self._nap = trio.CancelScope()
 
     @property
     def unmined(self) -> int:
         """Transactions on their way."""
         return len(self._fleet)
+
+    @property
+    def last_sent(self) -> tuple[bytes, ...]:
+        """The hash of each one's best-paying version."""
+        return self._fleet.hashes
 
     async def send(self, order: Order) -> Receipt:
         """Wait until mined and deep enough. Raises ``RevertedError`` and other ``ChainError``.
@@ -109,7 +123,7 @@ class Sender:
         except trio.BrokenResourceError as error:
             raise ChainError(_CLOSING) from error
         except trio.Cancelled:
-            job.withdrawn = True
+            job.withdrawn = True  # followed to its end all the same, and the same order joins it
             raise
         if job.receipt is None:
             raise job.error or ChainError(_CLOSING)
@@ -118,6 +132,7 @@ class Sender:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Those who still wait are then told; what was sent stays sent."""
         self._running = True
+        await self.take_over()
         task_status.started()
         try:
             while True:
@@ -131,11 +146,17 @@ class Sender:
         finally:
             self._stop()
 
+    async def take_over(self) -> None:
+        """Follow what was sent by processes that have ended since."""
+        self._fleet.adopt(await self._book.take_over(self._chain_id, self._account))
+        self._schedule(soon=True)
+        self._nap.deadline = min(self._look_at, self._watch_at)
+
     # ---- turns
 
     async def _next(self) -> Job | None:
         """The next order, or None when it's time to look."""
-        with trio.CancelScope(deadline=min(self._look_at, self._watch_at)):
+        with trio.CancelScope(deadline=min(self._look_at, self._watch_at)) as self._nap:
             if len(self._fleet) >= self._limits.inflight_max:
                 await trio.sleep_forever()
             return await self._jobs_out.receive()
@@ -169,8 +190,12 @@ class Sender:
 
     def _troubled(self, error: ChainError) -> None:
         """A look failed: go on later. Said once."""
+        now = trio.current_time()
         if not self._cut_off:
             _log.warning("chain.unavailable", error=str(error), unmined=len(self._fleet))
+            self._cut_off_at = now
+        elif now - self._cut_off_at >= self._limits.unseen_s:
+            self._fleet.tell_unseen(str(error))
         self._cut_off = True
         self._poll_s = self._limits.poll_max_s
         self._schedule()

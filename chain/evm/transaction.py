@@ -16,11 +16,22 @@ _V_OFFSET = 27
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is to be done, before nonce and fees: calldata for a contract, and the most gas it may take."""
+    """What is to be done, before nonce and fees: calldata for a contract, and the most gas it may take.
+
+    Without ``to`` the data creates a contract. ``kind`` names the call, ``words`` say it to people.
+    """
 
     to: bytes
     data: bytes
     gas_max: int
+    kind: str = ""
+    words: str = ""
+    nonce: int | None = None
+    """The only one that will do; None for any."""
+
+    def equals(self, other: Order) -> bool:
+        """Would the chain do the same for both?"""
+        return (self.to, self.data) == (other.to, other.data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,10 @@ async def restore(courier: Courier, flight: Flight) -> None:
 
 def moved(flight: Flight, receipt: Receipt) -> bool:
     """Is it in another block than it was? Said in the log."""
-    if flight.mined is not None and flight.mined.block_hash == receipt.block_hash:
+    before = flight.mined
+    # A node that names no block hash shows only a move to another height.
+    hashes = set() if before is None else {before.block_hash, receipt.block_hash} - {None}
+    if before is not None and before.block == receipt.block and len(hashes) <= 1:
         return False
     _log.warning(
         "chain.reorged", transaction=receipt.hash.hex(), block=receipt.block, dropped=False,
@@ -53,7 +56,7 @@ class Watch:
         """From now on."""
         flight.until_block = receipt.block + self._final_blocks
         flight.until = trio.current_time() + self._final_s
-        flight.mined, flight.missed = receipt, None
+        flight.seen(receipt)
         self._flights.append(flight)
         del self._flights[: -self._max]
 
@@ -74,10 +77,13 @@ class Watch:
     async def _confirm(self, flight: Flight, height: int) -> None:
         receipt = await self._courier.receipt(flight)
         if receipt is None:
-            if flight.miss(trio.current_time(), height, 1):
+            if not flight.unseen(trio.current_time()):
+                return
+            place = await self._courier.place(flight, height)
+            if place is not None and all(place.transaction != version.hash for version in flight.versions):
                 self._flights.remove(flight)
                 _log.error("chain.lost", nonce=flight.nonce, transaction=flight.last.hash.hex())
             return
         if moved(flight, receipt):
             flight.until_block = receipt.block + self._final_blocks
-        flight.mined, flight.missed = receipt, None
+        flight.seen(receipt)

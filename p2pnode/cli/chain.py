@@ -42,6 +42,8 @@ from p2pnode.money import ETHER_DIGITS, USDC_DIGITS
 if TYPE_CHECKING:
     from p2pnode.chain.deployer import Offer
     from p2pnode.chain.dev.devchain import DevChain
+    from p2pnode.chain.evm.orders import OrderBook, SentOrder
+    from p2pnode.chain.evm.rpc import RpcEndpoints
     from p2pnode.chain.profile import ChainProfile
 
 chain_app = Commands(help="The chain that sessions are paid on.", no_args_is_help=True)
@@ -280,6 +282,8 @@ def faucet(
     output = Output(as_json=as_json)
 
     async def run() -> None:
+        import secrets
+
         from p2pnode.chain.dev.jsonrpc_values import UNKNOWN_METHOD
         from p2pnode.chain.evm.rpc_answers import RpcError
         from p2pnode.errors import ConfigError
@@ -289,7 +293,10 @@ def faucet(
         found = _profile(data_dir, chain)
         async with _endpoints(found.rpc_urls, found.chain_id) as endpoints:
             try:
-                await endpoints.request("dev_fund", ["0x" + account.hex(), hex(usdc), hex(ether_wei)])
+                # A request whose answer was lost is made again: the chain gives once for one number.
+                order = "0x" + secrets.token_hex(16)
+                given = ["0x" + account.hex(), hex(usdc), hex(ether_wei), order]
+                await endpoints.request("dev_fund", given)
             except RpcError as error:
                 if error.code != UNKNOWN_METHOD and "method" not in error.said:
                     raise
@@ -330,13 +337,18 @@ def deploy(
     output = Output(as_json=as_json)
 
     async def run() -> None:
+        import time
+
         import trio
 
         from p2pnode.chain.addresses import shown_address
-        from p2pnode.chain.deployer import carry_out, quote
+        from p2pnode.chain.deployer import CREATE, carry_out, first_block, quote
         from p2pnode.chain.profile import profile_of, profile_text
         from p2pnode.errors import ConfigError
         from p2pnode.files import refuse_taken, user_path, write_new
+        from p2pnode.node.journal_orders import WalletOnChain
+        from p2pnode.node.money import open_journal
+        from p2pnode.node.orders import JournalOrders
 
         paid_to = _address(treasury, "--treasury")
         token = None if usdc is None else _address(usdc, "--usdc")
@@ -344,8 +356,17 @@ def deploy(
         with blaming("--profile-out"):
             refuse_taken(path, force=None)  # before anything is paid for
         wallet = _wallet(data_dir)
-        async with _endpoints(tuple(rpc), None) as endpoints:
-            offer = await quote(endpoints, deployer=wallet.address, treasury=paid_to, usdc=token)
+        journal_path = _data(data_dir).journal
+        async with open_journal(journal_path) as journal, _endpoints(tuple(rpc), None) as endpoints:
+            chain_id = int(await endpoints.request("eth_chainId", []), 16)
+            genesis = await first_block(endpoints)
+            book = JournalOrders(journal, time.time, genesis)
+            mine = WalletOnChain(chain_id, wallet.address, genesis)
+            await _earlier_creations(output, endpoints, journal.orders(mine, CREATE), book)
+            offer = await quote(
+                endpoints, deployer=wallet.address, treasury=paid_to, usdc=token,
+                created=journal.orders_done(mine, CREATE),
+            )  # fmt: skip
             # The checks a profile makes of itself, before anything is paid for.
             made = profile_of(offer.plan.addresses, chain_id=offer.chain_id, rpc_urls=tuple(rpc), name=name)
             _show_offer(output, offer, paid_to)
@@ -359,7 +380,11 @@ def deploy(
                 }  # fmt: skip
                 output.event("contract", fields, text=f"{step.contract:<16}{fields['address']}")
 
-            await carry_out(endpoints, offer, sign, created)
+            try:
+                await carry_out(endpoints, offer, sign, created, book)
+            except trio.Cancelled:
+                _tell_all(output, journal.orders(mine, CREATE))
+                raise
         try:
             write_new(path, profile_text(made).encode())
         except ConfigError:
@@ -449,22 +474,43 @@ def _status_lines(fields: dict[str, Any]) -> list[str]:
     return lines
 
 
+async def _earlier_creations(
+    output: Output, endpoints: RpcEndpoints, orders: list[SentOrder], book: OrderBook
+) -> None:
+    """Say which are on their way, and wait for them."""
+    from p2pnode.chain.deployer import see_through
+
+    _tell_all(output, orders)
+    for each in orders:
+        await see_through(endpoints, each, book)
+
+
+def _tell_all(output: Output, orders: list[SentOrder]) -> None:
+    from p2pnode.cli.orders import telling
+
+    for each in orders:
+        telling(output)(each)
+
+
 def _show_offer(output: Output, offer: Offer, treasury: bytes) -> None:
     from p2pnode.chain.addresses import shown_address
     from p2pnode.money import ether_text
 
-    contracts = [step.contract for step in offer.plan.steps]
+    contracts = [step.contract for step in offer.plan.steps[offer.done :]]
+    gas = sum(offer.gas[offer.done :])
     addresses = offer.plan.addresses
     fields = {
         "chain_id": offer.chain_id, "deployer": shown_address(offer.deployer), "contracts": contracts,
-        "gas": sum(offer.gas), "cost_max_wei": offer.cost_max_wei, "treasury": shown_address(treasury),
+        "gas": gas, "cost_max_wei": offer.cost_max_wei, "treasury": shown_address(treasury),
         "usdc": shown_address(addresses.usdc),
     }  # fmt: skip
-    own_token = "USDC" in contracts
+    own_token = any(step.contract == "USDC" for step in offer.plan.steps)
     token = "a development token, worth nothing" if own_token else "the token that is there"
     advice = "" if offer.treasury_has_code else "\n  (a plain account: a multisig contract would be safer)"
+    goes_on = f"an earlier run created {offer.done} contracts already; it goes on\n" if offer.done else ""
     text = (
-        f"{len(contracts)} contracts will be created on chain {offer.chain_id}: {', '.join(contracts)}\n"
+        f"{goes_on}{len(contracts)} contracts will be created on chain {offer.chain_id}: "
+        f"{', '.join(contracts)}\n"
         f"from {fields['deployer']}, which has {ether_text(offer.ether)}\n"
         f"for about {fields['gas']} gas, at most {ether_text(offer.cost_max_wei)}\n"
         f"paid in {fields['usdc']}: {token}\n"

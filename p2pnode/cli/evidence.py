@@ -91,11 +91,12 @@ async def _fetch(config: NodeConfig, output: Output) -> None:
 
 
 async def _submit(config: NodeConfig, output: Output) -> list[Evidence]:
+    from p2pnode.cli.orders import telling
     from p2pnode.node.accusing import submit_evidence
     from p2pnode.node.books import books_of
 
-    async with books_of(config, sends=True) as books:
-        for each in await submit_evidence(books.journal, books.ledger):
+    async with books_of(config, sends=True, tell=telling(output)) as books:
+        for each in await submit_evidence(books.journal, books.ledger, books.orders):
             output.event("submitted", {**_fields(each.evidence), "reward": each.reward}, text=each.words)
         return books.journal.evidence()
 

@@ -46,6 +46,7 @@ def funds(
     async def run() -> None:
         import time
 
+        from p2pnode.cli.orders import telling
         from p2pnode.client.reconcile import reconcile
         from p2pnode.node.books import books_of
         from p2pnode.node.funds import funds as add_up
@@ -53,7 +54,10 @@ def funds(
         async with books_of(build_config(data_dir, chain=chain)) as books:
             await reconcile(books.journal, books.ledger, int(time.time()))
             found = await add_up(books.journal, books.ledger, books.wallet.address, int(time.time()))
+            waiting = await books.orders.look_up()
         _print(output, found, books.wallet.account)
+        for each in waiting:
+            telling(output)(each)
 
     run_async(run, on_error=output.failed)
 
@@ -68,6 +72,12 @@ def withdraw(
         str | None, typer.Option(help="How much, in USDC; all that is withdrawable without it.")
     ] = None,
     yes: YesOption = False,
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew", help="Wait no more for an earlier withdrawal that nobody can find. It may pay twice."
+        ),
+    ] = False,
     chain: ChainOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -82,7 +92,8 @@ def withdraw(
     async def run() -> None:
         from p2pnode.chain.addresses import address_from, shown_address
         from p2pnode.chain.ledger import Withdraw
-        from p2pnode.errors import ConfigError, UsageError
+        from p2pnode.cli.orders import ended_text, telling
+        from p2pnode.errors import ChainError, ConfigError, UsageError
         from p2pnode.money import usdc_text
         from p2pnode.node.books import books_of
 
@@ -92,7 +103,19 @@ def withdraw(
         except ValueError as error:
             msg = f"--to: {error}"
             raise UsageError(msg) from error
-        async with books_of(build_config(data_dir, chain=chain), sends=True) as books:
+        config, kind = build_config(data_dir, chain=chain), Withdraw.__name__
+        async with books_of(config, sends=True, tell=telling(output)) as books:
+            if anew:
+                await books.orders.give_up(kind)
+            if earlier := await books.orders.earlier(kind):
+                # Whether the same is wanted again, only a person knows: nothing is ordered in this run.
+                for each in earlier:
+                    found = {"order": each.order.words, "ending": each.ending}
+                    output.event("order.ended", found, text=ended_text(each))
+                if any(each.ending != "done" for each in earlier):
+                    msg = "an earlier withdrawal was not carried out: run the command again to order it anew"
+                    raise ChainError(msg)
+                return
             earned = (await books.ledger.balances(books.wallet.address)).earned
             units = earned if wanted is None else wanted
             recipient = books.wallet.address if other is None else other
@@ -101,7 +124,7 @@ def withdraw(
                 raise ConfigError(msg)
             what = f"{usdc_text(units)} will be sent to {shown_address(recipient)}"
             await confirm(output, f"{what}: nobody can bring it back", yes=yes)
-            done = await books.ledger.transact(Withdraw(recipient, units))
+            done = await books.orders.transact(Withdraw(recipient, units))
         fields = {
             "to": shown_address(recipient),
             "amount": units,

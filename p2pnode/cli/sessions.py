@@ -187,6 +187,7 @@ def close(
     async def run() -> None:
         import time
 
+        from p2pnode.cli.orders import telling
         from p2pnode.node.books import books_of
         from p2pnode.node.closing import close_session
 
@@ -198,7 +199,8 @@ def close(
             journal.close()
         what = f"session {meant.session.hex()[:16]} with {shorten(_fields(meant)['peer'])} will be ended"
         await confirm(output, f"{what}: nothing more can be bought or sold in it", yes=yes)
-        async with books_of(build_config(data_dir, chain=chain), sends=True) as books:
+        config = build_config(data_dir, chain=chain)
+        async with books_of(config, sends=True, tell=telling(output)) as books:
             found = _find(books.journal, meant.session.hex())
             done = await close_session(found, books, int(time.time()))
         fields = {"session": found.session.hex(), "outcome": done.outcome, "until": done.until}

@@ -13,6 +13,7 @@ import structlog
 
 from p2pnode.chain.ledger import Ledger, RevertedError, Slash, Slashed
 from p2pnode.node.journal import Evidence, Journal
+from p2pnode.node.orders import Orders
 from p2pnode.protocols.typed_data import session_id
 
 log = structlog.get_logger()
@@ -28,21 +29,27 @@ class Accusation:
     words: str
 
 
-async def submit_evidence(journal: Journal, ledger: Ledger) -> list[Accusation]:
-    """Submit what has no outcome yet and is of this market. Raises ``ChainError``."""
+async def submit_evidence(journal: Journal, ledger: Ledger, orders: Orders | None = None) -> list[Accusation]:
+    """Submit what has no outcome yet and is of this market. Raises ``ChainError``.
+
+    Without ``orders`` nothing can be on its way from an earlier process: a ledger in memory.
+    """
     market = ledger.domains.market
     return [
-        await _submit(each, journal, ledger)
+        await _submit(each, journal, ledger, orders)
         for each in journal.evidence()
         if not each.outcome and session_id(market, each.terms) == each.session
     ]
 
 
-async def _submit(evidence: Evidence, journal: Journal, ledger: Ledger) -> Accusation:
+async def _submit(evidence: Evidence, journal: Journal, ledger: Ledger, orders: Orders | None) -> Accusation:
     call = Slash(evidence.terms, evidence.one, evidence.other)
     try:
-        await ledger.check(call)
-        outcome = await ledger.transact(call)
+        # One that was cut off may have landed since: the contract would refuse a second one.
+        outcome = None if orders is None else await orders.carried_out(call)
+        if outcome is None:
+            await ledger.check(call)
+            outcome = await (ledger if orders is None else orders).transact(call)
     except RevertedError as error:
         await journal.evidence_submitted(evidence, f"refused: {error.reason}")
         return Accusation(evidence, 0, f"the contract refused: {error.reason}")

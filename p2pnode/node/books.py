@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
-from p2pnode.chain.ledger import Ledger
 from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.config import NodeConfig
@@ -16,23 +18,37 @@ from p2pnode.errors import ConfigError
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.journal import Journal
+from p2pnode.node.journal_orders import WalletOnChain
 from p2pnode.node.money import open_journal, open_ledger, profile_of_config
+from p2pnode.node.orders import JournalOrders, Orders, Tell
+
+if TYPE_CHECKING:
+    from p2pnode.chain.evm.ledger import EvmLedger
 
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """All three, for as long as the block lasts that opened them."""
+    """All of it, for as long as the block lasts that opened them."""
 
     wallet: Wallet
-    ledger: Ledger
+    ledger: EvmLedger
     journal: Journal
+    orders: Orders
 
 
 @asynccontextmanager
 async def open_books(
-    data: DataDir, profile: ChainProfile, *, sends: bool = False, passphrase: bytes | None = None
+    data: DataDir,
+    profile: ChainProfile,
+    *,
+    sends: bool = False,
+    passphrase: bytes | None = None,
+    tell: Tell = lambda _order: None,
 ) -> AsyncIterator[Books]:
-    """``sends`` unlocks the wallet (a second of CPU). Raises ``LocalError`` that names what is missing."""
+    """``sends`` unlocks the wallet (a second of CPU). ``tell`` hears of orders not seen yet.
+
+    Raises ``LocalError`` that names what is missing.
+    """
     data.prepare()
     wallet = await trio.to_thread.run_sync(open_wallet, wallet_files(data))
     if wallet is None:
@@ -43,11 +59,14 @@ async def open_books(
         # A person is asked here, in the main thread: nowhere else could Ctrl-C interrupt it.
         given = wallet.passphrase() if passphrase is None else passphrase
         account, sign = wallet.address, await trio.to_thread.run_sync(wallet.unlock, given)
+    genesis = profile.genesis or b""
+    book: Callable[[Journal], JournalOrders] = partial(JournalOrders, wall=time.time, genesis=genesis)
+    mine = WalletOnChain(profile.chain_id, wallet.address, genesis)
     async with (
         open_journal(data.journal) as journal,
-        open_ledger(profile, account=account, sign=sign) as ledger,
+        open_ledger(profile, account=account, sign=sign, book=book(journal)) as ledger,
     ):
-        yield Books(wallet, ledger, journal)
+        yield Books(wallet, ledger, journal, Orders(journal, ledger, mine, tell))
 
 
 def need_profile(config: NodeConfig) -> ChainProfile:
@@ -61,8 +80,10 @@ def need_profile(config: NodeConfig) -> ChainProfile:
 
 
 @asynccontextmanager
-async def books_of(config: NodeConfig, *, sends: bool = False) -> AsyncIterator[Books]:
+async def books_of(
+    config: NodeConfig, *, sends: bool = False, tell: Tell = lambda _order: None
+) -> AsyncIterator[Books]:
     """What a configuration names. Raises ``ConfigError`` where it names no chain."""
     profile = need_profile(config)
-    async with open_books(DataDir(config.data_dir), profile, sends=sends) as books:
+    async with open_books(DataDir(config.data_dir), profile, sends=sends, tell=tell) as books:
         yield books

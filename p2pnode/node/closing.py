@@ -46,7 +46,7 @@ async def close_session(record: BoughtSession | HostedSession, books: Books, now
 
 async def _as_host(record: HostedSession, books: Books) -> Closing:
     call = Release(record.terms) if record.voucher is None else Close(record.terms, record.voucher)
-    await books.ledger.transact(call)
+    await books.orders.transact(call)
     paid = (await books.ledger.session(record.session)).recorded
     await books.journal.host_settled(record.session, paid, "by hand")
     return Closing("settled", f"settled at {usdc_text(paid)}")
@@ -79,7 +79,7 @@ async def _transact(books: Books, call: RequestClose | Refund, due: int) -> None
             f"comes all the same: from {_moment(due)} on anyone is paid to bring it"
         )
         raise ChainError(msg)
-    await books.ledger.transact(call)
+    await books.orders.transact(call)
 
 
 def _moment(epoch: int) -> str:

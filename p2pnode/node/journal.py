@@ -16,12 +16,16 @@ from typing import Any, Final, Self, TypeVar
 
 import trio
 
+from p2pnode.chain.evm.orders import Ending, SentOrder
+from p2pnode.chain.evm.transaction import Signed
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.node import journal_client as client
 from p2pnode.node import journal_host as host
+from p2pnode.node import journal_orders as orders
 from p2pnode.node import journal_taken as taken
 from p2pnode.node.journal_file import connect, failing_as_storage, make_if_missing
+from p2pnode.node.journal_orders import WalletOnChain
 from p2pnode.node.journal_owner import Owner, is_alive
 from p2pnode.node.journal_records import (
     BOUGHT_STATES,
@@ -170,11 +174,7 @@ class Journal:
 
         What ``caps`` is shown holds for all processes on this data dir until this returns.
         """
-        try:
-            owner = self._owner.name()
-        except OSError as error:
-            msg = f"no file can be made beside {self.path} ({error.strerror}): free space, or fix its folder"
-            raise StorageError(msg) from error
+        owner = self._name()
         await self._writer.write(partial(client.buy, record=record, rule=caps, now=now, owner=owner))
 
     async def bought_restored(self, record: BoughtSession, now: int, receipt: Receipt | None = None) -> None:
@@ -267,6 +267,41 @@ class Journal:
         """Sessions since ``since`` whose fee this wallet took without ever accepting them."""
         return self._read(partial(client.taken_unserved, host=host, since=since))
 
+    # ---- orders to the chain
+
+    async def order_sending(self, order: SentOrder, version: Signed) -> None:
+        """A transaction of this process that is about to be sent."""
+        owner = self._name()
+        await self._writer.write(partial(orders.sending, sent=order, version=version, owner=owner))
+
+    async def order_refused(self, version: Signed) -> None:
+        """No node took it."""
+        await self._writer.write(partial(orders.refused, version=version))
+
+    async def order_ended(self, order: str, ending: Ending, transaction: bytes | None = None) -> None:
+        """What became of an order: said once."""
+        await self._writer.write(partial(orders.ended, order=order, ending=ending, transaction=transaction))
+
+    async def orders_taken_over(self, wallet: WalletOnChain) -> list[SentOrder]:
+        """Orders on their way of processes that have ended: this one's from now on."""
+        found: list[SentOrder] = []
+        owner, alive = self._name(), partial(is_alive, self.path)
+        await self._writer.write(lambda db: found.extend(orders.take_over(db, wallet, owner, alive)))
+        return found
+
+    def orders(self, wallet: WalletOnChain, *kinds: str) -> list[SentOrder]:
+        """Orders that are on their way, of these kinds or of any; the lowest nonce first."""
+        found = self._read(partial(orders.on_their_way, wallet=wallet))
+        return [each for each in found if not kinds or each.order.kind in kinds]
+
+    def orders_done(self, wallet: WalletOnChain, kind: str) -> list[SentOrder]:
+        """Orders of a kind that were carried out, the lowest nonce first."""
+        return self._read(partial(orders.done, wallet=wallet, kind=kind))
+
+    def order(self, order: str) -> SentOrder | None:
+        """One order, ended or not."""
+        return self._read(partial(orders.one, order=order))
+
     # ---- both
 
     def cursor(self, name: str) -> int | None:
@@ -309,6 +344,14 @@ class Journal:
                 "it is never replaced by itself"
             )
             raise StorageError(msg)
+
+    def _name(self) -> str:
+        """Of this process, among those that use this journal."""
+        try:
+            return self._owner.name()
+        except OSError as error:
+            msg = f"no file can be made beside {self.path} ({error.strerror}): free space, or fix its folder"
+            raise StorageError(msg) from error
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         with failing_as_storage(self.path):

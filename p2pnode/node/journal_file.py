@@ -17,9 +17,10 @@ from typing import Final
 from p2pnode import sqlite_files
 from p2pnode.errors import StorageError
 from p2pnode.node import journal_upgrade
+from p2pnode.node.journal_orders import ORDERS_TABLES
 from p2pnode.sqlite_files import BUSY_S
 
-VERSION: Final = 2
+VERSION: Final = 3
 _APPLICATION: Final = int.from_bytes(b"p2pn", "big")
 RECEIPTS_TABLE: Final = """
 CREATE TABLE receipts (
@@ -105,6 +106,7 @@ CREATE TABLE bought (
 ) WITHOUT ROWID;
 CREATE INDEX bought_by_state ON bought (state, opened_at);
 {TAKEN_TABLES}
+{ORDERS_TABLES}
 
 CREATE TABLE cursors (name TEXT PRIMARY KEY, block INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -137,7 +139,7 @@ def connect(path: Path) -> sqlite3.Connection:
             db.row_factory = sqlite3.Row
             version = _check_kind(path, db)
             if version < VERSION:
-                journal_upgrade.upgrade(db, RECEIPTS_TABLE, TAKEN_TABLES)
+                journal_upgrade.upgrade(db, RECEIPTS_TABLE, TAKEN_TABLES, ORDERS_TABLES)
         except BaseException:
             db.close()
             raise

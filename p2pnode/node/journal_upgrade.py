@@ -1,8 +1,8 @@
-"""A journal of format 1 becomes one of format 2, in one transaction: receipts get their epoch.
+"""A journal of an earlier format becomes one of format 3, in one transaction.
 
-In format 1 no session outlived a start of its host, so each receipt is of its session's one epoch, and
-follows the one before. Knows nothing of files; who opens at the same time waits for the same lock and finds
-it done.
+Format 2 gave receipts their epoch: in format 1 no session outlived a start of its host, so each receipt is of
+its session's one epoch, and follows the one before. Format 3 has orders to the chain. Knows nothing of files;
+who opens at the same time waits for the same lock and finds it done.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ _BOUGHT = (
 )
 
 
-def upgrade(db: sqlite3.Connection, receipts_table: str, taken_tables: str) -> None:
-    """Bring ``db`` (format 1) to format 2. Changes nothing when it raises ``sqlite3.Error``
+def upgrade(db: sqlite3.Connection, receipts_table: str, taken_tables: str, orders_tables: str) -> None:
+    """Bring ``db`` (format 1 or 2) to format 3. Changes nothing when it raises ``sqlite3.Error``
     or ``StorageError``.
     """
     db.execute("BEGIN IMMEDIATE")
     try:
-        if db.execute("PRAGMA user_version").fetchone()[0] == 1:
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found == 1:
             _upgrade(db, receipts_table, taken_tables)
+        if found in (1, 2):
+            _run(db, orders_tables)
+            db.execute("PRAGMA user_version = 3")
         db.execute("COMMIT")
     except BaseException:
         db.execute("ROLLBACK")
@@ -37,13 +41,17 @@ def upgrade(db: sqlite3.Connection, receipts_table: str, taken_tables: str) -> N
 
 def _upgrade(db: sqlite3.Connection, receipts_table: str, taken_tables: str) -> None:
     db.execute("ALTER TABLE receipts RENAME TO receipts_1")
-    for statement in (receipts_table, *taken_tables.split(";\n"), *_BOUGHT):
-        if statement.strip():
-            db.execute(statement)
+    _run(db, ";\n".join((receipts_table, taken_tables, *_BOUGHT)))
     for row in db.execute("SELECT session, epoch, terms, salt FROM hosted").fetchall():
         _move(db, row)
     db.execute("DROP TABLE receipts_1")
-    db.execute("PRAGMA user_version = 2")
+
+
+def _run(db: sqlite3.Connection, statements: str) -> None:
+    """One by one: ``executescript`` would end the transaction."""
+    for statement in statements.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
 
 
 def _move(db: sqlite3.Connection, session: sqlite3.Row) -> None:

@@ -22,6 +22,7 @@ from p2pnode.protocols.crypto import Signer
 
 if TYPE_CHECKING:
     from p2pnode.chain.evm.ledger import EvmLedger
+    from p2pnode.chain.evm.orders import OrderBook
 
 
 def profile_path(config: NodeConfig) -> Path | None:
@@ -40,13 +41,17 @@ def profile_of_config(config: NodeConfig) -> ChainProfile | None:
 
 @asynccontextmanager
 async def open_ledger(
-    profile: ChainProfile, *, account: bytes | None = None, sign: Signer | None = None
+    profile: ChainProfile,
+    *,
+    account: bytes | None = None,
+    sign: Signer | None = None,
+    book: OrderBook | None = None,
 ) -> AsyncIterator[EvmLedger]:
     """Connect, check everything the profile says, and run until the block ends. Raises ``ChainError``."""
     from p2pnode.chain.evm.ledger import EvmLedger
     from p2pnode.chain.verify import verify
 
-    ledger = await EvmLedger.of_profile(profile, account=account, sign=sign)
+    ledger = await EvmLedger.of_profile(profile, account=account, sign=sign, book=book)
     try:
         await verify(profile, ledger.rpc)
         async with beside(ledger.run):

@@ -13,14 +13,16 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.chain.deploy import Step, plan
-from p2pnode.chain.deployer import Offer, carry_out, quote
+from p2pnode.chain.deployer import Offer, carry_out, quote, see_through
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
 from p2pnode.chain.dev.jsonrpc import JsonRpc
 from p2pnode.chain.dev.jsonrpc_eth import Eth
 from p2pnode.chain.dev.pool import Pool
 from p2pnode.chain.evm.node import Receipt
+from p2pnode.chain.evm.orders import Ending, SentOrder
 from p2pnode.chain.evm.rpc import RpcEndpoints
+from p2pnode.chain.evm.transaction import Signed
 from p2pnode.chain.profile import profile_of
 from p2pnode.chain.verify import verify
 from p2pnode.errors import ChainError, ConfigError
@@ -90,7 +92,7 @@ async def test_the_gas_that_is_named_is_the_gas_that_is_used(net: Net) -> None:
     used: list[int] = []
     await carry_out(
         net.endpoints, offer, lambda digest: sign_digest(SECRETS["host"], digest),
-        lambda _, receipt: used.append(receipt.gas_used),
+        lambda _, receipt: used.append(receipt.gas_used or 0),
     )  # fmt: skip
     for named, taken in zip(offer.gas, used, strict=True):
         assert abs(named - taken) < 1_000
@@ -146,6 +148,67 @@ async def test_a_step_that_is_never_mined_ends_with_its_hash(net: Net, autojump_
     net.pool.automine = False
     with pytest.raises(ChainError, match=r"not mined after .* 0x[0-9a-f]{64}"):
         await net.carry_out(await net.quote())
+
+
+class Book:
+    """Orders as a journal keeps them, in this process."""
+
+    def __init__(self) -> None:
+        self.orders: dict[str, SentOrder] = {}
+
+    async def sending(self, order: SentOrder, version: Signed) -> None:
+        known = self.orders.get(order.id, order)
+        self.orders[order.id] = replace(known, versions=(*known.versions, version))
+
+    async def refused(self, version: Signed) -> None:
+        raise AssertionError
+
+    async def ended(self, order: str, ending: Ending, transaction: bytes | None = None) -> None:
+        self.orders[order] = replace(self.orders[order], ending=ending, transaction=transaction)
+
+    async def take_over(self, chain_id: int, account: bytes) -> list[SentOrder]:
+        return []
+
+    @property
+    def created(self) -> list[SentOrder]:
+        return [each for each in self.orders.values() if each.ending == "done"]
+
+
+async def test_a_run_that_was_cut_off_goes_on_and_pays_for_nothing_twice(
+    net: Net, autojump_clock: MockClock
+) -> None:
+    book = Book()
+    offer = await net.quote()
+    sign = lambda digest: sign_digest(SECRETS["host"], digest)  # noqa: E731
+
+    def stop_mining(step: Step, receipt: Receipt) -> None:
+        net.pool.automine = step.contract != "FAB"
+
+    with trio.move_on_after(60):
+        await carry_out(net.endpoints, offer, sign, stop_mining, book)
+    assert [each.order.words for each in book.created] == ["create USDC", "create FAB"]
+    (waiting,) = [each for each in book.orders.values() if each.ending is None]
+    net.pool.automine = True
+    net.pool.clear()  # the node has forgotten it
+    await see_through(net.endpoints, waiting, book)
+    rest = await net.quote(created=book.created)
+    assert (rest.done, rest.plan) == (3, offer.plan)
+    assert rest.cost_max_wei < offer.cost_max_wei
+    done = await net.carry_out(rest)
+    assert done == [step.contract for step in offer.plan.steps[3:]]
+    assert net.chain.nonce(DEPLOYER) == offer.nonce + len(offer.plan.steps)
+    profile = profile_of(offer.plan.addresses, chain_id=offer.chain_id, rpc_urls=("http://one.invalid",))
+    await verify(profile, net.endpoints)
+
+
+async def test_what_an_earlier_run_created_for_another_treasury_is_left_where_it_is(net: Net) -> None:
+    book = Book()
+    offer = await net.quote()
+    sign = lambda digest: sign_digest(SECRETS["host"], digest)  # noqa: E731
+    await carry_out(net.endpoints, offer, sign, lambda *_: None, book)
+    assert (await net.quote(created=book.created[:0])).done == 0
+    other = await net.quote(treasury=ADDRESS["stranger"], created=book.created)
+    assert other.done == 0
 
 
 def test_addresses_are_known_before_the_first_transaction() -> None:

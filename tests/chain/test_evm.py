@@ -23,9 +23,19 @@ from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.rpc_answers import RpcError
-from p2pnode.chain.ledger import Close, EscrowState, LedgerEvent, RevertedError, Transfer, UnavailableError
+from p2pnode.chain.ledger import (
+    Close,
+    EscrowState,
+    LedgerEvent,
+    Outcome,
+    RevertedError,
+    Transfer,
+    UnavailableError,
+    UnseenError,
+)
 from p2pnode.chain.profile import profile_of
 from p2pnode.errors import ChainError
+from p2pnode.node.beside import beside
 from p2pnode.protocols.crypto import abi_encode, keccak256, sign_digest
 from tests.chain.contracts.support import ADDRESS, PURSE
 from tests.chain.evm_world import OTHER_URL, URL, Body, LocalChain, LocalRpc
@@ -48,7 +58,8 @@ def altering(rpc: LocalRpc, method: str, alter: Callable[[Any, Any], Any]) -> No
             answer = {**answer, "error": {"code": refused.code, "message": refused.said}}
         else:
             if altered is not None:
-                answer = {"jsonrpc": "2.0", "id": request["id"], "result": altered}
+                result = None if isinstance(altered, Null) else altered
+                answer = {"jsonrpc": "2.0", "id": request["id"], "result": result}
         return httpx.Response(200, stream=Body(json.dumps(answer).encode()))
 
     rpc.faults["one"] = fault
@@ -65,6 +76,10 @@ def answering(selected: str, answer: bytes) -> Callable[[Any, Any], Any]:
         return "0x" + answer.hex() if params[0]["data"].startswith(selected) else result
 
     return alter
+
+
+class Null:
+    """An answer of null, where None stands for an answer left as it is."""
 
 
 def saying(fields: dict[str, str]) -> Callable[[Any, Any], Any]:
@@ -318,7 +333,7 @@ async def test_a_node_without_fee_history_is_asked_for_its_gas_price(
     async with trio.open_nursery() as nursery:
         ledger = await rpc.connect("payer")
         await nursery.start(ledger.run)
-        assert (await ledger.transact(Transfer(ADDRESS["stranger"], 1))).gas_used > 0
+        assert (await ledger.transact(Transfer(ADDRESS["stranger"], 1))).gas_used
         nursery.cancel_scope.cancel()
     await ledger.aclose()
 
@@ -333,7 +348,7 @@ async def test_what_a_rollup_takes_for_the_chain_below_is_part_of_the_fee(
             ledger = await rpc.connect("payer")
             await nursery.start(ledger.run)
             outcome = await ledger.transact(Transfer(ADDRESS["stranger"], 1))
-            fees.append(outcome.fee_wei)
+            fees.append(outcome.fee_wei or 0)
             nursery.cancel_scope.cancel()
         await ledger.aclose()
     assert 0 < fees[0] < 10**15 < fees[1] < 2 * 10**15
@@ -346,11 +361,160 @@ async def test_another_transactions_receipt_is_not_taken_for_ours(
     async with trio.open_nursery() as nursery:
         ledger = await rpc.connect("payer")
         await nursery.start(ledger.run)
-        with trio.move_on_after(100) as scope:
+        with pytest.raises(UnseenError, match="another transaction's receipt"), trio.fail_after(300):
             await ledger.transact(Transfer(ADDRESS["stranger"], 1))
-        assert scope.cancelled_caught
         nursery.cancel_scope.cancel()
     await ledger.aclose()
+
+
+# ---- what chains leave out
+
+
+def without(*names: str, null: bool) -> Callable[[Any, Any], Any]:
+    """Records that lack these fields, or have null in them."""
+
+    def alter(params: Any, result: Any) -> Any:
+        if result is None:
+            return None
+        rest = {name: value for name, value in result.items() if name not in names}
+        return rest | dict.fromkeys(names) if null else rest
+
+    return alter
+
+
+async def transferred(rpc: LocalRpc) -> Outcome:
+    ledger = await rpc.connect("payer")
+    try:
+        async with beside(ledger.run):
+            with trio.fail_after(600):
+                return await ledger.transact(Transfer(ADDRESS["stranger"], 1))
+    finally:
+        await ledger.aclose()
+
+
+@pytest.mark.parametrize("null", [True, False])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "blockHash", "contractAddress", "cumulativeGasUsed", "effectiveGasPrice", "from", "gasUsed",
+        "logsBloom", "status", "to", "transactionHash", "transactionIndex", "type",
+    ],
+)  # fmt: skip
+async def test_a_receipt_may_lack_what_is_not_needed(
+    rpc: LocalRpc, field: str, *, null: bool, autojump_clock: Clock
+) -> None:
+    altering(rpc, "eth_getTransactionReceipt", without(field, null=null))
+    outcome = await transferred(rpc)
+    assert trio.current_time() < 1
+    assert (outcome.gas_used is None) == (field == "gasUsed")
+    assert (outcome.fee_wei is None) == (field in {"gasUsed", "effectiveGasPrice"})
+
+
+async def test_a_receipt_of_a_chain_that_tells_nothing_but_block_and_events_is_enough(
+    rpc: LocalRpc, autojump_clock: Clock
+) -> None:
+    def alter(params: Any, result: Any) -> Any:
+        return None if result is None else {"blockNumber": result["blockNumber"], "logs": result["logs"]}
+
+    altering(rpc, "eth_getTransactionReceipt", alter)
+    assert (await transferred(rpc)).gas_used is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "null"), [(("blockNumber",), True), (("blockNumber",), False), (("logs",), False)]
+)
+async def test_what_a_receipt_must_say_is_named_where_it_is_missing(
+    rpc: LocalRpc, missing: tuple[str, ...], *, null: bool, autojump_clock: Clock
+) -> None:
+    altering(rpc, "eth_getTransactionReceipt", without(*missing, null=null))
+    with pytest.raises(
+        UnseenError, match=rf"not seen yet: 0x.* eth_getTransactionReceipt: {missing[0]} is missing"
+    ):
+        await transferred(rpc)
+    assert rpc.count("eth_sendRawTransaction") == 1
+
+
+async def test_a_failed_transaction_of_a_chain_without_a_status_is_not_taken_for_done(
+    rpc: LocalRpc, autojump_clock: Clock
+) -> None:
+    """No events and no status: nobody can know."""
+
+    def alter(params: Any, result: Any) -> Any:
+        return None if result is None else result | {"status": None, "logs": None}
+
+    altering(rpc, "eth_getTransactionReceipt", alter)
+    with pytest.raises(UnseenError, match="eth_getTransactionReceipt: status is missing"):
+        await transferred(rpc)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {}, {"baseFeePerGas": None}, {"baseFeePerGas": []}, {"baseFeePerGas": ["what"]},
+        {"baseFeePerGas": "0x1"}, {"baseFeePerGas": ["0x3b9aca00"], "reward": None},
+        {"baseFeePerGas": ["0x3b9aca00"], "reward": [None, []]},
+        {"baseFeePerGas": ["0x3b9aca00"], "reward": [["0x1"], [None], ["0x7"]]},
+        {"baseFeePerGas": [10**9], "reward": [[5]]},
+    ],
+)  # fmt: skip
+async def test_a_history_of_fees_is_used_as_far_as_it_goes(
+    rpc: LocalRpc, odd: dict[str, Any], autojump_clock: Clock
+) -> None:
+    altering(rpc, "eth_feeHistory", lambda *_: odd)
+    await transferred(rpc)
+    assert trio.current_time() < 1
+
+
+@pytest.mark.parametrize("null", [True, False])
+@pytest.mark.parametrize("field", ["baseFeePerGas", "hash", "gasUsed", "miner", "mixHash", "transactions"])
+async def test_a_block_may_lack_what_is_not_needed(rpc: LocalRpc, field: str, *, null: bool) -> None:
+    altering(rpc, "eth_getBlockByNumber", without(field, null=null))
+    ledger = await rpc.connect()
+    assert (await ledger.head()).timestamp == rpc.local.chain.now
+    await ledger.aclose()
+
+
+@pytest.mark.parametrize("field", ["number", "timestamp"])
+async def test_what_a_block_must_say_is_named_where_it_is_missing(
+    rpc: LocalRpc, field: str, autojump_clock: Clock
+) -> None:
+    altering(rpc, "eth_getBlockByNumber", without(field, null=True))
+    ledger = await rpc.connect()
+    with pytest.raises(UnavailableError, match=f"eth_getBlockByNumber: {field} is missing"):
+        await ledger.head()
+    await ledger.aclose()
+
+
+async def test_events_may_lack_what_is_not_needed_and_null_is_none_of_them(
+    rpc: LocalRpc, local: LocalChain
+) -> None:
+    async with trio.open_nursery() as nursery:
+        host = await rpc.connect("host")
+        await nursery.start(host.run)
+        scene = Scene(None, host)  # type: ignore[arg-type]
+        done = await host.transact(await scene.open_call(await scene.terms()))
+        nursery.cancel_scope.cancel()
+    await host.aclose()
+    bare = {"address", "topics", "data", "blockNumber"}
+
+    def alter(params: Any, result: Any) -> Any:
+        return [{name: value for name, value in log.items() if name in bare} for log in result]
+
+    altering(rpc, "eth_getLogs", alter)
+    ledger = await rpc.connect()
+    page = await ledger.events(done.block)
+    assert page.events == done.events
+    altering(rpc, "eth_getLogs", lambda *_: Null())
+    assert (await ledger.events(done.block)).events == ()
+    await ledger.aclose()
+
+
+async def test_a_node_need_not_repeat_the_hash_of_what_it_was_sent(
+    rpc: LocalRpc, autojump_clock: Clock
+) -> None:
+    altering(rpc, "eth_sendRawTransaction", lambda *_: Null())
+    await transferred(rpc)
+    assert rpc.count("eth_sendRawTransaction") == 1
 
 
 # ---- what it costs to import, and once over sockets

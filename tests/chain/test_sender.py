@@ -21,7 +21,7 @@ from p2pnode.chain.evm.fees import Fees, offer, raised
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.evm.transaction import sign_transaction
-from p2pnode.chain.ledger import Outcome, RevertedError, Transfer, UnavailableError
+from p2pnode.chain.ledger import Outcome, RevertedError, Transfer, UnavailableError, UnseenError
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import keccak256, sign_digest
 from tests.chain.contracts.support import ADDRESS, PURSE, sign
@@ -389,16 +389,92 @@ async def test_a_nonce_taken_in_a_block_that_may_yet_go_away_is_not_given_up(
 async def test_a_node_that_is_slow_with_its_receipts_is_no_reason_to_send_again(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
-    async def fault(method: str, body: bytes) -> httpx.Response:
-        late = method == "eth_getTransactionReceipt" and trio.current_time() < 12
-        return ok(body, None) if late else rpc.answer(body)
-
-    rpc.faults["one"] = fault
+    withholding(rpc, lambda: trio.current_time() < 12, "eth_getTransactionReceipt", "eth_getLogs")
     async with running(rpc) as ledger:
         await ledger.transact(GIFT)
     assert trio.current_time() >= 12
     assert rpc.count("eth_sendRawTransaction") == 1
     assert received(local) == 7
+
+
+def withholding(rpc: LocalRpc, when: Callable[[], bool], *methods: str) -> None:
+    """These give nothing while ``when`` holds, as nodes do whose indexes are behind their blocks."""
+
+    async def fault(method: str, body: bytes) -> httpx.Response:
+        return ok(body, None) if method in methods and when() else rpc.answer(body)
+
+    rpc.faults["one"] = fault
+
+
+HIDDEN = ("eth_getTransactionReceipt", "eth_getTransactionByHash")
+
+
+async def test_without_any_receipt_an_order_is_found_by_the_block_it_is_in_and_what_it_did(
+    rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
+) -> None:
+    withholding(rpc, lambda: True, *HIDDEN)
+    local.mine(40)
+    async with running(rpc) as ledger:
+        outcome = await ledger.transact(GIFT)
+    assert (outcome.gas_used, outcome.fee_wei) == (None, None)  # nobody said
+    assert outcome.block == local.chain.height
+    assert rpc.count("eth_sendRawTransaction") == 1
+    assert received(local) == 7
+
+
+async def test_a_used_nonce_that_nobody_explains_is_never_an_order_to_send_anew(
+    rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
+) -> None:
+    withholding(rpc, lambda: trio.current_time() < 200, *HIDDEN, "eth_getLogs")
+    async with running(rpc) as ledger:
+        with pytest.raises(
+            UnseenError, match=r"sent, not seen yet: 0x[0-9a-f]{64} \(send 0\.000007 USDC"
+        ) as told:
+            await ledger.transact(GIFT)
+        assert trio.current_time() < 150
+        assert (rpc.count("eth_sendRawTransaction"), received(local)) == (1, 7)
+        # The same once more waits for the one that is on its way.
+        outcome = await ledger.transact(GIFT)
+        assert outcome.transaction == told.value.transaction
+        assert trio.current_time() >= 200
+        assert (rpc.count("eth_sendRawTransaction"), received(local)) == (1, 7)
+        await ledger.transact(GIFT)  # that one has ended: this is another
+    assert received(local) == 14
+
+
+async def test_a_service_that_sends_twice_and_tells_of_the_second_time_costs_nothing(
+    rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
+) -> None:
+    """A balancer that repeats a request at another node: "nonce too low" is about our own transaction."""
+
+    async def act(body: bytes) -> httpx.Response:
+        rpc.answer(body)
+        error = {"code": -32000, "message": "nonce too low"}
+        answer = {"jsonrpc": "2.0", "id": json.loads(body)["id"], "error": error}
+        return httpx.Response(200, stream=Body(json.dumps(answer).encode()))
+
+    seen = on_send(rpc, act)
+    async with running(rpc) as ledger:
+        outcome = await ledger.transact(GIFT)
+    assert [keccak256(raw) for raw in seen] == [outcome.transaction]
+    assert received(local) == 7
+
+
+async def test_an_order_given_up_by_who_waited_is_joined_by_the_same_order(
+    rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
+) -> None:
+    local.pool.automine = False
+    async with running(rpc) as ledger, trio.open_nursery() as nursery:
+        first = Waiting(nursery, ledger)
+        await trio.sleep(2)
+        first.scope.cancel()
+        again, other = Waiting(nursery, ledger), Waiting(nursery, ledger, Transfer(TO, 8))
+        await trio.sleep(2)
+        local.mine(2)
+        await trio.sleep(5)
+        assert again.outcome is not None
+        assert other.outcome is not None
+    assert received(local) == 15
 
 
 async def test_a_gap_left_by_an_earlier_life_is_filled(

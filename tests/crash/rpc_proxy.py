@@ -121,6 +121,15 @@ async def slow(proxy: RpcProxy, body: bytes) -> bytes:
     return await proxy.forward(body)
 
 
+async def hiding(proxy: RpcProxy, body: bytes) -> bytes:
+    """Transactions are taken and mined, and nobody shows what became of them: blocks are known, their indexes
+    are not."""
+    request = json.loads(body)
+    if request["method"] in {"eth_getTransactionReceipt", "eth_getTransactionByHash", "eth_getLogs"}:
+        return json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": None}).encode()
+    return await proxy.forward(body)
+
+
 async def swallow_sent(proxy: RpcProxy, body: bytes) -> bytes:
     """Transactions get through, but nobody hears of them; nothing else is answered after the first."""
     if json.loads(body)["method"] == "eth_sendRawTransaction":

@@ -9,6 +9,7 @@ import pytest
 
 from p2pnode.errors import StorageError
 from p2pnode.node.journal import Journal
+from p2pnode.node.journal_orders import WalletOnChain
 from p2pnode.node.journal_records import pack
 from p2pnode.protocols.inference.messages import Checkpoint
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, receipt_holds, token_hash
@@ -43,7 +44,7 @@ async def old_journal(path: Path) -> None:
         await journal.signed(session(3), voucher(1, 1000))
     db = sqlite3.connect(path)
     db.executescript(
-        "DROP TABLE receipts; DROP TABLE taken; DROP TABLE evidence;"
+        "DROP TABLE signed; DROP TABLE orders; DROP TABLE receipts; DROP TABLE taken; DROP TABLE evidence;"
         "ALTER TABLE bought DROP COLUMN final; ALTER TABLE bought DROP COLUMN delivered;"
         "ALTER TABLE bought DROP COLUMN owner;"
         "CREATE TABLE receipts (session BLOB NOT NULL REFERENCES hosted (session), seq INTEGER NOT NULL,"
@@ -73,6 +74,19 @@ async def test_receipts_get_their_epoch_and_what_they_follow(tmp_path: Path) -> 
             await journal.host_issued(session(2), first)
 
 
+async def test_one_of_format_2_gets_its_orders_and_keeps_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    async with writing(path) as journal:
+        await journal.bought(bought(3), Anything(), NOW)
+    db = sqlite3.connect(path)
+    db.executescript("DROP TABLE signed; DROP TABLE orders; PRAGMA user_version = 2;")
+    db.close()
+    journal = Journal.open(path)
+    assert journal.orders(WalletOnChain(1, b"\x01" * 20)) == []
+    assert [each.session for each in journal.purchases()] == [session(3)]
+    journal.close()
+
+
 async def test_it_is_done_once_however_many_open_it(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     await old_journal(path)
@@ -81,7 +95,7 @@ async def test_it_is_done_once_however_many_open_it(tmp_path: Path) -> None:
         assert len(journal.receipts(session(1))) == 3
         journal.close()
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (2,)
+    assert db.execute("PRAGMA user_version").fetchone() == (3,)
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     db.close()
     assert "receipts_1" not in names
