@@ -49,7 +49,9 @@ class NodeConfig:
     """What a user can set. Prices are token units (1e-6 USDC) per million tokens, other money token units; in
     the file and in flags they are written in USDC.
 
-    ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there is one.
+    ``announce`` are the multiaddrs at which others reach this node (a forwarded port, a name), told to them
+    first. ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there
+    is one.
     ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
     invites of nodes that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this
     node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
@@ -58,6 +60,7 @@ class NodeConfig:
 
     data_dir: Path = field(default_factory=default_data_dir)
     listen: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     mdns: bool = True
     client_only: bool = False

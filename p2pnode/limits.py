@@ -25,6 +25,7 @@ class Limits:
     stream_open_deadline_s: float = 10.0
     first_frame_deadline_s: float = 10.0
     request_deadline_s: float = 10.0
+    address_interval_s: float = 5.0
 
     # adverts
     gossip_queue: int = 256

@@ -19,7 +19,7 @@ import httpx
 import trio
 
 from p2pnode.errors import ConfigError, P2PNodeError, ProtocolError, RefusedError, UnreachableError
-from p2pnode.storage.addresses import is_loopback, is_public
+from p2pnode.scopes import is_global_ip, is_loopback
 from p2pnode.storage.store import HashMismatchError, NoBlobError, QuotaError, TooLargeError
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -92,14 +92,14 @@ class S5Link:
         if self._is_home(target) or not await self._is_all_public(self._base.host):
             return plain, {}, target
         addresses = await _resolve(target.host)
-        if not addresses or not all(is_public(address) for address in addresses):
+        if not addresses or not all(is_global_ip(address) for address in addresses):
             raise self._refuse_redirect(f"{target.host}, which is not on the public internet")
         host = target.netloc.decode("ascii")
         return {**plain, "Host": host}, {"sni_hostname": target.host}, target.copy_with(host=addresses[0])
 
     async def _is_all_public(self, host: str) -> bool:
         addresses = await _resolve(host)
-        return bool(addresses) and all(is_public(address) for address in addresses)
+        return bool(addresses) and all(is_global_ip(address) for address in addresses)
 
     def _is_home(self, url: httpx.URL) -> bool:
         return (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)

@@ -7,7 +7,6 @@ unasked. What is asked is not known here: ``answer`` turns a body into a body.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Never
@@ -16,6 +15,7 @@ import h11
 import trio
 
 from p2pnode.errors import ConfigError
+from p2pnode.scopes import is_loopback
 from p2pnode.tasks import Guard, serve_sockets
 
 BODY_MAX: Final = 1 << 20
@@ -26,16 +26,6 @@ _RECEIVE: Final = 1 << 16
 _JSON: Final = b"application/json"
 
 Answer = Callable[[bytes], Awaitable[bytes]]
-
-
-def is_loopback(host: str) -> bool:
-    """Is this name or address this machine's own?"""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 async def serve_http(

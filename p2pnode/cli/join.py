@@ -34,6 +34,13 @@ def join(
             help="A multiaddr to listen on, as /ip4/0.0.0.0/tcp/4001 or …/tcp/4002/ws. May be repeated."
         ),
     ] = None,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A multiaddr at which others reach this node, as /ip4/203.0.113.7/tcp/4001 for a port that "
+            "your router forwards, or /dns4/node.example.org/tcp/4001. May be repeated."
+        ),
+    ] = None,
     bootstrap: BootstrapOption = None,
     model: Annotated[
         list[str] | None,
@@ -98,6 +105,7 @@ def join(
         config = build_config(
             data_dir,
             listen=listen,
+            announce=announce,
             bootstrap=bootstrap,
             models=model,
             price_in=price_in,
@@ -113,6 +121,7 @@ def join(
             mdns=mdns,
         )
         _check(listen or (), bootstrap or (), model or (), ready_file)
+        _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
         _check_s5(s5_listen)
         options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
         return Join(config, options, report)
@@ -208,6 +217,15 @@ def _check(
                 Catalogue.load().find(name)
 
 
+def _check_announced(announce: Sequence[str], where: str) -> None:
+    from p2pnode.net.multiaddrs import without_peer
+    from p2pnode.net.reach import check_announced
+
+    with blaming(where):
+        for each in announce:
+            check_announced(without_peer(each))
+
+
 def _check_s5(s5_listen: str | None) -> None:
     from p2pnode.host.s5 import check_s5_listen
 
@@ -235,6 +253,21 @@ def _gas(fields: dict[str, Any]) -> str:
         has = f"{ether_text(held)}, and a session takes {ether_text(needed)} of gas"
         return f"gas        {has}: send ether to {fields['account']}"
     return f"gas        {ether_text(held)}, enough for about {held // max(1, needed)} sessions"
+
+
+def _reach_lines(fields: dict[str, Any]) -> list[str]:
+    """From where the node can be reached, and an invite for those who can."""
+    reach = fields["reach"]
+    if reach["code"] == "global":
+        return [f"invite     {fields['invite']}"]
+    lines = [f"reach      {reach['detail']}"]
+    lines += [f"           {reach['remedy']}"] if reach["remedy"] else []
+    if reach["code"] == "ipv6_only":
+        return [*lines, f"invite     {fields['invite']}"]
+    if reach["code"] == "no_network":
+        return [*lines, "invite     none yet: nobody else could use it"]
+    works = "on this machine" if reach["code"] == "this_machine_only" else "inside this network"
+    return [*lines, f"invite     {fields['invite']}", f"           it works {works} only"]
 
 
 class _Reporter:
@@ -271,13 +304,16 @@ class _Reporter:
                 return "\n".join(f"listening  {address}" for address in fields["multiaddrs"])
             case "s5":
                 return f"s5 api     {fields['url']}"
+            case "addresses":
+                listening = [f"listening  {address}" for address in fields["multiaddrs"]]
+                return "\n".join(["addresses changed:", *listening, *_reach_lines(fields)])
             case "ready":
                 served = [f"serving    {m['name']}, {price_of(m)}" for m in fields["models"]]
                 return "\n".join(
                     [
                         *(served or ["serving    nothing: a client-only node"]),
                         f"storing    for {_owners(fields['store_for'])}",
-                        f"invite     {fields['invite']}",
+                        *_reach_lines(fields),
                         'ready: try `p2pnode ask "…"`; Ctrl-C or `p2pnode stop` leaves',
                     ]
                 )

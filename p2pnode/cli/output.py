@@ -21,11 +21,13 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     join        identity.making{data_dir} identity{peer_id, new}
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
-                ready{peer_id, multiaddrs, invite, store_for, models} stopping{} stopped{}
+                ready{peer_id, multiaddrs, invite, reach, store_for, models}
+                addresses{multiaddrs, invite, reach}: they changed; reach is {code, detail, remedy}
+                stopping{} stopped{}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
                 and model{name, id, path}; verify: verified{name, path, sha256}
-    status      status{peer_id, pid, multiaddrs, models, slots, active, queued, draining}
-    invite      invite{invite}
+    status      status{peer_id, pid, multiaddrs, reach, models, slots, active, queued, draining}
+    invite      invite{invite, reach}
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
                 withdrawable, elsewhere, stuck} withdrawn{to, amount, transaction}

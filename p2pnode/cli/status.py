@@ -20,6 +20,7 @@ def status(
     async def run() -> None:
         running, advert = _running(data_dir), None
         from p2pnode.client.client import Client
+        from p2pnode.node.reachability import reachability
 
         config = build_config(data_dir, mdns=False)
         async with Client(config) as client:
@@ -28,6 +29,7 @@ def status(
             "peer_id": running.peer_id,
             "pid": running.pid,
             "multiaddrs": list(running.multiaddrs),
+            "reach": running.reach,
             "models": [_offer(offer) for offer in advert.offers] if advert is not None else [],
             "slots": advert.load.slots if advert is not None else 0,
             "active": advert.load.active if advert is not None else 0,
@@ -36,6 +38,9 @@ def status(
         }
         lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
         lines += [f"listening  {address}" for address in running.multiaddrs]
+        if running.reach:
+            found = reachability(running.reach, running.multiaddrs)
+            lines += [f"reach      {found.detail}"] + ([f"           {found.remedy}"] if found.remedy else [])
         lines += [
             f"serving    {m['name']} ({m['engine']}{'' if m['warm'] else ', cold'}, {m['n_ctx']} tokens), "
             + price_of(m)
@@ -61,12 +66,17 @@ def invite(
 
     async def run() -> None:
         from p2pnode.node.invite import make_invite
+        from p2pnode.node.reachability import reachability
 
-        text = make_invite(_running(data_dir).multiaddrs)
+        running = _running(data_dir)
+        text = make_invite(running.announced or running.multiaddrs)
         if as_json:
-            output.event("invite", {"invite": text})
-        else:
-            output.result(text)
+            output.event("invite", {"invite": text, "reach": running.reach})
+            return
+        output.result(text)
+        if running.reach and running.reach != "global":
+            found = reachability(running.reach, running.multiaddrs)
+            output.note("\n".join(each for each in (found.detail, found.remedy) if each))
 
     run_async(run, on_error=output.failed)
 

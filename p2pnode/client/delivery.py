@@ -106,7 +106,7 @@ async def deliver(
     voucher = record.owed
     if voucher is None:
         return
-    await network.connect_peer(record.host, record.addresses)
+    await network.connect_peer(record.host, (), told=record.addresses)
     stream = await network.open_stream(record.host, PROTOCOL)
     handing = _Handing(
         record=record, voucher=voucher, journal=journal, market=market, network=network, limits=limits

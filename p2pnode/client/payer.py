@@ -7,7 +7,7 @@ its line in the journal. Neither knows anything of streams.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -131,16 +131,28 @@ class Payer:
         return saved_of(record, journal.taken_with_root(session, root))
 
     async def buy(
-        self, nursery: trio.Nursery, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int
+        self,
+        nursery: trio.Nursery,
+        advert: Advert,
+        offer: Offer,
+        *,
+        tokens_in: int,
+        tokens_out: int,
+        addresses: Sequence[str] = (),
     ) -> Purchase:
-        """Sign for a session that covers a turn of these sizes. Raises ``LocalError``, saying what to do."""
+        """Sign for a session that covers a turn of these sizes. Raises ``LocalError``, saying what to do.
+
+        ``addresses`` are where the host was reached: it is looked for there when something is owed to it.
+        """
         async with self._opening:
             if self._open is None:
                 self._open = await nursery.start(self._hold)
         opened = self._open
         if (reason := await self._why_not_again(opened, advert)) != "":
             raise RefusedError("payment_required", reason)
-        payment = await opened.purse.open(advert, offer, tokens_in=tokens_in, tokens_out=tokens_out)
+        payment = await opened.purse.open(
+            advert, offer, tokens_in=tokens_in, tokens_out=tokens_out, addresses=addresses
+        )
         return Purchase(payment, opened.journal, opened.purse.now)
 
     async def _why_not_again(self, opened: OpenPurse, advert: Advert) -> str:

@@ -77,6 +77,7 @@ class SessionPool:
                 candidate.offer,
                 tokens_in=ask.input_max,
                 tokens_out=tokens_out,
+                addresses=self._runtime.node.network.addresses_of(peer),
             )
         session = Session(
             self._runtime.node.network,

@@ -7,7 +7,7 @@ wallet signs. It needs no ether and sends nothing. Knows nothing of streams, ran
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,6 +24,7 @@ from p2pnode.client.reconcile import reconcile
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.money import usdc_text
+from p2pnode.net.multiaddrs import without_peer
 from p2pnode.node.journal import BoughtSession, Journal, Spending
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer, address_of, recover_address, sign_digest
@@ -38,6 +39,7 @@ TIP: Final = 10_000
 """Goes to whoever brings the refund, if the host doesn't: about what that costs on an L2."""
 VALID_S: Final = 540
 """A minute below the 600 s that hosts take: clocks differ."""
+_ADDRESSES_MAX: Final = 8
 EXPIRY_S: Final = 24 * 3600
 
 
@@ -104,7 +106,9 @@ class Purse:
         market = Market(domains.chain_id, domains.node_registry, domains.market.contract)
         return why_unpayable(advert, offer, market, self._caps, self.address)
 
-    async def open(self, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int) -> ClientPayment:
+    async def open(
+        self, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int, addresses: Sequence[str] = ()
+    ) -> ClientPayment:
         """Sign for a session whose deposit covers a turn of these sizes, and more such turns where it can.
 
         Raises ``SpendingCapError``, ``FundsError`` (with the address to fill), ``ChainError`` and
@@ -117,20 +121,22 @@ class Purse:
             msg = f"host {advert.peer} can't be paid: it {reason}"
             raise ChainError(msg)
         try:
-            return await self._open(advert, offer, tokens_in, tokens_out)
+            return await self._open(advert, offer, tokens_in, tokens_out, addresses)
         except (SpendingCapError, FundsError):
             # Sessions may have ended, or come to nothing, since we last looked.
             try:
                 await self.reconcile()
             except UnavailableError as error:
                 log.debug("purse.not_reconciled", reason=str(error))
-        return await self._open(advert, offer, tokens_in, tokens_out)
+        return await self._open(advert, offer, tokens_in, tokens_out, addresses)
 
     async def reconcile(self) -> None:
         """Ask the chain about every session that isn't known to be over. Raises ``UnavailableError``."""
         await reconcile(self._journal, self._ledger, int(self._wall()))
 
-    async def _open(self, advert: Advert, offer: Offer, tokens_in: int, tokens_out: int) -> ClientPayment:
+    async def _open(
+        self, advert: Advert, offer: Offer, tokens_in: int, tokens_out: int, addresses: Sequence[str]
+    ) -> ClientPayment:
         balance = (await self._ledger.balances(self.address)).usdc
         rule = _Rule(self._caps, balance, shown_address(self.address))
         secret = PrivateKey(self._draw(32)).secret
@@ -149,7 +155,7 @@ class Purse:
             terms=terms,
             voucher_secret=secret,
             host=advert.peer,
-            addresses=tuple(address.multiaddr for address in advert.addresses),
+            addresses=tuple(without_peer(each) for each in addresses)[:_ADDRESSES_MAX],
             valid_before=valid_before,
             opened_at=now,
         )

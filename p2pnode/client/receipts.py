@@ -50,7 +50,7 @@ async def fetch_receipts(
     Raises ``UnreachableError``, ``RefusedError``, ``ProtocolError`` for a host that shows what it did not
     sign, and ``StorageError``.
     """
-    await network.connect_peer(record.host, record.addresses)
+    await network.connect_peer(record.host, (), told=record.addresses)
     stream = await network.open_stream(record.host, PROTOCOL)
     fetch = _Fetch(record=record, journal=journal, market=market, network=network, limits=limits, now=now)
     return await fetch.run(stream)

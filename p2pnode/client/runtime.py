@@ -17,6 +17,7 @@ from p2pnode.client.ranking import unpaid
 from p2pnode.config import NodeConfig
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
+from p2pnode.net.reach import nearest_first
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
@@ -52,7 +53,8 @@ class Runtime:
         self.data = DataDir(config.data_dir)
         self.owns_node, self.payer, self._on_event = node is None, payer, on_event
         self.local: tuple[str, ...] = ()
-        """Multiaddrs of the node that runs on this data dir."""
+        """Multiaddrs of the node that runs on this data dir, the nearest first."""
+        self._networks: tuple[str, ...] = ()
         self.browses = False
         """Does it look for peers on the local network?"""
         self._node = node
@@ -69,6 +71,8 @@ class Runtime:
                 self._node = self.make_node()
                 await under.start(self._node.run)
             try:
+                stores = (one for each in self.config.stores for one in read_bootstrap(each))
+                self._node.network.reach.tell((*self.bootstrap, *stores), self._networks)
                 async with _tasks_of_their_own() as self._tasks:
                     yield
             finally:
@@ -107,7 +111,8 @@ class Runtime:
     def make_node(self) -> Node:
         """A node that dials only, with a peer key that is never written down."""
         running = self.data.running_node()
-        self.local = running.multiaddrs if running is not None else ()
+        self.local = nearest_first(running.multiaddrs) if running is not None else ()
+        self._networks = running.networks if running is not None else ()
         self.browses = self.discovers and self.config.mdns and not self.local
         return Node(
             NodeSetup(

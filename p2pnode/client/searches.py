@@ -141,7 +141,7 @@ class Searches:
         patience_s = self._runtime.limits.dial_deadline_s
         try:
             with trio.fail_after(patience_s):
-                return await self._runtime.node.finder.contact(peer, addresses)
+                return await self._runtime.node.finder.contact(peer, (), told=addresses)
         except trio.TooSlowError:
             msg = f"{multiaddrs[0]} did not answer within {patience_s:g} s: is it running?"
             raise UnreachableError(msg) from None
@@ -200,7 +200,7 @@ class Searches:
         """Why it can't be reached; empty: it is."""
         try:
             with trio.fail_after(self._runtime.limits.dial_deadline_s):
-                await self._runtime.node.network.connect_peer(peer, addresses)
+                await self._runtime.node.network.connect_peer(peer, (), told=addresses)
         except (RemoteError, trio.TooSlowError) as error:
             failure = failure_of(error) if isinstance(error, RemoteError) else _SLOW
             log.debug("peer.unreachable", peer=peer, reason=failure)

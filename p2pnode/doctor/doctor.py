@@ -15,7 +15,7 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.node.datadir import DataDir
 
 CHECKS: Final = (
-    "data dir", "keys", "disk", "ports", "model", "engine", "chain", "journal",
+    "data dir", "keys", "disk", "ports", "reach", "model", "engine", "chain", "journal",
     "store", "keeping", "kept", "peers", "clock", "identity",
 )  # fmt: skip
 
@@ -30,6 +30,7 @@ async def examine(config: NodeConfig) -> AsyncIterator[Finding]:
         here.keys,
         here.disk,
         here.ports,
+        here.reach,
         here.model,
         here.engine,
         money.chain,

@@ -22,10 +22,13 @@ from p2pnode.models.local import LocalModel, installed
 from p2pnode.models.pull import verify
 from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.net.multiaddrs import check_address, without_peer
 from p2pnode.net.ports import is_free
+from p2pnode.net.reach import check_announced, interface_addresses, is_unspecified, own_addresses
 from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
+from p2pnode.node.reachability import reach_code, reachability
 from p2pnode.words import count_of
 
 DISK_MARGIN_BYTES: Final = 1 << 30
@@ -123,6 +126,29 @@ class Machine:
             remedy = "stop it to keep the usual port, or choose one with --listen"
             return warning("ports", "port_taken", f"{detail}; `join` will take any free port", remedy)
         return ok("ports", f"{count_of(len(wanted), 'address', 'addresses')} free")
+
+    async def reach(self) -> Finding:
+        """Can others reach the node that runs, or one that would be started now?"""
+        running = self._running
+        addresses, code = (running.multiaddrs, running.reach) if running is not None else self._would_have()
+        if not code:
+            return ok("reach", "not known: the running node is of an earlier version")
+        found = reachability(code, addresses)
+        match found.code:
+            case "global" | "this_machine_only":
+                return ok("reach", found.detail)
+            case code:
+                return warning("reach", code, found.detail, found.remedy)
+
+    def _would_have(self) -> tuple[tuple[str, ...], str]:
+        listen = self._config.listen or LISTEN_DEFAULT
+        for each in listen:
+            check_address(each)
+        for each in self._config.announce:
+            check_announced(without_peer(each))
+        found = own_addresses(listen, self._config.announce, interface_addresses)
+        on_all = any(is_unspecified(each) for each in listen)
+        return found.every, reach_code(found.announced, found.every, listens_on_all=on_all)
 
     def _model(self) -> LocalModel | None:
         wanted = Catalogue.load().find(self._model_name)

@@ -174,9 +174,7 @@ class Host:
         await self._node.adverts.update(
             Standing(
                 binding=self._identity.binding,
-                addresses=tuple(
-                    Address(multiaddr=address) for address in self._node.multiaddrs[:_ADDRESSES_MAX]
-                ),
+                addresses=tuple(Address(multiaddr=each) for each in self._node.advertised(_ADDRESSES_MAX)),
                 offers=tuple(self._offer(model) for model in self._models.values()),
                 load=self._load(),
                 draining=self._draining,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import structlog
 import trio
 
 from p2pnode.chain.addresses import shown_address
@@ -26,6 +27,7 @@ from p2pnode.models.manifest import model_id_text
 from p2pnode.models.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.net.multiaddrs import split_peer, without_peer
 from p2pnode.net.ports import free_listen
 from p2pnode.node.datadir import DataDir, ReadyFile
 from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_identity, wallet_files
@@ -33,14 +35,21 @@ from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.keeping import keep_for_peers
 from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.node.reachability import reachability
 from p2pnode.node.storage_key import ensure_storage_key
 from p2pnode.node.store import LOCAL_OWNER, open_store
 from p2pnode.node.store_for import StoreFor
 from p2pnode.storage.local.store import LocalStore
 
+log = structlog.get_logger()
 Report = Callable[[str, dict[str, object]], None]
 """Called with an event's name and fields as ``join`` goes along."""
-LISTEN_DEFAULT = ("/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/tcp/4002/ws")
+LISTEN_DEFAULT = (
+    "/ip4/0.0.0.0/tcp/4001",
+    "/ip6/::/tcp/4001",
+    "/ip4/0.0.0.0/tcp/4002/ws",
+    "/ip6/::/tcp/4002/ws",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +113,7 @@ class Join:
                 NodeSetup(
                     key=identity.key,
                     listen=listen,
+                    announce=_own_addresses(config.announce, identity.key.peer_id),
                     bootstrap=bootstrap,
                     peerstore=data.peers,
                     mdns="announce" if config.mdns else "off",
@@ -118,8 +128,9 @@ class Join:
                     trio.open_nursery() as nursery,
                 ):
                     await nursery.start(node.run)
-                    data.write_node_json(node.peer_id, node.multiaddrs)
+                    self._write_node_json(node)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
+                    node.start_soon(self._follow_addresses, node)
                     with trio.CancelScope() as self._starting:
                         if not self._stopping:
                             await self._serve(node, identity, models, money, store)
@@ -129,6 +140,29 @@ class Join:
                 data.node_json.unlink(missing_ok=True)
                 if self._ready is not None:
                     self._ready.remove()
+
+    def _write_node_json(self, node: Node) -> None:
+        network = node.network
+        self._data.write_node_json(
+            node.peer_id,
+            network.multiaddrs,
+            announced=network.announced,
+            networks=network.reach.networks,
+            reach=node.reach,
+        )
+
+    async def _follow_addresses(self, node: Node) -> None:
+        """Tell the programs on this machine, and its owner, whenever the node's addresses change."""
+        told = node.multiaddrs
+        while True:
+            await node.network.wait_changed()
+            try:
+                self._write_node_json(node)
+            except ConfigError as error:
+                log.warning("node_json.not_written", reason=str(error))
+            if told != node.multiaddrs:
+                told = node.multiaddrs
+                self._report("addresses", _reach_fields(node))
 
     def _profile(self) -> ChainProfile | None:
         """The chain this host is paid on; None for a free one. Raises ``ConfigError``."""
@@ -208,8 +242,7 @@ class Join:
             "ready",
             {
                 "peer_id": node.peer_id,
-                "multiaddrs": list(node.multiaddrs),
-                "invite": make_invite(node.multiaddrs),
+                **_reach_fields(node),
                 "store_for": list(self._config.store_for),
                 "models": [
                     {
@@ -271,3 +304,22 @@ class Join:
     def peer_id(self) -> PeerId | None:
         """Known once the identity is loaded."""
         return self._node.peer_id if self._node is not None else None
+
+
+def _own_addresses(announce: tuple[str, ...], peer: PeerId) -> tuple[str, ...]:
+    """Without the peer id, which must be this node's own where it is given. Raises ``ConfigError``."""
+    for each in announce:
+        if each != without_peer(each) and split_peer(each)[1] != peer:
+            msg = f"{each} is to be announced, and names another peer: this node is {peer}"
+            raise ConfigError(msg)
+    return tuple(without_peer(each) for each in announce)
+
+
+def _reach_fields(node: Node) -> dict[str, object]:
+    """Where the node is reached, and from where."""
+    found = reachability(node.reach, node.multiaddrs)
+    return {
+        "multiaddrs": list(node.multiaddrs),
+        "invite": make_invite(node.network.announced or node.multiaddrs),
+        "reach": asdict(found),
+    }

@@ -20,7 +20,7 @@ from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import load_or_create_seed
 from p2pnode.protocols.s5.nodes import NodeId
-from p2pnode.storage.addresses import is_loopback
+from p2pnode.scopes import is_loopback
 from p2pnode.storage.s5_server.options import S5Options, parse_listen
 from p2pnode.storage.store import OwnerKey
 

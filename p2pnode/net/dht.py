@@ -26,7 +26,7 @@ from multiaddr import Multiaddr
 
 from p2pnode.limits import Limits
 from p2pnode.net.host import NodeHost
-from p2pnode.net.multiaddrs import from_id, is_peer, is_private, with_peer, without_peer
+from p2pnode.net.multiaddrs import from_id, is_peer, with_peer, without_peer
 from p2pnode.net.services import ServiceManager, attach
 from p2pnode.net.types import PeerAddresses
 
@@ -120,8 +120,8 @@ class Dht:
             try:
                 with trio.move_on_after(ANSWER_S):
                     answer = await self._get_providers(peer, key)
-                    self._collect(found, self._readable(answer.providerPeers, peer))
-                    for closer in self._readable(answer.closerPeers, peer):
+                    self._collect(found, self._readable(answer.providerPeers))
+                    for closer in self._readable(answer.closerPeers):
                         if closer.peer_id != me and closer.addrs:
                             self._host.get_peerstore().add_addrs(closer.peer_id, closer.addrs, ADDRESS_TTL_S)
                             known.add(closer.peer_id)
@@ -163,21 +163,18 @@ class Dht:
             with trio.move_on_after(1, shield=True):
                 await stream.close()
 
-    def _readable(self, entries: Iterable[Message.Peer], teller: ID) -> list[PeerInfo]:
-        """Entries that make sense. Private addresses count only from a peer that is on our LAN itself."""
-        local = any(is_private(c.address) for c in self._host.swarm.live(teller) if c.address)
-        found = []
+    def _readable(self, entries: Iterable[Message.Peer]) -> list[PeerInfo]:
+        """Entries that make sense, with those of their addresses that a stranger's word is enough for."""
+        found, reach = [], self._host.swarm.reach
         for entry in list(entries)[: 2 * CLOSEST]:
             addresses = []
             for raw in list(entry.addrs)[:ADDRESSES_PER_PEER]:
                 try:
-                    address = Multiaddr(raw)
-                    if local or not is_private(str(address)):
-                        addresses.append(address)
+                    addresses.append(str(Multiaddr(raw)))
                 except Exception:  # noqa: BLE001, S112  the library raises whatever it likes here
                     continue
             try:
-                found.append(PeerInfo(ID(entry.id), addresses))
+                found.append(PeerInfo(ID(entry.id), [Multiaddr(each) for each in reach.dialable(addresses)]))
             except Exception:  # noqa: BLE001, S112  not a peer id
                 continue
         return found

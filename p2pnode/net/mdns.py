@@ -17,15 +17,10 @@ import trio
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from p2pnode.ids import PeerId
-from p2pnode.net.multiaddrs import (
-    host_of,
-    interface_addresses,
-    is_loopback,
-    is_valid,
-    with_peer,
-    without_peer,
-)
+from p2pnode.net.multiaddrs import host_of, is_valid, with_peer, without_peer
+from p2pnode.net.reach import mixed, on_link
 from p2pnode.net.types import PeerAddresses
+from p2pnode.scopes import is_loopback
 
 log = structlog.get_logger()
 
@@ -39,49 +34,62 @@ LABEL_CHARACTERS: Final = 60
 
 
 class Mdns:
-    """One announcement, and one browser. ``run`` until cancelled or ``aclose``."""
+    """One announcement, and one browser. ``run`` until cancelled or ``aclose``; ``changed`` begins both anew.
+
+    ``addresses`` gives what we listen on now, without those that others were told to announce for us;
+    ``interfaces`` gives this machine's addresses, as ``192.168.1.5/24``.
+    """
 
     def __init__(
         self,
         peer: PeerId,
-        addresses: Sequence[str],
         *,
+        addresses: Callable[[], Sequence[str]],
+        interfaces: Callable[[], Sequence[str]],
         announce: bool,
         found: Callable[[PeerAddresses], object],
     ) -> None:
         self._peer = peer
-        self._addresses = tuple(addresses)
+        self._addresses, self._interfaces = addresses, interfaces
         self._announce = announce
         self._found = found
         self._stop = trio.Event()
         self._stopped = trio.Event()
+        self._wake = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
         self._zeroconf: Zeroconf | None = None
         self._browser: ServiceBrowser | None = None
 
     @property
-    def interfaces(self) -> tuple[str, ...]:
+    def in_use(self) -> tuple[str, ...]:
         """IPv4 addresses of the interfaces in use; loopback comes last."""
-        if self._announce:
-            own = {host_of(address) for address in self._addresses}
+        if self._announces:
+            own = {host_of(address) for address in self._addresses()}
         else:
-            own = set(interface_addresses())
+            own = {each.partition("/")[0] for each in self._interfaces()}
         usable = sorted(ip for ip in own if ip.count(".") == 3)  # noqa: PLR2004  an IPv4 address
-        return tuple(sorted(usable, key=lambda ip: is_loopback(f"/ip4/{ip}")))
+        return tuple(sorted(usable, key=is_loopback))
+
+    @property
+    def _announces(self) -> bool:
+        return self._announce and bool(self._addresses())
 
     async def run(self) -> None:
         """Announce and browse."""
         self._token = trio.lowlevel.current_trio_token()
         try:
-            await trio.to_thread.run_sync(self._open, abandon_on_cancel=False)
-            log.debug("mdns.started", interfaces=self.interfaces, announce=self._announce)
-            await self._stop.wait()
-        except Exception as error:  # noqa: BLE001  no multicast, no interface: not needed to live
-            log.warning("mdns.unavailable", error=f"{type(error).__name__}: {error}")
+            while not self._stop.is_set():
+                self._wake = trio.Event()
+                await self._open()
+                await self._wake.wait()
+                await self._end()
         finally:
-            with trio.move_on_after(CLOSE_S, shield=True):
-                await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
+            await self._end()
             self._stopped.set()
+
+    def changed(self) -> None:
+        """Our addresses are others now."""
+        self._wake.set()
 
     def _hand_over(self, found: PeerAddresses) -> None:
         """In trio's thread, where an error would end the whole program."""
@@ -93,24 +101,38 @@ class Mdns:
     async def aclose(self) -> None:
         """Withdraw the announcement; bounded."""
         self._stop.set()
+        self._wake.set()
         if self._token is not None:
             with trio.move_on_after(CLOSE_S):
                 await self._stopped.wait()
 
+    async def _open(self) -> None:
+        interfaces = self.in_use
+        info = self._info(interfaces) if self._announces and interfaces else None
+        try:
+            if interfaces:
+                await trio.to_thread.run_sync(self._start, interfaces, info, abandon_on_cancel=False)
+            log.debug("mdns.started", interfaces=interfaces, announce=info is not None)
+        except Exception as error:  # noqa: BLE001  no multicast, no interface: not needed to live
+            log.debug("mdns.unavailable", error=f"{type(error).__name__}: {error}")
+
+    async def _end(self) -> None:
+        with trio.move_on_after(CLOSE_S, shield=True):
+            await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
+
     # In worker threads.
 
-    def _open(self) -> None:
-        interfaces = self.interfaces
-        if not interfaces:
-            return
+    def _start(self, interfaces: Sequence[str], info: ServiceInfo | None) -> None:
         self._zeroconf = Zeroconf(interfaces=list(interfaces))
-        if self._announce:
+        if info is not None:
             # The name is ours by construction, so there is nothing to probe for.
-            self._zeroconf.register_service(self._info(interfaces), cooperating_responders=True)
+            self._zeroconf.register_service(info, cooperating_responders=True)
         self._browser = ServiceBrowser(self._zeroconf, SERVICE, handlers=[self._on_change])
 
     def _info(self, interfaces: Sequence[str]) -> ServiceInfo:
-        addresses = [without_peer(address) for address in self._addresses][:ADDRESSES_MAX]
+        own = [without_peer(address) for address in self._addresses()]
+        far = [address for address in own if not is_loopback(host_of(address))]
+        addresses = mixed(far or own, ADDRESSES_MAX)
         texts: dict[str | bytes, str | bytes | None] = {"peer": self._peer}
         texts.update({f"a{i}": address for i, address in enumerate(addresses)})
         port = int(addresses[0].split("/")[4])
@@ -139,19 +161,22 @@ class Mdns:
             return
         with contextlib.suppress(Exception):  # a malformed answer is no answer
             info = zeroconf.get_service_info(service_type, name, timeout=RESOLVE_MS)
-            found = read(dict(info.properties)) if info is not None else None
+            found = read(dict(info.properties), self._interfaces()) if info is not None else None
             if found is not None and found.peer != self._peer and self._token is not None:
                 self._token.run_sync_soon(self._hand_over, found)
 
 
-def read(texts: dict[bytes, bytes | None]) -> PeerAddresses | None:
-    """What an announcement's TXT record says, or ``None`` when it makes no sense."""
+def read(texts: dict[bytes, bytes | None], interfaces: Sequence[str]) -> PeerAddresses | None:
+    """What an announcement's TXT record says, or ``None`` when it makes no sense.
+
+    Anybody on the LAN may write one: only addresses on a network that we are on ourselves are taken.
+    """
     peer = PeerId((texts.get(b"peer") or b"").decode("ascii", "replace"))
     addresses = []
     for i in range(ADDRESSES_MAX):
         value = texts.get(f"a{i}".encode()) or b""
         if value and len(value) <= TXT_VALUE_MAX:
             full = with_peer(value.decode("ascii", "replace"), peer)
-            if is_valid(full):
+            if is_valid(full) and on_link(full, interfaces):
                 addresses.append(full)
     return PeerAddresses(peer=peer, addrs=tuple(addresses)) if addresses else None

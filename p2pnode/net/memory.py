@@ -223,14 +223,16 @@ class MemoryStream(ReadWriteCloser):
 class MemoryListener(IListener):
     """Bound to a ``MemoryNet``; the same life as a ``TcpListener``."""
 
-    def __init__(self, net: MemoryNet) -> None:
-        self._net = net
+    def __init__(self, net: MemoryNet, ip: str) -> None:
+        self._net, self._ip = net, ip
         self._where: tuple[str, int] | None = None
+        self._shown_ip = ip
         self.handle: Callable[[MemoryStream], None] | None = None
 
     async def bind(self, maddr: Multiaddr) -> None:
         """Take the port, or ``ConfigError``."""
-        self._where = self._net.bind(self, *endpoint(maddr))
+        self._shown_ip, port = endpoint(maddr)
+        self._where = self._net.bind(self, self._ip, port)
 
     async def serve(self, accept: Callable[[MemoryStream], Awaitable[None]], nursery: trio.Nursery) -> None:
         """From now on each connection is a task of ``nursery``."""
@@ -245,7 +247,7 @@ class MemoryListener(IListener):
         """Where it listens."""
         if self._where is None:
             return ()
-        return (Multiaddr(f"/ip4/{self._where[0]}/tcp/{self._where[1]}"),)
+        return (Multiaddr(f"/ip4/{self._shown_ip}/tcp/{self._where[1]}"),)
 
     async def close(self) -> None:
         """Give the port back."""
@@ -268,7 +270,7 @@ class MemoryTransport(ITransport):
     def create_listener(self, handler_function: THandler) -> MemoryListener:
         """An unbound listener; the swarm serves it."""
         del handler_function
-        return MemoryListener(self.net)
+        return MemoryListener(self.net, self.ip)
 
     def can_dial(self, maddr: Multiaddr) -> bool:
         """What looks like TCP over IPv4."""
@@ -277,8 +279,8 @@ class MemoryTransport(ITransport):
         )
 
     def can_listen(self, maddr: Multiaddr) -> bool:
-        """The same, on our own address."""
-        return self.can_dial(maddr) and endpoint(maddr)[0] == self.ip
+        """The same, on our own address or on all."""
+        return self.can_dial(maddr) and endpoint(maddr)[0] in (self.ip, "0.0.0.0")  # noqa: S104  in memory
 
     def protocols(self) -> list[str]:
         """For the library's routing."""

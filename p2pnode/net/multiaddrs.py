@@ -1,16 +1,12 @@
-"""Multiaddrs as strings at the edge: taken apart, checked, and expanded. Pure but for the interfaces.
+"""Multiaddrs as strings at the edge: taken apart and checked. Pure.
 
 A multiaddr is a path such as ``/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…``: where, and then who.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import socket
-from collections.abc import Iterable, Sequence
 from typing import Final, Literal, TypeAlias
 
-import psutil
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
@@ -50,8 +46,9 @@ def with_peer(address: str, peer: PeerId) -> str:
 
 
 def without_peer(address: str) -> str:
-    """The address alone."""
-    return address.partition("/p2p/")[0]
+    """The address alone. A circuit's keeps its relay, and is no address that we could dial."""
+    head, mark, peer = address.rpartition("/p2p/")
+    return head if mark and "/" not in peer else address
 
 
 def parse(maddr: str) -> Multiaddr:
@@ -137,58 +134,3 @@ def endpoint(maddr: Multiaddr) -> tuple[str, int]:
 def host_of(address: str) -> str:
     """The IP address or name in an address string."""
     return "".join(address.split("/")[2:3])
-
-
-def is_loopback(address: str) -> bool:
-    """Whether it never leaves this machine."""
-    ip = _ip(address)
-    return ip.is_loopback if ip is not None else host_of(address) == "localhost"
-
-
-def is_private(address: str) -> bool:
-    """Whether it means something on this network only (loopback and link-local included)."""
-    ip = _ip(address)
-    return (ip.is_private or ip.is_link_local) if ip is not None else host_of(address) == "localhost"
-
-
-def is_unspecified(address: str) -> bool:
-    """Whether it stands for all interfaces."""
-    ip = _ip(address)
-    return ip is not None and ip.is_unspecified
-
-
-def expand(addresses: Iterable[str], interfaces: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Replace ``0.0.0.0`` and ``::`` by the machine's addresses; reachable from farther away first."""
-    machine = interface_addresses() if interfaces is None else interfaces
-    found: list[str] = []
-    for address in addresses:
-        family, rest = address.split("/")[1], "/" + "/".join(address.split("/")[3:])
-        hosts = [ip for ip in machine if (":" in ip) == (family == "ip6")]
-        found += [f"/{family}/{ip}{rest}" for ip in hosts] if is_unspecified(address) else [address]
-    unique = dict.fromkeys(found)
-    return tuple(sorted(unique, key=lambda address: (is_loopback(address), is_private(address))))
-
-
-def interface_addresses() -> tuple[str, ...]:
-    """IP addresses of the interfaces that are up; IPv6 link-local ones are left out (they need a zone)."""
-    status = psutil.net_if_stats()
-    up = [
-        address
-        for name, addresses in sorted(psutil.net_if_addrs().items())
-        if name not in status or status[name].isup
-        for address in addresses
-    ]
-    found = [
-        address.address
-        for address in up
-        if address.family is socket.AF_INET
-        or (address.family is socket.AF_INET6 and "%" not in address.address)
-    ]
-    return tuple(dict.fromkeys(found)) or ("127.0.0.1",)
-
-
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host_of(address))
-    except ValueError:
-        return None

@@ -35,12 +35,19 @@ from p2pnode.net.host import NodeHost, ProtocolNotSpokenError
 from p2pnode.net.multiaddrs import (
     check_address,
     check_peer,
-    expand,
     from_id,
     split_peer,
     to_id,
     with_peer,
     without_peer,
+)
+from p2pnode.net.reach import (
+    OwnAddresses,
+    Reach,
+    check_announced,
+    interface_addresses,
+    is_unspecified,
+    own_addresses,
 )
 from p2pnode.net.router import Handler, Router, wrap
 from p2pnode.net.stream import Stream
@@ -79,11 +86,17 @@ class NetworkConfig:
 
     key_seed: bytes = field(repr=False)
     listen: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
+    """Where others reach this node, as its user says: announced first."""
     dht: Literal["server", "client", "off"] = "server"
     gossip: bool = True
     mdns: Literal["off", "browse", "announce"] = "off"
+    told: tuple[str, ...] = ()
+    """Addresses of others that the user named: they tell which network this node lives in."""
     limits: Limits = DEFAULT_LIMITS
     transport: ITransport | None = None
+    interfaces: Callable[[], Sequence[str]] = interface_addresses
+    """This machine's addresses now, as ``192.168.1.5/24``."""
     wall_clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
@@ -91,6 +104,8 @@ class NetworkConfig:
             raise ConfigError(f"a key seed has {SEED_BYTES} bytes, not {len(self.key_seed)}")
         for address in self.listen:
             check_address(address)
+        for address in self.announce:
+            check_announced(address)
 
 
 class Network:
@@ -106,18 +121,24 @@ class Network:
         peerstore = PeerStore()
         peerstore.add_key_pair(self._id, key_pair)
         self._listeners: list[Listener] = []
+        self._found_own = OwnAddresses()
         self._addresses: tuple[str, ...] = ()
+        self._announced: tuple[str, ...] = ()
+        self._changed = trio.Event()
+        own = (each for each in config.listen if not is_unspecified(each))
+        self.reach = Reach((*own, *config.announce, *config.told), remotes=self.remote_addresses)
         self._swarm = NodeSwarm(
             peer_id=self._id,
             peerstore=peerstore,
             upgrader=Upgrader(key_pair, config.limits, fast=self._fast),
             transports=[config.transport] if config.transport is not None else [TcpTransport()],
             limits=config.limits,
+            reach=self.reach,
             fast=self._fast,
         )
         if config.transport is None:
             self._swarm.transports.append(WsTransport(self._swarm.start_task))
-        self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._addresses, fast=self._fast)
+        self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._announced, fast=self._fast)
         self._router = Router(config.limits)
         self._gossip = Gossip(self._host, config.limits, fast=self._fast) if config.gossip else None
         self._dht = Dht(self._host, config.dht, config.limits) if config.dht != "off" else None
@@ -173,8 +194,37 @@ class Network:
             self._listeners.append(listener)
             await listener.bind(maddr)
             self._swarm.listeners[address] = cast("Any", listener)
+        self._look()
+
+    def _look(self) -> bool:
+        """Look at our addresses again; whether they are others now."""
         bound = [str(address) for listener in self._listeners for address in listener.get_addrs()]
-        self._addresses = tuple(with_peer(address, self.peer_id) for address in expand(bound))
+        found = own_addresses(bound, self._config.announce, self._config.interfaces)
+        if found == self._found_own:
+            return False
+        self._found_own = found
+        self._addresses = tuple(with_peer(address, self.peer_id) for address in found.every)
+        self._announced = tuple(with_peer(address, self.peer_id) for address in found.announced)
+        return True
+
+    async def _watch_addresses(self) -> None:
+        networks = self.reach.networks
+        while True:
+            await trio.sleep(self._limits.address_interval_s)
+            if self._stop.is_set():
+                return  # the listeners are closed, or about to be
+            moved, before, networks = self._look(), networks, self.reach.networks
+            if moved:
+                log.info("network.addresses_changed", addresses=self._addresses)
+                if self._mdns is not None:
+                    self._mdns.changed()
+            if moved or before != networks:
+                self._changed.set()
+                self._changed = trio.Event()
+
+    async def wait_changed(self) -> None:
+        """Until this node's addresses, or the networks that its reach names, are others."""
+        await self._changed.wait()
 
     async def _start(self, nursery: trio.Nursery) -> None:
         self._swarm.nursery = nursery
@@ -191,11 +241,14 @@ class Network:
 
             self._mdns = Mdns(
                 self.peer_id,
-                self._addresses,
-                announce=self._config.mdns == "announce" and bool(self._addresses),
+                addresses=lambda: self._found_own.own,
+                interfaces=self._config.interfaces,
+                announce=self._config.mdns == "announce",
                 found=self._found,
             )
             nursery.start_soon(self._mdns.run)
+        if self._listeners:
+            nursery.start_soon(self._watch_addresses)
 
     async def _accept_ws(self, stream: TcpStream) -> None:
         async def to_websocket() -> ReadWriteCloser:
@@ -224,8 +277,21 @@ class Network:
 
     @property
     def multiaddrs(self) -> tuple[str, ...]:
-        """What it listens on, each with the peer id; farthest-reaching first. Empty before ``run``."""
+        """Where it is reached now, each with the peer id: announced ones, then the widest scope first.
+
+        Empty before ``run``.
+        """
         return self._addresses
+
+    @property
+    def listens_on_all(self) -> bool:
+        """Whether it listens on every interface, those that come later included."""
+        return any(is_unspecified(str(a)) for each in self._listeners for a in each.get_addrs())
+
+    @property
+    def announced(self) -> tuple[str, ...]:
+        """Those of them that strangers are told: see ``to_announce``."""
+        return self._announced
 
     def is_connected(self, peer: PeerId) -> bool:
         """Whether a connection to ``peer`` is open."""
@@ -236,14 +302,14 @@ class Network:
         return tuple(sorted({connection.peer for connection in self._swarm.all_live()}))
 
     def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
-        """Listen addresses of ``peer`` that it told us or that we dialled, with ``/p2p``."""
+        """Where we reached ``peer``, then what others say and may be dialled; with ``/p2p``."""
         try:
             known = [str(address) for address in self._swarm.peerstore.addrs(to_id(peer))]
         except Exception:  # noqa: BLE001  the library raises when it knows none
             known = []
-        dialled = [c.address for c in self._swarm.live(to_id(peer)) if c.address and not c.inbound]
-        usable = [without_peer(a) for a in (*dialled, *known) if "p2p-circuit" not in a]
-        return tuple(with_peer(address, peer) for address in dict.fromkeys(usable) if address)
+        heard = [without_peer(a) for a in known]
+        found = dict.fromkeys((*self._swarm.reached_at(to_id(peer)), *self.reach.dialable(heard)))
+        return tuple(with_peer(address, peer) for address in found)
 
     def speaks(self, peer: PeerId, protocol: str) -> bool | None:
         """Whether ``peer`` said that it speaks ``protocol``; None while it has said nothing."""
@@ -260,27 +326,31 @@ class Network:
     # Connections.
 
     async def connect(self, multiaddr: str) -> PeerId:
-        """Dial a full multiaddr. Raises ``ConfigError`` (malformed) or ``UnreachableError``."""
+        """Dial a full multiaddr that the user named. Raises ``ConfigError`` or ``UnreachableError``."""
         address, peer = split_peer(multiaddr)
+        self.reach.tell([address])
         await self._dial(peer, [address])
         return peer
 
-    async def connect_peer(self, peer: PeerId, addrs: Sequence[str]) -> None:
-        """Dial ``peer`` at whichever of ``addrs`` answers; a no-op when connected.
+    async def connect_peer(self, peer: PeerId, heard: Sequence[str], *, told: Sequence[str] = ()) -> None:
+        """Dial ``peer`` at whichever address answers; a no-op when connected.
 
-        They may be a stranger's words: what is no address is passed over. Raises ``UnreachableError``.
+        ``told`` are the user's word, or what we saw ourselves. ``heard`` are a stranger's: those that a
+        stranger's word isn't enough for are not dialled, and what is no address is passed over. Raises
+        ``UnreachableError``.
         """
         try:
             check_peer(peer)
         except ConfigError as error:
             raise UnreachableError(str(error)) from error
         if not self.is_connected(peer):
-            await self._dial(peer, [*addrs, *self.addresses_of(peer)])
+            reached = self._swarm.reached_at(to_id(peer))
+            await self._dial(peer, [*told, *reached], [*heard, *self.addresses_of(peer)])
 
-    async def _dial(self, peer: PeerId, addrs: Sequence[str]) -> None:
+    async def _dial(self, peer: PeerId, told: Sequence[str], heard: Sequence[str] = ()) -> None:
         if self._swarm.nursery is None:
             raise UnreachableError("this node is shutting down, or has not started: nobody can be reached")
-        await self._swarm.dial(to_id(peer), addrs)
+        await self._swarm.dial(to_id(peer), told, heard)
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to ``peer``. Bounded; never raises."""

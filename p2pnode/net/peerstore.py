@@ -21,10 +21,13 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.multiaddrs import is_valid, with_peer
+from p2pnode.net.reach import scope_of
 
 log = structlog.get_logger()
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Format 1 kept whatever a peer said of itself, private addresses of anybody's network among it."""
+_FORMATS: Final = (1, 2)
 ADDRESSES_MAX: Final = 8
 FILE_MAX_BYTES: Final = 4 << 20
 
@@ -69,7 +72,7 @@ class SavedPeers:
         return self.best(self._limits.peers_saved_max)
 
     def remember(self, peer: PeerId, addrs: Sequence[str], *, now: float) -> None:
-        """``peer`` was reached at ``addrs`` (or told us of them); newest addresses first."""
+        """``peer`` was reached at ``addrs``, or told us of them and may be dialled there; newest first."""
         known = self._peers[peer].addrs if peer in self._peers else ()
         full = dict.fromkeys(with_peer(address, peer) for address in (*addrs, *known))
         usable = tuple(address for address in full if is_valid(address))[:ADDRESSES_MAX]
@@ -123,13 +126,15 @@ def _worth(entry: SavedPeer) -> tuple[int, float, str]:
 
 def _decode(data: bytes) -> list[SavedPeer]:
     document: Any = json.loads(data)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.get("format") not in _FORMATS:
         raise ValueError("it has another format")
     entries = []
     for raw in document["peers"]:
         peer = PeerId(str(raw["peer"]))
         addrs = tuple(str(address) for address in raw["addrs"])[:ADDRESSES_MAX]
         usable = tuple(address for address in addrs if is_valid(address) and address.endswith(peer))
+        if document["format"] == 1:
+            usable = tuple(address for address in usable if scope_of(address) == "global")
         if usable:
             entries.append(
                 SavedPeer(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections import Counter
+import socket
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
@@ -26,11 +27,14 @@ from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 from p2pnode.errors import ConfigError, UnreachableError
+from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.admission import Admission
 from p2pnode.net.connection import NodeConnection
-from p2pnode.net.multiaddrs import check_address, from_id, is_loopback, is_private, without_peer
+from p2pnode.net.multiaddrs import check_address, from_id, without_peer
+from p2pnode.net.reach import Reach, nearest_first, scope_of
 from p2pnode.net.upgrader import Upgrader
+from p2pnode.scopes import ip_of
 from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
@@ -39,6 +43,7 @@ DIAL_STAGGER_S: Final = 0.25
 """The next address is tried when the last one failed, or after this long."""
 ADDRESSES_MAX: Final = 8
 CONNECTIONS_PER_PEER: Final = 4
+REACHED_MAX: Final = 1024
 
 
 class NodeSwarm(Swarm):
@@ -54,6 +59,7 @@ class NodeSwarm(Swarm):
         upgrader: Upgrader,
         transports: Sequence[ITransport],
         limits: Limits,
+        reach: Reach,
         fast: bool,
     ) -> None:
         super().__init__(
@@ -81,6 +87,12 @@ class NodeSwarm(Swarm):
         self.refused: Counter[str] = Counter()
         self.dials: Counter[str] = Counter()
         self.transports = list(transports)
+        self.reach = reach
+        self._reached: OrderedDict[ID, str] = OrderedDict()
+
+    def reached_at(self, peer: ID) -> tuple[str, ...]:
+        """Where we dialled ``peer`` with success, last: what we saw ourselves is no stranger's word."""
+        return (self._reached[peer],) if peer in self._reached else ()
 
     def start_task(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Run in the swarm's nursery, guarded; a no-op once that is gone."""
@@ -106,16 +118,19 @@ class NodeSwarm(Swarm):
         if found := self.live(peer_id):
             return [found[0]]
         try:
-            addresses = [str(address) for address in self.peerstore.addrs(peer_id)]
+            heard = [str(address) for address in self.peerstore.addrs(peer_id)]
         except Exception as error:
             raise SwarmException(f"no address of {peer_id} is known") from error
         try:
-            return [await self.dial(peer_id, addresses)]
+            return [await self.dial(peer_id, self.reached_at(peer_id), heard)]
         except UnreachableError as error:
             raise SwarmException(str(error)) from error
 
-    async def dial(self, peer: ID, addresses: Sequence[str]) -> NodeConnection:
-        """Connect to ``peer`` at the first of ``addresses`` that answers. Raises ``UnreachableError``."""
+    async def dial(self, peer: ID, told: Sequence[str], heard: Sequence[str] = ()) -> NodeConnection:
+        """Connect to ``peer`` at the first address that answers. Raises ``UnreachableError``.
+
+        ``told`` are dialled as they are. ``heard`` come from strangers: those outside our reach are left out.
+        """
         while (event := self._ongoing_dials.get(peer)) is not None:
             await event.wait()
         if found := self.live(peer):
@@ -123,32 +138,51 @@ class NodeSwarm(Swarm):
         self._ongoing_dials[peer] = event = trio.Event()
         try:
             with trio.move_on_after(self.limits.dial_deadline_s) as scope:
-                return await self._race(peer, self._usable(peer, addresses))
+                return await self._race(peer, await self._usable(peer, told, heard))
             if scope.cancelled_caught:
                 self.dials["timeout"] += 1
             raise UnreachableError(
                 f"no answer from {from_id(peer)} within {self.limits.dial_deadline_s:g} s at "
-                f"{', '.join(addresses)}. Check the address, and that no firewall is in the way."
+                f"{', '.join(dict.fromkeys((*told, *heard)))}. It is not running, or a router or firewall "
+                "lets nobody in: its owner can forward the port, and announce the address with --announce."
             )
         finally:
             event.set()
             self._ongoing_dials.pop(peer, None)
 
-    def _usable(self, peer: ID, addresses: Sequence[str]) -> list[Multiaddr]:
+    async def _usable(self, peer: ID, told: Sequence[str], heard: Sequence[str]) -> list[Multiaddr]:
         if peer == self.self_id:
             raise UnreachableError("that is this node's own peer id; dial another node")
+        wanted = dict.fromkeys(without_peer(each) for each in told)
+        strange = [without_peer(each) for each in heard]
+        allowed = self.reach.dialable(each for each in strange if each not in wanted)
+        for each in allowed[:ADDRESSES_MAX]:
+            wanted.update(dict.fromkeys(await self._resolved(each)))
         usable = []
-        for each in dict.fromkeys(addresses):
-            with contextlib.suppress(ConfigError):  # a stranger's: what we can't dial is no address
-                usable.append(check_address(without_peer(each)))
+        for each in nearest_first(wanted):
+            with contextlib.suppress(ConfigError):  # what we can't dial is no address
+                usable.append(check_address(each))
         usable = [address for address in usable if self._transport_for(address) is not None]
         if not usable:
-            raise UnreachableError(
-                f"no address of {from_id(peer)} that this node can dial is known"
-                + (f" (of {', '.join(addresses)})" if addresses else "")
-            )
-        usable.sort(key=lambda a: ("/ws" in str(a), not is_loopback(str(a)), not is_private(str(a))))
+            raise UnreachableError(_no_address(from_id(peer), strange))
         return usable[:ADDRESSES_MAX]
+
+    async def _resolved(self, address: str) -> tuple[str, ...]:
+        """A stranger's address, or what its name stands for: a name may lead into our own network."""
+        _, family, host, rest = address.split("/", maxsplit=3)
+        if ip_of(host) is not None:
+            return (address,)
+        wanted = {"dns4": (socket.AF_INET,), "dns6": (socket.AF_INET6,)}.get(
+            family, (socket.AF_INET, socket.AF_INET6)
+        )
+        try:
+            found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return ()
+        hosts = dict.fromkeys(str(name[0]) for kind, *_, name in found if kind in wanted)
+        return self.reach.dialable(
+            f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/{rest}" for ip in list(hosts)[:ADDRESSES_MAX]
+        )
 
     async def _race(self, peer: ID, addresses: list[Multiaddr]) -> NodeConnection:
         won: list[NodeConnection] = []
@@ -188,6 +222,7 @@ class NodeSwarm(Swarm):
             raw = await transport.dial(address)
             muxed = await self.upgrader.upgrade_outbound(raw, peer)
             connection = await self._register(muxed, "outbound", str(address))
+            self._note_reached(peer, str(address))
             done = True
         except OpenConnectionError as error:
             raise UnreachableError(f"could not reach {from_id(peer)} at {address}: {error}") from error
@@ -201,6 +236,12 @@ class NodeSwarm(Swarm):
             if raw is not None and not done:
                 await _close_quietly(raw)
         return connection
+
+    def _note_reached(self, peer: ID, address: str) -> None:
+        self._reached[peer] = address
+        self._reached.move_to_end(peer)
+        if len(self._reached) > REACHED_MAX:
+            self._reached.popitem(last=False)
 
     def _transport_for(self, address: Multiaddr) -> ITransport | None:
         return next((t for t in self.transports if cast("Any", t).can_dial(address)), None)
@@ -307,6 +348,18 @@ class NodeSwarm(Swarm):
 
     async def notify_closed_stream(self, stream: INetStream) -> None:
         """Nobody listens for it."""
+
+
+def _no_address(peer: PeerId, heard: Sequence[str]) -> str:
+    scopes = {scope_of(each) for each in heard} - {None}
+    if not scopes:
+        which = f" (of {', '.join(heard)})" if heard else ""
+        return f"no address of {peer} that this node can dial is known{which}"
+    return (
+        f"{peer} is known by addresses of its own network only ({', '.join(heard)}): it is behind a router "
+        "that lets nobody in. Its owner can forward a port and start it with --announce; from the same "
+        "network, dial it with --peer"
+    )
 
 
 async def _close_quietly(closer: Any) -> None:

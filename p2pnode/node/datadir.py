@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,12 @@ class RunningNode:
     peer_id: PeerId
     multiaddrs: tuple[str, ...]
     pid: int
+    announced: tuple[str, ...] = ()
+    """Those of its addresses that it tells strangers."""
+    networks: tuple[str, ...] = ()
+    """The private networks that it was told to live in: see ``net.reach``."""
+    reach: str = ""
+    """A ``ReachCode``; empty for a node of an earlier version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +227,19 @@ class DataDir:
             os.close(handle)
         return False
 
-    def write_node_json(self, peer_id: PeerId, multiaddrs: Sequence[str]) -> None:
-        """Tell ``ask`` on this machine where this node listens."""
-        write_atomic(self.node_json, ready_json(peer_id, multiaddrs))
+    def write_node_json(
+        self,
+        peer_id: PeerId,
+        multiaddrs: Sequence[str],
+        *,
+        announced: Sequence[str] = (),
+        networks: Sequence[str] = (),
+        reach: str = "",
+    ) -> None:
+        """Tell ``ask`` on this machine where this node listens, and where it lives."""
+        content = _node_fields(peer_id, multiaddrs)
+        content |= {"announced": list(announced), "networks": list(networks), "reach": reach}
+        write_atomic(self.node_json, json.dumps(content).encode())
 
     def running_node(self) -> RunningNode | None:
         """The node that runs here now; None for a stale file."""
@@ -231,8 +248,15 @@ class DataDir:
             return None
         try:
             raw = json.loads(text)
-            return RunningNode(PeerId(raw["peer_id"]), tuple(raw["multiaddrs"]), int(raw["pid"]))
-        except (ValueError, KeyError, TypeError):
+            return RunningNode(
+                PeerId(raw["peer_id"]),
+                tuple(raw["multiaddrs"]),
+                int(raw["pid"]),
+                tuple(raw.get("announced", ())),
+                tuple(str(ip_network(each)) for each in raw.get("networks", ())),
+                str(raw.get("reach", "")),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
@@ -294,5 +318,9 @@ class ReadyFile:
 
 
 def ready_json(peer_id: PeerId, multiaddrs: Sequence[str]) -> bytes:
-    """The content of ``node.json`` and of ``--ready-file``."""
-    return json.dumps({"peer_id": peer_id, "multiaddrs": list(multiaddrs), "pid": os.getpid()}).encode()
+    """The content of ``--ready-file``."""
+    return json.dumps(_node_fields(peer_id, multiaddrs)).encode()
+
+
+def _node_fields(peer_id: PeerId, multiaddrs: Sequence[str]) -> dict[str, object]:
+    return {"peer_id": peer_id, "multiaddrs": list(multiaddrs), "pid": os.getpid()}

@@ -12,9 +12,9 @@ from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.network import Network
+from p2pnode.net.reach import scope_of
 from p2pnode.net.types import PeerAddresses
 from p2pnode.node.adverts import AdvertService, failure_of
-from p2pnode.node.reach import scope_of, scopes_of
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.events import Command, Effect, Emit, Event, SetTimer, TimerFired
 from p2pnode.protocols.lookup.machine import Search
@@ -67,10 +67,13 @@ class Finder:
         run = _Run(self, model, seeds, on_found, sources - self._off)
         return await run.run()
 
-    async def contact(self, peer: PeerId, addresses: Sequence[str]) -> Advert | None:
-        """Dial if needed and take the peer's own current advert. Raises ``RemoteError``."""
+    async def contact(self, peer: PeerId, heard: Sequence[str], *, told: Sequence[str] = ()) -> Advert | None:
+        """Dial if needed (see ``connect_peer``) and take the peer's own current advert.
+
+        Raises ``RemoteError``.
+        """
         if not self._network.is_connected(peer):
-            await self._network.connect_peer(peer, addresses)
+            await self._network.connect_peer(peer, heard, told=told)
         return await self._adverts.fetch(peer)
 
     @property
@@ -93,7 +96,6 @@ class _Run:
         self._finder, self._model, self._on_found = finder, model, on_found
         self._network, self._adverts, self._limits, self._wall = finder.parts
         self._seeds = [split_peer(seed) for seed in seeds]
-        self._reach = scopes_of(address for address, _ in self._seeds) | {"public"}
         self._commands, self._inbox = trio.open_memory_channel[LookupCommand](64)
         self._sources = sources
         self._measured: dict[PeerId, float] = {}
@@ -147,18 +149,17 @@ class _Run:
         return deadline
 
     def _usable(self, address: str, local: bool) -> bool:
-        """Private addresses count only where we have a peer: an advert can't aim us at a victim's LAN."""
-        scope = scope_of(address)
-        if scope is None:
-            return False
-        return local or scope in self._reach or scope in scopes_of(self._network.remote_addresses())
+        """Whether this word for it is enough: an advert can't aim us at a network of ours."""
+        return scope_of(address) is not None if local else bool(self._network.reach.dialable([address]))
 
     async def _contact(self, contact: Contact) -> None:
         started = trio.current_time()
         advert, failure = None, ""
         try:
             with trio.fail_after(self._limits.dial_deadline_s):
-                advert = await self._finder.contact(contact.peer, contact.addresses)
+                told = contact.addresses if contact.local else ()
+                heard = () if contact.local else contact.addresses
+                advert = await self._finder.contact(contact.peer, heard, told=told)
         except trio.TooSlowError:
             failure = f"no answer within {self._limits.dial_deadline_s:g} s"
         except RemoteError as error:
@@ -195,7 +196,7 @@ class _Run:
         try:
             with trio.fail_after(self._limits.request_deadline_s):
                 if not self._network.is_connected(peer):
-                    await self._network.connect_peer(peer, addresses)
+                    await self._network.connect_peer(peer, (), told=addresses)
                 adverts = await self._adverts.sample(peer, self._model)
         except (RemoteError, trio.TooSlowError):
             return  # the contact of the same peer reports why
@@ -224,7 +225,6 @@ class _Run:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(self._limits.mdns_wait_s):
                 async for found in self._network.discovered():
-                    self._reach |= scopes_of(found.addrs)
                     await self._commands.send(
                         Hint(peer=found.peer, addresses=found.addrs, source="mdns", local=True)
                     )

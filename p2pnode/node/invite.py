@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from p2pnode.errors import ConfigError
-from p2pnode.net.multiaddrs import is_loopback, split_peer
+from p2pnode.net.multiaddrs import split_peer
+from p2pnode.net.reach import mixed, scope_of
 
 _PREFIX: Final = "p2pnode1"
 _CHECK_BYTES: Final = 4
@@ -22,10 +23,11 @@ _LENGTH_MAX: Final = 2048
 
 
 def make_invite(multiaddrs: Sequence[str]) -> str:
-    """An invite to this node. Loopback addresses are left out where there are others."""
+    """An invite to this node with a mix of its addresses. Loopback is left out where there are others."""
     parts = [split_peer(each) for each in multiaddrs]
-    far = [part for part in parts if not is_loopback(part[0])] or parts
-    body = " ".join([far[0][1], *(address for address, _ in far[:_ADDRESSES_MAX])]).encode()
+    every = [address for address, _ in parts]
+    far = [address for address in every if scope_of(address) != "loopback"]
+    body = " ".join([parts[0][1], *mixed(far or every, _ADDRESSES_MAX)]).encode()
     check = hashlib.sha256(body).digest()[:_CHECK_BYTES]
     return _PREFIX + base64.urlsafe_b64encode(check + body).decode().rstrip("=")
 

@@ -19,13 +19,16 @@ import trio
 from p2pnode.errors import UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.net.multiaddrs import without_peer
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.peerstore import SavedPeers
+from p2pnode.net.reach import interface_addresses, mixed
 from p2pnode.node.adverts import AdvertService
 from p2pnode.node.faults import FaultLedger
 from p2pnode.node.finder import Finder
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.peers import PeerKeeper
+from p2pnode.node.reachability import ReachCode, reach_code
 from p2pnode.node.sleep import SleepWatch
 from p2pnode.protocols.lookup.messages import provider_key
 
@@ -34,10 +37,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSetup:
-    """What a node is made of. Tests give ``transport``, ``wall`` and ``draw``; nothing else does."""
+    """What a node is made of.
+
+    Tests give ``transport``, ``interfaces``, ``wall`` and ``draw``; nothing else does.
+    """
 
     key: PeerKey
     listen: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     peerstore: Path | None = None
     keep_company: bool = True
@@ -47,6 +54,7 @@ class NodeSetup:
     mdns: Literal["off", "browse", "announce"] = "off"
     limits: Limits = DEFAULT_LIMITS
     transport: Any = None
+    interfaces: Callable[[], Sequence[str]] = interface_addresses
     wall: Callable[[], float] = time.time
     draw: Callable[[int], bytes] = secrets.token_bytes
     rng: random.Random | None = None
@@ -63,11 +71,14 @@ class Node:
             NetworkConfig(
                 key_seed=setup.key.seed,
                 listen=setup.listen,
+                announce=setup.announce,
+                told=setup.bootstrap,
                 dht=setup.dht,
                 gossip=setup.gossip,
                 mdns=setup.mdns,
                 limits=setup.limits,
                 transport=setup.transport,
+                interfaces=setup.interfaces,
                 wall_clock=setup.wall,
             )
         )
@@ -90,6 +101,7 @@ class Node:
             self.network, self.adverts, limits=setup.limits, bootstrap=setup.bootstrap, store=store
         )
         self.finder = Finder(self.network, self.adverts, setup.limits, setup.wall, mdns=setup.mdns != "off")
+        self._announce = setup.announce
         self._keep_company = setup.keep_company
         self._stop = trio.Event()
         self._stopped = trio.Event()
@@ -103,6 +115,18 @@ class Node:
     @property
     def multiaddrs(self) -> tuple[str, ...]:
         return self.network.multiaddrs
+
+    @property
+    def reach(self) -> ReachCode:
+        """From where it can be reached, as far as its addresses tell."""
+        network = self.network
+        return reach_code(network.announced, network.multiaddrs, listens_on_all=network.listens_on_all)
+
+    def advertised(self, count: int) -> tuple[str, ...]:
+        """Up to ``count`` addresses for strangers, without ``/p2p``: what its user says first, then a mix."""
+        addresses = [without_peer(each) for each in self.network.announced]
+        told = [each for each in addresses if each in self._announce][:count]
+        return (*told, *mixed([each for each in addresses if each not in told], count - len(told)))
 
     def before_close(self, action: Callable[[], Any]) -> None:
         """Await ``action()`` at shutdown while the network is still up; the last registered goes first."""

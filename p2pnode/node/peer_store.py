@@ -48,14 +48,15 @@ _ERRORS: Final[dict[StoreCode, type[StorageError]]] = {
 
 
 class PeerStore:
-    """What ``peer`` keeps. ``addresses`` are full or bare multiaddrs to dial it at when it isn't connected.
+    """What ``peer`` keeps. ``told`` are the multiaddrs at which the user says that it is; see ``also_at``.
 
     Besides the errors of ``storage.store`` each method raises ``RemoteError``: ``UnreachableError``,
     ``StoreRefusedError`` (not admitted, too fast, failed), ``ProtocolError`` (it lied: counted against it).
     """
 
-    def __init__(self, node: Node, peer: PeerId, addresses: Sequence[str] = (), *, sign: OwnerSigner) -> None:
-        self._node, self.peer, self._addresses = node, peer, tuple(addresses)
+    def __init__(self, node: Node, peer: PeerId, told: Sequence[str] = (), *, sign: OwnerSigner) -> None:
+        self._node, self.peer, self._told = node, peer, tuple(told)
+        self._heard: tuple[str, ...] = ()
         self._sign = sign
         self._claims: dict[bytes, bytes] = {}
         self._stream: AskedPeer | None = None
@@ -115,9 +116,9 @@ class PeerStore:
 
     # ---- what peers can do besides
 
-    def also_at(self, addresses: Sequence[str]) -> None:
-        """Other addresses to dial it at: the newest few are tried."""
-        self._addresses = tuple(dict.fromkeys((*addresses, *self._addresses)))[:_ADDRESSES_MAX]
+    def also_at(self, heard: Sequence[str]) -> None:
+        """Addresses that strangers gave: the newest few are tried, within our reach."""
+        self._heard = tuple(dict.fromkeys((*heard, *self._heard)))[:_ADDRESSES_MAX]
 
     async def open(self) -> None:
         """Dial and open the stream, where it isn't. Raises ``RemoteError``."""
@@ -169,7 +170,7 @@ class PeerStore:
             node = self._node
             if node.faults.shunned(self.peer, trio.current_time()):
                 raise UnreachableError(f"{self.peer} broke the protocol too often: try again later")
-            await node.network.connect_peer(self.peer, self._addresses)
+            await node.network.connect_peer(self.peer, self._heard, told=self._told)
             stream = await node.network.open_stream(self.peer, PROTOCOL)
             machine = BlobClient(
                 peer=self.peer,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -21,11 +22,19 @@ from p2pnode.net.multiaddrs import split_peer, with_peer
 from p2pnode.net.network import Network
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.node.adverts import AdvertService, failure_of
-from p2pnode.node.reach import dialable, scopes_of
 
 log = structlog.get_logger()
 _EXCHANGES: Final = 3
 """Questions to one peer that stay without an answer, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A peer to dial: where we know it to be, and where strangers say that it is."""
+
+    peer: PeerId
+    told: tuple[str, ...] = ()
+    heard: tuple[str, ...] = ()
 
 
 class PeerKeeper:
@@ -74,8 +83,8 @@ class PeerKeeper:
         wanted = self._limits.peers_wanted - len(self._network.connected_peers())
         if wanted > 0:
             async with trio.open_nursery() as nursery:
-                for peer, addresses in self._candidates()[: 2 * wanted]:
-                    nursery.start_soon(self._dial, peer, addresses)
+                for candidate in self._candidates()[: 2 * wanted]:
+                    nursery.start_soon(self._dial, candidate)
         connected = self._network.connected_peers()
         self._exchanges = Counter({peer: self._exchanges[peer] for peer in connected})
         waiting = [peer for peer in connected if self._exchanges[peer] < _EXCHANGES]
@@ -86,34 +95,36 @@ class PeerKeeper:
                 nursery.start_soon(self._exchange, peer)
         self.save()
 
-    def _candidates(self) -> list[tuple[PeerId, tuple[str, ...]]]:
-        found: dict[PeerId, tuple[str, ...]] = {
-            peer: (address,) for address, peer in self._bootstrap if peer != self._network.peer_id
+    def _candidates(self) -> list[_Candidate]:
+        found = {
+            peer: _Candidate(peer, told=(address,))
+            for address, peer in self._bootstrap
+            if peer != self._network.peer_id
         }
         if self._store is not None:
             for saved in self._store.best(self._limits.peers_wanted):
-                found.setdefault(saved.peer, saved.addrs)
-        reach = scopes_of((*(address for address, _ in self._bootstrap), *self._network.remote_addresses()))
+                found.setdefault(saved.peer, _Candidate(saved.peer, told=saved.addrs))
         known = {self._network.peer_id, *self._network.connected_peers(), *found}
         live = (entry.advert for entry in self._adverts.book.live(self._adverts.wall()))
         news = (advert for advert in live if advert.peer not in known)
         # Those who failed go last: a book of dead ends must not hide the host behind them.
         count = 4 * self._limits.peers_wanted
         for advert in heapq.nsmallest(count, news, key=lambda advert: self._failed[advert.peer]):
-            if addresses := dialable((each.multiaddr for each in advert.addresses), reach):
-                found[advert.peer] = addresses
+            if addresses := self._network.reach.dialable(each.multiaddr for each in advert.addresses):
+                found[advert.peer] = _Candidate(advert.peer, heard=addresses)
             else:
                 self._note_failure(advert.peer)
         return [
-            (peer, addresses)
-            for peer, addresses in found.items()
-            if peer != self._network.peer_id and not self._network.is_connected(peer)
+            each
+            for each in found.values()
+            if each.peer != self._network.peer_id and not self._network.is_connected(each.peer)
         ]
 
-    async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> None:
+    async def _dial(self, candidate: _Candidate) -> None:
+        peer = candidate.peer
         try:
             with trio.fail_after(self._limits.dial_deadline_s):
-                await self._network.connect_peer(peer, addresses)
+                await self._network.connect_peer(peer, candidate.heard, told=candidate.told)
         except Exception as error:  # noqa: BLE001  of one peer of many: the others are dialled on
             if not isinstance(error, RemoteError | trio.TooSlowError):
                 self._network.guard.note("dial", error)
@@ -151,7 +162,7 @@ class PeerKeeper:
     async def _follow_mdns(self) -> None:
         async for found in self._network.discovered():
             if found.peer != self._network.peer_id and not self._network.is_connected(found.peer):
-                await self._dial(found.peer, found.addrs)
+                await self._dial(_Candidate(found.peer, told=found.addrs))
                 if self._network.is_connected(found.peer):
                     await self._exchange(found.peer)
 

@@ -23,7 +23,6 @@ from p2pnode.node.adverts import failure_of
 from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.node import Node
 from p2pnode.node.peer_store import OwnerSigner, PeerStore
-from p2pnode.node.reach import dialable, scopes_of
 from p2pnode.protocols.blob.messages import PROTOCOL, provider_key
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import hash_of
@@ -110,7 +109,9 @@ class ReplicaFinder:
 
     def store(self, peer: PeerId, addresses: Sequence[str] = ()) -> PeerStore:
         """The store at a peer, shared by all who ask for it."""
-        found = self._stores.pop(peer, None) or PeerStore(self._node, peer, sign=self._sign)
+        found = self._stores.pop(peer, None) or PeerStore(
+            self._node, peer, self._configured.get(peer, ()), sign=self._sign
+        )
         found.also_at(addresses)
         self._stores[peer] = found
         if len(self._stores) > _STORES_MAX:
@@ -126,8 +127,7 @@ class ReplicaFinder:
     # ---- where they come from
 
     def _known(self, serving: PeerId | None) -> Iterable[_Tried]:
-        yield from self._configured.items()
-        for peer in (self._own, serving):
+        for peer in (*self._configured, self._own, serving):
             if peer is not None:
                 yield peer, ()
 
@@ -140,12 +140,9 @@ class ReplicaFinder:
 
     async def _from_dht(self, search: _Search, key: EntryKey) -> None:
         network, limits = self._node.network, self._node.limits
-        reach = scopes_of(
-            (*network.remote_addresses(), *(a for each in self._configured.values() for a in each))
-        )
         with trio.move_on_after(limits.dht_deadline_s):
             providers = await network.find_providers(provider_key(key), limit=limits.replicas_max)
-            search.try_all((each.peer, dialable(each.addrs, reach)) for each in providers)
+            search.try_all((each.peer, each.addrs) for each in providers)
 
     def place_of(self, peer: PeerId, serving: PeerId | None) -> Place:
         """Whose it is."""

@@ -131,7 +131,7 @@ class Search:
             self._dialled += 1
             self._dialling.add(hint.peer)
             self._tried.setdefault(hint.peer, set()).update(hint.addresses)
-            effects.append(Emit(Contact(hint.peer, hint.addresses)))
+            effects.append(Emit(Contact(hint.peer, hint.addresses, hint.local)))
         spent = self._dialled >= self._dials_max or not (self._queue or self._waiting_for)
         if spent and not self._dialling:
             effects.extend(self._finish())

@@ -56,10 +56,11 @@ LookupCommand: TypeAlias = Hint | SourceDone | Contacted
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """Dial this peer and ask for its current advert."""
+    """Dial this peer and ask for its current advert. ``local`` as in the hint that it comes from."""
 
     peer: PeerId
     addresses: tuple[str, ...]
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)

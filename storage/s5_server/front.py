@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from p2pnode.storage.addresses import is_loopback
+from p2pnode.scopes import is_loopback
 from p2pnode.storage.s5_server.errors import HttpError, answer
 
 _SAFE_HEADERS: Final = (

@@ -10,7 +10,7 @@ from typing import Final
 from p2pnode.errors import ConfigError
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.s5.nodes import NodeId
-from p2pnode.storage.addresses import is_loopback
+from p2pnode.scopes import is_loopback
 from p2pnode.storage.store import OwnerKey
 
 _PORT_MAX: Final = 65_535

@@ -130,6 +130,28 @@ async def test_the_usual_ports_may_be_taken(tmp_path: Path, monkeypatch: pytest.
     _bad(await _machine(tmp_path).ports(), "port_taken", verdict="warning")
 
 
+@pytest.mark.parametrize("code", ["ipv6_only", "private_only", "shared_only", "no_network"])
+async def test_who_can_reach_the_running_node(tmp_path: Path, code: str) -> None:
+    addresses = ("/ip4/192.168.1.5/tcp/4711", "/ip4/127.0.0.1/tcp/4711")
+    running = RunningNode(peer(1), addresses, os.getpid(), reach=code)
+    found = _bad(await _machine(tmp_path, running).reach(), code, verdict="warning")
+    assert ("4711" in found.remedy) == (code in ("ipv6_only", "private_only"))
+    for fine in ("global", "this_machine_only", ""):
+        _good(await _machine(tmp_path, replace(running, reach=fine)).reach())
+
+
+async def test_who_could_reach_a_node_that_is_started_now(tmp_path: Path) -> None:
+    _good(await _machine(tmp_path, listen=("/ip4/8.8.8.8/tcp/4001",)).reach())
+    _good(await _machine(tmp_path, listen=("/ip4/127.0.0.1/tcp/4001",)).reach())
+    private = await _machine(tmp_path, listen=("/ip4/192.168.1.5/tcp/4001",)).reach()
+    _bad(private, "private_only", verdict="warning")
+    forwarded: dict[str, Any] = {
+        "listen": ("/ip4/192.168.1.5/tcp/4001",),
+        "announce": ("/ip4/8.8.8.8/tcp/4001",),
+    }
+    _good(await _machine(tmp_path, **forwarded).reach())
+
+
 async def test_the_model(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _good(await _machine(data.root, models=("scripted",)).model())
     _bad(await _machine(data.root).model(), "model_missing", verdict="warning")
@@ -331,8 +353,8 @@ def test_a_check_that_can_not_be_made_does_not_keep_the_others_from_being_made(d
     findings = ran.named("finding")
     assert [finding["check"] for finding in findings] == list(CHECKS)
     failed = {finding["check"] for finding in findings if finding["code"] == "check_failed"}
-    assert failed == {"ports", "model", "engine", "peers"}
-    assert "found 4 problems" in ran.events[-1]["message"]
+    assert failed == {"ports", "reach", "model", "engine", "peers"}
+    assert "found 5 problems" in ran.events[-1]["message"]
 
 
 def test_people_get_a_line_and_a_remedy_each(data: DataDir) -> None:

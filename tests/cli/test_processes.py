@@ -136,7 +136,9 @@ def test_ready_and_node_files_have_the_promised_fields(host: Program) -> None:
     assert host.ready["pid"] == host.process.pid
     assert all(address.endswith(f"/p2p/{host.ready['peer_id']}") for address in host.ready["multiaddrs"])
     data_dir = host.out_path.parent / "h"
-    assert json.loads((data_dir / "node.json").read_text()) == host.ready
+    told = json.loads((data_dir / "node.json").read_text())
+    assert {key: told[key] for key in host.ready} == host.ready
+    assert set(told) - set(host.ready) == {"announced", "networks", "reach"}
     keys = {path.name: oct(path.stat().st_mode & 0o777) for path in data_dir.glob("*.key")}
     assert keys == dict.fromkeys(("peer.key", "receipt.key", "storage.key"), "0o600")
 
@@ -181,5 +183,6 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, arguments: tuple[s
     ],
 )
 def test_a_node_says_for_whom_it_stores(rules: list[str], words: str) -> None:
-    fields = {"models": [], "store_for": rules, "invite": "p2pnode1x"}
+    reach = {"code": "global", "detail": "", "remedy": ""}
+    fields = {"models": [], "store_for": rules, "invite": "p2pnode1x", "reach": reach}
     assert f"storing    for {words}\n" in _Reporter._text("ready", fields)

@@ -228,7 +228,7 @@ def test_a_command_line_that_makes_no_sense(arguments: tuple[str, ...], message:
     ("text", "message"),
     [
         ("lisen = []", "'lisen' is no setting: did you mean listen?"),
-        ("zzzzz = 1", "'zzzzz' is no setting: known are listen, bootstrap"),
+        ("zzzzz = 1", "'zzzzz' is no setting: known are listen, announce, bootstrap"),
         ("listen = ", "not valid TOML"),
         ("slots = 'many'", "slots must be a whole number"),
         ("slots = true", "slots must be a whole number"),

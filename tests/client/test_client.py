@@ -86,7 +86,7 @@ def test_the_node_on_this_data_dir_is_asked_first_and_saved_peers_last(tmp_path:
         "last_seen": 1.0,
         "failures": 0,
     }
-    data.peers.write_text(json.dumps({"format": 1, "peers": [saved]}))
+    data.peers.write_text(json.dumps({"format": 2, "peers": [saved]}))
     client = _client(tmp_path, bootstrap=[SECOND])
     with data.locked():
         data.write_node_json(peer(1), [FIRST])

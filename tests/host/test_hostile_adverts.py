@@ -185,7 +185,7 @@ async def test_a_live_advert_of_our_own_peer_id_from_elsewhere_stops_the_node(
         await _meet_a_copy()
     error = first_of(caught.value, ConfigError)
     assert "another node speaks as" in str(error)
-    assert "peer.key" in str(error)
+    assert "--data-dir" in str(error)
 
 
 _NO_ADDRESSES = (

@@ -10,15 +10,22 @@ from p2pnode.net.network import Network
 from tests.net.support import make, make_client
 
 PEER = make("announced").peer_id
+LAN = ("127.0.0.1/8", "10.0.0.9/24")
 
 
 def test_an_announcement_on_loopback_addresses_stays_on_loopback() -> None:
-    mdns = Mdns(PEER, [f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}"], announce=True, found=lambda _: None)
-    assert mdns.interfaces == ("127.0.0.1",)
+    mdns = Mdns(
+        PEER,
+        addresses=lambda: ["/ip4/127.0.0.1/tcp/1"],
+        interfaces=lambda: ["127.0.0.1/8", "10.0.0.9/24"],
+        announce=True,
+        found=lambda _: None,
+    )
+    assert mdns.in_use == ("127.0.0.1",)
 
 
 def test_a_whole_record_is_read() -> None:
-    found = read({b"peer": PEER.encode(), b"a0": b"/ip4/10.0.0.1/tcp/4001"})
+    found = read({b"peer": PEER.encode(), b"a0": b"/ip4/10.0.0.1/tcp/4001"}, LAN)
     assert found is not None
     assert (found.peer, found.addrs) == (PEER, (f"/ip4/10.0.0.1/tcp/4001/p2p/{PEER}",))
 
@@ -37,15 +44,27 @@ def test_a_whole_record_is_read() -> None:
     ],
 )
 def test_a_record_without_sense_is_none(texts: dict[bytes, bytes | None]) -> None:
-    assert read(texts) is None
+    assert read(texts, LAN) is None
 
 
 def test_a_record_with_many_addresses_is_cut() -> None:
     texts: dict[bytes, bytes | None] = {b"peer": PEER.encode()}
     texts.update({b"a%d" % i: b"/ip4/10.0.0.1/tcp/%d" % (i + 1) for i in range(50)})
-    found = read(texts)
+    found = read(texts, LAN)
     assert found is not None
     assert len(found.addrs) == ADDRESSES_MAX
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["/ip4/8.8.8.8/tcp/53", "/ip4/10.0.1.1/tcp/22", "/ip4/127.0.0.1/tcp/22", "/dns4/x.test/tcp/1"],
+)
+def test_a_record_counts_only_for_the_network_that_it_came_from(elsewhere: str) -> None:
+    texts: dict[bytes, bytes | None] = {b"peer": PEER.encode(), b"a0": elsewhere.encode()}
+    assert read(texts, LAN) is None
+    found = read({**texts, b"a1": b"/ip4/10.0.0.1/tcp/4001"}, LAN)
+    assert found is not None
+    assert found.addrs == (f"/ip4/10.0.0.1/tcp/4001/p2p/{PEER}",)
 
 
 async def _run_pair(host: Network, client: Network) -> None:
@@ -56,17 +75,15 @@ async def _run_pair(host: Network, client: Network) -> None:
             async for found in client.discovered():
                 if found.peer == host.peer_id:
                     assert found.addrs == host.multiaddrs
-                    await client.connect_peer(found.peer, found.addrs)
+                    await client.connect_peer(found.peer, (), told=found.addrs)
                     break
             await client.aclose()
             await host.aclose()
 
 
-async def test_a_client_finds_a_host_on_loopback_and_can_dial_what_it_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("p2pnode.net.mdns.interface_addresses", lambda: ("127.0.0.1",))
-    await _run_pair(make("mdns host", mdns="announce"), make_client("mdns client", mdns="browse"))
+async def test_a_client_finds_a_host_on_loopback_and_can_dial_what_it_found() -> None:
+    host = make("mdns host", mdns="announce", interfaces=lambda: ("127.0.0.1/8",))
+    await _run_pair(host, make_client("mdns client", mdns="browse", interfaces=lambda: ("127.0.0.1/8",)))
 
 
 async def test_where_there_is_no_multicast_the_network_runs_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,11 @@ from p2pnode.net.multiaddrs import (
     MULTIADDR_MAX,
     check_address,
     check_peer,
-    expand,
-    is_loopback,
-    is_private,
     parse,
     split_peer,
+    without_peer,
 )
+from p2pnode.net.reach import scope_of
 
 PEER = "12D3KooWMbbPVGsZYh3ChQjue712NHHGNybRRXwnuSpezYjGbCDS"
 
@@ -69,21 +68,11 @@ def test_no_text_makes_anything_but_a_config_error(text: str) -> None:
     assert multiaddrs.is_valid(text)
 
 
-def test_the_unspecified_address_becomes_the_interfaces_of_its_family() -> None:
-    found = expand(["/ip4/0.0.0.0/tcp/4001/ws"], interfaces=["127.0.0.1", "10.1.1.1", "8.8.8.8", "::1"])
-    assert found == ("/ip4/8.8.8.8/tcp/4001/ws", "/ip4/10.1.1.1/tcp/4001/ws", "/ip4/127.0.0.1/tcp/4001/ws")
-
-
-def test_a_stated_address_stays_as_it_is() -> None:
-    assert expand(["/ip4/10.1.1.1/tcp/1"], interfaces=["127.0.0.1"]) == ("/ip4/10.1.1.1/tcp/1",)
-
-
-def test_private_and_loopback_addresses_are_told_from_public_ones() -> None:
-    assert is_loopback("/ip4/127.0.0.1/tcp/1")
-    assert is_private("/ip4/192.168.1.1/tcp/1")
-    assert is_private("/ip6/fe80::1/tcp/1")
-    assert not is_private("/ip4/8.8.8.8/tcp/1")
-    assert not is_loopback("/dns4/host.test/tcp/1")
+def test_a_circuit_never_becomes_the_address_of_its_relay() -> None:
+    circuit = f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}/p2p-circuit"
+    assert without_peer(f"{circuit}/p2p/{PEER}") == without_peer(circuit) == circuit
+    assert scope_of(circuit) is None
+    assert without_peer(f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}") == "/ip4/1.2.3.4/tcp/1"
 
 
 NAMES = [protocol.name for protocol in PROTOCOLS]

@@ -75,7 +75,7 @@ async def test_connecting_twice_is_one_connection_and_two_at_once_too() -> None:
 async def test_a_dead_address_beside_a_good_one_does_not_matter() -> None:
     host, client = make("host"), make_client("client")
     async with running(host, client):
-        await client.connect_peer(host.peer_id, ["/ip4/127.0.0.1/tcp/1", *host.multiaddrs])
+        await client.connect_peer(host.peer_id, [], told=["/ip4/127.0.0.1/tcp/1", *host.multiaddrs])
         assert client.is_connected(host.peer_id)
 
 

@@ -18,7 +18,6 @@ from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.node.reach import dialable, scope_of
 from p2pnode.protocols.adverts.messages import PROTOCOL, Address, Advert, Load, Offer, SignedAdvert
 from p2pnode.protocols.adverts.signing import seal
 from tests.net.memory_world import seed_of
@@ -180,13 +179,3 @@ def _node(w: World, peers: Path, bootstrap: tuple[str, ...]) -> Node:
             rng=rng,
         )
     )
-
-
-def test_an_address_is_dialled_on_a_strangers_word_only_where_it_can_mean_something() -> None:
-    addresses = ("/ip4/8.8.8.9/tcp/1", "/ip4/192.168.0.9/tcp/1/ws", "/ip4/127.0.0.1/tcp/1", *GARBAGE)
-    public = addresses[0]
-    assert scope_of(public) == "public"
-    assert [scope_of(each) for each in GARBAGE] == [None] * len(GARBAGE)
-    assert dialable(addresses, {"public"}) == (public,)
-    assert "/ip4/192.168.0.9/tcp/1/ws" in dialable(addresses, {"lan"})
-    assert "/ip4/127.0.0.1/tcp/1" in dialable(addresses, {"loopback"})

@@ -13,7 +13,7 @@ import trio
 
 from p2pnode.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of
-from p2pnode.storage.addresses import is_loopback, is_public
+from p2pnode.scopes import is_global_ip, is_loopback
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.s5_client import S5Client, open_s5
 from p2pnode.storage.s5_json import entry_json
@@ -423,7 +423,7 @@ async def test_a_redirect_to_the_node_itself_keeps_the_token() -> None:
 def test_addresses_are_told_apart() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]", "::ffff:127.0.0.1")))
     assert not any(map(is_loopback, ("", "example.com", "10.0.0.1", "0.0.0.0", "localhost.example")))
-    assert all(map(is_public, ("1.1.1.1", "2606:4700::1111")))
+    assert all(map(is_global_ip, ("1.1.1.1", "2606:4700::1111")))
     assert not any(
-        map(is_public, ("example.com", "10.0.0.1", "224.0.0.1", "::", "fe80::1%eth0", "::ffff:10.0.0.1"))
+        map(is_global_ip, ("example.com", "10.0.0.1", "224.0.0.1", "::", "fe80::1%eth0", "::ffff:10.0.0.1"))
     )

@@ -1,0 +1,142 @@
+"""Whose word is enough to dial an address, and which of our own addresses others are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pnode.errors import ConfigError
+from p2pnode.net.reach import (
+    Reach,
+    check_announced,
+    expand,
+    interface_addresses,
+    mixed,
+    nearest_first,
+    on_link,
+    own_addresses,
+    to_announce,
+)
+
+GLOBAL, LAN, HOME = "/ip4/8.8.8.8/tcp/4001", "/ip4/192.168.1.5/tcp/4001", "/ip4/127.0.0.1/tcp/4001"
+CARRIER, NAME = "/ip4/100.64.0.2/tcp/4001", "/dns4/host.example.org/tcp/4001"
+STRANGE = (GLOBAL, LAN, HOME, CARRIER, NAME, "/ip4/169.254.169.254/tcp/80", "/ip4/0.0.0.0/tcp/1", "/unix/x")
+
+
+def test_a_strangers_word_is_enough_for_global_addresses_and_names_only() -> None:
+    assert Reach().dialable(STRANGE) == (GLOBAL, NAME)
+    assert Reach(["/ip4/8.8.4.4/tcp/1"]).dialable(STRANGE) == (GLOBAL, NAME)
+
+
+def test_a_node_that_was_told_to_live_in_a_private_network_takes_the_addresses_near_it() -> None:
+    reach = Reach(["/ip4/192.168.1.9/tcp/4001"])
+    assert reach.dialable(STRANGE) == (GLOBAL, LAN, NAME)
+    assert reach.dialable(["/ip4/10.0.0.1/tcp/1"]) == ()
+    assert Reach(["/ip4/127.0.0.1/tcp/1"]).dialable(STRANGE) == (GLOBAL, HOME, NAME)
+    assert Reach(["/ip4/100.64.9.9/tcp/1"]).dialable(STRANGE) == (GLOBAL, CARRIER, NAME)
+
+
+def test_one_global_address_among_those_it_was_told_ends_that() -> None:
+    for wide in ("/ip4/8.8.4.4/tcp/1", NAME, "/ip6/2606:4700::1/tcp/1/ws"):
+        assert Reach(["/ip4/192.168.1.9/tcp/4001", wide]).dialable(STRANGE) == (GLOBAL, NAME)
+
+
+def test_one_peer_elsewhere_ends_it_too_for_as_long_as_it_is_connected() -> None:
+    remotes: list[str] = []
+    reach = Reach(["/ip4/192.168.1.9/tcp/4001"], remotes=lambda: remotes)
+    assert LAN in reach.dialable(STRANGE)
+    remotes.append("/ip4/8.8.4.4/tcp/9")
+    assert LAN not in reach.dialable(STRANGE)
+    assert reach.networks == ()
+    remotes.clear()
+    assert LAN in reach.dialable(STRANGE)
+
+
+def test_whoever_connects_from_a_private_network_opens_it_to_nobody() -> None:
+    reach = Reach(remotes=lambda: ["/ip4/192.168.1.77/tcp/9", "/ip4/127.0.0.1/tcp/9"])
+    assert reach.dialable(STRANGE) == (GLOBAL, NAME)
+
+
+def test_a_program_beside_a_node_lives_where_the_node_does() -> None:
+    beside = Reach()
+    beside.tell((), Reach(["/ip4/192.168.1.9/tcp/4001"]).networks)
+    assert beside.dialable(STRANGE) == (GLOBAL, LAN, NAME)
+
+
+def test_the_unspecified_address_becomes_the_interfaces_of_its_family() -> None:
+    interfaces = ["127.0.0.1/8", "10.1.1.1/24", "8.8.8.8/24", "::1/128"]
+    found = expand(["/ip4/0.0.0.0/tcp/4001/ws"], interfaces)
+    assert found == ("/ip4/8.8.8.8/tcp/4001/ws", "/ip4/10.1.1.1/tcp/4001/ws", "/ip4/127.0.0.1/tcp/4001/ws")
+    assert expand(["/ip6/::/tcp/1"], interfaces) == ("/ip6/::1/tcp/1",)
+    assert expand(["/ip4/10.1.1.1/tcp/1"], interfaces) == ("/ip4/10.1.1.1/tcp/1",)
+
+
+def test_strangers_are_told_global_and_private_addresses_and_what_the_user_announces_first() -> None:
+    own = (GLOBAL, LAN, CARRIER, HOME)
+    assert to_announce(own) == (GLOBAL, LAN)
+    assert to_announce(own, (NAME,)) == (NAME, GLOBAL, LAN)
+    assert to_announce(own, (CARRIER,)) == (CARRIER, GLOBAL, LAN)
+    assert to_announce((LAN, HOME)) == (LAN,)
+    assert to_announce((HOME,)) == (HOME,)  # a machine that is its own network
+    assert to_announce((CARRIER, HOME)) == (HOME,)
+
+
+def test_an_address_that_the_user_listens_on_by_name_counts_as_told() -> None:
+    found = own_addresses([CARRIER], [], lambda: ["100.64.0.2/10"])
+    assert found.announced == (CARRIER,)
+    found = own_addresses(["/ip4/0.0.0.0/tcp/4001"], [], lambda: ["100.64.0.2/10", "127.0.0.1/8"])
+    assert CARRIER not in found.announced
+    assert CARRIER in found.every
+
+
+@pytest.mark.parametrize("right", [GLOBAL, NAME, CARRIER, LAN, "/ip6/2606:4700::1/tcp/4002/ws"])
+def test_what_others_could_dial_may_be_announced(right: str) -> None:
+    check_announced(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("8.8.8.8:4001", "is no multiaddr"),
+        ("/ip4/8.8.8.8/udp/4001/quic-v1", "only TCP and WebSocket"),
+        ("/ip4/8.8.8.8/tcp/0", "no port"),
+        ("/ip4/0.0.0.0/tcp/4001", "nobody else can reach"),
+        ("/ip6/::/tcp/4001", "nobody else can reach"),
+        (HOME, "nobody else can reach 127.0.0.1"),
+        ("/dns4/localhost/tcp/4001", "nobody else can reach localhost"),
+        ("/ip4/169.254.1.1/tcp/1", "nobody else can reach"),
+        ("/ip4/224.0.0.1/tcp/1", "nobody else can reach"),
+    ],
+)
+def test_what_nobody_could_dial_may_not(wrong: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_announced(wrong)
+
+
+def test_a_few_of_many_addresses_are_of_every_kind() -> None:
+    v4, v6 = [f"/ip4/8.8.8.{n}/tcp/4001" for n in range(5)], "/ip6/2606:4700::1/tcp/4001"
+    ws, ws6 = "/ip4/8.8.8.1/tcp/4002/ws", "/ip6/2606:4700::1/tcp/4002/ws"
+    assert set(mixed([*v4, v6, ws, ws6], 4)) == {v4[0], v6, ws, ws6}
+    assert mixed([*v4, ws], 3) == (v4[0], v4[1], ws)
+    assert mixed(v4, 2) == (v4[0], v4[1])
+    assert mixed([], 4) == ()
+
+
+def test_the_nearest_is_dialled_first_and_plain_tcp_before_websocket() -> None:
+    ws = "/ip4/127.0.0.1/tcp/4002/ws"
+    assert nearest_first([ws, GLOBAL, LAN, HOME]) == (HOME, LAN, GLOBAL, ws)
+
+
+def test_an_address_is_on_link_in_a_network_of_ours() -> None:
+    interfaces = ["127.0.0.1/8", "192.168.1.5/24", "2606:4700::5/64"]
+    assert on_link("/ip4/192.168.1.77/tcp/1", interfaces)
+    assert on_link("/ip6/2606:4700::77/tcp/1", interfaces)
+    assert not on_link("/ip4/192.168.2.77/tcp/1", interfaces)
+    assert not on_link(GLOBAL, interfaces)
+    assert not on_link(NAME, interfaces)
+    assert not on_link(HOME, interfaces)
+    assert on_link(HOME, ["127.0.0.1/8"])  # a machine without a network is its own
+
+
+def test_this_machine_has_an_address() -> None:
+    assert all("/" in each for each in interface_addresses())
+    assert interface_addresses()
