@@ -17,7 +17,7 @@ import p2pnode
 from p2pnode.cli.app import app
 
 ROOT = Path(__file__).parent.parent
-PROTOCOLS = ["adverts", "blob", "checkpoint", "framing", "inference", "lookup", "s5"]
+PROTOCOLS = ["adverts", "blob", "checkpoint", "count", "framing", "inference", "lookup", "s5"]
 AREAS = ("chain", "models", "protocols", "simulations", "storage")
 HEAVY = (
     "libp2p",

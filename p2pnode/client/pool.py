@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import trio
 
 from p2pnode.client.debts import Debts
+from p2pnode.client.prompt_size import require_fit
 from p2pnode.client.ranking import Candidate, is_priced
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.search import HostSearch
-from p2pnode.client.session import Session
+from p2pnode.client.session import HostFault, Session
 from p2pnode.client.standby import Standby
-from p2pnode.errors import P2PNodeError, UnreachableError
+from p2pnode.errors import P2PNodeError, ProtocolError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.inference.commands import Ask
@@ -71,6 +72,7 @@ class SessionPool:
         await self._reach(candidate.advert)
         purchase = None
         if self._runtime.payer is not None and is_priced(candidate.offer):
+            await self._require_fit(candidate, ask)
             purchase = await self._runtime.payer.buy(
                 self._runtime.tasks,
                 candidate.advert,
@@ -109,6 +111,20 @@ class SessionPool:
         if session.accept is None:
             raise outcome[0] if outcome else session.error()
         return session
+
+    async def _require_fit(self, candidate: Candidate, ask: Ask) -> None:
+        """What can't fit the host's context must not cost its fee."""
+        peer, offer = candidate.advert.peer, candidate.offer
+        patience_s = self._runtime.limits.request_deadline_s
+        with trio.move_on_after(patience_s) as scope:
+            try:
+                await require_fit(self._runtime.node.network, peer, offer.model, offer.n_ctx, ask)
+            except ProtocolError as error:
+                msg = f"the host broke the protocol: {error}"
+                raise HostFault(msg) from error
+        if scope.cancelled_caught:
+            msg = f"{peer} did not count the conversation within {patience_s:g} s, and is not paid before"
+            raise UnreachableError(msg)
 
     async def _reach(self, advert: Advert) -> None:
         """Be connected: a host that was found, and is gone, must not cost more than a moment, nor a fee."""

@@ -11,6 +11,7 @@ import trio
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.host.cashier import Cashier, Source
+from p2pnode.host.count import serve_counts
 from p2pnode.host.kept import KeptSessions
 from p2pnode.host.money import HostMoney
 from p2pnode.host.receipts import serve_receipts
@@ -128,6 +129,8 @@ class Host:
             await self.cashier.prepare(self._epoch)
             serve_receipts(node, self.cashier.journal)
         node.network.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
+        if any(model.priced for model in self._models.values()):
+            serve_counts(node, self._countable)
         node.before_close(self.drain)
         if self.cashier is not None:
             node.start_soon(self.cashier.run)
@@ -292,17 +295,26 @@ class Host:
         info = self._warm.get(terms.model)
         return self._terms(info.n_ctx if info is not None else 1, payment)
 
-    def _admit(self, session: ServedSession, message: Open) -> HostTerms | Refuse:
-        model = self._models.get(message.model)
-        if model is None:
+    def _countable(self, model: ModelId) -> tuple[Engine, int] | Refuse:
+        refusal = self._not_served(model)
+        return refusal or (self._models[model].engine, self._warm[model].n_ctx)
+
+    def _not_served(self, model: ModelId) -> Refuse | None:
+        if model not in self._models:
             names = ", ".join(each.name for each in self._models.values())
             return Refuse(code="model_not_available", detail=f"this host serves {names or 'no model'}")
         if self._draining:
             return Refuse(code="shutting_down", detail="this host is going away: try another")
-        info = self._warm.get(message.model)
-        if info is None:
+        if model not in self._warm:
             detail = "the model is still loading here"
             return Refuse(code="model_not_available", detail=detail, retry_after_s=_RETRY_S)
+        return None
+
+    def _admit(self, session: ServedSession, message: Open) -> HostTerms | Refuse:
+        refusal = self._not_served(message.model)
+        if refusal is not None:
+            return refusal
+        model, info = self._models[message.model], self._warm[message.model]
         payment = None
         if message.terms is not None or model.priced:
             payment = self._payment(model)

@@ -20,10 +20,12 @@ from p2pnode.protocols.adverts.signing import BindingTerms, bind, binding_digest
 from p2pnode.protocols.blob import messages as blob
 from p2pnode.protocols.checkpoint import messages as checkpoint
 from p2pnode.protocols.checkpoint.messages import fetch_digest
+from p2pnode.protocols.count import messages as count
 from p2pnode.protocols.crypto import address_of, peer_id_of, sign_digest
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.payment import ClientPayment, exact_voucher, resume_digest
+from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, request_hash, token_hash
 from p2pnode.protocols.lookup.messages import provider_key
 from p2pnode.protocols.s5.entries import EntryKey, make_entry, pointer_to
@@ -267,6 +269,19 @@ def checkpoint_vectors() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def count_vectors() -> dict[str, Any]:
+    """Every message; the prompt is the one of inference."""
+    c, raw = count, encode(prompt())
+    return {
+        "messages": [
+            vector(c.Count(model=MODEL, total=len(raw))),
+            *[vector(part) for part in prompt_parts(1, raw)],
+            vector(c.Counted(tokens_in=5, n_ctx=2048)),
+            vector(inference.Refuse(code="context_overflow", detail="it takes 2135 tokens of 2048")),
+        ],
+    }
+
+
 def domain(told: Domain) -> dict[str, Any]:
     """Who verifies a signature."""
     return {
@@ -426,6 +441,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "blob": blob_vectors(),
         "s5": s5_vectors(),
         "checkpoint": checkpoint_vectors(),
+        "count": count_vectors(),
     }
 
 

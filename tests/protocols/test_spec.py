@@ -17,6 +17,7 @@ from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
 from p2pnode.protocols.blob import messages as blob
 from p2pnode.protocols.checkpoint import messages as checkpoint
+from p2pnode.protocols.count import messages as count
 from p2pnode.protocols.crypto import peer_id_of, verify_peer
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
 from p2pnode.protocols.inference import messages as inference
@@ -29,7 +30,7 @@ from tests.protocols.make_vectors import all_vectors, text_of
 from tests.protocols.strategies import largest
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
-PROTOCOLS = ["framing", "adverts", "lookup", "inference", "checkpoint", "blob", "s5"]
+PROTOCOLS = ["framing", "adverts", "lookup", "inference", "checkpoint", "count", "blob", "s5"]
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
     inference.Receipt,
@@ -43,6 +44,7 @@ DESCRIBED: list[tuple[str, type]] = [
     *[("inference", cls) for cls in (*inference.CODEC.classes, *INFERENCE_RECORDS)],
     *[("blob", cls) for cls in blob.CODEC.classes],
     *[("checkpoint", cls) for cls in checkpoint.CODEC.classes],
+    *[("count", cls) for cls in count.CODEC.classes],
 ]
 NAMED_NUMBERS = {2**32 - 1: "2^32-1", 2**63 - 1: "2^63-1", 1 << 24: "2^24", 1 << 21: "2^21", 1 << 20: "2^20"}
 
@@ -127,7 +129,7 @@ def test_each_message_and_field_stands_in_its_spec_with_its_bounds(protocol: str
 
 
 def test_no_spec_describes_a_message_that_does_not_exist() -> None:
-    for protocol in ("adverts", "inference", "checkpoint", "blob"):
+    for protocol in ("adverts", "inference", "checkpoint", "count", "blob"):
         titles = set(re.findall(r"^### `(\w+)`", spec(protocol), re.MULTILINE))
         assert titles == {title_of(cls) for name, cls in DESCRIBED if name == protocol}
 
@@ -171,6 +173,7 @@ def test_the_vectors_are_those_the_generator_makes(protocol: str) -> None:
         ("adverts", adverts.CODEC),
         ("inference", inference.CODEC),
         ("checkpoint", checkpoint.CODEC),
+        ("count", count.CODEC),
         ("blob", blob.CODEC),
     ],
 )

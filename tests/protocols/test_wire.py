@@ -15,6 +15,7 @@ from p2pnode.errors import ProtocolError
 from p2pnode.protocols.adverts.messages import CODEC as ADVERTS
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
 from p2pnode.protocols.checkpoint.messages import CODEC as CHECKPOINT
+from p2pnode.protocols.count.messages import CODEC as COUNT
 from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, pack_frame
 from p2pnode.protocols.inference.messages import CODEC as INFERENCE
 from p2pnode.protocols.inference.messages import PromptBody
@@ -190,7 +191,7 @@ def test_a_field_without_bounds_can_not_be_on_the_wire(hint: Any) -> None:
 # ---- every codec
 
 
-CODECS = {"adverts": ADVERTS, "checkpoint": CHECKPOINT, "inference": INFERENCE}
+CODECS = {"adverts": ADVERTS, "checkpoint": CHECKPOINT, "count": COUNT, "inference": INFERENCE}
 each_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 CLASSES = [(codec, cls) for codec in CODECS.values() for cls in codec.classes]
 
@@ -234,7 +235,7 @@ def decodes_or_refuses(codec: Codec, payload: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "codec", [ADVERTS, CHECKPOINT, INFERENCE], ids=["adverts", "checkpoint", "inference"]
+    "codec", [ADVERTS, CHECKPOINT, COUNT, INFERENCE], ids=["adverts", "checkpoint", "count", "inference"]
 )
 def test_random_bytes_are_refused_with_a_protocol_error(codec: Codec) -> None:
     @settings(max_examples=3000)
@@ -246,7 +247,7 @@ def test_random_bytes_are_refused_with_a_protocol_error(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize(
-    "codec", [ADVERTS, CHECKPOINT, INFERENCE], ids=["adverts", "checkpoint", "inference"]
+    "codec", [ADVERTS, CHECKPOINT, COUNT, INFERENCE], ids=["adverts", "checkpoint", "count", "inference"]
 )
 def test_random_values_in_known_messages_are_refused_with_a_protocol_error(codec: Codec) -> None:
     names = [message_class.__wire_name__ for message_class in codec.classes]  # type: ignore[attr-defined]
@@ -261,7 +262,7 @@ def test_random_values_in_known_messages_are_refused_with_a_protocol_error(codec
 
 
 @pytest.mark.parametrize(
-    "codec", [ADVERTS, CHECKPOINT, INFERENCE], ids=["adverts", "checkpoint", "inference"]
+    "codec", [ADVERTS, CHECKPOINT, COUNT, INFERENCE], ids=["adverts", "checkpoint", "count", "inference"]
 )
 def test_damaged_messages_are_refused_with_a_protocol_error(codec: Codec) -> None:
     @settings(max_examples=300)

@@ -1,0 +1,1 @@
+"""How many tokens a prompt takes: asked of a host before a session with it is paid for."""
