@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +22,9 @@ from p2pnode.cli.options import (
     configure,
     units_of,
 )
-from p2pnode.cli.output import Output, price_of
+from p2pnode.cli.output import Output, price_of, shorten
 from p2pnode.cli.progress import PullProgress
+from p2pnode.money import usdc_number, usdc_text
 from p2pnode.words import count_of
 
 
@@ -89,6 +91,9 @@ def join(
         Path | None, typer.Option(help="Write peer_id, multiaddrs and pid here as JSON when ready.")
     ] = None,
     background: BackgroundOption = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print no line for each answer and each settlement.")
+    ] = False,
     scripted_tokens_per_s: Annotated[float | None, typer.Option(hidden=True)] = None,
     as_json: JsonOption = False,
     log_level: LogOption = "warning",
@@ -99,7 +104,7 @@ def join(
 
     configure(log_level)
     output = Output(as_json=as_json)
-    report = _Reporter(output)
+    report = _Reporter(output, quiet=quiet)
 
     def make() -> Join:
         config = build_config(
@@ -170,7 +175,6 @@ async def _suggest(output: Output, config: Any, ether_usd: str | None) -> None:
 
     from p2pnode.errors import UsageError
     from p2pnode.host.suggest import suggest
-    from p2pnode.money import usdc_number, usdc_text
 
     if ether_usd is None:
         msg = "--suggest-price needs --ether-usd: what one ether costs in USDC, which no chain tells"
@@ -244,6 +248,14 @@ def _owners(store_for: Sequence[str]) -> str:
     return " and ".join(some) or "nobody else"
 
 
+def _answered(fields: dict[str, Any]) -> str:
+    """A line of a host at work."""
+    cost = f", {usdc_text(fields['cost'])}" if fields["cost"] else ""
+    counts = f"{fields['tokens_in']} tokens in, {fields['tokens_out']} out{cost}"
+    ended = "" if fields["reason"] in {"stop", "length"} else f" ({fields['reason']})"
+    return f"{time.strftime('%H:%M:%S')}   answered {shorten(str(fields['peer']))}: {counts}{ended}"
+
+
 def _gas(fields: dict[str, Any]) -> str:
     """What a host has for gas, and for how many sessions that is enough."""
     from p2pnode.money import ether_text
@@ -273,11 +285,13 @@ def _reach_lines(fields: dict[str, Any]) -> list[str]:
 class _Reporter:
     """Tells people, or scripts, how far a start has come."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, output: Output, *, quiet: bool = False) -> None:
+        self._output, self._quiet = output, quiet
         self._progress: PullProgress | None = None
 
     def __call__(self, name: str, fields: dict[str, Any]) -> None:
+        if self._quiet and name in {"answered", "settled"}:
+            return
         if name == "model.progress" and not self._output.as_json:
             if self._progress is None:
                 self._progress = PullProgress(self._output, str(fields["name"]))
@@ -317,6 +331,10 @@ class _Reporter:
                         'ready: try `p2pnode ask "…"`; Ctrl-C or `p2pnode stop` leaves',
                     ]
                 )
+            case "answered":
+                return _answered(fields)
+            case "settled":
+                return f"settled    {usdc_text(fields['amount'])}, session {fields['session'][:8]}"
             case "stopping":
                 return "leaving: letting answers end (Ctrl-C again leaves at once)"
             case "stopped":

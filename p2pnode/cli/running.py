@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -23,7 +22,6 @@ import trio
 from p2pnode.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from p2pnode.cli.output import OutputLostError
 from p2pnode.errors import LocalError, NoHostError, P2PNodeError, RefusedError, UsageError
-from p2pnode.sqlite_files import trouble_of
 
 log = structlog.get_logger()
 
@@ -141,6 +139,10 @@ def _exit_for(error: BaseException, on_error: Callable[[P2PNodeError, int], None
 
 def situation_of(cause: Exception) -> LocalError | None:
     """What happened to this machine or was done to it, in words; None for a defect of ours."""
+    import sqlite3  # here: a free answer needs no database
+
+    from p2pnode.sqlite_files import trouble_of
+
     match cause:
         case OutputLostError():
             return LocalError(f"standard output can't be written ({cause}): free space, or write elsewhere")

@@ -6,6 +6,7 @@ from typing import Any
 
 from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
 from p2pnode.cli.output import Output, price_of
+from p2pnode.words import count_of
 
 
 def status(
@@ -20,6 +21,9 @@ def status(
     async def run() -> None:
         running, advert = _running(data_dir), None
         from p2pnode.client.client import Client
+        from p2pnode.host.totals import read_totals
+        from p2pnode.money import usdc_text
+        from p2pnode.node.datadir import DataDir
         from p2pnode.node.reachability import reachability
 
         config = build_config(data_dir, mdns=False)
@@ -35,6 +39,8 @@ def status(
             "active": advert.load.active if advert is not None else 0,
             "queued": advert.load.queued if advert is not None else 0,
             "draining": advert.draining if advert is not None else False,
+            "served": read_totals(DataDir(config.data_dir).totals),
+            **_money(config),
         }
         lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
         lines += [f"listening  {address}" for address in running.multiaddrs]
@@ -47,12 +53,52 @@ def status(
             for m in fields["models"]
         ] or ["serving    nothing"]
         lines.append(f"load       {fields['active']} of {fields['slots']} slots, {fields['queued']} waiting")
+        if fields["served"] is not None:
+            lines.append(_served_line(fields["served"]))
+        if fields["earned"] or fields["owed"]:
+            earned, owed = usdc_text(fields["earned"]), usdc_text(fields["owed"])
+            lines.append(f"earned     {earned} settled, {owed} not settled yet, a tenth of it the treasury's")
         if as_json:
             output.event("status", fields)
         else:
             output.result("\n".join(lines))
 
     run_async(run, on_error=output.failed)
+
+
+def _money(config: Any) -> dict[str, int]:
+    """What this data dir earned as a host, in token units, by its own books."""
+    from p2pnode.node.datadir import DataDir
+    from p2pnode.node.funds import of_market
+    from p2pnode.node.journal import Journal
+    from p2pnode.node.money import profile_of_config
+    from p2pnode.protocols.typed_data import market_domain
+
+    path, profile = DataDir(config.data_dir).journal, profile_of_config(config)
+    if not path.exists():
+        return {"earned": 0, "owed": 0}
+    journal = Journal.open(path)
+    try:
+        hosted = journal.hosted()
+    finally:
+        journal.close()
+    if profile is not None:
+        hosted = of_market(hosted, market_domain(profile.chain_id, profile.job_marketplace))
+    return {
+        "earned": sum(each.due for each in hosted if each.state == "settled"),
+        "owed": sum(each.due for each in hosted if each.state in ("open", "over")),
+    }
+
+
+def _served_line(served: dict[str, Any]) -> str:
+    import time
+    from datetime import timedelta
+
+    up = timedelta(seconds=max(0, int(time.time()) - served["since"]))
+    return (
+        f"served     {count_of(served['turns'], 'answer')} in {count_of(served['sessions'], 'session')}, "
+        f"{served['tokens_in']} tokens in, {served['tokens_out']} out, up for {up}"
+    )
 
 
 def invite(

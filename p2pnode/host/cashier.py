@@ -19,7 +19,7 @@ from p2pnode.chain.ledger import ChainMadeAnewError, EscrowState, Ledger, Revert
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.errors import ChainError, LocalError
 from p2pnode.host.exposure import Exposure, ExposureCaps
-from p2pnode.host.settlement import OnEnding, Settler
+from p2pnode.host.settlement import OnEnding, OnSettled, Settler
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.money import usdc_text
@@ -69,12 +69,15 @@ class Cashier:
         limits: Limits,
         wall: Callable[[], float],
         on_ending: OnEnding,
+        on_settled: OnSettled = lambda _record, _amount: None,
         caps: ExposureCaps | None = None,
     ) -> None:
         self.ledger, self.journal = ledger, journal
         self._identity, self._limits, self._wall, self._on_ending = identity, limits, wall, on_ending
         self.exposure = Exposure(caps or ExposureCaps())
-        self.settler = Settler(ledger, journal, limits=limits, wall=wall, on_ending=on_ending)
+        self.settler = Settler(
+            ledger, journal, limits=limits, wall=wall, on_ending=on_ending, on_settled=on_settled
+        )
         self._deposits: dict[SessionId, _Deposit] = {}
         self._nursery: trio.Nursery | None = None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import structlog
 import trio
@@ -16,6 +17,7 @@ from p2pnode.host.kept import KeptSessions
 from p2pnode.host.money import HostMoney
 from p2pnode.host.receipts import serve_receipts
 from p2pnode.host.session import ServedSession
+from p2pnode.host.totals import Totals
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
 from p2pnode.money import price_text
@@ -30,8 +32,12 @@ from p2pnode.protocols.inference.machine import HostSession, HostTerms
 from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
 from p2pnode.protocols.inference.payment import HostPayment
+from p2pnode.protocols.inference.till import PaidTill
+from p2pnode.protocols.typed_data import amount_due
 
 log = structlog.get_logger()
+Report: TypeAlias = Callable[[str, dict[str, object]], None]
+"""Called with an event's name and fields, for people and for programs that watch."""
 _RETRY_S = 5.0
 _LOAD_INTERVAL_S = 10.0
 _ADDRESSES_MAX = 4
@@ -58,16 +64,6 @@ class HostedModel:
         return bool(self.price_in or self.price_out)
 
 
-@dataclass(slots=True)
-class Totals:
-    """What this host has served since it started."""
-
-    sessions: int = 0
-    turns: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-
-
 class Host:
     """Serves ``models`` on ``node``. ``start`` it when the node runs; it drains at the node's end."""
 
@@ -77,8 +73,9 @@ class Host:
         identity: HostIdentity,
         models: Sequence[HostedModel],
         money: HostMoney | None = None,
+        report: Report = lambda _name, _fields: None,
     ) -> None:
-        self._node, self._identity = node, identity
+        self._node, self._identity, self._report = node, identity, report
         self._models = {each.model: each for each in models}
         self._warm: dict[ModelId, EngineInfo] = {}
         self._sessions: set[ServedSession] = set()
@@ -97,6 +94,7 @@ class Host:
                 limits=node.limits,
                 wall=node.wall,
                 on_ending=self._end,
+                on_settled=self._settled,
                 caps=money.caps,
             )
             self._kept = KeptSessions(
@@ -233,7 +231,7 @@ class Host:
             stream,
             limits=node.limits,
             on_opened=lambda opened: self._opened(session, opened),
-            on_turn=self._served,
+            on_turn=lambda turn: self._served(session, turn),
             on_relay=lambda order: self._relay(session, order),
             cashier=self.cashier,
             sleep=node.sleep,
@@ -386,11 +384,33 @@ class Host:
         log.info("session.opened", session=opened.session.hex()[:16], model=name, recovered=opened.recovered)
         return model.engine if model is not None else None
 
-    def _served(self, turn: TurnServed) -> None:
+    def _settled(self, record: HostedSession, amount: int) -> None:
+        self._report("settled", {"session": record.session.hex(), "amount": amount})
+
+    def _served(self, stream: ServedSession, turn: TurnServed) -> None:
         self.totals.turns += 1
         self.totals.tokens_in += turn.tokens_in
         self.totals.tokens_out += turn.tokens_out
+        self._report(
+            "answered",
+            {
+                "peer": stream.peer,
+                "tokens_in": turn.tokens_in,
+                "tokens_out": turn.tokens_out,
+                "reason": turn.reason,
+                "cost": _cost_of(stream.record, turn),
+            },
+        )
         log.info("turn.served", tokens_in=turn.tokens_in, tokens_out=turn.tokens_out, reason=turn.reason)
+
+
+def _cost_of(record: OpenSession | None, turn: TurnServed) -> int:
+    """What a turn added to what its session costs, in token units."""
+    if record is None or not isinstance(record.till, PaidTill):
+        return 0
+    terms, meter = record.till.terms, record.meter
+    before = amount_due(terms, meter.tokens_in - turn.tokens_in, meter.tokens_out - turn.tokens_out)
+    return amount_due(terms, meter.tokens_in, meter.tokens_out) - before
 
 
 def _cannot_be_paid(model: HostedModel) -> Refuse:

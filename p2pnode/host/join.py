@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
-from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.host import Host, HostedModel, Report
 from p2pnode.host.money import HostMoney, open_host_money
 from p2pnode.host.s5 import serving_s5
+from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
@@ -42,8 +43,6 @@ from p2pnode.node.store_for import StoreFor
 from p2pnode.storage.local.store import LocalStore
 
 log = structlog.get_logger()
-Report = Callable[[str, dict[str, object]], None]
-"""Called with an event's name and fields as ``join`` goes along."""
 LISTEN_DEFAULT = (
     "/ip4/0.0.0.0/tcp/4001",
     "/ip6/::/tcp/4001",
@@ -70,6 +69,7 @@ class Join:
         self._data = DataDir(config.data_dir)
         self._ready = None if options.ready_file is None else ReadyFile(options.ready_file)
         self._node: Node | None = None
+        self._totals: TotalsFile | None = None
         self._stopping = False
         self._starting = trio.CancelScope()
 
@@ -138,6 +138,7 @@ class Join:
                         node.stop()
             finally:
                 data.node_json.unlink(missing_ok=True)
+                data.totals.unlink(missing_ok=True)
                 if self._ready is not None:
                     self._ready.remove()
 
@@ -163,6 +164,11 @@ class Join:
             if told != node.multiaddrs:
                 told = node.multiaddrs
                 self._report("addresses", _reach_fields(node))
+
+    def _on_host_event(self, name: str, fields: dict[str, object]) -> None:
+        if self._totals is not None:
+            self._totals.changed()
+        self._report(name, fields)
 
     def _profile(self) -> ChainProfile | None:
         """The chain this host is paid on; None for a free one. Raises ``ConfigError``."""
@@ -230,9 +236,11 @@ class Join:
         policy = StoreFor(self._config.store_for)
         keep_for_peers(node, store, policy.admits)
         if models:
-            host = Host(node, identity, models, money)
+            host = Host(node, identity, models, money, self._on_host_event)
             policy.has_session = host.has_session
+            self._totals = TotalsFile(self._data.totals, host.totals)
             await host.start()
+            node.start_soon(self._totals.keep)
         else:
             entry = Catalogue.load().find(DEFAULT_MODEL)
             await node.follow([entry.model_id] if entry.model_id is not None else [])

@@ -49,6 +49,10 @@ OnEnding: TypeAlias = Callable[[SessionId, str, bool], bool]
 """Tell a live session to end, why, and whether at once (or after its turn). False when no stream has it."""
 
 
+OnSettled: TypeAlias = Callable[[HostedSession, int], None]
+"""Told of a session that was settled, and at which amount (token units, the treasury's tenth included)."""
+
+
 class Settler:
     """Run it beside the host; ``due`` wakes it."""
 
@@ -60,7 +64,7 @@ class Settler:
         limits: Limits,
         wall: Callable[[], float],
         on_ending: OnEnding = lambda _session, _why, _now: False,
-        on_settled: Callable[[HostedSession, int], None] = lambda _record, _amount: None,
+        on_settled: OnSettled = lambda _record, _amount: None,
     ) -> None:
         self._ledger, self._journal, self._limits, self._wall = ledger, journal, limits, wall
         self._on_ending, self._on_settled = on_ending, on_settled

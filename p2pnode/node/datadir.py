@@ -131,6 +131,11 @@ class DataDir:
         return self.root / "node.log"
 
     @property
+    def totals(self) -> Path:
+        """What the host that runs here served since it started."""
+        return self.root / "totals.json"
+
+    @property
     def place(self) -> Path:
         return self.root / "place.json"
 

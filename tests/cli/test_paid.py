@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.cli.support import DEADLINE_S, Program, ask, give, run, wallet
+from p2pnode.cli.join import _Reporter
+from tests.cli.support import DEADLINE_S, Program, ask, give, join, run, wallet
 
 PRICE_OUT, FEE = 7, 1000
 
@@ -105,3 +106,49 @@ def test_a_host_shows_its_receipts_again_to_whoever_paid_for_them(
     (shown,) = ran.named("receipts")
     assert (shown["problem"], shown["same"], shown["withheld"], shown["conflicts"]) == ("", 3, 0, 0)
     assert not ran.named("evidence")
+
+
+def test_a_host_at_work_says_what_it_serves_and_earns_and_status_adds_it_up(
+    tmp_path: Path, profile: Path
+) -> None:
+    give(profile, wallet(tmp_path / "h"), usdc="0", ether="1")
+    give(profile, wallet(tmp_path / "payer"), usdc="1")
+    prices = ("--price-out", "0.5", "--session-fee", "0.01", "--chain", profile)
+    with join(tmp_path, "h", *prices) as host:
+        asked = ("--peer", host.multiaddr, "--chain", profile, "--max-tokens", 10)
+        for _ in range(2):
+            assert ask(tmp_path / "payer", "hello", *asked).code == 0
+        for number in (1, 2):
+            said = host.wait_event("answered", count=number)
+            assert (said["tokens_out"], said["cost"], said["reason"]) == (10, 5, "length")
+        assert host.wait_event("settled", count=2)["amount"] == 10_005
+
+        def totals() -> bool:
+            (found,) = run("status", "--json", "--data-dir", tmp_path / "h").events
+            return (found["served"]["turns"], found["served"]["tokens_out"], found["earned"]) == (
+                2,
+                20,
+                20_010,
+            )
+
+        host.wait_until(totals, "totals of two answers")
+        shown = run("status", "--data-dir", tmp_path / "h").out
+        assert "served     2 answers in 2 sessions" in shown
+        assert "earned     0.02001 USDC settled" in shown
+
+
+def test_a_quiet_host_says_nothing_of_its_answers(tmp_path: Path) -> None:
+    with join(tmp_path, "h", "--quiet") as host:
+        assert ask(tmp_path / "payer", "hello", "--peer", host.multiaddr, "--max-tokens", 3).code == 0
+        host.interrupt()
+        assert host.wait() == 0
+        assert "answered" not in host.names
+
+
+def test_people_read_a_line_for_each_answer() -> None:
+    fields = {"peer": "12D3KooWabcdefghij", "tokens_in": 35, "tokens_out": 20, "cost": 48, "reason": "stop"}
+    line = _Reporter._text("answered", fields)
+    assert line.endswith("answered 12D3…efghij: 35 tokens in, 20 out, 0.000048 USDC")
+    assert _Reporter._text("answered", {**fields, "cost": 0, "reason": "cancelled"}).endswith(
+        "out (cancelled)"
+    )

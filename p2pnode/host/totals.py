@@ -1,0 +1,65 @@
+"""What a host served since it started, in a file that ``p2pnode status`` reads."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+
+from p2pnode.errors import ConfigError
+from p2pnode.files import read_text_or_none, write_atomic
+
+log = structlog.get_logger()
+_INTERVAL_S: Final = 2.0
+
+
+@dataclass(slots=True)
+class Totals:
+    """What this host has served since it started."""
+
+    sessions: int = 0
+    turns: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class TotalsFile:
+    """``keep`` writes ``totals`` after they ``changed``, at most every two seconds."""
+
+    def __init__(self, path: Path, totals: Totals) -> None:
+        self._path, self._totals = path, totals
+        self._since = int(time.time())
+        self._wake = trio.Event()
+
+    def changed(self) -> None:
+        """Write them soon."""
+        self._wake.set()
+
+    async def keep(self) -> None:
+        """Until cancelled. A disk that is full costs the figures only."""
+        while True:
+            data = json.dumps({"since": self._since, **asdict(self._totals)}).encode()
+            try:
+                await trio.to_thread.run_sync(write_atomic, self._path, data)
+            except ConfigError as error:
+                log.warning("totals.not_written", reason=str(error))
+            await trio.sleep(_INTERVAL_S)
+            await self._wake.wait()
+            self._wake = trio.Event()
+
+
+def read_totals(path: Path) -> dict[str, Any] | None:
+    """``since`` (epoch seconds) and the fields of ``Totals``; None where no host wrote them."""
+    try:
+        found = json.loads(read_text_or_none(path) or "")
+    except (ConfigError, ValueError):
+        return None
+    wanted = ("since", "sessions", "turns", "tokens_in", "tokens_out")
+    if not isinstance(found, dict) or any(type(found.get(name)) is not int for name in wanted):
+        return None
+    return found
