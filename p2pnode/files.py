@@ -1,7 +1,8 @@
 """Files that must not be lost, torn or read by others: the few ways this package writes to disk.
 
-A file is written whole or not at all, by a rename from a temporary file beside it. What is no regular file (a
-device, a pipe, a link, a folder) is never replaced; the user's umask holds.
+A file is written whole or not at all, by a rename from a temporary file beside it. What is no regular file
+(a device, a pipe, a link, a folder) is never replaced; the user's umask holds. All of it blocks: what runs
+beside other tasks is handed to :func:`off_the_loop`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+import trio
 
 from p2pnode.errors import ConfigError, UsageError
 
+T = TypeVar("T")
 _NAME_SHOWN: Final = 40
 """Characters of a file's name in the name of its temporary file, which must not grow too long either."""
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
@@ -96,6 +100,18 @@ def special_kind(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return next((words for holds, words in _KINDS if holds(mode)), "")
+
+
+async def off_the_loop(work: Callable[[], T], *, in_thread: bool = True) -> T:
+    """What disk work returns, done in a thread: a sync may take seconds, and no other task may wait for it.
+
+    A caller that is cancelled meanwhile waits for its end, so that nothing is left half done. Without
+    ``in_thread`` it blocks: for simulations, where a mock clock would not wait for a thread.
+    """
+    if in_thread:
+        return await trio.to_thread.run_sync(work)
+    await trio.lowlevel.checkpoint()
+    return work()
 
 
 def read_text_or_none(path: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -28,6 +29,7 @@ from p2pnode.client.runtime import Event, Runtime
 from p2pnode.client.searches import Searches
 from p2pnode.client.talk import Talk
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.files import off_the_loop
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.node.node import Node
@@ -55,7 +57,7 @@ class Client:
         in_thread: bool = True,
         on_event: Event = lambda _name, _fields: None,
     ) -> None:
-        self._remember = remember
+        self._remember, self._in_thread = remember, in_thread
         self._stack: AsyncExitStack | None = None
         self.last_failures: Mapping[PeerId, str] = {}
         self.runtime = Runtime(
@@ -69,14 +71,16 @@ class Client:
         )
         self._debts = Debts(self.runtime)
         self.pool = SessionPool(self.runtime, self._debts)
-        self.searches = Searches(self.runtime, self.pool)
+        self.searches = Searches(self.runtime, self.pool, in_thread=in_thread)
         self._asking = Asking(self.runtime, self.pool, self.searches)
         self.conversations = Conversations(self.runtime, self.searches, self._asking, in_thread=in_thread)
 
     # ---- lifetime
 
     async def __aenter__(self) -> Self:
-        self.searches.measured = load_measured(self.runtime.data.measured) if self._remember else {}
+        if self._remember:
+            load = partial(load_measured, self.runtime.data.measured)
+            self.searches.measured = await off_the_loop(load, in_thread=self._in_thread)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.runtime.run())
             if self.runtime.owns_node:
@@ -95,13 +99,16 @@ class Client:
                 await self._asking.answers.finish()
             await self.conversations.finish()  # hosts store for clients with an open session
             if self._remember and runtime.owns_node and not runtime.local and runtime.data.root.is_dir():
-                self.searches.save_peers()  # where a node runs, the file is its own
+                with trio.CancelScope(shield=True):
+                    await self.searches.save_peers()  # where a node runs, the file is its own
             self.pool.close()
             with trio.move_on_after(runtime.limits.close_deadline_s, shield=True):
                 await self.pool.wait_closed()
                 await self._debts.wait_tried()
             if self._remember and runtime.data.root.is_dir():
-                save_measured(runtime.data.measured, self.searches.measured)
+                save = partial(save_measured, runtime.data.measured, dict(self.searches.measured))
+                with trio.CancelScope(shield=True):
+                    await off_the_loop(save, in_thread=self._in_thread)
         finally:
             self._stack = None
             # Not with the caller's error: a nursery would wrap it, and `except NoHostError` miss it.

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -22,6 +23,7 @@ import trio
 
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError, P2PNodeError
+from p2pnode.files import off_the_loop
 from p2pnode.ids import PeerId
 from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
@@ -229,11 +231,13 @@ async def open_shelf(
 ) -> AsyncIterator[tuple[Replica, Outbox]]:
     """This machine's store, and what of it has not reached others yet. Raises ``StorageError``."""
     async with open_store(config, wall=wall, in_thread=in_thread) as store:
-        outbox = Outbox(store.root / "outbox.sqlite", draw, in_thread=in_thread)
+        make = partial(Outbox, store.root / "outbox.sqlite", draw, in_thread=in_thread)
+        outbox = await off_the_loop(make, in_thread=in_thread)
         try:
             yield Replica(OWN, store, store, "own"), outbox
         finally:
-            outbox.close()
+            with trio.CancelScope(shield=True):
+                await off_the_loop(outbox.close, in_thread=in_thread)
 
 
 @asynccontextmanager

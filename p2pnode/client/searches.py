@@ -29,22 +29,25 @@ _SLOW: Final = "it did not answer in time"
 
 
 class Searches:
-    """Of one client. ``measured`` is what it knows of hosts from its own dealings with them."""
+    """Of one client. ``measured`` is what it knows of hosts from its own dealings with them.
 
-    def __init__(self, runtime: Runtime, pool: SessionPool) -> None:
-        self._runtime, self._pool = runtime, pool
+    ``in_thread``: see ``files.off_the_loop``.
+    """
+
+    def __init__(self, runtime: Runtime, pool: SessionPool, *, in_thread: bool = True) -> None:
+        self._runtime, self._pool, self._in_thread = runtime, pool, in_thread
         self.measured: dict[PeerId, Measured] = {}
         self._unreached: set[PeerId] = set()
 
-    def seeds(self) -> list[str]:
+    async def seeds(self) -> list[str]:
         """First peers in the order to try: the node on this data dir, the user's, those of earlier runs."""
         seeds = list(dict.fromkeys((*self._runtime.local[:1], *self._runtime.bootstrap)))
         if self._runtime.owns_node and self._runtime.data.peers.exists():
-            store = self._saved_peers()
+            store = await self._saved_peers()
             seeds += [saved.addrs[0] for saved in store.best(_SAVED_SEEDS) if saved.addrs]
         return list(dict.fromkeys(seeds))
 
-    def save_peers(self) -> None:
+    async def save_peers(self) -> None:
         """Note for the next run whom this one reached: so a first peer is given once.
 
         Who could not be reached while others could is forgotten: those know it when it is back. A disk that
@@ -54,19 +57,20 @@ class Searches:
         reached = network.connected_peers()
         if not reached:
             return  # no network: that says nothing of anybody
-        store = self._saved_peers()
+        store = await self._saved_peers()
         for peer in self._unreached.difference(reached):
             store.forget(peer)
         for peer in reached:
             store.remember(peer, network.addresses_of(peer), now=self._runtime.node.wall())
         try:
-            store.save()
+            await store.save()
         except StorageError as error:
             log.debug("peerstore.not_saved", reason=str(error))
 
-    def _saved_peers(self) -> SavedPeers:
-        store = SavedPeers(self._runtime.data.peers, limits=self._runtime.limits)
-        store.load()
+    async def _saved_peers(self) -> SavedPeers:
+        """As the file has them now: other processes write it too."""
+        store = SavedPeers(self._runtime.data.peers, limits=self._runtime.limits, in_thread=self._in_thread)
+        await store.load()
         return store
 
     def new(
@@ -105,7 +109,8 @@ class Searches:
 
         failures: Mapping[PeerId, str] = {}
         try:
-            failures = await self._runtime.node.finder.find(model, seeds=self.seeds(), on_found=on_found)
+            seeds = await self.seeds()
+            failures = await self._runtime.node.finder.find(model, seeds=seeds, on_found=on_found)
         finally:
             self._unreached.update(failures)
             search.exhausted(failures)
@@ -174,8 +179,9 @@ class Searches:
             del failed[peer]
             nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + grace_s)
 
+        seeds = await self.seeds()
         async with trio.open_nursery() as nursery:
-            for address, peer in map(split_peer, self.seeds()):
+            for address, peer in map(split_peer, seeds):
                 nursery.start_soon(connect, peer, address)
         reached = self._runtime.node.network.connected_peers()
         unreached = {peer: why for peer, why in failed.items() if peer not in reached}

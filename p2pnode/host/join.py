@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -17,6 +18,7 @@ from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
+from p2pnode.files import off_the_loop
 from p2pnode.host.host import Host, HostedModel, Report
 from p2pnode.host.money import HostMoney, open_host_money
 from p2pnode.host.s5 import serving_s5
@@ -89,7 +91,7 @@ class Join:
             stack.enter_context(data.locked())
             if self._ready is not None:
                 self._ready.check()
-            data.check_place(moved=self._options.moved)
+            await off_the_loop(partial(data.check_place, moved=self._options.moved))
             fresh = not data.peer_key.exists()
             if fresh:
                 self._report("identity.making", {"data_dir": str(data.root)})
@@ -128,7 +130,7 @@ class Join:
                     trio.open_nursery() as nursery,
                 ):
                     await nursery.start(node.run)
-                    self._write_node_json(node)
+                    await self._write_node_json(node)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
                     node.start_soon(self._follow_addresses, node)
                     with trio.CancelScope() as self._starting:
@@ -142,15 +144,17 @@ class Join:
                 if self._ready is not None:
                     self._ready.remove()
 
-    def _write_node_json(self, node: Node) -> None:
+    async def _write_node_json(self, node: Node) -> None:
         network = node.network
-        self._data.write_node_json(
+        write = partial(
+            self._data.write_node_json,
             node.peer_id,
             network.multiaddrs,
             announced=network.announced,
             networks=network.reach.networks,
             reach=node.reach,
         )
+        await off_the_loop(write)
 
     async def _follow_addresses(self, node: Node) -> None:
         """Tell the programs on this machine, and its owner, whenever the node's addresses change."""
@@ -158,7 +162,7 @@ class Join:
         while True:
             await node.network.wait_changed()
             try:
-                self._write_node_json(node)
+                await self._write_node_json(node)
             except ConfigError as error:
                 log.warning("node_json.not_written", reason=str(error))
             if told != node.multiaddrs:
@@ -245,7 +249,7 @@ class Join:
             entry = Catalogue.load().find(DEFAULT_MODEL)
             await node.follow([entry.model_id] if entry.model_id is not None else [])
         if self._ready is not None:
-            self._ready.write(node.peer_id, node.multiaddrs)
+            await off_the_loop(partial(self._ready.write, node.peer_id, node.multiaddrs))
         self._report(
             "ready",
             {

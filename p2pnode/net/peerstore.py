@@ -1,23 +1,23 @@
 """Peers that were reached before, in one small JSON file: how a node rejoins without a bootstrap address.
 
-Written whole, to a temporary file that is flushed and renamed; a file that can't be read is set aside with
-a warning. Bounded: the worst entries go first. Nothing here is secret, and nothing is trusted: every entry
-is dialled before it counts. Knows nothing of the network; the clock is given.
+Written whole or not at all; a file that can't be read is set aside with a warning. Bounded: the worst entries
+go first. Nothing here is secret, and nothing is trusted: every entry is dialled before it counts. Knows
+nothing of the network; the clock is given.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from p2pnode.errors import StorageError
+from p2pnode.errors import ConfigError, StorageError
+from p2pnode.files import not_writable, off_the_loop, write_private
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.multiaddrs import is_valid, with_peer
@@ -43,22 +43,26 @@ class SavedPeer:
 
 
 class SavedPeers:
-    """The file at ``path``. All calls are quick and synchronous; a save is one small fsync."""
+    """The file at ``path``. ``in_thread``: see ``files.off_the_loop``."""
 
-    def __init__(self, path: Path, *, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, limits: Limits = DEFAULT_LIMITS, in_thread: bool = True) -> None:
+        self._path, self._in_thread = path, in_thread
         self._limits = limits
         self._peers: dict[PeerId, SavedPeer] = {}
 
-    def load(self) -> tuple[SavedPeer, ...]:
+    async def load(self) -> tuple[SavedPeer, ...]:
         """Read the file; best first. No file is no peers; an unreadable one is moved to ``….corrupt``."""
-        self._peers = {}
+        entries = await off_the_loop(self._read, in_thread=self._in_thread)
+        self._peers = {entry.peer: entry for entry in entries}
+        self._trim()
+        return self.best(self._limits.peers_saved_max)
+
+    def _read(self) -> list[SavedPeer]:
         try:
             with self._path.open("rb") as file:
-                data = file.read(FILE_MAX_BYTES)
-            self._peers = {entry.peer: entry for entry in _decode(data)}
+                return _decode(file.read(FILE_MAX_BYTES))
         except FileNotFoundError:
-            return ()
+            pass
         except OSError as error:
             log.warning("peerstore.unreadable", path=str(self._path), error=str(error))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -68,8 +72,7 @@ class SavedPeers:
                 self._path.replace(aside)
             except OSError as problem:
                 log.warning("peerstore.unreadable", path=str(self._path), error=str(problem))
-        self._trim()
-        return self.best(self._limits.peers_saved_max)
+        return []
 
     def remember(self, peer: PeerId, addrs: Sequence[str], *, now: float) -> None:
         """``peer`` was reached at ``addrs``, or told us of them and may be dialled there; newest first."""
@@ -93,27 +96,20 @@ class SavedPeers:
         """Up to ``n`` peers: fewest failures first, then the most recently seen."""
         return tuple(sorted(self._peers.values(), key=_worth)[:n])
 
-    def save(self) -> None:
+    async def save(self) -> None:
         """Write the file, whole or not at all. Raises ``StorageError``."""
         entries = [asdict(entry) for entry in self.best(self._limits.peers_saved_max)]
         data = json.dumps({"format": FORMAT, "peers": entries}, indent=1).encode()
+        await off_the_loop(partial(self._write, data), in_thread=self._in_thread)
+
+    def _write(self, data: bytes) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
-            temporary = Path(name)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self._path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(self._path, data)
         except OSError as error:
-            raise StorageError(
-                f"cannot write {self._path}: {error.strerror}. Check the directory's permissions and space."
-            ) from error
+            raise StorageError(str(not_writable(self._path, error))) from error
+        except ConfigError as error:
+            raise StorageError(str(error)) from error
 
     def _trim(self) -> None:
         if len(self._peers) > self._limits.peers_saved_max:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import trio
 
 from p2pnode.chain.profile import ChainProfile, load_profile
 from p2pnode.config import NodeConfig
-from p2pnode.files import user_path
+from p2pnode.files import off_the_loop, user_path
 from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.journal import Journal
@@ -67,7 +68,7 @@ async def open_journal(path: Path, *, in_thread: bool = True) -> AsyncIterator[J
 
     Raises ``StorageError``. ``in_thread``: see ``Journal.open``.
     """
-    journal = Journal.open(path, in_thread=in_thread)
+    journal = await off_the_loop(partial(Journal.open, path, in_thread=in_thread), in_thread=in_thread)
     writing = trio.CancelScope(shield=True)
 
     async def write(*, task_status: trio.TaskStatus[None]) -> None:
@@ -81,4 +82,5 @@ async def open_journal(path: Path, *, in_thread: bool = True) -> AsyncIterator[J
             finally:
                 writing.cancel()
     finally:
-        journal.close()
+        with trio.CancelScope(shield=True):
+            await off_the_loop(journal.close, in_thread=in_thread)

@@ -37,10 +37,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSetup:
-    """What a node is made of.
-
-    Tests give ``transport``, ``interfaces``, ``wall`` and ``draw``; nothing else does.
-    """
+    """What a node is made of. Tests give ``transport`` and what follows it; nothing else does."""
 
     key: PeerKey
     listen: tuple[str, ...] = ()
@@ -58,6 +55,8 @@ class NodeSetup:
     wall: Callable[[], float] = time.time
     draw: Callable[[int], bytes] = secrets.token_bytes
     rng: random.Random | None = None
+    in_thread: bool = True
+    """See ``files.off_the_loop``."""
 
 
 class Node:
@@ -94,9 +93,9 @@ class Node:
         )
         self.faults = FaultLedger()
         self.sleep = SleepWatch(setup.limits, setup.wall)
-        store = SavedPeers(setup.peerstore, limits=setup.limits) if setup.peerstore is not None else None
-        if store is not None:
-            store.load()
+        store = None
+        if setup.peerstore is not None:
+            store = SavedPeers(setup.peerstore, limits=setup.limits, in_thread=setup.in_thread)
         self.peers = PeerKeeper(
             self.network, self.adverts, limits=setup.limits, bootstrap=setup.bootstrap, store=store
         )
@@ -160,6 +159,7 @@ class Node:
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, join, serve; then end in order: roles drain, services stop, the network closes."""
+        await self.peers.load()
         async with trio.open_nursery() as outer:
             await outer.start(self.network.run)
             try:
@@ -178,7 +178,8 @@ class Node:
                     services.cancel_scope.cancel()
             finally:
                 self._nursery = None
-                self.peers.save()
+                with trio.CancelScope(shield=True):
+                    await self.peers.save()
                 with trio.move_on_after(self.limits.close_deadline_s, shield=True):
                     await self.network.aclose()
                 outer.cancel_scope.cancel()

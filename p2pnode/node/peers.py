@@ -93,7 +93,7 @@ class PeerKeeper:
         async with trio.open_nursery() as nursery:
             for peer in first[: 2 * self._limits.peers_wanted]:
                 nursery.start_soon(self._exchange, peer)
-        self.save()
+        await self.save()
 
     def _candidates(self) -> list[_Candidate]:
         found = {
@@ -166,7 +166,12 @@ class PeerKeeper:
                 if self._network.is_connected(found.peer):
                     await self._exchange(found.peer)
 
-    def save(self) -> None:
+    async def load(self) -> None:
+        """Read whom an earlier start saved; before :meth:`run` and :meth:`save`."""
+        if self._store is not None:
+            await self._store.load()
+
+    async def save(self) -> None:
         """Write who is connected to the saved peerstore."""
         if self._store is None:
             return
@@ -178,6 +183,6 @@ class PeerKeeper:
                 # peers would be all that we know at the next start.
                 self._store.remember(peer, addresses, now=now if peer in self.dialled else 0.0)
         try:
-            self._store.save()
+            await self._store.save()
         except StorageError as error:
             log.warning("peerstore.not_saved", reason=str(error))

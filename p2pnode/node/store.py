@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -15,6 +16,7 @@ import trio
 
 from p2pnode.config import NodeConfig
 from p2pnode.errors import StorageError
+from p2pnode.files import off_the_loop
 from p2pnode.limits import Limits
 from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.s5.ids import hash_of
@@ -45,11 +47,13 @@ async def open_store(
     ``in_thread``: see ``LocalStore.open``.
     """
     root, quotas = DataDir(config.data_dir).store, quotas_of(config)
-    store = LocalStore.open(root, wall=wall, quotas=quotas, in_thread=in_thread)
+    make = partial(LocalStore.open, root, wall=wall, quotas=quotas, in_thread=in_thread)
+    store = await off_the_loop(make, in_thread=in_thread)
     try:
         yield store
     finally:
-        store.close()
+        with trio.CancelScope(shield=True):
+            await off_the_loop(store.close, in_thread=in_thread)
 
 
 async def run_collection(

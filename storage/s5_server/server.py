@@ -22,6 +22,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from p2pnode.errors import ConfigError
+from p2pnode.files import off_the_loop
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.s5.messages import FRAME_MAX
 from p2pnode.protocols.s5.nodes import PeerUri
@@ -119,7 +120,8 @@ class S5Server:
             for listener in listeners:
                 listener.socket.close()
             if book is not None:
-                book.close()
+                with trio.CancelScope(shield=True):
+                    await off_the_loop(book.close)
             self._ended.set()
 
     async def _serve(

@@ -78,7 +78,7 @@ def test_a_malformed_first_peer_is_refused_at_once(tmp_path: Path, bootstrap: st
         _client(tmp_path, bootstrap=[bootstrap])
 
 
-def test_the_node_on_this_data_dir_is_asked_first_and_saved_peers_last(tmp_path: Path) -> None:
+async def test_the_node_on_this_data_dir_is_asked_first_and_saved_peers_last(tmp_path: Path) -> None:
     data = DataDir(tmp_path)
     saved = {
         "peer": peer(3),
@@ -91,15 +91,15 @@ def test_the_node_on_this_data_dir_is_asked_first_and_saved_peers_last(tmp_path:
     with data.locked():
         data.write_node_json(peer(1), [FIRST])
         client.runtime.make_node()
-    assert client.searches.seeds() == [FIRST, SECOND, saved["addrs"][0]]  # type: ignore[index]
+    assert await client.searches.seeds() == [FIRST, SECOND, saved["addrs"][0]]  # type: ignore[index]
 
 
-def test_a_stale_node_file_is_ignored(tmp_path: Path) -> None:
+async def test_a_stale_node_file_is_ignored(tmp_path: Path) -> None:
     data = DataDir(tmp_path)
     data.write_node_json(peer(1), [FIRST])
     client = _client(tmp_path, bootstrap=[SECOND])
     client.runtime.make_node()
-    assert client.searches.seeds() == [SECOND]
+    assert await client.searches.seeds() == [SECOND]
     assert json.loads(data.node_json.read_text())["pid"] == os.getpid()
 
 
@@ -226,14 +226,14 @@ async def test_whom_a_client_reached_it_saves_and_whom_it_could_not_it_forgets(
         w.crash(gone)
         addresses = [each.node.multiaddrs[0] for each in (gone, host)]
         async with machine(w, tmp_path, knows=[gone, host]) as client:
-            client.searches.save_peers()
+            await client.searches.save_peers()
             assert not client.runtime.data.peers.exists()  # nobody was reached yet: that says nothing
-            saved = SavedPeers(client.runtime.data.peers)
+            saved = SavedPeers(client.runtime.data.peers, in_thread=False)
             saved.remember(gone.node.peer_id, addresses[:1], now=1.0)
-            saved.save()
+            await saved.save()
             await client.searches.connect_first_peers()
-            client.searches.save_peers()
-            (only,) = saved.load()
+            await client.searches.save_peers()
+            (only,) = await saved.load()
             assert (only.peer, addresses[1] in only.addrs) == (host.node.peer_id, True)
 
 

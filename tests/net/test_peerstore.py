@@ -17,17 +17,21 @@ PEERS = [Network(NetworkConfig(key_seed=bytes([i]) * 32, dht="off", gossip=False
 ADDRESS = "/ip4/192.0.2.7/tcp/4001"
 
 
-def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     saved = SavedPeers(tmp_path / "peers.json")
     saved.remember(PEERS[0], [ADDRESS], now=5.0)
-    saved.save()
-    [loaded] = SavedPeers(tmp_path / "peers.json").load()
+    await saved.save()
+    [loaded] = await SavedPeers(tmp_path / "peers.json").load()
     assert (loaded.peer, loaded.addrs, loaded.last_seen) == (PEERS[0], (f"{ADDRESS}/p2p/{PEERS[0]}",), 5.0)
-    assert [path.name for path in tmp_path.iterdir()] == ["peers.json"]
+    assert names_in(tmp_path) == ["peers.json"]
 
 
-def test_no_file_is_no_peers(tmp_path: Path) -> None:
-    assert SavedPeers(tmp_path / "peers.json").load() == ()
+async def test_no_file_is_no_peers(tmp_path: Path) -> None:
+    assert await SavedPeers(tmp_path / "peers.json").load() == ()
 
 
 @pytest.mark.parametrize(
@@ -42,25 +46,25 @@ def test_no_file_is_no_peers(tmp_path: Path) -> None:
         b"[" * 90000,
     ],
 )
-def test_a_corrupt_file_is_set_aside_and_not_lost(tmp_path: Path, broken: bytes) -> None:
+async def test_a_corrupt_file_is_set_aside_and_not_lost(tmp_path: Path, broken: bytes) -> None:
     path = tmp_path / "peers.json"
     path.write_bytes(broken)
     saved = SavedPeers(path)
-    assert saved.load() == ()
+    assert await saved.load() == ()
     assert (tmp_path / "peers.json.corrupt").read_bytes() == broken
     saved.remember(PEERS[0], [ADDRESS], now=1.0)
-    saved.save()
-    assert len(SavedPeers(path).load()) == 1
+    await saved.save()
+    assert len(await SavedPeers(path).load()) == 1
 
 
-def test_an_entry_with_a_foreign_or_malformed_address_is_left_out(tmp_path: Path) -> None:
+async def test_an_entry_with_a_foreign_or_malformed_address_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "peers.json"
     entry = {"peer": PEERS[0], "addrs": ["x", f"{ADDRESS}/p2p/{PEERS[1]}"], "last_seen": 1, "failures": 0}
     path.write_text(json.dumps({"format": 1, "peers": [entry]}))
-    assert SavedPeers(path).load() == ()
+    assert await SavedPeers(path).load() == ()
 
 
-def test_the_store_is_bounded_and_the_worst_go_first(tmp_path: Path) -> None:
+async def test_the_store_is_bounded_and_the_worst_go_first(tmp_path: Path) -> None:
     saved = SavedPeers(tmp_path / "peers.json", limits=Limits(peers_saved_max=2))
     saved.remember(PEERS[0], [ADDRESS], now=1.0)
     saved.remember(PEERS[1], [ADDRESS], now=2.0)
@@ -69,7 +73,7 @@ def test_the_store_is_bounded_and_the_worst_go_first(tmp_path: Path) -> None:
     assert [entry.peer for entry in saved.best(9)] == [PEERS[0], PEERS[2]]
 
 
-def test_a_peer_that_was_reached_again_is_forgiven_and_one_forgotten_is_gone(tmp_path: Path) -> None:
+async def test_a_peer_that_was_reached_again_is_forgiven_and_one_forgotten_is_gone(tmp_path: Path) -> None:
     saved = SavedPeers(tmp_path / "peers.json")
     saved.remember(PEERS[0], [ADDRESS], now=1.0)
     saved.failed(PEERS[0])
@@ -82,8 +86,8 @@ def test_a_peer_that_was_reached_again_is_forgiven_and_one_forgotten_is_gone(tmp
     saved.failed(PeerId("unknown"))
 
 
-def test_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     saved = SavedPeers(tmp_path / "file" / "peers.json")
     with pytest.raises(StorageError, match="permissions"):
-        saved.save()
+        await saved.save()

@@ -141,8 +141,8 @@ async def test_those_who_came_by_themselves_rank_behind_those_that_were_reached(
             await w.add(bootstrap=node.multiaddrs[:1])
         await trio.sleep(30)
         await node.aclose()
-        store = SavedPeers(tmp_path / "peers.json")
-        store.load()
+        store = SavedPeers(tmp_path / "peers.json", in_thread=False)
+        await store.load()
         saved = store.best(8)
         assert len(saved) > 1
         reached = {friend.node.peer_id} | node.peers.dialled
@@ -177,5 +177,6 @@ def _node(w: World, peers: Path, bootstrap: tuple[str, ...]) -> Node:
             wall=wall_clock,
             draw=rng.randbytes,
             rng=rng,
+            in_thread=False,
         )
     )
