@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -21,6 +23,7 @@ BACK_OFF_FIRST_S: Final = 0.1
 BACK_OFF_MAX_S: Final = 1.0
 TOLD_EVERY_S: Final = 60.0
 _DETAIL_MAX: Final = 200
+_FRAMES: Final = 4
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -45,11 +48,15 @@ class Guard:
 
     def note(self, task: str, error: Exception) -> None:
         """Count one fault. The first of a kind is a warning: the next ones are the stranger's to repeat."""
-        kind = f"{task}: {type(error).__name__}"
+        fault = type(error).__name__
+        kind = f"{task}: {fault}"
         self.failed[kind] += 1
-        tell = log.warning if self.failed[kind] == 1 else log.debug
         # ascii(): a stranger may have chosen the words, and they may end on a terminal.
-        tell("task.failed", task=task, fault=type(error).__name__, detail=ascii(str(error))[:_DETAIL_MAX])
+        detail = ascii(str(error))[:_DETAIL_MAX]
+        if self.failed[kind] == 1:
+            log.warning("task.failed", task=task, fault=fault, detail=detail, where=_where(error))
+        else:
+            log.debug("task.failed", task=task, fault=fault, detail=detail)
 
 
 def _first_of(group: ExceptionGroup[Exception]) -> Exception:
@@ -112,6 +119,12 @@ async def _serve_one(
         await handle(stream)
     finally:
         stream.socket.close()
+
+
+def _where(error: BaseException) -> str:
+    """The last lines of code that it came through: what a report of the defect needs."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    return " < ".join(f"{Path(each.filename).name}:{each.lineno}" for each in reversed(frames))
 
 
 def _reason(error: OSError) -> str:

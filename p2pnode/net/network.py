@@ -21,7 +21,6 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
 from multiaddr import Multiaddr
 
 from p2pnode.errors import ConfigError, LocalError, UnreachableError
@@ -51,7 +50,7 @@ from p2pnode.net.reach import (
 )
 from p2pnode.net.router import Handler, Router, wrap
 from p2pnode.net.stream import Stream
-from p2pnode.net.swarm import NodeSwarm
+from p2pnode.net.swarm import KnownPeers, NodeSwarm
 from p2pnode.net.tcp import TcpListener, TcpStream, TcpTransport
 from p2pnode.net.types import NetworkStats, PeerAddresses
 from p2pnode.net.upgrader import Upgrader
@@ -118,8 +117,6 @@ class Network:
         key_pair = create_new_key_pair(config.key_seed)
         self._id = ID.from_pubkey(key_pair.public_key)
         self.peer_id: PeerId = from_id(self._id)
-        peerstore = PeerStore()
-        peerstore.add_key_pair(self._id, key_pair)
         self._listeners: list[Listener] = []
         self._found_own = OwnAddresses()
         self._addresses: tuple[str, ...] = ()
@@ -129,7 +126,7 @@ class Network:
         self.reach = Reach((*own, *config.announce, *config.told), remotes=self.remote_addresses)
         self._swarm = NodeSwarm(
             peer_id=self._id,
-            peerstore=peerstore,
+            peerstore=KnownPeers(self._id, key_pair),
             upgrader=Upgrader(key_pair, config.limits, fast=self._fast),
             transports=[config.transport] if config.transport is not None else [TcpTransport()],
             limits=config.limits,
@@ -139,7 +136,7 @@ class Network:
         if config.transport is None:
             self._swarm.transports.append(WsTransport(self._swarm.start_task))
         self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._announced, fast=self._fast)
-        self._router = Router(config.limits)
+        self._router = Router(config.limits, self._swarm.guard)
         self._gossip = Gossip(self._host, config.limits, fast=self._fast) if config.gossip else None
         self._dht = Dht(self._host, config.dht, config.limits) if config.dht != "off" else None
         self._swarm.register_notifee(_Watcher(self))

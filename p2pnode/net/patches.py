@@ -40,6 +40,10 @@ EXPECTED: Final[dict[str, dict[str, str]]] = {
         "libp2p.network.swarm:Swarm._notify": "36afe611751a4cb8",
         "libp2p.network.swarm:Swarm.notify_connected": "f984413ca77652cb",
     },
+    "our own keys are kept (swarm.py)": {
+        "libp2p.peer.peerstore:PeerStore._enforce_peer_limit": "9f1adf0db61b34b2",
+        "libp2p.peer.peerstore:PeerStore.add_addrs": "0983713217b06c43",
+    },
     "connections without sleeps (connection.py)": {
         "libp2p.network.connection.swarm_connection:SwarmConn.__init__": "0b238b08f4f3f167",
         "libp2p.network.stream.net_stream:NetStream.__init__": "c1bafd9d5782acb4",

@@ -8,6 +8,7 @@ nothing of the network; the clock is given.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -65,7 +66,7 @@ class SavedPeers:
             pass
         except OSError as error:
             log.warning("peerstore.unreadable", path=str(self._path), error=str(error))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             aside = self._path.with_name(self._path.name + ".corrupt")
             log.warning("peerstore.corrupt", path=str(self._path), set_aside=str(aside), error=str(error))
             try:
@@ -131,10 +132,9 @@ def _decode(data: bytes) -> list[SavedPeer]:
         usable = tuple(address for address in addrs if is_valid(address) and address.endswith(peer))
         if document["format"] == 1:
             usable = tuple(address for address in usable if scope_of(address) == "global")
+        last_seen, failures = float(raw["last_seen"]), int(raw["failures"])
+        if not math.isfinite(last_seen):
+            raise ValueError("a peer was seen at no time")
         if usable:
-            entries.append(
-                SavedPeer(
-                    peer=peer, addrs=usable, last_seen=float(raw["last_seen"]), failures=int(raw["failures"])
-                )
-            )
+            entries.append(SavedPeer(peer=peer, addrs=usable, last_seen=last_seen, failures=failures))
     return entries

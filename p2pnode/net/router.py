@@ -21,6 +21,7 @@ from p2pnode.limits import Limits
 from p2pnode.net.connection import NodeConnection
 from p2pnode.net.multiaddrs import from_id
 from p2pnode.net.stream import Stream
+from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
 
@@ -31,8 +32,8 @@ Handler = Callable[[Stream], Awaitable[None]]
 class Router:
     """Makes guarded stream handlers, and counts."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, guard: Guard) -> None:
+        self._limits, self._guard = limits, guard
         self._open: Counter[PeerId] = Counter()
         self._open_protocol: Counter[tuple[PeerId, str]] = Counter()
         self.accepting = True
@@ -73,15 +74,9 @@ class Router:
             self._count(stream)
             log.info("stream.peer_failed", peer=stream.peer, protocol=stream.protocol, error=str(error))
             await stream.reset()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  it ends that stream, and is counted
             self._count(stream)
-            log.warning(
-                "stream.handler_failed",
-                peer=stream.peer,
-                protocol=stream.protocol,
-                error=f"{type(error).__name__}: {error}",
-                exc_info=True,
-            )
+            self._guard.note(stream.protocol, error)
             await stream.reset()
         except BaseException:
             await stream.reset()  # cancelled: the peer should learn at once

@@ -17,12 +17,14 @@ from typing import Any, Final, cast
 import structlog
 import trio
 from libp2p.abc import IMuxedConn, INetConn, INetStream, IPeerStore, IRawConnection, ITransport
+from libp2p.crypto.keys import KeyPair
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
@@ -44,6 +46,31 @@ DIAL_STAGGER_S: Final = 0.25
 ADDRESSES_MAX: Final = 8
 CONNECTIONS_PER_PEER: Final = 4
 REACHED_MAX: Final = 1024
+
+
+class KnownPeers(PeerStore):
+    """The library's peerstore, bounded, which forgets anybody but ourselves.
+
+    At its limit the library evicts whoever has no address first. That is this node, and its keys with it,
+    without which it can sign nothing more: one answer of the DHT that names a thousand peers was enough.
+    """
+
+    def __init__(self, own: ID, key_pair: KeyPair) -> None:
+        super().__init__()
+        self._own = own
+        self.add_key_pair(own, key_pair)
+
+    def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
+        """Nothing that others say of ourselves: it would expire, and we with it."""
+        if peer_id != self._own:
+            super().add_addrs(peer_id, addrs, ttl)
+
+    def _enforce_peer_limit(self) -> None:
+        own = self.peer_data_map.pop(self._own)
+        try:
+            super()._enforce_peer_limit()
+        finally:
+            self.peer_data_map[self._own] = own
 
 
 class NodeSwarm(Swarm):
