@@ -52,6 +52,9 @@ class Limits:
     standby_reach_s: float = 3.0
     standby_probe_s: float = 10.0
     standby_look_s: float = 15.0
+    pace_window_s: float = 60.0
+    pace_floor: float = 0.2
+    pace_ceiling: float = 2.0
 
     # inference
     sessions_max: int = 64

@@ -104,16 +104,24 @@ async def stream(output: Output, talk: Any, answer: Any) -> None:
     """Print an answer as it comes, then its bill. Says how one goes on that was cut short."""
     import trio
 
+    from p2pnode.errors import P2PNodeError, RefusedError
+
+    hopeless = False
     try:
         async with answer:
             async for piece in answer:
                 output.piece(piece)
+    except P2PNodeError as error:
+        # Asked again it would be refused again.
+        hopeless = isinstance(error, RefusedError) and error.code == "context_overflow"
+        finish(output, answer)
+        raise
     except trio.Cancelled:
         output.end_line()
         output.event("interrupted", {"text": answer.text}, text="[interrupted]")
         raise
     finally:
-        if talk.cut_short and talk.is_kept:
+        if talk.cut_short and talk.is_kept and not hopeless:
             with trio.CancelScope(shield=True):
                 await talk.settled()
             sid = talk.conversation.sid.hex() if talk.conversation is not None else ""
@@ -193,6 +201,9 @@ def make_client(
             text = f"[{shorten(str(fields['peer']))} failed: {fields['reason']}; looking for another host]"
         elif name == "slept":
             text = f"[this machine slept for {fields['seconds']:.0f} s in the middle of the answer: going on]"
+        elif name == "host.slow":
+            then = "going on with another" if fields["leaving"] else "there is no other to go on with"
+            text = f"[{shorten(str(fields['peer']))} gives {fields['tokens_per_s']:.2f} tokens/s: {then}]"
         elif name == "failover":
             text = f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
         elif name == "signing":
@@ -231,6 +242,8 @@ def finish(output: Output, answer: Any) -> None:
         for item in bill:
             output.note(_line_of(item))
     if usage is None:
+        if cost := sum(item.cost for item in bill):
+            output.note(f"[{usdc_text(cost)} was paid all the same]")
         return
     took = usage.total_s - usage.ttft_s
     # What came in one piece has no speed.

@@ -168,7 +168,7 @@ class Chat:
     async def _answer(self, answer: Answer) -> None:
         import trio
 
-        from p2pnode.errors import LocalError, P2PNodeError
+        from p2pnode.errors import LocalError, P2PNodeError, RefusedError
 
         failure: P2PNodeError | None = None
         try:
@@ -185,7 +185,9 @@ class Chat:
             self._scope = None
         finish(self._output, answer)
         if failure is not None:
-            text = f"p2pnode: {failure} (/retry asks again, /new starts over)"
+            overflows = isinstance(failure, RefusedError) and failure.code == "context_overflow"
+            ways = "" if overflows else " (/retry asks again, /new starts over)"  # it would overflow again
+            text = f"p2pnode: {failure}{ways}"
             self._output.event("turn.failed", error_fields(failure), text=text)
         elif answer.usage is None:
             self._output.event("stopped", {}, text="[stopped: /go goes on, /retry asks again]")

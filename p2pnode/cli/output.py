@@ -4,6 +4,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
 
     ask, chat   host{peer, model} signing{words, …} prefill{processed, total} text{text}
                 host.failed{peer, reason, retrying} failover{from, to, held, reason}
+                slept{peer, seconds, reason}: this machine did; host.slow{peer, tokens_per_s, leaving}
                 answer.cut{held, reason}: nobody can go on; so many tokens of the answer are kept
                 done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s,
                 context_used, n_ctx, bill}: the conversation takes so much of the last host's context

@@ -20,9 +20,10 @@ import trio
 import trio.lowlevel
 
 from p2pnode.client.bill import Bill, BillItem, Usage
-from p2pnode.client.endings import cut_short, nobody, nobody_left, reason_of, too_long
+from p2pnode.client.endings import cut_short, nobody, nobody_left, overflow, reason_of, too_long
 from p2pnode.client.part import Part
 from p2pnode.client.partial import Held, Partial
+from p2pnode.client.ranking import is_priced
 from p2pnode.client.relay import (
     HONEST,
     Move,
@@ -31,6 +32,7 @@ from p2pnode.client.relay import (
     after_turn,
     calls_it_wrong,
     is_final,
+    least_pace,
 )
 from p2pnode.client.session import HostFault
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
@@ -153,10 +155,11 @@ class Answer:
         self._reader = trio.Lock()
         self._read_at = math.inf
         """When the last piece was given out; infinite while one is waited for."""
-        self._aside = False
-        """Is it being ended because nobody reads?"""
+        self._ending = ""
+        """Why this side ends the present part: nobody reads, or its host crawls."""
         self._unread = ""
         """Came meanwhile."""
+        self._slow_told = False
         self._unread_error: P2PNodeError | None = None
         self._runtime, self._pool, self._searches = runtime, pool, searches
         self._open_search, self._make_ask = search, make_ask
@@ -249,24 +252,29 @@ class Answer:
                 self._read_at = trio.current_time()
 
     async def _read(self) -> str:
-        if self._unread:
-            unread, self._unread = self._unread, ""
-            return unread
-        if self._unread_error is not None:
-            error, self._unread_error = self._unread_error, None
-            raise error
-        while not self._done:
-            if self._part is None and self.ids and not self._partial.room:
+        while True:
+            if self._unread:
+                unread, self._unread = self._unread, ""
+                return unread
+            if self._unread_error is not None:
+                error, self._unread_error = self._unread_error, None
+                raise error
+            if not self._done and self._part is None and self.ids and not self._partial.room:
                 self._finish("length")  # it went on from a whole one
-                break
+            if self._done:
+                raise StopAsyncIteration
+            part = self._part
+            if part is not None and self._crawls(part):
+                await self._end_early(part, "slow")
+                self._move = "next"
+                continue
             try:
-                piece = await self._next_piece(self._part or await self._next_part())
+                piece = await self._next_piece(part or await self._next_part())
             except P2PNodeError as error:
                 self._failed(error)
                 continue
             if piece:
                 return piece
-        raise StopAsyncIteration
 
     async def __aenter__(self) -> Self:
         return self
@@ -317,17 +325,51 @@ class Answer:
             part = self._part
             if part is None or self._done:
                 return
-            part.session.cancel_turn()
-            self._aside = True
             self._parts_left += 1  # its host did nothing wrong
-            with trio.move_on_after(self._runtime.limits.close_deadline_s):
-                try:
-                    while self._part is part and not self._done:
-                        self._unread += await self._drain(part)
-                except P2PNodeError as error:
-                    self._unread_error = error
-            # A host that has not answered yet may be lost: whoever reads on will hear of it.
-            self._aside, self._left = False, None  # no failover
+            # A host that does not answer may be lost: whoever reads on will hear of it.
+            await self._end_early(part, "cancelled")
+            self._left = None  # no failover
+
+    async def _end_early(self, part: Part, why: str) -> None:
+        """Have the turn ended in order; what still comes of it is kept for the reader."""
+        part.session.cancel_turn()
+        self._ending = why
+        with trio.move_on_after(self._runtime.limits.close_deadline_s):
+            try:
+                while self._part is part and not self._done:
+                    self._unread += await self._drain(part)
+            except P2PNodeError as error:
+                self._unread_error = error
+        self._ending = ""
+
+    def _crawls(self, part: Part) -> bool:
+        """Is its host much slower than hosts are, and is there another one to go on with?"""
+        runtime, now = self._runtime, trio.current_time()
+        limits = runtime.limits
+        pace = part.pace(now, limits.pace_window_s)
+        if pace is None or self._search is None or runtime.node.sleep.slept_since(now - limits.pace_window_s):
+            return False
+        speeds = (known.tokens_per_s for known in self._searches.measured.values())
+        usual = [speed for speed in speeds if speed is not None]
+        least = least_pace(usual, floor=limits.pace_floor, ceiling=limits.pace_ceiling)
+        if pace >= least:
+            return False
+        other = self._search.best()
+        known = self._searches.measured.get(other.advert.peer) if other is not None else None
+        speed = known.tokens_per_s if known is not None else None
+        leaves = (
+            other is not None
+            and self._parts_left > 0
+            and self._partial.continuable
+            and (part.session.paid or not is_priced(other.offer))  # it may be slow because it is free
+            and (speed is None or speed > 2 * pace)
+        )
+        if leaves or not self._slow_told:
+            self._slow_told = True
+            runtime.tell("host.slow", {"peer": part.peer, "tokens_per_s": pace, "leaving": leaves})
+        if leaves and part.first_at is not None:
+            self._searches.note_answer(part.peer, part.first_at - part.started_at, pace)
+        return leaves
 
     # ---- a part
 
@@ -406,7 +448,7 @@ class Answer:
             now = trio.current_time()
             first = part.first_at if part.first_at is not None else now
             self._searches.note_answer(part.peer, first - part.started_at, part.speed(now))
-        self._end_part(part, reason if move == "finish" or self._aside else "lost")
+        self._end_part(part, reason if move == "finish" else self._ending or "lost")
         if move == "finish":
             self._finish(reason)
         self._move = move
@@ -531,4 +573,7 @@ class Answer:
     def _nobody(self, search: HostSearch) -> P2PNodeError:
         if self.ids:
             return nobody_left(self._last_error, search.ranking())
-        return self._last_error or nobody(search.ranking(), search.failures)
+        last = self._last_error
+        if isinstance(last, RefusedError) and last.code == "context_overflow":
+            return overflow(last)
+        return last or nobody(search.ranking(), search.failures)

@@ -18,7 +18,7 @@ class BillItem:
 
     A session's fee is in its first item. ``tokens_out`` may be up to 31 more than what was signed for where
     a host died before its receipt. ``reason`` says why its part ended: ``stop``, ``length``, ``cancelled``, a
-    wire code, or ``lost``, ``fault`` and ``unpaid`` (this side could not go on).
+    wire code, or ``lost``, ``slow``, ``fault`` and ``unpaid`` (this side could not go on).
     """
 
     peer: PeerId

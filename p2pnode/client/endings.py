@@ -34,6 +34,16 @@ def nobody_left(last: P2PNodeError | None, ranking: Ranking) -> NoHostError:
     return error
 
 
+def overflow(error: RefusedError) -> RefusedError:
+    """The same error, with what helps: asking the same again doesn't."""
+    helps = (
+        "Asking again can't help: start a new conversation (in a chat /new), ask for less, or choose a host "
+        "with a larger context (`p2pnode hosts --why` shows them)"
+    )
+    error.args = (f"{error}. {helps}", *error.args[1:])
+    return error
+
+
 def too_long(last: P2PNodeError) -> NoHostError:
     """A part of the answer is here, and no prompt can hold it, or it has failed too often."""
     error = NoHostError(f"this answer can't be handed to another host any more: {last}")

@@ -5,6 +5,8 @@ It takes what the session says; what follows from the part's end is not its busi
 
 from __future__ import annotations
 
+from collections import deque
+
 import trio
 
 from p2pnode.client.bill import BillItem
@@ -25,6 +27,8 @@ class Part:
         self.tokens_out = 0
         self.started_at = trio.current_time()
         self.first_at: float | None = None
+        self._arrivals: deque[tuple[float, int]] = deque()
+        """When tokens were taken, and how many."""
         self.turn_over = False
         """Is the session free for another turn?"""
         self.messages_tokens: int | None = None
@@ -57,9 +61,22 @@ class Part:
 
     def delivered(self, delivered: Delivered) -> None:
         """Output came."""
+        now = trio.current_time()
         if self.first_at is None:
-            self.first_at = trio.current_time()
+            self.first_at = now
+        self._arrivals.append((now, len(delivered.ids)))
         self.tokens_out += len(delivered.ids)
+
+    def pace(self, now: float, window_s: float) -> float | None:
+        """Tokens a second over the last ``window_s``; None before one has passed since the first token.
+
+        None too where the reader is behind: the host has sent what was not taken yet.
+        """
+        if self.first_at is None or now - self.first_at < window_s or self.session.has_unread:
+            return None
+        while self._arrivals and self._arrivals[0][0] <= now - window_s:
+            self._arrivals.popleft()
+        return sum(count for _, count in self._arrivals) / window_s
 
     def done(self, over: TurnDone) -> None:
         """The host's own count, which was checked: input whose voucher was lost is not billed."""

@@ -1,10 +1,11 @@
-"""What to do when a host's part of an answer is over: done, on with somebody, or the end. Pure.
+"""What to do when a host's part of an answer is over, or crawls: done, on with somebody, or the end. Pure.
 
 It decides by what is held, by what failed and by how often; it opens, pays and dials nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -18,6 +19,8 @@ nobody can go on, or nobody should: the user is told why."""
 _FINAL: Final = frozenset({"bad_request"})
 """What every host would answer the same way. One alone may lie: it takes two of them to end an answer."""
 _WITNESSES: Final = 2
+_SHARE: Final = 0.1
+"""Of the median speed."""
 HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"} - _FINAL
 """A host that says one of these did not fail: it is busy, or the question is not for it."""
 
@@ -76,6 +79,16 @@ def after_failure(error: P2PNodeError, standing: Standing) -> Move:
     restarted = standing.resumed and code == "internal"
     ours = standing.slept and code not in HONEST
     return "again" if (aged or broke or restarted or ours) and standing.fruitless <= 1 else "next"
+
+
+def least_pace(usual: Iterable[float], *, floor: float, ceiling: float) -> float:
+    """Tokens a second below which a host is left for another: a tenth of what hosts gave this client.
+
+    At least ``floor``; and at most ``ceiling``, for what a person reads along with is not slow, however fast
+    others are.
+    """
+    known = sorted(usual)
+    return min(ceiling, max(floor, known[len(known) // 2] * _SHARE if known else floor))
 
 
 def calls_it_wrong(error: P2PNodeError) -> bool:

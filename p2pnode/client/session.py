@@ -343,6 +343,11 @@ class Session:
             raise self.error()
         return event
 
+    @property
+    def has_unread(self) -> bool:
+        """Are there events that nobody has received yet?"""
+        return self._receive.statistics().current_buffer_used > 0
+
     def cancel_turn(self) -> None:
         """Stop the turn; its remaining events still come, if there is a stream."""
         if not self._back.is_set():

@@ -64,7 +64,7 @@ async def count_input(engine: Engine, order: Count, cache_key: bytes, n_ctx: int
         await report(CountFailed(order.turn, "internal", detail, 1.0))
         return
     if len(prompt_ids) >= n_ctx:
-        detail = f"the conversation takes {len(prompt_ids)} tokens, this context {n_ctx}: shorten it"
+        detail = f"the conversation takes {len(prompt_ids)} tokens, this context holds {n_ctx}"
         await report(CountFailed(order.turn, "context_overflow", detail))
         return
     reused = min(engine.reusable(cache_key, prompt_ids), len(prompt_ids))

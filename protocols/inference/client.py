@@ -219,7 +219,7 @@ class ClientSession:
         if len(raw) > bytes_max:
             detail = (
                 f"the conversation takes {len(raw)} bytes; this host's context of {held.accept.n_ctx} "
-                f"tokens takes {bytes_max}: shorten it or choose a host with a larger context"
+                f"tokens takes {bytes_max}"
             )
             return TurnFailed("context_overflow", detail)
         try:

@@ -169,7 +169,7 @@ def test_an_empty_question(data_dir: Path, question: str) -> None:
 def test_a_conversation_too_long_in_bytes_is_refused_before_it_is_sent(data_dir: Path, host: Program) -> None:
     ran = ask(data_dir, "x" * 100_000, "--peer", host.multiaddr)
     _check(
-        ran, 4, "context_overflow: the conversation takes 100", "shorten it or choose a host with a larger"
+        ran, 4, "context_overflow: the conversation takes 100", "ask for less, or choose a host with a larger"
     )
 
 
