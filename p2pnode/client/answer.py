@@ -20,7 +20,15 @@ import trio
 import trio.lowlevel
 
 from p2pnode.client.bill import Bill, BillItem, Usage
-from p2pnode.client.endings import cut_short, nobody, nobody_left, overflow, reason_of, too_long
+from p2pnode.client.endings import (
+    cut_short,
+    nobody,
+    nobody_left,
+    overflow,
+    reason_of,
+    too_long,
+    turn_error,
+)
 from p2pnode.client.part import Part
 from p2pnode.client.partial import Held, Partial
 from p2pnode.client.ranking import is_priced
@@ -418,9 +426,9 @@ class Answer:
                     self._watcher.receipted(self)
             case Progressed(progress=progress):
                 self._runtime.tell("prefill", {"processed": progress.processed, "total": progress.total})
-            case TurnFailed(code=code, detail=detail, retry_after_s=retry_after_s):
-                part.turn_over = True
-                raise RefusedError(code, detail, retry_after_s=retry_after_s)
+            case TurnFailed() as failed:
+                part.turn_over, part.restarted = True, failed.cause == "restarted"
+                raise turn_error(failed)
             case TurnDone() as over:
                 part.done(over)
                 self._over(part, over.done.reason)
@@ -534,7 +542,7 @@ class Answer:
             fruitless=0 if part.fruitful else self._fruitless + 1,
             kept=part.session.kept,
             lost=part.session.lost,
-            resumed=part.resumed,
+            restarted=part.restarted,
             paid=part.session.paid,
             slept=self._slept_s() > 0,
         )

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 import structlog
 import trio
 
-from p2pnode.errors import LocalError, P2PNodeError, RefusedError, UnreachableError
+from p2pnode.errors import LocalError, P2PNodeError, ProtocolError, RefusedError, UnreachableError
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -82,7 +82,7 @@ async def _try(
     try:
         with trio.fail_after(limits.delivery_deadline_s):
             await deliver(record, journal, market, network, limits=limits)
-    except RefusedError as error:
+    except (RefusedError, ProtocolError) as error:
         outcome, detail = "refused", str(error)
     except trio.TooSlowError:
         outcome, detail = "away", "it did not answer in time"
@@ -100,8 +100,8 @@ async def deliver(
 ) -> None:
     """Hand one session's final voucher to its host, and note it in the journal. Deadlines are the caller's.
 
-    Raises ``UnreachableError`` when the host is away, ``RefusedError`` when it does not take it, and
-    ``StorageError``.
+    Raises ``UnreachableError`` when the host is away, ``RefusedError`` when it does not take it,
+    ``ProtocolError`` when it breaks the protocol, and ``StorageError``.
     """
     voucher = record.owed
     if voucher is None:
@@ -163,7 +163,9 @@ class _Handing:
             await (stream.aclose() if self._taken else stream.reset())
         if not self._taken:
             failure = self._failure
-            if failure is None or failure.code in ("internal", "stalled"):
+            if failure is not None and failure.fault:
+                raise ProtocolError(failure.detail)
+            if failure is None or failure.code is None:
                 raise UnreachableError(failure.detail if failure is not None else "the host went away")
             raise RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s)
 

@@ -7,8 +7,16 @@ from typing import TypeVar
 
 from p2pnode.client.ranking import Ranking
 from p2pnode.client.session import HostFault
-from p2pnode.errors import LocalError, NoHostError, P2PNodeError, RefusedError
+from p2pnode.errors import (
+    LocalError,
+    NoHostError,
+    P2PNodeError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from p2pnode.ids import PeerId
+from p2pnode.protocols.inference.commands import TurnFailed
 
 _SHOWN = 4
 E = TypeVar("E", bound=P2PNodeError)
@@ -56,6 +64,13 @@ def cut_short(error: E, held: int) -> E:
     kept = f"The {held} tokens that came are kept: a chat goes on from them with /go, a program with go_on()"
     error.args = (f"{error}. {kept}", *error.args[1:])
     return error
+
+
+def turn_error(failed: TurnFailed) -> P2PNodeError:
+    """What a turn that failed is to whoever asked."""
+    if failed.code is not None:
+        return RefusedError(failed.code, failed.detail, retry_after_s=failed.retry_after_s)
+    return UsageError(failed.detail) if failed.cause == "invalid" else UnreachableError(failed.detail)
 
 
 def reason_of(error: P2PNodeError, *, lost: bool) -> str:

@@ -20,7 +20,6 @@ class Part:
 
     def __init__(self, session: Session, ask: Ask) -> None:
         self.session, self.peer = session, session.host
-        self._resumes = session.resumes
         self._prefix = len(ask.body.prefix)
         self._cost_before = session.cost if session.kept else 0
         self._tokens_in = self._reused = 0
@@ -31,6 +30,8 @@ class Part:
         """When tokens were taken, and how many."""
         self.turn_over = False
         """Is the session free for another turn?"""
+        self.restarted = False
+        """Did the host restart in the middle of it?"""
         self.messages_tokens: int | None = None
         """Prompt tokens without the prefix, once the host has counted them."""
 
@@ -48,11 +49,6 @@ class Part:
     def owes_output(self) -> bool:
         """Did it take money for the input, and is there enough in the deposit for more output?"""
         return self.session.paid and self._tokens_in > self._reused and self.session.covers(0, 1)
-
-    @property
-    def resumed(self) -> bool:
-        """Was its session resumed meanwhile? Then the host is there, and knows nothing of this turn."""
-        return self.session.resumes > self._resumes
 
     def quoted(self, quoted: Quoted) -> None:
         """The host counted the input."""

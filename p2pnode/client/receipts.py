@@ -104,7 +104,7 @@ class _Fetch:
                 return self._found
             case FetchFailed(fault=True, detail=detail):
                 raise ProtocolError(detail)
-            case FetchFailed(code=code, detail=detail) if code not in ("internal", "stalled"):
+            case FetchFailed(code=code, detail=detail) if code is not None:
                 raise RefusedError(code, detail)
             case failed:
                 raise UnreachableError(failed.detail if failed is not None else "the host went away")

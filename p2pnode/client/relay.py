@@ -49,8 +49,8 @@ class Standing:
     """Was its session one from before?"""
     lost: bool = False
     """Did the connection break, and the session with it?"""
-    resumed: bool = False
-    """Did the session go on on another stream meanwhile? A host that restarted fails the turn then."""
+    restarted: bool = False
+    """Did the host restart in the middle of the turn? Then it is there, in the session that goes on."""
     slept: bool = False
     """Did this machine sleep meanwhile? Then the host is as good as before."""
     paid: bool = False
@@ -76,9 +76,8 @@ def after_failure(error: P2PNodeError, standing: Standing) -> Move:
     # A session kept from before may have died of age, a free one with its connection: the host may live.
     aged = standing.kept and not standing.progressed and code not in HONEST
     broke = standing.lost and standing.progressed and not standing.paid
-    restarted = standing.resumed and code == "internal"
     ours = standing.slept and code not in HONEST
-    return "again" if (aged or broke or restarted or ours) and standing.fruitless <= 1 else "next"
+    return "again" if (aged or broke or standing.restarted or ours) and standing.fruitless <= 1 else "next"
 
 
 def least_pace(usual: Iterable[float], *, floor: float, ceiling: float) -> float:

@@ -97,8 +97,6 @@ class Session:
         """Is there a stream on which turns can be asked? Set at the end too."""
         self._back.set()
         self._resuming: trio.CancelScope | None = None
-        self.resumes = 0
-        """How often it went on on another stream."""
         self._resumed_at = -1
         """How much had been received at the last resume."""
         self._refused = False
@@ -165,7 +163,7 @@ class Session:
     def lost(self) -> bool:
         """Did the connection break? Then the host may be alive."""
         failure = self.failure
-        return failure is not None and failure.lost and failure.code == "internal" and not self._broken
+        return failure is not None and failure.cause == "lost" and not self._broken
 
     @property
     def dormant(self) -> bool:
@@ -175,7 +173,7 @@ class Session:
     @property
     def _resumable(self) -> bool:
         held, failure = self._machine.held, self.failure
-        if held is None or failure is None or not failure.lost or self._broken or self._refused:
+        if held is None or failure is None or not failure.resumable or self._broken or self._refused:
             return False
         # Again and again only while something comes in between.
         return self._purchase is not None and not self._closing and held.received > self._resumed_at
@@ -187,7 +185,7 @@ class Session:
             if await self._resume():
                 return True
             # A connection that broke says that the host is gone; one that fell silent says nothing.
-            silent = self.failure is not None and self.failure.code == "stalled"
+            silent = self.failure is not None and self.failure.cause != "lost"
             if not (self._resumable and silent and await self._wait_wanted(dormant_until)):
                 break
         return False
@@ -235,7 +233,7 @@ class Session:
         if self._back.is_set():
             return True
         failure: SessionFailed | None = self.failure
-        self._refused = failure is not None and not failure.lost and failure.code != "stalled"
+        self._refused = failure is not None and failure.cause in ("told", "fault") and not failure.resumable
         if failure is None or not (failure.fault or self._broken or self._closing):
             self.failure = lost
         return False
@@ -256,11 +254,11 @@ class Session:
             except* LocalError as group:
                 # What can't be written down is not sent: this side can't go on.
                 self._broken = first_error(group)
-                self.failure = SessionFailed("internal", str(self._broken))
+                self.failure = SessionFailed(None, str(self._broken), cause="broken")
             if self.failure is None and self._purchase is not None:
                 await self._wait_heard(stream)
         finally:
-            if self.failure is None or self.failure.fault:  # a host that is at fault is told so
+            if self.failure is None or (self.failure.fault and self._driver.fault is None):  # it was told so
                 await stream.aclose()
             else:
                 await stream.reset()
@@ -301,14 +299,12 @@ class Session:
         """Why the session is over: a ``RemoteError``, or the ``LocalError`` that ended it on our side."""
         if self._broken is not None:
             return self._broken
-        failure, malformed = self.failure, self._driver.fault if self._driver is not None else None
-        if malformed is not None:
-            return HostFault(f"the host broke the protocol: {malformed}")
+        failure = self.failure
         if failure is None:
-            return RefusedError("internal", "the session was closed")
+            return UnreachableError("the session was closed on this side")
         if failure.fault:
             return HostFault(failure.detail)
-        if failure.lost or failure.code == "stalled":
+        if failure.code is None:
             return UnreachableError(failure.detail)
         return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s)
 
@@ -385,11 +381,12 @@ class Session:
             case SessionFailed():
                 self.failure = value
                 # What the host ends because nothing was asked is over, although it would keep it a while.
-                idle = value.lost and value.code == "stalled" and self._asked is None
+                idle = value.resumable and value.cause != "lost" and self._asked is None
                 self._refused = self._refused or idle
                 if self._driver is not None:
                     self._driver.stop()
-                if self._resumable:
+                attempt = self._resuming is not None and not self._back.is_set() and not value.fault
+                if self._resumable or attempt:  # why a resume was refused is no verdict on the turn
                     return
             case Ended():
                 if self._driver is not None:
@@ -423,7 +420,6 @@ class Session:
         scope.deadline = math.inf
         held = self._machine.held
         self._resumed_at = held.received if held is not None else 0
-        self.resumes += 1
         self._back.set()
         self._tried.set()
         if not self._dropping:

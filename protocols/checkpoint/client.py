@@ -83,11 +83,11 @@ class FetchClient:
                     pass
                 case TimerFired(key=key):
                     if self._effects.fired(key):
-                        self._failed("stalled", "the host did not answer")
+                        self._failed(None, "the host did not answer")
                 case HalfClosed():
-                    self._failed("internal", "the connection to the host was lost (closed)")
+                    self._failed(None, "the connection to the host was lost (closed)")
                 case Closed(code=code):
-                    self._failed("internal", f"the connection to the host was lost ({code or 'closed'})")
+                    self._failed(None, f"the connection to the host was lost ({code or 'closed'})")
                 case _:
                     assert_never(event)
         return self._effects.take()
@@ -151,9 +151,9 @@ class FetchClient:
         self._effects.set_timer("answer", now + ANSWER_S)
 
     def _fault(self, detail: str) -> None:
-        self._failed("bad_request", f"the host broke the protocol: {detail}", fault=True)
+        self._failed(None, f"the host broke the protocol: {detail}", fault=True)
 
-    def _failed(self, code: WireCode, detail: str, *, fault: bool = False) -> None:
+    def _failed(self, code: WireCode | None, detail: str, *, fault: bool = False) -> None:
         self._over()
         self._effects.emit(FetchFailed(code, detail, fault))
 

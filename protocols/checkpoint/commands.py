@@ -62,9 +62,12 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """It is over. ``fault`` is True when the host broke the protocol."""
+    """It is over. ``code`` is the host's word; None for what this side saw: a lost stream, silence, a fault.
 
-    code: WireCode
+    ``fault`` is True when the host broke the protocol.
+    """
+
+    code: WireCode | None
     detail: str
     fault: bool = False
 

@@ -181,7 +181,7 @@ class Asking:
                 f"the turn's {billed} input tokens cost more than is left of the session's deposit: "
                 "open another session or shorten the conversation"
             )
-            self._refused = TurnFailed("payment_required", detail)
+            self._refused = TurnFailed("payment_required", detail, cause="foreseen")
             self.cancel(effects, now)
             return
         self._billed = True

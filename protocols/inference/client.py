@@ -44,6 +44,7 @@ from p2pnode.protocols.inference.commands import (
     Disputed,
     End,
     Ended,
+    SessionCause,
     SessionFailed,
     Start,
     TurnFailed,
@@ -144,10 +145,13 @@ class ClientSession:
                 case TimerFired(key=key):
                     self._timer(key, now)
                 case HalfClosed():
-                    self._over("internal", "the connection to the host was lost (closed)", lost=True)
+                    self._over(None, "the connection to the host was lost (closed)", cause="lost")
                 case Closed(code=code, malformed=malformed):
-                    detail = f"the connection to the host was lost ({code or 'closed'})"
-                    self._over("internal", detail, signs=not malformed, lost=not malformed)
+                    if malformed:
+                        self._over(None, f"the host broke the protocol: {code}", cause="fault")
+                    else:
+                        detail = f"the connection to the host was lost ({code or 'closed'})"
+                        self._over(None, detail, cause="lost")
                 case _:
                     assert_never(event)
         return self._effects.take()
@@ -200,7 +204,7 @@ class ClientSession:
         held = self._held
         if self.state != "idle" or held is None:
             detail = f"the session can't take a turn while {self.state}"
-            self._effects.emit(TurnFailed("bad_request", detail))
+            self._effects.emit(TurnFailed(None, detail, cause="invalid"))
             return
         raw = encode(ask.body)
         if (failure := self._why_not(held, ask, raw)) is not None:
@@ -221,17 +225,17 @@ class ClientSession:
                 f"the conversation takes {len(raw)} bytes; this host's context of {held.accept.n_ctx} "
                 f"tokens takes {bytes_max}"
             )
-            return TurnFailed("context_overflow", detail)
+            return TurnFailed("context_overflow", detail, cause="foreseen")
         try:
             decode_record(PromptBody, raw)
         except ProtocolError as error:
-            return TurnFailed("bad_request", f"no host takes this prompt: {error}")
+            return TurnFailed(None, f"no host takes this prompt: {error}", cause="invalid")
         meter, exact = held.meter, ask.input_exact or 0
         # What the host's cache holds isn't billed, but nobody knows it before the quote but in a first turn.
         tokens_in = meter.tokens_in + (exact if held.turns == 0 else 0)
         if not self._purse.covers(tokens_in, meter.tokens_out + 1):
             detail = "the session's deposit is used up: open another session"
-            return TurnFailed("payment_required", detail)
+            return TurnFailed("payment_required", detail, cause="foreseen")
         return None
 
     # ---- what the host says
@@ -250,7 +254,7 @@ class ClientSession:
             case Refuse(code=code, detail=detail, retry_after_s=retry_after_s) if self._phase == "opening":
                 self._over(code, detail, retry_after_s)
             case Error(turn=None, code=code, detail=detail, retry_after_s=retry_after_s):
-                self._over(code, detail, retry_after_s, lost=code == "stalled")
+                self._over(code, detail, retry_after_s)
             case _ if self._phase == "open" and self._held is not None and self._held.asking is not None:
                 self._turn_message(self._held, self._held.asking, message, now)
             case _:
@@ -295,7 +299,7 @@ class ClientSession:
         if held.asking is not None:
             held.asking = None
             detail = "the host restarted in the middle of this turn; what came of it is paid: ask again"
-            self._effects.emit(TurnFailed("internal", detail))
+            self._effects.emit(TurnFailed(None, detail, cause="restarted"))
 
     def _dispute(self, receipt: Receipt | None) -> None:
         if receipt is not None and self._purse.payable:
@@ -325,11 +329,11 @@ class ClientSession:
         if not self._effects.fired(key):
             return
         if key == "open":
-            self._over("stalled", "the host did not answer")
+            self._over(None, "the host did not answer", cause="stuck")
         elif self._pings >= _PINGS_UNANSWERED or (key == "progress" and self._pings):
-            self._over("stalled", "the host went silent", lost=True)
+            self._over(None, "the host went silent", cause="silent")
         elif key == "progress":
-            self._over("stalled", "the host stopped making progress")
+            self._over(None, "the host stopped making progress", cause="stuck")
         else:
             self._pings += 1
             self._effects.send(Ping(nonce=self._pings))
@@ -339,22 +343,20 @@ class ClientSession:
 
     def _violation(self, detail: str) -> None:
         self._effects.send(Error(code="bad_request", detail=detail_of(detail)))
-        self._over("bad_request", f"the host broke the protocol: {detail}", fault=True)
+        self._over(None, f"the host broke the protocol: {detail}", cause="fault")
 
     def _over(
         self,
-        code: WireCode,
+        code: WireCode | None,
         detail: str,
         retry_after_s: float | None = None,
         *,
-        fault: bool = False,
-        signs: bool = True,
-        lost: bool = False,
+        cause: SessionCause = "told",
     ) -> None:
         held = self._held
         ahead = held is not None and held.asking is not None and held.asking.paid_ahead
-        if held is not None and self._phase == "open" and signs and not fault and not ahead:
+        if held is not None and self._phase == "open" and cause != "fault" and not ahead:
             self._purse.conclude(held.meter, self._effects)
         self._phase = "over"
         self._effects.cancel_timers()
-        self._effects.emit(SessionFailed(code, detail, retry_after_s, fault, lost))
+        self._effects.emit(SessionFailed(code, detail, retry_after_s, cause))

@@ -7,7 +7,7 @@ between, and what an earlier run still reports is ignored.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from p2pnode.errors import WireCode
 from p2pnode.ids import ModelId, SessionId
@@ -322,28 +322,45 @@ class TurnDone:
     done: Done
 
 
+TurnCause: TypeAlias = Literal["told", "foreseen", "invalid", "restarted"]
+"""Why a turn failed. ``told``: the host said ``code``. ``foreseen``: it would say so, and was not asked.
+``invalid``: no host takes this prompt. ``restarted``: the host did, in the middle of the turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class TurnFailed:
-    """The host could not serve this turn; the session lives."""
+    """The host could not serve this turn; the session lives. ``code`` is None for what this side knows."""
 
-    code: WireCode
+    code: WireCode | None
     detail: str
     retry_after_s: float | None = None
+    cause: TurnCause = "told"
+
+
+SessionCause: TypeAlias = Literal["told", "fault", "lost", "silent", "stuck", "broken"]
+"""Why a session is over. ``told``: the host said ``code``. All others are this side's own knowledge, which no
+word of a host is ever taken for: it broke the protocol (``fault``), the stream broke (``lost``), nothing came
+of the host (``silent``), or nothing that helps (``stuck``), or this side can't go on (``broken``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFailed:
-    """The session is over. ``fault`` is True when the host broke the protocol.
+    """The session is over. ``code`` is the host's word, and None where it said none."""
 
-    ``lost``: the stream broke, or one side heard too long nothing of the other. The host may be alive, and
-    keep a paid session for whoever resumes it.
-    """
-
-    code: WireCode
+    code: WireCode | None
     detail: str
     retry_after_s: float | None = None
-    fault: bool = False
-    lost: bool = False
+    cause: SessionCause = "told"
+
+    @property
+    def fault(self) -> bool:
+        """Did the host break the protocol?"""
+        return self.cause == "fault"
+
+    @property
+    def resumable(self) -> bool:
+        """May the host live, and keep a paid session for a resume? After its ``stalled`` it does."""
+        return self.cause in ("lost", "silent") or self.code == "stalled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,12 +73,12 @@ def test_a_free_host_whose_connection_broke_is_asked_again_and_a_paid_one_was_al
 
 
 def test_a_host_that_restarted_in_a_session_is_asked_again_and_one_whose_engine_failed_is_not() -> None:
-    failed = RefusedError("internal", "the host restarted in the middle of this turn")
-    here = replace(MIDWAY, lost=False, resumed=True, paid=True)
+    failed = UnreachableError("the host restarted in the middle of this turn")
+    here = replace(MIDWAY, lost=False, restarted=True, paid=True)
     assert after_failure(failed, here) == "again"
     assert after_failure(failed, replace(here, fruitless=2)) == "next"
-    assert after_failure(failed, replace(here, resumed=False)) == "next"
-    assert after_failure(RefusedError("capacity", "x"), here) == "next"
+    assert after_failure(RefusedError("internal", "boom"), replace(here, restarted=False)) == "next"
+    assert after_failure(RefusedError("capacity", "x"), replace(here, restarted=False)) == "next"
 
 
 def test_a_kept_session_that_died_of_age_is_opened_anew_once() -> None:

@@ -43,7 +43,7 @@ def test_one_payer_with_many_sessions_owes_no_more_than_its_cap() -> None:
     exposure = Exposure(CAPS)
     verdicts = [exposure.reserve(session(n), payer(1), f"/ip4/10.0.{n}.1/tcp/1", 30, 0.0) for n in range(4)]
     assert verdicts[:3] == ["", "", ""]
-    assert "this payer may owe this host 100" in verdicts[3]
+    assert "this payer may owe this host 0.0001 USDC" in verdicts[3]
 
 
 def test_a_session_that_could_owe_too_much_is_refused_alone() -> None:

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from p2pnode.client.client import Client
 from p2pnode.client.session import HostFault
-from p2pnode.errors import NoHostError, UnreachableError
+from p2pnode.errors import NoHostError, RefusedError, UnreachableError, WireCode
 from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.protocols.inference.commands import Ask
@@ -21,9 +21,12 @@ from p2pnode.protocols.inference.messages import (
     Accept,
     ChatMessage,
     Checkpoint,
+    Error,
     Open,
     PromptBody,
     Quote,
+    Refuse,
+    Resume,
     SamplingParams,
     Tokens,
     Voucher,
@@ -148,3 +151,35 @@ async def test_a_host_that_asks_for_more_than_it_sent_is_dropped_and_remembered(
             assert "broke the protocol" in candidate.excluded
             with pytest.raises(NoHostError):
                 await answer(client)
+
+
+@pytest.mark.parametrize("code", ["internal", "stalled"])
+async def test_a_session_is_resumed_only_where_its_host_says_that_it_keeps_it(
+    tmp_path: Path, autojump_clock: MockClock, code: WireCode
+) -> None:
+    """``internal`` is a host's word like others; it is not taken for a lost connection."""
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host()
+        heard: list[type] = []
+
+        async def gives_up(stream: Stream) -> None:
+            channel = MessageChannel(stream, CODEC)
+            request = await channel.receive()
+            heard.append(type(request))
+            if not isinstance(request, Open) or request.terms is None:
+                await channel.send([Refuse(code="bad_request", detail="no such session here")])
+                return
+            session = session_id(money.ledger.domains.market, request.terms)
+            await channel.send(
+                [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
+            )
+            await channel.receive()
+            await channel.send([Quote(turn=1, tokens_in=5)])
+            await channel.receive()
+            await channel.send([Error(code=code, detail="so there")])
+
+        misbehave(member, gives_up)
+        async with w.client(member) as client:
+            with pytest.raises(RefusedError, match="so there"):
+                await answer(client)
+            assert heard == ([Open] if code == "internal" else [Open, Resume])

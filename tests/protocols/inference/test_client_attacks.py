@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pnode.errors import WIRE_CODES, WireCode
 from p2pnode.ids import SessionId
-from p2pnode.protocols.events import Command, Received, SetTimer, TimerFired
+from p2pnode.protocols.events import Closed, Command, HalfClosed, Received, SetTimer, TimerFired
 from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.asking import PREFILL_S_PER_TOKEN
 from p2pnode.protocols.inference.commands import (
@@ -203,7 +204,7 @@ def test_contentless_messages_do_not_keep_a_client_waiting() -> None:
     assert progress_timers(client, tokens(ids=(), text="…"), 50.0) == []
     out = client.handle(TimerFired("progress"), TIMES.first_token_s)
     failed = only(SessionFailed, emitted(out))
-    assert (failed.code, failed.fault) == ("stalled", False)
+    assert (failed.code, failed.cause) == (None, "stuck")
 
 
 def test_progress_buys_time_by_the_token_and_never_twice() -> None:
@@ -241,7 +242,7 @@ def test_a_silent_host_is_asked_twice_and_then_left() -> None:
         assert isinstance(only(m.Ping, sent(effects)), m.Ping)
         assert only(SetTimer, effects).at == now + 10
     out = client.handle(TimerFired("silence"), 30.0)
-    assert only(SessionFailed, emitted(out)).code == "stalled"
+    assert only(SessionFailed, emitted(out)).cause == "silent"
 
 
 def test_a_host_that_answers_pings_is_not_silent() -> None:
@@ -266,7 +267,7 @@ def test_a_host_that_does_not_answer_open_is_left() -> None:
     client = new_client()
     assert only(SetTimer, client.handle(Command(Start()), 3.0)) == SetTimer("open", 13.0)
     out = client.handle(TimerFired("open"), 13.0)
-    assert emitted(out) == [SessionFailed("stalled", "the host did not answer")]
+    assert emitted(out) == [SessionFailed(None, "the host did not answer", cause="stuck")]
 
 
 def test_a_refusal_carries_the_words_of_the_host() -> None:
@@ -274,6 +275,24 @@ def test_a_refusal_carries_the_words_of_the_host() -> None:
     client.handle(Command(Start()), 0.0)
     out = hear(client, m.Refuse(code="capacity", detail="full", retry_after_s=2.0))
     assert out == [SessionFailed("capacity", "full", 2.0)]
+
+
+@pytest.mark.parametrize("code", sorted(WIRE_CODES))
+def test_no_word_of_a_host_is_taken_for_what_this_side_knows(code: WireCode) -> None:
+    failed = only(SessionFailed, hear(asking(), m.Error(code=code, detail="so there")))
+    assert (failed.code, failed.cause, failed.fault) == (code, "told", False)
+    assert failed.resumable == (code == "stalled")  # then its host keeps the session
+    turn = only(TurnFailed, hear(asking(quoted=False), m.Error(code=code, detail="so there", turn=1)))
+    assert (turn.code, turn.cause) == (code, "told")
+
+
+def test_what_this_side_knows_has_no_word_of_the_host() -> None:
+    lost = Closed(HOST.peer, STREAM, "lost")
+    half = HalfClosed(HOST.peer, STREAM)
+    bad = Closed(HOST.peer, STREAM, "malformed: a frame", malformed=True)
+    for event, cause in ((lost, "lost"), (half, "lost"), (bad, "fault")):
+        failed = only(SessionFailed, emitted(asking().handle(event, 1.0)))
+        assert (failed.code, failed.cause) == (None, cause)
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -306,7 +325,7 @@ def test_a_sampling_value_no_host_takes_fails_here_and_names_the_field() -> None
     order = ask()
     wrong = Ask(replace(order.body, sampling=m.SamplingParams(temperature=9.0)), 100)
     failed = only(TurnFailed, emitted(client.handle(Command(wrong), 1.0)))
-    assert failed.code == "bad_request"
+    assert (failed.code, failed.cause) == (None, "invalid")
     assert "temperature must be a number from 0 to 5" in failed.detail
 
 

@@ -79,7 +79,7 @@ def test_a_host_killed_in_the_middle_of_an_answer_is_paid_for_what_was_received(
     assert duet.till.tab.paid == duet.paid[-1] == final
     (outcome,) = duet.outcomes
     assert isinstance(outcome, TurnFailed)
-    assert (outcome.code, len(duet.delivered)) == ("internal", received)
+    assert (outcome.code, outcome.cause, len(duet.delivered)) == (None, "restarted", received)
     assert duet.host.session is not None
     assert duet.host.session.epoch == 4
     finish(duet)
@@ -261,7 +261,7 @@ def test_a_client_signs_nothing_more_for_a_host_that_broke_the_protocol() -> Non
         duet = serving(40)
         before = list(duet.signed)
         out = duet.client.handle(event, 0.0)
-        assert only(SessionFailed, emitted(out)).code in ("bad_request", "internal")
+        assert only(SessionFailed, emitted(out)).fault
         assert [each for each in emitted(out) if isinstance(each, Signed)] == []
         assert duet.signed == before
 

@@ -313,7 +313,7 @@ def test_a_lost_stream_ends_a_client_in_any_state_once(state: str) -> None:
     duet.close()
     (failed,) = duet.outcomes[before:]
     assert isinstance(failed, SessionFailed)
-    assert (failed.code, failed.fault) == ("internal", False)
+    assert (failed.code, failed.cause) == (None, "lost")
 
 
 @pytest.mark.parametrize("state", ["opening", "idle", "reading"])
@@ -338,7 +338,7 @@ def test_an_engine_that_reports_outside_a_turn_is_ignored(state: str, report: An
 def test_a_turn_asked_for_at_the_wrong_time_fails_here(state: str) -> None:
     duet = client_in(state)
     effects = duet.client.handle(Command(ask()), 1.0)
-    assert only(TurnFailed, emitted(effects)).code == "bad_request"
+    assert only(TurnFailed, emitted(effects)).cause == "invalid"
     assert sent(effects) == []
 
 
