@@ -132,7 +132,7 @@ def _load(models_dir: Path) -> dict[str, dict[str, Any]]:
 
 def _save(models_dir: Path, records: dict[str, dict[str, Any]]) -> None:
     try:
-        models_dir.mkdir(parents=True, exist_ok=True)
+        models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = models_dir / f"{_INDEX}.{os.getpid()}.part"
         text = json.dumps({"version": _INDEX_VERSION, "models": list(records.values())}, indent=1)
         part.write_text(text, encoding="utf-8")

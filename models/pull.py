@@ -68,7 +68,7 @@ async def pull(
             return model
     log.info("model.pull", name=entry.name, size_bytes=target.manifest.size_bytes)
     async with _disk_errors(models_dir):
-        await trio.Path(models_dir).mkdir(parents=True, exist_ok=True)
+        await trio.Path(models_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         await _fetch(source, target, config)
         model = LocalModel(name=entry.name, path=target.path, manifest=target.manifest)
         await trio.to_thread.run_sync(remember, models_dir, model)

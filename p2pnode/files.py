@@ -15,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
+import structlog
 import trio
 
 from p2pnode.errors import ConfigError, UsageError
 
+log = structlog.get_logger()
 T = TypeVar("T")
+OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _NAME_SHOWN: Final = 40
 """Characters of a file's name in the name of its temporary file, which must not grow too long either."""
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
@@ -100,6 +103,36 @@ def special_kind(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return next((words for holds, words in _KINDS if holds(mode)), "")
+
+
+def close_to_others(path: Path, *, silent: bool = False) -> None:
+    """Take from everybody but the owner what they may do with a file or folder of ours, and log that.
+
+    Where nothing is, or nothing is to be taken, nothing happens. ``silent``: nothing was lost by it.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return  # nothing is there, or nothing that we may look at: whoever reads it says so
+    if not mode & OTHERS:
+        return
+    try:
+        path.chmod(mode & ~OTHERS)
+        closed = not path.stat().st_mode & OTHERS  # some file systems know no modes
+    except OSError:
+        closed = False
+    if closed and not silent:
+        remedy = "it is yours alone now; if somebody may have read a secret in it, make another"
+        log.error("private.was_open", path=str(path), mode=f"{mode:04o}", remedy=remedy)
+    if not closed:
+        remedy = "others on this machine may read it: use a disk that knows permissions, or make it yours"
+        log.error("private.is_open", path=str(path), remedy=remedy)
+
+
+def read_secret_or_none(path: Path) -> str | None:
+    """As :func:`read_text_or_none`, of a secret of ours: one that others could read is closed to them."""
+    close_to_others(path)
+    return read_text_or_none(path)
 
 
 async def off_the_loop(work: Callable[[], T], *, in_thread: bool = True) -> T:

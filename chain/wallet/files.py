@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from p2pnode.chain.wallet.phrase import ENTROPY_BYTES
 from p2pnode.errors import ChainError
-from p2pnode.files import not_writable, read_text_or_none, write_private
+from p2pnode.files import not_writable, read_secret_or_none, write_private
 
 OURS: Final = "p2pnode"
 _MARK: Final = b"p2pnode bip39 12"
@@ -81,7 +81,7 @@ class Keystore:
 
 def read_keystore(path: Path) -> Keystore | None:
     """The keystore at ``path``; None where there is none. Raises ``ChainError`` for what is none."""
-    text = read_text_or_none(path)
+    text = read_secret_or_none(path)
     if text is None:
         return None
     try:

@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from p2pnode.chain.wallet.files import one_at_a_time
 from p2pnode.errors import ChainError, ConfigError
-from p2pnode.files import read_text_or_none, write_private
+from p2pnode.files import read_secret_or_none, read_text_or_none, write_private
 
 PASSPHRASE_MIN: Final = 8
 """Characters of one that a person chose."""
@@ -77,7 +77,7 @@ class PassphraseFile:
         return Fresh(self.existing(account), drawn=False)
 
     def existing(self, account: str) -> bytes:
-        text = read_text_or_none(self.path)
+        text = (read_secret_or_none if self.draw else read_text_or_none)(self.path)
         passphrase = "" if text is None else text.strip("\r\n")
         if not passphrase:
             what = "does not exist" if text is None else "is empty"

@@ -70,7 +70,7 @@ def pull_model(
         from p2pnode.models.manifest import model_id_text
         from p2pnode.models.pull import pull
 
-        entry, models_dir = _entry(name), _models_dir(data_dir)
+        entry, models_dir = _entry(name), _models_dir(data_dir, make=True)
         with PullProgress(output, name) as progress:
             local = await pull(entry, models_dir, progress=progress)
         fields = {"name": local.name, "path": str(local.path), "id": model_id_text(local.model_id)}
@@ -111,10 +111,13 @@ def _entry(name: str) -> Any:
         return Catalogue.load().find(name)
 
 
-def _models_dir(data_dir: Any) -> Any:
+def _models_dir(data_dir: Any, *, make: bool = False) -> Any:
     from p2pnode.node.datadir import DataDir
 
-    return DataDir(build_config(data_dir).data_dir).models
+    data = DataDir(build_config(data_dir).data_dir)
+    if make:
+        data.prepare()
+    return data.models
 
 
 def _row(name: str, model: Any, manifest: Any, local: Any, licence: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, EngineError, StorageError
-from p2pnode.files import read_text_or_none
+from p2pnode.files import OTHERS, read_text_or_none
 from p2pnode.host.join import LISTEN_DEFAULT
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import GenerateRequest, Sampling
@@ -33,9 +33,6 @@ from p2pnode.words import count_of
 
 DISK_MARGIN_BYTES: Final = 1 << 30
 ENGINE_DEADLINE_S: Final = 60.0
-_SECRETS: Final = (
-    "peer.key", "receipt.key", "wallet.json", "phrase.json", "wallet.pass", "journal.sqlite", "storage.key",
-)  # fmt: skip
 
 
 def peer_key(data: DataDir) -> PeerKey | None:
@@ -77,10 +74,10 @@ class Machine:
 
     async def keys(self) -> Finding:
         """Are they whole, and readable by nobody else?"""
-        present = [path for name in _SECRETS if (path := self._data.root / name).exists()]
+        present = [path for path in self._data.secrets if path.exists()]
         if not present:
             return ok("keys", "none yet: the first `p2pnode join` makes them")
-        exposed = [path for path in present if stat.S_IMODE(path.stat().st_mode) & 0o077]
+        exposed = [path for path in present if stat.S_IMODE(path.stat().st_mode) & OTHERS]
         if exposed:
             names = ", ".join(path.name for path in exposed)
             remedy = f"chmod 600 {' '.join(str(path) for path in exposed)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import (
+    close_to_others,
     not_writable,
     read_text_or_none,
     refuse_taken,
@@ -29,6 +31,13 @@ from p2pnode.ids import PeerId
 
 _READY_FIELDS: Final = frozenset({"peer_id", "multiaddrs", "pid"})
 _READY_MAX: Final = 1 << 16
+_OURS: Final = frozenset(
+    {
+        "", "binding", "chain", "config", "devchain", "journal", "measured", "models", "node", "peer",
+        "peers", "phrase", "place", "receipt", "s5", "storage", "store", "totals", "wallet",
+    }
+)  # fmt: skip
+"""How the names of what we make in a data dir begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,19 @@ class DataDir:
     @property
     def receipt_key(self) -> Path:
         return self.root / "receipt.key"
+
+    @property
+    def secrets(self) -> tuple[Path, ...]:
+        """Files that nobody else may read."""
+        return (
+            self.peer_key,
+            self.receipt_key,
+            self.wallet,
+            self.wallet_passphrase,
+            self.phrase,
+            self.journal,
+            self.storage_key,
+        )
 
     @property
     def wallet(self) -> Path:
@@ -140,14 +162,36 @@ class DataDir:
         return self.root / "place.json"
 
     def prepare(self) -> None:
-        """Make the dir (0700) where it isn't. Raises ``ConfigError`` when it can't be written."""
+        """Make the dir (0700) where it isn't, and close to others what they could use of one that is.
+
+        Raises ``ConfigError`` when it can't be written, or is a folder with other things in which anybody
+        may write: whoever can might put keys of his own there.
+        """
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.models.mkdir(exist_ok=True)
+            self._close_to_others()
+            self.models.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise not_writable(self.root, error) from error
         if not os.access(self.root, os.W_OK | os.X_OK):
             raise not_writable(self.root, PermissionError(13, "Permission denied"))
+
+    def _close_to_others(self) -> None:
+        """What holds nothing but ours is ours to close; of another folder its owner decides."""
+        held = any(path.exists() for path in self.secrets)
+        if all(path.name.partition(".")[0] in _OURS for path in self.root.iterdir()):
+            writable = self.root.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            close_to_others(self.root, silent=not (held and writable))
+        elif self.root.stat().st_mode & stat.S_IWOTH:
+            msg = (
+                f"everybody on this machine may write in {self.root}, so that no key is safe there: use a "
+                f"folder of its own with --data-dir, or `chmod o-w {self.root}`"
+            )
+            raise ConfigError(msg)
+        for folder in (self.models, self.store, self.s5):
+            close_to_others(folder, silent=True)
+        for secret in self.secrets:
+            close_to_others(secret)
 
     def check_place(self, *, moved: bool = False) -> None:
         """Refuse a copy of another data dir; ``moved`` accepts the new place. The first start records it.

@@ -10,7 +10,7 @@ from coincurve import PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.errors import ConfigError
-from p2pnode.files import read_text_or_none, write_private
+from p2pnode.files import read_secret_or_none, write_private
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import address_of, peer_id_of
 
@@ -40,7 +40,7 @@ class PeerKey:
 
 def load_or_create_seed(path: Path) -> bytes:
     """A 32-byte secret in a 0600 file, made at the first start."""
-    text = read_text_or_none(path)
+    text = read_secret_or_none(path)
     if text is None:
         seed = secrets.token_bytes(_SEED_BYTES)
         write_private(path, seed.hex().encode())

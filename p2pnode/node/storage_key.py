@@ -10,7 +10,7 @@ from p2pnode.chain.wallet.files import opened_entropy, read_keystore
 from p2pnode.chain.wallet.phrase import entropy_of
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.errors import ConfigError
-from p2pnode.files import read_text_or_none, write_private
+from p2pnode.files import read_secret_or_none, write_private
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
 from p2pnode.storage.keys import StorageKeys
@@ -18,7 +18,7 @@ from p2pnode.storage.keys import StorageKeys
 
 def load_storage_keys(data: DataDir) -> StorageKeys | None:
     """What this data dir keeps conversations with; None where it has no key. Raises ``ConfigError``."""
-    text = read_text_or_none(data.storage_key)
+    text = read_secret_or_none(data.storage_key)
     if text is None:
         return None
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -42,12 +41,17 @@ def quotas_of(config: NodeConfig) -> Quotas:
 async def open_store(
     config: NodeConfig, *, wall: Callable[[], float] = time.time, in_thread: bool = True
 ) -> AsyncIterator[LocalStore]:
-    """The store of the data dir until the block ends; made where there is none. Raises ``StorageError``.
+    """The store of the data dir until the block ends; made where there is none.
 
+    Raises ``StorageError``, and ``ConfigError`` as ``DataDir.prepare`` does.
     ``in_thread``: see ``LocalStore.open``.
     """
-    root, quotas = DataDir(config.data_dir).store, quotas_of(config)
-    make = partial(LocalStore.open, root, wall=wall, quotas=quotas, in_thread=in_thread)
+    data = DataDir(config.data_dir)
+
+    def make() -> LocalStore:
+        data.prepare()
+        return LocalStore.open(data.store, wall=wall, quotas=quotas_of(config), in_thread=in_thread)
+
     store = await off_the_loop(make, in_thread=in_thread)
     try:
         yield store

@@ -47,7 +47,7 @@ class Partials:
         self._folder, self._count_max, self._age_max_s = folder, count_max, age_max_s
         self._making = threading.Lock()
         """One that is being made is a half: nobody may sweep or count meanwhile."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
     def make(self, name: str, length: int, expected: BlobHash, owner: OwnerKey, now: float) -> None:
         """Begin one; ``name`` is 32 random hex digits. Raises ``TooManyPartialsError``."""

@@ -181,6 +181,7 @@ class S5Server:
 
     def _open_partials(self) -> Partials:
         limits = self._limits
+        self._options.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         partials = Partials(
             self._options.folder / "partial",
             count_max=limits.s5_partials_max,

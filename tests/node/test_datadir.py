@@ -6,14 +6,20 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from p2pnode.errors import ConfigError
-from p2pnode.files import read_text_or_none, write_atomic, write_private
+from p2pnode.files import read_secret_or_none, read_text_or_none, write_atomic, write_private
 from p2pnode.ids import PeerId
 from p2pnode.node.datadir import DataDir
+from p2pnode.node.journal import Journal
+from p2pnode.node.keys import load_or_create_seed
+from p2pnode.node.storage_key import save_storage_key
+from p2pnode.storage.local.store import LocalStore
 
 PEER = PeerId("12D3KooWPQY1zLBudZbUUReo9sgqqMXnFBx4mB7xZmBkk1tZAyZi")
 
@@ -28,6 +34,83 @@ def data(tmp_path: Path) -> DataDir:
 def test_it_is_made_for_its_owner_alone(data: DataDir) -> None:
     assert stat.S_IMODE(data.root.stat().st_mode) == 0o700
     data.prepare()  # again is fine
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_folder_that_was_there_and_its_secrets_are_closed_to_others(tmp_path: Path, no_umask: None) -> None:
+    data = DataDir(tmp_path / "data")
+    for folder in (data.root, data.models, data.store):
+        folder.mkdir(mode=0o777)
+    data.config.write_text("slots = 2")
+    data.peer_key.write_text("00" * 32)
+    with capture_logs() as logs:
+        data.prepare()
+    assert [mode_of(each) for each in (data.root, data.models, data.store)] == [0o700] * 3
+    assert mode_of(data.peer_key) == 0o600
+    assert mode_of(data.config) == 0o666  # no secret, and nobody comes by any more
+    assert [each["path"] for each in logs] == [str(data.root), str(data.peer_key)]
+    assert "make another" in logs[1]["remedy"]
+    with capture_logs() as logs:
+        data.prepare()
+    assert logs == []
+
+
+def test_an_empty_folder_that_its_user_made_is_closed_without_a_word(tmp_path: Path, no_umask: None) -> None:
+    data = DataDir(tmp_path / "data")
+    data.root.mkdir(mode=0o755)
+    with capture_logs() as logs:
+        data.prepare()
+    assert (mode_of(data.root), mode_of(data.models), logs) == (0o700, 0o700, [])
+
+
+@pytest.mark.parametrize(("mode", "taken"), [(0o777, False), (0o1777, False), (0o755, True), (0o775, True)])
+def test_a_folder_with_other_things_is_left_as_it_is_and_refused_where_anybody_may_write(
+    tmp_path: Path, no_umask: None, mode: int, taken: bool
+) -> None:
+    data = DataDir(tmp_path / "home")
+    data.root.mkdir()
+    (data.root / "letters.txt").write_text("dear")
+    data.root.chmod(mode)
+    if taken:
+        data.prepare()
+        assert mode_of(data.models) == 0o700
+    else:
+        with pytest.raises(ConfigError, match="folder of its own with --data-dir"):
+            data.prepare()
+        assert not data.models.exists()
+    assert mode_of(data.root) == mode
+
+
+def test_what_a_node_keeps_is_its_owners_alone_whatever_the_umask(tmp_path: Path, no_umask: None) -> None:
+    data = DataDir(tmp_path / "data")
+    data.prepare()
+    load_or_create_seed(data.peer_key)
+    save_storage_key(data, bytes(16))
+    Journal.open(data.journal).close()
+    LocalStore.open(data.store).close()
+    folders = [path for path in data.root.rglob("*") if path.is_dir()]
+    assert {mode_of(path) for path in (data.root, *folders)} == {0o700}
+    assert {mode_of(path) for path in data.secrets if path.exists()} == {0o600}
+
+
+def test_a_secret_that_others_could_read_is_closed_as_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "storage.key"
+    path.write_text("00" * 32)
+    path.chmod(0o644)
+    with capture_logs() as logs:
+        assert read_secret_or_none(path) == "00" * 32
+    assert (mode_of(path), [each["event"] for each in logs]) == (0o600, ["private.was_open"])
+    assert read_secret_or_none(tmp_path / "none") is None
 
 
 def test_one_node_holds_the_lock_and_another_is_told_its_pid(data: DataDir) -> None:
