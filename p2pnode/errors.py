@@ -11,6 +11,7 @@
     │   └── StorageError    the disk or a store failed
     └── RemoteError         the peer's: it ends that conversation, never more
         ├── ProtocolError   the peer broke the protocol; it counts against the peer
+        ├── ClockError      the peer's clock and ours differ too much: one of the two is wrong
         ├── RefusedError    the peer said no, with a stable wire code
         └── StoreRefusedError  the same of a peer that stores
 
@@ -96,6 +97,14 @@ class ProtocolError(RemoteError):
     """The peer sent what the protocol forbids."""
 
     code: WireCode = "bad_request"
+
+
+class ClockError(RemoteError):
+    """What the peer signs is over, or not yet valid, by our clock: its own is ``offset_s`` ahead of ours."""
+
+    def __init__(self, message: str, *, offset_s: float) -> None:
+        super().__init__(message)
+        self.offset_s = offset_s
 
 
 class RefusedError(RemoteError):

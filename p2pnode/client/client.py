@@ -166,6 +166,10 @@ class Client:
         """The current advert of the peer at these addresses. Raises ``RemoteError``."""
         return await self.searches.advert_of(multiaddrs)
 
+    async def clock_offsets(self) -> list[float]:
+        """By how many seconds, at least, the clock of each host we are connected to is ahead of ours."""
+        return await self.searches.clock_offsets()
+
     async def known_adverts(self) -> list[Advert]:
         """Live adverts of every model that the first peers and those on the local network know of."""
         return await self.searches.known_adverts()

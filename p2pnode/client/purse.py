@@ -37,8 +37,8 @@ TURNS: Final = 8
 """Turns like the first that a deposit covers, where the caps and the wallet allow it."""
 TIP: Final = 10_000
 """Goes to whoever brings the refund, if the host doesn't: about what that costs on an L2."""
-VALID_S: Final = 540
-"""A minute below the 600 s that hosts take: clocks differ."""
+VALID_S: Final = 450
+"""150 s below the 600 s that hosts take, and as much above what they need: clocks differ by up to 120 s."""
 _ADDRESSES_MAX: Final = 8
 EXPIRY_S: Final = 24 * 3600
 

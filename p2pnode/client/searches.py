@@ -15,7 +15,7 @@ from p2pnode.client.pool import SessionPool
 from p2pnode.client.ranking import Filters, Measured
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.search import HostSearch
-from p2pnode.errors import RefusedError, RemoteError, StorageError, UnreachableError
+from p2pnode.errors import ClockError, RefusedError, RemoteError, StorageError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.peerstore import SavedPeers
@@ -160,6 +160,28 @@ class Searches:
             for peer in node.network.connected_peers():
                 nursery.start_soon(self._sample, peer)
         return [entry.advert for entry in node.adverts.book.live(node.wall())]
+
+    async def clock_offsets(self) -> list[float]:
+        """Asked of the hosts that we are connected to, but for the node on this data dir, all at once."""
+        node, found = self._runtime.node, list[float]()
+
+        async def ask(peer: PeerId) -> None:
+            try:
+                with trio.fail_after(self._runtime.limits.request_deadline_s):
+                    advert = await node.adverts.fetch(peer)
+            except ClockError as error:
+                found.append(error.offset_s)
+            except (RemoteError, trio.TooSlowError) as error:
+                log.debug("clock.not_asked", peer=peer, reason=str(error))
+            else:
+                found.extend([advert.clock_offset_s(node.wall())] if advert is not None else [])
+
+        own = {split_peer(each)[1] for each in self._runtime.local}
+        async with trio.open_nursery() as nursery:
+            for peer in node.network.connected_peers():
+                if peer not in own:
+                    nursery.start_soon(ask, peer)
+        return found
 
     async def connect_first_peers(self) -> dict[PeerId, str]:
         """Dial the node on this data dir, the user's first peers and those of earlier runs, all at once.

@@ -13,6 +13,7 @@ from p2pnode.doctor.machine import peer_key
 from p2pnode.errors import RemoteError
 from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.words import span
 
 CLOCK_SKEW_MAX_S: Final = 30.0
 
@@ -24,6 +25,8 @@ class Neighbours:
         self._config, self._running = config, running
         self._data = DataDir(config.data_dir)
         self.adverts: list[Advert] = []
+        self.offsets: list[float] = []
+        """How far the clocks of hosts that were asked themselves are ahead of ours."""
         self.own: Advert | None = None
         self.verdicts: Counter[str] = Counter()
         """What became of the adverts that others showed us."""
@@ -34,6 +37,7 @@ class Neighbours:
         try:
             async with Client(self._config) as client:
                 self.adverts = await client.known_adverts()
+                self.offsets = await client.clock_offsets()
                 reached = len(client.node.network.connected_peers())
                 if self._running is not None:
                     self.own = await client.advert_of(self._running.multiaddrs)
@@ -51,6 +55,12 @@ class Neighbours:
     async def clock(self) -> Finding:
         """Does it agree with the clocks that dated the adverts of others?"""
         remedy = "turn on network time (e.g. systemd-timesyncd or chrony)"
+        if self.offsets and abs(offset_s := median(self.offsets)) > CLOCK_SKEW_MAX_S:
+            asked = "the host's that was asked" if len(self.offsets) == 1 else f"{len(self.offsets)} hosts'"
+            much = f"this clock is about {span(abs(offset_s))}"
+            if offset_s > 0:
+                return problem("clock", "clock_behind", f"{much} behind {asked}", remedy)
+            return problem("clock", "clock_ahead", f"{much} ahead of {asked}", remedy)
         taken = self.verdicts["accepted"]
         if self.verdicts["expired"] > taken:
             detail = "this clock is ahead: what others call live looks expired from here"

@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 import trio
 
-from p2pnode.errors import ConfigError, ProtocolError, RemoteError, UnreachableError
+from p2pnode.errors import ClockError, ConfigError, ProtocolError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -43,6 +43,7 @@ from p2pnode.protocols.adverts.messages import (
     topic_of,
 )
 from p2pnode.protocols.adverts.rates import Bucket
+from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S, parse
 from p2pnode.protocols.events import (
     CancelTimer,
     Command,
@@ -55,6 +56,7 @@ from p2pnode.protocols.events import (
     TimerFired,
 )
 from p2pnode.protocols.wire import encode
+from p2pnode.words import span
 
 log = structlog.get_logger()
 _QUESTIONS_PER_STREAM: Final = 4
@@ -64,7 +66,6 @@ _QUESTIONS_BURST: Final = 64.0
 _ASKERS_MAX: Final = 1024
 _SWEEP_S: Final = 5.0
 _COMMANDS: Final = 32
-_DUPLICATE_AFTER_S: Final = 5.0
 
 
 class AdvertService:
@@ -121,7 +122,8 @@ class AdvertService:
     async def fetch(self, peer: PeerId, subject: PeerId | None = None) -> Advert | None:
         """A peer's current advert, asked of itself (or of ``peer`` about ``subject``) and verified.
 
-        Raises ``UnreachableError`` or ``ProtocolError``; the caller sets the deadline.
+        Raises ``UnreachableError``, ``ProtocolError``, or ``ClockError`` where the peer's own advert shows
+        that its clock and ours differ too much; the caller sets the deadline.
         """
         wanted = subject or peer
         answer = await self._ask(peer, GetAdvert(peer=wanted))
@@ -130,7 +132,21 @@ class AdvertService:
             if advert is not None and verdict in ("accepted", "stale") and advert.peer == wanted:
                 held = self.book.get(wanted, self._wall())
                 return held.advert if held is not None else None
+            if wanted == peer and verdict in ("expired", "future"):
+                self._check_clock(signed, peer)
         return None
+
+    def _check_clock(self, signed: SignedAdvert, peer: PeerId) -> None:
+        """Raise ``ClockError`` if what a peer gives as its current advert is dated by another clock."""
+        advert = parse(signed)
+        offset_s = advert.clock_offset_s(self._wall())
+        if advert.peer == peer and not advert.withdrawn and abs(offset_s) > CLOCK_SKEW_S:
+            way = "ahead of" if offset_s > 0 else "behind"
+            msg = (
+                f"that host's clock is about {span(abs(offset_s))} {way} this machine's: "
+                "one of the two is wrong (`p2pnode doctor` compares this one with others)"
+            )
+            raise ClockError(msg, offset_s=offset_s)
 
     async def sample(self, peer: PeerId, model: ModelId | None = None) -> list[Advert]:
         """Live adverts another peer knows of, each verified: peer exchange."""
@@ -228,7 +244,8 @@ class AdvertService:
             return
         self.book.forget(advert.peer)
         # What an earlier start of ours signed may live on for its lifetime: only newer ones count.
-        newer = advert.issued_at > self._started_wall + _DUPLICATE_AFTER_S
+        # Its clock may have been ahead then: by more than others take, nobody has it.
+        newer = advert.issued_at > self._started_wall + CLOCK_SKEW_S
         if advert.instance != self._instance and newer:
             self._duplicate.set()
 

@@ -56,15 +56,17 @@ def load_or_create_identity(
     key = PeerKey(load_or_create_seed(data.peer_key))
     receipt_secret = load_or_create_seed(data.receipt_key)
     wallet = open_or_make_wallet(wallet_files(data))
+    held = _stored(data)
+    now = int(wall())
     wanted = BindingTerms(
         receipt_key=receipt_address(receipt_secret),
         chain_id=chain.chain_id,
         node_registry=chain.node_registry,
-        seq=int(wall()),
-        expires_at=int(wall()) + BINDING_TTL_MAX_S,
+        # Above the last one's also when the clock was ahead then: readers take none with a lower number.
+        seq=max(now, held.seq + 1 if held is not None else 0),
+        expires_at=now + BINDING_TTL_MAX_S,
     )
-    held = _stored(data)
-    if held is not None and _good(held, key, wallet.address, wanted):
+    if held is not None and _good(held, key, wallet.address, wanted, now):
         return HostIdentity(key, receipt_secret, held)
     made = bind(key.peer_id, wallet.address, wanted, wallet.unlock(passphrase))
     write_private(data.binding, encode(made))
@@ -76,13 +78,13 @@ def wallet_files(data: DataDir) -> WalletFiles:
     return WalletFiles(keystore=data.wallet, phrase=data.phrase, passphrase=data.wallet_passphrase)
 
 
-def _good(held: Binding, key: PeerKey, wallet: bytes, wanted: BindingTerms) -> bool:
+def _good(held: Binding, key: PeerKey, wallet: bytes, wanted: BindingTerms, now: int) -> bool:
     """Does a stored binding say what is wanted now, and for long enough?"""
     told = (held.wallet, held.receipt_key, held.chain_id, held.node_registry)
     return (
         told == (wallet, wanted.receipt_key, wanted.chain_id, wanted.node_registry)
-        and held.expires_at - wanted.seq > _RENEW_BEFORE_S
-        and binding_holds(key.peer_id, held, wanted.seq)
+        and held.expires_at - now > _RENEW_BEFORE_S
+        and binding_holds(key.peer_id, held, now)
     )
 
 

@@ -17,13 +17,11 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
 from p2pnode.protocols.adverts.rates import Sources
-from p2pnode.protocols.adverts.signing import authentic, decode_gossip, parse
+from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S, authentic, decode_gossip, parse
 
 MIN_INTERVAL_S: Final = 1.0
 """A peer's adverts closer together than this are ignored."""
 TTL_MAX_S: Final = 3 * 3600 + 300
-CLOCK_SKEW_S: Final = 60
-
 Verdict: TypeAlias = Literal[
     "accepted", "malformed", "expired", "future", "stale", "too_often", "rate", "forged", "muted", "full"
 ]
@@ -37,8 +35,14 @@ class Entry:
     advert: Advert
     gossiped_at: float
     """When gossip last brought one of this peer; what we asked for ourselves does not count."""
+    late_s: float
+    """By how much the host's clock may be behind ours: the least age at which one of its adverts came."""
     kept_until: float
     """Outlives ``expires_at`` where an earlier advert would have lived longer: it must not be replayed."""
+
+    def is_live(self, now: float) -> bool:
+        """Whether it says that the host is there now, by the host's own clock."""
+        return not self.advert.withdrawn and now < self.advert.expires_at + self.late_s
 
 
 class Book:
@@ -74,9 +78,12 @@ class Book:
         self.counts[verdict] += 1
         if verdict == "accepted" and advert is not None:
             held = self._entries.get(advert.peer)
-            until = max(advert.expires_at, held.kept_until if held is not None else 0)
+            until = max(advert.expires_at + CLOCK_SKEW_S, held.kept_until if held is not None else 0)
             unasked = held.gossiped_at if held is not None else -math.inf
-            self._entries[advert.peer] = Entry(signed, advert, unasked if asked else now, until)
+            late_s = min(float(CLOCK_SKEW_S), max(0.0, now - advert.issued_at))
+            if held is not None and not advert.withdrawn:
+                late_s = min(late_s, held.late_s)
+            self._entries[advert.peer] = Entry(signed, advert, unasked if asked else now, late_s, until)
         return verdict, advert
 
     def _judge(
@@ -126,12 +133,12 @@ class Book:
     def get(self, peer: PeerId, now: float) -> Entry | None:
         """A peer's live advert."""
         entry = self._entries.get(peer)
-        return entry if entry is not None and entry.advert.expires_at > now else None
+        return entry if entry is not None and entry.is_live(now) else None
 
     def live(self, now: float, model: ModelId | None = None) -> Iterator[Entry]:
         """Live adverts, of one model or of all, in the order they came."""
         for entry in self._entries.values():
-            if entry.advert.expires_at > now and (model is None or entry.advert.offer(model) is not None):
+            if entry.is_live(now) and (model is None or entry.advert.offer(model) is not None):
                 yield entry
 
     def population(self, now: float, model: ModelId) -> int:
@@ -144,9 +151,9 @@ def _untimely(
 ) -> Literal["expired", "stale", "too_often"] | None:
     """Why this advert comes at the wrong time, before anything is spent on its signature."""
     newer = held is None or _rank(advert) > _rank(held.advert)
-    if advert.expires_at <= now:
+    if advert.withdrawn or advert.expires_at + CLOCK_SKEW_S <= now:
         # A host withdraws by an advert that is over when it is made: it still replaces a live one.
-        withdraws = held is not None and held.advert.expires_at > now and newer and not asked
+        withdraws = advert.withdrawn and held is not None and held.is_live(now) and newer and not asked
         return None if withdraws else "expired"
     if held is None:
         return None

@@ -81,6 +81,20 @@ class Advert:
     load: Annotated[Load, Key("l")]
     draining: Annotated[bool, Key("d")] = False
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it says that the host is gone: it was over when it was made."""
+        return self.expires_at <= self.issued_at
+
+    def clock_offset_s(self, now: float) -> float:
+        """How far the clock of a host that calls this its current advert is ahead of ours, at least.
+
+        Negative: behind. 0 where the two can't be told apart: a host signs anew when half of the advert's
+        life is over, so its clock shows a time between the two.
+        """
+        newest = (self.issued_at + self.expires_at) / 2
+        return max(0.0, self.issued_at - now) + min(0.0, newest - now)
+
     def offer(self, model: ModelId) -> Offer | None:
         """This host's offer of a model, if it has one."""
         return next((offer for offer in self.offers if offer.model == model), None)

@@ -22,7 +22,8 @@ from p2pnode.protocols.wire import decode_record, encode
 
 ADVERT_TAG: Final = b"p2pnode/advert/1\0"
 BINDING_TTL_MAX_S: Final = 30 * 24 * 3600
-_CLOCK_SKEW_S: Final = 120
+CLOCK_SKEW_S: Final = 120
+"""How far two clocks may differ, both ways. A replay of what expired gains no more than this."""
 _DOMAIN: Final = keccak256(
     abi_encode(keccak256(b"EIP712Domain(string name,string version)"), keccak256(b"p2pnode"), keccak256(b"1"))
 )
@@ -74,7 +75,7 @@ def bind(peer: PeerId, wallet: bytes, terms: BindingTerms, sign: Signer) -> Bind
 
 def binding_holds(peer: PeerId, binding: Binding, now: float) -> bool:
     """Did the wallet sign this binding for this peer, and is it live?"""
-    if not now < binding.expires_at <= now + BINDING_TTL_MAX_S + _CLOCK_SKEW_S:
+    if not now < binding.expires_at <= now + BINDING_TTL_MAX_S + CLOCK_SKEW_S:
         return False
     terms = BindingTerms(
         receipt_key=binding.receipt_key,

@@ -332,6 +332,23 @@ async def test_the_clock(tmp_path: Path) -> None:
     _bad(await around.clock(), "clock_ahead")
 
 
+@pytest.mark.parametrize(
+    ("offsets", "code", "says"),
+    [
+        ([90.0, 91.0, 0.0], "clock_behind", "this clock is about 90 seconds behind 3 hosts'"),
+        ([-90.0], "clock_ahead", "this clock is about 90 seconds ahead of the host's that was asked"),
+    ],
+)
+async def test_the_clock_beside_those_of_hosts_that_were_asked(
+    tmp_path: Path, offsets: list[float], code: str, says: str
+) -> None:
+    around = _neighbours(tmp_path)
+    around.offsets = offsets
+    assert says in _bad(await around.clock(), code).detail
+    around.offsets = [0.0, 5.0, -86_400.0]  # one host's is wrong, not ours
+    _good(await around.clock())
+
+
 async def test_the_identity(data: DataDir, tmp_path: Path) -> None:
     _good(await _neighbours(tmp_path / "none").identity())
     around = _neighbours(data.root)

@@ -83,7 +83,7 @@ async def test_the_terms_are_the_offer_to_the_letter(world: PurseWorld) -> None:
     assert terms.expiry == NOW + EXPIRY_S
 
 
-async def test_a_host_of_this_offer_takes_it_also_with_a_clock_a_minute_off(world: PurseWorld) -> None:
+async def test_a_host_of_this_offer_takes_it_also_with_a_clock_two_minutes_off(world: PurseWorld) -> None:
     advert, offer = priced()
     payment = await turn(world.purse(), advert, offer)
     host = HostPayment(
@@ -104,9 +104,9 @@ async def test_a_host_of_this_offer_takes_it_also_with_a_clock_a_minute_off(worl
         authorisation=payment.authorisation,
         valid_before=payment.valid_before,
     )
-    for off in (-60, 0, 60):
+    for off in (-120, 0, 120):
         assert check_open(request, host, NOW + off) is None
-    assert check_open(request, host, NOW - 61) is not None
+    assert check_open(request, host, NOW - 151) is not None
 
 
 async def test_each_session_has_a_voucher_key_and_a_salt_of_its_own(world: PurseWorld) -> None:
@@ -505,7 +505,7 @@ async def test_what_will_be_signed_is_said_in_words_and_in_fields(world: PurseWo
         shown_address(advert.binding.wallet),
         offer.name,
         str(MEMORY_DOMAINS.chain_id),
-        "until 2027-01-15 08:09 UTC",
+        "until 2027-01-15 08:07 UTC",
         "the session ends by 2027-01-16 08:00 UTC",
         "after 2027-01-17 08:00 UTC",
     ):

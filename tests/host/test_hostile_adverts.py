@@ -91,7 +91,7 @@ async def test_forged_replayed_expired_and_oversized_adverts_change_nothing(
             lies = {
                 "forged": _resign(signed, 600, seq=seq + 1, draining=True),
                 "stale": signed,
-                "expired": _resign(signed, 1, seq=seq - 1, issued_at=now - 200, expires_at=now - 100),
+                "expired": _resign(signed, 1, seq=seq - 1, issued_at=now - 400, expires_at=now - 300),
                 "future": _resign(signed, 1, seq=seq + 3, expires_at=now + 10**6),
             }
             for reason, lie in lies.items():
@@ -168,6 +168,7 @@ async def test_a_directory_answers_only_what_it_was_asked_and_survives_garbage(
 async def _meet_a_copy() -> None:
     async with world() as w:
         first, second = await _pair(w)
+        await trio.sleep(150)  # what an earlier start signed by a clock that was ahead is no copy's
         current = parse(_current(first))
         copied = replace(current, instance=b"elsewher", seq=current.seq + 10, issued_at=int(wall_clock()))
         # The copy spoke to the second node, which tells the first when it asks who speaks as it.

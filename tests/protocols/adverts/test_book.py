@@ -8,7 +8,7 @@ import pytest
 
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
-from p2pnode.protocols.adverts.book import CLOCK_SKEW_S, TTL_MAX_S, Book
+from p2pnode.protocols.adverts.book import TTL_MAX_S, Book
 from p2pnode.protocols.adverts.messages import ADVERT_MAX, Address, SignedAdvert
 from p2pnode.protocols.adverts.rates import (
     FORGERIES_MAX,
@@ -19,13 +19,17 @@ from p2pnode.protocols.adverts.rates import (
     STRANGERS_PER_S,
     Sources,
 )
-from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, decode_gossip, seal
+from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, CLOCK_SKEW_S, decode_gossip, seal
 from p2pnode.protocols.wire import encode
 from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer
 
 ALICE, MALLORY = Identity("alice"), Identity("mallory")
 SOURCE = PeerId("source")
 NOW = WALL + 1
+OVER = WALL + 90 + CLOCK_SKEW_S
+"""When an advert made at WALL is over for every clock that may be right."""
+GONE = {"issued_at": int(NOW), "expires_at": int(NOW)}
+"""Of a withdrawal."""
 
 
 def verdict(book: Book, signed: SignedAdvert, now: float = NOW, source: PeerId = SOURCE) -> str:
@@ -82,19 +86,53 @@ def test_a_higher_binding_wins_over_a_higher_advert() -> None:
 
 def test_an_expired_advert_is_refused_and_a_held_one_vanishes() -> None:
     book = Book()
-    assert verdict(book, ALICE.signed(), WALL + 90) == "expired"
-    assert verdict(book, ALICE.signed(), WALL + 89) == "accepted"
-    assert book.get(ALICE.peer, WALL + 90) is None
-    assert book.expire(WALL + 89) == []
-    assert book.expire(WALL + 90) == [ALICE.peer]
+    assert verdict(book, ALICE.signed(), OVER) == "expired"
+    assert verdict(book, ALICE.signed(), OVER - 1) == "accepted"
+    assert book.get(ALICE.peer, OVER - 1) is not None
+    assert book.get(ALICE.peer, OVER) is None
+    # Of a host whose clock is not behind, an advert lives no longer than it says.
+    assert (
+        verdict(book, ALICE.signed(seq=2, issued_at=int(OVER), expires_at=int(OVER) + 90), OVER) == "accepted"
+    )
+    assert book.get(ALICE.peer, OVER + 89) is not None
+    assert book.get(ALICE.peer, OVER + 90) is None
+    book = Book()
+    assert verdict(book, ALICE.signed(), OVER - 1) == "accepted"
+    assert book.expire(OVER - 1) == []
+    assert book.expire(OVER) == [ALICE.peer]
     assert len(book) == 0
+
+
+@pytest.mark.parametrize("offset_s", [-90, -CLOCK_SKEW_S, 90, CLOCK_SKEW_S])
+def test_a_clock_that_differs_within_bounds_hides_no_host(offset_s: int) -> None:
+    book, theirs = Book(), int(NOW) + offset_s
+    assert verdict(book, ALICE.signed(issued_at=theirs, expires_at=theirs + 90)) == "accepted"
+    assert book.get(ALICE.peer, NOW + 60) is not None
+
+
+def test_a_host_whose_clock_is_behind_withdraws_all_the_same() -> None:
+    book, theirs = Book(), int(NOW) - 90
+    assert verdict(book, ALICE.signed(seq=1, issued_at=theirs, expires_at=theirs + 90)) == "accepted"
+    later = {"issued_at": theirs + 10, "expires_at": theirs + 10}
+    assert verdict(book, ALICE.signed(seq=2, **later), NOW + 10) == "accepted"
+    assert book.get(ALICE.peer, NOW + 10) is None
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "told_s"),
+    [(86_400, 86_400), (90, 90), (1, 1), (0, 0), (-30, 0), (-45, 0), (-90, -45), (-86_400, -86_355)],
+)
+def test_the_current_advert_of_a_host_tells_by_how_much_its_clock_differs(ahead_s: int, told_s: int) -> None:
+    advert = ALICE.advert(issued_at=int(NOW) + ahead_s, expires_at=int(NOW) + ahead_s + 90)
+    assert advert.clock_offset_s(int(NOW)) == told_s
 
 
 def test_an_advert_from_the_future_or_for_too_long_is_refused() -> None:
     late = {"issued_at": int(NOW) + CLOCK_SKEW_S + 2, "expires_at": int(NOW) + CLOCK_SKEW_S + 92}
     assert verdict(Book(), ALICE.signed(**late)) == "future"
     assert verdict(Book(), ALICE.signed(expires_at=int(NOW) + TTL_MAX_S + 2)) == "future"
-    assert verdict(Book(), ALICE.signed(issued_at=int(NOW) + CLOCK_SKEW_S)) == "accepted"
+    soon = {"issued_at": int(NOW) + CLOCK_SKEW_S, "expires_at": int(NOW) + CLOCK_SKEW_S + 90}
+    assert verdict(Book(), ALICE.signed(**soon)) == "accepted"
 
 
 def test_adverts_of_one_peer_come_no_closer_than_a_second() -> None:
@@ -140,19 +178,19 @@ def test_a_withdrawn_advert_is_gone_and_can_not_be_replayed() -> None:
     book = Book()
     first = ALICE.signed(seq=1)
     assert verdict(book, first) == "accepted"
-    assert verdict(book, ALICE.signed(seq=2, expires_at=int(NOW)), NOW + 0.3) == "accepted"
+    assert verdict(book, ALICE.signed(seq=2, **GONE), NOW + 0.3) == "accepted"
     assert book.get(ALICE.peer, NOW + 0.3) is None
     assert verdict(book, first, NOW + 30) == "stale"
     book.expire(NOW + 30)
     assert verdict(book, first, NOW + 30) == "stale"
-    book.expire(WALL + 90)
-    assert verdict(book, first, WALL + 90) == "expired"
+    book.expire(OVER)
+    assert verdict(book, first, OVER) == "expired"
 
 
 def test_a_host_that_withdrew_may_come_back() -> None:
     book = Book()
     assert verdict(book, ALICE.signed(seq=1)) == "accepted"
-    assert verdict(book, ALICE.signed(seq=2, expires_at=int(NOW)), NOW + 0.1) == "accepted"
+    assert verdict(book, ALICE.signed(seq=2, **GONE), NOW + 0.1) == "accepted"
     assert verdict(book, ALICE.signed(seq=3), NOW + 2) == "accepted"
     assert book.get(ALICE.peer, NOW + 2) is not None
 
@@ -160,16 +198,16 @@ def test_a_host_that_withdrew_may_come_back() -> None:
 def test_only_the_host_itself_can_withdraw() -> None:
     book = Book()
     assert verdict(book, ALICE.signed(seq=1)) == "accepted"
-    withdrawal = ALICE.advert(seq=2, expires_at=int(NOW))
+    withdrawal = ALICE.advert(seq=2, **GONE)
     assert verdict(book, seal(withdrawal, MALLORY.sign)) == "forged"
-    assert verdict(book, ALICE.signed(seq=0, expires_at=int(NOW))) == "expired"
+    assert verdict(book, ALICE.signed(seq=0, **GONE)) == "expired"
     assert book.get(ALICE.peer, NOW) is not None
 
 
 def test_withdrawing_again_and_again_is_not_even_verified() -> None:
     book = Book()
     assert verdict(book, ALICE.signed(seq=1)) == "accepted"
-    results = [verdict(book, ALICE.signed(seq=seq, expires_at=int(NOW))) for seq in range(2, 9)]
+    results = [verdict(book, ALICE.signed(seq=seq, **GONE)) for seq in range(2, 9)]
     assert results == ["accepted", *["expired"] * 6]
 
 
@@ -183,7 +221,7 @@ def test_an_answer_to_our_question_skips_the_rates_but_no_check() -> None:
         assert book.offer(signed, ALICE.peer, NOW, asked=True)[0] == "accepted"
     assert book.offer(ALICE.signed(seq=2), ALICE.peer, NOW, asked=True)[0] == "accepted"
     assert book.offer(signed, ALICE.peer, NOW, asked=True)[0] == "stale"
-    assert book.offer(ALICE.signed(seq=3, expires_at=int(NOW)), ALICE.peer, NOW, asked=True)[0] == "expired"
+    assert book.offer(ALICE.signed(seq=3, **GONE), ALICE.peer, NOW, asked=True)[0] == "expired"
     assert book.offer(seal(ALICE.advert(seq=4), MALLORY.sign), ALICE.peer, NOW, asked=True)[0] == "forged"
 
 
@@ -250,8 +288,8 @@ def test_a_full_book_keeps_an_eighth_for_privileged_peers() -> None:
     assert len(book) == 16
     # Whoever is in may renew, and what expired makes room.
     assert verdict(book, Identity(0).signed(seq=2), NOW + 5) == "accepted"
-    later = {"issued_at": int(WALL) + 100, "expires_at": int(WALL) + 190}
-    assert verdict(book, Identity("new").signed(**later), WALL + 101) == "accepted"
+    later = {"issued_at": int(OVER) + 10, "expires_at": int(OVER) + 100}
+    assert verdict(book, Identity("new").signed(**later), OVER + 11) == "accepted"
     assert len(book) == 1
 
 
@@ -264,7 +302,7 @@ def test_population_counts_privileged_peers_only() -> None:
     verdict(book, trusted.signed())
     assert book.population(NOW, MODEL) == 1
     assert book.population(NOW, OTHER_MODEL) == 0
-    assert book.population(WALL + 91, MODEL) == 0
+    assert book.population(OVER, MODEL) == 0
 
 
 def test_a_forgotten_peer_is_gone() -> None:

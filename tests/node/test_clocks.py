@@ -1,0 +1,80 @@
+"""Hosts and clients whose clocks differ: tolerated within bounds, named beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.client.purse import VALID_S
+from p2pnode.errors import ClockError, NoHostError
+from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.net.virtual_time import wall_clock
+from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S
+from p2pnode.protocols.inference.payment import VALID_MAX_S
+from p2pnode.words import span
+from tests.client.support import ask, whole
+from tests.node.world import scripted_host, world
+
+DAY = 24 * 3600
+
+
+def _off_by(seconds: float) -> Callable[[], float]:
+    return lambda: wall_clock() + seconds
+
+
+@pytest.mark.parametrize("offset_s", [-90, 90, -CLOCK_SKEW_S + 10, CLOCK_SKEW_S - 10])
+async def test_clocks_that_differ_by_a_minute_or_two_keep_nobody_from_an_answer(
+    offset_s: float, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        first = await w.add([scripted_host()])
+        host = await w.add([scripted_host()], bootstrap=first.node.multiaddrs[:1], wall=_off_by(offset_s))
+        await trio.sleep(90)  # its advert has gone through gossip
+        assert first.node.adverts.book.get(host.node.peer_id, wall_clock()) is not None
+        async with w.client() as client:
+            assert await whole(client.chat("hello", model="scripted", peer=host.node.multiaddrs[0]))
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "says"),
+    [
+        (DAY, "about 1 day ahead of"),
+        (-DAY, "about 1 day behind"),
+        (-3600, "about 1 hour behind"),
+        (400, "about 7 minutes ahead of"),
+    ],
+)
+async def test_a_host_whose_clock_differs_more_is_left_out_by_that_name(
+    offset_s: float, says: str, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()], wall=_off_by(offset_s))
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            with pytest.raises(NoHostError, match=f"that host's clock is {says} this machine's"):
+                await whole(ask(client))
+            with pytest.raises(ClockError, match=f"that host's clock is {says} this machine's"):
+                await whole(client.chat("hello", model="scripted", peer=host.node.multiaddrs[0]))
+
+
+def test_what_a_client_signs_is_in_time_for_a_host_whose_clock_differs() -> None:
+    needed_s = DEFAULT_LIMITS.relay_deadline_s + DEFAULT_LIMITS.chain_deadline_s
+    assert needed_s + CLOCK_SKEW_S <= VALID_S <= VALID_MAX_S - CLOCK_SKEW_S
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (1, "1 second"),
+        (90, "90 seconds"),
+        (125, "2 minutes"),
+        (3500, "1 hour"),
+        (7200, "2 hours"),
+        (DAY - 45, "1 day"),
+        (3 * DAY, "3 days"),
+    ],
+)
+def test_a_span_is_told_in_one_unit(seconds: float, words: str) -> None:
+    assert span(seconds) == words
