@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from p2pnode.client.answer import Answer
     from p2pnode.client.bill import BillItem, Usage
     from p2pnode.client.client import Client
@@ -61,6 +62,8 @@ _WHERE = {
     "UnreachableError": "p2pnode.errors",
     "Usage": "p2pnode.client.bill",
 }
+_LOGGING = frozenset({"Client", "Host", "Node"})
+"""What writes logs. A program's standard output is its own, where structlog would print unless it is told."""
 __all__ = [
     "Answer",
     "BillItem",
@@ -89,7 +92,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("p2pnode")
     if name in _WHERE:
+        if name in _LOGGING:
+            from p2pnode.log import configure_unless_done
+
+            configure_unless_done()
         return getattr(import_module(_WHERE[name]), name)
     msg = f"module 'p2pnode' has no attribute {name!r}"
     raise AttributeError(msg)

@@ -15,12 +15,14 @@
         ├── RefusedError    the peer said no, with a stable wire code
         └── StoreRefusedError  the same of a peer that stores
 
-Every message says what to do next. This module knows nothing of any other.
+Every message says what to do next. This module knows of none but ``words``.
 """
 
 from __future__ import annotations
 
 from typing import Final, Literal, get_args
+
+from p2pnode.words import quoted
 
 WireCode = Literal[
     "model_not_available",
@@ -108,13 +110,16 @@ class ClockError(RemoteError):
 
 
 class RefusedError(RemoteError):
-    """The peer answered with an error.
+    """The peer answered with an error, or would.
 
-    ``code`` is one of :data:`WIRE_CODES`, ``detail`` the peer's own words.
+    ``code`` is one of :data:`WIRE_CODES`. With ``said`` the ``detail`` is the peer's own words, which the
+    message quotes on one line; otherwise ours.
     """
 
-    def __init__(self, code: WireCode, detail: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(f"{code}: {detail}")
+    def __init__(
+        self, code: WireCode, detail: str, *, retry_after_s: float | None = None, said: bool = False
+    ) -> None:
+        super().__init__(f"{code}: that host says {quoted(detail)}" if said else f"{code}: {detail}")
         self.code: WireCode = code
         self.detail = detail
         self.retry_after_s = retry_after_s
@@ -123,11 +128,11 @@ class RefusedError(RemoteError):
 class StoreRefusedError(RemoteError):
     """A peer that stores said no.
 
-    ``code`` is one of :data:`STORE_CODES`, ``detail`` the peer's own words.
+    ``code`` is one of :data:`STORE_CODES`, ``detail`` the peer's own words, which the message quotes.
     """
 
     def __init__(self, code: StoreCode, detail: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(f"{code}: {detail}")
+        super().__init__(f"{code}: that node says {quoted(detail)}" if detail else code)
         self.code: StoreCode = code
         self.detail = detail
         self.retry_after_s = retry_after_s

@@ -13,6 +13,7 @@ from typing import Literal, TextIO
 import structlog
 
 from p2pnode.streams import screen_of
+from p2pnode.words import one_line
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -30,9 +31,26 @@ def configure_logging(level: Level = "warning", *, stream: TextIO | None = None)
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _on_one_line,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
+
+
+def _on_one_line(
+    _logger: object, _method: str, event: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """Fields hold strangers' words. A traceback is ours, and has lines."""
+    for name, value in event.items():
+        if isinstance(value, str) and name != "exception":
+            event[name] = one_line(value)
+    return event
+
+
+def configure_unless_done() -> None:
+    """For a program that uses this package and says nothing of logs: warnings, to stderr."""
+    if not structlog.is_configured():
+        configure_logging()

@@ -1,6 +1,11 @@
-"""Numbers in sentences for people."""
+"""Words in sentences for people: numbers of things, and what strangers wrote."""
 
 from __future__ import annotations
+
+from typing import Final
+
+_LINE_MAX: Final = 300
+_BREAKS: Final = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
 
 
 def count_of(count: int, one: str, many: str | None = None) -> str:
@@ -14,3 +19,20 @@ def span(seconds: float) -> str:
         if seconds >= 0.95 * unit * (2 if name == "minute" else 1):
             return count_of(max(1, round(seconds / unit)), name)
     return count_of(round(seconds), "second")
+
+
+def one_line(text: str, longest: int = _LINE_MAX) -> str:
+    """A stranger's words so that they can't pass for ours: on one line, of at most so many characters.
+
+    Whatever can't be seen (control characters, marks that turn the direction of writing) becomes U+FFFD.
+    """
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return "".join(
+        letter if letter.isprintable() else " " if letter in _BREAKS else "\N{REPLACEMENT CHARACTER}"
+        for letter in cut
+    )
+
+
+def quoted(text: str, longest: int = _LINE_MAX) -> str:
+    """The same in quotes, for the middle of a sentence of ours."""
+    return '"' + one_line(text, longest).replace('"', "'") + '"'

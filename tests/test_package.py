@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import json
 import subprocess
@@ -121,3 +122,39 @@ def test_every_public_module_says_what_it_is() -> None:
         text = path.read_text()
         assert text.startswith(('"""', 'r"""')), path
         assert str(ROOT) not in text, path
+
+
+def test_the_version_is_that_of_what_is_installed() -> None:
+    installed = importlib.metadata.version("p2pnode")
+    assert p2pnode.__version__ == installed
+    ran = subprocess.run(
+        [sys.executable, "-m", "p2pnode", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"p2pnode {installed}\n", "")
+
+
+def test_a_program_beside_the_clone_finds_the_package_and_keeps_its_standard_output(tmp_path: Path) -> None:
+    """The clone's folder has the package's name: `python -P` looks for no package beside the program."""
+    (tmp_path / "p2pnode").mkdir()
+    (tmp_path / "sample.py").write_text(
+        "import p2pnode, structlog\n"
+        "p2pnode.Client\n"
+        "log = structlog.get_logger()\n"
+        "log.info('a detail'); log.warning('a trouble')\n"
+        "print('the answer')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-P", "sample.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "the answer\n"), ran.stderr
+    assert "a trouble" in ran.stderr
+    assert "a detail" not in ran.stderr

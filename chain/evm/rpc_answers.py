@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
 from p2pnode.errors import ChainError
+from p2pnode.words import one_line
 
 Usable: TypeAlias = Callable[[Any], str]
 """Names what a result lacks; "" for one that can be used."""
@@ -80,7 +81,7 @@ def without(secrets: tuple[str, ...], text: str) -> str:
 
 def printable(text: str) -> str:
     """A server's or a contract's words, cut, and without what a terminal would obey."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text[:_SHOWN_MAX])
+    return one_line(text, _SHOWN_MAX)
 
 
 def read_answer(body: bytes, number: int, method: str) -> Any:

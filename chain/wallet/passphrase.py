@@ -5,12 +5,14 @@ Never from argv, never from the environment, and never into a message. Knows not
 
 from __future__ import annotations
 
-import getpass
+import os
 import secrets
 import signal
 import sys
+import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias
@@ -21,6 +23,8 @@ from p2pnode.files import read_secret_or_none, read_text_or_none, write_private
 
 PASSPHRASE_MIN: Final = 8
 """Characters of one that a person chose."""
+_TRIES: Final = 5
+_ANSWER_MAX: Final = 4096
 SourceKind: TypeAlias = Literal["file", "keyring", "prompt"]
 _SERVICE: Final = "p2pnode wallet"
 
@@ -140,9 +144,18 @@ class PassphrasePrompt:
         return "asked for at the terminal"
 
     def fresh(self, account: str) -> Fresh:
-        first = self._asked(f"New passphrase for the wallet {account}: ")
-        if len(first) < PASSPHRASE_MIN:
-            msg = f"a passphrase has at least {PASSPHRASE_MIN} characters: choose a longer one"
+        question = (
+            f"The wallet is locked with a passphrase of {PASSPHRASE_MIN} characters or more, which is asked "
+            "for whenever it signs. (--random keeps one in a file instead.)\n"
+            f"New passphrase for the wallet {account}: "
+        )
+        first = self._asked(question)
+        for _ in range(_TRIES):
+            if len(first) >= PASSPHRASE_MIN:
+                break
+            first = self._asked(f"That is shorter than {PASSPHRASE_MIN} characters. A longer one: ")
+        else:
+            msg = f"a passphrase has at least {PASSPHRASE_MIN} characters: nothing was written, try again"
             raise ConfigError(msg)
         if self._asked("The same again: ") != first:
             msg = "the two passphrases differ: nothing was written, try again"
@@ -165,18 +178,63 @@ class PassphrasePrompt:
             raise ConfigError("no passphrase was given") from None
 
 
-def ask_hidden(question: str) -> str:
-    """Ask at the terminal without echo. A Ctrl-C raises ``KeyboardInterrupt``, once the echo is on again.
+def ask_hidden(question: str, more: Callable[[str], str] = lambda _answer: "") -> str:
+    """Ask at the terminal without echo; one line, and further ones for as long as ``more`` asks for them.
 
-    Call it in the main thread, before an event loop runs: elsewhere a Ctrl-C can't reach it.
+    ``more`` sees what was typed so far and gives the next question, or "". A Ctrl-C raises
+    ``KeyboardInterrupt`` in the main thread, once the echo is on again; elsewhere it can't reach this: be in
+    :func:`terminal_kept` there. Raises ``EOFError``.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return getpass.getpass(question)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return getpass.getpass(question)
+        with _terminal() as handle, terminal_kept():
+            hidden = termios.tcgetattr(handle)
+            hidden[3] &= ~termios.ECHO
+            termios.tcsetattr(handle, termios.TCSAFLUSH, hidden)  # what was typed before is no answer
+            answer = ""
+            while question:
+                os.write(handle, question.encode(errors="replace"))
+                line = os.read(handle, _ANSWER_MAX)  # a terminal gives one line at a time
+                os.write(handle, b"\n")
+                if not line:
+                    raise EOFError
+                answer += line.decode(errors="surrogateescape")
+                question = more(answer) if line.strip() else ""
+            return answer.rstrip("\r\n")
     finally:
-        signal.signal(signal.SIGINT, before)
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def terminal_kept() -> Iterator[None]:
+    """Leave the terminal as it was, also when a thread that reads from it hidden is left behind."""
+    try:
+        with _terminal() as handle:
+            before = termios.tcgetattr(handle)
+    except (OSError, termios.error):
+        yield  # no terminal: nothing is hidden
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError, termios.error), _terminal() as handle:
+            termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def _terminal() -> Iterator[int]:
+    """The terminal of this process, whatever its standard streams are."""
+    try:
+        handle = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        handle = os.dup(sys.stdin.fileno())
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _drawn() -> bytes:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
+import typer
+
 from p2pnode.cli.ask import ask
 from p2pnode.cli.background import stop
 from p2pnode.cli.bench import bench
@@ -29,6 +34,26 @@ app = Commands(
     rich_markup_mode=None,  # rich's help takes as long to import as all the rest of `--help`
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import p2pnode
+
+        sys.stdout.write(f"p2pnode {p2pnode.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and leave.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """A node in a peer-to-peer marketplace for LLM inference, with no central component."""
+
+
 for command in (join, ask, chat, hosts, invite, status, stop, doctor, bench, demo):
     app.command()(command)
 sessions_app.command()(evidence)

@@ -26,6 +26,7 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output, price_of, shorten
+from p2pnode.words import one_line
 
 PeerOption = Annotated[
     str | None, typer.Option("--peer", help="Dial this multiaddr and no other; nothing is searched.")
@@ -198,7 +199,8 @@ def make_client(
     def on_event(name: str, fields: dict[str, object]) -> None:
         text = ""
         if name == "host.failed" and fields["retrying"]:
-            text = f"[{shorten(str(fields['peer']))} failed: {fields['reason']}; looking for another host]"
+            why = one_line(str(fields["reason"]))
+            text = f"[{shorten(str(fields['peer']))} failed: {why}; looking for another host]"
         elif name == "slept":
             text = f"[this machine slept for {fields['seconds']:.0f} s in the middle of the answer: going on]"
         elif name == "host.slow":

@@ -38,6 +38,7 @@ from p2pnode.cli.options import (
 )
 from p2pnode.cli.output import Output
 from p2pnode.money import ETHER_DIGITS, USDC_DIGITS
+from p2pnode.words import one_line
 
 if TYPE_CHECKING:
     from p2pnode.chain.deployer import Offer
@@ -346,6 +347,7 @@ def deploy(
         from p2pnode.chain.profile import profile_of, profile_text
         from p2pnode.errors import ConfigError
         from p2pnode.files import refuse_taken, user_path, write_new
+        from p2pnode.node.identity import passphrase_of
         from p2pnode.node.journal_orders import WalletOnChain
         from p2pnode.node.money import open_journal
         from p2pnode.node.orders import JournalOrders
@@ -371,7 +373,7 @@ def deploy(
             made = profile_of(offer.plan.addresses, chain_id=offer.chain_id, rpc_urls=tuple(rpc), name=name)
             _show_offer(output, offer, paid_to)
             await confirm(output, "the contracts will be sent, and paid for", yes=yes)
-            sign = await trio.to_thread.run_sync(wallet.unlock)
+            sign = await trio.to_thread.run_sync(wallet.unlock, await passphrase_of(wallet))
 
             def created(step: Any, receipt: Any) -> None:
                 fields = {
@@ -428,7 +430,7 @@ def chain_status(
             "name": found.shown_name, "chain_id": found.chain_id, "block": head.block,
             "timestamp": head.timestamp, "gas_price_wei": head.gas_price_wei,
             "contracts": {each: shown_address(getattr(found, each)) for each in ADDRESS_FIELDS},
-            "token": f"{domains.token.name} (version {domains.token.version})",
+            "token": one_line(f"{domains.token.name} (version {domains.token.version})"),
             "treasury": shown_address(domains.treasury),
             "endpoints": [
                 {"endpoint": each.endpoint, "error": each.last_error if each.resting else None}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from p2pnode.words import count_of
+from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
     from p2pnode.storage.conversations.reading import Loss
@@ -20,7 +20,7 @@ SHORT: Final = 8
 def words_of(name: str, fields: Mapping[str, Any]) -> str:
     """What a client tells of keeping a conversation."""
     if name == "conversation.not_kept":
-        return f"[not kept: {fields['reason']}]"
+        return f"[not kept: {one_line(str(fields['reason']))}]"
     short = str(fields["conversation"])[:SHORT]
     if name == "conversation.moved":
         text = f"conversation {short} went on elsewhere meanwhile: this goes on from there"
@@ -89,7 +89,7 @@ def loss_fields(loss: Loss) -> dict[str, Any]:
 
 def loss_words(loss: Loss) -> str:
     """What is missing, for people."""
-    return f"[missing in {loss.sid.hex()[:SHORT]}: {loss.detail}]"
+    return f"[missing in {loss.sid.hex()[:SHORT]}: {one_line(loss.detail)}]"
 
 
 def moment(epoch: int) -> str:

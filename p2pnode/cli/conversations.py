@@ -43,7 +43,7 @@ from p2pnode.cli.options import (
     one_meant,
 )
 from p2pnode.cli.output import Output, shorten
-from p2pnode.words import count_of
+from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
     from p2pnode.cli.chat import Chat
@@ -182,7 +182,7 @@ def forget(
         )
         async with client:
             saved = await find_anywhere(client, conversation, output)
-            what = f"conversation {saved.sid.hex()[:SHORT]} ({saved.title}) will be deleted"
+            what = f"conversation {saved.sid.hex()[:SHORT]} ({one_line(saved.title)}) will be deleted"
             await confirm(output, f"{what} here and on its replicas, for good", yes=yes)
             await client.conversations.forget(saved.sid)
         output.event("forgotten", {"conversation": saved.sid.hex()}, text="[forgotten]")

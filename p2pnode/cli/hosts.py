@@ -20,6 +20,7 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
+from p2pnode.words import one_line
 
 
 def hosts(
@@ -81,11 +82,11 @@ def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
     if left_out:
         output.result("left out:")
     for fields in left_out:
-        output.result(f"  {shorten(fields['peer'])}  {fields['excluded']}")
+        output.result(f"  {shorten(fields['peer'])}  {one_line(fields['excluded'])}")
     if failures:
         output.result("not reached:")
     for peer, reason in failures.items():
-        output.result(f"  {shorten(peer)}  {reason}")
+        output.result(f"  {shorten(peer)}  {one_line(reason)}")
 
 
 def _row(fields: dict[str, Any]) -> list[str]:

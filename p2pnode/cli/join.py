@@ -306,7 +306,7 @@ class _Reporter:
     def _text(name: str, fields: dict[str, Any]) -> str:
         match name:
             case "identity.making":
-                return f"first start: making an identity and a wallet in {fields['data_dir']}"
+                return f"first start: making {' and '.join(fields['making'])} in {fields['data_dir']}"
             case "identity":
                 return f"peer id    {fields['peer_id']}"
             case "model":

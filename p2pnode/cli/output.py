@@ -19,7 +19,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     hosts       host{model, model_id, peer, addresses, engine, quantisation, n_ctx, price_in, price_out,
                 session_fee, warm, slots, active, queued, score, excluded}
                 and with --why not_found{peer, reason}
-    join        identity.making{data_dir} identity{peer_id, new}
+    join        identity.making{data_dir, making} identity{peer_id, new}
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
                 ready{peer_id, multiaddrs, invite, reach, store_for, models}
@@ -61,6 +61,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pnode.streams import screen_of
+from p2pnode.words import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,6 +72,8 @@ _NO_WRAP: Final = 1000
 _READER_LEFT: Final = frozenset({errno.EPIPE, errno.EIO})
 """What a pipe without a reader says, and a terminal that was closed."""
 _SHOWN: Final = 12
+_CELL_MAX: Final = 1000
+_ERROR_MAX: Final = 2000
 _CONTROLS: Final = {
     code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }
@@ -140,7 +143,7 @@ class Output:
         if self.as_json:
             self.event("text", {"text": text})
         elif text:
-            _write(printable(text) if sys.stdout.isatty() else text, flush=True)
+            _write(printable(text), flush=True)  # also into a pipe: `| tee` leads to a terminal
             self._line_open = not text.endswith("\n")
 
     def end_line(self) -> None:
@@ -171,7 +174,7 @@ class Output:
         for column in columns:
             table.add_column(column, overflow="fold", no_wrap=column != folds)
         for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
+            table.add_row(*(Text(one_line(cell, _CELL_MAX)) for cell in row))
         self.show(table, width=None if sys.stdout.isatty() else _NO_WRAP)
 
     def show(self, *what: Any, width: int | None = None) -> None:
@@ -194,8 +197,11 @@ class Output:
 
     def failed(self, error: P2PNodeError, code: int) -> None:
         """The error, as the last thing said."""
+        from p2pnode.errors import RemoteError
+
         self.end_line()
-        self.event("failed", {**error_fields(error), "exit_code": code}, text=f"p2pnode: {error}")
+        words = one_line(str(error), _ERROR_MAX) if isinstance(error, RemoteError) else str(error)
+        self.event("failed", {**error_fields(error), "exit_code": code}, text=f"p2pnode: {words}")
 
 
 def error_fields(error: P2PNodeError) -> dict[str, Any]:

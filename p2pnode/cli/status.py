@@ -6,7 +6,7 @@ from typing import Any
 
 from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
 from p2pnode.cli.output import Output, price_of
-from p2pnode.words import count_of
+from p2pnode.words import count_of, one_line
 
 
 def status(
@@ -141,8 +141,8 @@ def _running(data_dir: Any) -> Any:
 
 def _offer(offer: Any) -> dict[str, Any]:
     return {
-        "name": offer.name,
-        "engine": offer.engine,
+        "name": one_line(offer.name),
+        "engine": one_line(offer.engine),
         "n_ctx": offer.n_ctx,
         "price_in": offer.price_in,
         "price_out": offer.price_out,

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
 from p2pnode.cli.commands import Commands
-from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, blaming, build_config, configure
 from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ ShowToOption: TypeAlias = Annotated[
     Path | None,
     typer.Option("--show-phrase-to", help="Write the twelve words to this new 0600 file, not the terminal."),
 ]
-_ADVICE = (
+_SECRET_MAX: Final = 1 << 16
+_ADVICE: Final = (
     "Write these words down, in order, on paper. Whoever has them has the money; without them nobody can "
     "bring it back. `p2pnode wallet show --phrase` shows them again."
 )
@@ -92,11 +94,17 @@ def restore_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.chain.wallet.phrase import entropy_of
+        from p2pnode.chain.wallet.phrase import WORDS, entropy_of, words_in
+
+        def more(answer: str) -> str:
+            """A pasted grid has several lines, and so has what is typed word by word."""
+            count = len(words_in(answer))
+            return f"{count} of {WORDS}, go on: " if count < WORDS else ""
 
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)
-        entropy = entropy_of(_secret(phrase_file, "The twelve words (they are not shown): ", "--phrase-file"))
+        question = "The twelve words (they are not shown): "
+        entropy = entropy_of(_secret(phrase_file, question, "--phrase-file", more))
         _made(output, data_dir, _written(data_dir, files, source, entropy, None))
 
     _run(output, work)
@@ -285,23 +293,29 @@ def _source(
     return PassphrasePrompt()
 
 
-def _secret(path: Path | None, question: str, flag: str) -> str:
+def _secret(
+    path: Path | None, question: str, flag: str, more: Callable[[str], str] = lambda _answer: ""
+) -> str:
     from p2pnode.chain.wallet.passphrase import ask_hidden
+    from p2pnode.chain.wallet.phrase import text_of
     from p2pnode.errors import UsageError
-    from p2pnode.files import read_text_or_none
+    from p2pnode.files import user_path
 
     if path is None:
         if not sys.stdin.isatty():
             msg = f"no terminal to ask at: give {flag} FILE (- is standard input)"
             raise UsageError(msg)
-        return ask_hidden(question)
-    if str(path) == "-":
-        return sys.stdin.readline()
-    text = read_text_or_none(path)
-    if text is None:
-        msg = f"{flag}: {path} does not exist"
-        raise UsageError(msg)
-    return text
+        return ask_hidden(question, more)
+    with blaming(flag):
+        if str(path) == "-":
+            return text_of(sys.stdin.buffer.read(_SECRET_MAX))
+        try:
+            with user_path(path).open("rb") as file:
+                return text_of(file.read(_SECRET_MAX))
+        except FileNotFoundError:
+            raise UsageError(f"{path} does not exist") from None
+        except OSError as error:
+            raise UsageError(f"{path} can't be read ({error.strerror})") from error
 
 
 def _make(
@@ -412,4 +426,5 @@ def _display(output: Output, words: str, origin: str) -> None:
         output.result("They do not hold the imported key: keep that, or an export of it, too.")
     if sys.stdin.isatty():
         sys.stdout.flush()
-        input("Press Enter when they are written down. ")
+        with suppress(EOFError):
+            input("Press Enter when they are written down. ")

@@ -167,7 +167,7 @@ class _Handing:
                 raise ProtocolError(failure.detail)
             if failure is None or failure.code is None:
                 raise UnreachableError(failure.detail if failure is not None else "the host went away")
-            raise RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s)
+            raise RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s, said=True)
 
     async def _emitted(self, value: ClientEmission) -> None:
         if self._driver is None:

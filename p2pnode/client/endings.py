@@ -69,7 +69,8 @@ def cut_short(error: E, held: int) -> E:
 def turn_error(failed: TurnFailed) -> P2PNodeError:
     """What a turn that failed is to whoever asked."""
     if failed.code is not None:
-        return RefusedError(failed.code, failed.detail, retry_after_s=failed.retry_after_s)
+        said = failed.cause != "foreseen"
+        return RefusedError(failed.code, failed.detail, retry_after_s=failed.retry_after_s, said=said)
     return UsageError(failed.detail) if failed.cause == "invalid" else UnreachableError(failed.detail)
 
 

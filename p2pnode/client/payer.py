@@ -24,7 +24,7 @@ from p2pnode.errors import ChainError, RefusedError
 from p2pnode.ids import SessionId
 from p2pnode.node.books import open_books
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.identity import wallet_files
+from p2pnode.node.identity import passphrase_of, wallet_files
 from p2pnode.node.journal import Journal
 from p2pnode.node.money import profile_of_config
 from p2pnode.protocols.adverts.messages import Advert, Offer
@@ -196,8 +196,7 @@ def payer_of(
 
             async def signer() -> Signer:
                 if not sign:
-                    # A person is asked here, in the main thread: nowhere else could Ctrl-C interrupt it.
-                    passphrase = books.wallet.passphrase()
+                    passphrase = await passphrase_of(books.wallet)
                     sign.append(await trio.to_thread.run_sync(books.wallet.unlock, passphrase))
                 return sign[0]
 

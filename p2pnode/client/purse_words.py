@@ -9,6 +9,7 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.money import usdc_text
 from p2pnode.protocols.inference.messages import SessionTerms
+from p2pnode.words import one_line
 
 CHALLENGE_S: Final = 24 * 3600
 """As the contract has it."""
@@ -17,8 +18,8 @@ CHALLENGE_S: Final = 24 * 3600
 def describe(terms: SessionTerms, valid_before: int, *, host: str, model: str, chain: int) -> str:
     """What a payer signs, in words: to whom, at most how much, for what, until when, and what comes back."""
     return (
-        f"A deposit of {usdc_text(terms.deposit)} on chain {chain}, for host {_plain(host)} "
-        f"(wallet {shown_address(terms.host)}) and the model {_plain(model)}. "
+        f"A deposit of {usdc_text(terms.deposit)} on chain {chain}, for host {one_line(host)} "
+        f"(wallet {shown_address(terms.host)}) and the model {one_line(model)}. "
         f"Of it the host gets {usdc_text(terms.session_fee)} for the session, and per million tokens "
         f"{usdc_text(terms.price_in)} of input and {usdc_text(terms.price_out)} of output, for what you "
         "receive; the rest comes back. "
@@ -46,11 +47,6 @@ def fields_of(
         "valid_before": valid_before,
         "expiry": terms.expiry,
     }
-
-
-def _plain(text: str) -> str:
-    """A stranger's words on one line: they must not look like ours."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _moment(seconds: int) -> str:

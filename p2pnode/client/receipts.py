@@ -105,7 +105,7 @@ class _Fetch:
             case FetchFailed(fault=True, detail=detail):
                 raise ProtocolError(detail)
             case FetchFailed(code=code, detail=detail) if code is not None:
-                raise RefusedError(code, detail)
+                raise RefusedError(code, detail, said=True)
             case failed:
                 raise UnreachableError(failed.detail if failed is not None else "the host went away")
 

@@ -22,6 +22,7 @@ from p2pnode.net.peerstore import SavedPeers
 from p2pnode.node.adverts import failure_of
 from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.words import one_line
 
 log = structlog.get_logger()
 _SAVED_SEEDS: Final = 8
@@ -125,7 +126,7 @@ class Searches:
             raise RefusedError("model_not_available", msg)
         offer = advert.offer(model)
         if offer is None:
-            names = ", ".join(offer.name for offer in advert.offers)
+            names = ", ".join(one_line(offer.name) for offer in advert.offers)
             msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
             raise RefusedError("model_not_available", msg)
         if advert.draining:
@@ -136,7 +137,7 @@ class Searches:
         search.only()
         excluded = search.ranking().excluded
         if excluded:
-            raise RefusedError("model_not_available", f"that host's {excluded[0].excluded}")
+            raise RefusedError("model_not_available", f"that host's {one_line(excluded[0].excluded)}")
         return search
 
     async def advert_of(self, multiaddrs: Sequence[str]) -> Advert | None:

@@ -306,7 +306,7 @@ class Session:
             return HostFault(failure.detail)
         if failure.code is None:
             return UnreachableError(failure.detail)
-        return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s)
+        return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s, said=True)
 
     async def ask(self, ask: Ask) -> None:
         """Begin a turn; read it with :meth:`receive`."""

@@ -15,6 +15,7 @@ import trio
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.fees import SESSION_GAS
 from p2pnode.chain.profile import ChainProfile
+from p2pnode.chain.wallet.passphrase import terminal_kept
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
@@ -33,7 +34,13 @@ from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.multiaddrs import split_peer, without_peer
 from p2pnode.net.ports import free_listen
 from p2pnode.node.datadir import DataDir, ReadyFile
-from p2pnode.node.identity import BoundChain, HostIdentity, load_or_create_identity, wallet_files
+from p2pnode.node.identity import (
+    BoundChain,
+    HostIdentity,
+    load_or_create_identity,
+    passphrase_of,
+    wallet_files,
+)
 from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.keeping import keep_for_peers
 from p2pnode.node.money import profile_of_config
@@ -92,23 +99,15 @@ class Join:
             if self._ready is not None:
                 self._ready.check()
             await off_the_loop(partial(data.check_place, moved=self._options.moved))
-            fresh = not data.peer_key.exists()
-            if fresh:
-                self._report("identity.making", {"data_dir": str(data.root)})
             profile = self._profile()
-            chain = BoundChain() if profile is None else BoundChain(profile.chain_id, profile.node_registry)
-            passphrase = None if profile is None else await self._passphrase()
-            identity = await trio.to_thread.run_sync(
-                load_or_create_identity, data, time.time, chain, passphrase
-            )
-            await trio.to_thread.run_sync(ensure_storage_key, data)
-            self._report("identity", {"peer_id": identity.key.peer_id, "new": fresh})
-            if self._ready is not None:
-                self._ready.clear(identity.key.peer_id)
+            identity: HostIdentity | None = None
+            passphrase: bytes | None = None
             models: list[HostedModel] = []
             with self._starting:
+                passphrase = None if profile is None else await self._passphrase()
+                identity = await self._identity(profile, passphrase)
                 models = [] if config.client_only else await self._models()
-            if self._stopping:
+            if self._stopping or identity is None:
                 return
             listen = config.listen or free_listen(LISTEN_DEFAULT)
             self._node = node = Node(
@@ -189,9 +188,27 @@ class Join:
         return profile
 
     async def _passphrase(self) -> bytes | None:
-        """What a person has to type, asked once and in the main thread, where Ctrl-C interrupts it."""
+        """What a person has to type, asked once."""
         wallet = await trio.to_thread.run_sync(open_wallet, wallet_files(self._data))
-        return wallet.passphrase() if wallet is not None and wallet.source.kind == "prompt" else None
+        return await passphrase_of(wallet) if wallet is not None and wallet.source.kind == "prompt" else None
+
+    async def _identity(self, profile: ChainProfile | None, passphrase: bytes | None) -> HostIdentity:
+        """Read, or made and told of. A person may be asked for a passphrase here, once a month."""
+        data = self._data
+        new, no_wallet = not data.peer_key.exists(), not data.wallet.exists()
+        if new or no_wallet:
+            making = ["an identity"] * new + ["a wallet"] * no_wallet
+            self._report("identity.making", {"data_dir": str(data.root), "making": making})
+        chain = BoundChain() if profile is None else BoundChain(profile.chain_id, profile.node_registry)
+        with terminal_kept():
+            identity = await trio.to_thread.run_sync(
+                load_or_create_identity, data, time.time, chain, passphrase, abandon_on_cancel=True
+            )
+        await trio.to_thread.run_sync(ensure_storage_key, data)
+        self._report("identity", {"peer_id": identity.key.peer_id, "new": new})
+        if self._ready is not None:
+            self._ready.clear(identity.key.peer_id)
+        return identity
 
     @asynccontextmanager
     async def _money(

@@ -16,7 +16,7 @@ from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.identity import wallet_files
+from p2pnode.node.identity import passphrase_of, wallet_files
 from p2pnode.node.journal import Journal
 from p2pnode.node.journal_orders import WalletOnChain
 from p2pnode.node.money import open_journal, open_ledger, profile_of_config
@@ -56,8 +56,7 @@ async def open_books(
         raise ConfigError(msg)
     account = sign = None
     if sends:
-        # A person is asked here, in the main thread: nowhere else could Ctrl-C interrupt it.
-        given = wallet.passphrase() if passphrase is None else passphrase
+        given = await passphrase_of(wallet) if passphrase is None else passphrase
         account, sign = wallet.address, await trio.to_thread.run_sync(wallet.unlock, given)
     genesis = profile.genesis or b""
     book: Callable[[Journal], JournalOrders] = partial(JournalOrders, wall=time.time, genesis=genesis)

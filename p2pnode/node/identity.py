@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import trio
+
 from p2pnode.chain.wallet.files import WalletFiles
-from p2pnode.chain.wallet.wallet import open_or_make_wallet
+from p2pnode.chain.wallet.passphrase import terminal_kept
+from p2pnode.chain.wallet.wallet import Wallet, open_or_make_wallet
 from p2pnode.errors import ProtocolError
 from p2pnode.files import write_private
 from p2pnode.node.datadir import DataDir
@@ -71,6 +74,15 @@ def load_or_create_identity(
     made = bind(key.peer_id, wallet.address, wanted, wallet.unlock(passphrase))
     write_private(data.binding, encode(made))
     return HostIdentity(key, receipt_secret, made)
+
+
+async def passphrase_of(wallet: Wallet) -> bytes:
+    """From its source, in a thread: a person may take minutes, and peers wait for no one.
+
+    A Ctrl-C leaves the thread behind, and the terminal as it was.
+    """
+    with terminal_kept():
+        return await trio.to_thread.run_sync(wallet.passphrase, abandon_on_cancel=True)
 
 
 def wallet_files(data: DataDir) -> WalletFiles:

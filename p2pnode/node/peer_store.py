@@ -35,6 +35,7 @@ from p2pnode.storage.store import (
     StaleEntryError,
     TooLargeError,
 )
+from p2pnode.words import quoted
 
 OwnerSigner = Callable[[OwnerKey, bytes], bytes]
 """64 bytes: the owner key's Ed25519 signature over 32 bytes. Raises ``LocalError`` for a key it has not."""
@@ -193,7 +194,7 @@ class PeerStore:
     def _refused(self, outcome: c.Outcome) -> NoReturn:
         match outcome:
             case c.Refused(code=code, detail=detail) if code in _ERRORS:
-                raise _ERRORS[code](f"{self.peer}: {detail or code}")
+                raise _ERRORS[code](f"{self.peer}: {quoted(detail) if detail else code}")
             case c.Refused(code="hash_mismatch" | "bad_entry" as code):
                 self._fault(f"calls what was checked here a {code}")
                 raise ProtocolError(f"{self.peer} calls what was checked here a {code}")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.wallet.keys import key_address
-from p2pnode.chain.wallet.phrase import entropy_of, new_entropy, phrase_of, wallet_secret
+from p2pnode.chain.wallet.phrase import entropy_of, new_entropy, phrase_of, text_of, wallet_secret
 from p2pnode.errors import ConfigError
 
 JUNK = "test test test test test test test test test test test junk"
@@ -100,3 +100,59 @@ def test_another_number_of_words_is_told(phrase: str, count: int) -> None:
 def test_strange_text_is_no_phrase(text: str) -> None:
     with pytest.raises(ConfigError):
         entropy_of(text)
+
+
+GRID = """
+ 1 legal        2 winner       3 thank        4 year
+ 5 wave         6 sausage      7 worth        8 useful
+ 9 legal       10 winner      11 thank       12 yellow
+"""
+LEGAL = "legal winner thank year wave sausage worth useful legal winner thank yellow"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        GRID,
+        GRID.upper(),
+        GRID.replace(" ", "\u00a0"),
+        "\n".join(f"{place}. {word}" for place, word in enumerate(LEGAL.split(), 1)),
+        "\n".join(f"{place}){word}," for place, word in enumerate(LEGAL.split(), 1)),
+        " ".join(
+            f"{place}\t{word}" for place, word in sorted(enumerate(LEGAL.split(), 1), key=lambda e: e[0] % 3)
+        ),
+        "\ufeff" + LEGAL.replace(" ", "\r\n"),
+        LEGAL.replace("e", "e\u200b"),
+        "\n".join(f"'{word}'" for word in LEGAL.split()),
+        "".join(chr(0xFEE0 + ord(letter)) if letter != " " else "\u3000" for letter in LEGAL),
+    ],
+    ids=["grid", "capitals", "no-break", "dots", "brackets", "columns", "mark", "unseen", "quotes", "wide"],
+)
+def test_words_are_taken_as_they_were_written_down(written: str) -> None:
+    assert entropy_of(written) == entropy_of(LEGAL)
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        (GRID.replace("year", "yaer"), "word 4 is not in the list"),
+        (GRID.replace("sausage", "s4usage"), "word 6 has something else in it than the letters a to z"),
+        (GRID.replace("thank", "thänk"), "words 3, 11 have something else in it"),
+        (GRID.replace(" 7 worth", " 7      "), "this has 11"),
+        (GRID + "\nthe same again", "this has 15"),
+    ],
+)
+def test_what_is_wrong_with_words_is_told_by_their_place(written: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as told:
+        entropy_of(written)
+    assert not set(LEGAL.split()) & set(str(told.value).split())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_of_words_may_come_from_any_editor(encoding: str) -> None:
+    data = LEGAL.encode(encoding)
+    if encoding == "utf-16-be":
+        data = b"\xfe\xff" + data
+    assert entropy_of(text_of(data)) == entropy_of(LEGAL)
+    with pytest.raises(ConfigError, match="save it as plain text"):
+        text_of(b"\xff\xc3\x28")

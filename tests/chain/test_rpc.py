@@ -484,7 +484,7 @@ async def test_a_server_that_repeats_our_key_does_not_get_it_shown(
             "Reverted 0x08c379a0" + "20".rjust(64, "0") + "05".rjust(64, "0") + b"hello".hex().ljust(64, "0"),
             "hello",
         ),
-        ("execution reverted: \x1b[2Jcleared", None, "?[2Jcleared"),
+        ("execution reverted: \x1b[2Jcleared", None, "\N{REPLACEMENT CHARACTER}[2Jcleared"),
         ("execution reverted", "0x08c379a0", NO_REASON),
         ("execution reverted", "0x08c379a0" + "20".rjust(64, "0") + "f" * 64 + b"cut".hex(), "cut"),
         ("execution reverted", "0x4e487b71" + "11".rjust(64, "0"), "panic 0x11"),

@@ -50,8 +50,8 @@ def test_a_person_is_asked_twice_for_a_new_one_and_once_for_an_old_one() -> None
 @pytest.mark.parametrize(
     ("answers", "why"),
     [
-        (("short",), "has at least 8 characters"),
-        (("",), "has at least 8 characters"),
+        (("short",) * 6, "has at least 8 characters"),
+        (("",) * 6, "has at least 8 characters"),
         ((PASSPHRASE, PASSPHRASE + "!"), "the two passphrases differ: nothing was written"),
     ],
 )
@@ -61,6 +61,16 @@ def test_a_passphrase_that_will_not_do_is_refused_without_being_repeated(
     with pytest.raises(ConfigError, match=why) as caught:
         person(*answers).fresh(ACCOUNT)
     assert not any(answer and answer in str(caught.value) for answer in answers)
+
+
+def test_one_that_is_too_short_is_asked_again_and_its_rule_is_told_before() -> None:
+    questions: list[str] = []
+    fresh = person("short", "", PASSPHRASE, PASSPHRASE, questions=questions).fresh(ACCOUNT)
+    assert fresh.passphrase == PASSPHRASE.encode()
+    assert "8 characters or more" in questions[0]
+    assert [each.startswith("That is shorter than 8 characters") for each in questions] == [
+        False, True, True, False,
+    ]  # fmt: skip
 
 
 def test_without_a_terminal_nobody_is_asked() -> None:

@@ -23,7 +23,7 @@ from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import load_or_create_identity, wallet_files
 from p2pnode.storage.keys import StorageKeys
-from tests.cli.support import Ran, run
+from tests.cli.support import LISTEN, Ran, run
 from tests.cli.terminal import Terminal
 
 JUNK = "test test test test test test test test test test test junk"
@@ -96,6 +96,66 @@ def test_a_new_wallet_shows_its_words_once_and_its_passphrase_never(data_dir: Pa
         terminal.type("\n")
         assert terminal.end() == 0
     assert words_on(terminal.seen) == words
+
+
+def test_a_short_passphrase_is_asked_again(data_dir: Path, words_file: Path) -> None:
+    with Terminal(["wallet", "new", "--show-phrase-to", words_file, "--data-dir", data_dir]) as terminal:
+        terminal.expect("a passphrase of 8 characters or more")
+        terminal.answer("New passphrase for the wallet", "short")
+        terminal.answer("That is shorter than 8 characters. A longer one: ", PASSPHRASE)
+        terminal.answer("The same again: ", PASSPHRASE)
+        assert terminal.end() == 0
+    assert opened(data_dir).phrase(PASSPHRASE.encode()) == words_file.read_text().strip()
+
+
+def test_the_grid_that_was_printed_is_pasted_back_hidden(data_dir: Path) -> None:
+    """Its later lines go to the same question, not to the next one."""
+    numbered = [f"{place:2} {word:<9}" for place, word in enumerate(JUNK.split(), 1)]
+    grid = "\n".join("   ".join(numbered[start : start + 4]).rstrip() for start in (0, 4, 8))
+    with Terminal(["wallet", "restore", "--random", "--data-dir", data_dir]) as terminal:
+        terminal.answer("The twelve words (they are not shown): ", grid)
+        assert terminal.end() == 0
+    assert JUNK_ADDRESS in terminal.seen
+    assert "test" not in terminal.seen.replace(str(data_dir), "")
+
+
+@pytest.mark.parametrize("stdin", [JUNK.replace(" ", "\n"), "\ufeff" + JUNK.upper()])
+def test_words_on_standard_input_may_have_several_lines(data_dir: Path, stdin: str) -> None:
+    ran = wallet("restore", "--random", "--phrase-file", "-", data_dir=data_dir, stdin=stdin)
+    assert (ran.code, JUNK_ADDRESS in ran.out) == (0, True), ran
+
+
+def test_a_file_in_utf_16_restores(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "words").write_text(JUNK, encoding="utf-16")
+    ran = wallet("restore", "--random", "--phrase-file", tmp_path / "words", data_dir=data_dir)
+    assert (ran.code, JUNK_ADDRESS in ran.out) == (0, True), ran
+
+
+def test_a_join_after_a_new_wallet_says_what_it_makes(data_dir: Path, words_file: Path) -> None:
+    unreachable = ("--listen", "/ip4/192.0.2.1/tcp/4001", "--model", "scripted", "--no-mdns")
+    make_random(data_dir, words_file)
+    ran = run("join", *unreachable, "--data-dir", data_dir)
+    assert "first start: making an identity in" in ran.err
+    fresh = run("join", *unreachable, "--data-dir", data_dir.with_name("fresh"))
+    assert "first start: making an identity and a wallet in" in fresh.err
+
+
+def test_a_ctrl_c_at_the_passphrase_of_a_join_leaves_and_gives_the_terminal_back(
+    data_dir: Path, words_file: Path
+) -> None:
+    with Terminal(["wallet", "new", "--show-phrase-to", words_file, "--data-dir", data_dir]) as terminal:
+        terminal.answer("New passphrase for the wallet", PASSPHRASE)
+        terminal.answer("The same again: ", PASSPHRASE)
+        assert terminal.end() == 0
+    flags = ("--model", "scripted", "--no-mdns", "--listen", LISTEN, "--data-dir", data_dir)
+    with Terminal(["join", *flags]) as terminal:
+        terminal.expect("Passphrase of the wallet")
+        terminal.expect(": ")
+        assert not terminal.echoes()
+        terminal.type("\x03")
+        assert terminal.end() == 0
+        assert terminal.echoes()
+    assert "Traceback" not in terminal.seen
 
 
 def test_two_different_passphrases_make_nothing(data_dir: Path, words_file: Path) -> None:

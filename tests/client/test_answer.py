@@ -170,7 +170,7 @@ async def test_without_another_host_the_reason_of_the_last_one_is_raised(autojum
         async with w.client(host.node.multiaddrs[:1]) as client:
             await client.hosts(SCRIPTED)
             await refuse(w, host)
-            with pytest.raises(RefusedError, match="capacity: full") as caught:
+            with pytest.raises(RefusedError, match='capacity: that host says "full"') as caught:
                 await whole(ask(client))
             assert caught.value.code == "capacity"
 
