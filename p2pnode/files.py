@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
-import trio
 
 from p2pnode.errors import ConfigError, UsageError
 
@@ -141,6 +140,8 @@ async def off_the_loop(work: Callable[[], T], *, in_thread: bool = True) -> T:
     A caller that is cancelled meanwhile waits for its end, so that nothing is left half done. Without
     ``in_thread`` it blocks: for simulations, where a mock clock would not wait for a thread.
     """
+    import trio  # late: a wallet's command comes by without an event loop
+
     if in_thread:
         return await trio.to_thread.run_sync(work)
     await trio.lowlevel.checkpoint()
