@@ -41,7 +41,7 @@ async def require_fit(network: Network, host: PeerId, model: ModelId, n_ctx: int
             msg = f"the conversation takes {tokens_in} tokens, this host's context is {n_ctx}"
             raise RefusedError("context_overflow", msg)
         case Refuse(code=code, detail=detail, retry_after_s=retry_after_s):
-            raise RefusedError(code, detail, retry_after_s=retry_after_s)
+            raise RefusedError(code, detail, retry_after_s=retry_after_s, said=True)
         case _:
             msg = "the host did not say how many tokens the conversation takes, and is not paid before"
             raise UnreachableError(msg)
