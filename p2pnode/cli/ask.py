@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from p2pnode.cli.conversation_words import words_of
+from p2pnode.cli.conversation_words import ToldOfKeeping, words_of
 from p2pnode.cli.lines import read_all
 from p2pnode.cli.options import (
     BootstrapOption,
@@ -187,6 +187,7 @@ def make_client(
 ) -> Any:
     """A client that reports what it does as events."""
     from p2pnode.client.client import Client
+    from p2pnode.node.datadir import DataDir
     from p2pnode.node.invite import read_bootstrap
 
     config = build_config(data_dir, mdns=mdns, **flags)
@@ -195,6 +196,8 @@ def make_client(
             read_bootstrap(each)
     with blaming("--bootstrap"):
         first = [one for each in bootstrap or () for one in read_bootstrap(each)]
+
+    keeping = ToldOfKeeping(DataDir(config.data_dir))
 
     def on_event(name: str, fields: dict[str, object]) -> None:
         text = ""
@@ -215,7 +218,8 @@ def make_client(
                 f"[a host that had vanished got its last voucher, for session {str(fields['session'])[:8]}]"
             )
         elif name.startswith("conversation."):
-            text = words_of(name, fields)
+            told = name != "conversation.kept" or output.as_json or keeping.is_news(fields)
+            text = words_of(name, fields) if told else ""
         # What is signed is said before it is; all else can wait for the end of a line.
         output.report(name, fields, text=text, later=name != "signing")
 

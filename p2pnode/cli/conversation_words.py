@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
+    from p2pnode.node.datadir import DataDir
     from p2pnode.storage.conversations.reading import Loss
     from p2pnode.storage.conversations.records import SavedConversation
     from p2pnode.storage.conversations.turns import Turn
 
+HERE_ONLY: Final = (
+    "No other node keeps copies for you yet, so they are lost if this machine is. To have copies, run "
+    "`p2pnode join --client-only --store-for OWNER` on another machine (`p2pnode wallet show` here prints "
+    "your owner key), and give that node's invite here with --store"
+)
+"""For who has no replicas: no failure, but something to know once."""
 SHORT: Final = 8
 """Digits of an id that people are shown; any beginning that is one conversation's alone is taken."""
 
@@ -28,17 +37,47 @@ def words_of(name: str, fields: Mapping[str, Any]) -> str:
             text += f"; what was said here is kept as a branch (`p2pnode sessions show {short} --branch 1`)"
         return f"[{text}]"
     count, waiting, weak = fields["replicas"], fields["waiting"], fields["weak"]
-    where = f"here and on {count_of(count, 'other node')}" if count else "on this machine only"
+    where = f"here and on {count_of(count, 'other node')}" if count else "on this machine"
     text = f"conversation {short} is {'deleted' if fields['gone'] else 'kept'} {where}"
     if fields["cut"]:
         text = f"what was said last in conversation {short} is not kept; the rest is, {where}"
     if waiting and waiting != weak:
-        text += f"; it goes out with a later command: {waiting}"
+        text += f"; copies go out with a later command: {waiting}"
     elif fields["gone"] and waiting:
         text += "; a later command deletes it on its replicas"
-    elif weak:
-        text += "; --store NODE keeps it elsewhere too"
+    elif not count:
+        text += f". {HERE_ONLY}"
     return f"[{text}]"
+
+
+class ToldOfKeeping:
+    """What this data dir's user was told last of where conversations are kept: the same again is no news."""
+
+    def __init__(self, data: DataDir) -> None:
+        self._path = data.told
+
+    def is_news(self, fields: Mapping[str, Any]) -> bool:
+        """Is ``conversation.kept`` to be told to people? Then it is told now."""
+        if fields["cut"] or fields["gone"]:
+            return True
+        waits = fields["waiting"] and fields["waiting"] != fields["weak"]
+        state = "waiting" if waits else "elsewhere" if fields["replicas"] else "here"
+        if state == self._last():
+            return False
+        with suppress(OSError):  # then it is said once more
+            self._path.write_text(json.dumps({"keeping": state}), encoding="utf-8")
+        return True
+
+    @property
+    def here_only(self) -> bool:
+        """Had no other node a copy, when that was looked at last?"""
+        return self._last() == "here"
+
+    def _last(self) -> str:
+        try:
+            return str(json.loads(self._path.read_bytes())["keeping"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
 
 def conversation_fields(saved: SavedConversation) -> dict[str, Any]:

@@ -9,7 +9,14 @@ import typer
 from p2pnode.cli.ask import make_client
 from p2pnode.cli.commands import Commands
 from p2pnode.cli.confirm import confirm
-from p2pnode.cli.conversation_words import conversation_fields, conversation_row, turn_fields, turn_lines
+from p2pnode.cli.conversation_words import (
+    HERE_ONLY,
+    ToldOfKeeping,
+    conversation_fields,
+    conversation_row,
+    turn_fields,
+    turn_lines,
+)
 from p2pnode.cli.conversations import (
     check_answered,
     export,
@@ -79,6 +86,8 @@ def list_sessions(
     output = Output(as_json=as_json)
 
     async def run() -> None:
+        from p2pnode.node.datadir import DataDir
+
         recovery = None
         if recover:
             client = make_client(
@@ -91,6 +100,8 @@ def list_sessions(
         async with known_here(build_config(data_dir)) as archive:
             talks = await archive.conversations() if archive is not None else ()
         _print_all(output, talks, _paid_rows(data_dir), recovered=recover)
+        if talks and ToldOfKeeping(DataDir(build_config(data_dir).data_dir)).here_only:
+            output.note(f"[kept on this machine. {HERE_ONLY}]")
         if recovery is not None:
             check_answered(recovery)
 

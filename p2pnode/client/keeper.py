@@ -43,6 +43,7 @@ from p2pnode.words import count_of
 
 log = structlog.get_logger()
 OWN: Final = "this machine"
+_NOT_FOR_US: Final = "not_admitted: "
 REPLICATION: Final = 3
 """Replicas on nodes that are neither this machine nor the serving host, where there are so many."""
 
@@ -69,9 +70,12 @@ class Kept:
     def _why(self, sent: Sent | None) -> str:
         if sent is None or sent.written is None:
             return sent.trouble if sent is not None and sent.trouble else "there was no time"
-        # Of a peer that could be dialled nowhere the first address says enough; the log has them all.
+        # A node that keeps nothing for us is no failure. Of a peer that could be dialled nowhere the first
+        # address says enough; the log has them all.
         reasons = Counter(
-            why.removeprefix(f"{name}: ").partition("; ")[0] for name, why in sent.written.failures.items()
+            why.removeprefix(f"{name}: ").partition("; ")[0]
+            for name, why in sent.written.failures.items()
+            if not why.startswith(_NOT_FOR_US)
         )
         failures = "; ".join(f"{why} ({count_of(nodes, 'node')})" for why, nodes in reasons.items())
         return failures or self.status.counted.weak or "the list of conversations isn't kept yet"

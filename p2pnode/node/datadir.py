@@ -34,7 +34,7 @@ _READY_MAX: Final = 1 << 16
 _OURS: Final = frozenset(
     {
         "", "binding", "chain", "config", "devchain", "journal", "measured", "models", "node", "peer",
-        "peers", "phrase", "place", "receipt", "s5", "storage", "store", "totals", "wallet",
+        "peers", "phrase", "place", "receipt", "s5", "storage", "store", "told", "totals", "wallet",
     }
 )  # fmt: skip
 """How the names of what we make in a data dir begin."""
@@ -146,6 +146,11 @@ class DataDir:
     @property
     def lock(self) -> Path:
         return self.root / "node.lock"
+
+    @property
+    def told(self) -> Path:
+        """What the user was told and need not be told again."""
+        return self.root / "told.json"
 
     @property
     def log(self) -> Path:

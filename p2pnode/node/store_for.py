@@ -27,5 +27,5 @@ class StoreFor:
         if self._anyone or owner in self._owners or (self._sessions and self.has_session(peer)):
             return ""
         if self._sessions:
-            return "this node stores for clients with an open session only: open one, or use another node"
-        return "this node stores for owners on its list only: ask its keeper, or use another node"
+            return "this node keeps copies for clients only while it answers them: name another with --store"
+        return "this node keeps copies for the owners on its list only: ask its keeper, or name another"

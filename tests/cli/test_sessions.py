@@ -120,6 +120,14 @@ def test_what_is_forgotten_is_gone_on_the_other_machine_too(
     assert sessions(other, "resume", sid, "hello?", *network).code == 2
 
 
+def test_where_it_is_kept_is_said_once_and_not_after_each_command(data_dir: Path, host: Program) -> None:
+    wallet(data_dir)
+    flags = ("--bootstrap", host.multiaddr, "--max-tokens", 5)
+    first, second = ask(data_dir, "hello", *flags), ask(data_dir, "hello", *flags)
+    assert (first.code, "is kept here and on 1 other node" in first.err) == (0, True)
+    assert (second.code, second.err) == (0, "")
+
+
 def test_no_save_keeps_nothing(data_dir: Path, host: Program) -> None:
     wallet(data_dir)
     ran = ask(data_dir, "hello", "--bootstrap", host.multiaddr, "--json", "--max-tokens", 5, "--no-save")

@@ -30,6 +30,13 @@ def test_a_reason_that_several_nodes_give_is_said_once() -> None:
     assert fields["waiting"] == "it is full (2 nodes)"
 
 
+def test_a_node_that_keeps_nothing_for_us_is_no_failure() -> None:
+    fields = _kept(OWN, a="not_admitted: this node stores for clients with an open session only").fields(SID)
+    assert "not_admitted" not in str(fields["waiting"])
+    both = _kept(OWN, a="not_admitted: for others", b="it is full").fields(SID)
+    assert both["waiting"] == "it is full (1 node)"
+
+
 def test_of_a_peer_that_could_be_dialled_nowhere_the_first_address_is_named() -> None:
     fields = _kept(OWN, a="could not reach a at here: refused; could not reach a at there: refused").fields(
         SID
