@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from p2pnode.ids import pasted
 from p2pnode.protocols.crypto import keccak256
 
 ADDRESS_BYTES: Final = 20
@@ -21,7 +22,11 @@ def shown_address(address: bytes) -> str:
 
 
 def address_from(text: str) -> bytes:
-    """20 bytes. Raises ``ValueError`` that says what is wrong with ``text``."""
+    """20 bytes. Raises ``ValueError`` that says what is wrong with ``text``, and repeats none of it.
+
+    An address that was mistyped must not stand in a message in a form that would be taken.
+    """
+    text = pasted(text)
     digits = text.removeprefix("0x")
     if digits == text:
         msg = "an address begins with 0x"
@@ -34,6 +39,6 @@ def address_from(text: str) -> bytes:
         raise ValueError(msg)
     address = bytes.fromhex(digits)
     if digits not in (digits.lower(), digits.upper()) and shown_address(address) != text:
-        msg = f"its checksum is wrong: a digit was mistyped (in lower case it would be taken: {text.lower()})"
+        msg = "its checksum is wrong: a digit was mistyped; copy the address again, whole, from its owner"
         raise ValueError(msg)
     return address

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import Final, NewType
 
 PeerId = NewType("PeerId", str)
 """A libp2p peer id in its base58 form, ``12D3Koo…`` for Ed25519 keys."""
@@ -12,3 +12,10 @@ ModelId = NewType("ModelId", bytes)
 
 SessionId = NewType("SessionId", bytes)
 """32 bytes. Drawn by the host in a free session, the digest of the terms in a paid one."""
+
+_UNSEEN: Final = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+
+
+def pasted(text: str) -> str:
+    """An id or an address as it was meant: none holds white space, and windows add some."""
+    return "".join(each for each in text if not each.isspace() and each not in _UNSEEN)

@@ -557,7 +557,7 @@ def _address(text: str, flag: str) -> bytes:
     from p2pnode.errors import UsageError
 
     try:
-        return address_from(text.strip())
+        return address_from(text)
     except ValueError as error:
         raise UsageError(f"{flag}: {error}") from error
 

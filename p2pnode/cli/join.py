@@ -24,6 +24,7 @@ from p2pnode.cli.options import (
 )
 from p2pnode.cli.output import Output, price_of, shorten
 from p2pnode.cli.progress import PullProgress
+from p2pnode.ids import pasted
 from p2pnode.money import usdc_number, usdc_text
 from p2pnode.words import count_of
 
@@ -118,7 +119,7 @@ def join(
             session_fee=session_fee,
             chain=chain,
             client_only=client_only,
-            store_for=store_for,
+            store_for=[pasted(each) for each in store_for] if store_for is not None else None,
             n_ctx=n_ctx,
             slots=slots,
             threads=threads,

@@ -70,6 +70,7 @@ def check_target(model: str | None, peer: str | None, *, no_discovery: bool = Fa
     """Raise ``UsageError`` when nobody could be meant by these flags. Tries nothing."""
     from p2pnode.client.question import resolve_model
     from p2pnode.errors import UsageError
+    from p2pnode.ids import pasted
     from p2pnode.net.multiaddrs import split_peer
 
     if no_discovery and peer is None:
@@ -77,7 +78,7 @@ def check_target(model: str | None, peer: str | None, *, no_discovery: bool = Fa
         raise UsageError(msg)
     if peer is not None:
         with blaming("--peer"):
-            split_peer(peer)
+            split_peer(pasted(peer))
     if model is not None:
         with blaming("--model"):
             resolve_model(model)
@@ -86,8 +87,9 @@ def check_target(model: str | None, peer: str | None, *, no_discovery: bool = Fa
 def all_meant(known: Iterable[Item], begins: str, id_of: Callable[[Item], str]) -> list[Item]:
     """Those whose id begins so. An empty beginning means nobody: it raises ``UsageError``."""
     from p2pnode.errors import UsageError
+    from p2pnode.ids import pasted
 
-    wanted = begins.strip().lower().removeprefix("0x")
+    wanted = pasted(begins).lower().removeprefix("0x")
     if not wanted:
         msg = "the id is empty: give one, or how it begins (`p2pnode sessions list` shows them)"
         raise UsageError(msg)

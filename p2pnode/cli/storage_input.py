@@ -21,10 +21,11 @@ _PIECE: Final = 1 << 18
 def parse_content_id(text: str) -> BlobId:
     """In either dialect and any base. Raises ``UsageError``."""
     from p2pnode.errors import ProtocolError, UsageError
+    from p2pnode.ids import pasted
     from p2pnode.protocols.s5.ids import parse_id
 
     try:
-        return parse_id(text.strip())
+        return parse_id(pasted(text))
     except ProtocolError as error:
         raise UsageError(f"{text[:80]!r}: {error}") from error
 

@@ -13,6 +13,7 @@ from p2pnode.client.runtime import Runtime
 from p2pnode.client.search import HostSearch
 from p2pnode.client.searches import Searches
 from p2pnode.config import DEFAULT_MODEL
+from p2pnode.ids import pasted
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
@@ -52,7 +53,7 @@ class Asking:
         body = PromptBody(
             messages=conversation(messages, options.system), sampling=options.sampling or SamplingParams()
         )
-        peer = options.peer
+        peer = pasted(options.peer) if options.peer is not None else None
         if peer is not None:
             split_peer(peer)
         allowed = options.filters or Filters()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from p2pnode.errors import ConfigError
+from p2pnode.ids import pasted
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.reach import mixed, scope_of
 
@@ -34,7 +35,7 @@ def make_invite(multiaddrs: Sequence[str]) -> str:
 
 def read_bootstrap(text: str) -> tuple[str, ...]:
     """The multiaddrs of an invite, or a multiaddr itself. Raises ``ConfigError``."""
-    text = text.strip()
+    text = pasted(text)
     if not text.startswith(_PREFIX):
         split_peer(text)
         return (text,)

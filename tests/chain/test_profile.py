@@ -68,8 +68,14 @@ def test_the_checksums_of_eip_55_are_ours() -> None:
     ],
 )
 def test_a_mistyped_address_is_refused(text: str, why: str) -> None:
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(ValueError, match=why) as refused:
         address_from(text)
+    digits = text.lower().removeprefix("0x")
+    assert digits not in str(refused.value).lower()  # nobody can copy the wrong address from there
+
+
+def test_an_address_may_be_pasted_over_two_lines() -> None:
+    assert address_from(f" {CHECKSUMMED[:20]}\n  {CHECKSUMMED[20:]}\u200b\n") == address_from(CHECKSUMMED)
 
 
 # ---- files

@@ -24,6 +24,20 @@ def test_what_goes_in_comes_out(parts: list[str]) -> None:
     assert read_bootstrap(f"  {make_invite(multiaddrs)}\n") == (far or multiaddrs)
 
 
+@given(
+    breaks=st.lists(st.tuples(st.integers(0, 200), st.sampled_from("\n \t\r\u200b\u00a0\ufeff")), max_size=12)
+)
+def test_an_invite_works_wherever_a_chat_window_broke_it(breaks: list[tuple[int, str]]) -> None:
+    broken = make_invite([FAR, LOOPBACK])
+    for at, space in breaks:
+        broken = broken[:at] + space + broken[at:]
+    assert read_bootstrap(broken) == (FAR,)
+
+
+def test_a_multiaddr_that_was_broken_works_too() -> None:
+    assert read_bootstrap(f" {FAR[:30]}\n{FAR[30:]} ") == (FAR,)
+
+
 def test_loopback_is_left_out_unless_there_is_nothing_else() -> None:
     assert read_bootstrap(make_invite([LOOPBACK, FAR])) == (FAR,)
     assert read_bootstrap(make_invite([LOOPBACK])) == (LOOPBACK,)
