@@ -107,9 +107,8 @@ TREASURY_BPS: constant(uint256) = 1000
 BPS: constant(uint256) = 10_000
 TOKENS_PER_PRICE: constant(uint256) = 1_000_000
 
-# 0.25 USDC.
+# 0.25 USDC. The tip is at most the session fee.
 SESSION_FEE_MAX: public(constant(uint256)) = 250_000
-TIP_MAX: public(constant(uint256)) = 250_000
 
 # Seconds a host (or its watchtower) has to answer a close request.
 CHALLENGE: public(constant(uint256)) = 86_400
@@ -225,11 +224,15 @@ def _settle(
     @dev The session is closed before any call leaves the contract, and can never open again: its id stays.
          Never less than what is recorded, nor than the fee, is paid: a host can't be made to lose a
          voucher that is on the chain already.
+         Attack: a host stalls until a refund pays it more than closing would. The tip is taken from what
+         it gets, so that it and its friends together have at most what closing yields; and the payer's
+         remainder is the same however a session ends. The fee is at least the tip, and the treasury has no
+         part of the fee: the subtraction can't fail.
     @param session Its id; must be open.
     @param terms Its terms.
     @param claimed What a voucher says, at most the deposit.
     @param recorded What the chain knows already.
-    @param tip What the caller asks from the remainder.
+    @param tip What the caller gets of the host's part; at most the session fee.
     @param root Of the voucher's receipt chain, for the record.
     @return What the host gets and what the treasury gets.
     """
@@ -238,9 +241,7 @@ def _settle(
     amount: uint256 = max(max(claimed, recorded), fee)
     self._slots[session] = self._pack(CLOSED, 0, amount)
     to_treasury: uint256 = (amount - fee) * TREASURY_BPS // BPS
-    remainder: uint256 = deposit - amount
-    paid_tip: uint256 = min(tip, remainder)
-    refunded: uint256 = remainder - paid_tip
+    refunded: uint256 = deposit - amount
     pushed: bool = earnings._push(terms.payer, refunded)
     log SessionClosed(
         session=session,
@@ -249,13 +250,13 @@ def _settle(
         amount=amount,
         to_treasury=to_treasury,
         refund=refunded,
-        tip=paid_tip,
+        tip=tip,
         pushed=pushed,
         root=root,
     )
-    if paid_tip > 0:
-        earnings._push(msg.sender, paid_tip)
-    return amount - to_treasury, to_treasury
+    if tip > 0:
+        earnings._push(msg.sender, tip)
+    return amount - to_treasury - tip, to_treasury
 
 
 @external
@@ -301,12 +302,10 @@ def open(terms: IJobMarketplace.SessionTerms, valid_before: uint256, signature: 
     # A host that holds the voucher key, or pays itself, would sign its own vouchers.
     assert terms.host != terms.payer and terms.host != terms.voucherKey, "JobMarketplace: host pays itself"
     assert convert(terms.sessionFee, uint256) <= SESSION_FEE_MAX, "JobMarketplace: session fee too high"
-    assert convert(terms.tip, uint256) <= TIP_MAX, "JobMarketplace: tip too high"
+    assert terms.tip <= terms.sessionFee, "JobMarketplace: tip above session fee"
     deposit: uint256 = convert(terms.deposit, uint256)
     assert deposit > 0, "JobMarketplace: no deposit"
-    assert (
-        convert(terms.sessionFee, uint256) + convert(terms.tip, uint256) <= deposit
-    ), "JobMarketplace: deposit below fee and tip"
+    assert convert(terms.sessionFee, uint256) <= deposit, "JobMarketplace: deposit below fee"
     expiry: uint256 = convert(terms.expiry, uint256)
     assert expiry > block.timestamp, "JobMarketplace: expired"
     assert expiry <= block.timestamp + DURATION_MAX, "JobMarketplace: expiry too far"
@@ -416,12 +415,15 @@ def close_many(claims: DynArray[Claim, CLAIMS_MAX]) -> uint256:
 def release(terms: IJobMarketplace.SessionTerms):
     """
     @notice The host lets a session go without a voucher: it keeps the session fee only, all else goes back.
+    @dev Attack: what is on record is given away, the treasury's part of it included. A session with a
+         recorded voucher is closed or refunded, which pays at least that.
     @param terms The session's.
     """
     assert msg.sender == terms.host, "JobMarketplace: not the host"
     session: bytes32 = self._session_id(terms)
     state: IJobMarketplace.SessionState = self._unpack(self._slots[session])
     assert state.status == OPEN, "JobMarketplace: not open"
+    assert state.recorded <= convert(terms.sessionFee, uint256), "JobMarketplace: voucher on record"
     to_host: uint256 = 0
     to_treasury: uint256 = 0
     to_host, to_treasury = self._settle(session, terms, 0, 0, 0, empty(bytes32))
@@ -436,6 +438,7 @@ def request_close(terms: IJobMarketplace.SessionTerms, voucher: Voucher, signatu
          the host closes, or anyone submits its best voucher, within the challenge.
          Attack: a relayer drops the voucher. The floor is part of what was signed.
          Attack: asking again to push the end away. A session is asked to close once.
+         Attack: asking with an old voucher to lower what is on record. The record never falls.
     @param terms The session's.
     @param voucher The requester's last voucher, a floor of what the host gets; an empty signature means none.
     @param signature Over `CloseRequest`, of the voucher key or the payer; ignored if one of them calls.
@@ -454,7 +457,7 @@ def request_close(terms: IJobMarketplace.SessionTerms, voucher: Voucher, signatu
             terms.payer, digest, signature
         ), "JobMarketplace: not the payer"
     closing_at: uint256 = block.timestamp + CHALLENGE
-    recorded: uint256 = convert(least, uint256)
+    recorded: uint256 = max(state.recorded, convert(least, uint256))
     self._slots[session] = self._pack(OPEN, closing_at, recorded)
     log CloseRequested(
         session=session, payer=terms.payer, host=terms.host, closing_at=closing_at, recorded=recorded
@@ -464,17 +467,18 @@ def request_close(terms: IJobMarketplace.SessionTerms, voucher: Voucher, signatu
 @external
 def submit_voucher(terms: IJobMarketplace.SessionTerms, voucher: Voucher):
     """
-    @notice Anyone puts a better voucher on record while a close is being challenged.
+    @notice Anyone puts a better voucher on record, at any time before the session ends.
     @dev Attack: a payer closes with its oldest voucher while the host is away. Whoever holds a newer one
          (a watchtower) records it; a stale one changes nothing. It needs no key: it only says what the
          voucher key signed already.
+         Attack: a payer never asks to close, and takes its refund when the host is away. No challenge has
+         to run: a voucher counts until the refund.
     @param terms The session's.
     @param voucher Above what is recorded.
     """
     session: bytes32 = self._session_id(terms)
     state: IJobMarketplace.SessionState = self._unpack(self._slots[session])
     assert state.status == OPEN, "JobMarketplace: not open"
-    assert block.timestamp < state.closing_at, "JobMarketplace: no challenge"
     recorded: uint256 = convert(voucher.amount, uint256)
     assert recorded > state.recorded, "JobMarketplace: stale voucher"
     assert self._holds(session, terms, voucher), "JobMarketplace: bad voucher"
@@ -486,10 +490,11 @@ def submit_voucher(terms: IJobMarketplace.SessionTerms, voucher: Voucher):
 def refund(terms: IJobMarketplace.SessionTerms):
     """
     @notice Anyone ends a session whose host did not: the host is credited what is recorded (the session fee
-            at least), the payer gets the rest, the caller the tip.
+            at least) less the tip, which the caller gets; the payer gets the rest.
     @dev Attack: a host that vanishes keeps the escrow for ever. After the challenge, or a challenge's time
          after expiry, nobody's consent is needed; and the payer needn't come back, as someone is paid to.
-         The tip comes from the payer's remainder, so it never lowers what the host gets.
+         Attack: a host stalls and refunds by itself, or through a friend. The tip comes from what the
+         host gets, and only for a caller that is neither payer nor host.
     @param terms The session's.
     """
     session: bytes32 = self._session_id(terms)
@@ -500,7 +505,7 @@ def refund(terms: IJobMarketplace.SessionTerms):
         asked or block.timestamp >= convert(terms.expiry, uint256) + CHALLENGE
     ), "JobMarketplace: too early"
     tip: uint256 = 0
-    if msg.sender != terms.payer:
+    if msg.sender != terms.payer and msg.sender != terms.host:
         tip = convert(terms.tip, uint256)
     to_host: uint256 = 0
     to_treasury: uint256 = 0

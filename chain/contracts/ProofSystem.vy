@@ -15,6 +15,9 @@ from interfaces import IProofSystem
 
 implements: IProofSystem
 
+# As JobMarketplace has it.
+OPEN: constant(uint256) = 1
+
 market: public(immutable(address))
 
 # By session; zero is none.
@@ -36,6 +39,8 @@ def commit(terms: IJobMarketplace.SessionTerms, commitment: bytes32):
     """
     @notice Put a session's commitment on record. It can't be changed.
     @dev Attack: a stranger commits to nonsense in a host's name. Only the session's host may.
+         Attack: a host waits until it knows what will be asked. It commits while it serves: not after the
+         session was settled, nor while it is being closed, nor past its expiry.
     @param terms The session's.
     @param commitment Not zero.
     """
@@ -43,7 +48,9 @@ def commit(terms: IJobMarketplace.SessionTerms, commitment: bytes32):
     assert commitment != empty(bytes32), "ProofSystem: empty commitment"
     session: bytes32 = staticcall IJobMarketplace(market).session_id(terms)
     state: IJobMarketplace.SessionState = staticcall IJobMarketplace(market).session(session)
-    assert state.status != 0, "ProofSystem: no such session"
+    assert state.status == OPEN, "ProofSystem: not open"
+    assert state.closing_at == 0, "ProofSystem: closing"
+    assert block.timestamp < convert(terms.expiry, uint256), "ProofSystem: expired"
     assert self.commitment_of[session] == empty(bytes32), "ProofSystem: already committed"
     self.commitment_of[session] = commitment
     log IProofSystem.Committed(session=session, host=msg.sender, commitment=commitment)

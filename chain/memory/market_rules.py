@@ -48,7 +48,6 @@ from p2pnode.protocols.typed_data import (
 )
 
 SESSION_FEE_MAX: Final = 250_000
-TIP_MAX: Final = 250_000
 CHALLENGE_S: Final = 86_400
 DURATION_MAX_S: Final = 432_000
 _TREASURY_BPS: Final = 1_000
@@ -124,9 +123,9 @@ class MarketRules:
         )
         require(terms.host not in (terms.payer, terms.voucher_key), "JobMarketplace: host pays itself")
         require(terms.session_fee <= SESSION_FEE_MAX, "JobMarketplace: session fee too high")
-        require(terms.tip <= TIP_MAX, "JobMarketplace: tip too high")
+        require(terms.tip <= terms.session_fee, "JobMarketplace: tip above session fee")
         require(terms.deposit > 0, "JobMarketplace: no deposit")
-        require(terms.session_fee + terms.tip <= terms.deposit, "JobMarketplace: deposit below fee and tip")
+        require(terms.session_fee <= terms.deposit, "JobMarketplace: deposit below fee")
         require(terms.expiry > context.at, "JobMarketplace: expired")
         require(terms.expiry <= context.at + DURATION_MAX_S, "JobMarketplace: expiry too far")
         session = session_id(self._domain, terms)
@@ -181,9 +180,10 @@ class MarketRules:
         return events
 
     def release(self, call: Release, context: Context) -> Commit:
-        """``release``: the session fee only, whatever is recorded."""
+        """``release``: the session fee only."""
         require(context.sender == call.terms.host, "JobMarketplace: not the host")
-        session, _ = self._open_session(call.terms)
+        session, state = self._open_session(call.terms)
+        require(state.recorded <= call.terms.session_fee, "JobMarketplace: voucher on record")
         return lambda: [self._settle(session, call.terms, 0, 0, context)]
 
     # ---- the payer wants out
@@ -209,8 +209,8 @@ class MarketRules:
             )
         closing_at = context.at + CHALLENGE_S
         asked = CloseRequested(
-            session=session, payer=terms.payer, host=terms.host, closing_at=closing_at, recorded=least,
-            block=context.block,
+            session=session, payer=terms.payer, host=terms.host, closing_at=closing_at,
+            recorded=max(state.recorded, least), block=context.block,
         )  # fmt: skip
         return lambda: self._record(asked, closing_at)
 
@@ -219,16 +219,13 @@ class MarketRules:
         terms, voucher = call.terms, call.voucher
         _check_size(voucher)
         session, state = self._open_session(terms)
-        closing_at = state.closing_at
-        if closing_at is None or context.at >= closing_at:
-            raise RevertedError("JobMarketplace: no challenge")
         require(voucher.amount > state.recorded, "JobMarketplace: stale voucher")
         require(self._holds(session, terms, voucher), "JobMarketplace: bad voucher")
         better = VoucherRecorded(
             session=session, payer=terms.payer, host=terms.host, recorded=voucher.amount,
             block=context.block,
         )  # fmt: skip
-        return lambda: self._record(better, closing_at)
+        return lambda: self._record(better, state.closing_at)
 
     def refund(self, call: Refund, context: Context) -> Commit:
         """``refund``."""
@@ -236,7 +233,7 @@ class MarketRules:
         session, state = self._open_session(terms)
         asked = state.closing_at is not None and context.at >= state.closing_at
         require(asked or context.at >= terms.expiry + CHALLENGE_S, "JobMarketplace: too early")
-        tip = 0 if context.sender == terms.payer else terms.tip
+        tip = 0 if context.sender in (terms.payer, terms.host) else terms.tip
         return lambda: [self._settle(session, terms, state.recorded, tip, context)]
 
     # ---- money out
@@ -274,7 +271,7 @@ class MarketRules:
         require(state.status == "open", "JobMarketplace: not open")
         return session, state
 
-    def _record(self, event: CloseRequested | VoucherRecorded, closing_at: int) -> list[LedgerEvent]:
+    def _record(self, event: CloseRequested | VoucherRecorded, closing_at: int | None) -> list[LedgerEvent]:
         state = EscrowState(status="open", closing_at=closing_at, recorded=event.recorded)
         self._sessions[event.session] = state
         return [event]
@@ -291,15 +288,14 @@ class MarketRules:
         amount = max(owed, terms.session_fee)
         self._sessions[session] = EscrowState(status="closed", recorded=amount)
         to_treasury = (amount - terms.session_fee) * _TREASURY_BPS // _BPS
-        paid_tip = min(tip, terms.deposit - amount)
-        refund = terms.deposit - amount - paid_tip
+        refund = terms.deposit - amount
         pushed = self._push(terms.payer, refund)
-        self._push(context.sender, paid_tip)
-        self.earned[terms.host] += amount - to_treasury
+        self._push(context.sender, tip)
+        self.earned[terms.host] += amount - to_treasury - tip
         self.earned[self._treasury] += to_treasury
         return SessionClosed(
             session=session, payer=terms.payer, host=terms.host, amount=amount, to_treasury=to_treasury,
-            refund=refund, tip=paid_tip, pushed=pushed, block=context.block,
+            refund=refund, tip=tip, pushed=pushed, block=context.block,
         )  # fmt: skip
 
     def _push(self, to: bytes, amount: int) -> bool:

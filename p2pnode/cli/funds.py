@@ -166,7 +166,8 @@ def _print(output: Output, found: Funds, account: str) -> None:
         "account": account, "wallet": found.wallet, "ether_wei": found.ether_wei,
         "authorised": found.authorised, "escrow": found.escrow, "signed": found.signed, "spent": found.spent,
         "owed": found.owed, "earned": found.earned, "withdrawable": found.withdrawable,
-        "elsewhere": found.elsewhere, "stuck": stuck,
+        "elsewhere": found.elsewhere, "elsewhere_open": [each.hex() for each in found.elsewhere_open],
+        "stuck": stuck,
     }  # fmt: skip
     if output.as_json:
         output.event("funds", fields)
@@ -188,6 +189,10 @@ def _print(output: Output, found: Funds, account: str) -> None:
     )
     if found.elsewhere:
         output.result(_elsewhere(found.elsewhere))
+        for session in found.elsewhere_open:
+            output.result(f"  {session.hex()[:16]} is not settled")
+        if found.elsewhere_open:
+            output.result("  `p2pnode sessions close ID --chain PROFILE` settles one on the chain it is of")
     for each in found.stuck:
         output.result(
             f"stuck: {usdc_text(each.units)} in {each.session.hex()[:16]}: {each.why}{_when(each.until)}"

@@ -33,7 +33,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     invite      invite{invite, reach}
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
-                withdrawable, elsewhere, stuck} settlement.waiting{} withdrawn{to, amount, transaction}
+                withdrawable, elsewhere, elsewhere_open, stuck} settlement.waiting{}
+                withdrawn{to, amount, transaction}
     funds, sessions close, sessions evidence, chain deploy
                 order.waiting{transaction, order, kind, nonce, sent_at}: sent, not seen yet, never sent twice;
                 withdraw: order.ended{order, ending}: what became of one that an earlier command sent

@@ -214,12 +214,14 @@ class Purse:
     def _deposit(
         self, offer: Offer, spending: Spending, rule: _Rule, tokens_in: int, tokens_out: int
     ) -> tuple[int, int]:
-        """Deposit and tip: what one turn needs, ``TURNS`` of them where that fits what is left."""
+        """Deposit and tip: what one turn needs, ``TURNS`` of them where that fits what is left.
+
+        The tip comes out of the host's fee: a host without one leaves the refund to its payer.
+        """
         turn = offer_cost(offer, tokens_in, tokens_out) - offer.session_fee
         needed = offer.session_fee + turn
         room = min(
             self._caps.session_max, *self._caps.left(spending), max(0, rule.balance - spending.outstanding)
         )
-        tip = min(TIP, max(0, room - needed))
-        wanted = offer.session_fee + TURNS * turn + tip
-        return max(needed + tip, min(wanted, room)), tip
+        wanted = offer.session_fee + TURNS * turn
+        return max(needed, min(wanted, room)), min(TIP, offer.session_fee)

@@ -24,9 +24,16 @@ def describe(terms: SessionTerms, valid_before: int, *, host: str, model: str, c
         f"{usdc_text(terms.price_in)} of input and {usdc_text(terms.price_out)} of output, for what you "
         "receive; the rest comes back. "
         f"The host may take the deposit until {_moment(valid_before)}, or never; the session ends by "
-        f"{_moment(terms.expiry)}. Should the host not settle, anyone may bring the refund after "
-        f"{_moment(terms.expiry + CHALLENGE_S)} and keeps {usdc_text(terms.tip)} of it."
+        f"{_moment(terms.expiry)}. Should the host not settle, {_refund(terms)}."
     )
+
+
+def _refund(terms: SessionTerms) -> str:
+    """Who brings it, and why anybody would."""
+    when = _moment(terms.expiry + CHALLENGE_S)
+    if terms.tip == 0:
+        return f"you bring the refund yourself after {when}: this host's fee pays nobody else to do it"
+    return f"anyone may bring the refund after {when}, for {usdc_text(terms.tip)} of the host's fee"
 
 
 def fields_of(

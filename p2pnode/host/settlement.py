@@ -26,6 +26,7 @@ from p2pnode.chain.ledger import (
     Ledger,
     LedgerEvent,
     Outcome,
+    Refund,
     Release,
     RevertedError,
     SessionClosed,
@@ -189,6 +190,8 @@ class Settler:
         """The contract would not settle: someone else did, or the open never landed."""
         if state.status == "closed":
             await self._settled(record.session, state.recorded, "settled by another")
+        elif state.status == "open" and record.voucher is None and state.recorded > record.terms.session_fee:
+            await self._bring_refund(record, state)
         elif state.status == "open":
             await self._postpone(record, f"it can't be settled: {reason}")
         elif record.valid_before > self._wall() and record.voucher is not None:
@@ -200,6 +203,15 @@ class Settler:
             await self._postpone(record, "the chain does not show its deposit")
         else:
             await self._lost(record, "its deposit is not on the chain")
+
+    async def _bring_refund(self, record: HostedSession, state: EscrowState) -> None:
+        """Somebody showed a voucher that this host has lost: a refund pays it, once nobody can better it."""
+        due = state.closing_at or record.terms.expiry + _CHALLENGE_S
+        if self._wall() < due:
+            reason = "a voucher is on record that this host does not have: its refund pays it"
+            await self._postpone(record, reason, due - self._wall() + 1)
+            return
+        await self._record(await self._ledger.transact(Refund(record.terms)))
 
     def _may_still_land(self, record: HostedSession) -> bool:
         """One answer of one endpoint is no proof: for what was paid it is asked until nobody may close."""

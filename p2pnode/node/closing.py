@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
 from p2pnode.chain.ledger import Close, EscrowState, Refund, Release, RequestClose
-from p2pnode.errors import ChainError
+from p2pnode.errors import ChainError, ConfigError
 from p2pnode.money import usdc_text
 from p2pnode.node.books import Books
 from p2pnode.node.funds import CHALLENGE_S
 from p2pnode.node.journal import BoughtSession, HostedSession
+from p2pnode.protocols.typed_data import session_id
 
 Done: TypeAlias = Literal["settled", "requested", "waiting", "nothing"]
 _CALL_GAS: Final = 150_000
@@ -27,7 +28,13 @@ class Closing:
 
 
 async def close_session(record: BoughtSession | HostedSession, books: Books, now: int) -> Closing:
-    """Do what brings this session's money home soonest. Raises ``ChainError``."""
+    """Do what brings this session's money home soonest. Raises ``ChainError``, ``ConfigError``."""
+    if session_id(books.ledger.domains.market, record.terms) != record.session:
+        msg = (
+            "this session is of another chain, or of another market, than the profile's: name the profile it "
+            "was made with, with --chain"
+        )
+        raise ConfigError(msg)
     state = await books.ledger.session(record.session)
     if state.status == "closed":
         if isinstance(record, BoughtSession):

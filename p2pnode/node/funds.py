@@ -54,6 +54,8 @@ class Funds:
     withdrawable: int | None
     elsewhere: int
     """Sessions of another chain than the profile's, of which nothing is counted here."""
+    elsewhere_open: tuple[SessionId, ...]
+    """Those of them that are not settled: their own profile settles them."""
     stuck: tuple[Stuck, ...] = field(default=())
 
 
@@ -66,6 +68,7 @@ def local_funds(journal: Journal, market: Domain, payer: bytes, now: int) -> Fun
     """What the journal alone says."""
     all_bought, all_hosted = journal.purchases(), journal.hosted()
     bought, hosted = of_market(all_bought, market), of_market(all_hosted, market)
+    every: list[BoughtSession | HostedSession] = [*all_bought, *all_hosted]
     open_ = [each for each in bought if each.state in ("open", "over")]
     unsettled = [each for each in hosted if each.state in ("open", "over")]
     # Another market's authorisations are among them until they end, nine minutes after they were signed.
@@ -85,6 +88,12 @@ def local_funds(journal: Journal, market: Domain, payer: bytes, now: int) -> Fun
         earned=sum(each.due for each in hosted if each.state == "settled"),
         withdrawable=None,
         elsewhere=len(all_bought) + len(all_hosted) - len(bought) - len(hosted),
+        elsewhere_open=tuple(
+            each.session
+            for each in every
+            if session_id(market, each.terms) != each.session
+            and each.state in ("signed", "relaying", "open", "over")
+        ),
     )
 
 
@@ -118,6 +127,7 @@ async def funds(journal: Journal, ledger: Ledger, address: bytes, now: int) -> F
         earned=local.earned,
         withdrawable=account.earned,
         elsewhere=local.elsewhere,
+        elsewhere_open=local.elsewhere_open,
         stuck=tuple(sorted(stuck, key=lambda each: each.session)),
     )
 

@@ -36,7 +36,7 @@ TAKEN_KEPT_S: Final = 30 * DAY_S
 _AT_STAKE: Final = """
     SELECT COALESCE(SUM(CASE state
         WHEN 'settled' THEN spent
-        WHEN 'over' THEN MAX(session_fee, voucher_amount) + tip
+        WHEN 'over' THEN MAX(session_fee, voucher_amount)
         ELSE deposit END), 0)
     FROM bought
     WHERE (state IN ('signed', 'open', 'over') OR (state = 'settled' AND settled_at > :since))

@@ -23,8 +23,6 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 
-TIP_MAX: Final = 250_000
-"""As the contract has it, in token units."""
 EXPIRY_MAX_S: Final = 432_000
 """As the contract has it: five days."""
 VALID_MAX_S: Final = 600
@@ -147,9 +145,9 @@ def _wrong_price(terms: SessionTerms, payment: HostPayment) -> _Wrong | None:
         return "payment_required", (
             f"this host asks {payment.session_fee} USDC units a session; the terms say {terms.session_fee}"
         )
-    if terms.tip > TIP_MAX:
-        return "bad_request", f"a tip of {terms.tip}; the contract takes at most {TIP_MAX}"
-    needed = max(terms.session_fee + terms.tip, payment.deposit_min, 1)
+    if terms.tip > terms.session_fee:
+        return "bad_request", f"a tip of {terms.tip}; the contract takes at most the session fee"
+    needed = max(terms.session_fee, payment.deposit_min, 1)
     if terms.deposit < needed:
         return "payment_required", f"a deposit of {terms.deposit} USDC units; at least {needed} are needed"
     return None

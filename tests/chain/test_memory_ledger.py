@@ -165,7 +165,7 @@ class Chaos:
     def step(self) -> None:
         acts: list[Callable[[], None]] = (
             [self.open] * 4 + [self.argue] * 4 + [self.close] * 3 + [self.request_close] * 2
-            + [self.submit] * 2 + [self.refund, self.release, self.close_many, self.withdraw, self.withdraw]
+            + [self.submit] * 2 + [self.release] * 2 + [self.withdraw] * 2 + [self.refund, self.close_many]
             + [self.transfer, self.freeze, self.travel, self.cancel, self.pause]
         )  # fmt: skip
         while len(self.live()) < 2:
@@ -181,12 +181,14 @@ class Chaos:
         self.twin.freeze(payer, frozen=False)
         if self.twin.memory.account(payer).usdc < 5 * DOLLAR:
             self.twin.give(payer, 50 * DOLLAR)
+        fee = self.random.choice((0, 50_000))
         terms = SessionTerms(
             payer=payer, host=ADDRESS[self.random.choice(("host", "rival"))],
             voucher_key=ADDRESS["voucher key"], receipt_key=ADDRESS["receipt key"],
             model=ModelId(keccak256(b"model")), deposit=5 * DOLLAR, price_in=DOLLAR // 2,
-            price_out=2 * DOLLAR, session_fee=self.random.choice((0, 50_000)),
-            tip=self.random.choice((0, 10_000)), expiry=now + 3600, salt=next(self.salts).to_bytes(32, "big"),
+            price_out=2 * DOLLAR, session_fee=fee,
+            tip=min(fee, self.random.choice((0, 10_000))), expiry=now + 3600,
+            salt=next(self.salts).to_bytes(32, "big"),
         )  # fmt: skip
         assert not self.twin.do(self.random.choice(ACTORS), self.opened(terms, now + 600))
         self.sessions.append(terms)

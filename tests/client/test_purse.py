@@ -165,24 +165,34 @@ async def test_a_wallet_that_was_exchanged_signs_nothing_of_use(world: PurseWorl
 # ---- how much
 
 
-async def test_a_deposit_covers_several_turns_and_the_tip(world: PurseWorld) -> None:
+async def test_a_deposit_covers_several_turns_and_the_tip_is_out_of_the_fee(world: PurseWorld) -> None:
     terms = (await turn(world.purse(), *priced())).terms
     assert terms.tip == TIP
-    assert terms.deposit == FEE + TURNS * TURN_COST + TIP
-    assert amount_due(terms, 8_000, 8_000) == terms.deposit - TIP
+    assert terms.deposit == FEE + TURNS * TURN_COST
+    assert amount_due(terms, 8_000, 8_000) == terms.deposit
+
+
+async def test_a_host_without_a_fee_has_no_tip_and_the_payer_is_told_that_the_refund_is_its_own_errand(
+    world: PurseWorld,
+) -> None:
+    terms = (await turn(world.purse(), *priced(session_fee=0))).terms
+    assert terms.tip == 0
+    assert "you bring the refund yourself after" in world.said[-1][0]
+    await turn(world.purse(), *priced(2))
+    assert "anyone may bring the refund after" in world.said[-1][0]
 
 
 async def test_a_dear_turn_is_covered_within_the_cap_of_a_session(world: PurseWorld) -> None:
     terms = (await world.purse().open(*priced(**DEAR), tokens_in=0, tokens_out=1_000)).terms
     assert terms.deposit == SpendingCaps().session_max
     terms = (await world.purse().open(*priced(2, **DEAR), tokens_in=0, tokens_out=1_955)).terms
-    assert (terms.deposit, terms.tip) == (SpendingCaps().session_max, 2_500)
+    assert (terms.deposit, terms.tip) == (SpendingCaps().session_max, TIP)
 
 
 async def test_a_poor_wallet_pays_for_one_turn_rather_than_for_none(tmp_path: Path) -> None:
     async with purse_world(tmp_path / "journal.sqlite", usdc=FEE + TURN_COST) as world:
         terms = (await turn(world.purse(), *priced())).terms
-        assert (terms.deposit, terms.tip) == (FEE + TURN_COST, 0)
+        assert (terms.deposit, terms.tip) == (FEE + TURN_COST, TIP)
 
 
 @pytest.mark.parametrize("lacking", [1, FEE + TURN_COST])
@@ -234,7 +244,7 @@ async def test_what_is_left_of_a_day_still_buys_a_turn(world: PurseWorld) -> Non
     world.caps = SpendingCaps(day_max=DOLLAR + FEE + TURN_COST + 5)
     await _spend(world, 1)
     terms = (await turn(world.purse(), *priced(2))).terms
-    assert (terms.deposit, terms.tip) == (FEE + TURN_COST + 5, 5)
+    assert (terms.deposit, terms.tip) == (FEE + TURN_COST + 5, TIP)
 
 
 async def test_a_day_later_what_was_settled_is_forgotten_and_what_is_open_is_not(world: PurseWorld) -> None:

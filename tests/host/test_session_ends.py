@@ -11,14 +11,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.chain.ledger import Refund, Release, RequestClose
+from p2pnode.chain.ledger import Refund, Release, RequestClose, SubmitVoucher
 from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.host.exposure import Exposure
 from p2pnode.host.money import HostMoney
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.protocols.inference.messages import WINDOW, Ack, SessionTerms
+from p2pnode.protocols.inference.messages import WINDOW, Ack, SessionTerms, Voucher
+from p2pnode.protocols.typed_data import amount_due, voucher_digest
 from tests.host.paid import (
     LIMITS,
     PRICE_OUT,
@@ -231,3 +232,27 @@ async def test_a_disk_slower_than_an_ending_may_take_keeps_no_exposure_and_no_se
             await eventually(lambda: scene.money.journal.hosted("settled"))
             assert scene.exposure.units == WINDOW_UNITS
             assert forgotten_after_a_day(scene.exposure, 1) == 0
+
+
+async def test_a_voucher_on_record_that_the_host_has_lost_is_paid_by_a_refund(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A watchtower showed it. The host can't close with it, and may not let it go for the fee."""
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host()
+        w.chain.mint(wallet_address("mallory"), RICH)
+        signed = payment("mallory", member, expiry=int(wall_clock()) + 4000)
+        async with thief(w.world, member, signed) as one:
+            with trio.fail_after(3600):
+                await one.run(keeps_vouchers_back())
+        (record,) = money.journal.hosted()
+        assert record.voucher is None
+        amount = amount_due(record.terms, 0, 9)
+        bare = Voucher(seq=0, tokens_in=0, tokens_out=9, amount=amount, root=bytes(32), signature=b"")
+        digest = voucher_digest(money.ledger.domains.market, record.session, bare)
+        best = replace(bare, signature=signed.sign(digest))
+        await MemoryLedger(w.chain, wallet_address("watchtower")).transact(SubmitVoucher(record.terms, best))
+        await trio.sleep(4000 + 2 * DAY_S)
+        (record,) = money.journal.hosted()
+        assert (record.state, record.amount) == ("settled", best.amount)
+        assert w.earned("host 0") == best.amount - (best.amount - record.terms.session_fee) // 10

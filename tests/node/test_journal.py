@@ -229,7 +229,7 @@ async def _used(journal: Journal, at: int, **terms: bytes) -> Spending:
 async def test_what_is_at_stake_counts_until_it_is_settled_and_what_was_spent_for_a_day(
     journal: Journal,
 ) -> None:
-    one, rule, fee, tip = session(1), Anything(), TERMS.session_fee, TERMS.tip
+    one, rule, fee = session(1), Anything(), TERMS.session_fee
     await journal.bought(bought(1), rule, NOW)
     assert rule.shown == [
         Spending(deposit=TERMS.deposit, session_fee=fee, day_used=0, host_used=0, outstanding=0)
@@ -238,9 +238,9 @@ async def test_what_is_at_stake_counts_until_it_is_settled_and_what_was_spent_fo
     await journal.bought_open(one)
     assert (await _used(journal, NOW + 10 * DAY)).day_used == TERMS.deposit
     await journal.bought_over(one)
-    assert (await _used(journal, NOW)).day_used == fee + tip
+    assert (await _used(journal, NOW)).day_used == fee
     await journal.signed(one, voucher(1, 70_000))
-    assert (await _used(journal, NOW)).day_used == 70_000 + tip
+    assert (await _used(journal, NOW)).day_used == 70_000
     await journal.bought_settled(one, 70_000, NOW + 100)
     assert (await _used(journal, NOW + 100 + DAY - 1)).day_used == 70_000
     await journal.bought_settled(one, 70_000, NOW + 5000)  # heard again: the day still counts from the first

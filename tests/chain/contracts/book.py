@@ -45,7 +45,8 @@ class Book:
         return sum(session.terms.deposit for session in self.sessions if session.is_open)
 
     def can_open(self, terms: SessionTerms) -> bool:
-        return terms.payer not in self.frozen and self.wallets[terms.payer] >= terms.deposit
+        affordable = self.wallets[terms.payer] >= terms.deposit
+        return terms.payer not in self.frozen and affordable and terms.tip <= terms.session_fee
 
     def open(self, terms: SessionTerms) -> None:
         self.wallets[terms.payer] -= terms.deposit
@@ -61,14 +62,12 @@ class Book:
         self.ledger[ADDRESS["treasury"]] += tenth
         self.tokens_earned += earned
         self.treasury_earned += tenth
-        left = terms.deposit - amount
-        tipped = min(tip, left)
-        self._pay(terms.payer, left - tipped)
-        self._pay(caller, tipped)
+        self.ledger[terms.host] -= tip
+        self._pay(terms.payer, terms.deposit - amount)
+        self._pay(caller, tip)
         session.status, session.closing_at, session.recorded = CLOSED, 0, amount
 
     def release(self, session: Session) -> None:
-        session.recorded = 0
         self.settle(session, 0, 0, session.terms.host)
 
     def can_withdraw(self, account: bytes, to: bytes, amount: int, fee: int, caller: bytes) -> bool:

@@ -160,7 +160,8 @@ class MarketRules(RuleBasedStateMachine):
     def release(self, index: int, impostor: str | None) -> None:
         session = self.some(index)
         sender = impostor or self.host_of(session)
-        allowed = session.is_open and ADDRESS[sender] == session.terms.host
+        nothing_shown = session.recorded <= session.terms.session_fee
+        allowed = session.is_open and ADDRESS[sender] == session.terms.host and nothing_shown
         if self.expect(allowed, self.send(sender, "release", terms_tuple(session.terms))):
             self.book.release(session)
 
@@ -179,22 +180,18 @@ class MarketRules(RuleBasedStateMachine):
         at = self.at
         order = (terms_tuple(session.terms), asked, signature)
         if self.expect(allowed, self.send(sender, "request_close", *order)):
-            session.closing_at, session.recorded = at + DAY, least
+            session.closing_at, session.recorded = at + DAY, max(session.recorded, least)
 
-    def challenged(self) -> bool:
-        return any(session.closing_at for session in self.book.sessions)
-
-    @precondition(challenged)
+    @precondition(opened)
     @rule(index=INDEX, which=INDEX, sender=ACTOR)
     def submit_voucher(self, index: int, which: int, sender: str) -> None:
         closing = [session for session in self.book.sessions if session.closing_at]
-        self.submit_voucher_for(
-            closing[index % len(closing)] if index % 4 else self.some(index), which, sender
-        )
+        often = closing and index % 4
+        self.submit_voucher_for(closing[index % len(closing)] if often else self.some(index), which, sender)
 
     def submit_voucher_for(self, session: Session, which: int, sender: str) -> None:
         voucher = self.best(session, which)
-        allowed = session.is_open and self.at < session.closing_at and voucher.amount > session.recorded
+        allowed = session.is_open and voucher.amount > session.recorded
         order = (terms_tuple(session.terms), voucher_tuple(voucher))
         if self.expect(allowed, self.send(sender, "submit_voucher", *order)):
             session.recorded = voucher.amount
@@ -203,7 +200,8 @@ class MarketRules(RuleBasedStateMachine):
     @rule(index=INDEX, sender=ACTOR)
     def refund(self, index: int, sender: str) -> None:
         session = self.some(index)
-        tip = 0 if ADDRESS[sender] == session.terms.payer else session.terms.tip
+        alone = ADDRESS[sender] in (session.terms.payer, session.terms.host)
+        tip = 0 if alone else session.terms.tip
         allowed = session.refundable(self.at)
         if self.expect(allowed, self.send(sender, "refund", terms_tuple(session.terms))):
             self.book.settle(session, 0, tip, ADDRESS[sender])

@@ -68,7 +68,7 @@ def test_a_payer_closing_with_its_oldest_voucher_while_the_host_is_away_pays_wha
     refund(world, terms)
     tenth = (best.amount - FEE) // 10
     assert world.gains(before) == {
-        "host": best.amount - tenth, "treasury": tenth, "payer": -best.amount - TIP, "stranger": TIP,
+        "host": best.amount - tenth - TIP, "treasury": tenth, "payer": -best.amount, "stranger": TIP,
     }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_a_refund_pays_the_recorded_voucher_and_not_zero(world: World) -> None:
     ask(world, terms, voucher)
     world.chain.travel(DAY)
     refund(world, terms)
-    assert world.owed("host") == voucher.amount - (voucher.amount - FEE) // 10
+    assert world.owed("host") == voucher.amount - (voucher.amount - FEE) // 10 - TIP
 
 
 def test_a_stale_voucher_changes_nothing(world: World) -> None:
@@ -103,16 +103,40 @@ def test_a_stale_voucher_changes_nothing(world: World) -> None:
     assert world.state(terms)[2] == best.amount
 
 
-def test_vouchers_are_recorded_in_a_challenge_only(world: World) -> None:
+def test_a_payer_that_never_asks_and_waits_for_its_refund_pays_what_a_watchtower_holds(world: World) -> None:
+    """The host is away until its escrow has expired and the day after it is over."""
+    before = world.worths()
     terms = world.opened_terms()
-    voucher = world.voucher(terms)
-    with pytest.raises(RevertedError, match="no challenge"):
-        submit(world, terms, voucher)
-    ask(world, terms)
-    world.chain.travel(DAY)
-    with pytest.raises(RevertedError, match="no challenge"):
-        submit(world, terms, voucher)
-    world.close(terms, voucher)
+    best = world.voucher(terms)
+    world.chain.travel(3600 + DAY)
+    submit(world, terms, best)
+    assert world.state(terms) == (1, 0, best.amount)
+    refund(world, terms, sender="payer")
+    tenth = (best.amount - FEE) // 10
+    assert world.gains(before) == {"host": best.amount - tenth, "treasury": tenth, "payer": -best.amount}
+
+
+def test_a_voucher_is_recorded_in_every_state_before_the_refund_and_in_none_after(world: World) -> None:
+    terms = world.opened_terms()
+    with pytest.raises(RevertedError, match="not open"):
+        submit(world, world.terms(), world.voucher(terms))
+    for tokens in (10, 1_000, 100_000):  # before a request, while it runs, past its end
+        submit(world, terms, world.voucher(terms, 0, tokens))
+        assert world.state(terms)[2] == world.voucher(terms, 0, tokens).amount
+        if tokens == 10:
+            ask(world, terms)
+        world.chain.travel(DAY // 2 + 1)
+    refund(world, terms)
+    with pytest.raises(RevertedError, match="not open"):
+        submit(world, terms, world.voucher(terms))
+
+
+def test_asking_to_close_with_an_old_voucher_does_not_lower_the_record(world: World) -> None:
+    terms = world.opened_terms()
+    old, best = world.voucher(terms, 0, 10), world.voucher(terms, 0, 1_000)
+    submit(world, terms, best)
+    ask(world, terms, old)
+    assert world.state(terms) == (1, world.chain.now + DAY, best.amount)
 
 
 def test_a_forged_or_inflated_voucher_is_not_recorded_nor_a_floor(world: World) -> None:
@@ -199,7 +223,7 @@ def test_a_host_that_vanishes_keeps_the_session_fee_and_the_rest_comes_home_unas
         refund(world, terms)
     world.chain.travel(10)
     refund(world, terms)
-    assert world.gains(before) == {"host": FEE, "stranger": TIP, "payer": -FEE - TIP}
+    assert world.gains(before) == {"host": FEE - TIP, "stranger": TIP, "payer": -FEE}
 
 
 def test_nobody_touches_the_escrow_of_a_running_session(world: World) -> None:
@@ -211,7 +235,33 @@ def test_nobody_touches_the_escrow_of_a_running_session(world: World) -> None:
         refund(world, replace(terms, expiry=1))
 
 
-def test_the_tip_never_lowers_what_the_host_gets(world: World) -> None:
+@pytest.mark.parametrize("friend", ["host", "stranger"])
+def test_a_host_that_stalls_gets_no_more_than_by_closing_alone_or_with_a_friend(
+    world: World, friend: str
+) -> None:
+    terms, other = world.opened_terms(), world.opened_terms()
+    start = world.worths()
+    world.close(terms, world.voucher(terms, 0, 1_000))
+    by_closing = world.gains(start)
+    before = world.worths()
+    ask(world, other, world.voucher(other, 0, 1_000))
+    world.chain.travel(DAY)
+    refund(world, other, sender=friend)
+    by_stalling = world.gains(before)
+    together = by_stalling["host"] + (by_stalling.get("stranger", 0) if friend == "stranger" else 0)
+    assert together == by_closing["host"]
+    assert by_stalling["payer"] == by_closing["payer"]
+
+
+def test_a_tip_as_high_as_the_fee_leaves_the_host_what_its_tokens_earn(world: World) -> None:
+    before = world.worths()
+    terms = world.opened_terms(tip=FEE)
+    world.chain.travel(3600 + DAY)
+    refund(world, terms)
+    assert world.gains(before) == {"stranger": FEE, "payer": -FEE}
+
+
+def test_the_payer_gets_the_same_back_whoever_brings_its_refund(world: World) -> None:
     terms = world.opened_terms()
     full = world.voucher(terms, 0, 10**9, amount=DEPOSIT)
     before = world.worths()
@@ -219,7 +269,7 @@ def test_the_tip_never_lowers_what_the_host_gets(world: World) -> None:
     world.chain.travel(DAY)
     refund(world, terms)
     tenth = (DEPOSIT - FEE) // 10
-    assert world.gains(before) == {"host": DEPOSIT - tenth, "treasury": tenth}
+    assert world.gains(before) == {"host": DEPOSIT - tenth - TIP, "treasury": tenth, "stranger": TIP}
 
 
 def test_a_payer_that_brings_its_own_refund_pays_no_tip(world: World) -> None:
@@ -231,9 +281,17 @@ def test_a_payer_that_brings_its_own_refund_pays_no_tip(world: World) -> None:
     assert world.gains(before) == {"host": FEE, "payer": -FEE}
 
 
+def test_a_host_cannot_let_go_of_what_is_on_record(world: World) -> None:
+    terms = world.opened_terms()
+    ask(world, terms, world.voucher(terms, 0, 1_000))
+    with pytest.raises(RevertedError, match="voucher on record"):
+        world.market.send(ADDRESS["host"], "release", terms_tuple(terms))
+    world.close(terms, world.voucher(terms, 0, 10))
+
+
 def test_a_host_that_lets_go_during_a_challenge_keeps_its_fee_only(world: World) -> None:
     before = world.worths()
     terms = world.opened_terms()
-    ask(world, terms, world.voucher(terms, 0, 1_000))
+    ask(world, terms)
     world.market.send(ADDRESS["host"], "release", terms_tuple(terms))
     assert world.gains(before) == {"host": FEE, "payer": -FEE}

@@ -175,7 +175,7 @@ def test_a_blacklisted_caller_of_a_refund_is_credited_its_tip(world: World) -> N
     world.chain.travel(DAY)
     world.market.send(ADDRESS["stranger"], "refund", terms_tuple(terms))
     assert world.owed("stranger") == TIP
-    assert world.wallet("payer") == PURSE - FEE - TIP
+    assert world.wallet("payer") == PURSE - FEE
 
 
 def test_a_paused_token_does_not_stop_settlement(world: World) -> None:

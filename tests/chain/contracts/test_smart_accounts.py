@@ -75,7 +75,7 @@ def test_a_wallets_owner_asks_to_close_by_signature(world: World, smart_wallet: 
     world.market.send(ADDRESS["stranger"], "request_close", terms_tuple(terms), NO_VOUCHER, signature)
     world.chain.travel(DAY)
     world.market.send(ADDRESS["other payer"], "refund", terms_tuple(terms))
-    assert world.wallet(smart_wallet.address) == PURSE - FEE - terms.tip
+    assert world.wallet(smart_wallet.address) == PURSE - FEE
 
 
 def test_a_gas_burning_wallet_costs_whoever_relays_its_withdrawal_the_gas_limit(

@@ -15,6 +15,7 @@ from hypothesis.stateful import initialize, invariant, run_state_machine_as_test
 
 from p2pnode.chain.calldata import terms_tuple
 from p2pnode.chain.dev.embedded import Contract
+from tests.chain.contracts.book import CLOSED
 from tests.chain.contracts.market_rules import ACTORS, HOSTS, PAYERS
 from tests.chain.contracts.support import ADDRESS, DAY, FAB, PURSE, World
 from tests.chain.contracts.trust_rules import HONEST, TrustRules
@@ -33,6 +34,7 @@ class Machine(TrustRules):
     def deploy(self) -> None:
         self.world = self.deployed
         self.start = self.world.chain.snapshot()
+        self.shown: dict[int, int] = {}
         self.begin()
 
     @invariant()
@@ -66,6 +68,17 @@ class Machine(TrustRules):
         for session in self.book.sessions[-3:]:
             state = (session.status, session.closing_at, session.recorded)
             assert self.world.state(session.terms) == state
+
+    @invariant()
+    def what_is_on_record_never_falls_and_no_host_gets_less(self) -> None:
+        """Asked of the contract, and held against what it said before."""
+        for number, session in enumerate(self.book.sessions):
+            status, _, recorded = self.world.state(session.terms)
+            before = self.shown.get(number, 0)
+            assert recorded >= before
+            if status == CLOSED:
+                assert recorded >= session.terms.session_fee
+            self.shown[number] = recorded
 
     @invariant()
     def stakes_stand_as_the_book_says_and_no_honest_one_is_gone(self) -> None:

@@ -15,7 +15,6 @@ from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.payment import (
     EXPIRY_MAX_S,
-    TIP_MAX,
     check_open,
     exact_voucher,
     resume_digest,
@@ -83,8 +82,8 @@ def test_a_free_open_is_told_the_price() -> None:
         ({"price_out": MOST}, "payment_required"),
         ({"session_fee": TERMS.session_fee - 1}, "payment_required"),
         ({"session_fee": TERMS.session_fee + 1}, "payment_required"),
-        ({"tip": TIP_MAX + 1}, "bad_request"),
-        ({"deposit": TERMS.session_fee + TERMS.tip - 1}, "payment_required"),
+        ({"tip": TERMS.session_fee + 1}, "bad_request"),
+        ({"deposit": TERMS.session_fee - 1}, "payment_required"),
         ({"deposit": 0}, "payment_required"),
         ({"expiry": NOW + ACCEPTS.expiry_min_s - 1}, "bad_request"),
         ({"expiry": NOW - 1}, "bad_request"),
@@ -100,8 +99,8 @@ def test_wrong_terms_are_refused_even_when_the_payer_signed_them(change: dict[st
 @pytest.mark.parametrize(
     "change",
     [
-        {"tip": TIP_MAX},
-        {"deposit": TERMS.session_fee + TERMS.tip},
+        {"tip": TERMS.session_fee},
+        {"deposit": TERMS.session_fee},
         {"deposit": MOST},
         {"expiry": NOW + ACCEPTS.expiry_min_s},
         {"expiry": NOW + EXPIRY_MAX_S},
@@ -121,7 +120,7 @@ ALTERED: dict[str, Any] = {
     "deposit": TERMS.deposit - 1,
     "price_in": 1,
     "price_out": 1,
-    "session_fee": 1,
+    "session_fee": TERMS.session_fee - 1,
     "tip": 0,
     "expiry": TERMS.expiry - 1,
     "salt": bytes(32),
