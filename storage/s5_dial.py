@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from p2pnode.errors import UnreachableError
 from p2pnode.protocols.s5.ids import BlobId
 from p2pnode.protocols.s5.messages import FRAME_MAX
 from p2pnode.protocols.s5.nodes import P2P_PATH, PeerUri, parse_peer_uri
 from p2pnode.storage.s5_peer import PeerConnection, S5Node
+from p2pnode.tasks import Guard
+from p2pnode.websockets import shake_hands
 
 Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -40,9 +42,16 @@ async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> A
         try:
             async with trio.open_nursery() as inner:
                 host = f"[{target.host}]" if ":" in target.host else target.host
-                socket = await wrap_client_stream(
-                    inner, stream, f"{host}:{target.port}", P2P_PATH, max_message_size=FRAME_MAX
-                )
+
+                async def ask(reader: Any) -> WebSocketConnection:
+                    return await wrap_client_stream(
+                        reader, stream, f"{host}:{target.port}", P2P_PATH, max_message_size=FRAME_MAX
+                    )
+
+                def guarded(function: Callable[..., Awaitable[None]], *args: Any) -> None:
+                    inner.start_soon(Guard().run, function, *args)
+
+                socket = await shake_hands(guarded, stream, ask)
                 made = PeerConnection(
                     node, _Frames(socket), urls, stall_s=stall_s, dialled=True, expected=target.node
                 )
@@ -79,15 +88,16 @@ def _why(connection: PeerConnection) -> str:
 
 
 def _plain(group: BaseExceptionGroup[BaseException], lost: str) -> BaseException:
-    """trio-websocket's errors, each of which comes several times, as one of ours."""
-    kinds = (HandshakeError, ConnectionClosed, trio.BrokenResourceError, UnreachableError)
-    lost_it, others = group.split(kinds)
-    if lost_it is None or (others is not None and others.split(trio.Cancelled)[1] is not None):
+    """What the other node made the websocket's library raise, whatever it is, as one error of ours."""
+    faults, others = group.split(Exception)
+    if faults is None or (others is not None and others.split(trio.Cancelled)[1] is not None):
         return group
-    first: BaseException = lost_it
+    first: BaseException = faults.split(UnreachableError)[0] or faults
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
-    return first if isinstance(first, UnreachableError) else UnreachableError(lost)
+    if isinstance(first, UnreachableError):
+        return first
+    return UnreachableError(f"{lost} ({type(first).__name__})")
 
 
 class _Frames:

@@ -1,16 +1,14 @@
 """WebSocket for the swarm, on trio-websocket: the same listener as TCP, and an upgrade after accept.
 
 The upgrade runs under the swarm's handshake deadline, so that a dialler that never asks for it is cut
-off like any silent one. The library's reader runs in the swarm's nursery, guarded: it raises whatever its
-parsers raise (a header that is no UTF-8, an answer that is no WebSocket), and that ends its socket only.
+off like any silent one. The library's reader runs in the swarm's nursery, guarded.
 Plain ``ws`` only: Noise encrypts inside. Knows nothing of peers.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import trio
 from libp2p.abc import IRawConnection, ITransport
@@ -30,14 +28,11 @@ from trio_websocket import (
 
 from p2pnode.net.multiaddrs import endpoint, kind_of
 from p2pnode.net.tcp import TcpListener, TcpStream, dial_message
+from p2pnode.websockets import StartTask, shake_hands
 
 MESSAGE_MAX_BYTES: Final = 1 << 20
 QUEUED_MESSAGES: Final = 4
 CLOSE_S: Final = 0.5
-
-_T = TypeVar("_T")
-StartTask = Callable[..., None]
-"""``start_task(function, *args)``: guarded, see ``swarm.NodeSwarm.start_task``."""
 
 
 class WsStream(ReadWriteCloser):
@@ -88,40 +83,6 @@ class WsStream(ReadWriteCloser):
         return self._remote
 
 
-class _Reader:
-    """What trio-websocket takes for a nursery. When its reader ends, so do the handshake and the socket."""
-
-    def __init__(self, start_task: StartTask, socket: trio.SocketStream) -> None:
-        self._start_task, self._socket = start_task, socket
-        self._handshake = trio.CancelScope()
-        self._ended = False
-        self._error: Exception | None = None
-
-    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
-        """The library's way in."""
-        self._start_task(self._run, reader)
-
-    async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await reader()
-        except HandshakeError as error:
-            self._error = error  # the other side said no, in WebSocket's own words
-        except Exception as error:
-            self._error = error
-            raise
-        finally:
-            self._ended = True
-            self._handshake.cancel()
-            # The library would leave a socket open whose reader is gone, and a writer waiting for it.
-            self._socket.socket.close()
-
-    async def shake_hands(self, handshake: Callable[[_Reader], Awaitable[_T]]) -> _T:
-        """What ``handshake`` returns, or ``HandshakeError`` once the reader has ended without it."""
-        with self._handshake:
-            return await handshake(self)
-        raise HandshakeError from self._error
-
-
 async def upgrade(stream: TcpStream, start_task: StartTask) -> WsStream:
     """Answer the HTTP upgrade on an accepted socket. Raises ``HandshakeError`` for what is no request."""
 
@@ -134,7 +95,7 @@ async def upgrade(stream: TcpStream, start_task: StartTask) -> WsStream:
         )
         return await request.accept()
 
-    connection = await _Reader(start_task, stream.socket_stream).shake_hands(answer)
+    connection = await shake_hands(start_task, stream.socket_stream, answer)
     return WsStream(connection, stream.socket_stream, stream.get_remote_address())
 
 
@@ -164,7 +125,7 @@ class WsTransport(ITransport):
 
         connection: WebSocketConnection | None = None
         try:
-            connection = await _Reader(self._start_task, socket).shake_hands(ask)
+            connection = await shake_hands(self._start_task, socket, ask)
         except (HandshakeError, ConnectionClosed) as error:
             raise OpenConnectionError("it doesn't answer as a WebSocket") from error
         finally:

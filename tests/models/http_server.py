@@ -24,6 +24,8 @@ class Behaviour:
     ranges: bool = True
     status: int | None = None
     status_times: int = 1 << 30
+    location: str | None = None
+    """Where a redirect leads."""
     claim: int | None = None
     """A Content-Length that isn't so."""
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -61,6 +63,8 @@ async def _answer(behaviour: Behaviour, stream: trio.SocketStream) -> None:
         else:
             extra.append(("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}"))
             status, body = 206, body[start:]
+    if behaviour.location is not None:
+        extra.append(("Location", behaviour.location))
     if etag:
         extra.append(("ETag", etag))
     length = behaviour.claim if behaviour.claim is not None else len(body)

@@ -164,6 +164,8 @@ async def test_wrong_bytes_are_deleted_and_never_a_model(tmp_path: Path) -> None
         (Behaviour(CONTENT, claim=5000), "ended the file early|failed"),
         (Behaviour(CONTENT, status=404), "answered 404.*Check the model's source"),
         (Behaviour(CONTENT, status=500), "answered 500"),
+        (Behaviour(CONTENT, status=302, location="http:-/127.0.0.1/x"), "failed.*Check the network"),
+        (Behaviour(CONTENT, status=302, location="/"), "failed.*Check the network"),
         (Behaviour(b"", etag=None), "ended the file early"),
     ],
 )

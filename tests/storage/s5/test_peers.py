@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -171,3 +172,34 @@ async def test_the_node_says_who_it_is_and_where(tmp_path: Path) -> None:
         [told] = (await running.http.get("/s5/p2p/nodes")).json()["nodes"]
         assert told["id"] == node_text(WE_ID)
         assert told["uris"] == [f"ws://{node_text(WE_ID)}@127.0.0.1:{running.port}/s5/p2p"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 101 \xff\r\nUpgrade: \xff\r\n\r\n",
+        b"HTTP/1.1 101 A\r\n\r\nHTTP/1.1 101 B\r\n\r\n",
+        b"HTTP/1.1 ",
+        b"\x13/multistream/1.0.0\n",
+        b"",
+    ],
+)
+async def test_what_is_no_websocket_where_a_node_should_be_can_t_be_reached_and_is_not_waited_for(
+    answer: bytes,
+) -> None:
+    async def once(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(answer)
+            await stream.send_eof()
+            await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, once, 0, host="127.0.0.1"))
+        uri = PeerUri(host="127.0.0.1", port=listener.socket.getsockname()[1], tls=False, node=WE_ID).text()
+        with trio.fail_after(5):
+            with pytest.raises(UnreachableError, match="can't be reached"):
+                async with dial_s5(uri, another(), stall_s=5):
+                    pass
+        nursery.cancel_scope.cancel()
