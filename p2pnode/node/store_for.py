@@ -28,4 +28,4 @@ class StoreFor:
             return ""
         if self._sessions:
             return "this node keeps copies for clients only while it answers them: name another with --store"
-        return "this node keeps copies for the owners on its list only: ask its keeper, or name another"
+        return "this node keeps copies for owners on its list only: ask its keeper, or name another node"
