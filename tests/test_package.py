@@ -6,8 +6,10 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,32 @@ def test_a_program_beside_the_clone_finds_the_package_and_keeps_its_standard_out
     assert (ran.returncode, ran.stdout) == (0, "the answer\n"), ran.stderr
     assert "a trouble" in ran.stderr
     assert "a detail" not in ran.stderr
+
+
+def test_the_source_archive_is_whole(tmp_path: Path) -> None:
+    """What the README links to is in it, what an installation is made with too, and no odd test."""
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    (root,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert not (root / "tests").exists()
+    assert (root / "constraints.txt").read_bytes() == (ROOT / "constraints.txt").read_bytes()
+    for area in AREAS:
+        ours = {path.relative_to(ROOT / area) for path in (ROOT / area).rglob("*.py")}
+        assert ours == {
+            path.relative_to(root / "p2pnode" / area) for path in (root / "p2pnode" / area).rglob("*.py")
+        }
+    for page in ("README.md", "ARCHITECTURE.md", "THREAT_MODEL.md"):
+        linked = re.findall(r"\]\(([^)#:]+)\)", (root / page).read_text())
+        assert [each for each in linked if not (root / each).exists()] == [], page

@@ -13,13 +13,13 @@ from p2pnode.chain.wallet.passphrase import PassphraseFile
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
-from p2pnode.errors import ChainError, ConfigError, EngineError, StorageError
+from p2pnode.errors import ChainError, ConfigError, EngineError
 from p2pnode.files import OTHERS, read_text_or_none
 from p2pnode.host.join import LISTEN_DEFAULT
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import GenerateRequest, Sampling
-from p2pnode.models.local import LocalModel, installed
-from p2pnode.models.pull import verify
+from p2pnode.models.local import LocalModel
+from p2pnode.models.pull import check_weights, locate
 from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.multiaddrs import check_address, without_peer
@@ -147,33 +147,36 @@ class Machine:
         on_all = any(is_unspecified(each) for each in listen)
         return found.every, reach_code(found.announced, found.every, listens_on_all=on_all)
 
-    def _model(self) -> LocalModel | None:
-        wanted = Catalogue.load().find(self._model_name)
-        for model in installed(self._data.models):
-            if model.model_id == wanted.model_id or model.path == wanted.path:
-                return model
-        return None
+    async def _model(self) -> LocalModel | None:
+        """What the next ``join`` would load without fetching anything."""
+        return await locate(Catalogue.load().find(self._model_name), self._data.models)
 
     async def model(self) -> Finding:
         """Are the weights here, and right?"""
         if self._model_name == SCRIPTED:
             return ok("model", "the scripted one needs no weights")
-        model = self._model()
         pull = f"p2pnode models pull {self._model_name}"
+        try:
+            model = await self._model()
+        except ConfigError as error:
+            return problem("model", "model_corrupt", str(error), "name another file with --model")
         if model is None:
             detail = "the model is not on this machine yet"
             return warning(
                 "model", "model_missing", detail, f"`{pull}` or the next `p2pnode join` fetches it"
             )
         try:
-            await verify(model, self._data.models)
-        except (ConfigError, StorageError) as error:
+            await check_weights(model, "Fetch it again")
+        except (ConfigError, OSError) as error:
             return problem("model", "model_corrupt", str(error), pull)
         return ok("model", f"{model.name}: the weights are right")
 
     async def engine(self) -> Finding:
         """Does it answer?"""
-        model = None if self._model_name == SCRIPTED else self._model()
+        try:
+            model = None if self._model_name == SCRIPTED else await self._model()
+        except ConfigError:
+            model = None  # said above
         if model is None:
             return ok("engine", "not tried: there are no weights to load")
         engine = make_engine(EngineSpec(n_ctx=512, slots=1, threads=1), model)

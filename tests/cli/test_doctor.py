@@ -29,7 +29,6 @@ from p2pnode.doctor.network import CLOCK_SKEW_MAX_S, Neighbours
 from p2pnode.doctor.storage import Keeping
 from p2pnode.files import write_private
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.local import LocalModel
 from p2pnode.models.pull import pull
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.node.datadir import DataDir, RunningNode
@@ -154,7 +153,16 @@ async def test_who_could_reach_a_node_that_is_started_now(tmp_path: Path) -> Non
 
 async def test_the_model(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _good(await _machine(data.root, models=("scripted",)).model())
-    _bad(await _machine(data.root).model(), "model_missing", verdict="warning")
+    with monkeypatch.context() as without:
+        without.setattr("p2pnode.models.pull.find_distribution_file", lambda _source: None)
+        _bad(await _machine(data.root).model(), "model_missing", verdict="warning")
+    # Before the first start: what `join` loads without fetching is here, and nothing is made to see that.
+    nowhere = data.root.parent / "nowhere"
+    _good(await _machine(nowhere).model())
+    assert not nowhere.exists()
+    half = data.root.parent / "half.gguf"
+    half.write_bytes(b"GGUF")
+    _bad(await _machine(nowhere, models=(str(half),)).model(), "model_corrupt")
     await pull(Catalogue.load().find("smollm2-135m-instruct"), data.models)
     _good(await _machine(data.root).model())
     monkeypatch.setattr("p2pnode.models.pull.sha256_of", lambda _path: "0" * 64)
@@ -170,9 +178,9 @@ class _Broken(ScriptedEngine):
 
 async def test_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _good(await _machine(tmp_path, models=("scripted",)).engine())
-    _good(await _machine(tmp_path).engine())  # no weights: nothing to try
-    model: LocalModel = SimpleNamespace()  # type: ignore[assignment]
-    monkeypatch.setattr(Machine, "_model", lambda _self: model)
+    with monkeypatch.context() as without:
+        without.setattr("p2pnode.models.pull.find_distribution_file", lambda _source: None)
+        assert "no weights" in _good(await _machine(tmp_path).engine()).detail
     monkeypatch.setattr(machine, "make_engine", lambda _spec, _model: ScriptedEngine(ScriptedConfig()))
     assert "scripted answered in" in _good(await _machine(tmp_path).engine()).detail
     monkeypatch.setattr(machine, "make_engine", lambda _spec, _model: _Broken())
