@@ -11,7 +11,12 @@ from p2pnode.ids import ModelId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.manifest import Manifest, parse_model_id
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
-from p2pnode.protocols.inference.messages import ChatMessage, PromptBody
+from p2pnode.protocols.inference.messages import (
+    TEMPLATE_TOKENS_MAX,
+    TEMPLATE_TOKENS_PER_MESSAGE_MAX,
+    ChatMessage,
+    PromptBody,
+)
 
 Messages: TypeAlias = str | Sequence[Mapping[str, str]]
 
@@ -29,7 +34,7 @@ class KnownModel:
         count = len(body.messages)
         if self.manifest is not None:
             return len(body.prefix) + self.manifest.template_overhead.tokens_max(count, size)
-        return len(body.prefix) + size + 512 + 64 * count
+        return len(body.prefix) + size + TEMPLATE_TOKENS_MAX + TEMPLATE_TOKENS_PER_MESSAGE_MAX * count
 
 
 def resolve_model(name: str) -> KnownModel:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import structlog
 import trio
 
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import P2PNodeError, StorageError
 from p2pnode.host.cashier import Cashier, Source
 from p2pnode.host.count import serve_counts
 from p2pnode.host.kept import KeptSessions
@@ -278,7 +278,10 @@ class Host:
             return Refuse(code="bad_request", detail="no such session here: open a new one")
         if not self._has_room(stream):
             return Refuse(code="capacity", detail="all sessions are taken", retry_after_s=_RETRY_S)
-        return self._kept.find(message)
+        try:
+            return self._kept.find(message)
+        except StorageError as error:
+            return _unreadable(error)
 
     def _granted(self, journalled: HostedSession) -> HostTerms | None:
         """What a session of an earlier start is granted now; its terms' prices hold."""
@@ -318,7 +321,7 @@ class Host:
             payment = self._payment(model)
             if payment is None:
                 return _cannot_be_paid(model)
-            if self.cashier is not None and (refusal := self.cashier.refuses(message, payment)) is not None:
+            if self.cashier is not None and (refusal := self._refuses(self.cashier, message, payment)):
                 return refusal
         limits = self._node.limits
         if self._by_peer[session.peer] > limits.sessions_per_peer or not self._has_room(session):
@@ -326,6 +329,13 @@ class Host:
             return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)
         self.totals.sessions += 1
         return self._terms(info.n_ctx, payment)
+
+    @staticmethod
+    def _refuses(cashier: Cashier, message: Open, payment: HostPayment) -> Refuse | None:
+        try:
+            return cashier.refuses(message, payment)
+        except StorageError as error:
+            return _unreadable(error)
 
     def _payment(self, model: HostedModel) -> HostPayment | None:
         if self.cashier is None or not model.priced:
@@ -411,6 +421,12 @@ def _cost_of(record: OpenSession | None, turn: TurnServed) -> int:
     terms, meter = record.till.terms, record.meter
     before = amount_due(terms, meter.tokens_in - turn.tokens_in, meter.tokens_out - turn.tokens_out)
     return amount_due(terms, meter.tokens_in, meter.tokens_out) - before
+
+
+def _unreadable(error: StorageError) -> Refuse:
+    """No fault of whoever asked."""
+    log.warning("books.unreadable", reason=str(error))
+    return Refuse(code="internal", detail="this host can't read its books now: use another host")
 
 
 def _cannot_be_paid(model: HostedModel) -> Refuse:

@@ -10,15 +10,17 @@ from typing import Final
 import structlog
 import trio
 
+from p2pnode.errors import StorageError
 from p2pnode.ids import SessionId
 from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
 from p2pnode.node.journal import Journal
 from p2pnode.node.node import Node
-from p2pnode.protocols.checkpoint.commands import Found, HostEmission, Look, Served
+from p2pnode.protocols.checkpoint.commands import Found, HostEmission, Look, Served, Unreadable
+from p2pnode.protocols.checkpoint.host import no_session, unreadable
 from p2pnode.protocols.checkpoint.machine import FetchHost
-from p2pnode.protocols.checkpoint.messages import CODEC, PROTOCOL
+from p2pnode.protocols.checkpoint.messages import CODEC, PROTOCOL, Refuse
 from p2pnode.protocols.inference.messages import SessionTerms
 
 log = structlog.get_logger()
@@ -66,17 +68,27 @@ class _Served:
             # Who broke the protocol was told so, and a reset could overtake the word.
             await (self._stream.aclose() if in_order else self._stream.reset())
 
-    def _find(self, session: SessionId) -> SessionTerms | None:
-        record = self._journal.hosted_one(session)
-        return None if record is None else record.terms
+    def _find(self, session: SessionId) -> SessionTerms | Refuse:
+        try:
+            record = self._journal.hosted_one(session)
+        except StorageError as error:
+            log.warning("receipts.unreadable", reason=str(error))
+            return unreadable()
+        return no_session() if record is None else record.terms
+
+    def _look(self, session: SessionId, epoch: int, seq: int, limit: int) -> Found | Unreadable:
+        try:
+            receipts = self._journal.issued_after(session, epoch, seq, limit + 1)
+            record = self._journal.hosted_one(session)
+        except StorageError as error:
+            log.warning("receipts.unreadable", reason=str(error))
+            return Unreadable()
+        return Found(tuple(receipts), None if record is None else record.voucher)
 
     async def _emitted(self, value: HostEmission) -> None:
         match value:
             case Look(session=session, epoch=epoch, seq=seq, limit=limit):
-                receipts = self._journal.issued_after(session, epoch, seq, limit + 1)
-                record = self._journal.hosted_one(session)
-                voucher = None if record is None else record.voucher
-                self._driver.command_nowait(Found(tuple(receipts), voucher))
+                self._driver.command_nowait(self._look(session, epoch, seq, limit))
             case Served(reason=reason, fault=fault):
                 self._fault = reason if fault else None
                 log.debug("receipts.served", peer=self._stream.peer, reason=reason)

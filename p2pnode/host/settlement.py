@@ -118,15 +118,15 @@ class Settler:
     async def _settle_for_ever(self) -> None:
         retry_s = self._limits.settle_retry_s
         while True:
-            wait_s = self._next_due_s()
-            if wait_s > 0:
-                self._wake = trio.Event()
-                with trio.move_on_after(wait_s):
-                    await self._wake.wait()
-                continue
-            # Others may fall due in a moment: together they cost a third each.
-            await trio.sleep(self._limits.settle_batch_s)
-            try:
+            try:  # the journal is read here, too, and may be back when it is read again
+                wait_s = self._next_due_s()
+                if wait_s > 0:
+                    self._wake = trio.Event()
+                    with trio.move_on_after(wait_s):
+                        await self._wake.wait()
+                    continue
+                # Others may fall due in a moment: together they cost a third each.
+                await trio.sleep(self._limits.settle_batch_s)
                 await self._settle(self._due_now())
             except LocalError as error:
                 log.warning("settlement.postponed", reason=str(error), retry_s=retry_s)

@@ -200,6 +200,8 @@ class PeerStore:
                 raise ProtocolError(f"{self.peer} calls what was checked here a {code}")
             case c.Refused(code=code, detail=detail, retry_after_s=retry_after_s):
                 raise StoreRefusedError(code, detail, retry_after_s=retry_after_s)
+            case c.NotAsked(why=why):
+                raise UnreachableError(f"{self.peer} was not asked: {why}")
             case c.Outdated(current=current):
                 raise StaleEntryError(f"{self.peer} has an entry that wins", current)
             case c.Lied(what=what):

@@ -119,8 +119,8 @@ class BlobClient:
 
     def _enter(self, asked: _Asked, now: float) -> None:
         if len(self._queue) >= QUEUE_MAX:
-            refused = c.Refused("rate_limited", "too many questions wait for this peer already", None)
-            self._out.emit(c.Answered(asked.ticket, refused))
+            why = f"{len(self._queue)} questions wait for this peer already"
+            self._out.emit(c.Answered(asked.ticket, c.NotAsked(why)))
             return
         self._queue.append(asked)
         self._send_next(now)

@@ -330,13 +330,20 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class NotAsked:
+    """So many questions wait for this peer that it was not asked."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lied:
     """The bytes are not those of the hash. Counts against the peer; the stream is in order."""
 
     what: str
 
 
-Outcome: TypeAlias = Kept | Fetched | Sized | Pointed | Outdated | Proved | Refused | Lied
+Outcome: TypeAlias = Kept | Fetched | Sized | Pointed | Outdated | Proved | Refused | NotAsked | Lied
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,11 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What was to be read can't be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
     """The stream is over. ``fault`` is True when the peer broke the protocol."""
 
@@ -72,6 +77,6 @@ class FetchFailed:
     fault: bool = False
 
 
-HostCommand: TypeAlias = Found
+HostCommand: TypeAlias = Found | Unreadable
 HostEmission: TypeAlias = Look | Served
 ClientEmission: TypeAlias = Shown | Fetched | FetchFailed

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias, assert_never
 
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.protocols.checkpoint.commands import Found, HostCommand, Look, Served
+from p2pnode.protocols.checkpoint.commands import HostCommand, Look, Served, Unreadable
 from p2pnode.protocols.checkpoint.messages import (
     PAGE_MAX,
     Challenge,
@@ -45,7 +45,7 @@ WAIT_S: Final = 10.0
 
 
 class FetchHost:
-    """One stream of one client. ``find`` gives the terms of a session that this host has served."""
+    """One stream of one client. ``find`` gives the terms of a session that was served here, or why not."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class FetchHost:
         host: PeerId,
         peer: PeerId,
         stream: StreamRef,
-        find: Callable[[SessionId], SessionTerms | None],
+        find: Callable[[SessionId], SessionTerms | Refuse],
         draw: Callable[[int], bytes],
     ) -> None:
         self._host, self._peer = host, peer
@@ -72,7 +72,7 @@ class FetchHost:
         return self._effects.take()
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
-        """Messages are the client's, the command is ``Found``, the timer is wait."""
+        """Messages are the client's, the commands ``HostCommand``, the timer is wait."""
         if self.state != "over":
             match event:
                 case Received(message=message):
@@ -104,10 +104,11 @@ class FetchHost:
                 self._refuse(Refuse(code="bad_request", detail=detail), fault=True)
 
     def _challenge(self, session: SessionId, now: float) -> None:
-        self._session, self._terms = session, self._find(session)
-        if self._terms is None:
-            self._refuse(Refuse(code="bad_request", detail="no such session here"))
+        found = self._find(session)
+        if isinstance(found, Refuse):
+            self._refuse(found)
             return
+        self._session, self._terms = session, found
         self._nonce = self._draw(32)
         self.state = "proving"
         self._effects.set_timer("wait", now + WAIT_S)
@@ -127,7 +128,10 @@ class FetchHost:
         self._effects.emit(Look(self._session, epoch, seq, PAGE_MAX))
 
     def _found(self, found: HostCommand, now: float) -> None:
-        if self.state != "reading" or not isinstance(found, Found):
+        if self.state != "reading":
+            return
+        if isinstance(found, Unreadable):
+            self._refuse(unreadable())
             return
         last = len(found.receipts) <= PAGE_MAX
         voucher = found.voucher if last else None
@@ -157,3 +161,13 @@ class FetchHost:
         self.state = "over"
         self._effects.cancel_timers()
         self._effects.emit(Served(reason, fault))
+
+
+def no_session() -> Refuse:
+    """This host has served no such session."""
+    return Refuse(code="bad_request", detail="no such session here")
+
+
+def unreadable() -> Refuse:
+    """Its journal can't be read now."""
+    return Refuse(code="internal", detail="this host can't read its books now: ask again later")

@@ -49,7 +49,7 @@ class ClientTimes:
     """How long a client waits, in seconds. ``open_paid_s``: the host takes the deposit to the chain first."""
 
     open_s: float = 10.0
-    open_paid_s: float = 120.0
+    open_paid_s: float = 110.0
     first_token_s: float = 120.0
     stall_s: float = 30.0
 

@@ -28,6 +28,9 @@ TEXT_MAX: Final = 32_768
 TEXT_SLACK_BYTES: Final = 4096
 TEXT_PER_TOKEN_MAX: Final = 1024
 """A turn's text takes at most this many bytes per token, and the slack: unbilled text can't flow for ever."""
+TEMPLATE_TOKENS_MAX: Final = 512
+TEMPLATE_TOKENS_PER_MESSAGE_MAX: Final = 64
+"""What a model's template adds to a prompt at most, and for each message, where no manifest says it."""
 N_CTX_MAX: Final = 1 << 21
 PREFIX_MAX: Final = 8192
 """Ids of a partial answer that a prompt may hold."""
@@ -116,7 +119,7 @@ class Challenge:
 @message("accept")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accept:
-    """The session is open. The next ``Resume`` signs ``nonce``; ``epoch`` numbers the host's starts."""
+    """The session is open. The next ``Resume`` signs ``nonce``; later starts have a higher ``epoch``."""
 
     session: SessionIdBytes
     nonce: Bytes32

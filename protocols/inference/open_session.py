@@ -39,7 +39,7 @@ class HostTerms:
     stall_s: float = 30.0
     idle_s: float = 900.0
     open_s: float = 10.0
-    relay_s: float = 90.0
+    relay_s: float = 100.0
     payment: HostPayment | None = None
 
 

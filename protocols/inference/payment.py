@@ -25,8 +25,12 @@ from p2pnode.protocols.typed_data import (
 
 EXPIRY_MAX_S: Final = 432_000
 """As the contract has it: five days."""
+EXPIRY_MIN_S: Final = 1_800
+"""A session must be able to live for a while before its host must settle it."""
 VALID_MAX_S: Final = 600
 """An authorisation lives at most so long."""
+VALID_MIN_S: Final = 100
+"""So long its relay may take."""
 _RESUME_TAG: Final = keccak256(b"p2pnode/resume/1")
 _PLAIN_SIGNATURE: Final = 65
 _NOBODY: Final = bytes(20)
@@ -50,9 +54,9 @@ class HostPayment:
     price_out: int
     session_fee: int
     deposit_min: int = 0
-    expiry_min_s: int = 600
+    expiry_min_s: int = EXPIRY_MIN_S
     expiry_max_s: int = EXPIRY_MAX_S
-    valid_min_s: int = 20
+    valid_min_s: int = VALID_MIN_S
     valid_max_s: int = VALID_MAX_S
 
 

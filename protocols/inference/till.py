@@ -63,7 +63,7 @@ class FreeTill:
 
 
 class PaidTill:
-    """Every receipt is made durable before it is sent, every voucher before it is served for."""
+    """Every voucher is made durable before it is served for, every receipt at the latest with its voucher."""
 
     def __init__(
         self, payment: HostPayment, session: SessionId, terms: SessionTerms, sent: SentLog | None = None
@@ -98,7 +98,7 @@ class PaidTill:
         return amount_due(self.terms, meter.tokens_in, meter.tokens_out)
 
     def issue(self, meter: Meter, effects: Effects) -> None:
-        """A receipt, durable before it leaves; its voucher is due from now on."""
+        """A receipt, written down in order; its voucher is due from now on."""
         receipt = meter.issue(self.payment.sign)
         told = receipt.checkpoint
         self._unpaid.append(receipt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,14 @@ from p2pnode.chain.ledger import (
 )
 from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.client.client import Client
+from p2pnode.client.receipts import fetch_receipts
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, StorageError
+from p2pnode.net.virtual_time import wall_clock
+from p2pnode.node.channel import MessageChannel
 from p2pnode.node.money import open_journal
+from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Refuse, Resume
 from tests.client.support import misbehave
-from tests.host.paid import CHAIN_ID, FEE, MARKET, RICH, paid_world, priced
+from tests.host.paid import CHAIN_ID, FEE, LIMITS, MARKET, RICH, domains, paid_world, priced
 from tests.host.test_paid import answer, due, settled
 from tests.host.thief import takes_and_refuses
 
@@ -281,3 +286,33 @@ async def test_claims_that_can_not_be_paid_cost_no_gas(tmp_path: Path, autojump_
         await trio.sleep(600)
         assert [type(call) for call in sent] == [Open, Open]
         assert [each.state for each in money.journal.hosted()] == ["over", "over"]  # nothing is written off
+
+
+async def test_a_host_whose_journal_can_not_be_read_says_so_and_blames_nobody(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host()
+        async with w.client(member) as client:
+            await answer(client)
+            (record,) = books_of(client).purchases()
+            with sqlite3.connect(tmp_path / "host 0.sqlite") as other:  # a damaged file, to whoever reads it
+                other.execute("ALTER TABLE hosted RENAME TO gone")
+            with pytest.raises(RefusedError, match="internal: this host can't read its books"):
+                await fetch_receipts(
+                    record,
+                    books_of(client),
+                    domains().market,
+                    client.node.network,
+                    limits=LIMITS,
+                    now=int(wall_clock()),
+                )
+            stream = await client.node.network.open_stream(member.node.peer_id, PROTOCOL)
+            channel = MessageChannel(stream, CODEC)
+            await channel.send([Resume(session=record.session, received=0, turn=0)])
+            refused = await channel.receive()
+            assert isinstance(refused, Refuse)
+            assert refused.code == "internal"
+            assert member.node.faults.count(client.node.peer_id, trio.current_time()) == 0
+            with sqlite3.connect(tmp_path / "host 0.sqlite") as other:
+                other.execute("ALTER TABLE gone RENAME TO hosted")

@@ -11,20 +11,33 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 import pytest
 
+from p2pnode.client.purse import EXPIRY_S, VALID_S
+from p2pnode.client.question import KnownModel
 from p2pnode.errors import STORE_CODES, WIRE_CODES, ProtocolError
 from p2pnode.ids import ModelId, SessionId
+from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
+from p2pnode.protocols.blob import client as blob_client
 from p2pnode.protocols.blob import messages as blob
+from p2pnode.protocols.blob import rates
+from p2pnode.protocols.blob import server as blob_server
+from p2pnode.protocols.checkpoint import client as fetch_client
+from p2pnode.protocols.checkpoint import host as fetch_host
 from p2pnode.protocols.checkpoint import messages as checkpoint
 from p2pnode.protocols.count import messages as count
 from p2pnode.protocols.crypto import peer_id_of, verify_peer
+from p2pnode.protocols.framing import codec
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
 from p2pnode.protocols.inference import messages as inference
+from p2pnode.protocols.inference import payment
+from p2pnode.protocols.inference.asking import ClientTimes
+from p2pnode.protocols.inference.intake import PROMPT_RATE_MIN
+from p2pnode.protocols.inference.open_session import HostTerms
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
 from p2pnode.protocols.lookup import messages as lookup
 from p2pnode.protocols.s5.entries import DATA_MAX, EntryKey
-from p2pnode.protocols.wire import Range, Size, decode_record, encode, wire_keys, wire_name
+from p2pnode.protocols.wire import Codec, Range, Size, decode_record, encode, wire_keys, wire_name
 from p2pnode.storage.store import BLOB_MAX
 from tests.protocols.make_vectors import all_vectors, text_of
 from tests.protocols.strategies import largest
@@ -277,3 +290,138 @@ def test_the_receipts_can_be_built_from_what_the_file_says() -> None:
     assert chain.advance(5, 3, hashed, NO_FINGERPRINT).hex() == told["root_1"]
     assert chain.digest().hex() == told["digest"]
     assert verify_peer(told["peer"], chain.digest(), bytes.fromhex(told["signature"]))
+
+
+# ---- the numbers of limits and timers
+
+
+TIMES, TERMS = ClientTimes(), HostTerms(n_ctx=1)
+NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
+    ("framing", "Limits"): {
+        "payload of a frame": [codec.FRAME_MAX],
+        "levels of maps and arrays in one another (an empty one is no level)": [codec.DEPTH_MAX],
+        "values in a payload, keys and containers counted": [codec.ITEMS_MAX],
+    },
+    ("inference", "Limits"): {
+        "window": [inference.WINDOW],
+        "checkpoint": [inference.CHECKPOINT_EVERY],
+        "a prompt": [
+            inference.PROMPT_BYTES_PER_CTX,
+            inference.PROMPT_SLACK_BYTES,
+            1,
+            inference.PROMPT_PART_MAX,
+        ],
+        "values in a `PromptBody`": [codec.ITEMS_MAX],
+        "text of a turn": [inference.TEXT_SLACK_BYTES, inference.TEXT_PER_TOKEN_MAX],
+        "kept for a resume": [inference.WINDOW],
+        "vouchers due at once": [inference.WINDOW],
+        "a session that can be resumed": [DEFAULT_LIMITS.linger_s],
+        "`expiry` in `terms`": [payment.EXPIRY_MIN_S, payment.EXPIRY_MAX_S],
+        "`valid_before` in `open`": [payment.VALID_MIN_S, payment.VALID_MAX_S],
+        "`detail`": [inference.DETAIL_MAX],
+    },
+    ("inference", "Timers"): {
+        "host `open`": [TERMS.open_s],
+        "host `relay`": [TERMS.relay_s],
+        "host `idle`": [TERMS.idle_s],
+        "host `prompt`": [TERMS.stall_s, PROMPT_RATE_MIN],
+        "host `stall`": [TERMS.stall_s],
+        "client `open`": [TIMES.open_s, TIMES.open_paid_s],
+        "client `progress`": [TIMES.first_token_s, TIMES.stall_s],
+        "client `silence`": [TIMES.stall_s / 3],
+    },
+    ("checkpoint", "Limits"): {
+        "receipts of a page": [checkpoint.PAGE_MAX],
+        "receipts a client takes of one session": [checkpoint.RECEIPTS_MAX],
+    },
+    ("checkpoint", "Timers"): {
+        "host `wait`": [fetch_host.WAIT_S],
+        "client `answer`": [fetch_client.ANSWER_S],
+    },
+    ("blob", "Limits"): {
+        "size of a blob": [blob.SIZE_MAX],
+        "a frame": [blob.FRAME_MAX],
+        "requests of a stream without a final answer; refused uploads that were not ended count": [
+            blob.IN_FLIGHT_MAX
+        ],
+        "bytes of inline blobs without a final answer": [blob.PENDING_MAX],
+        "uploads in pieces at a time": [blob.UPLOADS_MAX],
+        "bytes of an upload past its last `credit`": [blob.UPLOAD_WINDOW],
+        "requests of one peer": [rates.REQUESTS_PER_S, rates.REQUESTS_BURST],
+        "signatures (claims, entries) of one peer": [rates.CHECKS_PER_S, rates.CHECKS_BURST],
+        "bytes of one peer, either way": [rates.BYTES_PER_S, rates.BYTES_BURST],
+        "questions that wait at a client": [blob_client.QUEUE_MAX],
+    },
+    ("blob", "Timers"): {
+        "server `idle`": [blob_server.IDLE_S],
+        "server `upload` *id*": [blob_server.UPLOAD_S, blob_server.UPLOAD_BYTES_PER_S, blob_server.UPLOAD_S],
+        "client `silence`": [blob_client.SILENCE_S],
+        "client `dropped` *id*": [blob_client.CANCELLED_S],
+    },
+}
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+
+
+def numbers_of(cell: str) -> list[float]:
+    """The numbers of a cell, in order, without those that are parts of names."""
+    found = re.findall(r"(?<![\w`^])(\d[\d,]*)(?:\s*(KiB|MiB))?(?!\w)", cell)
+    return [float(number.replace(",", "")) * UNITS[unit] for number, unit in found]
+
+
+def table_of(protocol: str, part: str) -> dict[str, list[float]]:
+    """The rows that state numbers: a limit's by its name, a timer's by side and name."""
+    text = spec(protocol).split(f"## {part}\n")[1].split("\n## ")[0]
+    found = {}
+    for row in rows(text):
+        name, cells = (row[0], row[1:]) if part == "Limits" else (" ".join(row[:2]), row[2:3])
+        if stated := [number for cell in cells for number in numbers_of(cell)]:
+            found[name] = stated
+    return found
+
+
+@pytest.mark.parametrize(("protocol", "part"), NUMBERS, ids=[" ".join(each) for each in NUMBERS])
+def test_the_limits_and_timers_of_a_spec_are_those_of_the_code(protocol: str, part: str) -> None:
+    assert table_of(protocol, part) == NUMBERS[protocol, part]
+
+
+def test_what_the_roles_ask_and_wait_is_what_the_spec_says() -> None:
+    limits = DEFAULT_LIMITS
+    assert TERMS.open_s == limits.first_frame_deadline_s
+    assert TERMS.relay_s == payment.VALID_MIN_S == limits.relay_deadline_s + limits.chain_deadline_s
+    assert (TERMS.idle_s, TERMS.stall_s) == (limits.idle_session_s, limits.stall_s)
+    assert 2 * limits.expiry_margin_s == payment.EXPIRY_MIN_S
+    assert TIMES.open_s == limits.request_deadline_s
+    assert TIMES.open_paid_s == limits.request_deadline_s + TERMS.relay_s
+    assert (TIMES.first_token_s, TIMES.stall_s) == (limits.first_token_deadline_s, limits.stall_s)
+    assert payment.EXPIRY_MIN_S <= EXPIRY_S <= payment.EXPIRY_MAX_S
+    assert payment.VALID_MIN_S <= VALID_S <= payment.VALID_MAX_S
+
+
+def test_what_a_prompt_allows_is_the_clients_bound() -> None:
+    messages = [inference.ChatMessage(role="user", content=content) for content in ("é", "a")]
+    body = inference.PromptBody(messages=tuple(messages), prefix=(1, 2))
+    stated = re.search(r"has none, (\d+) tokens and (\d+) for each message", spec("inference"))
+    assert stated is not None
+    template, each = (int(number) for number in stated.groups())
+    assert KnownModel(ModelId(bytes(32))).input_max(body) == 3 + 2 + template + 2 * each
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message", "codes"),
+    [
+        ("inference", inference.Refuse(code="capacity"), inference.CODEC),
+        ("inference", inference.Error(code="capacity"), inference.CODEC),
+        ("checkpoint", checkpoint.Refuse(code="bad_request"), checkpoint.CODEC),
+        ("blob", blob.Failed(id=0, code="quota"), blob.CODEC),
+    ],
+    ids=["refuse", "error", "receipts", "blobs"],
+)
+def test_a_code_that_does_not_stand_in_the_spec_is_malformed(
+    protocol: str, message: Any, codes: Codec
+) -> None:
+    assert "does not stand" in spec(protocol).split("## Errors")[1].split("## Timers")[0]
+    raw = codes.encode(message)
+    assert codes.decode(raw) == message
+    told = message.code.encode()
+    with pytest.raises(ProtocolError):
+        codes.decode(raw.replace(told, b"x" * len(told)))

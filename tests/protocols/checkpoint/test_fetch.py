@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.checkpoint import messages as c
 from p2pnode.protocols.checkpoint.client import FetchClient
-from p2pnode.protocols.checkpoint.commands import Fetched, FetchFailed, Found, Look, Served, Shown, Start
-from p2pnode.protocols.checkpoint.host import FetchHost
+from p2pnode.protocols.checkpoint.commands import (
+    Fetched,
+    FetchFailed,
+    Found,
+    Look,
+    Served,
+    Shown,
+    Start,
+    Unreadable,
+)
+from p2pnode.protocols.checkpoint.host import FetchHost, no_session, unreadable
 from p2pnode.protocols.events import Closed, Command, Effect, HalfClosed, Received, TimerFired
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
 from p2pnode.protocols.inference.payment import exact_voucher, resume_digest
@@ -65,7 +74,11 @@ def voucher(tokens_out: int = 32) -> Voucher:
 
 def new_host(terms: SessionTerms | None = TERMS) -> FetchHost:
     host = FetchHost(
-        host=HOST.peer, peer=CLIENT_ID.peer, stream=0, find=lambda _: terms, draw=lambda _: NONCE
+        host=HOST.peer,
+        peer=CLIENT_ID.peer,
+        stream=0,
+        find=lambda _: terms or no_session(),
+        draw=lambda _: NONCE,
     )
     host.start(0.0)
     return host
@@ -240,6 +253,16 @@ def test_a_client_that_half_closed_before_its_proof_is_told_so_at_once() -> None
     assert only(c.Refuse, sent(out)).code == "stalled"
     assert host.state == "over"
     assert sent(new_host().handle(HalfClosed(CLIENT_ID.peer, 0), 0.0)) == []
+
+
+def test_a_client_is_told_when_the_hosts_books_can_not_be_read() -> None:
+    host = new_host()
+    for each in (c.Fetch(session=SESSION), proof()):
+        tells(host, each)
+    out = host.handle(Command(Unreadable()), 0.0)
+    assert sent(out) == [unreadable()]
+    assert unreadable().code == "internal"
+    assert not only(Served, emitted(out)).fault
 
 
 # ---- hosts that show what isn't so

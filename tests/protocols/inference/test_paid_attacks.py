@@ -201,8 +201,8 @@ def test_a_chain_that_never_answers_is_a_refusal_after_the_relay_time() -> None:
     host = PaidDuet().new_host()
     host.start(0.0)
     effects = host.handle(Received(CLIENT_ID.peer, STREAM, paid_open()), 5.0)
-    assert only(SetTimer, effects) == SetTimer("relay", 95.0)
-    out = host.handle(TimerFired("relay"), 95.0)
+    assert only(SetTimer, effects) == SetTimer("relay", 105.0)
+    out = host.handle(TimerFired("relay"), 105.0)
     assert only(m.Refuse, sent(out)).code == "stalled"
     assert only(Finished, emitted(out)) == Finished("refused: stalled")
 
@@ -210,7 +210,7 @@ def test_a_chain_that_never_answers_is_a_refusal_after_the_relay_time() -> None:
 def test_a_deposit_that_lands_in_time_stops_the_relay_timer() -> None:
     host = relaying()
     tell(host, Escrowed())
-    assert host.handle(TimerFired("relay"), 95.0) == []
+    assert host.handle(TimerFired("relay"), 105.0) == []
     assert tell(host, Escrowed(), NotEscrowed(m.Refuse(code="payment_required")))[-1] == Finished(
         "the deposit was lost"
     )
@@ -438,7 +438,7 @@ def test_a_host_that_accepts_something_else_is_at_fault(change: dict[str, Any]) 
 def test_a_paid_open_waits_for_the_chain() -> None:
     client = paid_client()
     effects = client.handle(Command(Start()), 3.0)
-    assert only(SetTimer, effects) == SetTimer("open", 123.0)
+    assert only(SetTimer, effects) == SetTimer("open", 113.0)
     request = only(m.Open, sent(effects))
     assert (request.terms, request.valid_before) == (TERMS, client_payment().valid_before)
     assert request.authorisation == client_payment().authorisation

@@ -166,13 +166,13 @@ def test_a_deposit_below_the_hosts_minimum_is_refused_with_the_number() -> None:
 # ---- authorisations
 
 
-@pytest.mark.parametrize("left", [-1, 0, 19, 601, MOST - NOW], ids=str)
+@pytest.mark.parametrize("left", [-1, 0, 99, 601, MOST - NOW], ids=str)
 def test_an_authorisation_expired_or_too_long_is_refused(left: int) -> None:
     found = refusal(paid_open(valid_before=NOW + left))
     assert (found.code, "authorisation ends in" in found.detail) == ("bad_request", True)
 
 
-@pytest.mark.parametrize("left", [20, 600])
+@pytest.mark.parametrize("left", [100, 600])
 def test_an_authorisation_at_the_bounds_is_taken(left: int) -> None:
     assert check_open(paid_open(valid_before=NOW + left), ACCEPTS, NOW) is None
 
