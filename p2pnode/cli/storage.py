@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -36,6 +36,12 @@ from p2pnode.cli.storage_words import (
     owner_text,
     size_text,
 )
+from p2pnode.words import count_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from p2pnode.storage.local.listing import OwnerStats, StoreStats
 
 storage_app = Commands(help="Blobs and registry entries kept in this data dir.", no_args_is_help=True)
 IdArgument = Annotated[str, typer.Argument(help="A content id, in either dialect and any base.")]
@@ -48,9 +54,14 @@ _STEP: Final = 1000
 
 @storage_app.command("ls")
 def list_blobs(
-    data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
+    every: Annotated[
+        bool, typer.Option("--all", help="Each blob and each entry by its id, not only how many.")
+    ] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
 ) -> None:
-    """List blobs with their leases, and registry entries."""
+    """Say what is kept and for whom; --all lists blobs with their leases, and registry entries."""
     from p2pnode.cli.running import run_async
 
     configure(log_level)
@@ -64,12 +75,15 @@ def list_blobs(
             return
         async with open_store(config) as store:
             if as_json:
-                async for each in all_blobs(store):
-                    output.event("blob", blob_fields(each))
+                async for blob in all_blobs(store):
+                    output.event("blob", blob_fields(blob))
                 async for fields in all_entries(store):
                     output.event("entry", fields)
                 return
-            rows = [blob_row(each) for each in await store.blobs(limit=_SHOWN_MAX)]
+            if not every:
+                _print_summary(output, await store.stats(), await store.owners(limit=_SHOWN_MAX))
+                return
+            rows = [blob_row(blob) for blob in await store.blobs(limit=_SHOWN_MAX)]
             output.table(("blob", "bytes", "leased by", "entries"), rows)
             entries = await store.entries(limit=_SHOWN_MAX)
             if entries:
@@ -82,6 +96,15 @@ def list_blobs(
                 output.event("", text=f"the first {_SHOWN_MAX} of each; --json lists all")
 
     run_async(run, on_error=output.failed)
+
+
+def _print_summary(output: Output, totals: StoreStats, owners: Sequence[OwnerStats]) -> None:
+    kept = f"{count_of(totals.blobs, 'blob')} ({size_text(totals.bytes)})"
+    output.result(f"{kept} and {count_of(totals.keys, 'registry entry', 'registry entries')}")
+    if owners:
+        rows = [(owner_text(o.owner), str(o.leases), size_text(o.charged), str(o.keys)) for o in owners]
+        output.table(("for", "blobs", "counted", "entries"), rows)
+        output.event("", text="--all lists each")
 
 
 @storage_app.command("put")

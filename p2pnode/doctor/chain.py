@@ -35,6 +35,11 @@ class Money:
         """Does a node answer, and is its chain what the profile says?"""
         path = profile_path(self._config)
         if path is None:
+            if self._config.price_in or self._config.price_out:
+                remedy = f"name a chain profile in {self._data.config} (chain = …), or leave the prices out"
+                return problem(
+                    "chain", "no_chain", "prices are set and there is no chain to be paid on", remedy
+                )
             return ok("chain", "none is configured: sessions are free")
         try:
             with trio.fail_after(CHAIN_DEADLINE_S):

@@ -29,6 +29,7 @@ Code = Literal[
     "duplicate_identity",
     "chain_unreachable",
     "chain_wrong",
+    "no_chain",
     "chain_made_anew",
     "no_wallet",
     "gas_low",

@@ -31,6 +31,7 @@ from p2pnode.models.manifest import model_id_text
 from p2pnode.models.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.money import price_text
 from p2pnode.net.multiaddrs import split_peer, without_peer
 from p2pnode.net.ports import free_listen
 from p2pnode.node.datadir import DataDir, ReadyFile
@@ -180,9 +181,11 @@ class Join:
             return None
         profile = profile_of_config(config)
         if profile is None:
+            asked = price_text(config.price_in, config.price_out, config.session_fee)
             msg = (
-                "prices need a chain to be paid on: name its profile with --chain, or leave the prices out "
-                "(`p2pnode chain dev` starts one to try)"
+                f"prices need a chain to be paid on (asked are {asked}): name its profile with --chain or "
+                f"as chain in {self._data.config}, or leave the prices out to serve free. `p2pnode chain dev "
+                "--with-wallets` makes a chain to try, and a host that is paid on it"
             )
             raise ConfigError(msg)
         return profile

@@ -198,6 +198,7 @@ async def test_the_chain(
     data: DataDir, rich: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _good(await _money(data.root).chain())  # none is configured
+    assert "config.toml" in _bad(await _money(data.root, price_out=1).chain(), "no_chain").remedy
     _bad(await _money(data.root, chain=str(profile)).chain(), "no_wallet", verdict="warning")
     address = open_or_make_wallet(wallet_files(data)).account
     _good(await _money(data.root, chain=str(profile)).chain())

@@ -88,7 +88,12 @@ def test_ls_shows_blobs_leases_and_entries(data_dir: Path) -> None:
         LOCAL_OWNER.hex(): False, ALICE.hex(): True,
     }  # fmt: skip
     assert (entry["event"], entry["key"], entry["revision"]) == ("entry", key, 4)
-    shown = storage(data_dir, "ls").out
+    summary = storage(data_dir, "ls")
+    assert summary.out.startswith("1 blob (13 bytes) and 1 registry entry\n")
+    assert all(len(line) <= 80 for line in summary.out.splitlines())
+    assert ID not in summary.out
+    assert "--all lists each" in summary.err
+    shown = storage(data_dir, "ls", "--all").out
     for words in (ID, "local until 2", ALICE.hex()[:8] + "… by entry", key):
         assert words in shown
 
