@@ -34,7 +34,7 @@ class Debts:
         """Hosts that vanished from earlier runs, or from another machine, may be back."""
         if self._runtime.pays:
             self._tried = trio.Event()
-            self._runtime.tasks.start_soon(self._pay_first, self._tried)
+            self._runtime.tasks.start_soon(self._runtime.node.network.guard.run, self._pay_first, self._tried)
 
     async def wait_tried(self) -> None:
         """Until they were tried, where there were any."""
@@ -50,7 +50,7 @@ class Debts:
 
         if owed(opened.journal, opened.purse.now()):
             self._bringing = True
-            self._runtime.tasks.start_soon(self._pay, opened)
+            self._runtime.tasks.start_soon(self._runtime.node.network.guard.run, self._pay, opened)
 
     async def _pay_first(self, tried: trio.Event) -> None:
         from p2pnode.client.repayment import pay_debts

@@ -99,6 +99,9 @@ class SessionPool:
                 await session.run(on_open=opened.set)
             except P2PNodeError as error:
                 outcome.append(error)
+            except Exception as error:  # noqa: BLE001  of one host: another one can go on with the answer
+                self._runtime.node.network.guard.note("session", error)
+                outcome.append(UnreachableError("that host made this client fail: its log says how"))
             finally:
                 opened.set()
 
@@ -151,7 +154,7 @@ class SessionPool:
             with scope:
                 await standby.run()
 
-        self._runtime.tasks.start_soon(run)
+        self._runtime.tasks.start_soon(self._runtime.node.network.guard.run, run)
         self._debts.pay_soon()
         return scope
 

@@ -81,7 +81,9 @@ class Searches:
             if not self._runtime.discovers:
                 search.exhausted({})
             else:
-                self._runtime.tasks.start_soon(self._find, search, model)
+                self._runtime.tasks.start_soon(
+                    self._runtime.node.network.guard.run, self._find, search, model
+                )
 
         return HostSearch(
             model,
@@ -159,7 +161,7 @@ class Searches:
         await self.connect_neighbours()
         async with trio.open_nursery() as nursery:
             for peer in node.network.connected_peers():
-                nursery.start_soon(self._sample, peer)
+                nursery.start_soon(node.network.guard.run, self._sample, peer)
         return [entry.advert for entry in node.adverts.book.live(node.wall())]
 
     async def clock_offsets(self) -> list[float]:
@@ -181,7 +183,7 @@ class Searches:
         async with trio.open_nursery() as nursery:
             for peer in node.network.connected_peers():
                 if peer not in own:
-                    nursery.start_soon(ask, peer)
+                    nursery.start_soon(node.network.guard.run, ask, peer)
         return found
 
     async def connect_first_peers(self) -> dict[PeerId, str]:
