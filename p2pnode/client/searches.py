@@ -151,7 +151,10 @@ class Searches:
             with trio.fail_after(patience_s):
                 return await self._runtime.node.finder.contact(peer, (), told=addresses)
         except trio.TooSlowError:
-            msg = f"{multiaddrs[0]} did not answer within {patience_s:g} s: is it running?"
+            msg = (
+                f"{multiaddrs[0]} did not answer within {patience_s:g} s: it is not running, or a router or "
+                "firewall lets nobody in (its owner can forward the port: see `p2pnode doctor` there)"
+            )
             raise UnreachableError(msg) from None
 
     async def known_adverts(self) -> list[Advert]:

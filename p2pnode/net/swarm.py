@@ -12,6 +12,7 @@ import ipaddress
 import socket
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import structlog
@@ -73,6 +74,15 @@ class KnownPeers(PeerStore):
             self.peer_data_map[self._own] = own
 
 
+@dataclass(slots=True)
+class _Dial:
+    """One dial under way; whoever wants the same peer waits for it."""
+
+    asked: set[str]
+    over: trio.Event = field(default_factory=trio.Event)
+    failure: str = ""
+
+
 class NodeSwarm(Swarm):
     """See the module docstring. Usable once ``nursery`` is set."""
 
@@ -116,6 +126,7 @@ class NodeSwarm(Swarm):
         self.transports = list(transports)
         self.reach = reach
         self._reached: OrderedDict[ID, str] = OrderedDict()
+        self._flying: dict[ID, _Dial] = {}
 
     def reached_at(self, peer: ID) -> tuple[str, ...]:
         """Where we dialled ``peer`` with success, last: what we saw ourselves is no stranger's word."""
@@ -158,24 +169,33 @@ class NodeSwarm(Swarm):
 
         ``told`` are dialled as they are. ``heard`` come from strangers: those outside our reach are left out.
         """
-        while (event := self._ongoing_dials.get(peer)) is not None:
-            await event.wait()
+        asked = {without_peer(each) for each in (*told, *heard)}
+        while (flying := self._flying.get(peer)) is not None:
+            await flying.over.wait()
+            if flying.failure and asked <= flying.asked:
+                raise UnreachableError(flying.failure)  # the same again would take as long again
         if found := self.live(peer):
             return found[0]
-        self._ongoing_dials[peer] = event = trio.Event()
+        self._flying[peer] = dial = _Dial(asked)
         try:
-            with trio.move_on_after(self.limits.dial_deadline_s) as scope:
-                return await self._race(peer, await self._usable(peer, told, heard))
-            if scope.cancelled_caught:
-                self.dials["timeout"] += 1
-            raise UnreachableError(
-                f"no answer from {from_id(peer)} within {self.limits.dial_deadline_s:g} s at "
-                f"{', '.join(dict.fromkeys((*told, *heard)))}. It is not running, or a router or firewall "
-                "lets nobody in: its owner can forward the port, and announce the address with --announce."
-            )
+            return await self._dial(peer, told, heard)
+        except UnreachableError as error:
+            dial.failure = str(error)
+            raise
         finally:
-            event.set()
-            self._ongoing_dials.pop(peer, None)
+            dial.over.set()
+            self._flying.pop(peer, None)
+
+    async def _dial(self, peer: ID, told: Sequence[str], heard: Sequence[str]) -> NodeConnection:
+        with trio.move_on_after(self.limits.dial_deadline_s) as scope:
+            return await self._race(peer, await self._usable(peer, told, heard))
+        if scope.cancelled_caught:
+            self.dials["timeout"] += 1
+        raise UnreachableError(
+            f"no answer from {from_id(peer)} within {self.limits.dial_deadline_s:g} s at "
+            f"{', '.join(dict.fromkeys((*told, *heard)))}. It is not running, or a router or firewall "
+            "lets nobody in: its owner can forward the port, and announce the address with --announce."
+        )
 
     async def _usable(self, peer: ID, told: Sequence[str], heard: Sequence[str]) -> list[Multiaddr]:
         if peer == self.self_id:

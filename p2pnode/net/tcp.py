@@ -7,6 +7,7 @@ Knows nothing of encryption, peers or limits.
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -21,9 +22,12 @@ from multiaddr import Multiaddr
 
 from p2pnode.errors import ConfigError
 from p2pnode.net.multiaddrs import endpoint, kind_of
+from p2pnode.scopes import scope_of_host
 from p2pnode.tasks import serve_sockets
 
 READ_BYTES: Final = 64 * 1024
+NEAR_CONNECT_S: Final = 3.0
+_REFUSED: Final = "connection refused (nothing listens there)"
 
 
 class TcpStream(ReadWriteCloser):
@@ -148,12 +152,7 @@ class TcpTransport(ITransport):
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         """One connection; the caller's cancel scope is the deadline."""
-        host, port = endpoint(maddr)
-        try:
-            stream = await trio.open_tcp_stream(host, port)
-        except OSError as error:
-            raise OpenConnectionError(dial_message(error)) from error
-        return RawConnection(wrap(stream), True)
+        return RawConnection(wrap(await connect(*endpoint(maddr))), True)
 
     def create_listener(self, handler_function: THandler) -> TcpListener:
         """An unbound listener; the swarm serves it."""
@@ -173,13 +172,29 @@ class TcpTransport(ITransport):
         return ["tcp"]
 
 
+async def connect(host: str, port: int) -> trio.SocketStream:
+    """A socket, or ``OpenConnectionError`` in a few words; the caller's cancel scope is the deadline.
+
+    In a private network a machine that is there answers at once: who waits longer is somewhere else.
+    """
+    private = scope_of_host(host) in ("private", "shared", "link-local")
+    elsewhere = f"; {host} is of a private network: only machines there reach it" if private else ""
+    with trio.move_on_after(NEAR_CONNECT_S if private else math.inf):
+        try:
+            return await trio.open_tcp_stream(host, port)
+        except OSError as error:
+            reason = dial_message(error)
+            raise OpenConnectionError(reason if reason == _REFUSED else reason + elsewhere) from error
+    raise OpenConnectionError(f"no answer within {NEAR_CONNECT_S:g} s{elsewhere}")
+
+
 def dial_message(error: OSError) -> str:
     """Why a dial failed, in a few words. trio hides the reason behind 'all attempts failed'."""
     cause: BaseException | None = error.__cause__ if error.errno is None else error
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     if isinstance(cause, ConnectionRefusedError):
-        return "connection refused (nothing listens there)"
+        return _REFUSED
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror.lower()
     return str(error)

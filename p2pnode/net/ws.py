@@ -27,7 +27,7 @@ from trio_websocket import (
 )
 
 from p2pnode.net.multiaddrs import endpoint, kind_of
-from p2pnode.net.tcp import TcpListener, TcpStream, dial_message
+from p2pnode.net.tcp import TcpListener, TcpStream, connect
 from p2pnode.websockets import StartTask, shake_hands
 
 MESSAGE_MAX_BYTES: Final = 1 << 20
@@ -108,10 +108,7 @@ class WsTransport(ITransport):
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         """One connection. Raises ``OpenConnectionError``."""
         host, port = endpoint(maddr)
-        try:
-            socket = await trio.open_tcp_stream(host, port)
-        except OSError as error:
-            raise OpenConnectionError(dial_message(error)) from error
+        socket = await connect(host, port)
 
         async def ask(reader: Any) -> WebSocketConnection:
             return await wrap_client_stream(

@@ -70,7 +70,7 @@ class Search:
                 return self._command(value)
             case TimerFired():
                 for peer in sorted(self._dialling):
-                    self._fail(peer, "no answer before the deadline")
+                    self._fail(peer, "no answer in time: not running, or behind a router or firewall")
                 return self._finish()
             case _:
                 return []

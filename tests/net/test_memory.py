@@ -108,6 +108,29 @@ async def test_a_crashed_host_is_an_unreachable_error_and_is_noticed(autojump_cl
             await w.nodes[1].connect(w.nodes[0].multiaddrs[0])
 
 
+async def test_two_who_want_a_silent_peer_at_once_wait_for_one_dial_and_share_its_failure(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(2) as w:
+        silent = w.nodes[1].multiaddrs[0]
+        w.net.crash(ip_of(1))
+        failures: list[str] = []
+
+        async def dial() -> None:
+            with pytest.raises(UnreachableError) as failed:
+                await w.nodes[0].connect(silent)
+            failures.append(str(failed.value))
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dial)
+            nursery.start_soon(dial)
+        assert trio.current_time() - began < 15  # one deadline of 10 s, not two
+        assert "a router or firewall lets nobody in" in failures[0]
+        assert failures == [failures[0]] * 2
+        assert w.nodes[0].stats().dials["timeout"] == 1
+
+
 async def test_a_partition_cuts_and_healing_joins_again(autojump_clock: MockClock) -> None:
     async with world(3) as w:
         await _pair(w)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from p2pnode.net.memory import MemoryNet
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.invite import make_invite, read_bootstrap
+from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.node.reachability import reach_code, reachability
 from tests.net.memory_world import seed_of
@@ -187,13 +189,18 @@ wait $node
 """
 
 
-@pytest.mark.long
-def test_a_node_without_any_network_starts_says_so_and_tells_when_the_network_comes(tmp_path: Path) -> None:
+def _run_isolated(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script where there is no network but the one that it makes."""
     isolated = [shutil.which("unshare") or "unshare", "--net", "--map-root-user"]
     if sys.platform != "linux" or subprocess.run([*isolated, "true"], check=False).returncode:
         pytest.skip("a network namespace of our own can't be made here")
-    (tmp_path / "script").write_text(_SCRIPT)
-    ran = subprocess.run([*isolated, "sh", "script", sys.executable], cwd=tmp_path, timeout=90, check=False)
+    command = [*isolated, "sh", "-c", script, "sh", sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, timeout=90, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.long
+def test_a_node_without_any_network_starts_says_so_and_tells_when_the_network_comes(tmp_path: Path) -> None:
+    ran = _run_isolated(tmp_path, _SCRIPT)
     said = (tmp_path / "err").read_text()
     assert ran.returncode == 0, said
     first, _, later = said.partition("addresses changed:")
@@ -204,3 +211,22 @@ def test_a_node_without_any_network_starts_says_so_and_tells_when_the_network_co
     assert "{" not in said  # no line of a log
     assert "reach      only private addresses are known" in (tmp_path / "status").read_text()
     assert (tmp_path / "answer").read_text().strip()
+
+
+_FAR_AWAY = """
+ip link set lo up
+ip addr add 10.1.1.1/32 dev lo
+ip route add 192.168.9.0/24 dev lo
+"$1" -m p2pnode ask --data-dir d --no-mdns --model scripted "$2" "$3" hello
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("flag", ["--peer", "--bootstrap"])
+def test_who_is_outside_a_private_network_reads_so_within_seconds(tmp_path: Path, flag: str) -> None:
+    silent = f"/ip4/192.168.9.9/tcp/4001/p2p/{PeerKey(seed_of(1)).peer_id}"
+    began = time.monotonic()
+    ran = _run_isolated(tmp_path, _FAR_AWAY, flag, silent)
+    assert ran.returncode in (1, 3)
+    assert "192.168.9.9 is of a private network: only machines there reach it" in ran.stderr
+    assert time.monotonic() - began < 12  # 3 s, and what a start takes on a busy machine

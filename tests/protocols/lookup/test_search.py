@@ -89,7 +89,9 @@ def test_the_deadline_is_set_and_ends_the_search_with_a_reason_for_each_dial() -
     assert only(SetTimer, hunt.started) == SetTimer("deadline", 7.0)
     hunt.hint(0)
     hunt._note(hunt.search.handle(TimerFired("deadline"), 7.0))
-    assert hunt.exhausted == [Exhausted({HOSTS[0].peer: "no answer before the deadline"})]
+    assert hunt.exhausted == [
+        Exhausted({HOSTS[0].peer: "no answer in time: not running, or behind a router or firewall"})
+    ]
     hunt.answer(0)  # too late
     assert hunt.found == []
     assert len(hunt.exhausted) == 1
