@@ -55,7 +55,8 @@ class NodeConfig:
     ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
     invites of nodes that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this
     node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
-    ``s5_listen`` (host:port) serves S5's HTTP API.
+    ``s5_listen`` (host:port) serves S5's HTTP API, to programs and, with ``s5_accounts``, to whoever
+    registers an account; ``s5_origins`` are the web pages that may use it (``https://app.example``).
     """
 
     data_dir: Path = field(default_factory=default_data_dir)
@@ -78,6 +79,8 @@ class NodeConfig:
     store_bytes_max: int = 10 << 30
     store_owner_bytes_max: int = 256 << 20
     s5_listen: str = ""
+    s5_accounts: bool = False
+    s5_origins: tuple[str, ...] = ()
     s5_url: str = ""
     n_ctx: int = 2048
     slots: int = 4

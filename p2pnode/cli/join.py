@@ -84,6 +84,21 @@ def join(
             help="Serve the store to S5 programs on this machine, as 127.0.0.1:5050; port 0 takes any."
         ),
     ] = None,
+    s5_accounts: Annotated[
+        bool | None,
+        typer.Option(
+            "--s5-accounts/--no-s5-accounts",
+            help="Let programs register accounts at the S5 API, each with its share of the store; who has "
+            "none then only reads.",
+        ),
+    ] = None,
+    s5_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Let web pages of this origin use the S5 API, as https://app.example. Without --s5-accounts "
+            "they may store for you. May be repeated."
+        ),
+    ] = None,
     mdns: MdnsOption = None,
     moved: Annotated[
         bool, typer.Option("--moved", help="Accept that the data dir was moved to a new place.")
@@ -124,11 +139,13 @@ def join(
             slots=slots,
             threads=threads,
             s5_listen=s5_listen,
+            s5_accounts=s5_accounts,
+            s5_origins=s5_origin,
             mdns=mdns,
         )
         _check(listen or (), bootstrap or (), model or (), ready_file)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
-        _check_s5(s5_listen)
+        _check_s5(s5_listen, s5_origin or (), config.s5_listen, accounts=bool(s5_accounts))
         options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
         return Join(config, options, report)
 
@@ -231,12 +248,21 @@ def _check_announced(announce: Sequence[str], where: str) -> None:
             check_announced(without_peer(each))
 
 
-def _check_s5(s5_listen: str | None) -> None:
+def _check_s5(s5_listen: str | None, origins: Sequence[str], configured: str, *, accounts: bool) -> None:
+    from p2pnode.errors import UsageError
     from p2pnode.host.s5 import check_s5_listen
+    from p2pnode.storage.s5_server.options import check_origin
 
     if s5_listen is not None:
         with blaming("--s5-listen"):
             check_s5_listen(s5_listen)
+    with blaming("--s5-origin"):
+        for each in origins:
+            check_origin(each)
+    if (origins or accounts) and not configured:
+        flag = "--s5-origin" if origins else "--s5-accounts"
+        msg = f"{flag} is for the S5 API, which is off: turn it on with --s5-listen 127.0.0.1:5050"
+        raise UsageError(msg)
 
 
 def _owners(store_for: Sequence[str]) -> str:

@@ -245,7 +245,15 @@ class Join:
         if not config.s5_listen:
             yield
             return
-        async with serving_s5(config.s5_listen, self._data, store, LOCAL_OWNER, limits=limits) as url:
+        async with serving_s5(
+            config.s5_listen,
+            self._data,
+            store,
+            LOCAL_OWNER,
+            accounts=config.s5_accounts,
+            origins=config.s5_origins,
+            limits=limits,
+        ) as url:
             self._report("s5", {"url": url})
             yield
 

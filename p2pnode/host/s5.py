@@ -1,13 +1,15 @@
 """S5's HTTP API beside a node: what ``--s5-listen`` starts.
 
-Without a token, which there is no flag for, it is for programs on this machine. To other S5 nodes it has a
-key of its own, so that nothing of theirs is ever signed with the peer key.
+Without a token, which there is no flag for, it is for programs on this machine, and for the web pages whose
+origins are named. With accounts each program or page has one, by an Ed25519 key, and its share of the store;
+without, all count for the owner called local. To other S5 nodes it has a key of its own, so that nothing of
+theirs is ever signed with the peer key.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import load_or_create_seed
 from p2pnode.protocols.s5.nodes import NodeId
 from p2pnode.scopes import is_loopback
-from p2pnode.storage.s5_server.options import S5Options, parse_listen
+from p2pnode.storage.s5_server.options import S5Options, check_origin, parse_listen
 from p2pnode.storage.store import OwnerKey
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ async def serving_s5(
     store: LocalStore,
     owner: OwnerKey,
     *,
+    accounts: bool = False,
+    origins: Sequence[str] = (),
     limits: Limits,
     wall: Callable[[], float] = time.time,
 ) -> AsyncIterator[str]:
@@ -60,6 +64,8 @@ async def serving_s5(
         folder=data.s5,
         host=host,
         port=port,
+        accounts=accounts,
+        origins=frozenset(map(check_origin, origins)),
         node=NodeId(key.public_key().public_bytes_raw()),
         sign=key.sign,
     )

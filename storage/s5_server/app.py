@@ -30,13 +30,23 @@ from p2pnode.storage.s5_server.uploads import Uploads
 _HEADERS_SHOWN = ("Location", "Upload-Offset", "Upload-Length", "Tus-Resumable", "ETag", "Content-Range")
 
 
+async def _no_accounts(_request: Request) -> Response:
+    msg = "this node has no accounts: its owner turns them on with `p2pnode join --s5-accounts`"
+    raise HttpError(404, msg)
+
+
+_NO_ACCOUNTS = tuple(
+    Route(path, _no_accounts, methods=["GET", "POST"]) for path in ("/s5/account", "/s5/account/{rest:path}")
+)
+
+
 def make_app(serving: Serving, partials: Partials, node: S5Node | None) -> ASGIApp:
     """The whole API; to other S5 nodes it is ``node``."""
     routes: list[BaseRoute] = [
         *Uploads(serving).routes(),
         *Tus(serving, partials).routes(),
         *RegistryApi(serving).routes(),
-        *(AccountApi(serving, serving.book).routes() if serving.book is not None else ()),
+        *(AccountApi(serving, serving.book).routes() if serving.book is not None else _NO_ACCOUNTS),
         *(Peers(serving, node).routes() if node is not None else ()),
         *_NodeApi(serving, node).routes(),
         *Downloads(serving).routes(),
@@ -49,6 +59,7 @@ def make_app(serving: Serving, partials: Partials, node: S5Node | None) -> ASGIA
         allow_headers=["*"],
         expose_headers=_HEADERS_SHOWN,
         allow_credentials=True,
+        allow_private_network=True,  # Chromium asks before a page of the web reaches this machine
     )
     app = Starlette(
         routes=routes,

@@ -60,7 +60,11 @@ class Front:
             return HttpError(403, "the Host header names another machine: use the address that is served")
         origin = headers.get("origin")
         if origin is not None and origin not in self._origins:
-            return HttpError(403, "web pages of this origin may not use this node: its owner can allow them")
+            msg = (
+                "web pages of this origin may not use this node: its owner allows them with "
+                "`p2pnode join --s5-origin ORIGIN`"
+            )
+            return HttpError(403, msg)
         return None
 
     def _is_ours(self, host: str) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from p2pnode.errors import ConfigError
 from p2pnode.protocols.crypto import Signer
@@ -14,6 +16,7 @@ from p2pnode.scopes import is_loopback
 from p2pnode.storage.store import OwnerKey
 
 _PORT_MAX: Final = 65_535
+_HOST: Final = re.compile(r"[a-z0-9_.:-]+")
 _TOKEN_MIN: Final = 16
 
 
@@ -51,6 +54,28 @@ class S5Options:
                 "Listen on 127.0.0.1, or set a token"
             )
             raise ConfigError(msg)
+
+
+def check_origin(text: str) -> str:
+    """An ``Origin`` as browsers send it: ``https://app.example`` or ``http://localhost:3000``.
+
+    Raises ``ConfigError`` for what no browser would ever send, and for what would let everybody in.
+    """
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        parts, host, port = None, "", None
+    usual = {"http": 80, "https": 443}
+    if parts is None or parts.scheme not in usual or not _HOST.fullmatch(host):
+        msg = f"{text[:100]!r} is no origin of web pages: name one as https://app.example or with its port"
+        raise ConfigError(msg)
+    bracketed = f"[{host}]" if ":" in host else host
+    shown = f"{parts.scheme}://{bracketed}" + ("" if port in (None, usual[parts.scheme]) else f":{port}")
+    if text.lower().rstrip("/") not in (shown, f"{parts.scheme}://{bracketed}:{port}"):
+        msg = f"{text[:100]!r} says more than an origin: write {shown}"
+        raise ConfigError(msg)
+    return shown
 
 
 def parse_listen(text: str) -> tuple[str, int]:
