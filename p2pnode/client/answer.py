@@ -76,10 +76,10 @@ class Answers:
 
     def begin(self, answer: Answer) -> None:
         """It is read, perhaps not for the first time."""
-        if answer not in self._under_way:
-            self._under_way.add(answer)
+        self._under_way.add(answer)
+        if self._token is None:
             self._token = trio.lowlevel.current_trio_token()
-            self._runtime.tasks.start_soon(self._mind, weakref.ref(answer))
+            self._runtime.tasks.start_soon(self._mind)
 
     def leave(self, answer: Answer) -> None:
         """Nobody can read it any more. May be called from any thread, and after the end of the client."""
@@ -93,21 +93,25 @@ class Answers:
             while self._left:
                 self._runtime.tasks.start_soon(self._left.popleft().aclose)
 
-    async def _mind(self, reference: weakref.ref[Answer]) -> None:
-        """No strong reference is held while this sleeps: it would keep an answer that was dropped."""
-        patience_s = self._runtime.limits.stall_s
-        wait_s = patience_s
+    async def _mind(self) -> None:
+        wait_s = self._runtime.limits.stall_s
         while True:
             await trio.sleep(wait_s)
-            answer = reference()
-            if answer is None or answer.over:
-                return
-            unread_s = answer.unread_for(trio.current_time())
+            wait_s = self._set_aside_unread(trio.current_time())
+
+    def _set_aside_unread(self, now: float) -> float:
+        """End what nobody has read for a while; seconds until the next look.
+
+        Apart from the sleep: an answer that was dropped would live on in a variable there.
+        """
+        wait_s = patience_s = self._runtime.limits.stall_s
+        for answer in self._under_way:
+            unread_s = answer.unread_for(now)
             if unread_s >= patience_s:
-                await answer.set_aside()
-                unread_s = 0.0
-            wait_s = patience_s - unread_s
-            del answer
+                self._runtime.tasks.start_soon(answer.set_aside)
+            else:
+                wait_s = min(wait_s, patience_s - unread_s)
+        return wait_s
 
     async def finish(self) -> None:
         """End every answer that nobody waits for; those that are read now end with their sessions."""
@@ -212,11 +216,6 @@ class Answer:
     def being_read(self) -> bool:
         """Does somebody wait for its next piece?"""
         return self._reader.locked()
-
-    @property
-    def over(self) -> bool:
-        """Is it whole, stopped, or cut short?"""
-        return self._done
 
     @property
     def session(self) -> SessionId | None:

@@ -514,3 +514,29 @@ async def test_an_answer_whose_loop_is_left_is_paid_to_the_token_and_its_session
         assert 10 <= hosted.voucher.tokens_out < 20
         await read(ask(client, "the next"), lambda _held: None)
         assert len(money.journal.hosted()) == 1
+
+
+async def test_ctrl_c_in_the_loop_ends_the_turn_in_order_and_settles_what_came(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """As a program without `async with` around its answer takes it: the error leaves loop and client."""
+    async with paid_world(tmp_path, limits=ONE_BY_ONE) as w:
+        member, money = await w.host(model=priced(tokens_per_s=50))
+
+        async def program() -> None:
+            taken = 0
+            async with w.client(member) as client:
+                async for _ in ask(client, tokens=1000):
+                    taken += 1
+                    if taken == 10:
+                        raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            await program()
+        assert member.host is not None
+        assert member.host.sessions == 0
+        await trio.sleep(5)
+        (hosted,) = money.journal.hosted()
+        assert hosted.voucher is not None
+        assert hosted.state == "settled"
+        assert 10 <= hosted.voucher.tokens_out < 20
