@@ -26,6 +26,7 @@ class Limits:
     first_frame_deadline_s: float = 10.0
     request_deadline_s: float = 10.0
     address_interval_s: float = 5.0
+    binding_interval_s: float = 60.0
 
     # adverts
     gossip_queue: int = 256

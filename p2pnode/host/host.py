@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
 from p2pnode.money import price_text
 from p2pnode.net.stream import Stream
-from p2pnode.node.identity import HostIdentity
+from p2pnode.node.identity import HostIdentity, is_due
 from p2pnode.node.journal import HostedSession
 from p2pnode.node.node import Node
 from p2pnode.protocols.adverts.machine import Standing
@@ -43,6 +43,9 @@ _LOAD_INTERVAL_S = 10.0
 _ADDRESSES_MAX = 4
 _REST_S = 5.0
 """A session that has rested so long gives way when all places are taken."""
+_RENEW_AGAIN_S = 3600.0
+Renew: TypeAlias = Callable[[], Awaitable[HostIdentity]]
+"""Gives the identity with a binding that holds for weeks. Raises ``LocalError``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +77,10 @@ class Host:
         models: Sequence[HostedModel],
         money: HostMoney | None = None,
         report: Report = lambda _name, _fields: None,
+        *,
+        renew: Renew | None = None,
     ) -> None:
-        self._node, self._identity, self._report = node, identity, report
+        self._node, self._identity, self._report, self._renew = node, identity, report, renew
         self._models = {each.model: each for each in models}
         self._warm: dict[ModelId, EngineInfo] = {}
         self._sessions: set[ServedSession] = set()
@@ -141,6 +146,23 @@ class Host:
             log.info("model.warm", model=model.name, engine=info.engine, n_ctx=info.n_ctx, slots=info.slots)
             await self._advertise()
         node.start_soon(self._watch_load)
+        if self._renew is not None:
+            node.start_soon(self._keep_bound, self._renew)
+
+    async def _keep_bound(self, renew: Renew) -> None:
+        """Have the wallet sign anew before its binding is over: without one nobody believes our advert."""
+        while True:
+            await trio.sleep(self._node.limits.binding_interval_s)
+            if not is_due(self._identity, self._node.wall()):
+                continue
+            try:
+                self._identity = await renew()
+            except P2PNodeError as error:
+                log.warning("binding.not_renewed", reason=str(error))
+                await trio.sleep(_RENEW_AGAIN_S)
+            else:
+                log.info("binding.renewed", expires_at=self._identity.binding.expires_at)
+                await self._advertise()
 
     async def reprice(self, model: ModelId, *, price_in: int, price_out: int) -> None:
         """Ask other prices, in USDC units per million tokens, and tell the network at once."""

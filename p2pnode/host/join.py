@@ -20,7 +20,7 @@ from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.files import off_the_loop
-from p2pnode.host.host import Host, HostedModel, Report
+from p2pnode.host.host import Host, HostedModel, Renew, Report
 from p2pnode.host.money import HostMoney, open_host_money
 from p2pnode.host.s5 import serving_s5
 from p2pnode.host.totals import TotalsFile
@@ -135,7 +135,8 @@ class Join:
                     node.start_soon(self._follow_addresses, node)
                     with trio.CancelScope() as self._starting:
                         if not self._stopping:
-                            await self._serve(node, identity, models, money, store)
+                            renew = partial(self._renewed, profile, passphrase)
+                            await self._serve(node, identity, models, money, store, renew=renew)
                     if self._stopping:
                         node.stop()
             finally:
@@ -213,6 +214,19 @@ class Join:
             self._ready.clear(identity.key.peer_id)
         return identity
 
+    async def _renewed(self, profile: ChainProfile | None, passphrase: bytes | None) -> HostIdentity:
+        """While the node runs. Nobody is asked for a passphrase then: it raises ``ConfigError``."""
+        wallet = await trio.to_thread.run_sync(open_wallet, wallet_files(self._data))
+        if passphrase is None and wallet is not None and wallet.source.kind == "prompt":
+            msg = (
+                "the wallet has to sign for this node anew: restart `p2pnode join`, which asks its passphrase"
+            )
+            raise ConfigError(msg)
+        chain = BoundChain() if profile is None else BoundChain(profile.chain_id, profile.node_registry)
+        return await trio.to_thread.run_sync(
+            load_or_create_identity, self._data, time.time, chain, passphrase
+        )
+
     @asynccontextmanager
     async def _money(
         self, profile: ChainProfile | None, passphrase: bytes | None
@@ -264,11 +278,13 @@ class Join:
         models: list[HostedModel],
         money: HostMoney | None,
         store: LocalStore,
+        *,
+        renew: Renew,
     ) -> None:
         policy = StoreFor(self._config.store_for)
         keep_for_peers(node, store, policy.admits)
         if models:
-            host = Host(node, identity, models, money, self._on_host_event)
+            host = Host(node, identity, models, money, self._on_host_event, renew=renew)
             policy.has_session = host.has_session
             self._totals = TotalsFile(self._data.totals, host.totals)
             await host.start()

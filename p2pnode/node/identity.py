@@ -90,6 +90,14 @@ def wallet_files(data: DataDir) -> WalletFiles:
     return WalletFiles(keystore=data.wallet, phrase=data.phrase, passphrase=data.wallet_passphrase)
 
 
+def is_due(identity: HostIdentity, now: float) -> bool:
+    """Whether the binding is over soon, or no longer holds, as after the clock was set right."""
+    binding = identity.binding
+    return binding.expires_at - now <= _RENEW_BEFORE_S or not binding_holds(
+        identity.key.peer_id, binding, now
+    )
+
+
 def _good(held: Binding, key: PeerKey, wallet: bytes, wanted: BindingTerms, now: int) -> bool:
     """Does a stored binding say what is wanted now, and for long enough?"""
     told = (held.wallet, held.receipt_key, held.chain_id, held.node_registry)

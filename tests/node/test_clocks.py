@@ -9,14 +9,16 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.purse import VALID_S
-from p2pnode.errors import ClockError, NoHostError
+from p2pnode.errors import ClockError, ConfigError, NoHostError
+from p2pnode.host.host import Host
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S
+from p2pnode.node.identity import HostIdentity
+from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S, binding_holds
 from p2pnode.protocols.inference.payment import VALID_MAX_S
 from p2pnode.words import span
 from tests.client.support import ask, whole
-from tests.node.world import scripted_host, world
+from tests.node.world import identity_of, scripted_host, world
 
 DAY = 24 * 3600
 
@@ -78,3 +80,44 @@ def test_what_a_client_signs_is_in_time_for_a_host_whose_clock_differs() -> None
 )
 def test_a_span_is_told_in_one_unit(seconds: float, words: str) -> None:
     assert span(seconds) == words
+
+
+@pytest.mark.parametrize("jump_s", [26 * DAY, 40 * DAY, -5 * DAY])
+async def test_a_host_that_runs_for_a_month_or_whose_clock_is_set_right_is_bound_anew(
+    jump_s: float, autojump_clock: MockClock
+) -> None:
+    jumped = 0.0
+
+    def wall() -> float:
+        return wall_clock() + jumped
+
+    renewals: list[float] = []
+
+    async def renew() -> HostIdentity:
+        renewals.append(wall())
+        return identity_of(0, wall())
+
+    async with world() as w:
+        member = await w.add(wall=wall)
+        host = Host(member.node, identity_of(0, wall()), [scripted_host()], renew=renew)
+        await host.start()
+        await trio.sleep(300)
+        assert renewals == []
+        jumped = jump_s
+        await trio.sleep(300)
+        assert len(renewals) == 1
+        publish = member.node.adverts.publisher.renew(trio.current_time())
+        assert publish is not None
+        assert binding_holds(member.node.peer_id, publish.advert.binding, wall())
+
+
+async def test_a_binding_that_can_not_be_renewed_stops_nothing(autojump_clock: MockClock) -> None:
+    async def renew() -> HostIdentity:
+        raise ConfigError("the passphrase is not here")
+
+    async with world() as w:
+        member = await w.add(wall=_off_by(26 * DAY))
+        host = Host(member.node, identity_of(0, wall_clock()), [scripted_host()], renew=renew)
+        await host.start()
+        await trio.sleep(600)
+        assert member.node.adverts.publisher.current is not None

@@ -49,6 +49,15 @@ def test_the_binding_is_renewed_before_it_runs_out_with_a_higher_number(data: Da
     assert binding_holds(renewed.key.peer_id, renewed.binding, later)
 
 
+def test_a_binding_that_is_made_after_the_clock_was_set_back_has_a_higher_number_too(tmp_path: Path) -> None:
+    fresh, now = DataDir(tmp_path), time.time()
+    ahead = _load(fresh, now + 40 * 86_400)
+    right = _load(fresh, now)
+    assert right.binding.seq > ahead.binding.seq
+    assert binding_holds(right.key.peer_id, right.binding, now)
+    assert _load(fresh, now + 60).binding == right.binding
+
+
 def test_a_renewal_without_the_passphrase_says_what_to_restore(data: DataDir) -> None:
     aside = data.wallet_passphrase.rename(data.root / "aside")
     try:
