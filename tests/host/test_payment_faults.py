@@ -298,7 +298,7 @@ async def test_a_host_whose_journal_can_not_be_read_says_so_and_blames_nobody(
             (record,) = books_of(client).purchases()
             with sqlite3.connect(tmp_path / "host 0.sqlite") as other:  # a damaged file, to whoever reads it
                 other.execute("ALTER TABLE hosted RENAME TO gone")
-            with pytest.raises(RefusedError, match="internal: this host can't read its books"):
+            with pytest.raises(RefusedError, match="this host can't read its books"):
                 await fetch_receipts(
                     record,
                     books_of(client),
