@@ -213,6 +213,11 @@ def make_client(
             text = f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
         elif name == "signing":
             text = _signing_line(fields)
+        elif name == "deposit.waiting":
+            text = (
+                f"[waiting for {shorten(str(fields['peer']))} to bring the deposit to the chain: "
+                f"{fields['waited_s']:.0f} s of {fields['most_s']:.0f} s at most]"
+            )
         elif name == "voucher" and fields["outcome"] == "delivered":
             text = (
                 f"[a host that had vanished got its last voucher, for session {str(fields['session'])[:8]}]"

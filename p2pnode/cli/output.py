@@ -2,7 +2,8 @@
 
 With ``--json`` stdout holds one object per line and nothing else. Names and fields are stable::
 
-    ask, chat   host{peer, model} signing{words, …} prefill{processed, total} text{text}
+    ask, chat   host{peer, model} signing{words, …} deposit.waiting{peer, waited_s, most_s}
+                prefill{processed, total} text{text}
                 host.failed{peer, reason, retrying} failover{from, to, held, reason}
                 slept{peer, seconds, reason}: this machine did; host.slow{peer, tokens_per_s, leaving}
                 answer.cut{held, reason}: nobody can go on; so many tokens of the answer are kept

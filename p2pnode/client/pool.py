@@ -6,6 +6,7 @@ It knows neither answers nor conversations: who asks gets a session that can tak
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import trio
 
@@ -20,6 +21,8 @@ from p2pnode.errors import P2PNodeError, ProtocolError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.inference.commands import Ask
+
+_WAIT_TOLD_S: Final = 8.0
 
 
 class SessionPool:
@@ -107,13 +110,27 @@ class SessionPool:
 
         self._runtime.tasks.start_soon(run)
         try:
-            await opened.wait()
+            await self._wait_opened(opened, peer, paid=purchase is not None)
         except BaseException:
             session.close()
             raise
         if session.accept is None:
             raise outcome[0] if outcome else session.error()
         return session
+
+    async def _wait_opened(self, opened: trio.Event, peer: PeerId, *, paid: bool) -> None:
+        """A host may take a minute and a half to bring a deposit to its chain: that is told now and then."""
+        if not paid:
+            await opened.wait()
+            return
+        limits, waited_s = self._runtime.limits, 0.0
+        most_s = limits.request_deadline_s + limits.relay_deadline_s + limits.chain_deadline_s
+        while True:
+            with trio.move_on_after(_WAIT_TOLD_S):
+                await opened.wait()
+                return
+            waited_s += _WAIT_TOLD_S
+            self._runtime.tell("deposit.waiting", {"peer": peer, "waited_s": waited_s, "most_s": most_s})
 
     async def _require_fit(self, candidate: Candidate, ask: Ask) -> None:
         """What can't fit the host's context must not cost its fee."""

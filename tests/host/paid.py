@@ -189,6 +189,7 @@ class PaidWorld:
         ip: str = "10.0.9.9",
         ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
         books: Books = blocking_journal,
+        on_event: Callable[[str, dict[str, object]], None] = lambda _name, _fields: None,
     ) -> AsyncIterator[Client]:
         """A client with USDC and no ether that knows one host. ``books`` opens its journal."""
         path = self.folder / f"client {name} {next(self._names)}.sqlite"
@@ -235,6 +236,7 @@ class PaidWorld:
         )
         await self.world.nursery.start(node.run)
         async with Client(
+            on_event=on_event,
             node=node,
             bootstrap=member.node.multiaddrs[:1],
             limits=self.world.limits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -54,6 +54,36 @@ class Moody:
         if self.moody:
             raise RpcError(-32000, "invalid block range params", None)
         return await self._ledger.events(cursor)
+
+
+class Slow:
+    """A ledger that takes half a minute to mine."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    async def transact(self, call: Call) -> Outcome:
+        await trio.sleep(30)
+        return await self._ledger.transact(call)
+
+
+async def test_a_client_is_told_while_its_host_brings_the_deposit_to_a_slow_chain(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    async with paid_world(tmp_path) as w:
+        slow, _ = await w.host(ledger=lambda ledger: cast("Ledger", Slow(ledger)))
+        async with w.client(slow, on_event=lambda name, fields: told.append((name, fields))) as client:
+            await answer(client)
+        assert [fields["waited_s"] for name, fields in told if name == "deposit.waiting"] == [8, 16, 24]
+        told.clear()
+        quick, _ = await w.host()
+        async with w.client(quick, on_event=lambda name, fields: told.append((name, fields))) as client:
+            await answer(client)
+        assert "deposit.waiting" not in [name for name, _ in told]
 
 
 class Anew:
