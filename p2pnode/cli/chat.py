@@ -21,7 +21,7 @@ from p2pnode.cli.ask import (
     make_client,
     make_sampling,
 )
-from p2pnode.cli.lines import Lines
+from p2pnode.cli.lines import Lines, PromptInterruptedError
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 _COMMAND: Final = re.compile(r"/\w+")
 _HELP: Final = (
     "/new starts over, /retry asks again, /go goes on with an answer that was cut short, /exit or Ctrl-D "
-    "leaves; Ctrl-C stops an answer"
+    'leaves; Ctrl-C stops an answer; a paste is one message, and so is all between """ and """'
 )
+_LEFT_TOLD: Final = 4
+"""The tokens that are left are told once they are fewer than the context through this."""
 
 
 def chat(
@@ -96,7 +98,7 @@ def chat(
             s5_url=s5_url,
         )
         options = TalkOptions(model=model, peer=peer, system=system, sampling=sampling)
-        with Lines(sys.stdin, quiet=as_json) as lines:
+        with Lines(sys.stdin, quiet=as_json, edits=True) as lines:
             async with client:
 
                 async def begin() -> Talk:
@@ -132,7 +134,7 @@ class Chat:
     async def run(self) -> None:
         """Until the end of the input or /exit."""
         self._output.event("chat", {}, text=_HELP)
-        while (line := await self._lines.next()) is not None:
+        while (line := await self._next()) is not None:
             match line.strip():
                 case "":
                     continue
@@ -151,6 +153,19 @@ class Chat:
                     self._output.event("unknown_command", {"command": command}, text=f"{command}? {_HELP}")
                 case _:
                     await self._answer(self._talk.ask(line))
+
+    async def _next(self) -> str | None:
+        """What is typed next. Two times Ctrl-C with nothing typed leave as one does elsewhere."""
+        asked = False
+        while True:
+            try:
+                return await self._lines.next()
+            except PromptInterruptedError as pressed:
+                if asked and pressed.empty:
+                    raise KeyboardInterrupt from None
+                asked = pressed.empty
+                if asked:
+                    self._output.event("asking", {}, text="(Ctrl-C again leaves)")
 
     async def go_on(self) -> None:
         """Go on with the answer that was cut short, if there is one."""
@@ -172,7 +187,7 @@ class Chat:
 
         failure: P2PNodeError | None = None
         try:
-            with trio.CancelScope() as self._scope:
+            with self._lines.held_back(), trio.CancelScope() as self._scope:
                 async with answer:
                     async for piece in answer:
                         self._output.piece(piece)
@@ -184,6 +199,7 @@ class Chat:
         finally:
             self._scope = None
         finish(self._output, answer)
+        self._tell_context(answer)
         if failure is not None:
             overflows = isinstance(failure, RefusedError) and failure.code == "context_overflow"
             ways = "" if overflows else " (/retry asks again, /new starts over)"  # it would overflow again
@@ -191,3 +207,9 @@ class Chat:
             self._output.event("turn.failed", error_fields(failure), text=text)
         elif answer.usage is None:
             self._output.event("stopped", {}, text="[stopped: /go goes on, /retry asks again]")
+
+    def _tell_context(self, answer: Answer) -> None:
+        usage = answer.usage
+        if usage is not None and usage.n_ctx > 0 and usage.context_left * _LEFT_TOLD <= usage.n_ctx:
+            left = f"{usage.context_left} of {usage.n_ctx} tokens are left for this conversation"
+            self._output.note(f"[{left}: /new starts over]")

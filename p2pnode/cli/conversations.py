@@ -110,7 +110,7 @@ def resume(
             async def begin() -> Talk:
                 return await client.talk(options)
 
-            with Lines(sys.stdin, quiet=as_json) as lines:
+            with Lines(sys.stdin, quiet=as_json, edits=True) as lines:
                 talking.append(Chat(output, lines, talk, begin))
                 await talking[0].run()
 

@@ -1,4 +1,4 @@
-"""What a user types, read in a thread: edited by readline on a terminal, plain from anywhere else.
+"""What a user types, read in a thread: edited on a terminal, plain from anywhere else.
 
 Reads that can't be interrupted are left behind when the process ends. They go to the file itself and not
 through ``sys.stdin``, whose lock they would hold: Python aborts when it finds it held on its way out.
@@ -7,59 +7,144 @@ through ``sys.stdin``, whose lock they would hold: Python aborts when it finds i
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import AsyncIterator
+import termios
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Final, Self, TextIO
+from typing import TYPE_CHECKING, Any, Final, Self, TextIO
+
+from p2pnode.cli.output import draws, printable
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.data_structures import Size
 
 _PROMPT: Final = "> "
 _CHUNK: Final = 1 << 16
+_AHEAD_MAX: Final = 1 << 14
+_STOP_S: Final = 2.0
+BLOCK: Final = '"""'
+"""Opens and closes a message of several lines."""
+
+
+class PromptInterruptedError(Exception):
+    """Ctrl-C was pressed at the prompt. ``empty``: with nothing typed."""
+
+    def __init__(self, *, empty: bool) -> None:
+        super().__init__("Ctrl-C")
+        self.empty = empty
 
 
 class Lines:
-    """``await next()`` until it is None. As a context manager it leaves the terminal as it was."""
+    """``await next()`` until it is None. As a context manager it leaves the terminal as it was.
 
-    def __init__(self, source: TextIO, *, quiet: bool) -> None:
+    With ``edits``, and where both sides are a terminal, a line can be edited, a paste of several lines is one
+    message, and a Ctrl-C raises ``PromptInterruptedError``.
+    """
+
+    def __init__(self, source: TextIO, *, quiet: bool, edits: bool = False) -> None:
         self._source, self._file = source, _file_of(source)
         self._prompts = source.isatty() and not quiet
-        # input() edits only where it both reads from and writes to a terminal.
-        self._edits = self._prompts and sys.stdout.isatty()
-        self._attributes: list[object] | None = None
+        self._edits = edits and self._prompts and draws()
+        self._attributes: list[Any] | None = None
         self._pending = b""
+        self._ahead = ""
+        """What was typed while an answer streamed."""
+        self._session: PromptSession[str] | None = None
+        self._idle = threading.Event()
 
     def __enter__(self) -> Self:
         if self._source.isatty():
-            import termios
-
             self._attributes = termios.tcgetattr(self._source)
-        if self._edits:
-            import readline  # noqa: F401 - input() edits once it is imported
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if self._attributes is not None:
-            import termios
-
-            # A read that was left behind keeps the terminal in the state readline needs.
-            termios.tcsetattr(self._source, termios.TCSADRAIN, self._attributes)  # type: ignore[arg-type]
+            # A read that was left behind keeps the terminal in the state that it needs.
+            termios.tcsetattr(self._source, termios.TCSADRAIN, self._attributes)
 
     async def next(self) -> str | None:
-        """The next line without its end; None at the end of input."""
+        """The next message without its end; None at the end of input. Raises ``PromptInterruptedError``."""
         import trio
 
-        line = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
-        if line is None and self._prompts:
+        try:
+            line = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+        except trio.Cancelled:
+            self._stop()
+            raise
+        if line is None and self._prompts and not self._edits:
             sys.stderr.write("\n")
         return line
 
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """What is typed meanwhile is not shown; it is offered at the next prompt. Ctrl-C works as ever."""
+        if self._attributes is None or not self._prompts:
+            yield
+            return
+        silent = termios.tcgetattr(self._source)
+        # Without an editor the terminal keeps what is typed, a line at a time, and gives it to the next read.
+        silent[3] &= ~(termios.ECHO | (termios.ICANON if self._edits else 0))
+        silent[6][termios.VMIN], silent[6][termios.VTIME] = (0, 0) if self._edits else (1, 0)
+        termios.tcsetattr(self._source, termios.TCSADRAIN, silent)
+        try:
+            yield
+        finally:
+            if self._edits and self._file is not None:
+                with suppress(OSError):
+                    self._ahead += _typed(os.read(self._file, _AHEAD_MAX))
+            termios.tcsetattr(self._source, termios.TCSADRAIN, self._attributes)
+
     def _read(self) -> str | None:
-        if self._edits:
-            try:
-                return input(_PROMPT)
-            except EOFError:
-                return None
+        return self._edited() if self._edits else self._message()
+
+    # ---- with an editor
+
+    def _edited(self) -> str | None:
+        if self._session is None:
+            self._session = _editor()
+        self._idle.clear()
+        ahead, self._ahead = self._ahead.rstrip("\n"), ""
+        try:
+            # The first Ctrl-C clears what was typed, as in a shell.
+            return _without_marks(self._session.prompt(_PROMPT, default=ahead))
+        except KeyboardInterrupt:
+            raise PromptInterruptedError(empty=not self._session.default_buffer.text) from None
+        except EOFError:
+            return None
+        finally:
+            self._idle.set()
+
+    def _stop(self) -> None:
+        """End the editor from outside, and wait until it has given the terminal back."""
+        app = self._session.app if self._session is not None else None
+        if app is None or app.loop is None or self._idle.is_set():
+            return
+
+        def leave() -> None:
+            with suppress(Exception):  # it has just ended by itself
+                app.exit(exception=EOFError)
+
+        app.loop.call_soon_threadsafe(leave)
+        self._idle.wait(_STOP_S)
+
+    # ---- without
+
+    def _message(self) -> str | None:
+        line = self._line()
+        if line is None or not line.lstrip().startswith(BLOCK):
+            return line
+        lines = [line]
+        while not _is_closed("\n".join(lines)) and (line := self._line()) is not None:
+            lines.append(line)
+        return _without_marks("\n".join(lines))
+
+    def _line(self) -> str | None:
         if self._prompts:
             sys.stderr.write(_PROMPT)
             sys.stderr.flush()
@@ -67,6 +152,49 @@ class Lines:
             self._pending += data
         line, end, self._pending = self._pending.partition(b"\n")
         return line.decode(errors="replace") if line or end else None
+
+
+def _editor() -> PromptSession[str]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.filters import Condition
+    from prompt_toolkit.output.vt100 import Vt100_Output
+
+    @Condition
+    def in_a_block() -> bool:
+        text = session.default_buffer.text
+        return text.lstrip().startswith(BLOCK) and not _is_closed(text)
+
+    # Without questions to the terminal, whose answers would be read as keys by whoever reads next.
+    output = Vt100_Output(sys.stdout, _size, term=os.environ.get("TERM"), enable_cpr=False)
+    session: PromptSession[str] = PromptSession(multiline=in_a_block, output=output)
+    return session
+
+
+def _size() -> Size:
+    from prompt_toolkit.data_structures import Size
+
+    columns, rows = shutil.get_terminal_size()  # of a terminal that doesn't know: 80 to 24
+    return Size(rows=rows, columns=columns)
+
+
+def _is_closed(text: str) -> bool:
+    stripped = text.strip()
+    return len(stripped) >= 2 * len(BLOCK) and stripped.endswith(BLOCK)
+
+
+def _without_marks(text: str) -> str:
+    """The message inside of ``\"\"\"``, or as it is."""
+    stripped = text.strip()
+    return (
+        stripped.removeprefix(BLOCK).removesuffix(BLOCK).strip("\n") if stripped.startswith(BLOCK) else text
+    )
+
+
+def _typed(data: bytes) -> str:
+    """Keys as text, without those that are none."""
+    return printable(data.decode(errors="replace").replace("\r", "\n")).replace(
+        "\N{REPLACEMENT CHARACTER}", ""
+    )
 
 
 async def read_all(source: TextIO) -> str:

@@ -57,9 +57,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pnode.streams import screen_of
@@ -68,6 +70,7 @@ from p2pnode.words import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from p2pnode.cli.markdown import MarkdownStream
     from p2pnode.errors import P2PNodeError
 
 _NO_WRAP: Final = 1000
@@ -108,6 +111,14 @@ class Output:
             self._console = Console(file=screen_of(sys.stderr), highlight=False, emoji=False)
         return self._console
 
+    @cached_property
+    def _markdown(self) -> MarkdownStream:
+        from rich.console import Console
+
+        from p2pnode.cli.markdown import MarkdownStream
+
+        return MarkdownStream(Console(highlight=False, emoji=False), partial(_write, flush=True))
+
     def event(
         self, name: str, fields: dict[str, Any] | None = None, *, text: str = "", later: bool = False
     ) -> None:
@@ -145,15 +156,23 @@ class Output:
         if self.as_json:
             self.event("text", {"text": text})
         elif text:
-            _write(printable(text), flush=True)  # also into a pipe: `| tee` leads to a terminal
-            self._line_open = not text.endswith("\n")
+            shown = printable(text)  # also into a pipe: `| tee` leads to a terminal
+            if draws():
+                self._markdown.feed(shown)
+                self._line_open = True
+            else:
+                _write(shown, flush=True)
+                self._line_open = not text.endswith("\n")
 
     def end_line(self) -> None:
         """What comes next begins on a line of its own."""
         if self._line_open:
             self._line_open = False
             with suppress(OutputLostError):  # an answer that was lost is told when its next piece is
-                _write("\n", flush=True)
+                if draws():
+                    self._markdown.end()
+                else:
+                    _write("\n", flush=True)
         later, self._later = self._later, []
         for text in later:
             self._say(text)
@@ -211,6 +230,11 @@ def error_fields(error: P2PNodeError) -> dict[str, Any]:
     fields = {"error": type(error).__name__, "message": str(error)}
     wire_code = getattr(error, "code", None)
     return fields if wire_code is None else {**fields, "code": wire_code}
+
+
+def draws() -> bool:
+    """Can standard output be more than lines of plain text?"""
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def _write(text: str, *, flush: bool = False) -> None:

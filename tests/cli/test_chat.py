@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import DEADLINE_S, Program, Ran, run, start
+from tests.cli.support import DEADLINE_S, Program, Ran, join, run, start
 
 
 def _chat(data_dir: Path, host: Program, *lines: str, arguments: tuple[object, ...] = ("--json",)) -> Ran:
@@ -107,10 +107,14 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(tmp_path: Path, slo
         assert chat.err == ""
 
 
+PROMPT = "\x1b[?2004h"
+"""The editor has the terminal, and takes a paste for one."""
+
+
 class _Terminal:
     """A chat on a terminal of its own."""
 
-    def __init__(self, data_dir: Path, host: Program) -> None:
+    def __init__(self, data_dir: Path, host: Program, *, tokens: int = 5) -> None:
         self._main, self._side = pty.openpty()
         self.before = termios.tcgetattr(self._side)
         flags = [
@@ -121,7 +125,7 @@ class _Terminal:
             "--data-dir",
             str(data_dir),
             "--max-tokens",
-            "5",
+            str(tokens),
         ]
         # A session of its own with this terminal as its controlling one, so that Ctrl-C arrives.
         leader = "import os,sys,fcntl,termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -148,6 +152,16 @@ class _Terminal:
             except BlockingIOError:
                 time.sleep(0.02)
 
+    def wait_quiet(self) -> None:
+        """Until the prompt is over: the terminal no longer echoes, and signals again."""
+        until = time.monotonic() + DEADLINE_S
+        while True:
+            flags = termios.tcgetattr(self._side)[3]
+            if flags & termios.ISIG and not flags & termios.ECHO:
+                return
+            assert time.monotonic() < until, self.screen
+            time.sleep(0.01)
+
     def now(self) -> list[object]:
         return termios.tcgetattr(self._side)
 
@@ -159,22 +173,79 @@ class _Terminal:
         os.close(self._side)
 
 
-@pytest.mark.parametrize(("last", "code"), [("\x03", 130), ("\x04", 0)], ids=["Ctrl-C", "Ctrl-D"])
+@pytest.mark.parametrize(("last", "code"), [("\x03\x03", 130), ("\x04", 0)], ids=["Ctrl-C twice", "Ctrl-D"])
 def test_a_terminal_edits_lines_and_is_left_as_it_was(
     tmp_path: Path, host: Program, last: str, code: int
 ) -> None:
     terminal = _Terminal(tmp_path / "d", host)
     try:
-        terminal.wait("> ")
+        terminal.wait(PROMPT)
         terminal.type("/retrx\x7fy\x1b[D\x1b[C\r")  # typed wrong, mended, moved about in
         terminal.wait("nothing was asked yet")
         terminal.type("hello\r")
         terminal.wait("tokens in, 5 out")
-        terminal.wait("> ", after=terminal.screen.index("5 out"))
-        terminal.type(last)
-        assert terminal.process.wait(5) == code
+        terminal.wait(PROMPT, after=terminal.screen.index("5 out"))
+        for key in last:
+            terminal.type(key)
+            if key != last[-1]:
+                terminal.wait("(Ctrl-C again leaves)")
+        assert terminal.process.wait(10) == code
         assert terminal.now() == terminal.before
         assert "Traceback" not in terminal.screen
         assert "^[[" not in terminal.screen
     finally:
         terminal.close()
+
+
+def test_a_paste_of_several_lines_is_one_question_and_so_is_a_block(tmp_path: Path, host: Program) -> None:
+    terminal = _Terminal(tmp_path / "d", host)
+    try:
+        terminal.wait(PROMPT)
+        terminal.type("\x1b[200~one\r\ntwo\nthree\x1b[201~\r")
+        terminal.wait("[16 tokens in, 5 out")  # of one, two, three and their line ends
+        terminal.wait(PROMPT, after=terminal.screen.index("5 out"))
+        terminal.type("/new\r")
+        terminal.wait("a new conversation")
+        terminal.type('"""one\rtwo\rthree"""\r')
+        terminal.wait("[16 tokens in, 5 out", after=terminal.screen.index("a new conversation"))
+    finally:
+        terminal.close()
+
+
+def test_a_block_may_come_through_a_pipe(data_dir: Path, host: Program) -> None:
+    ran = _chat(data_dir, host, '"""one', "two", 'three"""', "/new", "one", "/new", '"""never closed', "")
+    assert [event["tokens_in"] for event in ran.named("done")] == [16, 6, 15]
+
+
+def test_what_is_typed_while_an_answer_streams_is_held_back_and_offered(
+    tmp_path: Path, slow_host: Program
+) -> None:
+    terminal = _Terminal(tmp_path / "d", slow_host, tokens=25)
+    try:
+        terminal.wait(PROMPT)
+        terminal.type("hello\r")
+        terminal.wait_quiet()
+        begun = len(terminal.screen)
+        terminal.type("zzqq\rzzxx")
+        terminal.wait("25 out", after=begun)
+        bill = terminal.screen.index("25 out")
+        assert "zzqq" not in terminal.screen[:bill]
+        terminal.wait("zzxx", after=bill)  # at the prompt, and not asked
+        assert terminal.screen.count("tokens in") == 1
+        assert "zzqq" in terminal.screen[bill:]
+        terminal.type("\x03")  # clears it, and doesn't count as one of two
+        terminal.type("\x04")
+        assert terminal.process.wait(10) == 0
+        assert "again leaves" not in terminal.screen
+    finally:
+        terminal.close()
+
+
+def test_the_tokens_that_are_left_are_told_when_a_quarter_is(tmp_path: Path) -> None:
+    with join(tmp_path, "h", "--n-ctx", 256) as host:
+        flags = ("--model", "scripted", "--peer", host.multiaddr, "--data-dir", tmp_path / "d")
+        ran = run("chat", *flags, "--max-tokens", 100, stdin="hello\n" + "x" * 80 + "\n")
+        assert ran.code == 0, ran
+        said = [line for line in ran.err.splitlines() if "are left for this conversation" in line]
+        assert len(said) == 1  # after the second answer, not after the first
+        assert "of 256 tokens are left for this conversation: /new starts over" in said[0]
