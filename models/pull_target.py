@@ -25,6 +25,23 @@ def no_progress(_done_bytes: int, _total_bytes: int | None) -> None:
     """Report to nobody."""
 
 
+def forwards(progress: Progress) -> Progress:
+    """The same, told only of what is more than it was told before, and of the first.
+
+    A download that must begin anew and a wheel that is moved and unpacked have fewer bytes for a while; for
+    whoever watches, what was had once is where it stands until there is more.
+    """
+    furthest = -1
+
+    def told(done: int, total: int | None) -> None:
+        nonlocal furthest
+        if done > furthest:
+            furthest = done
+            progress(done, total)
+
+    return told
+
+
 def _free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 

