@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -143,41 +144,42 @@ def _topic(contract: Artifact, name: str) -> bytes:
 
 def market_events(market: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]:
     """The marketplace's events among ``logs``, in order; all else is left out."""
-    from eth_abi.exceptions import DecodingError as EthAbiError
-
     known = artifact("JobMarketplace")
     found: list[LedgerEvent] = []
     for log in logs:
         if log.contract != market:
             continue
-        try:
+        with _told(log, "the market"):
             event = known.event(log.contract, log.topics, log.data)
             if event is not None and event.name in _EVENTS:
                 found.append(_event(event.name, event.fields, log.block))
-        except (ValueError, TypeError, KeyError, EthAbiError) as error:
-            msg = f"an endpoint gave a log in block {log.block} that is no event of the market: {error}"
-            raise ChainError(msg) from error
     return tuple(found)
 
 
 def registry_events(registry: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]:
     """``Slashed`` of the node registry; all else is left out."""
     known = artifact("NodeRegistry")
-    found = [
-        (log, known.event(log.contract, log.topics, log.data)) for log in logs if log.contract == registry
-    ]
-    return tuple(
-        Slashed(
-            session=SessionId(event.fields["session"]),
-            host=event.fields["host"],
-            reporter=event.fields["reporter"],
-            amount=event.fields["amount"],
-            reward=event.fields["reward"],
-            block=log.block,
-        )
-        for log, event in found
-        if event is not None and event.name == "Slashed"
-    )
+    found: list[LedgerEvent] = []
+    for log in logs:
+        if log.contract != registry:
+            continue
+        with _told(log, "the registry of nodes"):
+            event = known.event(log.contract, log.topics, log.data)
+            if event is not None and event.name == "Slashed":
+                found.append(Slashed(**event.fields, block=log.block))
+    return tuple(found)
+
+
+@contextmanager
+def _told(log: Log, whose: str) -> Iterator[None]:
+    """What can't be decoded is the endpoint's fault: its own addresses and topics said what it is."""
+    from eth_abi.exceptions import DecodingError
+
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, DecodingError) as error:
+        msg = f"an endpoint gave a log in block {log.block} that is no event of {whose}: {error}"
+        raise ChainError(msg) from error
 
 
 def _event(name: str, found: dict[str, Any], block: int) -> LedgerEvent:

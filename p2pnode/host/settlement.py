@@ -128,8 +128,13 @@ class Settler:
                 # Others may fall due in a moment: together they cost a third each.
                 await trio.sleep(self._limits.settle_batch_s)
                 await self._settle(self._due_now())
-            except LocalError as error:
-                log.warning("settlement.postponed", reason=str(error), retry_s=retry_s)
+            except Exception as error:
+                # An endpoint's answer or a payer's session may make us fail in a way nobody expected: the
+                # host stays up, and what is due is tried again.
+                if isinstance(error, LocalError):
+                    log.warning("settlement.postponed", reason=str(error), retry_s=retry_s)
+                else:
+                    log.exception("settlement.failed", retry_s=retry_s)
                 await trio.sleep(retry_s)
                 retry_s = min(2 * retry_s, self._limits.settle_retry_max_s)
             else:
@@ -263,7 +268,9 @@ class Settler:
             try:
                 with trio.fail_after(self._limits.chain_deadline_s):
                     await self._watch()
-            except (LocalError, trio.TooSlowError) as error:  # whatever they say, the host stays up
+            except Exception as error:  # whatever the endpoints say, the host stays up
+                if not isinstance(error, LocalError | trio.TooSlowError):
+                    log.exception("chain.watch_failed")
                 if self.reachable and isinstance(error, ChainMadeAnewError):
                     log.warning("chain.made_anew", reason=str(error))
                 elif self.reachable:

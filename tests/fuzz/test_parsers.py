@@ -14,13 +14,16 @@ import pytest
 import trio
 from multiaddr import Multiaddr
 
+from p2pnode.chain.abi import artifact, type_of
 from p2pnode.chain.deploy import Addresses
 from p2pnode.chain.dev.jsonrpc import JsonRpc
+from p2pnode.chain.evm.calls import market_events, registry_events
+from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.rpc_answers import RpcError, UnusableError, read_answer, refusal_of, revert_reason
 from p2pnode.chain.evm.shapes import shape_of
 from p2pnode.chain.profile import load_profile, profile_of, profile_text
 from p2pnode.config import load_config
-from p2pnode.errors import ConfigError, ProtocolError, StorageError
+from p2pnode.errors import ChainError, ConfigError, ProtocolError, StorageError
 from p2pnode.ids import PeerId
 from p2pnode.models.catalogue import parse_catalogue
 from p2pnode.models.gguf import read_header
@@ -36,6 +39,7 @@ from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.messages import CODEC as ADVERTS
 from p2pnode.protocols.blob.messages import CODEC as BLOB
 from p2pnode.protocols.checkpoint.messages import CODEC as CHECKPOINT
+from p2pnode.protocols.crypto import keccak256
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
 from p2pnode.protocols.inference.messages import CODEC as INFERENCE
 from p2pnode.protocols.s5 import cbor
@@ -151,6 +155,34 @@ def _sse(data: bytes) -> None:
 
 def _book(data: bytes) -> None:
     Book(size_max=8, privileged=lambda _peer: False).offer_gossip(data, PeerId(SOMEBODY), 1_700_000_001.0)
+
+
+LOG_ADDRESS = bytes(20)
+
+
+def _words(data: bytes) -> list[bytes]:
+    return [data[at : at + 32] for at in range(0, len(data), 32)]
+
+
+def _log_of(name: str, topics_count: int, words: int) -> bytes:
+    """A log's topics and data, one after another, after the number of topics."""
+    contract = artifact("NodeRegistry" if name == "Slashed" else "JobMarketplace")
+    entry = next(each for each in contract.abi if each["type"] == "event" and each["name"] == name)
+    kinds = ",".join(type_of(field) for field in entry["inputs"])
+    first = keccak256(f"{name}({kinds})".encode())
+    return bytes([topics_count]) + first + bytes(32) * (topics_count - 1) + bytes(32) * words
+
+
+def _chain_log(read: Callable[[bytes, list[Log]], object]) -> Callable[[bytes], object]:
+    def parse(data: bytes) -> object:
+        count = data[0] % 6 if data else 0
+        parts = _words(data[1:])
+        log = Log(
+            contract=LOG_ADDRESS, topics=tuple(parts[:count]), data=b"".join(parts[count:]), block=1, index=0
+        )
+        return read(LOG_ADDRESS, [log])
+
+    return parse
 
 
 _RPC = [
@@ -284,6 +316,12 @@ def _all(folder: Path) -> Iterator[Parser]:  # noqa: PLR0915  a list
     yield Parser("registry key in a query", _text(key_of), [json.loads(written[0])["pk"].encode()])
     yield Parser("RPC answer", _rpc, _RPC, (RpcError, UnusableError), json_values)
     yield Parser("RPC error", _rpc_error, _RPC, (UnusableError,), json_values)
+    logs = [_log_of("SessionClosed", topics, words) for topics in (1, 2, 3, 4) for words in (0, 2, 3, 5, 8)]
+    yield Parser("log of the market", _chain_log(market_events), logs, (ChainError,))
+    logs = [_log_of("Slashed", topics, words) for topics in (1, 3, 4) for words in (0, 2, 5)]
+    yield Parser("log of the registry", _chain_log(registry_events), logs, (ChainError,))
+    session = artifact("JobMarketplace").function("session", 1)
+    yield Parser("answer of the market", session.decode, [bytes(96), bytes(32), b""], (ChainError,))
     yield Parser(
         "JSON-RPC request", JsonRpc({"eth_call": lambda call, tag: (call, tag)}).answer, _DEV, (), json_values
     )
