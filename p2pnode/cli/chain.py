@@ -102,6 +102,7 @@ def run_dev_chain(
 
         from p2pnode.chain.dev.state import forget_state
         from p2pnode.files import refuse_taken
+        from p2pnode.node.datadir import ReadyFile
 
         gifts = [(*_gift(each, "--fund", USDC_DIGITS), 0) for each in fund or []]
         for each in fund_ether or []:
@@ -110,6 +111,8 @@ def run_dev_chain(
         path = _dev_profile(profile, data_dir, with_wallets=with_wallets)
         _make_parent(path, data_dir, ours=profile is None)
         refuse_taken(path, force=True)  # before anything is made beside it
+        if ready_file is not None:
+            ReadyFile(ready_file).check()
         if background:
             ready = ready_file or path.with_suffix(".ready")
             log, given = path.with_suffix(".log"), ready_file is not None
@@ -146,8 +149,9 @@ async def _serve_dev_chain(
 
     from p2pnode.chain.dev.devchain import open_dev_chain
     from p2pnode.chain.profile import profile_text, write_profile
-    from p2pnode.files import write_atomic
+    from p2pnode.node.datadir import ReadyFile
 
+    ready = None if ready_file is None else ReadyFile(ready_file)
     async with open_dev_chain(**options) as chain:
         made = chain.profile()
         _refuse_another(path, made.chain_id)
@@ -169,16 +173,12 @@ async def _serve_dev_chain(
             output.event("", text=f"profile {path}:")
             output.result(profile_text(made).rstrip())
         try:
-            if ready_file is not None:
-                write_atomic(ready_file, json.dumps({"pid": os.getpid(), "url": chain.url}).encode())
+            if ready is not None:
+                ready.write_content(json.dumps({"pid": os.getpid(), "url": chain.url}).encode())
             await trio.sleep_forever()
         finally:
-            _forget(ready_file)
-
-
-def _forget(ready_file: Path | None) -> None:
-    if ready_file is not None:
-        ready_file.unlink(missing_ok=True)
+            if ready is not None:
+                ready.remove()
 
 
 @chain_app.command("stop")

@@ -8,6 +8,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from p2pnode.errors import ConfigError
+from p2pnode.files import write_atomic
 from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
@@ -64,8 +66,8 @@ class ToldOfKeeping:
         state = "waiting" if waits else "elsewhere" if fields["replicas"] else "here"
         if state == self._last():
             return False
-        with suppress(OSError):  # then it is said once more
-            self._path.write_text(json.dumps({"keeping": state}), encoding="utf-8")
+        with suppress(ConfigError):  # then it is said once more
+            write_atomic(self._path, json.dumps({"keeping": state}).encode())
         return True
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from p2pnode.cli.options import (
     BootstrapOption,
     DataDirOption,
@@ -13,6 +15,9 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output
+from p2pnode.words import one_line
+
+_DETAIL_MAX: Final = 2000
 
 
 def doctor(
@@ -45,7 +50,8 @@ def doctor(
                 output.event("finding", asdict(finding))
             else:
                 code = "" if finding.code == "ok" else f" [{finding.code}]"
-                output.result(f"{marks[finding.verdict]}  {finding.check:<9} {finding.detail}{code}")
+                detail = one_line(finding.detail, _DETAIL_MAX)
+                output.result(f"{marks[finding.verdict]}  {finding.check:<9} {detail}{code}")
                 if finding.remedy:
                     output.result(f"         {'':<9} → {finding.remedy}")
             if finding.verdict == "problem":

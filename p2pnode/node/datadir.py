@@ -29,7 +29,7 @@ from p2pnode.files import (
 )
 from p2pnode.ids import PeerId
 
-_READY_FIELDS: Final = frozenset({"peer_id", "multiaddrs", "pid"})
+_READY_NAMES: Final = frozenset({"peer_id", "url"})
 _READY_MAX: Final = 1 << 16
 _OURS: Final = frozenset(
     {
@@ -315,9 +315,9 @@ class DataDir:
 
 
 class ReadyFile:
-    """A file that says a node is ready: somewhere the user chose, so that it may be a file of theirs.
+    """A file that says a node, or a development chain, is ready: where the user said, so it may be theirs.
 
-    Nothing is written over or removed but what a node wrote.
+    Nothing is written over or removed but what one of them wrote.
     """
 
     def __init__(self, path: Path) -> None:
@@ -337,14 +337,18 @@ class ReadyFile:
     def clear(self, peer_id: PeerId) -> None:
         """Remove what a start of this very node left that was killed; its data dir is locked by now."""
         left = self._left()
-        if left is not None and left["peer_id"] == peer_id:
+        if left is not None and left.get("peer_id") == peer_id:
             self._path.unlink(missing_ok=True)
 
     def write(self, peer_id: PeerId, multiaddrs: Sequence[str]) -> None:
-        """Say it. Raises ``UsageError``."""
+        """Say it of a node. Raises ``UsageError``."""
+        self.write_content(ready_json(peer_id, multiaddrs))
+
+    def write_content(self, content: bytes) -> None:
+        """Say it: JSON with ``pid``, and with ``peer_id`` or ``url``. Raises ``UsageError``."""
         self.check()
-        self._written = ready_json(peer_id, multiaddrs)
-        write_new(self._path, self._written, force=True)
+        self._written = content
+        write_new(self._path, content, force=True)
 
     def remove(self) -> None:
         """Where it still says what this start wrote."""
@@ -358,7 +362,8 @@ class ReadyFile:
             left = json.loads(content) if content is not None else None
         except ValueError:
             return None
-        return left if isinstance(left, dict) and set(left) == _READY_FIELDS else None
+        ours = isinstance(left, dict) and "pid" in left and bool(left.keys() & _READY_NAMES)
+        return left if ours else None
 
     def _content(self) -> bytes | None:
         """Never of a device or a pipe, which would have to be waited for."""

@@ -129,6 +129,8 @@ def test_a_device_is_no_ready_file(data_dir: Path, tmp_path: Path) -> None:
     assert _join(data_dir, pipe).code == 2
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert _join(data_dir, Path("/dev/null")).code == 2
+    ran = run("chain", "dev", "--profile", tmp_path / "chain.toml", "--port", 0, "--ready-file", pipe)
+    assert (ran.code, stat.S_ISFIFO(pipe.stat().st_mode)) == (2, True)
 
 
 def test_a_start_that_fails_leaves_the_ready_file_of_another_node(
