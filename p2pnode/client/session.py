@@ -404,7 +404,10 @@ class Session:
             return
 
     def _drop(self, value: ClientEmission) -> bool:
-        """Is it of the turn that was given up? Its outcome is the last of it."""
+        """Is it of the turn that was given up? Its outcome is the last of it.
+
+        Nobody is there to read what the host still sent then: it is paid, and a window at most.
+        """
         if isinstance(value, TurnDone | TurnFailed):
             self._dropping = False
             self._ask_now()

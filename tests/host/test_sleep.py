@@ -86,6 +86,29 @@ async def test_a_host_that_slept_for_two_minutes_goes_on_in_its_session_when_it_
         assert RICH - w.balance("alice") == cost
 
 
+async def test_whoever_leaves_while_the_host_sleeps_waits_for_nothing_and_owes_the_last_voucher(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with one_host(tmp_path) as (w, member), w.client(member) as client:
+        answer = ask(client, tokens=TOKENS)
+        await anext(answer)
+        w.world.nursery.start_soon(fall_silent, w, NAP_S)
+        with pytest.raises(NoHostError):
+            await read(answer, lambda _held: None)
+        assert client.runtime.payer is not None
+        assert client.runtime.payer.opened is not None
+        journal = client.runtime.payer.opened.journal
+        assert [each.state for each in journal.purchases()] == ["open"]
+        client.pool.close()
+        with trio.fail_after(DEFAULT_LIMITS.close_deadline_s):
+            await client.pool.wait_closed()
+        await trio.sleep(1)
+        (record,) = journal.purchases()
+        assert record.state == "over"
+        assert record.owed is not None
+        assert record.owed.tokens_out == len(answer.ids)
+
+
 async def test_a_host_that_sleeps_longer_than_its_session_lives_is_paid_and_a_new_one_is_opened(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
