@@ -19,6 +19,7 @@ from p2pnode.errors import StorageError
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.store import OwnerKey
 
+_UNUSED_S: Final = 3600
 _SCHEMA: Final = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -66,17 +67,32 @@ class AccountBook:
             self._db.close()
 
     def register(self, account: Account) -> bool:
-        """Make the account; False where the key has one. Raises ``AccountsFullError``."""
+        """Make the account; False where the key has one.
+
+        Where all are taken, the oldest that keeps nothing gives way, if it is an hour old: who is gone for
+        good must not keep others out. Raises ``AccountsFullError``.
+        """
         with self._lock, self._db:
             [(count,)] = self._db.execute("SELECT count(*) FROM accounts")
             if self.has(account.key):
                 return False
-            if count >= self._accounts_max:
+            if count >= self._accounts_max and not self._drop_unused(account.created_at - _UNUSED_S):
                 msg = f"this node has its {self._accounts_max} accounts: use another one"
                 raise AccountsFullError(msg)
             row = (account.key, account.label, account.email, account.created_at)
             self._db.execute("INSERT INTO accounts VALUES (?, ?, ?, ?)", row)
         return True
+
+    def _drop_unused(self, made_until: int) -> bool:
+        rows = self._db.execute(
+            "SELECT key FROM accounts WHERE created_at <= ? AND key NOT IN (SELECT key FROM pins) "
+            "ORDER BY created_at, key LIMIT 1",
+            (made_until,),
+        ).fetchall()
+        for row in rows:
+            self._db.execute("DELETE FROM tokens WHERE key = ?", row)
+            self._db.execute("DELETE FROM accounts WHERE key = ?", row)
+        return bool(rows)
 
     def has(self, key: OwnerKey) -> bool:
         """Is there an account of this key?"""

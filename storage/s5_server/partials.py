@@ -12,6 +12,8 @@ import json
 import os
 import re
 import threading
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +24,7 @@ from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.store import DiskFullError, OwnerKey
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
+_REST_S: Final = 600.0
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -37,7 +40,7 @@ class Partial:
     length: int
     expected: BlobHash
     owner: OwnerKey
-    offset: int
+    offset: int = 0
 
 
 class Partials:
@@ -49,17 +52,36 @@ class Partials:
         """One that is being made is a half: nobody may sweep or count meanwhile."""
         folder.mkdir(mode=0o700, exist_ok=True)
 
-    def make(self, name: str, length: int, expected: BlobHash, owner: OwnerKey, now: float) -> None:
-        """Begin one; ``name`` is 32 random hex digits. Raises ``TooManyPartialsError``."""
-        with self._making:
-            self._make(name, length, expected, owner, now)
+    def make(self, begun: Partial, now: float, busy: Collection[str] = ()) -> None:
+        """Begin one; its id is 32 random hex digits, ``busy`` are those that somebody sends to.
 
-    def _make(self, name: str, length: int, expected: BlobHash, owner: OwnerKey, now: float) -> None:
+        Where all places are taken, one that was left alone for ten minutes gives way, or one of an owner who
+        has more than the newcomer would. Raises ``TooManyPartialsError``.
+        """
+        with self._making:
+            self._make_room(begun.owner, now, busy)
+            self._make(begun)
+
+    def _make_room(self, newcomer: OwnerKey, now: float, busy: Collection[str]) -> None:
         self.sweep(now)
-        if len(list(self._folder.glob("*.part"))) >= self._count_max:
-            msg = f"{self._count_max} uploads are under way: finish or delete one of them first"
-            raise TooManyPartialsError(msg)
-        told = {"length": length, "expected": expected.hex(), "owner": owner.hex()}
+        held = [found for path in self._folder.glob("*.part") if (found := self.find(path.stem)) is not None]
+        if len(held) >= self._count_max:
+            owners = Counter(each.owner for each in held)
+            rests_s = {each.id: now - self._part(each.id).stat().st_mtime for each in held}
+            may_go = [
+                each.id
+                for each in held
+                if each.id not in busy
+                and (rests_s[each.id] >= _REST_S or owners[each.owner] > owners[newcomer] + 1)
+            ]
+            if not may_go:
+                msg = f"{self._count_max} uploads are under way: finish or delete one of them first"
+                raise TooManyPartialsError(msg)
+            self.remove(max(may_go, key=rests_s.__getitem__))
+
+    def _make(self, begun: Partial) -> None:
+        name = begun.id
+        told = {"length": begun.length, "expected": begun.expected.hex(), "owner": begun.owner.hex()}
         try:
             self._part(name).touch(mode=0o600)
             write_atomic(self._note(name), json.dumps(told).encode(), mode=0o600)

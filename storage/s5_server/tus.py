@@ -74,9 +74,9 @@ class Tus:
             raise HttpError(409, msg, _VERSION)
         name = secrets.token_hex(16)
         try:
-            await trio.to_thread.run_sync(
-                self._partials.make, name, length, expected, owner, self._serving.wall()
-            )
+            now, busy = self._serving.wall(), frozenset(self._busy)
+            begun = Partial(id=name, length=length, expected=expected, owner=owner)
+            await trio.to_thread.run_sync(self._partials.make, begun, now, busy)
         except TooManyPartialsError as error:
             raise HttpError(429, str(error), {**_VERSION, "Retry-After": "60"}) from error
         if length == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 from p2pnode.files import write_atomic
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.s5_server import partials as module
-from p2pnode.storage.s5_server.accounts import Account, AccountBook
-from p2pnode.storage.s5_server.partials import Partials
+from p2pnode.storage.s5_server.accounts import Account, AccountBook, AccountsFullError
+from p2pnode.storage.s5_server.partials import Partial, Partials, TooManyPartialsError
 from p2pnode.storage.store import OwnerKey
 
-OWNER = OwnerKey(bytes(32))
+OWNER, OTHER = OwnerKey(bytes(32)), OwnerKey(bytes([1]) * 32)
 
 
 def test_uploads_that_begin_at_once_do_not_sweep_one_another(
@@ -25,7 +26,7 @@ def test_uploads_that_begin_at_once_do_not_sweep_one_another(
     names = ["a" * 32, "b" * 32]
 
     def make(name: str) -> None:
-        partials.make(name, 10, hash_of(b"x"), OWNER, 0.0)
+        partials.make(Partial(id=name, length=10, expected=hash_of(b"x"), owner=OWNER), 0.0)
 
     other = threading.Thread(target=make, args=(names[1],))
 
@@ -39,6 +40,56 @@ def test_uploads_that_begin_at_once_do_not_sweep_one_another(
     make(names[0])
     other.join()
     assert [found.id for name in names if (found := partials.find(name))] == names
+
+
+def begin(partials: Partials, folder: Path, number: int, owner: OwnerKey, now: float, *busy: int) -> str:
+    """One more upload, last touched at ``now``; its name."""
+    name = f"{number:032x}"
+    begun = Partial(id=name, length=10, expected=hash_of(b"x"), owner=owner)
+    partials.make(begun, now, {f"{each:032x}" for each in busy})
+    os.utime(folder / f"{name}.part", (now, now))
+    return name
+
+
+def test_an_owner_that_took_all_places_gives_way_to_one_that_has_none(tmp_path: Path) -> None:
+    partials = Partials(tmp_path, count_max=3, age_max_s=86_400)
+    names = [begin(partials, tmp_path, number, OWNER, number) for number in range(3)]
+    with pytest.raises(TooManyPartialsError):
+        begin(partials, tmp_path, 3, OWNER, 3)
+    begin(partials, tmp_path, 4, OTHER, 4, 0)
+    assert [partials.find(name) is not None for name in names] == [True, False, True]  # the first is busy
+    with pytest.raises(TooManyPartialsError):  # two and one: nobody would have fewer
+        begin(partials, tmp_path, 5, OTHER, 5)
+
+
+def test_an_upload_that_was_left_alone_gives_way_after_ten_minutes(tmp_path: Path) -> None:
+    partials = Partials(tmp_path, count_max=1, age_max_s=86_400)
+    left = begin(partials, tmp_path, 0, OWNER, 0)
+    with pytest.raises(TooManyPartialsError):
+        begin(partials, tmp_path, 1, OWNER, 599)
+    with pytest.raises(TooManyPartialsError):
+        begin(partials, tmp_path, 2, OWNER, 600, 0)
+    begin(partials, tmp_path, 3, OWNER, 600)
+    assert partials.find(left) is None
+
+
+def test_of_accounts_one_that_keeps_nothing_gives_way_and_one_that_does_stays(tmp_path: Path) -> None:
+    book = AccountBook(tmp_path / "accounts.sqlite", accounts_max=2, tokens_max=2)
+    keeps, idle, new, late = (OwnerKey(bytes([number]) * 32) for number in range(4))
+    try:
+        for key, made in ((keeps, 0), (idle, 10)):
+            assert book.register(Account(key, "", None, made))
+            book.add_token(key, f"token of {made}", "")
+        book.pin(keeps, hash_of(b"x"), 1)
+        with pytest.raises(AccountsFullError):
+            book.register(Account(new, "", None, 3609))
+        assert book.register(Account(new, "", None, 3610))
+        assert [book.has(key) for key in (keeps, idle, new)] == [True, False, True]
+        assert book.of_token("token of 10") is None
+        with pytest.raises(AccountsFullError):
+            book.register(Account(late, "", None, 3611))
+    finally:
+        book.close()
 
 
 def test_a_token_that_could_not_be_written_leaves_the_book_in_order(tmp_path: Path) -> None:

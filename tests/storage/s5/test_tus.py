@@ -12,7 +12,7 @@ import trio
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, base64url, hash_of, multihash_text
 from p2pnode.storage.rules import Quotas
-from p2pnode.storage.s5_server.partials import Partials
+from p2pnode.storage.s5_server.partials import Partial, Partials
 from p2pnode.storage.store import BLOB_MAX, OwnerKey
 from tests.storage.s5.support import HELLO, OWNER, Running, serving
 
@@ -81,7 +81,7 @@ async def test_an_upload_goes_on_after_a_restart(tmp_path: Path) -> None:
 
 async def test_what_was_whole_when_the_node_died_becomes_a_blob_when_asked_for(tmp_path: Path) -> None:
     partials = Partials(tmp_path / "partial", count_max=9, age_max_s=1e12)
-    partials.make("ab" * 16, len(HELLO), hash_of(HELLO), OWNER, 0.0)
+    partials.make(Partial(id="ab" * 16, length=len(HELLO), expected=hash_of(HELLO), owner=OWNER), 0.0)
     partials.append("ab" * 16, HELLO)
     async with serving(tmp_path) as running:
         assert await offset_of(running, f"{TUS}/{'ab' * 16}") == len(HELLO)
@@ -233,7 +233,7 @@ async def test_a_reached_quota_ends_the_upload_with_507(tmp_path: Path) -> None:
 
 def test_a_partial_that_was_tampered_with_is_none(tmp_path: Path) -> None:
     partials = Partials(tmp_path, count_max=9, age_max_s=1e12)
-    partials.make("ab" * 16, 5, BlobHash(bytes(32)), OWNER, 0.0)
+    partials.make(Partial(id="ab" * 16, length=5, expected=BlobHash(bytes(32)), owner=OWNER), 0.0)
     assert partials.find("ab" * 16) is not None
     (tmp_path / ("ab" * 16 + ".json")).write_text('{"length": "x"}')
     assert partials.find("ab" * 16) is None
