@@ -37,14 +37,15 @@ async def _offers(config: NodeConfig) -> list[tuple[int, int]]:
     if model is None:
         return []
     found: list[FoundHost] = []
+    seeds = tuple(one for each in config.bootstrap for one in read_bootstrap(each))
     setup = NodeSetup(
         key=PeerKey.generate(),
+        bootstrap=seeds,
         dht="client",
         gossip=False,
         keep_company=False,
         mdns="browse" if config.mdns else "off",
     )
-    seeds = [one for each in config.bootstrap for one in read_bootstrap(each)]
     async with trio.open_nursery() as nursery:
         node = Node(setup)
         await nursery.start(node.run)

@@ -205,13 +205,16 @@ def _bind_message(error: OSError, maddr: Multiaddr, host: str, port: int) -> str
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     code = cause.errno if isinstance(cause, OSError) else None
+    family, every = ("ip6", "::") if ":" in host else ("ip4", "0.0.0.0")  # noqa: S104  in a message
     if code == errno.EADDRINUSE:
         return (
             f"port {port} on {host} is already taken. Stop the program that uses it, listen on another port "
-            f"(for instance /ip4/{host}/tcp/{port + 1}), or let the system choose with port 0."
+            f"(for instance /{family}/{host}/tcp/{port + 1}), or let the system choose with port 0."
         )
+    if code == errno.EAFNOSUPPORT:
+        return f"this machine has no {'IPv6' if family == 'ip6' else 'IPv4'}: leave out {maddr}."
     if code == errno.EACCES:
         return f"this user may not listen on port {port}. Choose a port above 1023 for {maddr}."
     if code == errno.EADDRNOTAVAIL:
-        return f"{host} is no address of this machine. Listen on one of its own, or on 0.0.0.0 for all."
+        return f"{host} is no address of this machine. Listen on one of its own, or on {every} for all."
     return f"cannot listen on {maddr}: {error}. Choose another address with --listen."

@@ -114,7 +114,10 @@ class Search:
         offered = hint.addresses[:ADDRESSES_MAX]
         addresses = tuple(each for each in offered if self._usable(each, hint.local))
         if offered and not addresses:
-            self._fail(hint.peer, "only private addresses, and it is not on this network")
+            self._fail(
+                hint.peer,
+                "only private addresses, and not of this network: behind a router that lets nobody in",
+            )
             return
         if sum(queued.source == hint.source for queued in self._queue) < self._dials_max:
             self._queue.append(

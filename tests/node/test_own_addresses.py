@@ -208,6 +208,7 @@ def test_a_node_without_any_network_starts_says_so_and_tells_when_the_network_co
     assert "invite     none yet" in first
     assert "only private addresses are known (192.168.7.5)" in later
     assert "p2pnode1" in later
+    assert "/ip6/::1/tcp/" in later  # it listens on both IP versions
     assert "{" not in said  # no line of a log
     assert "reach      only private addresses are known" in (tmp_path / "status").read_text()
     assert (tmp_path / "answer").read_text().strip()
