@@ -8,8 +8,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from p2pnode.errors import ConfigError
-from p2pnode.files import write_atomic
 from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
@@ -60,6 +58,9 @@ class ToldOfKeeping:
 
     def is_news(self, fields: Mapping[str, Any]) -> bool:
         """Is ``conversation.kept`` to be told to people? Then it is told now."""
+        from p2pnode.errors import ConfigError
+        from p2pnode.files import write_atomic
+
         if fields["cut"] or fields["gone"]:
             return True
         waits = fields["waiting"] and fields["waiting"] != fields["weak"]
