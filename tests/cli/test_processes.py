@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from p2pnode.cli.join import _Reporter
 from p2pnode.node.datadir import DataDir
+from p2pnode.node.reachability import reachability
 from tests.cli.support import Program, ask, join, run, start
 
 SLOW = ("--scripted-tokens-per-s", 25)
@@ -170,6 +172,25 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, arguments: tuple[s
     assert b"Traceback" not in ended.stderr
     assert b"BrokenPipe" not in ended.stderr
     assert ended.returncode in (0, 1)  # click's own help says 1
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("private_only", ["nobody outside", "--announce", "p2pnode1x", "it works inside this network only"]),
+        ("this_machine_only", ["as --listen says", "p2pnode1x", "it works on this machine only"]),
+        ("no_network", ["this machine has no network", "invite     none yet"]),
+        ("ipv6_only", ["nobody without IPv6", "p2pnode1x"]),
+    ],
+)
+def test_a_node_says_who_can_use_its_invite(code: str, says: list[str]) -> None:
+    reach = asdict(reachability(code, ["/ip4/192.168.1.5/tcp/4001"]))
+    fields = {"models": [], "store_for": [], "invite": "p2pnode1x", "reach": reach}
+    said = _Reporter._text("ready", fields)
+    assert [each for each in says if each not in said] == []
+    changed = _Reporter._text("addresses", {**fields, "multiaddrs": ["/ip4/192.168.1.5/tcp/4001"]})
+    assert "listening  /ip4/192.168.1.5/tcp/4001" in changed
+    assert ("p2pnode1x" in said) == ("p2pnode1x" in changed) == (code != "no_network")
 
 
 @pytest.mark.parametrize(

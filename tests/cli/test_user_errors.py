@@ -255,6 +255,10 @@ def test_a_wrong_config_file(data_dir: Path, text: str, message: str) -> None:
         ("--threads", -1, "--threads must be from 0 to"),
         ("--listen", "nonsense", "--listen: 'nonsense' is no multiaddr"),
         ("--listen", "/ip4/127.0.0.1/udp/1", "only TCP and WebSocket are"),
+        ("--announce", "8.8.8.8:4001", "--announce: '8.8.8.8:4001' is no multiaddr"),
+        ("--announce", "/ip4/0.0.0.0/tcp/4001", "--announce: nobody else can reach 0.0.0.0"),
+        ("--announce", "/ip4/127.0.0.1/tcp/4001", "--announce: nobody else can reach 127.0.0.1"),
+        ("--announce", "/dns4/node.example.org/tcp/0", "has no port that others could dial"),
         ("--model", "no/such.gguf", "there is no such file; check the path"),
         ("--ready-file", "no/such/ready", "make it first"),
     ],
@@ -264,6 +268,18 @@ def test_a_wrong_flag_of_join_is_told_before_anything_is_made(
 ) -> None:
     _check(_join(data_dir, flag, value), 2, message)
     assert not data_dir.exists()
+
+
+def test_a_wrong_address_to_announce_in_the_config_file_is_told_too(data_dir: Path) -> None:
+    data_dir.mkdir()
+    DataDir(data_dir).config.write_text('announce = ["/ip4/0.0.0.0/tcp/4001"]')
+    _check(_join(data_dir), 2, "config.toml, announce: nobody else can reach 0.0.0.0")
+
+
+def test_an_address_to_announce_that_names_another_peer(data_dir: Path) -> None:
+    ran = _join(data_dir, "--announce", f"/ip4/8.8.8.8/tcp/4001/p2p/{OTHER}")
+    assert ran.code == 1
+    assert "is to be announced, and names another peer: this node is 12D3" in ran.err
 
 
 def test_a_port_that_is_taken(data_dir: Path) -> None:
