@@ -292,7 +292,7 @@ def faucet(
         account, usdc = _address(address, "ADDRESS"), units_of(amount, "AMOUNT", USDC_DIGITS)
         ether_wei = units_of(ether, "--ether", ETHER_DIGITS)
         found = _profile(data_dir, chain)
-        async with _endpoints(found.rpc_urls, found.chain_id) as endpoints:
+        async with _endpoints(found.rpc_urls, found.chain_id, found.genesis) as endpoints:
             try:
                 # A request whose answer was lost is made again: the chain gives once for one number.
                 order = "0x" + secrets.token_hex(16)
@@ -419,7 +419,7 @@ def chain_status(
         from p2pnode.node.money import open_ledger
 
         found = _profile(data_dir, chain)
-        async with _endpoints(found.rpc_urls, found.chain_id) as endpoints:
+        async with _endpoints(found.rpc_urls, found.chain_id, found.genesis) as endpoints:
             await verify(found, endpoints)
         wallet = open_wallet(wallet_files(_data(data_dir)))
         async with open_ledger(found) as ledger:
@@ -592,7 +592,7 @@ def _wallet(data_dir: Path | None) -> Any:
     return wallet
 
 
-def _endpoints(urls: tuple[str, ...], chain_id: int | None) -> Any:
+def _endpoints(urls: tuple[str, ...], chain_id: int | None, genesis: bytes | None = None) -> Any:
     """As a context manager: closed at its end."""
     import random
     from contextlib import asynccontextmanager
@@ -603,7 +603,8 @@ def _endpoints(urls: tuple[str, ...], chain_id: int | None) -> Any:
 
     @asynccontextmanager
     async def opened() -> Any:
-        endpoints = RpcEndpoints(urls, chain_id=chain_id, jitter=random.SystemRandom().random)
+        jitter = random.SystemRandom().random
+        endpoints = RpcEndpoints(urls, chain_id=chain_id, genesis=genesis, jitter=jitter)
         try:
             yield endpoints
         finally:

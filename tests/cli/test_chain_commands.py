@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_the_faucet_is_refused_on_any_other_chain(dev: Dev, tmp_path: Path) -> N
     found = load_profile(dev.data_dir / "chain.toml")
     with plain_node(found.chain_id) as url:
         path = tmp_path / "real.toml"
-        path.write_text((dev.data_dir / "chain.toml").read_text().replace(found.rpc_urls[0], url))
+        write_profile(path, replace(found, rpc_urls=(url,), genesis=None))
         refused = run("chain", "faucet", SOMEONE, "1", "--chain", path, "--data-dir", tmp_path)
     assert refused.code == 1
     assert "no development chain" in refused.err
@@ -250,6 +251,9 @@ def test_a_chain_that_was_made_anew_is_named_by_funds_and_doctor_at_once(tmp_pat
         code, said = _usdc(tmp_path)
         assert code == 1
         assert "was made anew" in str(said)
+        for command in (("status",), ("faucet", SOMEONE, "1")):
+            refused = run("chain", *command, "--chain", tmp_path / "chain.toml", "--data-dir", tmp_path)
+            assert "was made anew" in refused.err
         assert time.monotonic() - started < 10
 
 
