@@ -44,6 +44,10 @@ class ChainMadeAnewError(ChainError):
         )
 
 
+class GasTooDearError(ChainError):
+    """It would cost more than its caller allows. Nothing was sent: try again when gas is cheaper."""
+
+
 class UnseenError(ChainError):
     """It was sent and may have been carried out, but no node shows what became of it. Never order it anew."""
 
@@ -315,8 +319,9 @@ class Ledger(Protocol):
     def account(self) -> bytes | None:
         """The 20-byte account that sends; None for one that only reads."""
 
-    async def transact(self, call: Call) -> Outcome:
-        """Send and wait until mined. Raises ``RevertedError``, and ``ChainError`` without an account.
+    async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
+        """Send and wait until mined. Raises ``RevertedError``, ``GasTooDearError`` above ``fee_max_wei``, and
+        ``ChainError`` without an account.
 
         Cancelling it does not unsend: the transaction is followed to its end all the same.
         """
@@ -326,6 +331,9 @@ class Ledger(Protocol):
 
     async def session(self, session: SessionId) -> EscrowState:
         """How a session stands."""
+
+    async def confirmed(self, session: SessionId, state: EscrowState) -> bool:
+        """Does more than one endpoint say so? True where only one is configured: nobody else can be asked."""
 
     async def balances(self, address: bytes) -> AccountState:
         """What an account has."""

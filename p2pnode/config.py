@@ -28,7 +28,8 @@ _AMOUNT_MAX: Final = 10_000 * USDC
 """Of a price and of a spending limit: whoever writes more has most likely written token units."""
 _PRICES: Final = ("price_in", "price_out")
 _SPENDING: Final = ("spend_session_max", "spend_day_max", "spend_host_max")
-MONEY: Final = (*_PRICES, "session_fee", *_SPENDING)
+_GAS: Final = ("ether_usd", "gas_day_max")
+MONEY: Final = (*_PRICES, "session_fee", *_SPENDING, *_GAS)
 """Settings that people write in USDC, and that are token units from there on."""
 _STORE_MAX: Final = 1 << 50
 _OWNER: Final = re.compile("[0-9a-fA-F]{64}")
@@ -52,6 +53,8 @@ class NodeConfig:
     ``announce`` are the multiaddrs at which others reach this node (a forwarded port, a name), told to them
     first. ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there
     is one.
+    ``ether_usd`` is the price of an ether, which a host's gas is held against (0: it is not known), and
+    ``gas_day_max`` what opens may cost it a day.
     ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
     invites of nodes that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this
     node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
@@ -70,6 +73,8 @@ class NodeConfig:
     price_out: int = 0
     session_fee: int = 0
     chain: str = ""
+    ether_usd: int = 0
+    gas_day_max: int = 5_000_000
     spend_session_max: int = 1_000_000
     spend_day_max: int = 5_000_000
     spend_host_max: int = 2_000_000
@@ -91,7 +96,7 @@ class NodeConfig:
         for name in _PRICES:
             if not 0 <= getattr(self, name) <= _AMOUNT_MAX:
                 raise ConfigError(f"{name} must be from 0 to {most} USDC per million tokens")
-        for name in _SPENDING:
+        for name in (*_SPENDING, *_GAS):
             if not 0 <= getattr(self, name) <= _AMOUNT_MAX:
                 raise ConfigError(f"{name} must be from 0 to {most} USDC")
         if not 0 <= self.session_fee <= SESSION_FEE_MAX:

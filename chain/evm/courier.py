@@ -17,7 +17,7 @@ from p2pnode.chain.evm.node import EvmNode, Place, Receipt
 from p2pnode.chain.evm.orders import OrderBook, SentOrder
 from p2pnode.chain.evm.rpc_answers import NO_REASON, RpcError, refusal_of
 from p2pnode.chain.evm.transaction import Order, Signed, sign_transaction
-from p2pnode.chain.ledger import RevertedError
+from p2pnode.chain.ledger import GasTooDearError, RevertedError
 from p2pnode.errors import ChainError, StorageError
 from p2pnode.protocols.crypto import Signer
 
@@ -54,15 +54,17 @@ class Courier:
             raise ChainError(msg)
         return min(order.gas_max, needed + needed * self.gas_margin_percent // 100)
 
-    def price_max(self, gas: int) -> int:
+    def price_max(self, gas: int, order: Order) -> int:
         """The most that may be offered per gas, by a transaction that may take ``gas``."""
-        if self.transaction_fee_max_wei is None:
-            return self.gas_price_max_wei
-        return min(self.gas_price_max_wei, self.transaction_fee_max_wei // gas)
+        bounds = [each for each in (self.transaction_fee_max_wei, order.fee_max_wei) if each is not None]
+        return min([self.gas_price_max_wei, *(each // gas for each in bounds)])
 
-    async def fees(self, gas: int) -> Fees:
+    async def fees(self, gas: int, order: Order) -> Fees:
         """Today's. Raises ``ChainError`` when even the next block's price is above what may be offered."""
-        fees, most = await self.node.fees(), self.price_max(gas)
+        fees, most = await self.node.fees(), self.price_max(gas, order)
+        if order.fee_max_wei is not None and least_of(fees) > most:
+            msg = f"gas costs {least_of(fees)} wei now: to {order.words} would cost more than it is worth yet"
+            raise GasTooDearError(msg)
         least = least_of(fees)
         if least > most:
             msg = (

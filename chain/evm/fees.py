@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 GWEI: Final = 10**9
+TIP_FREE: Final = GWEI // 10
+"""A tip up to this is offered whatever the base fee is."""
 _RAISE_NUMERATOR: Final = 1125
 _RAISE_DENOMINATOR: Final = 1000
 _BLOCKS_OF_RISE: Final = 2
@@ -25,8 +27,13 @@ class Fees:
 
 
 def offer(base_fee: int, tips: Sequence[int]) -> Fees:
-    """For the next block: twice its base fee, and the median of the tips seen lately (1 wei at least)."""
-    tip = max(1, sorted(tips)[len(tips) // 2] if tips else 0)
+    """For the next block: twice its base fee, and the median of the tips seen lately (1 wei at least).
+
+    No more than the base fee, or a tenth of a gwei where that is more: a node that tells of higher tips,
+    truly or not, must not make us burn what a session earns.
+    """
+    most = max(base_fee, TIP_FREE)
+    tip = min(most, max(1, sorted(tips)[len(tips) // 2] if tips else 0))
     return Fees(most=_BLOCKS_OF_RISE * base_fee + tip, tip=tip)
 
 

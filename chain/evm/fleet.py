@@ -89,7 +89,7 @@ class Fleet:
         for flight in self._flights.values():
             left = flight.job is None or not flight.job.waits
             if left and flight.versions and flight.order.equals(job.order):
-                flight.job = job
+                flight.job, flight.order = job, job.order  # what it may cost may have risen
                 if flight.unseen_since is not None:
                     flight.unseen_since = trio.current_time()  # who waits from now on waits as long
                 return True
@@ -106,7 +106,7 @@ class Fleet:
         if self.joined(job):
             return
         gas = await self._courier.gas(job.order)
-        fees = await self._courier.fees(gas)
+        fees = await self._courier.fees(gas, job.order)
         since = await self._node.height()
         if job.withdrawn:
             return
@@ -137,7 +137,7 @@ class Fleet:
             del self._flights[nonce]
             await self._ended(flight, "displaced")
             if handed == "fee_too_low":
-                better = raised(fees, await self._node.fees(), self._courier.price_max(gas))
+                better = raised(fees, await self._node.fees(), self._courier.price_max(gas, job.order))
                 if better is None:
                     break
                 fees = better
@@ -232,7 +232,7 @@ class Fleet:
     async def _replace(self, flight: Flight) -> None:
         """Stuck: the same nonce with a higher fee, or, at the cap, the same bytes once more."""
         old = flight.last.fees
-        fees = raised(old, await self._node.fees(), self._courier.price_max(flight.gas))
+        fees = raised(old, await self._node.fees(), self._courier.price_max(flight.gas, flight.order))
         if fees is None:
             _log.warning("chain.stuck_at_fee_limit", nonce=flight.nonce, fee_wei=old.most)
             flight.replace_at = trio.current_time() + self._replace_after_s
@@ -252,7 +252,7 @@ class Fleet:
                 handed = "taken"
             flight.taken = handed != "unsure"
             doubled = Fees(most=2 * fees.most, tip=2 * fees.tip)
-            more = raised(fees, doubled, self._courier.price_max(flight.gas))
+            more = raised(fees, doubled, self._courier.price_max(flight.gas, flight.order))
             if handed not in ("nonce_taken", "fee_too_low") or more is None:
                 return
             fees = more
@@ -296,7 +296,7 @@ class Fleet:
             words = f"nothing, to fill the gap at nonce {used}"
             nothing = Order(to=self._courier.account, data=b"", gas_max=_PLAIN_GAS, kind="gap", words=words)
             flight = Flight(_new_id(), None, nothing, used, _PLAIN_GAS, await self._node.height())
-            await self._outbid(flight, await self._courier.fees(_PLAIN_GAS))
+            await self._outbid(flight, await self._courier.fees(_PLAIN_GAS, nothing))
             if flight.versions:
                 self._flights[used] = flight
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import trio
 
+from p2pnode.chain.abi import artifact
+from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.calls import Encoder, market_events, market_topics, registry_events
 from p2pnode.chain.evm.domains import read, read_domains
 from p2pnode.chain.evm.node import EvmNode, Receipt
@@ -22,6 +24,7 @@ from p2pnode.chain.evm.orders import HASH_BYTES, Ending, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
 from p2pnode.chain.evm.rpc_answers import RpcError
 from p2pnode.chain.evm.sender import Sender, SenderLimits
+from p2pnode.chain.evm.shapes import data_of, shape_of
 from p2pnode.chain.ledger import (
     AccountState,
     Call,
@@ -194,12 +197,14 @@ class EvmLedger:
         """Who sends."""
         return self._account
 
-    async def transact(self, call: Call) -> Outcome:
+    async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
         """As ``Ledger``. Cancelled before it was signed, it is not sent."""
         if self._sender is None:
             msg = "this ledger only reads: it has no wallet to send from"
             raise ChainError(msg)
-        return self._outcome(await self._sender.send(self._encode.order(call)))
+        return self._outcome(
+            await self._sender.send(replace(self._encode.order(call), fee_max_wei=fee_max_wei))
+        )
 
     def _outcome(self, receipt: Receipt) -> Outcome:
         return Outcome(
@@ -253,11 +258,20 @@ class EvmLedger:
     async def session(self, session: SessionId) -> EscrowState:
         """As ``Ledger``."""
         market = self._domains.market.contract
-        status, closing_at, recorded = await read(self._node, "JobMarketplace", market, "session", session)
-        if not 0 <= status < len(_STATUS):
-            msg = f"job_marketplace says session state {status}: is it another version?"
-            raise ChainError(msg)
-        return EscrowState(status=_STATUS[status], closing_at=closing_at or None, recorded=recorded)
+        return _state(await read(self._node, "JobMarketplace", market, "session", session))
+
+    async def confirmed(self, session: SessionId, state: EscrowState) -> bool:
+        """As ``Ledger``."""
+        if not self._endpoints.several:
+            return True
+        market, function = self._domains.market.contract, artifact("JobMarketplace").function("session", 1)
+        asked = {"to": shown_address(market), "data": "0x" + function.encode((session,)).hex()}
+        try:
+            said = await self._endpoints.ask_another("eth_call", [asked, "latest"], shape_of("eth_call"))
+            other = _state(function.decode(data_of(said) or b""))
+        except (ChainError, ValueError):
+            return False
+        return other == state
 
     async def balances(self, address: bytes) -> AccountState:
         """As ``Ledger``."""
@@ -294,3 +308,11 @@ class EvmLedger:
         """As ``Ledger``."""
         block = await self._node.block()
         return Head(block=block.number, timestamp=block.timestamp, gas_price_wei=await self._node.gas_price())
+
+
+def _state(found: tuple[int, int, int]) -> EscrowState:
+    status, closing_at, recorded = found
+    if not 0 <= status < len(_STATUS):
+        msg = f"job_marketplace says session state {status}: is it another version?"
+        raise ChainError(msg)
+    return EscrowState(status=_STATUS[status], closing_at=closing_at or None, recorded=recorded)

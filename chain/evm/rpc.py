@@ -171,6 +171,30 @@ class RpcEndpoints:
         )
         raise UnavailableError(msg)
 
+    async def ask_another(self, method: str, params: Sequence[Any], usable: Usable | None = None) -> Any:
+        """The ``result`` of another endpoint than the one that answered last. Tried once.
+
+        Raises ``UnavailableError`` where there is no other one, or it does not answer.
+        """
+        others = [each for each in self._in_turn() if each is not self._endpoints[self._first]]
+        first = self._first
+        for endpoint in others:
+            try:
+                return await self._ask(endpoint, method, params, usable)
+            except _FaultError as fault:
+                self._rest(endpoint, fault)
+            except RpcError as error:
+                raise UnavailableError(str(error)) from error
+            finally:
+                self._first = first  # one node's view of the chain is kept
+        msg = "no second RPC endpoint answers: name one under rpc_urls in the chain profile"
+        raise UnavailableError(msg)
+
+    @property
+    def several(self) -> bool:
+        """Is there more than one?"""
+        return len(self._endpoints) > 1
+
     def status(self) -> tuple[EndpointStatus, ...]:
         """How each endpoint does, in the profile's order."""
         now = trio.current_time()

@@ -28,6 +28,8 @@ class Order:
     words: str = ""
     nonce: int | None = None
     """The only one that will do; None for any."""
+    fee_max_wei: int | None = None
+    """The most that it may cost; None for the sender's own bound."""
 
     def equals(self, other: Order) -> bool:
         """Would the chain do the same for both?"""

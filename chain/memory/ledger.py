@@ -20,6 +20,7 @@ from p2pnode.chain.ledger import (
     Domains,
     EscrowState,
     EventPage,
+    GasTooDearError,
     Head,
     LedgerEvent,
     Open,
@@ -169,8 +170,12 @@ class MemoryLedger:
         """Who sends."""
         return self._account
 
-    async def transact(self, call: Call) -> Outcome:
+    async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
         """As ``Ledger``; done at once."""
+        price = self._chain.gas_price_wei
+        if fee_max_wei is not None and _gas_of(call) * price > fee_max_wei:
+            msg = f"gas costs {price} wei now: it would cost more than it is worth yet"
+            raise GasTooDearError(msg)
         if self._account is None:
             msg = "this ledger only reads: it has no wallet to send from"
             raise ChainError(msg)
@@ -183,6 +188,10 @@ class MemoryLedger:
     async def session(self, session: SessionId) -> EscrowState:
         """As ``Ledger``."""
         return self._chain.session(session)
+
+    async def confirmed(self, session: SessionId, state: EscrowState) -> bool:
+        """As ``Ledger``."""
+        return self._chain.session(session) == state
 
     async def balances(self, address: bytes) -> AccountState:
         """As ``Ledger``."""

@@ -53,6 +53,12 @@ _ADVICE: Final = (
 )
 
 
+_CAPS = (
+    "spending caps are counted in each data dir by itself: where this wallet is used in another one, too, "
+    "the caps of a day and of a host hold in each of them"
+)
+
+
 @wallet_app.command("new")
 def new_wallet(
     passphrase_file: PassphraseFileOption = None,
@@ -106,6 +112,7 @@ def restore_wallet(
         question = "The twelve words (they are not shown): "
         entropy = entropy_of(_secret(phrase_file, question, "--phrase-file", more))
         _made(output, data_dir, _written(data_dir, files, source, entropy, None))
+        output.note(_CAPS)
 
     _run(output, work)
 
@@ -341,6 +348,8 @@ def _make(
         raise
     extra = {} if show_phrase_to is None else {"phrase_file": str(show_phrase_to)}
     _made(output, data_dir, wallet, extra)
+    if key is not None:  # imported: it may be in use elsewhere
+        output.note(_CAPS)
     if show_phrase_to is None:
         _display(output, words, wallet.origin)
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from typing import Final
 
+import structlog
 import trio
 
-from p2pnode.chain.ledger import Ledger
+from p2pnode.chain.ledger import EscrowState, Ledger
 from p2pnode.errors import LocalError
+from p2pnode.node.funds import CHALLENGE_S
 from p2pnode.node.journal import BoughtSession, Journal
 from p2pnode.protocols.typed_data import session_id
 
 EXPIRED_S: Final = 120
 """This long past its end an authorisation that the chain never saw is taken for dead (clocks, reorgs)."""
 _QUESTIONS: Final = 8
+log = structlog.get_logger()
 
 
 async def reconcile(journal: Journal, ledger: Ledger, now: int) -> None:
@@ -30,6 +33,8 @@ async def reconcile(journal: Journal, ledger: Ledger, now: int) -> None:
         async with limiter:
             state = await ledger.session(bought.session)
         match state.status:
+            case "closed" if not await believable(bought, state):
+                log.warning("session.not_believed", session=bought.session.hex()[:16], amount=state.recorded)
             case "closed":
                 await journal.bought_settled(bought.session, state.recorded, now)
             case "open":
@@ -37,6 +42,16 @@ async def reconcile(journal: Journal, ledger: Ledger, now: int) -> None:
             case "none":
                 if bought.valid_before < dead_before:
                     await journal.bought_expired(bought.session)
+
+    async def believable(bought: BoughtSession, state: EscrowState) -> bool:
+        """May it be settled so? It frees the user's caps: one endpoint that says "closed, 0" must not.
+
+        No settlement pays less than the fee or more than the deposit; and where there is a second endpoint,
+        it has to say the same, until nothing can be taken any more.
+        """
+        possible = bought.terms.session_fee <= state.recorded <= bought.terms.deposit
+        past = now > bought.terms.expiry + CHALLENGE_S
+        return possible and (past or await ledger.confirmed(bought.session, state))
 
     async def ask_or_note(bought: BoughtSession) -> None:
         try:

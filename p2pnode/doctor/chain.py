@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from p2pnode.chain.fees import GasBudget
 from p2pnode.chain.ledger import ChainMadeAnewError, UnavailableError
 from p2pnode.config import NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
@@ -69,7 +70,14 @@ class Money:
                 f"{ether_text(account.ether)} for gas; {_SETTLEMENTS} settlements take {ether_text(needed)}"
             )
             return warning("chain", "gas_low", detail, f"send ether to {books.wallet.account}")
-        return ok("chain", f"block {head.block}; {usdc_text(account.usdc)} in the wallet")
+        budget = GasBudget(ether_price=self._config.ether_usd, day_max=self._config.gas_day_max)
+        fee, price = self._config.session_fee, head.gas_price_wei
+        if is_host and (why := budget.why_not_open(fee=fee, gas_price_wei=price, spent_day_wei=0)):
+            remedy = "raise session_fee, or wait: no paid session is opened meanwhile, open ones go on"
+            return warning("chain", "gas_dear", why, remedy)
+        unknown = "; ether_usd is not set in config.toml, so gas is not held against the session fee"
+        missing = unknown if is_host and not budget.known else ""
+        return ok("chain", f"block {head.block}; {usdc_text(account.usdc)} in the wallet{missing}")
 
     async def journal(self) -> Finding:
         """Is it whole, and does anything wait that should not?"""

@@ -33,6 +33,7 @@ Code = Literal[
     "chain_made_anew",
     "no_wallet",
     "gas_low",
+    "gas_dear",
     "journal_damaged",
     "unsettled",
     "store_damaged",

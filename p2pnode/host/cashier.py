@@ -15,10 +15,12 @@ from typing import Final, TypeAlias
 import structlog
 import trio
 
-from p2pnode.chain.ledger import ChainMadeAnewError, EscrowState, Ledger, RevertedError
+from p2pnode.chain.fees import GasBudget
+from p2pnode.chain.ledger import ChainMadeAnewError, EscrowState, GasTooDearError, Ledger, RevertedError
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.errors import ChainError, LocalError
 from p2pnode.host.exposure import Exposure, ExposureCaps
+from p2pnode.host.gas import HostGas
 from p2pnode.host.settlement import OnEnding, OnSettled, Settler
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.limits import Limits
@@ -71,12 +73,20 @@ class Cashier:
         on_ending: OnEnding,
         on_settled: OnSettled = lambda _record, _amount: None,
         caps: ExposureCaps | None = None,
+        budget: GasBudget | None = None,
     ) -> None:
         self.ledger, self.journal = ledger, journal
         self._identity, self._limits, self._wall, self._on_ending = identity, limits, wall, on_ending
         self.exposure = Exposure(caps or ExposureCaps())
+        self.gas = HostGas(ledger, budget or GasBudget(), wall)
         self.settler = Settler(
-            ledger, journal, limits=limits, wall=wall, on_ending=on_ending, on_settled=on_settled
+            ledger,
+            journal,
+            limits=limits,
+            wall=wall,
+            on_ending=on_ending,
+            on_settled=on_settled,
+            gas=self.gas,
         )
         self._deposits: dict[SessionId, _Deposit] = {}
         self._nursery: trio.Nursery | None = None
@@ -173,6 +183,8 @@ class Cashier:
                 escrow = await self.ledger.session(session)
                 refusal = await self._refusal(request, payment, escrow) or self._exposed(record, address)
                 if refusal is None and escrow.status == "none":
+                    refusal = await self._too_dear(record)
+                if refusal is None and escrow.status == "none":
                     await self.ledger.check(call)
         except (ChainError, trio.TooSlowError) as error:
             refusal, escrow = _refusal_of(error), EscrowState(status="none")
@@ -196,7 +208,8 @@ class Cashier:
             with trio.fail_after(self._limits.relay_deadline_s):
                 if not there:
                     try:
-                        await self.ledger.transact(call)
+                        most = self.gas.open_max_wei(call.terms.session_fee)
+                        self.gas.opened(await self.ledger.transact(call, fee_max_wei=most))
                     except RevertedError:
                         # Anyone may relay it: whoever saw ours on its way may have been quicker.
                         if (await self.ledger.session(session)).status != "open":
@@ -230,6 +243,15 @@ class Cashier:
             detail = f"the payer's wallet lacks {usdc_text(missing)} of the deposit"
             return Refuse(code="payment_required", detail=detail)
         return None
+
+    async def _too_dear(self, record: HostedSession) -> Refuse | None:
+        """Gas must not eat the fee, nor an open the ether that settlements take."""
+        unsettled = len(self.journal.hosted("open", "over", "relaying"))
+        why = await self.gas.why_not_open(record.terms.session_fee, unsettled)
+        if not why:
+            return None
+        log.warning("open.refused", reason=why)
+        return Refuse(code="capacity", detail=f"{why}: use another host", retry_after_s=_RETRY_S)
 
     def _exposed(self, record: HostedSession, address: str | None) -> Refuse | None:
         terms = record.terms
@@ -350,6 +372,9 @@ def _refusal_of(error: ChainError | trio.TooSlowError) -> Refuse:
         log.warning("chain.made_anew", reason=str(error))
         detail = "the chain that this host is paid on was made anew: its owner has to start the host again"
         return Refuse(code="payment_required", detail=detail)
+    if isinstance(error, GasTooDearError):
+        detail = "gas costs more now than this host's session fee covers: use another host"
+        return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)
     log.warning("chain.unreachable", reason=str(error) or "too slow")
     detail = "this host can't reach its chain now: try again later or use another host"
     return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)

@@ -101,6 +101,7 @@ class Host:
                 on_ending=self._end,
                 on_settled=self._settled,
                 caps=money.caps,
+                budget=money.budget,
             )
             self._kept = KeptSessions(
                 self.cashier,

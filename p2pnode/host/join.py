@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.fees import SESSION_GAS
+from p2pnode.chain.fees import SESSION_GAS, GasBudget
 from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.passphrase import terminal_kept
 from p2pnode.chain.wallet.wallet import open_wallet
@@ -227,6 +227,10 @@ class Join:
             load_or_create_identity, self._data, time.time, chain, passphrase
         )
 
+    @property
+    def _budget(self) -> GasBudget:
+        return GasBudget(ether_price=self._config.ether_usd, day_max=self._config.gas_day_max)
+
     @asynccontextmanager
     async def _money(
         self, profile: ChainProfile | None, passphrase: bytes | None
@@ -234,7 +238,7 @@ class Join:
         if profile is None:
             yield None
             return
-        async with open_host_money(self._data, profile, passphrase) as money:
+        async with open_host_money(self._data, profile, passphrase, self._budget) as money:
             await self._report_chain(profile, money)
             yield money
 

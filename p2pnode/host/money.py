@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from p2pnode.chain.fees import GasBudget
 from p2pnode.chain.ledger import Ledger
 from p2pnode.chain.profile import ChainProfile
 from p2pnode.host.exposure import ExposureCaps
@@ -25,12 +26,16 @@ class HostMoney:
     ledger: Ledger
     journal: Journal
     caps: ExposureCaps = field(default_factory=ExposureCaps)
+    budget: GasBudget = field(default_factory=GasBudget)
 
 
 @asynccontextmanager
 async def open_host_money(
-    data: DataDir, profile: ChainProfile, passphrase: bytes | None = None
+    data: DataDir,
+    profile: ChainProfile,
+    passphrase: bytes | None = None,
+    budget: GasBudget | None = None,
 ) -> AsyncIterator[HostMoney]:
     """Unlock the wallet, connect, and run until the block ends. Raises ``LocalError``."""
     async with open_books(data, profile, sends=True, passphrase=passphrase) as books:
-        yield HostMoney(books.ledger, books.journal)
+        yield HostMoney(books.ledger, books.journal, budget=budget or GasBudget())

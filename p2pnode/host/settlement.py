@@ -23,6 +23,7 @@ from p2pnode.chain.ledger import (
     CloseMany,
     CloseRequested,
     EscrowState,
+    GasTooDearError,
     Ledger,
     LedgerEvent,
     Outcome,
@@ -35,6 +36,7 @@ from p2pnode.chain.ledger import (
 )
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.errors import LocalError
+from p2pnode.host.gas import HostGas
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.node.journal import HostedSession, HostedState, Journal
@@ -44,6 +46,7 @@ log = structlog.get_logger()
 PRUNE_S: Final = 30 * 86_400
 """Receipts of sessions that were settled are kept so long."""
 _CHALLENGE_S: Final = 86_400
+_PATIENCE_S: Final = 600.0
 _LATE_S: Final = 120
 """So long past its end an authorisation may still be on its way into a block that we are shown."""
 OnEnding: TypeAlias = Callable[[SessionId, str, bool], bool]
@@ -64,10 +67,12 @@ class Settler:
         *,
         limits: Limits,
         wall: Callable[[], float],
+        gas: HostGas,
         on_ending: OnEnding = lambda _session, _why, _now: False,
         on_settled: OnSettled = lambda _record, _amount: None,
     ) -> None:
         self._ledger, self._journal, self._limits, self._wall = ledger, journal, limits, wall
+        self._gas = gas
         self._on_ending, self._on_settled = on_ending, on_settled
         self._wake = trio.Event()
         self._transacting = trio.Lock()
@@ -172,7 +177,8 @@ class Settler:
         claims = [call for call in calls if isinstance(call, Close) and await self._holds(call)]
         settled: set[SessionId] = set()
         if len(claims) > 1:
-            settled = await self._record(await self._ledger.transact(CloseMany(tuple(claims))))
+            paid = [record for record, call in zip(records, calls, strict=True) if call in claims]
+            settled = await self._record(await self._send(CloseMany(tuple(claims)), paid))
         for record, call in zip(records, calls, strict=True):
             if record.session not in settled:
                 await self._one(record, call)  # alone, so that the contract says what is wrong
@@ -187,9 +193,20 @@ class Settler:
     async def _one(self, record: HostedSession, call: Close | Release) -> None:
         try:
             await self._ledger.check(call)
-            await self._record(await self._ledger.transact(call))
+            await self._record(await self._send(call, [record]))
         except RevertedError as error:
             await self._refused(record, await self._ledger.session(record.session), error.reason)
+
+    async def _send(
+        self, call: Close | CloseMany | Release | Refund, records: Sequence[HostedSession]
+    ) -> Outcome:
+        """For no more gas than these are worth by now. Raises ``GasTooDearError``: later it may cost more."""
+        most = await self._gas.settle_max_wei(records)
+        with trio.move_on_after(math.inf if most is None else _PATIENCE_S):
+            return await self._ledger.transact(call, fee_max_wei=most)
+        # It is on its way for a price that nobody takes now. The same call joins it later, and may pay more.
+        msg = "a settlement waits for cheaper gas"
+        raise GasTooDearError(msg)
 
     async def _refused(self, record: HostedSession, state: EscrowState, reason: str) -> None:
         """The contract would not settle: someone else did, or the open never landed."""
@@ -216,7 +233,7 @@ class Settler:
             reason = "a voucher is on record that this host does not have: its refund pays it"
             await self._postpone(record, reason, due - self._wall() + 1)
             return
-        await self._record(await self._ledger.transact(Refund(record.terms)))
+        await self._record(await self._send(Refund(record.terms), [record]))
 
     def _may_still_land(self, record: HostedSession) -> bool:
         """One answer of one endpoint is no proof: for what was paid it is asked until nobody may close."""

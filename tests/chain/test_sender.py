@@ -17,11 +17,18 @@ from structlog.testing import capture_logs
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.dev.embedded import address_of_secret
-from p2pnode.chain.evm.fees import Fees, offer, raised
+from p2pnode.chain.evm.fees import GWEI, Fees, offer, raised
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.evm.transaction import sign_transaction
-from p2pnode.chain.ledger import Outcome, RevertedError, Transfer, UnavailableError, UnseenError
+from p2pnode.chain.ledger import (
+    GasTooDearError,
+    Outcome,
+    RevertedError,
+    Transfer,
+    UnavailableError,
+    UnseenError,
+)
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import keccak256, sign_digest
 from tests.chain.contracts.support import ADDRESS, PURSE, sign
@@ -904,12 +911,67 @@ def test_a_raise_is_an_eighth_at_least_and_never_above_the_cap(
 
 @pytest.mark.parametrize(
     ("base", "tips", "most", "tip"),
-    [(100, [3, 1, 2], 202, 2), (100, [], 201, 1), (0, [0, 0, 0], 1, 1), (7, [5], 19, 5)],
+    [
+        (100, [3, 1, 2], 202, 2),
+        (100, [], 201, 1),
+        (0, [0, 0, 0], 1, 1),
+        (7, [5], 19, 5),
+        (7, [25 * GWEI], 14 + GWEI // 10, GWEI // 10),  # true or not: it is not ours to burn
+        (5 * GWEI, [25 * GWEI], 15 * GWEI, 5 * GWEI),
+    ],
 )
 def test_an_offer_covers_twice_the_base_fee_and_the_median_tip(
     base: int, tips: list[int], most: int, tip: int
 ) -> None:
     assert offer(base, tips) == Fees(most=most, tip=tip)
+
+
+def telling_tips(rpc: LocalRpc, endpoint: str, tip: int) -> None:
+    """An endpoint that tells of this tip in each of the last blocks."""
+
+    async def fault(method: str, body: bytes) -> httpx.Response:
+        if method != "eth_feeHistory":
+            return rpc.answer(body)
+        count = int(json.loads(body)["params"][0], 16)
+        assert count == 20
+        base = hex(rpc.local.chain.base_fee)
+        return ok(body, {"baseFeePerGas": [base] * (count + 1), "reward": [[hex(tip)]] * count})
+
+    rpc.faults[endpoint] = fault
+
+
+@pytest.mark.parametrize("told", [(9, 4), (4, 9), (25 * GWEI, 5)])
+async def test_of_two_endpoints_that_differ_the_lower_tip_is_paid(
+    rpc: LocalRpc, local: LocalChain, told: tuple[int, int], autojump_clock: Clock
+) -> None:
+    for endpoint, tip in zip(("one", "two"), told, strict=True):
+        telling_tips(rpc, endpoint, tip)
+    async with running(rpc, rpc_urls=[URL, OTHER_URL]) as ledger:
+        outcome = await ledger.transact(GIFT)
+    raw = local.eth.methods()["eth_getTransactionByHash"]("0x" + outcome.transaction.hex())
+    assert int(raw["maxPriorityFeePerGas"], 16) == min(told)
+
+
+async def test_an_order_costs_no_more_than_its_caller_allows(
+    rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
+) -> None:
+    seen = on_send(rpc, lambda body: answered(rpc, body))
+    local.pool.automine = False
+    most = 60_000 * 3 * local.chain.base_fee
+    async with running(rpc) as ledger:
+        with pytest.raises(GasTooDearError, match="more than it is worth yet"):
+            await ledger.transact(GIFT, fee_max_wei=most // 100)
+        assert seen == []
+        with trio.move_on_after(500):
+            await ledger.transact(GIFT, fee_max_wei=most)
+        offered = [decoded(local, raw) for raw in seen]
+        assert all(each.gas * each.max_fee_per_gas <= most for each in offered)
+        count = len(seen)
+        with trio.move_on_after(100):  # the same later, when it may cost more: it joins, and pays more
+            await ledger.transact(GIFT, fee_max_wei=4 * most)
+    (nonce,) = {decoded(local, raw).nonce for raw in seen}
+    assert nonce == local.chain.nonce(PAYER)
+    assert max(decoded(local, raw).max_fee_per_gas for raw in seen[count:]) * 60_000 > most
 
 
 # ---- everything at once

@@ -205,7 +205,12 @@ async def test_the_chain(
     host = _money(data.root, chain=str(profile), price_out=1)
     assert address in _bad(await host.chain(), "gas_low", verdict="warning").remedy
     funded = _money(rich, chain=str(profile), price_out=1)
-    assert "1.00 USDC" in _good(await funded.chain()).detail
+    assert "1.00 USDC in the wallet; ether_usd is not set" in _good(await funded.chain()).detail
+    priced = {"price_out": 1, "session_fee": 10_000, "ether_usd": 3_000_000_000}
+    dear = _bad(await _money(rich, chain=str(profile), **priced).chain(), "gas_dear", verdict="warning")
+    assert "session fee" in dear.detail
+    priced["ether_usd"] = 1_000_000
+    assert "ether_usd" not in _good(await _money(rich, chain=str(profile), **priced).chain()).detail
     there = load_profile(profile)
     wrong = tmp_path / "wrong.toml"
     write_profile(wrong, replace(there, node_registry=there.fab))

@@ -326,6 +326,46 @@ async def test_a_chain_that_does_not_answer_frees_nothing(world: PurseWorld) -> 
         await world.purse(ledger=Unavailable(world.chain)).reconcile()
 
 
+class Lying(MemoryLedger):
+    """Says that every session is closed."""
+
+    amount, agreed = 0, True
+
+    async def session(self, session: SessionId) -> EscrowState:
+        return EscrowState(status="closed", recorded=self.amount)
+
+    async def confirmed(self, session: SessionId, state: EscrowState) -> bool:
+        return self.agreed
+
+
+async def test_an_endpoint_that_says_closed_for_nothing_frees_no_cap(world: PurseWorld) -> None:
+    world.caps = SpendingCaps(day_max=DOLLAR)
+    await _spend(world, 1)
+    lying = Lying(world.chain)
+    for lying.amount, lying.agreed in ((0, True), (DOLLAR + 1, True), (FEE, False)):
+        await world.purse(ledger=lying).reconcile()
+        assert [each.state for each in world.journal.purchases()] == ["signed"]
+        with pytest.raises(SpendingCapError, match="spend_day_max"):
+            await world.purse(ledger=lying).open(*priced(2, **DEAR), tokens_in=0, tokens_out=1_960)
+    lying.amount, lying.agreed = FEE, True  # two of them say what may be so
+    await world.purse(ledger=lying).reconcile()
+    assert [each.state for each in world.journal.purchases()] == ["settled"]
+
+
+async def test_what_one_endpoint_says_is_believed_when_nothing_can_be_taken_any_more(
+    world: PurseWorld,
+) -> None:
+    payment = await turn(world.purse(), *priced())
+    lying = Lying(world.chain)
+    lying.amount, lying.agreed = FEE, False
+    world.clock[0] += payment.terms.expiry - NOW + DAY
+    await world.purse(ledger=lying).reconcile()
+    assert [each.state for each in world.journal.purchases()] == ["signed"]
+    world.clock[0] += 1
+    await world.purse(ledger=lying).reconcile()
+    assert [each.state for each in world.journal.purchases()] == ["settled"]
+
+
 async def test_many_sessions_at_once_over_two_journals_stay_within_every_cap(world: PurseWorld) -> None:
     refused = []
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from p2pnode.chain.fees import GasBudget
 from p2pnode.chain.ledger import Domains, Ledger, UnavailableError
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.caps import SpendingCaps
@@ -121,6 +122,7 @@ class PaidWorld:
         index: int | None = None,
         model: HostedModel | None = None,
         books: Books = blocking_journal,
+        budget: GasBudget | None = None,
     ) -> tuple[Member, HostMoney]:
         """A host that runs; ``ledger`` may wrap its ledger. With ``index`` the same host starts again."""
         world = self.world
@@ -150,6 +152,7 @@ class PaidWorld:
             Mortal(ledger(MemoryLedger(self.chain, identity.binding.wallet))),
             await world.nursery.start(self._journal, books(path)),
             caps or ExposureCaps(),
+            budget or GasBudget(),
         )
         await world.nursery.start(self._run, member)
         member.host = Host(node, identity, [model or priced()], money)

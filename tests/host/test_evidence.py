@@ -218,7 +218,7 @@ async def test_evidence_that_could_not_be_sent_is_sent_again(
             await books_of(client).bought_shown(record.session, lie, int(wall_clock()))
 
             class Away(MemoryLedger):
-                async def transact(self, call: Any) -> Any:
+                async def transact(self, call: Any, *, fee_max_wei: int | None = None) -> Any:
                     raise UnavailableError("nobody answers")
 
             with pytest.raises(UnavailableError):

@@ -89,7 +89,7 @@ class SlowLedger:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ledger, name)
 
-    async def transact(self, call: Call) -> Outcome:
+    async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
         if isinstance(call, Open):
             await trio.sleep(self._seconds)
         return await self._ledger.transact(call)
@@ -265,7 +265,7 @@ async def test_a_close_request_that_lands_with_the_open_is_seen(
     async with paid_world(tmp_path) as w:
 
         class BackRun(SlowLedger):
-            async def transact(self, call: Call) -> Outcome:
+            async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
                 done = await super().transact(call)
                 if isinstance(call, Open):
                     await MemoryLedger(w.chain, call.terms.payer).transact(RequestClose(call.terms))
@@ -634,7 +634,7 @@ async def test_sessions_that_fall_due_together_are_settled_in_one_transaction(
         calls: list[Call] = []
 
         class Watched(SlowLedger):
-            async def transact(self, call: Call) -> Outcome:
+            async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
                 calls.append(call)
                 return await super().transact(call)
 

@@ -304,7 +304,7 @@ async def test_claims_that_can_not_be_paid_cost_no_gas(tmp_path: Path, autojump_
                 raise RevertedError("JobMarketplace: bad voucher")
             await self._ledger.check(call, sender)
 
-        async def transact(self, call: Call) -> Outcome:
+        async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
             sent.append(call)
             return await self._ledger.transact(call)
 

@@ -1,0 +1,80 @@
+"""What gas costs a host: it may not eat what sessions earn, and settlements must always be payable.
+
+``chain/fees.py`` decides; here the chain is asked, and what opens cost in the last 24 hours is added up.
+Without an ether price nothing is held against USDC, which ``doctor`` says. Knows nothing of streams.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+
+from p2pnode.chain.fees import DAY_S, GasBudget, settlements_left
+from p2pnode.chain.ledger import Ledger, Outcome
+from p2pnode.node.funds import CHALLENGE_S
+from p2pnode.node.journal import HostedSession
+
+log = structlog.get_logger()
+SETTLEMENTS_WARN: Final = 20
+_OPENS_MAX: Final = 10_000
+
+
+class HostGas:
+    """One per host. Every question may raise ``ChainError``."""
+
+    def __init__(self, ledger: Ledger, budget: GasBudget, wall: Callable[[], float]) -> None:
+        self._ledger, self._budget, self._wall = ledger, budget, wall
+        self._opens: deque[tuple[float, int]] = deque(maxlen=_OPENS_MAX)
+        self._low = False
+
+    async def why_not_open(self, fee: int, unsettled: int) -> str:
+        """Why no session of this fee is opened now; "" where it may.
+
+        ``unsettled`` sessions are to be settled already.
+        """
+        head = await self._ledger.head()
+        ether = (await self._ledger.balances(self._ledger.account or bytes(20))).ether
+        left = settlements_left(ether, head.gas_price_wei)
+        low = left is not None and left < max(SETTLEMENTS_WARN, 2 * unsettled)
+        if low and not self._low:
+            log.warning("gas.low", settlements_left=left, unsettled=unsettled, ether_wei=ether)
+        self._low = low
+        if (
+            left is not None and left < unsettled + 2
+        ):  # those that are open, this one, and what it costs to open
+            return "this host lacks the ether to settle more sessions"
+        return self._budget.why_not_open(
+            fee=fee, gas_price_wei=head.gas_price_wei, spent_day_wei=self._spent_day()
+        )
+
+    def open_max_wei(self, fee: int) -> int | None:
+        """The most an open may cost; None for any."""
+        return self._budget.wei(fee) if self._budget.known and fee > 0 else None
+
+    def opened(self, outcome: Outcome) -> None:
+        """An open was paid for."""
+        self._opens.append((self._wall(), outcome.fee_wei or 0))
+
+    async def settle_max_wei(self, records: Sequence[HostedSession]) -> int | None:
+        """The most that settling these may cost together, by what each is worth and how long it can wait.
+
+        None for any.
+        """
+        if not self._budget.known:
+            return None
+        total = 0
+        for record in records:
+            state = await self._ledger.session(record.session)
+            deadline = state.closing_at or record.terms.expiry + CHALLENGE_S
+            worth = record.voucher.amount if record.voucher is not None else record.terms.session_fee
+            total += self._budget.settle_max_wei(
+                fee=record.terms.session_fee, worth=worth, left_s=deadline - self._wall()
+            )
+        return total
+
+    def _spent_day(self) -> int:
+        since = self._wall() - DAY_S
+        return sum(wei for at, wei in self._opens if at > since)
