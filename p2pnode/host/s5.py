@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.errors import ConfigError
+from p2pnode.files import off_the_loop
 from p2pnode.limits import Limits
 from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
@@ -58,7 +60,8 @@ async def serving_s5(
 
     host, port = check_s5_listen(listen)
     data.s5.mkdir(mode=0o700, exist_ok=True)
-    key = Ed25519PrivateKey.from_private_bytes(load_or_create_seed(data.s5 / "node.key"))
+    seed = await off_the_loop(partial(load_or_create_seed, data.s5 / "node.key"))
+    key = Ed25519PrivateKey.from_private_bytes(seed)
     options = S5Options(
         owner=owner,
         folder=data.s5,
