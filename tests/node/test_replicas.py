@@ -118,7 +118,7 @@ async def test_candidates_are_those_that_admit_us_the_configured_first_then_by_d
 
         expected = [first, second, *sorted(others, key=distance)]
         assert [each.name for each in found.found] == [each.node.peer_id for each in expected]
-        assert "open session" in found.failed[refusing.node.peer_id]
+        assert "only while it answers them" in found.failed[refusing.node.peer_id]
 
 
 async def test_an_invite_names_a_store_as_well_as_a_multiaddr_does(autojump_clock: MockClock) -> None:
