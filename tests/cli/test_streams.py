@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cli.support import DEADLINE_S, LISTEN, Program, run
+from tests.cli.terminal import Terminal
 from tests.cli.test_processes import DRAIN_S
 
 SLOW = ("--scripted-tokens-per-s", "25")
@@ -95,6 +96,7 @@ def test_a_host_whose_screen_has_gone_lets_its_answers_end(
     assert not (tmp_path / "ready").exists()
 
 
+@pytest.mark.long
 def test_a_host_whose_log_is_on_a_full_disk_serves(tmp_path: Path) -> None:
     with (
         Path("/dev/full").open("wb") as full,
@@ -135,7 +137,14 @@ def test_an_answer_does_not_depend_on_standard_error(tmp_path: Path, host: Progr
     assert (answer.returncode, tokens_of(answer.stdout)) == (0, 5)
 
 
-@pytest.mark.parametrize("words", [("models", "list"), ("--help",), ("sessions", "list", "--json")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("models", "list"),
+        pytest.param(("--help",), marks=pytest.mark.long),
+        pytest.param(("sessions", "list", "--json"), marks=pytest.mark.long),
+    ],
+)
 def test_nothing_is_a_defect_because_standard_output_can_not_be_written(
     tmp_path: Path, lost: int | None, words: tuple[str, ...]
 ) -> None:
@@ -172,7 +181,16 @@ def test_closed_streams_never_become_a_file_of_the_data_dir(tmp_path: Path) -> N
     assert run("wallet", "show", "--data-dir", data_dir).code == 0
 
 
-@pytest.mark.parametrize("words", [("chat",), ("ask", "-"), ("wallet", "restore"), ("wallet", "new")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ask", "-"),
+        *(
+            pytest.param(words, marks=pytest.mark.long)
+            for words in (("chat",), ("wallet", "restore"), ("wallet", "new"))
+        ),
+    ],
+)
 def test_a_closed_standard_input_is_its_end(tmp_path: Path, words: tuple[str, ...]) -> None:
     flags = (
         ("--data-dir", tmp_path / "d")
@@ -191,9 +209,9 @@ def test_a_closed_standard_input_is_its_end(tmp_path: Path, words: tuple[str, ..
 @pytest.mark.parametrize(
     "environment",
     [
-        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        pytest.param({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, marks=pytest.mark.long),
         {"PYTHONIOENCODING": "ascii"},
-        {"PYTHONIOENCODING": "latin-1"},
+        pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.long),
     ],
     ids=["C", "ascii", "latin-1"],
 )
@@ -233,8 +251,8 @@ def limited(words: tuple[object, ...]) -> subprocess.CompletedProcess[bytes]:
     [
         ("join", "--model", "scripted", "--no-mdns", "--listen", LISTEN),
         ("wallet", "new", "--random", "--show-phrase-to", "words"),
-        ("storage", "put", "/etc/hostname"),
-        ("ask", "hello", "--peer"),
+        pytest.param(("storage", "put", "/etc/hostname"), marks=pytest.mark.long),
+        pytest.param(("ask", "hello", "--peer"), marks=pytest.mark.long),
     ],
     ids=["join", "wallet", "storage", "ask"],
 )
@@ -337,6 +355,7 @@ def test_what_is_no_file_of_ours_in_the_data_dir_is_named(
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.long
 def test_what_is_typed_need_not_be_text(tmp_path: Path, host: Program) -> None:
     """Bytes of the command line that are no UTF-8, as a file's name may be."""
     data_dir = os.fsencode(tmp_path) + b"/\xff\xfe"
@@ -364,14 +383,19 @@ def test_what_is_typed_need_not_be_text(tmp_path: Path, host: Program) -> None:
         assert b"Traceback" not in ran.stderr, ran.stderr
 
 
-def test_an_end_of_input_at_a_question_is_no_defect(data_dir: Path) -> None:
-    from tests.cli.terminal import Terminal
-
-    for words in (("wallet", "new"), ("wallet", "restore"), ("wallet", "import")):
-        with Terminal([*words, "--data-dir", data_dir]) as terminal:
-            terminal.expect(": ")
-            terminal.type("\x04")
-            assert terminal.end() in (1, 2)
-            assert "defect" not in terminal.seen
-            assert "Traceback" not in terminal.seen
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("wallet", "new"),
+        pytest.param(("wallet", "restore"), marks=pytest.mark.long),
+        pytest.param(("wallet", "import"), marks=pytest.mark.long),
+    ],
+)
+def test_an_end_of_input_at_a_question_is_no_defect(data_dir: Path, words: tuple[str, ...]) -> None:
+    with Terminal([*words, "--data-dir", data_dir]) as terminal:
+        terminal.expect(": ")
+        terminal.type("\x04")
+        assert terminal.end() in (1, 2)
+        assert "defect" not in terminal.seen
+        assert "Traceback" not in terminal.seen
     assert not (data_dir / "wallet.json").exists()
