@@ -52,6 +52,7 @@ class PeerKeeper:
         self._network, self._adverts, self._limits = network, adverts, limits
         self._bootstrap = [split_peer(each) for each in bootstrap]
         self._store = store
+        self._saved = True
         self._failed: Counter[PeerId] = Counter()
         self._exchanges: Counter[PeerId] = Counter()
         self._wait_s = 0.5
@@ -185,4 +186,9 @@ class PeerKeeper:
         try:
             await self._store.save()
         except StorageError as error:
-            log.warning("peerstore.not_saved", reason=str(error))
+            # Once: the next round is seconds away, and a disk or the limit of open files may stay full.
+            tell = log.warning if self._saved else log.debug
+            tell("peerstore.not_saved", reason=str(error))
+            self._saved = False
+        else:
+            self._saved = True

@@ -42,7 +42,7 @@ from tests.node.blob_world import Owners
 from tests.node.journals import NOW, bought
 from tests.node.world import Member, World, identity_of, scripted_host, world
 
-SHARE = [40, pytest.param(10_000, marks=pytest.mark.long)]
+SHARE = [24, pytest.param(10_000, marks=pytest.mark.long)]
 DEADLINE_S = 120.0
 """Longer than any of the asker's own."""
 ADVERTS_PROTOCOL, KAD = "/p2pnode/adverts/1", "/ipfs/kad/1.0.0"

@@ -360,12 +360,9 @@ def _folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", _NAMES)
-def test_a_parser_raises_its_one_kind_of_error(name: str, count: int, counted: Counted, folder: Path) -> None:
-    [parser] = [each for each in _all(folder) if each.name == name]
-    with counted(name) as tally:
-        for each in inputs(name, count, parser.corpus, parser.mutate):
+def _try(parser: Parser, count: int, counted: Counted) -> None:
+    with counted(parser.name) as tally:
+        for each in inputs(parser.name, count, parser.corpus, parser.mutate):
             with each.told():
                 try:
                     parser.parse(each.data)
@@ -373,6 +370,18 @@ def test_a_parser_raises_its_one_kind_of_error(name: str, count: int, counted: C
                     tally.outcomes[type(error).__name__] += 1
                 else:
                     tally.outcomes["taken"] += 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", _NAMES)
+def test_a_parser_raises_its_one_kind_of_error(name: str, counted: Counted, folder: Path) -> None:
+    [parser] = [each for each in _all(folder) if each.name == name]
+    _try(parser, 10_000, counted)
+
+
+def test_all_parsers_raise_their_one_kind_of_error(counted: Counted, folder: Path) -> None:
+    for parser in _all(folder):
+        _try(parser, 200, counted)
 
 
 def test_what_is_expected_of_the_fuzzing_itself_is_found_by_it() -> None:
