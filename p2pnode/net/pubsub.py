@@ -1,10 +1,11 @@
-"""The library's pubsub with three things changed: delivery goes to us, an RPC's messages are handled in the
-reader's own task, and a peer's signed record is verified when it changes, not with every RPC.
+"""The library's pubsub with four things changed: delivery goes to us, an RPC's messages are handled in the
+reader's own task, a peer's signed record is verified when it changes, not with every RPC, and of what a peer
+asks or tells about topics only as much is handed on as an honest one has use for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from libp2p.abc import INetStream
@@ -24,6 +25,10 @@ from p2pnode.net.multiaddrs import from_id
 
 RPC_MAX_BYTES: Final = 256 * 1024
 TOPICS_PER_PEER_MAX: Final = 128
+TOPIC_MAX_BYTES: Final = 100
+"""Of a topic's name; an adverts topic has 84."""
+MESSAGE_IDS_MAX: Final = 512
+"""That one RPC may offer or want."""
 SEEN_S: Final = 120
 
 
@@ -88,10 +93,37 @@ class NodePubsub(Pubsub):
                 await self.push_msg(peer, message)
         if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
             for subscription in rpc.subscriptions:
-                self.handle_subscription(peer, subscription)
+                if len(subscription.topicid.encode()) <= TOPIC_MAX_BYTES:
+                    self.handle_subscription(peer, subscription)
         if rpc.HasField("control"):
+            rpc.control.CopyFrom(bounded(rpc.control, frozenset(self.topic_ids)))
             await self.router.handle_rpc(rpc, peer)
 
     def _handle_dead_peer(self, peer_id: ID) -> None:
         self._records.pop(peer_id, None)
         super()._handle_dead_peer(peer_id)
+
+
+def bounded(control: rpc_pb2.ControlMessage, topics: Collection[str]) -> rpc_pb2.ControlMessage:
+    """Of ``control`` what concerns ``topics``, each topic and each message once, without peer exchange.
+
+    The library answers every entry, keeps state for any name of a topic, sends a message as often as it is
+    asked for in one RPC, and dials whomever a peer names.
+    """
+    kept = rpc_pb2.ControlMessage()
+    wanted = dict.fromkeys(each for iwant in control.iwant for each in iwant.messageIDs)
+    if wanted:
+        kept.iwant.add(messageIDs=list(wanted)[:MESSAGE_IDS_MAX])
+    unwanted = dict.fromkeys(each for idontwant in control.idontwant for each in idontwant.messageIDs)
+    if unwanted:
+        kept.idontwant.add(messageIDs=list(unwanted)[:MESSAGE_IDS_MAX])
+    offered = {each.topicID: each for each in control.ihave if each.topicID in topics}
+    for topic, ihave in offered.items():
+        kept.ihave.add(topicID=topic, messageIDs=list(dict.fromkeys(ihave.messageIDs))[:MESSAGE_IDS_MAX])
+    for topic in dict.fromkeys(each.topicID for each in control.graft if each.topicID in topics):
+        kept.graft.add(topicID=topic)
+    for topic, backoff in {
+        each.topicID: each.backoff for each in control.prune if each.topicID in topics
+    }.items():
+        kept.prune.add(topicID=topic, backoff=backoff)
+    return kept
