@@ -30,7 +30,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
                 and model{name, id, path}; verify: verified{name, path, sha256}
     status      status{peer_id, pid, multiaddrs, reach, models, slots, active, queued, draining, served,
-                earned, owed}; served is {since, sessions, turns, tokens_in, tokens_out} or null
+                ether_usd, earned, owed}; served is {since, sessions, turns, tokens_in, tokens_out} or null
     invite      invite{invite, reach}
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,

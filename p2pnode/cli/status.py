@@ -40,6 +40,7 @@ def status(
             "queued": advert.load.queued if advert is not None else 0,
             "draining": advert.draining if advert is not None else False,
             "served": read_totals(DataDir(config.data_dir).totals),
+            "ether_usd": config.ether_usd,
             **_money(config),
         }
         lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
@@ -58,6 +59,8 @@ def status(
         if fields["earned"] or fields["owed"]:
             earned, owed = usdc_text(fields["earned"]), usdc_text(fields["owed"])
             lines.append(f"earned     {earned} settled, {owed} not settled yet, a tenth of it the treasury's")
+        if any(m["price_in"] or m["price_out"] for m in fields["models"]):
+            lines.append(_gas_line(config.ether_usd))
         if as_json:
             output.event("status", fields)
         else:
@@ -88,6 +91,14 @@ def _money(config: Any) -> dict[str, int]:
         "earned": sum(each.due for each in hosted if each.state == "settled"),
         "owed": sum(each.due for each in hosted if each.state in ("open", "over")),
     }
+
+
+def _gas_line(ether_usd: int) -> str:
+    from p2pnode.money import usdc_text
+
+    if not ether_usd:
+        return "gas        not held against the session fee: set ether_usd in config.toml"
+    return f"gas        held against the session fee, at {usdc_text(ether_usd)} an ether"
 
 
 def _served_line(served: dict[str, Any]) -> str:

@@ -141,6 +141,7 @@ def test_status_and_invite_of_a_running_node(host: Program) -> None:
     assert status.code == 0
     assert f"peer id    {host.ready['peer_id']}" in status.out
     assert "serving    scripted (scripted, 2048 tokens), free" in status.out
+    assert "gas  " not in status.out  # a free host pays none
     assert re.search(r"load       \d of 4 slots, 0 waiting", status.out)
     fields = run("status", "--data-dir", data_dir, "--json").events[0]
     assert (fields["pid"], fields["draining"]) == (host.process.pid, False)

@@ -135,6 +135,10 @@ def test_a_host_at_work_says_what_it_serves_and_earns_and_status_adds_it_up(
         shown = run("status", "--data-dir", tmp_path / "h").out
         assert "served     2 answers in 2 sessions" in shown
         assert "earned     0.02001 USDC settled" in shown
+        assert "gas        not held against the session fee: set ether_usd in config.toml" in shown
+        (tmp_path / "h" / "config.toml").write_text("ether_usd = 3000\n")
+        shown = run("status", "--data-dir", tmp_path / "h").out
+        assert "gas        held against the session fee, at 3000.00 USDC an ether" in shown
 
 
 def test_a_quiet_host_says_nothing_of_its_answers(tmp_path: Path) -> None:

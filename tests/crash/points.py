@@ -107,11 +107,11 @@ class Trap:
         at = when or self._point.when
 
         @functools.wraps(method)
-        async def wrapped(*args: Any) -> Any:
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
             here = matches(args)
             if here and at == "before":
                 self._pass()
-            result = await method(*args)
+            result = await method(*args, **kwargs)
             if here and at == "after":
                 self._pass()
             return result

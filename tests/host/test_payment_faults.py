@@ -65,7 +65,7 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ledger, name)
 
-    async def transact(self, call: Call) -> Outcome:
+    async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
         await trio.sleep(30)
         return await self._ledger.transact(call)
 
