@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -16,9 +17,8 @@ from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, EngineError
 from p2pnode.files import OTHERS, read_text_or_none
 from p2pnode.host.join import LISTEN_DEFAULT
-from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.catalogue import Catalogue, CatalogueEntry
 from p2pnode.models.engine import GenerateRequest, Sampling
-from p2pnode.models.local import LocalModel
 from p2pnode.models.pull import check_weights, locate
 from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED
@@ -147,17 +147,17 @@ class Machine:
         on_all = any(is_unspecified(each) for each in listen)
         return found.every, reach_code(found.announced, found.every, listens_on_all=on_all)
 
-    async def _model(self) -> LocalModel | None:
-        """What the next ``join`` would load without fetching anything."""
-        return await locate(Catalogue.load().find(self._model_name), self._data.models)
+    def _entry(self) -> CatalogueEntry:
+        return Catalogue.load().find(self._model_name)
 
     async def model(self) -> Finding:
         """Are the weights here, and right?"""
         if self._model_name == SCRIPTED:
             return ok("model", "the scripted one needs no weights")
         pull = f"p2pnode models pull {self._model_name}"
+        entry = self._entry()
         try:
-            model = await self._model()
+            model = await locate(entry, self._data.models)  # what the next `join` would load
         except ConfigError as error:
             return problem("model", "model_corrupt", str(error), "name another file with --model")
         if model is None:
@@ -173,10 +173,11 @@ class Machine:
 
     async def engine(self) -> Finding:
         """Does it answer?"""
-        try:
-            model = None if self._model_name == SCRIPTED else await self._model()
-        except ConfigError:
-            model = None  # said above
+        entry = None if self._model_name == SCRIPTED else self._entry()
+        model = None
+        if entry is not None:
+            with suppress(ConfigError):  # a file that is no model: said above
+                model = await locate(entry, self._data.models)
         if model is None:
             return ok("engine", "not tried: there are no weights to load")
         engine = make_engine(EngineSpec(n_ctx=512, slots=1, threads=1), model)
