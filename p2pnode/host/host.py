@@ -266,12 +266,14 @@ class Host:
         except* P2PNodeError as group:
             log.warning("session.failed", peer=stream.peer, reason=str(group.exceptions[0]))
         finally:
-            self._sessions.discard(session)
-            self._by_peer[stream.peer] -= 1
-            if not self._by_peer[stream.peer]:
-                del self._by_peer[stream.peer]
-            await self._put_down(session)
-            self._session_ended.set()
+            try:
+                await self._put_down(session)
+            finally:  # only now: a host that stops waits for those it has, and settles what was written down
+                self._sessions.discard(session)
+                self._by_peer[stream.peer] -= 1
+                if not self._by_peer[stream.peer]:
+                    del self._by_peer[stream.peer]
+                self._session_ended.set()
         if session.fault is not None:
             node.faults.record(stream.peer, session.fault, trio.current_time())
         log.info(

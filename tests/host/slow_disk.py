@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,19 @@ from p2pnode.node.journal import Journal
 from p2pnode.node.journal_file import connect, make_if_missing
 
 
-class _SlowDisk(sqlite3.Connection):
-    """SQLite as it is, but for how long the disk takes to say that a transaction is safe."""
+class SlowDisk:
+    """For a real clock: a mock one won't wait. ``commit_s`` may change meanwhile."""
 
-    commit_s = 0.0
-
-    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        if sql == "COMMIT":
-            time.sleep(self.commit_s)
-        return super().execute(sql, *values)
-
-
-def slow_journal(commit_s: float) -> Callable[[Path], AbstractAsyncContextManager[Journal]]:
-    """Opens a journal, written until the block ends. For a real clock: a mock one won't wait."""
+    def __init__(self, commit_s: float) -> None:
+        self.commit_s = commit_s
 
     @asynccontextmanager
-    async def opened(path: Path) -> AsyncIterator[Journal]:
+    async def open(self, path: Path) -> AsyncIterator[Journal]:
+        """A journal, written until the block ends."""
         make_if_missing(path)
-        writes = sqlite3.connect(path, factory=_SlowDisk, isolation_level=None, check_same_thread=False)
+        writes = sqlite3.connect(path, factory=_Connection, isolation_level=None, check_same_thread=False)
         writes.row_factory = sqlite3.Row
-        writes.commit_s = commit_s
+        writes.disk = self
         journal = Journal(path, connect(path), writes)
         writing = trio.CancelScope(shield=True)
 
@@ -52,4 +45,13 @@ def slow_journal(commit_s: float) -> Callable[[Path], AbstractAsyncContextManage
         finally:
             journal.close()
 
-    return opened
+
+class _Connection(sqlite3.Connection):
+    """SQLite as it is, but for how long the disk takes to say that a transaction is safe."""
+
+    disk = SlowDisk(0.0)
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        if sql == "COMMIT":
+            time.sleep(self.disk.commit_s)
+        return super().execute(sql, *values)

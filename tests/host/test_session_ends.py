@@ -30,7 +30,8 @@ from tests.host.paid import (
     paid_world,
     wallet_address,
 )
-from tests.host.slow_disk import slow_journal
+from tests.host.slow_disk import SlowDisk
+from tests.host.test_paid import answer
 from tests.host.test_payment_attacks import keeps_vouchers_back, later
 from tests.host.thief import Thief, payment, thief
 from tests.net.support import eventually
@@ -227,7 +228,7 @@ async def test_a_disk_slower_than_an_ending_may_take_keeps_no_exposure_and_no_se
 ) -> None:
     limits = replace(LIMITS, close_deadline_s=0.01, settle_batch_s=0.05, settle_retry_s=0.1)
     with trio.fail_after(30):
-        async with stealing(tmp_path, limits=limits, books=slow_journal(0.04)) as scene:
+        async with stealing(tmp_path, limits=limits, books=SlowDisk(0.04).open) as scene:
             scene.thief.close()
             await eventually(lambda: scene.money.journal.hosted("settled"))
             assert scene.exposure.units == WINDOW_UNITS
@@ -256,3 +257,15 @@ async def test_a_voucher_on_record_that_the_host_has_lost_is_paid_by_a_refund(
         (record,) = money.journal.hosted()
         assert (record.state, record.amount) == ("settled", best.amount)
         assert w.earned("host 0") == best.amount - (best.amount - record.terms.session_fee) // 10
+
+
+async def test_a_host_that_stops_settles_a_session_that_ended_just_before(tmp_path: Path) -> None:
+    disk = SlowDisk(0.0)
+    with trio.fail_after(30):
+        async with paid_world(tmp_path, limits=replace(LIMITS, settle_batch_s=3.0)) as w:
+            member, money = await w.host(books=disk.open)
+            async with w.client(member) as client:
+                await answer(client, tokens=10)
+                disk.commit_s = 0.5  # its end is not written down yet when the host is told to stop
+            await member.node.aclose()
+            assert [record.state for record in money.journal.hosted()] == ["settled"]
