@@ -52,7 +52,7 @@ async def pull_http(source: HttpSource, target: Target, config: PullConfig) -> N
                 try:
                     await _attempt(client, source, target, part)
                     break
-                except (httpx.HTTPError, httpx.InvalidURL, _InterruptedError) as error:
+                except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, _InterruptedError) as error:
                     # Only bytes never had before count: a server that makes us begin anew does not.
                     failures = 1 if part.done > furthest else failures + 1
                     furthest = max(furthest, part.done)

@@ -32,7 +32,7 @@ async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> A
     lost = f"the S5 node {target.host}:{target.port} can't be reached: check its address and that it runs"
     try:
         stream = await _connect(target)
-    except (OSError, trio.BrokenResourceError) as error:
+    except (OSError, UnicodeError, trio.BrokenResourceError) as error:
         raise UnreachableError(lost) from error
 
     def urls(blob: BlobId) -> tuple[str, ...]:

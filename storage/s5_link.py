@@ -66,7 +66,7 @@ class S5Link:
                 sent, extensions, url = await self._aimed(target, sent)
         except httpx.InvalidURL as error:  # httpx reads a redirect's target before it shows the answer
             raise self._refuse_redirect("what is no URL") from error
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+        except (httpx.HTTPError, httpx.StreamError, OSError, UnicodeError) as error:  # "a..b" is no name
             reason = str(error) or type(error).__name__
             msg = f"the S5 node {self.shown} can't be reached ({reason}): check that it runs, and --s5-url"
             raise UnreachableError(msg) from error

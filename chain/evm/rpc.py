@@ -320,7 +320,7 @@ class RpcEndpoints:
         except trio.TooSlowError as error:
             msg = f"did not answer within {self._limits.request_deadline_s:g} s"
             raise _FaultError(msg) from error
-        except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
             msg = "can't be reached"
             raise _FaultError(msg, delivered=False) from error
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:

@@ -170,6 +170,7 @@ async def test_wrong_bytes_are_deleted_and_never_a_model(tmp_path: Path) -> None
         (Behaviour(CONTENT, status=500), "answered 500"),
         (Behaviour(CONTENT, status=302, location="http:-/127.0.0.1/x"), "failed.*Check the network"),
         (Behaviour(CONTENT, status=302, location="/"), "failed.*Check the network"),
+        (Behaviour(CONTENT, status=302, location="http://127..1/x"), "failed.*Check the network"),
         (Behaviour(b"", etag=None), "ended the file early"),
     ],
 )

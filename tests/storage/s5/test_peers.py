@@ -203,3 +203,10 @@ async def test_what_is_no_websocket_where_a_node_should_be_can_t_be_reached_and_
                 async with dial_s5(uri, another(), stall_s=5):
                     pass
         nursery.cancel_scope.cancel()
+
+
+async def test_a_name_that_no_resolver_takes_can_t_be_reached() -> None:
+    uri = PeerUri(host="127..1", port=1, tls=False, node=WE_ID).text()
+    with trio.fail_after(5), pytest.raises(UnreachableError, match="can't be reached"):
+        async with dial_s5(uri, another(), stall_s=5):
+            pass
