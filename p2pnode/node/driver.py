@@ -135,6 +135,7 @@ class Driver:
 
     async def _drive(self, initial: Sequence[Effect]) -> None:
         await self._apply(initial)
+        self._begin_writing()
         while not self._stopped:
             if self._own:
                 await self._handle(self._own.popleft())

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -83,8 +84,10 @@ async def driven(
     on_emit: Callable[[Pair, object], Awaitable[None]] | None = None,
     emits: bool = False,
     large: bool = False,
+    first: Sequence[str] = (),
 ) -> AsyncIterator[Pair]:
-    """The driver runs; ``end`` ends it. ``on_emit`` is called besides."""
+    """The driver runs; ``end`` ends it. ``on_emit`` is called besides. The machine says a pong at its start,
+    and then emits ``first``, where there is any."""
     async with world(2) as w:
         here, there = w.nodes
         made: list[Pair] = []
@@ -103,7 +106,8 @@ async def driven(
             pair = Pair(machine, driver)
             made.append(pair)
             ready.set()
-            await driver.run()
+            greeting: list[Effect] = [Send(stream.peer, 0, Pong(nonce=7)), *map(Emit, first)] if first else []
+            await driver.run(greeting)
             pair.ended_at = trio.current_time()
 
         here.serve(PROTOCOL, serve)
@@ -245,3 +249,12 @@ async def test_the_half_that_a_peer_closed_leaves_ours_open(autojump_clock: Mock
         assert answer == Pong(nonce=0)
         await trio.sleep(1)
         assert [type(event) for event, _ in pair.machine.seen] == [Received, HalfClosed]
+
+
+@pytest.mark.parametrize("first", [("began",), ("began", "end")])
+async def test_what_a_machine_says_at_its_start_is_said_at_once(
+    first: Sequence[str], autojump_clock: MockClock
+) -> None:
+    async with driven(first=first) as pair:
+        with trio.fail_after(1):
+            assert await MessageChannel(pair.stream, CODEC).receive() == Pong(nonce=7)
