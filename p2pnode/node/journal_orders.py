@@ -103,12 +103,13 @@ def ended(db: sqlite3.Connection, order: str, ending: Ending, transaction: bytes
 def take_over(
     db: sqlite3.Connection, wallet: WalletOnChain, owner: str, alive: Callable[[str], bool]
 ) -> list[SentOrder]:
-    """Those on their way whose process has ended are ``owner``'s from now on: no two follow one order."""
-    dead = [
-        each["id"]
-        for each in db.execute("SELECT id, owner FROM orders WHERE ending IS NULL").fetchall()
-        if not alive(each["owner"])
-    ]
+    """Those of ``wallet`` on their way whose process has ended are ``owner``'s from now on: no two follow one
+    order. Another wallet's, or another chain's, this process can't follow: they are left to one that can."""
+    rows = db.execute(
+        f"SELECT id, owner FROM orders WHERE ending IS NULL AND {_OF_WALLET}",  # noqa: S608 - a literal
+        wallet.marks,
+    ).fetchall()
+    dead = [each["id"] for each in rows if not alive(each["owner"])]
     db.executemany("UPDATE orders SET owner = ? WHERE id = ?", [(owner, order) for order in dead])
     return [each for each in on_their_way(db, wallet) if each.id in dead]
 

@@ -11,8 +11,12 @@ import pytest
 import trio
 import trio.testing
 
+from p2pnode.chain.evm.fees import Fees
+from p2pnode.chain.evm.orders import SentOrder
+from p2pnode.chain.evm.transaction import Order, Signed
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.node.journal import Journal, Spending
+from p2pnode.node.journal_orders import WalletOnChain
 from p2pnode.node.journal_writer import QUEUE_MAX
 from tests.node.journals import (
     DAY,
@@ -463,3 +467,24 @@ async def test_a_caller_that_leaves_does_not_take_its_write_back(journal: Journa
     other.close()
     await journal.save_cursor("after", 1)
     assert journal.receipts(session(1)) == [checkpoint(1)]
+
+
+# ---- orders to the chain
+
+
+async def test_orders_of_a_process_that_ended_go_to_one_that_can_follow_them(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    here, elsewhere = (WalletOnChain(chain_id, b"\x01" * 20) for chain_id in (1, 2))
+    async with writing(path) as dead:
+        for wallet in (here, elsewhere):
+            name = f"on chain {wallet.chain_id}"
+            order = Order(to=b"\x02" * 20, data=b"", gas_max=21_000)
+            sent = SentOrder(
+                id=name, chain_id=wallet.chain_id, account=wallet.account, nonce=0, order=order, gas=21_000,
+                since_block=0,
+            )  # fmt: skip
+            await dead.order_sending(sent, Signed(raw=b"", hash=name.encode(), fees=Fees(most=2, tip=1)))
+    async with writing(path) as one, writing(path) as other, writing(path) as late:
+        assert [each.id for each in await one.orders_taken_over(here)] == ["on chain 1"]
+        assert [each.id for each in await other.orders_taken_over(elsewhere)] == ["on chain 2"]
+        assert await late.orders_taken_over(here) == []
