@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
@@ -136,7 +137,8 @@ async def stop_holder(output: Output, lock: Path, nobody: str) -> None:
     if pid is None:
         raise ConfigError(nobody)
     try:
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGTERM)
     except PermissionError as error:
         msg = f"process {pid} belongs to another user: stop it as that user"
         raise ConfigError(msg) from error
