@@ -13,7 +13,6 @@ from typing import Final
 from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
 
 WEI_PER_ETHER: Final = 10**18
-USDC_DIGITS: Final = 6
 TOKENS_PER_PRICE: Final = 10**6
 SESSION_GAS: Final = 122_000 + 81_000
 """One open and one close, slots warm, as ``bench gas`` measures them."""
@@ -33,9 +32,10 @@ class GasBudget:
     """What gas may cost a host. ``ether_price`` and ``day_max`` are token units; a price of 0 is not known,
     and then nothing is held against it.
 
-    An open costs at most the session's fee; a settlement at most twice the fee while more than a day remains
-    to its deadline, then more and more, up to half of what the voucher is worth: late, it is better to pay
-    than to lose it. A day's budget stops opens, never settlements.
+    An open costs at most the session's fee; a settlement at most twice the fee (without a fee, a tenth of
+    what the voucher is worth) while more than a day remains to its deadline, then more and more, up to
+    half of what the voucher is worth: late, it is better to pay than to lose it. A day's budget stops
+    opens, never settlements.
     """
 
     ether_price: int = 0
@@ -52,7 +52,8 @@ class GasBudget:
 
     def settle_max_wei(self, *, fee: int, worth: int, left_s: float) -> int:
         """The most a settlement may cost now, with ``left_s`` seconds to its deadline. The price is known."""
-        least, most = 2 * fee, max(2 * fee, worth // 2)
+        least = 2 * fee or worth // 10
+        most = max(least, worth // 2)
         late = int(min(DAY_S, max(0, DAY_S - left_s)))
         return self.wei(least + (most - least) * late // DAY_S)
 

@@ -208,8 +208,7 @@ class Cashier:
             with trio.fail_after(self._limits.relay_deadline_s):
                 if not there:
                     try:
-                        most = self.gas.open_max_wei(call.terms.session_fee)
-                        self.gas.opened(await self.ledger.transact(call, fee_max_wei=most))
+                        await self.gas.open(call)
                     except RevertedError:
                         # Anyone may relay it: whoever saw ours on its way may have been quicker.
                         if (await self.ledger.session(session)).status != "open":

@@ -118,6 +118,11 @@ def test_a_settlement_may_cost_twice_the_fee_and_on_its_last_day_up_to_half_of_i
     assert most(0, worth=CENT) == BUDGET.wei(2 * CENT)  # never less than at first
 
 
+def test_a_settlement_without_a_fee_may_cost_a_tenth_of_its_worth_from_the_first_day_on() -> None:
+    assert BUDGET.settle_max_wei(fee=0, worth=DOLLAR, left_s=5 * DAY) == BUDGET.wei(DOLLAR // 10)
+    assert BUDGET.settle_max_wei(fee=0, worth=0, left_s=5 * DAY) == 0
+
+
 @given(left=st.integers(0, 2 * DAY), worth=st.integers(0, 10**9), fee=st.integers(0, 250_000))
 def test_what_a_settlement_may_cost_never_falls_as_its_time_runs_out(left: int, worth: int, fee: int) -> None:
     sooner = BUDGET.settle_max_wei(fee=fee, worth=worth, left_s=left + 60)

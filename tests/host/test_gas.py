@@ -10,11 +10,13 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from p2pnode.chain.fees import OPEN_GAS, SETTLE_GAS, WEI_PER_ETHER, GasBudget
-from p2pnode.chain.ledger import RequestClose
-from p2pnode.chain.memory.ledger import MemoryLedger
+from p2pnode.chain.ledger import Call, Open, Outcome, RequestClose, RevertedError
+from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.errors import RefusedError
-from tests.host.paid import FEE, PaidWorld, paid_world, wallet_address
+from p2pnode.host.gas import HostGas
+from tests.host.paid import FEE, PaidWorld, domains, paid_world, wallet_address
 from tests.host.test_paid import answer
+from tests.node.journals import TERMS
 
 ETHER_PRICE = 3_000 * 10**6
 CHEAP = FEE * WEI_PER_ETHER // ETHER_PRICE // (10 * OPEN_GAS)
@@ -112,3 +114,30 @@ async def test_a_host_whose_ether_runs_low_warns_and_then_opens_no_more_than_it_
         await trio.sleep(600)
         (record,) = money.journal.hosted()
         assert record.state == "settled"  # what is open is paid for
+
+
+class Overtaken(MemoryLedger):
+    """A chain on which the payer's money is gone when the open comes: it is mined, and refused."""
+
+    gas_used = 60_000
+
+    async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
+        del call, fee_max_wei
+        raise RevertedError("transfer amount exceeds balance", self.gas_used)
+
+
+@pytest.mark.parametrize(("gas_used", "refused"), [(60_000, "day's budget"), (0, "")])
+async def test_the_gas_of_an_open_that_the_contract_refused_counts_for_the_day(
+    gas_used: int, refused: str
+) -> None:
+    chain = MemoryChain(domains(), lambda: 0, gas_price_wei=CHEAP)
+    chain.ether[wallet_address("host 0")] = 10**18
+    ledger = Overtaken(chain, wallet_address("host 0"))
+    ledger.gas_used = gas_used
+    gas = HostGas(ledger, budget(day_max=FEE // 5), lambda: 0.0)  # for one open
+    assert await gas.why_not_open(FEE, 0) == ""
+    for _ in range(2):
+        with pytest.raises(RevertedError):
+            await gas.open(Open(TERMS, 0, b""))
+    why = await gas.why_not_open(FEE, 0)
+    assert (refused in why) if refused else why == ""
