@@ -194,9 +194,11 @@ def test_a_stranger_s_control_characters_never_reach_the_terminal(
 ) -> None:
     evil = "a\x1b]0;title\x07b\x9bc\r\n"
     assert printable(evil) == "a�]0;title�b�c�\n"
+    Output(as_json=True).piece(evil)
+    assert json.loads(capsys.readouterr().out)["text"] == evil  # a program gets what came
     output = Output(as_json=False)
     output.piece(evil)
-    assert capsys.readouterr().out == evil  # a program gets the bytes
+    assert capsys.readouterr().out == printable(evil)  # `| tee` leads to a terminal
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     output.piece(evil)
     output.event("x", text=evil)
