@@ -376,10 +376,10 @@ def _own_addresses(announce: tuple[str, ...], peer: PeerId) -> tuple[str, ...]:
 
 
 def _reach_fields(node: Node) -> dict[str, object]:
-    """Where the node is reached, and from where."""
-    found = reachability(node.reach, node.multiaddrs)
+    """Where the node is reached, and from where. Who has lost every address has no invite."""
+    found, addresses = reachability(node.reach, node.multiaddrs), node.network.announced or node.multiaddrs
     return {
         "multiaddrs": list(node.multiaddrs),
-        "invite": make_invite(node.network.announced or node.multiaddrs),
+        "invite": make_invite(addresses) if addresses else "",
         "reach": asdict(found),
     }

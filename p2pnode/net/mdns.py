@@ -107,9 +107,9 @@ class Mdns:
                 await self._stopped.wait()
 
     async def _open(self) -> None:
-        interfaces = self.in_use
-        info = self._info(interfaces) if self._announces and interfaces else None
         try:
+            interfaces = self.in_use
+            info = self._info(interfaces) if self._announces and interfaces else None
             if interfaces:
                 await trio.to_thread.run_sync(self._start, interfaces, info, abandon_on_cancel=False)
             log.debug("mdns.started", interfaces=interfaces, announce=info is not None)

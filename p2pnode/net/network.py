@@ -210,7 +210,12 @@ class Network:
             await trio.sleep(self._limits.address_interval_s)
             if self._stop.is_set():
                 return  # the listeners are closed, or about to be
-            moved, before, networks = self._look(), networks, self.reach.networks
+            try:
+                moved = self._look()
+            except OSError as error:  # at the limit of open files, say: the next look is seconds away
+                log.debug("network.interfaces_unreadable", reason=str(error))
+                continue
+            before, networks = networks, self.reach.networks
             if moved:
                 log.info("network.addresses_changed", addresses=self._addresses)
                 if self._mdns is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +38,8 @@ class Machine:
 
     node: Node
     interfaces: list[str] = field(default_factory=list)
+    troubles: list[OSError] = field(default_factory=list)
+    """While there is one, nobody can look at them."""
 
     def advertised(self) -> list[str]:
         """What its advert says now."""
@@ -48,14 +52,20 @@ class Machine:
 async def machine(interfaces: Sequence[str], announce: Sequence[str] = ()) -> AsyncIterator[Machine]:
     net = MemoryNet(seed=1)
     identity = identity_of(1, wall_clock())
-    now = list(interfaces)
+    now, troubles = list(interfaces), list[OSError]()
+
+    def look() -> tuple[str, ...]:
+        if troubles:
+            raise troubles[0]
+        return tuple(now)
+
     node = Node(
         NodeSetup(
             key=identity.key,
             listen=("/ip4/0.0.0.0/tcp/4001",),
             announce=tuple(announce),
             transport=net.transport("192.168.1.5"),
-            interfaces=lambda: tuple(now),
+            interfaces=look,
             wall=wall_clock,
         )
     )
@@ -63,7 +73,7 @@ async def machine(interfaces: Sequence[str], announce: Sequence[str] = ()) -> As
         await nursery.start(node.run)
         await Host(node, identity, [scripted_host()]).start()
         await trio.sleep(1)
-        yield Machine(node, now)
+        yield Machine(node, now, troubles)
         await node.aclose()
 
 
@@ -88,6 +98,19 @@ async def test_an_address_that_changes_is_told_and_the_old_one_no_longer(autojum
         await trio.sleep(60)
         assert m.advertised() == ["/ip4/8.8.4.4/tcp/4001", "/ip4/192.168.1.5/tcp/4001"]
         assert all("8.8.8.8" not in each for each in m.node.multiaddrs)
+
+
+async def test_a_machine_out_of_open_files_costs_no_node_and_is_looked_at_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with machine(HOME) as m:
+        m.troubles.append(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        m.interfaces[:] = [*HOME, "8.8.4.4/24"]
+        await trio.sleep(60)
+        assert m.advertised() == ["/ip4/192.168.1.5/tcp/4001"]
+        m.troubles.clear()
+        await trio.sleep(60)
+        assert m.advertised() == ["/ip4/8.8.4.4/tcp/4001", "/ip4/192.168.1.5/tcp/4001"]
 
 
 async def test_addresses_that_stay_are_not_told_again(autojump_clock: MockClock) -> None:
