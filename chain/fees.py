@@ -14,10 +14,10 @@ from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
 
 WEI_PER_ETHER: Final = 10**18
 TOKENS_PER_PRICE: Final = 10**6
-SESSION_GAS: Final = 122_000 + 81_000
-"""One open and one close, slots warm, as ``bench gas`` measures them."""
 OPEN_GAS: Final = 122_000
 SETTLE_GAS: Final = 81_000
+SESSION_GAS: Final = OPEN_GAS + SETTLE_GAS
+"""One open and one close, slots warm, as ``bench gas`` measures them."""
 SETTLE_IN_BATCH_GAS: Final = 34_000
 DAY_S: Final = 86_400
 

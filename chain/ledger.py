@@ -333,7 +333,7 @@ class Ledger(Protocol):
         """How a session stands."""
 
     async def confirmed(self, session: SessionId, state: EscrowState) -> bool:
-        """Does more than one endpoint say so? True where only one is configured: nobody else can be asked."""
+        """Whether two endpoints say so now. True where only one is configured: nobody else can be asked."""
 
     async def balances(self, address: bytes) -> AccountState:
         """What an account has."""

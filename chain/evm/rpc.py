@@ -177,16 +177,36 @@ class RpcEndpoints:
         Raises ``UnavailableError`` where there is no other one, or it does not answer.
         """
         others = [each for each in self._in_turn() if each is not self._endpoints[self._first]]
-        first = self._first
-        for endpoint in others:
+        return (await self._ask_some(others, 1, method, params, usable))[0]
+
+    async def ask_two(self, method: str, params: Sequence[Any], usable: Usable | None = None) -> list[Any]:
+        """The ``result`` of each of two endpoints. Tried once.
+
+        Which one answered an earlier request can't be told: only two that are asked at one time are two.
+
+        Raises ``UnavailableError`` where fewer answer.
+        """
+        return await self._ask_some(self._in_turn(), 2, method, params, usable)
+
+    async def _ask_some(
+        self,
+        endpoints: Sequence[_Endpoint],
+        count: int,
+        method: str,
+        params: Sequence[Any],
+        usable: Usable | None,
+    ) -> list[Any]:
+        """Of so many of these. One node's view of the chain is kept: none of them is the first one now."""
+        results: list[Any] = []
+        for endpoint in endpoints:
             try:
-                return await self._ask(endpoint, method, params, usable)
+                results.append(await self._ask(endpoint, method, params, usable, keep=False))
             except _FaultError as fault:
                 self._rest(endpoint, fault)
             except RpcError as error:
                 raise UnavailableError(str(error)) from error
-            finally:
-                self._first = first  # one node's view of the chain is kept
+            if len(results) == count:
+                return results
         msg = "no second RPC endpoint answers: name one under rpc_urls in the chain profile"
         raise UnavailableError(msg)
 
@@ -253,8 +273,15 @@ class RpcEndpoints:
         return "; ".join(f"{one.name} {one.last_error or 'was not asked'}" for one in self._endpoints)
 
     async def _ask(
-        self, endpoint: _Endpoint, method: str, params: Sequence[Any], usable: Usable | None
+        self,
+        endpoint: _Endpoint,
+        method: str,
+        params: Sequence[Any],
+        usable: Usable | None,
+        *,
+        keep: bool = True,
     ) -> Any:
+        """``keep``: it is the first one to be asked from now on."""
         if self._chain_id is not None and trio.current_time() >= endpoint.checked_until:
             found = await self._chain_of(endpoint)
             if found != self._chain_id:
@@ -273,7 +300,8 @@ class RpcEndpoints:
             _log.info("chain.rpc_recovered", endpoint=endpoint.name)
         endpoint.failures, endpoint.last_success_at = 0, trio.current_time()
         endpoint.resting_until = 0.0
-        self._first = self._endpoints.index(endpoint)
+        if keep:
+            self._first = self._endpoints.index(endpoint)
         return result
 
     async def _chain_of(self, endpoint: _Endpoint) -> int:

@@ -35,6 +35,7 @@ from p2pnode.chain.ledger import (
 )
 from p2pnode.chain.profile import profile_of
 from p2pnode.errors import ChainError
+from p2pnode.ids import SessionId
 from p2pnode.node.beside import beside
 from p2pnode.protocols.crypto import abi_encode, keccak256, sign_digest
 from tests.chain.contracts.support import ADDRESS, PURSE
@@ -192,6 +193,37 @@ async def test_when_nobody_answers_connecting_says_who_said_what(
         await rpc.connect(rpc_urls=[URL, OTHER_URL])
     assert "http://one.invalid/… can't be reached; http://two.invalid answered HTTP 429" in str(told.value)
     assert "secret-key" not in str(told.value)
+
+
+async def test_an_endpoint_that_was_left_meanwhile_is_no_witness_of_its_own_word(
+    rpc: LocalRpc, autojump_clock: Clock
+) -> None:
+    selector = keccak256(b"session(bytes32)")[:4].hex()
+    closed = b"".join(number.to_bytes(32, "big") for number in (2, 0, 5_000))
+    up = True
+
+    async def lying(method: str, body: bytes) -> httpx.Response:
+        if not up:
+            raise httpx.ConnectError("refused")
+        asked = json.loads(body)
+        if method == "eth_call" and asked["params"][0]["data"].startswith(f"0x{selector}"):
+            said = {"jsonrpc": "2.0", "id": asked["id"], "result": "0x" + closed.hex()}
+            return httpx.Response(200, stream=Body(json.dumps(said).encode()))
+        return rpc.answer(body)
+
+    rpc.faults["one"] = lying
+    ledger = await rpc.connect(rpc_urls=[URL, OTHER_URL])
+    session = SessionId(bytes(32))
+    state = await ledger.session(session)
+    assert (state.status, state.recorded) == ("closed", 5_000)
+    up = False
+    await ledger.head()  # the other one is the first to be asked from now on
+    up = True
+    await trio.sleep(60)
+    assert not await ledger.confirmed(session, state)
+    rpc.faults["two"] = lying
+    assert await ledger.confirmed(session, state)  # two that say so are believed
+    await ledger.aclose()
 
 
 async def test_a_ledger_that_only_reads_has_nothing_to_run(rpc: LocalRpc) -> None:
