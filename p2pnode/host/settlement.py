@@ -210,8 +210,10 @@ class Settler:
 
     async def _refused(self, record: HostedSession, state: EscrowState, reason: str) -> None:
         """The contract would not settle: someone else did, or the open never landed."""
-        if state.status == "closed":
+        if state.status == "closed" and await self._ledger.confirmed(record.session, state):
             await self._settled(record.session, state.recorded, "settled by another")
+        elif state.status == "closed":
+            await self._postpone(record, "an RPC endpoint says that it is closed, and no second one does")
         elif state.status == "open" and record.voucher is None and state.recorded > record.terms.session_fee:
             await self._bring_refund(record, state)
         elif state.status == "open":
@@ -340,11 +342,21 @@ class Settler:
                 pass
 
     async def _closed(self, session: SessionId) -> None:
-        """Somebody closed it. The log alone is not believed: it would make us forget a voucher."""
+        """Somebody closed it. The log alone is not believed, nor one endpoint where there are two: it would
+        make us forget a voucher. Nothing more is served all the same, and what is not believed we settle.
+        """
         state = await self._ledger.session(session)
-        if state.status == "closed":
-            self._on_ending(session, "it was closed on the chain", True)
+        if state.status != "closed":
+            return
+        has_stream = self._on_ending(session, "it was closed on the chain", True)
+        if await self._ledger.confirmed(session, state):
             await self._settled(session, state.recorded, "seen on the chain")
+            return
+        record = self._journal.hosted_one(session)
+        log.warning("session.not_believed", session=session.hex()[:16], amount=state.recorded)
+        if record is not None and record.state == "open" and not has_stream:
+            await self._journal.host_over(session, int(self._wall()))
+            self.due()
 
     async def _landed(self, session: SessionId) -> None:
         """A deposit is in escrow. One that nobody waits for any more goes back at once."""

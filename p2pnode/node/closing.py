@@ -36,6 +36,9 @@ async def close_session(record: BoughtSession | HostedSession, books: Books, now
         )
         raise ConfigError(msg)
     state = await books.ledger.session(record.session)
+    if state.status == "closed" and not await books.ledger.confirmed(record.session, state):
+        msg = "an RPC endpoint says that this session is closed, and no second one does: try again later"
+        raise ChainError(msg)
     if state.status == "closed":
         if isinstance(record, BoughtSession):
             await books.journal.bought_settled(record.session, state.recorded, now)

@@ -17,6 +17,7 @@ from p2pnode.chain.ledger import (
     Call,
     ChainMadeAnewError,
     Close,
+    EscrowState,
     EventPage,
     Ledger,
     Open,
@@ -29,6 +30,7 @@ from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.client.client import Client
 from p2pnode.client.receipts import fetch_receipts
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, StorageError
+from p2pnode.ids import SessionId
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.money import open_journal
@@ -346,3 +348,46 @@ async def test_a_host_whose_journal_can_not_be_read_says_so_and_blames_nobody(
             assert member.node.faults.count(client.node.peer_id, trio.current_time()) == 0
             with sqlite3.connect(tmp_path / "host 0.sqlite") as other:
                 other.execute("ALTER TABLE gone RENAME TO hosted")
+
+
+class OneOfTwoLies:
+    """A ledger whose first endpoint calls open sessions closed while ``lies``; the second one doesn't."""
+
+    lies = False
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    async def session(self, session: SessionId) -> EscrowState:
+        state = await self._ledger.session(session)
+        return EscrowState(status="closed", recorded=FEE) if self.lies and state.status == "open" else state
+
+    async def check(self, call: Call, sender: bytes | None = None) -> None:
+        if self.lies:
+            raise RevertedError("JobMarketplace: closed")
+        await self._ledger.check(call, sender)
+
+
+async def test_one_endpoint_of_two_that_calls_a_session_closed_writes_off_no_voucher(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        made: list[OneOfTwoLies] = []
+
+        def wrapped(ledger: Ledger) -> Ledger:
+            made.append(OneOfTwoLies(ledger))
+            return cast("Ledger", made[0])
+
+        member, money = await w.host(ledger=wrapped)
+        async with w.client(member) as client:
+            counts = await answer(client)
+            made[0].lies = True
+        await trio.sleep(60)
+        (record,) = money.journal.hosted()
+        assert (record.state, record.due) == ("over", due(*counts))
+        made[0].lies = False
+        await trio.sleep(2 * LIMITS.settle_retry_max_s)
+        settled(w, due(*counts))
