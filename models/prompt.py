@@ -73,7 +73,7 @@ class _Pieces:
         self._any_special = _any_of({**vocabulary.special, **vocabulary.found_in_text})
         self.made: list[Piece] = []
         self._open = False
-        """Does the last one go on?"""
+        """Whether the last piece goes on."""
 
     def add_template(self, text: str) -> None:
         """Of the template's own."""
@@ -92,7 +92,8 @@ class _Pieces:
     def add_text(self, text: str) -> None:
         """Of a message's."""
         position = 0
-        for found in self._found_anyway.finditer(text):
+        # Looked for again from the cut on: what is left of one may begin another.
+        while found := self._found_anyway.search(text, position):
             self._add(text[position : found.start() + 1])
             self._open = False
             position = found.start() + 1

@@ -33,6 +33,12 @@ def test_a_word_that_would_be_found_anyway_is_cut_in_two_in_a_text_and_left_whol
     assert made == [START, "<think>a <", "think> b", END]
 
 
+def test_what_is_left_of_a_word_that_was_cut_is_looked_at_too() -> None:
+    nested = Vocabulary([b""] * 3, found_in_text={"<<a>": 1, "<a>b": 2})
+    marked = MarkedMessages([{"role": "user", "content": "x<<a>b<<a>"}], "n0nce")
+    assert marked.pieces(marked.messages[0]["content"], nested) == ["x<", "<", "a>b<", "<a>"]
+
+
 def test_an_empty_text_is_told_to_the_template_as_empty() -> None:
     assert pieces("") == [START, "user\n", END, "\n", START]
 
