@@ -43,7 +43,7 @@ class GasBudget:
 
     @property
     def known(self) -> bool:
-        """Can wei be held against USDC?"""
+        """Whether the price of ether is known, so that wei can be held against USDC."""
         return self.ether_price > 0
 
     def wei(self, units: int) -> int:

@@ -203,7 +203,7 @@ def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
     try:
         folder = os.open(path.parent, os.O_RDONLY)
     except PermissionError:
-        return  # a folder that may be written and not read: its entry gets to disk when the system likes
+        return  # it may be written and not read: the system writes its new entry to the disk when it likes
     try:
         os.fsync(folder)
     finally:

@@ -22,7 +22,7 @@ class Screen:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As much as is possible; returns the length of all of it."""
+        """Write as much as is possible. Returns the length of the whole text; never fails."""
         try:
             self._stream.write(text)
         except (OSError, ValueError) as error:
@@ -30,7 +30,7 @@ class Screen:
         return len(text)
 
     def flush(self) -> None:
-        """Likewise."""
+        """As far as is possible; it never fails."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The handshake of trio-websocket, with its reader kept at arm's length.
+"""The handshake of trio-websocket, with its reader in a guarded task of ours.
 
 The library runs a reader in the nursery that it is given, which raises there whatever its parsers raise (a
 header that is no UTF-8, an answer that is no WebSocket), and which may end without a word to who waits for

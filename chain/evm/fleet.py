@@ -85,7 +85,7 @@ class Fleet:
                 _log.info("chain.adopted", nonce=each.nonce, transaction=flight.last.hash.hex())
 
     def joined(self, job: Job) -> bool:
-        """Is the same on its way, with nobody who waits for it? Then ``job`` waits for that one."""
+        """Whether the same is on its way, with nobody who waits for it; then ``job`` waits for that one."""
         for flight in self._flights.values():
             left = flight.job is None or not flight.job.waits
             if left and flight.versions and flight.order.equals(job.order):

@@ -30,7 +30,7 @@ class Job:
 
     @property
     def waits(self) -> bool:
-        """Does anybody?"""
+        """Whether anybody waits for it."""
         return not self.withdrawn and not self.done.is_set()
 
     def finish(self, receipt: Receipt) -> None:
@@ -83,7 +83,7 @@ class Flight:
         self.mined, self.unseen_since, self.look_s = receipt, None, _LOOK_FIRST_S
 
     def unseen(self, now: float) -> bool:
-        """Its nonce is used and no receipt is shown. Is it time to ask in other ways what used the nonce?
+        """Whether it is time to ask in other ways what used its nonce, of which no receipt is shown.
 
         Nodes know a block sooner than its receipts, so the first time it is not; then less and less often.
         """

@@ -246,7 +246,7 @@ class EvmLedger:
         )  # fmt: skip
 
     def is_order_of(self, order: SentOrder, call: Call) -> bool:
-        """Would ``call`` do exactly what was ordered?"""
+        """Whether ``call`` would do exactly what was ordered."""
         return order.order.equals(self._encode.order(call))
 
     async def check(self, call: Call, sender: bytes | None = None) -> None:

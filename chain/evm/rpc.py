@@ -212,7 +212,7 @@ class RpcEndpoints:
 
     @property
     def several(self) -> bool:
-        """Is there more than one?"""
+        """Whether there is more than one endpoint."""
         return len(self._endpoints) > 1
 
     def status(self) -> tuple[EndpointStatus, ...]:

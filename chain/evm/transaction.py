@@ -32,7 +32,7 @@ class Order:
     """The most that it may cost; None for the sender's own bound."""
 
     def equals(self, other: Order) -> bool:
-        """Would the chain do the same for both?"""
+        """Whether the chain would do the same for both."""
         return (self.to, self.data) == (other.to, other.data)
 
 

@@ -116,7 +116,7 @@ def _line(figure: Figure) -> str:
 
 
 def _by_ratio(goal: Goal) -> bool:
-    """Is the target a multiple of the baseline, and the value something else?"""
+    """Whether the target is a multiple of the baseline, and the value something else."""
     return goal.judged == "ratio" and goal.unit != "ratio"
 
 

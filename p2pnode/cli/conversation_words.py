@@ -57,7 +57,7 @@ class ToldOfKeeping:
         self._path = data.told
 
     def is_news(self, fields: Mapping[str, Any]) -> bool:
-        """Is ``conversation.kept`` to be told to people? Then it is told now."""
+        """Whether ``conversation.kept`` is to be told to people; then it is noted as told."""
         from p2pnode.errors import ConfigError
         from p2pnode.files import write_atomic
 
@@ -73,7 +73,7 @@ class ToldOfKeeping:
 
     @property
     def here_only(self) -> bool:
-        """Had no other node a copy, when that was looked at last?"""
+        """Whether no other node had a copy when that was looked at last."""
         return self._last() == "here"
 
     def _last(self) -> str:

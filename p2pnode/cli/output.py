@@ -233,7 +233,7 @@ def error_fields(error: P2PNodeError) -> dict[str, Any]:
 
 
 def draws() -> bool:
-    """Can standard output be more than lines of plain text?"""
+    """Whether standard output can show more than lines of plain text."""
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 

@@ -214,7 +214,7 @@ class Answer:
 
     @property
     def being_read(self) -> bool:
-        """Does somebody wait for its next piece?"""
+        """Whether somebody waits for its next piece."""
         return self._reader.locked()
 
     @property
@@ -350,7 +350,7 @@ class Answer:
         self._ending = ""
 
     def _crawls(self, part: Part) -> bool:
-        """Is its host much slower than hosts are, and is there another one to go on with?"""
+        """Whether its host is much slower than hosts are, and there is another one to go on with."""
         runtime, now = self._runtime, trio.current_time()
         limits = runtime.limits
         pace = part.pace(now, limits.pace_window_s)

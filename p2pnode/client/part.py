@@ -31,7 +31,7 @@ class Part:
         self.turn_over = False
         """Is the session free for another turn?"""
         self.restarted = False
-        """Did the host restart in the middle of it?"""
+        """Whether the host restarted in the middle of it."""
         self.messages_tokens: int | None = None
         """Prompt tokens without the prefix, once the host has counted them."""
 

@@ -49,7 +49,7 @@ class SessionPool:
             await session.wait_over()
 
     def has(self, peer: PeerId, model: ModelId) -> bool:
-        """Is an idle session with this host kept, be it dormant?"""
+        """Whether an idle session with this host is kept, be it dormant."""
         return bool(self._idle(peer, model))
 
     def _idle(self, peer: PeerId, model: ModelId) -> list[Session]:

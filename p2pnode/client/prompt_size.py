@@ -1,4 +1,4 @@
-"""Does a prompt fit a host's context? Found out before anything is signed: a fee that was paid is gone.
+"""Whether a prompt fits a host's context is found out before anything is signed: a paid fee is gone.
 
 What its bytes say for sure is decided here; in between, the host that is to be paid is asked to count.
 """

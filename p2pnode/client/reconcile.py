@@ -44,7 +44,7 @@ async def reconcile(journal: Journal, ledger: Ledger, now: int) -> None:
                     await journal.bought_expired(bought.session)
 
     async def believable(bought: BoughtSession, state: EscrowState) -> bool:
-        """May it be settled so? It frees the user's caps: one endpoint that says "closed, 0" must not.
+        """Whether it may be settled so. That frees the user's caps: one endpoint's "closed, 0" must not.
 
         No settlement pays less than the fee or more than the deposit; and where there is a second endpoint,
         it has to say the same, until nothing can be taken any more.

@@ -50,9 +50,9 @@ class Standing:
     lost: bool = False
     """Did the connection break, and the session with it?"""
     restarted: bool = False
-    """Did the host restart in the middle of the turn? Then it is there, in the session that goes on."""
+    """Whether the host restarted in the middle of the turn: then it is there, and the session goes on."""
     slept: bool = False
-    """Did this machine sleep meanwhile? Then the host is as good as before."""
+    """Whether this machine slept meanwhile: then the host is as good as before."""
     paid: bool = False
     """Was the session paid? Then it was tried to resume it, and another one would cost another fee."""
 

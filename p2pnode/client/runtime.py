@@ -90,7 +90,7 @@ class Runtime:
 
     @property
     def running(self) -> bool:
-        """Does it take tasks now?"""
+        """Whether it takes tasks now."""
         return self._tasks is not None
 
     @property

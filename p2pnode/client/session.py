@@ -100,13 +100,13 @@ class Session:
         self._resumed_at = -1
         """How much had been received at the last resume."""
         self._refused = False
-        """Did the host refuse to go on, or end a session in which nothing was asked?"""
+        """Whether the host refused to go on, or ended a session in which nothing was asked."""
         self._wanted, self._tried = trio.Event(), trio.Event()
         """Set when a turn is asked of a dormant session, and after each attempt to resume; then made anew."""
         self._asker_waits = False
         self._dormant: trio.CancelScope | None = None
         self._dropping = False
-        """Does what comes belong to a turn that was given up while the session was dormant?"""
+        """Whether what comes belongs to a turn that was given up while the session was dormant."""
 
     def _first_machine(self, salt: bytes) -> ClientSession:
         return ClientSession(
@@ -167,7 +167,7 @@ class Session:
 
     @property
     def dormant(self) -> bool:
-        """Is its host silent, and may it come back?"""
+        """Whether its host is silent, and may come back."""
         return self._dormant is not None and not self._closing
 
     @property
@@ -179,7 +179,7 @@ class Session:
         return self._purchase is not None and not self._closing and held.received > self._resumed_at
 
     async def _goes_on(self) -> bool:
-        """Did a session that was lost get a stream again? That is over too when this returns."""
+        """Whether a session that was lost got a stream again, which is over too when this returns."""
         dormant_until = trio.current_time() + self._limits.dormant_s
         while self._resumable:
             if await self._resume():
@@ -341,7 +341,7 @@ class Session:
 
     @property
     def has_unread(self) -> bool:
-        """Are there events that nobody has received yet?"""
+        """Whether there are events that nobody has received yet."""
         return self._receive.statistics().current_buffer_used > 0
 
     def cancel_turn(self) -> None:
@@ -404,7 +404,7 @@ class Session:
             return
 
     def _drop(self, value: ClientEmission) -> bool:
-        """Is it of the turn that was given up? Its outcome is the last of it.
+        """Whether it is of the turn that was given up. Its outcome is the last of it.
 
         Nobody is there to read what the host still sent then: it is paid, and a window at most.
         """

@@ -125,7 +125,7 @@ class Machine:
         return ok("ports", f"{count_of(len(wanted), 'address', 'addresses')} free")
 
     async def reach(self) -> Finding:
-        """Can others reach the node that runs, or one that would be started now?"""
+        """Whether others can reach the node that runs, or one that would be started now."""
         running = self._running
         addresses, code = (running.multiaddrs, running.reach) if running is not None else self._would_have()
         if not code:

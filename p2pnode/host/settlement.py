@@ -80,7 +80,7 @@ class Settler:
         self._cursor_name = f"host {market.chain_id} {market.contract.hex()}"
         self._cursor_checked = False
         self.reachable = True
-        """Did the chain answer last time?"""
+        """Whether the chain answered last time."""
 
     async def prepare(self, epoch: int) -> None:
         """What a start before ``epoch`` was serving settles when its client had the linger to come back.

@@ -1,4 +1,4 @@
-"""Did this process sleep? Its own absence must not be taken for a peer's.
+"""Notices that this process slept: its own absence must not be taken for a peer's.
 
 Two clocks and a heartbeat tell. A beat that comes much later than it was due says that the process did not
 run: it was stopped, or its container was frozen. A wall clock that went on much further than the monotonic

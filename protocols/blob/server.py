@@ -94,7 +94,7 @@ class BlobServer:
         self._waiting: deque[int] = deque()
         self._reading: set[int] = set()
         self._half_closed = False
-        """Does the client say nothing more? Then this ends when it was answered."""
+        """Whether the client says nothing more: then this ends when it was answered."""
         self._over = False
 
     @property

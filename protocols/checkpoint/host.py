@@ -64,7 +64,7 @@ class FetchHost:
         self._terms: SessionTerms | None = None
         self._nonce = b""
         self._half_closed = False
-        """Does the client say nothing more?"""
+        """Whether the client says nothing more."""
 
     def start(self, now: float) -> Sequence[Effect]:
         """The stream is open; the client must speak first."""

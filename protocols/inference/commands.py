@@ -354,12 +354,12 @@ class SessionFailed:
 
     @property
     def fault(self) -> bool:
-        """Did the host break the protocol?"""
+        """Whether the host broke the protocol."""
         return self.cause == "fault"
 
     @property
     def resumable(self) -> bool:
-        """May the host live, and keep a paid session for a resume? After its ``stalled`` it does."""
+        """Whether the host may live, and keep a paid session for a resume. After its ``stalled`` it does."""
         return self.cause in ("lost", "silent") or self.code == "stalled"
 
 

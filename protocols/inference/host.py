@@ -115,7 +115,7 @@ class HostSession:
         self._held: tuple[OpenSession, Intake] | None = None  # from Accept on
         self._draining = False
         self._half_closed = False
-        """Does the client say nothing more? Then nothing is waited for that it would have to say."""
+        """Whether the client says nothing more: then nothing is waited for that it would have to say."""
         self._over = False
 
     @property
