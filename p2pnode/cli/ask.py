@@ -74,7 +74,7 @@ def ask(
     from p2pnode.cli.running import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.client.asking import TalkOptions
@@ -129,7 +129,7 @@ async def stream(output: Output, talk: Any, answer: Any) -> None:
             what, then = (
                 ("cut short", "goes on with the answer") if answer.ids else ("unanswered", "asks again")
             )
-            text = f"[{what}: `p2pnode sessions resume {sid[:8]}` {then}]"
+            text = f"[{what}: {output.command(f'sessions resume {sid[:8]}')} {then}]"
             output.event("cut_short", {"conversation": sid, "held": len(answer.ids)}, text=text)
     finish(output, answer)
 
@@ -212,7 +212,7 @@ def make_client(
         elif name == "failover":
             text = f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
         elif name == "signing":
-            text = _signing_line(fields)
+            text = _signing_line(output, fields)
         elif name == "deposit.waiting":
             text = (
                 f"[waiting for {shorten(str(fields['peer']))} to bring the deposit to the chain: "
@@ -231,13 +231,13 @@ def make_client(
     return Client(config, bootstrap=first, discovery=discovery, on_event=on_event)
 
 
-def _signing_line(fields: dict[str, object]) -> str:
+def _signing_line(output: Output, fields: dict[str, object]) -> str:
     """What a deposit is for, in a line; JSON has it in full, `sessions show` has the terms."""
     from p2pnode.money import usdc_text
 
     units = {name: value for name, value in fields.items() if isinstance(value, int)}
     most, host = usdc_text(units["deposit"]), shorten(str(fields["host"]))
-    terms = f"`p2pnode sessions show {str(fields['session'])[:8]}`"
+    terms = output.command(f"sessions show {str(fields['session'])[:8]}")
     return f"[paying {host} at most {most}, the rest comes back: {price_of(units)}; terms: {terms}]"
 
 
@@ -271,6 +271,8 @@ def finish(output: Output, answer: Any) -> None:
         {"host": answer.host, "checkpoints": answer.checkpoints, **asdict(usage), "bill": items},
         text=text if bill else "",  # one that was whole already asked nobody
     )
+    if bill and usage.reason == "length" and (usage.n_ctx == 0 or usage.context_left):
+        output.note("[it stops in the middle: that is as long as --max-tokens lets an answer be]")
 
 
 def _line_of(item: Any) -> str:

@@ -78,7 +78,7 @@ def chat(
     from p2pnode.cli.running import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
     talking: list[Chat] = []
 
     async def run() -> None:

@@ -90,7 +90,7 @@ def withdraw(
     from p2pnode.cli.running import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.chain.addresses import address_from, shown_address
@@ -124,6 +124,8 @@ def withdraw(
             recipient = books.wallet.address if other is None else other
             if not 0 < units <= earned:
                 msg = f"{usdc_text(earned)} can be withdrawn, not {usdc_text(units)}"
+                if wanted is None:
+                    msg = f"nothing can be withdrawn now: {output.command('funds')} shows where the money is"
                 raise ConfigError(msg)
             what = f"{usdc_text(units)} will be sent to {shown_address(recipient)}"
             await confirm(output, f"{what}: nobody can bring it back", yes=yes)

@@ -119,7 +119,7 @@ def join(
     from p2pnode.host.join import Join, JoinOptions
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
     report = _Reporter(output, quiet=quiet)
 
     def make() -> Join:
@@ -182,7 +182,7 @@ async def _in_background(output: Output, data_dir: Path | None, ready_file: Path
     data = DataDir(build_config(data_dir).data_dir)
     data.prepare()
     if data.is_locked():
-        msg = f"a node runs on {data.root} already: `p2pnode stop` ends it"
+        msg = f"a node runs on {data.root} already: {output.command('stop')} ends it"
         raise ConfigError(msg)
     ready = (ready_file or data.root / "node.ready").absolute()
     await run_in_background(output, data.log, ready, given=ready_file is not None)
@@ -327,7 +327,10 @@ class _Reporter:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
-        self._output.report(name, fields, text=self._text(name, fields))
+        text = self._text(name, fields)
+        if name == "ready":
+            text += f'\nready: try `p2pnode ask "…"`; Ctrl-C or {self._output.command("stop")} leaves'
+        self._output.report(name, fields, text=text)
 
     @staticmethod
     def _text(name: str, fields: dict[str, Any]) -> str:
@@ -355,7 +358,6 @@ class _Reporter:
                         *(served or ["serving    nothing: a client-only node"]),
                         f"storing    for {_owners(fields['store_for'])}",
                         *_reach_lines(fields),
-                        'ready: try `p2pnode ask "…"`; Ctrl-C or `p2pnode stop` leaves',
                     ]
                 )
             case "answered":

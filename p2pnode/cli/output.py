@@ -58,6 +58,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -68,6 +69,8 @@ from p2pnode.streams import screen_of
 from p2pnode.words import one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from p2pnode.cli.markdown import MarkdownStream
@@ -95,8 +98,9 @@ class OutputLostError(Exception):
 class Output:
     """One per command run."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, data_dir: Path | None = None) -> None:
         self.as_json = as_json
+        self._data_dir = data_dir
         self._console: Console | None = None
         self._line_open = False
         self._later: list[str] = []
@@ -135,6 +139,11 @@ class Output:
             if sys.stdout.isatty():
                 self.end_line()
             self._say(text)
+
+    def command(self, words: str) -> str:
+        """A command for the same data dir as this one's, to be run as it is printed."""
+        where = f" --data-dir {shlex.quote(str(self._data_dir))}" if self._data_dir is not None else ""
+        return f"`p2pnode {words}{where}`"
 
     def report(
         self, name: str, fields: dict[str, Any] | None = None, *, text: str = "", later: bool = False

@@ -16,10 +16,10 @@ def status(
     from p2pnode.cli.running import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        running, advert = _running(data_dir), None
+        running, advert = _running(output, data_dir), None
         from p2pnode.client.client import Client
         from p2pnode.host.totals import read_totals
         from p2pnode.money import usdc_text
@@ -119,13 +119,13 @@ def invite(
     from p2pnode.cli.running import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.node.invite import make_invite
         from p2pnode.node.reachability import reachability
 
-        running = _running(data_dir)
+        running = _running(output, data_dir)
         text = make_invite(running.announced or running.multiaddrs)
         if as_json:
             output.event("invite", {"invite": text, "reach": running.reach})
@@ -138,14 +138,14 @@ def invite(
     run_async(run, on_error=output.failed)
 
 
-def _running(data_dir: Any) -> Any:
+def _running(output: Output, data_dir: Any) -> Any:
     from p2pnode.errors import ConfigError
     from p2pnode.node.datadir import DataDir
 
     data = DataDir(build_config(data_dir).data_dir)
     running = data.running_node()
     if running is None:
-        msg = f"no node runs on {data.root}: start one with `p2pnode join`"
+        msg = f"no node runs on {data.root}: start one with {output.command('join')}"
         raise ConfigError(msg)
     return running
 

@@ -79,7 +79,7 @@ def reachability(code: str, multiaddrs: Sequence[str]) -> Reachability:
                 "which forwards no port, use IPv6 or a machine elsewhere",
             )
         case "this_machine_only":
-            return Reachability(code, "it listens on this machine only, as --listen says")
+            return Reachability(code, "it listens on this machine only, as --listen or config.toml says")
         case _:
             return Reachability(
                 "no_network",

@@ -30,7 +30,9 @@ def test_the_answer_goes_to_stdout_and_all_else_to_stderr(data_dir: Path, host: 
     ran = ask(data_dir, "hello", "--bootstrap", host.multiaddr, "--max-tokens", 12, "--temperature", 0)
     assert ran.code == 0
     assert re.fullmatch(r"[a-z ]{12}\n", ran.out)
-    assert re.fullmatch(r"\[8 tokens in, 12 out, first after \d\.\d\d s, .*from 12D3….{6}\]\n", ran.err)
+    bill = r"\[8 tokens in, 12 out, first after \d\.\d\d s, .*from 12D3….{6}\]\n\[.*\]\n"
+    assert re.fullmatch(bill, ran.err), ran
+    assert "[it stops in the middle: that is as long as --max-tokens lets an answer be]" in ran.err
     again = ask(
         data_dir, "-", "--peer", host.multiaddr, "--max-tokens", 12, "--temperature", 0, stdin="hello"
     )
@@ -65,7 +67,9 @@ def test_stop_and_system_reach_the_host(data_dir: Path, host: Program) -> None:
     common = ("--peer", host.multiaddr, "--temperature", 0, "--max-tokens", 40)
     plain = ask(data_dir, "hello", *common).out
     word = plain.split()[1]
-    assert word not in ask(data_dir, "hello", *common, "--stop", word).out
+    stopped = ask(data_dir, "hello", *common, "--stop", word)
+    assert word not in stopped.out
+    assert "--max-tokens" not in stopped.err
     assert ask(data_dir, "hello", *common, "--system", "Be brief.").out != plain
 
 
@@ -154,7 +158,8 @@ def test_status_and_invite_of_a_running_node(host: Program) -> None:
 def test_without_a_running_node_they_say_how_to_start_one(data_dir: Path, command: str) -> None:
     ran = run(command, "--data-dir", data_dir)
     assert (ran.code, ran.out) == (1, "")
-    assert f"no node runs on {data_dir}: start one with `p2pnode join`" in " ".join(ran.err.split())
+    how = f"start one with `p2pnode join --data-dir {data_dir}`"
+    assert f"no node runs on {data_dir}: {how}" in " ".join(ran.err.split())
 
 
 def test_a_node_that_runs_and_does_not_answer_is_said_to(data_dir: Path) -> None:

@@ -91,6 +91,9 @@ def test_withdrawing_what_is_not_there_says_what_is(data_dir: Path, profile: Pat
     )
     assert ran.code == 1
     assert "0.00 USDC can be withdrawn, not 0.000005 USDC" in ran.err
+    twice = run("funds", "withdraw", "--yes", "--chain", profile, "--data-dir", data_dir)
+    assert twice.code == 1
+    assert f"nothing can be withdrawn now: `p2pnode funds --data-dir {data_dir}` shows" in twice.err
     wrong = run("funds", "withdraw", "--to", "0x12", "--chain", profile, "--data-dir", data_dir)
     assert wrong.code == 2
 

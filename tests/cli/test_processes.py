@@ -178,7 +178,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, arguments: tuple[s
     ("code", "says"),
     [
         ("private_only", ["nobody outside", "--announce", "p2pnode1x", "it works inside this network only"]),
-        ("this_machine_only", ["as --listen says", "p2pnode1x", "it works on this machine only"]),
+        ("this_machine_only", ["--listen or config.toml says", "p2pnode1x", "works on this machine only"]),
         ("no_network", ["this machine has no network", "invite     none yet"]),
         ("ipv6_only", ["nobody without IPv6", "p2pnode1x"]),
     ],

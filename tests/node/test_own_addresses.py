@@ -175,7 +175,7 @@ async def test_what_a_peer_learns_by_identify_is_what_strangers_are_told(autojum
         (["/ip6/2606:4700::1/tcp/4001", "/ip4/10.0.0.1/tcp/4001"], True, "ipv6_only", "nobody without IPv6"),
         (["/ip4/10.0.0.1/tcp/4001"], True, "private_only", "nobody outside this network"),
         (["/ip4/127.0.0.1/tcp/4001"], True, "no_network", "this machine has no network"),
-        (["/ip4/127.0.0.1/tcp/4001"], False, "this_machine_only", "as --listen says"),
+        (["/ip4/127.0.0.1/tcp/4001"], False, "this_machine_only", "as --listen or config.toml says"),
     ],
 )
 def test_its_addresses_tell_from_where_it_can_be_reached(
