@@ -73,7 +73,7 @@ def _start(arguments: list[str], log: Path) -> tuple[subprocess.Popen[bytes], in
     with log.open("ab") as file:
         began = file.tell()
         process = subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, "-m", "p2pnode", *arguments],
+            [sys.executable, "-P", "-m", "p2pnode", *arguments],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     return process, began

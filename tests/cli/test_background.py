@@ -19,10 +19,12 @@ def test_a_node_that_does_not_run_can_not_be_stopped(data_dir: Path) -> None:
 
 def test_what_does_not_start_in_the_background_says_why_and_fails(tmp_path: Path, profile: Path) -> None:
     (taken,) = load_profile(profile).rpc_urls
+    # A module in the folder where the command is given isn't run.
+    (tmp_path / "trio.py").write_text("raise SystemExit('the wrong trio')\n")
     ended = subprocess.run(
-        [sys.executable, "-m", "p2pnode", "chain", "dev", "--background", "--port", taken.rpartition(":")[2],
-         "--data-dir", tmp_path],
-        capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-P", "-m", "p2pnode", "chain", "dev", "--background",
+         "--port", taken.rpartition(":")[2], "--data-dir", tmp_path],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 1
     assert "choose another with --port" in ended.stderr
