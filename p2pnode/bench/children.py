@@ -65,7 +65,7 @@ async def child(module: str, config: Mapping[str, Any]) -> AsyncIterator[tuple[C
     """``python -m p2pnode.bench.MODULE``, configured; with it what it said when it was ready."""
     with tempfile.TemporaryFile() as errors:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", f"p2pnode.bench.{module}"],
+            [sys.executable, "-P", "-m", f"p2pnode.bench.{module}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -99,7 +99,7 @@ async def joined(root: Path, name: str, arguments: Sequence[str]) -> AsyncIterat
     ]
     with log.open("w+b") as output:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "p2pnode.bench.leash", *command],
+            [sys.executable, "-P", "-m", "p2pnode.bench.leash", *command],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -119,7 +119,8 @@ async def joined(root: Path, name: str, arguments: Sequence[str]) -> AsyncIterat
 
 def program(*arguments: str) -> list[str]:
     """The command line of ``p2pnode`` in this environment."""
-    return [sys.executable, "-m", "p2pnode", *arguments]
+    # -P: no file of the working folder may stand in for a module.
+    return [sys.executable, "-P", "-m", "p2pnode", *arguments]
 
 
 def keeping_byte_code() -> dict[str, str]:

@@ -100,7 +100,9 @@ async def run_timed(command: Sequence[str]) -> tuple[float, float]:
         await process.stdout.aclose()
     took = trio.current_time() - began
     if process.returncode != 0:
-        msg = f"`{' '.join(command[2:4])}` ended with exit code {process.returncode}: run it to see why"
+        msg = (
+            f"`python {' '.join(command[1:5])}` ended with exit code {process.returncode}: run it to see why"
+        )
         raise LocalError(msg)
     return (took if first is None else first), took
 

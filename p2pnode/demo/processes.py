@@ -23,7 +23,8 @@ _LISTEN: Final = ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0/ws")
 
 def program(*arguments: str) -> list[str]:
     """The command line itself."""
-    return [sys.executable, "-m", "p2pnode", *arguments]
+    # -P: no file of the working folder may stand in for a module.
+    return [sys.executable, "-P", "-m", "p2pnode", *arguments]
 
 
 @dataclass(slots=True)
@@ -127,7 +128,7 @@ async def each_event(command: list[str], on_event: Callable[[dict[str, Any]], No
                     on_event(json.loads(line))
             await process.wait()
     except trio.TooSlowError:
-        msg = f"`p2pnode {command[3]}` took longer than {STEP_DEADLINE_S:g} s"
+        msg = f"`p2pnode {command[4]}` took longer than {STEP_DEADLINE_S:g} s"
         raise LocalError(msg) from None
     finally:
         with trio.CancelScope(shield=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +82,7 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parties]:
     data = DataDir(root / "client")
     data.prepare()
     save_storage_key(data, ENTROPY)
-    nobody, slow = bytes(32).hex(), ("--scripted-tokens-per-s", 25)
+    nobody, slow = bytes(32).hex(), ("--scripted-tokens-per-s", 10)
     with ThreadPoolExecutor() as threads:  # both are slow to start
         waiting = threads.submit(join, root, "storing", "--client-only", "--store-for", "anyone")
         with join(root, "serving", "--store-for", nobody, *slow) as serving, waiting.result() as storing:
@@ -91,8 +92,10 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parties]:
             with start(root, "chat", ["chat", *flags, *nodes, "--data-dir", data.root], stdin=True) as client:
                 client.send(" ".join(WORDS) + "\n")
                 client.wait_event("text")
+                serving.process.send_signal(signal.SIGSTOP)  # the answer can't end while we look
                 heard = found_in_memory(serving.process.pid, encoded(ASKED))
                 assert "done" not in client.names
+                serving.process.send_signal(signal.SIGCONT)
                 client.wait_event("done")
                 answer = "".join(event["text"] for event in client.events if event["event"] == "text")
                 client.wait_until(lambda: trio.run(_kept, data.root), "kept conversation")
