@@ -235,6 +235,7 @@ async def test_a_disk_slower_than_an_ending_may_take_keeps_no_exposure_and_no_se
             assert forgotten_after_a_day(scene.exposure, 1) == 0
 
 
+@pytest.mark.long  # two days of a host's virtual time
 async def test_a_voucher_on_record_that_the_host_has_lost_is_paid_by_a_refund(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

@@ -8,6 +8,7 @@ import socket
 import stat
 import struct
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -52,9 +53,16 @@ def engine(shared: LlamaCppEngine) -> LlamaCppEngine:
 
 
 @pytest.fixture
-async def own(smollm: LocalModel, tmp_path: Path) -> AsyncIterator[LlamaCppEngine]:
+def run_dir() -> Iterator[Path]:
+    """With a short path, as the address of a unix socket must be; ``tmp_path`` is long in parallel runs."""
+    with tempfile.TemporaryDirectory(prefix="run-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def own(smollm: LocalModel, run_dir: Path) -> AsyncIterator[LlamaCppEngine]:
     """An engine that the test may kill."""
-    config = replace(CONFIG, slots=1, hang_s=1.0, runtime_dir=tmp_path / "run")
+    config = replace(CONFIG, slots=1, hang_s=1.0, runtime_dir=run_dir)
     engine = LlamaCppEngine(smollm, config)
     await engine.load()
     yield engine
@@ -180,11 +188,11 @@ async def test_cancel_during_prefill_stops_the_engine_within_one_batch(engine: L
     assert again.started.reused <= read + 2 * 64 < len(prompt)
 
 
-async def test_nothing_listens_but_a_socket_only_we_can_reach(own: LlamaCppEngine, tmp_path: Path) -> None:
+async def test_nothing_listens_but_a_socket_only_we_can_reach(own: LlamaCppEngine, run_dir: Path) -> None:
     assert own.child_pid is not None
     connections = psutil.Process(own.child_pid).net_connections("inet")
     assert [found for found in connections if found.status == psutil.CONN_LISTEN] == []
-    (directory,) = (tmp_path / "run").iterdir()
+    (directory,) = leftovers(run_dir)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(5)
@@ -238,7 +246,7 @@ async def test_an_engine_that_hangs_is_killed_and_restarted(own: LlamaCppEngine)
 
 
 async def test_closing_ends_requests_and_leaves_no_process_and_no_directory(
-    own: LlamaCppEngine, tmp_path: Path
+    own: LlamaCppEngine, run_dir: Path
 ) -> None:
     request = GenerateRequest(
         prompt_ids=await question(own), sampling=replace(GREEDY, tokens_max=150), cache_key=b"k"
@@ -253,12 +261,12 @@ async def test_closing_ends_requests_and_leaves_no_process_and_no_directory(
                 pass
     assert closed.value.code == "shutting_down"
     assert not psutil.pid_exists(child)
-    assert leftovers(tmp_path / "run") == []
+    assert leftovers(run_dir) == []
     with pytest.raises(EngineError, match="closed"):
         await own.load()
 
 
-async def test_a_child_whose_parent_dies_ends_by_itself(smollm: LocalModel, tmp_path: Path) -> None:
+async def test_a_child_whose_parent_dies_ends_by_itself(smollm: LocalModel, run_dir: Path) -> None:
     program = """if True:
         import sys, trio
         from pathlib import Path
@@ -272,7 +280,7 @@ async def test_a_child_whose_parent_dies_ends_by_itself(smollm: LocalModel, tmp_
             await trio.sleep_forever()
         trio.run(main)
     """
-    command = [sys.executable, "-c", program, str(smollm.path), str(tmp_path)]
+    command = [sys.executable, "-c", program, str(smollm.path), str(run_dir)]
     parent = await trio.lowlevel.open_process(command, stdout=PIPE)
     assert parent.stdout is not None
     with trio.fail_after(20):
@@ -286,7 +294,7 @@ async def test_a_child_whose_parent_dies_ends_by_itself(smollm: LocalModel, tmp_
             parent.kill()
             await parent.wait()
         await trio.to_thread.run_sync(orphan.wait, 10, abandon_on_cancel=True)
-    assert leftovers(tmp_path) == []
+    assert leftovers(run_dir) == []
 
 
 async def test_a_model_that_is_gone_or_changed_is_not_loaded(smollm: LocalModel, tmp_path: Path) -> None:

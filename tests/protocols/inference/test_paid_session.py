@@ -116,7 +116,7 @@ def test_turn_after_turn_is_one_cumulative_account() -> None:
 
 def test_one_token_at_a_price_of_one_per_million_costs_one_unit() -> None:
     duet = opened(
-        replace(TERMS, price_in=0, price_out=1, session_fee=0), answer_tokens=1, tokens_in=5, reused=0
+        replace(TERMS, price_in=0, price_out=1, session_fee=0, tip=0), answer_tokens=1, tokens_in=5, reused=0
     )
     duet.ask(ask())
     duet.settle()
