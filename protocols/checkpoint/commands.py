@@ -77,6 +77,5 @@ class FetchFailed:
     fault: bool = False
 
 
-HostCommand: TypeAlias = Found | Unreadable
 HostEmission: TypeAlias = Look | Served
 ClientEmission: TypeAlias = Shown | Fetched | FetchFailed

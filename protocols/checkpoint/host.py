@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias, assert_never
 
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.protocols.checkpoint.commands import HostCommand, Look, Served, Unreadable
+from p2pnode.protocols.checkpoint.commands import Found, Look, Served, Unreadable
 from p2pnode.protocols.checkpoint.messages import (
     PAGE_MAX,
     Challenge,
@@ -72,7 +72,7 @@ class FetchHost:
         return self._effects.take()
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
-        """Messages are the client's, the commands ``HostCommand``, the timer is wait."""
+        """Messages are the client's, the commands ``Found`` and ``Unreadable``, the timer is wait."""
         if self.state != "over":
             match event:
                 case Received(message=message):
@@ -127,11 +127,13 @@ class FetchHost:
         self._effects.cancel_timer("wait")
         self._effects.emit(Look(self._session, epoch, seq, PAGE_MAX))
 
-    def _found(self, found: HostCommand, now: float) -> None:
+    def _found(self, found: object, now: float) -> None:
         if self.state != "reading":
             return
         if isinstance(found, Unreadable):
             self._refuse(unreadable())
+            return
+        if not isinstance(found, Found):  # a command of the other side
             return
         last = len(found.receipts) <= PAGE_MAX
         voucher = found.voucher if last else None

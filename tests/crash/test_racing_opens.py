@@ -51,10 +51,10 @@ async def test_a_stranger_that_relays_the_open_first_saves_the_host_its_gas_and_
         await nursery.start(stranger.run)
         transact = EvmLedger.transact
 
-        async def front_run(ledger: EvmLedger, call: Call) -> Outcome:
+        async def front_run(ledger: EvmLedger, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
             if isinstance(call, Open) and ledger is not stranger:
                 await transact(stranger, call)
-            return await transact(ledger, call)
+            return await transact(ledger, call, fee_max_wei=fee_max_wei)
 
         monkeypatch.setattr(EvmLedger, "transact", front_run)
         async with joined(host) as peer:

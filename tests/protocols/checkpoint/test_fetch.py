@@ -335,6 +335,14 @@ anything = st.one_of(
 )
 
 
+def test_a_command_of_the_other_side_is_ignored_by_a_host_that_reads() -> None:
+    host = new_host()
+    for each in (c.Fetch(session=SESSION), proof()):
+        tells(host, each)
+    assert host.handle(Command(Start()), 0.0) == []
+    assert host.state == "reading"
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(anything, max_size=12))
 def test_no_sequence_of_events_makes_either_side_raise_or_end_twice(sequence: list[Any]) -> None:
