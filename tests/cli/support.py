@@ -90,12 +90,16 @@ class Program:
         return [event for event in self.events if event["event"] == name][count - 1]
 
     def wait_until(self, holds: Any, what: str) -> None:
-        """Poll: files and processes have no other way to tell."""
+        """Poll: files and processes have no other way to tell. Kills what it waited for in vain."""
         until = time.monotonic() + DEADLINE_S
-        while not holds():
-            assert time.monotonic() < until, f"no {what} in time: {self.out[-500:]} {self.err[-500:]}"
-            assert self.process.poll() is None or holds(), f"ended without {what}: {self.out} {self.err}"
-            time.sleep(0.02)
+        try:
+            while not holds():
+                assert time.monotonic() < until, f"no {what} in time: {self.out[-500:]} {self.err[-500:]}"
+                assert self.process.poll() is None or holds(), f"ended without {what}: {self.out} {self.err}"
+                time.sleep(0.02)
+        except BaseException:
+            self.kill()
+            raise
 
     def send(self, text: str) -> None:
         """To its standard input."""
@@ -151,8 +155,12 @@ def join(folder: Path, name: str, *arguments: object, model: str = "scripted") -
     program = start(folder, name, ["join", "--model", model, *flags, *arguments])
 
     def is_ready() -> bool:
-        # What another start left behind has another pid. Half a file is an error, never seen.
-        program.ready = json.loads(ready.read_text()) if ready.exists() else {}
+        # What another start left behind has another pid, and is removed by this one at any moment.
+        # Half a file is an error, never seen.
+        try:
+            program.ready = json.loads(ready.read_text())
+        except FileNotFoundError:
+            return False
         return program.ready.get("pid") == program.process.pid
 
     program.wait_until(is_ready, "ready file")

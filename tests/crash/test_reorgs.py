@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.chain.evm import ledger as evm
+from p2pnode.chain.evm.ledger import EvmLimits
 from tests.crash.checks import (
     check_receipts,
     check_settled,
@@ -35,7 +36,8 @@ from tests.crash.test_chain_outages import PROMPT
 @pytest.fixture(autouse=True)
 def _prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sender looks every fifth of a second, not every six seconds."""
-    monkeypatch.setattr(evm, "EvmLimits", lambda: PROMPT)
+    # Every chain here answers: the deadlines of a request stay long, for a busy machine.
+    monkeypatch.setattr(evm, "EvmLimits", lambda: EvmLimits(sender=PROMPT.sender))
 
 
 @asynccontextmanager
