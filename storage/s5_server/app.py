@@ -81,6 +81,8 @@ class _NodeApi:
 
     def __init__(self, serving: Serving, node: S5Node | None) -> None:
         self._serving, self._node = serving, node
+        # Read from the disk once: a request opens no file, which a node short of descriptors couldn't.
+        self._told = {"node": f"p2pnode {version('p2pnode')}"}
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -89,7 +91,7 @@ class _NodeApi:
         ]
 
     async def _version(self, _request: Request) -> Response:
-        return JSONResponse({"node": f"p2pnode {version('p2pnode')}"})
+        return JSONResponse(self._told)
 
     async def _nodes(self, request: Request) -> Response:
         await self._serving.access.reader(request)
