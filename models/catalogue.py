@@ -19,7 +19,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.files import user_path
 from p2pnode.ids import ModelId
 from p2pnode.models.manifest import Manifest, model_id, parse_model_id
-from p2pnode.models.sources import Source, parse_source
+from p2pnode.models.pull.sources import Source, parse_source
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

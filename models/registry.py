@@ -39,7 +39,7 @@ def make_engine(spec: EngineSpec, model: LocalModel | None = None) -> Engine:
     """An engine, not loaded yet. ``llamacpp`` needs a model that was pulled and verified."""
     match spec.name:
         case "llamacpp":
-            from p2pnode.models.llamacpp import LlamaCppConfig, LlamaCppEngine
+            from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 
             if model is None:
                 raise ConfigError("the llamacpp engine needs a model; name one with --model")

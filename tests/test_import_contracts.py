@@ -26,7 +26,7 @@ OFFENCES = {
             "import p2pnode.models.engine",
         ),
         ("p2pnode/client/client.py", "import p2pnode.cli.output"),
-        ("p2pnode/client/search.py", "import p2pnode.host.host"),
+        ("p2pnode/client/hosts.py", "import p2pnode.host.host"),
         ("p2pnode/models/engine.py", "import p2pnode.chain.wallet.wallet"),
         ("p2pnode/errors.py", "import p2pnode.config"),
         ("p2pnode/limits.py", "import p2pnode.ids"),
@@ -48,9 +48,9 @@ OFFENCES = {
         ("p2pnode/net/network.py", "import exllamav2"),
     ],
     "web3": [
-        ("p2pnode/host/cashier.py", "import web3"),
+        ("p2pnode/payments/escrow.py", "import web3"),
         ("p2pnode/cli/funds.py", "def late():\n    import web3"),
-        ("p2pnode/client/purse.py", "import eth_tester"),
+        ("p2pnode/payments/purse.py", "import eth_tester"),
     ],
 }
 

@@ -2,7 +2,7 @@
 
 An order is one intention (a withdrawal, a settlement, a deployment) with one nonce and every transaction that
 was ever signed for it. What stands in the book and has not ended may have been sent: it is looked for by its
-hashes and by what used its nonce, and never ordered anew. ``node/journal_orders.py`` keeps one on the disk.
+hashes and by what used its nonce, and never ordered anew. ``payments/journal`` keeps one on the disk.
 """
 
 from __future__ import annotations

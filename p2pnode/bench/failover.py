@@ -36,7 +36,7 @@ from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
-from p2pnode.node.money import open_journal
+from p2pnode.payments.market import open_journal
 from p2pnode.protocols.inference.messages import SamplingParams
 
 _ROUNDS: Final = 30

@@ -23,15 +23,15 @@ from p2pnode.bench.children import joined
 from p2pnode.bench.figure import Measurement, compared
 from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.client.client import Client
-from p2pnode.client.keeper import Keeper, open_archive
 from p2pnode.config import NodeConfig
 from p2pnode.errors import LocalError
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.storage_key import save_storage_key
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.folding import FAN_IN
+from p2pnode.storage.conversations.compaction import FAN_IN
 from p2pnode.storage.conversations.records import Piece
+from p2pnode.storage.conversations.replicator import Keeper, open_archive
+from p2pnode.storage.key_file import save_storage_key
 from p2pnode.storage.local.disk import Disk
 from p2pnode.storage.local.store import LocalStore
 

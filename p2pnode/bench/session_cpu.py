@@ -15,9 +15,9 @@ import trio
 from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.scripted_model import scripted_model_id
-from p2pnode.node.journal import BoughtSession, HostedSession, Journal
 from p2pnode.node.keys import PeerKey, receipt_address
-from p2pnode.node.money import open_journal
+from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
+from p2pnode.payments.market import open_journal
 from p2pnode.protocols.crypto import keccak256, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Effect, Emit, Received, Send
 from p2pnode.protocols.inference.commands import (

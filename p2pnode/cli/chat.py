@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import trio
 
     from p2pnode.client.answer import Answer
-    from p2pnode.client.talk import Talk
+    from p2pnode.client.conversation import Talk
 
 _COMMAND: Final = re.compile(r"/\w+")
 _HELP: Final = (

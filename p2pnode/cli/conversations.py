@@ -48,7 +48,7 @@ from p2pnode.words import count_of, one_line
 if TYPE_CHECKING:
     from p2pnode.cli.chat import Chat
     from p2pnode.client.client import Client
-    from p2pnode.client.talk import Talk
+    from p2pnode.client.conversation import Talk
     from p2pnode.config import NodeConfig
     from p2pnode.storage.conversations.archive import Recovery
     from p2pnode.storage.conversations.records import SavedConversation
@@ -220,8 +220,8 @@ async def find_anywhere(client: Client, begins: str, output: Output) -> SavedCon
 @asynccontextmanager
 async def known_here(config: NodeConfig) -> AsyncIterator[Any]:
     """The archive of a data dir that keeps conversations; None of one that doesn't."""
-    from p2pnode.client.keeper import open_archive
     from p2pnode.node.datadir import DataDir
+    from p2pnode.storage.conversations.replicator import open_archive
 
     data = DataDir(config.data_dir)
     if not (data.storage_key.exists() and data.store.exists()):
@@ -237,7 +237,7 @@ async def reading(client: Client, config: NodeConfig, begins: str) -> AsyncItera
 
     Two times None where the list has none. Raises ``UsageError``, ``LocalError``.
     """
-    from p2pnode.storage.conversations.reading import ConversationLostError
+    from p2pnode.storage.conversations.reader import ConversationLostError
 
     async with known_here(config) as archive:
         known = await archive.conversations() if archive is not None else ()
@@ -258,7 +258,7 @@ async def reading(client: Client, config: NodeConfig, begins: str) -> AsyncItera
 
 def tell_recovery(output: Output, recovery: Recovery) -> None:
     """Who answered, and what is missing."""
-    from p2pnode.client.keeper import OWN
+    from p2pnode.storage.conversations.replicator import OWN
 
     others = len(recovery.answered - {OWN})
     fields = {
@@ -280,8 +280,8 @@ def tell_recovery(output: Output, recovery: Recovery) -> None:
 
 def check_answered(recovery: Recovery, *, before: str = "") -> None:
     """Raise ``NoHostError`` where no other node answered; ``before`` begins its message."""
-    from p2pnode.client.keeper import OWN
     from p2pnode.errors import NoHostError
+    from p2pnode.storage.conversations.replicator import OWN
 
     if recovery.answered - {OWN}:
         return

@@ -59,7 +59,7 @@ class DevFolder:
         """Make what is missing. Blocks for some seconds. Raises ``ConfigError``, ``ChainError``."""
         from p2pnode.files import write_atomic
         from p2pnode.node.keys import PeerKey, load_or_create_seed
-        from p2pnode.node.storage_key import ensure_storage_key
+        from p2pnode.storage.key_file import ensure_storage_key
 
         for data in (self.host, self.client):
             data.prepare()

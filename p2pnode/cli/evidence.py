@@ -11,7 +11,7 @@ from p2pnode.cli.output import Output, shorten
 
 if TYPE_CHECKING:
     from p2pnode.config import NodeConfig
-    from p2pnode.node.journal import Evidence
+    from p2pnode.payments.journal.journal import Evidence
 
 SubmitOption = Annotated[
     bool, typer.Option("--submit", help="Show it to the chain: the host's stake is lost, a tenth is yours.")
@@ -56,7 +56,7 @@ def evidence(
 
 def _evidence(config: NodeConfig) -> list[Evidence]:
     from p2pnode.node.datadir import DataDir
-    from p2pnode.node.journal import Journal
+    from p2pnode.payments.journal.journal import Journal
 
     path = DataDir(config.data_dir).journal
     if not path.exists():
@@ -70,8 +70,8 @@ def _evidence(config: NodeConfig) -> list[Evidence]:
 
 async def _fetch(config: NodeConfig, output: Output) -> None:
     from p2pnode.client.client import Client
-    from p2pnode.client.repayment import fetch_all
-    from p2pnode.node.books import need_profile
+    from p2pnode.payments.books import need_profile
+    from p2pnode.payments.repayment import fetch_all
 
     profile = need_profile(config)
     async with Client(config, remember=False) as client:
@@ -92,8 +92,8 @@ async def _fetch(config: NodeConfig, output: Output) -> None:
 
 async def _submit(config: NodeConfig, output: Output) -> list[Evidence]:
     from p2pnode.cli.orders import telling
-    from p2pnode.node.accusing import submit_evidence
-    from p2pnode.node.books import books_of
+    from p2pnode.payments.books import books_of
+    from p2pnode.payments.evidence import submit_evidence
 
     async with books_of(config, sends=True, tell=telling(output)) as books:
         for each in await submit_evidence(books.journal, books.ledger, books.orders):

@@ -22,8 +22,8 @@ from p2pnode.cli.output import Output
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
-    from p2pnode.node.books import Books
-    from p2pnode.node.funds import Funds
+    from p2pnode.payments.books import Books
+    from p2pnode.payments.funds import Funds
 
 _SETTLEMENT_S: Final = 15.0
 """A host settles some seconds after its client left; it takes a block or two."""
@@ -50,9 +50,9 @@ def funds(
         import time
 
         from p2pnode.cli.orders import telling
-        from p2pnode.client.reconcile import reconcile
-        from p2pnode.node.books import books_of
-        from p2pnode.node.funds import funds as add_up
+        from p2pnode.payments.books import books_of
+        from p2pnode.payments.funds import funds as add_up
+        from p2pnode.payments.reconcile import reconcile
 
         async with books_of(build_config(data_dir, chain=chain)) as books:
             await reconcile(books.journal, books.ledger, int(time.time()))
@@ -98,7 +98,7 @@ def withdraw(
         from p2pnode.cli.orders import ended_text, telling
         from p2pnode.errors import ChainError, ConfigError, UsageError
         from p2pnode.money import usdc_text
-        from p2pnode.node.books import books_of
+        from p2pnode.payments.books import books_of
 
         wanted = None if amount is None else units_of(amount, "--amount")
         try:

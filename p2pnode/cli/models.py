@@ -68,7 +68,7 @@ def pull_model(
 
     async def run() -> None:
         from p2pnode.models.manifest import model_id_text
-        from p2pnode.models.pull import pull
+        from p2pnode.models.pull.pull import pull
 
         entry, models_dir = _entry(name), _models_dir(data_dir, make=True)
         with PullProgress(output, name) as progress:
@@ -93,7 +93,7 @@ def verify_model(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.models.pull import verify
+        from p2pnode.models.pull.pull import verify
 
         local = await verify(_entry(name), _models_dir(data_dir))
         fields = {"name": local.name, "path": str(local.path), "sha256": local.manifest.weights}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from p2pnode.chain.evm.orders import SentOrder
     from p2pnode.cli.output import Output
-    from p2pnode.node.orders import Tell
+    from p2pnode.payments.orders import Tell
 
 
 def telling(output: Output) -> Tell:

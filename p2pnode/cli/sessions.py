@@ -47,7 +47,7 @@ from p2pnode.cli.output import Output, shorten
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from p2pnode.node.journal import BoughtSession, HostedSession, Journal
+    from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
     from p2pnode.storage.conversations.conversation import Conversation
     from p2pnode.storage.conversations.records import SavedConversation
 
@@ -199,8 +199,8 @@ def close(
         import time
 
         from p2pnode.cli.orders import telling
-        from p2pnode.node.books import books_of
-        from p2pnode.node.closing import close_session
+        from p2pnode.payments.books import books_of
+        from p2pnode.payments.closing import close_session
 
         # Asked before the chain is: a mistyped id is told at once.
         journal = _known(_journal(data_dir), session)
@@ -222,7 +222,7 @@ def close(
 
 def _journal(data_dir: Any) -> Journal | None:
     from p2pnode.node.datadir import DataDir
-    from p2pnode.node.journal import Journal
+    from p2pnode.payments.journal.journal import Journal
 
     path = DataDir(build_config(data_dir).data_dir).journal
     return Journal.open(path) if path.exists() else None
@@ -281,7 +281,7 @@ def _id_of(record: BoughtSession | HostedSession) -> str:
 
 
 def _fields(record: BoughtSession | HostedSession) -> dict[str, Any]:
-    from p2pnode.node.journal import BoughtSession
+    from p2pnode.payments.journal.journal import BoughtSession
 
     return _bought(record) if isinstance(record, BoughtSession) else _hosted(record)
 

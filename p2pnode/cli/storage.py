@@ -68,7 +68,7 @@ def list_blobs(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.node.store import open_store
+        from p2pnode.storage.node_store import open_store
 
         config = config_of_a_store(data_dir, output)
         if config is None:
@@ -124,7 +124,7 @@ def put_blob(
     async def run() -> None:
         import time
 
-        from p2pnode.node.store import LOCAL_OWNER, open_store
+        from p2pnode.storage.node_store import LOCAL_OWNER, open_store
 
         async with open_store(build_config(data_dir)) as store:
             blob = await store.put(pieces_of_file(file), owner=LOCAL_OWNER, lease_s=days * _DAY_S)
@@ -155,7 +155,7 @@ def get_blob(
     async def run() -> None:
         from p2pnode.errors import UsageError
         from p2pnode.files import refuse_taken, user_path, write_new
-        from p2pnode.node.store import open_store
+        from p2pnode.storage.node_store import open_store
 
         blob, path = parse_content_id(content_id), user_path(file)
         if file != STDIO:
@@ -192,7 +192,7 @@ def pin_blob(
     async def run() -> None:
         import time
 
-        from p2pnode.node.store import LOCAL_OWNER, open_store
+        from p2pnode.storage.node_store import LOCAL_OWNER, open_store
 
         blob = parse_content_id(content_id)
         async with open_store(config_with(blob, data_dir)) as store:
@@ -219,7 +219,7 @@ def unpin_blob(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.node.store import LOCAL_OWNER, open_store
+        from p2pnode.storage.node_store import LOCAL_OWNER, open_store
 
         blob = parse_content_id(content_id)
         async with open_store(config_with(blob, data_dir)) as store:
@@ -242,7 +242,7 @@ def collect(
 
     async def run() -> None:
         from p2pnode.cli.progress import FolderProgress
-        from p2pnode.node.store import open_store
+        from p2pnode.storage.node_store import open_store
         from p2pnode.storage.rules import FOLDERS
 
         config = config_of_a_store(data_dir, output)
@@ -283,7 +283,7 @@ def show_stats(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.node.store import open_store
+        from p2pnode.storage.node_store import open_store
 
         config = config_of_a_store(data_dir, output)
         if config is None:

@@ -77,7 +77,7 @@ def owner_counts(owner: OwnerStats) -> dict[str, int]:
 
 def owner_text(owner: bytes, *, in_full: bool = False) -> str:
     """An owner, shortened for people."""
-    from p2pnode.node.store import LOCAL_OWNER
+    from p2pnode.storage.node_store import LOCAL_OWNER
 
     if in_full:
         return owner.hex()

@@ -161,7 +161,7 @@ def show_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.node.storage_key import save_storage_key_of_words
+        from p2pnode.storage.key_file import save_storage_key_of_words
 
         wallet = _open(data_dir)
         fields = {**_fields(data_dir, wallet), "phrase": wallet.files.phrase.exists()}
@@ -359,7 +359,7 @@ def _written(
 ) -> Wallet:
     """The wallet, and beside it the key that conversations are kept with."""
     from p2pnode.chain.wallet.wallet import make_wallet
-    from p2pnode.node.storage_key import save_storage_key
+    from p2pnode.storage.key_file import save_storage_key
 
     wallet = make_wallet(files, source, entropy=entropy, secret=key)
     save_storage_key(_data(data_dir), entropy)
@@ -372,7 +372,7 @@ def _made(output: Output, data_dir: Path | None, wallet: Wallet, extra: dict[str
 
 def _fields(data_dir: Path | None, wallet: Wallet) -> dict[str, Any]:
     """``owner`` is None where the data dir keeps no conversations."""
-    from p2pnode.node.storage_key import load_storage_keys
+    from p2pnode.storage.key_file import load_storage_keys
 
     keys = load_storage_keys(_data(data_dir))
     return {

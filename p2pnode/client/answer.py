@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import trio
 import trio.lowlevel
 
+from p2pnode.client.attempt import Part
 from p2pnode.client.bill import Bill, BillItem, Usage
 from p2pnode.client.endings import (
     cut_short,
@@ -29,10 +30,7 @@ from p2pnode.client.endings import (
     too_long,
     turn_error,
 )
-from p2pnode.client.part import Part
-from p2pnode.client.partial import Held, Partial
-from p2pnode.client.ranking import is_priced
-from p2pnode.client.relay import (
+from p2pnode.client.failover import (
     HONEST,
     Move,
     Standing,
@@ -42,6 +40,8 @@ from p2pnode.client.relay import (
     is_final,
     least_pace,
 )
+from p2pnode.client.partial import Held, Partial
+from p2pnode.client.ranking import is_priced
 from p2pnode.client.session import HostFault
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import PeerId, SessionId
@@ -57,10 +57,10 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody
 
 if TYPE_CHECKING:
+    from p2pnode.client.hosts import HostSearch
     from p2pnode.client.pool import SessionPool
     from p2pnode.client.ranking import Candidate
     from p2pnode.client.runtime import Runtime
-    from p2pnode.client.search import HostSearch
     from p2pnode.client.searches import Searches
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pnode.client.answer import Answer, Answers, Watcher
+from p2pnode.client.hosts import HostSearch
 from p2pnode.client.partial import Held, Partial
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.question import Messages, conversation, resolve_model
 from p2pnode.client.ranking import Filters
 from p2pnode.client.runtime import Runtime
-from p2pnode.client.search import HostSearch
 from p2pnode.client.searches import Searches
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.ids import pasted

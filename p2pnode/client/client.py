@@ -18,6 +18,7 @@ import trio
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.asking import Asking, TalkOptions
+from p2pnode.client.conversation import Talk
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.debts import Debts
 from p2pnode.client.memory import load_measured, save_measured
@@ -27,7 +28,6 @@ from p2pnode.client.question import Messages, resolve_model
 from p2pnode.client.ranking import Candidate, Filters, Ranking
 from p2pnode.client.runtime import Event, Runtime
 from p2pnode.client.searches import Searches
-from p2pnode.client.talk import Talk
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.files import off_the_loop
 from p2pnode.ids import PeerId
@@ -37,7 +37,7 @@ from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.inference.messages import SamplingParams
 
 if TYPE_CHECKING:
-    from p2pnode.client.payer import Payer
+    from p2pnode.payments.payer import Payer
 
 
 class Client:

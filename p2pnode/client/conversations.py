@@ -13,10 +13,10 @@ import structlog
 import trio
 
 from p2pnode.client.asking import Asking, TalkOptions
+from p2pnode.client.conversation import Talk
 from p2pnode.client.question import resolve_model
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.searches import Searches
-from p2pnode.client.talk import Talk
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import P2PNodeError, StorageError
 from p2pnode.ids import ModelId, PeerId
@@ -24,9 +24,9 @@ from p2pnode.models.manifest import model_id_text
 from p2pnode.protocols.inference.messages import SamplingParams
 
 if TYPE_CHECKING:
-    from p2pnode.client.keeper import Keeper
     from p2pnode.storage.conversations.archive import Recovery
     from p2pnode.storage.conversations.conversation import Conversation
+    from p2pnode.storage.conversations.replicator import Keeper
 
 log = structlog.get_logger()
 
@@ -108,7 +108,7 @@ class Conversations:
         failures = {str(peer): why for peer, why in unreached.items()} | dict(recovery.failures)
         recovery = replace(recovery, failures=failures)
         if recovery.sessions and self._runtime.pays:
-            from p2pnode.client.repayment import restore_purchases
+            from p2pnode.payments.repayment import restore_purchases
 
             now = self._runtime.now()
             await restore_purchases(self._runtime.config, recovery.sessions, now)
@@ -154,7 +154,7 @@ class Conversations:
             self._runtime.tell("conversation.not_kept", {"reason": reason})
 
     async def _hold(self, *, task_status: trio.TaskStatus[Keeper]) -> None:
-        from p2pnode.client.keeper import open_keeper
+        from p2pnode.storage.conversations.replicator import open_keeper
 
         async with open_keeper(self._runtime.config, self._runtime.node, in_thread=self._in_thread) as keeper:
             task_status.started(keeper)
@@ -165,7 +165,7 @@ class Conversations:
     ) -> Talk:
         if keeper is None:
             return Talk(self._runtime, self._asking, options, model=model)
-        from p2pnode.client.recorder import Recorder
+        from p2pnode.storage.conversations.writer import Recorder
 
         recorder = Recorder(
             keeper.archive,

@@ -16,8 +16,8 @@ from p2pnode.client.session import first_error
 from p2pnode.errors import LocalError, P2PNodeError
 
 if TYPE_CHECKING:
-    from p2pnode.client.delivery import Delivery
-    from p2pnode.client.payer import OpenPurse
+    from p2pnode.payments.payer import OpenPurse
+    from p2pnode.payments.redelivery import Delivery
 
 log = structlog.get_logger()
 
@@ -46,14 +46,14 @@ class Debts:
         opened = self._runtime.payer.opened if self._runtime.payer is not None else None
         if opened is None or self._bringing:
             return
-        from p2pnode.client.delivery import owed
+        from p2pnode.payments.redelivery import owed
 
         if owed(opened.journal, opened.purse.now()):
             self._bringing = True
             self._runtime.tasks.start_soon(self._runtime.node.network.guard.run, self._pay, opened)
 
     async def _pay_first(self, tried: trio.Event) -> None:
-        from p2pnode.client.repayment import pay_debts
+        from p2pnode.payments.repayment import pay_debts
 
         try:
             self._tell(await pay_debts(self._runtime.config, self._runtime.node))
@@ -63,7 +63,7 @@ class Debts:
             tried.set()
 
     async def _pay(self, opened: OpenPurse) -> None:
-        from p2pnode.client.delivery import deliver_all
+        from p2pnode.payments.redelivery import deliver_all
 
         network, limits = self._runtime.node.network, self._runtime.limits
         now, market = opened.purse.now(), opened.purse.market

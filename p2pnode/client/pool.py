@@ -11,10 +11,10 @@ from typing import Final
 import trio
 
 from p2pnode.client.debts import Debts
+from p2pnode.client.hosts import HostSearch
 from p2pnode.client.prompt_size import require_fit
 from p2pnode.client.ranking import Candidate, is_priced
 from p2pnode.client.runtime import Runtime
-from p2pnode.client.search import HostSearch
 from p2pnode.client.session import HostFault, Session
 from p2pnode.client.standby import Standby
 from p2pnode.errors import P2PNodeError, ProtocolError, UnreachableError

@@ -25,7 +25,7 @@ from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import Advert, Offer
 
 if TYPE_CHECKING:
-    from p2pnode.client.payer import Payer
+    from p2pnode.payments.payer import Payer
     from p2pnode.storage.conversations.records import SavedSession
 
 Event = Callable[[str, dict[str, object]], None]
@@ -141,7 +141,7 @@ class Runtime:
         return self.payer.purchase(session) if self.payer is not None else None
 
     def _configured_payer(self) -> Payer | None:
-        from p2pnode.client.payer import payer_of
+        from p2pnode.payments.payer import payer_of
 
         def on_sign(words: str, fields: Mapping[str, object]) -> None:
             self.tell("signing", {"words": words, **fields})

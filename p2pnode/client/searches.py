@@ -11,10 +11,10 @@ from typing import Final
 import structlog
 import trio
 
+from p2pnode.client.hosts import HostSearch
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.ranking import Filters, Measured
 from p2pnode.client.runtime import Runtime
-from p2pnode.client.search import HostSearch
 from p2pnode.errors import ClockError, RefusedError, RemoteError, StorageError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.net.multiaddrs import split_peer

@@ -38,7 +38,7 @@ from p2pnode.protocols.inference.machine import ClientSession, ClientTimes
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept
 
 if TYPE_CHECKING:
-    from p2pnode.client.payer import Purchase
+    from p2pnode.payments.payer import Purchase
 
 log = structlog.get_logger()
 

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 import trio
 
+from p2pnode.client.hosts import HostSearch
 from p2pnode.client.ranking import Candidate
-from p2pnode.client.search import HostSearch
 from p2pnode.errors import RemoteError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits

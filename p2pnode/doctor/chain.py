@@ -7,17 +7,17 @@ from typing import Final
 
 import trio
 
-from p2pnode.chain.fees import GasBudget
 from p2pnode.chain.ledger import ChainMadeAnewError, UnavailableError
 from p2pnode.config import NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, StorageError
 from p2pnode.money import ether_text, usdc_text
-from p2pnode.node.books import books_of
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.funds import of_market, why_unsettled
-from p2pnode.node.journal import HostedSession, Journal
-from p2pnode.node.money import profile_of_config, profile_path
+from p2pnode.payments.books import books_of
+from p2pnode.payments.fees import GasBudget
+from p2pnode.payments.funds import of_market, why_unsettled
+from p2pnode.payments.journal.journal import HostedSession, Journal
+from p2pnode.payments.market import profile_of_config, profile_path
 from p2pnode.protocols.typed_data import market_domain
 
 CHAIN_DEADLINE_S: Final = 15.0

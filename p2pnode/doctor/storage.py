@@ -14,10 +14,10 @@ from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, StorageError
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
-from p2pnode.node.storage_key import load_storage_keys
-from p2pnode.node.store import open_store
-from p2pnode.storage.conversations.outbox import Outbox
+from p2pnode.storage.conversations.replication_state import Outbox
+from p2pnode.storage.key_file import load_storage_keys
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
+from p2pnode.storage.node_store import open_store
 from p2pnode.words import count_of
 
 NEARLY_FULL: Final = 0.9

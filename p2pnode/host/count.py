@@ -18,7 +18,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
 from p2pnode.node.node import Node
-from p2pnode.protocols.count.machine import Answered, CountHost
+from p2pnode.protocols.count.counter import Answered, CountHost
 from p2pnode.protocols.count.messages import CODEC, PROTOCOL
 from p2pnode.protocols.inference import commands
 from p2pnode.protocols.inference.messages import Refuse

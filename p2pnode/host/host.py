@@ -11,11 +11,8 @@ import structlog
 import trio
 
 from p2pnode.errors import P2PNodeError, StorageError
-from p2pnode.host.cashier import Cashier, Source
 from p2pnode.host.count import serve_counts
-from p2pnode.host.kept import KeptSessions
-from p2pnode.host.money import HostMoney
-from p2pnode.host.receipts import serve_receipts
+from p2pnode.host.resumable import KeptSessions
 from p2pnode.host.session import ServedSession
 from p2pnode.host.totals import Totals
 from p2pnode.ids import ModelId, PeerId, SessionId
@@ -23,16 +20,19 @@ from p2pnode.models.engine import Engine, EngineInfo
 from p2pnode.money import price_text
 from p2pnode.net.stream import Stream
 from p2pnode.node.identity import HostIdentity, is_due
-from p2pnode.node.journal import HostedSession
 from p2pnode.node.node import Node
-from p2pnode.protocols.adverts.machine import Standing
+from p2pnode.payments.escrow import Cashier, Source
+from p2pnode.payments.host_money import HostMoney
+from p2pnode.payments.journal.journal import HostedSession
+from p2pnode.payments.served_receipts import serve_receipts
+from p2pnode.protocols.adverts.exchange import Standing
 from p2pnode.protocols.adverts.messages import Address, Load, Offer
+from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
 from p2pnode.protocols.inference.machine import HostSession, HostTerms
 from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
-from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
 from p2pnode.protocols.inference.payment import HostPayment
-from p2pnode.protocols.inference.till import PaidTill
+from p2pnode.protocols.inference.session import LapsedSession, OpenSession
 from p2pnode.protocols.typed_data import amount_due
 
 log = structlog.get_logger()

@@ -13,7 +13,6 @@ import structlog
 import trio
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.fees import SESSION_GAS, GasBudget
 from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.passphrase import terminal_kept
 from p2pnode.chain.wallet.wallet import open_wallet
@@ -21,14 +20,12 @@ from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.files import off_the_loop
 from p2pnode.host.host import Host, HostedModel, Renew, Report
-from p2pnode.host.money import HostMoney, open_host_money
-from p2pnode.host.s5 import serving_s5
 from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.manifest import model_id_text
-from p2pnode.models.pull import pull
+from p2pnode.models.pull.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.money import price_text
@@ -43,14 +40,17 @@ from p2pnode.node.identity import (
     wallet_files,
 )
 from p2pnode.node.invite import make_invite, read_bootstrap
-from p2pnode.node.keeping import keep_for_peers
-from p2pnode.node.money import profile_of_config
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.node.reachability import reachability
-from p2pnode.node.storage_key import ensure_storage_key
-from p2pnode.node.store import LOCAL_OWNER, open_store
-from p2pnode.node.store_for import StoreFor
+from p2pnode.payments.fees import SESSION_GAS, GasBudget
+from p2pnode.payments.host_money import HostMoney, open_host_money
+from p2pnode.payments.market import profile_of_config
+from p2pnode.storage.keeping import keep_for_peers
+from p2pnode.storage.key_file import ensure_storage_key
 from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.node_store import LOCAL_OWNER, open_store
+from p2pnode.storage.s5.server.start import serving_s5
+from p2pnode.storage.store_for import StoreFor
 
 log = structlog.get_logger()
 LISTEN_DEFAULT = (

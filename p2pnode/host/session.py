@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from p2pnode.host.cashier import Cashier
 from p2pnode.host.generation import count_input, generate
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
@@ -19,6 +18,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
 from p2pnode.node.sleep import SleepWatch
+from p2pnode.payments.escrow import Cashier
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     Count,
@@ -37,7 +37,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.machine import HostSession
 from p2pnode.protocols.inference.messages import CODEC, Refuse
-from p2pnode.protocols.inference.open_session import OpenSession
+from p2pnode.protocols.inference.session import OpenSession
 
 log = structlog.get_logger()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import trio
 
-from p2pnode.chain.fees import Suggestion, suggest_price
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.models.catalogue import Catalogue
@@ -12,8 +11,9 @@ from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.node.finder import FoundHost
 from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
-from p2pnode.node.money import open_ledger, profile_of_config
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.payments.fees import Suggestion, suggest_price
+from p2pnode.payments.market import open_ledger, profile_of_config
 
 
 async def suggest(config: NodeConfig, ether_price_usdc_units: int) -> Suggestion:

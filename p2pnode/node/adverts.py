@@ -22,7 +22,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.adverts.book import Book
-from p2pnode.protocols.adverts.machine import (
+from p2pnode.protocols.adverts.exchange import (
     Directory,
     Population,
     Publish,

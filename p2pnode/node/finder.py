@@ -17,7 +17,6 @@ from p2pnode.net.types import PeerAddresses
 from p2pnode.node.adverts import AdvertService, failure_of
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.events import Command, Effect, Emit, Event, SetTimer, TimerFired
-from p2pnode.protocols.lookup.machine import Search
 from p2pnode.protocols.lookup.messages import (
     Contact,
     Contacted,
@@ -29,6 +28,7 @@ from p2pnode.protocols.lookup.messages import (
     SourceDone,
     provider_key,
 )
+from p2pnode.protocols.lookup.search import Search
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
-from p2pnode.protocols.inference.asking import Asking, ClientTimes, HeldSession
+from p2pnode.protocols.inference.client_turn import Asking, ClientTimes, HeldSession
 from p2pnode.protocols.inference.commands import (
     Accepted,
     Ask,
@@ -65,7 +65,7 @@ from p2pnode.protocols.inference.messages import (
     detail_of,
     prompt_bytes_max,
 )
-from p2pnode.protocols.inference.metering import Meter, MisstatedError
+from p2pnode.protocols.inference.meter import Meter, MisstatedError
 from p2pnode.protocols.inference.payment import ClientPayment, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.purse import FreePurse, PaidPurse, Purse

@@ -35,6 +35,7 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
+from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.commands import (
     Counted,
     CountFailed,
@@ -50,6 +51,8 @@ from p2pnode.protocols.inference.commands import (
     NotEscrowed,
     Replaced,
 )
+from p2pnode.protocols.inference.host_open import Opening
+from p2pnode.protocols.inference.host_turn import Serving
 from p2pnode.protocols.inference.intake import Intake, WholePrompt
 from p2pnode.protocols.inference.messages import (
     Ack,
@@ -66,11 +69,8 @@ from p2pnode.protocols.inference.messages import (
     detail_of,
     retry_of,
 )
-from p2pnode.protocols.inference.open_session import Admit, FindSession, HostTerms, OpenSession
-from p2pnode.protocols.inference.opening import Opening
 from p2pnode.protocols.inference.paid_turn import PaidTurn
-from p2pnode.protocols.inference.serving import Serving
-from p2pnode.protocols.inference.till import PaidTill
+from p2pnode.protocols.inference.session import Admit, FindSession, HostTerms, OpenSession
 
 State: TypeAlias = Literal["opening", "relaying", "idle", "reading", "quoting", "serving", "over"]
 _GOING_AWAY: Final = "this host is going away: try another"

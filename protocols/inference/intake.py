@@ -12,8 +12,8 @@ from typing import Final
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.messages import Error, Prompt, PromptBody, detail_of, prompt_bytes_max
-from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.protocols.inference.prompts import PromptReader
+from p2pnode.protocols.inference.session import OpenSession
 
 PROMPT_RATE_MIN: Final = 16 * 1024
 """Bytes a second at which a prompt must arrive, on top of the stall time."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from p2pnode.protocols.inference.asking import ClientTimes, HeldSession, held_from_journal
 from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.client_turn import ClientTimes, HeldSession, held_from_journal
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.open_session import (
+from p2pnode.protocols.inference.session import (
     Admit,
     FindSession,
     HostTerms,

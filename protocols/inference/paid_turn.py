@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from p2pnode.errors import WireCode
 from p2pnode.protocols.effects import Effects
+from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.commands import Count, Counted, CountFailed, TurnServed
+from p2pnode.protocols.inference.host_turn import Report, Serving
 from p2pnode.protocols.inference.messages import Error, PromptBody, Quote, detail_of, retry_of
-from p2pnode.protocols.inference.open_session import OpenSession
-from p2pnode.protocols.inference.serving import Report, Serving
-from p2pnode.protocols.inference.till import PaidTill
+from p2pnode.protocols.inference.session import OpenSession
 from p2pnode.protocols.typed_data import amount_due
 
 

@@ -14,7 +14,7 @@ from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Receipted, Signed
 from p2pnode.protocols.inference.messages import Accept, Ack, Open, Receipt, Voucher
-from p2pnode.protocols.inference.metering import Meter
+from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.payment import ClientPayment, exact_voucher
 from p2pnode.protocols.typed_data import amount_due
 

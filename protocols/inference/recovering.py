@@ -10,16 +10,16 @@ its final voucher back costs its host a window, once for each restart. It knows 
 from __future__ import annotations
 
 from p2pnode.protocols.effects import Effects
+from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.commands import Issued, Opened, Paid
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, N_CTX_MAX, Receipt, Refuse, Resume
-from p2pnode.protocols.inference.metering import Meter
-from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
+from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.outbox import Outbox
 from p2pnode.protocols.inference.payment import HostPayment
 from p2pnode.protocols.inference.receipts import ReceiptChain, receipt_holds
-from p2pnode.protocols.inference.sent_log import SentLog
+from p2pnode.protocols.inference.replay import SentLog
+from p2pnode.protocols.inference.session import LapsedSession, OpenSession
 from p2pnode.protocols.inference.taking_over import accept_of
-from p2pnode.protocols.inference.till import PaidTill
 
 
 def recover(

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.effects import Effects
+from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.commands import Opened, Paid
 from p2pnode.protocols.inference.messages import Accept, Checkpoint, Refuse, Resume, SessionTerms
-from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.protocols.inference.payment import resume_digest, resume_holds
-from p2pnode.protocols.inference.till import PaidTill
+from p2pnode.protocols.inference.session import OpenSession
 
 
 def goes_on(request: Resume, session: OpenSession) -> bool:

@@ -30,14 +30,14 @@ from p2pnode.storage.conversations.conversation import Conversation, ForgottenEr
 from p2pnode.storage.conversations.forks import link_of
 from p2pnode.storage.conversations.index import Index
 from p2pnode.storage.conversations.log import TOMBSTONE, Rim, Wall
-from p2pnode.storage.conversations.outbox import HeadRow, Outbox
-from p2pnode.storage.conversations.reading import ConversationLostError, Loss
+from p2pnode.storage.conversations.reader import ConversationLostError, Loss
 from p2pnode.storage.conversations.records import Link, SavedConversation, SavedSession, title_of
 from p2pnode.storage.conversations.renewal import Renewal
-from p2pnode.storage.conversations.sending import Sender, Sent
+from p2pnode.storage.conversations.replication_state import HeadRow, Outbox
+from p2pnode.storage.conversations.sender import Sender, Sent
 from p2pnode.storage.keys import INDEX_SID, SID_BYTES, StorageKeys
-from p2pnode.storage.quorum import QUORUM, Counted, Seen
-from p2pnode.storage.replication import Others, Replication
+from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen
+from p2pnode.storage.replication.replication import Others, Replication
 from p2pnode.storage.sealing import Draw
 from p2pnode.storage.store import Replica
 

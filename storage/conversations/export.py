@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from p2pnode.storage.conversations.conversation import Conversation
-from p2pnode.storage.conversations.reading import LINES_MAX, ConversationLostError, Loss
+from p2pnode.storage.conversations.reader import LINES_MAX, ConversationLostError, Loss
 from p2pnode.storage.conversations.records import Link, Piece
 from p2pnode.storage.conversations.turns import Turn
 

@@ -12,9 +12,9 @@ from typing import Literal, TypeAlias
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
-from p2pnode.storage.conversations.reading import Head, Reader
+from p2pnode.storage.conversations.reader import Head, Reader
 from p2pnode.storage.conversations.records import Link
-from p2pnode.storage.replication import BlobLostError
+from p2pnode.storage.replication.replication import BlobLostError
 from p2pnode.storage.sealing import SealError
 
 Relation: TypeAlias = Literal["behind", "ahead", "fork", "unreadable"]

@@ -15,8 +15,8 @@ from p2pnode.errors import ProtocolError
 from p2pnode.protocols.wire import encode
 from p2pnode.storage.conversations.forks import compare
 from p2pnode.storage.conversations.log import Log, Rim
-from p2pnode.storage.conversations.outbox import MovedError
-from p2pnode.storage.conversations.reading import ConversationLostError, Loaded, Loss
+from p2pnode.storage.conversations.merge import better, id_of, live, parse_index, union
+from p2pnode.storage.conversations.reader import ConversationLostError, Loaded, Loss
 from p2pnode.storage.conversations.records import (
     ArchiveError,
     IndexRecord,
@@ -24,7 +24,7 @@ from p2pnode.storage.conversations.records import (
     SavedConversation,
     SavedSession,
 )
-from p2pnode.storage.conversations.unions import better, id_of, live, parse_index, union
+from p2pnode.storage.conversations.replication_state import MovedError
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
 
 log = structlog.get_logger()

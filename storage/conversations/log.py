@@ -18,9 +18,8 @@ from p2pnode.errors import ProtocolError, StorageError
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.protocols.wire import encode
-from p2pnode.storage.conversations import folding
-from p2pnode.storage.conversations.outbox import NewHead, Outbox
-from p2pnode.storage.conversations.reading import Head, Reader
+from p2pnode.storage.conversations import compaction as folding
+from p2pnode.storage.conversations.reader import Head, Reader
 from p2pnode.storage.conversations.records import (
     BRANCHES_MAX,
     RECORDS_MAX,
@@ -33,8 +32,9 @@ from p2pnode.storage.conversations.records import (
     SegmentRef,
     WriterSeq,
 )
+from p2pnode.storage.conversations.replication_state import NewHead, Outbox
 from p2pnode.storage.keys import LogKeys
-from p2pnode.storage.replication import BlobLostError, Replication
+from p2pnode.storage.replication.replication import BlobLostError, Replication
 from p2pnode.storage.sealing import RECORD_MAX, Draw, SealError, seal
 
 log = structlog.get_logger()

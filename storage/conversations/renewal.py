@@ -14,7 +14,7 @@ import trio
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.storage.conversations.log import Rim
-from p2pnode.storage.conversations.sending import Sender
+from p2pnode.storage.conversations.sender import Sender
 from p2pnode.storage.store import DAY_S
 
 log = structlog.get_logger()

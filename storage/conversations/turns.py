@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from p2pnode.protocols.inference.messages import Role
-from p2pnode.storage.conversations.folding import joined
+from p2pnode.storage.conversations.compaction import joined
 from p2pnode.storage.conversations.records import PIECE_IDS_MAX, PIECE_TEXT_MAX, Finish, Piece
 
 

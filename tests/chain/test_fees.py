@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.chain.fees import (
+from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
+from p2pnode.payments.fees import (
     OPEN_GAS,
     SESSION_GAS,
     SETTLE_GAS,
@@ -17,7 +18,6 @@ from p2pnode.chain.fees import (
     settlements_left,
     suggest_price,
 )
-from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
 
 DOLLAR = 10**6
 GWEI = 10**9

@@ -18,7 +18,6 @@ import pytest
 
 from p2pnode.chain.profile import load_profile, write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
-from p2pnode.client.keeper import open_archive
 from p2pnode.config import NodeConfig
 from p2pnode.doctor import machine
 from p2pnode.doctor.chain import Money
@@ -29,21 +28,22 @@ from p2pnode.doctor.network import CLOCK_SKEW_MAX_S, Neighbours
 from p2pnode.doctor.storage import Keeping
 from p2pnode.files import write_private
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.pull import pull
+from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
-from p2pnode.node.money import open_journal
-from p2pnode.node.storage_key import ensure_storage_key, load_storage_keys, save_storage_key
-from p2pnode.node.store import LOCAL_OWNER
-from p2pnode.storage.conversations.outbox import Outbox
+from p2pnode.payments.market import open_journal
+from p2pnode.storage.conversations.replication_state import Outbox
+from p2pnode.storage.conversations.replicator import open_archive
+from p2pnode.storage.key_file import ensure_storage_key, load_storage_keys, save_storage_key
 from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.node_store import LOCAL_OWNER
 from tests.chain.test_profile import profile as a_profile
 from tests.cli.support import Program, give, run, wallet
 from tests.client.support import NOW, advert, peer
 from tests.net.memory_world import seed_of
-from tests.node.journals import hosted
+from tests.payments.journals import hosted
 
 ENTROPY = bytes(range(16))
 
@@ -154,7 +154,7 @@ async def test_who_could_reach_a_node_that_is_started_now(tmp_path: Path) -> Non
 async def test_the_model(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _good(await _machine(data.root, models=("scripted",)).model())
     with monkeypatch.context() as without:
-        without.setattr("p2pnode.models.pull.find_distribution_file", lambda _source: None)
+        without.setattr("p2pnode.models.pull.pull.find_distribution_file", lambda _source: None)
         _bad(await _machine(data.root).model(), "model_missing", verdict="warning")
     # Before the first start: what `join` loads without fetching is here, and nothing is made to see that.
     nowhere = data.root.parent / "nowhere"
@@ -165,7 +165,7 @@ async def test_the_model(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> None
     _bad(await _machine(nowhere, models=(str(half),)).model(), "model_corrupt")
     await pull(Catalogue.load().find("smollm2-135m-instruct"), data.models)
     _good(await _machine(data.root).model())
-    monkeypatch.setattr("p2pnode.models.pull.sha256_of", lambda _path: "0" * 64)
+    monkeypatch.setattr("p2pnode.models.pull.pull.sha256_of", lambda _path: "0" * 64)
     assert "p2pnode models pull" in _bad(await _machine(data.root).model(), "model_corrupt").remedy
 
 
@@ -179,7 +179,7 @@ class _Broken(ScriptedEngine):
 async def test_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _good(await _machine(tmp_path, models=("scripted",)).engine())
     with monkeypatch.context() as without:
-        without.setattr("p2pnode.models.pull.find_distribution_file", lambda _source: None)
+        without.setattr("p2pnode.models.pull.pull.find_distribution_file", lambda _source: None)
         assert "no weights" in _good(await _machine(tmp_path).engine()).detail
     monkeypatch.setattr(machine, "make_engine", lambda _spec, _model: ScriptedEngine(ScriptedConfig()))
     assert "scripted answered in" in _good(await _machine(tmp_path).engine()).detail

@@ -9,10 +9,10 @@ import trio
 
 from p2pnode.chain.profile import load_profile
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.journal import Journal
+from p2pnode.payments.journal.journal import Journal
 from p2pnode.protocols.typed_data import market_domain, session_id
 from tests.cli.support import run, wallet
-from tests.node.journals import NOW, TERMS, Anything, bought, receipt, session, writing
+from tests.payments.journals import NOW, TERMS, Anything, bought, receipt, session, writing
 
 
 def caught(data_dir: Path, *, chain_id: int = 1, market: bytes = b"\x4d" * 20) -> str:

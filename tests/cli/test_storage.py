@@ -9,10 +9,10 @@ import trio
 
 from p2pnode.config import load_config
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.store import LOCAL_OWNER, quotas_of
 from p2pnode.protocols.s5.entries import pointer_to
 from p2pnode.protocols.s5.ids import BlobId
 from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.node_store import LOCAL_OWNER, quotas_of
 from tests.cli.support import Ran, run
 from tests.storage.store_conformance import ALICE, Writer
 

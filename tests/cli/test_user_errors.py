@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from p2pnode.files import write_private
-from p2pnode.models import pull as pull_module
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
+from p2pnode.models.pull.pull import pull as pull_module
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey
 from tests.cli.support import LISTEN, Program, Ran, ask, give, run, wallet

@@ -11,15 +11,15 @@ from pathlib import Path
 from p2pnode.client.answer import Answer
 from p2pnode.client.asking import TalkOptions
 from p2pnode.client.client import Client
-from p2pnode.client.talk import Talk
+from p2pnode.client.conversation import Talk
 from p2pnode.config import NodeConfig
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.node.storage_key import save_storage_key
 from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.storage.key_file import save_storage_key
 from tests.node.world import Member, World
 
 ENTROPY = bytes(range(16))

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.client.relay import least_pace
+from p2pnode.client.failover import least_pace
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams

@@ -13,21 +13,21 @@ import trio
 import trio.testing
 
 from p2pnode.client.client import Client
-from p2pnode.client.keeper import OWN
 from p2pnode.config import NodeConfig
 from p2pnode.errors import UnreachableError
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.scripted_model import scripted_model_id
-from p2pnode.node.blobs import BlobService
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.node.peer_store import PeerStore
-from p2pnode.node.storage_key import save_storage_key
-from p2pnode.node.store_for import StoreFor
 from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.storage.blob_service import BlobService
 from p2pnode.storage.conversations.records import Piece
+from p2pnode.storage.conversations.replicator import OWN
+from p2pnode.storage.key_file import save_storage_key
 from p2pnode.storage.memory import MemoryStore
+from p2pnode.storage.peer_store import PeerStore
+from p2pnode.storage.store_for import StoreFor
 from tests.client.talks import ENTROPY
 
 LIMITS = replace(DEFAULT_LIMITS, keep_deadline_s=0.3, renew_at_end_s=0.3, replica_grace_s=0.2)

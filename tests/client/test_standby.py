@@ -6,7 +6,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.client.search import HostSearch
+from p2pnode.client.hosts import HostSearch
 from tests.client.failing import ONE_BY_ONE, TOKENS, ask, check_whole, hosts, meet, read, seeds
 from tests.client.support import whole
 from tests.node.world import Member, world

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pnode.ids import SessionId
-from p2pnode.node.journal import HostedSession
+from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.inference.messages import Checkpoint
 from p2pnode.protocols.typed_data import amount_due
 from tests.crash.parties import RICH, WINDOW_UNITS, Party

@@ -90,8 +90,8 @@ def main() -> None:
     import web3  # noqa: F401 - the heaviest
 
     from p2pnode import Client  # noqa: F401
-    from p2pnode.client import payer  # noqa: F401
     from p2pnode.host import join  # noqa: F401
+    from p2pnode.payments import payer  # noqa: F401
 
     assert threading.active_count() == 1, "a process with threads can't be forked"
     control = socket.socket(fileno=0)

@@ -13,7 +13,7 @@ from p2pnode.chain.wallet.wallet import Wallet
 from p2pnode.config import NodeConfig
 from p2pnode.ids import SessionId
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.journal import BoughtSession, HostedSession, Journal
+from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
 from p2pnode.protocols.inference.messages import WINDOW, Checkpoint
 from tests.crash.mortal import config_of
 

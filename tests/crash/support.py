@@ -25,9 +25,9 @@ from p2pnode.errors import RemoteError
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.ids import SessionId
 from p2pnode.models.scripted_model import SCRIPTED
-from p2pnode.node.books import books_of
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
+from p2pnode.payments.books import books_of
 from p2pnode.protocols.inference.commands import Receipted
 from p2pnode.protocols.inference.messages import Checkpoint
 from tests.crash.mortal import quick

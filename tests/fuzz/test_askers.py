@@ -16,31 +16,31 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.client.receipts import fetch_receipts
 from p2pnode.errors import P2PNodeError, RemoteError
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.node.journal import Journal
 from p2pnode.node.keys import PeerKey
-from p2pnode.node.money import open_journal
-from p2pnode.node.peer_store import PeerStore
+from p2pnode.payments.checkpoints import fetch_receipts
+from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.market import open_journal
 from p2pnode.protocols.adverts.messages import CODEC as ADVERTS
 from p2pnode.protocols.adverts.messages import Address, Adverts
 from p2pnode.protocols.adverts.signing import parse, seal
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.typed_data import market_domain
+from p2pnode.storage.peer_store import PeerStore
 from tests.fuzz.conftest import Counted
 from tests.fuzz.corpus import identify, kad, messages, prefixed
 from tests.fuzz.mutations import Input, Mutate, Tally, by_bytes, inputs, msgpack_values
 from tests.fuzz.test_protocols import PER_PEER, frame, in_batches
 from tests.host.support import honest_answer
 from tests.net.memory_world import seed_of
-from tests.node.blob_world import Owners
-from tests.node.journals import NOW, bought
 from tests.node.world import Member, World, identity_of, scripted_host, world
+from tests.payments.journals import NOW, bought
+from tests.storage.blob_world import Owners
 
 SHARE = [24, pytest.param(10_000, marks=pytest.mark.long)]
 DEADLINE_S = 120.0

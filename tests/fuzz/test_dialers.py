@@ -23,10 +23,10 @@ from p2pnode.errors import ChainError, P2PNodeError, RemoteError, UnreachableErr
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.s5.nodes import PeerUri
-from p2pnode.storage.s5_client import S5Client
-from p2pnode.storage.s5_dial import dial_s5
-from p2pnode.storage.s5_json import entry_json
-from p2pnode.storage.s5_link import S5Link
+from p2pnode.storage.s5.client import S5Client
+from p2pnode.storage.s5.dial import dial_s5
+from p2pnode.storage.s5.link import S5Link
+from p2pnode.storage.s5.wire import entry_json
 from tests.fuzz.conftest import Counted
 from tests.fuzz.mutations import Input, Tally, head_and_body, inputs, json_values
 from tests.fuzz.test_listeners import HELLO, S5_FRAMES, a_network, nothing_left

@@ -18,8 +18,8 @@ from p2pnode.chain.dev.jsonrpc_http import serve_http
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
 from p2pnode.protocols.s5.entries import tagged
-from p2pnode.storage.s5_json import entry_json
-from p2pnode.storage.s5_server.errors import STALE_TEXT
+from p2pnode.storage.s5.server.errors import STALE_TEXT
+from p2pnode.storage.s5.wire import entry_json
 from tests.fuzz.conftest import Counted
 from tests.fuzz.corpus import vectors
 from tests.fuzz.mutations import Input, Mutate, Tally, by_bytes, head_and_body, inputs

@@ -27,7 +27,7 @@ from p2pnode.errors import ChainError, ConfigError, ProtocolError, StorageError
 from p2pnode.ids import PeerId
 from p2pnode.models.catalogue import parse_catalogue
 from p2pnode.models.gguf import read_header
-from p2pnode.models.llamacpp_http import FrameParser, LlamaCppGoneError, LlamaCppRefusedError
+from p2pnode.models.llamacpp.http import FrameParser, LlamaCppGoneError, LlamaCppRefusedError
 from p2pnode.models.manifest import model_id_text, parse_model_id
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.models.vocabulary import load_vocabulary
@@ -70,7 +70,7 @@ from p2pnode.storage.conversations.records import (
     SegmentRef,
     WriterSeq,
 )
-from p2pnode.storage.s5_json import entry_json, entry_of, key_of
+from p2pnode.storage.s5.wire import entry_json, entry_of, key_of
 from tests.fuzz.conftest import Counted
 from tests.fuzz.corpus import SOMEBODY, kad, messages, vectors
 from tests.fuzz.mutations import Mutate, by_bytes, inputs, json_values, msgpack_values

@@ -19,14 +19,14 @@ from libp2p.network.connection.raw_connection import RawConnection
 from trio.testing import MockClock
 
 from p2pnode.errors import UnreachableError
-from p2pnode.host.receipts import serve_receipts
 from p2pnode.limits import Limits
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.net import yamux_frames as wire
 from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.upgrader import Upgrader
-from p2pnode.node.money import open_journal
+from p2pnode.payments.market import open_journal
+from p2pnode.payments.served_receipts import serve_receipts
 from p2pnode.protocols.adverts.messages import topic_of
 from p2pnode.protocols.inference.messages import CODEC as INFERENCE
 from p2pnode.protocols.inference.messages import Open
@@ -35,8 +35,8 @@ from tests.fuzz.corpus import gossip, identify, kad, messages, prefixed
 from tests.fuzz.mutations import Input, Mutate, Tally, by_bytes, inputs, msgpack_values
 from tests.host.support import honest_answer
 from tests.net.memory_world import ip_of, seed_of
-from tests.node.blob_world import serve_store
 from tests.node.world import Member, World, scripted_host, world
+from tests.storage.blob_world import serve_store
 
 PER_PEER = 8
 """A node talks no more to a peer after ten faults: each attacker gets as many tries as count."""

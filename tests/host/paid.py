@@ -13,26 +13,26 @@ from typing import Any
 
 import trio
 
-from p2pnode.chain.fees import GasBudget
 from p2pnode.chain.ledger import Domains, Ledger, UnavailableError
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
-from p2pnode.client.caps import SpendingCaps
 from p2pnode.client.client import Client
-from p2pnode.client.offers import Market
-from p2pnode.client.payer import OpenPurse, Payer
-from p2pnode.client.purse import Purse
 from p2pnode.errors import StorageError
-from p2pnode.host.exposure import ExposureCaps
 from p2pnode.host.host import Host, HostedModel
-from p2pnode.host.money import HostMoney
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
-from p2pnode.node.journal import Journal
 from p2pnode.node.keys import PeerKey, receipt_address
-from p2pnode.node.money import open_journal
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.payments.exposure import ExposureCaps
+from p2pnode.payments.fees import GasBudget
+from p2pnode.payments.host_money import HostMoney
+from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.market import open_journal
+from p2pnode.payments.offers import Market
+from p2pnode.payments.payer import OpenPurse, Payer
+from p2pnode.payments.purse import Purse
+from p2pnode.payments.spending import SpendingCaps
 from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
 from p2pnode.protocols.typed_data import Domain, market_domain

@@ -12,8 +12,8 @@ from typing import Any
 import trio
 
 from p2pnode.node.beside import beside
-from p2pnode.node.journal import Journal
-from p2pnode.node.journal_file import connect, make_if_missing
+from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.journal.schema import connect, make_if_missing
 
 
 class SlowDisk:

@@ -19,8 +19,8 @@ from p2pnode.host.join import Join, JoinOptions
 from p2pnode.limits import Limits
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.storage_key import save_storage_key
 from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.storage.key_file import save_storage_key
 from tests.client.talks import ENTROPY
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)

@@ -13,14 +13,14 @@ from trio.testing import MockClock
 from p2pnode.chain.ledger import UnavailableError
 from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.client.client import Client
-from p2pnode.client.receipts import FetchedReceipts, fetch_receipts
 from p2pnode.errors import NoHostError, ProtocolError, RefusedError, UnreachableError
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.node.accusing import submit_evidence
-from p2pnode.node.journal import BoughtSession, Journal
+from p2pnode.payments.checkpoints import FetchedReceipts, fetch_receipts
+from p2pnode.payments.evidence import submit_evidence
+from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.protocols.crypto import keccak256, sign_digest
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt
-from p2pnode.protocols.inference.metering import Meter
+from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.receipts import link_root, receipt_digest, receipt_holds
 from tests.host.paid import LIMITS, PaidWorld, domains, paid_world, wallet_address
 from tests.host.test_paid import answer

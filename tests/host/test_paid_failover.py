@@ -13,16 +13,16 @@ from trio.testing import MockClock
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.bill import BillItem
-from p2pnode.client.caps import SpendingCapError, SpendingCaps
 from p2pnode.client.client import Client
-from p2pnode.client.purse import FundsError
 from p2pnode.errors import EngineError
-from p2pnode.host.money import HostMoney
 from p2pnode.models.engine import EngineEvent, GenerateRequest
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
 from p2pnode.node.channel import MessageChannel
-from p2pnode.node.journal import BoughtSession, Journal
+from p2pnode.payments.host_money import HostMoney
+from p2pnode.payments.journal.journal import BoughtSession, Journal
+from p2pnode.payments.purse import FundsError
+from p2pnode.payments.spending import SpendingCapError, SpendingCaps
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
     CODEC,

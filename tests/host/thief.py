@@ -11,7 +11,6 @@ import trio
 
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.chain.ledger import Release
-from p2pnode.host.money import HostMoney
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.stream import Stream
@@ -19,6 +18,7 @@ from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.channel import MessageChannel
 from p2pnode.node.driver import Driver
 from p2pnode.node.keys import receipt_address
+from p2pnode.payments.host_money import HostMoney
 from p2pnode.protocols.crypto import keccak256, sign_digest
 from p2pnode.protocols.inference.commands import (
     Ask,

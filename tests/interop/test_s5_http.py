@@ -15,8 +15,8 @@ import trio
 
 from p2pnode.protocols.s5.ids import BlobId, hash_of, multihash_text, parse_id
 from p2pnode.storage.local.store import LocalStore
-from p2pnode.storage.s5_server.options import S5Options
-from p2pnode.storage.s5_server.server import S5Server
+from p2pnode.storage.s5.server.options import S5Options
+from p2pnode.storage.s5.server.server import S5Server
 from p2pnode.storage.store import BLOB_MAX
 from tests.storage.s5.support import HELLO, OWNER
 

@@ -9,7 +9,7 @@ import trio
 
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.models.local import LocalModel
-from p2pnode.models.pull import pull
+from p2pnode.models.pull.pull import pull
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from p2pnode.errors import ConfigError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, parse_catalogue
 from p2pnode.models.manifest import model_id_text
-from p2pnode.models.sources import HttpSource, PypiSource, parse_source
+from p2pnode.models.pull.sources import HttpSource, PypiSource, parse_source
 
 SHIPPED = (Path(__file__).parents[2] / "models" / "catalogue.toml").read_text(encoding="utf-8")
 

@@ -13,8 +13,8 @@ from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueEntry
 from p2pnode.models.local import LocalModel, installed
 from p2pnode.models.manifest import Manifest, TemplateOverhead
-from p2pnode.models.pull import PullConfig, pull, verify
-from p2pnode.models.sources import HttpSource, PypiSource, Source
+from p2pnode.models.pull.pull import PullConfig, pull, verify
+from p2pnode.models.pull.sources import HttpSource, PypiSource, Source
 from tests.models.gguf_files import TINY, tensor, with_weights
 from tests.models.http_server import Behaviour, serving
 

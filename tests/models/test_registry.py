@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from p2pnode.errors import ConfigError
-from p2pnode.models.llamacpp import LlamaCppEngine
+from p2pnode.models.llamacpp.engine import LlamaCppEngine
 from p2pnode.models.local import LocalModel
 from p2pnode.models.registry import EngineSpec, make_engine, parse_engine_name
 from p2pnode.models.scripted import ScriptedEngine
@@ -40,6 +40,6 @@ def test_importing_the_registry_and_the_catalogue_imports_no_engine_and_no_http(
 
 
 def test_the_engine_in_the_parent_never_imports_the_native_library() -> None:
-    program = "import sys, p2pnode.models.llamacpp\nprint('xllamacpp' in sys.modules)"
+    program = "import sys, p2pnode.models.llamacpp.engine\nprint('xllamacpp' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -17,8 +17,8 @@ from p2pnode.log import configure_logging
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.storage.memory import MemoryStore
-from p2pnode.storage.s5_server.options import S5Options
-from p2pnode.storage.s5_server.server import S5Server
+from p2pnode.storage.s5.server.options import S5Options
+from p2pnode.storage.s5.server.server import S5Server
 from p2pnode.storage.store import OwnerKey
 
 KEY = PeerKey(hashlib.sha256(b"few descriptors").digest())

@@ -8,12 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.purse import VALID_S
 from p2pnode.errors import ClockError, ConfigError, NoHostError
 from p2pnode.host.host import Host
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
+from p2pnode.payments.purse import VALID_S
 from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S, binding_holds
 from p2pnode.protocols.inference.payment import VALID_MAX_S
 from p2pnode.words import span

@@ -16,9 +16,9 @@ from p2pnode.errors import ConfigError
 from p2pnode.files import read_secret_or_none, read_text_or_none, write_atomic, write_private
 from p2pnode.ids import PeerId
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.journal import Journal
 from p2pnode.node.keys import load_or_create_seed
-from p2pnode.node.storage_key import save_storage_key
+from p2pnode.payments.journal.journal import Journal
+from p2pnode.storage.key_file import save_storage_key
 from p2pnode.storage.local.store import LocalStore
 
 PEER = PeerId("12D3KooWPQY1zLBudZbUUReo9sgqqMXnFBx4mB7xZmBkk1tZAyZi")

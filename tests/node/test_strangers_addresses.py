@@ -23,12 +23,12 @@ from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.node.peer_store import PeerStore
 from p2pnode.protocols.lookup.messages import provider_key
+from p2pnode.storage.peer_store import PeerStore
 from tests.net.memory_world import seed_of
-from tests.node.blob_world import Owners
 from tests.node.test_peers import advert_of
 from tests.node.world import Member, World, scripted_host, world
+from tests.storage.blob_world import Owners
 
 OUR_LAN, OUR_PORT = "/ip4/192.168.1.1/tcp/22", "/ip4/127.0.0.1/tcp/8545"
 CARRIER, METADATA = "/ip4/100.64.0.9/tcp/22", "/ip4/169.254.169.254/tcp/80"

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 import pytest
 
-from p2pnode.client.purse import EXPIRY_S, VALID_S
 from p2pnode.client.question import KnownModel
 from p2pnode.errors import STORE_CODES, WIRE_CODES, ProtocolError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.payments.purse import EXPIRY_S, VALID_S
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
 from p2pnode.protocols.blob import client as blob_client
@@ -31,10 +31,10 @@ from p2pnode.protocols.framing import codec
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference import payment
-from p2pnode.protocols.inference.asking import ClientTimes
+from p2pnode.protocols.inference.client_turn import ClientTimes
 from p2pnode.protocols.inference.intake import PROMPT_RATE_MIN
-from p2pnode.protocols.inference.open_session import HostTerms
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
+from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.lookup import messages as lookup
 from p2pnode.protocols.s5.entries import DATA_MAX, EntryKey
 from p2pnode.protocols.wire import Codec, Range, Size, decode_record, encode, wire_keys, wire_name

@@ -14,10 +14,10 @@ import pytest
 import trio
 
 from p2pnode.client.client import Client
-from p2pnode.client.keeper import open_archive
 from p2pnode.config import NodeConfig
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.storage_key import save_storage_key
+from p2pnode.storage.conversations.replicator import open_archive
+from p2pnode.storage.key_file import save_storage_key
 from p2pnode.storage.keys import StorageKeys
 from tests.cli.support import DEADLINE_S, Program, join, start
 from tests.storage.conversations.worlds import texts

@@ -6,7 +6,7 @@ import pytest
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.book import Book
-from p2pnode.protocols.adverts.machine import Directory
+from p2pnode.protocols.adverts.exchange import Directory
 from p2pnode.protocols.adverts.messages import (
     CODEC,
     SAMPLE_MAX,

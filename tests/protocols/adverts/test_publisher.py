@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from p2pnode.protocols.adverts.book import TTL_MAX_S, Book
-from p2pnode.protocols.adverts.machine import (
+from p2pnode.protocols.adverts.exchange import (
     CHANGE_INTERVAL_S,
     REFRESH_MAX_S,
     REFRESH_S,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from p2pnode.ids import ModelId, PeerId
-from p2pnode.protocols.count.machine import TURN, WAIT_S, Answered, CountHost
+from p2pnode.protocols.count.counter import TURN, WAIT_S, Answered, CountHost
 from p2pnode.protocols.count.messages import Count, Counted
 from p2pnode.protocols.events import (
     Closed,

@@ -13,6 +13,7 @@ from typing import Any, Final
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.events import Closed, Command, Effect, Emit, Send
+from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.commands import (
     Count,
     Counted,
@@ -48,7 +49,6 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.payment import ClientPayment, HostPayment, check_open
-from p2pnode.protocols.inference.till import PaidTill
 from p2pnode.protocols.typed_data import Domain, amount_due, authorisation_digest, market_domain, session_id
 from tests.protocols.inference.duet import HOST, SALT, STREAM, Duet
 from tests.protocols.support import MODEL, Identity

@@ -13,7 +13,7 @@ from p2pnode.errors import WIRE_CODES, WireCode
 from p2pnode.ids import SessionId
 from p2pnode.protocols.events import Closed, Command, HalfClosed, Received, SetTimer, TimerFired
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.asking import PREFILL_S_PER_TOKEN
+from p2pnode.protocols.inference.client_turn import PREFILL_S_PER_TOKEN
 from p2pnode.protocols.inference.commands import (
     Ask,
     CancelTurn,

@@ -18,7 +18,7 @@ from p2pnode.protocols.inference.messages import (
     detail_of,
     retry_of,
 )
-from p2pnode.protocols.inference.metering import Meter
+from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.outbox import Outbox
 from p2pnode.protocols.inference.prompts import PromptReader, prompt_parts
 from p2pnode.protocols.inference.receipts import ReceiptChain, token_hash

@@ -21,7 +21,7 @@ from p2pnode.protocols.inference.payment import (
     resume_holds,
     tokens_affordable,
 )
-from p2pnode.protocols.inference.sent_log import SentLog
+from p2pnode.protocols.inference.replay import SentLog
 from p2pnode.protocols.inference.tab import Tab
 from p2pnode.protocols.typed_data import amount_due, market_domain, session_id, voucher_digest
 from tests.protocols.inference.paid_duet import (

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.events import Closed, Command, Effect, Received, SetTimer, TimerFired
-from p2pnode.protocols.lookup.machine import ADDRESSES_MAX, FAILURES_MAX, Search
 from p2pnode.protocols.lookup.messages import (
     Contact,
     Contacted,
@@ -22,6 +21,7 @@ from p2pnode.protocols.lookup.messages import (
     SourceDone,
     provider_key,
 )
+from p2pnode.protocols.lookup.search import ADDRESSES_MAX, FAILURES_MAX, Search
 from tests.protocols.support import MODEL, OTHER_MODEL, Identity, emitted, offer, only
 
 HOSTS = [Identity(f"host {number}") for number in range(30)]

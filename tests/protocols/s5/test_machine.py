@@ -28,10 +28,7 @@ from p2pnode.protocols.s5.commands import (
     WantedBlob,
     WantedEntry,
 )
-from p2pnode.protocols.s5.entries import Entry, EntryKey
-from p2pnode.protocols.s5.ids import BlobHash, hash_of
-from p2pnode.protocols.s5.locations import ARCHIVE, FULL, StorageLocation, make_location
-from p2pnode.protocols.s5.machine import (
+from p2pnode.protocols.s5.connection import (
     ASKED_MAX,
     CHECKS_BURST,
     CHECKS_PER_S,
@@ -43,6 +40,9 @@ from p2pnode.protocols.s5.machine import (
     LOOKUPS_MAX,
     S5Peer,
 )
+from p2pnode.protocols.s5.entries import Entry, EntryKey
+from p2pnode.protocols.s5.ids import BlobHash, hash_of
+from p2pnode.protocols.s5.locations import ARCHIVE, FULL, StorageLocation, make_location
 from p2pnode.protocols.s5.messages import (
     FRAME_MAX,
     PEERS_MAX,

@@ -12,7 +12,8 @@ import pytest
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.events import Emit, Received, Send
-from p2pnode.protocols.s5 import directory, links, machine, messages
+from p2pnode.protocols.s5 import connection as machine
+from p2pnode.protocols.s5 import directory, links, messages
 from p2pnode.protocols.s5.accounts import Purpose, check_response
 from p2pnode.protocols.s5.cbor import DEPTH_MAX
 from p2pnode.protocols.s5.commands import Connected, EndReason, S5Command, S5Emission

@@ -12,7 +12,7 @@ import trio
 
 from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.export import exported
-from p2pnode.storage.conversations.outbox import Outbox
+from p2pnode.storage.conversations.replication_state import Outbox
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.store import Place, Replica

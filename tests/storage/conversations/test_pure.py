@@ -12,8 +12,9 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.protocols.wire import decode_record, encode
-from p2pnode.storage.conversations import folding
+from p2pnode.storage.conversations import compaction as folding
 from p2pnode.storage.conversations.forks import wins
+from p2pnode.storage.conversations.merge import better, id_of, live, parse_index, union
 from p2pnode.storage.conversations.records import (
     LEVEL_MAX,
     TITLE_MAX,
@@ -27,7 +28,6 @@ from p2pnode.storage.conversations.records import (
     title_of,
 )
 from p2pnode.storage.conversations.turns import missing_turns, numbered, turns_of
-from p2pnode.storage.conversations.unions import better, id_of, live, parse_index, union
 from tests.storage.conversations.worlds import NOW, session
 
 PIECES = st.lists(

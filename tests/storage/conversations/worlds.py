@@ -19,8 +19,8 @@ from p2pnode.protocols.inference.messages import Role, SessionTerms, Voucher
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.outbox import NewHead, Outbox
 from p2pnode.storage.conversations.records import Link, Piece, SavedSession
+from p2pnode.storage.conversations.replication_state import NewHead, Outbox
 from p2pnode.storage.conversations.turns import Turn
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.memory import MemoryStore

@@ -20,8 +20,8 @@ from p2pnode.protocols.s5.entries import Entry, EntryKey, make_entry, tagged
 from p2pnode.protocols.s5.ids import base64url, from_base64url
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import Quotas
-from p2pnode.storage.s5_server.options import S5Options
-from p2pnode.storage.s5_server.server import S5Server
+from p2pnode.storage.s5.server.options import S5Options
+from p2pnode.storage.s5.server.server import S5Server
 from p2pnode.storage.store import OwnerKey
 
 OWNER = OwnerKey(bytes(range(32)))

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.protocols.s5.ids import hash_of
-from p2pnode.storage.s5_client import S5Client, open_s5
+from p2pnode.storage.s5.client import S5Client, open_s5
 from p2pnode.storage.store import LEASE_S, BlobStore, OwnerKey, QuotaError
 from tests.storage.s5.support import entered, serving
 from tests.storage.store_conformance import BLOCK, QUOTAS, StoreConformance, StoreWorld, blob

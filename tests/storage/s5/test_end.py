@@ -14,8 +14,8 @@ from trio_websocket import ConnectionClosed
 from p2pnode.errors import ConfigError
 from p2pnode.limits import Limits
 from p2pnode.storage.memory import MemoryStore
-from p2pnode.storage.s5_server.options import S5Options
-from p2pnode.storage.s5_server.server import S5Server
+from p2pnode.storage.s5.server.options import S5Options
+from p2pnode.storage.s5.server.server import S5Server
 from tests.storage.s5.support import OWNER, serving, websocket
 
 LARGE = bytes(16_000_000)

@@ -8,7 +8,7 @@ import pytest
 
 from p2pnode.errors import P2PNodeError, ProtocolError, StorageError, UnreachableError
 from p2pnode.protocols.s5.ids import UnsupportedHashError
-from p2pnode.storage.s5_server.errors import HttpError, answer, status_of
+from p2pnode.storage.s5.server.errors import HttpError, answer, status_of
 from p2pnode.storage.store import (
     BadEntryError,
     DiskFullError,

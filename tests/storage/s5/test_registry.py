@@ -17,7 +17,7 @@ from p2pnode.errors import ProtocolError
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.entries import Entry, EntryKey, checked, parse_entry, parse_key, tagged
 from p2pnode.protocols.s5.ids import base64url
-from p2pnode.storage.s5_json import entry_json, entry_of, key_of
+from p2pnode.storage.s5.wire import entry_json, entry_of, key_of
 from p2pnode.storage.store import OwnerKey
 from tests.storage.s5.support import KEY, OWNER, entry, serving, websocket
 

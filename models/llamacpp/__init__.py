@@ -1,0 +1,1 @@
+"""The default engine: llama.cpp in a child process."""

@@ -1,0 +1,286 @@
+"""The default engine: llama.cpp (through xllamacpp) in a child process, driven over a unix socket.
+
+Requests wait in a bounded queue for one of ``slots`` slots, which llama.cpp decodes together (continuous
+batching). We choose the slot and say whether its cache may be reused, so that no key ever meets another
+key's cache. When the child crashes, hangs or is killed, its requests end with ``EngineError("internal")``
+and the next request starts a new child.
+
+Weights are loaded from a ``LocalModel`` only, whose hash ``models/pull/pull.py`` has checked.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+
+from p2pnode.errors import ConfigError, EngineError
+from p2pnode.models.admission import Admission
+from p2pnode.models.checks import check_messages, check_text, tokens_allowed
+from p2pnode.models.engine import (
+    EngineEvent,
+    EngineInfo,
+    EngineStats,
+    GenerateRequest,
+)
+from p2pnode.models.gguf import unusable
+from p2pnode.models.llamacpp.http import LlamaCppGoneError, LlamaCppHungError, LlamaCppRefusedError
+from p2pnode.models.llamacpp.process import LlamaCppProcess
+from p2pnode.models.llamacpp.run import LlamaCppRun
+from p2pnode.models.local import LocalModel
+from p2pnode.models.prompt import MarkedMessages, Piece
+from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
+
+# llama.cpp rounds a slot's context up to this, and needs a few tokens of room of its own.
+_CTX_STEP: Final = 256
+_CTX_SPARE: Final = 8
+_DEATH_NOTICE_S: Final = 1.0
+_BACKOFF_FIRST_S: Final = 0.5
+_BACKOFF_MOST_S: Final = 30.0
+_WAIT_FOR_RESTART_S: Final = 1.0
+_RETRY_LEAST_S: Final = 0.5
+_BAD_REQUEST: Final = 400
+
+log = structlog.get_logger(__name__)
+
+
+def _threads_default() -> int:
+    # One core stays free: on a machine without a free core, llama.cpp's threads wait for one another.
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaCppConfig:
+    """``n_ctx`` is the context of one request, cut to what the model was trained for."""
+
+    n_ctx: int = 2048
+    slots: int = 4
+    threads: int = field(default_factory=_threads_default)
+    queue_max: int = 32
+    runtime_dir: Path | None = None
+    """Where the private directory of the socket is made; by default the system's temporary directory."""
+    load_deadline_s: float = 300.0
+    hang_s: float = 60.0
+    """An active request that shows no progress for this long means that the child hangs."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("n_ctx", 64, 1 << 20), ("slots", 1, 64), ("threads", 1, 512), ("queue_max", 0, 4096),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(
+                    f"engine {name} is {getattr(self, name)}; it must be from {least} to {most}"
+                )
+
+
+class LlamaCppEngine:
+    """An ``Engine`` (see ``models/engine.py``)."""
+
+    def __init__(self, model: LocalModel, config: LlamaCppConfig | None = None) -> None:
+        self._model = model
+        self._config = config or LlamaCppConfig()
+        self._n_ctx = min(self._config.n_ctx, model.manifest.n_ctx)
+        self._admission = Admission(self._config.slots, self._config.queue_max)
+        self._vocabulary: Vocabulary | None = None
+        self._server: LlamaCppProcess | None = None
+        self._starting = trio.Lock()
+        self._closed = False
+        self._starts = 0
+        self._failures = 0
+        self._not_before = 0.0
+
+    async def load(self) -> EngineInfo:
+        """Start the child, load the weights and make a first token."""
+        await self._running()
+        return EngineInfo(
+            engine="llamacpp",
+            quantisation=self._model.manifest.quantisation,
+            n_ctx=self._n_ctx,
+            slots=self._config.slots,
+        )
+
+    async def aclose(self) -> None:
+        """End the child; requests under way end with ``EngineError``."""
+        self._closed = True
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
+        await trio.lowlevel.checkpoint()
+
+    async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """The chat template of the model. A last message of the assistant's is closed, not continued."""
+        check_messages(messages, n_ctx=self._n_ctx)
+        marked = MarkedMessages(messages, secrets.token_hex(8))
+        answer = await self._call("/apply-template", {"messages": marked.messages})
+        pieces = marked.pieces(str(answer["prompt"]), await self._known_vocabulary())
+        # The empty text takes what the model wants before everything, where it wants something.
+        return await self._tokenize(["", *pieces], begins=True)
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text: what looks like a special token is text here."""
+        check_text(text, n_ctx=self._n_ctx)
+        return await self._tokenize([text], begins=False)
+
+    def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
+        """As the slot table has it."""
+        return self._admission.table.reusable(cache_key, prompt_ids)
+
+    def stats(self) -> EngineStats:
+        """A snapshot. ``extra`` has ``up`` (1 while the child runs)."""
+        up = self._server is not None and self._server.alive
+        return self._admission.stats(restarts=max(0, self._starts - 1), extra={"up": float(up)})
+
+    @property
+    def child_pid(self) -> int | None:
+        """The child's process id while it runs, for diagnosis."""
+        return None if self._server is None else self._server.pid
+
+    @asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        """Run one request."""
+        vocabulary = await self._known_vocabulary()
+        allowed = tokens_allowed(request, n_ctx=self._n_ctx, vocabulary=len(vocabulary))
+        place = self._admission.enter(request.cache_key, request.prompt_ids)
+        run = LlamaCppRun(request, allowed, vocabulary, hang_s=self._config.hang_s)
+        server: LlamaCppProcess | None = None
+
+        async def events() -> AsyncGenerator[EngineEvent, None]:
+            nonlocal server
+            assignment = await place.wait_assigned()
+            server = await self._running()
+            try:
+                async with aclosing(run.events(server.http, assignment)) as parts:
+                    async for event in parts:
+                        yield event
+            except (LlamaCppGoneError, LlamaCppHungError, LlamaCppRefusedError) as error:
+                raise await self._failure(server, error) from error
+            self._failures = 0
+
+        try:
+            async with aclosing(events()) as stream:
+                yield stream
+        finally:
+            if run.first_token_at is not None:
+                self._admission.record(run.delivered, trio.current_time() - run.first_token_at)
+            # What a child held died with it.
+            kept = server is not None and server is self._server
+            self._admission.leave(place, run.held if kept else ())
+
+    async def _known_vocabulary(self) -> Vocabulary:
+        if self._vocabulary is None:
+            await self._running()
+        assert self._vocabulary is not None  # noqa: S101 - _running has loaded it
+        return self._vocabulary
+
+    async def _tokenize(self, pieces: Sequence[Piece], *, begins: bool) -> tuple[int, ...]:
+        body = {"content": list(pieces), "add_special": begins, "parse_special": False}
+        return tuple((await self._call("/tokenize", body))["tokens"])
+
+    async def _call(self, path: str, body: Mapping[str, Any]) -> Any:
+        server = await self._running()
+        try:
+            return await server.http.call(path, body, deadline_s=self._config.hang_s)
+        except (LlamaCppGoneError, LlamaCppHungError, LlamaCppRefusedError) as error:
+            raise await self._failure(server, error) from error
+
+    async def _running(self) -> LlamaCppProcess:
+        """The child, started when there is none; who comes meanwhile waits for the same start."""
+        async with self._starting:
+            if self._closed:
+                raise EngineError("the engine is closed", code="shutting_down")
+            if self._server is not None and self._server.alive:
+                return self._server
+            if self._server is not None:
+                await self._lost(self._server)
+            await self._back_off()
+            if self._vocabulary is None:
+                self._vocabulary = await trio.to_thread.run_sync(_checked_vocabulary, self._model)
+            self._server = await self._start()
+            return self._server
+
+    async def _start(self) -> LlamaCppProcess:
+        config = self._config
+        n_ctx = -(-(self._n_ctx + _CTX_SPARE) // _CTX_STEP) * _CTX_STEP
+        try:
+            server = await LlamaCppProcess.start(
+                model=self._model.path,
+                n_ctx=n_ctx,
+                slots=config.slots,
+                threads=config.threads,
+                runtime_dir=config.runtime_dir,
+                deadline_s=config.load_deadline_s,
+            )
+        except EngineError:
+            self._count_failure()
+            raise
+        if self._closed:
+            await server.stop()
+            raise EngineError("the engine is closed", code="shutting_down")
+        self._starts += 1
+        return server
+
+    async def _back_off(self) -> None:
+        wait = self._not_before - trio.current_time()
+        if wait > _WAIT_FOR_RESTART_S:
+            raise EngineError("the engine crashed and restarts soon; ask again", retry_after_s=round(wait, 1))
+        await trio.sleep(max(0.0, wait))
+
+    def _count_failure(self) -> None:
+        backoff = min(_BACKOFF_MOST_S, _BACKOFF_FIRST_S * 2**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        self._not_before = trio.current_time() + backoff
+
+    async def _lost(self, server: LlamaCppProcess) -> None:
+        """Make an end of a child that is dead or hangs; the first to notice counts it."""
+        if self._server is server:
+            self._server = None
+            self._admission.table.forget()
+            self._count_failure()
+            log.warning("engine.lost", pid=server.pid, failures=self._failures)
+        await server.kill()
+
+    async def _failure(
+        self, server: LlamaCppProcess, error: LlamaCppGoneError | LlamaCppHungError | LlamaCppRefusedError
+    ) -> EngineError:
+        """What the caller is told, once the child was looked after."""
+        if isinstance(error, LlamaCppRefusedError):
+            return _refusal(error)
+        if self._closed:
+            return EngineError("the engine was closed", code="shutting_down")
+        hung = isinstance(error, LlamaCppHungError)
+        if not hung and not await server.wait_dead(_DEATH_NOTICE_S):
+            return EngineError(f"the engine dropped the request ({error}); ask again", retry_after_s=1.0)
+        await self._lost(server)
+        what = f"hung for {self._config.hang_s:g} s" if hung else "crashed"
+        retry_after_s = max(_RETRY_LEAST_S, self._not_before - trio.current_time())
+        return EngineError(
+            f"the engine {what} and is being restarted; ask again", retry_after_s=round(retry_after_s, 1)
+        )
+
+
+def _refusal(error: LlamaCppRefusedError) -> EngineError:
+    if error.kind == "exceed_context_size_error":
+        return EngineError(f"the prompt doesn't fit: {error}; shorten it", code="context_overflow")
+    if error.status == _BAD_REQUEST:
+        return EngineError(f"the engine refused the request: {error}", code="bad_request")
+    return EngineError(f"the engine failed the request: {error}; ask again", retry_after_s=1.0)
+
+
+def _checked_vocabulary(model: LocalModel) -> Vocabulary:
+    """The vocabulary, once the file looks as it did when its hash was checked. Blocks on the disk."""
+    try:
+        size = model.path.stat().st_size
+    except OSError as error:
+        raise ConfigError(
+            f"{model.path}: the weights of {model.name!r} are gone; run `p2pnode models pull {model.name}`"
+        ) from error
+    if size != model.manifest.size_bytes:
+        raise unusable(model.path, f"it has {size} bytes instead of {model.manifest.size_bytes}")
+    return load_vocabulary(model.path)

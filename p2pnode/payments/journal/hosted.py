@@ -1,0 +1,171 @@
+"""A host's half of the journal: what happens to ``hosted`` and ``receipts``, inside a transaction.
+
+::
+
+    relaying ──> open <──> over ──> settled
+        └───> lost <──┴──────┘
+
+What the chain says may be heard twice: ``opened`` and ``settled`` change nothing where it is known.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from p2pnode.errors import StorageError
+from p2pnode.ids import SessionId
+from p2pnode.payments.journal.records import HostedSession, HostedState, hosted_of, pack, unpack
+from p2pnode.payments.journal.states import move, state_of
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt, Voucher
+
+
+def relaying(db: sqlite3.Connection, record: HostedSession) -> None:
+    """A new session. One that is known already is refused: its terms were used."""
+    terms = record.terms
+    if one(db, record.session) is not None:
+        msg = f"session {record.session.hex()} is in the journal already"
+        raise StorageError(msg)
+    db.execute(
+        "INSERT INTO hosted (session, payer, session_fee, terms, salt, authorisation, valid_before, epoch,"
+        " peer, opened_at, state, voucher, voucher_amount, settle_at, amount, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            record.session, terms.payer, terms.session_fee, pack(terms), record.salt, record.authorisation,
+            record.valid_before, record.epoch, record.peer, record.opened_at, record.state,
+            pack(record.voucher), -1 if record.voucher is None else record.voucher.amount,
+            record.settle_at, record.amount, record.detail,
+        ),
+    )  # fmt: skip
+
+
+def opened(db: sqlite3.Connection, session: SessionId) -> None:
+    """Its deposit is in escrow."""
+    move(db, "hosted", session, ("relaying", "lost"), "open", same=("open", "over", "settled"))
+
+
+def lost(db: sqlite3.Connection, session: SessionId, detail: str) -> None:
+    """It is not on the chain (any more)."""
+    move(db, "hosted", session, ("relaying", "open", "over", "lost"), "lost")
+    db.execute("UPDATE hosted SET detail = ?, settle_at = NULL WHERE session = ?", (detail, session))
+
+
+def over(db: sqlite3.Connection, session: SessionId, settle_at: int) -> None:
+    """Nobody is served: it settles at ``settle_at``."""
+    move(db, "hosted", session, ("relaying", "open", "over"), "over", same=("settled",))
+    db.execute("UPDATE hosted SET settle_at = ? WHERE session = ? AND state = 'over'", (settle_at, session))
+
+
+def resumed(db: sqlite3.Connection, session: SessionId, epoch: int | None) -> None:
+    """Its client came back before it was settled; with an ``epoch``, to another start of this host."""
+    move(db, "hosted", session, ("over",), "open", same=("open",))
+    if epoch is not None:
+        held = db.execute("SELECT epoch FROM hosted WHERE session = ?", (session,)).fetchone()
+        if held["epoch"] >= epoch:
+            msg = (
+                f"session {session.hex()} went on at another start of this host already: its receipts could "
+                "contradict. Is another node using a copy of this data dir?"
+            )
+            raise StorageError(msg)
+        db.execute("UPDATE hosted SET epoch = ? WHERE session = ?", (epoch, session))
+    db.execute("UPDATE hosted SET settle_at = NULL WHERE session = ?", (session,))
+
+
+def left_open(db: sqlite3.Connection, session: SessionId, settle_at: int, epoch: int) -> None:
+    """A start before ``epoch`` served it: it settles at ``settle_at``, unless its client comes back."""
+    db.execute(
+        "UPDATE hosted SET state = 'over', settle_at = ?"
+        " WHERE session = ? AND state IN ('open', 'relaying') AND epoch < ?",
+        (settle_at, session, epoch),
+    )
+
+
+def settled(db: sqlite3.Connection, session: SessionId, amount: int, detail: str) -> None:
+    """The chain paid ``amount``."""
+    move(db, "hosted", session, ("relaying", "open", "over", "lost", "settled"), "settled")
+    db.execute(
+        "UPDATE hosted SET settle_at = NULL, amount = ?, detail = ? WHERE session = ?",
+        (amount, detail, session),
+    )
+
+
+def issued(db: sqlite3.Connection, session: SessionId, receipt: Receipt) -> None:
+    """A receipt about to be sent. There is one for a place, for ever: two would cost the stake."""
+    packed, place = pack(receipt.checkpoint), (session, receipt.epoch, receipt.checkpoint.seq)
+    held = db.execute(
+        "SELECT receipt FROM receipts WHERE session = ? AND epoch = ? AND seq = ?", place
+    ).fetchone()
+    if held is None:
+        db.execute("INSERT INTO receipts VALUES (?, ?, ?, ?, ?)", (*place, receipt.previous, packed))
+    elif held["receipt"] != packed:
+        msg = (
+            f"session {session.hex()} has another receipt {place[2]} already: two would be evidence "
+            "against this host. Is another node using a copy of this data dir?"
+        )
+        raise StorageError(msg)
+
+
+def paid(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
+    """A voucher that holds; one below the best so far is not kept. Of equal amounts the later says more."""
+    changed = db.execute(
+        "UPDATE hosted SET voucher = ?, voucher_amount = ? WHERE session = ? AND voucher_amount <= ?",
+        (pack(voucher), voucher.amount, session, voucher.amount),
+    )
+    if not changed.rowcount:
+        state_of(db, "hosted", session)
+
+
+def prune(db: sqlite3.Connection, before: int) -> None:
+    """Drop the receipts of sessions opened before ``before`` that are settled or lost."""
+    db.execute(
+        "DELETE FROM receipts WHERE session IN"
+        " (SELECT session FROM hosted WHERE state IN ('settled', 'lost') AND opened_at < ?)",
+        (before,),
+    )
+
+
+# ---- questions
+
+
+def some(db: sqlite3.Connection, states: tuple[HostedState, ...]) -> list[HostedSession]:
+    """Sessions in any of these states, the oldest first."""
+    marks = ", ".join("?" * len(states))
+    query = f"SELECT * FROM hosted WHERE state IN ({marks}) ORDER BY opened_at, session"  # noqa: S608 - marks
+    return [hosted_of(row) for row in db.execute(query, states)]
+
+
+def one(db: sqlite3.Connection, session: SessionId) -> HostedSession | None:
+    """One session."""
+    row = db.execute("SELECT * FROM hosted WHERE session = ?", (session,)).fetchone()
+    return None if row is None else hosted_of(row)
+
+
+def receipts(db: sqlite3.Connection, session: SessionId) -> list[Checkpoint]:
+    """Of one session, in order."""
+    rows = db.execute("SELECT receipt FROM receipts WHERE session = ? ORDER BY epoch, seq", (session,))
+    return [unpack(Checkpoint, row["receipt"]) for row in rows]
+
+
+def receipts_after(
+    db: sqlite3.Connection, session: SessionId, epoch: int, seq: int, limit: int
+) -> list[Receipt]:
+    """The next ones after a place."""
+    rows = db.execute(
+        "SELECT epoch, previous, receipt FROM receipts WHERE session = ? AND (epoch, seq) > (?, ?)"
+        " ORDER BY epoch, seq LIMIT ?",
+        (session, epoch, seq, limit),
+    )
+    return [_receipt_of(row) for row in rows]
+
+
+def receipt(db: sqlite3.Connection, session: SessionId, epoch: int, seq: int) -> Receipt | None:
+    """The one of a place."""
+    row = db.execute(
+        "SELECT epoch, previous, receipt FROM receipts WHERE session = ? AND epoch = ? AND seq = ?",
+        (session, epoch, seq),
+    ).fetchone()
+    return None if row is None else _receipt_of(row)
+
+
+def _receipt_of(row: sqlite3.Row) -> Receipt:
+    checkpoint = unpack(Checkpoint, row["receipt"])
+    return Receipt(epoch=row["epoch"], previous=row["previous"], checkpoint=checkpoint)

@@ -1,0 +1,362 @@
+"""The journal: what must not be forgotten about money, on disk before it is acted on.
+
+One SQLite file in the data dir, shared by ``join`` and any number of ``ask``. Everything awaited here (but
+``host_issuing``) is durable when it returns; questions are answered at once, from what is committed. A
+record is never taken back, a voucher never replaced by a lower one, a receipt never by another. It holds
+the keys of sessions: mode 0600. It knows no chain and no peers. Every method raises ``StorageError``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import trio
+
+from p2pnode.chain.evm.orders import Ending, SentOrder
+from p2pnode.chain.evm.transaction import Signed
+from p2pnode.errors import StorageError
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.payments.journal import bought as client
+from p2pnode.payments.journal import hosted as host
+from p2pnode.payments.journal import orders
+from p2pnode.payments.journal import receipts as taken
+from p2pnode.payments.journal.orders import WalletOnChain
+from p2pnode.payments.journal.owner import Owner, is_alive
+from p2pnode.payments.journal.records import (
+    BOUGHT_STATES,
+    HOSTED_STATES,
+    BoughtSession,
+    BoughtState,
+    Evidence,
+    HostedSession,
+    HostedState,
+    Spending,
+    SpendingRule,
+)
+from p2pnode.payments.journal.schema import connect, failing_as_storage, make_if_missing
+from p2pnode.payments.journal.writer import JournalWriter, transact
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
+
+__all__ = [
+    "BoughtSession",
+    "BoughtState",
+    "Evidence",
+    "HostedSession",
+    "HostedState",
+    "Journal",
+    "Spending",
+    "SpendingRule",
+]
+T = TypeVar("T")
+_EPOCH: Final = "epoch"
+
+
+class Journal:
+    """One per process; made by :meth:`open`. Writes need :meth:`run` in a nursery, questions don't."""
+
+    def __init__(
+        self, path: Path, reads: sqlite3.Connection, writes: sqlite3.Connection, *, in_thread: bool = True
+    ) -> None:
+        self.path = path
+        self._reads, self._writes = reads, writes
+        self._writer = JournalWriter(path, writes, in_thread=in_thread)
+        self._owner = Owner(path)
+
+    @classmethod
+    def open(cls, path: Path, *, in_thread: bool = True) -> Self:
+        """Open the journal at ``path``, making it where there is none. Blocks for some milliseconds.
+
+        Without a thread its commits block: for simulations, where a mock clock would not wait for one.
+        """
+        make_if_missing(path)
+        reads = connect(path)
+        try:
+            return cls(path, reads, connect(path), in_thread=in_thread)
+        except BaseException:
+            reads.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file, after :meth:`run` has ended."""
+        self._owner.release()
+        self._reads.close()
+        self._writes.close()
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Write, until cancelled; what waits then is still written."""
+        await self._writer.run(task_status=task_status)
+
+    # ---- host
+
+    async def host_relaying(self, record: HostedSession) -> None:
+        """A new session, before its open is relayed. A known one is refused."""
+        await self._writer.write(partial(host.relaying, record=record))
+
+    async def host_open(self, session: SessionId) -> None:
+        """It is on the chain. Changes nothing where that is known."""
+        await self._writer.write(partial(host.opened, session=session))
+
+    async def host_lost(self, session: SessionId, detail: str) -> None:
+        """It is not on the chain, or not any more."""
+        await self._writer.write(partial(host.lost, session=session, detail=detail))
+
+    async def host_issued(self, session: SessionId, receipt: Receipt) -> None:
+        """A receipt, on disk when this returns. A second one for a place is refused."""
+        await self._writer.write(partial(host.issued, session=session, receipt=receipt))
+
+    async def host_issuing(self, session: SessionId, receipt: Receipt) -> None:
+        """A receipt that is about to be sent; it goes to disk with the next write, and before it.
+
+        That is at the latest with the voucher that pays for it, and costs no commit of its own. One that a
+        crash forgot is of an epoch that is over: no later receipt can contradict it.
+        """
+        if self._writer.crowded:
+            await self.host_issued(session, receipt)
+        else:
+            self._writer.ride(partial(host.issued, session=session, receipt=receipt))
+
+    async def host_paid(self, session: SessionId, voucher: Voucher) -> None:
+        """A voucher that holds, before more is served. The highest is kept."""
+        await self._writer.write(partial(host.paid, session=session, voucher=voucher))
+
+    async def host_over(self, session: SessionId, settle_at: int) -> None:
+        """Nobody is served: it is to be settled at ``settle_at``."""
+        await self._writer.write(partial(host.over, session=session, settle_at=settle_at))
+
+    async def host_left_open(self, session: SessionId, settle_at: int, epoch: int) -> None:
+        """A start before ``epoch`` was serving it: its client has until ``settle_at`` to come back."""
+        await self._writer.write(partial(host.left_open, session=session, settle_at=settle_at, epoch=epoch))
+
+    async def host_resumed(self, session: SessionId, epoch: int | None = None) -> None:
+        """Its client came back before it was settled. With an ``epoch`` it goes on under that one.
+
+        That must be higher than the one it had: a second time is refused.
+        """
+        await self._writer.write(partial(host.resumed, session=session, epoch=epoch))
+
+    async def host_settled(self, session: SessionId, amount: int, detail: str = "") -> None:
+        """The chain paid ``amount`` (the treasury's share included)."""
+        await self._writer.write(partial(host.settled, session=session, amount=amount, detail=detail))
+
+    async def prune(self, before: int) -> None:
+        """Drop the receipts of sessions opened before ``before`` that are settled or lost."""
+        await self._writer.write(partial(host.prune, before=before))
+
+    def hosted(self, *states: HostedState) -> list[HostedSession]:
+        """Sessions in any of these states (in any, without one), the oldest first."""
+        return self._read(partial(host.some, states=states or HOSTED_STATES))
+
+    def hosted_one(self, session: SessionId) -> HostedSession | None:
+        """One session."""
+        return self._read(partial(host.one, session=session))
+
+    def receipts(self, session: SessionId) -> list[Checkpoint]:
+        """Of one session, in order."""
+        return self._read(partial(host.receipts, session=session))
+
+    def issued(self, session: SessionId, epoch: int, seq: int) -> Receipt | None:
+        """The receipt of a place."""
+        return self._read(partial(host.receipt, session=session, epoch=epoch, seq=seq))
+
+    def issued_after(self, session: SessionId, epoch: int, seq: int, limit: int) -> list[Receipt]:
+        """Receipts after a place, in order."""
+        query = partial(host.receipts_after, session=session, epoch=epoch, seq=seq, limit=limit)
+        return self._read(query)
+
+    # ---- client
+
+    async def bought(self, record: BoughtSession, caps: SpendingRule, now: int) -> None:
+        """Record a deposit before it is signed. Raises what ``caps`` raises; then nothing is recorded.
+
+        What ``caps`` is shown holds for all processes on this data dir until this returns.
+        """
+        owner = self._name()
+        await self._writer.write(partial(client.buy, record=record, rule=caps, now=now, owner=owner))
+
+    async def bought_restored(self, record: BoughtSession, now: int, receipt: Receipt | None = None) -> None:
+        """Put back a purchase recovered from elsewhere. Of one that is here no voucher is lowered.
+
+        ``receipt`` was checked there, and is the one that its voucher goes on from.
+        """
+        await self._writer.write(partial(client.restored, record=record, receipt=receipt, now=now))
+
+    async def bought_delivered(self, session: SessionId, amount: int) -> None:
+        """Its host is known to have a voucher of this amount."""
+        await self._writer.write(partial(client.delivered, session=session, amount=amount))
+
+    def bought_receipt(self, session: SessionId, receipt: Receipt, now: int) -> None:
+        """A receipt that was checked; it goes to disk with the next write, the voucher that answers it."""
+        self._writer.ride(partial(taken.shown, session=session, receipt=receipt, held=True, now=now))
+
+    async def bought_shown(self, session: SessionId, receipt: Receipt, now: int) -> None:
+        """A receipt that the host signed and showed. With another for its place it becomes evidence."""
+        await self._writer.write(partial(taken.shown, session=session, receipt=receipt, held=False, now=now))
+
+    async def evidence_submitted(self, evidence: Evidence, outcome: str) -> None:
+        """What came of showing it to the contract."""
+        epoch, seq = evidence.place
+        await self._writer.write(
+            partial(taken.submitted, session=evidence.session, epoch=epoch, seq=seq, outcome=outcome)
+        )
+
+    async def bought_open(self, session: SessionId) -> None:
+        """The host took it. Changes nothing where that is known."""
+        await self._writer.write(partial(client.opened, session=session))
+
+    async def bought_mined(self, session: SessionId) -> None:
+        """The chain has it: its deposit has left the wallet, and is outstanding no more."""
+        await self._writer.write(partial(client.mined, session=session))
+
+    async def bought_over(self, session: SessionId) -> None:
+        """Nothing more will be signed for it."""
+        await self._writer.write(partial(client.over, session=session))
+
+    async def bought_resumed(self, session: SessionId) -> None:
+        """It goes on after all."""
+        await self._writer.write(partial(client.resumed, session=session))
+
+    async def bought_settled(self, session: SessionId, spent: int, now: int) -> None:
+        """The chain took ``spent``; it counts for a day from ``now``."""
+        await self._writer.write(partial(client.settled, session=session, spent=spent, now=now))
+
+    async def bought_expired(self, session: SessionId) -> None:
+        """The chain does not have it, and its authorisation is past (or never left this process)."""
+        await self._writer.write(partial(client.expired, session=session))
+
+    async def signed(self, session: SessionId, voucher: Voucher) -> None:
+        """A voucher, before it is sent. The highest is kept."""
+        await self._writer.write(partial(client.signed, session=session, voucher=voucher))
+
+    def purchases(self, *states: BoughtState) -> list[BoughtSession]:
+        """Purchases in any of these states (in any, without one), the oldest first."""
+        return self._read(partial(client.some, states=states or BOUGHT_STATES))
+
+    def purchase(self, session: SessionId) -> BoughtSession | None:
+        """One purchase."""
+        return self._read(partial(client.one, session=session))
+
+    def purchases_left(self) -> list[BoughtSession]:
+        """Purchases that no running process uses and that are not known to be settled, the oldest first."""
+        return self._read(partial(client.left, alive=partial(is_alive, self.path)))
+
+    def taken(self, session: SessionId) -> list[Receipt]:
+        """The receipts of a purchase that were checked, in order."""
+        return self._read(partial(taken.held, session=session))
+
+    def taken_with_root(self, session: SessionId, root: bytes) -> Receipt | None:
+        """The one of them that has this root."""
+        return self._read(partial(taken.with_root, session=session, root=root))
+
+    def evidence(self) -> list[Evidence]:
+        """Pairs of receipts that accuse a host, the oldest first."""
+        return self._read(taken.evidence)
+
+    def spending(self, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
+        """What a rule would be shown now. Only :meth:`bought` holds it against other processes."""
+        return self._read(partial(client.spending, terms=terms, peer=peer, now=now))
+
+    def outstanding(self, payer: bytes, now: int) -> int:
+        """Token units that hosts may still take from this wallet without anything more being signed."""
+        return self._read(partial(client.outstanding, payer=payer, now=now))
+
+    def taken_unserved(self, host: bytes, since: int) -> int:
+        """Sessions since ``since`` whose fee this wallet took without ever accepting them."""
+        return self._read(partial(client.taken_unserved, host=host, since=since))
+
+    # ---- orders to the chain
+
+    async def order_sending(self, order: SentOrder, version: Signed) -> None:
+        """A transaction of this process that is about to be sent."""
+        owner = self._name()
+        await self._writer.write(partial(orders.sending, sent=order, version=version, owner=owner))
+
+    async def order_refused(self, version: Signed) -> None:
+        """No node took it."""
+        await self._writer.write(partial(orders.refused, version=version))
+
+    async def order_ended(self, order: str, ending: Ending, transaction: bytes | None = None) -> None:
+        """What became of an order: said once."""
+        await self._writer.write(partial(orders.ended, order=order, ending=ending, transaction=transaction))
+
+    async def orders_taken_over(self, wallet: WalletOnChain) -> list[SentOrder]:
+        """Orders on their way of processes that have ended: this one's from now on."""
+        found: list[SentOrder] = []
+        owner, alive = self._name(), partial(is_alive, self.path)
+        await self._writer.write(lambda db: found.extend(orders.take_over(db, wallet, owner, alive)))
+        return found
+
+    def orders(self, wallet: WalletOnChain, *kinds: str) -> list[SentOrder]:
+        """Orders that are on their way, of these kinds or of any; the lowest nonce first."""
+        found = self._read(partial(orders.on_their_way, wallet=wallet))
+        return [each for each in found if not kinds or each.order.kind in kinds]
+
+    def orders_done(self, wallet: WalletOnChain, kind: str) -> list[SentOrder]:
+        """Orders of a kind that were carried out, the lowest nonce first."""
+        return self._read(partial(orders.done, wallet=wallet, kind=kind))
+
+    def order(self, order: str) -> SentOrder | None:
+        """One order, ended or not."""
+        return self._read(partial(orders.one, order=order))
+
+    # ---- both
+
+    def cursor(self, name: str) -> int | None:
+        """The block from which a log is to be read on."""
+        row = self._read(
+            lambda db: db.execute("SELECT block FROM cursors WHERE name = ?", (name,)).fetchone()
+        )
+        return None if row is None else int(row["block"])
+
+    async def save_cursor(self, name: str, block: int) -> None:
+        """Everything below ``block`` was acted on."""
+        query = "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET block = excluded.block"
+        await self._writer.write(lambda db: _execute(db, query, (name, block)))
+
+    def next_epoch(self, now_ms: int) -> int:
+        """The number of this start: above every earlier one of this journal, and never below the clock.
+
+        Receipts carry it, so that a client can tell a host that restored an old journal from one that
+        merely restarted. Durable when it returns; blocks for a commit.
+        """
+        made: list[int] = []
+
+        def step(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT value FROM counters WHERE name = ?", (_EPOCH,)).fetchone()
+            made.append(now_ms if row is None else max(row["value"] + 1, now_ms))
+            query = (
+                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            )
+            _execute(db, query, (_EPOCH, made[-1]))
+
+        transact(self.path, self._reads, step)
+        return made[-1]
+
+    def verify(self) -> None:
+        """Read the whole file and raise if any of it is damaged. Takes a second per some 100 MB."""
+        found = self._read(lambda db: db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        if found != "ok":
+            msg = (
+                f"the journal {self.path} is damaged ({found}): restore it from your backup; "
+                "it is never replaced by itself"
+            )
+            raise StorageError(msg)
+
+    def _name(self) -> str:
+        """Of this process, among those that use this journal."""
+        try:
+            return self._owner.name()
+        except OSError as error:
+            msg = f"no file can be made beside {self.path} ({error.strerror}): free space, or fix its folder"
+            raise StorageError(msg) from error
+
+    def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        with failing_as_storage(self.path):
+            return query(self._reads)
+
+
+def _execute(db: sqlite3.Connection, query: str, values: tuple[object, ...]) -> None:
+    db.execute(query, values)

@@ -1,0 +1,218 @@
+"""What a client pays with: opened when the first host that costs something is chosen, and not before.
+
+``Payer`` says which offers can be paid at all, from the chain profile alone; the wallet, the ledger and
+the journal follow when they are needed. ``Purchase`` is one paid session: what its machine needs, and
+its line in the journal. Neither knows anything of streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import trio
+
+from p2pnode.chain.wallet.wallet import open_wallet
+from p2pnode.config import NodeConfig
+from p2pnode.errors import ChainError, RefusedError
+from p2pnode.ids import SessionId
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.identity import passphrase_of, wallet_files
+from p2pnode.payments.books import open_books
+from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.market import profile_of_config
+from p2pnode.payments.offers import Market, why_unpayable
+from p2pnode.payments.purse import Purse
+from p2pnode.payments.saved_sessions import last_voucher, saved_of
+from p2pnode.payments.spending import SpendingCaps
+from p2pnode.protocols.adverts.messages import Advert, Offer
+from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.inference.commands import ClientEmission, Disputed, Receipted, Signed
+from p2pnode.protocols.inference.payment import ClientPayment
+from p2pnode.protocols.typed_data import amount_due
+from p2pnode.storage.conversations.records import SavedSession
+
+_RECONCILE_S: Final = 3.0
+_DAY_S: Final = 86_400
+_TAKEN_MAX: Final = 2
+"""One may be an accident: a client that left while its deposit was on the way."""
+OnSign: TypeAlias = Callable[[str, Mapping[str, object]], None]
+"""Told what is about to be signed, in words and in fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPurse:
+    """A purse and the journal it writes to."""
+
+    purse: Purse
+    journal: Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """A session that was signed for."""
+
+    payment: ClientPayment
+    journal: Journal
+    now: Callable[[], int]
+    """Epoch seconds."""
+
+    @property
+    def session(self) -> SessionId:
+        """The digest of its terms."""
+        return self.payment.session
+
+    def covers(self, tokens_in: int, tokens_out: int) -> bool:
+        """Is the deposit enough for these cumulative counts?"""
+        return amount_due(self.payment.terms, tokens_in, tokens_out) <= self.payment.terms.deposit
+
+    async def accepted(self) -> None:
+        """The host took it."""
+        await self.journal.bought_open(self.session)
+
+    async def noted(self, value: ClientEmission) -> bool:
+        """Durable when it returns, but a receipt: that is with the voucher that answers it.
+
+        True for what concerns nobody else.
+        """
+        match value:
+            case Signed(voucher=voucher):
+                await self.journal.signed(self.session, voucher)
+            case Disputed(receipt=receipt):
+                await self.journal.bought_shown(self.session, receipt, self.now())
+            case Receipted(receipt=receipt):
+                self.journal.bought_receipt(self.session, receipt, self.now())
+                return False
+            case _:
+                return False
+        return True
+
+    async def over(self, *, heard: bool = False) -> None:
+        """Nothing more is signed for it. ``heard``: the host has all that was."""
+        if heard and (bought := self.journal.purchase(self.session)) is not None and bought.owed is not None:
+            await self.journal.bought_delivered(self.session, bought.owed.amount)
+        await self.journal.bought_over(self.session)
+
+
+class Payer:
+    """One per client. ``make`` opens the purse for as long as its block lasts."""
+
+    def __init__(
+        self,
+        *,
+        market: Market,
+        caps: SpendingCaps,
+        address: bytes | None = None,
+        make: Callable[[], AbstractAsyncContextManager[OpenPurse]],
+    ) -> None:
+        self._market, self._caps, self._address, self._make = market, caps, address, make
+        self._opening = trio.Lock()
+        self._open: OpenPurse | None = None
+
+    @property
+    def opened(self) -> OpenPurse | None:
+        """The purse and its journal, once something was bought."""
+        return self._open
+
+    def payable(self, advert: Advert, offer: Offer) -> str:
+        """Why an offer can't be paid; "" when it can, or is free."""
+        return why_unpayable(advert, offer, self._market, self._caps, self._address)
+
+    def purchase(self, session: SessionId) -> SavedSession | None:
+        """What is to be kept of a session, once the purse was opened."""
+        journal = self._open.journal if self._open is not None else None
+        record = journal.purchase(session) if journal is not None else None
+        if journal is None or record is None:
+            return None
+        voucher = last_voucher(record)
+        root = voucher.root if voucher is not None else b""
+        return saved_of(record, journal.taken_with_root(session, root))
+
+    async def buy(
+        self,
+        nursery: trio.Nursery,
+        advert: Advert,
+        offer: Offer,
+        *,
+        tokens_in: int,
+        tokens_out: int,
+        addresses: Sequence[str] = (),
+    ) -> Purchase:
+        """Sign for a session that covers a turn of these sizes. Raises ``LocalError``, saying what to do.
+
+        ``addresses`` are where the host was reached: it is looked for there when something is owed to it.
+        """
+        async with self._opening:
+            if self._open is None:
+                self._open = await nursery.start(self._hold)
+        opened = self._open
+        if (reason := await self._why_not_again(opened, advert)) != "":
+            raise RefusedError("payment_required", reason)
+        payment = await opened.purse.open(
+            advert, offer, tokens_in=tokens_in, tokens_out=tokens_out, addresses=addresses
+        )
+        return Purchase(payment, opened.journal, opened.purse.now)
+
+    async def _why_not_again(self, opened: OpenPurse, advert: Advert) -> str:
+        """A host that takes fees for sessions it never accepts gets no third one that day."""
+        journal, wallet = opened.journal, advert.binding.wallet
+        if any(each.terms.host == wallet for each in journal.purchases("signed", "open")):
+            with trio.move_on_after(_RECONCILE_S), suppress(ChainError):
+                await opened.purse.reconcile()
+        taken = journal.taken_unserved(wallet, opened.purse.now() - _DAY_S)
+        if taken < _TAKEN_MAX:
+            return ""
+        return f"that host took the fee of {taken} sessions today that it never accepted: choose another"
+
+    async def _hold(self, *, task_status: trio.TaskStatus[OpenPurse]) -> None:
+        async with self._make() as opened:
+            task_status.started(opened)
+            await trio.sleep_forever()
+
+
+def payer_of(
+    config: NodeConfig,
+    *,
+    wall: Callable[[], float],
+    draw: Callable[[int], bytes],
+    on_sign: OnSign,
+) -> Payer | None:
+    """What a data dir pays with; None where no chain profile is configured. Raises ``ConfigError``."""
+    profile = profile_of_config(config)
+    if profile is None:
+        return None
+    caps = SpendingCaps(
+        session_max=config.spend_session_max,
+        day_max=config.spend_day_max,
+        host_max=config.spend_host_max,
+    )
+
+    @asynccontextmanager
+    async def make() -> AsyncIterator[OpenPurse]:
+        async with open_books(DataDir(config.data_dir), profile) as books:
+            sign: list[Signer] = []
+
+            async def signer() -> Signer:
+                if not sign:
+                    passphrase = await passphrase_of(books.wallet)
+                    sign.append(await trio.to_thread.run_sync(books.wallet.unlock, passphrase))
+                return sign[0]
+
+            purse = Purse(
+                address=books.wallet.address,
+                sign=signer,
+                ledger=books.ledger,
+                journal=books.journal,
+                caps=caps,
+                wall=wall,
+                draw=draw,
+                on_sign=on_sign,
+            )
+            yield OpenPurse(purse, books.journal)
+
+    market = Market(profile.chain_id, profile.node_registry, profile.job_marketplace)
+    wallet = open_wallet(wallet_files(DataDir(config.data_dir)))
+    address = None if wallet is None else wallet.address
+    return Payer(market=market, caps=caps, address=address, make=make)

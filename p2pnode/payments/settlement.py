@@ -1,0 +1,392 @@
+"""Brings the money home: every session that is over is closed with its best voucher, whatever happens.
+
+What is due stands in the journal, so a restart goes on where a crash stopped; what a crash left open waits
+for the linger first, so that its client can bring the final voucher. Sessions that fall due together are
+settled in one transaction. It also watches the chain for close requests, which have 24 hours, and answers
+them with the best voucher at once. A chain that can't be reached costs time only. It knows nothing of
+streams: ``on_ending`` tells the host that a session's escrow is about to end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import structlog
+import trio
+
+from p2pnode.chain.ledger import (
+    CLAIMS_MAX,
+    ChainMadeAnewError,
+    Close,
+    CloseMany,
+    CloseRequested,
+    EscrowState,
+    GasTooDearError,
+    Ledger,
+    LedgerEvent,
+    Outcome,
+    Refund,
+    Release,
+    RevertedError,
+    SessionClosed,
+    SessionOpened,
+    UnavailableError,
+)
+from p2pnode.chain.ledger import Open as OpenCall
+from p2pnode.errors import LocalError
+from p2pnode.ids import SessionId
+from p2pnode.limits import Limits
+from p2pnode.payments.gas import HostGas
+from p2pnode.payments.journal.journal import HostedSession, HostedState, Journal
+from p2pnode.protocols.typed_data import session_id
+
+log = structlog.get_logger()
+PRUNE_S: Final = 30 * 86_400
+"""Receipts of sessions that were settled are kept so long."""
+_CHALLENGE_S: Final = 86_400
+_PATIENCE_S: Final = 600.0
+_LATE_S: Final = 120
+"""So long past its end an authorisation may still be on its way into a block that we are shown."""
+OnEnding: TypeAlias = Callable[[SessionId, str, bool], bool]
+"""Tell a live session to end, why, and whether at once (or after its turn). False when no stream has it."""
+
+
+OnSettled: TypeAlias = Callable[[HostedSession, int], None]
+"""Told of a session that was settled, and at which amount (token units, the treasury's tenth included)."""
+
+
+class Settler:
+    """Run it beside the host; ``due`` wakes it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        journal: Journal,
+        *,
+        limits: Limits,
+        wall: Callable[[], float],
+        gas: HostGas,
+        on_ending: OnEnding = lambda _session, _why, _now: False,
+        on_settled: OnSettled = lambda _record, _amount: None,
+    ) -> None:
+        self._ledger, self._journal, self._limits, self._wall = ledger, journal, limits, wall
+        self._gas = gas
+        self._on_ending, self._on_settled = on_ending, on_settled
+        self._wake = trio.Event()
+        self._transacting = trio.Lock()
+        market = ledger.domains.market
+        self._cursor_name = f"host {market.chain_id} {market.contract.hex()}"
+        self._cursor_checked = False
+        self.reachable = True
+        """Whether the chain answered last time."""
+
+    async def prepare(self, epoch: int) -> None:
+        """What a start before ``epoch`` was serving settles when its client had the linger to come back.
+
+        A deposit that was still on its way is due at once, and so is what is about to expire.
+        """
+        now = int(self._wall())
+        for record in self._mine("open", "relaying"):
+            latest = int(record.terms.expiry - self._limits.expiry_margin_s)
+            settle_at = max(now, min(now + int(self._limits.linger_s), latest))
+            waits = record.state == "open"
+            await self._journal.host_left_open(record.session, settle_at if waits else now, epoch)
+        await self._journal.prune(now - PRUNE_S)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settle_for_ever)
+            nursery.start_soon(self._watch_for_ever)
+            task_status.started()
+
+    def due(self) -> None:
+        """Something new is due: look at the journal."""
+        self._wake.set()
+
+    async def settle_all(self) -> None:
+        """Settle what is over, whenever it was due: the node is about to stop, the deadline is its own."""
+        try:
+            await self._settle(self._mine("over"))
+        except LocalError as error:
+            log.warning("settlement.postponed", reason=str(error))
+
+    def _mine(self, *states: HostedState) -> list[HostedSession]:
+        """Sessions of this market: the journal may hold another's, from before the profile was changed."""
+        market = self._ledger.domains.market
+        return [r for r in self._journal.hosted(*states) if session_id(market, r.terms) == r.session]
+
+    # ---- settling
+
+    async def _settle_for_ever(self) -> None:
+        retry_s = self._limits.settle_retry_s
+        while True:
+            try:  # the journal is read here, too, and may be back when it is read again
+                wait_s = self._next_due_s()
+                if wait_s > 0:
+                    self._wake = trio.Event()
+                    with trio.move_on_after(wait_s):
+                        await self._wake.wait()
+                    continue
+                # Others may fall due in a moment: together they cost a third each.
+                await trio.sleep(self._limits.settle_batch_s)
+                await self._settle(self._due_now())
+            except Exception as error:
+                # An endpoint's answer or a payer's session may make us fail in a way nobody expected: the
+                # host stays up, and what is due is tried again.
+                if isinstance(error, LocalError):
+                    log.warning("settlement.postponed", reason=str(error), retry_s=retry_s)
+                else:
+                    log.exception("settlement.failed", retry_s=retry_s)
+                await trio.sleep(retry_s)
+                retry_s = min(2 * retry_s, self._limits.settle_retry_max_s)
+            else:
+                retry_s = self._limits.settle_retry_s
+
+    def _next_due_s(self) -> float:
+        dues = [record.settle_at for record in self._mine("over") if record.settle_at is not None]
+        return min(dues) - self._wall() if dues else math.inf
+
+    def _due_now(self) -> list[HostedSession]:
+        now = self._wall()
+        return [r for r in self._mine("over") if r.settle_at is None or r.settle_at <= now]
+
+    async def _settle(self, records: Sequence[HostedSession]) -> None:
+        """All of them; one that fails does not hold back the others. Raises the last one's error."""
+        failed: LocalError | None = None
+        async with self._transacting:
+            paid = [record for record in records if record.voucher is not None]
+            groups = [paid[start : start + CLAIMS_MAX] for start in range(0, len(paid), CLAIMS_MAX)]
+            groups += [[record] for record in records if record.voucher is None]
+            for group in groups:
+                try:
+                    await self._group(group)
+                except (UnavailableError, ChainMadeAnewError):
+                    raise  # the others would fare no better
+                except LocalError as error:
+                    log.warning("settlement.failed", sessions=len(group), reason=str(error))
+                    failed = error
+        if failed is not None:
+            raise failed
+
+    async def _group(self, records: Sequence[HostedSession]) -> None:
+        calls = [Release(r.terms) if r.voucher is None else Close(r.terms, r.voucher) for r in records]
+        # Each is tried first: claims that can't be paid would cost their gas again at every retry.
+        claims = [call for call in calls if isinstance(call, Close) and await self._holds(call)]
+        settled: set[SessionId] = set()
+        if len(claims) > 1:
+            paid = [record for record, call in zip(records, calls, strict=True) if call in claims]
+            settled = await self._record(await self._send(CloseMany(tuple(claims)), paid))
+        for record, call in zip(records, calls, strict=True):
+            if record.session not in settled:
+                await self._one(record, call)  # alone, so that the contract says what is wrong
+
+    async def _holds(self, call: Close) -> bool:
+        try:
+            await self._ledger.check(call)
+        except RevertedError:
+            return False
+        return True
+
+    async def _one(self, record: HostedSession, call: Close | Release) -> None:
+        try:
+            await self._ledger.check(call)
+            await self._record(await self._send(call, [record]))
+        except RevertedError as error:
+            await self._refused(record, await self._ledger.session(record.session), error.reason)
+
+    async def _send(
+        self, call: Close | CloseMany | Release | Refund, records: Sequence[HostedSession]
+    ) -> Outcome:
+        """For no more gas than these are worth by now. Raises ``GasTooDearError``: later it may cost more."""
+        most = await self._gas.settle_max_wei(records)
+        with trio.move_on_after(math.inf if most is None else _PATIENCE_S):
+            return await self._ledger.transact(call, fee_max_wei=most)
+        # It is on its way for a price that nobody takes now. The same call joins it later, and may pay more.
+        msg = "a settlement waits for cheaper gas"
+        raise GasTooDearError(msg)
+
+    async def _refused(self, record: HostedSession, state: EscrowState, reason: str) -> None:
+        """The contract would not settle: someone else did, or the open never landed."""
+        if state.status == "closed" and await self._ledger.confirmed(record.session, state):
+            await self._settled(record.session, state.recorded, "settled by another")
+        elif state.status == "closed":
+            await self._postpone(record, "an RPC endpoint says that it is closed, and no second one does")
+        elif state.status == "open" and record.voucher is None and state.recorded > record.terms.session_fee:
+            await self._bring_refund(record, state)
+        elif state.status == "open":
+            await self._postpone(record, f"it can't be settled: {reason}")
+        elif record.valid_before > self._wall() and record.voucher is not None:
+            await self._bring_again(record)
+        elif record.valid_before > self._wall():
+            # Nothing was served. The open may still be under way; if it isn't, nobody should bring it.
+            await self._journal.host_over(record.session, _given_up_at(record))
+        elif self._may_still_land(record):
+            await self._postpone(record, "the chain does not show its deposit")
+        else:
+            await self._lost(record, "its deposit is not on the chain")
+
+    async def _bring_refund(self, record: HostedSession, state: EscrowState) -> None:
+        """Somebody showed a voucher that this host has lost: a refund pays it, once nobody can better it."""
+        due = state.closing_at or record.terms.expiry + _CHALLENGE_S
+        if self._wall() < due:
+            reason = "a voucher is on record that this host does not have: its refund pays it"
+            await self._postpone(record, reason, due - self._wall() + 1)
+            return
+        await self._record(await self._send(Refund(record.terms), [record]))
+
+    def _may_still_land(self, record: HostedSession) -> bool:
+        """One answer of one endpoint is no proof: for what was paid it is asked until nobody may close."""
+        if record.voucher is not None:
+            return self._wall() < record.terms.expiry + _CHALLENGE_S
+        return self._wall() < record.valid_before + _LATE_S
+
+    async def _bring_again(self, record: HostedSession) -> None:
+        """A reorg took the open away: what it pays for was served."""
+        try:
+            await self._ledger.transact(OpenCall(record.terms, record.valid_before, record.authorisation))
+        except RevertedError as error:
+            # Another may have brought it first, or what filled the payer's wallet is gone with it.
+            reason = f"it is not open again yet: {error.reason}"
+            await self._postpone(record, reason, self._limits.settle_retry_s)
+        else:
+            await self._postpone(record, "it was opened again", 0.0)
+
+    async def _postpone(self, record: HostedSession, reason: str, wait_s: float | None = None) -> None:
+        wait_s = self._limits.settle_retry_max_s if wait_s is None else wait_s
+        log.warning("settlement.postponed", session=record.session.hex()[:16], reason=reason, retry_s=wait_s)
+        await self._journal.host_over(record.session, int(self._wall() + wait_s))
+        self.due()
+
+    async def _lost(self, record: HostedSession, reason: str) -> None:
+        log.warning("session.lost", session=record.session.hex()[:16], reason=reason)
+        await self._journal.host_lost(record.session, reason)
+
+    async def _record(self, outcome: Outcome) -> set[SessionId]:
+        done = set()
+        for event in outcome.events:
+            if isinstance(event, SessionClosed):
+                await self._settled(event.session, event.amount, outcome.transaction.hex())
+                done.add(event.session)
+        return done
+
+    async def _settled(self, session: SessionId, amount: int, detail: str) -> None:
+        record = self._journal.hosted_one(session)
+        if record is None or record.state == "settled":
+            return
+        await self._journal.host_settled(session, amount, detail)
+        log.info("session.settled", session=session.hex()[:16], amount=amount)
+        self._on_settled(record, amount)
+
+    # ---- watching
+
+    async def _watch_for_ever(self) -> None:
+        while True:
+            try:
+                with trio.fail_after(self._limits.chain_deadline_s):
+                    await self._watch()
+            except Exception as error:  # whatever the endpoints say, the host stays up
+                if not isinstance(error, LocalError | trio.TooSlowError):
+                    log.exception("chain.watch_failed")
+                if self.reachable and isinstance(error, ChainMadeAnewError):
+                    log.warning("chain.made_anew", reason=str(error))
+                elif self.reachable:
+                    log.warning("chain.unreachable", reason=str(error) or "too slow")
+                self.reachable = False
+            else:
+                if not self.reachable:
+                    log.info("chain.reachable")
+                self.reachable = True
+            try:
+                await self._end_expiring()
+            except LocalError as error:
+                log.warning("settlement.postponed", reason=str(error))
+            await trio.sleep(self._limits.chain_poll_s)
+
+    async def _watch(self) -> None:
+        cursor = await self._cursor()
+        caught_up = False
+        while not caught_up:
+            page = await self._ledger.events(cursor)
+            for event in page.events:
+                await self._seen(event)
+            if page.cursor != cursor or self._journal.cursor(self._cursor_name) is None:
+                await self._journal.save_cursor(self._cursor_name, page.cursor)
+            cursor, caught_up = page.cursor, page.caught_up
+
+    async def _cursor(self) -> int:
+        """Where to read on. A chain that is shorter than we remember, and not known to be another one by its
+        first block, was made anew: read it from 0."""
+        cursor = self._journal.cursor(self._cursor_name)
+        if cursor is not None and self._cursor_checked:
+            return cursor
+        head = (await self._ledger.head()).block
+        self._cursor_checked = True
+        if cursor is not None and cursor > head + 1:
+            log.warning("chain.shorter", remembered=cursor, head=head)
+            await self._journal.save_cursor(self._cursor_name, 0)
+            return 0
+        return head if cursor is None else cursor
+
+    async def _seen(self, event: LedgerEvent) -> None:
+        match event:
+            case CloseRequested(session=session, host=host) if host == self._ledger.account:
+                await self._end(session, "its payer asked the chain to close it")
+            case SessionClosed(session=session, host=host) if host == self._ledger.account:
+                await self._closed(session)
+            case SessionOpened(session=session, host=host) if host == self._ledger.account:
+                await self._landed(session)
+            case _:
+                pass
+
+    async def _closed(self, session: SessionId) -> None:
+        """Somebody closed it. The log alone is not believed, nor one endpoint where there are two: it would
+        make us forget a voucher. Nothing more is served all the same, and what is not believed we settle.
+        """
+        state = await self._ledger.session(session)
+        if state.status != "closed":
+            return
+        has_stream = self._on_ending(session, "it was closed on the chain", True)
+        if await self._ledger.confirmed(session, state):
+            await self._settled(session, state.recorded, "seen on the chain")
+            return
+        record = self._journal.hosted_one(session)
+        log.warning("session.not_believed", session=session.hex()[:16], amount=state.recorded)
+        if record is not None and record.state == "open" and not has_stream:
+            await self._journal.host_over(session, int(self._wall()))
+            self.due()
+
+    async def _landed(self, session: SessionId) -> None:
+        """A deposit is in escrow. One that nobody waits for any more goes back at once."""
+        record = self._journal.hosted_one(session)
+        if record is None:
+            return
+        if record.state == "lost":
+            await self._journal.host_open(session)
+        elif record.state != "over" or record.settle_at != _given_up_at(record):
+            return
+        await self._journal.host_over(session, int(self._wall()))
+        self.due()
+
+    async def _end_expiring(self) -> None:
+        horizon = self._wall() + self._limits.expiry_margin_s
+        for record in self._mine("open"):
+            if record.terms.expiry <= horizon:
+                await self._end(record.session, "its escrow is about to expire")
+
+    async def _end(self, session: SessionId, why: str) -> None:
+        """End its stream if it has one (the host then says when it is over), and settle."""
+        record = self._journal.hosted_one(session)
+        if record is None or record.state not in ("open", "over"):
+            return
+        has_stream = self._on_ending(session, why, False)  # one that lingers is given up now
+        if record.state == "over" or not has_stream:
+            await self._journal.host_over(session, int(self._wall()))
+            self.due()
+
+
+def _given_up_at(record: HostedSession) -> int:
+    """From then on a deposit that the chain never saw can't come any more."""
+    return record.valid_before + 1

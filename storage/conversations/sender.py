@@ -1,0 +1,199 @@
+"""What is on our disk goes to the replicas: the newest pointer of each log that lags, with all its blobs.
+
+Several commits that wait become one pointer. A conversation counts as acknowledged only when an index that
+names it is, since without its name nobody could look for it. Another writer's pointer in the way is handed
+to whoever owns the log. Blobs that no acknowledged pointer needs are let go one fold later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from p2pnode.errors import P2PNodeError
+from p2pnode.protocols.s5.entries import Entry, pointer_to
+from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.storage.conversations.forks import link_of
+from p2pnode.storage.conversations.log import TOMBSTONE, Rim
+from p2pnode.storage.conversations.reader import Loss, Reader
+from p2pnode.storage.conversations.records import Link
+from p2pnode.storage.conversations.replication_state import HeadRow
+from p2pnode.storage.keys import INDEX_SID, LogKeys, StorageKeys
+from p2pnode.storage.replication.quorum import Written
+from p2pnode.storage.replication.replication import Care
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of one log's pointer. ``kept``: a quorum has it, and an index that names it."""
+
+    sid: bytes
+    link: Link
+    kept: bool
+    written: Written | None = None
+    losses: tuple[Loss, ...] = ()
+    trouble: str = ""
+    """Why it could not even be tried."""
+
+
+@dataclass(slots=True)
+class _News:
+    """Tells those who wait that something was acknowledged."""
+
+    event: trio.Event = field(default_factory=trio.Event)
+
+    def tell(self) -> None:
+        self.event.set()
+        self.event = trio.Event()
+
+
+class Sender:
+    """``settle`` is told of another writer's manifest, and says whether our head covers it now.
+
+    ``floor`` says below which revision all is known.
+    """
+
+    def __init__(
+        self,
+        keys: StorageKeys,
+        rim: Rim,
+        *,
+        settle: Callable[[bytes, Link], Awaitable[bool]],
+        floor: Callable[[bytes], int],
+    ) -> None:
+        self._keys, self._rim, self._settle, self._floor = keys, rim, settle, floor
+        self._turn = trio.Lock()
+        self._wake = trio.Event()
+        self._settled: dict[bytes, set[Link]] = {}
+        """Others' manifests that our head builds on, or has as branches."""
+        self._renewing: trio.CancelScope | None = None
+        """What gives way to whatever is to be sent."""
+        self.news = _News()
+        self.last: dict[bytes, Sent] = {}
+        """By log, what came of it last."""
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled: send what lags when told to, and again after a while what could not be sent."""
+        limits = self._rim.limits
+        wait_s = limits.archive_retry_s
+        while True:
+            with trio.move_on_after(wait_s):
+                await self._wake.wait()
+            woken, self._wake = self._wake.is_set(), trio.Event()
+            try:
+                sent = await self.send(behind=not woken)
+            except P2PNodeError as error:  # our own disk: the next round tries again
+                log.warning("archive.not_sent", reason=str(error))
+                sent = []
+            progress = woken or any(each.kept for each in sent)
+            wait_s = limits.archive_retry_s if progress else min(wait_s * 2, limits.archive_retry_max_s)
+
+    async def send(self, *, care: Care = "new", behind: bool = False) -> list[Sent]:
+        """One round over all that lags; with other ``care`` over all there is. Raises ``StorageError``.
+
+        ``behind``: also over what a quorum has, but some replica did not get.
+        """
+        if self._renewing is not None and not behind:
+            self._renewing.cancel()
+        async with self._turn:
+            outbox = self._rim.outbox
+            rows = await outbox.heads()
+            if care == "new":
+                rows = [row for row in rows if row.lags or (behind and self._some_lack(row.sid))]
+            sent: list[Sent] = []
+            if rows and rows[0].sid == INDEX_SID:  # conversations wait for their names
+                sent.append(await self._send(rows.pop(0), care=care))
+            slots = trio.CapacityLimiter(self._rim.limits.archive_pushes_at_once)
+
+            async def send_one(row: HeadRow) -> None:
+                async with slots:
+                    sent.append(await self._send(row, care=care))
+
+            async with trio.open_nursery() as nursery:
+                for row in rows:
+                    nursery.start_soon(send_one, row)
+            return sent
+
+    async def renew(self, sid: bytes) -> Sent | None:
+        """Renew the leases of one log that is here, and put what turns out to be missing.
+
+        It gives way, and begins again, when there is something to send. Raises ``StorageError``.
+        """
+        while True:
+            with trio.CancelScope() as self._renewing:
+                async with self._turn:
+                    row = await self._rim.outbox.head(sid)
+                    return None if row is None else await self._send(row, care="leases")
+
+    def _some_lack(self, sid: bytes) -> bool:
+        last = self.last.get(sid)
+        return last is not None and last.written is not None and bool(last.written.failures)
+
+    async def _send(self, row: HeadRow, *, care: Care) -> Sent:
+        keys = keys_of(self._keys, row.sid)
+        try:
+            sent = await self._write(keys, row, care=care)
+            for link in {link_of(entry) for entry in sent.written.conflicts} if sent.written else ():
+                if await self._settle(row.sid, link):
+                    self._settled.setdefault(row.sid, set()).add(link)
+        except P2PNodeError as error:
+            sent = Sent(row.sid, row.head, kept=False, trouble=str(error))
+        if not sent.kept:
+            failures = dict(sent.written.failures) if sent.written else {}
+            log.info("archive.queued", revision=row.head.seq, failures=failures, trouble=sent.trouble)
+        self.last[row.sid] = sent
+        return sent
+
+    async def _write(self, keys: LogKeys, row: HeadRow, *, care: Care) -> Sent:
+        outbox, replication = self._rim.outbox, self._rim.replication
+        reader = Reader(keys, replication, self._rim.limits)
+        blobs: list[BlobHash] = []
+        losses: list[Loss] = []
+        if row.head.hash != TOMBSTONE:
+            blobs, losses = await reader.reachable(row.head, await reader.manifest(row.head))
+        ours = await outbox.ours(row.sid) | self._settled.get(row.sid, set())
+        floor = max(self._floor(row.sid), row.acked.seq if row.acked else 0)
+
+        def is_ours(entry: Entry) -> bool:
+            return entry.revision < floor or link_of(entry) in ours
+
+        async def on_quorum(_written: Written) -> None:
+            await self._acked(row)
+
+        entry = keys.entry(row.head.seq, pointer_to(row.head.hash))
+        written = await replication.write(entry, blobs, is_ours=is_ours, care=care, on_quorum=on_quorum)
+        kept = written.reached and await self._is_named(row.sid)
+        alone = len(replication.replicas()) == 1
+        if kept or alone:
+            await self._let_go(row.sid, keep=blobs, alone=alone)
+        return Sent(row.sid, row.head, kept, written, tuple(losses))
+
+    async def _is_named(self, sid: bytes) -> bool:
+        return sid == INDEX_SID or await self._rim.outbox.is_listed_safely(sid)
+
+    async def _acked(self, row: HeadRow) -> None:
+        if await self._is_named(row.sid):
+            await self._rim.outbox.acked(row.sid, row.head)
+            self._settled.pop(row.sid, None)  # all below what is acknowledged is known
+            self.news.tell()
+
+    async def _let_go(self, sid: bytes, *, keep: list[BlobHash], alone: bool) -> None:
+        due = await self._rim.outbox.to_drop(sid, alone=alone)
+        if due:
+            needed = set(keep)
+            await self._rim.replication.drop([digest for digest in due if digest not in needed])
+            await self._rim.outbox.dropped(sid, due)
+
+
+def keys_of(keys: StorageKeys, sid: bytes) -> LogKeys:
+    """The keys of a log by its name."""
+    return keys.index if sid == INDEX_SID else keys.conversation(sid)

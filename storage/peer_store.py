@@ -1,0 +1,227 @@
+"""A store at a peer: ``BlobStore`` and ``Registry`` over ``/p2pnode/blob/1``.
+
+One stream, opened when first needed and again when it was lost; questions of many tasks share it. Blobs and
+entries that come back were checked. Deadlines are the caller's cancel scopes, opening included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+import trio
+
+from p2pnode.errors import ProtocolError, StorageError, StoreCode, StoreRefusedError, UnreachableError
+from p2pnode.ids import PeerId
+from p2pnode.node.node import Node
+from p2pnode.protocols.blob import commands as c
+from p2pnode.protocols.blob.client import BlobClient
+from p2pnode.protocols.blob.messages import LEASE_MAX_S, PROTOCOL, claim_digest
+from p2pnode.protocols.s5.entries import Entry, EntryKey
+from p2pnode.protocols.s5.ids import BlobHash, BlobId
+from p2pnode.storage.blob_asking import AskedPeer
+from p2pnode.storage.rules import pieces_of
+from p2pnode.storage.store import (
+    BLOB_MAX,
+    LEASE_S,
+    BadEntryError,
+    Data,
+    DiskFullError,
+    HashMismatchError,
+    NoBlobError,
+    OwnerKey,
+    QuotaError,
+    StaleEntryError,
+    TooLargeError,
+)
+from p2pnode.words import quoted
+
+OwnerSigner = Callable[[OwnerKey, bytes], bytes]
+"""64 bytes: the owner key's Ed25519 signature over 32 bytes. Raises ``LocalError`` for a key it has not."""
+_ADDRESSES_MAX: Final = 8
+_ERRORS: Final[dict[StoreCode, type[StorageError]]] = {
+    "not_found": NoBlobError,
+    "quota": QuotaError,
+    "too_large": TooLargeError,
+    "disk_full": DiskFullError,
+}
+
+
+class PeerStore:
+    """What ``peer`` keeps. ``told`` are the multiaddrs at which the user says that it is; see ``also_at``.
+
+    Besides the errors of ``storage.store`` each method raises ``RemoteError``: ``UnreachableError``,
+    ``StoreRefusedError`` (not admitted, too fast, failed), ``ProtocolError`` (it lied: counted against it).
+    """
+
+    def __init__(self, node: Node, peer: PeerId, told: Sequence[str] = (), *, sign: OwnerSigner) -> None:
+        self._node, self.peer, self._told = node, peer, tuple(told)
+        self._heard: tuple[str, ...] = ()
+        self._sign = sign
+        self._claims: dict[bytes, bytes] = {}
+        self._stream: AskedPeer | None = None
+        self._opening = trio.Lock()
+
+    # ---- blobs
+
+    async def put(
+        self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
+    ) -> BlobId:
+        """See ``BlobStore``. One round trip up to 256 KiB. A stream of data is gathered in memory first."""
+        whole = data if isinstance(data, bytes) else await _gather(data)
+        if len(whole) > BLOB_MAX:
+            raise TooLargeError(f"a blob has at most {BLOB_MAX} bytes, not {len(whole)}: cut it")
+        blob = BlobId.of(whole)
+        if expected is not None and expected != blob.hash:
+            raise HashMismatchError("these bytes are not those of the hash that was expected")
+        await self._keep(owner, c.AskPut(owner, blob.hash, whole, _lease(lease_s)))
+        return blob
+
+    async def read(self, digest: BlobHash, offset: int = 0, length: int | None = None) -> bytes:
+        """See ``BlobStore``. The whole blob travels, since only the whole can be checked."""
+        outcome = await self._ask(c.AskBlob(digest))
+        if not isinstance(outcome, c.Fetched):
+            self._refused(outcome)
+        return outcome.data[offset : None if length is None else offset + length]
+
+    async def size(self, digest: BlobHash) -> int | None:
+        """See ``BlobStore``; the peer's word."""
+        outcome = await self._ask(c.AskSizes((digest,)))
+        if not isinstance(outcome, c.Sized):
+            self._refused(outcome)
+        return outcome.sizes[0]
+
+    async def pin(self, digest: BlobHash, *, owner: OwnerKey, lease_s: float = LEASE_S) -> None:
+        """See ``BlobStore``."""
+        await self._keep(owner, c.AskPin(owner, digest, _lease(lease_s)))
+
+    async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
+        """See ``BlobStore``."""
+        await self._keep(owner, c.AskUnpin(owner, digest))
+
+    # ---- registry
+
+    async def get(self, key: EntryKey) -> Entry | None:
+        """See ``Registry``; the signature was checked."""
+        outcome = await self._ask(c.AskEntry(key))
+        if not isinstance(outcome, c.Pointed):
+            self._refused(outcome)
+        return outcome.entry
+
+    async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
+        """See ``Registry``."""
+        if not entry.holds():
+            raise BadEntryError("the entry's key did not sign it")
+        await self._keep(owner, c.AskSet(owner, entry))
+
+    # ---- what peers can do besides
+
+    def also_at(self, heard: Sequence[str]) -> None:
+        """Addresses that strangers gave: the newest few are tried, within our reach."""
+        self._heard = tuple(dict.fromkeys((*heard, *self._heard)))[:_ADDRESSES_MAX]
+
+    async def open(self) -> None:
+        """Dial and open the stream, where it isn't. Raises ``RemoteError``."""
+        await self._opened()
+
+    async def admits(self, owner: OwnerKey) -> str:
+        """Why the peer takes no writes of ``owner`` now; empty: it does."""
+        try:
+            await self._keep(owner, c.AskAdmission(owner))
+        except StoreRefusedError as error:
+            return str(error)
+        return ""
+
+    async def prove(self, digest: BlobHash, *, nonce: bytes, offset: int, length: int) -> bytes:
+        """The peer's digest of a slice of a blob; ``proof_of`` the slice and nonce is the right one."""
+        outcome = await self._ask(c.AskProof(digest, nonce, offset, length))
+        if not isinstance(outcome, c.Proved):
+            self._refused(outcome)
+        return outcome.digest
+
+    def close(self) -> None:
+        """End the stream. Whoever waits gets ``UnreachableError``; a later question opens another."""
+        if self._stream is not None:
+            self._stream.stop()
+
+    # ---- asking
+
+    async def _keep(self, owner: OwnerKey, question: c.Question) -> None:
+        if owner not in self._claims:
+            # Here, where a key that is not at hand is the caller's error.
+            self._claims[owner] = self._sign(owner, claim_digest(self._node.peer_id, self.peer))
+        outcome = await self._ask(question)
+        if not isinstance(outcome, c.Kept):
+            self._refused(outcome)
+
+    async def _ask(self, question: c.Question) -> c.Outcome:
+        stream = self._stream
+        if stream is not None and stream.open:
+            try:
+                return await stream.ask(question)
+            except UnreachableError:
+                pass  # it ended while it rested, or under us: everything may be asked twice
+        return await (await self._opened()).ask(question)
+
+    async def _opened(self) -> AskedPeer:
+        async with self._opening:
+            if self._stream is not None and self._stream.open:
+                return self._stream
+            node = self._node
+            if node.faults.shunned(self.peer, trio.current_time()):
+                raise UnreachableError(f"{self.peer} broke the protocol too often: try again later")
+            await node.network.connect_peer(self.peer, self._heard, told=self._told)
+            stream = await node.network.open_stream(self.peer, PROTOCOL)
+            machine = BlobClient(
+                peer=self.peer,
+                self_peer=node.peer_id,
+                stream=0,
+                sign=lambda owner, _digest: self._claims[owner],
+            )
+            asked = AskedPeer(machine, stream, limits=node.limits, on_fault=self._fault)
+            try:
+                node.start_soon(node.network.guard.run, asked.run)
+            except UnreachableError:  # the node is ending, and closes its connections one by one
+                await stream.reset()
+                raise
+            self._stream = asked
+            return asked
+
+    def _fault(self, what: str) -> None:
+        self._node.faults.record(self.peer, what, trio.current_time())
+
+    def _refused(self, outcome: c.Outcome) -> NoReturn:
+        match outcome:
+            case c.Refused(code=code, detail=detail) if code in _ERRORS:
+                raise _ERRORS[code](f"{self.peer}: {quoted(detail) if detail else code}")
+            case c.Refused(code="hash_mismatch" | "bad_entry" as code):
+                self._fault(f"calls what was checked here a {code}")
+                raise ProtocolError(f"{self.peer} calls what was checked here a {code}")
+            case c.Refused(code=code, detail=detail, retry_after_s=retry_after_s):
+                raise StoreRefusedError(code, detail, retry_after_s=retry_after_s)
+            case c.NotAsked(why=why):
+                raise UnreachableError(f"{self.peer} was not asked: {why}")
+            case c.Outdated(current=current):
+                raise StaleEntryError(f"{self.peer} has an entry that wins", current)
+            case c.Lied(what=what):
+                self._fault(what)
+                raise ProtocolError(f"{self.peer}: {what}")
+            case _:
+                raise ProtocolError(f"{self.peer} answers another question")
+
+
+def _lease(lease_s: float) -> int:
+    return math.ceil(min(max(0.0, lease_s), float(LEASE_MAX_S)))
+
+
+async def _gather(data: Data) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    whole = bytearray()
+    async with pieces_of(data) as pieces:
+        async for piece in pieces:
+            whole += piece
+            if len(whole) > BLOB_MAX:
+                raise TooLargeError(f"a blob has at most {BLOB_MAX} bytes: cut it")
+    return bytes(whole)

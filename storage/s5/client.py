@@ -1,0 +1,291 @@
+"""An S5 node elsewhere as a ``BlobStore`` and a ``Registry``, over its HTTP API.
+
+S5 counts by account and keeps what is pinned until it is deleted: there are no leases and no owners, so
+``lease_s`` and ``owner`` change nothing here, and ``unpin`` does what it can: most nodes don't let anybody
+delete. A node is a stranger. A blob that is read whole is counted and hashed before anybody gets it; a part
+of one can't be checked alone, as S5's HTTP API has no proofs: who reads parts checks the whole.
+
+Deadlines are the caller's. A node that can't be reached raises ``UnreachableError``, one that refuses
+``RefusedError``, one that talks nonsense ``ProtocolError``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+import httpx
+from blake3 import blake3
+
+from p2pnode.errors import ProtocolError
+from p2pnode.protocols.s5.entries import Entry, EntryKey, tagged
+from p2pnode.protocols.s5.ids import BlobHash, BlobId, base64url, hash_of, parse_id
+from p2pnode.storage.s5.link import S5Link, read_at_most
+from p2pnode.storage.s5.wire import entry_json, entry_of
+from p2pnode.storage.store import (
+    BLOB_MAX,
+    LEASE_S,
+    BadEntryError,
+    Data,
+    HashMismatchError,
+    NoBlobError,
+    OwnerKey,
+    StaleEntryError,
+    TooLargeError,
+)
+
+_OK: Final = 200
+_PARTIAL: Final = 206
+_NOT_FOUND: Final = 404
+_CONFLICT: Final = 409
+_UNSATISFIABLE: Final = 416
+_ERROR: Final = 400
+_NO_DELETING: Final = frozenset({401, 403, 404, 405, 501})
+_OTHER_DIALECT: Final = frozenset({400, 415, 500, 501})
+"""What a node may answer to an id of the dialect that it doesn't know."""
+_ANSWER_MAX: Final = 4096
+_STALE_TEXT: Final = b"Revision number too low"
+_CONTENT_RANGE: Final = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18})", re.ASCII)
+
+
+class S5Client:
+    """The node behind ``link``."""
+
+    def __init__(self, link: S5Link) -> None:
+        self._link = link
+        self._legacy: bool | None = None
+
+    # ---- blobs
+
+    async def put(
+        self,
+        data: Data,
+        *,
+        owner: OwnerKey,  # noqa: ARG002 - the token says whose it is
+        expected: BlobHash | None = None,
+        lease_s: float = LEASE_S,  # noqa: ARG002 - see above
+    ) -> BlobId:
+        """See ``BlobStore``. A stream whose hash is wrong is broken off before its end: nothing is kept."""
+        sent = _Sent(data, expected)
+        body = sent.whole if sent.whole is not None else sent
+        kind = {"Content-Type": "application/octet-stream"}
+        async with (
+            aclosing(sent),
+            self._link.request("POST", "/s5/upload", content=body, headers=kind) as response,
+        ):
+            if response.status_code != _OK:
+                raise await self._link.failure(response)
+            answer = await read_at_most(response, _ANSWER_MAX)
+        try:
+            told = parse_id(str(json.loads(answer)["cid"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            msg = f"the S5 node {self._link.shown} answered an upload without a cid: use another"
+            raise ProtocolError(msg) from error
+        if told.hash != sent.id.hash or told.size not in (0, sent.id.size):
+            msg = f"the S5 node {self._link.shown} stored other bytes than were sent: use another"
+            raise ProtocolError(msg)
+        return sent.id
+
+    async def read(self, digest: BlobHash, offset: int = 0, length: int | None = None) -> bytes:
+        """See ``BlobStore``. Raises ``HashMismatchError`` for a whole blob that isn't the one asked for."""
+        if offset == 0 and length is None:
+            async with self._by_id("GET", "/s5/download/{}", digest) as response:
+                if response.status_code != _OK:
+                    raise await self._link.failure(response)
+                return await self._whole(response, digest)
+        if length == 0:
+            if await self.size(digest) is None:
+                raise self._missing()
+            return b""
+        last = "" if length is None else str(offset + length - 1)
+        async with self._by_id("GET", "/{}", digest, {"Range": f"bytes={offset}-{last}"}) as response:
+            if response.status_code == _UNSATISFIABLE:
+                return b""
+            if response.status_code == _OK:  # it knows no ranges
+                whole = await self._whole(response, digest)
+                return whole[offset:] if length is None else whole[offset : offset + length]
+            if response.status_code != _PARTIAL:
+                raise await self._link.failure(response)
+            first, count, _ = self._content_range(response)
+            if first != offset or (length is not None and count > length):
+                raise self._nonsense("another range than was asked for")
+            part = await read_at_most(response, count)
+            if len(part) != count:
+                raise self._nonsense("fewer bytes than it said")
+            return part
+
+    async def size(self, digest: BlobHash) -> int | None:
+        """See ``BlobStore``. What the node says: only reading it all shows whether it is so."""
+        async with self._by_id("GET", "/{}", digest, {"Range": "bytes=0-0"}) as response:
+            match response.status_code:
+                case 404:
+                    return None
+                case 206 | 416:
+                    return self._content_range(response)[2]
+                case 200:
+                    length = str(response.headers.get("content-length", ""))
+                    if length.isascii() and length.isdigit():
+                        return int(length)
+                    return len(await self._whole(response, digest))
+                case _:
+                    raise await self._link.failure(response)
+
+    async def pin(
+        self,
+        digest: BlobHash,
+        *,
+        owner: OwnerKey,  # noqa: ARG002
+        lease_s: float = LEASE_S,  # noqa: ARG002
+    ) -> None:
+        """See ``BlobStore``."""
+        async with self._by_id("POST", "/s5/pin/{}", digest) as response:
+            if response.status_code >= _ERROR:
+                raise await self._link.failure(response)
+
+    async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:  # noqa: ARG002
+        """Delete it where the node allows that; otherwise nothing happens."""
+        async with self._by_id("DELETE", "/s5/delete/{}", digest) as response:
+            if response.status_code >= _ERROR and response.status_code not in _NO_DELETING:
+                raise await self._link.failure(response)
+
+    # ---- the registry
+
+    async def get(self, key: EntryKey) -> Entry | None:
+        """See ``Registry``. Raises ``BadEntryError`` for one that the key did not sign."""
+        params = {"pk": base64url(tagged(key))}
+        async with self._link.request("GET", "/s5/registry", params=params) as response:
+            if response.status_code == _NOT_FOUND:
+                return None
+            if response.status_code != _OK:
+                raise await self._link.failure(response)
+            entry = entry_of(await read_at_most(response, _ANSWER_MAX))
+        if entry.key != key or not entry.holds():
+            msg = f"the S5 node {self._link.shown} answered with an entry that its key did not sign"
+            raise BadEntryError(msg)
+        return entry
+
+    async def set(self, entry: Entry, *, owner: OwnerKey) -> None:  # noqa: ARG002
+        """See ``Registry``. An S5 node may refuse an equal revision that would win by our rule."""
+        if not entry.holds():
+            msg = "the entry is not signed by its key: sign it again"
+            raise BadEntryError(msg)
+        body = json.dumps(entry_json(entry)).encode()
+        kind = {"Content-Type": "application/json"}
+        async with self._link.request("POST", "/s5/registry", content=body, headers=kind) as response:
+            if response.status_code < _ERROR:
+                return
+            failure = await self._link.failure(response)
+        if response.status_code != _CONFLICT and _STALE_TEXT.decode() not in str(failure):
+            raise failure
+        current = await self.get(entry.key)
+        if current == entry:
+            return
+        if current is None or current.revision < entry.revision:
+            raise failure
+        msg = (
+            f"the S5 node {self._link.shown} has revision {current.revision} of that entry: take it in first"
+        )
+        raise StaleEntryError(msg, current)
+
+    # ---- inside
+
+    @asynccontextmanager
+    async def _by_id(
+        self, method: str, path: str, digest: BlobHash, headers: dict[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """A request whose path holds the id, in the dialect that this node knows."""
+        blob = BlobId(digest)
+        if self._legacy is None:
+            async with self._link.request(method, path.format(blob.text()), headers=headers) as response:
+                if response.status_code not in _OTHER_DIALECT:
+                    self._legacy = False
+                    yield response
+                    return
+            name = blob.legacy_text()
+        else:
+            name = blob.legacy_text() if self._legacy else blob.text()
+        async with self._link.request(method, path.format(name), headers=headers) as response:
+            if response.status_code not in _OTHER_DIALECT and self._legacy is None:
+                self._legacy = True
+            yield response
+
+    async def _whole(self, response: httpx.Response, digest: BlobHash) -> bytes:
+        whole = await read_at_most(response, BLOB_MAX)
+        if hash_of(whole) != digest:
+            msg = f"the S5 node {self._link.shown} sent other bytes than the hash promises: ask another"
+            raise HashMismatchError(msg)
+        return whole
+
+    def _content_range(self, response: httpx.Response) -> tuple[int, int, int]:
+        """The first byte, the count (both 0 for ``*``) and the size of all."""
+        matched = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+        if matched is None:
+            raise self._nonsense("a range without Content-Range")
+        first, last, size = (int(each or 0) for each in matched.groups())
+        count = last - first + 1 if matched[1] else 0
+        if (matched[1] and (count <= 0 or last >= size)) or count > BLOB_MAX:
+            raise self._nonsense("a range that can't be")
+        return first, count, size
+
+    def _nonsense(self, what: str) -> ProtocolError:
+        return ProtocolError(f"the S5 node {self._link.shown} sent {what}: use another")
+
+    def _missing(self) -> NoBlobError:
+        return NoBlobError(f"the S5 node {self._link.shown} does not have that blob: ask another")
+
+
+@asynccontextmanager
+async def open_s5(url: str, token: str | None = None) -> AsyncIterator[S5Client]:
+    """A client of the node at ``url``. Raises ``ConfigError``; dials nothing yet."""
+    async with httpx.AsyncClient(trust_env=False, timeout=None, follow_redirects=False) as client:  # noqa: S113
+        yield S5Client(S5Link(client, url, token))
+
+
+class _Sent:
+    """What is uploaded, hashed as it leaves. ``whole`` where it is at hand, else it is iterated."""
+
+    def __init__(self, data: Data, expected: BlobHash | None) -> None:
+        self.whole = data if isinstance(data, bytes) else None
+        self._pieces = data.__aiter__() if not isinstance(data, bytes) else None
+        self._hasher, self._size, self._expected = blake3(), 0, expected
+        if self.whole is not None:
+            self._count(self.whole)
+            self._check()
+
+    @property
+    def id(self) -> BlobId:
+        """Of what was sent so far."""
+        return BlobId(BlobHash(self._hasher.digest()), self._size)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        assert self._pieces is not None  # noqa: S101 - `whole` is sent otherwise
+        try:
+            piece = await anext(self._pieces)
+        except StopAsyncIteration:
+            self._check()  # raising here keeps the end from being sent: the node drops what it has
+            raise
+        self._count(piece)
+        return piece
+
+    async def aclose(self) -> None:
+        """Close the stream it came from, however far it was read."""
+        if isinstance(self._pieces, AsyncGenerator):
+            await self._pieces.aclose()
+
+    def _count(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > BLOB_MAX:
+            msg = f"a blob has at most {BLOB_MAX} bytes: split it"
+            raise TooLargeError(msg)
+        self._hasher.update(piece)
+
+    def _check(self) -> None:
+        if self._expected is not None and self.id.hash != self._expected:
+            msg = "the bytes are not those that their hash promised: read them again"
+            raise HashMismatchError(msg)

@@ -1,0 +1,121 @@
+"""Dialling another S5 node's websocket."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
+
+from p2pnode.errors import UnreachableError
+from p2pnode.protocols.s5.ids import BlobId
+from p2pnode.protocols.s5.messages import FRAME_MAX
+from p2pnode.protocols.s5.nodes import P2P_PATH, PeerUri, parse_peer_uri
+from p2pnode.storage.s5.peer import PeerConnection, S5Node
+from p2pnode.tasks import Guard
+from p2pnode.websockets import shake_hands
+
+Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+@asynccontextmanager
+async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> AsyncIterator[PeerConnection]:
+    """A connection to the node at ``uri``, which has proved who it is; it runs as long as the block.
+
+    ``url`` is where our own HTTP API is reached; empty: no blobs are offered. Deadlines are the caller's.
+    Raises ``ProtocolError`` for a malformed URI, ``UnreachableError`` when nobody, or somebody else, answers.
+    """
+    target = parse_peer_uri(uri)
+    lost = f"the S5 node {target.host}:{target.port} can't be reached: check its address and that it runs"
+    try:
+        stream = await _connect(target)
+    except (OSError, UnicodeError, trio.BrokenResourceError) as error:
+        raise UnreachableError(lost) from error
+
+    def urls(blob: BlobId) -> tuple[str, ...]:
+        return (f"{url}/{blob.text()}",) if url else ()
+
+    async def run(*, task_status: trio.TaskStatus[PeerConnection]) -> None:
+        try:
+            async with trio.open_nursery() as inner:
+                host = f"[{target.host}]" if ":" in target.host else target.host
+
+                async def ask(reader: Any) -> WebSocketConnection:
+                    return await wrap_client_stream(
+                        reader, stream, f"{host}:{target.port}", P2P_PATH, max_message_size=FRAME_MAX
+                    )
+
+                def guarded(function: Callable[..., Awaitable[None]], *args: Any) -> None:
+                    inner.start_soon(Guard().run, function, *args)
+
+                socket = await shake_hands(guarded, stream, ask)
+                made = PeerConnection(
+                    node, _Frames(socket), urls, stall_s=stall_s, dialled=True, expected=target.node
+                )
+                inner.start_soon(made.run)
+                await made.wait_connected()
+                if made.other is None:
+                    raise UnreachableError(f"{lost} ({_why(made)})")
+                task_status.started(made)
+        except BaseExceptionGroup as group:
+            raise _plain(group, lost) from group
+
+    failed: Exception | None = None
+    async with stream, trio.open_nursery() as nursery:
+        try:
+            yield await nursery.start(run)
+        except Exception as error:  # noqa: BLE001 - raised again below, outside the nursery and its groups
+            failed = error
+        nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
+async def _connect(target: PeerUri) -> Stream:
+    stream = await trio.open_tcp_stream(target.host, target.port)
+    if not target.tls:
+        return stream
+    context = ssl.create_default_context()
+    return trio.SSLStream(stream, context, server_hostname=target.host, https_compatible=True)
+
+
+def _why(connection: PeerConnection) -> str:
+    ended = connection.ended
+    return "it left" if ended is None else ended.reason.replace("_", " ")
+
+
+def _plain(group: BaseExceptionGroup[BaseException], lost: str) -> BaseException:
+    """What the other node made the websocket's library raise, whatever it is, as one error of ours."""
+    faults, others = group.split(Exception)
+    if faults is None or (others is not None and others.split(trio.Cancelled)[1] is not None):
+        return group
+    first: BaseException = faults.split(UnreachableError)[0] or faults
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    if isinstance(first, UnreachableError):
+        return first
+    return UnreachableError(f"{lost} ({type(first).__name__})")
+
+
+class _Frames:
+    """See ``s5_peer.Frames``."""
+
+    def __init__(self, socket: WebSocketConnection) -> None:
+        self._socket = socket
+
+    async def send(self, frame: bytes) -> None:
+        try:
+            await self._socket.send_message(frame)
+        except ConnectionClosed as error:
+            msg = "the S5 peer closed the connection"
+            raise UnreachableError(msg) from error
+
+    async def receive(self) -> bytes | None:
+        try:
+            message = await self._socket.get_message()
+        except ConnectionClosed:
+            return None
+        return message if isinstance(message, bytes) else message.encode()

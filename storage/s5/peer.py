@@ -1,0 +1,285 @@
+"""One websocket between S5 nodes, running: the machine of ``protocols/s5`` with a store behind it.
+
+What the other node asks for is looked up here; entries that it hands on are kept, counted by *its* key, so a
+stranger can use up nobody's quota but his own. The socket is the caller's: :class:`Frames`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import structlog
+import trio
+
+from p2pnode.errors import P2PNodeError, ProtocolError, UnreachableError
+from p2pnode.ids import PeerId
+from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.events import (
+    CancelTimer,
+    Closed,
+    Command,
+    Effect,
+    Emit,
+    Event,
+    Received,
+    Send,
+    SetTimer,
+    TimerFired,
+)
+from p2pnode.protocols.s5.commands import (
+    AskEntry,
+    BlobHeld,
+    Connected,
+    Ended,
+    EntryHeard,
+    EntryHeld,
+    FindBlob,
+    LocationHeard,
+    NewEntry,
+    PeersHeard,
+    PushEntry,
+    S5Emission,
+    SearchOver,
+    WantedBlob,
+    WantedEntry,
+)
+from p2pnode.protocols.s5.connection import S5Peer
+from p2pnode.protocols.s5.entries import Entry, EntryKey
+from p2pnode.protocols.s5.ids import BlobHash, BlobId, UnsupportedHashError
+from p2pnode.protocols.s5.locations import StorageLocation
+from p2pnode.protocols.s5.messages import CHALLENGE_BYTES, decode, encode
+from p2pnode.protocols.s5.nodes import NodeId
+from p2pnode.storage.store import BlobStore, OwnerKey, Registry
+
+LOCATION_S: Final = 3600
+"""How long a location that we name may be believed: S5's own number for files."""
+_EVENTS: Final = 64
+_NOBODY: Final = PeerId("")
+
+log = structlog.get_logger(__name__)
+
+
+class Frames(Protocol):
+    """A websocket's binary messages."""
+
+    async def send(self, frame: bytes) -> None:
+        """Raises ``UnreachableError`` when it is closed."""
+        ...
+
+    async def receive(self) -> bytes | None:
+        """None at the end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S5Node:
+    """Who we are to other S5 nodes, where we can be dialled, and what we hold."""
+
+    id: NodeId
+    sign: Signer = field(repr=False)
+    uris: tuple[str, ...] = ()
+    blobs: BlobStore
+    registry: Registry
+    wall: Callable[[], float]
+
+
+@dataclass(slots=True)
+class _Wait:
+    """Somebody waits for an answer of the other node."""
+
+    event: trio.Event = field(default_factory=trio.Event)
+    value: Any = None
+
+
+class PeerConnection:
+    """A connection that we ``dialled`` or not. ``urls``: where the other side can fetch a blob of ours."""
+
+    def __init__(
+        self,
+        node: S5Node,
+        frames: Frames,
+        urls: Callable[[BlobId], tuple[str, ...]],
+        *,
+        stall_s: float,
+        dialled: bool,
+        expected: NodeId | None = None,
+    ) -> None:
+        challenge = secrets.token_bytes(CHALLENGE_BYTES)
+        self._machine = S5Peer(
+            node=node.id,
+            sign=node.sign,
+            challenge=challenge,
+            dialled=dialled,
+            uris=node.uris,
+            expected=expected,
+        )
+        self._node, self._frames, self._urls, self._stall_s = node, frames, urls, stall_s
+        self._send, self._events = trio.open_memory_channel[Event](_EVENTS)
+        self._timers: dict[str, trio.CancelScope] = {}
+        self._waits: dict[Hashable, _Wait] = {}
+        self._connected = trio.Event()
+        self._ended: Ended | None = None
+        self.heard: Entry | None = None
+        """The last entry that the other side brought: it needn't be told of it."""
+
+    @property
+    def other(self) -> NodeId | None:
+        """Who the other side is, once it has proved it."""
+        return self._machine.node
+
+    @property
+    def ended(self) -> Ended | None:
+        """Why it is over."""
+        return self._ended
+
+    async def wait_connected(self) -> None:
+        """Until the other side has proved who it is, or the connection is over."""
+        await self._connected.wait()
+
+    async def run(self) -> None:
+        """Until either side ends it, or the other takes nothing for ``stall_s``."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                await self._obey(self._machine.start(trio.current_time()), nursery)
+                while self._ended is None:
+                    event = await self._events.receive()
+                    await self._obey(self._machine.handle(event, trio.current_time()), nursery)
+                nursery.cancel_scope.cancel()
+        except* P2PNodeError as group:
+            log.debug("s5.peer_lost", reasons=[str(each) for each in group.exceptions])
+        finally:
+            self._connected.set()
+            for wait in self._waits.values():
+                wait.event.set()
+            self._waits.clear()
+
+    async def find(self, digest: BlobHash) -> StorageLocation | None:
+        """The first place that the other side names; None, when it says nothing in time."""
+        found: StorageLocation | None = await self._ask(digest, FindBlob(digest))
+        return found
+
+    async def ask(self, key: EntryKey) -> Entry | None:
+        """The other side's newest entry; None, when it says nothing in time."""
+        found: Entry | None = await self._ask(key, AskEntry(key))
+        return found
+
+    async def push(self, entry: Entry) -> None:
+        """Tell the other side of it."""
+        await self._send.send(Command(PushEntry(entry)))
+
+    # ---- inside
+
+    async def _ask(self, about: Hashable, command: object) -> Any:
+        wait = self._waits.get(about)
+        if wait is None:
+            if self._ended is not None:
+                return None
+            wait = self._waits[about] = _Wait()
+            await self._send.send(Command(command))
+        await wait.event.wait()
+        return wait.value
+
+    async def _read(self) -> None:
+        code = ""
+        while (frame := await self._frames.receive()) is not None:
+            try:
+                message = decode(frame)
+            except UnsupportedHashError:
+                continue  # about a blob that nobody here can have
+            except ProtocolError as error:
+                code = str(error)
+                break
+            await self._send.send(Received(_NOBODY, 0, message))
+        await self._send.send(Closed(_NOBODY, 0, code))
+
+    async def _obey(self, effects: Sequence[Effect], nursery: trio.Nursery) -> None:
+        for each in effects:
+            match each:
+                case Send(message=message):
+                    await self._say(encode(message))
+                case SetTimer(key=key, at=at):
+                    self._cancel(key)
+                    self._timers[key] = scope = trio.CancelScope()
+                    nursery.start_soon(self._timer, key, at, scope)
+                case CancelTimer(key=key):
+                    self._cancel(key)
+                case Emit(value=value):
+                    self._emitted(value, nursery)
+
+    async def _say(self, frame: bytes) -> None:
+        try:
+            with trio.fail_after(self._stall_s):
+                await self._frames.send(frame)
+        except trio.TooSlowError as error:
+            msg = f"the S5 peer took nothing for {self._stall_s:g} s"
+            raise UnreachableError(msg) from error
+
+    def _emitted(self, value: S5Emission, nursery: trio.Nursery) -> None:
+        match value:
+            case Connected():
+                self._connected.set()
+            case Ended():
+                self._ended = value
+            case WantedBlob(digest=digest):
+                nursery.start_soon(self._look_for_blob, digest)
+            case WantedEntry(key=key):
+                nursery.start_soon(self._look_for_entry, key)
+            case NewEntry(entry=entry):
+                nursery.start_soon(self._keep, entry)
+            case LocationHeard(location=location):
+                self._answered(location.digest, location)
+            case SearchOver(digest=digest):
+                self._answered(digest, None)
+            case EntryHeard(key=key, entry=entry):
+                self._answered(key, entry)
+            case PeersHeard():
+                pass  # this node is told by its owner whom to dial
+
+    def _answered(self, about: Hashable, value: object) -> None:
+        wait = self._waits.pop(about, None)
+        if wait is not None:
+            wait.value = value
+            wait.event.set()
+
+    async def _look_for_blob(self, digest: BlobHash) -> None:
+        urls: tuple[str, ...] = ()
+        try:
+            size = await self._node.blobs.size(digest)
+            urls = self._urls(BlobId(digest, size)) if size is not None else ()
+        except P2PNodeError as error:
+            log.warning("s5.lookup_failed", error=str(error))
+        until = int(self._node.wall()) + LOCATION_S
+        await self._send.send(Command(BlobHeld(digest=digest, urls=urls, expires_at=until)))
+
+    async def _look_for_entry(self, key: EntryKey) -> None:
+        entry = None
+        try:
+            entry = await self._node.registry.get(key)
+        except P2PNodeError as error:
+            log.warning("s5.lookup_failed", error=str(error))
+        await self._send.send(Command(EntryHeld(key, entry)))
+
+    async def _keep(self, entry: Entry) -> None:
+        other = self._machine.node
+        if other is None:
+            return
+        self.heard = entry
+        try:
+            await self._node.registry.set(entry, owner=OwnerKey(other))
+        except P2PNodeError as error:  # its quota is used up, or a newer one came meanwhile
+            log.info("s5.entry_not_kept", error=str(error))
+
+    async def _timer(self, key: str, at: float, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.sleep_until(at)
+            self._timers.pop(key, None)
+            await self._send.send(TimerFired(key))
+
+    def _cancel(self, key: str) -> None:
+        scope = self._timers.pop(key, None)
+        if scope is not None:
+            scope.cancel()

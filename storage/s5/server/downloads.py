@@ -1,0 +1,87 @@
+"""Blobs by their id: whole, or one range of them. Read in pieces, sent as fast as the client takes them."""
+
+from __future__ import annotations
+
+import mimetypes
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from p2pnode.protocols.s5.ids import BlobId, multihash_text
+from p2pnode.storage.s5.server.errors import HttpError
+from p2pnode.storage.s5.server.ranges import Slice, UnsatisfiableError, parse_range
+from p2pnode.storage.s5.server.serving import Serving, id_of, stored
+from p2pnode.storage.store import BlobStore, NoBlobError
+
+_PIECE: Final = 1 << 18
+_FOR_EVER: Final = "private, max-age=31536000, immutable"
+
+
+class Downloads:
+    """The routes."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def routes(self) -> list[Route]:
+        """For Starlette; the last of them takes any single segment, so it comes after all others."""
+        paths = ("/s5/download/{cid}", "/s5/blob/{cid}", "/{cid}")
+        return [Route(path, self._get, methods=["GET", "HEAD"]) for path in paths]
+
+    async def _get(self, request: Request) -> Response:
+        await self._serving.access.reader(request)
+        blob = await stored(self._serving, id_of(request))
+        etag = f'"{multihash_text(blob.hash)}"'
+        headers = {"ETag": etag, "Cache-Control": _FOR_EVER, "Accept-Ranges": "bytes"}
+        if _matches(request.headers.get("if-none-match"), etag):
+            return Response(status_code=304, headers=headers)
+        wanted = request.headers.get("range") if request.method == "GET" else None
+        if request.headers.get("if-range", etag) != etag:
+            wanted = None
+        try:
+            part = parse_range(wanted, blob.size)
+        except UnsatisfiableError as error:
+            msg = f"the blob has {blob.size} bytes: ask for a range within it"
+            raise HttpError(416, msg, {"Content-Range": f"bytes */{blob.size}"}) from error
+        headers["Content-Type"] = _kind(str(request.path_params["cid"]))
+        return _BlobResponse(self._serving.blobs, blob, part, headers)
+
+
+class _BlobResponse(Response):
+    """Its body never lies in memory as a whole."""
+
+    def __init__(self, blobs: BlobStore, blob: BlobId, part: Slice | None, headers: dict[str, str]) -> None:
+        self._blobs, self._blob = blobs, blob
+        self._part = part or Slice(0, blob.size)
+        headers["Content-Length"] = str(self._part.length)
+        if part is not None:
+            headers["Content-Range"] = part.content_range(blob.size)
+        super().__init__(None, 200 if part is None else 206, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        await send(start)
+        offset, end = self._part.offset, self._part.offset + self._part.length
+        while scope["method"] != "HEAD" and offset < end:
+            data = await self._blobs.read(self._blob.hash, offset, min(_PIECE, end - offset))
+            if not data:
+                msg = "the blob went while it was sent"
+                raise NoBlobError(msg)
+            offset += len(data)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _matches(header: str | None, etag: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return etag in tags or "*" in tags
+
+
+def _kind(name: str) -> str:
+    """By the extension; the page that it may be is sandboxed by a header of every answer."""
+    dot = name.find(".")
+    guessed = mimetypes.guess_type(f"blob{name[dot:]}", strict=True)[0] if dot >= 0 else None
+    return guessed or "application/octet-stream"

@@ -1,0 +1,332 @@
+"""llama.cpp with the real default model: the conformance suite, exact ids, cancels, crashes, hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import struct
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+
+import psutil
+import pytest
+import trio
+
+from p2pnode.errors import ConfigError, EngineError
+from p2pnode.models.engine import Done, GenerateRequest, Prefill, Started, Tokens
+from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
+from p2pnode.models.local import LocalModel
+from p2pnode.models.vocabulary import Vocabulary
+from tests.models.engine_conformance import (
+    GREEDY,
+    N_CTX,
+    QUEUE,
+    SLOTS,
+    EngineConformance,
+    ask,
+    fresh_key,
+    question,
+)
+
+CONFIG = LlamaCppConfig(n_ctx=N_CTX, slots=SLOTS, queue_max=QUEUE, threads=1)
+NOT_ASCII = "你好世界,🙂🎉👍你好世界,🙂🎉👍你好世界,🙂"
+
+
+@pytest.fixture(scope="module")
+def shared(smollm: LocalModel) -> Iterator[LlamaCppEngine]:
+    engine = LlamaCppEngine(smollm, CONFIG)
+    yield engine
+    trio.run(engine.aclose)
+
+
+@pytest.fixture
+def engine(shared: LlamaCppEngine) -> LlamaCppEngine:
+    return shared
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """With a short path, as the address of a unix socket must be; ``tmp_path`` is long in parallel runs."""
+    with tempfile.TemporaryDirectory(prefix="run-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def own(smollm: LocalModel, run_dir: Path) -> AsyncIterator[LlamaCppEngine]:
+    """An engine that the test may kill."""
+    config = replace(CONFIG, slots=1, hang_s=1.0, runtime_dir=run_dir)
+    engine = LlamaCppEngine(smollm, config)
+    await engine.load()
+    yield engine
+    await engine.aclose()
+
+
+def leftovers(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
+class TestLlamaCpp(EngineConformance):
+    pass
+
+
+async def truth(engine: LlamaCppEngine, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """All ids of the greedy answer, which llama.cpp gives when it doesn't stream."""
+    body = {
+        "prompt": prompt,
+        "n_predict": count,
+        "temperature": 0,
+        "return_tokens": True,
+        "cache_prompt": False,
+    }
+    answer = await engine._call("/completion", body | {"id_slot": 0, "min_p": GREEDY.min_p})
+    return tuple(answer["tokens"])
+
+
+async def test_every_id_of_text_beyond_ascii_is_delivered_once(engine: LlamaCppEngine) -> None:
+    prompt = await engine.tokenize(NOT_ASCII)
+    expected = await truth(engine, prompt, 40)
+    answer = await ask(engine, prompt, replace(GREEDY, tokens_max=40))
+    assert answer.ids == expected
+    assert any(ord(character) > 0x2000 for character in answer.text), "the prompt should lead to such text"
+    assert engine._vocabulary is not None
+    spelled = b"".join(engine._vocabulary.piece(token) for token in expected)
+    assert answer.text == spelled.decode("utf-8", "ignore")
+
+
+async def test_ids_that_cannot_be_told_are_made_again(
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = await engine.tokenize(NOT_ASCII)
+    expected = await truth(engine, prompt, 24)
+    asked = []
+
+    def ambiguous(_self: Vocabulary, _text: str, _last: int, missing: int) -> None:
+        asked.append(missing)
+
+    monkeypatch.setattr(Vocabulary, "recover", ambiguous)
+    answer = await ask(engine, prompt, replace(GREEDY, tokens_max=24))
+    assert asked, "the answer should hold characters of several tokens"
+    assert answer.ids == expected
+    assert answer.done == Done(reason="length", tokens_out=24)
+    assert "\ufffd" not in answer.text
+
+
+async def test_a_budget_that_ends_inside_a_character_delivers_all_of_its_ids(engine: LlamaCppEngine) -> None:
+    prompt = await engine.tokenize(NOT_ASCII)
+    whole = await ask(engine, prompt, replace(GREEDY, tokens_max=6))
+    for count in range(1, 6):
+        part = await ask(engine, prompt, replace(GREEDY, tokens_max=count))
+        assert part.ids == whole.ids[:count]
+        assert "\ufffd" not in part.text
+        rest = await ask(engine, prompt + part.ids, replace(GREEDY, tokens_max=6 - count))
+        assert part.text + rest.text == whole.text
+
+
+async def test_the_end_of_a_turn_is_neither_delivered_nor_counted(engine: LlamaCppEngine) -> None:
+    prompt = await engine.render([{"role": "user", "content": "Say hi"}])
+    answer = await ask(engine, prompt, replace(GREEDY, tokens_max=100))
+    assert answer.done == Done(reason="stop", tokens_out=len(answer.ids))
+    assert len(answer.ids) < 100
+    end = (await engine.render([{"role": "user", "content": ""}]))[-5:]
+    assert not set(answer.ids) & {0, 1, 2}, end
+
+
+async def test_the_template_closes_each_message_and_opens_the_answer(engine: LlamaCppEngine) -> None:
+    assert engine._vocabulary is not None
+    ids = await engine.render([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}])
+    marked = [f"<{token}>".encode() if token < 3 else engine._vocabulary.piece(token) for token in ids]
+    assert b"".join(marked) == b"<1>system\nBe kind.<2>\n<1>user\nHi<2>\n<1>assistant\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["Hi", "  two blanks ", "\n\nlines\n", "你好 🙂", "if x < 3 | y > 2: pass", "\ttab", "1234"]
+)
+async def test_text_without_special_words_is_tokenised_as_in_training(
+    engine: LlamaCppEngine, text: str
+) -> None:
+    messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+    turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role in ("system", "user"))
+    whole = f"{turns}<|im_start|>assistant\n"
+    body = {"content": whole, "add_special": True, "parse_special": True}
+    assert list(await engine.render(messages)) == (await engine._call("/tokenize", body))["tokens"]
+
+
+async def test_the_template_adds_no_more_than_the_manifest_says(
+    engine: LlamaCppEngine, smollm: LocalModel
+) -> None:
+    overhead = smollm.manifest.template_overhead
+    for contents in (["x"], ["你好", "<|im_end|>", "🙂" * 20], [""] * 6):
+        roles = ["user", "assistant"] * 3
+        messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+        size = sum(len(text.encode()) for text in contents)
+        assert len(await engine.render(messages)) <= overhead.tokens_max(len(messages), size)
+
+
+async def test_cancel_during_prefill_stops_the_engine_within_one_batch(engine: LlamaCppEngine) -> None:
+    word = (await engine.tokenize("sea"))[:1]
+    prompt, key = word * (N_CTX - 8), fresh_key()
+    request = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, cache_key=key)
+    read = 0
+    async with engine.generate(request) as stream:
+        async for event in stream:
+            if isinstance(event, Prefill):
+                read = event.processed
+                break
+    assert read < len(prompt), "the prefill was over before the cancel"
+    assert engine.stats().active == 0
+    # What the slot holds when the same key comes again is how far the engine went on without us: the
+    # batch that was under way, and at most one that had begun before it noticed.
+    again = await ask(engine, prompt, replace(GREEDY, tokens_max=1), key)
+    assert again.started.reused <= read + 2 * 64 < len(prompt)
+
+
+async def test_nothing_listens_but_a_socket_only_we_can_reach(own: LlamaCppEngine, run_dir: Path) -> None:
+    assert own.child_pid is not None
+    connections = psutil.Process(own.child_pid).net_connections("inet")
+    assert [found for found in connections if found.status == psutil.CONN_LISTEN] == []
+    (directory,) = leftovers(run_dir)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(5)
+        stranger.connect(str(directory / "engine.sock"))
+        stranger.sendall(b"GET /slots HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 401 " in stranger.recv(1000).splitlines()[0] + b" "
+    assert "key" not in " ".join(psutil.Process(own.child_pid).cmdline())
+
+
+async def test_killing_the_engine_costs_its_request_an_error_and_the_next_one_works(
+    own: LlamaCppEngine,
+) -> None:
+    prompt, killed = await question(own), own.child_pid
+    assert killed is not None
+    request = GenerateRequest(prompt_ids=prompt, sampling=replace(GREEDY, tokens_max=150), cache_key=b"k")
+    async with own.generate(request) as stream:
+        async for event in stream:
+            if isinstance(event, Tokens):
+                break
+        os.kill(killed, signal.SIGKILL)
+        with trio.fail_after(5), pytest.raises(EngineError, match=r"crashed.*ask again") as crashed:
+            async for _ in stream:
+                pass
+    assert crashed.value.code == "internal"
+    assert crashed.value.retry_after_s is not None
+    assert own.reusable(b"k", prompt) == 0
+    answer = await ask(own, prompt, key=b"k")
+    assert answer.started.reused == 0
+    assert (own.stats().restarts, own.child_pid != killed) == (1, True)
+
+
+async def test_an_engine_killed_between_requests_is_restarted_without_an_error(own: LlamaCppEngine) -> None:
+    prompt = await question(own)
+    assert own.child_pid is not None
+    os.kill(own.child_pid, signal.SIGKILL)
+    assert own._server is not None
+    assert await own._server.wait_dead(5)
+    assert (await ask(own, prompt)).done.tokens_out == 12
+    assert own.stats().restarts == 1
+
+
+async def test_an_engine_that_hangs_is_killed_and_restarted(own: LlamaCppEngine) -> None:
+    prompt, hung = await question(own), own.child_pid
+    assert hung is not None
+    os.kill(hung, signal.SIGSTOP)
+    with trio.fail_after(8), pytest.raises(EngineError, match=r"hung.*ask again") as error:
+        await ask(own, prompt)
+    assert error.value.code == "internal"
+    assert not psutil.pid_exists(hung)
+    assert (await ask(own, prompt)).done.tokens_out == 12
+
+
+async def test_closing_ends_requests_and_leaves_no_process_and_no_directory(
+    own: LlamaCppEngine, run_dir: Path
+) -> None:
+    request = GenerateRequest(
+        prompt_ids=await question(own), sampling=replace(GREEDY, tokens_max=150), cache_key=b"k"
+    )
+    child = own.child_pid
+    assert child is not None
+    async with own.generate(request) as stream:
+        assert isinstance(await anext(stream), Started)
+        await own.aclose()
+        with pytest.raises(EngineError) as closed:
+            async for _ in stream:
+                pass
+    assert closed.value.code == "shutting_down"
+    assert not psutil.pid_exists(child)
+    assert leftovers(run_dir) == []
+    with pytest.raises(EngineError, match="closed"):
+        await own.load()
+
+
+async def test_a_child_whose_parent_dies_ends_by_itself(smollm: LocalModel, run_dir: Path) -> None:
+    program = """if True:
+        import sys, trio
+        from pathlib import Path
+        from p2pnode.models.llamacpp.process import LlamaCppProcess
+        async def main():
+            child = await LlamaCppProcess.start(
+                model=Path(sys.argv[1]), runtime_dir=Path(sys.argv[2]),
+                n_ctx=256, slots=1, threads=1, deadline_s=20,
+            )
+            print(child.pid, flush=True)
+            await trio.sleep_forever()
+        trio.run(main)
+    """
+    command = [sys.executable, "-c", program, str(smollm.path), str(run_dir)]
+    parent = await trio.lowlevel.open_process(command, stdout=PIPE)
+    assert parent.stdout is not None
+    with trio.fail_after(20):
+        async with aclosing(parent.stdout) as output:
+            printed = b""
+            while not (numbers := [line for line in printed.splitlines() if line.isdigit()]):
+                printed += await output.receive_some()
+            child = int(numbers[0])
+            orphan = psutil.Process(child)
+            assert orphan.is_running()
+            parent.kill()
+            await parent.wait()
+        await trio.to_thread.run_sync(orphan.wait, 10, abandon_on_cancel=True)
+    assert leftovers(run_dir) == []
+
+
+async def test_a_model_that_is_gone_or_changed_is_not_loaded(smollm: LocalModel, tmp_path: Path) -> None:
+    gone = LlamaCppEngine(replace(smollm, path=tmp_path / "gone.gguf"), CONFIG)
+    with pytest.raises(ConfigError, match="p2pnode models pull"):
+        await gone.load()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(smollm.path.read_bytes()[: 3 << 20])
+    with pytest.raises(ConfigError, match="3145728 bytes instead of 98362432"):
+        await LlamaCppEngine(replace(smollm, path=cut), CONFIG).load()
+
+
+async def test_weights_llama_cpp_cannot_load_are_an_error_and_restarts_back_off(
+    smollm: LocalModel, tmp_path: Path
+) -> None:
+    unknown = tmp_path / "unknown.gguf"
+    with smollm.path.open("rb") as file:
+        begin = file.read(8 << 20)
+    named = struct.pack("<Q", 5)
+    unknown.write_bytes(begin.replace(named + b"llama", named + b"lxama", 1))
+    os.truncate(unknown, smollm.manifest.size_bytes)
+    engine = LlamaCppEngine(replace(smollm, path=unknown), CONFIG)
+    errors: list[Any] = []
+    for _ in range(3):
+        with pytest.raises(EngineError) as failed:
+            await engine.load()
+        errors.append(failed.value)
+    assert "p2pnode models verify" in str(errors[0])
+    await engine.aclose()
+
+
+def test_settings_that_make_no_sense_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="threads is 0; it must be from 1 to"):
+        LlamaCppConfig(threads=0)
+    assert LlamaCppConfig().threads >= 1

@@ -1,0 +1,130 @@
+"""A journal of format 1 is brought up to date when it is opened: nothing of it is lost, and only once."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from p2pnode.errors import StorageError
+from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.journal.orders import WalletOnChain
+from p2pnode.payments.journal.records import pack
+from p2pnode.protocols.inference.messages import Checkpoint
+from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, receipt_holds, token_hash
+from tests.payments.journals import NOW, TERMS, Anything, bought, hosted, session, voucher, writing
+from tests.protocols.support import Identity
+
+SIGNER = Identity("receipts")
+
+
+def chain(number: int, count: int) -> list[Checkpoint]:
+    """As a host of format 1 signed them, in its one epoch."""
+    record = hosted(number)
+    made = ReceiptChain.begin(record.session, TERMS.model, record.salt, record.epoch)
+    receipts = []
+    for place in range(count):
+        hashed = token_hash([place])
+        root = made.advance(10, 32 * (place + 1), hashed, NO_FINGERPRINT)
+        checkpoint = Checkpoint(
+            seq=made.seq, tokens_in=10, tokens_out=made.tokens_out, token_hash=hashed,
+            fingerprint_hash=NO_FINGERPRINT, root=root, signature=SIGNER.sign_wallet(made.digest()),
+        )  # fmt: skip
+        receipts.append(checkpoint)
+    return receipts
+
+
+async def old_journal(path: Path) -> None:
+    """What format 1 looked like, with two hosted sessions and a purchase in it."""
+    async with writing(path) as journal:
+        for number in (1, 2):
+            await journal.host_relaying(hosted(number))
+        await journal.bought(bought(3), Anything(), NOW)
+        await journal.signed(session(3), voucher(1, 1000))
+    db = sqlite3.connect(path)
+    db.executescript(
+        "DROP TABLE signed; DROP TABLE orders; DROP TABLE receipts; DROP TABLE taken; DROP TABLE evidence;"
+        "ALTER TABLE bought DROP COLUMN final; ALTER TABLE bought DROP COLUMN delivered;"
+        "ALTER TABLE bought DROP COLUMN owner;"
+        "CREATE TABLE receipts (session BLOB NOT NULL REFERENCES hosted (session), seq INTEGER NOT NULL,"
+        " receipt BLOB NOT NULL, PRIMARY KEY (session, seq)) WITHOUT ROWID;"
+        "PRAGMA user_version = 1;"
+    )
+    for number in (1, 2):
+        for each in chain(number, 3):
+            db.execute("INSERT INTO receipts VALUES (?, ?, ?)", (session(number), each.seq, pack(each)))
+    db.commit()
+    db.close()
+
+
+async def test_receipts_get_their_epoch_and_what_they_follow(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    await old_journal(path)
+    async with writing(path) as journal:
+        for number in (1, 2):
+            assert journal.receipts(session(number)) == chain(number, 3)
+            whole = journal.issued_after(session(number), 0, 0, 10)
+            assert [each.epoch for each in whole] == [1, 1, 1]
+            assert all(receipt_holds(session(number), each, SIGNER.wallet) for each in whole)
+        (record,) = journal.purchases()
+        assert (record.voucher, record.final, record.owed) == (voucher(1, 1000), None, voucher(1, 1000))
+        first = journal.issued_after(session(1), 0, 0, 1)[0]
+        with pytest.raises(StorageError, match="another receipt 1 already"):
+            await journal.host_issued(session(2), first)
+
+
+async def test_one_of_format_2_gets_its_orders_and_keeps_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    async with writing(path) as journal:
+        await journal.bought(bought(3), Anything(), NOW)
+    db = sqlite3.connect(path)
+    db.executescript("DROP TABLE signed; DROP TABLE orders; PRAGMA user_version = 2;")
+    db.close()
+    journal = Journal.open(path)
+    assert journal.orders(WalletOnChain(1, b"\x01" * 20)) == []
+    assert [each.session for each in journal.purchases()] == [session(3)]
+    journal.close()
+
+
+async def test_it_is_done_once_however_many_open_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    await old_journal(path)
+    for _ in range(2):
+        journal = Journal.open(path)
+        assert len(journal.receipts(session(1))) == 3
+        journal.close()
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA user_version").fetchone() == (3,)
+    names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    db.close()
+    assert "receipts_1" not in names
+
+
+async def test_one_that_is_damaged_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    await old_journal(path)
+    db = sqlite3.connect(path)
+    db.execute("UPDATE receipts SET receipt = x'00' WHERE seq = 2")
+    db.commit()
+    with pytest.raises(StorageError, match="damaged"):
+        Journal.open(path)
+    assert db.execute("PRAGMA user_version").fetchone() == (1,)
+    assert db.execute("SELECT COUNT(*) FROM receipts").fetchone() == (6,)
+    db.close()
+
+
+async def test_an_upgraded_journal_is_as_one_made_new(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    await old_journal(old)
+    for path in (old, new):
+        Journal.open(path).close()
+
+    def shape(path: Path) -> dict[str, list[tuple[object, ...]]]:
+        db = sqlite3.connect(path)
+        names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        found = {name: db.execute(f"SELECT * FROM pragma_table_info('{name}')").fetchall() for name in names}
+        db.close()
+        return found
+
+    assert shape(old) == shape(new)
