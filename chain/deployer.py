@@ -22,9 +22,8 @@ from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.node import EvmNode, Receipt
 from p2pnode.chain.evm.orders import OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import RpcEndpoints
-from p2pnode.chain.evm.rpc_answers import RpcError
+from p2pnode.chain.evm.rpc_answers import RpcError, data_of
 from p2pnode.chain.evm.sender import Sender, SenderLimits
-from p2pnode.chain.evm.shapes import data_of
 from p2pnode.chain.evm.transaction import Order
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.money import ether_text

@@ -19,7 +19,6 @@ import trio
 
 from p2pnode.errors import EngineError
 from p2pnode.models.admission import Admission, Place
-from p2pnode.models.checks import check_messages, check_text, tokens_allowed
 from p2pnode.models.engine import (
     Done,
     EngineEvent,
@@ -31,6 +30,7 @@ from p2pnode.models.engine import (
     Started,
     Tokens,
 )
+from p2pnode.models.sampling import check_messages, check_text, tokens_allowed
 from p2pnode.models.text import TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 

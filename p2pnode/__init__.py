@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p2pnode.client.answer import Answer
     from p2pnode.client.bill import BillItem, Usage
     from p2pnode.client.client import Client
-    from p2pnode.client.partial import Held
+    from p2pnode.client.failover import Held
     from p2pnode.client.ranking import Filters
     from p2pnode.config import NodeConfig
     from p2pnode.errors import (
@@ -45,7 +45,7 @@ _WHERE = {
     "ConfigError": "p2pnode.errors",
     "EngineError": "p2pnode.errors",
     "Filters": "p2pnode.client.ranking",
-    "Held": "p2pnode.client.partial",
+    "Held": "p2pnode.client.failover",
     "Host": "p2pnode.host.host",
     "HostedModel": "p2pnode.host.host",
     "LocalError": "p2pnode.errors",

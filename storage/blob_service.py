@@ -6,22 +6,37 @@ Streams are few: where all are taken, one that rests gives way, or one of the ad
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final, assert_never
 
 import structlog
 import trio
 
+from p2pnode.errors import P2PNodeError, StoreCode
 from p2pnode.ids import PeerId
+from p2pnode.limits import Limits
 from p2pnode.net.stream import Stream
+from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.node import Node
-from p2pnode.protocols.blob.messages import PROTOCOL
+from p2pnode.protocols.blob import commands as c
+from p2pnode.protocols.blob.messages import CODEC, FRAME_MAX, PROTOCOL
 from p2pnode.protocols.blob.rates import Allowance
 from p2pnode.protocols.blob.server import BlobServer
 from p2pnode.protocols.s5.entries import EntryKey
-from p2pnode.storage.blob_stream import ServedBlobs
-from p2pnode.storage.store import BlobStore, OwnerKey, Registry
+from p2pnode.storage.store import (
+    BadEntryError,
+    BlobStore,
+    DiskFullError,
+    HashMismatchError,
+    NoBlobError,
+    OwnerKey,
+    QuotaError,
+    Registry,
+    StaleEntryError,
+    TooLargeError,
+)
 
 log = structlog.get_logger()
 Admits = Callable[[PeerId, OwnerKey], str]
@@ -112,3 +127,171 @@ class BlobService:
 def _host_of(stream: Stream) -> str:
     """The address that it comes from, without the port."""
     return (stream.remote_addr or "").partition("/tcp/")[0]
+
+
+# One peer's stream to our store: the server machine, the stream, and a task for each order to the store.
+#
+# Pieces of an upload wait where the store is slow, and the peer with them: it gets credit for what was
+# taken.
+# What the store says in its errors stays here (it may name folders): the peer is told the kind alone.
+
+
+_REFUSALS: Final[dict[type[P2PNodeError], tuple[StoreCode, str]]] = {
+    NoBlobError: ("not_found", "this store does not have it"),
+    HashMismatchError: ("hash_mismatch", "the bytes are not those of the hash"),
+    TooLargeError: ("too_large", "more bytes than one blob may have here"),
+    QuotaError: ("quota", "the owner's share, or the store's, is used up: unpin something or ask elsewhere"),
+    DiskFullError: ("disk_full", "the disk takes no more: ask elsewhere"),
+    BadEntryError: ("bad_entry", "the entry's key did not sign it"),
+}
+
+
+class ServedBlobs:
+    """Drives one ``BlobServer`` over a store. ``on_entry`` is told of each entry that was kept."""
+
+    def __init__(
+        self,
+        machine: BlobServer,
+        stream: Stream,
+        blobs: BlobStore,
+        registry: Registry,
+        *,
+        limits: Limits,
+        on_entry: Callable[[EntryKey], None],
+        on_fault: Callable[[str], None],
+    ) -> None:
+        self._machine, self.stream = machine, stream
+        self._blobs, self._registry = blobs, registry
+        self._on_entry, self._on_fault = on_entry, on_fault
+        channel = MessageChannel(stream, CODEC, FRAME_MAX)
+        self._driver = Driver(machine, channel, on_emit=self._ordered, write_deadline_s=limits.stall_s)
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._uploads: dict[int, trio.MemorySendChannel[bytes]] = {}
+        self._nursery: trio.Nursery | None = None
+        self._over: c.Over | None = None
+        self.active_at = trio.current_time()
+
+    @property
+    def resting(self) -> bool:
+        """Does nobody wait for anything on it?"""
+        return self._machine.resting
+
+    def give_way(self) -> None:
+        """End: others wait for its place."""
+        if self.resting:
+            self._driver.fire_nowait("idle")
+        elif self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    async def run(self) -> None:
+        """Serve until the stream is over, then close it."""
+        in_order = False
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._driver.run(self._machine.start(trio.current_time()))
+                nursery.cancel_scope.cancel()
+            in_order = self._over is not None and self._driver.fault is None
+        finally:
+            # Also where the peer broke the protocol: a reset could overtake what it was answered before.
+            await (self.stream.aclose() if in_order else self.stream.reset())
+        fault = self._driver.fault
+        if fault is None and self._over is not None and self._over.fault:
+            fault = self._over.reason
+        if fault is not None:
+            self._on_fault(fault)
+
+    async def _ordered(self, order: c.Order) -> None:
+        match order:
+            case c.Piece():
+                self._piece(order)
+            case c.Abandon(id=id_):
+                self._scopes.get(id_, trio.CancelScope()).cancel()
+            case c.Fault(what=what):
+                self._on_fault(what)
+            case c.Over():
+                self._over = order
+                self._driver.stop()
+            case _:
+                self._begin(order)
+
+    def _piece(self, piece: c.Piece) -> None:
+        upload = self._uploads.get(piece.id)
+        if upload is None:
+            return
+        try:
+            if piece.data:
+                upload.send_nowait(piece.data)
+        except trio.BrokenResourceError:
+            return  # the store took no more of it; its report is on the way
+        if piece.last:
+            upload.close()
+
+    def _begin(self, order: c.Work) -> None:
+        self.active_at = trio.current_time()
+        pieces: trio.MemoryReceiveChannel[bytes] | None = None
+        if isinstance(order, c.KeepBlob) and order.data is None:
+            self._uploads[order.id], pieces = trio.open_memory_channel[bytes](
+                math.inf
+            )  # the machine bounds it
+        if self._nursery is not None:
+            # Made here, not in the task: it may be abandoned before the task runs.
+            self._scopes[order.id] = trio.CancelScope()
+            self._nursery.start_soon(self._work, order, pieces)
+
+    async def _work(self, order: c.Work, pieces: trio.MemoryReceiveChannel[bytes] | None) -> None:
+        report: c.Report = c.NotDone(order.id, "cancelled")
+        with self._scopes[order.id]:
+            try:
+                report = await self._do(order, pieces)
+            except StaleEntryError as error:
+                report = c.NewerEntry(order.id, error.current)
+            except P2PNodeError as error:
+                report = self._refusal(order, error)
+        if pieces is not None:
+            pieces.close()
+            del self._uploads[order.id]
+        self.active_at = trio.current_time()
+        del self._scopes[order.id]
+        await self._driver.command(report)
+
+    async def _do(self, order: c.Work, pieces: trio.MemoryReceiveChannel[bytes] | None) -> c.Report:
+        match order:
+            case c.KeepBlob(owner=owner, hash=digest, lease_s=lease_s):
+                data = order.data if order.data is not None else self._each(order.id, pieces)
+                await self._blobs.put(data, owner=OwnerKey(owner), expected=digest, lease_s=lease_s)
+                if pieces is not None:
+                    async for _ in self._each(order.id, pieces):
+                        pass  # it was here already: the peer is answered when it has said all
+            case c.ReadBlob(hash=digest, offset=offset, length=length, sized=sized):
+                size = await self._blobs.size(digest) if sized else None
+                if sized and size is None:
+                    return c.NotDone(order.id, *_REFUSALS[NoBlobError])
+                return c.BlobRead(order.id, await self._blobs.read(digest, offset, length), size)
+            case c.FindSizes(hashes=hashes):
+                return c.SizesFound(order.id, tuple([await self._blobs.size(each) for each in hashes]))
+            case c.KeepLease(owner=owner, hash=digest, lease_s=lease_s):
+                await self._blobs.pin(digest, owner=OwnerKey(owner), lease_s=lease_s)
+            case c.EndLease(owner=owner, hash=digest):
+                await self._blobs.unpin(digest, owner=OwnerKey(owner))
+            case c.FindEntry(key=key):
+                return c.EntryFound(order.id, await self._registry.get(key))
+            case c.KeepEntry(owner=owner, entry=entry):
+                await self._registry.set(entry, owner=OwnerKey(owner))
+                self._on_entry(entry.key)
+            case _:
+                assert_never(order)
+        return c.WorkDone(order.id)
+
+    async def _each(self, id_: int, pieces: trio.MemoryReceiveChannel[bytes] | None) -> AsyncIterator[bytes]:
+        if pieces is not None:
+            async for piece in pieces:
+                yield piece
+                await self._driver.command(c.Taken(id_, len(piece)))
+
+    def _refusal(self, order: c.Work, error: P2PNodeError) -> c.NotDone:
+        for kind, (code, detail) in _REFUSALS.items():
+            if isinstance(error, kind):
+                return c.NotDone(order.id, code, detail)
+        log.warning("store.failed", order=type(order).__name__, reason=str(error))
+        return c.NotDone(order.id, "internal", "the store failed")

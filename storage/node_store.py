@@ -6,8 +6,9 @@ Any number of processes may have it open; one that runs long enough collects.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -16,10 +17,14 @@ import trio
 from p2pnode.config import NodeConfig
 from p2pnode.errors import StorageError
 from p2pnode.files import off_the_loop
+from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.node.datadir import DataDir
+from p2pnode.node.node import Node
 from p2pnode.protocols.s5.ids import hash_of
+from p2pnode.storage.blob_service import Admits, BlobService
 from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.replication.announcer import Announcer
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.store import OwnerKey
 
@@ -110,3 +115,40 @@ class _Clock:
             self._since = now
         self._ahead = ahead
         return now - self._since
+
+
+# For whom this node stores: the setting ``store_for`` as a policy.
+#
+# An owner key that is listed, a peer with an open session, or anyone. It knows neither the store nor quotas.
+
+
+class StoreFor:
+    """``rules`` as ``NodeConfig.store_for`` has them, checked there."""
+
+    def __init__(
+        self, rules: Sequence[str], has_session: Callable[[PeerId], bool] = lambda _peer: False
+    ) -> None:
+        self._anyone, self._sessions = "anyone" in rules, "sessions" in rules
+        self._owners = frozenset(bytes.fromhex(rule) for rule in rules if rule not in ("anyone", "sessions"))
+        self.has_session = has_session
+        """Says whether a peer has an open session; a host role sets it."""
+
+    def admits(self, peer: PeerId, owner: OwnerKey) -> str:
+        """Why this owner's writes are not taken from this peer; empty: they are."""
+        if self._anyone or owner in self._owners or (self._sessions and self.has_session(peer)):
+            return ""
+        if self._sessions:
+            return "this node keeps copies for clients only while it answers them: name another with --store"
+        return "this node keeps copies for owners on its list only: ask its keeper, or name another node"
+
+
+# A node that stores: its data dir's store served to peers, announced in the DHT, and collected.
+
+
+def keep_for_peers(node: Node, store: LocalStore, admits: Admits) -> Announcer:
+    """Begin, for as long as the node runs. Whoever else writes entries tells the announcer of them."""
+    announcer = Announcer(node, store.entries)
+    BlobService(node, store, store, admits=admits, on_entry=announcer.arrived).start()
+    node.start_soon(announcer.run)
+    node.start_soon(partial(run_collection, store, node.limits, wall=node.wall))
+    return announcer

@@ -50,7 +50,7 @@ OFFENCES = {
     "web3": [
         ("p2pnode/payments/escrow.py", "import web3"),
         ("p2pnode/cli/funds.py", "def late():\n    import web3"),
-        ("p2pnode/payments/purse.py", "import eth_tester"),
+        ("p2pnode/payments/spending.py", "import eth_tester"),
     ],
 }
 

@@ -22,9 +22,8 @@ from p2pnode.chain.evm.domains import read, read_domains
 from p2pnode.chain.evm.node import EvmNode, Receipt
 from p2pnode.chain.evm.orders import HASH_BYTES, Ending, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
-from p2pnode.chain.evm.rpc_answers import RpcError
+from p2pnode.chain.evm.rpc_answers import RpcError, data_of, shape_of
 from p2pnode.chain.evm.sender import Sender, SenderLimits
-from p2pnode.chain.evm.shapes import data_of, shape_of
 from p2pnode.chain.ledger import (
     AccountState,
     Call,

@@ -18,8 +18,7 @@ import trio
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.fees import Fees, offer
 from p2pnode.chain.evm.rpc import RpcEndpoints
-from p2pnode.chain.evm.rpc_answers import RpcError, revert_reason
-from p2pnode.chain.evm.shapes import data_of, listed, quantity, shape_of
+from p2pnode.chain.evm.rpc_answers import RpcError, data_of, listed, quantity, revert_reason, shape_of
 from p2pnode.chain.ledger import RevertedError, UnavailableError
 from p2pnode.errors import ChainError
 

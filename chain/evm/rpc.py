@@ -24,11 +24,11 @@ from p2pnode.chain.evm.rpc_answers import (
     UnusableError,
     Usable,
     endpoint_name,
+    quantity,
     read_answer,
     secrets_of,
     without,
 )
-from p2pnode.chain.evm.shapes import quantity
 from p2pnode.chain.ledger import ChainMadeAnewError, UnavailableError
 from p2pnode.errors import ChainError
 

@@ -20,8 +20,7 @@ import trio
 
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import CatalogueEntry
-from p2pnode.models.describe import describe
-from p2pnode.models.gguf import read_header
+from p2pnode.models.gguf import describe, read_header
 from p2pnode.models.local import (
     LocalModel,
     distrust,

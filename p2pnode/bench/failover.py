@@ -29,14 +29,14 @@ from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
-from p2pnode.client.partial import Held
+from p2pnode.client.failover import Held
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
-from p2pnode.payments.market import open_journal
+from p2pnode.payments.books import open_journal
 from p2pnode.protocols.inference.messages import SamplingParams
 
 _ROUNDS: Final = 30

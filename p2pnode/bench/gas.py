@@ -17,7 +17,7 @@ from p2pnode.bench.options import GAS_DEFAULTS, BenchOptions, GasOptions, Take
 from p2pnode.chain.dev.gas import REAL_TOKEN_GAS, GasFigure, measure
 from p2pnode.chain.dev.rpc_chain import RpcChain, running_anvil
 from p2pnode.money import gwei_text, usdc_text
-from p2pnode.payments.fees import break_even_tokens, session_fee_for
+from p2pnode.payments.gas_budget import break_even_tokens, session_fee_for
 
 ANVIL_PLACE: Final = Path("build", "anvil", "package", "bin", "anvil")
 """Where ``make test-anvil`` puts it."""

@@ -16,10 +16,12 @@ from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.node.keys import PeerKey, receipt_address
+from p2pnode.payments.books import open_journal
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
-from p2pnode.payments.market import open_journal
 from p2pnode.protocols.crypto import keccak256, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Effect, Emit, Received, Send
+from p2pnode.protocols.inference.channel import ClientPayment, HostPayment
+from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     Ask,
     Count,
@@ -34,7 +36,7 @@ from p2pnode.protocols.inference.commands import (
     Signed,
     Start,
 )
-from p2pnode.protocols.inference.machine import ClientSession, HostSession, HostTerms
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     CODEC,
@@ -43,7 +45,7 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
     SessionTerms,
 )
-from p2pnode.protocols.inference.payment import ClientPayment, HostPayment
+from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.typed_data import Domain
 from p2pnode.sqlite_files import connect, make
 

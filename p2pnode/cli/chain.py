@@ -348,8 +348,8 @@ def deploy(
         from p2pnode.errors import ConfigError
         from p2pnode.files import refuse_taken, user_path, write_new
         from p2pnode.node.identity import passphrase_of
+        from p2pnode.payments.books import open_journal
         from p2pnode.payments.journal.orders import WalletOnChain
-        from p2pnode.payments.market import open_journal
         from p2pnode.payments.orders import JournalOrders
 
         paid_to = _address(treasury, "--treasury")
@@ -416,7 +416,7 @@ def chain_status(
         from p2pnode.chain.verify import verify
         from p2pnode.chain.wallet.wallet import open_wallet
         from p2pnode.node.identity import wallet_files
-        from p2pnode.payments.market import open_ledger
+        from p2pnode.payments.books import open_ledger
 
         found = _profile(data_dir, chain)
         async with _endpoints(found.rpc_urls, found.chain_id, found.genesis) as endpoints:
@@ -570,7 +570,7 @@ def _data(data_dir: Path | None) -> Any:
 
 def _profile(data_dir: Path | None, chain: str | None) -> ChainProfile:
     from p2pnode.errors import ConfigError
-    from p2pnode.payments.market import profile_of_config
+    from p2pnode.payments.books import profile_of_config
 
     found = profile_of_config(build_config(data_dir, chain=chain))
     if found is None:

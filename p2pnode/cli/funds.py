@@ -52,7 +52,7 @@ def funds(
         from p2pnode.cli.orders import telling
         from p2pnode.payments.books import books_of
         from p2pnode.payments.funds import funds as add_up
-        from p2pnode.payments.reconcile import reconcile
+        from p2pnode.payments.funds import reconcile
 
         async with books_of(build_config(data_dir, chain=chain)) as books:
             await reconcile(books.journal, books.ledger, int(time.time()))

@@ -251,7 +251,7 @@ def _check_announced(announce: Sequence[str], where: str) -> None:
 def _check_s5(s5_listen: str | None, origins: Sequence[str], configured: str, *, accounts: bool) -> None:
     from p2pnode.errors import UsageError
     from p2pnode.storage.s5.server.options import check_origin
-    from p2pnode.storage.s5.server.start import check_s5_listen
+    from p2pnode.storage.s5.server.server import check_s5_listen
 
     if s5_listen is not None:
         with blaming("--s5-listen"):

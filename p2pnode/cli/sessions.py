@@ -200,7 +200,7 @@ def close(
 
         from p2pnode.cli.orders import telling
         from p2pnode.payments.books import books_of
-        from p2pnode.payments.closing import close_session
+        from p2pnode.payments.settlement import close_session
 
         # Asked before the chain is: a mistyped id is told at once.
         journal = _known(_journal(data_dir), session)

@@ -72,9 +72,9 @@ def status(
 def _money(config: Any) -> dict[str, int]:
     """What this data dir earned as a host, in token units, by its own books."""
     from p2pnode.node.datadir import DataDir
+    from p2pnode.payments.books import profile_of_config
     from p2pnode.payments.funds import of_market
     from p2pnode.payments.journal.journal import Journal
-    from p2pnode.payments.market import profile_of_config
     from p2pnode.protocols.typed_data import market_domain
 
     path, profile = DataDir(config.data_dir).journal, profile_of_config(config)

@@ -32,7 +32,9 @@ from p2pnode.client.endings import (
 )
 from p2pnode.client.failover import (
     HONEST,
+    Held,
     Move,
+    Partial,
     Standing,
     after_failure,
     after_turn,
@@ -40,7 +42,6 @@ from p2pnode.client.failover import (
     is_final,
     least_pace,
 )
-from p2pnode.client.partial import Held, Partial
 from p2pnode.client.ranking import is_priced
 from p2pnode.client.session import HostFault
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError

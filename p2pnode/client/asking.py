@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pnode.client.answer import Answer, Answers, Watcher
+from p2pnode.client.failover import Held, Partial
 from p2pnode.client.hosts import HostSearch
-from p2pnode.client.partial import Held, Partial
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.question import Messages, conversation, resolve_model
 from p2pnode.client.ranking import Filters

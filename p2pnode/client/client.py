@@ -21,8 +21,8 @@ from p2pnode.client.asking import Asking, TalkOptions
 from p2pnode.client.conversation import Talk
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.debts import Debts
+from p2pnode.client.failover import Held
 from p2pnode.client.memory import load_measured, save_measured
-from p2pnode.client.partial import Held
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.question import Messages, resolve_model
 from p2pnode.client.ranking import Candidate, Filters, Ranking

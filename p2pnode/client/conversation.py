@@ -13,17 +13,18 @@ machine. Keeping never holds an answer up: see ``recorder.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from p2pnode.client.asking import Asking, TalkOptions
-from p2pnode.client.history import Line, lines_of, prompt_of, unfinished
+from p2pnode.client.failover import Held
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.inference.messages import Role, SamplingParams
 from p2pnode.storage.conversations.records import Finish, Piece
+from p2pnode.storage.conversations.turns import Turn
 
 if TYPE_CHECKING:
     from p2pnode.client.answer import Answer
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from p2pnode.storage.conversations.conversation import Conversation
     from p2pnode.storage.conversations.reader import Loss
     from p2pnode.storage.conversations.writer import Recorder
+
 
 _SEEDS: Final = 1 << 32
 """A seed has 32 bits on the wire."""
@@ -251,3 +253,59 @@ class _Notes:
         if ids or text:
             self._ids, self._text = max(self._ids, ids_until), len(answer.text)
             self._talk.note_text(text, ids, answer.host, answer.session)
+
+
+# What was said in a conversation, and what of it goes into the next prompt. Pure.
+#
+# A question that got no answer and was asked again, and an answer that was asked for again, stay in the
+# history and leave the prompt. It knows neither hosts nor where a conversation is kept.
+
+
+@dataclass(slots=True)
+class Line:
+    """One turn. ``told`` of an answer's ``ids`` have their text; ``over`` is False while more may come."""
+
+    role: Role
+    text: str = field(default="", repr=False)
+    ids: list[int] = field(default_factory=list, repr=False)
+    told: int = 0
+    over: bool = True
+
+    @property
+    def held(self) -> Held:
+        """What an answer goes on from."""
+        return Held(tuple(self.ids), self.text, self.told)
+
+
+def lines_of(turns: Iterable[Turn]) -> list[Line]:
+    """Turns that were kept. A question that got no answer waits for it, as one that was cut short at once."""
+    lines = [_line(turn) for turn in turns]
+    if lines and lines[-1].role == "user":
+        lines.append(Line("assistant", over=False))
+    return lines
+
+
+def _line(turn: Turn) -> Line:
+    told = count = 0
+    for piece in turn.pieces:
+        count += len(piece.ids)
+        told = count if piece.text else told
+    over = turn.role != "assistant" or turn.finish is not None
+    return Line(turn.role, turn.text, list(turn.ids), told, over)
+
+
+def prompt_of(lines: Sequence[Line]) -> list[dict[str, str]]:
+    """Messages for a host: of lines of one role in a row, the last. An answer without text says nothing."""
+    said = [line for line in lines if line.text or line.role != "assistant"]
+    kept = [
+        line
+        for at, line in enumerate(said)
+        if line.role == "system" or at + 1 == len(said) or said[at + 1].role != line.role
+    ]
+    return [{"role": line.role, "content": line.text} for line in kept]
+
+
+def unfinished(lines: Sequence[Line]) -> Line | None:
+    """The answer that was cut short, if it is the last thing said."""
+    last = lines[-1] if lines else None
+    return last if last is not None and last.role == "assistant" and not last.over else None

@@ -53,7 +53,7 @@ class Debts:
             self._runtime.tasks.start_soon(self._runtime.node.network.guard.run, self._pay, opened)
 
     async def _pay_first(self, tried: trio.Event) -> None:
-        from p2pnode.payments.repayment import pay_debts
+        from p2pnode.payments.redelivery import pay_debts
 
         try:
             self._tell(await pay_debts(self._runtime.config, self._runtime.node))

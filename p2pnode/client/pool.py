@@ -5,22 +5,29 @@ It knows neither answers nor conversations: who asks gets a session that can tak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+import structlog
 import trio
 
 from p2pnode.client.debts import Debts
 from p2pnode.client.hosts import HostSearch
-from p2pnode.client.prompt_size import require_fit
 from p2pnode.client.ranking import Candidate, is_priced
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.session import HostFault, Session
-from p2pnode.client.standby import Standby
-from p2pnode.errors import P2PNodeError, ProtocolError, UnreachableError
+from p2pnode.errors import P2PNodeError, ProtocolError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
+from p2pnode.limits import Limits
+from p2pnode.net.network import Network
+from p2pnode.node.driver import MessageChannel
+from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.count.messages import CODEC, PROTOCOL, Count, Counted
 from p2pnode.protocols.inference.commands import Ask
+from p2pnode.protocols.inference.messages import Refuse, prompt_bytes_max
+from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.wire import encode
 
 _WAIT_TOLD_S: Final = 8.0
 
@@ -185,3 +192,124 @@ class SessionPool:
                 self._free.remove(other)
                 other.close()
         self._free.append(session)
+
+
+# The next best host, kept ready while an answer streams: connected, its advert fresh, nothing signed.
+#
+# One at a time, chosen as a failover would choose. It is asked for its advert now and then, which renews the
+# advert and shows that it lives; when it is gone, another takes its place. Runs until cancelled.
+
+
+log = structlog.get_logger()
+Contact = Callable[[PeerId, Sequence[str]], Awaitable[Advert | None]]
+"""Dials where that is needed, and gives the peer's own current advert. Raises ``RemoteError``."""
+
+
+class Standby:
+    """Of one answer. What is ready stands in ``search``, which gives it out first among its equals."""
+
+    def __init__(
+        self,
+        search: HostSearch,
+        *,
+        contact: Contact,
+        is_connected: Callable[[PeerId], bool],
+        limits: Limits,
+    ) -> None:
+        self._search, self._contact, self._is_connected = search, contact, is_connected
+        self._limits = limits
+
+    async def run(self) -> None:
+        """Keep one ready."""
+        self._search.start()  # a kept session was used without a lookup
+        while True:
+            candidate = self._search.best()
+            if candidate is None:
+                await self._wait_for_hosts()
+            elif await self._reach(candidate):
+                self._search.stand_by(candidate.advert.peer)
+                log.debug("standby.ready", peer=candidate.advert.peer)
+                await self._watch(candidate)
+
+    async def _wait_for_hosts(self) -> None:
+        self._search.stand_by(None)
+        with trio.move_on_after(self._limits.standby_look_s):
+            await self._search.wait_changed()
+            return
+        self._search.look_again()
+
+    async def _reach(self, candidate: Candidate) -> bool:
+        """Is it there, and still one to choose?"""
+        peer = candidate.advert.peer
+        addresses = [address.multiaddr for address in candidate.advert.addresses]
+        began, reason = trio.current_time(), "serves no model now"
+        advert: Advert | None = None
+        with trio.move_on_after(self._limits.standby_reach_s) as scope:
+            try:
+                advert = await self._contact(peer, addresses)
+            except RemoteError as error:
+                reason = str(error)
+        if scope.cancelled_caught:
+            reason = "did not answer in time"
+        if advert is None:
+            log.debug("standby.lost", peer=peer, reason=reason)
+            self._search.pass_over(peer, reason)
+            return False
+        self._search.found(FoundHost(advert, trio.current_time() - began))
+        return self._search.fit(peer)
+
+    async def _watch(self, candidate: Candidate) -> None:
+        """Until it is no longer ready, in use, or no longer the best."""
+        peer, limits = candidate.advert.peer, self._limits
+        probe_at = trio.current_time() + limits.standby_probe_s
+        while self._is_connected(peer) and self._search.fit(peer):
+            await trio.sleep(limits.standby_check_s)
+            if trio.current_time() >= probe_at:
+                best = self._search.best(ready_first=False) if await self._reach(candidate) else None
+                if best is None or best.advert.peer != peer:
+                    break
+                probe_at = trio.current_time() + limits.standby_probe_s
+        self._search.stand_by(None)
+
+
+# Whether a prompt fits a host's context is found out before anything is signed: a paid fee is gone.
+#
+# What its bytes say for sure is decided here; in between, the host that is to be paid is asked to count.
+
+
+async def require_fit(network: Network, host: PeerId, model: ModelId, n_ctx: int, ask: Ask) -> None:
+    """Return if the prompt leaves room for a token at least. Deadlines are the caller's.
+
+    Raises ``RefusedError``: ``context_overflow`` where it doesn't, ``capacity`` and the like where the host
+    can't say now; ``UnreachableError``; ``ProtocolError`` for an answer that is none.
+    """
+    raw = encode(ask.body)
+    bytes_max = prompt_bytes_max(n_ctx)
+    if len(raw) > bytes_max:
+        msg = f"the conversation takes {len(raw)} bytes; a context of {n_ctx} tokens takes {bytes_max}"
+        raise RefusedError("context_overflow", msg)
+    if ask.input_max < n_ctx:
+        return  # no token of a text spans less than one of its bytes
+    answer = await _ask_host(network, host, [Count(model=model, total=len(raw)), *prompt_parts(1, raw)])
+    match answer:
+        case Counted(tokens_in=tokens_in) if tokens_in < n_ctx:
+            return
+        case Counted(tokens_in=tokens_in):
+            msg = f"the conversation takes {tokens_in} tokens, this host's context is {n_ctx}"
+            raise RefusedError("context_overflow", msg)
+        case Refuse(code=code, detail=detail, retry_after_s=retry_after_s):
+            raise RefusedError(code, detail, retry_after_s=retry_after_s, said=True)
+        case _:
+            msg = "the host did not say how many tokens the conversation takes, and is not paid before"
+            raise UnreachableError(msg)
+
+
+async def _ask_host(network: Network, host: PeerId, messages: Sequence[object]) -> object:
+    stream = await network.open_stream(host, PROTOCOL)
+    try:
+        channel = MessageChannel(stream, CODEC)
+        await channel.send(messages)
+        return await channel.receive()
+    finally:
+        with trio.CancelScope(shield=True):
+            await stream.reset()

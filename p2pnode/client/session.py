@@ -15,9 +15,10 @@ from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
-from p2pnode.node.driver import Driver
+from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.sleep import SleepWatch
+from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.client_turn import ClientTimes
 from p2pnode.protocols.inference.commands import (
     Accepted,
     Ask,
@@ -34,7 +35,6 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, ClientTimes
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from p2pnode.demo.machine import Machine
 from p2pnode.demo.processes import events_of
 from p2pnode.demo.rows import MoneyRow
 from p2pnode.errors import LocalError
-from p2pnode.payments.market import open_ledger
+from p2pnode.payments.books import open_ledger
 
 CLIENT_USDC: Final = 5_000_000
 SETTLED_WITHIN_S: Final = 30.0

@@ -13,11 +13,10 @@ from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, StorageError
 from p2pnode.money import ether_text, usdc_text
 from p2pnode.node.datadir import DataDir
-from p2pnode.payments.books import books_of
-from p2pnode.payments.fees import GasBudget
+from p2pnode.payments.books import books_of, profile_of_config, profile_path
 from p2pnode.payments.funds import of_market, why_unsettled
+from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.journal import HostedSession, Journal
-from p2pnode.payments.market import profile_of_config, profile_path
 from p2pnode.protocols.typed_data import market_domain
 
 CHAIN_DEADLINE_S: Final = 15.0

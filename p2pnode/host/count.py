@@ -11,12 +11,11 @@ from typing import Final
 import structlog
 import trio
 
-from p2pnode.host.generation import count_input
+from p2pnode.host.session import count_input
 from p2pnode.ids import ModelId
 from p2pnode.models.engine import Engine
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
-from p2pnode.node.driver import Driver
+from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.node import Node
 from p2pnode.protocols.count.counter import Answered, CountHost
 from p2pnode.protocols.count.messages import CODEC, PROTOCOL

@@ -21,18 +21,16 @@ from p2pnode.money import price_text
 from p2pnode.net.stream import Stream
 from p2pnode.node.identity import HostIdentity, is_due
 from p2pnode.node.node import Node
-from p2pnode.payments.escrow import Cashier, Source
-from p2pnode.payments.host_money import HostMoney
+from p2pnode.payments.checkpoints import serve_receipts
+from p2pnode.payments.escrow import Cashier, HostMoney, Source
 from p2pnode.payments.journal.journal import HostedSession
-from p2pnode.payments.served_receipts import serve_receipts
 from p2pnode.protocols.adverts.exchange import Standing
 from p2pnode.protocols.adverts.messages import Address, Load, Offer
-from p2pnode.protocols.inference.channel import PaidTill
+from p2pnode.protocols.inference.channel import HostPayment, PaidTill
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
-from p2pnode.protocols.inference.machine import HostSession, HostTerms
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
-from p2pnode.protocols.inference.payment import HostPayment
-from p2pnode.protocols.inference.session import LapsedSession, OpenSession
+from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
 from p2pnode.protocols.typed_data import amount_due
 
 log = structlog.get_logger()

@@ -42,15 +42,13 @@ from p2pnode.node.identity import (
 from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.node.reachability import reachability
-from p2pnode.payments.fees import SESSION_GAS, GasBudget
-from p2pnode.payments.host_money import HostMoney, open_host_money
-from p2pnode.payments.market import profile_of_config
-from p2pnode.storage.keeping import keep_for_peers
+from p2pnode.payments.books import profile_of_config
+from p2pnode.payments.escrow import HostMoney, open_host_money
+from p2pnode.payments.gas_budget import SESSION_GAS, GasBudget
 from p2pnode.storage.key_file import ensure_storage_key
 from p2pnode.storage.local.store import LocalStore
-from p2pnode.storage.node_store import LOCAL_OWNER, open_store
-from p2pnode.storage.s5.server.start import serving_s5
-from p2pnode.storage.store_for import StoreFor
+from p2pnode.storage.node_store import LOCAL_OWNER, StoreFor, keep_for_peers, open_store
+from p2pnode.storage.s5.server.server import serving_s5
 
 log = structlog.get_logger()
 LISTEN_DEFAULT = (

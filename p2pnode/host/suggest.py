@@ -12,8 +12,8 @@ from p2pnode.node.finder import FoundHost
 from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.payments.fees import Suggestion, suggest_price
-from p2pnode.payments.market import open_ledger, profile_of_config
+from p2pnode.payments.books import open_ledger, profile_of_config
+from p2pnode.payments.gas_budget import Suggestion, suggest_price
 
 
 async def suggest(config: NodeConfig, ether_price_usdc_units: int) -> Suggestion:

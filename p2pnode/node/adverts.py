@@ -19,7 +19,7 @@ from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.exchange import (

@@ -7,9 +7,9 @@ what the machines decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import structlog
@@ -17,20 +17,23 @@ import trio
 
 from p2pnode.chain.ledger import ChainMadeAnewError, EscrowState, GasTooDearError, Ledger, RevertedError
 from p2pnode.chain.ledger import Open as OpenCall
+from p2pnode.chain.profile import ChainProfile
 from p2pnode.errors import ChainError, LocalError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.money import usdc_text
+from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import HostIdentity
+from p2pnode.payments.books import open_books
 from p2pnode.payments.exposure import Exposure, ExposureCaps
-from p2pnode.payments.fees import GasBudget
 from p2pnode.payments.gas import HostGas
+from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.journal import HostedSession, Journal
 from p2pnode.payments.settlement import OnEnding, OnSettled, Settler
 from p2pnode.protocols.crypto import sign_digest
+from p2pnode.protocols.inference.channel import HostPayment, check_open
 from p2pnode.protocols.inference.commands import Escrowed, NotEscrowed
 from p2pnode.protocols.inference.messages import WINDOW, Open, Receipt, Refuse, SessionTerms, Voucher
-from p2pnode.protocols.inference.payment import HostPayment, check_open
 from p2pnode.protocols.typed_data import amount_due, session_id
 
 log = structlog.get_logger()
@@ -377,3 +380,31 @@ def _refusal_of(error: ChainError | trio.TooSlowError) -> Refuse:
     log.warning("chain.unreachable", reason=str(error) or "too slow")
     detail = "this host can't reach its chain now: try again later or use another host"
     return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)
+
+
+# What a host is paid with: the wallet's signer, a ledger that sends from it, and the journal.
+#
+# The wallet's key stays in memory while a paid host runs: it settles when its clients vanish and its owner
+# sleeps. A host that asks for nothing opens none of this.
+
+
+@dataclass(frozen=True, slots=True)
+class HostMoney:
+    """What a host is paid with. Both run for longer than the host."""
+
+    ledger: Ledger
+    journal: Journal
+    caps: ExposureCaps = field(default_factory=ExposureCaps)
+    budget: GasBudget = field(default_factory=GasBudget)
+
+
+@asynccontextmanager
+async def open_host_money(
+    data: DataDir,
+    profile: ChainProfile,
+    passphrase: bytes | None = None,
+    budget: GasBudget | None = None,
+) -> AsyncIterator[HostMoney]:
+    """Unlock the wallet, connect, and run until the block ends. Raises ``LocalError``."""
+    async with open_books(data, profile, sends=True, passphrase=passphrase) as books:
+        yield HostMoney(books.ledger, books.journal, budget=budget or GasBudget())

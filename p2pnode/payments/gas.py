@@ -15,8 +15,8 @@ import structlog
 
 from p2pnode.chain.ledger import Ledger, Open, RevertedError, UnseenError
 from p2pnode.errors import ChainError
-from p2pnode.payments.fees import DAY_S, OPEN_GAS, GasBudget, settlements_left
 from p2pnode.payments.funds import CHALLENGE_S
+from p2pnode.payments.gas_budget import DAY_S, OPEN_GAS, GasBudget, settlements_left
 from p2pnode.payments.journal.journal import HostedSession
 
 log = structlog.get_logger()

@@ -20,17 +20,14 @@ from p2pnode.errors import ChainError, RefusedError
 from p2pnode.ids import SessionId
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
-from p2pnode.payments.books import open_books
-from p2pnode.payments.journal.journal import Journal
-from p2pnode.payments.market import profile_of_config
-from p2pnode.payments.offers import Market, why_unpayable
-from p2pnode.payments.purse import Purse
-from p2pnode.payments.saved_sessions import last_voucher, saved_of
-from p2pnode.payments.spending import SpendingCaps
+from p2pnode.payments.books import open_books, profile_of_config
+from p2pnode.payments.journal.journal import BoughtSession, Journal
+from p2pnode.payments.spending import Market, Purse, SpendingCaps, why_unpayable
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.inference.channel import ClientPayment
 from p2pnode.protocols.inference.commands import ClientEmission, Disputed, Receipted, Signed
-from p2pnode.protocols.inference.payment import ClientPayment
+from p2pnode.protocols.inference.messages import Receipt, Voucher
 from p2pnode.protocols.typed_data import amount_due
 from p2pnode.storage.conversations.records import SavedSession
 
@@ -216,3 +213,42 @@ def payer_of(
     wallet = open_wallet(wallet_files(DataDir(config.data_dir)))
     address = None if wallet is None else wallet.address
     return Payer(market=market, caps=caps, address=address, make=make)
+
+
+# A paid session in the journal and in the sealed index: so that money recovers with the words. Pure.
+
+
+def last_voucher(record: BoughtSession) -> Voucher | None:
+    """The best there is; of a session that is over the last, which is what its host is owed."""
+    return (record.final or record.voucher) if record.state == "over" else record.voucher
+
+
+def saved_of(record: BoughtSession, receipt: Receipt | None) -> SavedSession:
+    """What another machine needs of it. ``receipt`` is the one that :func:`last_voucher` goes on from."""
+    return SavedSession(
+        session=record.session,
+        terms=record.terms,
+        voucher_secret=record.voucher_secret,
+        host=record.host,
+        addresses=record.addresses,
+        valid_before=record.valid_before,
+        opened_at=record.opened_at,
+        voucher=last_voucher(record),
+        receipt=receipt,
+        over=record.state == "over",
+    )
+
+
+def bought_of(saved: SavedSession) -> BoughtSession:
+    """A purchase that was made elsewhere. What became of it since, the chain says."""
+    return BoughtSession(
+        session=saved.session,
+        terms=saved.terms,
+        voucher_secret=saved.voucher_secret,
+        host=saved.host,
+        addresses=saved.addresses,
+        valid_before=saved.valid_before,
+        opened_at=saved.opened_at,
+        state="over" if saved.over else "signed",
+        voucher=saved.voucher,
+    )

@@ -29,7 +29,7 @@ from p2pnode.protocols.events import (
     TimerFired,
 )
 from p2pnode.protocols.inference import commands
-from p2pnode.protocols.inference.intake import PROMPT_RATE_MIN
+from p2pnode.protocols.inference.host_turn import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.messages import Prompt, Refuse, detail_of, prompt_bytes_max, retry_of
 from p2pnode.protocols.inference.prompts import PromptReader
 

@@ -35,6 +35,7 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
+from p2pnode.protocols.inference.channel import ClientPayment, FreePurse, PaidPurse, Purse, resume_digest
 from p2pnode.protocols.inference.client_turn import Asking, ClientTimes, HeldSession
 from p2pnode.protocols.inference.commands import (
     Accepted,
@@ -66,9 +67,7 @@ from p2pnode.protocols.inference.messages import (
     prompt_bytes_max,
 )
 from p2pnode.protocols.inference.meter import Meter, MisstatedError
-from p2pnode.protocols.inference.payment import ClientPayment, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
-from p2pnode.protocols.inference.purse import FreePurse, PaidPurse, Purse
 from p2pnode.protocols.inference.receipts import ReceiptChain, request_hash
 from p2pnode.protocols.wire import decode_record, encode
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.effects import Effects
+from p2pnode.protocols.inference.channel import ClientPayment, PaidPurse, Purse
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -35,8 +36,6 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.payment import ClientPayment
-from p2pnode.protocols.inference.purse import PaidPurse, Purse
 from p2pnode.protocols.inference.receipts import ReceiptChain
 from p2pnode.protocols.inference.replay import is_counted
 

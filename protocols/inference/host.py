@@ -52,8 +52,7 @@ from p2pnode.protocols.inference.commands import (
     Replaced,
 )
 from p2pnode.protocols.inference.host_open import Opening
-from p2pnode.protocols.inference.host_turn import Serving
-from p2pnode.protocols.inference.intake import Intake, WholePrompt
+from p2pnode.protocols.inference.host_turn import Intake, PaidTurn, Serving, WholePrompt
 from p2pnode.protocols.inference.messages import (
     Ack,
     Cancel,
@@ -69,7 +68,6 @@ from p2pnode.protocols.inference.messages import (
     detail_of,
     retry_of,
 )
-from p2pnode.protocols.inference.paid_turn import PaidTurn
 from p2pnode.protocols.inference.session import Admit, FindSession, HostTerms, OpenSession
 
 State: TypeAlias = Literal["opening", "relaying", "idle", "reading", "quoting", "serving", "over"]

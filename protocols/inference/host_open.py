@@ -7,18 +7,36 @@ only what it has to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.inference.channel import FreeTill, PaidTill, Till
-from p2pnode.protocols.inference.commands import Opened, Relay
-from p2pnode.protocols.inference.messages import Challenge, Open, Refuse, Resume
+from p2pnode.protocols.inference.channel import (
+    FreeTill,
+    HostPayment,
+    PaidTill,
+    Till,
+    resume_digest,
+    resume_holds,
+)
+from p2pnode.protocols.inference.commands import Issued, Opened, Paid, Relay
+from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
+    N_CTX_MAX,
+    Accept,
+    Challenge,
+    Checkpoint,
+    Open,
+    Receipt,
+    Refuse,
+    Resume,
+    SessionTerms,
+)
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.receipts import ReceiptChain
-from p2pnode.protocols.inference.recovering import recover
+from p2pnode.protocols.inference.receipts import ReceiptChain, receipt_holds
+from p2pnode.protocols.inference.replay import Outbox, SentLog
 from p2pnode.protocols.inference.session import (
     Admit,
     FindSession,
@@ -26,7 +44,6 @@ from p2pnode.protocols.inference.session import (
     LapsedSession,
     OpenSession,
 )
-from p2pnode.protocols.inference.taking_over import accept_of, goes_on, hand_over, proved, take_over
 from p2pnode.protocols.typed_data import session_id
 
 
@@ -189,3 +206,202 @@ def _gone() -> Refuse:
 def _unproved() -> Refuse:
     detail = "this is not the voucher key's signature for the session's last nonce and these peers"
     return Refuse(code="bad_request", detail=detail)
+
+
+# Resuming at the host: prove first, then take the session over from whichever stream had it.
+#
+# Nothing of the session changes before the voucher key's proof holds, so that a stranger (or the client's
+# own neighbour) can't end a stream that lives. A client that lost its memory can't go on with a session that
+# lives here: it may only hand over its last voucher, which ends it. It knows nothing of timers and streams.
+
+
+def goes_on(request: Resume, session: OpenSession) -> bool:
+    """Does the client stand where this session can go on from?"""
+    till = session.till
+    if not isinstance(till, PaidTill):
+        return False
+    # A client asks its next turn only when it has all of the one before.
+    next_turn = request.turn == session.turns + 1 and till.sent.answered == session.turns
+    begins = request.received == till.sent.count if next_turn else request.turn == session.turns
+    return begins and till.sent.since(request.received) is not None
+
+
+def proved(
+    request: Resume, terms: SessionTerms, nonces: Sequence[bytes | None], *, host: PeerId, client: PeerId
+) -> bytes | None:
+    """Which of the nonces the proof is for, if it holds."""
+    for nonce in nonces:
+        if nonce is not None and request.proof is not None:
+            digest = resume_digest(nonce, request.session, host, client)
+            if resume_holds(terms, digest, request.proof):
+                return nonce
+    return None
+
+
+def hand_over(request: Resume, session: OpenSession, *, holder: object, effects: Effects) -> Refuse | None:
+    """Take the last voucher of a client that lost its memory; the session then ends.
+
+    It pays for no more than was sent and for no less than was paid before. What it leaves unpaid is lost to
+    the host, as when the client had not come back, and so nothing more is served.
+    """
+    till, voucher = session.till, request.voucher
+    if not isinstance(till, PaidTill) or voucher is None:
+        return _nowhere()
+    meter = session.meter
+    if (voucher.seq, voucher.tokens_in, voucher.tokens_out) != (
+        min(voucher.seq, meter.seq),
+        min(voucher.tokens_in, meter.tokens_in),
+        min(voucher.tokens_out, meter.tokens_out),
+    ):
+        return Refuse(code="bad_request", detail="a voucher for more than was sent in this session")
+    if (wrong := till.tab.why_not_final(voucher)) != "":
+        return Refuse(code="bad_request", detail=wrong)
+    effects.emit(Opened(session.session, session.model, resumed=True))
+    effects.muted = True
+    session.interrupt(effects)
+    effects.muted = False
+    session.holder = holder
+    till.tab.paid = voucher
+    effects.emit(Paid(voucher))
+    effects.send(accept_of(session))
+    return None
+
+
+def _nowhere() -> Refuse:
+    return Refuse(code="bad_request", detail="this session can't go on from there: open a new one")
+
+
+def take_over(
+    request: Resume,
+    session: OpenSession,
+    *,
+    proof_nonce: bytes,
+    holder: object,
+    nonce: bytes,
+    effects: Effects,
+) -> None:
+    """End what was under way, accept, and say again what the client doesn't have.
+
+    Only where it ``goes_on`` and was ``proved`` over ``proof_nonce``.
+    """
+    till = session.till
+    if not isinstance(till, PaidTill):
+        return
+    effects.on_send, effects.muted = till.sent.add, True
+    session.interrupt(effects)
+    if request.turn > session.turns:  # of which nothing arrived here
+        session.begin_turn(request.turn)
+        session.cancel_unserved(request.turn, effects)
+    effects.on_send, effects.muted = None, False
+    session.former_nonce = proof_nonce
+    session.holder, session.nonce = holder, nonce
+    if till.tab.paid is not None:  # the old stream's role may still be writing it down
+        effects.emit(Paid(till.tab.paid))
+    effects.send(accept_of(session))
+    for message in till.sent.since(request.received) or ():
+        if isinstance(message, Checkpoint):
+            till.issue_again(message, effects)
+        else:
+            effects.send(message)
+    effects.on_send = till.sent.add
+
+
+def accept_of(session: OpenSession) -> Accept:
+    """What tells a client that it has the session."""
+    return Accept(
+        session=session.session,
+        nonce=session.nonce,
+        epoch=session.epoch,
+        n_ctx=session.granted.n_ctx,
+        session_fee=session.till.session_fee,
+    )
+
+
+# A session goes on after its host restarted: rebuilt from the journal and from what its client holds.
+#
+# The client shows the host's own last receipt and a final voucher, exact for what it received. The host
+# checks
+# both against its key and its journal, and goes on from that receipt's root, under this start's epoch, with
+# the
+# voucher's counts as delivered and paid. Neither side remembers the ids in between: no receipt will cover
+# them,
+# and the voucher has paid for them. A client that shows less than it has paid for is refused; one that keeps
+# its final voucher back costs its host a window, once for each restart. It knows nothing of streams.
+
+
+def recover(
+    request: Resume,
+    lapsed: LapsedSession,
+    *,
+    payment: HostPayment,
+    epoch: int,
+    nonce: bytes,
+    holder: object,
+    effects: Effects,
+) -> OpenSession | Refuse:
+    """The session, open again under ``epoch``, or why not. Only after the proof held."""
+    session, terms = lapsed.session, lapsed.terms
+    till = PaidTill(payment, session, terms, SentLog(request.received, request.turn))
+    till.tab.paid = lapsed.voucher
+    chain = ReceiptChain.begin(session, terms.model, lapsed.salt, epoch)
+    if (wrong := _wrong(request, lapsed, till, chain)) != "":
+        return Refuse(code="bad_request", detail=f"{wrong}: open a new session")
+    receipt, voucher = request.receipt, request.voucher
+    if receipt is not None:
+        chain.root, chain.seq = receipt.checkpoint.root, receipt.checkpoint.seq
+    if voucher is not None:
+        chain.tokens_in, chain.tokens_out = voucher.tokens_in, voucher.tokens_out
+    till.tab.paid = voucher
+    opened = OpenSession(
+        session=session,
+        model=terms.model,
+        granted=lapsed.granted,
+        epoch=epoch,
+        nonce=nonce,
+        meter=Meter(chain),
+        till=till,
+        outbox=Outbox(chain.tokens_out),
+        turns=request.turn,
+        holder=holder,
+        unheard=True,
+    )
+    lapsed.rebuilt = opened
+    effects.emit(Opened(session, terms.model, resumed=True, recovered=True))
+    if receipt is not None and _written(receipt, lapsed) is None:
+        effects.emit(Issued(receipt))  # a crash took ours; it completes the chain
+    if voucher is not None and voucher != lapsed.voucher:
+        effects.emit(Paid(voucher))
+    effects.send(accept_of(opened))
+    effects.on_send = till.sent.add
+    return opened
+
+
+def _wrong(request: Resume, lapsed: LapsedSession, till: PaidTill, chain: ReceiptChain) -> str:
+    """What is wrong with what the client shows, or ""."""
+    receipt, voucher = request.receipt, request.voucher
+    base = (0, chain.root, 0, 0)
+    if receipt is not None:
+        told = receipt.checkpoint
+        base = (told.seq, told.root, told.tokens_in, told.tokens_out)
+        if not receipt_holds(lapsed.session, receipt, lapsed.terms.receipt_key):
+            return "this is no receipt of this host"
+        if receipt.epoch >= chain.epoch:
+            return "this receipt is of no earlier start of this host"
+        written = _written(receipt, lapsed)
+        if written is not None and written.checkpoint.root != told.root:
+            return "this host wrote down another receipt for that place"
+    best = lapsed.voucher
+    if voucher is None:
+        return "" if best is None and receipt is None else "this host was paid more than is shown"
+    if (voucher.seq, voucher.root) != base[:2] or voucher.tokens_in < base[2] or voucher.tokens_out < base[3]:
+        return "the voucher is not for what followed the receipt"
+    known_in, known_out = (
+        base[2:] if best is None else (max(base[2], best.tokens_in), max(base[3], best.tokens_out))
+    )
+    if voucher.tokens_in > known_in + N_CTX_MAX or voucher.tokens_out > known_out + CHECKPOINT_EVERY:
+        return "the voucher is for more than one turn's input and what a receipt would cover"
+    return till.tab.why_not_final(voucher)
+
+
+def _written(receipt: Receipt, lapsed: LapsedSession) -> Receipt | None:
+    return lapsed.issued(receipt.epoch, receipt.checkpoint.seq)

@@ -9,12 +9,17 @@ be, of what follows, or of how it is paid.
 
 from __future__ import annotations
 
-from typing import TypeAlias, assert_never
+from dataclasses import dataclass
+from typing import Final, TypeAlias, assert_never
 
-from p2pnode.errors import WireCode
+from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.protocols.effects import Effects
+from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
+    Count,
+    Counted,
+    CountFailed,
     GenDone,
     Generate,
     GenFailed,
@@ -32,12 +37,16 @@ from p2pnode.protocols.inference.messages import (
     Error,
     FinishReason,
     Progress,
+    Prompt,
     PromptBody,
     Quote,
     detail_of,
+    prompt_bytes_max,
     retry_of,
 )
+from p2pnode.protocols.inference.prompts import PromptReader
 from p2pnode.protocols.inference.session import OpenSession
+from p2pnode.protocols.typed_data import amount_due
 
 Report: TypeAlias = GenStarted | GenProgress | GenTokens | GenDone | GenFailed
 
@@ -215,3 +224,203 @@ class Serving:
         self._effects.cancel_timer("stall")
         billed_in = self._quote.tokens_in - self._quote.reused if self._quote is not None else 0
         self._effects.emit(TurnServed(billed_in, self._sent, reason))
+
+
+# One turn of a paid session at the host: counted, quoted, paid for, and only then served.
+#
+# ::
+#
+#     Count -> Counted -> Quote -> the input's voucher -> serving
+#
+# Until the voucher is there the engine is not asked and nothing is billed: a turn that ends before says 0.
+# It knows nothing of how a prompt is read, nor of what a voucher must say.
+
+
+class PaidTurn:
+    """Turn ``number``; the same to a machine as :class:`Serving`."""
+
+    def __init__(
+        self, number: int, body: PromptBody, *, session: OpenSession, till: PaidTill, effects: Effects
+    ) -> None:
+        self.number = number
+        self._body, self._session, self._till, self._effects = body, session, till, effects
+        self._quote: Quote | None = None
+        self._serving: Serving | None = None
+        self._answered = False
+
+    @property
+    def quoting(self) -> bool:
+        """Is its input still to be paid?"""
+        return self._serving is None
+
+    @property
+    def over(self) -> bool:
+        """Was it answered?"""
+        return self._answered or (self._serving is not None and self._serving.over)
+
+    def start(self) -> None:
+        """Have the input counted."""
+        self._effects.emit(Count(self.number, self._body))
+
+    def counted(self, news: Counted | CountFailed, now: float) -> None:
+        """What the count gave. That of another turn comes too late and means nothing."""
+        if news.turn != self.number or self._quote is not None or self.over:
+            return
+        if isinstance(news, CountFailed):
+            self._fail(news.code, news.detail, news.retry_after_s)
+            return
+        reused = min(news.reused, news.tokens_in)
+        billed = news.tokens_in - reused
+        meter, terms = self._session.meter, self._till.terms
+        # An input after which not one token could follow is no use to anybody.
+        needed = amount_due(terms, meter.tokens_in + billed, meter.tokens_out + 1)
+        if needed > terms.deposit:
+            detail = (
+                f"with this turn's {billed} input tokens and one of output the session costs {needed} USDC "
+                f"units, the deposit is {terms.deposit}: open another session or shorten the conversation"
+            )
+            self._fail("payment_required", detail, None)
+            return
+        self._quote = Quote(turn=self.number, tokens_in=news.tokens_in, reused=reused)
+        self._effects.send(self._quote)
+        self._till.owe_input(meter, billed, self._session.outbox, self._effects)
+        self.pump(now)
+
+    def pump(self, now: float) -> None:
+        """Something was paid, or has to be."""
+        if self._serving is not None:
+            self._serving.pump(now)
+        elif self._quote is None:
+            return
+        elif not self._till.owed:
+            self._serve(self._quote)
+        elif not self._effects.armed("stall"):
+            self._effects.set_timer("stall", now + self._session.granted.stall_s)
+
+    def report(self, report: Report, now: float) -> None:
+        """What the engine says."""
+        if self._serving is not None:
+            self._serving.report(report, now)
+
+    def cancel(self) -> None:
+        """The client wants no more."""
+        if self._serving is not None:
+            self._serving.cancel()
+        else:
+            self._cancel_unpaid()
+
+    def interrupt(self, effects: Effects) -> None:
+        """The stream is gone, the session isn't."""
+        self._effects = effects
+        if self._serving is not None:
+            self._serving.interrupt(effects)
+        else:
+            self._cancel_unpaid()
+
+    def abandon(self, reason: str) -> None:
+        """The session ends under the turn."""
+        if self._serving is not None:
+            self._serving.abandon(reason)
+        else:
+            self._end_unpaid(reason)
+
+    def _serve(self, quote: Quote) -> None:
+        self._effects.cancel_timer("stall")
+        self._session.meter.bill(quote.tokens_in - quote.reused)
+        self._serving = Serving(
+            self.number, self._body, session=self._session, effects=self._effects, quote=quote
+        )
+        self._serving.start()
+
+    def _cancel_unpaid(self) -> None:
+        self._end_unpaid("cancelled")
+        self._session.cancel_unserved(self.number, self._effects)
+
+    def _fail(self, code: WireCode, detail: str, retry_after_s: float | None) -> None:
+        self._end_unpaid(code)
+        retry_after_s = retry_of(retry_after_s)
+        self._effects.send(
+            Error(code=code, detail=detail_of(detail), retry_after_s=retry_after_s, turn=self.number)
+        )
+
+    def _end_unpaid(self, reason: str) -> None:
+        self._answered = True
+        self._effects.emit(TurnServed(0, 0, reason))
+        self._effects.cancel_timer("stall")
+        if self._quote is not None and self._quote.tokens_in > self._quote.reused:
+            self._till.tab.waive_last()
+
+
+# The prompt that is being read at the host: its parts in, a whole turn out.
+#
+# A turn that is refused meanwhile (too large, cancelled, no prompt) has its answer at once; the rest of
+# its parts is read and dropped. It knows nothing of how a turn is served.
+
+
+PROMPT_RATE_MIN: Final = 16 * 1024
+"""Bytes a second at which a prompt must arrive, on top of the stall time."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholePrompt:
+    """All parts of one turn."""
+
+    turn: int
+    body: PromptBody
+    request: bytes
+
+
+class Intake:
+    """At most one prompt at a time."""
+
+    def __init__(self, session: OpenSession, effects: Effects) -> None:
+        self._session, self._effects = session, effects
+        self._reader: PromptReader | None = None
+
+    @property
+    def reading(self) -> bool:
+        """Are parts to follow?"""
+        return self._reader is not None
+
+    def take(self, part: Prompt, now: float) -> WholePrompt | None:
+        """Take a part. Raises ``ProtocolError`` when it isn't the one that follows."""
+        reader = self._reader or self._begin(part, now)
+        if not reader.add(part):
+            return None
+        self._reader = None
+        self._effects.cancel_timer("prompt")
+        if reader.discarding:
+            return None
+        try:
+            body, request = reader.body()
+        except ProtocolError as error:
+            self._effects.send(Error(code="bad_request", detail=detail_of(str(error)), turn=reader.turn))
+            return None
+        return WholePrompt(reader.turn, body, request)
+
+    def cancel(self, turn: int) -> None:
+        """Of the turn being read; of any other it means nothing."""
+        if self._reader is not None and self._reader.turn == turn and not self._reader.discarding:
+            self._reader.discard()
+            self._session.cancel_unserved(turn, self._effects)
+
+    def _begin(self, first: Prompt, now: float) -> PromptReader:
+        session = self._session
+        if first.turn != session.turns + 1 or first.part != 0:
+            msg = f"turn {session.turns + 1} starts with part 0"
+            raise ProtocolError(msg)
+        session.begin_turn(first.turn)
+        self._reader = reader = PromptReader(first.turn, first.total)
+        bytes_max = prompt_bytes_max(session.granted.n_ctx)
+        self._effects.cancel_timer("idle")
+        # Set once: a client that trickles its prompt must not keep its place for ever.
+        patience_s = session.granted.stall_s + min(first.total, bytes_max) / PROMPT_RATE_MIN
+        self._effects.set_timer("prompt", now + patience_s)
+        if first.total > bytes_max:
+            detail = (
+                f"a prompt of {first.total} bytes; a context of {session.granted.n_ctx} tokens "
+                f"takes {bytes_max}: shorten the conversation"
+            )
+            reader.discard()
+            self._effects.send(Error(code="context_overflow", detail=detail, turn=first.turn))
+        return reader

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from p2pnode.protocols.inference.messages import Checkpoint, Done, Error, Quote, Tokens
+from p2pnode.errors import ProtocolError
+from p2pnode.protocols.inference.messages import TEXT_MAX, WINDOW, Checkpoint, Done, Error, Quote, Tokens
 
 
 def is_counted(message: object) -> bool:
@@ -54,3 +55,83 @@ class SentLog:
         if not self._forgotten <= count <= self.count:
             return None
         return tuple(islice(self._kept, count - self._forgotten, None))
+
+
+# Output between the engine and the client: ids the engine made that the client's credit doesn't cover yet.
+#
+# It counts what was sent and acknowledged over the whole session. It knows nothing of receipts, of
+# turns or of the engine; the machine keeps the engine at most a window ahead.
+
+
+_TEXT_CHARACTERS: int = TEXT_MAX // 4
+
+
+class Outbox:
+    """A queue of (ids, the text that completes them), and the credit to send from it."""
+
+    def __init__(self, sent: int = 0) -> None:
+        self._pending: deque[tuple[tuple[int, ...], str]] = deque()
+        self._acked = sent
+        self.sent = sent
+        self.waiting = 0
+        """Output tokens that wait for credit."""
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    @property
+    def credit(self) -> int:
+        """Output tokens that may be sent now."""
+        return self._acked + WINDOW - self.sent
+
+    def acknowledge(self, seq: int) -> bool:
+        """The client holds all below ``seq``. True when that is news. Raises ``ProtocolError`` for a lie."""
+        if seq > self.sent:
+            msg = f"acknowledged {seq} tokens of {self.sent} sent"
+            raise ProtocolError(msg)
+        news = seq > self._acked
+        self._acked = max(self._acked, seq)
+        return news
+
+    def add(self, ids: tuple[int, ...], text: str) -> None:
+        """Queue output. Text that no frame could carry at once follows in frames of its own."""
+        if not ids and not text:
+            return
+        self._pending.append((ids, text[:_TEXT_CHARACTERS]))
+        self.waiting += len(ids)
+        for start in range(_TEXT_CHARACTERS, len(text), _TEXT_CHARACTERS):
+            self._pending.append(((), text[start : start + _TEXT_CHARACTERS]))
+
+    def take(self, ids_max: int) -> Tokens | None:
+        """The next frame, of at most ``ids_max`` (1 or more) ids and what credit covers; None to wait."""
+        if not self._pending:
+            return None
+        ids, text = self._pending[0]
+        room = min(self.credit, ids_max)
+        if ids and room <= 0:
+            return None
+        if len(ids) > room:
+            ids, rest = ids[:room], ids[room:]
+            self._pending[0], text = (rest, text), ""
+        else:
+            self._pending.popleft()
+        frame = Tokens(seq=self.sent, ids=ids, text=text)
+        self.sent += len(ids)
+        self.waiting -= len(ids)
+        return frame
+
+    def drop_untold(self) -> int:
+        """Drop waiting ids whose text has not come, and return how many.
+
+        An engine can't continue from inside them: it would lose that text.
+        """
+        dropped = 0
+        while self._pending and not self._pending[-1][1]:
+            dropped += len(self._pending.pop()[0])
+        self.waiting -= dropped
+        return dropped
+
+    def clear(self) -> None:
+        """Forget what was not sent."""
+        self._pending.clear()
+        self.waiting = 0

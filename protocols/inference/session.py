@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.inference.channel import PaidTill, Till
+from p2pnode.protocols.inference.channel import HostPayment, PaidTill, Till
 from p2pnode.protocols.inference.messages import (
     Done,
     Open,
@@ -23,12 +23,10 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.outbox import Outbox
-from p2pnode.protocols.inference.payment import HostPayment
+from p2pnode.protocols.inference.replay import Outbox
 
 if TYPE_CHECKING:
-    from p2pnode.protocols.inference.host_turn import Serving
-    from p2pnode.protocols.inference.paid_turn import PaidTurn
+    from p2pnode.protocols.inference.host_turn import PaidTurn, Serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

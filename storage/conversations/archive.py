@@ -27,14 +27,13 @@ from p2pnode.ids import ModelId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.conversation import Conversation, ForgottenError
-from p2pnode.storage.conversations.forks import link_of
 from p2pnode.storage.conversations.index import Index
 from p2pnode.storage.conversations.log import TOMBSTONE, Rim, Wall
+from p2pnode.storage.conversations.merge import link_of
 from p2pnode.storage.conversations.reader import ConversationLostError, Loss
 from p2pnode.storage.conversations.records import Link, SavedConversation, SavedSession, title_of
-from p2pnode.storage.conversations.renewal import Renewal
 from p2pnode.storage.conversations.replication_state import HeadRow, Outbox
-from p2pnode.storage.conversations.sender import Sender, Sent
+from p2pnode.storage.conversations.sender import Renewal, Sender, Sent
 from p2pnode.storage.keys import INDEX_SID, SID_BYTES, StorageKeys
 from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen
 from p2pnode.storage.replication.replication import Others, Replication

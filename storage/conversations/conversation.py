@@ -17,8 +17,8 @@ from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.conversations.compaction import joined
-from p2pnode.storage.conversations.forks import compare, wins
 from p2pnode.storage.conversations.log import TOMBSTONE, Log, Rim
+from p2pnode.storage.conversations.merge import compare, wins
 from p2pnode.storage.conversations.reader import Head, Loaded, Loss
 from p2pnode.storage.conversations.records import ArchiveError, Link, Manifest, Piece, title_of
 from p2pnode.storage.conversations.turns import Turn, missing_turns, numbered, turns_of

@@ -13,9 +13,8 @@ import structlog
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.wire import encode
-from p2pnode.storage.conversations.forks import compare
 from p2pnode.storage.conversations.log import Log, Rim
-from p2pnode.storage.conversations.merge import better, id_of, live, parse_index, union
+from p2pnode.storage.conversations.merge import better, compare, id_of, live, parse_index, union
 from p2pnode.storage.conversations.reader import ConversationLostError, Loaded, Loss
 from p2pnode.storage.conversations.records import (
     ArchiveError,

@@ -18,7 +18,7 @@ from p2pnode.chain.dev.gas import REAL_TOKEN_GAS, measure
 from p2pnode.chain.dev.rpc_chain import RpcChain, running_anvil
 from p2pnode.cli.app import app
 from p2pnode.errors import ConfigError
-from p2pnode.payments.fees import session_fee_for
+from p2pnode.payments.gas_budget import session_fee_for
 
 NAMES = [goal.name for goal in GOALS if goal.suite == "gas"]
 

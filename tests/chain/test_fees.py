@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
-from p2pnode.payments.fees import (
+from p2pnode.payments.gas_budget import (
     OPEN_GAS,
     SESSION_GAS,
     SETTLE_GAS,

@@ -33,7 +33,7 @@ from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
-from p2pnode.payments.market import open_journal
+from p2pnode.payments.books import open_journal
 from p2pnode.storage.conversations.replication_state import Outbox
 from p2pnode.storage.conversations.replicator import open_archive
 from p2pnode.storage.key_file import ensure_storage_key, load_storage_keys, save_storage_key

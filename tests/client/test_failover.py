@@ -17,7 +17,7 @@ from p2pnode.ids import SessionId
 from p2pnode.models.scripted import Faults, ScriptedEngine
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.inference.messages import (
     CODEC,
     Accept,

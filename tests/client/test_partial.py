@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.client.bill import Bill, BillItem
-from p2pnode.client.partial import Partial
+from p2pnode.client.failover import Partial
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.inference.messages import PREFIX_MAX, ChatMessage, PromptBody, SamplingParams
 

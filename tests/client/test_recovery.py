@@ -26,8 +26,8 @@ from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.conversations.replicator import OWN
 from p2pnode.storage.key_file import save_storage_key
 from p2pnode.storage.memory import MemoryStore
+from p2pnode.storage.node_store import StoreFor
 from p2pnode.storage.peer_store import PeerStore
-from p2pnode.storage.store_for import StoreFor
 from tests.client.talks import ENTROPY
 
 LIMITS = replace(DEFAULT_LIMITS, keep_deadline_s=0.3, renew_at_end_s=0.3, replica_grace_s=0.2)

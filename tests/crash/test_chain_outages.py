@@ -28,7 +28,7 @@ from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.node.identity import BoundChain, load_or_create_identity
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.payments.host_money import open_host_money
+from p2pnode.payments.escrow import open_host_money
 from tests.crash.checks import (
     check_receipts,
     check_settled,

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from p2pnode.payments.books import books_of
-from p2pnode.payments.funds import Funds, funds
+from p2pnode.payments.funds import Funds, funds, reconcile
 from p2pnode.payments.journal.journal import BoughtSession
-from p2pnode.payments.reconcile import reconcile
 from p2pnode.protocols.typed_data import amount_due
 from tests.crash.checks import (
     Loss,

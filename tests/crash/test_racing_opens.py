@@ -16,7 +16,7 @@ from p2pnode.chain.ledger import Call, Open, Outcome
 from p2pnode.ids import PeerId
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Refuse
 from p2pnode.protocols.inference.messages import Open as OpenMessage

@@ -9,7 +9,7 @@ from typing import Any
 from p2pnode import Client
 from p2pnode.chain.ledger import Refund, RequestClose
 from p2pnode.net.multiaddrs import split_peer
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.payments.books import books_of
 from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept, Open, Refuse, Resume

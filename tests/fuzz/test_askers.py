@@ -22,9 +22,9 @@ from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.keys import PeerKey
+from p2pnode.payments.books import open_journal
 from p2pnode.payments.checkpoints import fetch_receipts
 from p2pnode.payments.journal.journal import Journal
-from p2pnode.payments.market import open_journal
 from p2pnode.protocols.adverts.messages import CODEC as ADVERTS
 from p2pnode.protocols.adverts.messages import Address, Adverts
 from p2pnode.protocols.adverts.signing import parse, seal

@@ -18,14 +18,13 @@ import pytest
 import trio
 
 from p2pnode.chain.evm.rpc import RpcEndpoints, RpcLimits
-from p2pnode.chain.evm.shapes import shape_of
+from p2pnode.chain.evm.rpc_answers import shape_of
 from p2pnode.errors import ChainError, P2PNodeError, RemoteError, UnreachableError
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.s5.nodes import PeerUri
-from p2pnode.storage.s5.client import S5Client
+from p2pnode.storage.s5.client import S5Client, S5Link
 from p2pnode.storage.s5.dial import dial_s5
-from p2pnode.storage.s5.link import S5Link
 from p2pnode.storage.s5.wire import entry_json
 from tests.fuzz.conftest import Counted
 from tests.fuzz.mutations import Input, Tally, head_and_body, inputs, json_values

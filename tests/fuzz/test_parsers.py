@@ -19,8 +19,14 @@ from p2pnode.chain.deploy import Addresses
 from p2pnode.chain.dev.jsonrpc import JsonRpc
 from p2pnode.chain.evm.calls import market_events, registry_events
 from p2pnode.chain.evm.node import Log
-from p2pnode.chain.evm.rpc_answers import RpcError, UnusableError, read_answer, refusal_of, revert_reason
-from p2pnode.chain.evm.shapes import shape_of
+from p2pnode.chain.evm.rpc_answers import (
+    RpcError,
+    UnusableError,
+    read_answer,
+    refusal_of,
+    revert_reason,
+    shape_of,
+)
 from p2pnode.chain.profile import load_profile, profile_of, profile_text
 from p2pnode.config import load_config
 from p2pnode.errors import ChainError, ConfigError, ProtocolError, StorageError

@@ -25,8 +25,8 @@ from p2pnode.net import yamux_frames as wire
 from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.upgrader import Upgrader
-from p2pnode.payments.market import open_journal
-from p2pnode.payments.served_receipts import serve_receipts
+from p2pnode.payments.books import open_journal
+from p2pnode.payments.checkpoints import serve_receipts
 from p2pnode.protocols.adverts.messages import topic_of
 from p2pnode.protocols.inference.messages import CODEC as INFERENCE
 from p2pnode.protocols.inference.messages import Open

@@ -24,15 +24,13 @@ from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
 from p2pnode.node.keys import PeerKey, receipt_address
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.payments.books import open_journal
+from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import ExposureCaps
-from p2pnode.payments.fees import GasBudget
-from p2pnode.payments.host_money import HostMoney
+from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.journal import Journal
-from p2pnode.payments.market import open_journal
-from p2pnode.payments.offers import Market
 from p2pnode.payments.payer import OpenPurse, Payer
-from p2pnode.payments.purse import Purse
-from p2pnode.payments.spending import SpendingCaps
+from p2pnode.payments.spending import Market, Purse, SpendingCaps
 from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
 from p2pnode.protocols.typed_data import Domain, market_domain

@@ -12,7 +12,7 @@ from p2pnode.client.client import Client
 from p2pnode.errors import RefusedError, UnreachableError
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.count.messages import CODEC, PROTOCOL, Count, Counted
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference.messages import SamplingParams

@@ -14,7 +14,7 @@ from p2pnode.client.client import Client
 from p2pnode.client.session import HostFault
 from p2pnode.errors import NoHostError, RefusedError, UnreachableError, WireCode
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
     CODEC,

@@ -18,11 +18,10 @@ from p2pnode.errors import EngineError
 from p2pnode.models.engine import EngineEvent, GenerateRequest
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
-from p2pnode.payments.host_money import HostMoney
+from p2pnode.node.driver import MessageChannel
+from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.journal.journal import BoughtSession, Journal
-from p2pnode.payments.purse import FundsError
-from p2pnode.payments.spending import SpendingCapError, SpendingCaps
+from p2pnode.payments.spending import FundsError, SpendingCapError, SpendingCaps
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
     CODEC,

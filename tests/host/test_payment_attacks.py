@@ -27,7 +27,7 @@ from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.errors import RemoteError
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.payments.exposure import ExposureCaps
 from p2pnode.protocols.inference.commands import SessionFailed, TurnDone
 from p2pnode.protocols.inference.messages import (

@@ -31,9 +31,9 @@ from p2pnode.client.client import Client
 from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, StorageError
 from p2pnode.ids import SessionId
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
+from p2pnode.payments.books import open_journal
 from p2pnode.payments.checkpoints import fetch_receipts
-from p2pnode.payments.market import open_journal
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Refuse, Resume
 from tests.client.support import misbehave
 from tests.host.paid import CHAIN_ID, FEE, LIMITS, MARKET, RICH, domains, paid_world, priced

@@ -18,11 +18,11 @@ from p2pnode.client.client import Client
 from p2pnode.errors import P2PNodeError, RefusedError, UnreachableError
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.payments.host_money import HostMoney
+from p2pnode.payments.books import open_journal
+from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.journal.journal import BoughtSession, Journal
-from p2pnode.payments.market import open_journal
+from p2pnode.payments.payer import bought_of
 from p2pnode.payments.redelivery import Delivery, deliver, deliver_all, owed
-from p2pnode.payments.saved_sessions import bought_of
 from p2pnode.protocols.inference.messages import WINDOW, SamplingParams
 from p2pnode.protocols.typed_data import session_id
 from p2pnode.storage.conversations.records import INDEX_CODEC, SavedSession

@@ -16,8 +16,8 @@ from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.net.virtual_time import wall_clock
+from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import Exposure
-from p2pnode.payments.host_money import HostMoney
 from p2pnode.protocols.inference.messages import WINDOW, Ack, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import amount_due, voucher_digest
 from tests.host.paid import (

@@ -14,7 +14,7 @@ from p2pnode.client.client import Client
 from p2pnode.errors import P2PNodeError
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.payments.redelivery import owed
 from p2pnode.protocols.inference.messages import CODEC, Accept, Challenge, Ping, Refuse, Resume
 from tests.client.failing import ask, check_whole, read

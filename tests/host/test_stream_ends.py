@@ -15,7 +15,7 @@ from p2pnode.ids import ModelId, SessionId
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.checkpoint import messages as checkpoint
 from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
 from p2pnode.protocols.inference import messages as inference

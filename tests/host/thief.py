@@ -15,11 +15,13 @@ from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.node.channel import MessageChannel
-from p2pnode.node.driver import Driver
+from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.keys import receipt_address
-from p2pnode.payments.host_money import HostMoney
+from p2pnode.payments.escrow import HostMoney
 from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.inference.channel import ClientPayment
+from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.client_turn import HeldSession
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -30,7 +32,6 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, HeldSession
 from p2pnode.protocols.inference.messages import (
     CODEC,
     PROTOCOL,
@@ -41,7 +42,6 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
     SessionTerms,
 )
-from p2pnode.protocols.inference.payment import ClientPayment
 from p2pnode.protocols.typed_data import authorisation_digest, session_id
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, domains, wallet_address, wallet_secret
 from tests.net.memory_world import seed_of

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import ConfigError
-from p2pnode.models.describe import describe, template_overhead
-from p2pnode.models.gguf import read_header
+from p2pnode.models.gguf import describe, read_header, template_overhead
 from p2pnode.models.local import LocalModel
 from p2pnode.models.manifest import TemplateOverhead
 from p2pnode.models.vocabulary import load_vocabulary

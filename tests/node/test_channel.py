@@ -9,7 +9,7 @@ import trio
 
 from p2pnode.errors import ProtocolError
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
+from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.adverts.messages import CODEC, PROTOCOL, GetAdvert, SampleAdverts
 from p2pnode.protocols.framing.codec import pack_frame
 from tests.net.support import make, make_client, running

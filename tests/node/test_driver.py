@@ -12,8 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.net.stream import Stream
-from p2pnode.node.channel import MessageChannel
-from p2pnode.node.driver import Driver
+from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.protocols.events import (
     Closed,
     Command,

@@ -11,11 +11,10 @@ from p2pnode.chain.ledger import Close, Open
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.node.keys import receipt_address
 from p2pnode.payments.journal.journal import Journal
-from p2pnode.payments.purse import Purse
-from p2pnode.payments.spending import SpendingCaps
+from p2pnode.payments.spending import Purse, SpendingCaps
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
-from p2pnode.protocols.inference.payment import ClientPayment, exact_voucher
+from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher
 from tests.chain.memory_world import MEMORY_DOMAINS
 from tests.client.support import advert as advert_of
 from tests.payments.journals import NOW, writing

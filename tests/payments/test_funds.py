@@ -12,10 +12,9 @@ from p2pnode.chain.ledger import EscrowState
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
-from p2pnode.payments.books import Books
-from p2pnode.payments.closing import close_session
+from p2pnode.payments.books import Books, open_journal
 from p2pnode.payments.funds import local_funds
-from p2pnode.payments.market import open_journal
+from p2pnode.payments.settlement import close_session
 from p2pnode.protocols.typed_data import market_domain, session_id
 from tests.host.paid import domains
 from tests.payments.journals import NOW, TERMS, Anything, bought, hosted

@@ -12,8 +12,8 @@ from trio.testing import MockClock
 from p2pnode.chain.ledger import Call, Open, Outcome, RequestClose, RevertedError
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.errors import RefusedError
-from p2pnode.payments.fees import OPEN_GAS, SETTLE_GAS, WEI_PER_ETHER, GasBudget
 from p2pnode.payments.gas import HostGas
+from p2pnode.payments.gas_budget import OPEN_GAS, SETTLE_GAS, WEI_PER_ETHER, GasBudget
 from tests.host.paid import FEE, PaidWorld, domains, paid_world, wallet_address
 from tests.host.test_paid import answer
 from tests.payments.journals import TERMS

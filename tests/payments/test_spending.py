@@ -20,14 +20,23 @@ from p2pnode.errors import ChainError, ConfigError
 from p2pnode.ids import SessionId
 from p2pnode.log import configure_logging
 from p2pnode.money import usdc_text
+from p2pnode.payments.funds import EXPIRED_S
 from p2pnode.payments.journal.journal import BoughtSession, Journal, Spending, SpendingRule
-from p2pnode.payments.purse import EXPIRY_S, TIP, TURNS, VALID_S, FundsError
-from p2pnode.payments.purse_words import describe
-from p2pnode.payments.reconcile import EXPIRED_S
-from p2pnode.payments.spending import CAP_MAX, FEE_MAX, SpendingCapError, SpendingCaps
+from p2pnode.payments.spending import (
+    CAP_MAX,
+    EXPIRY_S,
+    FEE_MAX,
+    TIP,
+    TURNS,
+    VALID_S,
+    FundsError,
+    SpendingCapError,
+    SpendingCaps,
+    describe,
+)
 from p2pnode.protocols.crypto import Signer, recover_address, sign_digest
+from p2pnode.protocols.inference.channel import HostPayment, check_open
 from p2pnode.protocols.inference.messages import Open
-from p2pnode.protocols.inference.payment import HostPayment, check_open
 from p2pnode.protocols.typed_data import amount_due, voucher_digest
 from tests.chain.memory_world import MEMORY_DOMAINS
 from tests.payments.journals import DAY, NOW, TERMS, voucher, writing

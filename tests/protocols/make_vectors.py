@@ -24,7 +24,7 @@ from p2pnode.protocols.count import messages as count
 from p2pnode.protocols.crypto import address_of, peer_id_of, sign_digest
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference import messages as inference
-from p2pnode.protocols.inference.payment import ClientPayment, exact_voucher, resume_digest
+from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, request_hash, token_hash
 from p2pnode.protocols.lookup.messages import provider_key

@@ -15,7 +15,7 @@ from p2pnode.client.question import KnownModel
 from p2pnode.errors import STORE_CODES, WIRE_CODES, ProtocolError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.payments.purse import EXPIRY_S, VALID_S
+from p2pnode.payments.spending import EXPIRY_S, VALID_S
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
 from p2pnode.protocols.blob import client as blob_client
@@ -29,10 +29,10 @@ from p2pnode.protocols.count import messages as count
 from p2pnode.protocols.crypto import peer_id_of, verify_peer
 from p2pnode.protocols.framing import codec
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
+from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
-from p2pnode.protocols.inference import payment
 from p2pnode.protocols.inference.client_turn import ClientTimes
-from p2pnode.protocols.inference.intake import PROMPT_RATE_MIN
+from p2pnode.protocols.inference.host_turn import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
 from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.lookup import messages as lookup

@@ -14,10 +14,10 @@ from p2pnode.net.virtual_time import wall_clock
 from p2pnode.protocols.s5.entries import Entry, EntryKey, make_entry
 from p2pnode.storage.blob_service import BlobService
 from p2pnode.storage.memory import MemoryStore
+from p2pnode.storage.node_store import StoreFor
 from p2pnode.storage.peer_store import PeerStore
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.store import OwnerKey
-from p2pnode.storage.store_for import StoreFor
 from tests.node.world import Member, World, world
 
 

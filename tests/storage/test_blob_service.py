@@ -14,14 +14,15 @@ from p2pnode.errors import ConfigError, ProtocolError, RemoteError, StoreRefused
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
-from p2pnode.node.channel import MessageChannel
-from p2pnode.node.faults import FAULTS_MAX, WINDOW_S
+from p2pnode.node.driver import MessageChannel
+from p2pnode.node.node import FAULTS_MAX, WINDOW_S
 from p2pnode.protocols.blob import messages as m
 from p2pnode.protocols.blob.client import FIRST, SILENCE_S
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of
 from p2pnode.storage.blob_service import BlobService
 from p2pnode.storage.memory import MemoryStore
+from p2pnode.storage.node_store import StoreFor
 from p2pnode.storage.peer_store import PeerStore
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.store import (
@@ -34,7 +35,6 @@ from p2pnode.storage.store import (
     QuotaError,
     TooLargeError,
 )
-from p2pnode.storage.store_for import StoreFor
 from tests.storage.blob_world import Stored, serve_store, two_nodes
 
 LARGE = bytes(range(256)) * 8192  # 2 MiB

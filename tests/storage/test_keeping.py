@@ -21,9 +21,9 @@ from p2pnode.protocols.s5.entries import EntryKey, pointer_to
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.blob_service import BlobService
 from p2pnode.storage.memory import MemoryStore
+from p2pnode.storage.node_store import StoreFor
 from p2pnode.storage.replication.replicas import ReplicaFinder
 from p2pnode.storage.store import NoBlobError
-from p2pnode.storage.store_for import StoreFor
 from tests.client.support import ask
 from tests.node.world import scripted_host, world
 from tests.storage.blob_world import Owners

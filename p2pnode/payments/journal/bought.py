@@ -24,10 +24,11 @@ from p2pnode.payments.journal.records import (
     Spending,
     SpendingRule,
     bought_of,
+    move,
     pack,
     pack_texts,
+    state_of,
 )
-from p2pnode.payments.journal.states import move, state_of
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 
 DAY_S: Final = 24 * 3600

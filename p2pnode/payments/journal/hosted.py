@@ -14,8 +14,15 @@ import sqlite3
 
 from p2pnode.errors import StorageError
 from p2pnode.ids import SessionId
-from p2pnode.payments.journal.records import HostedSession, HostedState, hosted_of, pack, unpack
-from p2pnode.payments.journal.states import move, state_of
+from p2pnode.payments.journal.records import (
+    HostedSession,
+    HostedState,
+    hosted_of,
+    move,
+    pack,
+    state_of,
+    unpack,
+)
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, Voucher
 
 

@@ -16,12 +16,18 @@ from starlette.routing import Route
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.s5.ids import base64url, from_base64url, multihash
-from p2pnode.storage.s5.server.access import COOKIE
-from p2pnode.storage.s5.server.accounts import Account, AccountBook, AccountsFullError
+from p2pnode.storage.s5.server.accounts import (
+    CHALLENGE_BYTES,
+    COOKIE,
+    Account,
+    AccountBook,
+    AccountsFullError,
+    Challenges,
+    Purpose,
+)
 from p2pnode.storage.s5.server.bodies import whole
-from p2pnode.storage.s5.server.challenges import CHALLENGE_BYTES, Challenges, Purpose
+from p2pnode.storage.s5.server.context import Serving
 from p2pnode.storage.s5.server.errors import HttpError
-from p2pnode.storage.s5.server.serving import Serving
 from p2pnode.storage.s5.wire import key_of
 from p2pnode.storage.store import OwnerKey
 

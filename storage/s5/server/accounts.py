@@ -7,16 +7,25 @@ oldest goes; there are so many accounts, then no more.
 
 from __future__ import annotations
 
+import hmac
 import sqlite3
 import threading
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
+import trio
 from blake3 import blake3
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from starlette.requests import HTTPConnection
 
-from p2pnode.errors import StorageError
+from p2pnode.errors import ProtocolError, StorageError
+from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import BlobHash
+from p2pnode.storage.s5.server.errors import HttpError
+from p2pnode.storage.s5.server.options import S5Options
 from p2pnode.storage.store import OwnerKey
 
 _UNUSED_S: Final = 3600
@@ -144,3 +153,132 @@ class AccountBook:
 
 def _hash(token: str) -> bytes:
     return blake3(token.encode()).digest()
+
+
+# Proving an account's key: a challenge that is good once, for one key, one purpose and a short while.
+#
+# ::
+#
+#     response   01 register, 02 login | challenge[32] | blake3(host[:port])[32]        signed with the key
+#
+# The host in it keeps a response that was given to one node from being used at another. Pure: time and
+# randomness are arguments.
+
+
+CHALLENGE_BYTES: Final = 32
+_RESPONSE_BYTES: Final = 1 + CHALLENGE_BYTES + 32
+
+
+class Purpose(IntEnum):
+    """What a response is for: its first byte."""
+
+    REGISTER = 1
+    LOGIN = 2
+
+
+class ChallengeError(ProtocolError):
+    """The response proves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    key: EntryKey
+    purpose: Purpose
+    until: float
+
+
+class Challenges:
+    """Those that are open; beyond ``open_max`` the oldest is dropped."""
+
+    def __init__(self, *, open_max: int, life_s: float) -> None:
+        self._open_max, self._life_s = open_max, life_s
+        self._open: dict[bytes, _Open] = {}
+
+    def give(self, challenge: bytes, key: EntryKey, purpose: Purpose, now: float) -> None:
+        """Open a challenge of 32 random bytes."""
+        while len(self._open) >= self._open_max:
+            del self._open[next(iter(self._open))]
+        self._open[challenge] = _Open(key, purpose, now + self._life_s)
+
+    def check(
+        self, response: bytes, signature: bytes, *, key: EntryKey, purpose: Purpose, host: str, now: float
+    ) -> None:
+        """Take the response to a challenge, which is used up by it. Raises ``ChallengeError``."""
+        if len(response) != _RESPONSE_BYTES or response[0] != purpose:
+            msg = f"the response is {_RESPONSE_BYTES} bytes: {purpose:02x}, the challenge, the host's hash"
+            raise ChallengeError(msg)
+        given = self._open.pop(response[1 : 1 + CHALLENGE_BYTES], None)
+        if given is None or given.key != key or given.purpose != purpose or now >= given.until:
+            msg = "this challenge was not given for that, was answered before, or is too old: ask for another"
+            raise ChallengeError(msg)
+        if response[1 + CHALLENGE_BYTES :] != blake3(host.encode()).digest():
+            msg = f"the response is for another host than {host}: sign the one that is asked"
+            raise ChallengeError(msg)
+        try:
+            Ed25519PublicKey.from_public_bytes(key).verify(signature, response)
+        except (InvalidSignature, ValueError) as error:
+            msg = "the response is not signed by the account's key"
+            raise ChallengeError(msg) from error
+
+
+# Who asks, and may they? By the node's own token, or by an account's, in the three places S5 allows.
+#
+# Without a token and without accounts the API is open: it listens on this machine only. With accounts, what
+# is public anyway (blobs by their id, registry entries by their key) can still be read by everybody.
+
+
+COOKIE = "s5-auth-token"
+
+
+class Access:
+    """The rule of one server."""
+
+    def __init__(self, options: S5Options, book: AccountBook | None) -> None:
+        self._options, self._book = options, book
+
+    async def reader(self, connection: HTTPConnection) -> None:
+        """May they read? Raises ``HttpError`` 401."""
+        if self._options.token is not None:
+            await self.writer(connection)
+
+    async def writer(self, connection: HTTPConnection) -> OwnerKey:
+        """Whom what they store is counted by. Raises ``HttpError`` 401."""
+        if self._options.token is None and self._book is None:
+            return self._options.owner
+        token = token_of(connection)
+        if token and self._options.token is not None and _same(token, self._options.token):
+            return self._options.owner
+        return (await self.account(connection)).key
+
+    async def account(self, connection: HTTPConnection) -> Account:
+        """The account whose token they hold. Raises ``HttpError`` 401."""
+        token = token_of(connection)
+        if token and self._book is not None:
+            found = await trio.to_thread.run_sync(self._book.of_token, token)
+            if found is not None:
+                return found
+        how = "register or log in for one" if self._book is not None else "ask the node's owner for it"
+        msg = f"this needs a token that is known here ({how}): Authorization: Bearer TOKEN"
+        raise HttpError(401, msg, {"WWW-Authenticate": "Bearer"})
+
+    async def note_pin(self, owner: OwnerKey, digest: BlobHash, size: int) -> None:
+        """Put it on the list of what an account pinned; the node's owner has none."""
+        if self._book is not None and owner != self._options.owner:
+            await trio.to_thread.run_sync(self._book.pin, owner, digest, size)
+
+    async def note_unpin(self, owner: OwnerKey, digest: BlobHash) -> None:
+        """Take it off."""
+        if self._book is not None and owner != self._options.owner:
+            await trio.to_thread.run_sync(self._book.unpin, owner, digest)
+
+
+def token_of(connection: HTTPConnection) -> str:
+    """``Authorization: Bearer``, the cookie, or ``?auth_token``; empty where there is none."""
+    scheme, _, given = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    return connection.cookies.get(COOKIE) or connection.query_params.get("auth_token", "")
+
+
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())

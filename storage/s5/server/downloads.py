@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mimetypes
+import re
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.requests import Request
@@ -11,9 +13,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from p2pnode.protocols.s5.ids import BlobId, multihash_text
+from p2pnode.storage.s5.server.context import Serving, id_of, stored
 from p2pnode.storage.s5.server.errors import HttpError
-from p2pnode.storage.s5.server.ranges import Slice, UnsatisfiableError, parse_range
-from p2pnode.storage.s5.server.serving import Serving, id_of, stored
 from p2pnode.storage.store import BlobStore, NoBlobError
 
 _PIECE: Final = 1 << 18
@@ -85,3 +86,48 @@ def _kind(name: str) -> str:
     dot = name.find(".")
     guessed = mimetypes.guess_type(f"blob{name[dot:]}", strict=True)[0] if dot >= 0 else None
     return guessed or "application/octet-stream"
+
+
+# The ``Range`` header (RFC 9110, 14): one slice of a blob. Pure.
+#
+# Several ranges at once, and what isn't understood, are ignored, as the RFC allows: all of it is sent then.
+
+
+_RANGE: Final = re.compile(
+    r"bytes=[ \t]*(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))[ \t]*", re.ASCII | re.IGNORECASE
+)
+
+
+class UnsatisfiableError(Exception):
+    """No byte of it is in the blob."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """``length`` bytes, at least one, from ``offset``."""
+
+    offset: int
+    length: int
+
+    def content_range(self, size: int) -> str:
+        """The value of ``Content-Range`` for a blob of ``size`` bytes."""
+        return f"bytes {self.offset}-{self.offset + self.length - 1}/{size}"
+
+
+def parse_range(header: str | None, size: int) -> Slice | None:
+    """What of ``size`` bytes is asked for; None means all of it. Raises ``UnsatisfiableError``."""
+    matched = _RANGE.fullmatch(header or "")
+    if matched is None:
+        return None
+    first, last, suffix = matched.groups()
+    if first is None:
+        length = min(int(suffix), size)
+        offset = size - length
+    else:
+        offset = int(first)
+        if last and int(last) < offset:
+            return None
+        length = min(int(last) + 1 if last else size, size) - offset
+    if length <= 0:
+        raise UnsatisfiableError
+    return Slice(offset, length)

@@ -14,8 +14,8 @@ from p2pnode.errors import UnreachableError
 from p2pnode.protocols.s5.ids import BlobId
 from p2pnode.protocols.s5.nodes import P2P_PATH, node_text
 from p2pnode.storage.s5.peer import PeerConnection, S5Node
+from p2pnode.storage.s5.server.context import Serving
 from p2pnode.storage.s5.server.errors import HttpError
-from p2pnode.storage.s5.server.serving import Serving
 
 _QUEUE = 64
 _POLICY, _GOING, _BUSY = 1008, 1001, 1013

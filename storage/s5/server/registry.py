@@ -14,8 +14,8 @@ from starlette.websockets import WebSocket
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.s5.entries import EntryKey, parse_key
 from p2pnode.storage.s5.server.bodies import whole
+from p2pnode.storage.s5.server.context import Serving
 from p2pnode.storage.s5.server.errors import HttpError
-from p2pnode.storage.s5.server.serving import Serving
 from p2pnode.storage.s5.wire import entry_json, entry_of, key_of
 
 _SUBSCRIBE: Final = 2

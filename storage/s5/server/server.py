@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
@@ -24,19 +26,24 @@ from hypercorn.typing import ConnectionState
 from p2pnode.errors import ConfigError
 from p2pnode.files import off_the_loop
 from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.node.beside import beside
+from p2pnode.node.datadir import DataDir
+from p2pnode.node.keys import load_or_create_seed
 from p2pnode.protocols.s5.messages import FRAME_MAX
-from p2pnode.protocols.s5.nodes import PeerUri
+from p2pnode.protocols.s5.nodes import NodeId, PeerUri
+from p2pnode.scopes import is_loopback
 from p2pnode.storage.s5.peer import S5Node
-from p2pnode.storage.s5.server.access import Access
-from p2pnode.storage.s5.server.accounts import AccountBook
+from p2pnode.storage.s5.server.accounts import Access, AccountBook
 from p2pnode.storage.s5.server.app import make_app
-from p2pnode.storage.s5.server.options import S5Options
-from p2pnode.storage.s5.server.partials import Partials
-from p2pnode.storage.s5.server.serving import Serving
-from p2pnode.storage.s5.server.streams import GuardedStream
-from p2pnode.storage.s5.server.watched import WatchedRegistry
-from p2pnode.storage.store import BlobStore, Registry
+from p2pnode.storage.s5.server.context import Serving, WatchedRegistry
+from p2pnode.storage.s5.server.options import S5Options, check_origin, parse_listen
+from p2pnode.storage.s5.server.uploads import Partials
+from p2pnode.storage.store import BlobStore, OwnerKey, Registry
 from p2pnode.tasks import Guard, serve_sockets
+
+if TYPE_CHECKING:
+    from p2pnode.storage.local.store import LocalStore
+
 
 _HEADERS_MAX: Final = 16_384
 _IDLE_S: Final = 30
@@ -209,3 +216,123 @@ def _config() -> Config:
     config.websocket_ping_interval = _PING_S
     config.keep_alive_timeout = _IDLE_S
     return config
+
+
+# A connection that a silent client can't hold open, and that can be cut at once.
+#
+# Hypercorn's trio worker shields each send from cancellation and gives it no deadline: one client that
+# doesn't read keeps the worker from ever ending. Inside the shield a deadline still works, and so does
+# closing
+# the socket: both are here, and nothing of hypercorn is patched. Whoever cuts a connection cancels what runs
+# on it as well: hypercorn would leave its reader waiting for a request that nobody takes any more.
+
+
+_PIECE: Final = 1 << 16
+"""Bytes that have to leave within one deadline: a slow reader is not a silent one."""
+_AFTERWARDS_S: Final = 1.0
+
+
+class GuardedStream:
+    """A socket stream as hypercorn uses it. ``scope`` is around everything that serves it."""
+
+    def __init__(self, stream: trio.SocketStream, stall_s: float) -> None:
+        self._stream, self._stall_s = stream, stall_s
+        self.socket = stream.socket
+        self.scope = trio.CancelScope()
+
+    def cut(self) -> None:
+        """Close it now, whatever is being sent, and end what serves it."""
+        self.scope.cancel()
+        self.socket.close()
+
+    async def send_all(self, data: bytes) -> None:
+        """Send, or cut the connection when the peer takes nothing for ``stall_s`` or is gone."""
+        view = memoryview(data)
+        try:
+            for start in range(0, len(view), _PIECE):
+                with trio.fail_after(self._stall_s):
+                    await self._stream.send_all(view[start : start + _PIECE])
+        except trio.TooSlowError as error:
+            self.cut()
+            raise trio.BrokenResourceError("the client does not read") from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.cut()
+            raise
+
+    async def receive_some(self, bytes_max: int) -> bytes | bytearray:
+        """Whatever has come; nothing at the end."""
+        data = await self._stream.receive_some(bytes_max)
+        if not data:
+            self._end_soon()  # hypercorn would keep it until its keep-alive is over
+        return data
+
+    async def send_eof(self) -> None:
+        """No more from us."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close. What still runs on it has nobody to answer, but may take in what came before the end."""
+        self._end_soon()
+        await self._stream.aclose()
+
+    def _end_soon(self) -> None:
+        self.scope.deadline = min(self.scope.deadline, trio.current_time() + _AFTERWARDS_S)
+
+
+# S5's HTTP API beside a node: what ``--s5-listen`` starts.
+#
+# Without a token, which there is no flag for, it is for programs on this machine, and for the web pages
+# whose
+# origins are named. With accounts each program or page has one, by an Ed25519 key, and its share of the
+# store;
+# without, all count for the owner called local. To other S5 nodes it has a key of its own, so that nothing
+# of
+# theirs is ever signed with the peer key.
+
+
+def check_s5_listen(text: str) -> tuple[str, int]:
+    """Host and port to listen on. Raises ``ConfigError``."""
+    host, port = parse_listen(text)
+    if not is_loopback(host):
+        msg = (
+            f"{host} is open to others, and the S5 API is for programs on this machine: use 127.0.0.1:{port}"
+        )
+        raise ConfigError(msg)
+    return host, port
+
+
+@asynccontextmanager
+async def serving_s5(
+    listen: str,
+    data: DataDir,
+    store: LocalStore,
+    owner: OwnerKey,
+    *,
+    accounts: bool = False,
+    origins: Sequence[str] = (),
+    limits: Limits,
+    wall: Callable[[], float] = time.time,
+) -> AsyncIterator[str]:
+    """The API over ``store`` until the block ends, at the url it gives. Raises ``ConfigError``."""
+    from p2pnode.storage.s5.server.server import S5Server
+
+    host, port = check_s5_listen(listen)
+    data.s5.mkdir(mode=0o700, exist_ok=True)
+    seed = await off_the_loop(partial(load_or_create_seed, data.s5 / "node.key"))
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    options = S5Options(
+        owner=owner,
+        folder=data.s5,
+        host=host,
+        port=port,
+        accounts=accounts,
+        origins=frozenset(map(check_origin, origins)),
+        node=NodeId(key.public_key().public_bytes_raw()),
+        sign=key.sign,
+    )
+    server = S5Server(store, store, options, limits=limits, wall=wall)
+    async with beside(server.run):
+        yield server.url
+        server.stop()
+        with trio.move_on_after(limits.close_deadline_s):
+            await server.wait_ended()

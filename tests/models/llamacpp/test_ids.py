@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.models.llamacpp.http import FrameParser, LlamaCppGoneError, LlamaCppRefusedError
-from p2pnode.models.llamacpp.ids import IdStream
+from p2pnode.models.llamacpp.run import IdStream
 from p2pnode.models.text import incomplete_tail
 from p2pnode.models.vocabulary import Vocabulary
 

@@ -25,8 +25,8 @@ from p2pnode.protocols.checkpoint.commands import (
 )
 from p2pnode.protocols.checkpoint.host import FetchHost, no_session, unreadable
 from p2pnode.protocols.events import Closed, Command, Effect, HalfClosed, Received, TimerFired
+from p2pnode.protocols.inference.channel import exact_voucher, resume_digest
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
-from p2pnode.protocols.inference.payment import exact_voucher, resume_digest
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
 from tests.protocols.inference.duet import HOST, SALT
 from tests.protocols.inference.paid_duet import (

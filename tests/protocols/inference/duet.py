@@ -15,6 +15,7 @@ from p2pnode.errors import WireCode
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import verify_peer
 from p2pnode.protocols.events import Closed, Command, Effect, Emit, Received, Send, TimerFired
+from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     Ask,
     CancelGenerate,
@@ -33,9 +34,10 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
     TurnServed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, HostSession, HostTerms
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, ChatMessage, PromptBody, SamplingParams
-from p2pnode.protocols.inference.outbox import Outbox
+from p2pnode.protocols.inference.replay import Outbox
+from p2pnode.protocols.inference.session import HostTerms
 from tests.protocols.support import MODEL, Identity
 
 HOST, CLIENT = Identity("host"), PeerId("client")

@@ -13,7 +13,8 @@ from typing import Any, Final
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.events import Closed, Command, Effect, Emit, Send
-from p2pnode.protocols.inference.channel import PaidTill
+from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, PaidTill, check_open
+from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     Count,
     Counted,
@@ -30,13 +31,7 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import (
-    ClientSession,
-    HostSession,
-    HostTerms,
-    LapsedSession,
-    OpenSession,
-)
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import (
     WINDOW,
     Checkpoint,
@@ -48,7 +43,7 @@ from p2pnode.protocols.inference.messages import (
     Tokens,
     Voucher,
 )
-from p2pnode.protocols.inference.payment import ClientPayment, HostPayment, check_open
+from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
 from p2pnode.protocols.typed_data import Domain, amount_due, authorisation_digest, market_domain, session_id
 from tests.protocols.inference.duet import HOST, SALT, STREAM, Duet
 from tests.protocols.support import MODEL, Identity

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from p2pnode.protocols.events import Closed, Effect, Emit, Received
 from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.client_turn import held_from_journal
 from p2pnode.protocols.inference.commands import Issued, SessionFailed, Start
-from p2pnode.protocols.inference.machine import ClientSession, HostSession, LapsedSession, held_from_journal
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.receipts import receipt_holds
+from p2pnode.protocols.inference.session import LapsedSession
 from p2pnode.protocols.typed_data import session_id
 from tests.protocols.inference.duet import HOST, SALT, STREAM, ask
 from tests.protocols.inference.paid_duet import (

@@ -13,7 +13,8 @@ from p2pnode.errors import WIRE_CODES, WireCode
 from p2pnode.ids import SessionId
 from p2pnode.protocols.events import Closed, Command, HalfClosed, Received, SetTimer, TimerFired
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.client_turn import PREFILL_S_PER_TOKEN
+from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.client_turn import PREFILL_S_PER_TOKEN, ClientTimes
 from p2pnode.protocols.inference.commands import (
     Ask,
     CancelTurn,
@@ -25,7 +26,6 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, ClientTimes
 from p2pnode.protocols.wire import wire_name
 from tests.protocols.inference.duet import HOST, STREAM, Duet, ask, new_client
 from tests.protocols.strategies import messages

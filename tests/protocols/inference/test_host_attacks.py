@@ -22,9 +22,10 @@ from p2pnode.protocols.inference.commands import (
     GenStarted,
     GenTokens,
 )
-from p2pnode.protocols.inference.intake import PROMPT_RATE_MIN
-from p2pnode.protocols.inference.machine import HostSession, HostTerms
+from p2pnode.protocols.inference.host import HostSession
+from p2pnode.protocols.inference.host_turn import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.wire import encode
 from tests.protocols.inference.duet import CLIENT, HOST, STREAM, TERMS, Duet, ask, new_host, outbox_of
 from tests.protocols.strategies import messages

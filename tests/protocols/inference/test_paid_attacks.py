@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from p2pnode.ids import SessionId
 from p2pnode.protocols.events import Command, Received, SetTimer, TimerFired
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.channel import PaidTill
+from p2pnode.protocols.inference.channel import PaidTill, exact_voucher
+from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     CancelTurn,
     Count,
@@ -38,8 +39,7 @@ from p2pnode.protocols.inference.commands import (
     Start,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, HostSession
-from p2pnode.protocols.inference.payment import exact_voucher
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.typed_data import amount_due, voucher_digest
 from p2pnode.protocols.wire import encode, wire_name

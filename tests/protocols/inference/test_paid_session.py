@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     CancelTurn,
     CountFailed,
@@ -22,8 +23,9 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, HostSession, HostTerms
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Ack, Quote, Refuse, SessionTerms, Voucher
+from p2pnode.protocols.inference.session import HostTerms
 from tests.protocols.inference.duet import ask, new_host
 from tests.protocols.inference.paid_duet import TERMS, PaidDuet
 

@@ -13,6 +13,9 @@ from p2pnode.protocols import typed_data
 from p2pnode.protocols.crypto import keccak256, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Event, Received
 from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, check_open
+from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.client_turn import ClientTimes, held_from_journal
 from p2pnode.protocols.inference.commands import (
     Ask,
     Counted,
@@ -24,15 +27,8 @@ from p2pnode.protocols.inference.commands import (
     HostCommand,
     Start,
 )
-from p2pnode.protocols.inference.machine import (
-    ClientSession,
-    ClientTimes,
-    HostSession,
-    HostTerms,
-    LapsedSession,
-    held_from_journal,
-)
-from p2pnode.protocols.inference.payment import ClientPayment, HostPayment, check_open
+from p2pnode.protocols.inference.host import HostSession
+from p2pnode.protocols.inference.session import HostTerms, LapsedSession
 from p2pnode.protocols.typed_data import Domain
 from p2pnode.protocols.wire import decode_record
 from tests.protocols.support import sent

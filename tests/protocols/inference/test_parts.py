@@ -19,9 +19,9 @@ from p2pnode.protocols.inference.messages import (
     retry_of,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.outbox import Outbox
 from p2pnode.protocols.inference.prompts import PromptReader, prompt_parts
 from p2pnode.protocols.inference.receipts import ReceiptChain, token_hash
+from p2pnode.protocols.inference.replay import Outbox
 from tests.protocols.support import MODEL, Identity
 
 HOST = Identity("host")

@@ -13,8 +13,9 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.payment import (
+from p2pnode.protocols.inference.channel import (
     EXPIRY_MAX_S,
+    Tab,
     check_open,
     exact_voucher,
     resume_digest,
@@ -22,7 +23,6 @@ from p2pnode.protocols.inference.payment import (
     tokens_affordable,
 )
 from p2pnode.protocols.inference.replay import SentLog
-from p2pnode.protocols.inference.tab import Tab
 from p2pnode.protocols.typed_data import amount_due, market_domain, session_id, voucher_digest
 from tests.protocols.inference.paid_duet import (
     ACCEPTS,

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.events import Closed, Command, Received
 from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.channel import exact_voucher, resume_digest
+from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     CancelTurn,
     Disputed,
@@ -29,8 +31,7 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, HostSession
-from p2pnode.protocols.inference.payment import exact_voucher, resume_digest
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.receipts import receipt_digest
 from tests.protocols.inference.duet import HOST, SALT, STREAM, Duet, ask
 from tests.protocols.inference.paid_duet import (

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.events import Command, Event, Received
 from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.channel import resume_digest
+from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     CancelTurn,
@@ -29,8 +31,7 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
     TurnServed,
 )
-from p2pnode.protocols.inference.machine import ClientSession, HostSession
-from p2pnode.protocols.inference.payment import resume_digest
+from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
 from tests.protocols.inference.duet import HOST, SALT, STREAM, Duet, ask, text_of

@@ -20,6 +20,7 @@ from p2pnode.protocols.events import (
     TimerFired,
 )
 from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.channel import exact_voucher, resume_digest
 from p2pnode.protocols.inference.commands import (
     CancelTurn,
     Drain,
@@ -35,9 +36,8 @@ from p2pnode.protocols.inference.commands import (
     Start,
     TurnFailed,
 )
-from p2pnode.protocols.inference.machine import HostTerms
-from p2pnode.protocols.inference.payment import exact_voucher, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.wire import encode, wire_name
 from tests.protocols.inference.duet import CLIENT, HOST, STREAM, Duet, ask
 from tests.protocols.inference.paid_duet import (

@@ -13,8 +13,7 @@ from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.conversations import compaction as folding
-from p2pnode.storage.conversations.forks import wins
-from p2pnode.storage.conversations.merge import better, id_of, live, parse_index, union
+from p2pnode.storage.conversations.merge import better, id_of, live, parse_index, union, wins
 from p2pnode.storage.conversations.records import (
     LEVEL_MAX,
     TITLE_MAX,

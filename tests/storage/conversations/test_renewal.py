@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.renewal import RENEW_S
+from p2pnode.storage.conversations.sender import RENEW_S
 from p2pnode.storage.store import DAY_S, GRACE_S, LEASE_S
 from tests.storage.conversations.worlds import Machine, World, answered, asked, texts
 

@@ -15,8 +15,7 @@ from p2pnode.errors import ConfigError, ProtocolError, RefusedError, Unreachable
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of
 from p2pnode.scopes import is_global_ip, is_loopback
 from p2pnode.storage.rules import Quotas
-from p2pnode.storage.s5.client import S5Client, open_s5
-from p2pnode.storage.s5.link import S5Link, check_s5_url
+from p2pnode.storage.s5.client import S5Client, S5Link, check_s5_url, open_s5
 from p2pnode.storage.s5.wire import entry_json
 from p2pnode.storage.store import (
     BLOB_MAX,

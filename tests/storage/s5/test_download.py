@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.protocols.s5.ids import BlobId, multibase, multihash_text
-from p2pnode.storage.s5.server.ranges import Slice, UnsatisfiableError, parse_range
+from p2pnode.storage.s5.server.downloads import Slice, UnsatisfiableError, parse_range
 from tests.storage.s5.support import HELLO, OWNER, serving
 
 HELLO_ID = BlobId.of(HELLO)

@@ -11,9 +11,9 @@ import pytest
 
 from p2pnode.files import write_atomic
 from p2pnode.protocols.s5.ids import hash_of
-from p2pnode.storage.s5.server import partials as module
+from p2pnode.storage.s5.server import uploads as module
 from p2pnode.storage.s5.server.accounts import Account, AccountBook, AccountsFullError
-from p2pnode.storage.s5.server.partials import Partial, Partials, TooManyPartialsError
+from p2pnode.storage.s5.server.uploads import Partial, Partials, TooManyPartialsError
 from p2pnode.storage.store import OwnerKey
 
 OWNER, OTHER = OwnerKey(bytes(32)), OwnerKey(bytes([1]) * 32)

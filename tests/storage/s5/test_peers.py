@@ -20,7 +20,7 @@ from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.s5.dial import dial_s5
 from p2pnode.storage.s5.peer import S5Node
-from p2pnode.storage.s5.server.watched import WatchedRegistry
+from p2pnode.storage.s5.server.context import WatchedRegistry
 from p2pnode.storage.s5.wire import entry_json
 from p2pnode.storage.store import OwnerKey
 from tests.storage.s5.support import HELLO, KEY, OWNER, entry, serving, websocket

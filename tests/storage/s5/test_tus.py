@@ -12,7 +12,7 @@ import trio
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, base64url, hash_of, multihash_text
 from p2pnode.storage.rules import Quotas
-from p2pnode.storage.s5.server.partials import Partial, Partials
+from p2pnode.storage.s5.server.uploads import Partial, Partials
 from p2pnode.storage.store import BLOB_MAX, OwnerKey
 from tests.storage.s5.support import HELLO, OWNER, Running, serving
 

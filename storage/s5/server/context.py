@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -10,13 +11,12 @@ from starlette.requests import Request
 
 from p2pnode.errors import ProtocolError
 from p2pnode.limits import Limits
+from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobId, parse_id
-from p2pnode.storage.s5.server.access import Access
-from p2pnode.storage.s5.server.accounts import AccountBook
+from p2pnode.storage.s5.server.accounts import Access, AccountBook
 from p2pnode.storage.s5.server.errors import HttpError
 from p2pnode.storage.s5.server.options import S5Options
-from p2pnode.storage.s5.server.watched import WatchedRegistry
-from p2pnode.storage.store import BlobStore, NoBlobError
+from p2pnode.storage.store import BlobStore, NoBlobError, OwnerKey, Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,3 +64,44 @@ def fixed(raw: bytes, length: int, what: str) -> bytes:
         msg = f"{what} has {length} bytes, not {len(raw)}"
         raise ProtocolError(msg)
     return raw
+
+
+# A registry that tells who listens of each entry it takes, whoever brought it.
+#
+# Give the one object to everything that sets entries, so that all of them are told of. What is set behind
+# its
+# back isn't noticed.
+
+
+class WatchedRegistry:
+    """A ``Registry`` around another."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._watchers: set[trio.MemorySendChannel[Entry]] = set()
+
+    async def get(self, key: EntryKey) -> Entry | None:
+        """The newest this store knows."""
+        return await self._registry.get(key)
+
+    async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
+        """Keep it and tell of it; raises as the registry does."""
+        await self._registry.set(entry, owner=owner)
+        for channel in list(self._watchers):
+            try:
+                channel.send_nowait(entry)
+            except trio.WouldBlock:  # it does not read: it ends, rather than miss one unawares
+                self._watchers.discard(channel)
+                channel.close()
+
+    @contextmanager
+    def watch(self, queue_max: int) -> Iterator[trio.MemoryReceiveChannel[Entry]]:
+        """Every entry from now on. The channel ends for a watcher that falls ``queue_max`` behind."""
+        send, receive = trio.open_memory_channel[Entry](queue_max)
+        self._watchers.add(send)
+        try:
+            with receive:
+                yield receive
+        finally:
+            self._watchers.discard(send)
+            send.close()
