@@ -37,16 +37,6 @@ async def served(folder: Path, limits: Limits) -> tuple[S5Server, str]:
     return S5Server(store, store, S5Options(owner=OWNER, folder=folder), limits=limits), f"/{blob.text()}"
 
 
-async def test_a_client_that_does_not_read_cannot_put_off_a_cancellation(tmp_path: Path) -> None:
-    server, path = await served(tmp_path, Limits())
-    with trio.fail_after(3):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.run)
-            async with not_reading(server, path):
-                nursery.cancel_scope.cancel()
-                # the nursery ends here, with the client still connected
-
-
 async def test_a_client_that_does_not_read_cannot_put_off_a_stop(tmp_path: Path) -> None:
     server, path = await served(tmp_path, Limits(drain_deadline_s=0.2))
     with trio.fail_after(3):
@@ -54,7 +44,7 @@ async def test_a_client_that_does_not_read_cannot_put_off_a_stop(tmp_path: Path)
             await nursery.start(server.run)
             async with not_reading(server, path):
                 server.stop()
-                while server._open:  # noqa: ASYNC110 - the client must be there until the end
+                while server.connections:  # noqa: ASYNC110 - the client must be there until the end
                     await trio.sleep(0.01)
 
 
@@ -64,24 +54,9 @@ async def test_a_client_that_does_not_read_is_cut_after_a_while(tmp_path: Path) 
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             async with not_reading(server, path):
-                while server._open:  # noqa: ASYNC110
+                while server.connections:  # noqa: ASYNC110
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
-
-
-async def test_a_client_that_reads_slowly_gets_all_of_it(tmp_path: Path) -> None:
-    server, path = await served(tmp_path, Limits(s5_stall_s=0.3))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run)
-        async with not_reading(server, path) as stream:
-            taken = 1
-            while taken < len(LARGE):
-                if taken < 8_000_000:
-                    await trio.sleep(0.02)  # longer in all than one stall may be
-                data = await stream.receive_some(400_000)
-                assert data, "cut"
-                taken += len(data)
-        nursery.cancel_scope.cancel()
 
 
 async def test_idle_silent_and_half_sent_connections_end_with_the_server(tmp_path: Path) -> None:
@@ -99,7 +74,7 @@ async def test_idle_silent_and_half_sent_connections_end_with_the_server(tmp_pat
             async with httpx.AsyncClient(trust_env=False) as http:
                 await http.get(f"{server.url}/s5/version")  # kept alive
                 server.stop()
-                while server._open:  # noqa: ASYNC110
+                while server.connections:  # noqa: ASYNC110
                     await trio.sleep(0.01)
             for stream in streams:
                 await stream.aclose()

@@ -132,7 +132,7 @@ async def test_a_client_that_vanishes_in_mid_upload_leaves_nothing(tmp_path: Pat
         )
         await stream.aclose()
         with trio.fail_after(5):
-            while running.server._open:  # noqa: ASYNC110 - the server has no event for a test
+            while running.server.connections:  # noqa: ASYNC110 - the server has no event for a test
                 await trio.sleep(0.01)
         assert running.store._blobs == {}
 
