@@ -11,6 +11,7 @@
     │   └── StorageError    the disk or a store failed
     └── RemoteError         the peer's: it ends that conversation, never more
         ├── ProtocolError   the peer broke the protocol; it counts against the peer
+        ├── HostFault       a host broke it in a session of this client, which remembers that
         ├── ClockError      the peer's clock and ours differ too much: one of the two is wrong
         ├── RefusedError    the peer said no, with a stable wire code
         └── StoreRefusedError  the same of a peer that stores
@@ -99,6 +100,10 @@ class ProtocolError(RemoteError):
     """The peer sent what the protocol forbids."""
 
     code: WireCode = "bad_request"
+
+
+class HostFault(RemoteError):  # noqa: N818 - it names what the host did
+    """A host broke the protocol in a session of this client, which remembers that."""
 
 
 class ClockError(RemoteError):

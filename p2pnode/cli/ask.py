@@ -77,7 +77,7 @@ def ask(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        from p2pnode.client.asking import TalkOptions
+        from p2pnode.client.question import ChatOptions
 
         check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
@@ -93,7 +93,7 @@ def ask(
             s5_url=s5_url,
         )
         text = await _text_of(question)
-        options = TalkOptions(model=model, peer=peer, system=system, sampling=sampling)
+        options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling)
         async with client:
             talk = await client.talk(options, keep=not no_save)
             await stream(output, talk, talk.ask(text))

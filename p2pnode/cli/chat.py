@@ -82,7 +82,7 @@ def chat(
     talking: list[Chat] = []
 
     async def run() -> None:
-        from p2pnode.client.asking import TalkOptions
+        from p2pnode.client.question import ChatOptions
 
         check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
@@ -97,7 +97,7 @@ def chat(
             stores=store,
             s5_url=s5_url,
         )
-        options = TalkOptions(model=model, peer=peer, system=system, sampling=sampling)
+        options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling)
         with Lines(sys.stdin, quiet=as_json, edits=True) as lines:
             async with client:
 

@@ -87,11 +87,11 @@ def resume(
     talking: list[Chat] = []
 
     async def run() -> None:
-        from p2pnode.client.asking import TalkOptions
+        from p2pnode.client.question import ChatOptions
 
         check_target(model, None)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
-        options = TalkOptions(model=model, sampling=sampling)
+        options = ChatOptions(model=model, sampling=sampling)
         client: Client = make_client(
             output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain,
             spend_session_max=max_spend, stores=store, s5_url=s5_url,

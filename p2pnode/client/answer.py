@@ -21,15 +21,6 @@ import trio.lowlevel
 
 from p2pnode.client.attempt import Part
 from p2pnode.client.bill import Bill, BillItem, Usage
-from p2pnode.client.endings import (
-    cut_short,
-    nobody,
-    nobody_left,
-    overflow,
-    reason_of,
-    too_long,
-    turn_error,
-)
 from p2pnode.client.failover import (
     HONEST,
     Held,
@@ -39,12 +30,18 @@ from p2pnode.client.failover import (
     after_failure,
     after_turn,
     calls_it_wrong,
+    cut_short,
     is_final,
     least_pace,
+    nobody,
+    nobody_left,
+    overflow,
+    reason_of,
+    too_long,
+    turn_error,
 )
 from p2pnode.client.ranking import is_priced
-from p2pnode.client.session import HostFault
-from p2pnode.errors import P2PNodeError, RefusedError, RemoteError, UnreachableError
+from p2pnode.errors import HostFault, P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.inference.commands import (
     Ask,
@@ -58,11 +55,10 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody
 
 if TYPE_CHECKING:
-    from p2pnode.client.hosts import HostSearch
+    from p2pnode.client.hosts import HostSearch, Searches
     from p2pnode.client.pool import SessionPool
     from p2pnode.client.ranking import Candidate
     from p2pnode.client.runtime import Runtime
-    from p2pnode.client.searches import Searches
 
 
 class Answers:
@@ -472,7 +468,7 @@ class Answer:
         standing = self._standing(part)
         move = after_failure(error, standing)
         if isinstance(error, RemoteError) and not self._cancelled:
-            retrying = move == "again" or (move == "next" and search.hopeful)
+            retrying = move == "again" or (move == "next" and search.may_give_more)
             self._blame(search, candidate, error, retrying=retrying)
         if part is not None:
             lost = standing.lost or part.turn_over

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from p2pnode.client.answer import Answer
-from p2pnode.client.asking import Asking, TalkOptions
 from p2pnode.client.conversation import Talk
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.debts import Debts
 from p2pnode.client.failover import Held
-from p2pnode.client.memory import load_measured, save_measured
+from p2pnode.client.hosts import Searches, load_measured, save_measured
 from p2pnode.client.pool import SessionPool
-from p2pnode.client.question import Messages, resolve_model
+from p2pnode.client.question import ChatOptions, Messages, Questions, resolve_model
 from p2pnode.client.ranking import Candidate, Filters, Ranking
 from p2pnode.client.runtime import Event, Runtime
-from p2pnode.client.searches import Searches
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.files import off_the_loop
 from p2pnode.ids import PeerId
@@ -72,8 +70,8 @@ class Client:
         self._debts = Debts(self.runtime)
         self.pool = SessionPool(self.runtime, self._debts)
         self.searches = Searches(self.runtime, self.pool, in_thread=in_thread)
-        self._asking = Asking(self.runtime, self.pool, self.searches)
-        self.conversations = Conversations(self.runtime, self.searches, self._asking, in_thread=in_thread)
+        self._questions = Questions(self.runtime, self.pool, self.searches)
+        self.conversations = Conversations(self.runtime, self.searches, self._questions, in_thread=in_thread)
 
     # ---- lifetime
 
@@ -96,7 +94,7 @@ class Client:
             return
         try:
             with trio.CancelScope(shield=True):  # each has its own deadline
-                await self._asking.answers.finish()
+                await self._questions.answers.finish()
             await self.conversations.finish()  # hosts store for clients with an open session
             if self._remember and runtime.owns_node and not runtime.local and runtime.data.root.is_dir():
                 with trio.CancelScope(shield=True):
@@ -140,8 +138,8 @@ class Client:
         iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this
         side can't or may not pay; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
         """
-        options = TalkOptions(model=model, peer=peer, system=system, sampling=sampling, filters=filters)
-        return self._asking.answer(messages, options, held=held)
+        options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling, filters=filters)
+        return self._questions.answer(messages, options, held=held)
 
     def go_on(self, answer: Answer) -> Answer:
         """Go on with an answer that was cut short, from exactly what it holds: no token is asked for twice.
@@ -152,13 +150,13 @@ class Client:
 
     # ---- conversations
 
-    async def talk(self, options: TalkOptions | None = None, *, keep: bool = True) -> Talk:
+    async def talk(self, options: ChatOptions | None = None, *, keep: bool = True) -> Talk:
         """A new conversation, kept where this data dir keeps any. Raises ``LocalError``."""
-        return await self.conversations.new(options or TalkOptions(), keep=keep)
+        return await self.conversations.new(options or ChatOptions(), keep=keep)
 
-    async def resume(self, sid: bytes, options: TalkOptions | None = None) -> Talk:
+    async def resume(self, sid: bytes, options: ChatOptions | None = None) -> Talk:
         """A conversation that was kept, here or elsewhere. Raises ``LocalError``; see ``Archive.open``."""
-        return await self.conversations.resume(sid, options or TalkOptions())
+        return await self.conversations.resume(sid, options or ChatOptions())
 
     # ---- hosts
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from p2pnode.client.asking import Asking, TalkOptions
 from p2pnode.client.failover import Held
+from p2pnode.client.question import ChatOptions, Questions
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
@@ -44,14 +44,14 @@ class Talk:
     def __init__(
         self,
         runtime: Runtime,
-        asking: Asking,
-        options: TalkOptions,
+        questions: Questions,
+        options: ChatOptions,
         *,
         model: ModelId,
         recorder: Recorder | None = None,
         on_host: Callable[[PeerId], None] = lambda _peer: None,
     ) -> None:
-        self._runtime, self._asking = runtime, asking
+        self._runtime, self._questions = runtime, questions
         self._options, self._model = options, model
         self._recorder, self._on_host = recorder, on_host
         self._branches = 0
@@ -132,7 +132,7 @@ class Talk:
         if line not in self._lines:
             self._lines.append(line)
         notes = _Notes(self, line)
-        return self._asking.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
+        return self._questions.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
 
     def _say(self, role: Role, text: str) -> None:
         self._lines.append(Line(role, text))

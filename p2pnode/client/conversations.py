@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from p2pnode.client.asking import Asking, TalkOptions
 from p2pnode.client.conversation import Talk
-from p2pnode.client.question import resolve_model
+from p2pnode.client.hosts import Searches
+from p2pnode.client.question import ChatOptions, Questions, resolve_model
 from p2pnode.client.runtime import Runtime
-from p2pnode.client.searches import Searches
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import P2PNodeError, StorageError
 from p2pnode.ids import ModelId, PeerId
@@ -35,9 +34,9 @@ class Conversations:
     """Of one client, in its data dir. ``in_thread``: see ``LocalStore.open``."""
 
     def __init__(
-        self, runtime: Runtime, searches: Searches, asking: Asking, *, in_thread: bool = True
+        self, runtime: Runtime, searches: Searches, questions: Questions, *, in_thread: bool = True
     ) -> None:
-        self._runtime, self._searches, self._asking = runtime, searches, asking
+        self._runtime, self._searches, self._questions = runtime, searches, questions
         self._in_thread = in_thread
         self._keeper: Keeper | None = None
         self._opening = trio.Lock()
@@ -49,7 +48,7 @@ class Conversations:
         """Does this data dir keep conversations?"""
         return self._runtime.config.save and self._runtime.data.storage_key.exists()
 
-    async def new(self, options: TalkOptions, *, keep: bool = True) -> Talk:
+    async def new(self, options: ChatOptions, *, keep: bool = True) -> Talk:
         """A new one; where the store can't be opened, one that is not kept. Raises ``ConfigError``."""
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
         keeper = None
@@ -64,7 +63,7 @@ class Conversations:
                 self._runtime.tell("conversation.not_kept", {"reason": str(error)})
         return self._talk(options, known.model, keeper, None)
 
-    async def resume(self, sid: bytes, options: TalkOptions) -> Talk:
+    async def resume(self, sid: bytes, options: ChatOptions) -> Talk:
         """One that was kept; its model and sampling unless ``options`` name others."""
         keeper, kept = await self.keeper(), await self.open(sid)
         if options.model is not None or kept.model is None:
@@ -161,10 +160,10 @@ class Conversations:
             await trio.sleep_forever()
 
     def _talk(
-        self, options: TalkOptions, model: ModelId, keeper: Keeper | None, kept: Conversation | None
+        self, options: ChatOptions, model: ModelId, keeper: Keeper | None, kept: Conversation | None
     ) -> Talk:
         if keeper is None:
-            return Talk(self._runtime, self._asking, options, model=model)
+            return Talk(self._runtime, self._questions, options, model=model)
         from p2pnode.storage.conversations.writer import Recorder
 
         recorder = Recorder(
@@ -180,7 +179,7 @@ class Conversations:
             if keeper.served_by(peer):
                 self._look_soon()
 
-        talk = Talk(self._runtime, self._asking, options, model=model, recorder=recorder, on_host=on_host)
+        talk = Talk(self._runtime, self._questions, options, model=model, recorder=recorder, on_host=on_host)
         self._talks.append(talk)
         self._look_soon()
         return talk

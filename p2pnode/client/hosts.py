@@ -1,20 +1,64 @@
-"""Hosts for one question, best first, while the search for more still runs."""
+"""How a client finds hosts: its first peers, the network, or a host that the user named; and how hosts did.
+
+One ``HostSearch`` serves one question: it gives the best host while its lookup still runs. Which host is best
+is decided in ``ranking.py``. ``Searches`` begins the lookups, and keeps what was measured of hosts, between
+runs in a small JSON file. Nothing here opens a session.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Final, Protocol
 
+import structlog
 import trio
 
-from p2pnode.client.ranking import Candidate, Filters, Measured, Payable, Ranking, is_priced, rank, unpaid
+from p2pnode.client.ranking import (
+    Candidate,
+    Filters,
+    HostChoice,
+    Measured,
+    Payable,
+    Ranking,
+    why_not_free,
+)
+from p2pnode.client.runtime import Runtime
+from p2pnode.errors import (
+    ClockError,
+    ConfigError,
+    RefusedError,
+    RemoteError,
+    StorageError,
+    UnreachableError,
+)
+from p2pnode.files import read_text_or_none, write_atomic
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
+from p2pnode.net.multiaddrs import split_peer
+from p2pnode.net.peerstore import SavedPeers
+from p2pnode.node.adverts import failure_of
 from p2pnode.node.finder import FoundHost
+from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.words import one_line
+
+log = structlog.get_logger()
+_SAVED_PEERS_TRIED: Final = 8
+_TOO_SLOW: Final = "it did not answer in time"
+_MEASURED_MAX: Final = 512
+"""Hosts in the file."""
+_MEASURED_KEYS: Final = frozenset(item.name for item in fields(Measured))
+_COUNTS: Final = frozenset({"failures_in_a_row", "faults"})
 
 
 class HostSearch:
-    """Collects what a lookup finds; :meth:`next` gives the best host not tried yet."""
+    """The hosts that a lookup finds for one question; :meth:`next` gives the best one not tried yet.
+
+    ``start_lookup`` begins a lookup, which calls :meth:`found` and, at its end, :meth:`lookup_ended`.
+    """
 
     def __init__(
         self,
@@ -24,141 +68,407 @@ class HostSearch:
         measured: Mapping[PeerId, Measured],
         limits: Limits,
         wall: Callable[[], float],
-        look: Callable[[HostSearch], None],
-        payable: Payable = unpaid,
+        start_lookup: Callable[[HostSearch], None],
+        payable: Payable = why_not_free,
         has_session: Callable[[PeerId], bool] = lambda _peer: False,
     ) -> None:
-        self._has_session = has_session
-        self._standby: PeerId | None = None
-        self._model, self._filters = model, filters
-        self._measured, self._limits, self._wall = measured, limits, wall
-        self._payable = payable
-        self._found: dict[PeerId, FoundHost] = {}
+        self._choice = HostChoice(model, filters, measured=measured, payable=payable, has_session=has_session)
+        self._limits, self._wall = limits, wall
         self._changed = trio.Event()
-        self._first_at: float | None = None
-        self._exhausted = False
-        self._tried: set[PeerId] = set()
-        self._look: Callable[[HostSearch], None] | None = look
-        self._started = False
-        self._kept: PeerId | None = None
+        """Set at each change, and then made anew."""
+        self._first_found_at: float | None = None
+        self._start_lookup: Callable[[HostSearch], None] | None = start_lookup
+        self._started = self._ended = False
         self.failures: dict[PeerId, str] = {}
         """Why other peers were not found, or failed when they were tried."""
 
-    def keep(self, host: FoundHost) -> None:
-        """Try this host first, without a lookup: a session with it is open."""
-        self._kept = host.advert.peer
-        self._found[host.advert.peer] = host
+    # ---- the lookup
 
     def start(self) -> None:
         """Begin the lookup, once."""
-        if self._look is not None and not self._started:
+        if self._start_lookup is not None and not self._started:
             self._started = True
-            self._look(self)
+            self._start_lookup(self)
 
     def look_again(self) -> None:
-        """Begin another lookup once the last one is over: who was not there then may be now."""
-        if self._look is not None and self._exhausted:
-            self._exhausted = False
-            self._look(self)
+        """Begin another lookup if the last one is over: it may find hosts that were not there then."""
+        if self._start_lookup is not None and self._ended:
+            self._ended = False
+            self._start_lookup(self)
 
     def found(self, host: FoundHost) -> None:
-        """A lookup found a host."""
-        self._found[host.advert.peer] = host
-        if self._first_at is None:
-            self._first_at = trio.current_time()
+        """A lookup found a host, or a newer advert of one."""
+        self._choice.found(host.advert)
+        if self._first_found_at is None:
+            self._first_found_at = trio.current_time()
         self._wake()
 
-    def exhausted(self, failures: Mapping[PeerId, str]) -> None:
-        """The lookup is over."""
+    def lookup_ended(self, failures: Mapping[PeerId, str]) -> None:
+        """The lookup is over; ``failures`` says why peers could not be asked."""
         self.failures.update(failures)
-        self._exhausted = True
+        self._ended = True
         self._wake()
 
-    def only(self) -> None:
-        """Nothing but what was found already: no lookup."""
-        self._look = None
-        self.exhausted({})
-
-    def failed(self, peer: PeerId, reason: str) -> None:
-        """A host was tried in vain."""
-        self.failures[peer] = reason
-
-    def pass_over(self, peer: PeerId, reason: str) -> None:
-        """A host is not there after all: don't try it."""
-        self._tried.add(peer)
-        self.failures[peer] = reason
-
-    def need_context(self, tokens: int) -> None:
-        """Leave out hosts whose context is smaller: they would refuse, perhaps after taking a fee."""
-        self._filters = replace(self._filters, n_ctx_min=max(tokens, self._filters.n_ctx_min))
-
-    def stand_by(self, peer: PeerId | None) -> None:
-        """This one is ready: it goes before its equals."""
-        self._standby = peer
-
-    def best(self, *, ready_first: bool = True) -> Candidate | None:
-        """The next one to try, as far as is known now.
-
-        By rank, but among those that ask for money one with an open session goes first: it takes no second
-        fee. Among the others one that stands by does (``ready_first``).
-        """
-
-        def order(candidate: Candidate) -> tuple[bool, bool, bool]:
-            peer, priced = candidate.advert.peer, is_priced(candidate.offer)
-            ready = ready_first and peer == self._standby
-            return priced, not (priced and self._has_session(peer)), not ready
-
-        untried = (each for each in self.ranking().chosen if each.advert.peer not in self._tried)
-        return min(untried, key=order, default=None)
-
-    def fit(self, peer: PeerId) -> bool:
-        """Is this one still to be tried, and allowed?"""
-        return peer not in self._tried and any(c.advert.peer == peer for c in self.ranking().chosen)
+    def disable_lookup(self) -> None:
+        """Use nothing but what was found already."""
+        self._start_lookup = None
+        self.lookup_ended({})
 
     async def wait_changed(self) -> None:
-        """Until something is found, or a lookup is over."""
+        """Until a host is found, or a lookup is over."""
         await self._changed.wait()
 
-    @property
-    def hopeful(self) -> bool:
-        """May :meth:`next` still give a host?"""
-        untried = any(candidate.advert.peer not in self._tried for candidate in self.ranking().chosen)
-        return untried or not self._exhausted
-
     async def wait_over(self) -> None:
-        """Until the lookup is exhausted."""
-        while not self._exhausted:
+        """Until the lookup is over."""
+        while not self._ended:
             await self._changed.wait()
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
+    # ---- what is known of hosts
+
+    def try_first(self, host: FoundHost) -> None:
+        """Give this host first, without a lookup: a session with it is open."""
+        self._choice.try_first(host.advert)
+
+    def failed(self, peer: PeerId, reason: str) -> None:
+        """A host was tried and failed."""
+        self.failures[peer] = reason
+
+    def pass_over(self, peer: PeerId, reason: str) -> None:
+        """A host is not there after all: don't give it."""
+        self._choice.pass_over(peer)
+        self.failures[peer] = reason
+
+    def need_context(self, tokens: int) -> None:
+        """Leave out hosts whose context is smaller: they would refuse, perhaps after taking a fee."""
+        self._choice.need_context(tokens)
+
+    @property
+    def standby(self) -> PeerId | None:
+        """The host that is kept ready; it goes before its equals."""
+        return self._choice.standby
+
+    @standby.setter
+    def standby(self, peer: PeerId | None) -> None:
+        self._choice.standby = peer
+
+    # ---- the choice
+
+    def best(self, *, standby_first: bool = True) -> Candidate | None:
+        """The host that :meth:`next` would give as far as is known now; see ``HostChoice.best``."""
+        return self._choice.best(self._wall(), standby_first=standby_first)
+
+    def may_use(self, peer: PeerId) -> bool:
+        """Whether this host was not tried yet, and is allowed."""
+        return self._choice.may_use(peer, self._wall())
+
+    @property
+    def may_give_more(self) -> bool:
+        """Whether :meth:`next` may still give a host."""
+        return self._choice.has_untried(self._wall()) or not self._ended
+
     def ranking(self) -> Ranking:
-        """Everything found so far."""
-        adverts = [host.advert for host in self._found.values()]
-        return rank(adverts, self._model, self._measured, self._filters, self._wall(), payable=self._payable)
+        """All hosts found so far."""
+        return self._choice.ranking(self._wall())
 
     async def next(self) -> Candidate | None:
         """The best host not tried yet; None when there is none and none will come.
 
-        After the first find it waits a moment for others, so that the nearest answer doesn't always win.
+        After the first find it waits ``found_grace_s`` for others, so that the nearest does not always win.
         """
-        kept, self._kept = self._kept, None
-        for candidate in self.ranking().chosen if kept is not None else ():
-            if candidate.advert.peer == kept:
-                self._tried.add(kept)
-                return candidate
+        first = self._choice.take_first(self._wall())
+        if first is not None:
+            return first
         self.start()
         while True:
-            if self._first_at is not None and not self._exhausted:
-                with trio.move_on_at(self._first_at + self._limits.found_grace_s):
-                    while not self._exhausted:
-                        await self._changed.wait()
-            best = self.best()
+            if self._first_found_at is not None and not self._ended:
+                with trio.move_on_at(self._first_found_at + self._limits.found_grace_s):
+                    await self.wait_over()
+            best = self._choice.take_best(self._wall())
             if best is not None:
-                self._tried.add(best.advert.peer)
                 return best
-            if self._exhausted:
+            if self._ended:
                 return None
             await self._changed.wait()
+
+
+class IdleSessions(Protocol):
+    """What a search asks of the sessions that are kept open between turns."""
+
+    def peers(self, model: ModelId) -> Sequence[PeerId]:
+        """Hosts with an idle session of this model that can take a turn now."""
+
+    def has(self, peer: PeerId, model: ModelId) -> bool:
+        """Whether there is an idle session with this host."""
+
+
+class Searches:
+    """The searches of one client, and ``measured``: what it knows of hosts from its own dealings with them.
+
+    ``in_thread``: see ``files.off_the_loop``.
+    """
+
+    def __init__(self, runtime: Runtime, sessions: IdleSessions, *, in_thread: bool = True) -> None:
+        self._runtime, self._sessions, self._in_thread = runtime, sessions, in_thread
+        self.measured: dict[PeerId, Measured] = {}
+        self._unreached: set[PeerId] = set()
+
+    # ---- searches for hosts of a model
+
+    def new(
+        self, model: ModelId, filters: Filters, *, measured: Mapping[PeerId, Measured] | None = None
+    ) -> HostSearch:
+        """A search by lookup, which begins when the first host is asked for."""
+
+        def start_lookup(search: HostSearch) -> None:
+            if not self._runtime.discovers:
+                search.lookup_ended({})
+                return
+            guard = self._runtime.node.network.guard
+            self._runtime.tasks.start_soon(guard.run, self._look_up, search, model)
+
+        return HostSearch(
+            model,
+            filters,
+            measured=self.measured if measured is None else measured,
+            limits=self._runtime.limits,
+            wall=self._runtime.node.wall,
+            start_lookup=start_lookup,
+            payable=self._runtime.payable,
+            has_session=lambda peer: self._sessions.has(peer, model),
+        )
+
+    def with_idle_sessions(self, model: ModelId, filters: Filters) -> HostSearch:
+        """A search that gives a host first with which a session is open; then no lookup is needed."""
+        search = self.new(model, filters)
+        for peer in self._sessions.peers(model):
+            entry = self._runtime.node.adverts.book.get(peer, self._runtime.node.wall())
+            if entry is not None:
+                search.try_first(FoundHost(entry.advert, 0.0))
+        return search
+
+    async def of_named_host(self, multiaddr: str, model: ModelId, filters: Filters) -> HostSearch:
+        """A search that gives the host at this address and no other.
+
+        Raises ``UnreachableError``, or ``RefusedError`` where that host can't serve the model as asked.
+        """
+        # With nothing measured: earlier failures are no reason to refuse the host that the user insists on.
+        search = self.new(model, filters, measured={})
+        started = trio.current_time()
+        advert = await self.advert_of([multiaddr])
+        if advert is None:
+            msg = "that peer serves no model: it is a client or still starting"
+            raise RefusedError("model_not_available", msg)
+        offer = advert.offer(model)
+        if offer is None:
+            names = ", ".join(one_line(offer.name) for offer in advert.offers)
+            msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
+            raise RefusedError("model_not_available", msg)
+        if advert.draining:
+            raise RefusedError("shutting_down", "that host is about to leave: choose another")
+        if why := self._runtime.payable(advert, offer):
+            raise RefusedError("payment_required", f"that host {why}")
+        search.found(FoundHost(advert, trio.current_time() - started))
+        search.disable_lookup()
+        excluded = search.ranking().excluded
+        if excluded:
+            raise RefusedError("model_not_available", f"that host's {one_line(excluded[0].excluded)}")
+        return search
+
+    async def _look_up(self, search: HostSearch, model: ModelId) -> None:
+        def on_found(host: FoundHost) -> None:
+            known = self.measured.get(host.advert.peer, Measured())
+            self.measured[host.advert.peer] = known.connected(host.connect_s)
+            search.found(host)
+
+        failures: Mapping[PeerId, str] = {}
+        try:
+            seeds = await self.first_peers()
+            failures = await self._runtime.node.finder.find(model, seeds=seeds, on_found=on_found)
+        finally:
+            self._unreached.update(failures)
+            search.lookup_ended(failures)
+
+    # ---- what was measured
+
+    def note_answer(self, peer: PeerId, ttft_s: float, tokens_per_s: float | None) -> None:
+        """A host answered a turn: its first token came after ``ttft_s``."""
+        # Taken out and put in anew: the hosts of which something was noted last are those that are saved.
+        known = self.measured.pop(peer, Measured())
+        self.measured[peer] = known.answered(ttft_s, tokens_per_s)
+
+    def note_failure(self, peer: PeerId, *, fault: bool) -> None:
+        """A host failed; ``fault`` where it broke the protocol."""
+        known = self.measured.pop(peer, Measured())
+        self.measured[peer] = known.failed(self._runtime.node.wall(), fault=fault)
+
+    # ---- peers
+
+    async def first_peers(self) -> list[str]:
+        """Multiaddrs in the order to try: the node on this data dir, the user's, those of earlier runs."""
+        first = list(dict.fromkeys((*self._runtime.local[:1], *self._runtime.bootstrap)))
+        if self._runtime.owns_node and self._runtime.data.peers.exists():
+            store = await self._saved_peers()
+            first += [saved.addrs[0] for saved in store.best(_SAVED_PEERS_TRIED) if saved.addrs]
+        return list(dict.fromkeys(first))
+
+    async def save_peers(self) -> None:
+        """Write down for the next run which peers were reached, so that a first peer is given only once.
+
+        A peer that could not be reached while others could is forgotten: the others know it once it is back.
+        A disk that can't take the file costs a log line only.
+        """
+        network = self._runtime.node.network
+        reached = network.connected_peers()
+        if not reached:
+            return  # there was no network: that says nothing of any peer
+        store = await self._saved_peers()
+        for peer in self._unreached.difference(reached):
+            store.forget(peer)
+        for peer in reached:
+            store.remember(peer, network.addresses_of(peer), now=self._runtime.node.wall())
+        try:
+            await store.save()
+        except StorageError as error:
+            log.debug("peerstore.not_saved", reason=str(error))
+
+    async def _saved_peers(self) -> SavedPeers:
+        """As the file has them now: other processes write it too."""
+        store = SavedPeers(self._runtime.data.peers, limits=self._runtime.limits, in_thread=self._in_thread)
+        await store.load()
+        return store
+
+    async def advert_of(self, multiaddrs: Sequence[str]) -> Advert | None:
+        """The current advert of the peer at these addresses. Raises ``RemoteError``."""
+        address, peer = split_peer(multiaddrs[0])
+        addresses = (address, *(split_peer(each)[0] for each in multiaddrs[1:]))
+        patience_s = self._runtime.limits.dial_deadline_s
+        try:
+            with trio.fail_after(patience_s):
+                return await self._runtime.node.finder.contact(peer, (), told=addresses)
+        except trio.TooSlowError:
+            msg = (
+                f"{multiaddrs[0]} did not answer within {patience_s:g} s: it is not running, or a router or "
+                "firewall lets nobody in (its owner can forward the port: see `p2pnode doctor` there)"
+            )
+            raise UnreachableError(msg) from None
+
+    async def known_adverts(self) -> list[Advert]:
+        """Live adverts of every model that the first peers and those on the local network know of."""
+        node = self._runtime.node
+        await self.connect_first_peers()
+        await self.connect_neighbours()
+        async with trio.open_nursery() as nursery:
+            for peer in node.network.connected_peers():
+                nursery.start_soon(node.network.guard.run, self._sample, peer)
+        return [entry.advert for entry in node.adverts.book.live(node.wall())]
+
+    async def clock_offsets(self) -> list[float]:
+        """By how many seconds the clock of each connected host is ahead of ours, asked of all at once.
+
+        The node on this data dir is not asked.
+        """
+        node, found = self._runtime.node, list[float]()
+
+        async def ask(peer: PeerId) -> None:
+            try:
+                with trio.fail_after(self._runtime.limits.request_deadline_s):
+                    advert = await node.adverts.fetch(peer)
+            except ClockError as error:
+                found.append(error.offset_s)
+            except (RemoteError, trio.TooSlowError) as error:
+                log.debug("clock.not_asked", peer=peer, reason=str(error))
+            else:
+                found.extend([advert.clock_offset_s(node.wall())] if advert is not None else [])
+
+        own = {split_peer(each)[1] for each in self._runtime.local}
+        async with trio.open_nursery() as nursery:
+            for peer in node.network.connected_peers():
+                if peer not in own:
+                    nursery.start_soon(node.network.guard.run, ask, peer)
+        return found
+
+    async def connect_first_peers(self) -> dict[PeerId, str]:
+        """Dial the node on this data dir, the user's first peers and those of earlier runs, all at once.
+
+        Once one is reached the others have ``replica_grace_s``: a dead one would take its whole deadline.
+        Returns why each peer that was not reached was not.
+        """
+        grace_s = self._runtime.limits.replica_grace_s
+        failed: dict[PeerId, str] = {}
+
+        async def connect(peer: PeerId, address: str) -> None:
+            failed[peer] = _TOO_SLOW
+            failure = await self._connect(peer, (address,))
+            if failure:
+                failed[peer] = failure
+                return
+            del failed[peer]
+            nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + grace_s)
+
+        first = await self.first_peers()
+        async with trio.open_nursery() as nursery:
+            for address, peer in map(split_peer, first):
+                nursery.start_soon(connect, peer, address)
+        reached = self._runtime.node.network.connected_peers()
+        unreached = {peer: why for peer, why in failed.items() if peer not in reached}
+        self._unreached.update(unreached)
+        return unreached
+
+    async def connect_neighbours(self) -> None:
+        """Dial the nodes that make themselves known on the local network, where it is searched."""
+        if self._runtime.browses:
+            with trio.move_on_after(self._runtime.limits.mdns_wait_s):
+                async for found in self._runtime.node.network.discovered():
+                    await self._connect(found.peer, found.addrs)
+
+    async def _sample(self, peer: PeerId) -> None:
+        try:
+            with trio.fail_after(self._runtime.limits.request_deadline_s):
+                await self._runtime.node.adverts.sample(peer)
+        except (RemoteError, trio.TooSlowError) as error:
+            log.debug("exchange.failed", peer=peer, reason=str(error))
+
+    async def _connect(self, peer: PeerId, addresses: Sequence[str]) -> str:
+        """Why it can't be reached; "" where it was."""
+        try:
+            with trio.fail_after(self._runtime.limits.dial_deadline_s):
+                await self._runtime.node.network.connect_peer(peer, (), told=addresses)
+        except (RemoteError, trio.TooSlowError) as error:
+            failure = failure_of(error) if isinstance(error, RemoteError) else _TOO_SLOW
+            log.debug("peer.unreachable", peer=peer, reason=failure)
+            self._unreached.add(peer)
+            return failure
+        return ""
+
+
+def load_measured(path: Path) -> dict[PeerId, Measured]:
+    """What was measured in earlier runs. A damaged file is ignored: all of it can be measured again."""
+    try:
+        raw = json.loads(read_text_or_none(path) or "{}")
+        return {PeerId(peer): _measured(known) for peer, known in raw.items()}
+    except (ValueError, TypeError, AttributeError, ConfigError):
+        log.warning("measured.unreadable", remedy="measuring anew")
+        return {}
+
+
+def _measured(known: Mapping[str, object]) -> Measured:
+    values = {key: value for key, value in known.items() if key in _MEASURED_KEYS}
+    for key, value in values.items():
+        unknown = value is None and getattr(Measured(), key) is None
+        kind = int if key in _COUNTS else (int, float)
+        if not unknown and not (isinstance(value, kind) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{key} can't be {value!r}")
+    return Measured(**values)  # type: ignore[arg-type]
+
+
+def save_measured(path: Path, measured: Mapping[PeerId, Measured]) -> None:
+    """Write down the hosts of which something was noted last; a disk that can't take it costs a log line."""
+    saved = dict(list(measured.items())[-_MEASURED_MAX:])
+    try:
+        write_atomic(path, json.dumps({peer: asdict(known) for peer, known in saved.items()}).encode())
+    except ConfigError as error:
+        log.debug("measured.not_saved", reason=str(error))

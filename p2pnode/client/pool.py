@@ -15,8 +15,8 @@ from p2pnode.client.debts import Debts
 from p2pnode.client.hosts import HostSearch
 from p2pnode.client.ranking import Candidate, is_priced
 from p2pnode.client.runtime import Runtime
-from p2pnode.client.session import HostFault, Session
-from p2pnode.errors import P2PNodeError, ProtocolError, RefusedError, RemoteError, UnreachableError
+from p2pnode.client.session import Session
+from p2pnode.errors import HostFault, P2PNodeError, ProtocolError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -227,12 +227,12 @@ class Standby:
             if candidate is None:
                 await self._wait_for_hosts()
             elif await self._reach(candidate):
-                self._search.stand_by(candidate.advert.peer)
+                self._search.standby = candidate.advert.peer
                 log.debug("standby.ready", peer=candidate.advert.peer)
                 await self._watch(candidate)
 
     async def _wait_for_hosts(self) -> None:
-        self._search.stand_by(None)
+        self._search.standby = None
         with trio.move_on_after(self._limits.standby_look_s):
             await self._search.wait_changed()
             return
@@ -256,20 +256,20 @@ class Standby:
             self._search.pass_over(peer, reason)
             return False
         self._search.found(FoundHost(advert, trio.current_time() - began))
-        return self._search.fit(peer)
+        return self._search.may_use(peer)
 
     async def _watch(self, candidate: Candidate) -> None:
         """Until it is no longer ready, in use, or no longer the best."""
         peer, limits = candidate.advert.peer, self._limits
         probe_at = trio.current_time() + limits.standby_probe_s
-        while self._is_connected(peer) and self._search.fit(peer):
+        while self._is_connected(peer) and self._search.may_use(peer):
             await trio.sleep(limits.standby_check_s)
             if trio.current_time() >= probe_at:
-                best = self._search.best(ready_first=False) if await self._reach(candidate) else None
+                best = self._search.best(standby_first=False) if await self._reach(candidate) else None
                 if best is None or best.advert.peer != peer:
                     break
                 probe_at = trio.current_time() + limits.standby_probe_s
-        self._search.stand_by(None)
+        self._search.standby = None
 
 
 # Whether a prompt fits a host's context is found out before anything is signed: a paid fee is gone.

@@ -1,4 +1,8 @@
-"""What a user asks: the model by its name, the conversation as maps. Checked before anything is searched."""
+"""A user's question: the model by its name, messages as maps, checked before a host is looked for.
+
+``Questions`` makes the answers of one client: it knows the options of each question and where its hosts are
+looked for.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from p2pnode.client.answer import Answer, Answers, Watcher
+from p2pnode.client.failover import Held, Partial
+from p2pnode.client.hosts import HostSearch, Searches
+from p2pnode.client.pool import SessionPool
+from p2pnode.client.ranking import Filters
+from p2pnode.client.runtime import Runtime
+from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError
-from p2pnode.ids import ModelId
+from p2pnode.ids import ModelId, pasted
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.manifest import Manifest, parse_model_id
 from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.net.multiaddrs import split_peer
+from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
     TEMPLATE_TOKENS_MAX,
     TEMPLATE_TOKENS_PER_MESSAGE_MAX,
     ChatMessage,
     PromptBody,
+    SamplingParams,
 )
 
 Messages: TypeAlias = str | Sequence[Mapping[str, str]]
@@ -23,13 +37,13 @@ Messages: TypeAlias = str | Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model as the client knows it: the id, and the manifest where the catalogue has it."""
+    """A model as the client knows it: its id, and its manifest where the catalogue has it."""
 
     model: ModelId
     manifest: Manifest | None = None
 
     def input_max(self, body: PromptBody) -> int:
-        """The largest honest quote for this turn, in tokens."""
+        """The largest number of input tokens that a host can honestly quote for this prompt."""
         size = sum(len(message.content.encode()) for message in body.messages)
         count = len(body.messages)
         if self.manifest is not None:
@@ -38,7 +52,10 @@ class KnownModel:
 
 
 def resolve_model(name: str) -> KnownModel:
-    """A catalogue name, a model id (``m1…``) or a GGUF file that was pulled. Raises ``ConfigError``."""
+    """The model of a catalogue name, a model id (``m1…``) or a GGUF file that was pulled.
+
+    Raises ``ConfigError``.
+    """
     if name == SCRIPTED:
         return KnownModel(scripted_model_id())
     if name.startswith("m1"):
@@ -56,7 +73,7 @@ def resolve_model(name: str) -> KnownModel:
     return KnownModel(entry.model_id, entry.manifest)
 
 
-def conversation(messages: Messages, system: str | None) -> tuple[ChatMessage, ...]:
+def chat_messages(messages: Messages, system: str | None) -> tuple[ChatMessage, ...]:
     """The wire form of a question or a conversation. Raises ``ConfigError``."""
     given: Sequence[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     made = [ChatMessage(role="system", content=system)] if system else []
@@ -81,3 +98,62 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """How a question is asked; the parameters of ``Client.chat``."""
+
+    model: str | None = None
+    peer: str | None = None
+    system: str | None = None
+    sampling: SamplingParams | None = None
+    filters: Filters | None = None
+
+
+class Questions:
+    """Makes the answers of one client, from sessions of its ``pool`` with hosts of its ``searches``."""
+
+    def __init__(self, runtime: Runtime, pool: SessionPool, searches: Searches) -> None:
+        self._runtime, self._pool, self._searches = runtime, pool, searches
+        self.answers = Answers(runtime)
+
+    def answer(
+        self,
+        messages: Messages,
+        options: ChatOptions,
+        *,
+        held: Held | None = None,
+        watcher: Watcher | None = None,
+    ) -> Answer:
+        """The answer to ``messages``, or the rest of the answer of which ``held`` came before.
+
+        Raises ``ConfigError`` for an unknown model or a malformed multiaddr.
+        """
+        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        body = PromptBody(
+            messages=chat_messages(messages, options.system), sampling=options.sampling or SamplingParams()
+        )
+        peer = pasted(options.peer) if options.peer is not None else None
+        if peer is not None:
+            split_peer(peer)
+        allowed = options.filters or Filters()
+
+        async def open_search() -> HostSearch:
+            if peer is not None:
+                return await self._searches.of_named_host(peer, known.model, allowed)
+            return self._searches.with_idle_sessions(known.model, allowed)
+
+        def make_ask(body: PromptBody) -> Ask:
+            return Ask(body, known.input_max(body))
+
+        return Answer(
+            self._runtime,
+            self._pool,
+            self._searches,
+            Partial.of(body, held),
+            search=open_search,
+            make_ask=make_ask,
+            answers=self.answers,
+            watcher=watcher,
+        )

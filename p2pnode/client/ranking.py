@@ -1,11 +1,12 @@
-"""Which host first: pure arithmetic over adverts and what was measured. No I/O, no clock of its own.
+"""Which host to ask: the order of hosts by advert and by what was measured, and the choice of the next.
 
-The score is the expected time of a typical answer, made worse by load and failures; lower is better::
+Pure: no I/O, and the wall clock is an argument. The score is the expected time of a typical answer in
+seconds, made worse by load and failures; lower is better::
 
     score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate)
 
-Hosts that ask for money come after those that don't; among equals the cheaper comes first. All within
-what the user allows and can pay: it never falls back to a worse offer.
+Hosts that ask for money come after those that don't; among equals the cheaper comes first. Hosts outside of
+what the user allows and can pay are left out, also where no other host is found.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from p2pnode.money import price_text, usdc_text
 from p2pnode.protocols.adverts.messages import Advert, Offer
 
 Payable: TypeAlias = Callable[[Advert, Offer], str]
-"""Why an offer can't be paid by this client; "" when it can."""
+"""Gives why this client can't pay an offer; "" where it can."""
 WEIGHT: Final = 0.3
-"""Of the newest measurement in the exponentially weighted means."""
+"""The share of the newest measurement in the exponentially weighted means."""
 TYPICAL_TOKENS: Final = 256
 BREAKER_FAILURES: Final = 3
 BREAKER_S: Final = 60.0
@@ -33,7 +34,10 @@ _UNKNOWN_CONNECT_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What we know of a host from our own dealings with it. Times in seconds, ``last_*`` wall clock."""
+    """What this client knows of a host from its own dealings with it.
+
+    Times are in seconds; ``last_failure`` is by the wall clock.
+    """
 
     connect_s: float | None = None
     ttft_s: float | None = None
@@ -44,11 +48,11 @@ class Measured:
     faults: int = 0
 
     def connected(self, seconds: float) -> Measured:
-        """A dial took so long."""
+        """With a dial that took so many seconds."""
         return replace(self, connect_s=_mean(self.connect_s, seconds))
 
     def answered(self, ttft_s: float, tokens_per_s: float | None) -> Measured:
-        """A turn went well."""
+        """With a turn that was answered."""
         speed = self.tokens_per_s if tokens_per_s is None else _mean(self.tokens_per_s, tokens_per_s)
         return replace(
             self,
@@ -59,7 +63,7 @@ class Measured:
         )
 
     def failed(self, now: float, *, fault: bool = False) -> Measured:
-        """A dial or a turn failed; ``fault`` when the host broke the protocol."""
+        """With a dial or a turn that failed; ``fault`` where the host broke the protocol."""
         return replace(
             self,
             failure_rate=self.failure_rate * (1 - WEIGHT) + WEIGHT,
@@ -69,7 +73,10 @@ class Measured:
         )
 
     def broken_until(self) -> float:
-        """Until when the circuit breaker keeps this host out; doubles with each failure beyond the third."""
+        """Until when the circuit breaker leaves this host out.
+
+        The time doubles with each failure in a row after the third.
+        """
         if self.faults:
             return self.last_failure + BREAKER_MAX_S
         over = self.failures_in_a_row - BREAKER_FAILURES
@@ -88,13 +95,13 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A host that was found, its offer of the model, and where it stands."""
+    """A host that was found, its offer of the model, and its score."""
 
     advert: Advert
     offer: Offer
     score: float
     excluded: str = ""
-    """Why it is not chosen; empty when it may be."""
+    """Why it may not be chosen; "" where it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,8 @@ def rank(
                 advert=advert,
                 offer=offer,
                 score=_score(advert, offer, known),
-                excluded=exclusion(advert, offer, known, filters, now) or (payable or unpaid)(advert, offer),
+                excluded=exclusion(advert, offer, known, filters, now)
+                or (payable or why_not_free)(advert, offer),
             )
         )
     candidates.sort(key=lambda c: (is_priced(c.offer), c.score, _price(c.offer), c.advert.peer))
@@ -134,7 +142,7 @@ def rank(
 
 
 def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, now: float) -> str:
-    """Why a host may not be chosen; empty when it may."""
+    """Why a host may not be chosen; "" where it may."""
     if advert.draining:
         return "draining: it is about to leave"
     if known.broken_until() > now:
@@ -154,18 +162,105 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
 
 
 def is_priced(offer: Offer) -> bool:
-    """Does it cost anything?"""
+    """Whether it costs anything."""
     return bool(offer.price_in or offer.price_out)
 
 
-def unpaid(_advert: Advert, offer: Offer) -> str:
-    """Why a client that has nothing to pay with leaves an offer out."""
+def why_not_free(_advert: Advert, offer: Offer) -> str:
+    """Why a client that has nothing to pay with leaves an offer out; "" where the offer is free."""
     if not is_priced(offer):
         return ""
     return (
         f"asks {price_text(offer.price_in, offer.price_out, offer.session_fee)}: to pay, make a wallet "
         "(`p2pnode wallet new`) and name a chain profile (--chain)"
     )
+
+
+class HostChoice:
+    """Which host to ask next for one question, among those found so far. Each is given out once.
+
+    ``has_session`` says whether an idle session with a host is open. Each ``now`` is wall clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        model: ModelId,
+        filters: Filters,
+        *,
+        measured: Mapping[PeerId, Measured],
+        payable: Payable = why_not_free,
+        has_session: Callable[[PeerId], bool] = lambda _peer: False,
+    ) -> None:
+        self._model, self._filters = model, filters
+        self._measured, self._payable, self._has_session = measured, payable, has_session
+        self._found: dict[PeerId, Advert] = {}
+        self._tried: set[PeerId] = set()
+        self._first: PeerId | None = None
+        self.standby: PeerId | None = None
+        """The host that is kept ready."""
+
+    def found(self, advert: Advert) -> None:
+        """A host was found, or a newer advert of one."""
+        self._found[advert.peer] = advert
+
+    def try_first(self, advert: Advert) -> None:
+        """Give this host first: a session with it is open. Of several the last one named is given."""
+        self.found(advert)
+        self._first = advert.peer
+
+    def pass_over(self, peer: PeerId) -> None:
+        """Don't give this host."""
+        self._tried.add(peer)
+
+    def need_context(self, tokens: int) -> None:
+        """Leave out hosts whose context is smaller."""
+        self._filters = replace(self._filters, n_ctx_min=max(tokens, self._filters.n_ctx_min))
+
+    def ranking(self, now: float) -> Ranking:
+        """All hosts found so far."""
+        found = self._found.values()
+        return rank(found, self._model, self._measured, self._filters, now, payable=self._payable)
+
+    def best(self, now: float, *, standby_first: bool = True) -> Candidate | None:
+        """The host to give next, as far as is known now.
+
+        Free hosts go first. Among those that ask for money one with an open session goes first: it takes no
+        second fee. Then the standby goes first, if ``standby_first``: it answers at once. Then by rank.
+        """
+
+        def order(candidate: Candidate) -> tuple[bool, bool, bool]:
+            peer, priced = candidate.advert.peer, is_priced(candidate.offer)
+            ready = standby_first and peer == self.standby
+            return priced, not (priced and self._has_session(peer)), not ready
+
+        return min(self._untried(now), key=order, default=None)
+
+    def take_best(self, now: float) -> Candidate | None:
+        """:meth:`best`, given out."""
+        best = self.best(now)
+        if best is not None:
+            self._tried.add(best.advert.peer)
+        return best
+
+    def take_first(self, now: float) -> Candidate | None:
+        """The host that is to be tried first, given out; None where there is none, or it may not be used."""
+        first, self._first = self._first, None
+        for candidate in self.ranking(now).chosen if first is not None else ():
+            if candidate.advert.peer == first:
+                self._tried.add(first)
+                return candidate
+        return None
+
+    def may_use(self, peer: PeerId, now: float) -> bool:
+        """Whether this host was not given out yet, and is allowed."""
+        return any(candidate.advert.peer == peer for candidate in self._untried(now))
+
+    def has_untried(self, now: float) -> bool:
+        """Whether a host is left that may be given out."""
+        return bool(self._untried(now))
+
+    def _untried(self, now: float) -> list[Candidate]:
+        return [each for each in self.ranking(now).chosen if each.advert.peer not in self._tried]
 
 
 def _score(advert: Advert, offer: Offer, known: Measured) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2pnode.client.ranking import unpaid
+from p2pnode.client.ranking import why_not_free
 from p2pnode.config import NodeConfig
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
@@ -134,7 +134,7 @@ class Runtime:
 
     def payable(self, advert: Advert, offer: Offer) -> str:
         """Why this client can't pay an offer; "" when it can, or it is free."""
-        return unpaid(advert, offer) if self.payer is None else self.payer.payable(advert, offer)
+        return why_not_free(advert, offer) if self.payer is None else self.payer.payable(advert, offer)
 
     def purchase(self, session: SessionId) -> SavedSession | None:
         """What is to be kept of a session that this client pays for; None for a free one."""

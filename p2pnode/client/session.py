@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from p2pnode.errors import LocalError, P2PNodeError, RefusedError, RemoteError, UnreachableError
+from p2pnode.errors import HostFault, LocalError, P2PNodeError, RefusedError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -47,10 +47,6 @@ def first_error(group: BaseExceptionGroup[LocalError]) -> LocalError:
     """One of those inside."""
     first = group.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-class HostFault(RemoteError):  # noqa: N818 - it names what the host did
-    """The host broke the protocol: it is remembered."""
 
 
 class Session:

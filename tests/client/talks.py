@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pnode.client.answer import Answer
-from p2pnode.client.asking import TalkOptions
 from p2pnode.client.client import Client
 from p2pnode.client.conversation import Talk
+from p2pnode.client.question import ChatOptions
 from p2pnode.config import NodeConfig
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.virtual_time import wall_clock
@@ -78,9 +78,9 @@ async def machine(
     await node.aclose()
 
 
-def options(tokens: int = 80) -> TalkOptions:
+def options(tokens: int = 80) -> ChatOptions:
     """The scripted model, greedy."""
-    return TalkOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=tokens, temperature=0))
+    return ChatOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=tokens, temperature=0))
 
 
 async def say(talk: Talk, question: str) -> str:

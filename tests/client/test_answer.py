@@ -13,8 +13,8 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock
 
-from p2pnode.client.asking import TalkOptions
 from p2pnode.client.client import Client
+from p2pnode.client.question import ChatOptions
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError, RemoteError
 from p2pnode.limits import DEFAULT_LIMITS
@@ -66,7 +66,7 @@ async def test_an_answer_says_how_much_of_the_context_its_conversation_takes(
         host = await w.add([scripted_host(n_ctx=300)])
         async with w.client(host.node.multiaddrs[:1]) as client:
             talk = await client.talk(
-                TalkOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=20, temperature=0)), keep=False
+                ChatOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=20, temperature=0)), keep=False
             )
             used = []
             for turn in range(3):
@@ -245,7 +245,7 @@ async def test_an_answer_of_a_conversation_is_left_as_easily_and_what_came_of_it
         host = await w.add([scripted_host(tokens_per_s=20)])
         async with w.client(host.node.multiaddrs[:1]) as client:
             sampling = SamplingParams(tokens_max=1000, temperature=0)
-            talk = await client.talk(TalkOptions(model=SCRIPTED, sampling=sampling), keep=False)
+            talk = await client.talk(ChatOptions(model=SCRIPTED, sampling=sampling), keep=False)
             async for _ in talk.ask("hello"):
                 break
             await trio.sleep(1)

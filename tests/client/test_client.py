@@ -91,7 +91,7 @@ async def test_the_node_on_this_data_dir_is_asked_first_and_saved_peers_last(tmp
     with data.locked():
         data.write_node_json(peer(1), [FIRST])
         client.runtime.make_node()
-    assert await client.searches.seeds() == [FIRST, SECOND, saved["addrs"][0]]  # type: ignore[index]
+    assert await client.searches.first_peers() == [FIRST, SECOND, saved["addrs"][0]]  # type: ignore[index]
 
 
 async def test_a_stale_node_file_is_ignored(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ async def test_a_stale_node_file_is_ignored(tmp_path: Path) -> None:
     data.write_node_json(peer(1), [FIRST])
     client = _client(tmp_path, bootstrap=[SECOND])
     client.runtime.make_node()
-    assert await client.searches.seeds() == [SECOND]
+    assert await client.searches.first_peers() == [SECOND]
     assert json.loads(data.node_json.read_text())["pid"] == os.getpid()
 
 

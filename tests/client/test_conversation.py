@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.cli.conversation_words import words_of
-from p2pnode.client.asking import TalkOptions
+from p2pnode.client.question import ChatOptions
 from p2pnode.errors import ConfigError, NoHostError
 from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
@@ -174,7 +174,7 @@ async def test_a_question_asked_again_is_asked_with_the_next_seed(
         host = await w.add([scripted_host(script=script)])
         async with machine(w, tmp_path / "a", knows=[host], keeps=False) as client:
             last = SamplingParams(tokens_max=5, temperature=1, seed=(1 << 32) - 1)
-            talk = await client.talk(TalkOptions(model=SCRIPTED, sampling=last))
+            talk = await client.talk(ChatOptions(model=SCRIPTED, sampling=last))
             await say(talk, "one")
             await read(talk.again())
             await read(talk.again())

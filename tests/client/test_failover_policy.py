@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.client.failover import Standing, after_failure, after_turn
-from p2pnode.client.session import HostFault
-from p2pnode.errors import WIRE_CODES, ChainError, P2PNodeError, RefusedError, UnreachableError
+from p2pnode.errors import WIRE_CODES, ChainError, HostFault, P2PNodeError, RefusedError, UnreachableError
 
 MIDWAY = Standing(held=10, room=30, parts_left=5, progressed=True, lost=True)
 FRESH = Standing(room=40, parts_left=5, fruitless=1)

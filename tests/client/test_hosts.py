@@ -28,7 +28,7 @@ def _search(
             for index, at_s in finds.items():
                 inner.start_soon(_find, search, index, at_s)
             await trio.sleep(over_s)
-        search.exhausted({peer(9): "connection refused"})
+        search.lookup_ended({peer(9): "connection refused"})
 
     def begin(search: HostSearch) -> None:
         if looks is not None:
@@ -36,7 +36,7 @@ def _search(
         nursery.start_soon(look, search)
 
     return HostSearch(
-        MODEL, Filters(), measured=SLOW, limits=DEFAULT_LIMITS, wall=partial(float, NOW), look=begin
+        MODEL, Filters(), measured=SLOW, limits=DEFAULT_LIMITS, wall=partial(float, NOW), start_lookup=begin
     )
 
 
@@ -72,7 +72,7 @@ async def test_nobody_is_found_when_the_lookup_ends_without_a_host(autojump_cloc
     async with trio.open_nursery() as nursery:
         search = _search(nursery, {})
         assert await _next(search) is None
-        assert not search.hopeful
+        assert not search.may_give_more
         assert search.failures == {peer(9): "connection refused"}
 
 
@@ -80,7 +80,7 @@ async def test_a_kept_host_is_handed_out_first_and_without_a_lookup(autojump_clo
     async with trio.open_nursery() as nursery:
         looks: list[int] = []
         search = _search(nursery, {2: 0.1}, looks=looks)
-        search.keep(FoundHost(advert(1), 0.0))
+        search.try_first(FoundHost(advert(1), 0.0))
         assert await _next(search) == peer(1)
         assert looks == []
         search.failed(peer(1), "gone")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from p2pnode.client.memory import load_measured, save_measured
+from p2pnode.client.hosts import load_measured, save_measured
 from p2pnode.client.ranking import Measured
 from p2pnode.ids import PeerId
 from tests.client.support import NOW, peer

@@ -21,7 +21,7 @@ def search_of(answer: object) -> HostSearch:
 
 
 def ready(answer: object) -> str | None:
-    return search_of(answer)._standby
+    return search_of(answer).standby
 
 
 async def until_ready(client: Client, answer: object, members: list[Member]) -> Member:

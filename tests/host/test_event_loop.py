@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 
-from p2pnode.client.asking import TalkOptions
 from p2pnode.client.client import Client
+from p2pnode.client.question import ChatOptions
 from p2pnode.config import NodeConfig
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.limits import Limits
@@ -93,7 +93,7 @@ async def test_a_host_and_a_client_at_work_wait_for_no_disk(tmp_path: Path, watc
         first = tuple(str(each) for each in ready["multiaddrs"])  # type: ignore[attr-defined]
         async with Client(NodeConfig(data_dir=data.root, mdns=False), bootstrap=first) as client:
             talk = await client.talk(
-                TalkOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=8, temperature=0))
+                ChatOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=8, temperature=0))
             )
             async with talk.ask("hello") as answer:
                 assert "".join([piece async for piece in answer])

@@ -11,8 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.client.session import HostFault
-from p2pnode.errors import NoHostError, RefusedError, UnreachableError, WireCode
+from p2pnode.errors import HostFault, NoHostError, RefusedError, UnreachableError, WireCode
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.inference.commands import Ask
