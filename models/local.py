@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ from typing import Any, Final
 import structlog
 
 from p2pnode.errors import ConfigError, StorageError
+from p2pnode.files import write_atomic
 from p2pnode.ids import ModelId
 from p2pnode.models.manifest import Manifest, model_id
 
@@ -131,13 +131,13 @@ def _load(models_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def _save(models_dir: Path, records: dict[str, dict[str, Any]]) -> None:
+    text = json.dumps({"version": _INDEX_VERSION, "models": list(records.values())}, indent=1)
     try:
         models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = models_dir / f"{_INDEX}.{os.getpid()}.part"
-        text = json.dumps({"version": _INDEX_VERSION, "models": list(records.values())}, indent=1)
-        part.write_text(text, encoding="utf-8")
-        part.replace(models_dir / _INDEX)
+        write_atomic(models_dir / _INDEX, text.encode())
     except OSError as error:
         raise StorageError(
             f"{models_dir}: cannot be written ({error.strerror}); choose another --data-dir"
         ) from error
+    except ConfigError as error:
+        raise StorageError(str(error)) from error

@@ -21,7 +21,8 @@ Every message says what to do next. This module knows of none but ``words``.
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from collections.abc import Iterator
+from typing import Final, Literal, TypeVar, get_args
 
 from p2pnode.words import quoted
 
@@ -149,3 +150,24 @@ class NoHostError(RemoteError):
 
 class UnreachableError(RemoteError):
     """A peer could not be dialled, or the connection to it was lost."""
+
+
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first error in a group, however deep, or ``error`` itself where it is no group."""
+    return next(_errors_in(error))
+
+
+def first_of_kind(error: BaseException, kind: type[_Error]) -> _Error | None:
+    """The first error of a kind in a group, depth first; None where there is none."""
+    return next((each for each in _errors_in(error) if isinstance(each, kind)), None)
+
+
+def _errors_in(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _errors_in(each)
+    else:
+        yield error

@@ -1,7 +1,8 @@
-"""Tasks that handle a stranger's bytes, and listeners that outlive what strangers and the system do to them.
+"""Ways to run tasks: guarded from strangers, in the background of a block, several at a time, as listeners.
 
-Whatever such a task raises ends that task, is one event with the name of the fault, and is counted: it
-never reaches the nursery, which would end the node. Knows nothing of what the tasks do.
+A guarded task handles a stranger's bytes. Whatever it raises ends that task, is one event with the name of
+the fault, and is counted: it never reaches the nursery, which would end the node. Nothing here knows what the
+tasks do.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import contextlib
 import errno
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 import trio
+
+from p2pnode.bounded import Backoff
+from p2pnode.errors import P2PNodeError, first_of_kind
 
 log = structlog.get_logger()
 
@@ -38,9 +43,9 @@ class Guard:
         try:
             await function(*args)
         except BaseExceptionGroup as group:
-            faults, rest = group.split(Exception)
-            if faults is not None:
-                self.note(_name(function), _first_of(faults))
+            fault, rest = first_of_kind(group, Exception), group.split(Exception)[1]
+            if fault is not None:
+                self.note(_name(function), fault)
             if rest is not None:
                 raise rest from None
         except Exception as error:  # noqa: BLE001  this is what the guard is for
@@ -59,11 +64,49 @@ class Guard:
             log.debug("task.failed", task=task, fault=fault, detail=detail)
 
 
-def _first_of(group: ExceptionGroup[Exception]) -> Exception:
-    first: Exception = group
-    while isinstance(first, ExceptionGroup):
-        first = first.exceptions[0]
-    return first
+@asynccontextmanager
+async def background_task(run: Callable[..., Awaitable[Any]]) -> AsyncIterator[None]:
+    """Start ``run`` (it takes ``task_status``), run the block, then cancel ``run``.
+
+    The block's own error is raised as it is: a bare nursery would wrap it in a group, and ``except
+    ChainError`` would miss it. An error of ``run`` is raised in a group.
+    """
+    failed: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(run)
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again below, outside the nursery
+            failed = error
+        nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
+async def gather(works: Sequence[Callable[[], Awaitable[None]]], *, at_once: int) -> None:
+    """Await all ``works``, ``at_once`` at a time.
+
+    The first ``P2PNodeError`` cancels the others and is raised as it is, not in a group.
+    """
+    if len(works) == 1:
+        await works[0]()
+        return
+    failed: list[P2PNodeError] = []
+    slots = trio.CapacityLimiter(at_once)
+    async with trio.open_nursery() as nursery:
+
+        async def do(work: Callable[[], Awaitable[None]]) -> None:
+            async with slots:
+                try:
+                    await work()
+                except P2PNodeError as error:
+                    failed.append(error)
+                    nursery.cancel_scope.cancel()
+
+        for work in works:
+            nursery.start_soon(do, work)
+    if failed:
+        raise failed[0]
 
 
 async def serve_sockets(
@@ -94,7 +137,7 @@ async def _accept_loop(
     what: str,
     connections: trio.Nursery,
 ) -> None:
-    pause_s, told_at, missed = BACK_OFF_FIRST_S, -TOLD_EVERY_S, 0
+    backoff, told_at, missed = Backoff(BACK_OFF_FIRST_S, BACK_OFF_MAX_S), -TOLD_EVERY_S, 0
     while True:
         try:
             stream = await listener.accept()
@@ -105,10 +148,9 @@ async def _accept_loop(
             if trio.current_time() >= told_at + TOLD_EVERY_S:
                 told_at = trio.current_time()
                 log.warning("listener.paused", listener=what, reason=_reason(error), times=missed)
-            await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, BACK_OFF_MAX_S)
+            await trio.sleep(backoff.next_s())
             continue
-        pause_s = BACK_OFF_FIRST_S
+        backoff.reset()
         connections.start_soon(_serve_one, handle, stream)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 _LINE_MAX: Final = 300
+_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+_CONTROLS: Final = {code: _REPLACEMENT for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _BREAKS: Final = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
 
 
@@ -28,9 +30,13 @@ def one_line(text: str, longest: int = _LINE_MAX) -> str:
     """
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return "".join(
-        letter if letter.isprintable() else " " if letter in _BREAKS else "\N{REPLACEMENT CHARACTER}"
-        for letter in cut
+        letter if letter.isprintable() else " " if letter in _BREAKS else _REPLACEMENT for letter in cut
     )
+
+
+def printable(text: str) -> str:
+    """A stranger's text on several lines, without characters that move the cursor or command the terminal."""
+    return text.translate(_CONTROLS)
 
 
 def quoted(text: str, longest: int = _LINE_MAX) -> str:

@@ -7,13 +7,14 @@ Streams are few: where all are taken, one that rests gives way, or one of the ad
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Final, assert_never
 
 import structlog
 import trio
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.errors import P2PNodeError, StoreCode
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
@@ -61,7 +62,7 @@ class BlobService:
         self._node, self._blobs, self._registry = node, blobs, registry
         self._admits, self._on_entry = admits, on_entry
         self._everyone = Allowance()
-        self._allowances: OrderedDict[PeerId, Allowance] = OrderedDict()
+        self._allowances: BoundedMap[PeerId, Allowance] = BoundedMap(_PEERS_MAX)
         self._streams: set[ServedBlobs] = set()
 
     def start(self) -> None:
@@ -79,7 +80,7 @@ class BlobService:
             self_peer=node.peer_id,
             stream=0,
             admits=lambda owner: self._admits(peer, OwnerKey(owner)),
-            allowance=self._allowance(peer),
+            allowance=self._allowances.use(peer, lambda: Allowance(self._everyone)),
         )
         served = ServedBlobs(
             machine,
@@ -115,13 +116,6 @@ class BlobService:
         if most <= taken[newcomer] + 1:
             return []
         return [each for each in self._streams if _host_of(each.stream) == host]
-
-    def _allowance(self, peer: PeerId) -> Allowance:
-        found = self._allowances.pop(peer, None) or Allowance(self._everyone)
-        self._allowances[peer] = found
-        if len(self._allowances) > _PEERS_MAX:
-            self._allowances.popitem(last=False)
-        return found
 
 
 def _host_of(stream: Stream) -> str:

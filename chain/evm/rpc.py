@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 import trio
 
+from p2pnode.bounded import backoff_s
 from p2pnode.chain.evm.rpc_answers import (
     RpcError,
     UnusableError,
@@ -253,7 +254,7 @@ class RpcEndpoints:
             return  # it answers, and is to be asked again whenever somebody wants to know
         if endpoint.resting_until > now:
             return  # another request has seen it fail already
-        whole = min(self._limits.rest_max_s, self._limits.rest_first_s * 2.0 ** min(endpoint.failures, 32))
+        whole = backoff_s(endpoint.failures, first_s=self._limits.rest_first_s, max_s=self._limits.rest_max_s)
         endpoint.failures += 1
         endpoint.resting_until = now + whole * (1.0 + self._jitter()) / 2.0
 

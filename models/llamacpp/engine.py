@@ -21,6 +21,7 @@ from typing import Any, Final
 import structlog
 import trio
 
+from p2pnode.bounded import Backoff
 from p2pnode.errors import ConfigError, EngineError
 from p2pnode.models.admission import Admission
 from p2pnode.models.engine import (
@@ -43,7 +44,7 @@ _CTX_STEP: Final = 256
 _CTX_SPARE: Final = 8
 _DEATH_NOTICE_S: Final = 1.0
 _BACKOFF_FIRST_S: Final = 0.5
-_BACKOFF_MOST_S: Final = 30.0
+_BACKOFF_MAX_S: Final = 30.0
 _WAIT_FOR_RESTART_S: Final = 1.0
 _RETRY_LEAST_S: Final = 0.5
 _BAD_REQUEST: Final = 400
@@ -93,7 +94,7 @@ class LlamaCppEngine:
         self._starting = trio.Lock()
         self._closed = False
         self._starts = 0
-        self._failures = 0
+        self._backoff = Backoff(_BACKOFF_FIRST_S, _BACKOFF_MAX_S)
         self._not_before = 0.0
 
     async def load(self) -> EngineInfo:
@@ -161,7 +162,7 @@ class LlamaCppEngine:
                         yield event
             except (LlamaCppGoneError, LlamaCppHungError, LlamaCppRefusedError) as error:
                 raise await self._failure(server, error) from error
-            self._failures = 0
+            self._backoff.reset()
 
         try:
             async with aclosing(events()) as stream:
@@ -233,9 +234,7 @@ class LlamaCppEngine:
         await trio.sleep(max(0.0, wait))
 
     def _count_failure(self) -> None:
-        backoff = min(_BACKOFF_MOST_S, _BACKOFF_FIRST_S * 2**self._failures)
-        self._failures = min(self._failures + 1, 16)
-        self._not_before = trio.current_time() + backoff
+        self._not_before = trio.current_time() + self._backoff.next_s()
 
     async def _lost(self, server: LlamaCppProcess) -> None:
         """Make an end of a child that is dead or hangs; the first to notice counts it."""
@@ -243,7 +242,7 @@ class LlamaCppEngine:
             self._server = None
             self._admission.table.forget()
             self._count_failure()
-            log.warning("engine.lost", pid=server.pid, failures=self._failures)
+            log.warning("engine.lost", pid=server.pid, failures=self._backoff.failures)
         await server.kill()
 
     async def _failure(

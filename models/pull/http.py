@@ -21,6 +21,7 @@ import httpx
 import structlog
 import trio
 
+from p2pnode.bounded import backoff_s
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.pull.sources import HttpSource
 from p2pnode.models.pull.target import PullConfig, Target, commit, require_space
@@ -59,7 +60,7 @@ async def pull_http(source: HttpSource, target: Target, config: PullConfig) -> N
                     log.info("model.pull_interrupted", name=target.name, done=part.done, error=str(error))
                     if failures >= config.attempts:
                         raise ConfigError(_gave_up(source, target, part.done, error)) from error
-                await trio.sleep(min(_WAIT_MAX_S, config.retry_wait_s * 2 ** (failures - 1)))
+                await trio.sleep(backoff_s(failures - 1, first_s=config.retry_wait_s, max_s=_WAIT_MAX_S))
         part.forget_validator()
         await trio.to_thread.run_sync(commit, target, part.sha256())
 

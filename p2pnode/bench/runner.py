@@ -14,7 +14,7 @@ import trio
 
 from p2pnode.bench.figure import GOALS, SUITES, Figure, Goal, Measurement
 from p2pnode.bench.options import GAS_DEFAULTS, PAIRS_DEFAULT, BenchOptions, GasOptions, Take
-from p2pnode.errors import P2PNodeError, UsageError
+from p2pnode.errors import P2PNodeError, UsageError, first_error
 
 ALL: Final = "all"
 PAIRS_MAX: Final = 1000
@@ -92,7 +92,7 @@ async def run_suites(
             try:
                 await (measure[name] if measure is not None else suite(name))(options, run.take)
             except* P2PNodeError as group:
-                problem = str(_first(group))
+                problem = str(first_error(group))
                 log.debug("bench.failed", suite=name, reason=problem)
             run.end(problem)
             holds = holds and run.holds
@@ -120,9 +120,3 @@ class _Run:
     def _tell(self, figure: Figure) -> None:
         self.holds = self.holds and figure.holds
         self._report(figure)
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TextIO
 
-from p2pnode.cli.output import draws, printable
+from p2pnode.cli.output import draws
+from p2pnode.words import printable
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

@@ -66,7 +66,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pnode.streams import screen_of
-from p2pnode.words import one_line
+from p2pnode.words import one_line, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,9 +82,6 @@ _READER_LEFT: Final = frozenset({errno.EPIPE, errno.EIO})
 _SHOWN: Final = 12
 _CELL_MAX: Final = 1000
 _ERROR_MAX: Final = 2000
-_CONTROLS: Final = {
-    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
-}
 
 
 class OutputLostError(Exception):
@@ -253,11 +250,6 @@ def _write(text: str, *, flush: bool = False) -> None:
             sys.stdout.flush()
     except OSError as error:
         raise OutputLostError(error) from error
-
-
-def printable(text: str) -> str:
-    """Text from strangers without the control characters that would move the cursor or the terminal."""
-    return text.translate(_CONTROLS)
 
 
 def shorten(peer: str) -> str:

@@ -21,7 +21,7 @@ import trio
 
 from p2pnode.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from p2pnode.cli.output import OutputLostError
-from p2pnode.errors import LocalError, NoHostError, P2PNodeError, RefusedError, UsageError
+from p2pnode.errors import LocalError, NoHostError, P2PNodeError, RefusedError, UsageError, first_of_kind
 
 log = structlog.get_logger()
 
@@ -98,7 +98,7 @@ def run_async(
         trio.run(main, strict_exception_groups=True)
         _flush()
     except BaseException as error:  # noqa: BLE001 - sorted out by kind below
-        if first_of(error, OutputLostError) is not None and interrupted:
+        if first_of_kind(error, OutputLostError) is not None and interrupted:
             _leave(EXIT_INTERRUPTED)
         _exit_for(error, on_error)
     if interrupted and not orderly:
@@ -120,14 +120,14 @@ def _flush() -> None:
 
 
 def _exit_for(error: BaseException, on_error: Callable[[P2PNodeError, int], None]) -> NoReturn:
-    ours: P2PNodeError | None = first_of(error, P2PNodeError)
-    lost = first_of(error, OutputLostError)
+    ours: P2PNodeError | None = first_of_kind(error, P2PNodeError)
+    lost = first_of_kind(error, OutputLostError)
     if ours is None and lost is not None and lost.left:
         _leave(0)  # whoever read our output had enough (``| head``): nothing is wrong
-    if ours is None and lost is None and first_of(error, KeyboardInterrupt) is not None:
+    if ours is None and lost is None and first_of_kind(error, KeyboardInterrupt) is not None:
         _leave(EXIT_INTERRUPTED)
     if ours is None:
-        cause = first_of(error, Exception)
+        cause = first_of_kind(error, Exception)
         if cause is None:
             raise error
         ours = situation_of(cause) or _defect(cause)
@@ -178,16 +178,6 @@ def exit_code(error: P2PNodeError) -> int:
             return EXIT_USAGE
         case _:
             return EXIT_FAILED
-
-
-def first_of(error: BaseException, kind: type[Kind]) -> Kind | None:
-    """The first error of a kind inside an exception group, depth first."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            if (found := first_of(inner, kind)) is not None:
-                return found
-        return None
-    return error if isinstance(error, kind) else None
 
 
 def _leave(code: int) -> NoReturn:

@@ -12,8 +12,7 @@ import structlog
 import trio
 
 from p2pnode.client.runtime import Runtime
-from p2pnode.client.session import first_error
-from p2pnode.errors import LocalError, P2PNodeError
+from p2pnode.errors import LocalError, P2PNodeError, first_error
 
 if TYPE_CHECKING:
     from p2pnode.payments.payer import OpenPurse

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
+from p2pnode.bounded import backoff_s
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.money import price_text, usdc_text
 from p2pnode.protocols.adverts.messages import Advert, Offer
@@ -80,7 +81,9 @@ class Measured:
         if self.faults:
             return self.last_failure + BREAKER_MAX_S
         over = self.failures_in_a_row - BREAKER_FAILURES
-        return 0.0 if over < 0 else self.last_failure + min(BREAKER_MAX_S, BREAKER_S * 2**over)
+        return (
+            0.0 if over < 0 else self.last_failure + backoff_s(over, first_s=BREAKER_S, max_s=BREAKER_MAX_S)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

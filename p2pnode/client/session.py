@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from p2pnode.errors import HostFault, LocalError, P2PNodeError, RefusedError, UnreachableError
+from p2pnode.errors import HostFault, LocalError, P2PNodeError, RefusedError, UnreachableError, first_of_kind
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
     from p2pnode.payments.payer import Purchase
 
 log = structlog.get_logger()
-
-
-def first_error(group: BaseExceptionGroup[LocalError]) -> LocalError:
-    """One of those inside."""
-    first = group.exceptions[0]
-    return first_error(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 class Session:
@@ -249,7 +243,7 @@ class Session:
                 await self._driver.run()
             except* LocalError as group:
                 # What can't be written down is not sent: this side can't go on.
-                self._broken = first_error(group)
+                self._broken = first_of_kind(group, LocalError)
                 self.failure = SessionFailed(None, str(self._broken), cause="broken")
             if self.failure is None and self._purchase is not None:
                 await self._wait_heard(stream)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import structlog
 import trio
 
-from p2pnode.errors import P2PNodeError, StorageError
+from p2pnode.errors import P2PNodeError, StorageError, first_error
 from p2pnode.host.count import serve_counts
 from p2pnode.host.resumable import KeptSessions
 from p2pnode.host.session import ServedSession
@@ -262,7 +262,7 @@ class Host:
         try:
             await session.run()
         except* P2PNodeError as group:
-            log.warning("session.failed", peer=stream.peer, reason=str(group.exceptions[0]))
+            log.warning("session.failed", peer=stream.peer, reason=str(first_error(group)))
         finally:
             try:
                 await self._put_down(session)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -29,6 +29,7 @@ from libp2p.peer.peerstore import PeerStore
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
@@ -125,12 +126,13 @@ class NodeSwarm(Swarm):
         self.dials: Counter[str] = Counter()
         self.transports = list(transports)
         self.reach = reach
-        self._reached: OrderedDict[ID, str] = OrderedDict()
+        self._reached: BoundedMap[ID, str] = BoundedMap(REACHED_MAX)
         self._flying: dict[ID, _Dial] = {}
 
     def reached_at(self, peer: ID) -> tuple[str, ...]:
         """Where we dialled ``peer`` with success, last: what we saw ourselves is no stranger's word."""
-        return (self._reached[peer],) if peer in self._reached else ()
+        address = self._reached.get(peer)
+        return () if address is None else (address,)
 
     def start_task(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Run in the swarm's nursery, guarded; a no-op once that is gone."""
@@ -285,10 +287,7 @@ class NodeSwarm(Swarm):
         return connection
 
     def _note_reached(self, peer: ID, address: str) -> None:
-        self._reached[peer] = address
-        self._reached.move_to_end(peer)
-        if len(self._reached) > REACHED_MAX:
-            self._reached.popitem(last=False)
+        self._reached.put(peer, address)
 
     def _transport_for(self, address: Multiaddr) -> ITransport | None:
         return next((t for t in self.transports if cast("Any", t).can_dial(address)), None)

@@ -20,7 +20,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, first_error
 from p2pnode.net.multiaddrs import endpoint, kind_of
 from p2pnode.scopes import scope_of_host
 from p2pnode.tasks import serve_sockets
@@ -190,9 +190,7 @@ async def connect(host: str, port: int) -> trio.SocketStream:
 
 def dial_message(error: OSError) -> str:
     """Why a dial failed, in a few words. trio hides the reason behind 'all attempts failed'."""
-    cause: BaseException | None = error.__cause__ if error.errno is None else error
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
+    cause = first_error((error.__cause__ if error.errno is None else error) or error)
     if isinstance(cause, ConnectionRefusedError):
         return _REFUSED
     if isinstance(cause, OSError) and cause.strerror:
@@ -201,9 +199,7 @@ def dial_message(error: OSError) -> str:
 
 
 def _bind_message(error: OSError, maddr: Multiaddr, host: str, port: int) -> str:
-    cause: BaseException = error
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
+    cause = first_error(error)
     code = cause.errno if isinstance(cause, OSError) else None
     family, every = ("ip6", "::") if ":" in host else ("ip4", "0.0.0.0")  # noqa: S104  in a message
     if code == errno.EADDRINUSE:

@@ -7,13 +7,14 @@ copy of our identity.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
 import trio
 
+from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.errors import ClockError, ConfigError, ProtocolError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
@@ -42,7 +43,6 @@ from p2pnode.protocols.adverts.messages import (
     SignedAdvert,
     topic_of,
 )
-from p2pnode.protocols.adverts.rates import Bucket
 from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S, parse
 from p2pnode.protocols.events import (
     CancelTimer,
@@ -93,7 +93,7 @@ class AdvertService:
         self._topics: set[ModelId] = set()
         self._duplicate = trio.Event()
         self.served: Counter[str] = Counter()
-        self._askers: OrderedDict[PeerId, Bucket] = OrderedDict()
+        self._askers: BoundedMap[PeerId, TokenBucket] = BoundedMap(_ASKERS_MAX)
         network.serve(PROTOCOL, self._serve)
 
     # ---- what the roles use
@@ -290,10 +290,7 @@ class AdvertService:
 
     def _admits(self, peer: PeerId) -> bool:
         """May this peer ask one more question? Who asks too fast gets the stream's end for an answer."""
-        bucket = self._askers.pop(peer, None) or Bucket(_QUESTIONS_PER_S, _QUESTIONS_BURST)
-        self._askers[peer] = bucket
-        if len(self._askers) > _ASKERS_MAX:
-            self._askers.popitem(last=False)
+        bucket = self._askers.use(peer, lambda: TokenBucket(_QUESTIONS_PER_S, _QUESTIONS_BURST))
         return bucket.take(trio.current_time())
 
 

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import trio
 
+from p2pnode.bounded import TokenBucket
 from p2pnode.errors import ProtocolError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.net.stream import Stream
@@ -252,13 +253,12 @@ class Driver:
 
     async def _read(self) -> None:
         end: Event = HalfClosed(self._peer, 0)
-        due = -math.inf
+        bucket = TokenBucket(_MESSAGES_PER_S, _MESSAGES_BURST)
         try:
             while (message := await self._channel.receive()) is not None:
-                now = trio.current_time()
-                due = max(due, now - _MESSAGES_BURST / _MESSAGES_PER_S) + 1 / _MESSAGES_PER_S
-                if due > now:
-                    await trio.sleep_until(due)
+                if wait_s := bucket.wait_s(trio.current_time()):
+                    await trio.sleep(wait_s)
+                bucket.spend(1)
                 while len(self._heard) >= self._heard_max:
                     await self._room.wait()
                 self._heard.append(Received(self._peer, 0, message))

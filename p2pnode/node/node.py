@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final, Literal
 import structlog
 import trio
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.errors import UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
@@ -217,21 +217,19 @@ class FaultLedger:
     """Counts faults per peer over ten minutes. Bounded: the longest unseen peer is forgotten first."""
 
     def __init__(self) -> None:
-        self._faults: OrderedDict[PeerId, tuple[float, int]] = OrderedDict()
+        self._faults: BoundedMap[PeerId, tuple[float, int]] = BoundedMap(_PEERS_MAX)
 
     def record(self, peer: PeerId, what: str, now: float) -> None:
         """One fault of a peer."""
-        since, count = self._faults.pop(peer, (now, 0))
+        since, count = self._faults.get(peer) or (now, 0)
         if now - since > WINDOW_S:
             since, count = now, 0
-        self._faults[peer] = (since, count + 1)
-        if len(self._faults) > _PEERS_MAX:
-            self._faults.popitem(last=False)
+        self._faults.put(peer, (since, count + 1))
         log.info("peer.fault", peer=peer, what=what[:200], count=count + 1)
 
     def count(self, peer: PeerId, now: float) -> int:
         """Faults of a peer in the window."""
-        since, count = self._faults.get(peer, (now, 0))
+        since, count = self._faults.get(peer) or (now, 0)
         return count if now - since <= WINDOW_S else 0
 
     def shunned(self, peer: PeerId, now: float) -> bool:

@@ -17,13 +17,13 @@ from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.files import off_the_loop, user_path
-from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.journal.orders import WalletOnChain
 from p2pnode.payments.orders import JournalOrders, Orders, Tell
 from p2pnode.protocols.crypto import Signer
+from p2pnode.tasks import background_task
 
 if TYPE_CHECKING:
     from p2pnode.chain.evm.ledger import EvmLedger
@@ -126,7 +126,7 @@ async def open_ledger(
     ledger = await EvmLedger.of_profile(profile, account=account, sign=sign, book=book)
     try:
         await verify(profile, ledger.rpc)
-        async with beside(ledger.run):
+        async with background_task(ledger.run):
             yield ledger
     finally:
         with trio.CancelScope(shield=True):
@@ -147,7 +147,7 @@ async def open_journal(path: Path, *, in_thread: bool = True) -> AsyncIterator[J
             await journal.run(task_status=task_status)
 
     try:
-        async with beside(write):
+        async with background_task(write):
             try:
                 yield journal
             finally:

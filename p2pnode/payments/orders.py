@@ -16,9 +16,9 @@ from p2pnode.chain.evm.orders import Ending, SentOrder
 from p2pnode.chain.evm.transaction import Signed
 from p2pnode.chain.ledger import Call, Outcome
 from p2pnode.errors import ChainError
-from p2pnode.node.beside import beside
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.journal.orders import WalletOnChain
+from p2pnode.tasks import background_task
 
 if TYPE_CHECKING:
     from p2pnode.chain.evm.ledger import EvmLedger
@@ -101,7 +101,7 @@ class Orders:
             await trio.sleep(NOTICE_S)
             tell()
 
-        async with beside(tell_later):
+        async with background_task(tell_later):
             try:
                 return await self.ledger.transact(call)
             except trio.Cancelled:

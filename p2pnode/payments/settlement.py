@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias
 import structlog
 import trio
 
+from p2pnode.bounded import Backoff
 from p2pnode.chain.ledger import (
     CLAIMS_MAX,
     ChainMadeAnewError,
@@ -127,7 +128,7 @@ class Settler:
     # ---- settling
 
     async def _settle_for_ever(self) -> None:
-        retry_s = self._limits.settle_retry_s
+        backoff = Backoff(self._limits.settle_retry_s, self._limits.settle_retry_max_s)
         while True:
             try:  # the journal is read here, too, and may be back when it is read again
                 wait_s = self._next_due_s()
@@ -140,6 +141,7 @@ class Settler:
                 await trio.sleep(self._limits.settle_batch_s)
                 await self._settle(self._due_now())
             except Exception as error:
+                retry_s = backoff.next_s()
                 # An endpoint's answer or a payer's session may make us fail in a way nobody expected: the
                 # host stays up, and what is due is tried again.
                 if isinstance(error, LocalError):
@@ -147,9 +149,8 @@ class Settler:
                 else:
                     log.exception("settlement.failed", retry_s=retry_s)
                 await trio.sleep(retry_s)
-                retry_s = min(2 * retry_s, self._limits.settle_retry_max_s)
             else:
-                retry_s = self._limits.settle_retry_s
+                backoff.reset()
 
     def _next_due_s(self) -> float:
         dues = [record.settle_at for record in self._mine("over") if record.settle_at is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.ids import PeerId
 
 STRANGERS_PER_S: Final = 16.0
@@ -20,30 +21,11 @@ FORGERY_WINDOW_S: Final = 60.0
 SOURCES_MAX: Final = 1024
 
 
-class Bucket:
-    """A token bucket."""
-
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._tokens, self._at = burst, 0.0
-
-    def take(self, now: float) -> bool:
-        """One token, if there is one."""
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
 class _Source:
     __slots__ = ("bucket", "forgeries", "since")
 
     def __init__(self) -> None:
-        self.bucket = Bucket(STRANGERS_PER_S * SOURCE_SHARE, STRANGERS_BURST * SOURCE_SHARE)
+        self.bucket = TokenBucket(STRANGERS_PER_S * SOURCE_SHARE, STRANGERS_BURST * SOURCE_SHARE)
         self.forgeries = 0
         self.since = 0.0
 
@@ -52,8 +34,8 @@ class Sources:
     """Who brings adverts, and how they behaved."""
 
     def __init__(self) -> None:
-        self._all = Bucket(STRANGERS_PER_S, STRANGERS_BURST)
-        self._sources: dict[PeerId, _Source] = {}
+        self._all = TokenBucket(STRANGERS_PER_S, STRANGERS_BURST)
+        self._sources: BoundedMap[PeerId, _Source] = BoundedMap(SOURCES_MAX)
 
     def admit(self, source: PeerId, now: float) -> bool:
         """May this source bring one more advert of a stranger?"""
@@ -76,7 +58,6 @@ class Sources:
     def _of(self, source: PeerId) -> _Source:
         known = self._sources.get(source)
         if known is None:
-            if len(self._sources) >= SOURCES_MAX:
-                del self._sources[next(iter(self._sources))]
-            known = self._sources[source] = _Source()
+            known = _Source()
+            self._sources.put(source, known)
         return known

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
+from p2pnode.bounded import TokenBucket
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
-from p2pnode.protocols.adverts.rates import Bucket
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.events import (
     CancelTimer,
@@ -136,8 +136,8 @@ class S5Peer:
         self._entries_asked: set[EntryKey] = set()
         self._blob_lookups: dict[BlobHash, bool] = {}
         self._entry_lookups: dict[EntryKey, _EntryLookup] = {}
-        self._checks = Bucket(CHECKS_PER_S, CHECKS_BURST)
-        self._lookups = Bucket(LOOKUPS_PER_S, LOOKUPS_BURST)
+        self._checks = TokenBucket(CHECKS_PER_S, CHECKS_BURST)
+        self._lookups = TokenBucket(LOOKUPS_PER_S, LOOKUPS_BURST)
 
     @property
     def node(self) -> NodeId | None:

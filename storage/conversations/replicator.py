@@ -25,7 +25,6 @@ from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError, P2PNodeError
 from p2pnode.files import off_the_loop
 from p2pnode.ids import PeerId
-from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.node import Node
 from p2pnode.protocols.s5.entries import EntryKey
@@ -39,6 +38,7 @@ from p2pnode.storage.node_store import open_store
 from p2pnode.storage.replication.replicas import ReplicaFinder
 from p2pnode.storage.sealing import Draw
 from p2pnode.storage.store import OwnerKey, Replica
+from p2pnode.tasks import background_task
 from p2pnode.words import count_of
 
 log = structlog.get_logger()
@@ -270,7 +270,7 @@ async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True)
         try:
             async with _servers(config) as servers:
                 keeper = Keeper(keys, own, outbox, node=node, finder=finder, servers=servers)
-                async with beside(keeper.run):
+                async with background_task(keeper.run):
                     yield keeper
         finally:
             finder.close()

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 import trio
 
+from p2pnode.bounded import Backoff
 from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash
@@ -86,9 +87,9 @@ class Sender:
     async def run(self) -> None:
         """Until cancelled: send what lags when told to, and again after a while what could not be sent."""
         limits = self._rim.limits
-        wait_s = limits.archive_retry_s
+        backoff = Backoff(limits.archive_retry_s, limits.archive_retry_max_s)
         while True:
-            with trio.move_on_after(wait_s):
+            with trio.move_on_after(backoff.next_s()):
                 await self._wake.wait()
             woken, self._wake = self._wake.is_set(), trio.Event()
             try:
@@ -96,8 +97,8 @@ class Sender:
             except P2PNodeError as error:  # our own disk: the next round tries again
                 log.warning("archive.not_sent", reason=str(error))
                 sent = []
-            progress = woken or any(each.kept for each in sent)
-            wait_s = limits.archive_retry_s if progress else min(wait_s * 2, limits.archive_retry_max_s)
+            if woken or any(each.kept for each in sent):
+                backoff.reset()
 
     async def send(self, *, care: Care = "new", behind: bool = False) -> list[Sent]:
         """One round over all that lags; with other ``care`` over all there is. Raises ``StorageError``.

@@ -8,7 +8,6 @@ where we have no peer.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,6 +15,7 @@ from typing import Final
 import structlog
 import trio
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.errors import RemoteError
 from p2pnode.ids import PeerId
 from p2pnode.net.multiaddrs import split_peer
@@ -57,7 +57,7 @@ class ReplicaFinder:
         for each in (one for store in stores for one in read_bootstrap(store)):
             _, peer = split_peer(each)
             self._configured[peer] = (*self._configured.get(peer, ()), each)
-        self._stores: OrderedDict[PeerId, PeerStore] = OrderedDict()
+        self._stores: BoundedMap[PeerId, PeerStore] = BoundedMap(_STORES_MAX)
 
     @property
     def configured(self) -> tuple[PeerId, ...]:
@@ -109,20 +109,19 @@ class ReplicaFinder:
 
     def store(self, peer: PeerId, addresses: Sequence[str] = ()) -> PeerStore:
         """The store at a peer, shared by all who ask for it."""
-        found = self._stores.pop(peer, None) or PeerStore(
+        found = self._stores.get(peer) or PeerStore(
             self._node, peer, self._configured.get(peer, ()), sign=self._sign
         )
         found.also_at(addresses)
-        self._stores[peer] = found
-        if len(self._stores) > _STORES_MAX:
-            _, oldest = self._stores.popitem(last=False)
-            oldest.close()
+        if forgotten := self._stores.put(peer, found):
+            forgotten[1].close()
         return found
 
     def close(self) -> None:
         """End all streams."""
-        while self._stores:
-            self._stores.popitem()[1].close()
+        for peer in reversed(list(self._stores)):
+            if store := self._stores.pop(peer):
+                store.close()
 
     # ---- where they come from
 

@@ -19,15 +19,15 @@ from typing import Final, Literal, TypeAlias, TypeVar
 import structlog
 import trio
 
+from p2pnode.bounded import Backoffs
 from p2pnode.errors import P2PNodeError, StorageError, StoreRefusedError
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen, Written, counted
-from p2pnode.storage.replication.rests import Rests
-from p2pnode.storage.replication.together import together
 from p2pnode.storage.sealing import SEALED_MAX
 from p2pnode.storage.store import DAY_S, LEASE_S, NoBlobError, OwnerKey, Replica, StaleEntryError
+from p2pnode.tasks import gather
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -96,7 +96,7 @@ class Replication:
         self.own, self.owner, self.quorum = own, owner, quorum
         self._others, self._limits = others, limits
         self._known: dict[str, set[BlobHash]] = {}
-        self._rests = Rests(limits)
+        self._failing: Backoffs[str] = Backoffs(limits.replica_rest_s, limits.replica_rest_max_s)
         self._unwilling: set[str] = set()
         """They keep nothing for us: a host whose session is over, say."""
 
@@ -121,7 +121,7 @@ class Replication:
             known.add(digest)
 
         works = [partial(put, digest, data) for digest, data in objects.items()]
-        await together(works, at_once=self._limits.archive_pushes_at_once)
+        await gather(works, at_once=self._limits.archive_pushes_at_once)
 
     async def write(
         self,
@@ -199,7 +199,7 @@ class Replication:
             if scope.cancelled_caught:
                 self._failed(this, replica, _SLOW)
             elif name in this.acks:
-                self._rests.well(name)
+                self._failing.succeeded(name)
                 self._unwilling.discard(name)
         except P2PNodeError as error:
             self._failed(this, replica, str(error))
@@ -231,7 +231,7 @@ class Replication:
             nonlocal may_move
             may_move = await self._in_time(self._pointer_may_move(this, replica), self._limits.replica_ask_s)
 
-        await together([look, partial(self._put_missing, this, replica)], at_once=2)
+        await gather([look, partial(self._put_missing, this, replica)], at_once=2)
         return may_move
 
     async def _pointer_may_move(self, this: _Round, replica: Replica) -> bool:
@@ -255,7 +255,7 @@ class Replication:
 
         missing = [digest for digest in this.blobs if digest not in known or this.care != "new"]
         works = [partial(put, digest) for digest in missing]
-        await together(works, at_once=self._limits.archive_pushes_at_once)
+        await gather(works, at_once=self._limits.archive_pushes_at_once)
 
     @staticmethod
     async def _in_time(work: Awaitable[T], limit_s: float) -> T:
@@ -396,12 +396,14 @@ class Replication:
 
     def _rest(self, replica: Replica) -> None:
         if replica.place != "own":
-            self._rests.failed(replica.name)
+            self._failing.failed(replica.name, trio.current_time())
 
     def _awake(self, replicas: Sequence[Replica], judged: Counted) -> list[Replica]:
         """Without those that rest, if enough are left to reach the quorum."""
-        awake = [replica for replica in replicas if not self._rests.rests(replica.name)]
+        now = trio.current_time()
+        awake = [replica for replica in replicas if not self._failing.waits(replica.name, now)]
         return awake if judged.reached(frozenset(each.name for each in awake)) else list(replicas)
 
     def _rested_last(self, replicas: Sequence[Replica]) -> list[Replica]:
-        return sorted(replicas, key=lambda replica: self._rests.rests(replica.name))
+        now = trio.current_time()
+        return sorted(replicas, key=lambda replica: self._failing.waits(replica.name, now))

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-from p2pnode.errors import UnreachableError
+from p2pnode.errors import UnreachableError, first_error, first_of_kind
 from p2pnode.protocols.s5.ids import BlobId
 from p2pnode.protocols.s5.messages import FRAME_MAX
 from p2pnode.protocols.s5.nodes import P2P_PATH, PeerUri, parse_peer_uri
@@ -92,12 +92,8 @@ def _plain(group: BaseExceptionGroup[BaseException], lost: str) -> BaseException
     faults, others = group.split(Exception)
     if faults is None or (others is not None and others.split(trio.Cancelled)[1] is not None):
         return group
-    first: BaseException = faults.split(UnreachableError)[0] or faults
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    if isinstance(first, UnreachableError):
-        return first
-    return UnreachableError(f"{lost} ({type(first).__name__})")
+    unreachable = first_of_kind(faults, UnreachableError)
+    return unreachable or UnreachableError(f"{lost} ({type(first_error(faults)).__name__})")
 
 
 class _Frames:

@@ -36,8 +36,8 @@ from p2pnode.chain.ledger import (
 from p2pnode.chain.profile import profile_of
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
-from p2pnode.node.beside import beside
 from p2pnode.protocols.crypto import abi_encode, keccak256, sign_digest
+from p2pnode.tasks import background_task
 from tests.chain.contracts.support import ADDRESS, PURSE
 from tests.chain.evm_world import OTHER_URL, URL, Body, LocalChain, LocalRpc
 from tests.chain.ledger_conformance import Scene, follow
@@ -417,7 +417,7 @@ def without(*names: str, null: bool) -> Callable[[Any, Any], Any]:
 async def transferred(rpc: LocalRpc) -> Outcome:
     ledger = await rpc.connect("payer")
     try:
-        async with beside(ledger.run):
+        async with background_task(ledger.run):
             with trio.fail_after(600):
                 return await ledger.transact(Transfer(ADDRESS["stranger"], 1))
     finally:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from p2pnode.cli import output as output_module
-from p2pnode.cli.output import Output, printable, shorten
+from p2pnode.cli.output import Output, shorten
 from p2pnode.models.catalogue import DEFAULT_MODEL
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.invite import read_bootstrap
+from p2pnode.words import printable
 from tests.cli.support import Program, Ran, ask, run
 
 

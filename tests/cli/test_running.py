@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from p2pnode.cli.running import exit_code, first_of, run_async
+from p2pnode.cli.running import exit_code, run_async
 from p2pnode.errors import (
     ConfigError,
     NoHostError,
@@ -14,6 +14,7 @@ from p2pnode.errors import (
     RefusedError,
     UnreachableError,
     UsageError,
+    first_of_kind,
 )
 
 
@@ -38,8 +39,8 @@ def test_an_error_has_its_exit_code(error: P2PNodeError, code: int) -> None:
 def test_the_first_error_of_a_kind_is_found_in_nested_groups() -> None:
     ours = ConfigError("ours")
     group = ExceptionGroup("a", [ValueError("x"), ExceptionGroup("b", [ours, ConfigError("later")])])
-    assert first_of(group, P2PNodeError) is ours
-    assert first_of(group, KeyError) is None
+    assert first_of_kind(group, P2PNodeError) is ours
+    assert first_of_kind(group, KeyError) is None
 
 
 def _run(function: object) -> tuple[int | str | None, list[tuple[str, int]]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import trio
 
-from p2pnode.node.beside import beside
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.journal.schema import connect, make_if_missing
+from p2pnode.tasks import background_task
 
 
 class SlowDisk:
@@ -37,7 +37,7 @@ class SlowDisk:
                 await journal.run(task_status=task_status)
 
         try:
-            async with beside(write):
+            async with background_task(write):
                 try:
                     yield journal
                 finally:

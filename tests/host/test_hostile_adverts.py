@@ -12,8 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.cli.running import first_of
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, first_of_kind
 from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.virtual_time import wall_clock
@@ -184,7 +183,7 @@ async def test_a_live_advert_of_our_own_peer_id_from_elsewhere_stops_the_node(
 ) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         await _meet_a_copy()
-    error = first_of(caught.value, ConfigError)
+    error = first_of_kind(caught.value, ConfigError)
     assert "another node speaks as" in str(error)
     assert "--data-dir" in str(error)
 

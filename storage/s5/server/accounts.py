@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.requests import HTTPConnection
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.errors import ProtocolError, StorageError
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import BlobHash
@@ -191,14 +192,12 @@ class Challenges:
     """Those that are open; beyond ``open_max`` the oldest is dropped."""
 
     def __init__(self, *, open_max: int, life_s: float) -> None:
-        self._open_max, self._life_s = open_max, life_s
-        self._open: dict[bytes, _Open] = {}
+        self._life_s = life_s
+        self._open: BoundedMap[bytes, _Open] = BoundedMap(open_max)
 
     def give(self, challenge: bytes, key: EntryKey, purpose: Purpose, now: float) -> None:
         """Open a challenge of 32 random bytes."""
-        while len(self._open) >= self._open_max:
-            del self._open[next(iter(self._open))]
-        self._open[challenge] = _Open(key, purpose, now + self._life_s)
+        self._open.put(challenge, _Open(key, purpose, now + self._life_s))
 
     def check(
         self, response: bytes, signature: bytes, *, key: EntryKey, purpose: Purpose, host: str, now: float
@@ -207,7 +206,7 @@ class Challenges:
         if len(response) != _RESPONSE_BYTES or response[0] != purpose:
             msg = f"the response is {_RESPONSE_BYTES} bytes: {purpose:02x}, the challenge, the host's hash"
             raise ChallengeError(msg)
-        given = self._open.pop(response[1 : 1 + CHALLENGE_BYTES], None)
+        given = self._open.pop(response[1 : 1 + CHALLENGE_BYTES])
         if given is None or given.key != key or given.purpose != purpose or now >= given.until:
             msg = "this challenge was not given for that, was answered before, or is too old: ask for another"
             raise ChallengeError(msg)

@@ -23,7 +23,6 @@ from p2pnode.errors import ConfigError
 from p2pnode.files import off_the_loop
 from p2pnode.http_server import HttpBounds, HttpServer
 from p2pnode.limits import DEFAULT_LIMITS, Limits
-from p2pnode.node.beside import beside
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import load_or_create_seed
 from p2pnode.protocols.s5.messages import FRAME_MAX
@@ -37,6 +36,7 @@ from p2pnode.storage.s5.server.context import Serving, WatchedRegistry
 from p2pnode.storage.s5.server.options import S5Options, check_origin, parse_listen
 from p2pnode.storage.s5.server.uploads import Partials
 from p2pnode.storage.store import BlobStore, OwnerKey, Registry
+from p2pnode.tasks import background_task
 
 _LISTEN_OPTION: Final = "--s5-listen"
 
@@ -197,7 +197,7 @@ async def serving_s5(
         sign=key.sign,
     )
     server = S5Server(store, store, options, limits=limits, wall=wall)
-    async with beside(server.run):
+    async with background_task(server.run):
         yield server.url
         server.stop()
         with trio.move_on_after(limits.close_deadline_s):
