@@ -24,11 +24,11 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.s5.nodes import PeerUri
 from p2pnode.storage.s5.client import S5Client, S5Link
-from p2pnode.storage.s5.dial import dial_s5
 from p2pnode.storage.s5.wire import entry_json
 from tests.fuzz.conftest import Counted
 from tests.fuzz.mutations import Input, Tally, head_and_body, inputs, json_values
 from tests.fuzz.test_listeners import HELLO, S5_FRAMES, a_network, nothing_left
+from tests.storage.s5.dialler import dial_s5
 from tests.storage.s5.support import HELLO as BLOB
 from tests.storage.s5.support import KEY, OWNER, entry
 from tests.storage.s5.test_peers import FIRST, WE_ID, another

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pnode.protocols.s5.entries import parse_entry, tagged
 from p2pnode.protocols.s5.ids import BlobId, parse_id
 from p2pnode.protocols.s5.nodes import NodeId, node_text
-from p2pnode.storage.s5.dial import dial_s5
 from p2pnode.storage.s5.peer import PeerConnection
 from tests.net.foreign import Foreign, foreign
+from tests.storage.s5.dialler import dial_s5
 from tests.storage.s5.support import HELLO, KEY, OWNER, Running, entry, serving
 
 pytestmark = pytest.mark.interop

@@ -82,7 +82,7 @@ class Peers:
 
 
 class _Frames:
-    """See ``s5_peer.Frames``."""
+    """See ``peer.Frames``."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket

@@ -18,11 +18,11 @@ from p2pnode.protocols.s5.messages import HandshakeOpen, decode, encode
 from p2pnode.protocols.s5.nodes import NodeId, PeerUri, node_text
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import Quotas
-from p2pnode.storage.s5.dial import dial_s5
 from p2pnode.storage.s5.peer import S5Node
 from p2pnode.storage.s5.server.context import WatchedRegistry
 from p2pnode.storage.s5.wire import entry_json
 from p2pnode.storage.store import OwnerKey
+from tests.storage.s5.dialler import dial_s5
 from tests.storage.s5.support import HELLO, KEY, OWNER, entry, serving, websocket
 
 WE, THEY = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (8, 9))

@@ -1,4 +1,4 @@
-"""Dialling another S5 node's websocket."""
+"""A client of the S5 websocket (``/s5/p2p``) for tests: no command of ours dials another S5 node."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _plain(group: BaseExceptionGroup[BaseException], lost: str) -> BaseException
 
 
 class _Frames:
-    """See ``s5_peer.Frames``."""
+    """See ``peer.Frames``."""
 
     def __init__(self, socket: WebSocketConnection) -> None:
         self._socket = socket
