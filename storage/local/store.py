@@ -20,9 +20,9 @@ import trio
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of
 from p2pnode.storage.local import entries, leases, listing
-from p2pnode.storage.local.database import connect, make_if_missing, storage_error
 from p2pnode.storage.local.disk import Disk
 from p2pnode.storage.local.files import BlobFiles, Upload
+from p2pnode.storage.local.index import connect, make_if_missing, storage_error
 from p2pnode.storage.local.listing import BlobInfo, OwnerStats, StoreStats
 from p2pnode.storage.local.sweep import sweep_step
 from p2pnode.storage.local.writer import Writer

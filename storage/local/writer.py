@@ -20,8 +20,8 @@ import trio
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.s5.ids import BlobHash
-from p2pnode.storage.local.database import storage_error
 from p2pnode.storage.local.files import BlobFiles
+from p2pnode.storage.local.index import storage_error
 
 log = structlog.get_logger()
 T = TypeVar("T")
