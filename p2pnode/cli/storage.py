@@ -41,7 +41,7 @@ from p2pnode.words import count_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from p2pnode.storage.local.listing import OwnerStats, StoreStats
+    from p2pnode.storage.local.index import OwnerStats, StoreStats
 
 storage_app = Commands(help="Blobs and registry entries kept in this data dir.", no_args_is_help=True)
 IdArgument = Annotated[str, typer.Argument(help="A content id, in either dialect and any base.")]

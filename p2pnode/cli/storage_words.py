@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from p2pnode.protocols.s5.entries import Entry
-    from p2pnode.storage.local.listing import BlobInfo, Lease, OwnerStats
+    from p2pnode.storage.local.index import BlobInfo, Lease, OwnerStats
     from p2pnode.storage.local.store import LocalStore
 
 LOCAL: Final = "local"

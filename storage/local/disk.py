@@ -1,7 +1,8 @@
-"""The one seam between the local store and the disk: every file it touches, and every commit.
+"""The seam between the local store and the disk: every file that it touches, and every commit.
 
 Tests put a disk here that loses power, fills up, or fails to sync. Nothing here knows what a blob is. What
-was written is durable after ``sync`` of the file, its name after ``sync_folder``; each may raise ``OSError``.
+was written is durable after ``sync`` of the file, its name after ``sync_folder`` of the folder. Each method
+may raise ``OSError``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ class Disk:
     """The real one. Files are 0600, folders 0700."""
 
     synchronous = "FULL"
-    """SQLite's own syncs: a commit that returned survives a power cut."""
+    """How SQLite syncs: a commit that returned survives a power cut."""
 
     def make_folder(self, path: Path) -> bool:
-        """False when it was there."""
+        """Make it; False where it existed."""
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:
@@ -27,7 +28,7 @@ class Disk:
         return True
 
     def create(self, path: Path) -> int:
-        """A new file, open for writing and held until it is closed: its handle."""
+        """Make a file, open for writing and locked until it is closed. Returns its handle."""
         while True:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -37,10 +38,10 @@ class Disk:
             except OSError:
                 os.close(handle)
                 raise
-            os.close(handle)  # somebody took it for a left one before it was held
+            os.close(handle)  # a collection removed it before it was locked
 
     def unlink_if_left(self, path: Path) -> bool:
-        """Remove a file that nobody holds; whether it was one."""
+        """Remove a file that nobody has locked. Returns whether it did."""
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -54,7 +55,7 @@ class Disk:
             os.close(handle)
 
     def write(self, handle: int, data: bytes | memoryview) -> None:
-        """All of it."""
+        """Write all of it."""
         view = memoryview(data)
         while view:
             view = view[os.write(handle, view) :]
@@ -64,11 +65,11 @@ class Disk:
         os.fsync(handle)
 
     def close(self, handle: int) -> None:
-        """Let go of the file."""
+        """Close the file and release its lock."""
         os.close(handle)
 
     def rename(self, old: Path, new: Path) -> None:
-        """At once for everybody who looks; over what was there."""
+        """Rename atomically, over what was there."""
         old.rename(new)
 
     def sync_folder(self, path: Path) -> None:
@@ -80,7 +81,7 @@ class Disk:
             os.close(handle)
 
     def unlink(self, path: Path) -> bool:
-        """False when it wasn't there."""
+        """Remove it; False where it did not exist."""
         try:
             path.unlink()
         except FileNotFoundError:
@@ -107,7 +108,7 @@ class Disk:
             return None
 
     def sizes(self, path: Path) -> dict[str, int]:
-        """The names in a folder, with their sizes; none where there is no folder."""
+        """The names in a folder, with their sizes in bytes; none where there is no folder."""
         try:
             with os.scandir(path) as found:
                 return {each.name: each.stat(follow_symlinks=False).st_size for each in found}
@@ -115,7 +116,7 @@ class Disk:
             return {}
 
     def names(self, path: Path) -> list[str]:
-        """The names alone, which is quicker."""
+        """The names in a folder without their sizes, which is quicker."""
         try:
             with os.scandir(path) as found:
                 return [each.name for each in found]

@@ -1,8 +1,8 @@
-"""Where blobs lie: ``blobs/ab/cd/<hash in hex>``, and ``new/`` for those that are still coming.
+"""The store's files: blobs at ``blobs/ab/cd/<hash in hex>``, and in ``new/`` those that are being written.
 
-A file gets its place by a rename, whole and synced. Folders are made as they are needed and never removed;
-that a folder's own name is on the disk is remembered (nothing ever takes it away), and found out again by
-each process. Who may place or remove a file, and when, is ``writer``'s matter. Blocks.
+A file gets its place by a rename, when it is whole and synced. Folders are made as they are needed and never
+removed, so each process remembers which folders' names it has synced. When a file may be placed or removed
+is the ``Writer``'s matter. Every call blocks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BlobFiles:
         self.root, self.disk = root, disk
         self.blobs, self.new = root / "blobs", root / "new"
         self._anchored: set[Path] = set()
-        """Folders whose names are on the disk, all the way up."""
+        """Folders whose names were synced, and those of the folders above them."""
 
     def make(self) -> None:
         """The two folders, where they are not. Raises ``OSError``."""
@@ -48,12 +48,12 @@ class BlobFiles:
         return self.blobs / name[:2] / name[2:4] / name
 
     def folder(self, number: int) -> Path:
-        """One of the 65,536: its number is how the hashes in it begin."""
+        """One of the 65,536 folders; its number is the first two bytes of the hashes in it."""
         name = f"{number:04x}"
         return self.blobs / name[:2] / name[2:]
 
     def is_whole(self, digest: BlobHash, size: int) -> bool:
-        """Is its file here, and as long as it must be?"""
+        """Whether its file is here and has this size."""
         return self.disk.size(self.path_of(digest)) == size
 
     def place(self, new: Path, digest: BlobHash, unsynced: set[Path]) -> None:
@@ -69,7 +69,7 @@ class BlobFiles:
         unsynced.add(folder)
 
     def sync(self, folders: set[Path]) -> None:
-        """The deepest first: on most file systems the others then cost nothing."""
+        """Sync folders, the deepest first: on most file systems the others then cost nothing."""
         for folder in sorted(folders, key=lambda each: (-len(each.parts), each)):
             self.disk.sync_folder(folder)
         if self.blobs in folders:
@@ -105,16 +105,14 @@ def _numbers(names: list[str], least: int) -> list[int]:
     return sorted(number for number in found if number >= least)
 
 
-# A blob that is coming: hashed and capped while it is written to a file of its own, synced at its end.
-#
-# Blocks.
-
-
 log = structlog.get_logger()
 
 
 class Upload:
-    """Write, seal, then place the file at ``path`` and close, or discard it."""
+    """A blob that is being written to a file of its own: hashed, and bounded in size, as it comes.
+
+    ``write``, ``seal``, then place the file at ``path`` and ``close``; or ``discard``. Every call blocks.
+    """
 
     def __init__(self, files: BlobFiles, quotas: Quotas) -> None:
         self._files, self._quotas = files, quotas
@@ -131,21 +129,21 @@ class Upload:
         self._files.disk.write(self._open(), data)
 
     def seal(self, expected: BlobHash | None) -> BlobId:
-        """That was all: its id, when its bytes are on the disk. Raises ``HashMismatchError``, ``OSError``."""
+        """End it: its id, once its bytes are on the disk. Raises ``HashMismatchError``, ``OSError``."""
         blob = BlobId(BlobHash(self._hasher.digest()), self._size)
         check_hash(blob.hash, expected)
         self._files.disk.sync(self._open())
         return blob
 
     def close(self) -> None:
-        """Let go of the file. Until then no collection takes it for a left one."""
+        """Close the file. Until then no collection takes it for one that a crash left."""
         if self._handle is not None:
             with suppress(OSError):  # it was synced, or nobody needs it any more
                 self._files.disk.close(self._handle)
             self._handle = None
 
     def discard(self) -> None:
-        """Leave nothing, if it wasn't placed. What can't be removed now, the collection finds."""
+        """Remove the file, if it wasn't placed. The collection finds it where it can't be removed now."""
         self.close()
         if self.path is not None:
             try:

@@ -1,8 +1,9 @@
 """A store on a disk, shared by all processes of a data dir: ``BlobStore`` and ``Registry``.
 
-Whatever is awaited here is durable when it returns: a power cut at any instant takes nothing that was
-acknowledged, and leaves no half of a blob. Opening looks at nothing but the index's head, whatever it holds.
-Nothing is true because this process remembers it. ``wall`` is injected: seconds since 1970.
+Whatever is awaited here is durable when it returns: a power cut at any instant loses nothing that was
+acknowledged, and leaves no half of a blob. Opening reads only the head of the index, whatever the store
+holds. No process relies on what it remembers of the store, since others change it at the same time. ``wall``
+is injected: seconds since 1970.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ import trio
 
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of
-from p2pnode.storage.local import entries, leases, listing
+from p2pnode.storage.local import index
 from p2pnode.storage.local.disk import Disk
 from p2pnode.storage.local.files import BlobFiles, Upload
-from p2pnode.storage.local.index import connect, make_if_missing, storage_error
-from p2pnode.storage.local.listing import BlobInfo, OwnerStats, StoreStats
+from p2pnode.storage.local.index import BlobInfo, OwnerStats, StoreStats, storage_error
 from p2pnode.storage.local.sweep import sweep_step
 from p2pnode.storage.local.writer import Writer
 from p2pnode.storage.rules import (
@@ -41,9 +41,9 @@ from p2pnode.storage.store import LEASE_S, Data, OwnerKey
 
 T = TypeVar("T")
 THREADS: Final = 4
-"""For files, beside the one that commits."""
+"""Threads for files, besides the one that commits."""
 PIECE_BYTES: Final = 1 << 18
-"""Pieces of a stream go to the disk together until they are this long."""
+"""Pieces of a stream are gathered to this many bytes before they are written."""
 PAGE_MAX: Final = 1000
 
 
@@ -82,21 +82,22 @@ class LocalStore:
     ) -> Self:
         """Open the store in the folder ``root``, making it where there is none. Blocks for some milliseconds.
 
-        ``trusts_clock`` is asked before anything that others' leases held until now is swept to make room: a
-        clock set wrong must not end them. What they let go of themselves gives way in any case.
-        Without threads its disk work blocks: for simulations, where a mock clock would not wait for one.
+        ``trusts_clock`` is asked before others' leases are ended by the clock to make room: a clock that is
+        set wrong must not end them. What their owners gave up makes room in any case. With
+        ``in_thread=False`` disk work blocks the event loop: for simulations, whose clock doesn't wait for a
+        thread.
         """
         disk = disk or Disk()
-        index, files = root / "index.sqlite", BlobFiles(root, disk)
+        path, files = root / "index.sqlite", BlobFiles(root, disk)
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            make_if_missing(index, files.blobs)
+            index.make_if_missing(path, files.blobs)
             files.make()
         except OSError as error:
             raise storage_error(root, error) from error
-        reads = connect(index, disk.synchronous)
+        reads = index.connect(path, disk.synchronous)
         try:
-            writes = connect(index, disk.synchronous)
+            writes = index.connect(path, disk.synchronous)
             return cls(
                 files,
                 reads,
@@ -111,13 +112,13 @@ class LocalStore:
             raise
 
     def close(self) -> None:
-        """Let go of the files, when nothing is awaited any more."""
+        """Close the files. Nothing may be awaited on the store then."""
         self._reads.close()
         self._writes.close()
 
     @property
     def commits(self) -> int:
-        """Of this process so far."""
+        """Number of commits by this process so far."""
         return self._writer.commits
 
     # ---- blobs
@@ -134,8 +135,8 @@ class LocalStore:
         if blob is not None:
             try:
                 await self._keep(blob, None, owner, lease_s)
-            except leases.FileNeededError:
-                pass  # swept since
+            except index.FileNeededError:
+                pass  # it was swept in between
             else:
                 return blob
         upload = Upload(self._files, self.quotas)
@@ -155,24 +156,24 @@ class LocalStore:
         lease_end(0, lease_s)
 
         terms = self._terms(owner, lease_s)
-        await self._writer.write(lambda work: leases.pin(work, digest, terms()))
+        await self._writer.write(lambda tx: index.pin(tx, digest, terms()))
 
     async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
         """See ``BlobStore``."""
-        await self._writer.write(lambda work: leases.unpin(work, digest, owner=owner, now=self._wall()))
+        await self._writer.write(lambda tx: index.unpin(tx, digest, owner=owner, now=self._wall()))
 
     # ---- the registry
 
     async def get(self, key: EntryKey) -> Entry | None:
         """See ``Registry``."""
-        held = await self._ask(lambda db: entries.find(db, key))
+        held = await self._ask(lambda db: index.find_entry(db, key))
         return None if held is None else held[0]
 
     async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
         """See ``Registry``."""
         check_entry(entry)
         await self._writer.write(
-            lambda work: entries.set_entry(work, entry, owner=owner, now=self._wall(), quotas=self.quotas)
+            lambda tx: index.set_entry(tx, entry, owner=owner, now=self._wall(), quotas=self.quotas)
         )
 
     # ---- upkeep
@@ -182,7 +183,7 @@ class LocalStore:
         self._trusts_clock = trusts_clock
 
     async def gc_step(self, limit: int) -> GcStep:
-        """End leases that are over, sweep what nobody holds, look at some folders: about ``limit`` in all."""
+        """End leases that are over, sweep free blobs, check some folders: about ``limit`` in all."""
 
         def step(db: sqlite3.Connection) -> GcStep:
             try:
@@ -194,19 +195,19 @@ class LocalStore:
 
     async def stats(self) -> StoreStats:
         """Totals."""
-        return await self._ask(listing.stats)
+        return await self._ask(index.totals)
 
     async def owners(self, limit: int = PAGE_MAX) -> list[OwnerStats]:
-        """Whom it keeps something for, those with the most first."""
-        return await self._ask(lambda db: listing.owner_stats(db, limit))
+        """The owners that have something here, those with the most first."""
+        return await self._ask(lambda db: index.list_owners(db, limit))
 
     async def blobs(self, after: BlobHash | None = None, limit: int = PAGE_MAX) -> list[BlobInfo]:
         """A page of blobs in the order of their hashes."""
-        return await self._ask(lambda db: listing.blobs(db, after, limit))
+        return await self._ask(lambda db: index.list_blobs(db, after, limit))
 
     async def entries(self, after: EntryKey | None = None, limit: int = PAGE_MAX) -> list[Entry]:
         """A page of registry entries in the order of their keys."""
-        return await self._ask(lambda db: listing.entries(db, after, limit))
+        return await self._ask(lambda db: index.list_entries(db, after, limit))
 
     # ---- how
 
@@ -246,16 +247,16 @@ class LocalStore:
 
     async def _keep(self, blob: BlobId, new: Path | None, owner: OwnerKey, lease_s: float) -> bool:
         terms = self._terms(owner, lease_s)
-        return await self._writer.write(lambda work: leases.keep(work, blob, new, terms()))
+        return await self._writer.write(lambda tx: index.keep(tx, blob, new, terms()))
 
-    def _terms(self, owner: OwnerKey, lease_s: float) -> Callable[[], leases.Terms]:
-        """As they are when it is the operation's turn."""
+    def _terms(self, owner: OwnerKey, lease_s: float) -> Callable[[], index.Terms]:
+        """Makes the terms when the operation's turn comes: the time is that of the commit."""
         sweeps = self._trusts_clock()
 
-        def made() -> leases.Terms:
+        def made() -> index.Terms:
             now = self._wall()
             until = lease_end(now, lease_s)
-            return leases.Terms(owner=owner, now=now, until=until, quotas=self.quotas, sweeps=sweeps)
+            return index.Terms(owner=owner, now=now, until=until, quotas=self.quotas, sweeps=sweeps)
 
         return made
 
@@ -269,7 +270,7 @@ class LocalStore:
         return None if self._size(blob.hash) is None else blob
 
     def _size(self, digest: BlobHash) -> int | None:
-        size = self._query(lambda db: leases.size_of(db, digest))
+        size = self._query(lambda db: index.size_of(db, digest))
         return size if size is not None and self._files.is_whole(digest, size) else None
 
     def _read(self, digest: BlobHash, offset: int, length: int | None) -> bytes:
@@ -279,7 +280,7 @@ class LocalStore:
         wanted = max(0, size - offset) if length is None else max(0, min(length, size - offset))
         try:
             found = self._files.disk.read(self._files.path_of(digest), offset, wanted)
-        except FileNotFoundError as error:  # swept since
+        except FileNotFoundError as error:  # it was swept in between
             raise no_blob(digest) from error
         if len(found) != wanted:
             raise no_blob(digest)

@@ -1,9 +1,9 @@
-"""Collection, a bounded piece at a time: what is due by the index, then some folders of the round.
+"""Collection in bounded steps: what the index says is due, then some folders of a round over all of them.
 
-What is due is found by indexes, so that a step costs what it frees. The round compares each folder with the
-index and finds what a crash or a bad disk left: files that no row names, rows whose file is gone or cut,
-uploads that never ended. It goes on where the last step stopped, in whichever process that was. A row goes
-first, in a commit; then the file, while the index is locked and only if no row came back meanwhile.
+What is due is found by SQL indexes, so that a step costs as much as it frees. The round compares each folder
+with the index and finds what a crash or a bad disk left: files that no row names, rows whose file is gone or
+cut, uploads that never ended. It goes on where the last step stopped, in whichever process that was. A blob's
+row goes first, in a commit; its file follows while the index is locked, and only if no row has come back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 
 from p2pnode.protocols.s5.ids import BlobHash, BlobId
 from p2pnode.storage.local.files import BlobFiles
-from p2pnode.storage.local.leases import end_over
+from p2pnode.storage.local.index import end_over
 from p2pnode.storage.local.writer import remove_unnamed
 from p2pnode.storage.rules import FOLDERS, GcStep
 from p2pnode.storage.store import GRACE_S
@@ -83,7 +83,7 @@ class _Scrub:
         self._suspects = _Suspects([], [])
 
     def remove_stale_uploads(self, now: float) -> None:
-        """Uploads that nobody wrote to for a day, and that nobody has open."""
+        """Remove uploads that nobody wrote to for a day, and that nobody has open."""
         for name in self._files.disk.names(self._files.new)[: self.budget]:
             path = self._files.new / name
             modified_at = self._files.disk.modified_at(path)
@@ -92,7 +92,7 @@ class _Scrub:
             self.budget -= 1
 
     def look(self) -> None:
-        """Without a lock: who is suspected may be right by now."""
+        """Note what seems wrong, without a lock: :meth:`settle` looks again under one."""
         while self.budget > 0 and self.position < FOLDERS:
             number = self._next()
             if number is None:
@@ -102,7 +102,7 @@ class _Scrub:
             self.position = number + 1
 
     def settle(self) -> tuple[int, int]:
-        """Remove what is wrong, and remember how far the round is: files removed, blobs lost."""
+        """Remove what is still wrong, and note how far the round is: files removed, blobs lost."""
         lost = 0
         if self.position != self.first or self._suspects.rows:
             self._db.execute("BEGIN IMMEDIATE")
@@ -116,7 +116,7 @@ class _Scrub:
         return remove_unnamed(self._db, self._files, self._suspects.files), lost
 
     def _next(self) -> int | None:
-        """The next folder that is there, or that the index thinks is."""
+        """The next folder that exists on the disk, or that should by the index."""
         there = self._files.next_folder(self.position)
         begins = self.position.to_bytes(2, "big")
         row = self._db.execute(

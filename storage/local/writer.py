@@ -1,9 +1,10 @@
-"""The store's writes: whoever has the turn writes for all who wait, with one commit and its syncs.
+"""The local store's writes in groups: whoever has the turn commits for all who wait.
 
-An operation that raises undoes itself alone. A disk that fails undoes the whole group: files that it placed
-are taken away again, and each of its callers hears of it. All of a group's files have their places, and the
-folders are synced, before the commit that names them; and they are placed while the transaction locks the
-index, as they are removed, so that no process removes what another just placed. Knows nothing of blobs.
+An operation that raises is undone alone. A disk that fails undoes the whole group: the files that it placed
+are removed, and each of its callers gets the error. All files of a group have their places, and the folders
+are synced, before the commit that names them: after a power cut no row names a file that isn't there. Files
+are placed and removed while a transaction locks the index, so that no process removes what another has just
+placed. What an operation does is not known here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, cast
 
 import structlog
@@ -21,7 +21,7 @@ import trio
 from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.local.files import BlobFiles
-from p2pnode.storage.local.index import storage_error
+from p2pnode.storage.local.index import Transaction, storage_error
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -30,25 +30,8 @@ GROUP_MAX: Final = 256
 
 
 @dataclass(slots=True, eq=False)
-class Work:
-    """One transaction in progress. Only the operations in it use it."""
-
-    db: sqlite3.Connection
-    files: BlobFiles
-    placed: list[BlobHash] = field(default_factory=list)
-    unsynced: set[Path] = field(default_factory=set)
-    swept: list[BlobHash] = field(default_factory=list)
-    """No row names them any more: their files go once that is committed."""
-
-    def place(self, new: Path, digest: BlobHash) -> None:
-        """Give a synced file its place. Last in its operation: nothing may fail after it but the group."""
-        self.files.place(new, digest, self.unsynced)
-        self.placed.append(digest)
-
-
-@dataclass(slots=True, eq=False)
 class _Request(Generic[T]):
-    operation: Callable[[Work], T]
+    operation: Callable[[Transaction], T]
     done: trio.Event = field(default_factory=trio.Event)
     taken: bool = False
     result: T | None = None
@@ -64,12 +47,13 @@ class Writer:
         self._turn = trio.Lock()
         self._waiting: list[_Request[Any]] = []
         self.commits = 0
-        """Transactions so far."""
+        """Number of commits so far."""
 
-    async def write(self, operation: Callable[[Work], T]) -> T:
-        """Return what ``operation`` did, when it is on the disk. Raises what it raised, or ``StorageError``.
+    async def write(self, operation: Callable[[Transaction], T]) -> T:
+        """Return what ``operation`` returned, once it is on the disk.
 
-        A caller that is cancelled before anybody began with its operation takes it back; later it waits.
+        Raises what it raised, and ``StorageError`` when the disk fails. A caller that is cancelled before
+        its group has begun withdraws the operation; one that is cancelled later waits for the commit.
         """
         request = _Request(operation)
         self._waiting.append(request)
@@ -89,7 +73,7 @@ class Writer:
         return cast("T", request.result)
 
     async def alone(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run what makes transactions of its own, when it is its turn."""
+        """Run a function that makes transactions of its own, when it is its turn."""
         async with self._turn:
             return await self._run(function, self._db)
 
@@ -98,7 +82,7 @@ class Writer:
         for request in group:
             request.taken = True
         try:
-            with trio.CancelScope(shield=True):  # one commit: its callers wait for its end, whichever it is
+            with trio.CancelScope(shield=True):  # others wait for the same commit
                 await self._run(self._commit, group)
         except BaseException:
             for request in group:
@@ -115,12 +99,12 @@ class Writer:
         return function(*arguments)
 
     def _commit(self, group: list[_Request[Any]]) -> None:
-        db, work = self._db, Work(self._db, self._files)
+        db, tx = self._db, Transaction(self._db, self._files)
         try:
             db.execute("BEGIN IMMEDIATE")
             for request in group:
-                _apply(request, work)
-            self._files.sync(work.unsynced)
+                _apply(request, tx)
+            self._files.sync(tx.unsynced)
             self._files.disk.commit(db)
             self.commits += 1
         except (sqlite3.Error, OSError) as error:
@@ -129,9 +113,9 @@ class Writer:
                     db.execute("ROLLBACK")
             for request in group:
                 request.error = storage_error(self._files.root, error)
-            self._remove(work.placed)
+            self._remove(tx.placed)
         else:
-            self._remove(work.swept)
+            self._remove(tx.swept)
 
     def _remove(self, unnamed: list[BlobHash]) -> None:
         try:
@@ -141,10 +125,10 @@ class Writer:
 
 
 def remove_unnamed(db: sqlite3.Connection, files: BlobFiles, digests: list[BlobHash]) -> int:
-    """Remove the files of blobs that the index doesn't name; how many there were.
+    """Remove the files of those of ``digests`` that the index doesn't name. Returns how many there were.
 
-    The index is locked meanwhile: nobody can put one of them at the same time. Raises ``OSError`` and
-    ``sqlite3.Error``.
+    The index is locked meanwhile, so that nobody can put one of them at the same time. Raises ``OSError``
+    and ``sqlite3.Error``.
     """
     if not digests:
         return 0
@@ -159,11 +143,11 @@ def remove_unnamed(db: sqlite3.Connection, files: BlobFiles, digests: list[BlobH
     return removed
 
 
-def _apply(request: _Request[Any], work: Work) -> None:
-    work.db.execute("SAVEPOINT one")
+def _apply(request: _Request[Any], tx: Transaction) -> None:
+    tx.db.execute("SAVEPOINT one")
     try:
-        request.result = request.operation(work)
+        request.result = request.operation(tx)
     except (P2PNodeError, OSError) as error:
-        work.db.execute("ROLLBACK TO one")
-        request.error = storage_error(work.files.root, error) if isinstance(error, OSError) else error
-    work.db.execute("RELEASE one")
+        tx.db.execute("ROLLBACK TO one")
+        request.error = storage_error(tx.files.root, error) if isinstance(error, OSError) else error
+    tx.db.execute("RELEASE one")
