@@ -26,7 +26,7 @@ from p2pnode.payments.escrow import Cashier, HostMoney, Source
 from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.adverts.exchange import Standing
 from p2pnode.protocols.adverts.messages import Address, Load, Offer
-from p2pnode.protocols.inference.channel import HostPayment, PaidTill
+from p2pnode.protocols.inference.channel import HostPayment
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
@@ -439,9 +439,9 @@ class Host:
 
 def _cost_of(record: OpenSession | None, turn: TurnServed) -> int:
     """What a turn added to what its session costs, in token units."""
-    if record is None or not isinstance(record.till, PaidTill):
+    if record is None:
         return 0
-    terms, meter = record.till.terms, record.meter
+    terms, meter = record.channel.terms, record.meter
     before = amount_due(terms, meter.tokens_in - turn.tokens_in, meter.tokens_out - turn.tokens_out)
     return amount_due(terms, meter.tokens_in, meter.tokens_out) - before
 

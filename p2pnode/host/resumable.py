@@ -15,7 +15,6 @@ from p2pnode.host.session import ServedSession
 from p2pnode.ids import SessionId
 from p2pnode.payments.escrow import Cashier
 from p2pnode.payments.journal.journal import HostedSession
-from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.messages import Refuse, Resume
 from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
 
@@ -138,8 +137,6 @@ class KeptSessions:
 
 def unpaid(record: OpenSession) -> int:
     """Token units that were delivered and not signed for."""
-    till = record.till
-    if not isinstance(till, PaidTill):
-        return 0
-    signed = till.tab.paid.amount if till.tab.paid is not None else till.session_fee
-    return max(0, till.cost(record.meter) - signed)
+    channel = record.channel
+    signed = channel.best.amount if channel.best is not None else channel.terms.session_fee
+    return max(0, channel.cost(record.meter) - signed)

@@ -265,7 +265,7 @@ async def _generate(
         prompt_ids=prompt_ids,
         sampling=_sampling(body, order.tokens_max),
         cache_key=cache_key,
-        untold=0 if order.answer_ids else body.untold,  # told with the first of the answer's own ids
+        untold=0 if order.answer_ids else body.text_pending,  # told with the first of the answer's own ids
     )
     flow = _Coalescer(order.run, len(order.answer_ids), limits, report)
     async with engine.generate(request) as events:

@@ -29,9 +29,8 @@ from p2pnode.protocols.events import (
     TimerFired,
 )
 from p2pnode.protocols.inference import commands
-from p2pnode.protocols.inference.host_turn import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.messages import Prompt, Refuse, detail_of, prompt_bytes_max, retry_of
-from p2pnode.protocols.inference.prompts import PromptReader
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
 
 State: TypeAlias = Literal["opening", "reading", "counting", "over"]
 WAIT_S: Final = 10.0

@@ -1,7 +1,12 @@
-"""How a host is settled with: by acks in a free session, by vouchers in a paid one.
+"""The payment channel of one session: what a host takes, what a client signs, and what both check.
 
-Both tills answer the same questions, so that what serves a turn needn't know which one it has. They
-know nothing of prompts, engines or time.
+``ChannelReceiver`` is the host's side, ``ChannelSender`` the client's. A free session has the same two, with
+every price 0: it is acknowledged by ``Ack`` and its receipts are signed by the host's peer key. A paid one is
+acknowledged by vouchers and its receipts are signed by the receipt key that its terms name.
+
+Pure: keys are injected as signers, time is an argument, and the roles ask the chain. It knows nothing of
+prompts, engines or streams. All amounts are token units; only the price of the tokens is rounded, once and up
+(``typed_data.amount_due``).
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Final
 
 from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import ModelId, PeerId, SessionId
@@ -28,7 +33,7 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.replay import Outbox, SentLog
+from p2pnode.protocols.inference.replay import ReplayBuffer, SendQueue
 from p2pnode.protocols.typed_data import (
     TOKENS_PER_PRICE,
     Domain,
@@ -38,426 +43,33 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 
-
-class FreeTill:
-    """Nothing is owed; receipts are signed by the peer key."""
-
-    session_fee = 0
-    owed = False
-
-    def __init__(self, sign: Signer) -> None:
-        self._sign = sign
-
-    def begin_turn(self, meter: Meter) -> None:
-        """A prompt comes."""
-
-    def affordable(self, _meter: Meter) -> int:
-        """Output tokens that can still be paid."""
-        return N_CTX_MAX
-
-    def cost(self, _meter: Meter) -> int:
-        """Token units so far."""
-        return 0
-
-    def issue(self, meter: Meter, effects: Effects) -> None:
-        """Send a receipt."""
-        effects.send(meter.issue(self._sign).checkpoint)
-
-    def credit(self, message: Ack | Voucher, outbox: Outbox, _effects: Effects) -> bool:
-        """True when it brings credit. Raises ``ProtocolError`` when it may not be said."""
-        if isinstance(message, Voucher):
-            msg = "Voucher is out of place in a free session"
-            raise ProtocolError(msg)
-        return outbox.acknowledge(message.seq)
-
-
-class PaidTill:
-    """Every voucher is made durable before it is served for, every receipt at the latest with its voucher."""
-
-    def __init__(
-        self, payment: HostPayment, session: SessionId, terms: SessionTerms, sent: SentLog | None = None
-    ) -> None:
-        self.payment, self.terms = payment, terms
-        self.tab = Tab(payment.market, session, terms)
-        self.sent = sent or SentLog()
-        self._unpaid: deque[Receipt] = deque()
-        self.session_fee = terms.session_fee
-
-    @property
-    def owed(self) -> bool:
-        """Is a voucher due?"""
-        return self.tab.owed
-
-    def begin_turn(self, meter: Meter) -> None:
-        """A prompt comes: the client holds all that was said before."""
-        self.sent.forget(self.sent.count)
-        self._unpaid.clear()
-        self.tab.begin_turn(
-            self.tab.due(
-                seq=meter.seq, tokens_in=meter.tokens_in, tokens_out=meter.tokens_out, root=meter.root
-            )
-        )
-
-    def affordable(self, meter: Meter) -> int:
-        """Output tokens that the deposit still covers."""
-        return tokens_affordable(self.terms, meter.tokens_in, meter.tokens_out)
-
-    def cost(self, meter: Meter) -> int:
-        """Token units so far."""
-        return amount_due(self.terms, meter.tokens_in, meter.tokens_out)
-
-    def issue(self, meter: Meter, effects: Effects) -> None:
-        """A receipt, written down in order; its voucher is due from now on."""
-        receipt = meter.issue(self.payment.sign)
-        told = receipt.checkpoint
-        self._unpaid.append(receipt)
-        effects.emit(Issued(receipt))
-        effects.send(told)
-        self.tab.owe(
-            self.tab.due(
-                seq=told.seq,
-                tokens_in=told.tokens_in,
-                tokens_out=told.tokens_out,
-                root=told.root,
-                frames=self.sent.count,
-            )
-        )
-
-    def issue_again(self, told: Checkpoint, effects: Effects) -> None:
-        """Say a receipt of the log once more. Whoever issued it may still be writing it down."""
-        for receipt in self._unpaid:
-            if receipt.checkpoint == told:
-                effects.emit(Issued(receipt))
-        effects.send(told)
-
-    def owe_input(self, meter: Meter, billed: int, outbox: Outbox, effects: Effects) -> None:
-        """A turn's input was quoted just now. An advance that is exactly right is taken at once."""
-        if billed == 0:
-            return  # its voucher would say what the last one said
-        due = self.tab.due(
-            seq=meter.seq,
-            tokens_in=meter.tokens_in + billed,
-            tokens_out=meter.tokens_out,
-            root=meter.root,
-            frames=self.sent.count - 1,  # an advance was signed before the quote was seen
-        )
-        advance = self.tab.owe(due)
-        if advance is not None:
-            self.credit(advance, outbox, effects)
-
-    def credit(self, message: Ack | Voucher, outbox: Outbox, effects: Effects) -> bool:
-        """True when it pays for something. Raises ``ProtocolError`` when it isn't exact."""
-        if isinstance(message, Ack):
-            msg = "Ack is out of place in a paid session"
-            raise ProtocolError(msg)
-        paid = self.tab.take(message)
-        if paid is None:
-            return False
-        effects.emit(Paid(message))
-        self.sent.forget(paid.frames)
-        while self._unpaid and self._unpaid[0].checkpoint.seq <= paid.seq:
-            self._unpaid.popleft()
-        outbox.acknowledge(paid.tokens_out)
-        return True
-
-
-Till: TypeAlias = FreeTill | PaidTill
-
-
-# The host's tab: the exact vouchers it would take now, and the last one it took.
-#
-# A voucher is right or it is a violation; there is no third case but one. A client that counted its input
-# itself pays together with the prompt, before it can know what the host's cache makes free: such an
-# *advance* is exact for another count, one per turn is let through, and it is used only if it turns out
-# to be the quote's. It knows nothing of streams, text or time.
-
-
-_UNMATCHED: Final = "a voucher that is not for what was delivered"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
-    """One voucher as it must be. ``frames`` were sent before it could be signed."""
-
-    seq: int
-    tokens_in: int
-    tokens_out: int
-    amount: int
-    root: bytes
-    frames: int = 0
-
-    def is_what(self, voucher: Voucher) -> bool:
-        """Does it say exactly this?"""
-        told = (voucher.seq, voucher.tokens_in, voucher.tokens_out, voucher.amount, voucher.root)
-        return told == (self.seq, self.tokens_in, self.tokens_out, self.amount, self.root)
-
-
-class Tab:
-    """The vouchers of one session."""
-
-    def __init__(self, market: Domain, session: SessionId, terms: SessionTerms) -> None:
-        self._market, self._session, self._terms = market, session, terms
-        self._due: deque[Due] = deque()
-        self._start: Due | None = None  # where the present turn began
-        self._advance_open = False
-        self._advance: Voucher | None = None
-        self.paid: Voucher | None = None
-        """The last voucher taken: the best there is."""
-
-    @property
-    def owed(self) -> bool:
-        """Is there anything the client has not signed for?"""
-        return bool(self._due)
-
-    def due(self, *, seq: int, tokens_in: int, tokens_out: int, root: bytes, frames: int = 0) -> Due:
-        """These counts, priced."""
-        amount = amount_due(self._terms, tokens_in, tokens_out)
-        return Due(
-            seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, amount=amount, root=root, frames=frames
-        )
-
-    def begin_turn(self, start: Due) -> None:
-        """A prompt comes; an advance on it would go on from ``start``."""
-        self._start, self._advance = start, None
-        self.allow_advance()
-
-    def allow_advance(self) -> None:
-        """One voucher may be an advance, or what is left of one that a lost stream swallowed."""
-        self._advance_open = self._start is not None
-
-    def owe(self, due: Due) -> Voucher | None:
-        """From now on this is due. Returns the advance, if it is exactly that: it still has to be taken."""
-        self._due.append(due)
-        advance, self._advance = self._advance, None
-        return advance if advance is not None and due.is_what(advance) else None
-
-    def waive_last(self) -> None:
-        """The input that was quoted last is not billed after all."""
-        self._advance = None
-        if self._due:
-            self._due.pop()
-
-    def take(self, voucher: Voucher) -> Due | None:
-        """What it pays; None when it changes nothing. Raises ``ProtocolError`` for any that isn't exact."""
-        if voucher == self.paid:
-            return None
-        for place, due in enumerate(self._due):
-            if due.is_what(voucher):
-                self._check_signature(voucher)
-                for _ in range(place + 1):
-                    self._due.popleft()
-                self.paid = voucher
-                # It was signed after the quote, so an advance would have come before it.
-                self._advance_open, self._advance = False, None
-                return due
-        self._hold(voucher)
-        return None
-
-    def why_not_final(self, voucher: Voucher) -> str:
-        """What is wrong with a voucher for what a client received in all, or ""."""
-        exact = self.due(
-            seq=voucher.seq, tokens_in=voucher.tokens_in, tokens_out=voucher.tokens_out, root=voucher.root
-        )
-        if not exact.is_what(voucher):
-            return f"a voucher of {voucher.amount} for counts that cost {exact.amount}"
-        if voucher.amount > self._terms.deposit:
-            return f"a voucher of {voucher.amount} above the deposit of {self._terms.deposit}"
-        best = self.paid
-        if best is not None and not (
-            voucher.seq >= best.seq
-            and voucher.tokens_in >= best.tokens_in
-            and voucher.tokens_out >= best.tokens_out
-        ):
-            return "a voucher below one that this host has"
-        try:
-            self._check_signature(voucher)
-        except ProtocolError as error:
-            return str(error)
-        return ""
-
-    def _hold(self, voucher: Voucher) -> None:
-        start = self._start
-        if not self._advance_open or start is None or voucher.tokens_in <= start.tokens_in:
-            raise ProtocolError(_UNMATCHED)
-        other = self.due(
-            seq=start.seq, tokens_in=voucher.tokens_in, tokens_out=start.tokens_out, root=start.root
-        )
-        if not other.is_what(voucher):
-            raise ProtocolError(_UNMATCHED)
-        self._check_signature(voucher)
-        self._advance_open, self._advance = False, voucher
-
-    def _check_signature(self, voucher: Voucher) -> None:
-        digest = voucher_digest(self._market, self._session, voucher)
-        if recover_address(digest, voucher.signature) != self._terms.voucher_key:
-            msg = "a voucher that the voucher key did not sign"
-            raise ProtocolError(msg)
-
-
-# How a client settles: by acks in a free session, by vouchers in a paid one. The host's is ``till.py``.
-#
-# A purse signs for what its owner counted and checked, to the unit, and never above the deposit. It knows
-# nothing of prompts, turns or time.
-
-
-class FreePurse:
-    """Costs nothing; the host's peer key signs receipts."""
-
-    last_voucher: Voucher | None = None
-    final_voucher: Voucher | None = None
-    payable = False
-
-    def __init__(self, host: PeerId, verify: Callable[[str, bytes, bytes], bool]) -> None:
-        self._host, self._verify = host, verify
-
-    def request(self, model: ModelId, salt: bytes) -> Open:
-        """What opens the session."""
-        return Open(model=model, salt=salt)
-
-    def fault_of(self, _accept: Accept) -> str | None:
-        """What is wrong with what the host accepted, if anything."""
-        return None
-
-    def verify(self, digest: bytes, signature: bytes) -> bool:
-        """Is this the host's signature on a receipt?"""
-        return self._verify(self._host, digest, signature)
-
-    def covers(self, _tokens_in: int, _tokens_out: int) -> bool:
-        """Is there enough for these cumulative counts?"""
-        return True
-
-    def cost(self, _meter: Meter) -> int:
-        """Token units so far."""
-        return 0
-
-    def advance(self, _meter: Meter, _tokens_in: int, _effects: Effects) -> Voucher | None:
-        """Pay for input before the host quoted it."""
-        return None
-
-    def pay_input(self, meter: Meter, effects: Effects) -> None:
-        """Pay for what the meter holds, before any output."""
-
-    def settle(self, receipt: Receipt, effects: Effects) -> None:
-        """Answer a receipt that holds."""
-        effects.send(Ack(seq=receipt.checkpoint.tokens_out))
-        effects.emit(Receipted(receipt))
-
-    def conclude(self, meter: Meter, effects: Effects) -> None:
-        """The host was lost: nothing is owed."""
-
-
-class PaidPurse:
-    """Every voucher is made durable before it is sent."""
-
-    payable = True
-
-    def __init__(self, payment: ClientPayment) -> None:
-        self.payment = payment
-        self.session: SessionId = payment.session
-        self.last_voucher: Voucher | None = None
-        """The last one that was sent."""
-        self._unsent: Voucher | None = None
-
-    @property
-    def final_voucher(self) -> Voucher | None:
-        """What a host that was lost is handed when it returns."""
-        return self._unsent or self.last_voucher
-
-    def request(self, model: ModelId, salt: bytes) -> Open:
-        """What opens the session."""
-        payment = self.payment
-        return Open(
-            model=model,
-            salt=salt,
-            terms=payment.terms,
-            authorisation=payment.authorisation,
-            valid_before=payment.valid_before,
-        )
-
-    def fault_of(self, accept: Accept) -> str | None:
-        """What is wrong with what the host accepted, if anything."""
-        if accept.session != self.session:
-            return "accepted another session than the one that was paid for"
-        fee = self.payment.terms.session_fee
-        if accept.session_fee != fee:
-            return f"asks {accept.session_fee} for the session; {fee} was agreed"
-        return None
-
-    def verify(self, digest: bytes, signature: bytes) -> bool:
-        """Is this the receipt key's signature?"""
-        return recover_address(digest, signature) == self.payment.terms.receipt_key
-
-    def covers(self, tokens_in: int, tokens_out: int) -> bool:
-        """Is there enough for these cumulative counts?"""
-        return amount_due(self.payment.terms, tokens_in, tokens_out) <= self.payment.terms.deposit
-
-    def cost(self, meter: Meter) -> int:
-        """Token units so far."""
-        return amount_due(self.payment.terms, meter.tokens_in, meter.tokens_out)
-
-    def advance(self, meter: Meter, tokens_in: int, effects: Effects) -> Voucher | None:
-        """Pay for input before the host quoted it. At most one may be under way."""
-        return self._sign(meter.seq, meter.tokens_in + tokens_in, meter.tokens_out, meter.root, effects)
-
-    def pay_input(self, meter: Meter, effects: Effects) -> None:
-        """Pay for what the meter holds, before any output."""
-        self._sign(meter.seq, meter.tokens_in, meter.tokens_out, meter.root, effects)
-
-    def settle(self, receipt: Receipt, effects: Effects) -> None:
-        """Answer a receipt that holds."""
-        effects.emit(Receipted(receipt))
-        told = receipt.checkpoint
-        self._sign(told.seq, told.tokens_in, told.tokens_out, told.root, effects)
-
-    def conclude(self, meter: Meter, effects: Effects) -> None:
-        """The host was lost: sign for exactly what came, also for what no receipt covers. It isn't sent.
-
-        A session that goes on forgets it: there the exact vouchers of its receipts follow.
-        """
-        last = self.final_voucher
-        counts = (meter.tokens_in, meter.tokens_out)
-        if counts == ((0, 0) if last is None else (last.tokens_in, last.tokens_out)):
-            return
-        self._unsent = self._exact(meter.seq, *counts, meter.root)
-        effects.emit(Signed(self._unsent))
-
-    def handed_over(self) -> None:
-        """The host took the final voucher: it is the last one that both sides know."""
-        self.last_voucher, self._unsent = self.final_voucher, None
-
-    def _sign(self, seq: int, tokens_in: int, tokens_out: int, root: bytes, effects: Effects) -> Voucher:
-        self.last_voucher, self._unsent = self._exact(seq, tokens_in, tokens_out, root), None
-        effects.emit(Signed(self.last_voucher))
-        effects.send(self.last_voucher)
-        return self.last_voucher
-
-    def _exact(self, seq: int, tokens_in: int, tokens_out: int, root: bytes) -> Voucher:
-        return exact_voucher(
-            self.payment, self.session, seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, root=root
-        )
-
-
-Purse: TypeAlias = FreePurse | PaidPurse
-
-
-# What a paid session rests on: the terms a host takes, the vouchers a client signs, the proof of a resume.
-#
-# Pure: keys are injected as signers, time is an argument, the chain is asked by the roles. ``tab.py`` and
-# ``purse.py`` keep the running accounts of the two sides. All amounts are token units; nothing is rounded
-# but the price of the tokens, and that once, up (``typed_data.amount_due``).
-
-
 EXPIRY_MAX_S: Final = 432_000
-"""As the contract has it: five days."""
+"""Five days, as in the contract."""
 EXPIRY_MIN_S: Final = 1_800
 """A session must be able to live for a while before its host must settle it."""
 VALID_MAX_S: Final = 600
-"""An authorisation lives at most so long."""
+"""How long an authorisation may still be valid, at most."""
 VALID_MIN_S: Final = 100
-"""So long its relay may take."""
+"""How long it must still be valid: the host may take this long to bring it to the chain."""
 _RESUME_TAG: Final = keccak256(b"p2pnode/resume/1")
 _PLAIN_SIGNATURE: Final = 65
 _NOBODY: Final = bytes(20)
+_FREE: Final = SessionTerms(
+    payer=_NOBODY,
+    host=_NOBODY,
+    voucher_key=_NOBODY,
+    receipt_key=_NOBODY,
+    model=ModelId(bytes(32)),
+    deposit=0,
+    price_in=0,
+    price_out=0,
+    session_fee=0,
+    tip=0,
+    expiry=0,
+    salt=bytes(32),
+)
+"""What a free session costs. Never on the wire."""
+_UNMATCHED: Final = "a voucher that is not for what was delivered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -500,11 +112,364 @@ class ClientPayment:
         return session_id(self.market, self.terms)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """One voucher as it must be. ``frames`` counted messages were sent before it could be signed."""
+
+    seq: int
+    tokens_in: int
+    tokens_out: int
+    amount: int
+    root: bytes
+    frames: int = 0
+
+    def matches(self, voucher: Voucher) -> bool:
+        """Whether the voucher says exactly this."""
+        claimed = (voucher.seq, voucher.tokens_in, voucher.tokens_out, voucher.amount, voucher.root)
+        return claimed == (self.seq, self.tokens_in, self.tokens_out, self.amount, self.root)
+
+
+# ---- the host's side
+
+
+class ChannelReceiver:
+    """The vouchers that a host would take now, and the best one it took. Without ``market`` it is free.
+
+    A voucher that is not exactly a due one is a violation, with one exception. A client that counted its
+    input itself pays together with the prompt, before it can know what the host's cache makes free. Such an
+    *advance* is exact for another count. One per turn is let through, and it is used only if it turns out
+    to be exactly what the quote makes due.
+
+    Every voucher must be durable before anything is served for it, every receipt before its voucher counts.
+    """
+
+    def __init__(
+        self,
+        session: SessionId,
+        sign: Signer,
+        *,
+        market: Domain | None = None,
+        terms: SessionTerms = _FREE,
+        replay: ReplayBuffer | None = None,
+    ) -> None:
+        self.terms = terms
+        self.replay = replay if replay is not None else ReplayBuffer()  # an empty one is false
+        """Stays empty in a free session, which nobody can resume."""
+        self.best: Voucher | None = None
+        """The last voucher taken, which no earlier one exceeds."""
+        self._session, self._sign, self._market = session, sign, market
+        self._due: deque[Due] = deque()
+        self._unpaid: deque[Receipt] = deque()
+        self._start: Due | None = None  # where the present turn began
+        self._advance_open = False
+        self._advance: Voucher | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing is paid: acks bring credit, and the session ends with its stream."""
+        return self._market is None
+
+    @property
+    def owed(self) -> bool:
+        """Whether anything is due that the client has not signed for."""
+        return bool(self._due)
+
+    def cost(self, meter: Meter) -> int:
+        """Token units of the session so far."""
+        return amount_due(self.terms, meter.tokens_in, meter.tokens_out)
+
+    def affordable(self, meter: Meter) -> int:
+        """Output tokens that the deposit still covers."""
+        return tokens_affordable(self.terms, meter.tokens_in, meter.tokens_out)
+
+    def begin_turn(self, meter: Meter) -> None:
+        """A prompt comes. Its client holds all that was sent before, and may pay an advance."""
+        self.replay.forget(self.replay.count)
+        self._unpaid.clear()
+        self._start = self.due(
+            seq=meter.seq, tokens_in=meter.tokens_in, tokens_out=meter.tokens_out, root=meter.root
+        )
+        self._advance = None
+        self.allow_advance()
+
+    def allow_advance(self) -> None:
+        """Let one advance through, or the one that a lost stream swallowed once more."""
+        self._advance_open = self._start is not None
+
+    def issue(self, meter: Meter, effects: Effects) -> None:
+        """Send a receipt. In a paid session it is written down first, and its voucher is due from now on."""
+        receipt = meter.issue(self._sign)
+        if self.free:
+            effects.send(receipt.checkpoint)
+            return
+        self._unpaid.append(receipt)
+        effects.emit(Issued(receipt))
+        effects.send(receipt.checkpoint)
+        # Counted after it was sent: the client can't have signed before it had the receipt.
+        self.owe(
+            self.due(
+                seq=meter.seq,
+                tokens_in=meter.tokens_in,
+                tokens_out=meter.tokens_out,
+                root=meter.root,
+                frames=self.replay.count,
+            )
+        )
+
+    def issue_again(self, checkpoint: Checkpoint, effects: Effects) -> None:
+        """Send a receipt of the replay buffer once more. Whoever issued it may still be writing it down."""
+        for receipt in self._unpaid:
+            if receipt.checkpoint == checkpoint:
+                effects.emit(Issued(receipt))
+        effects.send(checkpoint)
+
+    def owe_input(self, meter: Meter, billed: int, queue: SendQueue, effects: Effects) -> None:
+        """``billed`` input tokens were quoted just now. An advance that is exactly right is taken at once."""
+        if billed == 0:
+            return  # its voucher would say what the last one said
+        due = self.due(
+            seq=meter.seq,
+            tokens_in=meter.tokens_in + billed,
+            tokens_out=meter.tokens_out,
+            root=meter.root,
+            frames=self.replay.count - 1,  # an advance was signed before the quote was seen
+        )
+        advance = self.owe(due)
+        if advance is not None:
+            self.credit(advance, queue, effects)
+
+    def credit(self, message: Ack | Voucher, queue: SendQueue, effects: Effects) -> bool:
+        """Take an ack or a voucher; True when it brings credit.
+
+        Raises ``ProtocolError`` for the one that this session doesn't use, for an ack of more than was sent
+        and for a voucher that is not exact.
+        """
+        if isinstance(message, Ack) != self.free:
+            kind = "free" if self.free else "paid"
+            msg = f"{type(message).__name__} is out of place in a {kind} session"
+            raise ProtocolError(msg)
+        if isinstance(message, Ack):
+            return queue.acknowledge(message.seq)
+        due = self.take(message)
+        if due is None:
+            return False
+        effects.emit(Paid(message))
+        self.replay.forget(due.frames)
+        while self._unpaid and self._unpaid[0].checkpoint.seq <= due.seq:
+            self._unpaid.popleft()
+        queue.acknowledge(due.tokens_out)
+        return True
+
+    # ---- which vouchers are exact
+
+    def due(self, *, seq: int, tokens_in: int, tokens_out: int, root: bytes, frames: int = 0) -> Due:
+        """The voucher for these counts."""
+        amount = amount_due(self.terms, tokens_in, tokens_out)
+        return Due(
+            seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, amount=amount, root=root, frames=frames
+        )
+
+    def owe(self, due: Due) -> Voucher | None:
+        """From now on this is due. Returns the advance if it is exactly that; it still has to be taken."""
+        self._due.append(due)
+        advance, self._advance = self._advance, None
+        return advance if advance is not None and due.matches(advance) else None
+
+    def waive_last(self) -> None:
+        """The input that was quoted last is not billed after all."""
+        self._advance = None
+        if self._due:
+            self._due.pop()
+
+    def take(self, voucher: Voucher) -> Due | None:
+        """What it pays; None when it changes nothing. Raises ``ProtocolError`` for any that isn't exact."""
+        if voucher == self.best:
+            return None
+        for place, due in enumerate(self._due):
+            if due.matches(voucher):
+                self._check_signature(voucher)
+                for _ in range(place + 1):
+                    self._due.popleft()
+                self.best = voucher
+                # It was signed after the quote, so an advance would have come before it.
+                self._advance_open, self._advance = False, None
+                return due
+        self._hold(voucher)
+        return None
+
+    def why_not_final(self, voucher: Voucher) -> str:
+        """What is wrong with a voucher for what a client received in all, or ""."""
+        exact = self.due(
+            seq=voucher.seq, tokens_in=voucher.tokens_in, tokens_out=voucher.tokens_out, root=voucher.root
+        )
+        if not exact.matches(voucher):
+            return f"a voucher of {voucher.amount} for counts that cost {exact.amount}"
+        if voucher.amount > self.terms.deposit:
+            return f"a voucher of {voucher.amount} above the deposit of {self.terms.deposit}"
+        best = self.best
+        if best is not None and not (
+            voucher.seq >= best.seq
+            and voucher.tokens_in >= best.tokens_in
+            and voucher.tokens_out >= best.tokens_out
+        ):
+            return "a voucher below one that this host has"
+        try:
+            self._check_signature(voucher)
+        except ProtocolError as error:
+            return str(error)
+        return ""
+
+    def _hold(self, voucher: Voucher) -> None:
+        """Keep an advance until the quote shows whether it is exact."""
+        start = self._start
+        if not self._advance_open or start is None or voucher.tokens_in <= start.tokens_in:
+            raise ProtocolError(_UNMATCHED)
+        other = self.due(
+            seq=start.seq, tokens_in=voucher.tokens_in, tokens_out=start.tokens_out, root=start.root
+        )
+        if not other.matches(voucher):
+            raise ProtocolError(_UNMATCHED)
+        self._check_signature(voucher)
+        self._advance_open, self._advance = False, voucher
+
+    def _check_signature(self, voucher: Voucher) -> None:
+        market = self._market
+        if market is None or self.terms.voucher_key != recover_address(
+            voucher_digest(market, self._session, voucher), voucher.signature
+        ):
+            msg = "a voucher that the voucher key did not sign"
+            raise ProtocolError(msg)
+
+
+# ---- the client's side
+
+
+class ChannelSender:
+    """The vouchers that a client signed, each for what it counted and checked, never above the deposit.
+
+    Without ``payment`` the session is free: then ``verify(digest, signature)`` checks its receipts, which the
+    host's peer key signs. A voucher must be durable before it is sent.
+    """
+
+    def __init__(
+        self,
+        payment: ClientPayment | None,
+        *,
+        verify: Callable[[bytes, bytes], bool] | None = None,
+    ) -> None:
+        self.payment = payment
+        self.terms = payment.terms if payment is not None else _FREE
+        self.last_voucher: Voucher | None = None
+        """The last one that was sent."""
+        self._verify = verify
+        self._session = payment.session if payment is not None else SessionId(b"")
+        self._unsent: Voucher | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing is paid."""
+        return self.payment is None
+
+    @property
+    def final_voucher(self) -> Voucher | None:
+        """What a host that was lost is handed when it returns."""
+        return self._unsent or self.last_voucher
+
+    def request(self, model: ModelId, salt: bytes) -> Open:
+        """What opens the session."""
+        payment = self.payment
+        if payment is None:
+            return Open(model=model, salt=salt)
+        return Open(
+            model=model,
+            salt=salt,
+            terms=payment.terms,
+            authorisation=payment.authorisation,
+            valid_before=payment.valid_before,
+        )
+
+    def fault_of(self, accept: Accept) -> str | None:
+        """What is wrong with what the host accepted, if anything."""
+        if self.free:
+            return None
+        if accept.session != self._session:
+            return "accepted another session than the one that was paid for"
+        fee = self.terms.session_fee
+        if accept.session_fee != fee:
+            return f"asks {accept.session_fee} for the session; {fee} was agreed"
+        return None
+
+    def verify(self, digest: bytes, signature: bytes) -> bool:
+        """Whether this is the host's signature on a receipt."""
+        if self.free:
+            return self._verify is not None and self._verify(digest, signature)
+        return recover_address(digest, signature) == self.terms.receipt_key
+
+    def covers(self, tokens_in: int, tokens_out: int) -> bool:
+        """Whether the deposit is enough for these cumulative counts."""
+        return amount_due(self.terms, tokens_in, tokens_out) <= self.terms.deposit
+
+    def cost(self, meter: Meter) -> int:
+        """Token units of the session so far."""
+        return amount_due(self.terms, meter.tokens_in, meter.tokens_out)
+
+    def pay_advance(self, meter: Meter, tokens_in: int, effects: Effects) -> bool:
+        """Pay for input before the host quoted it, at most once a turn. False where nothing is to be paid."""
+        return self._pay(meter.seq, meter.tokens_in + tokens_in, meter.tokens_out, meter.root, effects)
+
+    def pay_input(self, meter: Meter, effects: Effects) -> None:
+        """Pay for what the meter holds, before any output."""
+        self._pay(meter.seq, meter.tokens_in, meter.tokens_out, meter.root, effects)
+
+    def settle(self, receipt: Receipt, effects: Effects) -> None:
+        """Answer a receipt that holds: by an ack where it is free, otherwise by its exact voucher."""
+        checkpoint = receipt.checkpoint
+        if self.free:
+            effects.send(Ack(seq=checkpoint.tokens_out))
+        effects.emit(Receipted(receipt))
+        self._pay(checkpoint.seq, checkpoint.tokens_in, checkpoint.tokens_out, checkpoint.root, effects)
+
+    def conclude(self, meter: Meter, effects: Effects) -> None:
+        """The host was lost: sign for exactly what came, also for what no receipt covers. It isn't sent.
+
+        A session that goes on forgets it: the exact vouchers of its receipts follow there.
+        """
+        last = self.final_voucher
+        counts = (meter.tokens_in, meter.tokens_out)
+        if self.payment is None or counts == ((0, 0) if last is None else (last.tokens_in, last.tokens_out)):
+            return
+        self._unsent = exact_voucher(
+            self.payment,
+            self._session,
+            seq=meter.seq,
+            tokens_in=counts[0],
+            tokens_out=counts[1],
+            root=meter.root,
+        )
+        effects.emit(Signed(self._unsent))
+
+    def handed_over(self) -> None:
+        """The host took the final voucher: it is the last one that both sides know."""
+        self.last_voucher, self._unsent = self.final_voucher, None
+
+    def _pay(self, seq: int, tokens_in: int, tokens_out: int, root: bytes, effects: Effects) -> bool:
+        """Sign and send the exact voucher. False in a free session, where there is none."""
+        if self.payment is None:
+            return False
+        voucher = exact_voucher(
+            self.payment, self._session, seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, root=root
+        )
+        self.last_voucher, self._unsent = voucher, None
+        effects.emit(Signed(voucher))
+        effects.send(voucher)
+        return True
+
+
 # ---- opening
 
 
 def check_open(request: Open, payment: HostPayment, now: int, *, plain_account: bool = True) -> Refuse | None:
-    """Why a host can't take these terms at ``now`` (epoch seconds), or None. The chain isn't asked.
+    """Why a host can't take these terms at ``now`` (epoch seconds), or None. It doesn't ask the chain.
 
     A 65-byte authorisation must be the payer's own signature; one of another length, and any where
     ``plain_account`` is False, is a contract's to judge: the role lets the ledger try it.
@@ -563,11 +528,11 @@ def _wrong_parties(request: Open, terms: SessionTerms, payment: HostPayment) -> 
 
 
 def _wrong_price(terms: SessionTerms, payment: HostPayment) -> _Wrong | None:
-    prices, told = (payment.price_in, payment.price_out), (terms.price_in, terms.price_out)
-    if told != prices:
+    prices, offered = (payment.price_in, payment.price_out), (terms.price_in, terms.price_out)
+    if offered != prices:
         return "payment_required", (
             f"this host asks {prices[0]}/{prices[1]} USDC units per million tokens in/out; "
-            f"the terms say {told[0]}/{told[1]}"
+            f"the terms say {offered[0]}/{offered[1]}"
         )
     if terms.session_fee != payment.session_fee:
         return "payment_required", (
@@ -608,7 +573,7 @@ def exact_voucher(
 
 
 def tokens_affordable(terms: SessionTerms, tokens_in: int, tokens_out: int) -> int:
-    """How many more output tokens the deposit pays for, after these cumulative counts."""
+    """How many more output tokens the deposit pays for after these cumulative counts."""
     if terms.price_out == 0:
         return N_CTX_MAX if amount_due(terms, tokens_in, tokens_out) <= terms.deposit else 0
     left = (terms.deposit - terms.session_fee) * TOKENS_PER_PRICE - tokens_in * terms.price_in
@@ -625,5 +590,5 @@ def resume_digest(nonce: bytes, session: SessionId, host: PeerId, client: PeerId
 
 
 def resume_holds(terms: SessionTerms, digest: bytes, proof: bytes) -> bool:
-    """Was it the voucher key that signed?"""
+    """Whether ``proof`` is the voucher key's signature."""
     return recover_address(digest, proof) == terms.voucher_key

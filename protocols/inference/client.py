@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, Literal, TypeAlias, assert_never
 
 from p2pnode.errors import ProtocolError, WireCode
@@ -35,8 +36,8 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
-from p2pnode.protocols.inference.channel import ClientPayment, FreePurse, PaidPurse, Purse, resume_digest
-from p2pnode.protocols.inference.client_turn import Asking, ClientTimes, HeldSession
+from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment, resume_digest
+from p2pnode.protocols.inference.client_turn import ClientTimes, ClientTurn, HeldSession
 from p2pnode.protocols.inference.commands import (
     Accepted,
     Ask,
@@ -98,14 +99,12 @@ class ClientSession:
         self._host, self._peer, self._model, self._salt = host, peer, model, salt
         self._times = times or ClientTimes()
         self._effects = Effects(host, stream)
-        self._purse: Purse
-        if resume is not None:
-            if peer is None or not resume.purse.payable:
-                msg = "only paid sessions can be resumed, and only by a peer with an id"
-                raise ValueError(msg)
-            self._purse = resume.purse
-        else:
-            self._purse = PaidPurse(payment) if payment is not None else FreePurse(host, verify)
+        if resume is not None and (peer is None or resume.channel.free):
+            msg = "only paid sessions can be resumed, and only by a peer with an id"
+            raise ValueError(msg)
+        self._channel = (
+            resume.channel if resume is not None else ChannelSender(payment, verify=partial(verify, host))
+        )
         self._held = resume
         self._challenged = False
         self._phase: Literal["fresh", "opening", "open", "over"] = "fresh"
@@ -116,7 +115,7 @@ class ClientSession:
         """Where the session stands."""
         if self._phase != "open":
             return self._phase
-        return "asking" if self._held is not None and self._held.asking is not None else "idle"
+        return "asking" if self._held is not None and self._held.turn is not None else "idle"
 
     @property
     def held(self) -> HeldSession | None:
@@ -126,12 +125,12 @@ class ClientSession:
     @property
     def last_voucher(self) -> Voucher | None:
         """The last one signed: the most the host can ask for."""
-        return self._purse.last_voucher
+        return self._channel.last_voucher
 
     @property
     def final_voucher(self) -> Voucher | None:
         """What a host that was lost is handed when it returns: for exactly what was received."""
-        return self._purse.final_voucher
+        return self._channel.final_voucher
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """Messages are the host's; commands are ``ClientCommand``; timers are open, silence, progress."""
@@ -165,8 +164,8 @@ class ClientSession:
             case Ask():
                 self._ask(command, now)
             case CancelTurn():
-                if self._phase == "open" and self._held is not None and self._held.asking is not None:
-                    self._held.asking.cancel(self._effects, now)
+                if self._phase == "open" and self._held is not None and self._held.turn is not None:
+                    self._held.turn.cancel(self._effects, now)
             case End():
                 self._effects.send(Close())
                 self._phase = "over"
@@ -182,22 +181,23 @@ class ClientSession:
             nonce = None if self._held.from_journal else self._held.accept.nonce
             self._effects.send(self._resume(self._held, nonce))
         else:
-            self._effects.send(self._purse.request(self._model, self._salt))
-            patience_s = self._times.open_paid_s if self._purse.payable else patience_s
+            self._effects.send(self._channel.request(self._model, self._salt))
+            patience_s = self._times.open_paid_s if not self._channel.free else patience_s
         self._effects.set_timer("open", now + patience_s)
 
     def _resume(self, held: HeldSession, nonce: bytes | None) -> Resume:
         request = Resume(session=held.accept.session, received=held.received, turn=held.turns)
-        if nonce is None or not isinstance(self._purse, PaidPurse) or self._peer is None:
+        payment = self._channel.payment
+        if nonce is None or payment is None or self._peer is None:
             return request
         digest = resume_digest(nonce, held.accept.session, self._host, self._peer)
-        return replace(request, proof=self._purse.payment.sign(digest))
+        return replace(request, proof=payment.sign(digest))
 
     def _answer(self, challenge: Challenge, held: HeldSession) -> None:
         """The host knows no nonce of ours: it may have restarted, and is told where we stand."""
         self._challenged = True
         request = self._resume(held, challenge.nonce)
-        self._effects.send(replace(request, receipt=held.receipt, voucher=self._purse.final_voucher))
+        self._effects.send(replace(request, receipt=held.receipt, voucher=self._channel.final_voucher))
 
     def _ask(self, ask: Ask, now: float) -> None:
         held = self._held
@@ -210,10 +210,10 @@ class ClientSession:
             self._effects.emit(failure)
             return
         held.turns += 1
-        held.asking = Asking(held.turns, ask, held, self._times)
+        held.turn = ClientTurn(held.turns, ask, held, self._times)
         for part in prompt_parts(held.turns, raw):
             self._effects.send(part)
-        held.asking.start(request_hash(raw), self._effects, now)
+        held.turn.start(request_hash(raw), self._effects, now)
         self._heard(now)
 
     def _why_not(self, held: HeldSession, ask: Ask, raw: bytes) -> TurnFailed | None:
@@ -232,7 +232,7 @@ class ClientSession:
         meter, exact = held.meter, ask.input_exact or 0
         # What the host's cache holds isn't billed, but nobody knows it before the quote but in a first turn.
         tokens_in = meter.tokens_in + (exact if held.turns == 0 else 0)
-        if not self._purse.covers(tokens_in, meter.tokens_out + 1):
+        if not self._channel.covers(tokens_in, meter.tokens_out + 1):
             detail = "the session's deposit is used up: open another session"
             return TurnFailed("payment_required", detail, cause="foreseen")
         return None
@@ -254,16 +254,16 @@ class ClientSession:
                 self._over(code, detail, retry_after_s)
             case Error(turn=None, code=code, detail=detail, retry_after_s=retry_after_s):
                 self._over(code, detail, retry_after_s)
-            case _ if self._phase == "open" and self._held is not None and self._held.asking is not None:
-                self._turn_message(self._held, self._held.asking, message, now)
+            case _ if self._phase == "open" and self._held is not None and self._held.turn is not None:
+                self._turn_message(self._held, self._held.turn, message, now)
             case _:
                 if isinstance(message, Checkpoint) and self._held is not None:
-                    self._dispute(self._held.meter.signed(message, self._purse.verify))
+                    self._dispute(self._held.meter.signed(message, self._channel.verify))
                 self._violation(f"{type(message).__name__} is out of place while {self.state}")
 
     def _accepted(self, accept: Accept, now: float) -> None:
         held = self._held
-        fault = self._purse.fault_of(accept)
+        fault = self._channel.fault_of(accept)
         recovered = held is not None and self._challenged and accept.epoch > held.accept.epoch
         if held is not None and accept.epoch != held.accept.epoch and not recovered:
             fault = "resumed a session under another epoch"
@@ -274,7 +274,7 @@ class ClientSession:
         self._phase = "open"
         if held is None:
             chain = ReceiptChain.begin(accept.session, self._model, self._salt, accept.epoch)
-            self._held = HeldSession(accept, Meter(chain), self._purse)
+            self._held = HeldSession(accept, Meter(chain), self._channel)
             self._effects.emit(Accepted(accept))
             return
         held.accept = accept
@@ -282,40 +282,39 @@ class ClientSession:
         if recovered:
             self._recovered(held)
             return
-        if self._purse.last_voucher is not None:  # the old stream may have swallowed it
-            self._effects.send(self._purse.last_voucher)
-        if held.asking is not None:
-            held.asking.carry_over(self._effects, now)
+        if self._channel.last_voucher is not None:  # the old stream may have swallowed it
+            self._effects.send(self._channel.last_voucher)
+        if held.turn is not None:
+            held.turn.carry_over(self._effects, now)
             self._heard(now)
 
     def _recovered(self, held: HeldSession) -> None:
         """The host goes on from our last receipt, and from what the final voucher says is paid."""
-        final = self._purse.final_voucher
+        final = self._channel.final_voucher
         counts = (0, 0) if final is None else (final.tokens_in, final.tokens_out)
         held.meter.rebase(held.accept.epoch, *counts)
-        if isinstance(self._purse, PaidPurse):
-            self._purse.handed_over()
-        if held.asking is not None:
-            held.asking = None
+        self._channel.handed_over()
+        if held.turn is not None:
+            held.turn = None
             detail = "the host restarted in the middle of this turn; what came of it is paid: ask again"
             self._effects.emit(TurnFailed(None, detail, cause="restarted"))
 
     def _dispute(self, receipt: Receipt | None) -> None:
-        if receipt is not None and self._purse.payable:
+        if receipt is not None and not self._channel.free:
             self._effects.emit(Disputed(receipt))
 
-    def _turn_message(self, held: HeldSession, asking: Asking, message: object, now: float) -> None:
+    def _turn_message(self, held: HeldSession, turn: ClientTurn, message: object, now: float) -> None:
         try:
-            asking.hear(message, self._effects, now)
+            turn.hear(message, self._effects, now)
         except ProtocolError as error:
             if isinstance(error, MisstatedError):
                 self._dispute(error.receipt)
             self._violation(str(error))
             return
-        if asking.outcome is not None:
-            held.asking = None
+        if turn.outcome is not None:
+            held.turn = None
             self._effects.cancel_timer("progress", "silence")
-            self._effects.emit(asking.outcome)
+            self._effects.emit(turn.outcome)
 
     # ---- time
 
@@ -353,9 +352,9 @@ class ClientSession:
         cause: SessionCause = "told",
     ) -> None:
         held = self._held
-        ahead = held is not None and held.asking is not None and held.asking.paid_ahead
+        ahead = held is not None and held.turn is not None and held.turn.paid_ahead
         if held is not None and self._phase == "open" and cause != "fault" and not ahead:
-            self._purse.conclude(held.meter, self._effects)
+            self._channel.conclude(held.meter, self._effects)
         self._phase = "over"
         self._effects.cancel_timers()
         self._effects.emit(SessionFailed(code, detail, retry_after_s, cause))

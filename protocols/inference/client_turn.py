@@ -11,7 +11,7 @@ from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.inference.channel import ClientPayment, PaidPurse, Purse
+from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -59,11 +59,11 @@ class HeldSession:
 
     accept: Accept
     meter: Meter
-    purse: Purse
+    channel: ChannelSender
     turns: int = 0
     received: int = 0
     """Messages of turns taken, as a resume counts them."""
-    asking: Asking | None = None
+    turn: ClientTurn | None = None
     receipt: Receipt | None = None
     """The last one that was checked."""
     from_journal: bool = False
@@ -84,13 +84,13 @@ def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: 
         tokens_in=voucher.tokens_in,
         tokens_out=voucher.tokens_out,
     )
-    purse = PaidPurse(payment)
-    purse.last_voucher = voucher
+    channel = ChannelSender(payment)
+    channel.last_voucher = voucher
     accept = Accept(session=payment.session, nonce=bytes(32), epoch=epoch, n_ctx=1)
-    return HeldSession(accept, Meter(chain), purse, receipt=receipt, from_journal=True)
+    return HeldSession(accept, Meter(chain), channel, receipt=receipt, from_journal=True)
 
 
-class Asking:
+class ClientTurn:
     """Turn ``number``, until ``outcome`` is there."""
 
     def __init__(self, number: int, ask: Ask, held: HeldSession, times: ClientTimes) -> None:
@@ -98,7 +98,7 @@ class Asking:
         self.outcome: TurnDone | TurnFailed | None = None
         self.cancelled = False
         self._ask, self._held, self._times = ask, held, times
-        self._meter, self._purse = held.meter, held.purse
+        self._meter, self._channel = held.meter, held.channel
         self._first_token_by = 0.0
         self._quoted = self._billed = self._carried = False
         self._tokens_in = self._reused = self._tokens_out = self._text_bytes = 0
@@ -118,8 +118,7 @@ class Asking:
         effects.set_timer("progress", self._first_token_by)
         # Nothing can be reused in a first turn, so its price is known before the host names it.
         if self._ask.input_exact and self.number == 1:
-            paid = self._purse.advance(self._meter, self._ask.input_exact, effects)
-            self._advanced = paid is not None
+            self._advanced = self._channel.pay_advance(self._meter, self._ask.input_exact, effects)
 
     def cancel(self, effects: Effects, now: float) -> None:
         """The user wants no more; from here on nothing buys the host more time."""
@@ -143,8 +142,8 @@ class Asking:
             case Tokens() if self._billed:
                 self._tokens(message, effects, now)
             case Checkpoint():
-                self._held.receipt = self._meter.check(message, self._purse.verify)
-                self._purse.settle(self._held.receipt, effects)
+                self._held.receipt = self._meter.check(message, self._channel.verify)
+                self._channel.settle(self._held.receipt, effects)
             case Done() if message.turn == self.number:
                 self._done(message)
             case Error(code=code, detail=detail, retry_after_s=retry_after_s) if message.turn == self.number:
@@ -173,9 +172,9 @@ class Asking:
         effects.emit(Quoted(quote))
         billed, meter = quote.tokens_in - quote.reused, self._meter
         paid_already = self._advanced and quote.reused == 0
-        if self._purse.payable and billed and (self.cancelled or self._carried) and not paid_already:
+        if not self._channel.free and billed and (self.cancelled or self._carried) and not paid_already:
             return  # unpaid input is not billed: the host ends the turn with 0
-        if not self._purse.covers(meter.tokens_in + billed, meter.tokens_out):
+        if not self._channel.covers(meter.tokens_in + billed, meter.tokens_out):
             detail = (
                 f"the turn's {billed} input tokens cost more than is left of the session's deposit: "
                 "open another session or shorten the conversation"
@@ -187,7 +186,7 @@ class Asking:
         self._tokens_in, self._reused = quote.tokens_in, quote.reused
         meter.bill(billed)
         if billed and not paid_already:
-            self._purse.pay_input(meter, effects)
+            self._channel.pay_input(meter, effects)
 
     def _progress(self, message: Progress, effects: Effects) -> None:
         if message.processed > message.total:
@@ -225,7 +224,7 @@ class Asking:
             return f"more than {CHECKPOINT_EVERY} tokens without a checkpoint"
         if text_bytes > TEXT_SLACK_BYTES + TEXT_PER_TOKEN_MAX * count:
             return "more text than its tokens can hold"
-        if not self._purse.covers(meter.tokens_in, meter.tokens_out + len(message.ids)):
+        if not self._channel.covers(meter.tokens_in, meter.tokens_out + len(message.ids)):
             return "more tokens than the deposit covers"
         return None
 
@@ -242,7 +241,7 @@ class Asking:
         if told != (self._tokens_in, self._reused, self._tokens_out) or meter.due:
             msg = "a bill that does not match what was received"
             raise ProtocolError(msg)
-        if message.cost != self._purse.cost(meter):
-            msg = f"a cost of {message.cost}; what was received costs {self._purse.cost(meter)}"
+        if message.cost != self._channel.cost(meter):
+            msg = f"a cost of {message.cost}; what was received costs {self._channel.cost(meter)}"
             raise ProtocolError(msg)
         self.outcome = self._refused or TurnDone(message)

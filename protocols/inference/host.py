@@ -10,9 +10,8 @@ States (``SPEC.md`` has the whole table)::
     paid   idle --Prompt parts--> reading --last--> quoting --the input's voucher--> serving --...--> idle
     any    --violation, Close, Error, a timer, Closed, another stream that proved itself--> over
 
-What outlives the stream is in ``open_session.py``; ``opening.py`` begins it, and ``intake.py``,
-``paid_turn.py`` and ``serving.py`` are the phases of a turn. The role's ``admit`` runs
-``payment.check_open``: it knows the wall clock and the payer.
+What outlives the stream is in ``session.py``; ``host_open.py`` begins it, and ``host_turn.py`` serves a turn.
+The role's ``admit`` runs ``channel.check_open``: it knows the wall clock and the payer.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
-from p2pnode.protocols.inference.channel import PaidTill
 from p2pnode.protocols.inference.commands import (
     Counted,
     CountFailed,
@@ -51,8 +49,7 @@ from p2pnode.protocols.inference.commands import (
     NotEscrowed,
     Replaced,
 )
-from p2pnode.protocols.inference.host_open import Opening
-from p2pnode.protocols.inference.host_turn import Intake, PaidTurn, Serving, WholePrompt
+from p2pnode.protocols.inference.host_open import Handshake
 from p2pnode.protocols.inference.messages import (
     Ack,
     Cancel,
@@ -66,8 +63,10 @@ from p2pnode.protocols.inference.messages import (
     Resume,
     Voucher,
     detail_of,
+    prompt_bytes_max,
     retry_of,
 )
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
 from p2pnode.protocols.inference.session import Admit, FindSession, HostTerms, OpenSession
 
 State: TypeAlias = Literal["opening", "relaying", "idle", "reading", "quoting", "serving", "over"]
@@ -100,7 +99,7 @@ class HostSession:
     ) -> None:
         self._open_s = terms.open_s
         self._effects = effects = Effects(peer, stream)
-        self._opening = Opening(
+        self._handshake = Handshake(
             peer=peer,
             admit=admit,
             find=resume,
@@ -110,7 +109,7 @@ class HostSession:
             effects=effects,
             holder=self,
         )
-        self._held: tuple[OpenSession, Intake] | None = None  # from Accept on
+        self._held: tuple[OpenSession, PromptAssembly] | None = None  # from Accept on
         self._draining = False
         self._half_closed = False
         """Whether the client says nothing more: then nothing is waited for that it would have to say."""
@@ -132,15 +131,13 @@ class HostSession:
         if self._over:
             return "over"
         if self._held is None:
-            return "relaying" if self._opening.relaying else "opening"
-        session, intake = self._held
+            return "relaying" if self._handshake.relaying else "opening"
+        session, prompt = self._held
         match session.turn:
             case None:
-                return "reading" if intake.reading else "idle"
-            case PaidTurn(quoting=True):
-                return "quoting"
-            case _:
-                return "serving"
+                return "reading" if prompt.reading else "idle"
+            case turn:
+                return "quoting" if turn.quoting else "serving"
 
     def start(self, now: float) -> Sequence[Effect]:
         """The stream is open; the client must speak first."""
@@ -186,30 +183,27 @@ class HostSession:
                 self._finish(f"client error {code}")
             case _ if self._held is not None:
                 self._in_session(*self._held, message, now)
-            case Open() if not (self._opening.relaying or self._opening.challenged):
-                self._began(self._opening.request(message, now), now)
-            case Resume() if not self._opening.relaying:
-                self._began(self._opening.resume(message), now)
+            case Open() if not (self._handshake.relaying or self._handshake.challenged):
+                self._began(self._handshake.request(message, now), now)
+            case Resume() if not self._handshake.relaying:
+                self._began(self._handshake.resume(message), now)
             case _:
                 self._out_of_place(message)
 
-    def _in_session(self, session: OpenSession, intake: Intake, message: object, now: float) -> None:
+    def _in_session(self, session: OpenSession, prompt: PromptAssembly, message: object, now: float) -> None:
         try:
             match message:
                 case Prompt() if session.turn is None and self._draining:
                     self._drained()
                 case Prompt() if session.turn is None:
-                    whole = intake.take(message, now)
-                    if whole is not None:
-                        self._begin_turn(session, whole)
-                    elif not intake.reading:
+                    if prompt.take(message, now):
                         self._rest(session, now)
                 case Ack() | Voucher():
                     self._credit(session, message, now)
                 case Cancel(turn=turn):
                     # Of the present turn; of any other it comes too late and means nothing.
                     if session.turn is None:
-                        intake.cancel(turn)
+                        prompt.cancel(turn)
                     elif session.turn.number == turn:
                         session.turn.cancel()
                 case _:
@@ -217,19 +211,8 @@ class HostSession:
         except ProtocolError as error:
             self._violation(str(error))
 
-    def _begin_turn(self, session: OpenSession, prompt: WholePrompt) -> None:
-        session.meter.begin_turn(prompt.request)
-        turn: Serving | PaidTurn
-        if isinstance(session.till, PaidTill):
-            till, effects = session.till, self._effects
-            turn = PaidTurn(prompt.turn, prompt.body, session=session, till=till, effects=effects)
-        else:
-            turn = Serving(prompt.turn, prompt.body, session=session, effects=self._effects)
-        session.turn = turn
-        turn.start()
-
     def _credit(self, session: OpenSession, message: Ack | Voucher, now: float) -> None:
-        if not session.till.credit(message, session.outbox, self._effects):
+        if not session.channel.credit(message, session.queue, self._effects):
             return
         self._effects.cancel_timer("stall")
         if session.turn is not None:
@@ -241,8 +224,8 @@ class HostSession:
         if isinstance(session, Refuse):
             self._refuse(session)
         elif session is not None:
-            self._held = session, Intake(session, self._effects)
-            if self._opening.handed_over:
+            self._held = session, PromptAssembly(session, self._effects)
+            if self._handshake.handed_over:
                 self._fail("shutting_down", _HANDED_OVER, reason="handed its last voucher")
             else:
                 self._rest(session, now)
@@ -259,14 +242,14 @@ class HostSession:
                 elif turn is None:
                     self._rest(self._held[0], now)
             case Escrowed():
-                self._began(self._opening.landed(), now)
+                self._began(self._handshake.landed(), now)
             case NotEscrowed(refusal=refusal):
-                if self._held is not None and isinstance(self._held[0].till, PaidTill):
+                if self._held is not None and not self._held[0].channel.free:
                     self._fail(refusal.code, refusal.detail, reason="the deposit was lost")
-                elif self._opening.relaying:
+                elif self._handshake.relaying:
                     self._refuse(refusal)
             case Counted() | CountFailed():
-                if isinstance(turn, PaidTurn):
+                if turn is not None:
                     turn.counted(command, now)
             case GenStarted() | GenProgress() | GenTokens() | GenDone() | GenFailed():
                 if turn is not None:
@@ -282,17 +265,17 @@ class HostSession:
         """Serve what needs no further word of the client, and end what does."""
         self._half_closed = True
         if self._held is None:
-            if self._opening.relaying:
+            if self._handshake.relaying:
                 detail = f"{_HALF_CLOSED}, and a paid session needs vouchers"
                 self._refuse(Refuse(code="stalled", detail=detail))
             else:
                 self._finish("nothing was asked")
             return
-        session, intake = self._held
-        if isinstance(session.till, PaidTill):
+        session, prompt = self._held
+        if not session.channel.free:
             detail = f"{_HALF_CLOSED}, and a paid session needs vouchers: resume it on another one"
             self._fail("stalled", detail, reason="half-closed by the client", lingers=True)
-        elif intake.reading:
+        elif prompt.reading:
             detail = f"{_HALF_CLOSED}, and the rest of the prompt did not come"
             self._fail("stalled", detail, reason="half-closed in a prompt")
 
@@ -315,7 +298,7 @@ class HostSession:
     def _rest(self, session: OpenSession, now: float) -> None:
         if not self._draining:
             self._effects.set_timer("idle", now + session.granted.idle_s)
-        elif not session.till.owed:
+        elif not session.channel.owed:
             self._drained()
         elif not self._effects.armed("stall"):  # the last voucher is on its way
             self._effects.set_timer("stall", now + session.granted.stall_s)
@@ -354,7 +337,7 @@ class HostSession:
     ) -> None:
         self._over = True
         session = self.session
-        lingers = lingers and session is not None and isinstance(session.till, PaidTill)
+        lingers = lingers and session is not None and not session.channel.free
         if session is not None and not replaced:
             if lingers:
                 self._effects.muted = True
@@ -364,3 +347,67 @@ class HostSession:
             session.turn = session.holder = None
         self._effects.cancel_timers()
         self._effects.emit(Finished(reason, fault, lingers, replaced))
+
+
+class PromptAssembly:
+    """Puts the parts of one prompt after another together, and starts a turn with each whole one.
+
+    A turn that is refused meanwhile (too large, cancelled, no prompt) has its answer at once; the rest of
+    its parts is read and dropped.
+    """
+
+    def __init__(self, session: OpenSession, effects: Effects) -> None:
+        self._session, self._effects = session, effects
+        self._reader: PromptReader | None = None
+
+    @property
+    def reading(self) -> bool:
+        """Whether parts are to follow."""
+        return self._reader is not None
+
+    def take(self, part: Prompt, now: float) -> bool:
+        """Take a part. True when it was the last one of a turn that is not served.
+
+        Raises ``ProtocolError`` when it isn't the one that follows.
+        """
+        reader = self._reader or self._begin(part, now)
+        if not reader.add(part):
+            return False
+        self._reader = None
+        self._effects.cancel_timer("prompt")
+        if reader.discarding:
+            return True
+        try:
+            body, request = reader.body()
+        except ProtocolError as error:
+            self._effects.send(Error(code="bad_request", detail=detail_of(str(error)), turn=reader.turn))
+            return True
+        self._session.start_turn(reader.turn, body, request, self._effects)
+        return False
+
+    def cancel(self, turn: int) -> None:
+        """Cancel the turn that is being read; any other number means nothing."""
+        if self._reader is not None and self._reader.turn == turn and not self._reader.discarding:
+            self._reader.discard()
+            self._session.cancel_unserved(turn, self._effects)
+
+    def _begin(self, first: Prompt, now: float) -> PromptReader:
+        session = self._session
+        if first.turn != session.turns + 1 or first.part != 0:
+            msg = f"turn {session.turns + 1} starts with part 0"
+            raise ProtocolError(msg)
+        session.begin_turn(first.turn)
+        self._reader = reader = PromptReader(first.turn, first.total)
+        bytes_max = prompt_bytes_max(session.granted.n_ctx)
+        self._effects.cancel_timer("idle")
+        # Set once: a client that trickles its prompt must not keep its place for ever.
+        patience_s = session.granted.stall_s + min(first.total, bytes_max) / PROMPT_RATE_MIN
+        self._effects.set_timer("prompt", now + patience_s)
+        if first.total > bytes_max:
+            detail = (
+                f"a prompt of {first.total} bytes; a context of {session.granted.n_ctx} tokens "
+                f"takes {bytes_max}: shorten the conversation"
+            )
+            reader.discard()
+            self._effects.send(Error(code="context_overflow", detail=detail, turn=first.turn))
+        return reader

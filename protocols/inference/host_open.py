@@ -1,8 +1,20 @@
 """How a host's session begins: free at once, paid when its deposit is taken, resumed by proof.
 
 Each way gives the session or a refusal; that of a paid ``Open`` comes when the chain has answered, that of a
-``Resume`` over no nonce that both sides know after a ``Challenge``. It knows nothing of turns, and of time
-only what it has to wait for.
+``Resume`` over no nonce that both sides know after a ``Challenge``.
+
+Nothing of a live session changes before the voucher key's proof holds, so that a stranger (or the client's
+own neighbour) can't end a stream that lives. A client that lost its memory can't go on with a session that
+lives here: it may only hand over its last voucher, which ends it.
+
+A session of an earlier start is rebuilt from the journal and from what its client holds: the host's own last
+receipt and a final voucher, exact for what it received. The host checks both against its key and its journal,
+and goes on from that receipt's root, under this start's epoch, with the voucher's counts as delivered and
+paid. Neither side remembers the ids in between: no receipt will cover them, and the voucher has paid for
+them. A client that shows less than it has paid for is refused; one that keeps its final voucher back costs
+its host a window, once for each restart.
+
+It knows nothing of turns, and of time only what it has to wait for.
 """
 
 from __future__ import annotations
@@ -14,10 +26,8 @@ from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.channel import (
-    FreeTill,
+    ChannelReceiver,
     HostPayment,
-    PaidTill,
-    Till,
     resume_digest,
     resume_holds,
 )
@@ -36,7 +46,7 @@ from p2pnode.protocols.inference.messages import (
 )
 from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.receipts import ReceiptChain, receipt_holds
-from p2pnode.protocols.inference.replay import Outbox, SentLog
+from p2pnode.protocols.inference.replay import ReplayBuffer, SendQueue
 from p2pnode.protocols.inference.session import (
     Admit,
     FindSession,
@@ -54,10 +64,10 @@ class _Relayed:
     request: Open
     granted: HostTerms
     session: SessionId
-    till: PaidTill
+    channel: ChannelReceiver
 
 
-class Opening:
+class Handshake:
     """One stream's. ``holder`` is the machine that the session will be on."""
 
     def __init__(
@@ -78,16 +88,16 @@ class Opening:
         self._relayed: _Relayed | None = None
         self._challenge: bytes | None = None
         self.handed_over = False
-        """Was the session only resumed to be paid? Then it ends."""
+        """Whether the session was only resumed to be paid. Then it ends."""
 
     @property
     def challenged(self) -> bool:
-        """Must a proof over our nonce follow?"""
+        """Whether a proof over our nonce must follow."""
         return self._challenge is not None
 
     @property
     def relaying(self) -> bool:
-        """Does a deposit have to land first?"""
+        """Whether the deposit is on its way to the chain."""
         return self._relayed is not None
 
     def request(self, request: Open, now: float) -> OpenSession | Refuse | None:
@@ -97,15 +107,18 @@ class Opening:
             return verdict
         self._effects.cancel_timer("open")
         if request.terms is None and verdict.payment is None:
-            return self._accept(request, verdict, SessionId(self._draw(32)), FreeTill(self._sign))
+            session = SessionId(self._draw(32))
+            return self._accept(request, verdict, session, ChannelReceiver(session, self._sign))
         if request.terms is None or verdict.payment is None:
             # A paid session must fail loudly rather than run free, and a free one never be billed.
             asked, served = ("paid", "free") if request.terms is not None else ("free", "paid")
             detail = f"this host serves {served} sessions only, not {asked} ones"
             return Refuse(code="bad_request", detail=detail)
         session = session_id(verdict.payment.market, request.terms)
-        till = PaidTill(verdict.payment, session, request.terms)
-        self._relayed = _Relayed(request, verdict, session, till)
+        channel = ChannelReceiver(
+            session, verdict.payment.sign, market=verdict.payment.market, terms=request.terms
+        )
+        self._relayed = _Relayed(request, verdict, session, channel)
         self._effects.set_timer("relay", now + verdict.relay_s)
         self._effects.emit(Relay(session, request))
         return None
@@ -116,7 +129,7 @@ class Opening:
         if relayed is None:
             return None
         self._effects.cancel_timer("relay")
-        return self._accept(relayed.request, relayed.granted, relayed.session, relayed.till)
+        return self._accept(relayed.request, relayed.granted, relayed.session, relayed.channel)
 
     def resume(self, request: Resume) -> OpenSession | Refuse | None:
         """The session, taken over from whichever stream had it; why not; or None for a challenge."""
@@ -137,16 +150,17 @@ class Opening:
         return answer
 
     def _needs_challenge(self, request: Resume, found: OpenSession | LapsedSession) -> bool:
-        """Is there no nonce that both sides know?"""
+        """Whether there is no nonce that both sides know."""
         if request.proof is None or isinstance(found, LapsedSession):
             return True
-        till = found.till
-        known = isinstance(till, PaidTill) and self._proof_nonce(request, found, till) is not None
-        return found.unheard and not known
+        return found.unheard and self._proof_nonce(request, found) is None
 
-    def _proof_nonce(self, request: Resume, session: OpenSession, till: PaidTill) -> bytes | None:
+    def _proof_nonce(self, request: Resume, session: OpenSession) -> bytes | None:
+        payment = session.granted.payment
+        if payment is None:
+            return None
         nonces = [session.nonce, session.former_nonce] if self._challenge is None else [self._challenge]
-        return proved(request, till.terms, nonces, host=till.payment.peer, client=self._peer)
+        return proved(request, session.channel.terms, nonces, host=payment.peer, client=self._peer)
 
     def _recover(self, request: Resume, lapsed: LapsedSession) -> OpenSession | Refuse:
         payment = lapsed.granted.payment
@@ -165,10 +179,10 @@ class Opening:
         )
 
     def _take_over(self, request: Resume, session: OpenSession) -> OpenSession | Refuse:
-        till, effects = session.till, self._effects
-        if not isinstance(till, PaidTill):
+        effects = self._effects
+        if session.channel.free:
             return Refuse(code="bad_request", detail="a free session can't be resumed: open a new one")
-        proof_nonce = self._proof_nonce(request, session, till)
+        proof_nonce = self._proof_nonce(request, session)
         if proof_nonce is None:
             return _unproved()
         if not goes_on(request, session):
@@ -180,7 +194,9 @@ class Opening:
         take_over(request, session, proof_nonce=proof_nonce, holder=holder, nonce=nonce, effects=effects)
         return session
 
-    def _accept(self, request: Open, granted: HostTerms, session: SessionId, till: Till) -> OpenSession:
+    def _accept(
+        self, request: Open, granted: HostTerms, session: SessionId, channel: ChannelReceiver
+    ) -> OpenSession:
         chain = ReceiptChain.begin(session, request.model, request.salt, self._epoch)
         opened = OpenSession(
             session=session,
@@ -189,11 +205,11 @@ class Opening:
             epoch=self._epoch,
             nonce=self._draw(32),
             meter=Meter(chain),
-            till=till,
+            channel=channel,
             holder=self._holder,
         )
-        if isinstance(till, PaidTill):
-            self._effects.on_send = till.sent.add
+        if not channel.free:
+            self._effects.on_send = channel.replay.add
         self._effects.send(accept_of(opened))
         self._effects.emit(Opened(session, request.model))
         return opened
@@ -208,22 +224,16 @@ def _unproved() -> Refuse:
     return Refuse(code="bad_request", detail=detail)
 
 
-# Resuming at the host: prove first, then take the session over from whichever stream had it.
-#
-# Nothing of the session changes before the voucher key's proof holds, so that a stranger (or the client's
-# own neighbour) can't end a stream that lives. A client that lost its memory can't go on with a session that
-# lives here: it may only hand over its last voucher, which ends it. It knows nothing of timers and streams.
+# ---- resuming a session that lives here
 
 
 def goes_on(request: Resume, session: OpenSession) -> bool:
-    """Does the client stand where this session can go on from?"""
-    till = session.till
-    if not isinstance(till, PaidTill):
-        return False
+    """Whether the client stands where this session can go on from."""
+    replay = session.channel.replay
     # A client asks its next turn only when it has all of the one before.
-    next_turn = request.turn == session.turns + 1 and till.sent.answered == session.turns
-    begins = request.received == till.sent.count if next_turn else request.turn == session.turns
-    return begins and till.sent.since(request.received) is not None
+    next_turn = request.turn == session.turns + 1 and replay.answered == session.turns
+    begins = request.received == replay.count if next_turn else request.turn == session.turns
+    return begins and replay.since(request.received) is not None
 
 
 def proved(
@@ -244,9 +254,9 @@ def hand_over(request: Resume, session: OpenSession, *, holder: object, effects:
     It pays for no more than was sent and for no less than was paid before. What it leaves unpaid is lost to
     the host, as when the client had not come back, and so nothing more is served.
     """
-    till, voucher = session.till, request.voucher
-    if not isinstance(till, PaidTill) or voucher is None:
-        return _nowhere()
+    channel, voucher = session.channel, request.voucher
+    if voucher is None:
+        return Refuse(code="bad_request", detail="this session can't go on from there: open a new one")
     meter = session.meter
     if (voucher.seq, voucher.tokens_in, voucher.tokens_out) != (
         min(voucher.seq, meter.seq),
@@ -254,21 +264,17 @@ def hand_over(request: Resume, session: OpenSession, *, holder: object, effects:
         min(voucher.tokens_out, meter.tokens_out),
     ):
         return Refuse(code="bad_request", detail="a voucher for more than was sent in this session")
-    if (wrong := till.tab.why_not_final(voucher)) != "":
+    if (wrong := channel.why_not_final(voucher)) != "":
         return Refuse(code="bad_request", detail=wrong)
     effects.emit(Opened(session.session, session.model, resumed=True))
     effects.muted = True
     session.interrupt(effects)
     effects.muted = False
     session.holder = holder
-    till.tab.paid = voucher
+    channel.best = voucher
     effects.emit(Paid(voucher))
     effects.send(accept_of(session))
     return None
-
-
-def _nowhere() -> Refuse:
-    return Refuse(code="bad_request", detail="this session can't go on from there: open a new one")
 
 
 def take_over(
@@ -284,10 +290,9 @@ def take_over(
 
     Only where it ``goes_on`` and was ``proved`` over ``proof_nonce``.
     """
-    till = session.till
-    if not isinstance(till, PaidTill):
-        return
-    effects.on_send, effects.muted = till.sent.add, True
+    channel = session.channel
+    # What ends here is not sent but counted: the replay below sends it, if the client doesn't have it.
+    effects.on_send, effects.muted = channel.replay.add, True
     session.interrupt(effects)
     if request.turn > session.turns:  # of which nothing arrived here
         session.begin_turn(request.turn)
@@ -295,15 +300,15 @@ def take_over(
     effects.on_send, effects.muted = None, False
     session.former_nonce = proof_nonce
     session.holder, session.nonce = holder, nonce
-    if till.tab.paid is not None:  # the old stream's role may still be writing it down
-        effects.emit(Paid(till.tab.paid))
+    if channel.best is not None:  # the old stream's role may still be writing it down
+        effects.emit(Paid(channel.best))
     effects.send(accept_of(session))
-    for message in till.sent.since(request.received) or ():
+    for message in channel.replay.since(request.received) or ():
         if isinstance(message, Checkpoint):
-            till.issue_again(message, effects)
+            channel.issue_again(message, effects)
         else:
             effects.send(message)
-    effects.on_send = till.sent.add
+    effects.on_send = channel.replay.add
 
 
 def accept_of(session: OpenSession) -> Accept:
@@ -313,20 +318,11 @@ def accept_of(session: OpenSession) -> Accept:
         nonce=session.nonce,
         epoch=session.epoch,
         n_ctx=session.granted.n_ctx,
-        session_fee=session.till.session_fee,
+        session_fee=session.channel.terms.session_fee,
     )
 
 
-# A session goes on after its host restarted: rebuilt from the journal and from what its client holds.
-#
-# The client shows the host's own last receipt and a final voucher, exact for what it received. The host
-# checks
-# both against its key and its journal, and goes on from that receipt's root, under this start's epoch, with
-# the
-# voucher's counts as delivered and paid. Neither side remembers the ids in between: no receipt will cover
-# them,
-# and the voucher has paid for them. A client that shows less than it has paid for is refused; one that keeps
-# its final voucher back costs its host a window, once for each restart. It knows nothing of streams.
+# ---- rebuilding one of an earlier start
 
 
 def recover(
@@ -341,17 +337,23 @@ def recover(
 ) -> OpenSession | Refuse:
     """The session, open again under ``epoch``, or why not. Only after the proof held."""
     session, terms = lapsed.session, lapsed.terms
-    till = PaidTill(payment, session, terms, SentLog(request.received, request.turn))
-    till.tab.paid = lapsed.voucher
+    channel = ChannelReceiver(
+        session,
+        payment.sign,
+        market=payment.market,
+        terms=terms,
+        replay=ReplayBuffer(request.received, request.turn),
+    )
+    channel.best = lapsed.voucher
     chain = ReceiptChain.begin(session, terms.model, lapsed.salt, epoch)
-    if (wrong := _wrong(request, lapsed, till, chain)) != "":
+    if (wrong := _wrong(request, lapsed, channel, chain)) != "":
         return Refuse(code="bad_request", detail=f"{wrong}: open a new session")
     receipt, voucher = request.receipt, request.voucher
     if receipt is not None:
         chain.root, chain.seq = receipt.checkpoint.root, receipt.checkpoint.seq
     if voucher is not None:
         chain.tokens_in, chain.tokens_out = voucher.tokens_in, voucher.tokens_out
-    till.tab.paid = voucher
+    channel.best = voucher
     opened = OpenSession(
         session=session,
         model=terms.model,
@@ -359,8 +361,8 @@ def recover(
         epoch=epoch,
         nonce=nonce,
         meter=Meter(chain),
-        till=till,
-        outbox=Outbox(chain.tokens_out),
+        channel=channel,
+        queue=SendQueue(chain.tokens_out),
         turns=request.turn,
         holder=holder,
         unheard=True,
@@ -372,11 +374,11 @@ def recover(
     if voucher is not None and voucher != lapsed.voucher:
         effects.emit(Paid(voucher))
     effects.send(accept_of(opened))
-    effects.on_send = till.sent.add
+    effects.on_send = channel.replay.add
     return opened
 
 
-def _wrong(request: Resume, lapsed: LapsedSession, till: PaidTill, chain: ReceiptChain) -> str:
+def _wrong(request: Resume, lapsed: LapsedSession, channel: ChannelReceiver, chain: ReceiptChain) -> str:
     """What is wrong with what the client shows, or ""."""
     receipt, voucher = request.receipt, request.voucher
     base = (0, chain.root, 0, 0)
@@ -400,7 +402,7 @@ def _wrong(request: Resume, lapsed: LapsedSession, till: PaidTill, chain: Receip
     )
     if voucher.tokens_in > known_in + N_CTX_MAX or voucher.tokens_out > known_out + CHECKPOINT_EVERY:
         return "the voucher is for more than one turn's input and what a receipt would cover"
-    return till.tab.why_not_final(voucher)
+    return channel.why_not_final(voucher)
 
 
 def _written(receipt: Receipt, lapsed: LapsedSession) -> Receipt | None:

@@ -1,20 +1,27 @@
-"""One turn being served: the engine's reports in, frames, receipts and the turn's answer out.
+"""One turn at the host: the engine's reports in; frames, receipts and the turn's answer out.
 
-It keeps the engine no further ahead of the client's credit than a window: beyond it the engine
-request is cancelled, the ids are kept, and the engine goes on from them at the token level when
-credit comes. It never asks for a token that the session can't pay for. Every turn is answered exactly
-once, by ``Done`` or ``Error``, unless the session ends under it. It knows nothing of how a turn came to
-be, of what follows, or of how it is paid.
+::
+
+    free   Generate -> GenStarted -> Quote -> Tokens, receipts -> Done or Error
+    paid   Count -> Counted -> Quote -> the input's voucher -> Generate -> Tokens, receipts -> Done or Error
+
+In a paid session the engine is not asked and nothing is billed until the input's voucher is there: a turn
+that ends before that says 0. The engine is kept no further ahead of the client's credit than a window. Beyond
+it the engine request is cancelled, the ids are kept, and the engine goes on from them at the token level when
+credit comes. It is never asked for a token that the session can't pay for. Every turn is answered exactly
+once, by ``Done`` or ``Error``, unless the session ends under it.
+
+It knows nothing of how a turn came to be, of what follows, or of what a voucher must say.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, TypeAlias, assert_never
+from collections.abc import Callable
+from typing import TypeAlias, assert_never
 
-from p2pnode.errors import ProtocolError, WireCode
+from p2pnode.errors import WireCode
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.inference.channel import PaidTill
+from p2pnode.protocols.inference.channel import ChannelReceiver
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     Count,
@@ -37,55 +44,96 @@ from p2pnode.protocols.inference.messages import (
     Error,
     FinishReason,
     Progress,
-    Prompt,
     PromptBody,
     Quote,
     detail_of,
-    prompt_bytes_max,
     retry_of,
 )
-from p2pnode.protocols.inference.prompts import PromptReader
-from p2pnode.protocols.inference.session import OpenSession
+from p2pnode.protocols.inference.meter import Meter
+from p2pnode.protocols.inference.replay import SendQueue
 from p2pnode.protocols.typed_data import amount_due
 
 Report: TypeAlias = GenStarted | GenProgress | GenTokens | GenDone | GenFailed
 
 
-class Serving:
-    """Serves turn ``number``. A ``quote`` that is given was sent and billed already."""
+class HostTurn:
+    """Turn ``number`` of a session, with that session's meter, channel and send queue.
+
+    ``next_run`` numbers an engine request. ``stall_s`` is how long the turn waits for credit, or for the
+    input's voucher.
+    """
 
     def __init__(
         self,
         number: int,
         body: PromptBody,
         *,
-        session: OpenSession,
+        meter: Meter,
+        channel: ChannelReceiver,
+        queue: SendQueue,
+        next_run: Callable[[], int],
+        stall_s: float,
         effects: Effects,
-        quote: Quote | None = None,
     ) -> None:
         self.number = number
+        self.quoting = not channel.free
+        """Whether its input is still to be counted or paid."""
         self.over = False
-        self._body, self._session, self._effects = body, session, effects
-        self._meter, self._outbox, self._till = session.meter, session.outbox, session.till
-        self._tokens_max = min(body.sampling.tokens_max, session.till.affordable(session.meter))
+        """Whether it was answered, or its session ended under it."""
+        self._body, self._effects = body, effects
+        self._meter, self._channel, self._queue = meter, channel, queue
+        self._next_run, self._stall_s = next_run, stall_s
+        self._quote: Quote | None = None
+        self._billed = Quote(turn=number, tokens_in=0)
+        self._tokens_max = 0
         self._made: list[int] = []  # every id the engine made and we kept
         self._sent = 0
         self._text_bytes = 0
-        self._quote = quote
         self._ended: FinishReason | None = None
+        self._run = 0
         self._running = False
 
     def start(self) -> None:
-        """Ask for the first engine request."""
-        self._generate()
+        """Have the input counted where it is paid first; otherwise ask the engine at once."""
+        if self.quoting:
+            self._effects.emit(Count(self.number, self._body))
+        else:
+            self._serve()
+
+    def counted(self, news: Counted | CountFailed, now: float) -> None:
+        """Take what the count gave. That of another turn comes too late and means nothing."""
+        if news.turn != self.number or not self.quoting or self._quote is not None or self.over:
+            return
+        if isinstance(news, CountFailed):
+            self._fail(news.code, news.detail, news.retry_after_s)
+            return
+        reused = min(news.reused, news.tokens_in)
+        billed = news.tokens_in - reused
+        meter, terms = self._meter, self._channel.terms
+        # An input after which not one token could follow is no use to anybody.
+        needed = amount_due(terms, meter.tokens_in + billed, meter.tokens_out + 1)
+        if needed > terms.deposit:
+            detail = (
+                f"with this turn's {billed} input tokens and one of output the session costs {needed} USDC "
+                f"units, the deposit is {terms.deposit}: open another session or shorten the conversation"
+            )
+            self._fail("payment_required", detail, None)
+            return
+        self._quote = Quote(turn=self.number, tokens_in=news.tokens_in, reused=reused)
+        self._effects.send(self._quote)
+        self._channel.owe_input(meter, billed, self._queue, self._effects)
+        self.pump(now)
 
     def report(self, report: Report, now: float) -> None:
-        """What the engine says. What an earlier run still reports is ignored."""
-        if not self._running or report.run != self._session.runs:
+        """Take what the engine says. What an earlier run still reports is ignored."""
+        if not self._running or report.run != self._run:
             return
         match report:
             case GenStarted(tokens_in=tokens_in, reused=reused):
-                self._started(tokens_in, min(reused, tokens_in))
+                if self._quote is None:
+                    self._quote = Quote(turn=self.number, tokens_in=tokens_in, reused=min(reused, tokens_in))
+                    self._bill(self._quote)
+                    self._effects.send(self._quote)
             case GenProgress(processed=processed, total=total):
                 if not self._made:
                     self._effects.send(Progress(turn=self.number, processed=processed, total=total))
@@ -93,7 +141,7 @@ class Serving:
                 # An engine that overshoots must not make us break the protocol.
                 ids = ids[: self._tokens_max - len(self._made)]
                 self._made.extend(ids)
-                self._outbox.add(ids, self._within_bounds(text))
+                self._queue.add(ids, self._within_bounds(text))
                 self.pump(now)
             case GenDone(reason=reason):
                 self._running = False
@@ -106,22 +154,33 @@ class Serving:
                 assert_never(report)
 
     def pump(self, now: float) -> None:
-        """Send what credit covers and receipt what is due; then see to the engine and the clock."""
-        while (frame := self._outbox.take(CHECKPOINT_EVERY - self._meter.unreceipted)) is not None:
+        """Do what credit allows; called whenever something was paid, acknowledged or made."""
+        if self.quoting:
+            if self._quote is None:
+                return
+            if not self._channel.owed:
+                self._effects.cancel_timer("stall")
+                self.quoting = False
+                self._bill(self._quote)
+                self._serve()
+            elif not self._effects.armed("stall"):
+                self._effects.set_timer("stall", now + self._stall_s)
+            return
+        while (frame := self._queue.take(CHECKPOINT_EVERY - self._meter.unreceipted)) is not None:
             self._effects.send(frame)
             self._meter.count(frame.ids)
             self._sent += len(frame.ids)
             if self._meter.unreceipted == CHECKPOINT_EVERY:
                 self._receipt()
         self._steer()
-        if self._ended is not None and not self._outbox:
+        if self._ended is not None and not self._queue:
             self._conclude(self._ended)
         elif self._starving and not self._effects.armed("stall"):
             # Set once, not pushed out by new output: only credit counts.
-            self._effects.set_timer("stall", now + self._session.granted.stall_s)
+            self._effects.set_timer("stall", now + self._stall_s)
 
     def cancel(self) -> None:
-        """The client wants no more; what was delivered stays billed."""
+        """The client wants no more; what was delivered stays billed, and unpaid input isn't."""
         self._finish("cancelled")
 
     def abandon(self, reason: str) -> None:
@@ -134,55 +193,57 @@ class Serving:
         self._effects = effects
         self._finish("cancelled")
 
-    def _started(self, tokens_in: int, reused: int) -> None:
-        if self._quote is None:
-            self._quote = Quote(turn=self.number, tokens_in=tokens_in, reused=reused)
-            self._meter.bill(tokens_in - reused)
-            self._effects.send(self._quote)
-
-    def _within_bounds(self, text: str) -> str:
-        """Nor must one that babbles: no turn holds more text than its tokens can."""
-        raw = text.encode(errors="replace")
-        room = max(0, TEXT_SLACK_BYTES + TEXT_PER_TOKEN_MAX * len(self._made) - self._text_bytes)
-        self._text_bytes += min(len(raw), room)
-        return text if len(raw) <= room else raw[:room].decode(errors="ignore")
+    def _bill(self, quote: Quote) -> None:
+        self._billed = quote
+        self._meter.bill(quote.tokens_in - quote.reused)
 
     # ---- the engine
 
-    def _steer(self) -> None:
-        if self._running:
-            if self._outbox.waiting > WINDOW:
-                self._stop_engine()
-                if dropped := self._outbox.drop_untold():
-                    del self._made[-dropped:]
-        elif self._ended is None and self._outbox.waiting <= WINDOW // 2:
-            self._generate()
+    def _serve(self) -> None:
+        self._tokens_max = min(self._body.sampling.tokens_max, self._channel.affordable(self._meter))
+        self._generate()
 
     def _generate(self) -> None:
         tokens_max = self._tokens_max - len(self._made)
         if tokens_max <= 0:  # the pause came between the engine's last token and its Done
             self._ended = "length"
             return
-        self._session.runs += 1
+        self._run = self._next_run()
         self._running = True
-        self._effects.emit(Generate(self._session.runs, self._body, tuple(self._made), tokens_max))
+        self._effects.emit(Generate(self._run, self._body, tuple(self._made), tokens_max))
+
+    def _steer(self) -> None:
+        if self._running:
+            if self._queue.waiting > WINDOW:
+                self._stop_engine()
+                if dropped := self._queue.drop_text_pending():
+                    del self._made[-dropped:]
+        elif self._ended is None and self._queue.waiting <= WINDOW // 2:
+            self._generate()
 
     def _stop_engine(self) -> None:
         if self._running:
             self._running = False
-            self._effects.emit(CancelGenerate(self._session.runs))
+            self._effects.emit(CancelGenerate(self._run))
+
+    def _within_bounds(self, text: str) -> str:
+        """``text``, cut where an engine makes more than a turn's tokens may hold: the client would object."""
+        raw = text.encode(errors="replace")
+        room = max(0, TEXT_SLACK_BYTES + TEXT_PER_TOKEN_MAX * len(self._made) - self._text_bytes)
+        self._text_bytes += min(len(raw), room)
+        return text if len(raw) <= room else raw[:room].decode(errors="ignore")
 
     @property
     def _starving(self) -> bool:
         stopped = not self._running and self._ended is None
-        return self._outbox.credit <= 0 and (self._outbox.waiting > 0 or stopped)
+        return self._queue.credit <= 0 and (self._queue.waiting > 0 or stopped)
 
     # ---- answers
 
     def _conclude(self, reason: FinishReason) -> None:
         if reason == "length" and len(self._made) == self._tokens_max < self._body.sampling.tokens_max:
             detail = (
-                f"the deposit is used up: the session cost {self._till.cost(self._meter)} USDC units; "
+                f"the deposit is used up: the session cost {self._channel.cost(self._meter)} USDC units; "
                 "open another one to go on"
             )
             self._fail("payment_required", detail, None)
@@ -192,15 +253,14 @@ class Serving:
     def _finish(self, reason: FinishReason) -> None:
         self._stop_engine()
         self._receipt()
-        quote = self._quote or Quote(turn=self.number, tokens_in=0)
         self._effects.send(
             Done(
                 turn=self.number,
                 reason=reason,
-                tokens_in=quote.tokens_in,
-                reused=quote.reused,
+                tokens_in=self._billed.tokens_in,
+                reused=self._billed.reused,
                 tokens_out=self._sent,
-                cost=self._till.cost(self._meter),
+                cost=self._channel.cost(self._meter),
             )
         )
         self._close(reason)
@@ -216,211 +276,12 @@ class Serving:
 
     def _receipt(self) -> None:
         if self._meter.due:
-            self._till.issue(self._meter, self._effects)
+            self._channel.issue(self._meter, self._effects)
 
     def _close(self, reason: str) -> None:
         self.over = True
-        self._outbox.clear()
+        self._queue.clear()
         self._effects.cancel_timer("stall")
-        billed_in = self._quote.tokens_in - self._quote.reused if self._quote is not None else 0
-        self._effects.emit(TurnServed(billed_in, self._sent, reason))
-
-
-# One turn of a paid session at the host: counted, quoted, paid for, and only then served.
-#
-# ::
-#
-#     Count -> Counted -> Quote -> the input's voucher -> serving
-#
-# Until the voucher is there the engine is not asked and nothing is billed: a turn that ends before says 0.
-# It knows nothing of how a prompt is read, nor of what a voucher must say.
-
-
-class PaidTurn:
-    """Turn ``number``; the same to a machine as :class:`Serving`."""
-
-    def __init__(
-        self, number: int, body: PromptBody, *, session: OpenSession, till: PaidTill, effects: Effects
-    ) -> None:
-        self.number = number
-        self._body, self._session, self._till, self._effects = body, session, till, effects
-        self._quote: Quote | None = None
-        self._serving: Serving | None = None
-        self._answered = False
-
-    @property
-    def quoting(self) -> bool:
-        """Is its input still to be paid?"""
-        return self._serving is None
-
-    @property
-    def over(self) -> bool:
-        """Was it answered?"""
-        return self._answered or (self._serving is not None and self._serving.over)
-
-    def start(self) -> None:
-        """Have the input counted."""
-        self._effects.emit(Count(self.number, self._body))
-
-    def counted(self, news: Counted | CountFailed, now: float) -> None:
-        """What the count gave. That of another turn comes too late and means nothing."""
-        if news.turn != self.number or self._quote is not None or self.over:
-            return
-        if isinstance(news, CountFailed):
-            self._fail(news.code, news.detail, news.retry_after_s)
-            return
-        reused = min(news.reused, news.tokens_in)
-        billed = news.tokens_in - reused
-        meter, terms = self._session.meter, self._till.terms
-        # An input after which not one token could follow is no use to anybody.
-        needed = amount_due(terms, meter.tokens_in + billed, meter.tokens_out + 1)
-        if needed > terms.deposit:
-            detail = (
-                f"with this turn's {billed} input tokens and one of output the session costs {needed} USDC "
-                f"units, the deposit is {terms.deposit}: open another session or shorten the conversation"
-            )
-            self._fail("payment_required", detail, None)
-            return
-        self._quote = Quote(turn=self.number, tokens_in=news.tokens_in, reused=reused)
-        self._effects.send(self._quote)
-        self._till.owe_input(meter, billed, self._session.outbox, self._effects)
-        self.pump(now)
-
-    def pump(self, now: float) -> None:
-        """Something was paid, or has to be."""
-        if self._serving is not None:
-            self._serving.pump(now)
-        elif self._quote is None:
-            return
-        elif not self._till.owed:
-            self._serve(self._quote)
-        elif not self._effects.armed("stall"):
-            self._effects.set_timer("stall", now + self._session.granted.stall_s)
-
-    def report(self, report: Report, now: float) -> None:
-        """What the engine says."""
-        if self._serving is not None:
-            self._serving.report(report, now)
-
-    def cancel(self) -> None:
-        """The client wants no more."""
-        if self._serving is not None:
-            self._serving.cancel()
-        else:
-            self._cancel_unpaid()
-
-    def interrupt(self, effects: Effects) -> None:
-        """The stream is gone, the session isn't."""
-        self._effects = effects
-        if self._serving is not None:
-            self._serving.interrupt(effects)
-        else:
-            self._cancel_unpaid()
-
-    def abandon(self, reason: str) -> None:
-        """The session ends under the turn."""
-        if self._serving is not None:
-            self._serving.abandon(reason)
-        else:
-            self._end_unpaid(reason)
-
-    def _serve(self, quote: Quote) -> None:
-        self._effects.cancel_timer("stall")
-        self._session.meter.bill(quote.tokens_in - quote.reused)
-        self._serving = Serving(
-            self.number, self._body, session=self._session, effects=self._effects, quote=quote
-        )
-        self._serving.start()
-
-    def _cancel_unpaid(self) -> None:
-        self._end_unpaid("cancelled")
-        self._session.cancel_unserved(self.number, self._effects)
-
-    def _fail(self, code: WireCode, detail: str, retry_after_s: float | None) -> None:
-        self._end_unpaid(code)
-        retry_after_s = retry_of(retry_after_s)
-        self._effects.send(
-            Error(code=code, detail=detail_of(detail), retry_after_s=retry_after_s, turn=self.number)
-        )
-
-    def _end_unpaid(self, reason: str) -> None:
-        self._answered = True
-        self._effects.emit(TurnServed(0, 0, reason))
-        self._effects.cancel_timer("stall")
-        if self._quote is not None and self._quote.tokens_in > self._quote.reused:
-            self._till.tab.waive_last()
-
-
-# The prompt that is being read at the host: its parts in, a whole turn out.
-#
-# A turn that is refused meanwhile (too large, cancelled, no prompt) has its answer at once; the rest of
-# its parts is read and dropped. It knows nothing of how a turn is served.
-
-
-PROMPT_RATE_MIN: Final = 16 * 1024
-"""Bytes a second at which a prompt must arrive, on top of the stall time."""
-
-
-@dataclass(frozen=True, slots=True)
-class WholePrompt:
-    """All parts of one turn."""
-
-    turn: int
-    body: PromptBody
-    request: bytes
-
-
-class Intake:
-    """At most one prompt at a time."""
-
-    def __init__(self, session: OpenSession, effects: Effects) -> None:
-        self._session, self._effects = session, effects
-        self._reader: PromptReader | None = None
-
-    @property
-    def reading(self) -> bool:
-        """Are parts to follow?"""
-        return self._reader is not None
-
-    def take(self, part: Prompt, now: float) -> WholePrompt | None:
-        """Take a part. Raises ``ProtocolError`` when it isn't the one that follows."""
-        reader = self._reader or self._begin(part, now)
-        if not reader.add(part):
-            return None
-        self._reader = None
-        self._effects.cancel_timer("prompt")
-        if reader.discarding:
-            return None
-        try:
-            body, request = reader.body()
-        except ProtocolError as error:
-            self._effects.send(Error(code="bad_request", detail=detail_of(str(error)), turn=reader.turn))
-            return None
-        return WholePrompt(reader.turn, body, request)
-
-    def cancel(self, turn: int) -> None:
-        """Of the turn being read; of any other it means nothing."""
-        if self._reader is not None and self._reader.turn == turn and not self._reader.discarding:
-            self._reader.discard()
-            self._session.cancel_unserved(turn, self._effects)
-
-    def _begin(self, first: Prompt, now: float) -> PromptReader:
-        session = self._session
-        if first.turn != session.turns + 1 or first.part != 0:
-            msg = f"turn {session.turns + 1} starts with part 0"
-            raise ProtocolError(msg)
-        session.begin_turn(first.turn)
-        self._reader = reader = PromptReader(first.turn, first.total)
-        bytes_max = prompt_bytes_max(session.granted.n_ctx)
-        self._effects.cancel_timer("idle")
-        # Set once: a client that trickles its prompt must not keep its place for ever.
-        patience_s = session.granted.stall_s + min(first.total, bytes_max) / PROMPT_RATE_MIN
-        self._effects.set_timer("prompt", now + patience_s)
-        if first.total > bytes_max:
-            detail = (
-                f"a prompt of {first.total} bytes; a context of {session.granted.n_ctx} tokens "
-                f"takes {bytes_max}: shorten the conversation"
-            )
-            reader.discard()
-            self._effects.send(Error(code="context_overflow", detail=detail, turn=first.turn))
-        return reader
+        if self.quoting and self._quote is not None and self._quote.tokens_in > self._quote.reused:
+            self._channel.waive_last()
+        self._effects.emit(TurnServed(self._billed.tokens_in - self._billed.reused, self._sent, reason))

@@ -93,7 +93,7 @@ class Receipt:
 @message("resume")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """Take a paid session to this stream. ``proof`` is the voucher key's: see ``payment.resume_digest``.
+    """Take a paid session to this stream. ``proof`` is the voucher key's: see ``channel.resume_digest``.
 
     ``received`` counts the ``Quote``, ``Tokens``, ``Checkpoint``, ``Done`` and turns' ``Error`` that the
     client took, over the session; ``turn`` is the last one it asked. Without a proof it asks for a
@@ -318,7 +318,7 @@ class PromptBody:
     told: U32 | None = None
 
     @property
-    def untold(self) -> int:
+    def text_pending(self) -> int:
         """How many ids at the end of ``prefix`` still need their text."""
         return 0 if self.told is None else max(0, len(self.prefix) - self.told)
 

@@ -6,11 +6,15 @@ It knows nothing of sessions. A prompt that was refused is still read to its las
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.inference.messages import PROMPT_PART_MAX, Prompt, PromptBody
 from p2pnode.protocols.inference.receipts import request_hash
 from p2pnode.protocols.wire import decode_record
+
+PROMPT_RATE_MIN: Final = 16 * 1024
+"""Bytes a second at which a prompt must arrive, on top of the stall time."""
 
 
 def prompt_parts(turn: int, raw: bytes) -> Iterator[Prompt]:

@@ -1,8 +1,7 @@
-"""What a host sent of its turns and the client may not have: kept until paid for, replayed on a resume.
+"""What a host has yet to send of an answer, and what it may have to send again.
 
-It counts ``quote``, ``tokens``, ``checkpoint``, ``done`` and a turn's ``error`` over the session, and so does
-the client: one number says where a replay begins. Bounded by the window: a voucher and a new turn both prove
-what was received. It knows nothing of streams.
+``SendQueue`` holds output that the client's credit doesn't cover yet. ``ReplayBuffer`` holds what was sent of
+a paid session's turns until it is known to have arrived. Neither knows anything of streams or of the engine.
 """
 
 from __future__ import annotations
@@ -10,68 +9,72 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
+from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.inference.messages import TEXT_MAX, WINDOW, Checkpoint, Done, Error, Quote, Tokens
 
+_TEXT_CHARACTERS: Final = TEXT_MAX // 4
+"""A character takes at most four bytes."""
+
 
 def is_counted(message: object) -> bool:
-    """Is it one of the messages that both sides count?"""
+    """Whether both sides count it: ``quote``, ``tokens``, ``checkpoint``, ``done``, a turn's ``error``."""
     return isinstance(message, Quote | Tokens | Checkpoint | Done) or (
         isinstance(message, Error) and message.turn is not None
     )
 
 
-class SentLog:
-    """Counted messages, oldest first."""
+class ReplayBuffer:
+    """Counted messages, oldest first. Their count over the session says where a replay begins.
+
+    The window bounds it: a voucher and a new turn both prove what was received.
+    """
 
     def __init__(self, count: int = 0, answered: int = 0) -> None:
-        self._kept: deque[object] = deque()
+        self._messages: deque[object] = deque()
         self._forgotten = count
         self.answered = answered
         """The last turn that had its ``done`` or ``error``."""
 
+    def __len__(self) -> int:
+        return len(self._messages)
+
     @property
     def count(self) -> int:
-        """Of all messages so far."""
-        return self._forgotten + len(self._kept)
+        """How many there were so far, the forgotten ones included."""
+        return self._forgotten + len(self._messages)
 
     def add(self, message: object) -> None:
         """Keep it if it counts."""
         if not is_counted(message):
             return
-        self._kept.append(message)
+        self._messages.append(message)
         if isinstance(message, Done | Error) and message.turn is not None:
             self.answered = message.turn
 
     def forget(self, count: int) -> None:
         """The client holds the first ``count``."""
-        while self._forgotten < count and self._kept:
-            self._kept.popleft()
+        while self._forgotten < count and self._messages:
+            self._messages.popleft()
             self._forgotten += 1
 
     def since(self, count: int) -> Sequence[object] | None:
-        """All but the first ``count``; None when that can't be."""
+        """All but the first ``count``; None where some of these are forgotten or were never sent."""
         if not self._forgotten <= count <= self.count:
             return None
-        return tuple(islice(self._kept, count - self._forgotten, None))
+        return tuple(islice(self._messages, count - self._forgotten, None))
 
 
-# Output between the engine and the client: ids the engine made that the client's credit doesn't cover yet.
-#
-# It counts what was sent and acknowledged over the whole session. It knows nothing of receipts, of
-# turns or of the engine; the machine keeps the engine at most a window ahead.
+class SendQueue:
+    """A queue of (ids, the text that completes them), and the credit to send from it.
 
-
-_TEXT_CHARACTERS: int = TEXT_MAX // 4
-
-
-class Outbox:
-    """A queue of (ids, the text that completes them), and the credit to send from it."""
+    It counts what was sent and acknowledged over the whole session.
+    """
 
     def __init__(self, sent: int = 0) -> None:
         self._pending: deque[tuple[tuple[int, ...], str]] = deque()
-        self._acked = sent
+        self.acknowledged = sent
         self.sent = sent
         self.waiting = 0
         """Output tokens that wait for credit."""
@@ -82,15 +85,18 @@ class Outbox:
     @property
     def credit(self) -> int:
         """Output tokens that may be sent now."""
-        return self._acked + WINDOW - self.sent
+        return self.acknowledged + WINDOW - self.sent
 
     def acknowledge(self, seq: int) -> bool:
-        """The client holds all below ``seq``. True when that is news. Raises ``ProtocolError`` for a lie."""
+        """The client holds all below ``seq``. True when that is news.
+
+        Raises ``ProtocolError`` for more than was sent.
+        """
         if seq > self.sent:
             msg = f"acknowledged {seq} tokens of {self.sent} sent"
             raise ProtocolError(msg)
-        news = seq > self._acked
-        self._acked = max(self._acked, seq)
+        news = seq > self.acknowledged
+        self.acknowledged = max(self.acknowledged, seq)
         return news
 
     def add(self, ids: tuple[int, ...], text: str) -> None:
@@ -120,7 +126,7 @@ class Outbox:
         self.waiting -= len(ids)
         return frame
 
-    def drop_untold(self) -> int:
+    def drop_text_pending(self) -> int:
         """Drop waiting ids whose text has not come, and return how many.
 
         An engine can't continue from inside them: it would lose that text.

@@ -28,7 +28,7 @@ def test_the_next_is_asked_for_the_rest_from_exactly_what_is_held() -> None:
     assert (rest.prefix, rest.told, rest.sampling.tokens_max) == ((1, 2, 3), None, 7)
     assert (rest.messages, rest.sampling.seed) == (BODY.messages, 7)
     partial.take((4, 5), "")
-    assert (partial.rest().told, partial.rest().untold) == (3, 2)
+    assert (partial.rest().told, partial.rest().text_pending) == (3, 2)
     partial.take((), "de")
     assert partial.rest().told is None
     assert partial.text == "abcde"
@@ -45,7 +45,7 @@ def test_a_faulty_host_costs_what_nobody_saw_and_no_receipt_covers() -> None:
     partial.take((4,), "")
     partial.receipt()
     assert partial.distrust() == 0  # its receipt stands for it, and the next host tells its text
-    assert partial.rest().untold == 1
+    assert partial.rest().text_pending == 1
 
 
 def test_what_no_prompt_can_hold_can_not_go_on() -> None:

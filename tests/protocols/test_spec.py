@@ -32,7 +32,7 @@ from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_fram
 from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.client_turn import ClientTimes
-from p2pnode.protocols.inference.host_turn import PROMPT_RATE_MIN
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
 from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.lookup import messages as lookup
@@ -224,10 +224,10 @@ def test_the_ids_whose_text_is_to_be_told_are_those_at_the_end_of_the_prefix() -
         decode_record(inference.PromptBody, bytes.fromhex(each["hex"]))
         for each in stored("inference")["records"][:2]
     )
-    assert (whole.told, whole.untold) == (None, 0)
-    assert (cut.prefix, cut.told, cut.untold) == ((1, 2, 49_151), 2, 1)
-    assert replace(cut, told=0).untold == 3
-    assert replace(cut, told=4).untold == 0
+    assert (whole.told, whole.text_pending) == (None, 0)
+    assert (cut.prefix, cut.told, cut.text_pending) == ((1, 2, 49_151), 2, 1)
+    assert replace(cut, told=0).text_pending == 3
+    assert replace(cut, told=4).text_pending == 0
 
 
 def test_the_frames_pass_and_the_refused_ones_do_not() -> None:

@@ -36,7 +36,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, ChatMessage, PromptBody, SamplingParams
-from p2pnode.protocols.inference.replay import Outbox
+from p2pnode.protocols.inference.replay import SendQueue
 from p2pnode.protocols.inference.session import HostTerms
 from tests.protocols.support import MODEL, Identity
 
@@ -208,11 +208,11 @@ class Duet:
 
     def check(self) -> None:
         """At any moment."""
-        outbox = outbox_of(self.host)
-        assert outbox.sent - outbox._acked <= WINDOW, "past the window"
-        assert outbox.waiting <= WINDOW + self.chunk_max, "too much buffered"
-        assert outbox.waiting == sum(len(ids) for ids, _ in outbox._pending)
-        if outbox.waiting > WINDOW:
+        queue = queue_of(self.host)
+        assert queue.sent - queue.acknowledged <= WINDOW, "past the window"
+        assert queue.waiting <= WINDOW + self.chunk_max, "too much buffered"
+        assert queue.waiting == sum(len(ids) for ids, _ in queue._pending)
+        if queue.waiting > WINDOW:
             assert self.run is None, "the engine runs on"
         assert self.delivered == [token(self.turn, n) for n in range(len(self.delivered))]
         assert len(self.finished) <= 1
@@ -265,9 +265,9 @@ class Duet:
         self.check()
 
 
-def outbox_of(host: HostSession) -> Outbox:
-    """A host's outbox; an empty one before the session."""
-    return host.session.outbox if host.session is not None else Outbox()
+def queue_of(host: HostSession) -> SendQueue:
+    """A host's queue; an empty one before the session."""
+    return host.session.queue if host.session is not None else SendQueue()
 
 
 def new_host(terms: HostTerms = TERMS) -> HostSession:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.events import Closed, Command, Effect, Emit, Send
-from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, PaidTill, check_open
+from p2pnode.protocols.inference.channel import ChannelReceiver, ClientPayment, HostPayment, check_open
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     Count,
@@ -232,15 +232,15 @@ class PaidDuet(Duet):
     # ---- what must hold
 
     @property
-    def till(self) -> PaidTill:
+    def channel(self) -> ChannelReceiver:
         """The host's."""
         assert self.host.session is not None
-        return self.till_of(self.host.session)
+        return self.channel_of(self.host.session)
 
-    def till_of(self, session: OpenSession) -> PaidTill:
+    def channel_of(self, session: OpenSession) -> ChannelReceiver:
         """A session's."""
-        assert isinstance(session.till, PaidTill)
-        return session.till
+        assert not session.channel.free
+        return session.channel
 
     def due(self, tokens_in: int, tokens_out: int) -> int:
         """By the formula."""
@@ -265,7 +265,7 @@ class PaidDuet(Duet):
                 case Emit(value=Opened() as opened):
                     self.opened.append(opened)
                 case Emit(value=Generate(answer_ids=())):
-                    assert not self.till.owed, "served before it was paid"
+                    assert not self.channel.owed, "served before it was paid"
                 case Send(message=Checkpoint() as checkpoint):
                     assert checkpoint in self.issued, "sent before it was durable"
                 case Send(message=Tokens(seq=seq, ids=ids)):
@@ -318,8 +318,8 @@ class PaidDuet(Duet):
         host, client = session.meter, held.meter
         assert (host.tokens_in, host.tokens_out) == (client.tokens_in, client.tokens_out)
         assert host.root == client.root
-        assert not self.till.owed
-        best = self.till.tab.paid
+        assert not self.channel.owed
+        best = self.channel.best
         if client.tokens_in or client.tokens_out:
             assert best is not None
             last = self.client.last_voucher

@@ -23,11 +23,10 @@ from p2pnode.protocols.inference.commands import (
     GenTokens,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.host_turn import PROMPT_RATE_MIN
-from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, prompt_parts
 from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.wire import encode
-from tests.protocols.inference.duet import CLIENT, HOST, STREAM, TERMS, Duet, ask, new_host, outbox_of
+from tests.protocols.inference.duet import CLIENT, HOST, STREAM, TERMS, Duet, ask, new_host, queue_of
 from tests.protocols.strategies import messages
 from tests.protocols.support import MODEL, emitted, only, sent
 
@@ -403,6 +402,6 @@ def test_no_sequence_of_events_makes_the_host_raise_or_answer_what_can_not_be_se
         for message in sent(effects):
             assert m.CODEC.decode(m.CODEC.encode(message)) == message
         finished += sum(isinstance(value, Finished) for value in emitted(effects))
-        assert outbox_of(host).waiting <= m.WINDOW + 70
-        assert outbox_of(host).sent - outbox_of(host)._acked <= m.WINDOW
+        assert queue_of(host).waiting <= m.WINDOW + 70
+        assert queue_of(host).sent - queue_of(host).acknowledged <= m.WINDOW
     assert finished == (host.state == "over")

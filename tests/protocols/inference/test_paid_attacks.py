@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from p2pnode.ids import SessionId
 from p2pnode.protocols.events import Command, Received, SetTimer, TimerFired
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.channel import PaidTill, exact_voucher
+from p2pnode.protocols.inference.channel import exact_voucher
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     CancelTurn,
@@ -41,7 +41,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
-from p2pnode.protocols.typed_data import amount_due, voucher_digest
+from p2pnode.protocols.typed_data import amount_due, session_id, voucher_digest
 from p2pnode.protocols.wire import encode, wire_name
 from tests.protocols.inference.duet import HOST, STREAM, ask, new_host
 from tests.protocols.inference.duet import TERMS as FREE
@@ -111,9 +111,9 @@ def serving(*, tokens: int = 0) -> HostSession:
 def pay(host: HostSession, **changes: Any) -> m.Voucher:
     """The voucher for the newest thing due, changed and signed as it then stands."""
     assert host.session is not None
-    till = host.session.till
-    assert isinstance(till, PaidTill)
-    due = till.tab._due[-1]
+    channel = host.session.channel
+    assert not channel.free
+    due = channel._due[-1]
     exact = exact_voucher(
         client_payment(),
         SESSION,
@@ -259,7 +259,7 @@ def test_a_client_that_stops_signing_is_cut_off_within_one_window() -> None:
     assert duet.run is None, "and the engine is free"
     duet.fire("stall", host=True)
     assert [(finished.fault, finished.lingers) for finished in duet.finished] == [(False, True)]
-    assert duet.till.tab.paid == duet.paid[-1]
+    assert duet.channel.best == duet.paid[-1]
 
 
 def test_an_ack_instead_of_a_voucher_is_a_violation() -> None:
@@ -376,10 +376,10 @@ def test_a_client_that_cancels_before_it_pays_costs_the_host_no_engine_and_no_me
         tell(host, Counted(turn, 20, 0))
         assert only(m.Done, say(host, m.Cancel(turn=turn))).tokens_in == 0
     assert host.session is not None
-    till = host.session.till
-    assert isinstance(till, PaidTill)
-    assert len(till.sent._kept) <= 2
-    assert not till.owed
+    channel = host.session.channel
+    assert not channel.free
+    assert len(channel.replay) <= 2
+    assert not channel.owed
 
 
 def test_a_replaced_command_to_the_machine_that_holds_the_session_ends_nothing() -> None:
@@ -470,10 +470,10 @@ def test_an_honest_quote_is_paid_to_the_unit() -> None:
 
 
 def test_a_quote_beyond_the_deposit_is_cancelled_and_not_signed() -> None:
-    client = paid_client(replace(TERMS, deposit=TERMS.session_fee + 3, tip=0))
+    terms = replace(TERMS, deposit=TERMS.session_fee + 3, tip=0)
+    client = paid_client(terms)
     client.handle(Command(Start()), 0.0)
-    assert client._purse.payable
-    hear(client, replace(ACCEPT, session=client._purse.session))  # type: ignore[union-attr]
+    hear(client, replace(ACCEPT, session=session_id(MARKET, terms)))
     client.handle(Command(ask(input_max=100)), 0.0)
     out = hear(client, m.Quote(turn=1, tokens_in=20))
     assert [value for value in out if isinstance(value, m.Cancel | m.Voucher)] == [m.Cancel(turn=1)]
@@ -646,7 +646,7 @@ def test_no_sequence_of_events_makes_a_paid_host_raise_or_give_more_than_a_windo
     host, finished = begin(), 0
     for now, what in enumerate(sequence):
         if what == "pay":
-            due = host.session is not None and host.session.till.owed
+            due = host.session is not None and host.session.channel.owed
             message = pay(host) if due else m.Ping(nonce=1)
         else:
             message = what
@@ -656,12 +656,12 @@ def test_no_sequence_of_events_makes_a_paid_host_raise_or_give_more_than_a_windo
             assert m.CODEC.decode(m.CODEC.encode(message)) == message
         finished += sum(isinstance(value, Finished) for value in emitted(effects))
         if host.session is not None:
-            till, outbox = host.session.till, host.session.outbox
-            assert isinstance(till, PaidTill)
-            paid_out = till.tab.paid.tokens_out if till.tab.paid is not None else 0
-            assert outbox.sent - paid_out <= m.WINDOW
-            assert till.cost(host.session.meter) <= TERMS.deposit
-            assert len(till.tab._due) <= 5
+            channel, queue = host.session.channel, host.session.queue
+            assert not channel.free
+            paid_out = channel.best.tokens_out if channel.best is not None else 0
+            assert queue.sent - paid_out <= m.WINDOW
+            assert channel.cost(host.session.meter) <= TERMS.deposit
+            assert len(channel._due) <= 5
     assert finished == (host.state == "over")
 
 

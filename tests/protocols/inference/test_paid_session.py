@@ -26,8 +26,9 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Ack, Quote, Refuse, SessionTerms, Voucher
 from p2pnode.protocols.inference.session import HostTerms
+from p2pnode.protocols.typed_data import session_id
 from tests.protocols.inference.duet import ask, new_host
-from tests.protocols.inference.paid_duet import TERMS, PaidDuet
+from tests.protocols.inference.paid_duet import MARKET, TERMS, PaidDuet
 
 ONE_A_TOKEN = replace(TERMS, price_in=1_000_000, price_out=1_000_000, session_fee=10, tip=0)
 
@@ -52,7 +53,7 @@ def test_the_deposit_is_relayed_before_the_session_is_accepted() -> None:
     duet.deliver_to_host()
     assert (duet.host.state, len(duet.to_client)) == ("relaying", 0)
     (relay,) = duet.relays
-    assert relay.session == duet.client._purse.payment.session  # type: ignore[union-attr]
+    assert relay.session == session_id(MARKET, TERMS)
     duet.chain()
     duet.deliver_to_client()
     assert (duet.client.state, duet.host.state) == ("idle", "idle")
@@ -392,10 +393,10 @@ def test_draining_waits_for_the_last_voucher() -> None:
     duet.host_does(Drain())
     while duet.engine():
         pass
-    assert (duet.host.state, duet.till.owed) == ("idle", True)
+    assert (duet.host.state, duet.channel.owed) == ("idle", True)
     duet.settle()
     assert duet.finished == [Finished("drained")]
-    assert duet.till.tab.paid == duet.client.last_voucher
+    assert duet.channel.best == duet.client.last_voucher
     assert isinstance(duet.outcomes[0], TurnDone)
 
 
@@ -514,7 +515,7 @@ def test_however_a_paid_turn_ends_it_ends_once_and_nobody_is_blamed(
     assert duet.run is None
     assert not any(isinstance(outcome, SessionFailed) and outcome.fault for outcome in duet.outcomes)
     assert not any(finished.fault for finished in duet.finished)
-    best = duet.till.tab.paid
+    best = duet.channel.best
     paid_out = best.tokens_out if best is not None else 0
     assert duet.host.session is not None
     assert duet.host.session.meter.tokens_out - paid_out <= WINDOW

@@ -1,4 +1,4 @@
-"""The small parts the two sides are made of: outbox, meter, prompt reader, effects."""
+"""The small parts the two sides are made of: queue, meter, prompt reader, effects."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.prompts import PromptReader, prompt_parts
 from p2pnode.protocols.inference.receipts import ReceiptChain, token_hash
-from p2pnode.protocols.inference.replay import Outbox
+from p2pnode.protocols.inference.replay import SendQueue
 from tests.protocols.support import MODEL, Identity
 
 HOST = Identity("host")
 
 
-# ---- outbox
+# ---- queue
 
 
 def test_text_goes_with_the_last_of_the_ids_it_completes() -> None:
-    outbox = Outbox()
-    outbox.add((1, 2, 3), "abc")
-    assert outbox.take(2) == Tokens(seq=0, ids=(1, 2), text="")
-    assert outbox.take(2) == Tokens(seq=2, ids=(3,), text="abc")
-    assert outbox.take(2) is None
-    assert not outbox
+    queue = SendQueue()
+    queue.add((1, 2, 3), "abc")
+    assert queue.take(2) == Tokens(seq=0, ids=(1, 2), text="")
+    assert queue.take(2) == Tokens(seq=2, ids=(3,), text="abc")
+    assert queue.take(2) is None
+    assert not queue
 
 
 def test_no_more_leaves_the_outbox_than_credit_covers() -> None:
-    outbox = Outbox()
-    outbox.add(tuple(range(WINDOW + 5)), "x")
-    first = outbox.take(1000)
+    queue = SendQueue()
+    queue.add(tuple(range(WINDOW + 5)), "x")
+    first = queue.take(1000)
     assert first is not None
     assert len(first.ids) == WINDOW
-    assert outbox.take(1000) is None
-    assert outbox.waiting == 5
-    assert outbox.acknowledge(3)
-    assert not outbox.acknowledge(3)
-    assert outbox.take(1000) == Tokens(seq=WINDOW, ids=(64, 65, 66), text="")
+    assert queue.take(1000) is None
+    assert queue.waiting == 5
+    assert queue.acknowledge(3)
+    assert not queue.acknowledge(3)
+    assert queue.take(1000) == Tokens(seq=WINDOW, ids=(64, 65, 66), text="")
 
 
 def test_what_was_never_sent_can_not_be_acknowledged() -> None:
-    outbox = Outbox()
+    queue = SendQueue()
     with pytest.raises(ProtocolError, match="acknowledged 1 tokens of 0 sent"):
-        outbox.acknowledge(1)
+        queue.acknowledge(1)
 
 
 def test_only_ids_without_text_at_the_end_are_dropped() -> None:
-    outbox = Outbox()
+    queue = SendQueue()
     for ids, text in (((1,), ""), ((2,), "b"), ((3, 4), ""), ((5,), "")):
-        outbox.add(ids, text)
-    assert outbox.drop_untold() == 3
-    assert outbox.waiting == 2
-    assert outbox.drop_untold() == 0
+        queue.add(ids, text)
+    assert queue.drop_text_pending() == 3
+    assert queue.waiting == 2
+    assert queue.drop_text_pending() == 0
 
 
 # ---- meter

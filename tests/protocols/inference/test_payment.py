@@ -1,4 +1,4 @@
-"""What makes a session a paid one: terms a host takes, exact vouchers, the tab that takes no other."""
+"""What makes a session a paid one: terms a host takes, exact vouchers, the receiver that takes no other."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.channel import (
     EXPIRY_MAX_S,
-    Tab,
+    ChannelReceiver,
     check_open,
     exact_voucher,
     resume_digest,
     resume_holds,
     tokens_affordable,
 )
-from p2pnode.protocols.inference.replay import SentLog
+from p2pnode.protocols.inference.meter import Meter
+from p2pnode.protocols.inference.receipts import ReceiptChain
+from p2pnode.protocols.inference.replay import ReplayBuffer
 from p2pnode.protocols.typed_data import amount_due, market_domain, session_id, voucher_digest
 from tests.protocols.inference.paid_duet import (
     ACCEPTS,
@@ -247,8 +249,12 @@ def resigned(changed: m.Voucher, session: SessionId = SESSION, chain_id: int = 3
     return replace(changed, signature=VOUCHERS.sign_wallet(voucher_digest(domain, session, changed)))
 
 
-def tab(*tokens_out: int) -> Tab:
-    owing = Tab(MARKET, SESSION, TERMS)
+def receiver() -> ChannelReceiver:
+    return ChannelReceiver(SESSION, ACCEPTS.sign, market=MARKET, terms=TERMS)
+
+
+def owed_for(*tokens_out: int) -> ChannelReceiver:
+    owing = receiver()
     for seq, count in enumerate(tokens_out or (32,), start=1):
         owing.owe(owing.due(seq=seq, tokens_in=15, tokens_out=count, root=b"r" * 32, frames=seq))
     return owing
@@ -262,16 +268,16 @@ def test_a_voucher_is_signed_by_the_voucher_key_over_the_contracts_digest() -> N
 
 
 def test_the_exact_voucher_is_taken_once_and_ignored_the_second_time() -> None:
-    owing = tab()
+    owing = owed_for()
     due = owing.take(voucher())
     assert due is not None
     assert (due.tokens_out, due.frames) == (32, 1)
-    assert (owing.owed, owing.paid) == (False, voucher())
+    assert (owing.owed, owing.best) == (False, voucher())
     assert owing.take(voucher()) is None
 
 
 def test_a_later_voucher_pays_for_the_earlier_ones_too() -> None:
-    owing = tab(32, 64)
+    owing = owed_for(32, 64)
     assert owing.take(voucher(64, seq=2)) is not None
     assert not owing.owed
 
@@ -298,28 +304,28 @@ def test_a_later_voucher_pays_for_the_earlier_ones_too() -> None:
     ],
 )
 def test_a_voucher_that_is_not_exact_is_a_violation(forged: m.Voucher) -> None:
-    owing = tab()
+    owing = owed_for()
     with pytest.raises(ProtocolError):
         owing.take(forged)
-    assert (owing.owed, owing.paid) == (True, None)
+    assert (owing.owed, owing.best) == (True, None)
     assert owing.take(voucher()) is not None
 
 
 def test_a_stale_voucher_is_a_violation() -> None:
-    owing = tab(32, 64)
+    owing = owed_for(32, 64)
     owing.take(voucher(64, seq=2))
     with pytest.raises(ProtocolError):
         owing.take(voucher(32))
-    assert owing.paid == voucher(64, seq=2)
+    assert owing.best == voucher(64, seq=2)
 
 
 # ---- advances
 
 
-def quoting(*, begun: bool = True) -> Tab:
-    owing = Tab(MARKET, SESSION, TERMS)
+def quoting(*, begun: bool = True) -> ChannelReceiver:
+    owing = receiver()
     if begun:
-        owing.begin_turn(owing.due(seq=0, tokens_in=0, tokens_out=0, root=b"r" * 32))
+        owing.begin_turn(Meter(ReceiptChain(SESSION, 1, b"r" * 32)))
     return owing
 
 
@@ -327,7 +333,7 @@ def advance(tokens_in: int = 20, **changes: Any) -> m.Voucher:
     return voucher(0, seq=0, tokens_in=tokens_in, **changes)
 
 
-def input_due(owing: Tab, tokens_in: int = 20) -> m.Voucher | None:
+def input_due(owing: ChannelReceiver, tokens_in: int = 20) -> m.Voucher | None:
     return owing.owe(owing.due(seq=0, tokens_in=tokens_in, tokens_out=0, root=b"r" * 32))
 
 
@@ -394,7 +400,7 @@ def test_a_resume_is_bound_to_nonce_session_and_both_peers() -> None:
 
 
 def test_the_log_of_what_was_sent_forgets_from_the_front_only() -> None:
-    log = SentLog()
+    log = ReplayBuffer()
     said = [m.Tokens(seq=n, ids=(n,), text="") for n in range(5)]
     for message in (said[0], m.Pong(nonce=1), m.Error(code="internal"), *said[1:]):
         log.add(message)

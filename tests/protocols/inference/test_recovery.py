@@ -77,7 +77,7 @@ def test_a_host_killed_in_the_middle_of_an_answer_is_paid_for_what_was_received(
     assert duet.signed[-1] == final
     duet.start_again()
     duet.come_back()
-    assert duet.till.tab.paid == duet.paid[-1] == final
+    assert duet.channel.best == duet.paid[-1] == final
     (outcome,) = duet.outcomes
     assert isinstance(outcome, TurnFailed)
     assert (outcome.code, outcome.cause, len(duet.delivered)) == (None, "restarted", received)
@@ -648,7 +648,7 @@ def test_a_new_process_hands_its_last_voucher_to_a_host_that_lives_and_that_ends
     assert host.state == client.state == "over"
     assert only(SessionFailed, told).code == "shutting_down"
     assert host.session is not None
-    assert duet.till_of(host.session).tab.paid == duet.signed[-1]
+    assert duet.channel_of(host.session).best == duet.signed[-1]
 
 
 @pytest.mark.parametrize(

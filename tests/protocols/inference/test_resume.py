@@ -101,7 +101,7 @@ def test_a_stream_lost_between_a_checkpoint_and_its_voucher(host_notices: bool) 
         pass
     assert m.CODEC.decode(duet.to_host[0]).tokens_out == 32  # signed, and lost
     duet.lose(host_notices=host_notices)
-    assert duet.till.owed
+    assert duet.channel.owed
     duet.resume()
     duet.settle()
     assert duet.paid[-1].tokens_out == 32
@@ -280,7 +280,7 @@ def test_what_is_kept_for_a_replay_stays_within_the_window() -> None:
             pass
         ids = [
             len(each.ids)
-            for each in duet.till.sent.since(duet.till.sent._forgotten) or ()
+            for each in duet.channel.replay.since(duet.channel.replay.count - len(duet.channel.replay)) or ()
             if isinstance(each, m.Tokens)
         ]
         assert sum(ids) <= m.WINDOW
@@ -291,7 +291,7 @@ def test_what_is_kept_for_a_replay_stays_within_the_window() -> None:
         duet.client_does(CancelTurn())
         duet.settle()
         assert duet.turn == turn
-    assert duet.till.sent.count - duet.till.sent._forgotten <= 2
+    assert len(duet.channel.replay) <= 2
 
 
 Step = tuple[str, int, bool]
@@ -442,7 +442,7 @@ def test_a_second_stream_with_the_proof_replaces_the_first_which_touches_nothing
     assert isinstance(values[0], Opened)  # the role must know the session before its receipts
     assert [type(value) for value in values[1:]] == [CancelGenerate, Issued, TurnServed, Paid, Issued]
     assert values[2] == values[5], "the receipt is durable before the replay, whatever the old stream does"
-    before = (session.meter.tokens_out, session.outbox.sent, session.runs, duet.till.sent.count)
+    before = (session.meter.tokens_out, session.queue.sent, session.runs, duet.channel.replay.count)
     late: list[Event] = [
         Command(GenTokens(session.runs, (1, 2, 3), "late")),
         Received(CLIENT_ID.peer, STREAM, m.Close()),
@@ -453,7 +453,7 @@ def test_a_second_stream_with_the_proof_replaces_the_first_which_touches_nothing
         assert sent(out) == []
         expected = [Finished("the session goes on on another stream", replaced=True)] if number == 0 else []
         assert emitted(out) == expected
-    assert before == (session.meter.tokens_out, session.outbox.sent, session.runs, duet.till.sent.count)
+    assert before == (session.meter.tokens_out, session.queue.sent, session.runs, duet.channel.replay.count)
     assert (second.state, session.holder) == ("idle", second)
 
 

@@ -20,7 +20,7 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Checkpoint, Done, Tokens
-from tests.protocols.inference.duet import Duet, ask, outbox_of, text_of, token
+from tests.protocols.inference.duet import Duet, ask, queue_of, text_of, token
 
 
 def opened(answer_tokens: int = 100) -> Duet:
@@ -69,8 +69,8 @@ def test_a_client_whose_acks_are_late_pauses_the_engine_and_loses_nothing() -> N
     while duet.deliver_to_host() or duet.engine():
         pass  # the client hears nothing, so it acknowledges nothing
     assert duet.run is None
-    assert outbox_of(duet.host).sent == WINDOW
-    assert WINDOW < outbox_of(duet.host).waiting <= WINDOW + 16
+    assert queue_of(duet.host).sent == WINDOW
+    assert WINDOW < queue_of(duet.host).waiting <= WINDOW + 16
     duet.settle()
     assert duet.runs > 1
     assert duet.delivered == duet.expected(512)
@@ -120,11 +120,11 @@ def test_a_text_only_tail_needs_no_credit() -> None:
     run = duet.run.order.run
     duet.engine(40)
     duet.engine(23, hold=True)
-    assert outbox_of(duet.host).sent == 63
+    assert queue_of(duet.host).sent == 63
     duet.host_does(GenTokens(run, (1,), ""))
     before = len(duet.to_client)
     duet.host_does(GenTokens(run, (), "the tail"))
-    assert outbox_of(duet.host).credit == 0
+    assert queue_of(duet.host).credit == 0
     frames = [CODEC.decode(data) for data in list(duet.to_client)[before:]]
     assert frames == [Tokens(seq=WINDOW, ids=(), text="the tail")]
 

@@ -163,7 +163,7 @@ def paid_host_in(state: str) -> PaidDuet:
             pass
         duet.engine()
         duet.engine(40)  # all of it: its receipt is not paid yet
-        assert duet.till.owed
+        assert duet.channel.owed
         if state == "serving":
             duet = paid_host_in("quoting")
             voucher = due_voucher(duet)
@@ -188,7 +188,7 @@ def paid_host_in(state: str) -> PaidDuet:
 
 def due_voucher(duet: PaidDuet) -> m.Voucher:
     """The voucher for all that is due."""
-    due = duet.till.tab._due[-1]
+    due = duet.channel._due[-1]
     voucher = exact_voucher(
         client_payment(),
         SESSION,
@@ -224,7 +224,7 @@ def test_a_paid_host_does_with_each_message_in_each_state_what_the_table_says(
         digest = resume_digest(session.nonce, session.session, HOST.peer, CLIENT_ID.peer)
         proof = VOUCHERS.sign_wallet(digest)
         message = m.Resume(
-            session=session.session, received=duet.till_of(session).sent.count, turn=1, proof=proof
+            session=session.session, received=duet.channel_of(session).replay.count, turn=1, proof=proof
         )
     effects = duet.host.handle(event_of(CLIENT_ID.peer, name, message), 1.0)
     expect_outcome(duet.host.state, effects, outcome, Finished)
