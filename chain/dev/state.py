@@ -13,16 +13,21 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from p2pnode.errors import ConfigError
+from p2pnode.durable import FileFormat, SqliteFile
+from p2pnode.errors import ConfigError, StorageError
 from p2pnode.files import not_writable
-from p2pnode.sqlite_files import connect, kind_of, make, trouble_of
 
-_APPLICATION: Final = int.from_bytes(b"p2pd", "big")
-_VERSION: Final = 1
-_SCHEMA: Final = """
+_MOVE_AWAY: Final = "move it away to start a new chain"
+_FORMAT: Final = FileFormat(
+    application=int.from_bytes(b"p2pd", "big"),
+    version=1,
+    tables="""
 CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE made (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
+""",
+    foreign=f"it is no state of a development chain of this version: {_MOVE_AWAY}",
+    remedies={"damaged": f"it can't be read: {_MOVE_AWAY}"},
+)
 
 
 class SavedState(dict[bytes, bytes]):
@@ -59,29 +64,26 @@ class SavedState(dict[bytes, bytes]):
         return handle
 
     def _opened(self) -> sqlite3.Connection:
+        file = SqliteFile(self.path, _FORMAT)
         try:
             if not self.path.exists():
-                make(self.path, _SCHEMA, application=_APPLICATION, version=_VERSION)
-            db = connect(self.path, synchronous="NORMAL")
+                file.make()
+            db = file.connect(synchronous="NORMAL")
             try:
-                self._check(db)
-                for key, value in db.execute("SELECT key, value FROM state"):
-                    super().__setitem__(key, value)
-                self.made = dict(db.execute("SELECT name, value FROM made").fetchall())
+                with file.failing_as_storage():
+                    for key, value in db.execute("SELECT key, value FROM state"):
+                        super().__setitem__(key, value)
+                    self.made = dict(map(tuple, db.execute("SELECT name, value FROM made")))
             except BaseException:
                 db.close()
                 raise
         except OSError as error:
             raise not_writable(self.path, error) from error
         except sqlite3.Error as error:
-            msg = f"{self.path} can't be read ({trouble_of(error)}): move it away to start a new chain"
-            raise ConfigError(msg) from error
+            raise ConfigError(str(file.storage_error(error))) from error
+        except StorageError as error:
+            raise ConfigError(str(error)) from error
         return db
-
-    def _check(self, db: sqlite3.Connection) -> None:
-        if kind_of(db) != (_APPLICATION, _VERSION):
-            msg = f"{self.path} is not the state of a development chain of this version"
-            raise ConfigError(f"{msg}: move it away to start a new chain")
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
         super().__setitem__(key, value)

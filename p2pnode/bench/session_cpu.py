@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import trio
 
+from p2pnode.durable import connect, make
 from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.scripted_model import scripted_model_id
@@ -47,7 +48,6 @@ from p2pnode.protocols.inference.messages import (
 )
 from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.typed_data import Domain
-from p2pnode.sqlite_files import connect, make
 
 _CLIENT: Final = PeerId("bench client")
 _N_CTX: Final = 1 << 20

@@ -141,7 +141,7 @@ def situation_of(cause: Exception) -> LocalError | None:
     """What happened to this machine or was done to it, in words; None for a defect of ours."""
     import sqlite3  # here: a free answer needs no database
 
-    from p2pnode.sqlite_files import trouble_of
+    from p2pnode.durable import trouble_of
 
     match cause:
         case OutputLostError():

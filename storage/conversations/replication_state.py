@@ -8,23 +8,58 @@ Several processes may share the file: a commit names the head it builds on. Know
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 
-from p2pnode import sqlite_files
-from p2pnode.errors import StorageError
+from p2pnode.durable import FileFormat, SqliteFile
 from p2pnode.protocols.s5.ids import BlobHash
-from p2pnode.sqlite_files import BUSY_S
 from p2pnode.storage.conversations.records import WRITER_BYTES, ArchiveError, Link
 from p2pnode.storage.sealing import Draw
 from p2pnode.storage.store import DiskFullError
 
 T = TypeVar("T")
+_TABLES: Final = """
+CREATE TABLE heads (
+    sid BLOB PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    updated INTEGER NOT NULL,
+    gone INTEGER NOT NULL DEFAULT 0,
+    acked INTEGER NOT NULL DEFAULT -1,
+    acked_hash BLOB
+) WITHOUT ROWID;
+CREATE TABLE pending (
+    sid BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (sid, seq, hash)
+) WITHOUT ROWID;
+CREATE TABLE superseded (
+    sid BLOB NOT NULL, hash BLOB NOT NULL, fold INTEGER NOT NULL, PRIMARY KEY (sid, hash)
+) WITHOUT ROWID;
+CREATE TABLE listed (sid BLOB PRIMARY KEY, born INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE renewed (sid BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE writer (id BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+"""It holds no text and no keys, only ids, hashes and revisions: who reads the disk learns which conversations
+there are and when they grew, no more."""
+_FORMAT: Final = FileFormat(
+    application=int.from_bytes(b"p2po", "big"),
+    version=1,
+    tables=_TABLES,
+    foreign="move it away",
+    remedies={
+        "full": "the disk is full; free space. Nothing acknowledged was lost",
+        **dict.fromkeys(
+            ("damaged", "disk"),
+            "the disk failed, or the file is damaged: check the disk; moved away, all that reached a replica "
+            "is recovered from there",
+        ),
+    },
+    full_error=DiskFullError,
+)
 _WAITING: Final = 0
 """The fold of what was superseded since the last one."""
 
@@ -67,13 +102,20 @@ class NewHead:
 class Outbox:
     """Open it with a path in the own store's folder; ``close`` it when done."""
 
+    writer: bytes
+    """Tells this data dir's commits from those of the user's other machines."""
+
     def __init__(self, path: Path, draw: Draw, *, in_thread: bool = True) -> None:
-        self._path, self._in_thread = path, in_thread
-        self._db = connect(path, draw(WRITER_BYTES))
+        self._file, self._in_thread = SqliteFile(path, _FORMAT), in_thread
+        self._file.make_if_missing()
+        self._db = self._file.connect()
+        try:
+            with self._file.failing_as_storage():
+                self.writer = _writer_of(self._db, draw(WRITER_BYTES))
+        except BaseException:
+            self._db.close()
+            raise
         self._limiter = trio.CapacityLimiter(1)
-        row = self._db.execute("SELECT id FROM writer").fetchone()
-        self.writer: bytes = row["id"]
-        """Tells this data dir's commits from those of the user's other machines."""
 
     def close(self) -> None:
         """Release the file."""
@@ -197,24 +239,13 @@ class Outbox:
         self, query: str, marks: Sequence[object] | Mapping[str, object] = ()
     ) -> list[sqlite3.Row]:
         def read() -> list[sqlite3.Row]:
-            with failing_as_storage(self._path):
+            with self._file.failing_as_storage():
                 return list(self._db.execute(query, marks))
 
         return await self._run(read)
 
     async def _write(self, change: Callable[[sqlite3.Connection], None]) -> None:
-        def write() -> None:
-            with failing_as_storage(self._path):
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    change(self._db)
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
-
-        await self._run(write)
+        await self._run(partial(self._file.transact, self._db, change))
 
     async def _run(self, work: Callable[[], T]) -> T:
         if self._in_thread:
@@ -231,84 +262,7 @@ def _head_of(row: sqlite3.Row) -> HeadRow:
     return HeadRow(row["sid"], _link(row["seq"], row["hash"]), row["updated"], bool(row["gone"]), acked)
 
 
-# The outbox's file: SQLite in WAL mode with full syncs, so that what returned survives a power cut.
-#
-# It holds no text and no keys, only ids, hashes and revisions: a disk that is read tells which conversations
-# there are and when they grew, no more.
-
-
-VERSION: Final = 1
-_APPLICATION: Final = int.from_bytes(b"p2po", "big")
-_SCHEMA: Final = """
-CREATE TABLE heads (
-    sid BLOB PRIMARY KEY,
-    seq INTEGER NOT NULL,
-    hash BLOB NOT NULL,
-    updated INTEGER NOT NULL,
-    gone INTEGER NOT NULL DEFAULT 0,
-    acked INTEGER NOT NULL DEFAULT -1,
-    acked_hash BLOB
-) WITHOUT ROWID;
-CREATE TABLE pending (
-    sid BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (sid, seq, hash)
-) WITHOUT ROWID;
-CREATE TABLE superseded (
-    sid BLOB NOT NULL, hash BLOB NOT NULL, fold INTEGER NOT NULL, PRIMARY KEY (sid, hash)
-) WITHOUT ROWID;
-CREATE TABLE listed (sid BLOB PRIMARY KEY, born INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE renewed (sid BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE writer (id BLOB PRIMARY KEY) WITHOUT ROWID;
-"""
-
-
-def connect(path: Path, writer: bytes) -> sqlite3.Connection:
-    """A connection in autocommit, the file made (with ``writer`` as its id) where it isn't.
-
-    To be used by one thread at a time. Raises ``StorageError``.
-    """
-    with failing_as_storage(path):
-        with sqlite_files.locked(path.parent):  # two processes may both be the first
-            if not path.exists():
-                sqlite_files.make(path, _SCHEMA, application=_APPLICATION, version=VERSION)
-        db = sqlite_files.connect(path)
-        try:
-            db.row_factory = sqlite3.Row
-            _check_kind(path, db)
-            db.execute("INSERT INTO writer SELECT ? WHERE NOT EXISTS (SELECT 1 FROM writer)", (writer,))
-        except BaseException:
-            db.close()
-            raise
-    return db
-
-
-def _check_kind(path: Path, db: sqlite3.Connection) -> None:
-    application, version = sqlite_files.kind_of(db)
-    if application != _APPLICATION or version > VERSION:
-        msg = f"{path} is another program's, or of a newer p2pnode: upgrade, or move it away"
-        raise StorageError(msg)
-
-
-@contextmanager
-def failing_as_storage(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the disk in here become ``StorageError``s that name file and remedy."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise _storage_error(path, error) from error
-
-
-def _storage_error(path: Path, error: Exception) -> StorageError:
-    match sqlite_files.trouble_of(error):
-        case "full":
-            msg = f"{path}: the disk is full; free space. Nothing acknowledged was lost ({error})"
-            return DiskFullError(msg)
-        case "denied":
-            remedy = "it can't be written: fix the owner and permissions of it and of its folder"
-        case "busy":
-            remedy = f"another process held it for {BUSY_S:.0f} s: end that process, or try again"
-        case _:
-            remedy = (
-                "the disk failed, or the file is damaged: check the disk; moved away, all that reached a "
-                "replica is recovered from there"
-            )
-    return StorageError(f"{path}: {remedy} ({error})")
+def _writer_of(db: sqlite3.Connection, new: bytes) -> bytes:
+    """The id that this data dir writes with: ``new`` where it has none yet."""
+    db.execute("INSERT INTO writer SELECT ? WHERE NOT EXISTS (SELECT 1 FROM writer)", (new,))
+    return bytes(db.execute("SELECT id FROM writer").fetchone()["id"])

@@ -14,17 +14,14 @@ order of their times, so that whenever they are ended, the same owner is the las
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from p2pnode import sqlite_files
+from p2pnode.durable import FileFormat, SqliteFile, run_script
 from p2pnode.errors import StorageError
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId
-from p2pnode.sqlite_files import BUSY_S
 from p2pnode.storage.local.files import BlobFiles
 from p2pnode.storage.rules import (
     CHARGE_MIN,
@@ -39,8 +36,6 @@ from p2pnode.storage.rules import (
 )
 from p2pnode.storage.store import DiskFullError, OwnerKey
 
-VERSION: Final = 2
-_APPLICATION: Final = int.from_bytes(b"p2ps", "big")
 _AT_ONCE: Final = 64
 """So many leases that are over are looked for at a time."""
 _BLOBS: Final = f"""
@@ -137,89 +132,54 @@ END;
 """
 
 
-def make_if_missing(path: Path, blobs: Path) -> None:
-    """Make an empty index (mode 0600) where there is none. Raises ``StorageError``; see :func:`connect`.
+def index_file(root: Path) -> SqliteFile:
+    """The index of the store in the folder ``root``."""
+    return SqliteFile(root / "index.sqlite", _FORMAT, subject=f"the store {root}")
+
+
+def make_if_missing(file: SqliteFile, blobs: Path) -> None:
+    """Make an empty index (mode 0600) where there is none. Raises ``StorageError``.
 
     Where the folder ``blobs`` exists without an index, none is made: to a new index every blob in it would
     be garbage.
     """
-    with _failing(path), sqlite_files.locked(path.parent):
-        if path.exists() and path.stat().st_size:
+    with file.making():
+        if file.path.exists() and file.path.stat().st_size:
             return
         if blobs.exists():
             msg = (
-                f"{path} is gone or empty, but {blobs} is there: restore the file from your backup, or move "
-                "the whole folder away to begin a new store (who leases which blob stands in that file only)"
+                f"{file.path} is gone or empty, but {blobs} is there: restore the file from your backup, or "
+                "move the whole folder away to begin a new store (who leases which blob stands in that file "
+                "only)"
             )
             raise StorageError(msg)
-        script = f"{_BLOBS}{_LAST}{_TABLES}{_TRIGGERS}"
-        sqlite_files.make(path, script, application=_APPLICATION, version=VERSION)
+        file.make()
 
 
-def connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    """A connection in autocommit, to be used by one thread at a time. Raises ``StorageError``."""
-    with _failing(path):
-        db = sqlite_files.connect(path, synchronous=synchronous)
-        try:
-            _check_kind(path, db)
-        except BaseException:
-            db.close()
-            raise
-    return db
-
-
-def storage_error(root: Path, error: Exception) -> StorageError:
-    """An error of SQLite or of a file, in words that tell the user what to do."""
-    if isinstance(error, StorageError):
-        return error
-    match sqlite_files.trouble_of(error):
-        case "full":
-            return DiskFullError(
-                f"the disk of the store {root} is full: free some space, then `p2pnode storage gc` may sweep "
-                "more; nothing new is kept until then, nothing kept before was lost"
-            )
-        case "denied":
-            remedy = "it can't be read or written: fix the owner and permissions of the folder"
-        case "busy":
-            remedy = f"another process held it for {BUSY_S:.0f} s: end that process, or try again"
-        case "damaged":
-            remedy = (
-                "its index is damaged: restore the folder from your backup, or move it away to begin anew"
-            )
-        case _:
-            remedy = "the disk failed: check its health, then start again; nothing acknowledged was lost"
-    return StorageError(f"the store {root}: {remedy} ({error})")
-
-
-def _check_kind(path: Path, db: sqlite3.Connection) -> None:
-    application, version = sqlite_files.kind_of(db)
-    if application != _APPLICATION or version < 1:
-        msg = f"{path} is another program's: it is no store. Move it away to begin a new one"
-        raise StorageError(msg)
-    if version > VERSION:
-        msg = f"{path} was written by a newer p2pnode (format {version}, this one knows {VERSION}): upgrade"
-        raise StorageError(msg)
-    if version < VERSION:
-        _upgrade(path, db)
-
-
-def _upgrade(path: Path, db: sqlite3.Connection) -> None:
+def _upgrade(db: sqlite3.Connection, _found: int) -> None:
     """Upgrade from format 1, which had no ``last``: a blob without a lease counts for nobody there."""
-    olds = ("blob_came", "blob_went", "lease_began", "lease_ended", "entry_came")
-    drop = "".join(f"DROP TRIGGER {name};" for name in olds)
-    column = "ALTER TABLE blobs ADD COLUMN last BLOB NOT NULL DEFAULT x'';"
-    with sqlite_files.locked(path.parent):
-        if sqlite_files.kind_of(db)[1] < VERSION:  # another process may have been quicker
-            version = f"PRAGMA user_version = {VERSION};"
-            db.executescript(f"BEGIN IMMEDIATE;{drop}{column}{_LAST}{_TRIGGERS}{version}COMMIT;")
+    for name in ("blob_came", "blob_went", "lease_began", "lease_ended", "entry_came"):
+        db.execute(f"DROP TRIGGER {name}")
+    db.execute("ALTER TABLE blobs ADD COLUMN last BLOB NOT NULL DEFAULT x''")
+    run_script(db, f"{_LAST}{_TRIGGERS}")
 
 
-@contextmanager
-def _failing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise storage_error(path.parent, error) from error
+_FORMAT: Final = FileFormat(
+    application=int.from_bytes(b"p2ps", "big"),
+    version=2,
+    tables=f"{_BLOBS}{_LAST}{_TABLES}{_TRIGGERS}",
+    foreign="it is no store. Move it away to begin a new one",
+    remedies={
+        "full": (
+            "its disk is full: free some space, then `p2pnode storage gc` may sweep more; nothing new is "
+            "kept until then, nothing kept before was lost"
+        ),
+        "damaged": "its index is damaged: restore the folder from your backup, or move it away to begin anew",
+        "disk": "the disk failed: check its health, then start again; nothing acknowledged was lost",
+    },
+    full_error=DiskFullError,
+    upgrade=_upgrade,
+)
 
 
 # ---- one transaction

@@ -18,12 +18,13 @@ from typing import Any, Final, Self, TypeVar
 
 import trio
 
+from p2pnode.durable import SqliteFile
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of
 from p2pnode.storage.local import index
 from p2pnode.storage.local.disk import Disk
 from p2pnode.storage.local.files import BlobFiles, Upload
-from p2pnode.storage.local.index import BlobInfo, OwnerStats, StoreStats, storage_error
+from p2pnode.storage.local.index import BlobInfo, OwnerStats, StoreStats
 from p2pnode.storage.local.sweep import sweep_step
 from p2pnode.storage.local.writer import Writer
 from p2pnode.storage.rules import (
@@ -52,6 +53,7 @@ class LocalStore:
 
     def __init__(
         self,
+        file: SqliteFile,
         files: BlobFiles,
         reads: sqlite3.Connection,
         writes: sqlite3.Connection,
@@ -62,12 +64,12 @@ class LocalStore:
         trusts_clock: Callable[[], bool],
     ) -> None:
         self.root, self.quotas = files.root, quotas
-        self._files, self._wall, self._in_thread = files, wall, in_thread
+        self._file, self._files, self._wall, self._in_thread = file, files, wall, in_thread
         self._trusts_clock = trusts_clock
         self._reads, self._writes = reads, writes
         self._reading = threading.Lock()
         self._limiter = trio.CapacityLimiter(THREADS)
-        self._writer = Writer(files, writes, in_thread=in_thread)
+        self._writer = Writer(file, files, writes, in_thread=in_thread)
 
     @classmethod
     def open(
@@ -88,17 +90,18 @@ class LocalStore:
         thread.
         """
         disk = disk or Disk()
-        path, files = root / "index.sqlite", BlobFiles(root, disk)
+        file, files = index.index_file(root), BlobFiles(root, disk)
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            index.make_if_missing(path, files.blobs)
+            index.make_if_missing(file, files.blobs)
             files.make()
         except OSError as error:
-            raise storage_error(root, error) from error
-        reads = index.connect(path, disk.synchronous)
+            raise file.storage_error(error) from error
+        reads = file.connect(synchronous=disk.synchronous)
         try:
-            writes = index.connect(path, disk.synchronous)
+            writes = file.connect(synchronous=disk.synchronous)
             return cls(
+                file,
                 files,
                 reads,
                 writes,
@@ -189,7 +192,7 @@ class LocalStore:
             try:
                 return sweep_step(db, self._files, self._wall(), limit)
             except (sqlite3.Error, OSError) as error:
-                raise storage_error(self.root, error) from error
+                raise self._file.storage_error(error) from error
 
         return await self._writer.alone(step)
 
@@ -300,4 +303,4 @@ class LocalStore:
             await trio.lowlevel.checkpoint()
             return function()
         except (sqlite3.Error, OSError) as error:
-            raise storage_error(self.root, error) from error
+            raise self._file.storage_error(error) from error

@@ -1,6 +1,6 @@
 """The local store's writes in groups: whoever has the turn commits for all who wait.
 
-An operation that raises is undone alone. A disk that fails undoes the whole group: the files that it placed
+A group is committed by ``durable.py``. A disk that fails undoes the whole group: the files that it placed
 are removed, and each of its callers gets the error. All files of a group have their places, and the folders
 are synced, before the commit that names them: after a power cut no row names a file that isn't there. Files
 are placed and removed while a transaction locks the index, so that no process removes what another has just
@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
 
 import structlog
 import trio
 
-from p2pnode.errors import P2PNodeError
+from p2pnode.durable import GroupCommit, Request, SqliteFile
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.local.files import BlobFiles
-from p2pnode.storage.local.index import Transaction, storage_error
+from p2pnode.storage.local.index import Transaction
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -30,24 +29,26 @@ GROUP_MAX: Final = 256
 
 
 @dataclass(slots=True, eq=False)
-class _Request(Generic[T]):
-    operation: Callable[[Transaction], T]
-    done: trio.Event = field(default_factory=trio.Event)
+class _Request(Request[Transaction, T]):
     taken: bool = False
-    result: T | None = None
-    error: Exception | None = None
 
 
 class Writer:
     """Owns ``db``, which one thread at a time uses, or none with ``in_thread=False``."""
 
-    def __init__(self, files: BlobFiles, db: sqlite3.Connection, *, in_thread: bool) -> None:
-        self._files, self._db, self._in_thread = files, db, in_thread
+    def __init__(
+        self, file: SqliteFile, files: BlobFiles, db: sqlite3.Connection, *, in_thread: bool
+    ) -> None:
+        self._file, self._files, self._db, self._in_thread = file, files, db, in_thread
+        self._group_commit = GroupCommit[Transaction](file, db)
         self._limiter = trio.CapacityLimiter(1)
         self._turn = trio.Lock()
         self._waiting: list[_Request[Any]] = []
-        self.commits = 0
+
+    @property
+    def commits(self) -> int:
         """Number of commits so far."""
+        return self._group_commit.commits
 
     async def write(self, operation: Callable[[Transaction], T]) -> T:
         """Return what ``operation`` returned, once it is on the disk.
@@ -86,7 +87,7 @@ class Writer:
                 await self._run(self._commit, group)
         except BaseException:
             for request in group:
-                request.error = storage_error(self._files.root, OSError("the writer ended"))
+                request.error = self._file.storage_error(OSError("the writer ended"))
             raise
         finally:
             for request in group:
@@ -99,23 +100,14 @@ class Writer:
         return function(*arguments)
 
     def _commit(self, group: list[_Request[Any]]) -> None:
-        db, tx = self._db, Transaction(self._db, self._files)
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            for request in group:
-                _apply(request, tx)
-            self._files.sync(tx.unsynced)
-            self._files.disk.commit(db)
-            self.commits += 1
-        except (sqlite3.Error, OSError) as error:
-            if db.in_transaction:
-                with suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-            for request in group:
-                request.error = storage_error(self._files.root, error)
-            self._remove(tx.placed)
-        else:
-            self._remove(tx.swept)
+        tx = Transaction(self._db, self._files)
+
+        def finish() -> None:
+            self._files.sync(tx.unsynced)  # before the commit that names the files in these folders
+            self._files.disk.commit(self._db)
+
+        done = self._group_commit.commit(group, tx, finish)
+        self._remove(tx.swept if done else tx.placed)
 
     def _remove(self, unnamed: list[BlobHash]) -> None:
         try:
@@ -141,13 +133,3 @@ def remove_unnamed(db: sqlite3.Connection, files: BlobFiles, digests: list[BlobH
     finally:
         db.execute("ROLLBACK")  # nothing was changed
     return removed
-
-
-def _apply(request: _Request[Any], tx: Transaction) -> None:
-    tx.db.execute("SAVEPOINT one")
-    try:
-        request.result = request.operation(tx)
-    except (P2PNodeError, OSError) as error:
-        tx.db.execute("ROLLBACK TO one")
-        request.error = storage_error(tx.files.root, error) if isinstance(error, OSError) else error
-    tx.db.execute("RELEASE one")

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from p2pnode.payments.journal.journal import Journal
-from p2pnode.payments.journal.schema import connect, make_if_missing
+from p2pnode.payments.journal.schema import journal_file
 from p2pnode.tasks import background_task
 
 
@@ -25,11 +25,12 @@ class SlowDisk:
     @asynccontextmanager
     async def open(self, path: Path) -> AsyncIterator[Journal]:
         """A journal, written until the block ends."""
-        make_if_missing(path)
+        file = journal_file(path)
+        file.make_if_missing()
         writes = sqlite3.connect(path, factory=_Connection, isolation_level=None, check_same_thread=False)
         writes.row_factory = sqlite3.Row
         writes.disk = self
-        journal = Journal(path, connect(path), writes)
+        journal = Journal(file, file.connect(), writes)
         writing = trio.CancelScope(shield=True)
 
         async def write(*, task_status: trio.TaskStatus[None]) -> None:

@@ -88,8 +88,8 @@ async def _check_counts(store: LocalStore) -> None:
         ("leases", "COUNT(*) FROM leases"),
         ("keys", "COUNT(*) FROM entries"),
     ):
-        said = db.execute(f"SELECT {count} FROM totals").fetchone()
-        assert said == db.execute(f"SELECT {table}").fetchone()
+        said = tuple(db.execute(f"SELECT {count} FROM totals").fetchone())
+        assert said == tuple(db.execute(f"SELECT {table}").fetchone())
     for each in await store.owners():
         leases, leased = db.execute(
             "SELECT COUNT(*), TOTAL(charge) FROM leases JOIN blobs USING (hash) WHERE owner = ?",
@@ -101,12 +101,12 @@ async def _check_counts(store: LocalStore) -> None:
         assert (each.leases, each.charged) == (leases, leased + free)
         assert each.keys + each.leases + each.charged > 0
         assert each.charged <= QUOTAS.owner_bytes
-    assert db.execute("SELECT COUNT(*) FROM blobs WHERE (leases = 0) != (last != x'')").fetchone() == (0,)
+    assert db.execute("SELECT COUNT(*) FROM blobs WHERE (leases = 0) != (last != x'')").fetchone()[0] == 0
     wrong = db.execute(
         "SELECT COUNT(*) FROM leases WHERE pointed != "
         "(SELECT COUNT(*) FROM entries WHERE target = leases.hash AND owner = leases.owner)"
     ).fetchone()
-    assert wrong == (0,)
+    assert wrong[0] == 0
 
 
 async def _let_a_newcomer_in(store: LocalStore, model: MemoryStore, wall: Wall) -> None:

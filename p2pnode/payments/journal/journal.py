@@ -18,6 +18,7 @@ import trio
 
 from p2pnode.chain.evm.orders import Ending, SentOrder
 from p2pnode.chain.evm.transaction import Signed
+from p2pnode.durable import SqliteFile
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.payments.journal import bought as client
@@ -37,8 +38,8 @@ from p2pnode.payments.journal.records import (
     Spending,
     SpendingRule,
 )
-from p2pnode.payments.journal.schema import connect, failing_as_storage, make_if_missing
-from p2pnode.payments.journal.writer import JournalWriter, transact
+from p2pnode.payments.journal.schema import journal_file
+from p2pnode.payments.journal.writer import JournalWriter
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
 
 __all__ = [
@@ -59,12 +60,17 @@ class Journal:
     """One per process; made by :meth:`open`. Writes need :meth:`run` in a nursery, questions don't."""
 
     def __init__(
-        self, path: Path, reads: sqlite3.Connection, writes: sqlite3.Connection, *, in_thread: bool = True
+        self,
+        file: SqliteFile,
+        reads: sqlite3.Connection,
+        writes: sqlite3.Connection,
+        *,
+        in_thread: bool = True,
     ) -> None:
-        self.path = path
+        self.path, self._file = file.path, file
         self._reads, self._writes = reads, writes
-        self._writer = JournalWriter(path, writes, in_thread=in_thread)
-        self._owner = Owner(path)
+        self._writer = JournalWriter(file, writes, in_thread=in_thread)
+        self._owner = Owner(file.path)
 
     @classmethod
     def open(cls, path: Path, *, in_thread: bool = True) -> Self:
@@ -72,10 +78,11 @@ class Journal:
 
         Without a thread its commits block: for simulations, where a mock clock would not wait for one.
         """
-        make_if_missing(path)
-        reads = connect(path)
+        file = journal_file(path)
+        file.make_if_missing()
+        reads = file.connect()
         try:
-            return cls(path, reads, connect(path), in_thread=in_thread)
+            return cls(file, reads, file.connect(), in_thread=in_thread)
         except BaseException:
             reads.close()
             raise
@@ -332,7 +339,7 @@ class Journal:
             )
             _execute(db, query, (_EPOCH, made[-1]))
 
-        transact(self.path, self._reads, step)
+        self._file.transact(self._reads, step)
         return made[-1]
 
     def verify(self) -> None:
@@ -354,7 +361,7 @@ class Journal:
             raise StorageError(msg) from error
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        with failing_as_storage(self.path):
+        with self._file.failing_as_storage():
             return query(self._reads)
 
 

@@ -1,50 +1,43 @@
-"""The journal's one writer: everything that waits goes into one transaction, with one sync of the disk.
+"""The journal's one writer: a task that writes everything that waits in one transaction, with one sync.
 
-A caller returns after the commit that holds its operation. An operation that raises undoes itself alone;
-a disk that fails undoes the whole group and each of its callers hears of it. Cancelling a caller does not
-take its operation back. Knows nothing of what is written.
+A caller returns after the commit that holds its operation. Cancelling a caller does not take its operation
+back: what was decided about money is written, whoever still waits for it. How a group is committed is
+``durable.py``'s; what is written this module does not know.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import structlog
 import trio
 
+from p2pnode.durable import GroupCommit, Request, SqliteFile
 from p2pnode.errors import StorageError
-from p2pnode.payments.journal.schema import failing_as_storage, storage_error
 
 log = structlog.get_logger()
 QUEUE_MAX: Final = 256
 RIDERS_MAX: Final = 64
 Operation: TypeAlias = Callable[[sqlite3.Connection], None]
-_OF_ONE: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
-"""Errors that one operation causes, and that end that one only."""
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    operation: Operation
-    done: trio.Event = field(default_factory=trio.Event)
-    error: Exception | None = None
+_Request: TypeAlias = Request[sqlite3.Connection, None]
 
 
 class JournalWriter:
     """Owns ``db``, which only its worker thread uses while :meth:`run` runs."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection, *, in_thread: bool = True) -> None:
-        self._path, self._db, self._in_thread = path, db, in_thread
+    def __init__(self, file: SqliteFile, db: sqlite3.Connection, *, in_thread: bool = True) -> None:
+        self._file, self._db, self._in_thread = file, db, in_thread
+        self._commit = GroupCommit[sqlite3.Connection](file, db)
         self._limiter = trio.CapacityLimiter(1)  # of our own: a commit never waits for somebody's download
         self._queue: trio.MemorySendChannel[_Request] | None = None
         self._riders: list[_Request] = []
-        self.commits = 0
+
+    @property
+    def commits(self) -> int:
         """Transactions so far."""
+        return self._commit.commits
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; what waits then is still written."""
@@ -65,11 +58,8 @@ class JournalWriter:
 
     async def write(self, operation: Operation) -> None:
         """Return when ``operation`` is on disk. Raises what it raised, or ``StorageError``."""
-        if self._queue is None:
-            msg = f"the journal {self._path} takes no writes now: its writer has not started or was stopped"
-            raise StorageError(msg)
-        request = _Request(operation)
-        await self._queue.send(request)
+        request = Request(operation)
+        await self._running().send(request)
         await request.done.wait()
         if request.error is not None:
             raise request.error
@@ -77,17 +67,21 @@ class JournalWriter:
     def ride(self, operation: Operation) -> None:
         """Let ``operation`` go to disk with the next write, before it. Nobody waits for it.
 
-        One that fails is its caller's no more: it is logged.
+        Its caller does not hear of an error: that is logged. Raises ``StorageError`` when nobody writes.
         """
-        if self._queue is None:
-            msg = f"the journal {self._path} takes no writes now: its writer has not started or was stopped"
-            raise StorageError(msg)
-        self._riders.append(_Request(operation))
+        self._running()
+        self._riders.append(Request(operation))
 
     @property
     def crowded(self) -> bool:
-        """Do so many ride along that one should be waited for?"""
+        """Whether so many wait for the next write that the next one should be waited for."""
         return len(self._riders) >= RIDERS_MAX
+
+    def _running(self) -> trio.MemorySendChannel[_Request]:
+        if self._queue is None:
+            msg = f"{self._file.subject} takes no writes now: its writer has not started or was stopped"
+            raise StorageError(msg)
+        return self._queue
 
     async def _write(self, group: list[_Request]) -> None:
         riders, self._riders = self._riders, []
@@ -95,12 +89,12 @@ class JournalWriter:
         try:
             with trio.CancelScope(shield=True):  # one commit: the callers wait for its end, whichever it is
                 if self._in_thread:
-                    await trio.to_thread.run_sync(self._commit, group, limiter=self._limiter)
+                    await trio.to_thread.run_sync(self._commit_now, group, limiter=self._limiter)
                 else:
-                    self._commit(group)
+                    self._commit_now(group)
         except BaseException:
             for request in group:
-                request.error = StorageError(f"the journal {self._path}: its writer failed; start again")
+                request.error = StorageError(f"{self._file.subject}: its writer failed; start again")
             raise
         finally:
             for request in group:
@@ -109,64 +103,8 @@ class JournalWriter:
                 if rider.error is not None:
                     log.error("journal.write_failed", reason=str(rider.error))
 
-    def _commit(self, group: list[_Request]) -> None:
-        db = self._db
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            if len(group) == 1:  # alone, it needs no savepoint of its own
-                self._apply_alone(group[0])
-            else:
-                for request in group:
-                    self._apply(request)
-            if db.in_transaction:
-                db.execute("COMMIT")
-                self.commits += 1
-        except sqlite3.Error as error:
-            if db.in_transaction:
-                with suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-            for request in group:
-                request.error = storage_error(self._path, error)
-
-    def _apply_alone(self, request: _Request) -> None:
-        try:
-            self._operate(request)
-        except sqlite3.Error:
-            raise
-        except Exception as error:  # noqa: BLE001 - it is its caller's, who gets it
-            self._db.execute("ROLLBACK")
-            request.error = error
-
-    def _apply(self, request: _Request) -> None:
-        db = self._db
-        db.execute("SAVEPOINT one")
-        try:
-            self._operate(request)
-        except sqlite3.Error:
-            raise
-        except Exception as error:  # noqa: BLE001 - it is its caller's, who gets it
-            db.execute("ROLLBACK TO one")
-            request.error = error
-        db.execute("RELEASE one")
-
-    def _operate(self, request: _Request) -> None:
-        try:
-            request.operation(self._db)
-        except _OF_ONE as error:
-            raise StorageError(f"the journal {self._path} does not take this: {error}") from error
-
-
-def transact(path: Path, db: sqlite3.Connection, operation: Operation) -> None:
-    """One operation in a transaction of its own, here and now."""
-    with failing_as_storage(path):
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            operation(db)
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
+    def _commit_now(self, group: list[_Request]) -> None:
+        self._commit.commit(group, self._db, lambda: self._db.execute("COMMIT"))
 
 
 def _waiting(receive: trio.MemoryReceiveChannel[_Request]) -> list[_Request]:

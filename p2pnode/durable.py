@@ -1,0 +1,339 @@
+"""One SQLite file that must not be lost: made whole or not at all, opened one way, written in groups.
+
+Every process opens it in WAL mode with full syncs, so that a commit that returned survives a power cut. The
+file is made beside its place and renamed into it under a lock of the folder: an empty file of this name is
+therefore always a damaged one. A file of an earlier format is brought up to date when it is opened, in one
+transaction. Errors of SQLite and of the disk become ``StorageError``s that say what the user can do. What a
+file holds, and what its words are, its owner says with a :class:`FileFormat`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
+
+import trio
+
+from p2pnode.errors import StorageError
+
+T = TypeVar("T")
+ContextT = TypeVar("ContextT")
+BUSY_S: Final = 5.0
+"""How long another process may hold a file before that is an error."""
+Trouble: TypeAlias = Literal["full", "denied", "busy", "damaged", "disk"]
+_PRIMARY: Final = 0xFF
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DENIED: Final = frozenset(
+    {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+)
+_OF_ONE: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
+"""Errors that one operation causes, and that end that one only."""
+_REMEDIES: Final[Mapping[Trouble, str]] = {
+    "full": "the disk is full: free space, then start again; nothing acknowledged was lost",
+    "denied": "it can't be read or written: fix the owner and permissions of it and of its folder",
+    "busy": f"another process held it for {BUSY_S:.0f} s: end that process, or try again",
+    "damaged": "it is damaged: restore it from your backup",
+    "disk": (
+        "the disk failed or takes no more: check its space, its quota and its health, then start again; "
+        "nothing acknowledged was lost"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFormat:
+    """What a kind of file is: the mark of its owner, its tables, and what its errors tell the user."""
+
+    application: int
+    """SQLite's ``application_id``: a file with another one is another program's, and is left alone."""
+    version: int
+    tables: str
+    """The script that makes an empty file."""
+    foreign: str
+    """What the user does about a file that is another program's, or empty."""
+    remedies: Mapping[Trouble, str] = field(default_factory=dict)
+    """Words for troubles, where the usual ones are not right for this file."""
+    secret: bool = False
+    """It holds keys: one that others could read is closed to them when it is opened."""
+    full_error: type[StorageError] = StorageError
+    """Raised where the disk is full."""
+    upgrade: Callable[[sqlite3.Connection, int], None] | None = None
+    """Brings a file of the given earlier version to ``version``. It runs inside a transaction."""
+
+
+class SqliteFile:
+    """The file of ``format`` at ``path``. ``subject`` is what messages call it: usually its path."""
+
+    def __init__(self, path: Path, format_: FileFormat, *, subject: str = "") -> None:
+        self.path, self.format = path, format_
+        self.subject = subject or str(path)
+
+    def make_if_missing(self) -> None:
+        """Make an empty file (mode 0600) where there is none. Raises ``StorageError``."""
+        with self.making():
+            if not self.path.exists():
+                self.make()
+            elif self.format.secret and self.path.is_file() and self.path.stat().st_mode & 0o077:
+                self.path.chmod(0o600)
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """One process at a time looks whether the file is there, and makes it. Raises ``StorageError``."""
+        try:
+            with locked(self.path.parent):
+                yield
+        except sqlite3.Error as error:
+            raise self.storage_error(error) from error
+        except OSError as error:
+            if trouble_of(error) == "full":
+                raise self.storage_error(error) from error
+            msg = (
+                f"{self.subject} can't be made or read ({error.strerror}): fix the folder's owner and "
+                "permissions, free space, or choose another with --data-dir"
+            )
+            raise StorageError(msg) from error
+
+    def make(self) -> None:
+        """Make the file anew, whole or not at all, inside :meth:`making`.
+
+        Raises ``sqlite3.Error`` and ``OSError``.
+        """
+        made = self.format
+        make(self.path, made.tables, application=made.application, version=made.version)
+
+    def connect(self, *, synchronous: str = "FULL") -> sqlite3.Connection:
+        """A connection in autocommit, its rows by name, to be used by one thread at a time.
+
+        What it commits survives a power cut. Raises ``StorageError``.
+        """
+        with self.failing_as_storage():
+            db = connect(self.path, synchronous=synchronous)
+            try:
+                db.row_factory = sqlite3.Row
+                self._check(db)
+            except BaseException:
+                db.close()
+                raise
+        return db
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        application, version = kind_of(db)
+        ours, upgrade = self.format, self.format.upgrade
+        if application != ours.application or version < (1 if upgrade is not None else ours.version):
+            msg = f"{self.path} is empty, or another program's: {ours.foreign}"
+            raise StorageError(msg)
+        if version > ours.version:
+            msg = (
+                f"{self.path} was written by a newer p2pnode "
+                f"(format {version}, this one knows {ours.version}): upgrade"
+            )
+            raise StorageError(msg)
+        if version < ours.version and upgrade is not None:
+            self._upgrade(db, upgrade)
+
+    def _upgrade(self, db: sqlite3.Connection, upgrade: Callable[[sqlite3.Connection, int], None]) -> None:
+        """All steps in one transaction: a crash, or a file that is damaged, leaves it as it was."""
+
+        def step(db: sqlite3.Connection) -> None:
+            # Asked again inside the lock: a process that opened it at the same time may have been quicker.
+            _, found = kind_of(db)
+            if found < self.format.version:
+                upgrade(db, found)
+                db.execute(f"PRAGMA user_version = {self.format.version}")
+
+        self.transact(db, step)
+
+    def transact(self, db: sqlite3.Connection, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """What ``operation`` returns, on disk: a transaction of its own. Raises what it raises."""
+        with self.failing_as_storage():
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                result = operation(db)
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+        return result
+
+    @contextmanager
+    def failing_as_storage(self) -> Iterator[None]:
+        """Errors of SQLite and of the disk in here become ``StorageError``s that name file and remedy."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise self.storage_error(error) from error
+
+    def storage_error(self, error: Exception) -> StorageError:
+        """What an error means for the user. What was acknowledged before it is safe in each case."""
+        if isinstance(error, StorageError):
+            return error
+        trouble = trouble_of(error)
+        remedy = self.format.remedies.get(trouble, _REMEDIES[trouble])
+        kind = self.format.full_error if trouble == "full" else StorageError
+        return kind(f"{self.subject}: {remedy} ({error})")
+
+
+@dataclass(slots=True, eq=False)
+class Request(Generic[ContextT, T]):
+    """An operation that waits for its commit. ``done`` is set when ``result`` or ``error`` is known."""
+
+    operation: Callable[[ContextT], T]
+    done: trio.Event = field(default_factory=trio.Event)
+    result: T | None = None
+    error: Exception | None = None
+
+
+class GroupCommit(Generic[ContextT]):
+    """Writes what waits together: one transaction, and so one sync of the disk, for a whole group.
+
+    An operation that raises undoes itself alone. A disk that fails undoes the whole group, and each request
+    of it has the error. Who waits, and in which thread this blocks, its user decides.
+    """
+
+    def __init__(self, file: SqliteFile, db: sqlite3.Connection) -> None:
+        self._file, self._db = file, db
+        self.commits = 0
+        """Transactions so far."""
+
+    def commit(
+        self, group: Sequence[Request[ContextT, T]], context: ContextT, finish: Callable[[], object]
+    ) -> bool:
+        """Carry out ``group``; True when all of it that did not fail by itself is on disk.
+
+        Operations get ``context``. ``finish`` ends the transaction: it commits, after whatever the commit
+        needs to be on disk before it.
+        """
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            if len(group) == 1:  # alone, it needs no savepoint of its own
+                if not self._carried_out(group[0], context):
+                    db.execute("ROLLBACK")
+                    return True
+            else:
+                for request in group:
+                    db.execute("SAVEPOINT one")
+                    if not self._carried_out(request, context):
+                        db.execute("ROLLBACK TO one")
+                    db.execute("RELEASE one")
+            finish()
+            self.commits += 1
+        except (sqlite3.Error, OSError) as error:
+            if db.in_transaction:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+            for request in group:
+                request.error = self._file.storage_error(error)
+            return False
+        return True
+
+    def _carried_out(self, request: Request[ContextT, T], context: ContextT) -> bool:
+        """Whether it did not fail by itself. Raises ``sqlite3.Error`` for what ends the whole group."""
+        try:
+            request.result = request.operation(context)
+        except _OF_ONE as error:
+            request.error = StorageError(f"{self._file.subject} does not take this: {error}")
+        except sqlite3.Error:
+            raise
+        except OSError as error:
+            request.error = self._file.storage_error(error)
+        except Exception as error:  # noqa: BLE001 - it is its caller's, who gets it
+            request.error = error
+        return request.error is None
+
+
+def connect(path: Path, *, synchronous: str = "FULL") -> sqlite3.Connection:
+    """A connection in autocommit, to be used by one thread at a time; what commits survives a power cut.
+
+    It looks at no format: :meth:`SqliteFile.connect` does. Raises ``sqlite3.Error``.
+    """
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.execute("PRAGMA fullfsync = ON")  # a plain fsync on macOS does not reach the disk
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def kind_of(db: sqlite3.Connection) -> tuple[int, int]:
+    """The application id and the format that a file says it is of."""
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    return int(application), int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def make(path: Path, script: str, *, application: int, version: int) -> None:
+    """Make a file with the tables of ``script`` and mode 0600; whole, or not there. Hold :func:`locked`.
+
+    Raises ``sqlite3.Error``, ``OSError``.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    os.close(handle)
+    try:
+        db = sqlite3.connect(name, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            kind = f"PRAGMA application_id = {application}; PRAGMA user_version = {version};"
+            db.executescript(f"BEGIN;{script}{kind}COMMIT;")
+        finally:
+            db.close()  # the last one out moves the log into the file
+        Path(name).replace(path)
+    except BaseException:
+        for leftover in (name, f"{name}-wal", f"{name}-shm"):
+            Path(leftover).unlink(missing_ok=True)
+        raise
+
+
+def run_script(db: sqlite3.Connection, script: str) -> None:
+    """Execute statements one by one, inside the caller's transaction: ``executescript`` would end it."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):  # a trigger holds semicolons of its own
+            db.execute(statement)
+            statement = ""
+    if statement.strip():
+        msg = f"a statement of a script has no end: {statement.strip()[:80]}"
+        raise ValueError(msg)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time looks whether a file is there. What it made is durable when it lets go."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def trouble_of(error: Exception) -> Trouble:
+    """What kind of trouble an ``sqlite3.Error`` or ``OSError`` stands for."""
+    if isinstance(error, OSError):
+        if error.errno in _NO_SPACE:
+            return "full"
+        return "denied" if isinstance(error, PermissionError) else "disk"
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code = extended & _PRIMARY
+    if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:  # no room for the log's index
+        return "full"
+    if code in _DENIED:
+        return "denied"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "busy"
+    return "disk" if code == sqlite3.SQLITE_IOERR else "damaged"
