@@ -63,8 +63,7 @@ def test_what_is_not_run_here_stands_in_the_readme() -> None:
     assert set(ELSEWHERE) <= lines
 
 
-def test_lines_can_be_read_on_a_terminal_and_links_lead_somewhere() -> None:
-    assert [line for line in TEXT.splitlines() if len(line) > 120] == []
+def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -1,0 +1,96 @@
+"""The documents can be read: their lines are short, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LINE_MAX = 110
+FOLDERS = ("chain", "docs", "models", "p2pnode", "protocols", "simulations", "storage", "tests")
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (*ROOT.glob("*.md"), *(each for folder in FOLDERS for each in (ROOT / folder).rglob("*.md")))
+    if path.resolve().relative_to(ROOT) == path.relative_to(ROOT) and "node_modules" not in path.parts
+)
+_FILE = re.compile(r"(?<![\w./<*-])(?:[\w.-]+/)*[\w-]+\.(?:py|md|vy|vyi|toml|json|sql)\b(?!\.)")
+_FOLDER = re.compile(rf"`((?:{'|'.join(FOLDERS)})(?:/[a-z_][\w-]*)*)/?`")
+OF_A_USER = {
+    "chain.toml", "config.toml", "peers.json", "measured.json", "node.json", "wallet.json", "phrase.json",
+    "package.json", "sample.py",
+}  # fmt: skip
+"""Files that stand in a data dir or that a reader writes."""
+
+
+def long_lines(text: str) -> list[str]:
+    """Lines that are longer than a reader's window, apart from tables, links and what can't be broken."""
+    found = []
+    fenced = False
+    for line in text.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        plain = line if fenced else re.sub(r"\]\([^)]*\)", "]", line)
+        if len(plain) > LINE_MAX and not line.lstrip().startswith("|"):
+            found.append(line)
+    return found
+
+
+def named(text: str) -> Iterator[str]:
+    """Files and folders of the repository that a text names."""
+    links = re.sub(r"https?://\S+", "", text)
+    yield from (each for each in _FILE.findall(links) if each not in OF_A_USER)
+    yield from _FOLDER.findall(links)
+
+
+def is_there(name: str, document: Path) -> bool:
+    """From the root, from the package, or from the document's own folder; a bare name, anywhere in ours."""
+    places = (ROOT, ROOT / "p2pnode", document.parent)
+    if any((place / name).exists() for place in places):
+        return True
+    return "/" not in name and any(any((ROOT / folder).rglob(name)) for folder in FOLDERS)
+
+
+@pytest.mark.parametrize("document", [each for each in DOCUMENTS if not each.startswith("protocols/")])
+def test_lines_are_no_longer_than_a_window(document: str) -> None:
+    assert long_lines((ROOT / document).read_text()) == []
+
+
+@pytest.mark.parametrize("document", [each for each in DOCUMENTS if each != "CHANGELOG.md"])
+def test_each_file_that_is_named_is_there(document: str) -> None:
+    """The change log speaks of files as they were."""
+    path = ROOT / document
+    assert [name for name in named(path.read_text()) if not is_there(name, path)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_decisions_are_all_in_the_index_and_have_three_parts() -> None:
+    folder = ROOT / "docs" / "decisions"
+    pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
+    index = (folder / "README.md").read_text()
+    assert re.findall(r"\]\((.*)\)", index) == [page.name for page in pages]
+    for number, page in enumerate(pages, 1):
+        text = page.read_text()
+        assert page.name.startswith(f"{number:03}-")
+        title = text.partition("\n")[0].removeprefix("# ")
+        assert f"[{title}]({page.name})" in index
+        assert [text.count(f"**{part}.**") for part in ("Context", "Decision", "Consequence")] == [1, 1, 1]
+
+
+def test_a_long_line_is_seen_and_a_table_or_a_link_is_not() -> None:
+    long = "word " * 30
+    assert long_lines(f"short\n{long}\n") == [long]
+    assert long_lines(f"| {long} |\n[a](https://{'x' * 120})\n") == []
+
+
+def test_a_file_that_is_not_there_is_seen() -> None:
+    text = "`p2pnode/node/nothing.py`, `nothing.py` and `storage/nothing/`, but `storage/` and `store.py`"
+    missing = [name for name in named(text) if not is_there(name, ROOT / "README.md")]
+    assert missing == ["p2pnode/node/nothing.py", "nothing.py", "storage/nothing"]
