@@ -16,15 +16,14 @@ from typing import Final, TypeAlias
 import trio
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.deploy import Plan, Step, plan
+from p2pnode.chain.deployment_plan import Plan, Step, plan
 from p2pnode.chain.dev.embedded import EmbeddedChain, address_of_secret
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.node import EvmNode, Receipt
-from p2pnode.chain.evm.orders import OrderBook, SentOrder
+from p2pnode.chain.evm.order_book import Order, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import RpcEndpoints
 from p2pnode.chain.evm.rpc_answers import RpcError, data_of
 from p2pnode.chain.evm.sender import Sender, SenderLimits
-from p2pnode.chain.evm.transaction import Order
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.money import ether_text
 from p2pnode.protocols.crypto import Signer

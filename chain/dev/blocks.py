@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from p2pnode.chain.deploy import create_address
+from p2pnode.chain.deployment_plan import create_address
 from p2pnode.chain.dev.embedded import EmbeddedChain
-from p2pnode.chain.dev.jsonrpc_values import TOO_MUCH, RpcRefusedError, hexed
+from p2pnode.chain.dev.jsonrpc import TOO_MUCH, RpcRefusedError, hexed
 
 Json: TypeAlias = dict[str, Any]
 LOGS_MAX: Final = 10_000

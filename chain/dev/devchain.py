@@ -23,15 +23,14 @@ from typing import Any, Final, Never, TypeVar
 import structlog
 import trio
 
-from p2pnode.chain.deploy import Addresses, Plan, plan
+from p2pnode.chain.deployment_plan import Addresses, Plan, plan
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import Deployment, EmbeddedChain, address_of_secret, deploy, deployed
 from p2pnode.chain.dev.jsonrpc import JsonRpc
-from p2pnode.chain.dev.jsonrpc_dev import Dev
-from p2pnode.chain.dev.jsonrpc_eth import Eth
 from p2pnode.chain.dev.jsonrpc_http import serve_http
-from p2pnode.chain.dev.pool import Pool
-from p2pnode.chain.dev.state import SavedState
+from p2pnode.chain.dev.methods import Dev, Eth
+from p2pnode.chain.dev.saved_state import SavedState
+from p2pnode.chain.dev.transaction_pool import Pool
 from p2pnode.chain.profile import ChainProfile, profile_of
 from p2pnode.errors import ConfigError
 from p2pnode.protocols.crypto import keccak256

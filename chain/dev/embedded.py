@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from p2pnode.chain.abi import Artifact, Event, artifact
-from p2pnode.chain.deploy import Addresses, create_address, plan
+from p2pnode.chain.deployment_plan import Addresses, create_address, plan
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import address_of
 
 if TYPE_CHECKING:
-    from p2pnode.chain.dev.state import SavedState
+    from p2pnode.chain.dev.saved_state import SavedState
 
 ETHER: Final = 10**18
 GAS_MAX: Final = 8_000_000

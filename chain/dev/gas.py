@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
+from p2pnode.chain.abi import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
 from p2pnode.chain.dev.embedded import (
     Contract,
     Deployment,

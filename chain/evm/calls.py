@@ -7,11 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
-from p2pnode.chain.abi import Artifact, artifact
+from p2pnode.chain.abi import (
+    NO_VOUCHER,
+    Artifact,
+    artifact,
+    claim_tuple,
+    receipt_tuple,
+    terms_tuple,
+    voucher_tuple,
+)
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, receipt_tuple, terms_tuple, voucher_tuple
 from p2pnode.chain.evm.node import Log
-from p2pnode.chain.evm.transaction import Order
+from p2pnode.chain.evm.order_book import Order
 from p2pnode.chain.ledger import (
     CLAIMS_MAX,
     Call,

@@ -20,15 +20,13 @@ from typing import Final
 import structlog
 import trio
 
-from p2pnode.chain.evm.broadcaster import Courier
+from p2pnode.chain.evm.broadcaster import Courier, Job
 from p2pnode.chain.evm.fees import GWEI
 from p2pnode.chain.evm.node import EvmNode, Receipt
-from p2pnode.chain.evm.nonces import Fleet
-from p2pnode.chain.evm.orders import NoOrderBook, OrderBook
-from p2pnode.chain.evm.pending import Job
-from p2pnode.chain.evm.reorgs import Watch
+from p2pnode.chain.evm.nonce_manager import Fleet
+from p2pnode.chain.evm.order_book import NoOrderBook, Order, OrderBook
+from p2pnode.chain.evm.reorg_watcher import Watch
 from p2pnode.chain.evm.rpc import Jitter
-from p2pnode.chain.evm.transaction import Order
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import Signer
 

@@ -8,9 +8,12 @@ worker thread where trio runs. This module knows nothing of the ledger.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
+
+from coincurve import PrivateKey
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.wallet.files import (
@@ -24,7 +27,6 @@ from p2pnode.chain.wallet.files import (
     sealed_entropy,
     write_secret,
 )
-from p2pnode.chain.wallet.keys import key_address
 from p2pnode.chain.wallet.passphrase import (
     Fresh,
     PassphraseFile,
@@ -33,8 +35,8 @@ from p2pnode.chain.wallet.passphrase import (
     PassphraseSource,
 )
 from p2pnode.chain.wallet.phrase import new_entropy, phrase_of, wallet_secret
-from p2pnode.errors import ChainError
-from p2pnode.protocols.crypto import Signer, sign_digest
+from p2pnode.errors import ChainError, ConfigError
+from p2pnode.protocols.crypto import Signer, address_of, sign_digest
 
 Origin: TypeAlias = Literal["phrase", "imported", "unknown"]
 
@@ -198,3 +200,30 @@ def _write_key(
 
 def _json(body: dict[str, Any], note: dict[str, Any]) -> bytes:
     return json.dumps({**body, OURS: note}).encode()
+
+
+# Private keys: as people write them, and the address of one. Pure.
+
+
+_DIGITS: Final = 64
+_KEY: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
+
+
+def key_address(secret: bytes) -> bytes:
+    """The 20-byte address of a 32-byte key. Raises ``ValueError`` for what is no key of the curve."""
+    return address_of(PrivateKey(secret).public_key.format(compressed=False))
+
+
+def parse_key(text: str) -> bytes:
+    """A private key written in hex. Raises ``ConfigError`` without a digit of it."""
+    found = _KEY.fullmatch(text.strip())
+    if found is None:
+        msg = f"a private key is {_DIGITS} hex digits, with or without 0x before them: check what was given"
+        raise ConfigError(msg)
+    secret = bytes.fromhex(found[1])
+    try:
+        key_address(secret)
+    except ValueError:
+        msg = "these digits are no private key of Ethereum's curve (zero, or too large): check what was given"
+        raise ConfigError(msg) from None
+    return secret

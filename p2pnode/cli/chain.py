@@ -43,7 +43,7 @@ from p2pnode.words import one_line
 if TYPE_CHECKING:
     from p2pnode.chain.deployer import Offer
     from p2pnode.chain.dev.devchain import DevChain
-    from p2pnode.chain.evm.orders import OrderBook, SentOrder
+    from p2pnode.chain.evm.order_book import OrderBook, SentOrder
     from p2pnode.chain.evm.rpc import RpcEndpoints
     from p2pnode.chain.profile import ChainProfile
 
@@ -100,7 +100,7 @@ def run_dev_chain(
     async def run() -> None:
         import trio
 
-        from p2pnode.chain.dev.state import forget_state
+        from p2pnode.chain.dev.saved_state import forget_state
         from p2pnode.files import refuse_taken
         from p2pnode.node.datadir import ReadyFile
 
@@ -197,7 +197,7 @@ def stop_dev_chain(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.chain.dev.state import lock_of
+        from p2pnode.chain.dev.saved_state import lock_of
 
         here = profile is None and data_dir is None and DEV_FOLDER.is_dir()
         path = _dev_profile(profile, data_dir, with_wallets=here)
@@ -285,7 +285,7 @@ def faucet(
     async def run() -> None:
         import secrets
 
-        from p2pnode.chain.dev.jsonrpc_values import UNKNOWN_METHOD
+        from p2pnode.chain.dev.jsonrpc import UNKNOWN_METHOD
         from p2pnode.chain.evm.rpc_answers import RpcError
         from p2pnode.errors import ConfigError
 
@@ -412,8 +412,7 @@ def chain_status(
 
     async def run() -> None:
         from p2pnode.chain.addresses import shown_address
-        from p2pnode.chain.profile import ADDRESS_FIELDS
-        from p2pnode.chain.verify import verify
+        from p2pnode.chain.profile import ADDRESS_FIELDS, verify
         from p2pnode.chain.wallet.wallet import open_wallet
         from p2pnode.node.identity import wallet_files
         from p2pnode.payments.books import open_ledger

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from p2pnode.chain.evm.orders import SentOrder
+    from p2pnode.chain.evm.order_book import SentOrder
     from p2pnode.cli.output import Output
     from p2pnode.payments.orders import Tell
 

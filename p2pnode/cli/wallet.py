@@ -135,8 +135,8 @@ def import_wallet(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.chain.wallet.keys import parse_key
         from p2pnode.chain.wallet.phrase import new_entropy
+        from p2pnode.chain.wallet.wallet import parse_key
 
         files = _empty_place(data_dir)
         source = _source(files, passphrase_file, keyring=keyring, random=random)

@@ -27,7 +27,7 @@ from p2pnode.tasks import background_task
 
 if TYPE_CHECKING:
     from p2pnode.chain.evm.ledger import EvmLedger
-    from p2pnode.chain.evm.orders import OrderBook
+    from p2pnode.chain.evm.order_book import OrderBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ async def open_ledger(
 ) -> AsyncIterator[EvmLedger]:
     """Connect, check everything the profile says, and run until the block ends. Raises ``ChainError``."""
     from p2pnode.chain.evm.ledger import EvmLedger
-    from p2pnode.chain.verify import verify
+    from p2pnode.chain.profile import verify
 
     ledger = await EvmLedger.of_profile(profile, account=account, sign=sign, book=book)
     try:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from p2pnode.chain.evm.orders import Ending, SentOrder
-from p2pnode.chain.evm.transaction import Signed
+from p2pnode.chain.evm.order_book import Ending, SentOrder, Signed
 from p2pnode.chain.ledger import Call, Outcome
 from p2pnode.errors import ChainError
 from p2pnode.payments.journal.journal import Journal

@@ -12,7 +12,7 @@ import httpx
 import trio
 
 from p2pnode.chain.abi import artifact
-from p2pnode.chain.deploy import Addresses, plan
+from p2pnode.chain.deployment_plan import Addresses, plan
 from p2pnode.chain.dev.rpc_chain import running_anvil
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.sender import SenderLimits

@@ -14,8 +14,8 @@ import trio
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
 from p2pnode.chain.dev.jsonrpc import JsonRpc
-from p2pnode.chain.dev.jsonrpc_eth import Eth
-from p2pnode.chain.dev.pool import Pool
+from p2pnode.chain.dev.methods import Eth
+from p2pnode.chain.dev.transaction_pool import Pool
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.sender import SenderLimits

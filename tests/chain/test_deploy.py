@@ -12,19 +12,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.chain.deploy import Step, plan
 from p2pnode.chain.deployer import Offer, carry_out, quote, see_through
+from p2pnode.chain.deployment_plan import Step, plan
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
 from p2pnode.chain.dev.jsonrpc import JsonRpc
-from p2pnode.chain.dev.jsonrpc_eth import Eth
-from p2pnode.chain.dev.pool import Pool
+from p2pnode.chain.dev.methods import Eth
+from p2pnode.chain.dev.transaction_pool import Pool
 from p2pnode.chain.evm.node import Receipt
-from p2pnode.chain.evm.orders import Ending, SentOrder
+from p2pnode.chain.evm.order_book import Ending, SentOrder, Signed
 from p2pnode.chain.evm.rpc import RpcEndpoints
-from p2pnode.chain.evm.transaction import Signed
-from p2pnode.chain.profile import profile_of
-from p2pnode.chain.verify import verify
+from p2pnode.chain.profile import profile_of, verify
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.protocols.crypto import sign_digest
 from tests.chain.contracts.support import ADDRESS, SECRETS

@@ -19,10 +19,10 @@ from p2pnode.chain.dev.jsonrpc import BATCH_MAX
 from p2pnode.chain.dev.jsonrpc_http import BODY_MAX
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
+from p2pnode.chain.evm.order_book import Signed, sign_transaction
 from p2pnode.chain.evm.rpc import RpcLimits
-from p2pnode.chain.evm.transaction import Signed, sign_transaction
 from p2pnode.chain.ledger import ChainMadeAnewError
-from p2pnode.chain.verify import verify
+from p2pnode.chain.profile import verify
 from p2pnode.errors import ConfigError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import sign_digest

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.wallet.keys import key_address
 from p2pnode.chain.wallet.phrase import entropy_of, new_entropy, phrase_of, text_of, wallet_secret
+from p2pnode.chain.wallet.wallet import key_address
 from p2pnode.errors import ConfigError
 
 JUNK = "test test test test test test test test test test test junk"

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from p2pnode.chain.addresses import address_from, shown_address
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
-from p2pnode.chain.dev.jsonrpc_eth import Eth
-from p2pnode.chain.dev.jsonrpc_values import RpcRefusedError
-from p2pnode.chain.dev.pool import Pool
+from p2pnode.chain.dev.jsonrpc import RpcRefusedError
+from p2pnode.chain.dev.methods import Eth
+from p2pnode.chain.dev.transaction_pool import Pool
 from p2pnode.chain.ledger import UnavailableError
 from p2pnode.chain.profile import (
     ADDRESS_FIELDS,
@@ -24,9 +24,9 @@ from p2pnode.chain.profile import (
     load_profile,
     profile_of,
     profile_text,
+    verify,
     write_profile,
 )
-from p2pnode.chain.verify import verify
 from p2pnode.errors import ChainError, ConfigError
 from tests.chain.contracts.support import ADDRESS
 

@@ -19,8 +19,8 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.dev.embedded import address_of_secret
 from p2pnode.chain.evm.fees import GWEI, Fees, offer, raised
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
+from p2pnode.chain.evm.order_book import sign_transaction
 from p2pnode.chain.evm.sender import SenderLimits
-from p2pnode.chain.evm.transaction import sign_transaction
 from p2pnode.chain.ledger import (
     GasTooDearError,
     Outcome,

@@ -13,10 +13,16 @@ import pytest
 
 from p2pnode.chain.wallet import files as keystores
 from p2pnode.chain.wallet.files import Keystore, WalletFiles, encrypt, read_keystore
-from p2pnode.chain.wallet.keys import key_address, parse_key
 from p2pnode.chain.wallet.passphrase import PassphraseFile
 from p2pnode.chain.wallet.phrase import entropy_of, phrase_of, wallet_secret
-from p2pnode.chain.wallet.wallet import Wallet, make_wallet, open_or_make_wallet, open_wallet
+from p2pnode.chain.wallet.wallet import (
+    Wallet,
+    key_address,
+    make_wallet,
+    open_or_make_wallet,
+    open_wallet,
+    parse_key,
+)
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.protocols.crypto import keccak256, recover_address
 

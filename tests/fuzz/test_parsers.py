@@ -15,7 +15,7 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.chain.abi import artifact, type_of
-from p2pnode.chain.deploy import Addresses
+from p2pnode.chain.deployment_plan import Addresses
 from p2pnode.chain.dev.jsonrpc import JsonRpc
 from p2pnode.chain.evm.calls import market_events, registry_events
 from p2pnode.chain.evm.node import Log

@@ -16,8 +16,7 @@ from typing import Any, Final, Self, TypeVar
 
 import trio
 
-from p2pnode.chain.evm.orders import Ending, SentOrder
-from p2pnode.chain.evm.transaction import Signed
+from p2pnode.chain.evm.order_book import Ending, SentOrder, Signed
 from p2pnode.durable import SqliteFile
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId

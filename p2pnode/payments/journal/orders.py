@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from p2pnode.chain.evm.fees import Fees
-from p2pnode.chain.evm.orders import Ending, SentOrder
-from p2pnode.chain.evm.transaction import Order, Signed
+from p2pnode.chain.evm.order_book import Ending, Order, SentOrder, Signed
 
 ORDERS_TABLES: Final = f"""
 CREATE TABLE orders (

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
+from p2pnode.chain.abi import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 from p2pnode.protocols.typed_data import amount_due, host_close_digest, withdraw_digest

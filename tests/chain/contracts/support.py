@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, Final
 
-from p2pnode.chain.calldata import claim_tuple, terms_tuple
+from p2pnode.chain.abi import claim_tuple, terms_tuple
 from p2pnode.chain.dev.embedded import EmbeddedChain, Receipt, address_of_secret, deploy
 from p2pnode.chain.dev.gas import Token
 from p2pnode.ids import ModelId, SessionId

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from p2pnode.chain.calldata import NO_VOUCHER, terms_tuple, voucher_tuple
+from p2pnode.chain.abi import NO_VOUCHER, terms_tuple, voucher_tuple
 from p2pnode.chain.dev.embedded import Receipt
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher

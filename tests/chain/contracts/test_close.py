@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.chain.calldata import claim_tuple, terms_tuple
+from p2pnode.chain.abi import claim_tuple, terms_tuple
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.typed_data import amount_due, host_close_digest, market_domain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2pnode.chain.abi import CONTRACTS, artifact
-from p2pnode.chain.deploy import create_address, plan
+from p2pnode.chain.deployment_plan import create_address, plan
 from p2pnode.chain.dev.embedded import EmbeddedChain, address_of_secret
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError

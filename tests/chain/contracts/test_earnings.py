@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.chain.calldata import NO_VOUCHER, terms_tuple
+from p2pnode.chain.abi import NO_VOUCHER, terms_tuple
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.typed_data import market_domain, withdraw_digest
 from tests.chain.contracts.support import (
@@ -212,6 +212,6 @@ def test_starving_the_refund_of_gas_never_turns_it_into_a_credit(world: World) -
 
 
 def _tuple(voucher: Any) -> tuple[Any, ...]:
-    from p2pnode.chain.calldata import voucher_tuple
+    from p2pnode.chain.abi import voucher_tuple
 
     return voucher_tuple(voucher)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.chain.calldata import terms_tuple
+from p2pnode.chain.abi import terms_tuple
 from p2pnode.chain.dev.embedded import Receipt
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.crypto import keccak256

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.chain.calldata import terms_tuple, voucher_tuple
+from p2pnode.chain.abi import terms_tuple, voucher_tuple
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.crypto import abi_encode, keccak256

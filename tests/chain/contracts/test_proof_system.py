@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnode.chain.calldata import NO_VOUCHER, terms_tuple
+from p2pnode.chain.abi import NO_VOUCHER, terms_tuple
 from p2pnode.chain.ledger import RevertedError
 from tests.chain.contracts.support import ADDRESS, World
 

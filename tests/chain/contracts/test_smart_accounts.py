@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnode.chain.calldata import NO_VOUCHER, claim_tuple, terms_tuple
+from p2pnode.chain.abi import NO_VOUCHER, claim_tuple, terms_tuple
 from p2pnode.chain.dev.embedded import Contract
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.typed_data import host_close_digest, withdraw_digest

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import initialize, invariant, run_state_machine_as_test
 
-from p2pnode.chain.calldata import terms_tuple
+from p2pnode.chain.abi import terms_tuple
 from p2pnode.chain.dev.embedded import Contract
 from tests.chain.contracts.book import CLOSED
 from tests.chain.contracts.market_rules import ACTORS, HOSTS, PAYERS

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from p2pnode.chain.calldata import terms_tuple
+from p2pnode.chain.abi import terms_tuple
 from p2pnode.protocols.crypto import keccak256
 from p2pnode.protocols.inference.messages import SessionTerms
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash

@@ -12,8 +12,7 @@ import trio
 import trio.testing
 
 from p2pnode.chain.evm.fees import Fees
-from p2pnode.chain.evm.orders import SentOrder
-from p2pnode.chain.evm.transaction import Order, Signed
+from p2pnode.chain.evm.order_book import Order, SentOrder, Signed
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.payments.journal.journal import Journal, Spending
 from p2pnode.payments.journal.orders import WalletOnChain

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from p2pnode.chain.dev.embedded import BLOCK_GAS, EmbeddedChain
-from p2pnode.chain.dev.jsonrpc_values import REFUSED, RpcRefusedError
+from p2pnode.chain.dev.jsonrpc import REFUSED, RpcRefusedError
 
 WAITING_MAX: Final = 256
 _BUMP_PERCENT: Final = 10

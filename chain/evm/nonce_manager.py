@@ -15,14 +15,12 @@ import structlog
 import trio
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.evm.broadcaster import Courier, Handed, RejectedError
+from p2pnode.chain.evm.broadcaster import Courier, Flight, Handed, Job, RejectedError
 from p2pnode.chain.evm.fees import Fees, raised
 from p2pnode.chain.evm.node import Place, Receipt
-from p2pnode.chain.evm.orders import Ending, SentOrder
-from p2pnode.chain.evm.pending import Flight, Job
-from p2pnode.chain.evm.reorgs import Watch, moved, restore
+from p2pnode.chain.evm.order_book import Ending, Order, SentOrder
+from p2pnode.chain.evm.reorg_watcher import Watch, moved, restore
 from p2pnode.chain.evm.rpc import Jitter
-from p2pnode.chain.evm.transaction import Order
 from p2pnode.chain.ledger import UnseenError
 from p2pnode.errors import ChainError, StorageError
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 import structlog
 import trio
 
-from p2pnode.chain.evm.broadcaster import Courier
+from p2pnode.chain.evm.broadcaster import Courier, Flight
 from p2pnode.chain.evm.node import Receipt
-from p2pnode.chain.evm.pending import Flight
 from p2pnode.errors import ChainError
 
 _log = structlog.get_logger()

@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
-from p2pnode.chain.evm.transaction import Order, Signed
+from p2pnode.chain.addresses import shown_address
+from p2pnode.chain.evm.fees import Fees
+from p2pnode.errors import ChainError
+from p2pnode.protocols.crypto import Signer, keccak256, recover_address
 
 Ending: TypeAlias = Literal["done", "failed", "displaced", "given up"]
 """It was carried out; the contract refused it; another transaction has its nonce; its owner gave it up."""
@@ -73,3 +76,65 @@ class NoOrderBook:
         """None."""
         del chain_id, account
         return []
+
+
+# EIP-1559 transactions, built and signed here: the key never enters web3. Pure but for ``eth_account``,
+# imported when first used, which brings the typed transaction and its RLP.
+
+
+_V_OFFSET = 27
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be done, before nonce and fees: calldata for a contract, and the most gas it may take.
+
+    Without ``to`` the data creates a contract. ``kind`` names the call, ``words`` say it to people.
+    """
+
+    to: bytes
+    data: bytes
+    gas_max: int
+    kind: str = ""
+    words: str = ""
+    nonce: int | None = None
+    """The only one that will do; None for any."""
+    fee_max_wei: int | None = None
+    """The most that it may cost; None for the sender's own bound."""
+
+    def equals(self, other: Order) -> bool:
+        """Whether the chain would do the same for both."""
+        return (self.to, self.data) == (other.to, other.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """A raw transaction, its hash, and what it offers."""
+
+    raw: bytes
+    hash: bytes
+    fees: Fees
+
+
+def sign_transaction(
+    *, chain_id: int, account: bytes, sign: Signer, nonce: int, to: bytes, data: bytes, gas: int, fees: Fees
+) -> Signed:
+    """Type 2, no value, no access list. Raises ``ChainError`` if ``sign`` isn't ``account``'s."""
+    from eth_account.typed_transactions.dynamic_fee_transaction import DynamicFeeTransaction
+
+    fields = {
+        "type": 2, "chainId": chain_id, "nonce": nonce, "to": to, "value": 0, "data": data, "gas": gas,
+        "maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.tip,
+    }  # fmt: skip
+    digest = DynamicFeeTransaction.from_dict(fields).hash()
+    signature = sign(digest)
+    if recover_address(digest, signature) != account:
+        msg = f"the wallet did not sign as {shown_address(account)}: open the keystore of that account"
+        raise ChainError(msg)
+    signed = fields | {
+        "v": signature[64] - _V_OFFSET,
+        "r": int.from_bytes(signature[:32], "big"),
+        "s": int.from_bytes(signature[32:64], "big"),
+    }
+    raw = b"\x02" + DynamicFeeTransaction.from_dict(signed).payload()
+    return Signed(raw=raw, hash=keccak256(raw), fees=fees)
