@@ -1,7 +1,8 @@
-"""The contracts as they ship: ABI and bytecode, calls encoded, answers and events decoded. No I/O but
-reading the package's own JSON.
+"""The contracts as they ship: their ABI and bytecode, calls encoded, answers and events decoded, and the
+inference protocol's messages as the tuples that the contracts take.
 
-Addresses are 20 bytes outside; ``eth_abi`` is imported when first used, so a free session pays nothing.
+Addresses are 20 bytes. The only I/O is reading the package's own JSON. ``eth_abi`` is imported when first
+used, so that a free session doesn't load it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def type_of(field: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """``eth_abi`` gives addresses as hex text; we hold 20 bytes."""
+    """A value with addresses as 20 bytes: ``eth_abi`` gives them as hex text."""
     if isinstance(value, str) and value.startswith("0x"):
         return bytes.fromhex(value[2:])
     if isinstance(value, tuple | list):
@@ -40,7 +41,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One call: its selector and types."""
+    """A contract's function: its name and types."""
 
     name: str
     inputs: tuple[str, ...]
@@ -48,11 +49,11 @@ class Function:
 
     @property
     def selector(self) -> bytes:
-        """Four bytes."""
+        """The first four bytes of calldata."""
         return keccak256(f"{self.name}({','.join(self.inputs)})".encode())[:4]
 
     def encode(self, arguments: Sequence[Any]) -> bytes:
-        """Calldata. Raises ``ChainError`` for arguments that don't fit."""
+        """The calldata of a call. Raises ``ChainError`` for arguments that don't fit."""
         from eth_abi.abi import encode
         from eth_abi.exceptions import EncodingError
 
@@ -63,7 +64,7 @@ class Function:
             raise ChainError(msg) from error
 
     def decode(self, data: bytes) -> Any:
-        """What the call returned: one value, a tuple of several, or None. Raises ``ChainError``."""
+        """What a call returned: one value, a tuple of several, or None. Raises ``ChainError``."""
         from eth_abi.abi import decode
         from eth_abi.exceptions import DecodingError
 
@@ -93,7 +94,7 @@ class Artifact:
     bytecode: bytes
 
     def function(self, name: str, arguments: int) -> Function:
-        """The call with this name and number of arguments. Overloads differ in that number."""
+        """The function with this name and number of arguments. Overloads differ in that number."""
         for entry in self.abi:
             if entry["type"] == "function" and entry["name"] == name and len(entry["inputs"]) == arguments:
                 inputs = tuple(type_of(field) for field in entry["inputs"])
@@ -102,7 +103,7 @@ class Artifact:
         raise ChainError(msg)
 
     def event(self, contract: bytes, topics: Sequence[bytes], data: bytes) -> Event | None:
-        """Decode a log of this contract; None if it isn't one of its events."""
+        """A log of this contract, decoded; None if it isn't one of the contract's events."""
         from eth_abi.abi import decode
 
         for entry in self.abi:
@@ -125,35 +126,34 @@ class Artifact:
 
 @cache
 def artifact(name: str) -> Artifact:
-    """One of ``CONTRACTS``, from the package."""
+    """Read one of ``CONTRACTS`` from the package."""
     raw = json.loads(files("p2pnode.chain").joinpath("artifacts", f"{name}.json").read_text())
     return Artifact(name, tuple(raw["abi"]), bytes.fromhex(raw["bytecode"].removeprefix("0x")))
 
 
-# Messages of the inference protocol as the tuples that the contracts take. Pure.
-
+# ---- messages as tuples
 
 NO_VOUCHER: Final = (0, 0, 0, 0, bytes(32), b"")
-"""What ``request_close`` takes from someone who never signed one."""
+"""What ``request_close`` takes from a payer who never signed a voucher."""
 
 
 def terms_tuple(terms: SessionTerms) -> tuple[Any, ...]:
-    """``SessionTerms``: the message's fields stand in the contract's order."""
+    """The contract's ``SessionTerms``: the message's fields stand in the same order."""
     return astuple(terms)
 
 
 def voucher_tuple(voucher: Voucher) -> tuple[Any, ...]:
-    """``Voucher``, likewise."""
+    """The contract's ``Voucher``: the message's fields stand in the same order."""
     return astuple(voucher)
 
 
 def claim_tuple(terms: SessionTerms, voucher: Voucher) -> tuple[Any, ...]:
-    """``Claim``: what ``close`` and ``close_many`` take."""
+    """The contract's ``Claim``, which ``close`` and ``close_many`` take."""
     return terms_tuple(terms), voucher_tuple(voucher)
 
 
 def receipt_tuple(receipt: Receipt) -> tuple[Any, ...]:
-    """``Receipt`` of NodeRegistry: what ``slash`` takes of each; epoch and seq go beside."""
-    told = receipt.checkpoint
-    counts = (told.tokens_in, told.tokens_out)
-    return receipt.previous, *counts, told.token_hash, told.fingerprint_hash, told.signature
+    """NodeRegistry's ``Receipt``, which ``slash`` takes. Its epoch and seq are arguments of their own."""
+    signed = receipt.checkpoint
+    counts = (signed.tokens_in, signed.tokens_out)
+    return receipt.previous, *counts, signed.token_hash, signed.fingerprint_hash, signed.signature

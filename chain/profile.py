@@ -1,7 +1,10 @@
-"""A chain profile: which chain, how to reach it, and the seven addresses. Nothing that matters has a default.
+"""``ChainProfile``: which chain, how to reach it, and the seven addresses. Nothing important has a default.
 
-What a file says by itself is checked here, and every error names the field; whether the chain agrees is
-asked by ``verify.py``. This module knows of no transport.
+``load_profile`` checks what a file says by itself; ``verify`` asks a node whether the chain agrees, once at
+start, before anything is signed for it. Each mistake is a ``ConfigError`` that names the field and, where two
+values differ, both: a profile of the wrong chain, an address without code, another token, or contracts that
+are not connected to one another would cost money. The EIP-712 domains are read and checked by
+``EvmLedger.connect``. This module knows of no transport.
 """
 
 from __future__ import annotations
@@ -50,10 +53,10 @@ class ChainProfile:
     genesis: bytes | None = None
     """The first block's hash, where the profile names it: a chain that was made anew has another."""
     path: Path | None = field(default=None, compare=False)
-    """Where it was read, for messages."""
+    """The file it was read from, for messages."""
 
     def __post_init__(self) -> None:
-        """Raises ``ConfigError`` that names the field."""
+        """Check the fields. Raises ``ConfigError`` that names one."""
         _check_range("chain_id", self.chain_id, 1, _CHAIN_ID_MAX)
         _check_range("confirmations", self.confirmations, 1, CONFIRMATIONS_MAX)
         for name in ("gas_price_max_wei", "transaction_fee_max_wei"):
@@ -66,16 +69,16 @@ class ChainProfile:
             _check_url(f"rpc_urls[{number}]", url)
         for name in ADDRESS_FIELDS:
             if not any(getattr(self, name)):
-                raise ConfigError(f"{name} is the zero address: nothing is there")
+                raise ConfigError(f"{name} is the zero address: no contract is there")
 
     @property
     def addresses(self) -> Addresses:
-        """All seven."""
+        """All seven addresses."""
         return Addresses(**{name: getattr(self, name) for name in ADDRESS_FIELDS})
 
     @property
     def shown_name(self) -> str:
-        """For people."""
+        """The name to show to people."""
         return self.name or f"chain {self.chain_id}"
 
 
@@ -110,7 +113,7 @@ def write_profile(path: Path, profile: ChainProfile) -> None:
 
 
 def profile_text(profile: ChainProfile) -> str:
-    """As TOML."""
+    """A profile as TOML."""
     lines = [f"name = {_quoted(profile.name)}"] if profile.name else []
     lines += [
         f"chain_id = {profile.chain_id}",
@@ -141,7 +144,7 @@ def _parsed(text: str) -> dict[str, Any]:
             raise ConfigError(msg)
     missing = [name for name, item in known.items() if item.default is MISSING and name not in values]
     if missing:
-        msg = f"{missing[0]} is missing (nothing stands in for it): add {', '.join(missing)}"
+        msg = f"{missing[0]} is missing (it has no default): add {', '.join(missing)}"
         raise ConfigError(msg)
     return {key: _typed(key, value) for key, value in values.items()}
 
@@ -177,7 +180,7 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def _check_url(name: str, url: str) -> None:
-    """The URL isn't shown: many hold a key."""
+    """The message doesn't show the URL, for many hold a key."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -192,19 +195,14 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-# Is a chain what its profile says? Asked once, at start, before anything is signed for it.
-#
-# Every mistake is a ``ConfigError`` that names the field and both values: a profile of the wrong chain, an
-# address without code, another token, or contracts that are not wired to one another would cost money. What
-# signatures are made for (the EIP-712 domains) is read, and compared with our own, by ``evm/domains.py``.
-
+# ---- the check against the chain
 
 USDC_DECIMALS: Final = 6
 _KIND_OF: Final = {
     "job_marketplace": "JobMarketplace", "host_earnings": "HostEarnings", "proof_system": "ProofSystem",
     "node_registry": "NodeRegistry", "model_registry": "ModelRegistry", "usdc": "USDC", "fab": "FAB",
 }  # fmt: skip
-_WIRES: Final = (
+_LINKS: Final = (
     ("job_marketplace", "usdc", "usdc"),
     ("host_earnings", "usdc", "usdc"),
     ("proof_system", "market", "job_marketplace"),
@@ -223,7 +221,10 @@ class RawRpc(Protocol):
 
 
 async def verify(profile: ChainProfile, rpc: RawRpc) -> None:
-    """Raises ``ConfigError`` for what doesn't fit, and ``UnavailableError`` when nobody answers."""
+    """Ask a node whether the chain is what the profile says.
+
+    Raises ``ConfigError`` for what differs, and ``UnavailableError`` when no node answers.
+    """
     asked = _Asked(profile, rpc)
     chain_id = int(await rpc.request("eth_chainId", []), 16)
     if chain_id != profile.chain_id:
@@ -232,7 +233,7 @@ async def verify(profile: ChainProfile, rpc: RawRpc) -> None:
         code = await rpc.request("eth_getCode", [asked.shown(name), "latest"])
         if not isinstance(code, str) or len(code) <= len("0x"):
             raise asked.wrong(name, f"{asked.shown(name)} has no code on chain {chain_id}")
-    for name, getter, wanted in _WIRES:
+    for name, getter, wanted in _LINKS:
         found = await asked.read(name, getter)
         if found != getattr(profile, wanted):
             has = f"the contract at {asked.shown(name)} has {getter} {shown_address(found)}"
@@ -246,7 +247,7 @@ async def verify(profile: ChainProfile, rpc: RawRpc) -> None:
 
 
 class _Asked:
-    """Reads a profile's contracts, and words what is wrong with them."""
+    """Reads a profile's contracts, and makes the errors for what is wrong with them."""
 
     def __init__(self, profile: ChainProfile, rpc: RawRpc) -> None:
         self._profile, self._rpc = profile, rpc

@@ -28,9 +28,9 @@ from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import Deployment, EmbeddedChain, address_of_secret, deploy, deployed
 from p2pnode.chain.dev.jsonrpc import JsonRpc
 from p2pnode.chain.dev.jsonrpc_http import serve_http
-from p2pnode.chain.dev.methods import Dev, Eth
+from p2pnode.chain.dev.methods import DevClock, DevMethods, EthMethods
 from p2pnode.chain.dev.saved_state import SavedState
-from p2pnode.chain.dev.transaction_pool import Pool
+from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.profile import ChainProfile, profile_of
 from p2pnode.errors import ConfigError
 from p2pnode.protocols.crypto import keccak256
@@ -57,17 +57,6 @@ def dev_account(number: int) -> DevAccount:
     """The same on every development chain. Number 0 deploys and mints, number 1 is the treasury."""
     secret = keccak256(b"p2pnode development account %d" % number)
     return DevAccount(address_of_secret(secret), secret)
-
-
-class DevClock:
-    """The wall's seconds, and what a test added to them."""
-
-    def __init__(self, wall: Callable[[], float]) -> None:
-        self._wall = wall
-        self.ahead_s = 0
-
-    def __call__(self) -> int:
-        return int(self._wall()) + self.ahead_s
 
 
 class DevChain:
@@ -166,11 +155,11 @@ class DevChain:
             self.deployment: Deployment = deploy(self._chain, first, treasury=self.treasury, fab_holder=first)
             if state is not None:
                 state.begin({**made, "contracts": code})
-        blocks, pool = Blocks(self._chain), Pool(self._chain)
+        blocks, pool = Blocks(self._chain), TransactionPool(self._chain)
         blocks.read()  # a long chain takes seconds: nobody's request should
-        self._dev = Dev(self._chain, pool, self._clock, self.deployment.usdc)
+        self._dev = DevMethods(self._chain, pool, self._clock, self.deployment.usdc)
         look = self._look_at(pool)
-        self._rpc = JsonRpc({**Eth(self._chain, blocks, pool, look).methods(), **self._dev.methods()})
+        self._rpc = JsonRpc({**EthMethods(self._chain, blocks, pool, look).methods(), **self._dev.methods()})
 
     def _go_on(self, kept: dict[str, str], code: str, todo: Plan) -> None:
         if kept["contracts"] != code:
@@ -180,7 +169,7 @@ class DevChain:
         # Time that a test had added goes on: the chain's never runs back.
         self._clock.ahead_s = max(0, self._chain.now - self._clock())
 
-    def _look_at(self, pool: Pool) -> Callable[[], None]:
+    def _look_at(self, pool: TransactionPool) -> Callable[[], None]:
         def look() -> None:
             if pool.automine and self._chain.next_timestamp - self._chain.now >= BLOCK_TIME_S:
                 pool.mine()

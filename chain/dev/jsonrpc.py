@@ -1,8 +1,8 @@
-"""Ethereum's JSON-RPC over an embedded chain: requests in, answers out, as bytes. Synchronous, no sockets.
+"""``JsonRpc``: Ethereum's JSON-RPC as bytes in and bytes out, and the values that its methods take and give.
+Synchronous, without sockets; sizes are bounded.
 
-Answers are geth's in shape and in words, as far as wallets and our own ledger read them: a revert is error 3
-with its data, an unknown method -32601, a transaction that can't be taken -32000 with geth's text. Methods
-that only a development chain has begin with ``evm_`` (as ganache named them) or ``dev_``. Sizes are bounded.
+Answers have geth's shape and wording, as far as wallets and our own ledger read them: a revert is error 3
+with its data, an unknown method -32601, a transaction that can't be taken -32000 with geth's text.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Method: TypeAlias = Callable[..., Any]
 
 
 class JsonRpc:
-    """``methods`` by name, with the parameters they take, positionally."""
+    """Answers requests with ``methods``, which are called by name with positional parameters."""
 
     def __init__(self, methods: dict[str, Method]) -> None:
         self._methods = methods
 
     def answer(self, body: bytes) -> bytes:
-        """A request or a batch of them; never raises for what is in ``body``."""
+        """The answer to a request or a batch of them. Raises nothing, whatever ``body`` is."""
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError):
@@ -84,8 +84,7 @@ def _encoded(answer: Any) -> bytes:
     return json.dumps(answer, separators=(",", ":")).encode()
 
 
-# What JSON-RPC's parameters and answers are made of: hex quantities, hex data, block tags, errors. Pure.
-
+# ---- values and errors
 
 NOT_JSON: Final = -32700
 BAD_REQUEST: Final = -32600
@@ -103,7 +102,7 @@ _DATA: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 
 
 class RpcRefusedError(ChainError):
-    """A request that can't be answered; becomes the answer's ``error``."""
+    """A request can't be answered; the answer's ``error`` is made of this."""
 
     def __init__(self, code: int, message: str, data: str | None = None) -> None:
         super().__init__(message)
@@ -112,12 +111,12 @@ class RpcRefusedError(ChainError):
 
 
 def hexed(data: bytes) -> str:
-    """Data."""
+    """Data in hex."""
     return "0x" + bytes(data).hex()
 
 
 def bytes_of(value: Any, name: str, *, size: int | None = None) -> bytes:
-    """Hex data, of exactly ``size`` bytes if given."""
+    """The bytes of hex data; exactly ``size`` of them, if given. Raises ``RpcRefusedError``."""
     if isinstance(value, str) and _DATA.fullmatch(value) and size in (None, len(value) // 2 - 1):
         return bytes.fromhex(value[2:])
     wanted = "hex data" if size is None else f"{size} bytes of hex data"
@@ -125,7 +124,7 @@ def bytes_of(value: Any, name: str, *, size: int | None = None) -> bytes:
 
 
 def quantity_of(value: Any, name: str) -> int:
-    """A hex quantity of at most 32 bytes (a plain JSON number is taken too)."""
+    """A hex quantity of at most 32 bytes, or a plain JSON number. Raises ``RpcRefusedError``."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 256:
         return value
     if isinstance(value, str) and _QUANTITY.fullmatch(value):
@@ -134,7 +133,7 @@ def quantity_of(value: Any, name: str) -> int:
 
 
 def fields_of(value: Any, name: str) -> dict[str, Any]:
-    """An object."""
+    """``value``, where it is an object. Raises ``RpcRefusedError`` for anything else."""
     if isinstance(value, dict):
         return value
     raise RpcRefusedError(BAD_PARAMETERS, f"invalid argument: {name} must be an object")

@@ -1,14 +1,18 @@
-"""The ``eth_`` methods: what wallets and our ledger ask of any node, answered from an embedded chain.
+"""The methods of a development chain's JSON-RPC, answered from an embedded chain.
 
-A call about the latest state runs in the *next* block, so that on an idle chain its time is now, as it would
-be on a chain that is never idle.
+``EthMethods`` are those that wallets and our ledger ask of any node. A call about the latest state runs in
+the *next* block, so that on an idle chain its time is now, as it would be on a chain that is never idle.
+
+``DevMethods`` are those that only a development chain has: time travel, mining, snapshots, and the faucet.
+They have ganache's names (and so hardhat's and anvil's) where there is one. ``dev_fund`` is ours: a node that
+doesn't know it is no development chain, and has no faucet.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from p2pnode.chain.dev.blocks import Blocks, Json, Mined, shown_header, shown_transaction
 from p2pnode.chain.dev.embedded import BLOCK_GAS, ETHER, Contract, EmbeddedChain, failure_of, revert_reason
@@ -24,12 +28,12 @@ from p2pnode.chain.dev.jsonrpc import (
     hexed,
     quantity_of,
 )
-from p2pnode.chain.dev.transaction_pool import Pool
+from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
 
 TIP_WEI: Final = 10**6
-"""Suggested for whoever mines; here nobody needs it."""
+"""The tip that is suggested, in wei per gas. No miner needs one here."""
 
 _NOBODY: Final = bytes(ADDRESS_BYTES)
 _LATEST: Final = frozenset({"latest", "safe", "finalized", "pending"})
@@ -38,10 +42,12 @@ _TOPICS_MAX: Final = 4
 _PLAIN_GAS: Final = 21_000
 
 
-class Eth:
-    """See the module; ``look`` is called before a question about the head, so that it can be made fresh."""
+class EthMethods:
+    """See the module. ``look`` is called before each answer about the head, and may mine a new block."""
 
-    def __init__(self, chain: EmbeddedChain, blocks: Blocks, pool: Pool, look: Callable[[], None]) -> None:
+    def __init__(
+        self, chain: EmbeddedChain, blocks: Blocks, pool: TransactionPool, look: Callable[[], None]
+    ) -> None:
         self._chain, self._blocks, self._pool, self._look = chain, blocks, pool, look
 
     def methods(self) -> dict[str, Callable[..., Any]]:
@@ -166,8 +172,8 @@ class Eth:
             raise RpcRefusedError(REFUSED, str(error)) from error
 
     def _estimate(self, call: Any, tag: Any = "latest") -> str:
-        """The least gas that suffices, within 1.5% as geth has it: a call may need more than it uses, since
-        an inner call gets at most 63/64 of what is left."""
+        """The least gas that suffices, within 1.5% as in geth. A call may need more than it uses, since an
+        inner call gets at most 63/64 of what is left."""
         fields = fields_of(call, "call")
         high = min(quantity_of(fields.get("gas") or BLOCK_GAS, "gas"), BLOCK_GAS)
         used, computation = self._run(call, tag, high)
@@ -245,7 +251,7 @@ class Eth:
 
 
 def _tip_paid(mined: Mined) -> int:
-    """What the block's transaction (one at most) paid above the base fee."""
+    """What the block's only transaction paid above the base fee; 0 for an empty block."""
     fee = int(mined.block.header.base_fee_per_gas)
     return max((int(each["gasPrice"], 16) - fee for each in mined.transactions), default=0)
 
@@ -255,13 +261,13 @@ def _address(value: Any) -> bytes:
 
 
 def _either(value: Any, name: str, size: int) -> frozenset[str]:
-    """One or several; none is any."""
+    """A filter's value or list of values. An empty set matches everything."""
     listed = value if isinstance(value, list) else [] if value is None else [value]
     return frozenset(hexed(bytes_of(each, name, size=size)) for each in listed)
 
 
 def _failure(computation: Any) -> RpcRefusedError:
-    """As geth tells of it."""
+    """A failed call, as geth reports it."""
     data = bytes(computation.output)
     if type(computation.error).__name__ != "Revert":
         return RpcRefusedError(REFUSED, failure_of(computation))
@@ -269,12 +275,7 @@ def _failure(computation: Any) -> RpcRefusedError:
     return RpcRefusedError(REVERTED, "execution reverted" + (f": {reason}" if reason else ""), hexed(data))
 
 
-# What only a development chain can do: time travel, mining at will, snapshots, and the faucet.
-#
-# The names are ganache's (and so hardhat's and anvil's) where there is one. ``dev_fund`` is ours: a node
-# that
-# doesn't know it is no development chain, and has nothing to give.
-
+# ---- what only a development chain has
 
 MINE_MAX: Final = 1_000
 TRAVEL_MAX_S: Final = 10 * 365 * 86_400
@@ -285,19 +286,21 @@ USDC_MAX: Final = 10**18
 ETHER_MAX: Final = 10_000 * ETHER
 
 
-class Clock(Protocol):
-    """What time travel moves."""
+class DevClock:
+    """The wall clock in whole seconds, plus the seconds that were added by time travel."""
 
-    ahead_s: int
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self.ahead_s = 0
 
     def __call__(self) -> int:
-        """Now, in epoch seconds."""
+        return int(self._wall()) + self.ahead_s
 
 
-class Dev:
-    """The first account of ``chain`` mints ``usdc``."""
+class DevMethods:
+    """See the module. The first account of ``chain`` must be the one that may mint ``usdc``."""
 
-    def __init__(self, chain: EmbeddedChain, pool: Pool, clock: Clock, usdc: Contract) -> None:
+    def __init__(self, chain: EmbeddedChain, pool: TransactionPool, clock: DevClock, usdc: Contract) -> None:
         self._chain, self._pool, self._clock, self._usdc = chain, pool, clock, usdc
         self._snapshots: list[tuple[str, bytes, int]] = []
         self._given: deque[str] = deque(maxlen=GIFTS_MAX)
@@ -316,7 +319,7 @@ class Dev:
         }
 
     def fund(self, address: bytes, usdc: int, ether_wei: int) -> None:
-        """Mint and send. Raises ``RpcRefusedError`` beyond what a faucet gives."""
+        """Mint USDC and send ether. Raises ``RpcRefusedError`` for more than the faucet gives."""
         if not 0 <= usdc <= USDC_MAX or not 0 <= ether_wei <= ETHER_MAX:
             msg = f"the faucet gives at most {USDC_MAX} units of USDC and {ETHER_MAX} wei at once"
             raise RpcRefusedError(REFUSED, msg)
@@ -327,12 +330,12 @@ class Dev:
             self._chain.send(giver, address, b"", value=ether_wei)
 
     def travel(self, seconds: int) -> None:
-        """Move the clock ahead, and mine."""
+        """Move the clock ahead, and mine a block."""
         self._increase_time(seconds)
         self._pool.mine()
 
     def mine_many(self, count: int) -> None:
-        """What waits, then empty blocks."""
+        """Mine ``count`` times: what waits, then empty blocks."""
         if not 1 <= count <= MINE_MAX:
             raise RpcRefusedError(REFUSED, f"1 to {MINE_MAX} blocks at once")
         for _ in range(count):
@@ -372,7 +375,7 @@ class Dev:
         return name
 
     def _revert(self, name: Any) -> bool:
-        """Later snapshots go with it, as everywhere; waiting transactions are dropped."""
+        """Later snapshots are dropped, as on other development chains, and so are waiting transactions."""
         names = [taken for taken, _, _ in self._snapshots]
         if name not in names:
             return False
@@ -384,7 +387,7 @@ class Dev:
         return True
 
     def _fund(self, address: Any, usdc: Any = 0, ether_wei: Any = 0, order: Any = None) -> bool:
-        """``order`` numbers a gift: who asks again, for the answer was lost, is given once."""
+        """``order`` numbers a gift, so that one who asks again because the answer was lost is given once."""
         account = bytes_of(address, "address", size=ADDRESS_BYTES)
         number = None if order is None else bytes_of(order, "order", size=ORDER_BYTES).hex()
         if number is not None and number in self._given:

@@ -1,7 +1,8 @@
-"""Transactions that wait for their turn on a development chain: checked as geth's pool checks them.
+"""``TransactionPool``: transactions that wait to be mined on a development chain, with geth's checks.
 
 Those that can run are mined at once, a block each, unless ``automine`` is off: then they wait for ``mine``,
-so that a test can see a transaction stuck and replace it. Bounded; nothing here knows of JSON.
+so that a test can see a stuck transaction and replace it. Their number is bounded. This module knows nothing
+of JSON.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ WAITING_MAX: Final = 256
 _BUMP_PERCENT: Final = 10
 
 
-class Pool:
-    """See the module. Raises ``RpcRefusedError`` for what can't be taken."""
+class TransactionPool:
+    """See the module. Methods raise ``RpcRefusedError`` for a transaction that can't be taken."""
 
     def __init__(self, chain: EmbeddedChain) -> None:
         self.automine = True
@@ -24,7 +25,7 @@ class Pool:
         self._waiting: dict[bytes, dict[int, Any]] = {}
 
     def submit(self, raw: bytes) -> bytes:
-        """Take a signed transaction; its hash."""
+        """Take a signed transaction, and return its hash."""
         transaction = self._decoded(raw)
         self._check(transaction)
         mine = self._waiting.setdefault(bytes(transaction.sender), {})
@@ -41,23 +42,23 @@ class Pool:
         return bytes(transaction.hash)
 
     def mine(self) -> None:
-        """All that can run, a block each; an empty block if nothing can."""
+        """Mine all that can run, a block each; an empty block if nothing can."""
         if not self.mine_ready():
             self._chain.mine()
 
     def clear(self) -> None:
-        """Forget all that wait."""
+        """Forget all transactions that wait."""
         self._waiting.clear()
 
     def next_nonce(self, account: bytes) -> int:
-        """The first one that neither a block nor the pool has."""
+        """The first nonce that neither a block nor the pool has."""
         nonce, mine = self._chain.nonce(account), self._waiting.get(account, {})
         while nonce in mine:
             nonce += 1
         return nonce
 
     def find(self, transaction_hash: bytes) -> Any:
-        """One that waits, or None."""
+        """A waiting transaction, or None."""
         for mine in self._waiting.values():
             for transaction in mine.values():
                 if transaction.hash == transaction_hash:
@@ -100,7 +101,8 @@ class Pool:
             raise RpcRefusedError(REFUSED, msg)
 
     def mine_ready(self) -> int:
-        """How many were mined. One whose money went meanwhile is dropped, as geth does."""
+        """Mine all that can run; returns how many. One that its account can't pay for any more is dropped, as
+        by geth."""
         mined = 0
         for account in list(self._waiting):
             mine = self._waiting[account]

@@ -1,4 +1,4 @@
-"""The seam's calls as orders to contracts, and the contracts' logs as the seam's events. Pure."""
+"""Encodes the ``Ledger``'s calls as orders to contracts, and reads contracts' logs as its events. Pure."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from p2pnode.chain.abi import (
     claim_tuple,
     receipt_tuple,
     terms_tuple,
+    type_of,
     voucher_tuple,
 )
 from p2pnode.chain.addresses import shown_address
@@ -52,21 +53,21 @@ _EVENTS: Final = (
 )  # fmt: skip
 _TERMS_FIELDS: Final = tuple(field.name for field in fields(SessionTerms))
 _OPEN_GAS: Final = 500_000
-"""Bounds what a payer that is a contract can burn of a relayer's gas."""
+"""Bounds the gas of a relayer that a payer which is a contract can burn."""
 _CALL_GAS: Final = 300_000
 _CLAIM_GAS: Final = 150_000
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Orders for the contracts at these addresses. The gas is twice what each was measured to take."""
+    """Makes orders for the contracts at these addresses. Their gas is twice what was measured."""
 
     market: bytes
     usdc: bytes
     node_registry: bytes
 
     def order(self, call: Call) -> Order:
-        """Raises ``ChainError`` for what no contract could take."""
+        """The order for a call. Raises ``ChainError`` for a call that the contract can't take."""
         kind = type(call).__name__
         return replace(self._encoded(call), kind=kind, words=words_of(call))
 
@@ -113,7 +114,7 @@ class Encoder:
 
 
 def words_of(call: Call) -> str:
-    """What a call does, for people."""
+    """A description of a call, for people."""
     match call:
         case Withdraw(to=to, amount=amount):
             return f"withdraw {usdc_text(amount)} to {shown_address(to)}"
@@ -126,13 +127,13 @@ def words_of(call: Call) -> str:
         case Close(voucher=voucher):
             return f"settle a session at {usdc_text(voucher.amount)}"
         case Release():
-            return "let a session go"
+            return "release a session"
         case RequestClose():
             return "ask for the close of a session"
         case SubmitVoucher(voucher=voucher):
             return f"show a voucher of {usdc_text(voucher.amount)}"
         case Refund():
-            return "bring the refund of a session"
+            return "take the refund of a session"
         case Slash(terms=terms):
             return f"show that {shown_address(terms.host)} signed two receipts for one place"
 
@@ -143,8 +144,6 @@ def market_topics() -> tuple[bytes, ...]:
 
 
 def _topic(contract: Artifact, name: str) -> bytes:
-    from p2pnode.chain.abi import type_of
-
     entry = next(entry for entry in contract.abi if entry["type"] == "event" and entry["name"] == name)
     return keccak256(f"{name}({','.join(type_of(field) for field in entry['inputs'])})".encode())
 
@@ -156,7 +155,7 @@ def market_events(market: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]
     for log in logs:
         if log.contract != market:
             continue
-        with _told(log, "the market"):
+        with _undecodable(log, "the market"):
             event = known.event(log.contract, log.topics, log.data)
             if event is not None and event.name in _EVENTS:
                 found.append(_event(event.name, event.fields, log.block))
@@ -170,7 +169,7 @@ def registry_events(registry: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, 
     for log in logs:
         if log.contract != registry:
             continue
-        with _told(log, "the registry of nodes"):
+        with _undecodable(log, "the registry of nodes"):
             event = known.event(log.contract, log.topics, log.data)
             if event is not None and event.name == "Slashed":
                 found.append(Slashed(**event.fields, block=log.block))
@@ -178,8 +177,9 @@ def registry_events(registry: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, 
 
 
 @contextmanager
-def _told(log: Log, whose: str) -> Iterator[None]:
-    """What can't be decoded is the endpoint's fault: its own addresses and topics said what it is."""
+def _undecodable(log: Log, whose: str) -> Iterator[None]:
+    """Raise ``ChainError`` for a log that can't be decoded. Its address and topic say what it should be, so
+    this is the endpoint's fault."""
     from eth_abi.exceptions import DecodingError
 
     try:

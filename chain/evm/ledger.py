@@ -1,9 +1,11 @@
-"""The ``Ledger`` of a real (or embedded) EVM chain: web3's calls on trio, our own transport and sender.
+"""``EvmLedger``: the ``Ledger`` of a real (or embedded) EVM chain. web3's calls run on trio, over a transport
+and a sender of our own.
 
-``connect`` checks that token and market are what the profile says and signatures will be good for; a
-ledger with an account needs its ``run`` in the caller's nursery to send anything. Everything it says of
-transactions and events is ``confirmations`` deep; balances and sessions are the latest block's. A deeper
-reorganisation is watched for by the sender, and shows in ``session``. Knows nothing of roles or journals.
+``connect`` reads the domains (what signatures are made for) from the chain and compares them with ours: in a
+wrong domain every signature is worthless, and the contract's "bad signature" would not say why. A ledger with
+an account needs its ``run`` in the caller's nursery to send anything. Transactions and events that it reports
+are ``confirmations`` deep; balances and sessions are the latest block's. The sender watches for deeper
+reorganisations, and ``session`` shows them. This module knows nothing of roles or journals.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ _SYSTEM: Final = secrets.SystemRandom()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvmLimits:
-    """Of one ledger. ``blocks_per_page``: halved when a node finds a page too wide."""
+    """Limits of one ledger. ``blocks_per_page`` is halved when a node refuses a range as too wide."""
 
     rpc: RpcLimits = field(default_factory=RpcLimits)
     sender: SenderLimits = field(default_factory=SenderLimits)
@@ -97,9 +99,9 @@ class EvmLedger:
         jitter: Jitter = _SYSTEM.random,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> EvmLedger:
-        """Read the domains and check them. ``account`` and ``sign`` come together, or not at all.
+        """Read the domains and check them. ``account`` and ``sign`` are given together, or neither.
 
-        Raises ``ChainError`` that names what is wrong, ``UnavailableError`` if nobody answers.
+        Raises ``ChainError`` that names what is wrong, and ``UnavailableError`` if no endpoint answers.
         """
         if (account is None) != (sign is None):
             msg = "a ledger that sends needs an account and its signer: give both or neither"
@@ -178,12 +180,12 @@ class EvmLedger:
 
     @property
     def rpc(self) -> RpcEndpoints:
-        """For questions that are no ledger's, as ``verify`` asks them."""
+        """For questions that no method of a ledger asks, as ``verify`` has them."""
         return self._endpoints
 
     @property
     def unmined(self) -> int:
-        """Transactions on their way."""
+        """The number of transactions that are sent and not yet mined deep enough."""
         return 0 if self._sender is None else self._sender.unmined
 
     def status(self) -> tuple[EndpointStatus, ...]:
@@ -192,16 +194,16 @@ class EvmLedger:
 
     @property
     def domains(self) -> Domains:
-        """As read when connecting."""
+        """The domains, as read by ``connect``."""
         return self._domains
 
     @property
     def account(self) -> bytes | None:
-        """Who sends."""
+        """The account that sends; None for a ledger that only reads."""
         return self._account
 
     async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
-        """As ``Ledger``. Cancelled before it was signed, it is not sent."""
+        """As ``Ledger``. A call that is cancelled before it was signed is not sent."""
         if self._sender is None:
             msg = "this ledger only reads: it has no wallet to send from"
             raise ChainError(msg)
@@ -222,7 +224,7 @@ class EvmLedger:
         )
 
     async def take_over(self) -> None:
-        """Follow this account's orders of processes that have ended since."""
+        """Follow the orders of this account whose processes have ended."""
         if self._sender is not None:
             await self._sender.take_over()
 
@@ -236,7 +238,7 @@ class EvmLedger:
         return None
 
     async def outcome(self, order: SentOrder) -> Outcome:
-        """What an order did that was carried out; without its events where no node shows a receipt."""
+        """What a carried-out order did; without its events where no node shows a receipt."""
         hash_, receipt = order.transaction or bytes(HASH_BYTES), None
         if order.transaction is not None:
             receipt = await self._node.receipt(hash_)
@@ -249,11 +251,11 @@ class EvmLedger:
         )  # fmt: skip
 
     def is_order_of(self, order: SentOrder, call: Call) -> bool:
-        """Whether ``call`` would do exactly what was ordered."""
+        """Whether ``call`` does exactly what ``order`` does."""
         return order.order.equals(self._encode.order(call))
 
     async def check(self, call: Call, sender: bytes | None = None) -> None:
-        """As ``Ledger``, for ``sender``, else the account, else nobody."""
+        """As ``Ledger``, as sent by ``sender``, else by the account, else by the zero address."""
         order = self._encode.order(call)
         who = sender or self._account or _NOBODY
         await self._node.call(order.to, order.data, sender=who, gas=order.gas_max)
@@ -320,11 +322,6 @@ def _state(found: tuple[int, int, int]) -> EscrowState:
     return EscrowState(status=_STATUS[status], closing_at=closing_at or None, recorded=recorded)
 
 
-# What signatures are made for, read from the chain and compared with what we compute.
-#
-# A wrong domain would make every signature worthless, and the contract's "bad signature" would not say why.
-
-
 _EIP5267: Final = Function(
     "eip712Domain", (), ("bytes1", "string", "string", "uint256", "address", "bytes32", "uint256[]")
 )
@@ -338,7 +335,7 @@ _SAMPLE: Final = SessionTerms(
 async def read_domains(
     node: EvmNode, *, chain_id: int, market: bytes, usdc: bytes, node_registry: bytes
 ) -> Domains:
-    """Ask token and market. Raises ``ChainError`` that names what doesn't fit."""
+    """Read the domains of token and marketplace. Raises ``ChainError`` that names what differs from ours."""
     name, version = await _token_name(node, usdc)
     token = Domain(name=name, version=version, chain_id=chain_id, contract=usdc)
     separator = bytes(await read(node, "USDC", usdc, "DOMAIN_SEPARATOR"))
@@ -368,12 +365,12 @@ async def read_domains(
 
 
 async def read(node: EvmNode, contract: str, address: bytes, name: str, *arguments: Any) -> Any:
-    """One view of a contract. Raises ``ChainError`` if what stands there doesn't have it."""
+    """Call a view of a contract. Raises ``ChainError`` if the contract at ``address`` doesn't have it."""
     return await _ask(node, contract, address, artifact(contract).function(name, len(arguments)), *arguments)
 
 
 async def _token_name(node: EvmNode, usdc: bytes) -> tuple[str, str]:
-    """EIP-5267 where the token has it, else its ``name`` and ``version``."""
+    """A token's name and version: by EIP-5267 where it has that, else from ``name`` and ``version``."""
     try:
         found = await _ask(node, "EIP-5267 token", usdc, _EIP5267)
     except UnavailableError:

@@ -1,9 +1,9 @@
-"""One node's view of the chain, typed: web3's calls on trio, over ``RpcEndpoints``.
+"""``EvmNode``: one node's view of the chain, typed. web3's calls run on trio, over ``RpcEndpoints``.
 
-web3's own async transport needs asyncio; a provider of ours carries its requests instead, and no
-middleware stands between. Answers that are records (blocks, receipts, logs, transactions) are read here:
-web3 raises on fields that some chains leave out or set to null. Values are plain: 20-byte addresses, 32-byte
-hashes, integers. This module knows nothing of the marketplace. web3 is imported when a node is made.
+web3's own async transport needs asyncio, so a provider of ours carries its requests, without middleware.
+Records (blocks, receipts, logs, transactions) are read here: web3 raises on fields that some chains leave out
+or set to null. Values are plain: 20-byte addresses, 32-byte hashes, integers. This module knows nothing of
+the marketplace. web3 is imported when a node is made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FEE_PERCENTILE: Final = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """One event as the chain keeps it."""
+    """One event as the chain stores it."""
 
     contract: bytes
     topics: tuple[bytes, ...]
@@ -44,7 +44,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """A mined transaction. ``fee_wei`` is all it cost, with what a rollup takes for the chain below.
+    """A mined transaction. ``fee_wei`` is all that it cost, with a rollup's fee for the chain below it.
 
     None stands for what the node does not say.
     """
@@ -59,8 +59,8 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Which transaction has a nonce, and in which block it is."""
+class MinedTransaction:
+    """A mined transaction's hash, and the number of its block."""
 
     transaction: bytes
     block: int
@@ -68,7 +68,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Its header's part that matters."""
+    """The part of a block's header that is used."""
 
     number: int
     timestamp: int
@@ -98,15 +98,15 @@ class EvmNode:
         )
 
     async def nonce(self, account: bytes, which: BlockTag = "latest") -> int:
-        """How many transactions the account has mined (up to a block; or, ``pending``, sent)."""
+        """How many transactions of the account are mined, up to a block; for ``pending``, mined or sent."""
         return int(await self._eth.get_transaction_count(shown_address(account), which))
 
     async def ether(self, account: bytes) -> int:
-        """Wei."""
+        """An account's ether, in wei."""
         return int(await self._eth.get_balance(shown_address(account), "latest"))
 
     async def code(self, account: bytes) -> bytes:
-        """Empty for a plain account."""
+        """A contract's code; empty for a plain account."""
         return bytes(await self._eth.get_code(shown_address(account), "latest"))
 
     async def call(
@@ -118,7 +118,7 @@ class EvmNode:
         gas: int | None = None,
         which: BlockTag = "latest",
     ) -> bytes:
-        """What a transaction would return. Raises ``RevertedError``."""
+        """What a transaction would return. Nothing is sent. Raises ``RevertedError``."""
         asked = _transaction(to, data, sender)
         if gas is not None:
             asked["gas"] = gas
@@ -128,7 +128,7 @@ class EvmNode:
             raise _reverted(error) from error
 
     async def estimate(self, to: bytes, data: bytes, *, sender: bytes) -> int:
-        """Gas it would take. Raises ``RevertedError``."""
+        """The gas that a transaction would take. Raises ``RevertedError``."""
         try:
             return int(await self._eth.estimate_gas(_transaction(to, data, sender), "latest"))
         except RpcError as error:
@@ -139,7 +139,7 @@ class EvmNode:
         return int(await self._eth.gas_price)
 
     async def fees(self) -> Fees:
-        """What to offer for the next block. Of two endpoints that differ, the lower tip is taken."""
+        """What to offer for the next block. Where two endpoints differ, the lower tip is taken."""
         asked = (hex(_FEE_BLOCKS), "latest", [_FEE_PERCENTILE])
         try:
             past = await self._ask("eth_feeHistory", *asked)
@@ -162,7 +162,7 @@ class EvmNode:
         await self._ask("eth_sendRawTransaction", _hex(raw))
 
     async def receipt(self, transaction: bytes) -> Receipt | None:
-        """Of a mined transaction."""
+        """The receipt of a mined transaction; None where the node shows none."""
         raw = await self._ask("eth_getTransactionReceipt", _hex(transaction))
         if raw is None:
             return None
@@ -184,16 +184,16 @@ class EvmNode:
         )
 
     async def block_of(self, transaction: bytes) -> int | None:
-        """The block that a transaction is in, as the node's index of transactions has it."""
+        """The number of the block that a transaction is in, by the node's index of transactions."""
         raw = await self._ask("eth_getTransactionByHash", _hex(transaction))
         if raw is None or data_of(raw["hash"]) != transaction:
             return None
         return quantity(raw.get("blockNumber"))
 
-    async def holder(self, account: bytes, nonce: int, first: int, last: int) -> Place | None:
-        """Which transaction of ``account`` used ``nonce``, in one of the blocks ``first`` to ``last``.
+    async def holder(self, account: bytes, nonce: int, first: int, last: int) -> MinedTransaction | None:
+        """The transaction of ``account`` that used ``nonce``, in one of the blocks ``first`` to ``last``.
 
-        None if the blocks don't show it. The state of old blocks may be gone: ``ChainError`` then.
+        None if the blocks don't show it. Raises ``ChainError`` where the state of old blocks is gone.
         """
         if await self.nonce(account, last) <= nonce:
             return None
@@ -208,11 +208,11 @@ class EvmNode:
         for each in listed(block.get("transactions")) or []:
             known = isinstance(each, dict) and quantity(each.get("nonce")) == nonce
             if known and data_of(each.get("from")) == account and (hash_ := data_of(each.get("hash"))):
-                return Place(transaction=hash_, block=low)
+                return MinedTransaction(transaction=hash_, block=low)
         return None
 
-    async def logs_of(self, place: Place) -> tuple[Log, ...]:
-        """What a mined transaction left, whichever contracts it called."""
+    async def logs_of(self, place: MinedTransaction) -> tuple[Log, ...]:
+        """The events of a mined transaction, of all contracts."""
         raw = await self._ask("eth_getLogs", {"fromBlock": hex(place.block), "toBlock": hex(place.block)})
         found = (_log(entry, number, place.block) for number, entry in enumerate(listed(raw) or []))
         return tuple(log for log in found if log.transaction == place.transaction)
@@ -259,7 +259,7 @@ def _reverted(error: RpcError) -> ChainError:
 
 
 def _transaction(to: bytes, data: bytes, sender: bytes | None) -> dict[str, Any]:
-    """Without ``to`` it creates a contract."""
+    """The fields of a call. Without ``to`` it creates a contract."""
     asked: dict[str, Any] = {"data": _hex(data)} | ({"to": shown_address(to)} if to else {})
     if sender is not None:
         asked["from"] = shown_address(sender)
@@ -271,7 +271,7 @@ def _hex(data: bytes) -> str:
 
 
 def _offer_of(past: dict[str, Any]) -> Fees | None:
-    """Of a history of fees, as far as it can be used."""
+    """The offer by a history of fees; None where the history can't be used."""
     bases = listed(past.get("baseFeePerGas"))
     base = quantity(bases[-1]) if bases else None
     if base is None:
@@ -282,7 +282,7 @@ def _offer_of(past: dict[str, Any]) -> Fees | None:
 
 
 def _number(value: Any) -> int:
-    """What its method's shape has checked."""
+    """A number that the method's shape has checked already."""
     found = quantity(value)
     if found is None:
         msg = "the node gave no number where one must be: name another under rpc_urls"
@@ -291,7 +291,7 @@ def _number(value: Any) -> int:
 
 
 def _log(raw: Any, place: int, block: int) -> Log:
-    """``place`` and ``block`` stand for what the node leaves out."""
+    """``place`` and ``block`` are used where the node leaves them out."""
     index, number = quantity(raw.get("logIndex")), quantity(raw.get("blockNumber"))
     return Log(
         contract=bytes.fromhex(raw["address"][2:]),

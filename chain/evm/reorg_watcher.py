@@ -1,5 +1,6 @@
-"""Transactions that were reported already, watched a while longer: a reorganisation that drops one has it
-sent again, byte for byte. What it does then is for whoever reads the events.
+"""``ReorgWatcher``: watches mined transactions for a while after they were reported.
+
+One that a reorganisation drops is sent again, byte for byte. What that means is for the readers of events.
 """
 
 from __future__ import annotations
@@ -7,28 +8,28 @@ from __future__ import annotations
 import structlog
 import trio
 
-from p2pnode.chain.evm.broadcaster import Courier, Flight
+from p2pnode.chain.evm.broadcaster import Broadcaster, PendingTransaction
 from p2pnode.chain.evm.node import Receipt
 from p2pnode.errors import ChainError
 
 _log = structlog.get_logger()
 
 
-async def restore(courier: Courier, flight: Flight) -> None:
-    """Its nonce is free again: the same bytes are as good as they were."""
-    version = flight.last if flight.mined is None else flight.version(flight.mined.hash)
-    if flight.mined is not None:
-        _log.warning("chain.reorged", transaction=version.hash.hex(), block=flight.mined.block, dropped=True)
-    flight.mined = None
+async def restore(broadcaster: Broadcaster, sent: PendingTransaction) -> None:
+    """Send the version that was mined again: its nonce is free, so the same bytes are valid."""
+    version = sent.last if sent.mined is None else sent.version(sent.mined.hash)
+    if sent.mined is not None:
+        _log.warning("chain.reorged", transaction=version.hash.hex(), block=sent.mined.block, dropped=True)
+    sent.mined = None
     try:
-        await courier.push(flight, version)
+        await broadcaster.send(sent, version)
     except ChainError as error:
         _log.warning("chain.not_restored", transaction=version.hash.hex(), error=str(error))
 
 
-def moved(flight: Flight, receipt: Receipt) -> bool:
-    """Is it in another block than it was? Said in the log."""
-    before = flight.mined
+def note_move(sent: PendingTransaction, receipt: Receipt) -> bool:
+    """Log that a transaction is in another block than before. Returns whether it is."""
+    before = sent.mined
     # A node that names no block hash shows only a move to another height.
     hashes = set() if before is None else {before.block_hash, receipt.block_hash} - {None}
     if before is not None and before.block == receipt.block and len(hashes) <= 1:
@@ -40,49 +41,49 @@ def moved(flight: Flight, receipt: Receipt) -> bool:
     return True
 
 
-class Watch:
-    """See the module. Each is watched for ``final_blocks``, or ``final_s``; no more than ``watched_max``."""
+class ReorgWatcher:
+    """See the module. Each is watched for ``final_blocks`` or ``final_s``; ``watched_max`` at most."""
 
-    def __init__(self, courier: Courier, *, final_blocks: int, final_s: float, watched_max: int) -> None:
-        self._courier = courier
+    def __init__(
+        self, broadcaster: Broadcaster, *, final_blocks: int, final_s: float, watched_max: int
+    ) -> None:
+        self._broadcaster = broadcaster
         self._final_blocks, self._final_s, self._max = final_blocks, final_s, watched_max
-        self._flights: list[Flight] = []
+        self._mined: list[PendingTransaction] = []
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._mined)
 
-    def add(self, flight: Flight, receipt: Receipt) -> None:
-        """From now on."""
-        flight.until_block = receipt.block + self._final_blocks
-        flight.until = trio.current_time() + self._final_s
-        flight.seen(receipt)
-        self._flights.append(flight)
-        del self._flights[: -self._max]
+    def add(self, sent: PendingTransaction, receipt: Receipt) -> None:
+        """Watch it from now on."""
+        sent.until_block = receipt.block + self._final_blocks
+        sent.until = trio.current_time() + self._final_s
+        sent.seen(receipt)
+        self._mined.append(sent)
+        del self._mined[: -self._max]
 
-    async def look(self) -> None:
-        """Is what was reported still so?"""
-        used = await self._courier.node.nonce(self._courier.account)
-        height = await self._courier.node.height()
-        for flight in list(self._flights):
-            if trio.current_time() >= flight.until or (
-                height >= flight.until_block and flight.mined is not None
-            ):
-                self._flights.remove(flight)
-            elif flight.nonce >= used:
-                await restore(self._courier, flight)
+    async def poll(self) -> None:
+        """Ask the chain for each of them, and send again what was dropped."""
+        used = await self._broadcaster.node.nonce(self._broadcaster.account)
+        height = await self._broadcaster.node.height()
+        for sent in list(self._mined):
+            if trio.current_time() >= sent.until or (height >= sent.until_block and sent.mined is not None):
+                self._mined.remove(sent)
+            elif sent.nonce >= used:
+                await restore(self._broadcaster, sent)
             else:
-                await self._confirm(flight, height)
+                await self._confirm(sent, height)
 
-    async def _confirm(self, flight: Flight, height: int) -> None:
-        receipt = await self._courier.receipt(flight)
+    async def _confirm(self, sent: PendingTransaction, height: int) -> None:
+        receipt = await self._broadcaster.receipt(sent)
         if receipt is None:
-            if not flight.unseen(trio.current_time()):
+            if not sent.unseen(trio.current_time()):
                 return
-            place = await self._courier.place(flight, height)
-            if place is not None and all(place.transaction != version.hash for version in flight.versions):
-                self._flights.remove(flight)
-                _log.error("chain.lost", nonce=flight.nonce, transaction=flight.last.hash.hex())
+            used_by = await self._broadcaster.nonce_user(sent, height)
+            if used_by is not None and all(used_by.transaction != version.hash for version in sent.versions):
+                self._mined.remove(sent)
+                _log.error("chain.lost", nonce=sent.nonce, transaction=sent.last.hash.hex())
             return
-        if moved(flight, receipt):
-            flight.until_block = receipt.block + self._final_blocks
-        flight.seen(receipt)
+        if note_move(sent, receipt):
+            sent.until_block = receipt.block + self._final_blocks
+        sent.seen(receipt)

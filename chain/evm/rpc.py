@@ -1,10 +1,10 @@
-"""JSON-RPC over several endpoints, tried in turn.
+"""``RpcEndpoints``: JSON-RPC over several endpoints, tried one after another.
 
-An endpoint that is down, slow, busy, lagging, on another chain, or answers what is no JSON-RPC, rests for
-a while (longer each time) and the next one is asked. All requests made here may be repeated: reads, and
-raw transactions, which are the same bytes each time. A JSON-RPC *error* that is about the question (a
-revert, a used nonce) is an answer: ``RpcError``. Endpoints are shown without user, path and query, where
-API keys live. Knows nothing of contracts; the randomness of its pauses is injected.
+An endpoint that is down, slow, busy, lagging or on another chain, or that answers no JSON-RPC, is not asked
+for a while (longer each time), and the next one is asked. Every request may be repeated: reads, and raw
+transactions, which are the same bytes each time. A JSON-RPC *error* about the request itself (a revert, a
+used nonce) is an answer: ``RpcError``. Endpoints are shown without user, path and query, which hold API keys.
+This module knows nothing of contracts; the randomness of its pauses is injected.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class RpcLimits:
     rest_max_s: float = 30.0
     chain_recheck_s: float = 60.0
     genesis_recheck_s: float = 1.0
-    """Where the first block is known, as on a development chain: such a chain is made anew in a second."""
+    """The same where the first block is known: a development chain may be made anew at any time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointStatus:
-    """What ``doctor`` shows. Ages in seconds; None: never yet."""
+    """What ``doctor`` shows. Ages are in seconds; None means never."""
 
     endpoint: str
     resting: bool
@@ -73,7 +73,7 @@ Fault: TypeAlias = Literal["down", "wrong_chain", "made_anew", "too_large"]
 
 
 class _FaultError(Exception):
-    """This endpoint failed; another may do. ``delivered``: it may have acted on what we sent."""
+    """This endpoint failed; another may answer. ``delivered``: it may have acted on what we sent."""
 
     def __init__(self, what: str, fault: Fault = "down", *, delivered: bool = True) -> None:
         super().__init__(what)
@@ -97,17 +97,17 @@ class _Endpoint:
 
 @dataclass(slots=True)
 class _Round:
-    """One request's tries."""
+    """The tries of one request: each endpoint's fault, and whether one of them may have acted on it."""
 
     doubt: bool = False
     faults: dict[str, Fault] = field(default_factory=dict)
 
 
 class RpcEndpoints:
-    """See the module. ``chain_id``: what every endpoint must serve (None: whatever it serves); ``genesis``:
-    the hash of its first block.
+    """See the module. Close it with ``aclose``. ``transport`` replaces the network in tests.
 
-    Close it with ``aclose``. ``transport`` replaces the network in tests.
+    ``chain_id`` is the chain that every endpoint must serve (None: any); ``genesis`` the hash of its first
+    block.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class RpcEndpoints:
         )
 
     async def request(self, method: str, params: Sequence[Any], usable: Usable | None = None) -> Any:
-        """The ``result``. ``usable`` says what it lacks of the method's form: then the endpoint failed.
+        """The ``result``. Where ``usable`` names something that the result lacks, the endpoint has failed.
 
         Raises ``RpcError`` for an answer that is an error, ``UnavailableError`` when no endpoint answered
         within the deadline, ``ChainError`` when all of them are on another chain, ``ChainMadeAnewError`` when
@@ -173,19 +173,19 @@ class RpcEndpoints:
         raise UnavailableError(msg)
 
     async def ask_another(self, method: str, params: Sequence[Any], usable: Usable | None = None) -> Any:
-        """The ``result`` of another endpoint than the one that answered last. Tried once.
+        """The ``result`` of an endpoint other than the one that answered last. Each is tried once.
 
-        Raises ``UnavailableError`` where there is no other one, or it does not answer.
+        Raises ``UnavailableError`` where there is no other endpoint, or none of them answers.
         """
         others = [each for each in self._in_turn() if each is not self._endpoints[self._first]]
         return (await self._ask_some(others, 1, method, params, usable))[0]
 
     async def ask_two(self, method: str, params: Sequence[Any], usable: Usable | None = None) -> list[Any]:
-        """The ``result`` of each of two endpoints. Tried once.
+        """The ``result`` of each of two endpoints. Each is tried once.
 
-        Which one answered an earlier request can't be told: only two that are asked at one time are two.
+        Nothing tells which endpoint answered an earlier request, so both are asked here.
 
-        Raises ``UnavailableError`` where fewer answer.
+        Raises ``UnavailableError`` where fewer than two answer.
         """
         return await self._ask_some(self._in_turn(), 2, method, params, usable)
 
@@ -197,7 +197,7 @@ class RpcEndpoints:
         params: Sequence[Any],
         usable: Usable | None,
     ) -> list[Any]:
-        """Of so many of these. One node's view of the chain is kept: none of them is the first one now."""
+        """The results of ``count`` of these endpoints. Later requests still go to the one asked before."""
         results: list[Any] = []
         for endpoint in endpoints:
             try:
@@ -217,7 +217,7 @@ class RpcEndpoints:
         return len(self._endpoints) > 1
 
     def status(self) -> tuple[EndpointStatus, ...]:
-        """How each endpoint does, in the profile's order."""
+        """The health of each endpoint, in the profile's order."""
         now = trio.current_time()
 
         def age(at: float | None) -> float | None:
@@ -239,7 +239,7 @@ class RpcEndpoints:
         await self._client.aclose()
 
     def _in_turn(self) -> list[_Endpoint]:
-        """Those not resting, from the one that answered last: one node's view of the chain is kept."""
+        """Those that may be asked, first the one that answered last: so answers come from one node's view."""
         now = trio.current_time()
         order = self._endpoints[self._first :] + self._endpoints[: self._first]
         return [endpoint for endpoint in order if endpoint.resting_until <= now]
@@ -251,15 +251,15 @@ class RpcEndpoints:
         endpoint.last_error, endpoint.last_error_at, endpoint.fault = str(fault), now, fault.fault
         endpoint.checked_until = 0.0
         if fault.fault == "made_anew" and len(self._endpoints) == 1:
-            return  # it answers, and is to be asked again whenever somebody wants to know
+            return  # it answers, and there is no other: the next request asks it again
         if endpoint.resting_until > now:
-            return  # another request has seen it fail already
+            return  # another request has counted this failure already
         whole = backoff_s(endpoint.failures, first_s=self._limits.rest_first_s, max_s=self._limits.rest_max_s)
         endpoint.failures += 1
         endpoint.resting_until = now + whole * (1.0 + self._jitter()) / 2.0
 
     def _give_up_if_decided(self, tries: _Round) -> None:
-        """Asking again won't change what all endpoints say alike."""
+        """Raise where all endpoints have the same fault and asking again won't change it."""
         found = {tries.faults.get(endpoint.url) for endpoint in self._endpoints}
         said = self._said()
         if found == {"wrong_chain"}:
@@ -282,7 +282,7 @@ class RpcEndpoints:
         *,
         keep: bool = True,
     ) -> Any:
-        """``keep``: it is the first one to be asked from now on."""
+        """``keep``: later requests ask this endpoint first."""
         if self._chain_id is not None and trio.current_time() >= endpoint.checked_until:
             found = await self._chain_of(endpoint)
             if found != self._chain_id:
@@ -363,9 +363,9 @@ class RpcEndpoints:
             raise RpcError(error.code, without(endpoint.secrets, error.said), error.data) from None
 
     async def _read(self, response: httpx.Response) -> bytes:
-        """The body, bounded. We asked for no compression, which would hide its size."""
+        """The body, within its bound. We asked for no compression, which would hide its size."""
         if response.headers.get("content-encoding", "identity") != "identity":
-            msg = "compressed its answer unasked"
+            msg = "compressed its answer, which it was not asked to do"
             raise _FaultError(msg)
         body, most = bytearray(), self._limits.response_bytes_max
         # Leaving the loop would strand httpx's generators half-way; a cancellation inside unwinds them.
@@ -382,7 +382,8 @@ class RpcEndpoints:
 
 
 def _body_of(request: httpx.Request) -> httpx.AsyncByteStream:
-    """Its body as no generator: httpx's own, cancelled half-way, would be left to the garbage collector."""
+    """The body as an iterator that is no generator: httpx's own generator, cancelled in the middle, would be
+    left to the garbage collector."""
     import httpx
 
     class Body(httpx.AsyncByteStream):

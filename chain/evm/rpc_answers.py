@@ -1,7 +1,12 @@
-"""What JSON-RPC endpoints answer, and what of it is an answer. Pure.
+"""Reads what JSON-RPC endpoints answer: results, errors, and what is no answer at all. Pure.
 
-Nodes and the services before them word their errors as they like, so the wordings that matter are
-collected here: of geth and its kin, anvil, py-evm, and the large RPC services.
+Nodes and the services before them word their errors as they like, so the wordings that matter are collected
+here: those of geth and its forks, anvil, py-evm, and the large RPC services.
+
+A service that puts an error page, an incomplete block or another method's result into a well-formed envelope
+is at fault like one that is down: ``RpcEndpoints`` then asks the next. ``shape_of`` gives a method's check.
+Chains differ in what they leave out, so only what is used is required, and what is missing is named. Null
+stands for an empty list where a node's language writes it so.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from p2pnode.errors import ChainError
 from p2pnode.words import one_line
 
 Usable: TypeAlias = Callable[[Any], str]
-"""Names what a result lacks; "" for one that can be used."""
+"""Names what a result lacks, or what is wrong with it; "" for a result that can be used."""
 
 _INTERNAL: Final = -32603
 _LIMIT_EXCEEDED: Final = -32005
@@ -46,11 +51,11 @@ class RpcError(ChainError):
 
 
 class UnusableError(Exception):
-    """What came is no JSON-RPC answer, or says that this endpoint can't answer now."""
+    """The body is no JSON-RPC answer, or says that this endpoint can't answer now."""
 
 
 def endpoint_name(url: str) -> str:
-    """An endpoint as shown: without user, path and query, where keys stand."""
+    """An endpoint as it is shown: without user, path and query, which may hold keys."""
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port is not None else ""
@@ -62,7 +67,7 @@ def endpoint_name(url: str) -> str:
 
 
 def secrets_of(url: str) -> tuple[str, ...]:
-    """What of a URL no message may repeat, not even in a server's own words."""
+    """The parts of a URL that no message may repeat, not even one that a server wrote."""
     try:
         parts = urlsplit(url)
         values = (value for _, value in parse_qsl(parts.query))
@@ -80,13 +85,13 @@ def without(secrets: tuple[str, ...], text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A server's or a contract's words, cut, and without what a terminal would obey."""
+    """A server's or a contract's text, cut, and without characters that control a terminal."""
     return one_line(text, _SHOWN_MAX)
 
 
 def read_answer(body: bytes, number: int, method: str) -> Any:
-    """The ``result`` of request ``number``. Raises ``RpcError`` for an error that is an answer,
-    ``UnusableError`` for all else."""
+    """The ``result`` of request ``number``. Raises ``RpcError`` for an error about the request, and
+    ``UnusableError`` for everything else."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -112,15 +117,17 @@ def _raise(error: Any, method: str) -> None:
         ranged = code == _LIMIT_EXCEEDED and method == "eth_getLogs"
         busy = code in _BUSY_CODES or (code == _LIMIT_EXCEEDED and not ranged) or _BUSY.search(said)
         lagging = _LAGGING.search(said) and method != "eth_getLogs"
-        broken = code == _INTERNAL and method not in _ASKED_IN_EARNEST
+        broken = code == _INTERNAL and method not in _INTERNAL_MEANS_ANSWER
         if busy or lagging or broken:
             msg = f"answered with error {code}: {printable(said)}"
             raise UnusableError(msg)
     raise RpcError(code, said, error.get("data"))
 
 
-_ASKED_IN_EARNEST: Final = frozenset({"eth_call", "eth_estimateGas", "eth_sendRawTransaction", "eth_getLogs"})
-"""Some nodes wrap what they have to say about these in an "internal error"."""
+_INTERNAL_MEANS_ANSWER: Final = frozenset(
+    {"eth_call", "eth_estimateGas", "eth_sendRawTransaction", "eth_getLogs"}
+)
+"""For these methods some nodes send their answer as an "internal error"."""
 
 # ---- reverts and refusals
 
@@ -136,7 +143,7 @@ _PREFIX: Final = re.compile(r"^.*?execution reverted(?:: |$)", re.IGNORECASE | r
 
 
 def revert_reason(error: RpcError) -> str | None:
-    """Why the contract said no, fit to print; None if the error is about something else."""
+    """Why the contract reverted, fit to print; None if the error is about something else."""
     found = _HEX.search(error.data) if isinstance(error.data, str) else None
     data = bytes.fromhex(found[0][2:]) if found is not None else b""
     if data[:4] == _ERROR_STRING:
@@ -152,7 +159,7 @@ def revert_reason(error: RpcError) -> str | None:
 
 
 def _text(encoded: bytes) -> str:
-    """An ABI string; what is cut off is left out."""
+    """An ABI string, as far as it is there."""
     size = int.from_bytes(encoded[_WORD : 2 * _WORD], "big")
     text = encoded[2 * _WORD : 2 * _WORD + min(size, len(encoded))].decode(errors="replace")
     return printable(text) or NO_REASON
@@ -171,20 +178,11 @@ _REFUSALS: Final = {kind: re.compile(words, re.IGNORECASE) for kind, words in _W
 
 
 def refusal_of(error: RpcError) -> Refusal:
-    """Why a raw transaction was not taken."""
+    """Why a node refused a raw transaction."""
     return next((kind for kind, words in _REFUSALS.items() if words.search(error.said)), "other")
 
 
-# What a node's answers must look like before they are believed to be answers. Pure.
-#
-# A service that puts an error page, a half-finished block or another method's result into a well-formed
-# envelope is at fault like one that is down: ``RpcEndpoints`` then asks the next. Chains differ in what they
-# leave out, so only what is used is asked for, and what is missing is named. Null stands for an empty list
-# where a node's language writes it so.
-
-
-Shape = Callable[[Any], str]
-"""Names what is wrong with a result; "" for one that can be used."""
+# ---- the shapes of results
 
 _QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}")
 _DATA: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
@@ -194,7 +192,7 @@ _TOPICS_MAX: Final = 4
 
 
 def quantity(value: Any) -> int | None:
-    """A number as nodes write it, in hex or plain; None for what is none."""
+    """A number as nodes write it, in hex or plain; None for anything else."""
     if isinstance(value, str) and _QUANTITY.fullmatch(value):
         return int(value, 16)
     plain = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _WORD_MAX
@@ -202,12 +200,12 @@ def quantity(value: Any) -> int | None:
 
 
 def data_of(value: Any) -> bytes | None:
-    """Bytes in hex; None for what is none."""
+    """The bytes of hex data; None for anything else."""
     return bytes.fromhex(value[2:]) if isinstance(value, str) and _DATA.fullmatch(value) else None
 
 
 def listed(value: Any) -> list[Any] | None:
-    """A list, or null for an empty one; None for what is neither."""
+    """A list, where null stands for an empty one; None for anything else."""
     return [] if value is None else value if isinstance(value, list) else None
 
 
@@ -224,7 +222,7 @@ def _some_data(value: Any) -> str:
 
 
 def _sent(value: Any) -> str:
-    """The hash of what was sent is known here: a node need not say it."""
+    """A node may leave the hash out: the sender knows it."""
     return "" if value is None or _sized(32, value) else "a transaction's hash"
 
 
@@ -233,7 +231,7 @@ def _numbers(value: dict[str, Any], *names: str) -> str:
 
 
 def _log(value: Any) -> str:
-    """Of a log by itself or in a receipt. Its block and place are asked for where nothing else says them."""
+    """A log by itself or in a receipt. Its block is required only where nothing else tells it (``_logs``)."""
     if not isinstance(value, dict):
         return "a log"
     topics = listed(value.get("topics"))
@@ -287,11 +285,11 @@ def _block(value: Any) -> str:
 
 
 def _fee_history(value: Any) -> str:
-    """What of it can be used is looked at by its reader, who has another way to know the fees."""
+    """The reader checks the rest, for it has another way to learn the fees."""
     return "" if isinstance(value, dict) else "a history of fees"
 
 
-_SHAPES: Final[dict[str, Shape]] = {
+_SHAPES: Final[dict[str, Usable]] = {
     "eth_blockNumber": _a_quantity,
     "eth_call": _some_data,
     "eth_chainId": _a_quantity,
@@ -309,6 +307,6 @@ _SHAPES: Final[dict[str, Shape]] = {
 }
 
 
-def shape_of(method: str) -> Shape:
-    """Of a method's result. Raises ``KeyError`` for a method that is not used here."""
+def shape_of(method: str) -> Usable:
+    """The check of a method's result. Raises ``KeyError`` for a method that is not used here."""
     return _SHAPES[method]

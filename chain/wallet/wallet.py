@@ -202,20 +202,19 @@ def _json(body: dict[str, Any], note: dict[str, Any]) -> bytes:
     return json.dumps({**body, OURS: note}).encode()
 
 
-# Private keys: as people write them, and the address of one. Pure.
-
+# ---- private keys
 
 _DIGITS: Final = 64
 _KEY: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 
 
 def key_address(secret: bytes) -> bytes:
-    """The 20-byte address of a 32-byte key. Raises ``ValueError`` for what is no key of the curve."""
+    """The 20-byte address of a 32-byte private key. Raises ``ValueError`` for what is no key of the curve."""
     return address_of(PrivateKey(secret).public_key.format(compressed=False))
 
 
 def parse_key(text: str) -> bytes:
-    """A private key written in hex. Raises ``ConfigError`` without a digit of it."""
+    """Read a private key written in hex. Raises ``ConfigError``, whose message shows no digit of it."""
     found = _KEY.fullmatch(text.strip())
     if found is None:
         msg = f"a private key is {_DIGITS} hex digits, with or without 0x before them: check what was given"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from p2pnode.chain.evm.order_book import Ending, SentOrder, Signed
+from p2pnode.chain.evm.order_book import Ending, SentOrder, SignedTransaction
 from p2pnode.chain.ledger import Call, Outcome
 from p2pnode.errors import ChainError
 from p2pnode.payments.journal.journal import Journal
@@ -39,12 +39,12 @@ class JournalOrders:
     genesis: bytes = b""
     """As in ``WalletOnChain``."""
 
-    async def sending(self, order: SentOrder, version: Signed) -> None:
+    async def sending(self, order: SentOrder, version: SignedTransaction) -> None:
         """As ``OrderBook``."""
         noted = replace(order, sent_at=int(self.wall()), genesis=self.genesis)
         await self.journal.order_sending(noted, version)
 
-    async def refused(self, version: Signed) -> None:
+    async def refused(self, version: SignedTransaction) -> None:
         """As ``OrderBook``."""
         await self.journal.order_refused(version)
 

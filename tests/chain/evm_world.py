@@ -14,8 +14,8 @@ import trio
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
 from p2pnode.chain.dev.jsonrpc import JsonRpc
-from p2pnode.chain.dev.methods import Eth
-from p2pnode.chain.dev.transaction_pool import Pool
+from p2pnode.chain.dev.methods import EthMethods
+from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.sender import SenderLimits
@@ -43,8 +43,8 @@ class LocalChain:
         self.made = deploy(self.chain, deployer, treasury=ADDRESS["treasury"], fab_holder=deployer)
         for name in ("payer", "other payer"):
             self.made.usdc.send(deployer, "mint", ADDRESS[name], PURSE)
-        self.pool = Pool(self.chain)
-        self.eth = Eth(self.chain, Blocks(self.chain), self.pool, lambda: None)
+        self.pool = TransactionPool(self.chain)
+        self.eth = EthMethods(self.chain, Blocks(self.chain), self.pool, lambda: None)
         self.rpc = JsonRpc(self.eth.methods())
 
     def mine(self, blocks: int = 1) -> None:

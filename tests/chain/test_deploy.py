@@ -17,10 +17,10 @@ from p2pnode.chain.deployment_plan import Step, plan
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
 from p2pnode.chain.dev.jsonrpc import JsonRpc
-from p2pnode.chain.dev.methods import Eth
-from p2pnode.chain.dev.transaction_pool import Pool
+from p2pnode.chain.dev.methods import EthMethods
+from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.evm.node import Receipt
-from p2pnode.chain.evm.order_book import Ending, SentOrder, Signed
+from p2pnode.chain.evm.order_book import Ending, SentOrder, SignedTransaction
 from p2pnode.chain.evm.rpc import RpcEndpoints
 from p2pnode.chain.profile import profile_of, verify
 from p2pnode.errors import ChainError, ConfigError
@@ -35,8 +35,8 @@ class Net:
 
     def __init__(self) -> None:
         self.chain = EmbeddedChain([SECRETS["host"], SECRETS["deployer"]])
-        self.pool = Pool(self.chain)
-        self.rpc = JsonRpc(Eth(self.chain, Blocks(self.chain), self.pool, lambda: None).methods())
+        self.pool = TransactionPool(self.chain)
+        self.rpc = JsonRpc(EthMethods(self.chain, Blocks(self.chain), self.pool, lambda: None).methods())
         self.sent = 0
         self.endpoints = RpcEndpoints(
             ["http://one.invalid"],
@@ -154,11 +154,11 @@ class Book:
     def __init__(self) -> None:
         self.orders: dict[str, SentOrder] = {}
 
-    async def sending(self, order: SentOrder, version: Signed) -> None:
+    async def sending(self, order: SentOrder, version: SignedTransaction) -> None:
         known = self.orders.get(order.id, order)
         self.orders[order.id] = replace(known, versions=(*known.versions, version))
 
-    async def refused(self, version: Signed) -> None:
+    async def refused(self, version: SignedTransaction) -> None:
         raise AssertionError
 
     async def ended(self, order: str, ending: Ending, transaction: bytes | None = None) -> None:

@@ -19,7 +19,7 @@ from p2pnode.chain.dev.jsonrpc import BATCH_MAX
 from p2pnode.chain.dev.jsonrpc_http import BODY_MAX
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
-from p2pnode.chain.evm.order_book import Signed, sign_transaction
+from p2pnode.chain.evm.order_book import SignedTransaction, sign_transaction
 from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.ledger import ChainMadeAnewError
 from p2pnode.chain.profile import verify
@@ -112,7 +112,7 @@ def hexed(data: bytes) -> str:
     return "0x" + data.hex()
 
 
-def signed(chain: DevChain, who: DevAccount, nonce: int, **changes: Any) -> Signed:
+def signed(chain: DevChain, who: DevAccount, nonce: int, **changes: Any) -> SignedTransaction:
     fields: dict[str, Any] = {
         "chain_id": chain.chain_id, "account": who.address, "nonce": nonce, "to": SOMEONE, "data": b"",
         "gas": 30_000, "fees": Fees(most=2 * GWEI, tip=1),

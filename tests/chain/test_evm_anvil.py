@@ -59,7 +59,7 @@ async def test_a_transaction_stuck_in_the_pool_is_replaced_and_mined_once(world:
 
 
 async def test_a_reorganisation_has_the_same_transaction_mined_again(world: AnvilWorld) -> None:
-    quick = EvmLimits(sender=SenderLimits(poll_first_s=0.02, watch_poll_s=0.1))
+    quick = EvmLimits(sender=SenderLimits(poll_first_s=0.02, reorg_poll_s=0.1))
     ledger = await world.ledger("payer", quick)
     before = world.anvil.ask("evm_snapshot")
     outcome = await ledger.transact(Transfer(TO, 7))

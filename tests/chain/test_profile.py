@@ -15,8 +15,8 @@ from p2pnode.chain.addresses import address_from, shown_address
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
 from p2pnode.chain.dev.jsonrpc import RpcRefusedError
-from p2pnode.chain.dev.methods import Eth
-from p2pnode.chain.dev.transaction_pool import Pool
+from p2pnode.chain.dev.methods import EthMethods
+from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.ledger import UnavailableError
 from p2pnode.chain.profile import (
     ADDRESS_FIELDS,
@@ -172,7 +172,9 @@ class Node:
         first = self.chain.accounts[0]
         self.made = deploy(self.chain, first, treasury=ADDRESS["treasury"], fab_holder=first)
         self.other = deploy(self.chain, first, treasury=ADDRESS["treasury"], fab_holder=first)
-        self._methods = Eth(self.chain, Blocks(self.chain), Pool(self.chain), lambda: None).methods()
+        self._methods = EthMethods(
+            self.chain, Blocks(self.chain), TransactionPool(self.chain), lambda: None
+        ).methods()
         self.instead: dict[str, Any] = {}
 
     async def request(self, method: str, params: Sequence[Any], /) -> Any:

@@ -59,7 +59,7 @@ IMPATIENT = quick(
 )
 PROMPT = EvmLimits(
     rpc=RpcLimits(request_deadline_s=0.3, deadline_s=0.6, rest_first_s=0.05, rest_max_s=0.1),
-    sender=SenderLimits(poll_first_s=0.05, poll_max_s=0.2, watch_poll_s=0.2, replace_after_s=2.0),
+    sender=SenderLimits(poll_first_s=0.05, poll_max_s=0.2, reorg_poll_s=0.2, replace_after_s=2.0),
 )
 FAULTS: dict[str, Fault | None] = {
     "gone": None, "html": html, "nonsense": nonsense, "refusing": refusing, "slow": slow,

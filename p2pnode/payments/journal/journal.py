@@ -16,7 +16,7 @@ from typing import Any, Final, Self, TypeVar
 
 import trio
 
-from p2pnode.chain.evm.order_book import Ending, SentOrder, Signed
+from p2pnode.chain.evm.order_book import Ending, SentOrder, SignedTransaction
 from p2pnode.durable import SqliteFile
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
@@ -275,12 +275,12 @@ class Journal:
 
     # ---- orders to the chain
 
-    async def order_sending(self, order: SentOrder, version: Signed) -> None:
+    async def order_sending(self, order: SentOrder, version: SignedTransaction) -> None:
         """A transaction of this process that is about to be sent."""
         owner = self._name()
         await self._writer.write(partial(orders.sending, sent=order, version=version, owner=owner))
 
-    async def order_refused(self, version: Signed) -> None:
+    async def order_refused(self, version: SignedTransaction) -> None:
         """No node took it."""
         await self._writer.write(partial(orders.refused, version=version))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from p2pnode.chain.evm.fees import Fees
-from p2pnode.chain.evm.order_book import Ending, Order, SentOrder, Signed
+from p2pnode.chain.evm.order_book import Ending, Order, SentOrder, SignedTransaction
 
 ORDERS_TABLES: Final = f"""
 CREATE TABLE orders (
@@ -66,7 +66,7 @@ _OF_WALLET: Final = (
 )
 
 
-def sending(db: sqlite3.Connection, sent: SentOrder, version: Signed, owner: str) -> None:
+def sending(db: sqlite3.Connection, sent: SentOrder, version: SignedTransaction, owner: str) -> None:
     """A transaction that is about to be sent. The first of an order writes the order, too."""
     order = sent.order
     db.execute(
@@ -84,7 +84,7 @@ def sending(db: sqlite3.Connection, sent: SentOrder, version: Signed, owner: str
     )
 
 
-def refused(db: sqlite3.Connection, version: Signed) -> None:
+def refused(db: sqlite3.Connection, version: SignedTransaction) -> None:
     """It can't be mined. An order of which nothing is left was never sent."""
     db.execute("DELETE FROM signed WHERE hash = ?", (version.hash,))
     none_left = "NOT EXISTS (SELECT 1 FROM signed WHERE signed.id = orders.id)"
@@ -154,7 +154,9 @@ def _order_of(db: sqlite3.Connection, row: sqlite3.Row) -> SentOrder:
         gas=row["gas"],
         since_block=row["since_block"],
         versions=tuple(
-            Signed(raw=each["raw"], hash=each["hash"], fees=Fees(most=each["most"], tip=each["tip"]))
+            SignedTransaction(
+                raw=each["raw"], hash=each["hash"], fees=Fees(most=each["most"], tip=each["tip"])
+            )
             for each in versions
         ),
         sent_at=row["sent_at"],

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from p2pnode.chain.evm.fees import Fees
-from p2pnode.chain.evm.order_book import Order, SentOrder, Signed
+from p2pnode.chain.evm.order_book import Order, SentOrder, SignedTransaction
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.payments.journal.journal import Journal, Spending
 from p2pnode.payments.journal.orders import WalletOnChain
@@ -482,7 +482,9 @@ async def test_orders_of_a_process_that_ended_go_to_one_that_can_follow_them(tmp
                 id=name, chain_id=wallet.chain_id, account=wallet.account, nonce=0, order=order, gas=21_000,
                 since_block=0,
             )  # fmt: skip
-            await dead.order_sending(sent, Signed(raw=b"", hash=name.encode(), fees=Fees(most=2, tip=1)))
+            await dead.order_sending(
+                sent, SignedTransaction(raw=b"", hash=name.encode(), fees=Fees(most=2, tip=1))
+            )
     async with writing(path) as one, writing(path) as other, writing(path) as late:
         assert [each.id for each in await one.orders_taken_over(here)] == ["on chain 1"]
         assert [each.id for each in await other.orders_taken_over(elsewhere)] == ["on chain 2"]
