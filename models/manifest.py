@@ -116,3 +116,15 @@ def _is_count(value: object, *, least: int) -> bool:
 def _require(ok: object, field: str, wanted: str) -> None:
     if not ok:
         raise ConfigError(f"model manifest: {field} must be {wanted}")
+
+
+# The scripted engine as a model of its own: for tests, demonstrations and research, and never mistaken
+# for a real one, because its id is no hash of any weights.
+
+
+SCRIPTED: Final = "scripted"
+
+
+def scripted_model_id() -> ModelId:
+    """The id under which hosts advertise the scripted engine."""
+    return ModelId(hashlib.sha256(b"p2pnode/model/1\0scripted").digest())

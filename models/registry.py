@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, TypeAlias, assert_never, get_args
 
 from p2pnode.errors import ConfigError
 from p2pnode.models.engine import Engine
-from p2pnode.models.local import LocalModel
+from p2pnode.models.local_models import LocalModel
 
 EngineName: TypeAlias = Literal["llamacpp", "scripted"]
 ENGINE_NAMES: Final[tuple[str, ...]] = get_args(EngineName)

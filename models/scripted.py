@@ -18,7 +18,6 @@ from typing import Final, TypeAlias
 import trio
 
 from p2pnode.errors import EngineError
-from p2pnode.models.admission import Admission, Place
 from p2pnode.models.engine import (
     Done,
     EngineEvent,
@@ -30,8 +29,9 @@ from p2pnode.models.engine import (
     Started,
     Tokens,
 )
-from p2pnode.models.sampling import check_messages, check_text, tokens_allowed
+from p2pnode.models.slots import Admission, Place
 from p2pnode.models.text import TextAssembler
+from p2pnode.models.validation import check_messages, check_text, tokens_allowed
 from p2pnode.models.vocabulary import Vocabulary
 
 END: Final = 256

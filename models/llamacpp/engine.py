@@ -23,7 +23,6 @@ import trio
 
 from p2pnode.bounded import Backoff
 from p2pnode.errors import ConfigError, EngineError
-from p2pnode.models.admission import Admission
 from p2pnode.models.engine import (
     EngineEvent,
     EngineInfo,
@@ -34,9 +33,10 @@ from p2pnode.models.gguf import unusable
 from p2pnode.models.llamacpp.http import LlamaCppGoneError, LlamaCppHungError, LlamaCppRefusedError
 from p2pnode.models.llamacpp.process import LlamaCppProcess
 from p2pnode.models.llamacpp.run import LlamaCppRun
-from p2pnode.models.local import LocalModel
+from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import MarkedMessages, Piece
-from p2pnode.models.sampling import check_messages, check_text, tokens_allowed
+from p2pnode.models.slots import Admission
+from p2pnode.models.validation import check_messages, check_text, tokens_allowed
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 
 # llama.cpp rounds a slot's context up to this, and needs a few tokens of room of its own.

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import trio
 
-from p2pnode.models.admission import Assignment
 from p2pnode.models.engine import Done, EngineEvent, GenerateRequest, Prefill, Started, Tokens
 from p2pnode.models.llamacpp.http import LlamaCppGoneError, LlamaCppHttp
+from p2pnode.models.slots import Assignment
 from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 

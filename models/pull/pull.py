@@ -21,7 +21,7 @@ import trio
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import CatalogueEntry
 from p2pnode.models.gguf import describe, read_header
-from p2pnode.models.local import (
+from p2pnode.models.local_models import (
     LocalModel,
     distrust,
     installed,

@@ -16,7 +16,7 @@ from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.client.client import Client
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import LocalError
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
 
 _HELPS: Final = 11

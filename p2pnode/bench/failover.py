@@ -33,7 +33,7 @@ from p2pnode.client.failover import Held
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
 from p2pnode.payments.books import open_journal

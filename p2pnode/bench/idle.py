@@ -14,7 +14,7 @@ from p2pnode.bench.figure import compared
 from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import LocalError
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 
 _HOSTS: Final = 3
 _SLACK_S: Final = 60.0

@@ -25,7 +25,7 @@ from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.client.client import Client
 from p2pnode.config import NodeConfig
 from p2pnode.errors import LocalError
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.node.datadir import DataDir
 from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.compaction import FAN_IN

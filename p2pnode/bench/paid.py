@@ -26,7 +26,7 @@ from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.client.client import Client
 from p2pnode.config import NodeConfig
 from p2pnode.errors import LocalError
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
 from p2pnode.protocols.inference.messages import SamplingParams

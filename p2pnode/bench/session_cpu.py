@@ -15,7 +15,7 @@ import trio
 from p2pnode.durable import connect, make
 from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.node.keys import PeerKey, receipt_address
 from p2pnode.payments.books import open_journal
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal

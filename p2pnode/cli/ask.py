@@ -152,7 +152,7 @@ def make_sampling(
 
     from p2pnode.errors import EngineError, UsageError
     from p2pnode.models.engine import Sampling
-    from p2pnode.models.sampling import validate_sampling
+    from p2pnode.models.validation import validate_sampling
     from p2pnode.protocols.inference.messages import SamplingParams
 
     drawn = seed if seed is not None else secrets.randbelow(1 << 32)

@@ -220,7 +220,7 @@ def _check(
 ) -> None:
     """Raise ``UsageError`` for flags that make no sense, before anything is made or fetched."""
     from p2pnode.models.catalogue import Catalogue
-    from p2pnode.models.scripted_model import SCRIPTED
+    from p2pnode.models.manifest import SCRIPTED
     from p2pnode.net.multiaddrs import check_address
     from p2pnode.node.datadir import ReadyFile
     from p2pnode.node.invite import read_bootstrap

@@ -28,7 +28,7 @@ def list_models(
 
     async def run() -> None:
         from p2pnode.models.catalogue import Catalogue
-        from p2pnode.models.local import installed
+        from p2pnode.models.local_models import installed
 
         here = {model.model_id: model for model in installed(_models_dir(data_dir))}
         rows: list[dict[str, Any]] = []

@@ -24,10 +24,9 @@ from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.manifest import model_id_text
+from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.money import price_text
 from p2pnode.net.multiaddrs import split_peer, without_peer
 from p2pnode.net.ports import free_listen

@@ -7,7 +7,7 @@ import trio
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.node.finder import FoundHost
 from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey

@@ -11,8 +11,8 @@ from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.engine import GenerateRequest, Sampling, Tokens
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import ScriptedEngine
-from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.node.world import Member, World, scripted_host
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.ids import ModelId, PeerId
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.net.stream import Stream
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.adverts.messages import Address, Advert, Load, Offer

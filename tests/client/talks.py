@@ -13,7 +13,7 @@ from p2pnode.client.client import Client
 from p2pnode.client.conversation import Talk
 from p2pnode.client.question import ChatOptions
 from p2pnode.config import NodeConfig
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey

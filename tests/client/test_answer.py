@@ -18,8 +18,8 @@ from p2pnode.client.question import ChatOptions
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError, RemoteError
 from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import Faults, ScriptedEngine
-from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference.commands import Ask

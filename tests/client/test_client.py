@@ -15,8 +15,7 @@ from p2pnode.client.question import resolve_model
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError, NoHostError, RefusedError, UnreachableError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
-from p2pnode.models.manifest import model_id_text
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.net.stream import Stream
 from p2pnode.net.types import PeerAddresses

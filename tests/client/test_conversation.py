@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from p2pnode.cli.conversation_words import words_of
 from p2pnode.client.question import ChatOptions
 from p2pnode.errors import ConfigError, NoHostError
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.conversations.records import Piece

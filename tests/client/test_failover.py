@@ -14,8 +14,8 @@ from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.errors import NoHostError, RefusedError
 from p2pnode.ids import SessionId
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import Faults, ScriptedEngine
-from p2pnode.models.scripted_model import SCRIPTED
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.inference.messages import (

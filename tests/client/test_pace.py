@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from p2pnode.client.client import Client
 from p2pnode.client.failover import least_pace
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.client.failing import Events, ask, check_whole, meet, read
 from tests.node.world import Member, World, scripted_host, world

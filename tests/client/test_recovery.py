@@ -16,7 +16,7 @@ from p2pnode.client.client import Client
 from p2pnode.config import NodeConfig
 from p2pnode.errors import UnreachableError
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup

@@ -24,7 +24,7 @@ from p2pnode.client.session import Session
 from p2pnode.errors import RemoteError
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.ids import SessionId
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
 from p2pnode.payments.books import books_of

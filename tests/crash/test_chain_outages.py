@@ -23,9 +23,8 @@ from p2pnode.chain.profile import load_profile, write_profile
 from p2pnode.errors import RefusedError
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.ids import ModelId
-from p2pnode.models.manifest import model_id_text
+from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.node.identity import BoundChain, load_or_create_identity
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.payments.escrow import open_host_money

@@ -34,8 +34,7 @@ from p2pnode.ids import PeerId
 from p2pnode.models.catalogue import parse_catalogue
 from p2pnode.models.gguf import read_header
 from p2pnode.models.llamacpp.http import FrameParser, LlamaCppGoneError, LlamaCppRefusedError
-from p2pnode.models.manifest import model_id_text, parse_model_id
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import model_id_text, parse_model_id, scripted_model_id
 from p2pnode.models.vocabulary import load_vocabulary
 from p2pnode.net import mdns, multiaddrs
 from p2pnode.net.peerstore import SavedPeers

@@ -17,7 +17,7 @@ from p2pnode.client.question import ChatOptions
 from p2pnode.config import NodeConfig
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.limits import Limits
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.key_file import save_storage_key

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from p2pnode.errors import RefusedError, RemoteError
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.adverts.messages import CODEC, PROTOCOL, Adverts, SampleAdverts
 from p2pnode.protocols.framing.codec import pack_frame

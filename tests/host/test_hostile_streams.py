@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from p2pnode.errors import UnreachableError
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.node.node import FAULTS_MAX
 from p2pnode.protocols.framing.codec import FRAME_MAX, pack_frame
 from p2pnode.protocols.inference.messages import (

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.errors import RefusedError, UnreachableError
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
+from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.count.messages import CODEC, PROTOCOL, Count, Counted

@@ -16,7 +16,7 @@ from p2pnode.client.bill import BillItem
 from p2pnode.client.client import Client
 from p2pnode.errors import EngineError
 from p2pnode.models.engine import EngineEvent, GenerateRequest
-from p2pnode.models.scripted_model import SCRIPTED
+from p2pnode.models.manifest import SCRIPTED
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
 from p2pnode.payments.escrow import HostMoney

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.ids import ModelId, SessionId
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel

@@ -11,7 +11,7 @@ import trio
 
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.chain.ledger import Release
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
-from p2pnode.models.local import LocalModel
+from p2pnode.models.local_models import LocalModel
 from p2pnode.models.pull.pull import pull
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import ConfigError
 from p2pnode.models.gguf import describe, read_header, template_overhead
-from p2pnode.models.local import LocalModel
+from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import TemplateOverhead
 from p2pnode.models.vocabulary import load_vocabulary
 from tests.models.gguf_files import PAIRS, TINY, gguf, integers, string, strings, tensor, u32, with_weights

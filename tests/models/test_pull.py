@@ -11,7 +11,7 @@ import pytest
 
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueEntry
-from p2pnode.models.local import LocalModel, installed
+from p2pnode.models.local_models import LocalModel, installed
 from p2pnode.models.manifest import Manifest, TemplateOverhead
 from p2pnode.models.pull.pull import PullConfig, pull, verify
 from p2pnode.models.pull.sources import HttpSource, PypiSource, Source

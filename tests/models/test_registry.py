@@ -9,7 +9,7 @@ import pytest
 
 from p2pnode.errors import ConfigError
 from p2pnode.models.llamacpp.engine import LlamaCppEngine
-from p2pnode.models.local import LocalModel
+from p2pnode.models.local_models import LocalModel
 from p2pnode.models.registry import EngineSpec, make_engine, parse_engine_name
 from p2pnode.models.scripted import ScriptedEngine
 

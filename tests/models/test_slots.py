@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import EngineError
-from p2pnode.models.admission import Admission, Assignment, SlotTable, common_prefix
+from p2pnode.models.slots import Admission, Assignment, SlotTable, common_prefix
 
 PROMPT = (1, 2, 3, 4)
 

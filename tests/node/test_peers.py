@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.net.stream import Stream

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.errors import UnreachableError
-from p2pnode.models.scripted_model import scripted_model_id
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.net.memory import MemoryNet, MemoryStream
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.virtual_time import wall_clock

@@ -11,8 +11,8 @@ from trio.testing import MockClock
 
 from p2pnode.host.host import HostedModel
 from p2pnode.ids import ModelId
+from p2pnode.models.manifest import scripted_model_id
 from p2pnode.models.scripted import ScriptedEngine
-from p2pnode.models.scripted_model import scripted_model_id
 from p2pnode.net.virtual_time import virtual_time, wall_clock
 from p2pnode.node.finder import FoundHost
 from tests.node.world import Member, World, scripted_host, world

@@ -15,8 +15,8 @@ import trio
 from p2pnode.client.client import Client
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
-from p2pnode.models.scripted_model import SCRIPTED, scripted_model_id
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity

@@ -23,7 +23,7 @@ import trio
 from p2pnode.errors import ConfigError, EngineError
 from p2pnode.models.engine import Done, GenerateRequest, Prefill, Started, Tokens
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
-from p2pnode.models.local import LocalModel
+from p2pnode.models.local_models import LocalModel
 from p2pnode.models.vocabulary import Vocabulary
 from tests.models.engine_conformance import (
     GREEDY,
