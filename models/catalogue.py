@@ -1,7 +1,7 @@
-"""Names of models: from what a user types to a manifest and a source.
+"""``Catalogue``: the models that can be named: from what a user types to a manifest and a source.
 
-A user names a model by its catalogue name, by its model id, or by the path of any GGUF file (which gives
-an entry of its own, named after the file). This module fetches nothing and hashes nothing.
+A user names a model by its catalogue name, by its model id, or by the path of any GGUF file, which gets an
+entry named after the file. This module fetches nothing and hashes nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _KEYS: Final = frozenset({"description", "licence", "source", "manifest"})
 class CatalogueEntry:
     """One model that can be pulled.
 
-    A file named by its path has ``path`` and no ``source``, and no ``manifest`` until its weights are
-    hashed, which ``pull`` does.
+    A file named by its path has ``path`` and no ``source``. It has no ``manifest`` until ``pull`` has hashed
+    its weights.
     """
 
     name: str
@@ -43,7 +43,7 @@ class CatalogueEntry:
 
     @property
     def model_id(self) -> ModelId | None:
-        """The id, where the manifest is known."""
+        """The model's id; None while its manifest is unknown."""
         return None if self.manifest is None else model_id(self.manifest)
 
 
@@ -55,7 +55,8 @@ class Catalogue:
 
     @classmethod
     def load(cls, *more: Path) -> Catalogue:
-        """The catalogue that ships, and then those of ``more``, whose names win."""
+        """The catalogue that ships, and those of the files ``more``, whose entries replace earlier ones of
+        the same name."""
         shipped = resources.files(__package__).joinpath("catalogue.toml").read_text(encoding="utf-8")
         entries = parse_catalogue(shipped, "models/catalogue.toml")
         for path in more:
@@ -69,7 +70,7 @@ class Catalogue:
         return iter(self._entries.values())
 
     def find(self, name_or_id_or_path: str) -> CatalogueEntry:
-        """The entry meant; ``ConfigError`` names the nearest name when there is none."""
+        """The entry that a user named. Raises ``ConfigError`` with the nearest name when there is none."""
         text = name_or_id_or_path
         if found := self._entries.get(text.lower()):
             return found
@@ -104,7 +105,7 @@ def _is_file(path: Path) -> bool:
 
 
 def parse_catalogue(text: str, where: str) -> dict[str, CatalogueEntry]:
-    """The entries of a catalogue file; ``ConfigError`` names what is wrong in it."""
+    """The entries of a catalogue file. Raises ``ConfigError`` that names what is wrong in it."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -1,8 +1,8 @@
 """The ``Engine`` seam: what a host needs of an inference engine, and nothing about how it works.
 
-An engine works on token ids. It knows nothing of peers, sessions' money or the wire. ``cache_key``
-names whose prefix cache a request may reuse: an engine never reuses one key's cache for another,
-because a shared cache leaks other users' prompts through timing.
+An engine works on token ids. It knows nothing of peers, money or streams. ``cache_key`` names whose prefix
+cache a request may reuse: an engine never reuses one key's cache for another, because a shared cache leaks
+other users' prompts through timing.
 """
 
 from __future__ import annotations
@@ -10,41 +10,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-Capability: TypeAlias = Literal["logits", "hidden_states", "session_state", "embeddings"]
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How the next token is drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
-
-    tokens_max: int = 512
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 40
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
+from p2pnode.protocols.inference.messages import FinishReason, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
-    """One completion. ``prompt_ids`` holds everything, a partial answer to continue included."""
+    """One completion. ``prompt_ids`` holds everything, also a partial answer that is to be continued."""
 
     prompt_ids: tuple[int, ...]
-    sampling: Sampling
+    sampling: SamplingParams
     cache_key: bytes
     """Reuse of the prefix cache is allowed within one key only."""
-    untold: int = 0
-    """The text of so many ids at the prompt's end was told to nobody yet: it comes first, without its ids."""
+    text_pending: int = 0
+    """How many ids at the prompt's end still need their text, which comes first, without these ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The request has a slot. ``reused`` of its ``tokens_in`` prompt tokens were cached."""
+    """The request has a slot. ``reused`` of its ``tokens_in`` prompt tokens were in the cache."""
 
     tokens_in: int
     reused: int
@@ -71,7 +56,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The last event. End-of-sequence and stop-string ids that were not delivered are not counted."""
+    """The last event. ``tokens_out`` doesn't count ids of a stop string or an end of sequence, which are not
+    delivered."""
 
     reason: FinishReason
     tokens_out: int
@@ -88,12 +74,11 @@ class EngineInfo:
     quantisation: str
     n_ctx: int
     slots: int
-    capabilities: frozenset[Capability] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot. ``queued`` waits for a slot; ``tokens_per_s`` is an exponentially weighted mean."""
+    """A snapshot. ``queued`` requests wait for a slot; ``tokens_per_s`` is an exponentially weighted mean."""
 
     active: int = 0
     queued: int = 0
@@ -133,7 +118,7 @@ class Engine(Protocol):
         ...
 
     def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
-        """How many leading prompt tokens this key's cache holds now (a hint; never another key's)."""
+        """How many leading prompt tokens this key's cache holds now. A hint; never of another key's cache."""
         ...
 
     def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:

@@ -1,13 +1,18 @@
-"""Reads the metadata of a GGUF file: enough to say what model it is and how its tokens spell text.
+"""Reads the metadata of a GGUF file: ``GgufHeader``, and the ``Manifest`` that follows from it.
 
-The file is hostile until its hash is known: every length is checked against the file and against a
-bound before anything is allocated, and whatever is wrong becomes a ``ConfigError`` that says what to
-do. Arrays are kept as raw bytes and decoded only when asked for, so that a header reads in tens of
-milliseconds.
+The file is hostile until its hash is known: every length is checked against the file and against a bound
+before anything is allocated, and everything wrong becomes a ``ConfigError`` that says what to do. Arrays are
+kept as raw bytes and decoded only when asked for, so that a header is read in tens of milliseconds. A file
+whose tensors reach beyond its end is refused too: half a download has a valid header.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little endian).
-A file whose tensors reach beyond its end is refused too: half a download has a sound header. This module
-knows nothing of hashing weights, of engines or of names.
+
+The overhead of a chat template is bounded by reading it, not by rendering it: every literal that it can put
+out is counted, in tokens where it is a control token of the vocabulary and in bytes elsewhere. Literals
+inside a ``for`` count for each message, unless they stand under a condition on ``loop.first`` or
+``loop.last``; all others count once.
+
+This module doesn't hash weights, and knows nothing of engines, downloads or names.
 """
 
 from __future__ import annotations
@@ -100,21 +105,21 @@ class GgufHeader:
     raw: Mapping[str, bytes]
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string value; ``ConfigError`` when it is missing without a default, or of another type."""
+        """A string value. Raises ``ConfigError`` when it is missing without a default, or of another type."""
         value = self.values.get(key, default)
         if not isinstance(value, str):
             raise unusable(self.path, f"it lacks {key}")
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """An integer value of at least 0, likewise."""
+        """An integer value of at least 0. Raises ``ConfigError`` like :meth:`text`."""
         value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise unusable(self.path, f"it lacks {key}")
         return value
 
     def array(self, key: str) -> GgufArray:
-        """An array value, likewise."""
+        """An array value. Raises ``ConfigError`` like :meth:`text`."""
         value = self.values.get(key)
         if not isinstance(value, GgufArray):
             raise unusable(self.path, f"it lacks {key}")
@@ -201,7 +206,7 @@ def _weights_end(cursor: _Cursor, tensors: int, alignment: GgufValue) -> int:
 
 
 class _Cursor:
-    """Walks the bytes; nothing is taken beyond the file or beyond a bound."""
+    """Walks through the bytes. Takes nothing beyond the file or beyond a bound."""
 
     def __init__(self, path: Path, size: int, data: bytes) -> None:
         self.path = path
@@ -272,13 +277,7 @@ class _Cursor:
             raise _ShortError
 
 
-# From a GGUF header to a :class:`Manifest`: what the file says of itself, and its template's cost.
-#
-# The overhead of a chat template is bounded by reading, not by rendering: every literal that the template
-# can put out is counted, in tokens where it is a control token of the vocabulary and in bytes elsewhere.
-# Literals inside a ``for`` count for each message, unless they stand under a condition on ``loop.first`` or
-# ``loop.last``; all the others count once. This module knows nothing of engines or of downloads.
-
+# ---- from a header to a manifest
 
 _CHAT_TEMPLATE: Final = "tokenizer.chat_template"
 _CONTROL: Final = 3
@@ -301,7 +300,8 @@ _FILE_TYPES: Final = {
 
 
 def describe(header: GgufHeader, weights_sha256: str) -> Manifest:
-    """The manifest of the file that ``header`` was read from; ``ConfigError`` when it holds no model."""
+    """The manifest of the file that ``header`` was read from. Raises ``ConfigError`` for a file without a
+    model."""
     architecture = header.text("general.architecture")
     n_ctx = header.count(f"{architecture}.context_length")
     if n_ctx == 0:
@@ -322,7 +322,7 @@ def describe(header: GgufHeader, weights_sha256: str) -> Manifest:
 
 
 def _tokenizer_sha256(header: GgufHeader) -> str:
-    """Over every ``tokenizer.*`` value but the chat template: key, type and bytes, keys sorted."""
+    """The hash of every ``tokenizer.*`` value but the chat template: key, type and bytes, keys sorted."""
     digest = hashlib.sha256(b"p2pnode/tokenizer/gguf/1\0")
     for key in sorted(header.raw):
         if key.startswith("tokenizer.") and key != _CHAT_TEMPLATE:
@@ -344,7 +344,7 @@ def _control_tokens(header: GgufHeader) -> frozenset[str]:
 
 
 def template_overhead(template: str, control_tokens: frozenset[str] = frozenset()) -> TemplateOverhead:
-    """Bounds of what ``template`` adds to the contents of the messages."""
+    """Upper bounds of what ``template`` adds to the contents of the messages."""
     fixed, per_message = _FIXED_SLACK, _ROLE_BYTES
     blocks: list[str] = []  # "for", "once" (an if on loop.first or loop.last) or "if"
     position = 0
@@ -392,7 +392,7 @@ def _literals(code: str) -> list[str]:
 
 
 def _cost(text: str, control_tokens: frozenset[str]) -> int:
-    """Tokens of ``text`` at most: one for each control token in it, one for each other byte."""
+    """The most tokens of ``text``: one for each control token in it, and one for each other byte."""
     if control_tokens and any(token in text for token in control_tokens):
         pattern = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
         rest, found = re.subn(pattern, "", text)

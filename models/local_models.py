@@ -1,8 +1,8 @@
-"""Models on this machine: a small index of verified files.
+"""``LocalModel``: models whose files lie on this machine and were verified, and the index of them.
 
-``models.json`` in the models directory remembers, for each file that was hashed, its size, modification
-time and SHA-256, so that 98 MB and more are hashed once and not at every start. A file that changed since
-is not trusted until it is hashed again. Losing the index costs one hashing, nothing else.
+``models.json`` in the models directory stores the size, modification time and SHA-256 of each file that was
+hashed, so that 98 MB and more are hashed once and not at every start. A file that has changed is not trusted
+until it is hashed again. Losing the index only means that files are hashed again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LocalModel:
 
 
 def installed(models_dir: Path) -> list[LocalModel]:
-    """The models that can be loaded now, by name. Hashes nothing: a changed file is left out."""
+    """The models that can be loaded now, sorted by name. Hashes nothing, and leaves changed files out."""
     models = []
     for record in _load(models_dir).values():
         model = _trusted(record)
@@ -54,13 +54,13 @@ def installed(models_dir: Path) -> list[LocalModel]:
 
 
 def recall(models_dir: Path, path: Path) -> LocalModel | None:
-    """The model that was verified at ``path``, unless the file changed since."""
+    """The model that was verified at ``path``; None if the file has changed since."""
     record = _load(models_dir).get(str(path))
     return None if record is None else _trusted(record)
 
 
 def recorded(models_dir: Path, path: Path) -> Manifest | None:
-    """What the file at ``path`` was when it was last hashed and trusted, whatever became of it since."""
+    """The manifest of the file at ``path`` when it was last hashed and trusted, even if it changed since."""
     record = _load(models_dir).get(str(path), {})
     try:
         return Manifest.from_mapping(record["manifest"])
@@ -69,7 +69,7 @@ def recorded(models_dir: Path, path: Path) -> Manifest | None:
 
 
 def remember(models_dir: Path, model: LocalModel) -> None:
-    """Record that the file of ``model`` was just hashed, and its hash is the manifest's."""
+    """Write into the index that the file of ``model`` was just hashed, and has the manifest's hash."""
     status = model.path.stat()
     records = _load(models_dir)
     # One name is one file: pulling a newer version of a name forgets the old one.
@@ -85,7 +85,7 @@ def remember(models_dir: Path, model: LocalModel) -> None:
 
 
 def distrust(models_dir: Path, path: Path) -> None:
-    """Load the file at ``path`` no more; what it should be is not forgotten."""
+    """Note that the file at ``path`` must not be loaded. Its manifest stays in the index."""
     records = _load(models_dir)
     if (record := records.get(str(path))) is not None:
         record["mtime_ns"] = _NEVER
@@ -93,7 +93,7 @@ def distrust(models_dir: Path, path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file. Blocks on the disk: call it in a worker thread."""
+    """The SHA-256 of a file, in hex. Blocks on the disk: call it in a worker thread."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -1,11 +1,13 @@
-"""What a model *is*: the manifest, and the id that is its hash.
+"""``Manifest``: what a model *is*, and the id that is its hash.
 
-``ModelId = sha256("p2pnode/model/1\\0" + canonical JSON of the manifest)``, so that one model is one id
-under every name and on every engine. Canonical JSON: keys sorted, no spaces, ASCII strings, integers.
+``ModelId = sha256("p2pnode/model/1\\0" + canonical JSON of the manifest)``, so that one model has one id
+under every name and on every engine. Canonical JSON: keys sorted, no spaces, ASCII strings, integers. The
+scripted engine has an id of its own, which is the hash of no manifest, so that it is never taken for a real
+model.
 
-A client bounds what a host may bill for a prompt without having the tokenizer:
-``tokens_in <= UTF-8 bytes of all contents + fixed + per_message x messages`` (see
-:class:`TemplateOverhead`), because no token of a text spans less than one of its bytes.
+A client bounds what a host may bill for a prompt without having the tokenizer: ``tokens_in <= UTF-8 bytes of
+all contents + fixed + per_message x messages`` (see :class:`TemplateOverhead`), because no token of a text
+spans less than one of its bytes.
 
 This module knows nothing of files, engines or the network.
 """
@@ -73,12 +75,12 @@ class Manifest:
             _require(ok, f"template_overhead.{field}", "an integer of at least 0")
 
     def canonical(self) -> bytes:
-        """The bytes that are hashed."""
+        """The bytes whose hash is the model's id."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode("ascii")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Manifest:
-        """The manifest of a decoded TOML or JSON table; ``ConfigError`` when it isn't one."""
+        """The manifest of a decoded TOML or JSON table. Raises ``ConfigError`` when it isn't one."""
         try:
             return cls(**{**values, "template_overhead": TemplateOverhead(**values["template_overhead"])})
         except (KeyError, TypeError) as error:
@@ -91,12 +93,12 @@ def model_id(manifest: Manifest) -> ModelId:
 
 
 def model_id_text(value: ModelId) -> str:
-    """``m1`` and 52 lower-case base32 characters: the form people copy."""
+    """``m1`` and 52 lower-case base32 characters: the form that people copy."""
     return _TEXT_PREFIX + base64.b32encode(value).decode("ascii").rstrip("=").lower()
 
 
 def parse_model_id(text: str) -> ModelId:
-    """The inverse of :func:`model_id_text`; ``ConfigError`` on anything it can't have written."""
+    """The inverse of :func:`model_id_text`. Raises ``ConfigError`` for any other text."""
     try:
         if text.startswith(_TEXT_PREFIX):
             raw = base64.b32decode(text[len(_TEXT_PREFIX) :].upper() + "====")
@@ -116,10 +118,6 @@ def _is_count(value: object, *, least: int) -> bool:
 def _require(ok: object, field: str, wanted: str) -> None:
     if not ok:
         raise ConfigError(f"model manifest: {field} must be {wanted}")
-
-
-# The scripted engine as a model of its own: for tests, demonstrations and research, and never mistaken
-# for a real one, because its id is no hash of any weights.
 
 
 SCRIPTED: Final = "scripted"

@@ -1,11 +1,11 @@
-"""A conversation's prompt in pieces, so that special tokens come from the chat template and nowhere else.
+"""``MarkedMessages``: a conversation's prompt in pieces, in which only the chat template puts special tokens.
 
-A template is rendered with a mark in the place of each message's text; the marks are random, so that no text
-can hold one. What the template itself put out is then searched for special tokens, what the messages say is
-not: ``<|im_start|>`` in a question stays eleven letters. Text of both kinds that stands together stays
-together, because a tokeniser joins letters across that border as in training.
+The template is rendered with a mark in the place of each message's text. Marks are random, so that no text
+can hold one. Special tokens are then searched in what the template put out, and not in the messages:
+``<|im_start|>`` in a question stays eleven letters. Neighbouring text of both kinds stays together, because a
+tokeniser joins letters across that border as in training.
 
-Pure. This module knows no engine: it gives what llama.cpp's ``/tokenize`` takes.
+Pure. This module knows no engine; its pieces are what llama.cpp's ``/tokenize`` takes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _PAD: Final = "\t"
 
 
 class MarkedMessages:
-    """``messages`` with a mark for each text. ``nonce``: letters and digits that nobody can guess."""
+    """``messages`` with a mark in the place of each text. ``nonce``: letters and digits that can't be
+    guessed."""
 
     def __init__(self, messages: Sequence[Mapping[str, str]], nonce: str) -> None:
         self._texts = [message["content"] for message in messages]
@@ -40,9 +41,10 @@ class MarkedMessages:
         ]
 
     def pieces(self, rendered: str, vocabulary: Vocabulary) -> list[Piece]:
-        """What the template made of the marked messages, with their texts.
+        """The prompt: what the template rendered, with the texts in the places of the marks.
 
-        Raises ``EngineError`` where the template leaves a message out: nobody would notice what is missing.
+        Raises ``EngineError`` where the template leaves a message out: nobody would notice that it is
+        missing.
         """
         pieces = _Pieces(vocabulary)
         seen: set[int] = set()
@@ -64,7 +66,7 @@ class MarkedMessages:
 
 
 class _Pieces:
-    """Gathers them; neighbouring texts are one."""
+    """Gathers the pieces, and joins neighbouring texts."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._special = vocabulary.special
@@ -76,7 +78,7 @@ class _Pieces:
         """Whether the last piece goes on."""
 
     def add_template(self, text: str) -> None:
-        """Of the template's own."""
+        """Add text that the template put out."""
         position = 0
         for found in self._any_special.finditer(text):
             self._add(text[position : found.start()])
@@ -90,7 +92,7 @@ class _Pieces:
         self._add(text[position:])
 
     def add_text(self, text: str) -> None:
-        """Of a message's."""
+        """Add the text of a message."""
         position = 0
         # Looked for again from the cut on: what is left of one may begin another.
         while found := self._found_anyway.search(text, position):

@@ -1,4 +1,4 @@
-"""Engines by name. Importing this module imports no engine: that happens when one is made."""
+"""Engines by name. Importing this module imports no engine: ``make_engine`` does that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENGINE_NAMES: Final[tuple[str, ...]] = get_args(EngineName)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """Which engine, and what both kinds understand. ``None`` leaves the engine's own default."""
+    """Which engine, and its settings. ``None`` leaves the engine's own default."""
 
     name: EngineName = "llamacpp"
     n_ctx: int | None = None
@@ -27,7 +27,7 @@ class EngineSpec:
 
 
 def parse_engine_name(text: str) -> EngineName:
-    """The engine that a user named; ``ConfigError`` when there is none of this name."""
+    """The engine that a user named. Raises ``ConfigError`` when there is none of this name."""
     for name in get_args(EngineName):
         if text == name:
             engine: EngineName = name
@@ -36,7 +36,7 @@ def parse_engine_name(text: str) -> EngineName:
 
 
 def make_engine(spec: EngineSpec, model: LocalModel | None = None) -> Engine:
-    """An engine, not loaded yet. ``llamacpp`` needs a model that was pulled and verified."""
+    """Make an engine, not loaded yet. ``llamacpp`` needs a model that was pulled and verified."""
     match spec.name:
         case "llamacpp":
             from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
@@ -53,7 +53,7 @@ def make_engine(spec: EngineSpec, model: LocalModel | None = None) -> Engine:
 
 
 def _given(config: type[Any], spec: EngineSpec) -> dict[str, Any]:
-    """What ``spec`` says of the fields that ``config`` has."""
+    """The values of ``spec`` that are set, for the fields that ``config`` has."""
     names = {field.name for field in fields(config)} & {field.name for field in fields(spec)}
     values = {name: getattr(spec, name) for name in names - {"name"}}
     return {name: value for name, value in values.items() if value is not None}

@@ -1,9 +1,9 @@
-"""A deterministic engine without weights, for tests, benchmarks and the simulator.
+"""``ScriptedEngine``: a deterministic engine without weights, for tests, benchmarks and the simulator.
 
-Token ids are byte values and a few specials, so that text and ids are plain to see. The next id is a
-function of the seed and of the ids before it, as with a real model: the same prompt and seed give the same
-answer, and continuing from any part of it gives exactly the rest. Time passes in ``trio`` sleeps alone, so
-trio's ``MockClock`` drives it.
+Token ids are byte values and a few special ones, so that text and ids are easy to read. The next id is a
+function of the seed and of all ids before it, as with a real model: the same prompt and seed give the same
+answer, and a continuation from any part of it gives exactly the rest. All time passes in ``trio`` sleeps, so
+that trio's ``MockClock`` drives it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from p2pnode.models.engine import (
     EngineEvent,
     EngineInfo,
     EngineStats,
-    FinishReason,
     GenerateRequest,
     Prefill,
     Started,
     Tokens,
 )
-from p2pnode.models.slots import Admission, Place
+from p2pnode.models.slots import QueuedRequest, SlotQueue
 from p2pnode.models.text import TextAssembler
 from p2pnode.models.validation import check_messages, check_text, tokens_allowed
 from p2pnode.models.vocabulary import Vocabulary
+from p2pnode.protocols.inference.messages import FinishReason
 
 END: Final = 256
 ROLE_IDS: Final[Mapping[str, int]] = {"system": 257, "user": 258, "assistant": 259}
@@ -54,7 +54,7 @@ _CHUNK: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptedConfig:
-    """``None`` for a rate is "as fast as asked". Rates are per slot, in tokens per second."""
+    """A rate of ``None`` is as fast as possible. Rates are per slot, in tokens per second."""
 
     n_ctx: int = 2048
     slots: int = 4
@@ -68,7 +68,7 @@ class ScriptedConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What goes wrong with the requests that begin from now on, after so many tokens of one of them."""
+    """What goes wrong with requests that begin from now on, after so many tokens of one of them."""
 
     crash_after_tokens: int | None = None
     """The engine crashes: every request under way fails, and the fault is over."""
@@ -81,7 +81,7 @@ class ScriptedEngine:
 
     def __init__(self, config: ScriptedConfig | None = None) -> None:
         self._config = config or ScriptedConfig()
-        self._admission = Admission(self._config.slots, self._config.queue_max)
+        self._queue = SlotQueue(self._config.slots, self._config.queue_max)
         self._broken = trio.Event()
         self._loaded = False
         self._closed = False
@@ -89,7 +89,7 @@ class ScriptedEngine:
         self.faults = Faults()
 
     async def load(self) -> EngineInfo:
-        """Take ``load_s``."""
+        """Sleep for ``load_s``."""
         if self._closed:
             raise EngineError("the engine is closed; make a new one", code="shutting_down")
         if not self._loaded:
@@ -99,13 +99,13 @@ class ScriptedEngine:
         return EngineInfo(engine="scripted", quantisation="none", n_ctx=config.n_ctx, slots=config.slots)
 
     async def aclose(self) -> None:
-        """End the requests under way."""
+        """End all requests under way."""
         self._closed = True
         self._broken.set()
         await trio.lowlevel.checkpoint()
 
     async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """Each message as its role's id, its bytes and the end id; the assistant's id last."""
+        """Each message as its role's id, its bytes and the end id; the assistant's id comes last."""
         await self._ready()
         check_messages(messages, n_ctx=self._config.n_ctx)
         ids: list[int] = []
@@ -114,34 +114,34 @@ class ScriptedEngine:
         return (*ids, ROLE_IDS["assistant"])
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
-        """The UTF-8 bytes."""
+        """The UTF-8 bytes of the text."""
         await self._ready()
         check_text(text, n_ctx=self._config.n_ctx)
         return tuple(text.encode())
 
     def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
-        """As the pure slot table has it."""
-        return self._admission.table.reusable(cache_key, prompt_ids)
+        """As the slot table says."""
+        return self._queue.table.reusable(cache_key, prompt_ids)
 
     def stats(self) -> EngineStats:
-        """A snapshot."""
-        return self._admission.stats(restarts=self._restarts)
+        """A snapshot of the load."""
+        return self._queue.stats(restarts=self._restarts)
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         """Run one request."""
         await self._ready()
         allowed = tokens_allowed(request, n_ctx=self._config.n_ctx, vocabulary=len(VOCABULARY))
-        place = self._admission.enter(request.cache_key, request.prompt_ids)
+        place = self._queue.enter(request.cache_key, request.prompt_ids)
         made: list[int] = []
         try:
             async with aclosing(self._events(request, place, allowed, made)) as events:
                 yield events
         finally:
-            self._admission.leave(place, request.prompt_ids + tuple(made))
+            self._queue.leave(place, request.prompt_ids + tuple(made))
 
     async def _events(
-        self, request: GenerateRequest, place: Place, allowed: int, made: list[int]
+        self, request: GenerateRequest, place: QueuedRequest, allowed: int, made: list[int]
     ) -> AsyncGenerator[EngineEvent, None]:
         assignment = await place.wait_assigned()
         broken, faults = self._broken, self.faults
@@ -152,12 +152,12 @@ class ScriptedEngine:
             await self._pause(broken, batch / (self._config.prefill_tokens_per_s or float("inf")))
             yield Prefill(processed=processed + batch, total=len(prompt))
         began = trio.current_time()
-        told = prompt[: len(prompt) - request.untold]
-        text = TextAssembler(VOCABULARY.piece, request.sampling.stop, before=VOCABULARY.tail_of(told))
+        known = prompt[: len(prompt) - request.text_pending]
+        text = TextAssembler(VOCABULARY.piece, request.sampling.stop, before=VOCABULARY.tail_of(known))
         source = self._ids(request)
         reason: FinishReason = "length"
         delivered = 0
-        released = text.retell(prompt[len(told) :])
+        released = text.release_pending(prompt[len(known) :])
         if released.text:
             yield Tokens(ids=(), text=released.text)
         if released.stopped:
@@ -184,11 +184,11 @@ class ScriptedEngine:
             if released.ids or released.text:
                 delivered += len(released.ids)
                 yield Tokens(ids=released.ids, text=released.text)
-        self._admission.record(delivered, trio.current_time() - began)
+        self._queue.record(delivered, trio.current_time() - began)
         yield Done(reason=reason, tokens_out=delivered)
 
     async def _due(self, broken: trio.Event, began: float, made: int, allowed: int) -> int:
-        """How many tokens are due by now, at least one: paced from the start, so no delay adds up."""
+        """How many tokens are due by now, at least one. Counted from the start: delays don't add up."""
         rate = self._config.tokens_per_s
         if rate is None:
             await self._pause(broken, 0)
@@ -214,7 +214,7 @@ class ScriptedEngine:
         if faults.crash_after_tokens is not None and made >= faults.crash_after_tokens:
             self.faults = Faults()
             self._restarts += 1
-            self._admission.table.forget()
+            self._queue.table.forget()
             self._broken, old = trio.Event(), self._broken
             old.set()
             self._check(broken)
@@ -234,7 +234,7 @@ class ScriptedEngine:
 
 
 def _answer(script: Script, prompt: tuple[int, ...], seed: int) -> Iterator[int]:
-    """What is left of the scripted answer after the part of it that the prompt holds already."""
+    """The scripted answer without the part that the prompt already holds."""
     mark = ROLE_IDS["assistant"]
     begins = len(prompt) - prompt[::-1].index(mark) if mark in prompt else len(prompt)
     whole = script(prompt[:begins], seed).encode()

@@ -1,9 +1,9 @@
-"""From token ids to text: whole characters, and stop strings that never show.
+"""``TextAssembler``: from token ids to whole characters of text, without the stop strings.
 
-Pure. Ids are released only when their text is decided: a partial UTF-8 character, and what may be the
-beginning of a stop string, hold their ids back. So whoever cancels between two events holds ids and text
-that agree, and a continuation from exactly those ids goes on exactly there. Only at the end of a request
-may ids go out without their text (the budget ran out inside a character).
+Pure. Ids are released only when their text is certain: an incomplete UTF-8 character and a possible beginning
+of a stop string hold their ids back. So the ids and the text that a caller has at any moment agree, and a
+continuation from exactly those ids goes on at exactly that place. Only at the end of a request may ids be
+released without their text, where the budget ended inside a character.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
-    """What may be delivered now. ``stopped``: a stop string was found, nothing follows."""
+    """What may be delivered now. ``stopped``: a stop string was found, and nothing follows."""
 
     ids: tuple[int, ...] = ()
     text: str = ""
@@ -43,20 +43,20 @@ class TextAssembler:
         """Ids since the last moment at which all characters were whole."""
         self._partial_begins = 0
         self._again = 0
-        """So many of the next ids to release are held already by whoever asked."""
+        """How many of the next ids to release the caller has already."""
         self.stopped = False
 
-    def retell(self, ids: Iterable[int]) -> Released:
-        """Before the first :meth:`feed`: ids at the prompt's end whose text was told to nobody.
+    def release_pending(self, ids: Iterable[int]) -> Released:
+        """Take ids of the prompt's end whose text was never released, before the first :meth:`feed`.
 
-        Their text is released as that of others, a stop string in it ends the answer, but they are not.
+        Their text is released like that of new ids, and a stop string in it ends the answer; the ids are not.
         """
         again = tuple(ids)
         self._again += len(again)
         return self.feed(again)
 
     def feed(self, ids: Iterable[int]) -> Released:
-        """Take ids in order; release all that is decided."""
+        """Take ids in order. Returns all that is certain now."""
         for token in ids:
             begins = len(self._text)
             if not self._partial:
@@ -72,7 +72,8 @@ class TextAssembler:
         return self._release(min(self._may_stop_from(), self._whole_until()))
 
     def finish(self, *, complete: bool) -> Released:
-        """Release everything held. ``complete``: the answer is over, so a broken character shows."""
+        """Release everything that is held back. ``complete``: the answer is over, so an incomplete character
+        shows."""
         if complete:
             self._text += self._decoder.decode(b"", final=True)
         self._held += [(token, len(self._text)) for token in self._partial]
@@ -83,7 +84,7 @@ class TextAssembler:
         return Released(ids=ids, text=text)
 
     def _new(self, ids: Iterable[int]) -> tuple[int, ...]:
-        """Without those that are only told again; ids are released in order, so they come first."""
+        """The ids that the caller doesn't have. Ids are released in order, so those it has come first."""
         released = tuple(ids)
         again = min(self._again, len(released))
         self._again -= again
@@ -141,7 +142,7 @@ class TextAssembler:
 
 
 def incomplete_tail(data: bytes) -> bytes:
-    """The bytes of a UTF-8 character that ``data`` begins and doesn't end (at most 3)."""
+    """The bytes of a UTF-8 character that ``data`` begins and doesn't complete, at most 3."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     # Begin at a lead byte: from the middle of a character the decoder would see garbage.
     for back in range(1, min(4, len(data)) + 1):

@@ -1,7 +1,7 @@
-"""Which sampling values make sense, and the words for those that don't.
+"""What every engine refuses before a request takes a place in its queue. Pure.
 
-Pure. Hosts check what a peer asked, engines check again: a value that reaches an engine's native code
-unchecked can stop it.
+Hosts check what a peer asked, and engines check again: a value that reaches an engine's native code unchecked
+can stop it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from p2pnode.errors import EngineError
-from p2pnode.models.engine import GenerateRequest, Sampling
+from p2pnode.models.engine import GenerateRequest
+from p2pnode.protocols.inference.messages import SamplingParams
 
 STOP_STRINGS_MAX: Final = 16
 STOP_BYTES_MAX: Final = 256
@@ -29,7 +30,7 @@ _NUMBERS: Final = {
 }
 
 
-def validate_sampling(sampling: Sampling) -> None:
+def validate_sampling(sampling: SamplingParams) -> None:
     """Raise ``EngineError(code="bad_request")`` that names the first wrong field and its range."""
     for field, (least, most) in _INTEGERS.items():
         value = getattr(sampling, field)
@@ -59,18 +60,16 @@ def _bad(field: str, value: object, wanted: str) -> EngineError:
     return EngineError(f"{field} is {str(value)[:40]}; it must be {wanted}", code="bad_request")
 
 
-# What every engine refuses before it takes a place in its queue. Pure.
-
-
 ROLES: Final = ("system", "user", "assistant")
 # No vocabulary in use has longer tokens on average: what is longer than this can't fit.
 _BYTES_PER_TOKEN_MAX: Final = 64
 
 
 def tokens_allowed(request: GenerateRequest, *, n_ctx: int, vocabulary: int) -> int:
-    """How many tokens the answer may have: what was asked for, cut to the context.
+    """How many tokens the answer may have: what was asked for, cut to what the context has left.
 
-    Raises ``EngineError``: ``context_overflow`` when not even one fits, ``bad_request`` otherwise.
+    Raises ``EngineError``: ``context_overflow`` when not even one fits, ``bad_request`` for any other
+    mistake.
     """
     validate_sampling(request.sampling)
     if not request.prompt_ids:
@@ -84,16 +83,17 @@ def tokens_allowed(request: GenerateRequest, *, n_ctx: int, vocabulary: int) -> 
         )
     if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
         raise EngineError(f"prompt ids must be from 0 to {vocabulary - 1}", code="bad_request")
-    if not 0 <= request.untold <= len(request.prompt_ids):
+    if not 0 <= request.text_pending <= len(request.prompt_ids):
         raise EngineError(
-            f"untold is {request.untold}; it counts ids of the prompt, which has {len(request.prompt_ids)}",
+            f"text_pending is {request.text_pending}; it counts ids of the prompt, which has "
+            f"{len(request.prompt_ids)}",
             code="bad_request",
         )
     return min(request.sampling.tokens_max, room)
 
 
 def check_text(text: str, *, n_ctx: int) -> None:
-    """Refuse text that could not fit however it is tokenised, before any work is done on it."""
+    """Raise ``EngineError`` for text that can't fit however it is tokenised, before any work on it."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
@@ -106,7 +106,7 @@ def check_text(text: str, *, n_ctx: int) -> None:
 
 
 def check_messages(messages: Sequence[Mapping[str, str]], *, n_ctx: int) -> None:
-    """Refuse what is no conversation."""
+    """Raise ``EngineError`` for messages that make no conversation, or too long a one."""
     if not messages:
         raise EngineError("the conversation is empty; send at least one message", code="bad_request")
     for message in messages:

@@ -1,10 +1,11 @@
-"""What bytes each token of a GGUF vocabulary spells, and which ids could have spelled given bytes.
+"""``Vocabulary``: the bytes that each token of a GGUF file spells, and the ids that could have spelled given
+bytes.
 
-llama.cpp holds back a stream's frames inside a UTF-8 character, and the ids of the frames it held back
-are lost (it sends the last one only). :meth:`Vocabulary.recover` finds them again where the vocabulary
-leaves one possibility, and says so where it doesn't.
+llama.cpp sends no frame inside a UTF-8 character, so the ids of those tokens are lost but for the last one.
+:meth:`Vocabulary.recover` finds them where the vocabulary allows one answer only, and None where it doesn't.
 
-Pure but for :func:`load_vocabulary`. Rules as in llama.cpp ``src/llama-vocab.cpp``, token_to_piece.
+Pure but for :func:`load_vocabulary`. The rules are those of llama.cpp's ``src/llama-vocab.cpp``,
+token_to_piece.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _TAIL_TOKENS: Final = 4
 
 
 class Vocabulary:
-    """The pieces of one model, by id."""
+    """The pieces of one model's tokens, by id."""
 
     def __init__(
         self,
@@ -51,14 +52,14 @@ class Vocabulary:
         return self.pieces[token] if 0 <= token < len(self.pieces) else b""
 
     def tail_of(self, ids: tuple[int, ...]) -> bytes:
-        """The incomplete UTF-8 character that ``ids`` end in."""
+        """The bytes of the incomplete UTF-8 character at the end of ``ids``."""
         return incomplete_tail(b"".join(self.piece(token) for token in ids[-_TAIL_TOKENS:]))
 
     def recover(self, text: str, last: int, missing: int) -> tuple[int, ...] | None:
-        """The ``missing`` ids before ``last`` that together spell ``text``; None unless there is one answer.
+        """The ``missing`` ids before ``last`` that together spell ``text``; None unless there is exactly one
+        answer.
 
-        Each but the last must leave a character unfinished: otherwise its frame would not have been
-        held back.
+        Each id but the last must leave a character incomplete, for otherwise its frame would have been sent.
         """
         spelled, ending = text.encode(), self.piece(last)
         if "\ufffd" in text or not ending or not spelled.endswith(ending):
@@ -116,7 +117,7 @@ def load_vocabulary(path: Path) -> Vocabulary:
 
 
 def _named(tokens: list[bytes], kinds: tuple[int, ...], *wanted: int) -> dict[str, int]:
-    """Blanks are left out: a run of them is no mark of anything, whoever wrote it."""
+    """Ids by name. Names of blanks only are left out: a run of blanks in a text is no special token."""
     names = ((token.decode("utf-8", "replace"), index) for index, token in enumerate(tokens))
     return {name: index for name, index in names if kinds[index] in wanted and name.strip(" \t\n\r\u2581")}
 

@@ -1,9 +1,10 @@
-"""The default engine: llama.cpp (through xllamacpp) in a child process, driven over a unix socket.
+"""``LlamaCppEngine``, the default engine: llama.cpp (through xllamacpp) in a child process, driven over a
+unix socket.
 
 Requests wait in a bounded queue for one of ``slots`` slots, which llama.cpp decodes together (continuous
-batching). We choose the slot and say whether its cache may be reused, so that no key ever meets another
-key's cache. When the child crashes, hangs or is killed, its requests end with ``EngineError("internal")``
-and the next request starts a new child.
+batching). We choose the slot and say whether its cache may be reused, so that no key ever uses another key's
+cache. When the child crashes, hangs or is killed, its requests end with ``EngineError("internal")``, and the
+next request starts a new child.
 
 Weights are loaded from a ``LocalModel`` only, whose hash ``models/pull/pull.py`` has checked.
 """
@@ -35,7 +36,7 @@ from p2pnode.models.llamacpp.process import LlamaCppProcess
 from p2pnode.models.llamacpp.run import LlamaCppRun
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import MarkedMessages, Piece
-from p2pnode.models.slots import Admission
+from p2pnode.models.slots import SlotQueue
 from p2pnode.models.validation import check_messages, check_text, tokens_allowed
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 
@@ -59,7 +60,7 @@ def _threads_default() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppConfig:
-    """``n_ctx`` is the context of one request, cut to what the model was trained for."""
+    """``n_ctx`` is the context of one request, in tokens, cut to what the model was trained for."""
 
     n_ctx: int = 2048
     slots: int = 4
@@ -88,7 +89,7 @@ class LlamaCppEngine:
         self._model = model
         self._config = config or LlamaCppConfig()
         self._n_ctx = min(self._config.n_ctx, model.manifest.n_ctx)
-        self._admission = Admission(self._config.slots, self._config.queue_max)
+        self._queue = SlotQueue(self._config.slots, self._config.queue_max)
         self._vocabulary: Vocabulary | None = None
         self._server: LlamaCppProcess | None = None
         self._starting = trio.Lock()
@@ -108,7 +109,7 @@ class LlamaCppEngine:
         )
 
     async def aclose(self) -> None:
-        """End the child; requests under way end with ``EngineError``."""
+        """End the child. Requests under way end with ``EngineError``."""
         self._closed = True
         server, self._server = self._server, None
         if server is not None:
@@ -116,7 +117,8 @@ class LlamaCppEngine:
         await trio.lowlevel.checkpoint()
 
     async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """The chat template of the model. A last message of the assistant's is closed, not continued."""
+        """The prompt by the model's chat template. A last message of the assistant's is closed, not
+        continued."""
         check_messages(messages, n_ctx=self._n_ctx)
         marked = MarkedMessages(messages, secrets.token_hex(8))
         answer = await self._call("/apply-template", {"messages": marked.messages})
@@ -125,18 +127,18 @@ class LlamaCppEngine:
         return await self._tokenize(["", *pieces], begins=True)
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
-        """Token ids of plain text: what looks like a special token is text here."""
+        """Token ids of plain text. What looks like a special token in it stays text."""
         check_text(text, n_ctx=self._n_ctx)
         return await self._tokenize([text], begins=False)
 
     def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
-        """As the slot table has it."""
-        return self._admission.table.reusable(cache_key, prompt_ids)
+        """As the slot table says."""
+        return self._queue.table.reusable(cache_key, prompt_ids)
 
     def stats(self) -> EngineStats:
-        """A snapshot. ``extra`` has ``up`` (1 while the child runs)."""
+        """A snapshot of the load. ``extra`` has ``up``, which is 1 while the child runs."""
         up = self._server is not None and self._server.alive
-        return self._admission.stats(restarts=max(0, self._starts - 1), extra={"up": float(up)})
+        return self._queue.stats(restarts=max(0, self._starts - 1), extra={"up": float(up)})
 
     @property
     def child_pid(self) -> int | None:
@@ -148,7 +150,7 @@ class LlamaCppEngine:
         """Run one request."""
         vocabulary = await self._known_vocabulary()
         allowed = tokens_allowed(request, n_ctx=self._n_ctx, vocabulary=len(vocabulary))
-        place = self._admission.enter(request.cache_key, request.prompt_ids)
+        place = self._queue.enter(request.cache_key, request.prompt_ids)
         run = LlamaCppRun(request, allowed, vocabulary, hang_s=self._config.hang_s)
         server: LlamaCppProcess | None = None
 
@@ -169,10 +171,10 @@ class LlamaCppEngine:
                 yield stream
         finally:
             if run.first_token_at is not None:
-                self._admission.record(run.delivered, trio.current_time() - run.first_token_at)
+                self._queue.record(run.delivered, trio.current_time() - run.first_token_at)
             # What a child held died with it.
             kept = server is not None and server is self._server
-            self._admission.leave(place, run.held if kept else ())
+            self._queue.leave(place, run.held if kept else ())
 
     async def _known_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
@@ -192,7 +194,7 @@ class LlamaCppEngine:
             raise await self._failure(server, error) from error
 
     async def _running(self) -> LlamaCppProcess:
-        """The child, started when there is none; who comes meanwhile waits for the same start."""
+        """The child, started when there is none. Callers that come meanwhile wait for the same start."""
         async with self._starting:
             if self._closed:
                 raise EngineError("the engine is closed", code="shutting_down")
@@ -237,10 +239,10 @@ class LlamaCppEngine:
         self._not_before = trio.current_time() + self._backoff.next_s()
 
     async def _lost(self, server: LlamaCppProcess) -> None:
-        """Make an end of a child that is dead or hangs; the first to notice counts it."""
+        """End a child that is dead or hangs. Only the first caller counts the failure."""
         if self._server is server:
             self._server = None
-            self._admission.table.forget()
+            self._queue.table.forget()
             self._count_failure()
             log.warning("engine.lost", pid=server.pid, failures=self._backoff.failures)
         await server.kill()
@@ -248,7 +250,7 @@ class LlamaCppEngine:
     async def _failure(
         self, server: LlamaCppProcess, error: LlamaCppGoneError | LlamaCppHungError | LlamaCppRefusedError
     ) -> EngineError:
-        """What the caller is told, once the child was looked after."""
+        """The error for the caller, after a child that is lost was ended."""
         if isinstance(error, LlamaCppRefusedError):
             return _refusal(error)
         if self._closed:
@@ -273,7 +275,7 @@ def _refusal(error: LlamaCppRefusedError) -> EngineError:
 
 
 def _checked_vocabulary(model: LocalModel) -> Vocabulary:
-    """The vocabulary, once the file looks as it did when its hash was checked. Blocks on the disk."""
+    """The vocabulary, if the file still has the size it had when it was hashed. Blocks on the disk."""
     try:
         size = model.path.stat().st_size
     except OSError as error:

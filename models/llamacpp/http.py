@@ -1,8 +1,8 @@
-"""A lean HTTP client for llama.cpp's server on a unix socket: h11 over a trio stream.
+"""``LlamaCppHttp``: a small HTTP client for llama.cpp's server on a unix socket, h11 over a trio stream.
 
-One connection for each request, because closing it is how a request is cancelled. A stream is read in
-bulk: all frames that have arrived come together, which keeps the cost of a token small.
-This module knows nothing of tokens or slots.
+Each request has a connection of its own, because closing it is how a request is cancelled. A stream is read
+in bulk: all frames that have arrived are returned together, which keeps the cost of a token small. This
+module knows nothing of tokens or slots.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LlamaCppHungError(Exception):
 
 
 class LlamaCppRefusedError(Exception):
-    """The server answered with an error. ``kind`` is llama.cpp's own word for it."""
+    """The server answered with an error. ``kind`` is llama.cpp's own name for it."""
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
         super().__init__(str(error.get("message", "no reason given")))
@@ -46,7 +46,7 @@ class LlamaCppHttp:
         self._key = key
 
     async def call(self, path: str, body: Mapping[str, Any] | None, *, deadline_s: float) -> Any:
-        """One request, its JSON answer. GET without a body, POST with one."""
+        """Send one request; return its JSON answer. It is a GET without a body and a POST with one."""
         data = bytearray()
         try:
             with trio.fail_after(deadline_s):
@@ -67,8 +67,8 @@ class LlamaCppHttp:
     ) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Send a request; yield the frames of its answer, those that arrived together as one list.
 
-        ``LlamaCppHungError`` when no frame comes for ``stall_s``. Comments, which the server sends from
-        another thread to keep a connection open, are no sign of life.
+        Raises ``LlamaCppHungError`` when no frame comes for ``stall_s``. Comments don't count as frames: the
+        server sends them from another thread to keep a connection open, also while it hangs.
         """
         frames = FrameParser()
         async with aclosing(self._exchange(path, body)) as parts:
@@ -89,7 +89,7 @@ class LlamaCppHttp:
             frames.check()
 
     async def _exchange(self, path: str, body: Mapping[str, Any] | None) -> AsyncGenerator[bytes, None]:
-        """The body of the answer in bulk; ``LlamaCppRefusedError`` unless it is a 200."""
+        """The body of the answer in bulk. Raises ``LlamaCppRefusedError`` for any status but 200."""
         connection = h11.Connection(h11.CLIENT)
         try:
             stream = await trio.open_unix_socket(self._socket_path)
@@ -159,7 +159,8 @@ class FrameParser:
         self._error: Exception | None = None
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """The frames that ``data`` completes. Those before an error frame are returned, then it is raised."""
+        """The frames that ``data`` completes. Those before an error frame are returned first; the next call
+        raises it."""
         self.check()
         *whole, self._rest = (self._rest + data).split(b"\n\n")
         frames: list[dict[str, Any]] = []
@@ -177,13 +178,13 @@ class FrameParser:
         return frames
 
     def check(self) -> None:
-        """Raise the error that the last frames were followed by, if any."""
+        """Raise the error that came after the last frames, if there was one."""
         if self._error is not None:
             raise self._error
 
 
 def _frame_in(event: bytes) -> dict[str, Any] | None:
-    """The frame of one event; None for a comment and for the end."""
+    """The frame of one event; None for a comment and for the end of the stream."""
     name, _, value = event.partition(b": ")
     if name not in (b"data", b"error") or value == b"[DONE]":
         return None
@@ -194,8 +195,8 @@ def _frame_in(event: bytes) -> dict[str, Any] | None:
     if not isinstance(frame, dict):
         raise LlamaCppGoneError("a frame is no JSON object")
     if name == b"error" or "error" in frame:
-        told = frame.get("error", frame)
-        raise LlamaCppRefusedError(_status_in(told), told if isinstance(told, dict) else {})
+        found = frame.get("error", frame)
+        raise LlamaCppRefusedError(_status_in(found), found if isinstance(found, dict) else {})
     return frame
 
 

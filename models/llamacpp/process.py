@@ -1,7 +1,8 @@
-"""Starts and ends the child process of ``llamacpp.server``, and says whether it lives.
+"""``LlamaCppProcess``: starts and ends the child process of ``llamacpp/server.py``, and tells whether it
+lives.
 
-One object is one child: a restart makes a new one. The socket lies in a fresh 0700 directory, and every
-request needs a random key that only stdin carried.
+One object is one child: a restart makes a new one. The socket lies in a new 0700 directory, and every request
+needs a random key that the child got through stdin only.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class LlamaCppProcess:
     async def start(
         cls, *, model: Path, n_ctx: int, slots: int, threads: int, runtime_dir: Path | None, deadline_s: float
     ) -> Self:
-        """Start a child and wait until it serves; ``EngineError`` says why it doesn't."""
+        """Start a child and wait until it serves. Raises ``EngineError`` that says why it doesn't."""
         directory = _private_directory(runtime_dir)
         config = {
             "model": str(model),
@@ -54,7 +55,7 @@ class LlamaCppProcess:
         }
         try:
             # -P: the child must be this package, not whatever the working directory calls p2pnode.
-            # A session of its own: Ctrl-C in a terminal goes to all of a group, and answers must end first.
+            # A session of its own: Ctrl-C in a terminal goes to a whole group, and answers must end first.
             process = await trio.lowlevel.open_process(
                 [sys.executable, "-P", "-m", _MODULE],
                 stdin=PIPE,
@@ -86,7 +87,7 @@ class LlamaCppProcess:
 
     @property
     def pid(self) -> int:
-        """Of the child."""
+        """The child's process id."""
         return self._process.pid
 
     @property
@@ -95,13 +96,13 @@ class LlamaCppProcess:
         return self._process.poll() is None
 
     async def wait_dead(self, seconds: float) -> bool:
-        """Whether the child ends within so many seconds."""
+        """Wait at most ``seconds`` for the child's end; return whether it has ended."""
         with trio.move_on_after(seconds):
             await self._process.wait()
         return not self.alive
 
     async def stop(self) -> None:
-        """End the child: ask first, then kill."""
+        """End the child: ask it first, then kill it."""
         with trio.CancelScope(shield=True):
             if self._process.stdin is not None:
                 await self._process.stdin.aclose()
@@ -146,7 +147,7 @@ def _load_failure(model: Path, answer: dict[str, Any]) -> str:
 
 
 def _private_directory(runtime_dir: Path | None) -> Path:
-    """A new 0700 directory; elsewhere when the path is too long for a socket's address."""
+    """A new 0700 directory; a system's temporary one when the path is too long for a socket's address."""
     if runtime_dir is not None and len(str(runtime_dir)) <= _SOCKET_PATH_MAX - len(
         "/p2pnode-12345678/engine.sock"
     ):

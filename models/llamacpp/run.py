@@ -1,8 +1,11 @@
-"""One request to llama.cpp: from frames to engine events, across as many completions as it takes.
+"""``LlamaCppRun``: one request to llama.cpp, from its frames to engine events.
 
-Most requests are one streamed completion. When ids are lost inside a character (see ``llamacpp_ids``), the
-stream is dropped, the lost ids are made again without streaming, and a new stream goes on from there: the
-slot's cache holds everything before, so that costs milliseconds.
+Most requests are one streamed completion. llama.cpp sends nothing inside a UTF-8 character: a frame carries
+only the id it was sent for, and the ids of the tokens that began the character never come.
+``tokens_predicted`` tells how many there were. ``IdStream`` recovers them where text and vocabulary allow one
+answer only. Where they don't, the stream is dropped, the lost ids are made again without streaming (which
+does give every id), and a new stream goes on from there. The slot's cache holds everything before, so that
+this costs milliseconds.
 
 This module knows nothing of queues, processes or restarts.
 """
@@ -26,7 +29,7 @@ _SAMPLERS: Final = ("penalties", "top_k", "top_p", "min_p", "temperature")
 
 
 class LlamaCppRun:
-    """A request and what has become of it. ``allowed`` is the most tokens its answer may have."""
+    """A request and its state. ``allowed`` is the most tokens that its answer may have."""
 
     def __init__(
         self, request: GenerateRequest, allowed: int, vocabulary: Vocabulary, *, hang_s: float
@@ -35,9 +38,9 @@ class LlamaCppRun:
         self._allowed = allowed
         self._vocabulary = vocabulary
         self._hang_s = hang_s
-        told = len(request.prompt_ids) - request.untold
-        self._untold = request.prompt_ids[told:]
-        before = vocabulary.tail_of(request.prompt_ids[:told])
+        known = len(request.prompt_ids) - request.text_pending
+        self._text_pending = request.prompt_ids[known:]
+        before = vocabulary.tail_of(request.prompt_ids[:known])
         self._text = TextAssembler(vocabulary.piece, request.sampling.stop, before=before)
         self._ids: list[int] = []
         self._started = False
@@ -48,7 +51,7 @@ class LlamaCppRun:
         """What the slot's cache holds for sure."""
 
     async def events(self, http: LlamaCppHttp, assignment: Assignment) -> AsyncGenerator[EngineEvent, None]:
-        """Run it. Raises what ``http`` raises."""
+        """Run the request; yield its events. Raises what ``http`` raises."""
         reuse = assignment.own
         while True:
             ids = IdStream(self._vocabulary)
@@ -82,7 +85,7 @@ class LlamaCppRun:
     def _take(
         self, bulk: Iterable[Mapping[str, Any]], ids: IdStream, assignment: Assignment
     ) -> Iterator[EngineEvent]:
-        """The events of the frames that arrived together: one ``Tokens`` for all their ids."""
+        """The events of frames that arrived together, with one ``Tokens`` for all their ids."""
         certain: list[int] = []
         for frame in bulk:
             if (progress := frame.get("prompt_progress")) is not None:
@@ -90,8 +93,8 @@ class LlamaCppRun:
                 continue
             if not self._started:
                 yield from self._prefill(assignment.reusable, len(self._request.prompt_ids))
-            untold, self._untold = self._untold, ()
-            yield from self._released(self._text.retell(untold))
+            pending, self._text_pending = self._text_pending, ()
+            yield from self._released(self._text.release_pending(pending))
             certain += ids.take(frame)
             if ids.lost:
                 break
@@ -124,7 +127,7 @@ class LlamaCppRun:
             yield Tokens(ids=released.ids, text=released.text)
 
     async def _make_again(self, http: LlamaCppHttp, slot: int, lost: int) -> tuple[list[int], bool]:
-        """The next ``lost`` ids, and whether the turn ended after them."""
+        """Make the next ``lost`` ids again; return them, and whether the turn ended after them."""
         body = self._body(slot, reuse=True) | {"stream": False, "n_predict": lost}
         answer = await http.call("/completion", body, deadline_s=self._hang_s)
         ids, end_of_turn = [int(token) for token in answer["tokens"]], answer["stop_type"] == "eos"
@@ -150,21 +153,8 @@ class LlamaCppRun:
         }
 
 
-# From llama.cpp's stream frames to token ids, each exactly once.
-#
-# A frame carries the one id it was sent for. Inside a UTF-8 character llama.cpp sends nothing, so the ids of
-# the tokens that began the character never come; ``tokens_predicted`` jumps and tells how many. They are
-# recovered where text and vocabulary leave one possibility. Where they don't, ``lost`` says how many ids
-# must
-# be made again: whoever drives the engine asks for them from the last certain id on, without streaming,
-# which
-# does give every id.
-#
-# Pure. This module knows nothing of text or of stop strings.
-
-
 class IdStream:
-    """The ids of one streamed completion."""
+    """From the frames of one streamed completion to its ids, each exactly once. Pure."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -172,7 +162,7 @@ class IdStream:
         self._silent: list[int] = []
         """Ids without text, held until it shows that they are not the end of the turn."""
         self.lost = 0
-        """How many ids after the certain ones exist and can't be told. Nothing is taken after this."""
+        """How many ids after the certain ones exist and are unknown. Nothing is taken after this."""
         self.ended = False
         """The last frame came."""
         self.end_of_turn = False

@@ -1,12 +1,12 @@
 """The child process that holds llama.cpp: ``python -m p2pnode.models.llamacpp.server``.
 
-A process of its own, so that a crash, a hang or running out of memory in native code costs its requests an
-error and never the node. It reads one line of JSON from stdin (a key must not stand in argv), loads the
-model, serves llama.cpp's own HTTP API on one unix socket, writes one line of JSON to stdout, and lives until
-stdin closes: whatever ends the parent closes it. (PR_SET_PDEATHSIG would not do: it fires when the *thread*
-that started the child ends, and trio starts processes from worker threads that come and go.)
+It is a process of its own, so that a crash, a hang or running out of memory in native code costs its requests
+an error and never ends the node. It reads one line of JSON from stdin (a key must not stand in argv), loads
+the model, serves llama.cpp's own HTTP API on one unix socket, writes one line of JSON to stdout, and lives
+until stdin closes: whatever ends the parent closes it. (PR_SET_PDEATHSIG would not do: it fires when the
+*thread* that started the child ends, and trio starts processes from worker threads that come and go.)
 
-This module knows nothing of requests, slots or keys of caches. Its parent is ``llamacpp_process``.
+This module knows nothing of requests, slots or cache keys. Its parent is ``llamacpp/process.py``.
 """
 
 from __future__ import annotations

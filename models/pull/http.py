@@ -1,8 +1,8 @@
-"""A plain HTTP(S) download that resumes: ``Range`` guarded by ``If-Range``, hashed while it streams.
+"""A plain HTTP(S) download that can be resumed: ``Range`` guarded by ``If-Range``, hashed while it streams.
 
-The ``.part`` file stays after a failure together with the validator (``ETag`` or ``Last-Modified``) of
-what it holds part of; without one the next attempt begins anew. A lock on the ``.part`` file keeps two
-pulls from writing into each other.
+The ``.part`` file stays after a failure, with the validator (``ETag`` or ``Last-Modified``) of the file that
+it is a part of; without a validator the next attempt begins anew. A lock on the ``.part`` file keeps two
+pulls from writing into the same file.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ log = structlog.get_logger(__name__)
 
 
 class _InterruptedError(Exception):
-    """This attempt ended early; another may go on."""
+    """This attempt ended early; the next one may go on."""
 
 
 async def pull_http(source: HttpSource, target: Target, config: PullConfig) -> None:
-    """Download ``source`` to ``target``, however many attempts it takes while bytes keep coming."""
+    """Download ``source`` to ``target``, in as many attempts as it takes while more bytes come."""
     with _locked(target) as file:
         part = await trio.to_thread.run_sync(_Part.open, file, target)
         require_space(target, target.manifest.size_bytes - part.done, config)
@@ -98,7 +98,7 @@ async def _attempt(client: httpx.AsyncClient, source: HttpSource, target: Target
 
 
 async def _accept(response: httpx.Response, target: Target, part: _Part) -> None:
-    """Bring the ``.part`` file to where the body of ``response`` begins, or refuse it."""
+    """Bring the ``.part`` file to the place where the response's body begins, or raise."""
     total = target.manifest.size_bytes
     status = response.status_code
     if status == _PARTIAL:

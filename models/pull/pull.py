@@ -1,8 +1,8 @@
-"""Brings a model's weights to this machine, and lets nothing through whose hash is not the manifest's.
+"""Brings a model's weights to this machine, and accepts nothing whose hash is not the manifest's.
 
-Weights inside an installed distribution, and files named by their path, are used **in place**: the
-package manager and the user own those files, a copy would cost the disk twice, and a hard link fails
-across file systems and outlives what its owner removed. Everything else lands in the models directory as
+Weights inside an installed distribution and files named by their path are used **in place**: the package
+manager and the user own those files, a copy would take the disk space twice, and a hard link fails across
+file systems and outlives what its owner removed. Everything else is stored in the models directory as
 ``NAME-HASH8.gguf``: written to a ``.part`` file, hashed, synced, and only then renamed.
 
 This module knows nothing of engines and prints nothing: progress goes to a callback.
@@ -52,11 +52,11 @@ async def pull(
     progress: Progress = no_progress,
     config: PullConfig = DEFAULT_PULL,
 ) -> LocalModel:
-    """The model of ``entry``, fetched when it isn't here yet.
+    """The model of ``entry``, fetched when it isn't on this machine.
 
-    ``progress(done_bytes, total_bytes)`` is called with ever more bytes, also where some are fetched again.
-    Raises ``ConfigError`` when the source has not what the manifest says or can't be reached, and
-    ``StorageError`` when the disk can't take it.
+    ``progress(done_bytes, total_bytes)`` is called with rising byte counts, even where some are fetched
+    again. Raises ``ConfigError`` when the source can't be reached or has another file than the manifest says,
+    and ``StorageError`` when it can't be written to the disk.
     """
     if entry.path is not None:
         return await _adopt(entry.name, entry.path, models_dir)
@@ -80,9 +80,9 @@ async def pull(
 
 
 async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalModel:
-    """Hash the weights again, whatever the index remembers; ``ConfigError`` when they are not right.
+    """Hash the weights again, whatever the index says. Raises ``ConfigError`` when they are not right.
 
-    A file that was named by its path must be what it was when it was taken up.
+    A file that was named by its path must still be the file that was hashed when it was first pulled.
     """
     named = isinstance(model, CatalogueEntry) and model.path is not None
     local = model if isinstance(model, LocalModel) else await locate(model, models_dir)
@@ -108,7 +108,7 @@ async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalM
 
 
 async def locate(entry: CatalogueEntry, models_dir: Path) -> LocalModel | None:
-    """What ``pull`` would take without fetching anything, with what it should be; None where it would fetch.
+    """What ``pull`` would take without fetching anything; None where it would fetch.
 
     Changes nothing. Raises ``ConfigError`` for a named file that is no model.
     """
@@ -127,7 +127,7 @@ async def locate(entry: CatalogueEntry, models_dir: Path) -> LocalModel | None:
 
 
 async def check_weights(model: LocalModel, remedy: str) -> None:
-    """Hash the weights again; ``ConfigError`` that ends with ``remedy`` when they are not right."""
+    """Hash the weights again. Raises ``ConfigError`` that ends with ``remedy`` when they are not right."""
     found = await trio.to_thread.run_sync(sha256_of, model.path)
     if found != model.manifest.weights:
         raise ConfigError(
@@ -146,7 +146,7 @@ def _target(entry: CatalogueEntry, models_dir: Path, progress: Progress) -> tupl
 
 
 async def _adopt(name: str, path: Path, models_dir: Path) -> LocalModel:
-    """A file the user named: whatever it is, its hash says which model it is."""
+    """The model of a file that the user named: its hash says which model it is."""
     path = Path(await trio.Path(path).absolute())
     if (known := recall(models_dir, path)) is not None:
         return known
@@ -164,7 +164,7 @@ async def _described(name: str, path: Path) -> LocalModel:
 
 
 async def _check(entry: CatalogueEntry, path: Path, models_dir: Path) -> LocalModel | None:
-    """The file at ``path`` if it is the model of ``entry``, hashed unless it was and hasn't changed."""
+    """The file at ``path`` if it is the model of ``entry``. It is hashed unless it was and hasn't changed."""
     assert entry.manifest is not None  # noqa: S101 - _target has seen to it
     known = recall(models_dir, path)
     if known is None or known.manifest.weights != entry.manifest.weights:

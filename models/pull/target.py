@@ -1,7 +1,7 @@
-"""What every kind of download shares: where it goes, room on the disk, and the last step.
+"""``Target``: what every kind of download shares: where it goes, room on the disk, and the last step.
 
-The last step is :func:`commit`: hash compared, file synced, renamed, directory synced. Nothing else makes
-a file in the models directory that an engine may load.
+The last step is :func:`commit`: the hash is compared, the file synced and renamed, and the directory synced.
+Nothing else makes a file in the models directory that an engine may load.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _MIB: Final = 1 << 20
 
 
 def no_progress(_done_bytes: int, _total_bytes: int | None) -> None:
-    """Report to nobody."""
+    """Report nothing."""
 
 
 def forwards(progress: Progress) -> Progress:
-    """The same, told only of what is more than it was told before, and of the first.
+    """``progress``, called only with more bytes than ever before, and the first time.
 
-    A download that must begin anew and a wheel that is moved and unpacked have fewer bytes for a while; for
-    whoever watches, what was had once is where it stands until there is more.
+    A download that begins anew, or a wheel that is moved and unpacked, has fewer bytes for a while. What is
+    shown then stays where it was until there is more.
     """
     furthest = -1
 
-    def told(done: int, total: int | None) -> None:
+    def only_more(done: int, total: int | None) -> None:
         nonlocal furthest
         if done > furthest:
             furthest = done
             progress(done, total)
 
-    return told
+    return only_more
 
 
 def _free_bytes(directory: Path) -> int:
@@ -54,9 +54,9 @@ class PullConfig:
     pip_arguments: tuple[str, ...] = ()
     """More arguments for ``pip download``, an index or ``--find-links`` for example."""
     attempts: int = 5
-    """Of an HTTP download in a row that brought it no further than it was before."""
+    """How many attempts of an HTTP download in a row may bring no new bytes."""
     retry_wait_s: float = 0.5
-    """Before the second attempt; it doubles each time."""
+    """The wait before the second attempt; it doubles each time."""
     stall_s: float = 30.0
     """A connection that brings nothing for this long is dropped and tried again."""
 
@@ -66,7 +66,7 @@ DEFAULT_PULL: Final = PullConfig()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where one download goes, and what it must turn out to be."""
+    """Where one download goes, and the manifest that it must match."""
 
     name: str
     path: Path
@@ -75,12 +75,12 @@ class Target:
 
     @property
     def part(self) -> Path:
-        """The unfinished file."""
+        """The file of the unfinished download."""
         return self.path.with_name(self.path.name + ".part")
 
 
 def require_space(target: Target, needed_bytes: int, config: PullConfig) -> None:
-    """``StorageError``, with what is needed and where, unless ``needed_bytes`` and some slack are free."""
+    """Raise ``StorageError`` unless ``needed_bytes`` and some more are free on the disk."""
     directory = target.path.parent
     free = config.free_bytes(directory)
     if free < needed_bytes + _SLACK_BYTES:

@@ -22,7 +22,7 @@ from p2pnode.bench.rates import Clocked
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.engine import Engine, GenerateRequest, Sampling, Tokens
+from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine, parse_engine_name
@@ -31,6 +31,7 @@ from p2pnode.node.keys import PeerKey, receipt_address
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import sign_digest
+from p2pnode.protocols.inference.messages import SamplingParams
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 
@@ -70,7 +71,7 @@ async def _generate(engine: Engine, command: dict[str, Any]) -> list[dict[str, f
         prompt_ids = await engine.render([{"role": "user", "content": text}])
         request = GenerateRequest(
             prompt_ids=tuple(prompt_ids),
-            sampling=Sampling(tokens_max=command["tokens"], temperature=0.0),
+            sampling=SamplingParams(tokens_max=command["tokens"], temperature=0.0),
             cache_key=secrets.token_bytes(32),
         )
         came = 0

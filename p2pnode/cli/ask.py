@@ -151,7 +151,6 @@ def make_sampling(
     import secrets
 
     from p2pnode.errors import EngineError, UsageError
-    from p2pnode.models.engine import Sampling
     from p2pnode.models.validation import validate_sampling
     from p2pnode.protocols.inference.messages import SamplingParams
 
@@ -163,8 +162,9 @@ def make_sampling(
         "seed": drawn,
         "stop": tuple(stop or ()),
     }
+    sampling = SamplingParams(**values)
     try:
-        validate_sampling(Sampling(**values))
+        validate_sampling(sampling)
     except EngineError as error:
         flags = {"tokens_max": "max-tokens", "top_p": "top-p"}
         field, _, rest = str(error).partition(" ")
@@ -173,7 +173,7 @@ def make_sampling(
     if not 0 <= drawn < 1 << 32:
         msg = f"--seed is {drawn}; it must be an integer from 0 to {(1 << 32) - 1}"
         raise UsageError(msg)
-    return SamplingParams(**values)
+    return sampling
 
 
 def make_client(

@@ -18,7 +18,7 @@ from p2pnode.errors import ChainError, ConfigError, EngineError
 from p2pnode.files import OTHERS, read_text_or_none
 from p2pnode.host.join import LISTEN_DEFAULT
 from p2pnode.models.catalogue import Catalogue, CatalogueEntry
-from p2pnode.models.engine import GenerateRequest, Sampling
+from p2pnode.models.engine import GenerateRequest
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.pull.pull import check_weights, locate
 from p2pnode.models.registry import EngineSpec, make_engine
@@ -29,6 +29,7 @@ from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.reachability import reach_code, reachability
+from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.words import count_of
 
 DISK_MARGIN_BYTES: Final = 1 << 30
@@ -185,7 +186,7 @@ class Machine:
             with trio.fail_after(ENGINE_DEADLINE_S):
                 info = await engine.load()
                 ids = await engine.render([{"role": "user", "content": "Hello"}])
-                sampling = Sampling(tokens_max=4)
+                sampling = SamplingParams(tokens_max=4)
                 request = GenerateRequest(prompt_ids=ids, sampling=sampling, cache_key=b"doctor")
                 started = trio.current_time()
                 async with engine.generate(request) as events:

@@ -6,6 +6,7 @@ What a paid machine decides about money goes to the till, which makes it durable
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -14,7 +15,7 @@ import trio
 from p2pnode.errors import EngineError
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
-from p2pnode.models.engine import Done, Engine, GenerateRequest, Prefill, Sampling, Started, Tokens
+from p2pnode.models.engine import Done, Engine, GenerateRequest, Prefill, Started, Tokens
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.sleep import SleepWatch
@@ -263,9 +264,10 @@ async def _generate(
     prompt_ids = (*await _prompt_ids(engine, body), *order.answer_ids)
     request = GenerateRequest(
         prompt_ids=prompt_ids,
-        sampling=_sampling(body, order.tokens_max),
+        sampling=replace(body.sampling, tokens_max=order.tokens_max),
         cache_key=cache_key,
-        untold=0 if order.answer_ids else body.text_pending,  # told with the first of the answer's own ids
+        # With the first of the answer's own ids, the text of those before came too.
+        text_pending=0 if order.answer_ids else body.text_pending,
     )
     flow = _Coalescer(order.run, len(order.answer_ids), limits, report)
     async with engine.generate(request) as events:
@@ -281,20 +283,6 @@ async def _generate(
                 case Done(reason=reason):
                     await flow.flush()
                     await report(GenDone(order.run, reason))
-
-
-def _sampling(body: PromptBody, tokens_max: int) -> Sampling:
-    asked = body.sampling
-    return Sampling(
-        tokens_max=tokens_max,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        min_p=asked.min_p,
-        repeat_penalty=asked.repeat_penalty,
-        seed=asked.seed,
-        stop=asked.stop,
-    )
 
 
 class _Coalescer:

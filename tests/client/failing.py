@@ -10,7 +10,7 @@ import trio
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.models.engine import GenerateRequest, Sampling, Tokens
+from p2pnode.models.engine import GenerateRequest, Tokens
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.protocols.inference.messages import SamplingParams
@@ -27,7 +27,7 @@ async def unkilled(question: str = QUESTION, tokens: int = TOKENS) -> tuple[list
     engine = ScriptedEngine()
     prompt = await engine.render([{"role": "user", "content": question}])
     request = GenerateRequest(
-        prompt_ids=prompt, sampling=Sampling(tokens_max=tokens, temperature=0), cache_key=b"alone"
+        prompt_ids=prompt, sampling=SamplingParams(tokens_max=tokens, temperature=0), cache_key=b"alone"
     )
     ids: list[int] = []
     text = ""

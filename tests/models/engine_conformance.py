@@ -12,21 +12,13 @@ import pytest
 import trio
 
 from p2pnode.errors import EngineError
-from p2pnode.models.engine import (
-    Done,
-    Engine,
-    EngineEvent,
-    GenerateRequest,
-    Prefill,
-    Sampling,
-    Started,
-    Tokens,
-)
+from p2pnode.models.engine import Done, Engine, EngineEvent, GenerateRequest, Prefill, Started, Tokens
+from p2pnode.protocols.inference.messages import SamplingParams
 
 N_CTX = 256
 SLOTS = 2
 QUEUE = 1
-GREEDY = Sampling(tokens_max=12, temperature=0.0)
+GREEDY = SamplingParams(tokens_max=12, temperature=0.0)
 QUESTION = [{"role": "user", "content": "Tell me about the sea."}]
 
 _keys = itertools.count()
@@ -49,13 +41,13 @@ class Answer:
 async def ask(
     engine: Engine,
     prompt: tuple[int, ...],
-    sampling: Sampling = GREEDY,
+    sampling: SamplingParams = GREEDY,
     key: bytes | None = None,
     *,
-    untold: int = 0,
+    text_pending: int = 0,
 ) -> Answer:
     request = GenerateRequest(
-        prompt_ids=prompt, sampling=sampling, cache_key=key or fresh_key(), untold=untold
+        prompt_ids=prompt, sampling=sampling, cache_key=key or fresh_key(), text_pending=text_pending
     )
     with trio.fail_after(30):
         async with engine.generate(request) as stream:
@@ -97,7 +89,7 @@ class EngineConformance:
 
     async def test_a_seed_repeats_its_answer_and_another_seed_gives_another(self, engine: Engine) -> None:
         prompt = await question(engine)
-        hot = Sampling(tokens_max=12, temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
+        hot = SamplingParams(tokens_max=12, temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
         first = (await ask(engine, prompt, hot)).ids
         assert (await ask(engine, prompt, hot)).ids == first
         others = [(await ask(engine, prompt, replace(hot, seed=seed))).ids for seed in (8, (1 << 64) - 1)]
@@ -115,14 +107,20 @@ class EngineConformance:
         assert held.text + rest.text == whole.text
         assert rest.started.reused >= len(longer) - 2
 
-    @pytest.mark.parametrize("untold", [1, 7, 20])
+    @pytest.mark.parametrize("text_pending", [1, 7, 20])
     async def test_ids_without_their_text_are_told_and_not_made_again(
-        self, engine: Engine, untold: int
+        self, engine: Engine, text_pending: int
     ) -> None:
         prompt = await question(engine)
         whole = await ask(engine, prompt, replace(GREEDY, tokens_max=30))
-        told = await ask(engine, prompt, replace(GREEDY, tokens_max=20 - untold)) if untold < 20 else None
-        rest = await ask(engine, prompt + whole.ids[:20], replace(GREEDY, tokens_max=10), untold=untold)
+        told = (
+            await ask(engine, prompt, replace(GREEDY, tokens_max=20 - text_pending))
+            if text_pending < 20
+            else None
+        )
+        rest = await ask(
+            engine, prompt + whole.ids[:20], replace(GREEDY, tokens_max=10), text_pending=text_pending
+        )
         assert rest.ids == whole.ids[20:]
         assert rest.done == Done(reason="length", tokens_out=10)
         assert (told.text if told is not None else "") + rest.text == whole.text
@@ -137,21 +135,21 @@ class EngineConformance:
         across = plain.text[len(held) - 3 : len(held) + 3]
         at = plain.text.index(across)
         stopping = replace(GREEDY, tokens_max=15, stop=(across,))
-        rest = await ask(engine, prompt + plain.ids[:15], stopping, untold=15)
+        rest = await ask(engine, prompt + plain.ids[:15], stopping, text_pending=15)
         assert rest.text == plain.text[:at]
         assert rest.done == Done(reason="stop", tokens_out=len(rest.ids))
         # One that is complete in them leaves nothing to make.
         inside = replace(stopping, stop=(plain.text[2:6],))
-        rest = await ask(engine, prompt + plain.ids[:15], inside, untold=15)
+        rest = await ask(engine, prompt + plain.ids[:15], inside, text_pending=15)
         assert (rest.ids, rest.text) == ((), plain.text[: plain.text.index(plain.text[2:6])])
         assert rest.done == Done(reason="stop", tokens_out=0)
 
-    @pytest.mark.parametrize("untold", [-1, 1_000])
+    @pytest.mark.parametrize("text_pending", [-1, 1_000])
     async def test_more_ids_without_text_than_there_are_are_refused(
-        self, engine: Engine, untold: int
+        self, engine: Engine, text_pending: int
     ) -> None:
         with pytest.raises(EngineError) as refused:
-            await ask(engine, await question(engine), untold=untold)
+            await ask(engine, await question(engine), text_pending=text_pending)
         assert refused.value.code == "bad_request"
 
     async def test_another_key_never_reuses_a_prefix(self, engine: Engine) -> None:

@@ -10,8 +10,9 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.errors import EngineError
-from p2pnode.models.engine import Done, GenerateRequest, Sampling, Started, Tokens
+from p2pnode.models.engine import Done, GenerateRequest, Started, Tokens
 from p2pnode.models.scripted import Faults, ScriptedConfig, ScriptedEngine
+from p2pnode.protocols.inference.messages import SamplingParams
 from tests.models.engine_conformance import (
     GREEDY,
     N_CTX,
@@ -116,7 +117,7 @@ async def test_a_hang_lasts_until_the_caller_gives_up(autojump_clock: MockClock)
 async def test_closing_ends_requests_with_an_error_that_says_so() -> None:
     engine = ScriptedEngine(ScriptedConfig(tokens_per_s=1.0))
     request = GenerateRequest(
-        prompt_ids=await question(engine), sampling=Sampling(tokens_max=5), cache_key=b""
+        prompt_ids=await question(engine), sampling=SamplingParams(tokens_max=5), cache_key=b""
     )
     async with engine.generate(request) as stream:
         assert isinstance(await anext(stream), Started)

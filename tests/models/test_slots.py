@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import EngineError
-from p2pnode.models.slots import Admission, Assignment, SlotTable, common_prefix
+from p2pnode.models.slots import Assignment, SlotQueue, SlotTable, common_prefix
 
 PROMPT = (1, 2, 3, 4)
 
@@ -92,7 +92,7 @@ def test_the_common_prefix_is_common_and_longest(left: list[int], right: list[in
 
 
 async def test_places_are_served_in_order_and_a_full_queue_refuses() -> None:
-    admission = Admission(slots=1, queue_max=2)
+    admission = SlotQueue(slots=1, queue_max=2)
     first, second, third = (admission.enter(key, PROMPT) for key in (b"a", b"b", b"c"))
     with pytest.raises(EngineError, match="2 requests wait") as full:
         admission.enter(b"d", PROMPT)
@@ -107,7 +107,7 @@ async def test_places_are_served_in_order_and_a_full_queue_refuses() -> None:
 
 
 def test_the_time_to_come_back_follows_what_requests_took_and_stays_in_bounds() -> None:
-    admission = Admission(slots=2, queue_max=8)
+    admission = SlotQueue(slots=2, queue_max=8)
     assert admission.retry_after_s() == 0.5
     admission.record(tokens=101, seconds=10.0)
     assert admission.retry_after_s() == 5.0

@@ -103,7 +103,7 @@ def test_wherever_an_answer_is_cut_what_is_held_and_what_follows_are_the_whole(
 
     before = incomplete_tail(b"".join(pieces[i] for i in ids[:told]))
     second = TextAssembler(pieces.__getitem__, tuple(stop), before=before)
-    more = [second.retell(ids[told:])]
+    more = [second.release_pending(ids[told:])]
     for token in range(len(ids), len(pieces)):
         if second.stopped:
             break
