@@ -12,7 +12,6 @@ import pytest
 
 from p2pnode.files import write_private
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
-from p2pnode.models.pull.pull import pull as pull_module
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey
 from tests.cli.support import LISTEN, Program, Ran, ask, give, run, wallet
@@ -381,14 +380,14 @@ def test_a_model_file_with_the_wrong_hash(data_dir: Path) -> None:
 def test_a_model_that_is_not_here_can_not_be_verified(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pull_module, "find_distribution_file", lambda _source: None)
+    monkeypatch.setattr("p2pnode.models.pull.pull.find_distribution_file", lambda _source: None)
     ran = run("models", "verify", DEFAULT_MODEL, "--data-dir", data_dir)
     _check(ran, 1, "is not on this machine: run `p2pnode models pull")
 
 
 @pytest.mark.parametrize("command", ["models pull", "join --no-mdns --model"])
 def test_no_space_for_the_download(data_dir: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull_module, "find_distribution_file", lambda _source: None)
+    monkeypatch.setattr("p2pnode.models.pull.pull.find_distribution_file", lambda _source: None)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1 << 20))
     ran = run(*command.split(), DEFAULT_MODEL, "--data-dir", data_dir)
     assert ran.code == 1
