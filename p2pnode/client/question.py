@@ -20,8 +20,7 @@ from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, pasted
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.manifest import Manifest, parse_model_id
-from p2pnode.models.manifest import SCRIPTED, scripted_model_id
+from p2pnode.models.manifest import SCRIPTED, Manifest, parse_model_id, scripted_model_id
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
