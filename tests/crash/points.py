@@ -19,8 +19,8 @@ from typing import Any, Literal, Never, Self, get_args
 from p2pnode.chain.evm.ledger import EvmLedger
 from p2pnode.chain.evm.node import EvmNode
 from p2pnode.node.driver import MessageChannel
-from p2pnode.payments.journal import bought as journal_client
-from p2pnode.payments.journal import hosted as journal_host
+from p2pnode.payments.journal import payee as journal_host
+from p2pnode.payments.journal import payer as journal_client
 from p2pnode.payments.journal.journal import Journal
 
 When = Literal["before", "inside", "after"]

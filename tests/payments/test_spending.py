@@ -40,7 +40,7 @@ from p2pnode.protocols.inference.messages import Open
 from p2pnode.protocols.typed_data import amount_due, voucher_digest
 from tests.chain.memory_world import MEMORY_DOMAINS
 from tests.payments.journals import DAY, NOW, TERMS, voucher, writing
-from tests.payments.purses import (
+from tests.payments.signers import (
     DOLLAR,
     PAYER,
     PAYER_SECRET,
@@ -401,7 +401,7 @@ _BUYER = """
 import sys, trio
 from pathlib import Path
 from p2pnode.payments.spending import SpendingCapError
-from tests.payments.purses import priced, purse_world
+from tests.payments.signers import priced, purse_world
 
 async def main(path, first):
     sys.stdin.readline()

@@ -20,9 +20,9 @@ from p2pnode.chain.evm.order_book import Ending, SentOrder, SignedTransaction
 from p2pnode.durable import SqliteFile
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.payments.journal import bought as client
-from p2pnode.payments.journal import hosted as host
 from p2pnode.payments.journal import orders
+from p2pnode.payments.journal import payee as host
+from p2pnode.payments.journal import payer as client
 from p2pnode.payments.journal import receipts as taken
 from p2pnode.payments.journal.orders import WalletOnChain
 from p2pnode.payments.journal.owner import Owner, is_alive
