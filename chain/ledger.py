@@ -9,14 +9,13 @@ conformance suite holds for both. Amounts are token units, ether is wei, times a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import Domain
 
-CLAIMS_MAX: Final = 25
 """Claims in one ``CloseMany``, as the contract has it."""
 
 

@@ -17,12 +17,12 @@ from typing import Any, Final
 
 import platformdirs
 
+from p2pnode.contract_rules import SESSION_FEE_MAX
 from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import read_text_or_none
 from p2pnode.money import USDC, usdc_text, usdc_units
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-SESSION_FEE_MAX: Final = 250_000
 """0.25 USDC, as the contract has it."""
 _AMOUNT_MAX: Final = 10_000 * USDC
 """Of a price and of a spending limit: whoever writes more has most likely written token units."""

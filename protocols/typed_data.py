@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from p2pnode.contract_rules import TOKENS_PER_PRICE
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import abi_encode, keccak256
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 
-TOKENS_PER_PRICE: Final = 1_000_000
 VALID_AFTER: Final = 0
 """Authorisations for a session begin at once."""
 

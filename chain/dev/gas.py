@@ -21,6 +21,7 @@ from p2pnode.chain.dev.embedded import (
     address_of_secret,
     deploy,
 )
+from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.ids import ModelId
 from p2pnode.protocols.crypto import keccak256, sign_digest
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
@@ -39,7 +40,6 @@ REAL_TOKEN_GAS: Final = {"gas.open": 14_500, "gas.settle": 8_500, "gas.settle_in
 """What Circle's FiatTokenV2_2 behind its FiatTokenProxy takes beyond our double, measured here with its
 published bytecode: open 121.8k (138.9k first), settle 80.9k (115.1k first), 34.1k each in a batch of ten."""
 
-_CHALLENGE_S: Final = 86_400
 _TREASURY, _HOST, _PAYER, _VOUCHER_KEY, _STRANGER = (
     keccak256(name)
     for name in (b"gas treasury", b"gas host", b"gas payer", b"gas voucher key", b"gas stranger")
@@ -147,7 +147,7 @@ class _Sessions:
         asked = market.send(self.payer, "request_close", terms_tuple(terms), NO_VOUCHER, b"").gas_used
         voucher = voucher_tuple(self.voucher(terms))
         recorded = market.send(self.stranger, "submit_voucher", terms_tuple(terms), voucher).gas_used
-        self.chain.travel(_CHALLENGE_S)
+        self.chain.travel(CHALLENGE_S)
         return asked, recorded, market.send(self.stranger, "refund", terms_tuple(terms)).gas_used
 
     def release(self) -> int:

@@ -21,7 +21,6 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.order_book import Order
 from p2pnode.chain.ledger import (
-    CLAIMS_MAX,
     Call,
     ClaimSkipped,
     Close,
@@ -42,6 +41,7 @@ from p2pnode.chain.ledger import (
     Withdraw,
     Withdrawn,
 )
+from p2pnode.contract_rules import CLAIMS_MAX
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.money import usdc_text

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Final
 
 from p2pnode.chain.ledger import (
-    CLAIMS_MAX,
     AccountState,
     Call,
     Close,
@@ -36,6 +35,7 @@ from p2pnode.chain.ledger import (
 from p2pnode.chain.memory.market_rules import Commit, Context, MarketRules
 from p2pnode.chain.memory.registry_rules import RegistryRules
 from p2pnode.chain.memory.token_rules import SignatureCheck, TokenRules
+from p2pnode.contract_rules import CLAIMS_MAX
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import keccak256

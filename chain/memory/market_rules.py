@@ -15,7 +15,6 @@ from typing import Final, TypeAlias
 
 from p2pnode.chain.evm.rpc_answers import NO_REASON
 from p2pnode.chain.ledger import (
-    CLAIMS_MAX,
     ClaimSkipped,
     Close,
     CloseMany,
@@ -36,6 +35,7 @@ from p2pnode.chain.ledger import (
     Withdrawn,
 )
 from p2pnode.chain.memory.token_rules import SIGNATURE_MAX, SignatureCheck, TokenRules, require
+from p2pnode.contract_rules import CHALLENGE_S, CLAIMS_MAX, DURATION_MAX_S, SESSION_FEE_MAX, treasury_share
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
@@ -47,11 +47,6 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 
-SESSION_FEE_MAX: Final = 250_000
-CHALLENGE_S: Final = 86_400
-DURATION_MAX_S: Final = 432_000
-_TREASURY_BPS: Final = 1_000
-_BPS: Final = 10_000
 _VOUCHER_SIGNATURE_MAX: Final = 65
 
 
@@ -287,7 +282,7 @@ class MarketRules:
     ) -> SessionClosed:
         amount = max(owed, terms.session_fee)
         self._sessions[session] = EscrowState(status="closed", recorded=amount)
-        to_treasury = (amount - terms.session_fee) * _TREASURY_BPS // _BPS
+        to_treasury = treasury_share(amount - terms.session_fee)
         refund = terms.deposit - amount
         pushed = self._push(terms.payer, refund)
         self._push(context.sender, tip)

@@ -12,14 +12,12 @@ from dataclasses import replace
 
 from p2pnode.chain.ledger import EscrowState, Slash, Slashed
 from p2pnode.chain.memory.token_rules import require
+from p2pnode.contract_rules import BPS, REPORTER_BPS
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.inference.messages import Receipt
 from p2pnode.protocols.inference.receipts import link_root, receipt_digest
 from p2pnode.protocols.typed_data import Domain, session_id
-
-_REPORTER_BPS = 1_000
-_BPS = 10_000
 
 
 class RegistryRules:
@@ -55,7 +53,7 @@ class RegistryRules:
             require(signer == terms.receipt_key, "NodeRegistry: bad signature")
         amount = self.stakes[terms.host]
         require(amount > 0, "NodeRegistry: nothing at stake")
-        reward = 0 if sender == terms.host else amount * _REPORTER_BPS // _BPS
+        reward = 0 if sender == terms.host else amount * REPORTER_BPS // BPS
         slashed = Slashed(
             session=session, host=terms.host, reporter=sender, amount=amount, reward=reward, block=block
         )

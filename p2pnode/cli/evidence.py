@@ -71,7 +71,7 @@ def _evidence(config: NodeConfig) -> list[Evidence]:
 async def _fetch(config: NodeConfig, output: Output) -> None:
     from p2pnode.client.client import Client
     from p2pnode.payments.books import need_profile
-    from p2pnode.payments.redelivery import fetch_all
+    from p2pnode.payments.checkpoints import fetch_all
 
     profile = need_profile(config)
     async with Client(config, remember=False) as client:

@@ -54,8 +54,8 @@ _ADVICE: Final = (
 
 
 _CAPS = (
-    "spending caps are counted in each data dir by itself: where this wallet is used in another one, too, "
-    "the caps of a day and of a host hold in each of them"
+    "spending limits are counted in each data dir by itself: where this wallet is used in another one, too, "
+    "the limits of a day and of a host hold in each of them"
 )
 
 

@@ -2,7 +2,7 @@
 
 A client dials; it listens on nothing, takes no lock, and speaks with a peer key that lives in memory only.
 It remembers in the data dir, if there is one, whom it reached and how hosts did. Its wallet is opened when
-a host that costs something is chosen, within the caps of the configuration.
+a host that costs something is chosen, within the spending limits of the configuration.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import trio
 from p2pnode.client.answer import Answer
 from p2pnode.client.conversation import Talk
 from p2pnode.client.conversations import Conversations
-from p2pnode.client.debts import Debts
 from p2pnode.client.failover import Held
 from p2pnode.client.hosts import Searches, load_measured, save_measured
 from p2pnode.client.pool import SessionPool
@@ -36,6 +35,7 @@ from p2pnode.protocols.inference.messages import SamplingParams
 
 if TYPE_CHECKING:
     from p2pnode.payments.payer import Payer
+    from p2pnode.payments.redelivery import Redeliverer
 
 
 class Client:
@@ -67,8 +67,8 @@ class Client:
             payer=payer,
             on_event=on_event,
         )
-        self._debts = Debts(self.runtime)
-        self.pool = SessionPool(self.runtime, self._debts)
+        self._redeliverer: Redeliverer | None = None
+        self.pool = SessionPool(self.runtime, self._redeliver)
         self.searches = Searches(self.runtime, self.pool, in_thread=in_thread)
         self._questions = Questions(self.runtime, self.pool, self.searches)
         self.conversations = Conversations(self.runtime, self.searches, self._questions, in_thread=in_thread)
@@ -81,8 +81,9 @@ class Client:
             self.searches.measured = await off_the_loop(load, in_thread=self._in_thread)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.runtime.run())
-            if self.runtime.owns_node:
-                self._debts.pay_first()
+            self._redeliverer = self._make_redeliverer()
+            if self._redeliverer is not None and self.runtime.pays and self.runtime.owns_node:
+                self._redeliverer.begin()
             self._stack = stack.pop_all()
         return self
 
@@ -102,7 +103,8 @@ class Client:
             self.pool.close()
             with trio.move_on_after(runtime.limits.close_deadline_s, shield=True):
                 await self.pool.wait_closed()
-                await self._debts.wait_tried()
+                if self._redeliverer is not None:
+                    await self._redeliverer.wait_tried()
             if self._remember and runtime.data.root.is_dir():
                 save = partial(save_measured, runtime.data.measured, dict(self.searches.measured))
                 with trio.CancelScope(shield=True):
@@ -116,6 +118,21 @@ class Client:
     def node(self) -> Node:
         """The node underneath."""
         return self.runtime.node
+
+    def _make_redeliverer(self) -> Redeliverer | None:
+        """None for a client that pays nothing: it opens no journal, and loads nothing of payments."""
+        runtime = self.runtime
+        if runtime.payer is None and not runtime.pays:
+            return None
+        from p2pnode.payments.redelivery import Redeliverer
+
+        return Redeliverer(runtime.config, runtime.node, runtime.tasks, runtime.tell)
+
+    def _redeliver(self) -> None:
+        """Hosts that vanished in this run may be back."""
+        opened = self.runtime.payer.opened if self.runtime.payer is not None else None
+        if self._redeliverer is not None and opened is not None:
+            self._redeliverer.soon(opened)
 
     # ---- asking
 

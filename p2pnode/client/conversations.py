@@ -107,7 +107,7 @@ class Conversations:
         failures = {str(peer): why for peer, why in unreached.items()} | dict(recovery.failures)
         recovery = replace(recovery, failures=failures)
         if recovery.sessions and self._runtime.pays:
-            from p2pnode.payments.redelivery import restore_purchases
+            from p2pnode.payments.payer import restore_purchases
 
             now = self._runtime.now()
             await restore_purchases(self._runtime.config, recovery.sessions, now)

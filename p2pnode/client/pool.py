@@ -11,7 +11,6 @@ from typing import Final
 import structlog
 import trio
 
-from p2pnode.client.debts import Debts
 from p2pnode.client.hosts import HostSearch
 from p2pnode.client.ranking import Candidate, is_priced
 from p2pnode.client.runtime import Runtime
@@ -35,8 +34,8 @@ _WAIT_TOLD_S: Final = 8.0
 class SessionPool:
     """Of one client. Each paid session is used until its deposit is: its fee was paid for all of it."""
 
-    def __init__(self, runtime: Runtime, debts: Debts) -> None:
-        self._runtime, self._debts = runtime, debts
+    def __init__(self, runtime: Runtime, redeliver: Callable[[], None]) -> None:
+        self._runtime, self._redeliver = runtime, redeliver
         self._free: list[Session] = []
         """Idle sessions. Of a host and a model the last one used comes last: its cache is the warmest."""
 
@@ -179,12 +178,12 @@ class SessionPool:
                 await standby.run()
 
         self._runtime.tasks.start_soon(self._runtime.node.network.guard.run, run)
-        self._debts.pay_soon()
+        self._redeliver()
         return scope
 
     def release(self, session: Session) -> None:
         """Keep an idle session for the next turn with the same host."""
-        self._debts.pay_soon()
+        self._redeliver()
         if session.over:
             return
         if not session.paid:  # a second free one would only take a place at the host

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from p2pnode.contract_rules import treasury_share
 from p2pnode.errors import LocalError
 
 PRICE_IN: Final = 1_000_000
 PRICE_OUT: Final = 2_000_000
 SESSION_FEE: Final = 10_000
 """USDC units: 1 and 2 USDC per million tokens, 1 cent a session."""
-_TREASURY_SHARE: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def dues(items: Iterable[Item], host_of: Mapping[str, str]) -> dict[str, int]:
     """
     due = dict.fromkeys((*host_of.values(), "treasury", "client"), 0)
     for item in items:
-        treasury = (item.price - SESSION_FEE) // _TREASURY_SHARE
+        treasury = treasury_share(item.price - SESSION_FEE)
         due[host_of[item.peer]] += item.price - treasury
         due["treasury"] += treasury
         due["client"] -= item.price

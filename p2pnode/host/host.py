@@ -22,7 +22,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.node.identity import HostIdentity, is_due
 from p2pnode.node.node import Node
 from p2pnode.payments.checkpoints import serve_receipts
-from p2pnode.payments.escrow import Cashier, HostMoney, Source
+from p2pnode.payments.escrow import EscrowIntake, HostMoney, Source
 from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.adverts.exchange import Standing
 from p2pnode.protocols.adverts.messages import Address, Load, Offer
@@ -86,11 +86,11 @@ class Host:
         self._draining = False
         self._session_ended = trio.Event()
         self._epoch = int(node.wall() * 1000)
-        self.cashier: Cashier | None = None
+        self.escrow: EscrowIntake | None = None
         self._kept: KeptSessions | None = None
         if money is not None:
             self._epoch = money.journal.next_epoch(self._epoch)
-            self.cashier = Cashier(
+            self.escrow = EscrowIntake(
                 money.ledger,
                 money.journal,
                 identity,
@@ -98,11 +98,11 @@ class Host:
                 wall=node.wall,
                 on_ending=self._end,
                 on_settled=self._settled,
-                caps=money.caps,
+                exposure_limits=money.exposure_limits,
                 budget=money.budget,
             )
             self._kept = KeptSessions(
-                self.cashier,
+                self.escrow,
                 epoch=self._epoch,
                 grants=self._granted,
                 wall=node.wall,
@@ -127,15 +127,15 @@ class Host:
     async def start(self) -> None:
         """Serve, advertise cold, load the engines one after another, advertise warm."""
         node = self._node
-        if self.cashier is not None:
-            await self.cashier.prepare(self._epoch)
-            serve_receipts(node, self.cashier.journal)
+        if self.escrow is not None:
+            await self.escrow.prepare(self._epoch)
+            serve_receipts(node, self.escrow.journal)
         node.network.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
         if any(model.priced for model in self._models.values()):
             serve_counts(node, self._countable)
         node.before_close(self.drain)
-        if self.cashier is not None:
-            node.start_soon(self.cashier.run)
+        if self.escrow is not None:
+            node.start_soon(self.escrow.run)
         await node.follow(list(self._models))
         await self._advertise()
         for model in self._models.values():
@@ -182,9 +182,9 @@ class Host:
             if self._kept is not None:
                 self._kept.give_up_all()
             await self._node.adverts.withdraw()
-            if self.cashier is not None:
+            if self.escrow is not None:
                 with trio.move_on_after(self._node.limits.settle_deadline_s):
-                    await self.cashier.settler.settle_all()
+                    await self.escrow.settler.settle_all()
         finally:
             with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
                 for model in self._models.values():
@@ -254,7 +254,7 @@ class Host:
             on_opened=lambda opened: self._opened(session, opened),
             on_turn=lambda turn: self._served(session, turn),
             on_relay=lambda order: self._relay(session, order),
-            cashier=self.cashier,
+            escrow=self.escrow,
             sleep=node.sleep,
         )
         self._sessions.add(session)
@@ -309,9 +309,9 @@ class Host:
     def _granted(self, journalled: HostedSession) -> HostTerms | None:
         """What a session of an earlier start is granted now; its terms' prices hold."""
         terms = journalled.terms
-        if self.cashier is None:
+        if self.escrow is None:
             return None
-        payment = self.cashier.asks(
+        payment = self.escrow.asks(
             price_in=terms.price_in, price_out=terms.price_out, session_fee=terms.session_fee
         )
         if (payment.wallet, payment.receipt_key) != (terms.host, terms.receipt_key):
@@ -344,7 +344,7 @@ class Host:
             payment = self._payment(model)
             if payment is None:
                 return _cannot_be_paid(model)
-            if self.cashier is not None and (refusal := self._refuses(self.cashier, message, payment)):
+            if self.escrow is not None and (refusal := self._refuses(self.escrow, message, payment)):
                 return refusal
         limits = self._node.limits
         if self._by_peer[session.peer] > limits.sessions_per_peer or not self._has_room(session):
@@ -354,25 +354,25 @@ class Host:
         return self._terms(info.n_ctx, payment)
 
     @staticmethod
-    def _refuses(cashier: Cashier, message: Open, payment: HostPayment) -> Refuse | None:
+    def _refuses(escrow: EscrowIntake, message: Open, payment: HostPayment) -> Refuse | None:
         try:
-            return cashier.refuses(message, payment)
+            return escrow.refuses(message, payment)
         except StorageError as error:
             return _unreadable(error)
 
     def _payment(self, model: HostedModel) -> HostPayment | None:
-        if self.cashier is None or not model.priced:
+        if self.escrow is None or not model.priced:
             return None
-        return self.cashier.asks(
+        return self.escrow.asks(
             price_in=model.price_in, price_out=model.price_out, session_fee=model.session_fee
         )
 
     def _relay(self, stream: ServedSession, order: Relay) -> None:
         model = self._models[order.request.model]
         payment = self._payment(model)
-        if self.cashier is not None and payment is not None:
+        if self.escrow is not None and payment is not None:
             source = Source(stream.peer, stream.address, self._epoch)
-            self.cashier.take(order.request, payment, source, stream.tell)
+            self.escrow.take(order.request, payment, source, stream.tell)
 
     def _has_room(self, newcomer: ServedSession) -> bool:
         """Make it where needed: a few peers that only sit on sessions must not keep others from answers."""

@@ -2,7 +2,7 @@
 
 A stream that is lost leaves its session for the linger; whoever proves the voucher key takes it over. One
 that an earlier start left in the journal can be rebuilt, once in this start and by the same proof. It knows
-nothing of engines or of the chain: the cashier settles.
+nothing of engines or of the chain: the escrow settles.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import trio
 
 from p2pnode.host.session import ServedSession
 from p2pnode.ids import SessionId
-from p2pnode.payments.escrow import Cashier
+from p2pnode.payments.escrow import EscrowIntake
 from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.inference.messages import Refuse, Resume
 from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
@@ -27,14 +27,14 @@ class KeptSessions:
 
     def __init__(
         self,
-        cashier: Cashier,
+        escrow: EscrowIntake,
         *,
         epoch: int,
         grants: Callable[[HostedSession], HostTerms | None],
         wall: Callable[[], float],
         linger_s: float,
     ) -> None:
-        self._cashier, self._wall, self._linger_s = cashier, wall, linger_s
+        self._escrow, self._wall, self._linger_s = escrow, wall, linger_s
         self._epoch, self._grants = epoch, grants
         self._records: dict[SessionId, OpenSession] = {}
         self._lapsed: dict[SessionId, LapsedSession] = {}
@@ -46,7 +46,7 @@ class KeptSessions:
     def find(self, message: Resume) -> OpenSession | LapsedSession | Refuse:
         """The session a client asks for. Whether it is the client's, the machine decides."""
         record = self._records.get(message.session)
-        journalled = self._cashier.journal.hosted_one(message.session)
+        journalled = self._escrow.journal.hosted_one(message.session)
         if journalled is not None and journalled.state in ("open", "over"):
             due = journalled.settle_at is not None and journalled.settle_at <= self._wall()
             found = record or self._find_lapsed(journalled)
@@ -56,7 +56,7 @@ class KeptSessions:
 
     def _find_lapsed(self, journalled: HostedSession) -> LapsedSession | None:
         """One of an earlier start. What this start served and let go of is never rebuilt."""
-        session, journal = journalled.session, self._cashier.journal
+        session, journal = journalled.session, self._escrow.journal
         if session not in self._lapsed and journalled.epoch < self._epoch:
             granted = self._grants(journalled)
             if granted is None:
@@ -75,7 +75,7 @@ class KeptSessions:
         """A stream rebuilt it from the journal. Why it may take no turn, or ""."""
         self._live[record.session] = stream
         self._records[record.session] = record
-        return await self._cashier.recovered(record.session, record.epoch, stream.address)
+        return await self._escrow.recovered(record.session, record.epoch, stream.address)
 
     async def began(self, record: OpenSession, stream: ServedSession) -> None:
         """A stream has it: the first, or one that resumed it."""
@@ -84,20 +84,20 @@ class KeptSessions:
         if record.session in self._records:
             if before is not None and before is not stream:
                 before.replaced()
-            await self._cashier.resumed(record.session)
+            await self._escrow.resumed(record.session)
         self._records[record.session] = record
 
     async def ended(self, session: SessionId, stream: ServedSession, *, lingers: bool) -> None:
         """A stream is over. One that was replaced changes nothing."""
         if self._live.get(session) is not stream:
             if session not in self._records:  # it ended before it was accepted
-                await self._cashier.over(session, unpaid=0, lingers=False)
+                await self._escrow.over(session, unpaid=0, lingers=False)
             return
         del self._live[session]
         record = self._records[session]
         if not lingers:
             del self._records[session]  # before anything is waited for: nobody may resume it meanwhile
-        await self._cashier.over(session, unpaid=unpaid(record), lingers=lingers)
+        await self._escrow.over(session, unpaid=unpaid(record), lingers=lingers)
 
     async def wait_given_up(self, session: SessionId) -> None:
         """Wait for the linger to pass; then it is nobody's, unless it was resumed since.
@@ -132,7 +132,7 @@ class KeptSessions:
         """No stream has it, and none may have it again. The first time only means anything."""
         record = self._records.pop(session, None)
         if record is not None:
-            self._cashier.given_up(session, unpaid=unpaid(record))
+            self._escrow.given_up(session, unpaid=unpaid(record))
 
 
 def unpaid(record: OpenSession) -> int:

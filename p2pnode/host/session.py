@@ -19,7 +19,7 @@ from p2pnode.models.engine import Done, Engine, GenerateRequest, Prefill, Starte
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.sleep import SleepWatch
-from p2pnode.payments.escrow import Cashier
+from p2pnode.payments.escrow import EscrowIntake
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     Count,
@@ -62,10 +62,10 @@ class ServedSession:
         on_opened: Callable[[Opened], Awaitable[Engine | None]],
         on_turn: Callable[[TurnServed], None],
         on_relay: Callable[[Relay], None] = lambda _order: None,
-        cashier: Cashier | None = None,
+        escrow: EscrowIntake | None = None,
         sleep: SleepWatch | None = None,
     ) -> None:
-        self._on_relay, self._cashier = on_relay, cashier
+        self._on_relay, self._escrow = on_relay, escrow
         self._machine, self._stream, self._limits = machine, stream, limits
         self._on_opened, self._on_turn = on_opened, on_turn
         self._driver = Driver(
@@ -163,17 +163,17 @@ class ServedSession:
 
     async def _money(self, value: Relay | Count | Issued | Paid) -> None:
         """Nothing that follows from it is sent or served before this returns."""
-        session, cashier = self.session, self._cashier
+        session, escrow = self.session, self._escrow
         match value:
             case Relay():
                 self.session, self.paid = value.session, True
                 self._on_relay(value)
             case Count() if self._nursery is not None:
                 self._nursery.start_soon(self._count, value)
-            case Issued(receipt=receipt) if cashier is not None and session is not None:
-                await cashier.issued(session, receipt)
-            case Paid(voucher=voucher) if cashier is not None and session is not None:
-                await cashier.paid(session, voucher)
+            case Issued(receipt=receipt) if escrow is not None and session is not None:
+                await escrow.issued(session, receipt)
+            case Paid(voucher=voucher) if escrow is not None and session is not None:
+                await escrow.paid(session, voucher)
             case _:
                 pass
 

@@ -1,4 +1,8 @@
-"""A data dir's money, opened together: its wallet, the ledger it is on, and the journal."""
+"""A data dir's money, opened together: its wallet, the ledger it is on, and the journal.
+
+A chain profile becomes a ledger that runs, a file a journal that is written: for whoever pays or is paid.
+web3 is imported when a ledger is opened and not before, so that a free session never loads it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """All of it, for as long as the block lasts that opened them."""
+    """Wallet, ledger, journal and orders, for as long as the block lasts that opened them."""
 
     wallet: Wallet
     ledger: EvmLedger
@@ -92,9 +96,7 @@ async def books_of(
         yield books
 
 
-# A chain profile becomes a ledger that runs, a file a journal that is written: for whoever pays or is paid.
-#
-# web3 is imported on the way, and only here on the way: a free session never comes by.
+# ---- one by one
 
 
 def profile_path(config: NodeConfig) -> Path | None:

@@ -1,8 +1,9 @@
-"""Fetches a session's receipts from its host again, checks each, and compares them with this client's own.
+"""Receipts of a session, shown again: a host serves them from its journal, a client compares them.
 
-Each receipt that holds is noted in the journal, where a second one for a place becomes evidence. The host is
-asked for what it signed; what it leaves out is told, and proves nothing. Knows nothing of what becomes of
-evidence.
+Whoever proves the voucher key of a session may ask for its receipts and the best voucher, one page at a time,
+a few streams a peer. The client checks each receipt, compares it with its own, and notes it in the journal,
+where a second one for a place becomes evidence. What a host leaves out is told, and proves nothing. Knows
+nothing of what becomes of evidence, nor of sessions that are being served.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from typing import Final
 import structlog
 import trio
 
-from p2pnode.errors import ProtocolError, RefusedError, StorageError, UnreachableError
+from p2pnode.chain.profile import ChainProfile
+from p2pnode.config import NodeConfig
+from p2pnode.errors import ProtocolError, RefusedError, RemoteError, StorageError, UnreachableError
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
+from p2pnode.node.datadir import DataDir
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.node import Node
+from p2pnode.payments.books import open_journal
 from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.protocols.checkpoint.client import FetchClient
 from p2pnode.protocols.checkpoint.commands import (
@@ -39,12 +44,15 @@ from p2pnode.protocols.checkpoint.messages import CODEC, PROTOCOL, Refuse
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.inference.receipts import conflicting
-from p2pnode.protocols.typed_data import Domain
+from p2pnode.protocols.typed_data import Domain, market_domain, session_id
+
+log = structlog.get_logger()
+_STREAMS_PER_PEER: Final = 2
 
 
 @dataclass(slots=True)
 class FetchedReceipts:
-    """What a host showed of one session, beside what this client holds."""
+    """What a host showed of one session, compared with what this client holds."""
 
     same: int = 0
     unknown: list[Receipt] = field(default_factory=list)
@@ -54,7 +62,7 @@ class FetchedReceipts:
     withheld: int = 0
     """Receipts this client holds and the host did not show."""
     voucher: Voucher | None = None
-    """The best the host says it has."""
+    """The best voucher that the host says it has."""
 
 
 async def fetch_receipts(
@@ -152,13 +160,40 @@ def _place(receipt: Receipt) -> tuple[int, int]:
     return receipt.epoch, receipt.checkpoint.seq
 
 
-# Serves a session's receipts and best voucher again, from the journal, to whoever proves its voucher key.
-#
-# One page at a time, a few streams a peer. Knows nothing of sessions that are being served.
+async def fetch_all(
+    config: NodeConfig, profile: ChainProfile, node: Node
+) -> list[tuple[SessionId, FetchedReceipts | None, str]]:
+    """Ask the host of each paid session of this market for its receipts: what it showed, or why none.
+
+    Hosts are asked a few at once, each within its deadline. Raises ``StorageError``.
+    """
+    path, found = DataDir(config.data_dir).journal, []
+    if not path.exists():
+        return []
+    limiter = trio.CapacityLimiter(node.limits.deliveries_at_once)
+    market = market_domain(profile.chain_id, profile.job_marketplace)
+
+    async def fetch(record: BoughtSession, journal: Journal) -> None:
+        shown, why = None, "its host did not answer in time"
+        async with limiter:
+            with trio.move_on_after(node.limits.delivery_deadline_s):
+                try:
+                    shown = await fetch_receipts(
+                        record, journal, market, node.network, limits=node.limits, now=int(node.wall())
+                    )
+                    why = ""
+                except RemoteError as error:
+                    why = str(error)
+        found.append((record.session, shown, why))
+
+    async with open_journal(path) as journal, trio.open_nursery() as nursery:
+        for record in journal.purchases("open", "over", "settled"):
+            if session_id(market, record.terms) == record.session:
+                nursery.start_soon(fetch, record, journal)
+    return found
 
 
-log = structlog.get_logger()
-_STREAMS_PER_PEER: Final = 2
+# ---- the host's side
 
 
 def serve_receipts(node: Node, journal: Journal) -> None:

@@ -1,8 +1,9 @@
-"""The money side of a host: takes a payer's deposit, bounds what is unpaid, writes down before it acts.
+"""Escrow intake: a host takes a payer's deposit, bounds what is unpaid, and journals before it acts.
 
-Nobody is served before the deposit is in escrow and nobody has asked to close it: whatever is served
-before that is a gift to whoever moves the funds. It knows no stream and no engine: ``host.py`` gives it
-what the machines decide.
+Nobody is served before the deposit is in escrow and no close was asked for: what is served before that is
+lost when the payer moves its funds. The wallet's key stays in memory while a paid host runs, for it settles
+when its clients vanish and its owner sleeps; a host that asks for nothing opens neither wallet nor journal.
+It knows no stream and no engine: ``host.py`` gives it what the machines decide.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from p2pnode.money import usdc_text
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import HostIdentity
 from p2pnode.payments.books import open_books
-from p2pnode.payments.exposure import Exposure, ExposureCaps
+from p2pnode.payments.exposure import Exposure, ExposureLimits
 from p2pnode.payments.gas import HostGas
 from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.journal import HostedSession, Journal
@@ -53,7 +54,7 @@ class Source:
 
 @dataclass(slots=True)
 class _Deposit:
-    """One that is on its way (until ``decided``), or in escrow."""
+    """A deposit that is on its way (until ``decided``), or in escrow."""
 
     terms: SessionTerms
     decided: bool = False
@@ -62,7 +63,7 @@ class _Deposit:
     """When it is to be settled; None while a stream has it."""
 
 
-class Cashier:
+class EscrowIntake:
     """One per host that asks for money. ``run`` it for as long as the host serves."""
 
     def __init__(
@@ -75,12 +76,12 @@ class Cashier:
         wall: Callable[[], float],
         on_ending: OnEnding,
         on_settled: OnSettled = lambda _record, _amount: None,
-        caps: ExposureCaps | None = None,
+        exposure_limits: ExposureLimits | None = None,
         budget: GasBudget | None = None,
     ) -> None:
         self.ledger, self.journal = ledger, journal
         self._identity, self._limits, self._wall, self._on_ending = identity, limits, wall, on_ending
-        self.exposure = Exposure(caps or ExposureCaps())
+        self.exposure = Exposure(exposure_limits or ExposureLimits())
         self.gas = HostGas(ledger, budget or GasBudget(), wall)
         self.settler = Settler(
             ledger,
@@ -139,9 +140,9 @@ class Cashier:
     # ---- a deposit
 
     def take(self, request: Open, payment: HostPayment, source: Source, report: Report) -> None:
-        """Bring the deposit home in the background; ``report`` says how it went, once."""
+        """Take the deposit into escrow in the background; ``report`` hears how it went, once."""
         if self._nursery is None or request.terms is None or request.authorisation is None:
-            msg = "a deposit needs terms and a cashier that runs"
+            msg = "a deposit needs terms and a escrow that runs"
             raise ChainError(msg)
         session = session_id(payment.market, request.terms)
         self._deposits[session] = _Deposit(request.terms)
@@ -163,8 +164,8 @@ class Cashier:
         try:
             await self._take(request, payment, record, address, report)
         except Exception as error:
-            # A full disk costs this session, never the node; and so does whatever else a payer's terms, or
-            # what the chain says of him, may make us fail on.
+            # A full disk ends this session, never the node; and so does any error that a payer's terms, or
+            # what the chain says of the payer, may cause.
             if isinstance(error, LocalError):
                 log.warning("open.failed", session=record.session.hex()[:16], reason=str(error))
             else:
@@ -173,7 +174,7 @@ class Cashier:
             if deposit is not None:
                 deposit.decided = True
             self._forget(record.session)
-            report(NotEscrowed(Refuse(code="internal", detail="this host can't keep its books now")))
+            report(NotEscrowed(Refuse(code="internal", detail="this host can't write its journal now")))
 
     async def _take(
         self, request: Open, payment: HostPayment, record: HostedSession, address: str | None, report: Report
@@ -247,7 +248,7 @@ class Cashier:
         return None
 
     async def _too_dear(self, record: HostedSession) -> Refuse | None:
-        """Gas must not eat the fee, nor an open the ether that settlements take."""
+        """Refuse where gas costs more than the fee, or where an open would use the ether for settlements."""
         unsettled = len(self.journal.hosted("open", "over", "relaying"))
         why = await self.gas.why_not_open(record.terms.session_fee, unsettled)
         if not why:
@@ -272,9 +273,10 @@ class Cashier:
         await self.journal.host_issuing(session, receipt)
 
     async def recovered(self, session: SessionId, epoch: int, address: str | None) -> str:
-        """It goes on after a restart, under ``epoch``: durable first. Why it may take no turn, or "".
+        """Go on with a session after a restart, under ``epoch``. Returns why it may take no turn, or "".
 
-        Whatever the chain says, its final voucher is worth taking: the chain is asked meanwhile.
+        The epoch is durable before anything is signed under it. The chain is asked in the background, for
+        the final voucher is worth taking whatever it answers.
         """
         await self.journal.host_resumed(session, epoch)
         record = self.journal.hosted_one(session)
@@ -288,7 +290,7 @@ class Cashier:
         return ""
 
     async def _look_again(self, session: SessionId) -> None:
-        """Is it still in escrow? A chain that does not answer tells later: the settler watches it."""
+        """End the session if it is no longer in escrow. A chain that is away answers the settler later."""
         try:
             with trio.fail_after(self._limits.chain_deadline_s):
                 escrow = await self.ledger.session(session)
@@ -309,7 +311,7 @@ class Cashier:
             deposit.abandoned = True  # nobody waits for it: the one that takes it lets it go
             return
         if not lingers:
-            self._lost(session, unpaid)  # first: whatever becomes of the writing below, it may owe no more
+            self._lost(session, unpaid)  # before the write below, which may fail: it can owe no more
         await self._over(session, self._limits.linger_s if lingers else 0.0)
 
     def given_up(self, session: SessionId, *, unpaid: int) -> None:
@@ -382,10 +384,7 @@ def _refusal_of(error: ChainError | trio.TooSlowError) -> Refuse:
     return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)
 
 
-# What a host is paid with: the wallet's signer, a ledger that sends from it, and the journal.
-#
-# The wallet's key stays in memory while a paid host runs: it settles when its clients vanish and its owner
-# sleeps. A host that asks for nothing opens none of this.
+# ---- what a host is paid with
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +393,7 @@ class HostMoney:
 
     ledger: Ledger
     journal: Journal
-    caps: ExposureCaps = field(default_factory=ExposureCaps)
+    exposure_limits: ExposureLimits = field(default_factory=ExposureLimits)
     budget: GasBudget = field(default_factory=GasBudget)
 
 

@@ -1,7 +1,7 @@
-"""What a host stands to lose, and the caps on it: pure arithmetic over token units. No I/O, no clock.
+"""What a host stands to lose, and the limits on it. Pure arithmetic over token units: no I/O, no clock.
 
 A session may owe at most its window: that much is reserved while it lives. What was served and never paid
-stays on the books for a day. Both count against the caps of the payer, of its network prefix and of the
+counts for a day. Both count against the limits of the payer, of its network prefix and of the
 host as a whole, so that a thousand fresh payers of one attacker cost the host what one may cost it.
 """
 
@@ -21,7 +21,7 @@ _PREFIX_BITS: Final = {4: 24, 6: 48}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExposureCaps:
+class ExposureLimits:
     """Token units (1e-6 USDC) that may be unpaid at any time, losses of the last day included."""
 
     session: int = 50_000
@@ -40,8 +40,8 @@ class _Line:
 class Exposure:
     """Reservations of live sessions and the losses of the last day."""
 
-    def __init__(self, caps: ExposureCaps) -> None:
-        self._caps = caps
+    def __init__(self, limits: ExposureLimits) -> None:
+        self._limits = limits
         self._lines: dict[SessionId, _Line] = {}
         self._losses: deque[tuple[float, _Line]] = deque(maxlen=_LOSSES_MAX)
         self._payers: Counter[bytes] = Counter()
@@ -50,24 +50,24 @@ class Exposure:
 
     @property
     def units(self) -> int:
-        """What could be lost now, and what was lost in the last day."""
+        """Token units that could be lost now, and those lost in the last day."""
         return self._all
 
     def reserve(self, session: SessionId, payer: bytes, address: str | None, units: int, now: float) -> str:
-        """Let this session owe up to ``units``, in place of what it might before. Returns why not, or ""."""
+        """Let this session owe up to ``units``, in place of what it could before. Returns why not, or ""."""
         self._forget(now)
         self.release(session)
         line = _Line(payer, prefix_of(address), units)
-        caps = self._caps
-        for what, held, cap in (
-            ("this session", 0, caps.session),
-            ("this payer", self._payers[payer], caps.payer),
-            ("its network", self._prefixes[line.prefix], caps.prefix),
-            ("all payers", self._all, caps.all),
+        limits = self._limits
+        for what, held, limit in (
+            ("this session", 0, limits.session),
+            ("this payer", self._payers[payer], limits.payer),
+            ("its network", self._prefixes[line.prefix], limits.prefix),
+            ("all payers", self._all, limits.all),
         ):
-            if held + units > cap:
+            if held + units > limit:
                 return (
-                    f"{what} may owe this host {usdc_text(cap)} unpaid at most; "
+                    f"{what} may owe this host {usdc_text(limit)} unpaid at most; "
                     f"{usdc_text(held)} stand out, this session could owe {usdc_text(units)}"
                 )
         self._lines[session] = line

@@ -1,6 +1,9 @@
 """Where every cent is: the journal's sessions and the chain's balances, added up. All amounts are USDC units.
 
-As payer and as host at once, for one wallet may be both. What can't move says why, and when it will.
+A wallet's money as payer and as host, for one wallet may be both. For money that can't move the reason is
+given, and the time at which it can. ``reconcile`` asks the chain what became of a client's sessions and tells
+the journal: a client need not do so to get its money back; it does when its limits or its funds run out, or
+when its owner asks. Sessions of another market than the ledger's are left alone.
 """
 
 from __future__ import annotations
@@ -13,15 +16,18 @@ import structlog
 import trio
 
 from p2pnode.chain.ledger import EscrowState, Ledger
+from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.errors import LocalError
 from p2pnode.ids import SessionId
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
 from p2pnode.protocols.typed_data import Domain, session_id
 
 Record = TypeVar("Record", BoughtSession, HostedSession)
-CHALLENGE_S: Final = 86_400
-"""As the contract has it."""
 _AT_ONCE: Final = 8
+"""Questions to the chain at the same time."""
+EXPIRED_S: Final = 120
+"""This long past its end an authorisation that the chain never saw counts as dead (clocks, reorgs)."""
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,21 +165,12 @@ def why_unsettled(record: HostedSession, now: int) -> Stuck | None:
     return Stuck(session=record.session, units=record.due, why=why)
 
 
-# What became of a client's paid sessions: the chain is asked, the journal told.
-#
-# A client need not come back for its money; it looks when its caps or its funds run out, or when its owner
-# asks. Sessions of another market than the ledger's are left alone.
-
-
-EXPIRED_S: Final = 120
-"""This long past its end an authorisation that the chain never saw is taken for dead (clocks, reorgs)."""
-_QUESTIONS: Final = 8
-log = structlog.get_logger()
+# ---- what became of a client's paid sessions
 
 
 async def reconcile(journal: Journal, ledger: Ledger, now: int) -> None:
     """Ask about every session that isn't known to be over. Raises ``UnavailableError``."""
-    limiter = trio.CapacityLimiter(_QUESTIONS)
+    limiter = trio.CapacityLimiter(_AT_ONCE)
     failures: list[LocalError] = []
     dead_before = min((await ledger.head()).timestamp, now) - EXPIRED_S
 
@@ -192,7 +189,7 @@ async def reconcile(journal: Journal, ledger: Ledger, now: int) -> None:
                     await journal.bought_expired(bought.session)
 
     async def believable(bought: BoughtSession, state: EscrowState) -> bool:
-        """Whether it may be settled so. That frees the user's caps: one endpoint's "closed, 0" must not.
+        """Whether the answer is taken. It frees the user's limits: one endpoint's "closed, 0" must not.
 
         No settlement pays less than the fee or more than the deposit; and where there is a second endpoint,
         it has to say the same, until nothing can be taken any more.

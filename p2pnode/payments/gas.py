@@ -14,8 +14,8 @@ from typing import Final
 import structlog
 
 from p2pnode.chain.ledger import Ledger, Open, RevertedError, UnseenError
+from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.errors import ChainError
-from p2pnode.payments.funds import CHALLENGE_S
 from p2pnode.payments.gas_budget import DAY_S, OPEN_GAS, GasBudget, settlements_left
 from p2pnode.payments.journal.journal import HostedSession
 

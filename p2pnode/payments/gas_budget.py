@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
+from p2pnode.contract_rules import BPS, SESSION_FEE_MAX, TOKENS_PER_PRICE, TREASURY_BPS, treasury_share
 
 WEI_PER_ETHER: Final = 10**18
-TOKENS_PER_PRICE: Final = 10**6
 OPEN_GAS: Final = 122_000
 SETTLE_GAS: Final = 81_000
 SESSION_GAS: Final = OPEN_GAS + SETTLE_GAS
@@ -82,10 +81,10 @@ def break_even_tokens(cost: int, price_out: int, session_fee: int = 0) -> int | 
         return 0
     if price_out <= 0:
         return None
-    earned = missing * 10 // 9
-    while earned - earned // 10 < missing:
+    earned = missing * BPS // (BPS - TREASURY_BPS)
+    while earned - treasury_share(earned) < missing:
         earned += 1
-    while earned - 1 - (earned - 1) // 10 >= missing:
+    while earned - 1 - treasury_share(earned - 1) >= missing:
         earned -= 1
     return (earned - 1) * TOKENS_PER_PRICE // price_out + 1
 

@@ -20,9 +20,10 @@ from p2pnode.errors import ChainError, RefusedError
 from p2pnode.ids import SessionId
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
-from p2pnode.payments.books import open_books, profile_of_config
+from p2pnode.payments.books import open_books, open_journal, profile_of_config
 from p2pnode.payments.journal.journal import BoughtSession, Journal
-from p2pnode.payments.spending import Market, Purse, SpendingCaps, why_unpayable
+from p2pnode.payments.session_signer import SessionSigner
+from p2pnode.payments.spending import Market, SpendingLimits, why_unpayable
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.inference.channel import ClientPayment
@@ -40,10 +41,10 @@ OnSign: TypeAlias = Callable[[str, Mapping[str, object]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class OpenPurse:
-    """A purse and the journal it writes to."""
+class OpenPayer:
+    """A session signer and the journal that it writes to."""
 
-    purse: Purse
+    signer: SessionSigner
     journal: Journal
 
 
@@ -62,11 +63,11 @@ class Purchase:
         return self.payment.session
 
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
-        """Is the deposit enough for these cumulative counts?"""
+        """Whether the deposit is enough for these cumulative counts."""
         return amount_due(self.payment.terms, tokens_in, tokens_out) <= self.payment.terms.deposit
 
     async def accepted(self) -> None:
-        """The host took it."""
+        """The host accepted the session."""
         await self.journal.bought_open(self.session)
 
     async def noted(self, value: ClientEmission) -> bool:
@@ -94,31 +95,31 @@ class Purchase:
 
 
 class Payer:
-    """One per client. ``make`` opens the purse for as long as its block lasts."""
+    """One per client. ``make`` opens what it pays with for as long as its block lasts."""
 
     def __init__(
         self,
         *,
         market: Market,
-        caps: SpendingCaps,
+        limits: SpendingLimits,
         address: bytes | None = None,
-        make: Callable[[], AbstractAsyncContextManager[OpenPurse]],
+        make: Callable[[], AbstractAsyncContextManager[OpenPayer]],
     ) -> None:
-        self._market, self._caps, self._address, self._make = market, caps, address, make
+        self._market, self._limits, self._address, self._make = market, limits, address, make
         self._opening = trio.Lock()
-        self._open: OpenPurse | None = None
+        self._open: OpenPayer | None = None
 
     @property
-    def opened(self) -> OpenPurse | None:
-        """The purse and its journal, once something was bought."""
+    def opened(self) -> OpenPayer | None:
+        """Signer and journal, once something was bought."""
         return self._open
 
     def payable(self, advert: Advert, offer: Offer) -> str:
         """Why an offer can't be paid; "" when it can, or is free."""
-        return why_unpayable(advert, offer, self._market, self._caps, self._address)
+        return why_unpayable(advert, offer, self._market, self._limits, self._address)
 
     def purchase(self, session: SessionId) -> SavedSession | None:
-        """What is to be kept of a session, once the purse was opened."""
+        """What is to be kept of a session, once something was bought."""
         journal = self._open.journal if self._open is not None else None
         record = journal.purchase(session) if journal is not None else None
         if journal is None or record is None:
@@ -147,23 +148,23 @@ class Payer:
         opened = self._open
         if (reason := await self._why_not_again(opened, advert)) != "":
             raise RefusedError("payment_required", reason)
-        payment = await opened.purse.open(
+        payment = await opened.signer.open(
             advert, offer, tokens_in=tokens_in, tokens_out=tokens_out, addresses=addresses
         )
-        return Purchase(payment, opened.journal, opened.purse.now)
+        return Purchase(payment, opened.journal, opened.signer.now)
 
-    async def _why_not_again(self, opened: OpenPurse, advert: Advert) -> str:
+    async def _why_not_again(self, opened: OpenPayer, advert: Advert) -> str:
         """A host that takes fees for sessions it never accepts gets no third one that day."""
         journal, wallet = opened.journal, advert.binding.wallet
         if any(each.terms.host == wallet for each in journal.purchases("signed", "open")):
             with trio.move_on_after(_RECONCILE_S), suppress(ChainError):
-                await opened.purse.reconcile()
-        taken = journal.taken_unserved(wallet, opened.purse.now() - _DAY_S)
+                await opened.signer.reconcile()
+        taken = journal.taken_unserved(wallet, opened.signer.now() - _DAY_S)
         if taken < _TAKEN_MAX:
             return ""
         return f"that host took the fee of {taken} sessions today that it never accepted: choose another"
 
-    async def _hold(self, *, task_status: trio.TaskStatus[OpenPurse]) -> None:
+    async def _hold(self, *, task_status: trio.TaskStatus[OpenPayer]) -> None:
         async with self._make() as opened:
             task_status.started(opened)
             await trio.sleep_forever()
@@ -180,42 +181,42 @@ def payer_of(
     profile = profile_of_config(config)
     if profile is None:
         return None
-    caps = SpendingCaps(
+    limits = SpendingLimits(
         session_max=config.spend_session_max,
         day_max=config.spend_day_max,
         host_max=config.spend_host_max,
     )
 
     @asynccontextmanager
-    async def make() -> AsyncIterator[OpenPurse]:
+    async def make() -> AsyncIterator[OpenPayer]:
         async with open_books(DataDir(config.data_dir), profile) as books:
             sign: list[Signer] = []
 
-            async def signer() -> Signer:
+            async def unlock() -> Signer:
                 if not sign:
                     passphrase = await passphrase_of(books.wallet)
                     sign.append(await trio.to_thread.run_sync(books.wallet.unlock, passphrase))
                 return sign[0]
 
-            purse = Purse(
+            signer = SessionSigner(
                 address=books.wallet.address,
-                sign=signer,
+                sign=unlock,
                 ledger=books.ledger,
                 journal=books.journal,
-                caps=caps,
+                limits=limits,
                 wall=wall,
                 draw=draw,
                 on_sign=on_sign,
             )
-            yield OpenPurse(purse, books.journal)
+            yield OpenPayer(signer, books.journal)
 
     market = Market(profile.chain_id, profile.node_registry, profile.job_marketplace)
     wallet = open_wallet(wallet_files(DataDir(config.data_dir)))
     address = None if wallet is None else wallet.address
-    return Payer(market=market, caps=caps, address=address, make=make)
+    return Payer(market=market, limits=limits, address=address, make=make)
 
 
-# A paid session in the journal and in the sealed index: so that money recovers with the words. Pure.
+# ---- paid sessions in the sealed index of conversations, so that twelve words recover them, too
 
 
 def last_voucher(record: BoughtSession) -> Voucher | None:
@@ -252,3 +253,17 @@ def bought_of(saved: SavedSession) -> BoughtSession:
         state="over" if saved.over else "signed",
         voucher=saved.voucher,
     )
+
+
+async def restore_purchases(config: NodeConfig, sessions: Sequence[SavedSession], now: int) -> None:
+    """Put recovered purchases into the journal: limits count them, and their vouchers are delivered.
+
+    Raises ``StorageError``.
+    """
+    if not sessions:
+        return
+    data = DataDir(config.data_dir)
+    data.prepare()
+    async with open_journal(data.journal) as journal:
+        for saved in sessions:
+            await journal.bought_restored(bought_of(saved), now, saved.receipt)

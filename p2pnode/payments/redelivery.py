@@ -1,29 +1,30 @@
-"""Brings hosts that vanished what they are owed: the final voucher of each session that was left behind.
+"""Vouchers delivered again: a host that vanished gets the last voucher of the session it was left with.
 
-What is owed stands in the journal: sessions that no running process uses, and whose last voucher their host
-is not known to have. A host that is away stays owed, and the next client tries again; one that says it does
-not know the session (it is settled, or its journal is gone) is asked again, too, until the chain says what
-became of it. Nothing is signed here. Knows nothing of answers, wallets or chains.
+The journal tells what a host may lack: sessions that no running process uses, and whose last voucher their
+host is not known to have. A host that is away keeps its claim, and the next client tries again; so it does
+with a host that says it does not know the session (it is settled, or its journal is gone), until the chain
+says what became of it. Nothing is signed here, no wallet is opened and no chain is asked: a voucher that is
+delivered again was signed before. Knows nothing of answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import structlog
 import trio
 
-from p2pnode.chain.profile import ChainProfile
 from p2pnode.config import NodeConfig
+from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.errors import (
     LocalError,
     P2PNodeError,
     ProtocolError,
     RefusedError,
-    RemoteError,
     UnreachableError,
+    first_error,
 )
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
@@ -33,9 +34,8 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.node import Node
 from p2pnode.payments.books import open_journal, profile_of_config
-from p2pnode.payments.checkpoints import FetchedReceipts, fetch_receipts
 from p2pnode.payments.journal.journal import BoughtSession, Journal
-from p2pnode.payments.payer import bought_of
+from p2pnode.payments.payer import OpenPayer
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment
 from p2pnode.protocols.inference.client import ClientSession
@@ -43,61 +43,59 @@ from p2pnode.protocols.inference.client_turn import ClientTimes, held_from_journ
 from p2pnode.protocols.inference.commands import Accepted, ClientEmission, End, Ended, SessionFailed, Start
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Voucher
 from p2pnode.protocols.typed_data import Domain, market_domain, session_id
-from p2pnode.storage.conversations.records import SavedSession
 
 log = structlog.get_logger()
-_CHALLENGE_S: Final = 86_400
 Outcome: TypeAlias = Literal["delivered", "refused", "away"]
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """What became of one. ``detail`` says why not."""
+class Redelivery:
+    """What became of one voucher. ``detail`` says why it was not delivered."""
 
     session: SessionId
     outcome: Outcome
     detail: str = ""
 
 
-def owed(journal: Journal, now: int) -> list[BoughtSession]:
+def undelivered(journal: Journal, now: int) -> list[BoughtSession]:
     """Sessions whose host may lack the last voucher and can still use it, the newest first."""
     left = [
         record
         for record in journal.purchases_left()
-        if record.owed is not None and record.terms.expiry + _CHALLENGE_S > now
+        if record.owed is not None and record.terms.expiry + CHALLENGE_S > now
     ]
     return left[::-1]
 
 
-async def deliver_all(
+async def redeliver_all(
     journal: Journal, market: Domain, network: Network, *, limits: Limits, now: int
-) -> list[Delivery]:
-    """Deliver what is owed on this market, a few at once, each within its deadline. Never raises for a host.
+) -> list[Redelivery]:
+    """Deliver all such vouchers of this market, a few at once, each within its deadline.
 
-    It ends by itself; a client runs it in its nursery. Raises ``StorageError``.
+    A host's fault or absence is an outcome, no error. Raises ``StorageError``.
     """
     limiter = trio.CapacityLimiter(limits.deliveries_at_once)
-    done: list[Delivery] = []
+    done: list[Redelivery] = []
 
-    async def bring(record: BoughtSession) -> None:
+    async def deliver(record: BoughtSession) -> None:
         async with limiter:
             done.append(await _try(record, journal, market, network, limits))
 
-    records = [each for each in owed(journal, now) if session_id(market, each.terms) == each.session]
+    records = [each for each in undelivered(journal, now) if session_id(market, each.terms) == each.session]
     async with trio.open_nursery() as nursery:
         for record in records[: limits.deliveries_max]:
-            nursery.start_soon(bring, record)
+            nursery.start_soon(deliver, record)
     return done
 
 
 async def _try(
     record: BoughtSession, journal: Journal, market: Domain, network: Network, limits: Limits
-) -> Delivery:
+) -> Redelivery:
     outcome: Outcome = "delivered"
     detail = ""
     try:
         with trio.fail_after(limits.delivery_deadline_s):
-            await deliver(record, journal, market, network, limits=limits)
+            await redeliver(record, journal, market, network, limits=limits)
     except (RefusedError, ProtocolError) as error:
         outcome, detail = "refused", str(error)
     except trio.TooSlowError:
@@ -107,11 +105,11 @@ async def _try(
     except P2PNodeError as error:
         outcome, detail = "away", str(error)
     fields = {"session": record.session.hex()[:16], "host": record.host, "outcome": outcome}
-    log.info("voucher.delivery", **fields, reason=detail or None)
-    return Delivery(record.session, outcome, detail)
+    log.info("voucher.redelivered", **fields, reason=detail or None)
+    return Redelivery(record.session, outcome, detail)
 
 
-async def deliver(
+async def redeliver(
     record: BoughtSession, journal: Journal, market: Domain, network: Network, *, limits: Limits
 ) -> None:
     """Hand one session's final voucher to its host, and note it in the journal. Deadlines are the caller's.
@@ -124,13 +122,13 @@ async def deliver(
         return
     await network.connect_peer(record.host, (), told=record.addresses)
     stream = await network.open_stream(record.host, PROTOCOL)
-    handing = _Handing(
+    delivering = _Stream(
         record=record, voucher=voucher, journal=journal, market=market, network=network, limits=limits
     )
-    await handing.run(stream)
+    await delivering.run(stream)
 
 
-class _Handing:
+class _Stream:
     """One stream to one host."""
 
     def __init__(
@@ -167,7 +165,7 @@ class _Handing:
         self._taken = False
 
     async def run(self, stream: Stream) -> None:
-        """To the end."""
+        """Until the host has the voucher, or it is certain that this stream won't bring it."""
         channel, write_deadline_s = MessageChannel(stream, CODEC), self._limits.stall_s
         self._driver = Driver(
             self._machine, channel, on_emit=self._emitted, write_deadline_s=write_deadline_s
@@ -190,7 +188,7 @@ class _Handing:
             return
         match value:
             case Accepted():
-                # The host has written it down before it said so.
+                # A host answers a resume only once the voucher is on its disk: it can't be lost any more.
                 await self._journal.bought_delivered(self._record.session, self._voucher.amount)
                 self._taken = True
                 self._driver.command_nowait(End())
@@ -203,13 +201,8 @@ class _Handing:
                 pass
 
 
-# What is done with the purchases in a data dir's journal: debts paid, receipts compared, others' put in.
-#
-# No wallet is opened and no chain is asked: what is handed over was signed before.
-
-
-async def pay_debts(config: NodeConfig, node: Node) -> list[Delivery]:
-    """Bring what is owed to whoever is back. Empty without a chain, or where nothing is owed.
+async def redeliver_from_journal(config: NodeConfig, node: Node) -> list[Redelivery]:
+    """Deliver what the journal of a data dir holds. Empty without a chain, or where there is nothing.
 
     Raises ``LocalError``.
     """
@@ -218,54 +211,65 @@ async def pay_debts(config: NodeConfig, node: Node) -> list[Delivery]:
         return []
     now = int(node.wall())
     async with open_journal(path) as journal:
-        if not owed(journal, now):
+        if not undelivered(journal, now):
             return []
         market = market_domain(profile.chain_id, profile.job_marketplace)
-        return await deliver_all(journal, market, node.network, limits=node.limits, now=now)
+        return await redeliver_all(journal, market, node.network, limits=node.limits, now=now)
 
 
-async def fetch_all(
-    config: NodeConfig, profile: ChainProfile, node: Node
-) -> list[tuple[SessionId, FetchedReceipts | None, str]]:
-    """Ask the host of each paid session of this market for its receipts; why not where it shows none.
+class Redeliverer:
+    """Of one client: tries once when it starts, and again after each turn that it paid for.
 
-    Hosts are asked a few at once, each within its deadline. Raises ``StorageError``.
+    ``tell`` hears what became of each voucher. Tasks run in ``tasks``, guarded as those for strangers are.
     """
-    path, found = DataDir(config.data_dir).journal, []
-    if not path.exists():
-        return []
-    limiter = trio.CapacityLimiter(node.limits.deliveries_at_once)
-    market = market_domain(profile.chain_id, profile.job_marketplace)
 
-    async def fetch(record: BoughtSession, journal: Journal) -> None:
-        shown, why = None, "its host did not answer in time"
-        async with limiter:
-            with trio.move_on_after(node.limits.delivery_deadline_s):
-                try:
-                    shown = await fetch_receipts(
-                        record, journal, market, node.network, limits=node.limits, now=int(node.wall())
-                    )
-                    why = ""
-                except RemoteError as error:
-                    why = str(error)
-        found.append((record.session, shown, why))
+    def __init__(
+        self,
+        config: NodeConfig,
+        node: Node,
+        tasks: trio.Nursery,
+        tell: Callable[[str, dict[str, object]], None],
+    ) -> None:
+        self._config, self._node, self._tasks, self._tell = config, node, tasks, tell
+        self._tried: trio.Event | None = None
+        self._running = False
 
-    async with open_journal(path) as journal, trio.open_nursery() as nursery:
-        for record in journal.purchases("open", "over", "settled"):
-            if session_id(market, record.terms) == record.session:
-                nursery.start_soon(fetch, record, journal)
-    return found
+    def begin(self) -> None:
+        """Deliver what earlier runs left: their hosts may be back."""
+        self._tried = trio.Event()
+        self._tasks.start_soon(self._node.network.guard.run, self._begin, self._tried)
 
+    async def wait_tried(self) -> None:
+        """Until what earlier runs left was tried, where :meth:`begin` was called."""
+        if self._tried is not None:
+            await self._tried.wait()
 
-async def restore_purchases(config: NodeConfig, sessions: Sequence[SavedSession], now: int) -> None:
-    """Put purchases that were recovered into the journal: caps count them, and debts are paid from here.
+    def soon(self, opened: OpenPayer) -> None:
+        """Deliver what this run left, unless that is under way."""
+        if not self._running and undelivered(opened.journal, opened.signer.now()):
+            self._running = True
+            self._tasks.start_soon(self._node.network.guard.run, self._deliver, opened)
 
-    Raises ``StorageError``.
-    """
-    if not sessions:
-        return
-    data = DataDir(config.data_dir)
-    data.prepare()
-    async with open_journal(data.journal) as journal:
-        for saved in sessions:
-            await journal.bought_restored(bought_of(saved), now, saved.receipt)
+    async def _begin(self, tried: trio.Event) -> None:
+        try:
+            self._report(await redeliver_from_journal(self._config, self._node))
+        except P2PNodeError as error:  # the journal still has what was not delivered
+            log.warning("vouchers.not_redelivered", reason=str(error))
+        finally:
+            tried.set()
+
+    async def _deliver(self, opened: OpenPayer) -> None:
+        network, limits = self._node.network, self._node.limits
+        now, market = opened.signer.now(), opened.signer.market
+        try:
+            self._report(await redeliver_all(opened.journal, market, network, limits=limits, now=now))
+        except* LocalError as group:
+            log.warning("vouchers.not_redelivered", reason=str(first_error(group)))
+        finally:
+            self._running = False
+
+    def _report(self, done: Sequence[Redelivery]) -> None:
+        for each in done:
+            self._tell(
+                "voucher", {"session": each.session.hex(), "outcome": each.outcome, "detail": each.detail}
+            )

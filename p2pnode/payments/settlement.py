@@ -20,7 +20,6 @@ import trio
 
 from p2pnode.bounded import Backoff
 from p2pnode.chain.ledger import (
-    CLAIMS_MAX,
     ChainMadeAnewError,
     Close,
     CloseMany,
@@ -39,12 +38,12 @@ from p2pnode.chain.ledger import (
     UnavailableError,
 )
 from p2pnode.chain.ledger import Open as OpenCall
+from p2pnode.contract_rules import CHALLENGE_S, CLAIMS_MAX
 from p2pnode.errors import ChainError, ConfigError, LocalError
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.money import usdc_text
 from p2pnode.payments.books import Books
-from p2pnode.payments.funds import CHALLENGE_S
 from p2pnode.payments.gas import HostGas
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, HostedState, Journal
 from p2pnode.protocols.typed_data import session_id
@@ -52,7 +51,6 @@ from p2pnode.protocols.typed_data import session_id
 log = structlog.get_logger()
 PRUNE_S: Final = 30 * 86_400
 """Receipts of sessions that were settled are kept so long."""
-_CHALLENGE_S: Final = 86_400
 _PATIENCE_S: Final = 600.0
 _LATE_S: Final = 120
 """So long past its end an authorisation may still be on its way into a block that we are shown."""
@@ -237,7 +235,7 @@ class Settler:
 
     async def _bring_refund(self, record: HostedSession, state: EscrowState) -> None:
         """Somebody showed a voucher that this host has lost: a refund pays it, once nobody can better it."""
-        due = state.closing_at or record.terms.expiry + _CHALLENGE_S
+        due = state.closing_at or record.terms.expiry + CHALLENGE_S
         if self._wall() < due:
             reason = "a voucher is on record that this host does not have: its refund pays it"
             await self._postpone(record, reason, due - self._wall() + 1)
@@ -247,7 +245,7 @@ class Settler:
     def _may_still_land(self, record: HostedSession) -> bool:
         """One answer of one endpoint is no proof: for what was paid it is asked until nobody may close."""
         if record.voucher is not None:
-            return self._wall() < record.terms.expiry + _CHALLENGE_S
+            return self._wall() < record.terms.expiry + CHALLENGE_S
         return self._wall() < record.valid_before + _LATE_S
 
     async def _bring_again(self, record: HostedSession) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from p2pnode.contract_rules import DURATION_MAX_S, TOKENS_PER_PRICE
 from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.crypto import Signer, abi_encode, keccak256, recover_address
@@ -35,7 +36,6 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.replay import ReplayBuffer, SendQueue
 from p2pnode.protocols.typed_data import (
-    TOKENS_PER_PRICE,
     Domain,
     amount_due,
     authorisation_digest,
@@ -43,7 +43,6 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 
-EXPIRY_MAX_S: Final = 432_000
 """Five days, as in the contract."""
 EXPIRY_MIN_S: Final = 1_800
 """A session must be able to live for a while before its host must settle it."""
@@ -91,7 +90,7 @@ class HostPayment:
     session_fee: int
     deposit_min: int = 0
     expiry_min_s: int = EXPIRY_MIN_S
-    expiry_max_s: int = EXPIRY_MAX_S
+    expiry_max_s: int = DURATION_MAX_S
     valid_min_s: int = VALID_MIN_S
     valid_max_s: int = VALID_MAX_S
 

@@ -14,7 +14,6 @@ import pytest
 import trio
 
 from p2pnode.chain.ledger import (
-    CLAIMS_MAX,
     AccountState,
     Call,
     ClaimSkipped,
@@ -40,6 +39,7 @@ from p2pnode.chain.ledger import (
     Withdraw,
     Withdrawn,
 )
+from p2pnode.contract_rules import CLAIMS_MAX
 from p2pnode.errors import ChainError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.crypto import keccak256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.chain.memory.market_rules import SESSION_FEE_MAX
+from p2pnode.contract_rules import SESSION_FEE_MAX
 from p2pnode.payments.gas_budget import (
     OPEN_GAS,
     SESSION_GAS,

@@ -252,9 +252,9 @@ def test_a_wallet_is_restored_from_words_in_a_file_or_on_standard_input(tmp_path
 
 def test_who_restores_a_wallet_is_told_that_caps_are_counted_in_each_data_dir(tmp_path: Path) -> None:
     ran = wallet("restore", "--phrase-file", "-", "--random", data_dir=tmp_path / "again", stdin=JUNK + "\n")
-    assert "spending caps are counted in each data dir by itself" in ran.err
+    assert "spending limits are counted in each data dir by itself" in ran.err
     made = wallet("new", "--random", "--show-phrase-to", tmp_path / "words", data_dir=tmp_path / "new")
-    assert "spending caps" not in made.err
+    assert "spending limits" not in made.err
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Party:
 
     def purchases(self) -> list[BoughtSession]:
         if not self.data.journal.exists():
-            return []  # it died before it had a purse
+            return []  # it died before it opened its journal
         with self._journal() as journal:
             return journal.purchases()
 

@@ -26,11 +26,12 @@ from p2pnode.node.keys import PeerKey, receipt_address
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.payments.books import open_journal
 from p2pnode.payments.escrow import HostMoney
-from p2pnode.payments.exposure import ExposureCaps
+from p2pnode.payments.exposure import ExposureLimits
 from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.journal import Journal
-from p2pnode.payments.payer import OpenPurse, Payer
-from p2pnode.payments.spending import Market, Purse, SpendingCaps
+from p2pnode.payments.payer import OpenPayer, Payer
+from p2pnode.payments.session_signer import SessionSigner
+from p2pnode.payments.spending import Market, SpendingLimits
 from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
 from p2pnode.protocols.typed_data import Domain, market_domain
@@ -114,7 +115,7 @@ class PaidWorld:
     async def host(
         self,
         *,
-        caps: ExposureCaps | None = None,
+        exposure_limits: ExposureLimits | None = None,
         ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
         journal: Path | None = None,
         index: int | None = None,
@@ -149,7 +150,7 @@ class PaidWorld:
         money = HostMoney(
             Mortal(ledger(MemoryLedger(self.chain, identity.binding.wallet))),
             await world.nursery.start(self._journal, books(path)),
-            caps or ExposureCaps(),
+            exposure_limits or ExposureLimits(),
             budget or GasBudget(),
         )
         await world.nursery.start(self._run, member)
@@ -186,7 +187,7 @@ class PaidWorld:
         *,
         name: str = "alice",
         units: int = RICH,
-        caps: SpendingCaps | None = None,
+        limits: SpendingLimits | None = None,
         ip: str = "10.0.9.9",
         ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
         books: Books = blocking_journal,
@@ -194,33 +195,33 @@ class PaidWorld:
     ) -> AsyncIterator[Client]:
         """A client with USDC and no ether that knows one host. ``books`` opens its journal."""
         path = self.folder / f"client {name} {next(self._names)}.sqlite"
-        rules = caps or SpendingCaps()
+        rules = limits or SpendingLimits()
         secret = wallet_secret(name)
         missing = units - self.chain.account(wallet_address(name)).usdc
         if missing > 0:
             self.chain.mint(wallet_address(name), missing)
-        rng = random.Random(f"{self.world.seed} purse {name}")
+        rng = random.Random(f"{self.world.seed} payer {name}")
 
-        async def signer() -> Signer:
+        async def unlock() -> Signer:
             return lambda digest: sign_digest(secret, digest)
 
         @contextlib.asynccontextmanager
-        async def make() -> AsyncIterator[OpenPurse]:
+        async def make() -> AsyncIterator[OpenPayer]:
             async with books(path) as journal:
-                purse = Purse(
+                signer = SessionSigner(
                     address=wallet_address(name),
-                    sign=signer,
+                    sign=unlock,
                     ledger=ledger(MemoryLedger(self.chain)),
                     journal=journal,
-                    caps=rules,
+                    limits=rules,
                     wall=wall_clock,
                     draw=rng.randbytes,
                     on_sign=lambda _words, _fields: None,
                 )
-                yield OpenPurse(purse, journal)
+                yield OpenPayer(signer, journal)
 
         payer = Payer(
-            market=Market(CHAIN_ID, REGISTRY, MARKET), caps=rules, address=wallet_address(name), make=make
+            market=Market(CHAIN_ID, REGISTRY, MARKET), limits=rules, address=wallet_address(name), make=make
         )
         node = Node(
             NodeSetup(

@@ -21,7 +21,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.journal.journal import BoughtSession, Journal
-from p2pnode.payments.spending import FundsError, SpendingCapError, SpendingCaps
+from p2pnode.payments.spending import FundsError, SpendingLimitError, SpendingLimits
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
     CODEC,
@@ -52,7 +52,7 @@ async def market(
     count: int,
     *,
     tokens_per_s: float = 50.0,
-    caps: SpendingCaps | None = None,
+    limits: SpendingLimits | None = None,
     units: int = RICH,
     n_ctx: tuple[int, ...] = (),
 ) -> AsyncIterator[tuple[PaidWorld, list[Running], Client]]:
@@ -63,7 +63,7 @@ async def market(
             model = priced(tokens_per_s=tokens_per_s, n_ctx=n_ctx[number] if n_ctx else 2048)
             running.append(await w.host(model=model))
         members = [member for member, _ in running]
-        async with w.client(members[0], units=units, caps=caps) as client:
+        async with w.client(members[0], units=units, limits=limits) as client:
             client.runtime.bootstrap = tuple(member.node.multiaddrs[0] for member in members)
             await meet(client, members)
             yield w, running, client
@@ -206,8 +206,8 @@ async def test_a_session_whose_connection_breaks_between_turns_takes_the_next_tu
 async def test_a_caps_end_in_mid_failover_leaves_the_part_and_the_reason(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    caps = SpendingCaps(day_max=10_000)
-    async with market(tmp_path, 2, caps=caps) as (w, running, client):
+    limits = SpendingLimits(day_max=10_000)
+    async with market(tmp_path, 2, limits=limits) as (w, running, client):
         events = Events()
         events.of(client)
         answer = ask(client)
@@ -216,7 +216,7 @@ async def test_a_caps_end_in_mid_failover_leaves_the_part_and_the_reason(
             if held == 10:
                 w.kill(*running[0])
 
-        with pytest.raises(SpendingCapError, match=r"spend_day_max.*10 tokens that came are kept"):
+        with pytest.raises(SpendingLimitError, match=r"spend_day_max.*10 tokens that came are kept"):
             await read(answer, then)
         assert len(answer.ids) == len(answer.text) == 10
         (item,) = answer.bill

@@ -28,7 +28,7 @@ from p2pnode.errors import RemoteError
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.driver import MessageChannel
-from p2pnode.payments.exposure import ExposureCaps
+from p2pnode.payments.exposure import ExposureLimits
 from p2pnode.protocols.inference.commands import SessionFailed, TurnDone
 from p2pnode.protocols.inference.messages import (
     CODEC,
@@ -120,13 +120,13 @@ async def test_a_client_that_stops_signing_is_cut_off_within_one_window(
         # Both sides wait as long: the host says it, or the client has noticed before it heard.
         assert (one.outcome.code, one.outcome.cause) in {("stalled", one.outcome.cause), (None, "stuck")}
         assert member.host is not None
-        assert member.host.cashier is not None
+        assert member.host.escrow is not None
         await trio.sleep(400)
         (record,) = money.journal.hosted()
         assert record.state == "settled"
         delivered = due(record.voucher.tokens_in if record.voucher else 0, len(one.ids))
         assert delivered - (record.amount or 0) == WINDOW_UNITS  # the host's whole loss
-        assert member.host.cashier.exposure.units == WINDOW_UNITS  # and it is remembered
+        assert member.host.escrow.exposure.units == WINDOW_UNITS  # and it is remembered
 
 
 async def test_a_32k_token_prompt_that_is_never_paid_costs_no_prefill(
@@ -149,9 +149,9 @@ async def test_a_32k_token_prompt_that_is_never_paid_costs_no_prefill(
 async def test_a_thousand_fresh_payers_each_taking_an_unpaid_window_take_what_the_caps_allow(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    caps = ExposureCaps(prefix=3 * WINDOW_UNITS, all=5 * WINDOW_UNITS)
+    exposure_limits = ExposureLimits(prefix=3 * WINDOW_UNITS, all=5 * WINDOW_UNITS)
     async with paid_world(tmp_path) as w:
-        member, _ = await w.host(caps=caps)
+        member, _ = await w.host(exposure_limits=exposure_limits)
         stolen = refused = 0
         for number in range(12):  # a thousand, by the same arithmetic: see test_exposure
             name = f"fresh {number}"
@@ -163,7 +163,7 @@ async def test_a_thousand_fresh_payers_each_taking_an_unpaid_window_take_what_th
             if one.ids:
                 await trio.sleep(400)
                 assert RICH - w.balance(name) >= FEE  # each of them paid the host's gas
-        assert stolen * PRICE_OUT // 1_000_000 == caps.all
+        assert stolen * PRICE_OUT // 1_000_000 == exposure_limits.all
         assert refused == 7
 
 
@@ -213,8 +213,8 @@ async def test_a_known_payer_that_moves_its_funds_before_the_open_lands_takes_no
         assert one.outcome.code == "payment_required"
         assert one.ids == []
         assert member.host is not None
-        assert member.host.cashier is not None
-        assert member.host.cashier.exposure.units == 0
+        assert member.host.escrow is not None
+        assert member.host.escrow.exposure.units == 0
         await trio.sleep(1000)
         (lost,) = money.journal.hosted("lost")
         assert lost.terms.payer == wallet_address("mallory")

@@ -228,7 +228,7 @@ async def test_a_session_that_was_settled_behind_its_clients_back_ends_and_does_
             async def upset() -> None:
                 (record,) = money.journal.hosted()
                 await money.ledger.transact(Release(record.terms))
-                await client.runtime.payer._open.purse.reconcile()  # type: ignore[union-attr]
+                await client.runtime.payer._open.signer.reconcile()  # type: ignore[union-attr]
                 w.kill(member, money)
 
             with trio.fail_after(600), pytest.raises(P2PNodeError):

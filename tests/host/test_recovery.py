@@ -22,7 +22,7 @@ from p2pnode.payments.books import open_journal
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.payments.payer import bought_of
-from p2pnode.payments.redelivery import Delivery, deliver, deliver_all, owed
+from p2pnode.payments.redelivery import Redelivery, redeliver, redeliver_all, undelivered
 from p2pnode.protocols.inference.messages import WINDOW, SamplingParams
 from p2pnode.protocols.typed_data import session_id
 from p2pnode.storage.conversations.records import INDEX_CODEC, SavedSession
@@ -65,9 +65,9 @@ def left(journal: Journal) -> BoughtSession:
     return record
 
 
-async def bring(journal: Journal, network: Network) -> list[Delivery]:
+async def bring(journal: Journal, network: Network) -> list[Redelivery]:
     now = int(wall_clock())
-    return await deliver_all(journal, MARKET, network, limits=LIMITS, now=now)
+    return await redeliver_all(journal, MARKET, network, limits=LIMITS, now=now)
 
 
 @contextlib.asynccontextmanager
@@ -108,13 +108,13 @@ async def test_a_host_killed_in_the_middle_of_an_answer_is_paid_for_exactly_what
             held = hosted.voucher.amount if hosted.voucher is not None else FEE
             assert held < amount <= held + due(record.final.tokens_in, WINDOW)
             (done,) = await bring(journal, client.node.network)
-            assert done == Delivery(record.session, "delivered")
-            assert owed(journal, int(wall_clock())) == []
+            assert done == Redelivery(record.session, "delivered")
+            assert undelivered(journal, int(wall_clock())) == []
             await trio.sleep(5)
             settled(w, amount)
             assert await bring(journal, client.node.network) == []
             with pytest.raises(RefusedError, match="no such session here"):  # nor does it go on again
-                await deliver(
+                await redeliver(
                     replace(record, delivered=-1), journal, MARKET, client.node.network, limits=LIMITS
                 )
         assert w.chain.block == 2  # one open, one close
@@ -138,7 +138,7 @@ async def test_a_machine_that_has_only_the_sealed_index_pays_a_killed_host_to_th
         await w.host(index=0, model=priced(tokens_per_s=SLOW))
         async with another_process(w, tmp_path / "new.sqlite") as (journal, network):
             await journal.bought_restored(bought_of(kept), int(wall_clock()), kept.receipt)
-            assert await bring(journal, network) == [Delivery(kept.session, "delivered")]
+            assert await bring(journal, network) == [Redelivery(kept.session, "delivered")]
         await trio.sleep(5)
         assert kept.voucher is not None
         assert kept.voucher.tokens_out == len(asked.ids)
@@ -164,7 +164,7 @@ async def test_a_machine_that_recovers_leaves_a_session_alone_that_another_still
                 assert saved is not None
                 over = replace(saved, over=True)
                 await journal.bought_restored(bought_of(over), int(wall_clock()), over.receipt)
-                assert [each.session for each in owed(journal, int(wall_clock()))] == [over.session]
+                assert [each.session for each in undelivered(journal, int(wall_clock()))] == [over.session]
 
 
 async def test_a_client_whose_process_is_gone_delivers_from_its_journal(
@@ -270,8 +270,8 @@ async def test_what_a_crash_left_open_settles_after_the_linger_with_what_there_i
             settled(w, record.voucher.amount)
             (done,) = await bring(books_of(client), client.node.network)
             assert done.outcome == "refused"  # too late: its host is settled with
-            await client.runtime.payer._open.purse.reconcile()  # type: ignore[union-attr]
-            assert owed(books_of(client), int(wall_clock())) == []
+            await client.runtime.payer._open.signer.reconcile()  # type: ignore[union-attr]
+            assert undelivered(books_of(client), int(wall_clock())) == []
 
 
 async def test_a_close_request_or_the_expiry_does_not_wait(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -310,7 +310,7 @@ async def test_a_client_that_leaves_in_order_owes_nothing(tmp_path: Path, autoju
             counts = await answer(client)
         async with another_process(w, tmp_path / "client alice 0.sqlite") as (journal, _network):
             assert left(journal).delivered == due(*counts)
-            assert owed(journal, int(wall_clock())) == []
+            assert undelivered(journal, int(wall_clock())) == []
 
 
 async def test_a_final_voucher_is_taken_of_a_session_that_is_not_served_any_more(
@@ -321,7 +321,7 @@ async def test_a_final_voucher_is_taken_of_a_session_that_is_not_served_any_more
         member, money = await w.host(model=priced(tokens_per_s=SLOW))
         async with w.client(member) as client:
             asked = await broken_off(w, member, money, client, 12)
-            await trio.sleep(20)  # until the purse knows that the session is over
+            await trio.sleep(20)  # until the client knows that the session is over
             record = left(books_of(client))
             await MemoryLedger(w.chain, record.terms.payer).transact(RequestClose(record.terms))
             # The watch has not looked yet, and will not for a while.
@@ -362,7 +362,9 @@ async def test_a_host_that_lost_its_journal_signs_nothing_and_stays_owed(
             (done,) = await bring(books_of(client), client.node.network)
             assert (done.outcome, "no such session here" in done.detail) == ("refused", True)
             assert again.journal.hosted() == []
-            assert [each.session for each in owed(books_of(client), int(wall_clock()))] == [done.session]
+            assert [each.session for each in undelivered(books_of(client), int(wall_clock()))] == [
+                done.session
+            ]
 
 
 async def test_hosts_that_are_away_stay_owed_and_hold_nobody_up(
@@ -373,7 +375,7 @@ async def test_hosts_that_are_away_stay_owed_and_hold_nobody_up(
         member, money = await w.host(model=priced(tokens_per_s=SLOW))
         async with w.client(member) as client:
             await broken_off(w, member, money, client, 12)
-            await trio.sleep(20)  # until the purse knows that the session is over
+            await trio.sleep(20)  # until the client knows that the session is over
             record = left(books_of(client))
             assert record.owed is not None
         async with another_process(w, path) as (journal, network):
@@ -383,7 +385,7 @@ async def test_hosts_that_are_away_stay_owed_and_hold_nobody_up(
                 away = replace(record, session=session, terms=terms, opened_at=record.opened_at - 1)
                 await journal.bought_restored(away, int(wall_clock()))
             with pytest.raises(UnreachableError):
-                await deliver(record, journal, MARKET, network, limits=LIMITS)
+                await redeliver(record, journal, MARKET, network, limits=LIMITS)
             started = trio.current_time()
             done = await bring(journal, network)
             assert len(done) == LIMITS.deliveries_max
@@ -404,7 +406,7 @@ async def test_sessions_of_another_market_or_long_over_are_left_alone(
             await broken_off(w, member, money, client, 12)
             journal, network = books_of(client), client.node.network
             other = replace(MARKET, chain_id=1)
-            assert await deliver_all(journal, other, network, limits=LIMITS, now=int(wall_clock())) == []
+            assert await redeliver_all(journal, other, network, limits=LIMITS, now=int(wall_clock())) == []
             later = left(journal).terms.expiry + 86_400
-            assert len(owed(journal, later - 1)) == 1
-            assert owed(journal, later) == []
+            assert len(undelivered(journal, later - 1)) == 1
+            assert undelivered(journal, later) == []

@@ -58,8 +58,8 @@ class Scene:
     @property
     def exposure(self) -> Exposure:
         assert self.member.host is not None
-        assert self.member.host.cashier is not None
-        return self.member.host.cashier.exposure
+        assert self.member.host.escrow is not None
+        return self.member.host.escrow.exposure
 
     @property
     def payer(self) -> MemoryLedger:

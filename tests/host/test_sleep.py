@@ -36,8 +36,8 @@ async def one_host(
 def states(w: PaidWorld) -> list[str]:
     (member,) = w.world.members
     assert member.host is not None
-    assert member.host.cashier is not None
-    return [each.state for each in member.host.cashier.journal.hosted()]
+    assert member.host.escrow is not None
+    return [each.state for each in member.host.escrow.journal.hosted()]
 
 
 async def fall_silent(w: PaidWorld, seconds: float) -> None:

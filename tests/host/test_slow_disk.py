@@ -15,7 +15,7 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.driver import MessageChannel
-from p2pnode.payments.redelivery import owed
+from p2pnode.payments.redelivery import undelivered
 from p2pnode.protocols.inference.messages import CODEC, Accept, Challenge, Ping, Refuse, Resume
 from tests.client.failing import ask, check_whole, read
 from tests.client.support import misbehave
@@ -57,7 +57,7 @@ def accepts_and_pings(pings: int) -> Callable[[Stream], Awaitable[None]]:
 
 
 def owes(client: Client) -> bool:
-    return bool(owed(books_of(client), int(wall_clock())))
+    return bool(undelivered(books_of(client), int(wall_clock())))
 
 
 async def owe(w: PaidWorld, client: Client, index: int) -> None:

@@ -1,4 +1,4 @@
-"""A purse on a chain in memory, with a journal on disk, a clock to turn and hosts to pay."""
+"""A session signer on a chain in memory, with a journal on disk, a clock to turn and hosts to pay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from p2pnode.chain.ledger import Close, Open
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.node.keys import receipt_address
 from p2pnode.payments.journal.journal import Journal
-from p2pnode.payments.spending import Purse, SpendingCaps
+from p2pnode.payments.session_signer import SessionSigner
+from p2pnode.payments.spending import SpendingLimits
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher
@@ -35,9 +36,9 @@ def priced(index: int = 1, **offer: object) -> tuple[Advert, Offer]:
     return replace(advert, binding=binding), advert.offers[0]
 
 
-async def turn(purse: Purse, advert: Advert, offer: Offer) -> ClientPayment:
+async def turn(signer: SessionSigner, advert: Advert, offer: Offer) -> ClientPayment:
     """Sign for a session of a thousand tokens in and as many out."""
-    return await purse.open(advert, offer, tokens_in=1_000, tokens_out=1_000)
+    return await signer.open(advert, offer, tokens_in=1_000, tokens_out=1_000)
 
 
 def wallet_secret_of(index: int) -> bytes:
@@ -46,13 +47,13 @@ def wallet_secret_of(index: int) -> bytes:
 
 
 @dataclass
-class PurseWorld:
+class SpendingWorld:
     """``said`` holds what ``on_sign`` was told, ``events`` the order of what happened."""
 
     chain: MemoryChain
     journal: Journal
     clock: list[int]
-    caps: SpendingCaps = field(default_factory=SpendingCaps)
+    limits: SpendingLimits = field(default_factory=SpendingLimits)
     said: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     draws: int = 0
@@ -65,7 +66,7 @@ class PurseWorld:
         self.draws += 1
         return keccak256(b"draw %d" % self.draws)[:count]
 
-    async def signer(self) -> Signer:
+    async def unlock(self) -> Signer:
         self.events.append("unlocked")
 
         def sign(digest: bytes) -> bytes:
@@ -78,21 +79,21 @@ class PurseWorld:
         self.events.append("said")
         self.said.append((words, fields))
 
-    def purse(self, **changes: object) -> Purse:
+    def signer(self, **changes: object) -> SessionSigner:
         values: dict[str, object] = {
             "address": PAYER,
-            "sign": self.signer,
+            "sign": self.unlock,
             "ledger": MemoryLedger(self.chain),
             "journal": self.journal,
-            "caps": self.caps,
+            "limits": self.limits,
             "wall": lambda: float(self.now),
             "draw": self.draw,
             "on_sign": self.on_sign,
         }
-        return Purse(**{**values, **changes})  # type: ignore[arg-type]
+        return SessionSigner(**{**values, **changes})  # type: ignore[arg-type]
 
     def relay(self, index: int, payment: ClientPayment) -> None:
-        """Host ``index`` opens the session with what the purse signed."""
+        """Host ``index`` opens the session with what the signer signed."""
         host = receipt_address(wallet_secret_of(index))
         self.chain.send(host, Open(payment.terms, payment.valid_before, payment.authorisation))
 
@@ -106,12 +107,12 @@ class PurseWorld:
 
 
 @asynccontextmanager
-async def purse_world(
-    path: Path, *, usdc: int = 100 * DOLLAR, caps: SpendingCaps | None = None
-) -> AsyncIterator[PurseWorld]:
+async def signer_world(
+    path: Path, *, usdc: int = 100 * DOLLAR, limits: SpendingLimits | None = None
+) -> AsyncIterator[SpendingWorld]:
     """Everything, with ``usdc`` in the payer's wallet and no ether anywhere."""
     clock = [NOW]
     chain = MemoryChain(MEMORY_DOMAINS, lambda: clock[0])
     chain.mint(PAYER, usdc)
     async with writing(path) as journal:
-        yield PurseWorld(chain, journal, clock, caps or SpendingCaps())
+        yield SpendingWorld(chain, journal, clock, limits or SpendingLimits())

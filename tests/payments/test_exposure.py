@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.ids import SessionId
-from p2pnode.payments.exposure import LOSS_REMEMBERED_S, Exposure, ExposureCaps, prefix_of
+from p2pnode.payments.exposure import LOSS_REMEMBERED_S, Exposure, ExposureLimits, prefix_of
 
-CAPS = ExposureCaps(session=50, payer=100, prefix=200, all=1000)
+CAPS = ExposureLimits(session=50, payer=100, prefix=200, all=1000)
 
 
 def session(number: int) -> SessionId:

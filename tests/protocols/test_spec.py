@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 import pytest
 
 from p2pnode.client.question import KnownModel
+from p2pnode.contract_rules import DURATION_MAX_S
 from p2pnode.errors import STORE_CODES, WIRE_CODES, ProtocolError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.payments.spending import EXPIRY_S, VALID_S
+from p2pnode.payments.session_signer import EXPIRY_S, VALID_S
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
 from p2pnode.protocols.blob import client as blob_client
@@ -316,7 +317,7 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "kept for a resume": [inference.WINDOW],
         "vouchers due at once": [inference.WINDOW],
         "a session that can be resumed": [DEFAULT_LIMITS.linger_s],
-        "`expiry` in `terms`": [payment.EXPIRY_MIN_S, payment.EXPIRY_MAX_S],
+        "`expiry` in `terms`": [payment.EXPIRY_MIN_S, DURATION_MAX_S],
         "`valid_before` in `open`": [payment.VALID_MIN_S, payment.VALID_MAX_S],
         "`detail`": [inference.DETAIL_MAX],
     },
@@ -393,7 +394,7 @@ def test_what_the_roles_ask_and_wait_is_what_the_spec_says() -> None:
     assert TIMES.open_s == limits.request_deadline_s
     assert TIMES.open_paid_s == limits.request_deadline_s + TERMS.relay_s
     assert (TIMES.first_token_s, TIMES.stall_s) == (limits.first_token_deadline_s, limits.stall_s)
-    assert payment.EXPIRY_MIN_S <= EXPIRY_S <= payment.EXPIRY_MAX_S
+    assert payment.EXPIRY_MIN_S <= EXPIRY_S <= DURATION_MAX_S
     assert payment.VALID_MIN_S <= VALID_S <= payment.VALID_MAX_S
 
 

@@ -20,10 +20,7 @@ from p2pnode.chain.evm.order_book import Ending, SentOrder, SignedTransaction
 from p2pnode.durable import SqliteFile
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.payments.journal import orders
-from p2pnode.payments.journal import payee as host
-from p2pnode.payments.journal import payer as client
-from p2pnode.payments.journal import receipts as taken
+from p2pnode.payments.journal import orders, payee, payer
 from p2pnode.payments.journal.orders import WalletOnChain
 from p2pnode.payments.journal.owner import Owner, is_alive
 from p2pnode.payments.journal.records import (
@@ -100,19 +97,19 @@ class Journal:
 
     async def host_relaying(self, record: HostedSession) -> None:
         """A new session, before its open is relayed. A known one is refused."""
-        await self._writer.write(partial(host.relaying, record=record))
+        await self._writer.write(partial(payee.relaying, record=record))
 
     async def host_open(self, session: SessionId) -> None:
         """It is on the chain. Changes nothing where that is known."""
-        await self._writer.write(partial(host.opened, session=session))
+        await self._writer.write(partial(payee.opened, session=session))
 
     async def host_lost(self, session: SessionId, detail: str) -> None:
         """It is not on the chain, or not any more."""
-        await self._writer.write(partial(host.lost, session=session, detail=detail))
+        await self._writer.write(partial(payee.lost, session=session, detail=detail))
 
     async def host_issued(self, session: SessionId, receipt: Receipt) -> None:
         """A receipt, on disk when this returns. A second one for a place is refused."""
-        await self._writer.write(partial(host.issued, session=session, receipt=receipt))
+        await self._writer.write(partial(payee.issued, session=session, receipt=receipt))
 
     async def host_issuing(self, session: SessionId, receipt: Receipt) -> None:
         """A receipt that is about to be sent; it goes to disk with the next write, and before it.
@@ -123,155 +120,157 @@ class Journal:
         if self._writer.crowded:
             await self.host_issued(session, receipt)
         else:
-            self._writer.ride(partial(host.issued, session=session, receipt=receipt))
+            self._writer.ride(partial(payee.issued, session=session, receipt=receipt))
 
     async def host_paid(self, session: SessionId, voucher: Voucher) -> None:
         """A voucher that holds, before more is served. The highest is kept."""
-        await self._writer.write(partial(host.paid, session=session, voucher=voucher))
+        await self._writer.write(partial(payee.paid, session=session, voucher=voucher))
 
     async def host_over(self, session: SessionId, settle_at: int) -> None:
         """Nobody is served: it is to be settled at ``settle_at``."""
-        await self._writer.write(partial(host.over, session=session, settle_at=settle_at))
+        await self._writer.write(partial(payee.over, session=session, settle_at=settle_at))
 
     async def host_left_open(self, session: SessionId, settle_at: int, epoch: int) -> None:
         """A start before ``epoch`` was serving it: its client has until ``settle_at`` to come back."""
-        await self._writer.write(partial(host.left_open, session=session, settle_at=settle_at, epoch=epoch))
+        await self._writer.write(partial(payee.left_open, session=session, settle_at=settle_at, epoch=epoch))
 
     async def host_resumed(self, session: SessionId, epoch: int | None = None) -> None:
         """Its client came back before it was settled. With an ``epoch`` it goes on under that one.
 
         That must be higher than the one it had: a second time is refused.
         """
-        await self._writer.write(partial(host.resumed, session=session, epoch=epoch))
+        await self._writer.write(partial(payee.resumed, session=session, epoch=epoch))
 
     async def host_settled(self, session: SessionId, amount: int, detail: str = "") -> None:
         """The chain paid ``amount`` (the treasury's share included)."""
-        await self._writer.write(partial(host.settled, session=session, amount=amount, detail=detail))
+        await self._writer.write(partial(payee.settled, session=session, amount=amount, detail=detail))
 
     async def prune(self, before: int) -> None:
         """Drop the receipts of sessions opened before ``before`` that are settled or lost."""
-        await self._writer.write(partial(host.prune, before=before))
+        await self._writer.write(partial(payee.prune, before=before))
 
     def hosted(self, *states: HostedState) -> list[HostedSession]:
         """Sessions in any of these states (in any, without one), the oldest first."""
-        return self._read(partial(host.some, states=states or HOSTED_STATES))
+        return self._read(partial(payee.some, states=states or HOSTED_STATES))
 
     def hosted_one(self, session: SessionId) -> HostedSession | None:
         """One session."""
-        return self._read(partial(host.one, session=session))
+        return self._read(partial(payee.one, session=session))
 
     def receipts(self, session: SessionId) -> list[Checkpoint]:
         """Of one session, in order."""
-        return self._read(partial(host.receipts, session=session))
+        return self._read(partial(payee.receipts, session=session))
 
     def issued(self, session: SessionId, epoch: int, seq: int) -> Receipt | None:
         """The receipt of a place."""
-        return self._read(partial(host.receipt, session=session, epoch=epoch, seq=seq))
+        return self._read(partial(payee.receipt, session=session, epoch=epoch, seq=seq))
 
     def issued_after(self, session: SessionId, epoch: int, seq: int, limit: int) -> list[Receipt]:
         """Receipts after a place, in order."""
-        query = partial(host.receipts_after, session=session, epoch=epoch, seq=seq, limit=limit)
+        query = partial(payee.receipts_after, session=session, epoch=epoch, seq=seq, limit=limit)
         return self._read(query)
 
     # ---- client
 
-    async def bought(self, record: BoughtSession, caps: SpendingRule, now: int) -> None:
-        """Record a deposit before it is signed. Raises what ``caps`` raises; then nothing is recorded.
+    async def bought(self, record: BoughtSession, rule: SpendingRule, now: int) -> None:
+        """Record a deposit before it is signed. Raises what ``rule`` raises; then nothing is recorded.
 
-        What ``caps`` is shown holds for all processes on this data dir until this returns.
+        What ``rule`` is shown holds for all processes on this data dir until this returns.
         """
         owner = self._name()
-        await self._writer.write(partial(client.buy, record=record, rule=caps, now=now, owner=owner))
+        await self._writer.write(partial(payer.buy, record=record, rule=rule, now=now, owner=owner))
 
     async def bought_restored(self, record: BoughtSession, now: int, receipt: Receipt | None = None) -> None:
         """Put back a purchase recovered from elsewhere. Of one that is here no voucher is lowered.
 
         ``receipt`` was checked there, and is the one that its voucher goes on from.
         """
-        await self._writer.write(partial(client.restored, record=record, receipt=receipt, now=now))
+        await self._writer.write(partial(payer.restored, record=record, receipt=receipt, now=now))
 
     async def bought_delivered(self, session: SessionId, amount: int) -> None:
         """Its host is known to have a voucher of this amount."""
-        await self._writer.write(partial(client.delivered, session=session, amount=amount))
+        await self._writer.write(partial(payer.delivered, session=session, amount=amount))
 
     def bought_receipt(self, session: SessionId, receipt: Receipt, now: int) -> None:
         """A receipt that was checked; it goes to disk with the next write, the voucher that answers it."""
-        self._writer.ride(partial(taken.shown, session=session, receipt=receipt, held=True, now=now))
+        self._writer.ride(partial(payer.receipt_shown, session=session, receipt=receipt, held=True, now=now))
 
     async def bought_shown(self, session: SessionId, receipt: Receipt, now: int) -> None:
         """A receipt that the host signed and showed. With another for its place it becomes evidence."""
-        await self._writer.write(partial(taken.shown, session=session, receipt=receipt, held=False, now=now))
+        await self._writer.write(
+            partial(payer.receipt_shown, session=session, receipt=receipt, held=False, now=now)
+        )
 
     async def evidence_submitted(self, evidence: Evidence, outcome: str) -> None:
         """What came of showing it to the contract."""
         epoch, seq = evidence.place
         await self._writer.write(
-            partial(taken.submitted, session=evidence.session, epoch=epoch, seq=seq, outcome=outcome)
+            partial(payer.evidence_submitted, session=evidence.session, epoch=epoch, seq=seq, outcome=outcome)
         )
 
     async def bought_open(self, session: SessionId) -> None:
         """The host took it. Changes nothing where that is known."""
-        await self._writer.write(partial(client.opened, session=session))
+        await self._writer.write(partial(payer.opened, session=session))
 
     async def bought_mined(self, session: SessionId) -> None:
         """The chain has it: its deposit has left the wallet, and is outstanding no more."""
-        await self._writer.write(partial(client.mined, session=session))
+        await self._writer.write(partial(payer.mined, session=session))
 
     async def bought_over(self, session: SessionId) -> None:
         """Nothing more will be signed for it."""
-        await self._writer.write(partial(client.over, session=session))
+        await self._writer.write(partial(payer.over, session=session))
 
     async def bought_resumed(self, session: SessionId) -> None:
         """It goes on after all."""
-        await self._writer.write(partial(client.resumed, session=session))
+        await self._writer.write(partial(payer.resumed, session=session))
 
     async def bought_settled(self, session: SessionId, spent: int, now: int) -> None:
         """The chain took ``spent``; it counts for a day from ``now``."""
-        await self._writer.write(partial(client.settled, session=session, spent=spent, now=now))
+        await self._writer.write(partial(payer.settled, session=session, spent=spent, now=now))
 
     async def bought_expired(self, session: SessionId) -> None:
         """The chain does not have it, and its authorisation is past (or never left this process)."""
-        await self._writer.write(partial(client.expired, session=session))
+        await self._writer.write(partial(payer.expired, session=session))
 
     async def signed(self, session: SessionId, voucher: Voucher) -> None:
         """A voucher, before it is sent. The highest is kept."""
-        await self._writer.write(partial(client.signed, session=session, voucher=voucher))
+        await self._writer.write(partial(payer.signed, session=session, voucher=voucher))
 
     def purchases(self, *states: BoughtState) -> list[BoughtSession]:
         """Purchases in any of these states (in any, without one), the oldest first."""
-        return self._read(partial(client.some, states=states or BOUGHT_STATES))
+        return self._read(partial(payer.some, states=states or BOUGHT_STATES))
 
     def purchase(self, session: SessionId) -> BoughtSession | None:
         """One purchase."""
-        return self._read(partial(client.one, session=session))
+        return self._read(partial(payer.one, session=session))
 
     def purchases_left(self) -> list[BoughtSession]:
         """Purchases that no running process uses and that are not known to be settled, the oldest first."""
-        return self._read(partial(client.left, alive=partial(is_alive, self.path)))
+        return self._read(partial(payer.left, alive=partial(is_alive, self.path)))
 
     def taken(self, session: SessionId) -> list[Receipt]:
         """The receipts of a purchase that were checked, in order."""
-        return self._read(partial(taken.held, session=session))
+        return self._read(partial(payer.receipts_held, session=session))
 
     def taken_with_root(self, session: SessionId, root: bytes) -> Receipt | None:
         """The one of them that has this root."""
-        return self._read(partial(taken.with_root, session=session, root=root))
+        return self._read(partial(payer.receipt_with_root, session=session, root=root))
 
     def evidence(self) -> list[Evidence]:
         """Pairs of receipts that accuse a host, the oldest first."""
-        return self._read(taken.evidence)
+        return self._read(payer.evidence)
 
     def spending(self, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
         """What a rule would be shown now. Only :meth:`bought` holds it against other processes."""
-        return self._read(partial(client.spending, terms=terms, peer=peer, now=now))
+        return self._read(partial(payer.spending, terms=terms, peer=peer, now=now))
 
-    def outstanding(self, payer: bytes, now: int) -> int:
+    def outstanding(self, account: bytes, now: int) -> int:
         """Token units that hosts may still take from this wallet without anything more being signed."""
-        return self._read(partial(client.outstanding, payer=payer, now=now))
+        return self._read(partial(payer.outstanding, payer=account, now=now))
 
     def taken_unserved(self, host: bytes, since: int) -> int:
         """Sessions since ``since`` whose fee this wallet took without ever accepting them."""
-        return self._read(partial(client.taken_unserved, host=host, since=since))
+        return self._read(partial(payer.taken_unserved, host=host, since=since))
 
     # ---- orders to the chain
 

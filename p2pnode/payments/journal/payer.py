@@ -1,4 +1,4 @@
-"""A client's half of the journal: what happens to ``bought``, inside a transaction.
+"""The payer's half of the journal: what happens to ``bought``, ``taken`` and ``evidence``, in a transaction.
 
 ::
 
@@ -7,6 +7,10 @@
 
 Two processes that buy at once go through ``buy`` one after the other, so that what one signs away counts
 for the other. What the chain says may be heard twice.
+
+The first receipt for a place is kept; a second with another root makes both evidence, once for each place, as
+the contract punishes it. Whoever calls has checked that the host signed them. Receipts are bounded: of a
+session the newest are kept, and of one that is over none after a month. Nothing is judged here.
 """
 
 from __future__ import annotations
@@ -16,11 +20,11 @@ from collections.abc import Callable
 from typing import Final
 
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.payments.journal import receipts as journal_taken
 from p2pnode.payments.journal.owner import ELSEWHERE
 from p2pnode.payments.journal.records import (
     BoughtSession,
     BoughtState,
+    Evidence,
     Spending,
     SpendingRule,
     bought_of,
@@ -28,10 +32,13 @@ from p2pnode.payments.journal.records import (
     pack,
     pack_texts,
     state_of,
+    unpack,
 )
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 
 DAY_S: Final = 24 * 3600
+TAKEN_MAX: Final = 8192
+"""Receipts of one session: a quarter of a million tokens, some 2 MB."""
 TAKEN_KEPT_S: Final = 30 * DAY_S
 """Receipts of sessions that are over are kept so long, as at the host."""
 _AT_STAKE: Final = """
@@ -50,7 +57,7 @@ def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: 
     """Record what is about to be signed, if ``rule`` allows it beside all that was signed before."""
     rule.check(spending(db, record.terms, record.host, now))
     _insert(db, record, now, owner)
-    journal_taken.prune(db, now - TAKEN_KEPT_S)
+    prune_receipts(db, now - TAKEN_KEPT_S)
 
 
 def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | None, now: int) -> None:
@@ -74,7 +81,7 @@ def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | N
             if voucher is not None and voucher.amount > _amount(db, record.session):
                 signed(db, record.session, voucher)
     if receipt is not None:
-        journal_taken.shown(db, record.session, receipt, held=True, now=now)
+        receipt_shown(db, record.session, receipt, held=True, now=now)
     if record.voucher is not None:  # vouchers go to hosts that accepted: this one may be owed the last
         opened(db, record.session)
 
@@ -166,6 +173,63 @@ def left(db: sqlite3.Connection, alive: Callable[[str], bool]) -> list[BoughtSes
     return [bought_of(row) for row in rows if row["state"] == "over" or not alive(row["owner"])]
 
 
+# ---- receipts, and what of them is evidence
+
+
+def receipt_shown(
+    db: sqlite3.Connection, session: SessionId, receipt: Receipt, *, held: bool, now: int
+) -> None:
+    """A receipt that its host signed; ``held``: it agrees with what was received."""
+    told, packed = receipt.checkpoint, pack(receipt)
+    place = (session, receipt.epoch, told.seq)
+    known = db.execute(
+        "SELECT root, held, receipt FROM taken WHERE session = ? AND epoch = ? AND seq = ?", place
+    ).fetchone()
+    if known is not None and known["root"] != told.root:
+        db.execute(
+            "INSERT INTO evidence (session, epoch, seq, one, other, noted_at) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (*place, known["receipt"], packed, now),
+        )
+    if known is None or held:
+        db.execute(
+            "INSERT INTO taken VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (session, epoch, seq) DO UPDATE"
+            " SET root = excluded.root, held = excluded.held, receipt = excluded.receipt",
+            (*place, told.root, int(held), packed),
+        )
+    if known is None:
+        _prune_session(db, session, receipt.epoch, told.seq)
+
+
+def _prune_session(db: sqlite3.Connection, session: SessionId, epoch: int, seq: int) -> None:
+    if seq % 256:
+        return
+    db.execute(
+        "DELETE FROM taken WHERE session = ? AND (epoch, seq) <= (SELECT epoch, seq FROM taken"
+        " WHERE session = ? AND (epoch, seq) <= (?, ?) ORDER BY epoch DESC, seq DESC LIMIT 1 OFFSET ?)",
+        (session, session, epoch, seq, TAKEN_MAX),
+    )
+
+
+def prune_receipts(db: sqlite3.Connection, before: int) -> None:
+    """Drop the receipts of sessions opened before ``before`` that are over for good. Evidence stays."""
+    db.execute(
+        "DELETE FROM taken WHERE session IN"
+        " (SELECT session FROM bought WHERE state IN ('settled', 'expired') AND opened_at < ?)",
+        (before,),
+    )
+
+
+def evidence_submitted(
+    db: sqlite3.Connection, session: SessionId, epoch: int, seq: int, outcome: str
+) -> None:
+    """What came of showing it to the contract."""
+    db.execute(
+        "UPDATE evidence SET outcome = ? WHERE session = ? AND epoch = ? AND seq = ?",
+        (outcome, session, epoch, seq),
+    )
+
+
 # ---- questions
 
 
@@ -214,3 +278,38 @@ def outstanding(db: sqlite3.Connection, payer: bytes, now: int) -> int:
 
 def _sum(db: sqlite3.Connection, query: str, marks: dict[str, object]) -> int:
     return int(db.execute(query, marks).fetchone()[0])
+
+
+def receipts_held(db: sqlite3.Connection, session: SessionId) -> list[Receipt]:
+    """Those of one session that agreed with what was received, in order."""
+    rows = db.execute("SELECT receipt FROM taken WHERE session = ? AND held ORDER BY epoch, seq", (session,))
+    return [unpack(Receipt, row["receipt"]) for row in rows]
+
+
+def receipt_with_root(db: sqlite3.Connection, session: SessionId, root: bytes) -> Receipt | None:
+    """The one that was checked and has this root."""
+    row = db.execute(
+        "SELECT receipt FROM taken WHERE session = ? AND held AND root = ? ORDER BY epoch DESC",
+        (session, root),
+    ).fetchone()
+    return None if row is None else unpack(Receipt, row["receipt"])
+
+
+def evidence(db: sqlite3.Connection) -> list[Evidence]:
+    """All there is, the oldest first."""
+    rows = db.execute(
+        "SELECT evidence.*, bought.terms, bought.peer FROM evidence JOIN bought USING (session)"
+        " ORDER BY noted_at, session, epoch, seq"
+    )
+    return [
+        Evidence(
+            session=SessionId(row["session"]),
+            terms=unpack(SessionTerms, row["terms"]),
+            host=PeerId(row["peer"]),
+            one=unpack(Receipt, row["one"]),
+            other=unpack(Receipt, row["other"]),
+            noted_at=row["noted_at"],
+            outcome=row["outcome"],
+        )
+        for row in rows
+    ]

@@ -1,4 +1,4 @@
-"""What the journal keeps, as values; and how they become rows and rows become them.
+"""What the journal holds, as values; how they become rows, and rows become them; and how states change.
 
 Terms, vouchers and receipts are stored as they travel (msgpack of the wire records), so that what was
 signed is what is read. Knows nothing of files, transactions or time.
@@ -198,7 +198,7 @@ def bought_of(row: sqlite3.Row) -> BoughtSession:
     )
 
 
-# A session's state in the journal, hosted or bought: read, and moved only where that makes sense.
+# ---- a session's state, hosted or bought
 
 
 def move(
@@ -210,7 +210,7 @@ def move(
     *,
     same: Collection[str] = (),
 ) -> None:
-    """From one of ``before`` to ``after``; in ``same`` nothing changes, from elsewhere it is refused."""
+    """Change a state of ``before`` to ``after``. One of ``same`` stays; any other raises ``StorageError``."""
     state = state_of(db, table, session)
     if state in before:
         db.execute(f"UPDATE {table} SET state = ? WHERE session = ?", (after, session))  # noqa: S608 - a literal

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.errors import StorageError
-from p2pnode.payments.journal import receipts as journal_taken
+from p2pnode.payments.journal import payer as journal_payer
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.journal.owner import Owner, is_alive
 from tests.payments.journals import (
@@ -79,7 +79,7 @@ async def test_what_no_two_receipts_say_is_no_evidence(tmp_path: Path) -> None:
 async def test_only_the_newest_receipts_of_a_session_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_taken, "TAKEN_MAX", 100)
+    monkeypatch.setattr(journal_payer, "TAKEN_MAX", 100)
     async with writing(tmp_path / "journal.sqlite") as journal:
         await journal.bought(bought(1), Anything(), NOW)
         for seq in range(1, 513):

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pnode.contract_rules import DURATION_MAX_S
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.channel import (
-    EXPIRY_MAX_S,
     ChannelReceiver,
     check_open,
     exact_voucher,
@@ -89,7 +89,7 @@ def test_a_free_open_is_told_the_price() -> None:
         ({"deposit": 0}, "payment_required"),
         ({"expiry": NOW + ACCEPTS.expiry_min_s - 1}, "bad_request"),
         ({"expiry": NOW - 1}, "bad_request"),
-        ({"expiry": NOW + EXPIRY_MAX_S + 1}, "bad_request"),
+        ({"expiry": NOW + DURATION_MAX_S + 1}, "bad_request"),
         ({"expiry": MOST}, "bad_request"),
     ],
     ids=lambda change: "-".join(change) if isinstance(change, dict) else change,
@@ -105,7 +105,7 @@ def test_wrong_terms_are_refused_even_when_the_payer_signed_them(change: dict[st
         {"deposit": TERMS.session_fee},
         {"deposit": MOST},
         {"expiry": NOW + ACCEPTS.expiry_min_s},
-        {"expiry": NOW + EXPIRY_MAX_S},
+        {"expiry": NOW + DURATION_MAX_S},
     ],
     ids=str,
 )
