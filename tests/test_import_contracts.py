@@ -52,6 +52,11 @@ OFFENCES = {
         ("p2pnode/cli/funds.py", "def late():\n    import web3"),
         ("p2pnode/payments/spending.py", "import eth_tester"),
     ],
+    "client-decisions": [
+        ("p2pnode/client/failover.py", "import trio"),
+        ("p2pnode/client/ranking.py", "import p2pnode.net.network"),
+        ("p2pnode/client/bill.py", "import time"),
+    ],
 }
 
 

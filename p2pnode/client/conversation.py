@@ -222,11 +222,11 @@ class _Notes:
     def took(self, answer: Answer) -> None:
         """Tokens came, or the receipt for them."""
         line = self._line
-        line.text, line.ids, line.told = answer.text, answer.ids, answer.told
+        line.text, line.ids, line.told = answer.text, answer.ids, answer.text_known
 
     def receipted(self, answer: Answer) -> None:
         """The host's receipt over all of it was checked: a good moment to keep it."""
-        self._keep(answer, answer.told)
+        self._keep(answer, answer.text_known)
         if answer.host is not None:
             self._talk.note_host(answer.host)
         session = answer.session
@@ -236,14 +236,14 @@ class _Notes:
 
     def billed(self, answer: Answer, item: BillItem) -> None:
         """A host's part is over."""
-        self._keep(answer, answer.told)
+        self._keep(answer, answer.text_known)
         self._keep(answer, len(answer.ids))  # what no text came of stands apart
         self._talk.note_bill(item)
 
     def ended(self, answer: Answer, finish: Finish | None) -> None:
         """It is whole, or it was stopped or cut short: then it may go on."""
         self.took(answer)
-        self._keep(answer, answer.told)
+        self._keep(answer, answer.text_known)
         self._line.over = finish in ("stop", "length")
         if self._line.over:
             self._talk.note_end(finish)

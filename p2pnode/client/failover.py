@@ -1,15 +1,19 @@
-"""What to do when a host's part of an answer is over, or crawls: done, on with somebody, or the end. Pure.
+"""What follows when a host's part of an answer is over, or its host is too slow: the policy of one answer.
 
-It decides by what is held, by what failed and by how often; it opens, pays and dials nothing.
+``Failover`` holds the partial answer, its bill and the attempt that runs, and decides on who is asked next,
+for what, and what the user is told in the end. Pure: it opens, pays, dials and waits for nothing. Times are
+seconds of a monotonic clock, and arguments.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias, TypeVar
 
-from p2pnode.client.ranking import Ranking
+from p2pnode.client.bill import Bill, BillItem
+from p2pnode.client.ranking import Candidate, Ranking, is_priced
 from p2pnode.errors import (
     WIRE_CODES,
     HostFault,
@@ -20,192 +24,494 @@ from p2pnode.errors import (
     UnreachableError,
     UsageError,
 )
-from p2pnode.ids import PeerId
-from p2pnode.protocols.inference.commands import TurnFailed
-from p2pnode.protocols.inference.messages import PREFIX_MAX, FinishReason, PromptBody
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.inference.commands import Quoted, TurnDone, TurnFailed
+from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, PREFIX_MAX, FinishReason, PromptBody
 
 Move: TypeAlias = Literal["finish", "again", "next", "stop"]
-"""``again``: the same host, in its session where that lives. ``next``: the next host by rank. ``stop``:
-nobody can go on, or nobody should: the user is told why."""
+"""``finish``: the answer is whole. ``again``:
+ask the same host, in its session where that lives. ``next``: ask the next host by rank. ``stop``: nobody can
+go on, or nobody should, and the user is told why."""
 
-_FINAL: Final = frozenset({"bad_request"})
-"""What every host would answer the same way. One alone may lie: it takes two of them to end an answer."""
+_REFUSED_BY_ALL: Final = frozenset({"bad_request"})
+"""Codes that every host would answer with. One host alone may lie: it takes two of them to end an answer."""
 _WITNESSES: Final = 2
-_SHARE: Final = 0.1
-"""Of the median speed."""
-HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"} - _FINAL
-"""A host that says one of these did not fail: it is busy, or the question is not for it."""
+_SLOW_SHARE: Final = 0.1
+"""A host is slow below this share of the median speed."""
+_BETTER_FACTOR: Final = 2
+"""A slow host is left for one that was measured to be more than so many times as fast."""
+_REASONS_SHOWN: Final = 4
+HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"} - _REFUSED_BY_ALL
+"""A host that answers with one of these did not fail: it is busy, or the question is not for it."""
+E = TypeVar("E", bound=P2PNodeError)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """Where an answer stands when a part of it is over."""
-
-    held: int = 0
-    """Output tokens."""
-    continuable: bool = True
-    """May more come, and can a prompt hold what is here?"""
-    room: int = 1
-    """Output tokens that may still come."""
-    parts_left: int = 1
-    """More turns that this answer may take, with whomever."""
-    cancelled: bool = False
-    """By the user."""
-    progressed: bool = False
-    """Did this part bring anything?"""
-    fruitless: int = 0
-    """Parts with this host, one after another up to this one, that brought nothing, or too little."""
-    refusals: int = 0
-    """Hosts, up to this one, that called the question itself wrong."""
-    kept: bool = False
-    """Was its session one from before?"""
-    lost: bool = False
-    """Did the connection break, and the session with it?"""
-    restarted: bool = False
-    """Whether the host restarted in the middle of the turn: then it is there, and the session goes on."""
-    slept: bool = False
-    """Whether this machine slept meanwhile: then the host is as good as before."""
-    paid: bool = False
-    """Was the session paid? Then it was tried to resume it, and another one would cost another fee."""
-
-
-def after_turn(reason: FinishReason, standing: Standing) -> Move:
-    """The host ended the turn in order. Unasked it is ``cancelled`` only where a stream was lost."""
-    if reason != "cancelled" or standing.cancelled or (standing.held and not standing.room):
-        return "finish"
-    if not standing.continuable or not standing.parts_left:
-        return "stop"
-    return "again" if standing.fruitless <= 1 else "next"
-
-
-def after_failure(error: P2PNodeError, standing: Standing) -> Move:
-    """The turn, the session, the host or this side failed."""
-    if standing.cancelled or (standing.held and not standing.room):
-        return "finish"
-    code = error.code if isinstance(error, RefusedError) else None
-    if is_final(error, standing.refusals) or not standing.continuable or not standing.parts_left:
-        return "stop"
-    # A session kept from before may have died of age, a free one with its connection: the host may live.
-    aged = standing.kept and not standing.progressed and code not in HONEST
-    broke = standing.lost and standing.progressed and not standing.paid
-    ours = standing.slept and code not in HONEST
-    return "again" if (aged or broke or standing.restarted or ours) and standing.fruitless <= 1 else "next"
-
-
-def least_pace(usual: Iterable[float], *, floor: float, ceiling: float) -> float:
-    """Tokens a second below which a host is left for another: a tenth of what hosts gave this client.
-
-    At least ``floor``; and at most ``ceiling``, for what a person reads along with is not slow, however fast
-    others are.
-    """
-    known = sorted(usual)
-    return min(ceiling, max(floor, known[len(known) // 2] * _SHARE if known else floor))
-
-
-def calls_it_wrong(error: P2PNodeError) -> bool:
-    """Is it the question, by the host's word?"""
-    return isinstance(error, RefusedError) and error.code in _FINAL
-
-
-def is_final(error: P2PNodeError, refusals: int) -> bool:
-    """Would it be the same with any other host? ``refusals``: so many called the question wrong."""
-    return isinstance(error, LocalError) or (calls_it_wrong(error) and refusals >= _WITNESSES)
-
-
-# What is held of an answer, and what is still to be asked for. Pure: it knows no host and no session.
-#
-# Text may lag ids, and whoever sent the ids may be gone before their text came: ``told`` counts those whose
-# text is here. What a user has seen can't be taken back, so it stays whatever is learnt of its sender later.
+# ---- the answer so far
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What is kept of an answer to go on from. ``text`` is that of the first ``told`` of its ``ids``."""
+    """A partial answer to go on from. ``text`` is that of the first ``text_known`` of its ``ids``."""
 
     ids: tuple[int, ...]
     text: str
-    told: int
+    text_known: int
 
 
 @dataclass(slots=True)
-class Partial:
-    """A part of the answer to ``body``, which has no prefix. ``text`` is that of the first ``told`` ids."""
+class PartialAnswer:
+    """What came of the answer to ``body``, which has no prefix.
+
+    Text may come later than its ids, and the host that sent the ids may be gone by then: ``text`` is that of
+    the first ``text_known`` ids. What the user has seen can't be taken back, so it stays whatever is learnt
+    of its host later.
+    """
 
     body: PromptBody
     ids: list[int] = field(default_factory=list)
     text: str = ""
-    told: int = 0
+    text_known: int = 0
     receipted: int = 0
-    """Ids that a host's receipt covers; those of hosts that are gone count as they were left."""
+    """How many ids a host's receipt covers. When a host is gone, the ids it left count as covered."""
 
     @classmethod
-    def of(cls, body: PromptBody, held: Held | None) -> Partial:
-        """With what came before."""
+    def of(cls, body: PromptBody, held: Held | None) -> PartialAnswer:
+        """The answer to ``body`` that goes on from ``held``."""
         if held is None:
             return cls(body)
-        return cls(body, list(held.ids), held.text, min(held.told, len(held.ids)))
+        return cls(body, list(held.ids), held.text, min(held.text_known, len(held.ids)))
 
     @property
     def held(self) -> Held:
-        """To go on from."""
-        return Held(tuple(self.ids), self.text, self.told)
+        """What another answer can go on from."""
+        return Held(tuple(self.ids), self.text, self.text_known)
 
     def take(self, ids: Sequence[int], text: str) -> None:
-        """More came. A text tells every id so far."""
+        """Add what a host sent. A text that is not empty completes the text of all ids so far."""
         self.ids.extend(ids)
         self.text += text
         if text:
-            self.told = len(self.ids)
+            self.text_known = len(self.ids)
 
     def receipt(self) -> None:
         """The host's receipt over everything so far was checked."""
         self.receipted = len(self.ids)
 
-    def distrust(self) -> int:
-        """The host broke the protocol: drop what nobody saw and no receipt covers; returns how many ids.
+    def drop_unproven(self) -> int:
+        """Drop ids whose text nobody saw and that no receipt covers; returns how many.
 
-        A receipt proves who sent an id, not that a model made it, so text without one is worth no less:
-        it stays, unpaid.
+        For a host that broke the protocol. A receipt proves who sent an id, not that a model made it: so text
+        that was seen without a receipt is worth no less, and stays, unpaid.
         """
-        sure = max(self.told, self.receipted)
+        sure = max(self.text_known, self.receipted)
         dropped = len(self.ids) - sure
         del self.ids[sure:]
         return dropped
 
     @property
     def room(self) -> int:
-        """Output tokens that may still come."""
+        """How many output tokens may still come."""
         return max(0, self.body.sampling.tokens_max - len(self.ids))
 
     @property
     def continuable(self) -> bool:
-        """Can a prompt hold what is here, and ask for more?"""
+        """Whether a prompt can hold these ids and ask for more."""
         return self.room > 0 and len(self.ids) <= PREFIX_MAX
 
-    def rest(self) -> PromptBody:
-        """What to ask the next host for."""
+    def next_prompt(self) -> PromptBody:
+        """What to ask the next host for: the rest."""
         if not self.ids:
             return self.body
         return replace(
             self.body,
             sampling=replace(self.body.sampling, tokens_max=self.room),
             prefix=tuple(self.ids),
-            told=self.told if self.told < len(self.ids) else None,
+            told=self.text_known if self.text_known < len(self.ids) else None,
         )
 
 
-# How an answer that can't go on says so: the reason, what is kept, and how to go on. Pure.
+# ---- one attempt
 
 
-_SHOWN = 4
-E = TypeVar("E", bound=P2PNodeError)
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """A turn that one host was asked for, and what came of it."""
+
+    peer: PeerId
+    session: SessionId
+    paid: bool
+    """Whether the session is paid."""
+    reused: bool
+    """Whether the session served an earlier turn."""
+    prefix: int
+    """How many ids of the answer went along with the prompt."""
+    cost_before: int
+    """What the session had cost before, in token units."""
+    started_at: float
+    first_at: float | None = None
+    """When the first token came."""
+    tokens_in: int = 0
+    tokens_cached: int = 0
+    """Input tokens that the host had in its cache."""
+    tokens_out: int = 0
+    messages_tokens: int | None = None
+    """Input tokens without the prefix, once the host has counted them."""
+    turn_over: bool = False
+    """Whether the session is free for another turn."""
+    restarted: bool = False
+    """Whether the host restarted in the middle of the turn."""
+    _arrivals: deque[tuple[float, int]] = field(default_factory=deque)
+    """When tokens were taken, and how many."""
+
+    @property
+    def fruitful(self) -> bool:
+        """Whether enough came to ask this host again. A paid one bills its input anew, so it needs more."""
+        return self.tokens_out >= (CHECKPOINT_EVERY if self.paid else 1)
+
+    def quoted(self, quoted: Quoted) -> None:
+        """The host counted the input."""
+        self.tokens_in, self.tokens_cached = quoted.quote.tokens_in, quoted.quote.reused
+        self.messages_tokens = self.tokens_in - self.prefix
+
+    def delivered(self, count: int, now: float) -> None:
+        """So many output tokens came."""
+        if self.first_at is None:
+            self.first_at = now
+        self._arrivals.append((now, count))
+        self.tokens_out += count
+
+    def done(self, over: TurnDone) -> None:
+        """The host ended the turn. By its count, which was checked, input whose voucher was lost is free."""
+        self.tokens_in, self.tokens_cached = over.done.tokens_in, over.done.reused
+        self.turn_over = True
+
+    def failed(self, failed: TurnFailed) -> None:
+        """The turn failed, and the session goes on."""
+        self.turn_over, self.restarted = True, failed.cause == "restarted"
+
+    def pace(self, now: float, window_s: float) -> float | None:
+        """Tokens a second over the last ``window_s``; None until so long after the first token."""
+        if self.first_at is None or now - self.first_at < window_s:
+            return None
+        while self._arrivals and self._arrivals[0][0] <= now - window_s:
+            self._arrivals.popleft()
+        return sum(count for _, count in self._arrivals) / window_s
+
+    def ttft_s(self, now: float) -> float:
+        """Seconds to the first token; to ``now`` where none came."""
+        return (self.first_at if self.first_at is not None else now) - self.started_at
+
+    def speed(self, now: float) -> float | None:
+        """Tokens a second after the first; None where all came at once."""
+        if self.first_at is None or self.tokens_out <= 1 or now <= self.first_at:
+            return None
+        return (self.tokens_out - 1) / (now - self.first_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionState:
+    """What the session of an attempt is like when the attempt is over."""
+
+    cost: int = 0
+    """What its host can claim in all, in token units."""
+    n_ctx: int = 0
+    lost: bool = False
+    """Whether the connection broke, and the session with it."""
+    covers_more: bool = True
+    """Whether its deposit is enough for more output; always where it is free."""
+    slept: bool = False
+    """Whether this machine slept during the attempt: then the host is as good as before."""
+
+
+# ---- the decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What the next move depends on when an attempt is over, or could not begin."""
+
+    held: int = 0
+    """Output tokens that are here."""
+    continuable: bool = True
+    """Whether more may come, and a prompt can hold what is here."""
+    room: int = 1
+    """Output tokens that may still come."""
+    attempts_left: int = 1
+    """How many more turns this answer may take, of any host."""
+    cancelled: bool = False
+    """Whether the user ended the answer."""
+    progressed: bool = False
+    """Whether this attempt brought a token."""
+    fruitless: int = 0
+    """How many attempts at this host in a row, up to this one, brought nothing or too little."""
+    refusals: int = 0
+    """How many hosts, up to this one, called the question itself wrong."""
+    reused: bool = False
+    """Whether the session served an earlier turn."""
+    lost: bool = False
+    """Whether the connection broke, and the session with it."""
+    restarted: bool = False
+    """Whether the host restarted in the middle of the turn: then it is there, and the session goes on."""
+    slept: bool = False
+    """Whether this machine slept during the attempt: then the host is as good as before."""
+    paid: bool = False
+    """Whether the session is paid. Then it was tried to resume it, and another one costs another fee."""
+
+
+def after_turn(reason: FinishReason, situation: Situation) -> Move:
+    """What follows when the host ended the turn in order.
+
+    A turn that nobody cancelled ends as ``cancelled`` only where a stream was lost and the session resumed.
+    """
+    if reason != "cancelled" or situation.cancelled or (situation.held and not situation.room):
+        return "finish"
+    if not situation.continuable or not situation.attempts_left:
+        return "stop"
+    return "again" if situation.fruitless <= 1 else "next"
+
+
+def after_failure(error: P2PNodeError, situation: Situation) -> Move:
+    """What follows when the turn, the session, the host or this side failed."""
+    if situation.cancelled or (situation.held and not situation.room):
+        return "finish"
+    if is_final(error, situation.refusals) or not situation.continuable or not situation.attempts_left:
+        return "stop"
+    honest = isinstance(error, RefusedError) and error.code in HONEST
+    # A session from before may have ended because of its age: that says nothing of the host.
+    aged = situation.reused and not situation.progressed and not honest
+    # A free session ends with its connection, and the host may live. A paid one was tried to resume already.
+    broke = situation.lost and situation.progressed and not situation.paid
+    slept = situation.slept and not honest
+    same_host = aged or broke or slept or situation.restarted
+    return "again" if same_host and situation.fruitless <= 1 else "next"
+
+
+def calls_question_wrong(error: P2PNodeError) -> bool:
+    """Whether a host says by this error that the question itself is wrong."""
+    return isinstance(error, RefusedError) and error.code in _REFUSED_BY_ALL
+
+
+def is_final(error: P2PNodeError, refusals: int) -> bool:
+    """Whether every other host would give the same error. ``refusals``: so many called the question wrong."""
+    return isinstance(error, LocalError) or (calls_question_wrong(error) and refusals >= _WITNESSES)
+
+
+def least_pace(usual: Iterable[float], *, floor: float, ceiling: float) -> float:
+    """Tokens a second below which a host is slow: a tenth of the median of what hosts gave this client.
+
+    At least ``floor``. At most ``ceiling``: what a person can read along with is not slow, however fast other
+    hosts are.
+    """
+    known = sorted(usual)
+    return min(ceiling, max(floor, known[len(known) // 2] * _SLOW_SHARE if known else floor))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnd:
+    """An attempt that is over, as it stands on the bill."""
+
+    attempt: Attempt
+    item: BillItem
+    context_needed: int | None
+    """Tokens of context that the next host needs; None where the input was not counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What follows now. ``ended`` is the attempt that is over; None where none had begun."""
+
+    move: Move
+    ended: AttemptEnd | None = None
+    finish: FinishReason = "length"
+    """Of ``finish``: how the answer ended."""
+    error: P2PNodeError | None = None
+    """Of ``stop``: what the user is told."""
+    blames: bool = False
+    """Whether the failure counts against the host."""
+
+
+class Failover:
+    """The policy of one answer, of which ``partial`` is here: at most ``attempts_max`` turns of any hosts.
+
+    The caller takes a host (the next one where :attr:`wants_next_host`), calls :meth:`begin`, opens a
+    session, calls :meth:`opened` and reports what became of the turn: :meth:`turn_ended`, :meth:`failed` or
+    :meth:`abandon`. Each of them ends the attempt and says what follows.
+    """
+
+    def __init__(self, partial: PartialAnswer, *, attempts_max: int) -> None:
+        self.partial = partial
+        self.bill = Bill()
+        self.attempt: Attempt | None = None
+        """The one that runs."""
+        self.cancelled = False
+        """Whether the user ended the answer."""
+        self.context_used = self.n_ctx = 0
+        """Tokens that the conversation takes at the last host, and that host's context."""
+        self._attempts_left = attempts_max
+        self._move: Move = "next"
+        self._same_host = False
+        """Whether the attempt that runs, or could not begin, is at the host of the one before."""
+        self._fruitless = self._refusals = 0
+        self._last_error: P2PNodeError | None = None
+
+    # ---- attempts
+
+    @property
+    def wants_next_host(self) -> bool:
+        """Whether another host is to be asked; otherwise the last one again."""
+        return self._move == "next"
+
+    def begin(self) -> None:
+        """A host is to be asked for ``partial.next_prompt()``."""
+        self._same_host = self._move == "again"
+        if not self._same_host:
+            self._fruitless = 0
+        self._move, self._attempts_left = "next", self._attempts_left - 1
+
+    def opened(self, attempt: Attempt) -> None:
+        """There is a session, in which the host is asked."""
+        self.attempt = attempt
+
+    def spare_attempt(self) -> None:
+        """The reader gives the host's place back: that is no attempt of the answer's."""
+        self._attempts_left += 1
+
+    def turn_ended(self, over: TurnDone, state: SessionState, *, early: str = "") -> Decision:
+        """The host ended its turn; ``early`` is why this side wanted it to end, for the bill.
+
+        Raises ``UnreachableError`` where the turn was lost and nobody can go on: report that as a failure.
+        """
+        attempt = self._running()
+        attempt.done(over)
+        reason = over.done.reason
+        move = after_turn(reason, self._situation(attempt, state))
+        if reason == "cancelled" and not self.cancelled:
+            reason = "length"  # nobody cancelled it: where the answer is finished, all of it came
+        if move == "stop":
+            raise UnreachableError("the connection to the host was lost, and the turn with it")
+        ended = self._end(attempt, state, reason if move == "finish" else early or "lost")
+        self._move = move
+        return Decision(move=move, ended=ended, finish=reason)
+
+    def failed(self, error: P2PNodeError, state: SessionState | None) -> Decision:
+        """The attempt failed, or the host could not be asked; then there is no ``state``."""
+        attempt = self.attempt
+        dropped = self.partial.drop_unproven() if isinstance(error, HostFault) else 0
+        self._refusals += calls_question_wrong(error)
+        situation = self._situation(attempt, state)
+        move = after_failure(error, situation)
+        blames = self._blames(error, attempt, state)
+        ended = None
+        if attempt is not None and state is not None:
+            lost = situation.lost or attempt.turn_over
+            ended = self._end(attempt, state, reason_of(error, lost=lost), dropped=dropped)
+        if attempt is not None or not self._same_host:  # that it can't be reached again says less
+            self._last_error = error
+        self._move = move
+        told = error if is_final(error, self._refusals) or not situation.held else too_long(error)
+        return Decision(move=move, ended=ended, error=told if move == "stop" else None, blames=blames)
+
+    def abandon(self, state: SessionState) -> AttemptEnd:
+        """The user ended the answer, and the host did not end its turn in time."""
+        return self._end(self._running(), state, "cancelled")
+
+    def leaves_for(self, pace: float, other: Candidate | None, other_speed: float | None) -> bool:
+        """Whether to leave a slow host for another one, which gave ``other_speed`` tokens a second before.
+
+        A free host is not left for one that asks for money: it may be slow because it is free.
+        """
+        attempt = self._running()
+        return (
+            other is not None
+            and self._attempts_left > 0
+            and self.partial.continuable
+            and (attempt.paid or not is_priced(other.offer))
+            and (other_speed is None or other_speed > _BETTER_FACTOR * pace)
+        )
+
+    def leave_host(self) -> None:
+        """Ask the next host, although the last one ended its turn in order: it is too slow."""
+        self._move = "next"
+
+    def no_host(self, ranking: Ranking, failures: Mapping[PeerId, str]) -> P2PNodeError:
+        """What the user is told when there is no host to ask."""
+        last = self._last_error
+        if self.partial.ids:
+            return nobody_left(last, ranking)
+        if isinstance(last, RefusedError) and last.code == "context_overflow":
+            return overflow(last)
+        return last or nobody(ranking, failures)
+
+    # ----
+
+    def _running(self) -> Attempt:
+        if self.attempt is None:
+            raise RuntimeError("no attempt runs")
+        return self.attempt
+
+    @staticmethod
+    def _blames(error: P2PNodeError, attempt: Attempt | None, state: SessionState | None) -> bool:
+        if not (isinstance(error, RefusedError) and error.code in HONEST):
+            return True
+        # It took money for the input, and the deposit covers more output: then no code excuses it.
+        took = attempt is not None and attempt.paid and attempt.tokens_in > attempt.tokens_cached
+        return took and state is not None and state.covers_more
+
+    def _situation(self, attempt: Attempt | None, state: SessionState | None) -> Situation:
+        partial = self.partial
+        situation = Situation(
+            held=len(partial.ids),
+            room=partial.room,
+            continuable=partial.continuable,
+            attempts_left=self._attempts_left,
+            cancelled=self.cancelled,
+            refusals=self._refusals,
+        )
+        if attempt is None or state is None:
+            return situation
+        return replace(
+            situation,
+            progressed=attempt.tokens_out > 0,
+            fruitless=self._fruitless_with(attempt),
+            reused=attempt.reused,
+            lost=state.lost,
+            restarted=attempt.restarted,
+            paid=attempt.paid,
+            slept=state.slept,
+        )
+
+    def _fruitless_with(self, attempt: Attempt) -> int:
+        return 0 if attempt.fruitful else self._fruitless + 1
+
+    def _end(self, attempt: Attempt, state: SessionState, reason: str, *, dropped: int = 0) -> AttemptEnd:
+        self.attempt = None
+        self._fruitless = self._fruitless_with(attempt)
+        context_needed = None
+        if attempt.messages_tokens is not None:
+            self.n_ctx = state.n_ctx
+            self.context_used = attempt.messages_tokens + len(self.partial.ids)
+            context_needed = self.context_used + 1
+        item = BillItem(
+            peer=attempt.peer,
+            session=attempt.session,
+            tokens_in=attempt.tokens_in,
+            reused=attempt.tokens_cached,
+            tokens_out=attempt.tokens_out - dropped,
+            cost=state.cost - attempt.cost_before,
+            reason=reason,
+        )
+        self.bill.add(item)
+        return AttemptEnd(attempt=attempt, item=item, context_needed=context_needed)
+
+
+# ---- what the user and the bill are told
 
 
 def nobody(ranking: Ranking, failures: Mapping[PeerId, str]) -> NoHostError:
     """No host was found, or none that may be used."""
     reasons = [f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded]
     reasons += [reason if peer in reason else f"{peer}: {reason}" for peer, reason in failures.items()]
-    tried = "; ".join(reasons[:_SHOWN]) if reasons else "nobody answered"
+    tried = "; ".join(reasons[:_REASONS_SHOWN]) if reasons else "nobody answered"
     return NoHostError(
         f"no host for this model was found ({tried}). Start one with `p2pnode join`, name a first peer "
         "with --bootstrap, or see `p2pnode hosts --why`"
@@ -215,7 +521,7 @@ def nobody(ranking: Ranking, failures: Mapping[PeerId, str]) -> NoHostError:
 def nobody_left(last: P2PNodeError | None, ranking: Ranking) -> NoHostError:
     """A part of the answer is here, and no other host can go on."""
     why = f"the last one failed ({last})" if last is not None else "none was found"
-    out = "; ".join(f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded[:_SHOWN])
+    out = "; ".join(f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded[:_REASONS_SHOWN])
     error = NoHostError(f"no host is left to go on with this answer: {why}{f'; {out}' if out else ''}")
     error.__cause__ = last
     return error
@@ -232,21 +538,21 @@ def overflow(error: RefusedError) -> RefusedError:
 
 
 def too_long(last: P2PNodeError) -> NoHostError:
-    """A part of the answer is here, and no prompt can hold it, or it has failed too often."""
+    """A part of the answer is here, and no prompt can hold it, or too many attempts failed."""
     error = NoHostError(f"this answer can't be handed to another host any more: {last}")
     error.__cause__ = last
     return error
 
 
 def cut_short(error: E, held: int) -> E:
-    """The same error, with what is kept and how to go on."""
+    """The same error, with how many tokens are kept and how to go on."""
     kept = f"The {held} tokens that came are kept: a chat goes on from them with /go, a program with go_on()"
     error.args = (f"{error}. {kept}", *error.args[1:])
     return error
 
 
 def turn_error(failed: TurnFailed) -> P2PNodeError:
-    """What a turn that failed is to whoever asked."""
+    """A failed turn as an error for its caller."""
     if failed.code is not None:
         said = failed.cause != "foreseen"
         return RefusedError(failed.code, failed.detail, retry_after_s=failed.retry_after_s, said=said)
@@ -254,7 +560,7 @@ def turn_error(failed: TurnFailed) -> P2PNodeError:
 
 
 def reason_of(error: P2PNodeError, *, lost: bool) -> str:
-    """Why a part ended, in a word for the bill."""
+    """Why an attempt ended, in one word for the bill."""
     if isinstance(error, RefusedError):
         return error.code
     if isinstance(error, HostFault):

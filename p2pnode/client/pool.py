@@ -73,7 +73,7 @@ class SessionPool:
         for kept in reversed(idle):
             if kept.covers(ask.input_max, tokens_out):
                 self._free.remove(kept)
-                kept.kept = True
+                kept.reused = True
                 return kept
         for kept in idle:  # their deposits are nearly used up: the next one tops them up
             self._free.remove(kept)

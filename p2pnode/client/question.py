@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from p2pnode.client.answer import Answer, Answers, Watcher
-from p2pnode.client.failover import Held, Partial
+from p2pnode.client.failover import Held, PartialAnswer
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.ranking import Filters
@@ -150,7 +150,7 @@ class Questions:
             self._runtime,
             self._pool,
             self._searches,
-            Partial.of(body, held),
+            PartialAnswer.of(body, held),
             search=open_search,
             make_ask=make_ask,
             answers=self.answers,

@@ -74,8 +74,8 @@ class Session:
         self._on_open: Callable[[], None] = lambda: None
         self.accept: Accept | None = None
         self.failure: SessionFailed | None = None
-        self.kept = False
-        """Was it used before, and kept?"""
+        self.reused = False
+        """Whether it served an earlier turn."""
         self._broken: LocalError | None = None
         self._closing = False
         self._heard = False
@@ -143,6 +143,13 @@ class Session:
                 await purchase.over(heard=self._heard)
             except LocalError as error:  # the chain will tell what became of it
                 log.warning("purchase.not_noted", session=purchase.session.hex()[:16], reason=str(error))
+
+    @property
+    def accepted(self) -> Accept:
+        """What the host accepted. Raises what :meth:`error` says where it did not, or not yet."""
+        if self.accept is None:
+            raise self.error()
+        return self.accept
 
     @property
     def paid(self) -> bool:

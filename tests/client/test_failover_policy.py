@@ -1,4 +1,4 @@
-"""The decision after a part of an answer is over, case by case."""
+"""The decision after an attempt at an answer is over, case by case."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.client.failover import Standing, after_failure, after_turn
+from p2pnode.client.failover import Situation, after_failure, after_turn
 from p2pnode.errors import WIRE_CODES, ChainError, HostFault, P2PNodeError, RefusedError, UnreachableError
 
-MIDWAY = Standing(held=10, room=30, parts_left=5, progressed=True, lost=True)
-FRESH = Standing(room=40, parts_left=5, fruitless=1)
-STANDINGS = st.builds(
-    Standing,
+MIDWAY = Situation(held=10, room=30, attempts_left=5, progressed=True, lost=True)
+FRESH = Situation(room=40, attempts_left=5, fruitless=1)
+SITUATIONS = st.builds(
+    Situation,
     held=st.integers(0, 3),
     continuable=st.booleans(),
     room=st.integers(0, 3),
-    parts_left=st.integers(0, 2),
+    attempts_left=st.integers(0, 2),
     cancelled=st.booleans(),
     refusals=st.integers(0, 3),
     progressed=st.booleans(),
     fruitless=st.integers(0, 3),
-    kept=st.booleans(),
+    reused=st.booleans(),
     lost=st.booleans(),
     paid=st.booleans(),
 )
@@ -44,7 +44,7 @@ def test_a_turn_that_was_cancelled_unasked_goes_on_with_the_same_host_once() -> 
     assert after_turn("cancelled", replace(FRESH, fruitless=2)) == "next"
     assert after_turn("cancelled", replace(MIDWAY, cancelled=True)) == "finish"
     assert after_turn("cancelled", replace(MIDWAY, room=0)) == "finish"
-    assert after_turn("cancelled", replace(MIDWAY, parts_left=0)) == "stop"
+    assert after_turn("cancelled", replace(MIDWAY, attempts_left=0)) == "stop"
     assert after_turn("cancelled", replace(MIDWAY, continuable=False)) == "stop"
 
 
@@ -82,7 +82,7 @@ def test_a_host_that_restarted_in_a_session_is_asked_again_and_one_whose_engine_
 
 def test_a_kept_session_that_died_of_age_is_opened_anew_once() -> None:
     lost = UnreachableError("the session was idle for too long")
-    kept = replace(FRESH, kept=True)
+    kept = replace(FRESH, reused=True)
     assert after_failure(lost, kept) == "again"
     assert after_failure(lost, replace(kept, fruitless=2)) == "next"
     assert after_failure(RefusedError("shutting_down", "x"), kept) == "next"  # an honest answer
@@ -93,17 +93,17 @@ def test_where_nothing_is_left_to_generate_the_answer_is_whole_whoever_died() ->
     assert after_failure(UnreachableError("x"), replace(MIDWAY, room=0, continuable=False)) == "finish"
 
 
-@pytest.mark.parametrize("limit", [{"parts_left": 0}, {"continuable": False}])
+@pytest.mark.parametrize("limit", [{"attempts_left": 0}, {"continuable": False}])
 def test_beyond_its_limits_an_answer_stops(limit: dict[str, int]) -> None:
     assert after_failure(UnreachableError("x"), replace(MIDWAY, **limit)) == "stop"  # type: ignore[arg-type]
 
 
-@given(ERRORS, STANDINGS)
-def test_nothing_goes_on_for_a_user_who_left_nor_without_end(error: P2PNodeError, where: Standing) -> None:
+@given(ERRORS, SITUATIONS)
+def test_nothing_goes_on_for_a_user_who_left_nor_without_end(error: P2PNodeError, where: Situation) -> None:
     move = after_failure(error, where)
     if where.cancelled:
         assert move == "finish"
-    elif not where.parts_left or not where.continuable:
+    elif not where.attempts_left or not where.continuable:
         assert move in ("stop", "finish")
     if move == "again":
         assert where.fruitless <= 1

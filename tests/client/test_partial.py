@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.client.bill import Bill, BillItem
-from p2pnode.client.failover import Partial
+from p2pnode.client.failover import PartialAnswer
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.inference.messages import PREFIX_MAX, ChatMessage, PromptBody, SamplingParams
 
@@ -18,39 +18,39 @@ PEER = PeerId("a host")
 
 
 def test_the_first_host_is_asked_what_was_asked() -> None:
-    assert Partial(BODY).rest() is BODY
+    assert PartialAnswer(BODY).next_prompt() is BODY
 
 
 def test_the_next_is_asked_for_the_rest_from_exactly_what_is_held() -> None:
-    partial = Partial(BODY)
+    partial = PartialAnswer(BODY)
     partial.take((1, 2, 3), "abc")
-    rest = partial.rest()
+    rest = partial.next_prompt()
     assert (rest.prefix, rest.told, rest.sampling.tokens_max) == ((1, 2, 3), None, 7)
     assert (rest.messages, rest.sampling.seed) == (BODY.messages, 7)
     partial.take((4, 5), "")
-    assert (partial.rest().told, partial.rest().text_pending) == (3, 2)
+    assert (partial.next_prompt().told, partial.next_prompt().text_pending) == (3, 2)
     partial.take((), "de")
-    assert partial.rest().told is None
+    assert partial.next_prompt().told is None
     assert partial.text == "abcde"
 
 
 def test_a_faulty_host_costs_what_nobody_saw_and_no_receipt_covers() -> None:
-    partial = Partial(BODY)
+    partial = PartialAnswer(BODY)
     partial.take((1, 2), "ab")
     partial.receipt()
     partial.take((3,), "c")
     partial.take((4, 5), "")
-    assert partial.distrust() == 2
+    assert partial.drop_unproven() == 2
     assert (partial.ids, partial.text) == ([1, 2, 3], "abc")
     partial.take((4,), "")
     partial.receipt()
-    assert partial.distrust() == 0  # its receipt stands for it, and the next host tells its text
-    assert partial.rest().text_pending == 1
+    assert partial.drop_unproven() == 0  # its receipt stands for it, and the next host tells its text
+    assert partial.next_prompt().text_pending == 1
 
 
 def test_what_no_prompt_can_hold_can_not_go_on() -> None:
     long = PromptBody(messages=BODY.messages, sampling=SamplingParams(tokens_max=PREFIX_MAX + 10))
-    partial = Partial(long)
+    partial = PartialAnswer(long)
     partial.take(tuple(range(PREFIX_MAX)), "x")
     assert partial.continuable
     partial.take((1,), "y")
@@ -58,15 +58,15 @@ def test_what_no_prompt_can_hold_can_not_go_on() -> None:
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=3), st.text("ab", max_size=2)), max_size=8))
-def test_told_and_receipted_never_exceed_what_is_held(pieces: list[tuple[list[int], str]]) -> None:
-    partial = Partial(BODY)
+def test_text_known_and_receipted_never_exceed_what_is_held(pieces: list[tuple[list[int], str]]) -> None:
+    partial = PartialAnswer(BODY)
     for number, (ids, text) in enumerate(pieces):
         partial.take(ids, text)
         if number % 3 == 2:
             partial.receipt()
         if number % 4 == 3:
-            partial.distrust()
-        assert max(partial.told, partial.receipted) <= len(partial.ids)
+            partial.drop_unproven()
+        assert max(partial.text_known, partial.receipted) <= len(partial.ids)
         assert partial.room == max(0, 10 - len(partial.ids))
     assert partial.text == "".join(text for _, text in pieces)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
+from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
-from p2pnode.client.hosts import HostSearch
 from tests.client.failing import ONE_BY_ONE, TOKENS, ask, check_whole, hosts, meet, read, seeds
 from tests.client.support import whole
 from tests.node.world import Member, world
@@ -14,22 +14,12 @@ from tests.node.world import Member, world
 LONG = 400
 
 
-def search_of(answer: object) -> HostSearch:
-    search = answer._search  # type: ignore[attr-defined]
-    assert isinstance(search, HostSearch)
-    return search
-
-
-def ready(answer: object) -> str | None:
-    return search_of(answer).standby
-
-
-async def until_ready(client: Client, answer: object, members: list[Member]) -> Member:
+async def until_ready(client: Client, answer: Answer, members: list[Member]) -> Member:
     """Wait for one of these to stand by: looked for every 15 s, and the host here gives up after 30."""
     with trio.fail_after(25):
         while True:
             for member in members:
-                if ready(answer) == member.node.peer_id:
+                if answer.standby == member.node.peer_id:
                     assert client.node.network.is_connected(member.node.peer_id)
                     return member
             await trio.sleep(0.1)
@@ -61,9 +51,9 @@ async def test_a_better_host_takes_the_place_of_the_standby(autojump_clock: Mock
                     client.searches.note_answer(members[2].node.peer_id, 0.0001, 100_000.0)
                 with trio.move_on_after(15):
                     async for _ in answer:
-                        if ready(answer) == members[2].node.peer_id:
+                        if answer.standby == members[2].node.peer_id:
                             break
-                assert ready(answer) == members[2].node.peer_id
+                assert answer.standby == members[2].node.peer_id
 
 
 async def test_a_kept_session_too_gets_a_standby_although_nothing_was_looked_up(
@@ -114,9 +104,9 @@ async def test_without_another_host_the_lookup_is_repeated_until_there_is_one(
             client.runtime.bootstrap = (*client.runtime.bootstrap, late.node.multiaddrs[0])
             with trio.move_on_after(30):
                 async for _ in answer:
-                    if ready(answer) is not None:
+                    if answer.standby is not None:
                         break
-            assert ready(answer) == late.node.peer_id
+            assert answer.standby == late.node.peer_id
 
 
 async def test_the_standby_ends_with_its_answer(autojump_clock: MockClock) -> None:
@@ -149,6 +139,7 @@ async def test_the_advert_of_the_standby_is_renewed_before_it_expires(autojump_c
                     if trio.current_time() - began > 120:  # an advert lives 90 s
                         break
                 peer = members[1].node.peer_id
-                assert ready(answer) == peer
-                (advert,) = [c.advert for c in search_of(answer).ranking().chosen if c.advert.peer == peer]
-                assert advert.expires_at > client.node.wall() + 30
+                assert answer.standby == peer
+                entry = client.node.adverts.book.get(peer, client.node.wall())
+                assert entry is not None
+                assert entry.advert.expires_at > client.node.wall() + 30
