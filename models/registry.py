@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeAlias, assert_never, get_args
 
 from p2pnode.errors import ConfigError
+from p2pnode.extras import need
 from p2pnode.models.engine import Engine
 from p2pnode.models.local_models import LocalModel
 
@@ -39,6 +40,7 @@ def make_engine(spec: EngineSpec, model: LocalModel | None = None) -> Engine:
     """Make an engine, not loaded yet. ``llamacpp`` needs a model that was pulled and verified."""
     match spec.name:
         case "llamacpp":
+            need("the llama.cpp engine", "host")
             from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 
             if model is None:

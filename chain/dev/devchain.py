@@ -33,6 +33,7 @@ from p2pnode.chain.dev.saved_state import SavedState
 from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.profile import ChainProfile, profile_of
 from p2pnode.errors import ConfigError
+from p2pnode.extras import need
 from p2pnode.protocols.crypto import keccak256
 
 log = structlog.get_logger()
@@ -83,6 +84,7 @@ class DevChain:
     async def run(self, *, task_status: trio.TaskStatus[DevChain] = trio.TASK_STATUS_IGNORED) -> Never:
         """Deploy, serve until cancelled. Raises ``ConfigError`` when the address can't be listened on, or
         the state can't be kept."""
+        need("a development chain", "dev-chain")
         path = self._path
         state = None if path is None else await self._in_thread(lambda: SavedState(path))
         try:

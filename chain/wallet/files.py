@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from p2pnode.chain.wallet.phrase import ENTROPY_BYTES
 from p2pnode.errors import ChainError
+from p2pnode.extras import need
 from p2pnode.files import not_writable, read_secret_or_none, write_private
 
 OURS: Final = "p2pnode"
@@ -69,6 +70,7 @@ class Keystore:
 
     def decrypt(self, passphrase: bytes) -> bytes:
         """The 32 bytes inside; up to a second. Raises ``ValueError`` for a wrong passphrase or damage."""
+        need("a wallet", "pay")
         from eth_keyfile.keyfile import decode_keyfile_json
 
         try:
@@ -96,6 +98,7 @@ def read_keystore(path: Path) -> Keystore | None:
 
 def encrypt(secret: bytes, passphrase: bytes, *, drawn: bool = False) -> dict[str, Any]:
     """A V3 keystore of 32 bytes; up to a second. ``drawn``: the passphrase is random already."""
+    need("a wallet", "pay")
     from eth_keyfile.keyfile import create_keyfile_json
 
     work = _WORK_DRAWN if drawn else WORK

@@ -62,7 +62,9 @@ def bench(
     async def run() -> None:
         from p2pnode.bench.options import GasOptions
         from p2pnode.bench.runner import others_share, run_suites, suites_named
+        from p2pnode.extras import need
 
+        need("the bench", "host", "dev-chain")
         gas = GasOptions(
             anvil=anvil,
             gas_price_wei=units_of(gas_gwei, "--gas-gwei", GWEI_DIGITS),

@@ -101,9 +101,11 @@ def run_dev_chain(
         import trio
 
         from p2pnode.chain.dev.saved_state import forget_state
+        from p2pnode.extras import need
         from p2pnode.files import refuse_taken
         from p2pnode.node.datadir import ReadyFile
 
+        need("a development chain", "dev-chain")
         gifts = [(*_gift(each, "--fund", USDC_DIGITS), 0) for each in fund or []]
         for each in fund_ether or []:
             address, wei = _gift(each, "--fund-ether", ETHER_DIGITS)
@@ -581,8 +583,10 @@ def _profile(data_dir: Path | None, chain: str | None) -> ChainProfile:
 def _wallet(data_dir: Path | None) -> Any:
     from p2pnode.chain.wallet.wallet import open_wallet
     from p2pnode.errors import ConfigError
+    from p2pnode.extras import need
     from p2pnode.node.identity import wallet_files
 
+    need("a wallet", "pay")
     data = _data(data_dir)
     wallet = open_wallet(wallet_files(data))
     if wallet is None:
@@ -599,6 +603,9 @@ def _endpoints(urls: tuple[str, ...], chain_id: int | None, genesis: bytes | Non
     import trio
 
     from p2pnode.chain.evm.rpc import RpcEndpoints
+    from p2pnode.extras import need
+
+    need("a chain", "pay")
 
     @asynccontextmanager
     async def opened() -> Any:

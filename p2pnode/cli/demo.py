@@ -24,7 +24,9 @@ def demo() -> None:
 
     async def run() -> None:
         from p2pnode.demo.demo import Demo
+        from p2pnode.extras import need
 
+        need("the demo", "host", "dev-chain")
         shown = Demo(lambda line: write(line + "\n"), write)
         await shown.run()
         _table(output, shown.rows)

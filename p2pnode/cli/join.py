@@ -143,6 +143,7 @@ def join(
             s5_origins=s5_origin,
             mdns=mdns,
         )
+        _need_packages(config)
         _check(listen or (), bootstrap or (), model or (), ready_file)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
         _check_s5(s5_listen, s5_origin or (), config.s5_listen, accounts=bool(s5_accounts))
@@ -215,6 +216,20 @@ async def _suggest(output: Output, config: Any, ether_usd: str | None) -> None:
     )
 
 
+def _need_packages(config: Any) -> None:
+    """Raise ``MissingExtraError`` before anything is made or fetched; it names all that is missing."""
+    from p2pnode.config import DEFAULT_MODEL
+    from p2pnode.extras import Extra, need
+    from p2pnode.models.scripted_model import SCRIPTED
+
+    models = () if config.client_only else config.models or (DEFAULT_MODEL,)
+    # Every node has a wallet; a model that is not scripted needs an engine too.
+    role: Extra = "host" if any(name != SCRIPTED for name in models) else "pay"
+    if config.s5_listen:
+        need("`p2pnode join` with an S5 API", role, "s5")
+    need("`p2pnode join`", role)
+
+
 def _check(
     listen: Sequence[str], bootstrap: Sequence[str], models: Sequence[str], ready_file: Path | None
 ) -> None:
@@ -251,9 +266,10 @@ def _check_announced(announce: Sequence[str], where: str) -> None:
 def _check_s5(s5_listen: str | None, origins: Sequence[str], configured: str, *, accounts: bool) -> None:
     from p2pnode.errors import UsageError
     from p2pnode.storage.s5.server.options import check_origin
-    from p2pnode.storage.s5.server.server import check_s5_listen
 
     if s5_listen is not None:
+        from p2pnode.storage.s5.server.server import check_s5_listen
+
         with blaming("--s5-listen"):
             check_s5_listen(s5_listen)
     with blaming("--s5-origin"):

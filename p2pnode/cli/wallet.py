@@ -255,7 +255,9 @@ def _files(data_dir: Path | None, *, make: bool) -> WalletFiles:
 
 def _empty_place(data_dir: Path | None) -> WalletFiles:
     from p2pnode.chain.wallet.files import refuse_existing
+    from p2pnode.extras import need
 
+    need("a wallet", "pay")  # before a person is asked for words or a passphrase
     files = _files(data_dir, make=True)
     refuse_existing(files.keystore, files.phrase, _data(data_dir).storage_key)
     return files

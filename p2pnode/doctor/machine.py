@@ -15,6 +15,7 @@ from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, EngineError
+from p2pnode.extras import why_missing
 from p2pnode.files import OTHERS, read_text_or_none
 from p2pnode.host.join import LISTEN_DEFAULT
 from p2pnode.models.catalogue import Catalogue, CatalogueEntry
@@ -174,6 +175,8 @@ class Machine:
 
     async def engine(self) -> Finding:
         """Does it answer?"""
+        if missing := why_missing("serving", "host"):
+            return ok("engine", f"not tried: {missing}")
         entry = None if self._model_name == SCRIPTED else self._entry()
         model = None
         if entry is not None:

@@ -18,6 +18,7 @@ from p2pnode.chain.wallet.passphrase import terminal_kept
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
+from p2pnode.extras import need
 from p2pnode.files import off_the_loop
 from p2pnode.host.host import Host, HostedModel, Renew, Report
 from p2pnode.host.totals import TotalsFile
@@ -47,7 +48,6 @@ from p2pnode.payments.gas_budget import SESSION_GAS, GasBudget
 from p2pnode.storage.key_file import ensure_storage_key
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.node_store import LOCAL_OWNER, StoreFor, keep_for_peers, open_store
-from p2pnode.storage.s5.server.server import serving_s5
 
 log = structlog.get_logger()
 LISTEN_DEFAULT = (
@@ -260,6 +260,9 @@ class Join:
         if not config.s5_listen:
             yield
             return
+        need("the S5 API", "s5")
+        from p2pnode.storage.s5.server.server import serving_s5
+
         async with serving_s5(
             config.s5_listen,
             self._data,

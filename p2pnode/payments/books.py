@@ -20,6 +20,7 @@ from p2pnode.chain.profile import ChainProfile, load_profile
 from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError
+from p2pnode.extras import need
 from p2pnode.files import off_the_loop, user_path
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
@@ -122,6 +123,7 @@ async def open_ledger(
     book: OrderBook | None = None,
 ) -> AsyncIterator[EvmLedger]:
     """Connect, check everything the profile says, and run until the block ends. Raises ``ChainError``."""
+    need("a chain", "pay")
     from p2pnode.chain.evm.ledger import EvmLedger
     from p2pnode.chain.profile import verify
 

@@ -17,6 +17,7 @@ import trio
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ChainError, RefusedError
+from p2pnode.extras import why_missing
 from p2pnode.ids import SessionId
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
@@ -116,7 +117,9 @@ class Payer:
 
     def payable(self, advert: Advert, offer: Offer) -> str:
         """Why an offer can't be paid; "" when it can, or is free."""
-        return why_unpayable(advert, offer, self._market, self._limits, self._address)
+        return why_unpayable(advert, offer, self._market, self._limits, self._address) or (
+            why_missing("paying", "pay") if offer.price_in or offer.price_out else ""
+        )
 
     def purchase(self, session: SessionId) -> SavedSession | None:
         """What is to be kept of a session, once something was bought."""
