@@ -18,7 +18,7 @@ BEHIND_A_DOOR = (
     "p2pnode.chain.dev.",
     "p2pnode.bench.",
 )
-"""What may import packages of an extra as soon as it is imported: nobody does that before the door is open."""
+"""What imports packages of an extra at once: nobody imports it before the door is open."""
 
 
 def _without(commands: list[list[str]], *, modules: bool = False) -> dict[str, Any]:
