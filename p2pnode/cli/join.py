@@ -220,7 +220,7 @@ def _need_packages(config: Any) -> None:
     """Raise ``MissingExtraError`` before anything is made or fetched; it names all that is missing."""
     from p2pnode.config import DEFAULT_MODEL
     from p2pnode.extras import Extra, need
-    from p2pnode.models.scripted_model import SCRIPTED
+    from p2pnode.models.manifest import SCRIPTED
 
     models = () if config.client_only else config.models or (DEFAULT_MODEL,)
     # Every node has a wallet; a model that is not scripted needs an engine too.
