@@ -33,17 +33,12 @@ _VOUCHER: Final = keccak256(
     b"Voucher(bytes32 sessionId,uint64 seq,uint64 tokensIn,uint64 tokensOut,uint64 amount,bytes32 root)"
 )
 _CLOSE_REQUEST: Final = keccak256(b"CloseRequest(bytes32 sessionId,uint64 floor)")
-_HOST_CLOSE: Final = keccak256(b"HostClose(bytes32 sessionId,uint64 amount)")
 _WITHDRAW: Final = keccak256(
     b"Withdraw(address account,address to,uint256 amount,uint256 fee,uint256 nonce,uint256 deadline)"
 )
 _RECEIVE: Final = keccak256(
     b"ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
     b"uint256 validBefore,bytes32 nonce)"
-)
-_CANCEL: Final = keccak256(b"CancelAuthorization(address authorizer,bytes32 nonce)")
-_PERMIT: Final = keccak256(
-    b"Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
 )
 
 
@@ -70,11 +65,6 @@ def _separator(domain: Domain) -> bytes:
 def market_domain(chain_id: int, market: bytes) -> Domain:
     """The domain of ``JobMarketplace`` (and of the earnings inside it)."""
     return Domain(name="JobMarketplace", version="1", chain_id=chain_id, contract=market)
-
-
-def fab_domain(chain_id: int, fab: bytes) -> Domain:
-    """The domain of ``FAB``. USDC's is read from the token: its name differs between chains."""
-    return Domain(name="FAB", version="1", chain_id=chain_id, contract=fab)
 
 
 def session_id(market: Domain, terms: SessionTerms) -> SessionId:
@@ -104,11 +94,6 @@ def close_request_digest(market: Domain, session: SessionId, floor: int) -> byte
     return market.digest(keccak256(abi_encode(_CLOSE_REQUEST, session, floor)))
 
 
-def host_close_digest(market: Domain, session: SessionId, amount: int) -> bytes:
-    """What a host signs so that another account may close with the voucher of exactly this amount."""
-    return market.digest(keccak256(abi_encode(_HOST_CLOSE, session, amount)))
-
-
 def withdraw_digest(
     market: Domain, *, account: bytes, to: bytes, amount: int, fee: int, nonce: int, deadline: int
 ) -> bytes:
@@ -121,15 +106,3 @@ def authorisation_digest(
 ) -> bytes:
     """EIP-3009 ``ReceiveWithAuthorization``: the one signature that opens a session (nonce: its id)."""
     return token.digest(keccak256(abi_encode(_RECEIVE, payer, to, amount, VALID_AFTER, valid_before, nonce)))
-
-
-def cancel_digest(token: Domain, *, payer: bytes, nonce: bytes) -> bytes:
-    """EIP-3009 ``CancelAuthorization``."""
-    return token.digest(keccak256(abi_encode(_CANCEL, payer, nonce)))
-
-
-def permit_digest(
-    token: Domain, *, owner: bytes, spender: bytes, amount: int, nonce: int, deadline: int
-) -> bytes:
-    """EIP-2612 ``Permit``."""
-    return token.digest(keccak256(abi_encode(_PERMIT, owner, spender, amount, nonce, deadline)))

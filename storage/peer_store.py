@@ -144,13 +144,6 @@ class PeerStore:
             return str(error)
         return ""
 
-    async def prove(self, digest: BlobHash, *, nonce: bytes, offset: int, length: int) -> bytes:
-        """The peer's digest of a slice of a blob; ``proof_of`` the slice and nonce is the right one."""
-        outcome = await self._ask(c.AskProof(digest, nonce, offset, length))
-        if not isinstance(outcome, c.Proved):
-            self._refused(outcome)
-        return outcome.digest
-
     def close(self) -> None:
         """End the stream. Whoever waits gets ``UnreachableError``; a later question opens another."""
         if self._stream is not None:

@@ -1,1 +1,1 @@
-"""Blobs and registry entries between peers: put, get, pin, point, prove."""
+"""Blobs and registry entries between peers: put, get, pin and point."""

@@ -182,8 +182,6 @@ class BlobClient:
                 return m.GetEntry(id=id_, key=key)
             case c.AskSet(entry=entry):
                 return m.SetEntry(id=id_, entry=entry.to_bytes())
-            case c.AskProof(hash=digest, nonce=nonce, offset=offset, length=length):
-                return m.Prove(id=id_, hash=digest, nonce=nonce, offset=offset, length=length)
             case _:
                 assert_never(asked.question)
 
@@ -257,8 +255,6 @@ class BlobClient:
                 if question.entry.replaces(current) or question.entry == current:
                     raise ProtocolError("an entry that does not win is called the newer one")
                 self._settle(asked, c.Outdated(current))
-            case m.Proof(digest=digest) if isinstance(question, c.AskProof):
-                self._settle(asked, c.Proved(digest))
             case _:
                 raise ProtocolError(f"a {wire_name(type(message))!r} answers another question")
 

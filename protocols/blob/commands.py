@@ -245,19 +245,7 @@ class AskSet:
     entry: Entry
 
 
-@dataclass(frozen=True, slots=True)
-class AskProof:
-    """Answered ``Proved``; who asks holds the blob and compares."""
-
-    hash: BlobHash
-    nonce: bytes
-    offset: int
-    length: int
-
-
-Question: TypeAlias = (
-    AskAdmission | AskPut | AskBlob | AskSizes | AskPin | AskUnpin | AskEntry | AskSet | AskProof
-)
+Question: TypeAlias = AskAdmission | AskPut | AskBlob | AskSizes | AskPin | AskUnpin | AskEntry | AskSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,13 +302,6 @@ class Outdated:
 
 
 @dataclass(frozen=True, slots=True)
-class Proved:
-    """The digest that the peer gave."""
-
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Refused:
     """The peer said no."""
 
@@ -343,7 +324,7 @@ class Lied:
     what: str
 
 
-Outcome: TypeAlias = Kept | Fetched | Sized | Pointed | Outdated | Proved | Refused | NotAsked | Lied
+Outcome: TypeAlias = Kept | Fetched | Sized | Pointed | Outdated | Refused | NotAsked | Lied
 
 
 @dataclass(frozen=True, slots=True)

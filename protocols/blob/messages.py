@@ -39,7 +39,6 @@ UPLOAD_WINDOW: Final = 1 << 20
 PIECE_MIN: Final = 4096
 """All pieces of a blob but the last have so many bytes: nobody is fed by the byte."""
 HASHES_MAX: Final = 64
-SLICE_MAX: Final = 1 << 16
 LEASE_MAX_S: Final = 366 * 86_400
 ENTRY_MIN, ENTRY_MAX = 107, 171
 """Bytes of a serialised entry without data, and with the most."""
@@ -196,27 +195,6 @@ class Stale:
     current: Entry
 
 
-@message("prove")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prove:
-    """Show that a blob is still here: the digest of a slice that nobody could foresee."""
-
-    id: U32
-    hash: Hash
-    nonce: Bytes32
-    offset: U63
-    length: Annotated[int, Range(1, SLICE_MAX)]
-
-
-@message("proof")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """:func:`proof_of` that slice."""
-
-    id: U32
-    digest: Bytes32
-
-
 @message("done")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
@@ -244,13 +222,13 @@ class Failed:
     retry_after_s: Annotated[float, Range(0, RETRY_MAX_S)] | None = None
 
 
-Request: TypeAlias = Admit | Put | Get | Has | Pin | Unpin | GetEntry | SetEntry | Prove
+Request: TypeAlias = Admit | Put | Get | Has | Pin | Unpin | GetEntry | SetEntry
 ClientMessage: TypeAlias = Claim | Request | Data | Cancel
-ServerMessage: TypeAlias = Credit | Blob | Data | Sizes | EntryIs | Stale | Proof | Done | Failed
-ANSWERS: Final = (Credit, Blob, Data, Sizes, EntryIs, Stale, Proof, Done, Failed)
+ServerMessage: TypeAlias = Credit | Blob | Data | Sizes | EntryIs | Stale | Done | Failed
+ANSWERS: Final = (Credit, Blob, Data, Sizes, EntryIs, Stale, Done, Failed)
 CODEC: Final = Codec(
     Claim, Admit, Put, Data, Credit, Get, Blob, Has, Sizes, Pin, Unpin, GetEntry, EntryIs, SetEntry, Stale,
-    Prove, Proof, Done, Cancel, Failed,
+    Done, Cancel, Failed,
 )  # fmt: skip
 
 
@@ -262,8 +240,3 @@ def claim_digest(client: PeerId, server: PeerId) -> bytes:
 def provider_key(key: EntryKey) -> bytes:
     """The 32-byte key of the provider records of whoever holds an entry: SHA-256 of a tag and the key."""
     return hashlib.sha256(_PROVIDER_TAG + key).digest()
-
-
-def proof_of(piece: bytes, nonce: bytes) -> bytes:
-    """32 bytes: BLAKE3 of a slice of a blob, keyed with the nonce of whoever asks."""
-    return blake3(piece, key=nonce).digest()

@@ -41,7 +41,7 @@ UPLOAD_BYTES_PER_S: Final = 16 * 1024
 """An upload has ``UPLOAD_S`` and its size at this rate; what trickles slower is cut off."""
 READS_MAX: Final = 8
 """Blobs that are read at the same time; further ``Get`` wait."""
-_SERVED = (m.Admit, m.Put, m.Get, m.Has, m.Pin, m.Unpin, m.GetEntry, m.SetEntry, m.Prove)
+_SERVED = (m.Admit, m.Put, m.Get, m.Has, m.Pin, m.Unpin, m.GetEntry, m.SetEntry)
 
 
 @dataclass(slots=True)
@@ -68,7 +68,6 @@ class _Served:
 
     upload: _Upload | None = None
     download: _Download | None = None
-    proof_nonce: bytes | None = None
     inline: int = 0
 
 
@@ -190,9 +189,6 @@ class BlobServer:
                 emit(c.FindSizes(message.id, message.hashes))
             case m.GetEntry():
                 emit(c.FindEntry(message.id, message.key))
-            case m.Prove():
-                served.proof_nonce = message.nonce
-                emit(c.ReadBlob(message.id, message.hash, message.offset, message.length, sized=False))
             case m.Admit() | m.Put() | m.Pin() | m.Unpin() | m.SetEntry():
                 owner = self._writer(message.id, now)
                 if owner is not None:
@@ -316,8 +312,6 @@ class BlobServer:
                     served.upload.taken += count
                     if not served.upload.ended:
                         self._out.send(m.Credit(id=id_, received=served.upload.taken))
-            case c.BlobRead() if served.proof_nonce is not None:
-                self._answer(m.Proof(id=report.id, digest=m.proof_of(report.data, served.proof_nonce)), now)
             case c.BlobRead():
                 if served.download is not None:
                     self._read(report, served.download, now)

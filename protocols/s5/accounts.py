@@ -14,12 +14,10 @@ from enum import IntEnum
 from typing import Final
 
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.crypto import verify_key
-from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import hash_of
 
 CHALLENGE_BYTES: Final = 32
-RESPONSE_BYTES: Final = 65
+RESPONSE_BYTES: Final = 1 + CHALLENGE_BYTES + 32
 
 
 class Purpose(IntEnum):
@@ -35,17 +33,3 @@ def challenge_response(purpose: Purpose, challenge: bytes, host: str) -> bytes:
         msg = f"a challenge has {CHALLENGE_BYTES} bytes, not {len(challenge)}"
         raise ProtocolError(msg)
     return bytes([purpose]) + challenge + hash_of(host.encode())
-
-
-def check_response(
-    response: bytes, signature: bytes, *, key: EntryKey, purpose: Purpose, challenge: bytes, host: str
-) -> None:
-    """Raises ``ProtocolError`` unless ``key`` signed the answer to this challenge, host and purpose."""
-    if response != challenge_response(purpose, challenge, host):
-        msg = (
-            f"not the answer to this challenge, to {purpose.name.lower()} at {host}: ask for a new challenge"
-        )
-        raise ProtocolError(msg)
-    if not verify_key(key, response, signature):
-        msg = "the answer to the challenge is not signed by the account's key"
-        raise ProtocolError(msg)

@@ -30,7 +30,7 @@ HASH_BYTES: Final = 32
 MULTIHASH_BYTES: Final = HASH_BYTES + 1
 SIZE_BYTES_MAX: Final = 8
 TEXT_MAX: Final = 256
-"""Characters. The longest id that there is, an encrypted one in base16, has 231."""
+"""Characters; more than any id has, those of other kinds included."""
 _BLOB: Final = b"\x5b\x82"
 _LEGACY: Final = 0x26
 _BLAKE3, _BLAKE3_OLD, _SHA256 = 0x1E, 0x1F, 0x12

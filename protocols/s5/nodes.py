@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, NewType
-from urllib.parse import urlsplit
 
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.s5.ids import from_multibase, multibase
+from p2pnode.protocols.s5.ids import multibase
 
 NodeId = NewType("NodeId", bytes)
 """32 bytes: an Ed25519 public key. On the wire ``ed`` leads it."""
@@ -25,7 +24,6 @@ URI_MAX: Final = 256
 """Bytes of a URI that a node says it can be reached at."""
 _ED25519: Final = 0xED
 _KEY_BYTES: Final = 32
-_PORT_MAX: Final = 65_535
 _PORTS: Final = {"ws": 80, "wss": 443}
 
 
@@ -47,11 +45,6 @@ def node_text(node: NodeId) -> str:
     return multibase(node_bytes(node), "z")
 
 
-def parse_node_text(text: str) -> NodeId:
-    """The node that a text names. Raises ``ProtocolError``."""
-    return parse_node(from_multibase(text))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerUri:
     """Where a node is dialled, and who must answer there (None: anybody)."""
@@ -68,29 +61,3 @@ class PeerUri:
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _PORTS[scheme] else f":{self.port}"
         return f"{scheme}://{who}{host}{port}{P2P_PATH}"
-
-
-def parse_peer_uri(text: str) -> PeerUri:
-    """A peer's URI. Raises ``ProtocolError``."""
-    if not 0 < len(text) <= URI_MAX or not text.isascii() or not text.isprintable() or " " in text:
-        msg = f"a peer's URI has 1 to {URI_MAX} ASCII characters without blanks"
-        raise ProtocolError(msg)
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        msg = f"not a URI: {text[:64]!r}"
-        raise ProtocolError(msg) from error
-    plain = not parts.query and not parts.fragment and parts.password is None
-    if parts.scheme not in _PORTS or not host or parts.path != P2P_PATH or not plain:
-        msg = f"not a peer's URI: {text[:64]!r}; write wss://NODE@HOST:PORT{P2P_PATH} (or ws)"
-        raise ProtocolError(msg)
-    if port is not None and not 0 < port <= _PORT_MAX:
-        msg = f"a port is from 1 to {_PORT_MAX}, not {port}"
-        raise ProtocolError(msg)
-    return PeerUri(
-        host=host,
-        port=_PORTS[parts.scheme] if port is None else port,
-        tls=parts.scheme == "wss",
-        node=parse_node_text(parts.username) if parts.username else None,
-    )

@@ -41,12 +41,12 @@ from p2pnode.protocols.typed_data import (
     Domain,
     amount_due,
     authorisation_digest,
-    cancel_digest,
     close_request_digest,
     market_domain,
     session_id,
     voucher_digest,
 )
+from tests.chain.contracts.digests import cancel_digest
 from tests.chain.contracts.support import ADDRESS, DAY, DOLLAR, NAMES, World, malleable_twin, sign
 from tests.chain.ledger_conformance import LedgerConformance, scene
 from tests.chain.memory_world import MemoryWorld

@@ -47,8 +47,6 @@ from p2pnode.protocols.checkpoint.messages import CODEC as CHECKPOINT
 from p2pnode.protocols.crypto import keccak256
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
 from p2pnode.protocols.inference.messages import CODEC as INFERENCE
-from p2pnode.protocols.s5 import cbor
-from p2pnode.protocols.s5.directory import parse_directory
 from p2pnode.protocols.s5.entries import parse_entry, parse_key
 from p2pnode.protocols.s5.ids import (
     BlobId,
@@ -59,10 +57,9 @@ from p2pnode.protocols.s5.ids import (
     parse_id_bytes,
     parse_multihash_text,
 )
-from p2pnode.protocols.s5.links import parse_directory_id, parse_encrypted_id, parse_link, parse_resolver
 from p2pnode.protocols.s5.locations import parse_location
 from p2pnode.protocols.s5.messages import decode, decode_statement
-from p2pnode.protocols.s5.nodes import parse_node_text, parse_peer_uri
+from p2pnode.protocols.s5.nodes import parse_node
 from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.conversations.records import (
     INDEX_CODEC,
@@ -300,22 +297,7 @@ def _all(folder: Path) -> Iterator[Parser]:  # noqa: PLR0915  a list
     yield Parser(
         "S5 location", parse_location, [each for each in _hexes("messages") if each[0] == 5] or [b"\x05"]
     )
-    told = vectors("s5")["links"]
-    links = [bytes.fromhex(each) for each in told.values() if isinstance(each, str)]
-    links += [each[1:] for each in links] + [bytes.fromhex(told["encrypted_blob"]["hex"])]
-    for name, parse_bytes in (
-        ("link", parse_link),
-        ("directory id", parse_directory_id),
-        ("resolver", parse_resolver),
-        ("encrypted id", parse_encrypted_id),
-    ):
-        yield Parser(f"S5 {name}", parse_bytes, links)
-    yield Parser("S5 directory", parse_directory, _hexes("directories"))
-    yield Parser(
-        "S5 peer URI", _text(parse_peer_uri), [vectors("s5")["nodes"]["uri"].encode(), b"ws://x:1/s5/p2p"]
-    )
-    yield Parser("S5 node id", _text(parse_node_text), [vectors("s5")["nodes"]["text"].encode()])
-    yield Parser("CBOR", cbor.loads, [cbor.dumps({1: [b"x", "y", None, True, 2**40], 2: {3: -1}})])
+    yield Parser("S5 node id", parse_node, [bytes.fromhex("ed" + vectors("s5")["nodes"]["key"])])
     written = [json.dumps(entry_json(parse_entry(each))).encode() for each in _hexes("entries")]
     yield Parser("registry entry in JSON", entry_of, written, mutate=json_values)
     yield Parser("registry key in a query", _text(key_of), [json.loads(written[0])["pk"].encode()])

@@ -389,11 +389,11 @@ def paid_session() -> dict[str, Any]:
 
 
 def blob_vectors() -> dict[str, Any]:
-    """Every message; what a claim signs, a proof, and where providers of an entry are looked for."""
+    """Every message; what a claim signs, and where providers of an entry are looked for."""
     m, data = blob, b"ciphertext"
     owner = Ed25519PrivateKey.from_private_bytes(OWNER_SECRET)
     key = EntryKey(owner.public_key().public_bytes_raw())
-    digest, nonce = hash_of(data), b"\x4e" * 32
+    digest = hash_of(data)
     claimed = m.claim_digest(CLIENT, PEER)
     old, new = (make_entry(key, revision, pointer_to(digest), owner.sign).to_bytes() for revision in (1, 2))
     said: list[tuple[str, Any]] = [
@@ -416,8 +416,6 @@ def blob_vectors() -> dict[str, Any]:
         ("entry, none", m.EntryIs(id=8)),
         ("", m.SetEntry(id=9, entry=old)),
         ("", m.Stale(id=9, current=new)),
-        ("", m.Prove(id=10, hash=digest, nonce=nonce, offset=2, length=4)),
-        ("", m.Proof(id=10, digest=m.proof_of(data[2:6], nonce))),
         ("", m.Done(id=1)),
         ("", m.Cancel(id=3)),
         ("", m.Failed(id=3, code="cancelled")),
@@ -425,7 +423,6 @@ def blob_vectors() -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "owner_secret": OWNER_SECRET.hex(), "client": CLIENT, "server": PEER, "claim_digest": claimed.hex(),
-        "nonce": nonce.hex(), "slice": data[2:6].hex(), "proof": m.proof_of(data[2:6], nonce).hex(),
         "provider_keys": [{"entry_key": key.hex(), "key": m.provider_key(key).hex()}],
         "messages": [vector(message, name) for name, message in said],
     }  # fmt: skip

@@ -16,16 +16,13 @@ from p2pnode.protocols.typed_data import (
     Domain,
     amount_due,
     authorisation_digest,
-    cancel_digest,
     close_request_digest,
-    fab_domain,
-    host_close_digest,
     market_domain,
-    permit_digest,
     session_id,
     voucher_digest,
     withdraw_digest,
 )
+from tests.chain.contracts.digests import cancel_digest, fab_domain, host_close_digest, permit_digest
 
 CHAIN = 84_532
 MARKET = keccak256(b"market")[:20]

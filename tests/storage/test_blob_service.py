@@ -30,7 +30,6 @@ from p2pnode.storage.store import (
     Data,
     DiskFullError,
     HashMismatchError,
-    NoBlobError,
     OwnerKey,
     QuotaError,
     TooLargeError,
@@ -125,17 +124,6 @@ async def test_small_puts_together_cost_one_round_trip_and_the_pointer_one_more(
         assert put - opened <= 2 * 0.03 + 0.001  # the net's latency and jitter, there and back
         assert trio.current_time() - put <= 2 * 0.03 + 0.001
         assert opened - started < 1
-
-
-async def test_a_proof_shows_who_still_has_it(autojump_clock: MockClock) -> None:
-    async with two_nodes() as stored:
-        serve_store(stored.keeper)
-        store = stored.peer_store()
-        name = await store.put(LARGE, owner=stored.alice)
-        proof = await store.prove(name.hash, nonce=b"n" * 32, offset=70_000, length=m.SLICE_MAX)
-        assert proof == m.proof_of(LARGE[70_000 : 70_000 + m.SLICE_MAX], b"n" * 32)
-        with pytest.raises(NoBlobError):
-            await store.prove(hash_of(b"other"), nonce=b"n" * 32, offset=0, length=1)
 
 
 # ---- who is admitted

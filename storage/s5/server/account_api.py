@@ -15,15 +15,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from p2pnode.errors import ProtocolError
+from p2pnode.protocols.s5.accounts import CHALLENGE_BYTES, Purpose
 from p2pnode.protocols.s5.ids import base64url, from_base64url, multihash
 from p2pnode.storage.s5.server.accounts import (
-    CHALLENGE_BYTES,
     COOKIE,
     Account,
     AccountBook,
     AccountsFullError,
     Challenges,
-    Purpose,
 )
 from p2pnode.storage.s5.server.bodies import whole
 from p2pnode.storage.s5.server.context import Serving

@@ -11,7 +11,6 @@ import hmac
 import sqlite3
 import threading
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ from starlette.requests import HTTPConnection
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.errors import ProtocolError, StorageError
+from p2pnode.protocols.s5.accounts import CHALLENGE_BYTES, RESPONSE_BYTES, Purpose, challenge_response
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.s5.server.errors import HttpError
@@ -158,23 +158,8 @@ def _hash(token: str) -> bytes:
 
 # Proving an account's key: a challenge that is good once, for one key, one purpose and a short while.
 #
-# ::
-#
-#     response   01 register, 02 login | challenge[32] | blake3(host[:port])[32]        signed with the key
-#
-# The host in it keeps a response that was given to one node from being used at another. Pure: time and
+# The host in the response keeps one that was given to one node from being used at another. Pure: time and
 # randomness are arguments.
-
-
-CHALLENGE_BYTES: Final = 32
-_RESPONSE_BYTES: Final = 1 + CHALLENGE_BYTES + 32
-
-
-class Purpose(IntEnum):
-    """What a response is for: its first byte."""
-
-    REGISTER = 1
-    LOGIN = 2
 
 
 class ChallengeError(ProtocolError):
@@ -203,14 +188,15 @@ class Challenges:
         self, response: bytes, signature: bytes, *, key: EntryKey, purpose: Purpose, host: str, now: float
     ) -> None:
         """Take the response to a challenge, which is used up by it. Raises ``ChallengeError``."""
-        if len(response) != _RESPONSE_BYTES or response[0] != purpose:
-            msg = f"the response is {_RESPONSE_BYTES} bytes: {purpose:02x}, the challenge, the host's hash"
+        challenge = response[1 : 1 + CHALLENGE_BYTES]
+        if len(response) != RESPONSE_BYTES or response[0] != purpose:
+            msg = f"the response is {RESPONSE_BYTES} bytes: {purpose:02x}, the challenge, the host's hash"
             raise ChallengeError(msg)
-        given = self._open.pop(response[1 : 1 + CHALLENGE_BYTES])
+        given = self._open.pop(challenge)
         if given is None or given.key != key or given.purpose != purpose or now >= given.until:
             msg = "this challenge was not given for that, was answered before, or is too old: ask for another"
             raise ChallengeError(msg)
-        if response[1 + CHALLENGE_BYTES :] != blake3(host.encode()).digest():
+        if response != challenge_response(purpose, challenge, host):
             msg = f"the response is for another host than {host}: sign the one that is asked"
             raise ChallengeError(msg)
         try:

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from p2pnode.chain.abi import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
-from p2pnode.protocols.typed_data import amount_due, host_close_digest, withdraw_digest
+from p2pnode.protocols.typed_data import amount_due, withdraw_digest
 from tests.chain.contracts.book import Book, Session
+from tests.chain.contracts.digests import host_close_digest
 from tests.chain.contracts.support import ADDRESS, DAY, DOLLAR, NAME, PURSE, World, sign
 
 PAYERS = ("payer", "other payer")

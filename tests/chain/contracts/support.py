@@ -18,11 +18,11 @@ from p2pnode.protocols.typed_data import (
     amount_due,
     authorisation_digest,
     close_request_digest,
-    fab_domain,
     market_domain,
     session_id,
     voucher_digest,
 )
+from tests.chain.contracts.digests import fab_domain
 
 DOLLAR: Final = 10**6
 FAB: Final = 10**18

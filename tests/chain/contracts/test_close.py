@@ -10,7 +10,8 @@ import pytest
 from p2pnode.chain.abi import claim_tuple, terms_tuple
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.ids import SessionId
-from p2pnode.protocols.typed_data import amount_due, host_close_digest, market_domain
+from p2pnode.protocols.typed_data import amount_due, market_domain
+from tests.chain.contracts.digests import host_close_digest
 from tests.chain.contracts.support import (
     ADDRESS,
     DEPOSIT,

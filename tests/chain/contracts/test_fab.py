@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2pnode.chain.ledger import RevertedError
-from p2pnode.protocols.typed_data import fab_domain, permit_digest
+from tests.chain.contracts.digests import fab_domain, permit_digest
 from tests.chain.contracts.support import ADDRESS, FAB, World, malleable_twin, sign
 
 SUPPLY = 10**9 * FAB

@@ -11,7 +11,8 @@ from p2pnode.chain.abi import terms_tuple, voucher_tuple
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.crypto import abi_encode, keccak256
-from p2pnode.protocols.typed_data import authorisation_digest, cancel_digest, market_domain, session_id
+from p2pnode.protocols.typed_data import authorisation_digest, market_domain, session_id
+from tests.chain.contracts.digests import cancel_digest
 from tests.chain.contracts.support import (
     ADDRESS,
     DAY,

@@ -7,7 +7,8 @@ import pytest
 from p2pnode.chain.abi import NO_VOUCHER, claim_tuple, terms_tuple
 from p2pnode.chain.dev.embedded import Contract
 from p2pnode.chain.ledger import RevertedError
-from p2pnode.protocols.typed_data import host_close_digest, withdraw_digest
+from p2pnode.protocols.typed_data import withdraw_digest
+from tests.chain.contracts.digests import host_close_digest
 from tests.chain.contracts.support import ADDRESS, DAY, DEPOSIT, FEE, PURSE, World, sign
 
 WALLET_SIGNATURE_MAX = 2048

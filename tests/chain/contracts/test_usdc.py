@@ -9,7 +9,8 @@ import pytest
 from p2pnode.chain.dev.embedded import Contract
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.crypto import abi_encode, keccak256
-from p2pnode.protocols.typed_data import Domain, cancel_digest, permit_digest
+from p2pnode.protocols.typed_data import Domain
+from tests.chain.contracts.digests import cancel_digest, permit_digest
 from tests.chain.contracts.support import ADDRESS, DOLLAR, PURSE, World, malleable_twin, sign
 
 TRANSFER = keccak256(

@@ -28,7 +28,6 @@ QUESTIONS: dict[str, c.Question] = {
     "pin": c.AskPin(OWNER.key, hash_of(DATA), 10),
     "entry": c.AskEntry(ENTRY.key),
     "set": c.AskSet(OWNER.key, ENTRY),
-    "proof": c.AskProof(hash_of(DATA), bytes(32), 0, 5),
 }
 
 
@@ -71,7 +70,7 @@ LIES: list[tuple[str, str, list[Any]]] = [
     ("set", "stale for the same one", [m.Stale(id=0, current=ENTRY.to_bytes())]),
     ("set", "stale for a forged one", [m.Stale(id=0, current=FORGED.to_bytes())]),
     ("set", "stale for another key's", [m.Stale(id=0, current=ENTRY_OF_OTHER)]),
-    ("proof", "a put", [m.Put(id=0, hash=hash_of(b""), size=0, lease_s=0, data=b"")]),
+    ("pin", "a put", [m.Put(id=0, hash=hash_of(b""), size=0, lease_s=0, data=b"")]),
     ("pin", "a claim", [OWNER.claim()]),
 ]
 
@@ -97,7 +96,6 @@ def test_the_honest_answers_are_taken() -> None:
         "pin": ([m.Done(id=0)], c.Kept()),
         "entry": ([m.EntryIs(id=0, entry=ENTRY.to_bytes())], c.Pointed(ENTRY)),
         "set": ([m.Stale(id=0, current=OWNER.entry(6).to_bytes())], c.Outdated(OWNER.entry(6))),
-        "proof": ([m.Proof(id=0, digest=b"d" * 32)], c.Proved(b"d" * 32)),
     }
     for name, (said, outcome) in honest.items():
         side = asked(name)

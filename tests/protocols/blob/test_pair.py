@@ -115,23 +115,10 @@ def test_a_reader_claims_nothing() -> None:
     pair = Pair()
     pair.ask(0, c.AskBlob(hash_of(b"nothing")))
     pair.ask(1, c.AskEntry(EntryKey(OWNER.key)))
-    pair.ask(2, c.AskProof(hash_of(b"nothing"), bytes(32), 0, 10))
     pair.run()
     assert not any(isinstance(each, m.Claim) for each in pair.client.said)
     assert isinstance(pair.answers[0], c.Refused)
     assert pair.answers[1] == c.Pointed(None)
-
-
-def test_a_proof_is_that_of_the_slice() -> None:
-    pair, data = Pair(), bytes(range(256)) * 400
-    pair.store.blobs[hash_of(data)] = data
-    for ticket, (offset, length) in enumerate(
-        [(0, 10), (100, m.SLICE_MAX), (len(data) - 5, 100), (10**9, 1)]
-    ):
-        pair.ask(ticket, c.AskProof(hash_of(data), b"n" * 32, offset, length))
-        pair.run()
-        assert pair.answers[ticket] == c.Proved(m.proof_of(data[offset : offset + length], b"n" * 32))
-    assert pair.answers[0] != c.Proved(m.proof_of(data[:10], b"m" * 32))
 
 
 def test_a_large_blob_comes_in_two_gets_and_others_are_answered_meanwhile() -> None:

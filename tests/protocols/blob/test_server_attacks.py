@@ -34,7 +34,6 @@ READS: list[Any] = [
     m.Get(id=0, hash=HASH),
     m.Has(id=0, hashes=(HASH,)),
     m.GetEntry(id=0, key=EntryKey(OWNER.key)),
-    m.Prove(id=0, hash=HASH, nonce=bytes(32), offset=0, length=1),
 ]
 
 
@@ -339,7 +338,6 @@ def test_an_entry_that_is_none_ends_the_stream() -> None:
     [
         m.Blob(id=0, size=1), m.Sizes(id=0, sizes=(1,)), m.EntryIs(id=0), m.Done(id=0),
         m.Failed(id=0, code="quota"), m.Stale(id=0, current=OWNER.entry(1).to_bytes()),
-        m.Proof(id=0, digest=bytes(32)),
     ],
     ids=lambda each: type(each).__name__,
 )  # fmt: skip

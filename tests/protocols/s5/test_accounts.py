@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.s5.accounts import RESPONSE_BYTES, Purpose, challenge_response, check_response
-from tests.protocols.s5.support import OTHER, ZERO
+from p2pnode.protocols.s5.accounts import Purpose, challenge_response
+from tests.protocols.s5.support import ZERO
 
 HOST = "127.0.0.1:5601"
 RESPONSE = (
@@ -19,40 +17,22 @@ SIGNATURE = (
     "d0f1d3ba2b66878cd5e97c8611393c6ba5ca6c9c73ec5cfc8f6639139731f32d655e371b4c0c27c217693a2d0994e27c"
     "d3a75be29d419e9290d61f7c1a63ac03"
 )
-RIGHT: dict[str, Any] = {
-    "key": ZERO.entry_key,
-    "purpose": Purpose.REGISTER,
-    "challenge": bytes(32),
-    "host": HOST,
-}
 
 
 def test_the_response_and_its_signature_are_the_vector() -> None:
     response = challenge_response(Purpose.REGISTER, bytes(32), HOST)
     assert response.hex() == RESPONSE
-    assert len(response) == RESPONSE_BYTES
     assert ZERO.sign(response).hex() == SIGNATURE
-    check_response(response, bytes.fromhex(SIGNATURE), **RIGHT)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"purpose": Purpose.LOGIN},
-        {"challenge": b"\x01" * 32},
-        {"host": "127.0.0.1:5602"},
-        {"key": OTHER.entry_key},
-    ],
-)
-def test_an_answer_to_anything_else_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ProtocolError):
-        check_response(bytes.fromhex(RESPONSE), bytes.fromhex(SIGNATURE), **(RIGHT | change))
-
-
-@pytest.mark.parametrize("response", [b"", bytes(65), bytes.fromhex(RESPONSE) + b"\0"])
-def test_bytes_that_are_no_answer_are_refused(response: bytes) -> None:
-    with pytest.raises(ProtocolError):
-        check_response(response, ZERO.sign(response), **RIGHT)
+def test_an_answer_for_anything_else_is_another_one() -> None:
+    answers = {
+        challenge_response(purpose, challenge, host)
+        for purpose in Purpose
+        for challenge in (bytes(32), b"\x01" * 32)
+        for host in (HOST, "127.0.0.1:5602")
+    }
+    assert len(answers) == 8
 
 
 def test_a_challenge_of_another_length_is_not_answered() -> None:

@@ -11,17 +11,16 @@ from typing import Any, get_args
 import pytest
 
 from p2pnode.errors import ProtocolError
+from p2pnode.protocols.crypto import verify_key
 from p2pnode.protocols.events import Emit, Received, Send
 from p2pnode.protocols.s5 import connection as machine
-from p2pnode.protocols.s5 import directory, links, messages
-from p2pnode.protocols.s5.accounts import Purpose, check_response
-from p2pnode.protocols.s5.cbor import DEPTH_MAX
+from p2pnode.protocols.s5 import messages
+from p2pnode.protocols.s5.accounts import Purpose, challenge_response
 from p2pnode.protocols.s5.commands import Connected, EndReason, S5Command, S5Emission
-from p2pnode.protocols.s5.derive import phrase_entropy
 from p2pnode.protocols.s5.entries import Entry, parse_entry
-from p2pnode.protocols.s5.ids import parse_id
+from p2pnode.protocols.s5.ids import from_multibase, parse_id
 from p2pnode.protocols.s5.locations import PART_MAX, PARTS_MAX, StorageLocation
-from p2pnode.protocols.s5.nodes import URI_MAX, node_text, parse_node_text, parse_peer_uri
+from p2pnode.protocols.s5.nodes import P2P_PATH, URI_MAX, NodeId, node_text, parse_node
 from tests.protocols.s5.support import COUNTING, OTHER, ZERO
 
 ROOT = Path(__file__).resolve().parents[3] / "protocols" / "s5"
@@ -53,7 +52,6 @@ LIMITS = {
     "lookups for a peer": f"{machine.LOOKUPS_PER_S:g} a second, burst {machine.LOOKUPS_BURST:g}",
     "peers of an announcement that are read": str(messages.PEERS_MAX),
     "URIs of a node": f"{messages.URIS_MAX} of {URI_MAX} bytes",
-    "a directory": f"{directory.DIRECTORY_MAX} bytes, nested {DEPTH_MAX} deep",
 }
 
 
@@ -190,20 +188,10 @@ def test_the_handshake_in_the_file_is_what_two_machines_say() -> None:
 
 def test_the_other_vectors_are_read_back() -> None:
     node = VECTORS["nodes"]
-    assert node_text(parse_node_text(node["text"])) == node["text"]
-    assert parse_peer_uri(node["uri"]).node == bytes.fromhex(node["key"])
-    assert phrase_entropy(VECTORS["keys"]["phrase_numbers"]).hex() == VECTORS["keys"]["external"]["entropy"]
-    encrypted = VECTORS["links"]["encrypted_blob"]
-    assert links.parse_encrypted_id(bytes.fromhex(encrypted["hex"])).to_bytes().hex() == encrypted["hex"]
-    for vector in VECTORS["directories"]:
-        raw = bytes.fromhex(vector["hex"])
-        assert directory.parse_directory(raw).to_bytes() == raw or raw == directory.LEGACY_EMPTY
+    assert parse_node(from_multibase(node["text"])) == bytes.fromhex(node["key"])
+    assert node_text(NodeId(bytes.fromhex(node["key"]))) == node["text"]
+    assert node["uri"] == f"ws://{node['text']}@s5.example:5050{P2P_PATH}"
     for vector in VECTORS["accounts"]:
-        check_response(
-            bytes.fromhex(vector["response"]),
-            bytes.fromhex(vector["signature"]),
-            key=ZERO.entry_key,
-            purpose=Purpose[vector["purpose"].upper()],
-            challenge=bytes(32),
-            host=vector["host"],
-        )
+        response = bytes.fromhex(vector["response"])
+        assert challenge_response(Purpose[vector["purpose"].upper()], bytes(32), vector["host"]) == response
+        assert verify_key(ZERO.entry_key, response, bytes.fromhex(vector["signature"]))

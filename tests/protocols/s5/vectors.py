@@ -7,28 +7,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from p2pnode.protocols.s5.accounts import Purpose, challenge_response
-from p2pnode.protocols.s5.derive import (
-    account_key,
-    child_write_key,
-    derive_int,
-    derive_string,
-    hidden_keys,
-    hidden_path_key,
-    identity_of,
-    phrase_numbers,
-    root_keys,
-)
-from p2pnode.protocols.s5.directory import LEGACY_EMPTY, Directory, DirRef, FileRef
-from p2pnode.protocols.s5.encryption import (
-    blob_padding,
-    encrypt_blob,
-    encrypt_chunk,
-    encrypt_mutable,
-    padded_size,
-)
 from p2pnode.protocols.s5.entries import pointer_to
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of, multibase
-from p2pnode.protocols.s5.links import Changing, DirectoryId, EncryptedId, Fixed, resolver_bytes
 from p2pnode.protocols.s5.locations import make_location
 from p2pnode.protocols.s5.messages import (
     AnnouncePeers,
@@ -45,9 +25,6 @@ from p2pnode.protocols.s5.nodes import PeerUri, node_text
 from p2pnode.protocols.s5.values import pack
 from tests.protocols.s5.support import COUNTING, HELLO, HELLO_HASH, OTHER, ZERO
 
-KEY = b"\x07" * 32
-ENTROPY = bytes.fromhex("cafe1d4accd7636ab5865140e97d2eb8")
-
 
 def s5_vectors() -> dict[str, Any]:
     """All of them."""
@@ -55,16 +32,12 @@ def s5_vectors() -> dict[str, Any]:
         "seeds": {"zero": bytes(32).hex(), "other": (b"\x01" * 32).hex()},
         "ids": ids(),
         "refused_ids": refused_ids(),
-        "links": links(),
         "entries": entries(),
         "messages": messages(),
         "statements": statements(),
         "refused_messages": refused_messages(),
         "handshake": handshake(),
         "nodes": nodes(),
-        "keys": keys(),
-        "encryption": encryption(),
-        "directories": directories(),
         "accounts": accounts(),
     }
 
@@ -126,18 +99,6 @@ def refused_ids() -> list[dict[str, str]]:
         {"name": "a hash that is cut", "text": "f5b821e" + "00" * 31},
         {"name": "a directory", "text": "f5d1e" + "00" * 32},
     ]
-
-
-def links() -> dict[str, Any]:
-    """Directories, a resolver, an encrypted blob."""
-    whole = EncryptedId(blob=HELLO_HASH, key=KEY, padding=4067, original=BlobId.of(HELLO))
-    return {
-        "fixed_directory": DirectoryId(Fixed(HELLO_HASH)).to_bytes().hex(),
-        "changing_directory": DirectoryId(Changing(ZERO.entry_key)).to_bytes().hex(),
-        "encrypted_directory": DirectoryId(Changing(ZERO.entry_key), KEY).to_bytes().hex(),
-        "resolver": resolver_bytes(ZERO.entry_key).hex(),
-        "encrypted_blob": {"fields": plain(whole), "hex": whole.to_bytes().hex()},
-    }
 
 
 def entries() -> list[dict[str, Any]]:
@@ -238,89 +199,6 @@ def nodes() -> dict[str, str]:
     """A node's name and URI."""
     uri = PeerUri(host="s5.example", port=5050, tls=False, node=ZERO.node)
     return {"key": ZERO.public.hex(), "text": node_text(ZERO.node), "uri": uri.text()}
-
-
-def keys() -> dict[str, Any]:
-    """The tree of one phrase, which guards nothing."""
-    user = identity_of(ENTROPY)
-    root = root_keys(user)
-    hidden = hidden_keys(user, "accounts.json")
-    told = {
-        "by_number": derive_int(bytes(32), 0),
-        "by_text": derive_string(bytes(32), bytes(32)),
-        "entropy": ENTROPY,
-        "main": user.main,
-        "private": user.private,
-        "accounts": user.accounts,
-        "hidden": user.hidden,
-        "files": user.files,
-        "root_write": root.write,
-        "root_encrypt": root.encrypt,
-        "home_write": child_write_key(root.write, "home"),
-        "accounts_json_path": hidden_path_key(user, "accounts.json"),
-        "accounts_json_encrypt": hidden.encrypt,
-    }
-    ours = {
-        "signing": user.signing,
-        "accounts_json_write": hidden.write,
-        "account_of_seed_zero": account_key(user.accounts, bytes(32)),
-    }
-    return {
-        "external": {name: key.hex() for name, key in told.items()},
-        "ours": {name: key.hex() for name, key in ours.items()},
-        "phrase_numbers": list(phrase_numbers(ENTROPY)),
-    }
-
-
-def encryption() -> dict[str, Any]:
-    """Records and blobs under a key of zeros."""
-    sealed = encrypt_mutable(b"hello", bytes(32), bytes(range(24)))
-    blob, by = encrypt_blob(HELLO, KEY)
-    return {
-        "padded_sizes": [[size, padded_size(size)] for size in (1, 4096, 4097, 81921, 107520, 163841)],
-        "blob_paddings": [[size, blob_padding(size)] for size in (0, 1, 262144, 262145, 524288)],
-        "changing": {
-            "source": "external", "key": bytes(32).hex(), "nonce": bytes(range(24)).hex(),
-            "data": b"hello".hex(), "size": len(sealed), "blake3": hash_of(sealed).hex(),
-        },
-        "chunk": {
-            "source": "external", "key": bytes(32).hex(), "index": 1, "data": b"abc".hex(),
-            "hex": encrypt_chunk(b"abc", bytes(32), 1).hex(),
-        },
-        "blob": {
-            "source": "ours", "key": KEY.hex(), "data": HELLO.hex(), "size": len(blob),
-            "id": by.to_bytes().hex(),
-        },
-    }  # fmt: skip
-
-
-def directories() -> list[dict[str, str]]:
-    """In clear."""
-    whole = Directory(
-        dirs={"home": DirRef(link=Changing(ZERO.entry_key), seconds=1_700_000_000)},
-        files={
-            "hello.txt": FileRef(
-                digest=HELLO_HASH,
-                size=len(HELLO),
-                media_type="text/plain",
-                seconds=1_700_000_000,
-                nanos=5,
-                previous=FileRef(digest=hash_of(b""), size=0),
-                other={22: {"k": 1}},
-            )
-        },
-    )
-    one = Directory(files={"test.txt": FileRef(digest=BlobHash(bytes(32)), size=1024)})
-    return [
-        {"name": "empty", "source": "external", "hex": Directory().to_bytes().hex()},
-        {"name": "one file", "source": "external", "hex": one.to_bytes().hex()},
-        {"name": "empty, of older programs", "source": "external", "hex": LEGACY_EMPTY.hex()},
-        {
-            "name": "a directory, and a file with all there is",
-            "source": "ours",
-            "hex": whole.to_bytes().hex(),
-        },
-    ]
 
 
 def accounts() -> list[dict[str, str]]:

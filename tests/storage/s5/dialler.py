@@ -6,14 +6,15 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from p2pnode.errors import UnreachableError, first_error, first_of_kind
-from p2pnode.protocols.s5.ids import BlobId
+from p2pnode.protocols.s5.ids import BlobId, from_multibase
 from p2pnode.protocols.s5.messages import FRAME_MAX
-from p2pnode.protocols.s5.nodes import P2P_PATH, PeerUri, parse_peer_uri
+from p2pnode.protocols.s5.nodes import P2P_PATH, PeerUri, parse_node
 from p2pnode.storage.s5.peer import PeerConnection, S5Node
 from p2pnode.tasks import Guard
 from p2pnode.websockets import shake_hands
@@ -26,9 +27,9 @@ async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> A
     """A connection to the node at ``uri``, which has proved who it is; it runs as long as the block.
 
     ``url`` is where our own HTTP API is reached; empty: no blobs are offered. Deadlines are the caller's.
-    Raises ``ProtocolError`` for a malformed URI, ``UnreachableError`` when nobody, or somebody else, answers.
+    Raises ``UnreachableError`` when nobody, or somebody else, answers.
     """
-    target = parse_peer_uri(uri)
+    target = peer_of(uri)
     lost = f"the S5 node {target.host}:{target.port} can't be reached: check its address and that it runs"
     try:
         stream = await _connect(target)
@@ -72,6 +73,18 @@ async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> A
         nursery.cancel_scope.cancel()
     if failed is not None:
         raise failed
+
+
+def peer_of(uri: str) -> PeerUri:
+    """What a well-formed URI says."""
+    parts = urlsplit(uri)
+    tls = parts.scheme == "wss"
+    return PeerUri(
+        host=parts.hostname or "",
+        port=parts.port or (443 if tls else 80),
+        tls=tls,
+        node=parse_node(from_multibase(parts.username)) if parts.username else None,
+    )
 
 
 async def _connect(target: PeerUri) -> Stream:

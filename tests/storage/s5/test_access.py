@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.limits import Limits
+from p2pnode.protocols.s5.accounts import Purpose
 from p2pnode.protocols.s5.entries import EntryKey, tagged
 from p2pnode.protocols.s5.ids import BlobId, base64url, multihash
-from p2pnode.storage.s5.server.accounts import ChallengeError, Challenges, Purpose
+from p2pnode.storage.s5.server.accounts import ChallengeError, Challenges
 from p2pnode.storage.s5.wire import entry_json
 from p2pnode.storage.store import OwnerKey
 from tests.storage.s5.support import (

@@ -11,7 +11,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio_websocket import ConnectionClosed, ConnectionRejected
 
-from p2pnode.errors import ProtocolError, UnreachableError
+from p2pnode.errors import UnreachableError
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.s5.messages import HandshakeOpen, decode, encode
@@ -123,9 +123,6 @@ async def test_where_nobody_is_is_said_so(tmp_path: Path) -> None:
                 pass
     with pytest.raises(UnreachableError):
         async with dial_s5(uri, another(), stall_s=5):
-            pass
-    with pytest.raises(ProtocolError):
-        async with dial_s5("http://x", another(), stall_s=5):
             pass
 
 
