@@ -72,6 +72,12 @@ OFFENCES = {
         ("p2pnode/client/ranking.py", "import p2pnode.net.network"),
         ("p2pnode/client/bill.py", "import time"),
     ],
+    "pure-payments": [
+        ("p2pnode/payments/exposure.py", "import trio"),
+        ("p2pnode/payments/gas_budget.py", "def late():\n    import p2pnode.net.network"),
+        ("p2pnode/payments/settlement_policy.py", "import p2pnode.chain.evm.ledger"),
+        ("p2pnode/payments/spending.py", "import p2pnode.chain.evm.ledger"),
+    ],
 }
 
 

@@ -20,6 +20,7 @@ from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.errors import LocalError
 from p2pnode.ids import SessionId
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
+from p2pnode.payments.settlement_policy import deadline
 from p2pnode.protocols.typed_data import Domain, session_id
 
 Record = TypeVar("Record", BoughtSession, HostedSession)
@@ -146,11 +147,10 @@ def why_waiting(record: BoughtSession, state: EscrowState, now: int) -> Stuck | 
         return None
     # A session that is on the chain owes its fee, also where its host's word never came.
     rest = record.terms.deposit - max(record.due, record.terms.session_fee)
+    until = deadline(record, state)
     if state.closing_at is not None:
-        until = state.closing_at
         why = "a close was asked for: the host may show a better voucher until then"
     else:
-        until = record.terms.expiry + CHALLENGE_S
         why = "its host has not settled it yet; from then on anyone may bring the refund"
     if now >= until:
         why = "the refund may be brought now: `p2pnode sessions close`"

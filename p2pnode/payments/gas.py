@@ -1,7 +1,7 @@
 """What gas costs a host: it may not eat what sessions earn, and settlements must always be payable.
 
-``fees.py`` decides; here the chain is asked, and what opens cost in the last 24 hours is added up.
-Without an ether price nothing is held against USDC, which ``doctor`` says. Knows nothing of streams.
+``gas_budget.py`` decides; here the chain is asked, and what opens cost in the last 24 hours is added up.
+Without a price of ether nothing is compared with USDC, which ``doctor`` says. Knows nothing of streams.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Final
 import structlog
 
 from p2pnode.chain.ledger import Ledger, Open, RevertedError, UnseenError
-from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.errors import ChainError
 from p2pnode.payments.gas_budget import DAY_S, OPEN_GAS, GasBudget, settlements_left
-from p2pnode.payments.journal.journal import HostedSession
+from p2pnode.payments.journal.records import HostedSession
+from p2pnode.payments.settlement_policy import deadline, worth
 
 log = structlog.get_logger()
 SETTLEMENTS_WARN: Final = 20
@@ -89,11 +89,9 @@ class HostGas:
             return None
         total = 0
         for record in records:
-            state = await self._ledger.session(record.session)
-            deadline = state.closing_at or record.terms.expiry + CHALLENGE_S
-            worth = record.voucher.amount if record.voucher is not None else record.terms.session_fee
+            until = deadline(record, await self._ledger.session(record.session))
             total += self._budget.settle_max_wei(
-                fee=record.terms.session_fee, worth=worth, left_s=deadline - self._wall()
+                fee=record.terms.session_fee, worth=worth(record), left_s=until - self._wall()
             )
         return total
 

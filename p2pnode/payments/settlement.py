@@ -1,10 +1,11 @@
-"""Brings the money home: every session that is over is closed with its best voucher, whatever happens.
+"""Settlement: a host closes every session that is over with its best voucher, whatever happens.
 
-What is due stands in the journal, so a restart goes on where a crash stopped; what a crash left open waits
-for the linger first, so that its client can bring the final voucher. Sessions that fall due together are
-settled in one transaction. It also watches the chain for close requests, which have 24 hours, and answers
-them with the best voucher at once. A chain that can't be reached costs time only. It knows nothing of
-streams: ``on_ending`` tells the host that a session's escrow is about to end.
+The journal holds what is due, so a restart goes on where a crash stopped; what a crash left open waits for
+the linger first, so that its client can bring the final voucher. It also watches the chain for close
+requests, which a host has 24 hours to answer, and answers them with the best voucher at once. A chain that
+can't be reached costs time only. What is settled when, and what follows a refusal, ``settlement_policy.py``
+decides. It knows nothing of streams: ``on_ending`` tells the host that a session's escrow is about to end.
+``close_session`` ends one session by hand, from either side.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from p2pnode.chain.ledger import (
     UnavailableError,
 )
 from p2pnode.chain.ledger import Open as OpenCall
-from p2pnode.contract_rules import CHALLENGE_S, CLAIMS_MAX
+from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.errors import ChainError, ConfigError, LocalError
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.money import usdc_text
+from p2pnode.payments import settlement_policy as policy
 from p2pnode.payments.books import Books
 from p2pnode.payments.gas import HostGas
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, HostedState, Journal
@@ -52,8 +54,7 @@ log = structlog.get_logger()
 PRUNE_S: Final = 30 * 86_400
 """Receipts of sessions that were settled are kept so long."""
 _PATIENCE_S: Final = 600.0
-_LATE_S: Final = 120
-"""So long past its end an authorisation may still be on its way into a block that we are shown."""
+"""How long a settlement with a bound on its price may wait for a block."""
 OnEnding: TypeAlias = Callable[[SessionId, str, bool], bool]
 """Tell a live session to end, why, and whether at once (or after its turn). False when no stream has it."""
 
@@ -88,16 +89,11 @@ class Settler:
         """Whether the chain answered last time."""
 
     async def prepare(self, epoch: int) -> None:
-        """What a start before ``epoch`` was serving settles when its client had the linger to come back.
-
-        A deposit that was still on its way is due at once, and so is what is about to expire.
-        """
+        """Note when to settle what a start before ``epoch`` left open. Raises ``StorageError``."""
         now = int(self._wall())
         for record in self._mine("open", "relaying"):
-            latest = int(record.terms.expiry - self._limits.expiry_margin_s)
-            settle_at = max(now, min(now + int(self._limits.linger_s), latest))
-            waits = record.state == "open"
-            await self._journal.host_left_open(record.session, settle_at if waits else now, epoch)
+            settle_at = policy.due_after_restart(record, now, self._limits)
+            await self._journal.host_left_open(record.session, settle_at, epoch)
         await self._journal.prune(now - PRUNE_S)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -108,11 +104,11 @@ class Settler:
             task_status.started()
 
     def due(self) -> None:
-        """Something new is due: look at the journal."""
+        """Look at the journal again: something new may be due."""
         self._wake.set()
 
     async def settle_all(self) -> None:
-        """Settle what is over, whenever it was due: the node is about to stop, the deadline is its own."""
+        """Settle what is over, also what is due later: the node stops. The caller sets a deadline."""
         try:
             await self._settle(self._mine("over"))
         except LocalError as error:
@@ -129,7 +125,7 @@ class Settler:
         backoff = Backoff(self._limits.settle_retry_s, self._limits.settle_retry_max_s)
         while True:
             try:  # the journal is read here, too, and may be back when it is read again
-                wait_s = self._next_due_s()
+                wait_s = policy.next_due_s(self._mine("over"), self._wall())
                 if wait_s > 0:
                     self._wake = trio.Event()
                     with trio.move_on_after(wait_s):
@@ -137,11 +133,11 @@ class Settler:
                     continue
                 # Others may fall due in a moment: together they cost a third each.
                 await trio.sleep(self._limits.settle_batch_s)
-                await self._settle(self._due_now())
+                await self._settle(policy.due(self._mine("over"), self._wall()))
             except Exception as error:
                 retry_s = backoff.next_s()
-                # An endpoint's answer or a payer's session may make us fail in a way nobody expected: the
-                # host stays up, and what is due is tried again.
+                # An endpoint's answer or a payer's session may raise what nobody expected: the host stays
+                # up, and what is due is tried again.
                 if isinstance(error, LocalError):
                     log.warning("settlement.postponed", reason=str(error), retry_s=retry_s)
                 else:
@@ -150,22 +146,11 @@ class Settler:
             else:
                 backoff.reset()
 
-    def _next_due_s(self) -> float:
-        dues = [record.settle_at for record in self._mine("over") if record.settle_at is not None]
-        return min(dues) - self._wall() if dues else math.inf
-
-    def _due_now(self) -> list[HostedSession]:
-        now = self._wall()
-        return [r for r in self._mine("over") if r.settle_at is None or r.settle_at <= now]
-
     async def _settle(self, records: Sequence[HostedSession]) -> None:
         """All of them; one that fails does not hold back the others. Raises the last one's error."""
         failed: LocalError | None = None
         async with self._transacting:
-            paid = [record for record in records if record.voucher is not None]
-            groups = [paid[start : start + CLAIMS_MAX] for start in range(0, len(paid), CLAIMS_MAX)]
-            groups += [[record] for record in records if record.voucher is None]
-            for group in groups:
+            for group in policy.batches(records):
                 try:
                     await self._group(group)
                 except (UnavailableError, ChainMadeAnewError):
@@ -177,7 +162,7 @@ class Settler:
             raise failed
 
     async def _group(self, records: Sequence[HostedSession]) -> None:
-        calls = [Release(r.terms) if r.voucher is None else Close(r.terms, r.voucher) for r in records]
+        calls = [policy.call_of(record) for record in records]
         # Each is tried first: claims that can't be paid would cost their gas again at every retry.
         claims = [call for call in calls if isinstance(call, Close) and await self._holds(call)]
         settled: set[SessionId] = set()
@@ -214,39 +199,21 @@ class Settler:
         raise GasTooDearError(msg)
 
     async def _refused(self, record: HostedSession, state: EscrowState, reason: str) -> None:
-        """The contract would not settle: someone else did, or the open never landed."""
-        if state.status == "closed" and await self._ledger.confirmed(record.session, state):
-            await self._settled(record.session, state.recorded, "settled by another")
-        elif state.status == "closed":
-            await self._postpone(record, "an RPC endpoint says that it is closed, and no second one does")
-        elif state.status == "open" and record.voucher is None and state.recorded > record.terms.session_fee:
-            await self._bring_refund(record, state)
-        elif state.status == "open":
-            await self._postpone(record, f"it can't be settled: {reason}")
-        elif record.valid_before > self._wall() and record.voucher is not None:
-            await self._bring_again(record)
-        elif record.valid_before > self._wall():
-            # Nothing was served. The open may still be under way; if it isn't, nobody should bring it.
-            await self._journal.host_over(record.session, _given_up_at(record))
-        elif self._may_still_land(record):
-            await self._postpone(record, "the chain does not show its deposit")
-        else:
-            await self._lost(record, "its deposit is not on the chain")
-
-    async def _bring_refund(self, record: HostedSession, state: EscrowState) -> None:
-        """Somebody showed a voucher that this host has lost: a refund pays it, once nobody can better it."""
-        due = state.closing_at or record.terms.expiry + CHALLENGE_S
-        if self._wall() < due:
-            reason = "a voucher is on record that this host does not have: its refund pays it"
-            await self._postpone(record, reason, due - self._wall() + 1)
-            return
-        await self._record(await self._send(Refund(record.terms), [record]))
-
-    def _may_still_land(self, record: HostedSession) -> bool:
-        """One answer of one endpoint is no proof: for what was paid it is asked until nobody may close."""
-        if record.voucher is not None:
-            return self._wall() < record.terms.expiry + CHALLENGE_S
-        return self._wall() < record.valid_before + _LATE_S
+        confirmed = state.status == "closed" and await self._ledger.confirmed(record.session, state)
+        step = policy.after_refusal(record, state, reason, self._wall(), confirmed=confirmed)
+        match step:
+            case policy.Settled(amount=amount, detail=detail):
+                await self._settled(record.session, amount, detail)
+            case policy.Postpone(reason=why, wait_s=wait_s):
+                await self._postpone(record, why, wait_s)
+            case policy.WaitUntil(at=at):
+                await self._journal.host_over(record.session, at)
+            case policy.BringRefund():
+                await self._record(await self._send(Refund(record.terms), [record]))
+            case policy.BringAgain():
+                await self._bring_again(record)
+            case policy.Lost(reason=why):
+                await self._lost(record, why)
 
     async def _bring_again(self, record: HostedSession) -> None:
         """A reorg took the open away: what it pays for was served."""
@@ -366,20 +333,17 @@ class Settler:
     async def _landed(self, session: SessionId) -> None:
         """A deposit is in escrow. One that nobody waits for any more goes back at once."""
         record = self._journal.hosted_one(session)
-        if record is None:
+        step = policy.after_landing(record) if record is not None else ""
+        if step == "":
             return
-        if record.state == "lost":
+        if step == "open and settle":
             await self._journal.host_open(session)
-        elif record.state != "over" or record.settle_at != _given_up_at(record):
-            return
         await self._journal.host_over(session, int(self._wall()))
         self.due()
 
     async def _end_expiring(self) -> None:
-        horizon = self._wall() + self._limits.expiry_margin_s
-        for record in self._mine("open"):
-            if record.terms.expiry <= horizon:
-                await self._end(record.session, "its escrow is about to expire")
+        for record in policy.expiring(self._mine("open"), self._wall(), self._limits.expiry_margin_s):
+            await self._end(record.session, "its escrow is about to expire")
 
     async def _end(self, session: SessionId, why: str) -> None:
         """End its stream if it has one (the host then says when it is over), and settle."""
@@ -392,12 +356,7 @@ class Settler:
             self.due()
 
 
-def _given_up_at(record: HostedSession) -> int:
-    """From then on a deposit that the chain never saw can't come any more."""
-    return record.valid_before + 1
-
-
-# Ending a paid session by hand, from either side: what the chain allows now, and when it allows the rest.
+# ---- by hand
 
 
 Done: TypeAlias = Literal["settled", "requested", "waiting", "nothing"]
@@ -441,24 +400,23 @@ async def close_session(record: BoughtSession | HostedSession, books: Books, now
 
 
 async def _as_host(record: HostedSession, books: Books) -> Closing:
-    call = Release(record.terms) if record.voucher is None else Close(record.terms, record.voucher)
-    await books.orders.transact(call)
+    await books.orders.transact(policy.call_of(record))
     paid = (await books.ledger.session(record.session)).recorded
     await books.journal.host_settled(record.session, paid, "by hand")
     return Closing("settled", f"settled at {usdc_text(paid)}")
 
 
 async def _as_payer(record: BoughtSession, books: Books, state: EscrowState, now: int) -> Closing:
-    due = state.closing_at if state.closing_at is not None else record.terms.expiry + CHALLENGE_S
-    if now >= due:
-        await _transact(books, Refund(record.terms), due)
+    step = policy.payer_step(record, state, now)
+    if step.action == "refund":
+        await _transact(books, Refund(record.terms), step.until)
         paid = (await books.ledger.session(record.session)).recorded
         await books.journal.bought_settled(record.session, paid, now)
         return Closing("settled", f"refunded; the host was paid {usdc_text(paid)}")
-    if state.closing_at is not None:
-        words = f"asked for already: the refund may be brought from {_moment(due)} on"
-        return Closing("waiting", words, due)
-    await _transact(books, RequestClose(record.terms, record.voucher), due)
+    if step.action == "wait":
+        words = f"asked for already: the refund may be brought from {_moment(step.until)} on"
+        return Closing("waiting", words, step.until)
+    await _transact(books, RequestClose(record.terms, record.voucher), step.until)
     await books.journal.bought_over(record.session)
     until = now + CHALLENGE_S
     return Closing(

@@ -208,7 +208,7 @@ async def test_a_host_whose_disk_is_full_takes_no_deposit_and_stays_up(
 
         writer.write = full  # type: ignore[method-assign,assignment]
         async with w.client(member) as client:
-            with pytest.raises(RemoteError, match="keep its books"):
+            with pytest.raises(RemoteError, match="write its journal"):
                 await answer(client)
         assert w.chain.block == 0
         writer.write = real  # type: ignore[method-assign]
