@@ -25,7 +25,7 @@ from p2pnode.storage.rules import (
     check_owner_bytes,
     check_range,
     check_size,
-    is_news,
+    is_newer,
     lease_end,
     no_blob,
     pieces_of,
@@ -109,7 +109,7 @@ class MemoryStore:
         check_entry(entry)
         await trio.lowlevel.checkpoint()
         held = self._entries.get(entry.key)
-        if not is_news(entry, None if held is None else held[0]):
+        if not is_newer(entry, None if held is None else held[0]):
             return
         if held is None:
             of_owner = sum(holder == owner for _, holder in self._entries.values())

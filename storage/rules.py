@@ -152,7 +152,7 @@ def check_entry(entry: Entry) -> None:
         raise BadEntryError(msg)
 
 
-def is_news(entry: Entry, current: Entry | None) -> bool:
+def is_newer(entry: Entry, current: Entry | None) -> bool:
     """Is it to be written? False for the same again. Raises ``StaleEntryError``."""
     if entry.replaces(current) or current is None:
         return True

@@ -30,7 +30,7 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.compaction import FAN_IN
 from p2pnode.storage.conversations.records import Piece
-from p2pnode.storage.conversations.replicator import Keeper, open_archive
+from p2pnode.storage.conversations.replicator import Replicator, open_archive
 from p2pnode.storage.key_file import save_storage_key
 from p2pnode.storage.local.disk import Disk
 from p2pnode.storage.local.store import LocalStore
@@ -67,7 +67,12 @@ class _Kept:
     """A conversation that grows, its replicas, and what its checkpoints took. ``quarter``: so many turns."""
 
     def __init__(
-        self, root: Path, quarter: int, keeper: Keeper, stores: Sequence[str], disks: Mapping[str, LocalStore]
+        self,
+        root: Path,
+        quarter: int,
+        keeper: Replicator,
+        stores: Sequence[str],
+        disks: Mapping[str, LocalStore],
     ) -> None:
         self._root, self._quarter, self._archive, self._stores = root, quarter, keeper.archive, stores
         self._own, self._replicas = disks["client"], [disks[name] for name in _STORES]

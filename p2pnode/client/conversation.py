@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from p2pnode.client.bill import BillItem
     from p2pnode.storage.conversations.conversation import Conversation
     from p2pnode.storage.conversations.reader import Loss
-    from p2pnode.storage.conversations.writer import Recorder
+    from p2pnode.storage.conversations.writer import ConversationWriter
 
 
 _SEEDS: Final = 1 << 32
@@ -48,7 +48,7 @@ class Talk:
         options: ChatOptions,
         *,
         model: ModelId,
-        recorder: Recorder | None = None,
+        recorder: ConversationWriter | None = None,
         on_host: Callable[[PeerId], None] = lambda _peer: None,
     ) -> None:
         self._runtime, self._questions = runtime, questions
@@ -208,7 +208,7 @@ class Talk:
         """Until all of it is on our disk, if that takes it."""
         self.note_purchases()
         if self._recorder is not None:
-            await self._recorder.settled()
+            await self._recorder.flushed()
 
 
 class _Notes:

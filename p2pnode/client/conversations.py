@@ -25,7 +25,7 @@ from p2pnode.protocols.inference.messages import SamplingParams
 if TYPE_CHECKING:
     from p2pnode.storage.conversations.archive import Recovery
     from p2pnode.storage.conversations.conversation import Conversation
-    from p2pnode.storage.conversations.replicator import Keeper
+    from p2pnode.storage.conversations.replicator import Replicator
 
 log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ class Conversations:
     ) -> None:
         self._runtime, self._searches, self._questions = runtime, searches, questions
         self._in_thread = in_thread
-        self._keeper: Keeper | None = None
+        self._keeper: Replicator | None = None
         self._opening = trio.Lock()
         self._talks: list[Talk] = []
         self._forgotten: list[bytes] = []
@@ -79,10 +79,10 @@ class Conversations:
         """One that was kept, with what its replicas know of it. Raises as ``Archive.open``."""
         keeper = await self.keeper()
         await self._searches.connect_first_peers()
-        await keeper.reach(sid)
+        await keeper.find_holders(sid)
         return await keeper.archive.open(sid)
 
-    async def keeper(self) -> Keeper:
+    async def keeper(self) -> Replicator:
         """Where they are kept, opened when it is first needed. Raises ``LocalError``."""
         async with self._opening:
             if self._keeper is None:
@@ -93,7 +93,7 @@ class Conversations:
         """Connect to the first peers, find who keeps replicas, and send there what waits."""
         keeper = await self.keeper()
         await self._searches.connect_first_peers()
-        await keeper.look()
+        await keeper.find_replicas()
 
     async def recover(self) -> Recovery:
         """Ask whoever may have them for this user's conversations, and for money that was paid elsewhere.
@@ -152,21 +152,23 @@ class Conversations:
             reason = f"the last of it could not be written down within {deadline_s:g} s"
             self._runtime.tell("conversation.not_kept", {"reason": reason})
 
-    async def _hold(self, *, task_status: trio.TaskStatus[Keeper]) -> None:
-        from p2pnode.storage.conversations.replicator import open_keeper
+    async def _hold(self, *, task_status: trio.TaskStatus[Replicator]) -> None:
+        from p2pnode.storage.conversations.replicator import open_replicator
 
-        async with open_keeper(self._runtime.config, self._runtime.node, in_thread=self._in_thread) as keeper:
+        async with open_replicator(
+            self._runtime.config, self._runtime.node, in_thread=self._in_thread
+        ) as keeper:
             task_status.started(keeper)
             await trio.sleep_forever()
 
     def _talk(
-        self, options: ChatOptions, model: ModelId, keeper: Keeper | None, kept: Conversation | None
+        self, options: ChatOptions, model: ModelId, keeper: Replicator | None, kept: Conversation | None
     ) -> Talk:
         if keeper is None:
             return Talk(self._runtime, self._questions, options, model=model)
-        from p2pnode.storage.conversations.writer import Recorder
+        from p2pnode.storage.conversations.writer import ConversationWriter
 
-        recorder = Recorder(
+        recorder = ConversationWriter(
             keeper.archive,
             kept,
             model=model,

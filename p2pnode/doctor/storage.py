@@ -14,7 +14,7 @@ from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, StorageError
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
-from p2pnode.storage.conversations.replication_state import Outbox
+from p2pnode.storage.conversations.replication_state import ReplicationState
 from p2pnode.storage.key_file import load_storage_keys
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
 from p2pnode.storage.node_store import open_store
@@ -80,7 +80,7 @@ class Keeping:
         if not path.exists():
             return ok("kept", "no conversation yet")
         try:
-            outbox = Outbox(path, secrets.token_bytes)
+            outbox = ReplicationState(path, secrets.token_bytes)
             try:
                 rows, lagging = await outbox.heads(), await outbox.lagging()
             finally:

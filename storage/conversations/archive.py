@@ -2,7 +2,7 @@
 
 ::
 
-    archive = Archive(keys, own, others, outbox=outbox, draw=secrets.token_bytes, wall=time.time)
+    archive = Archive(keys, own, others, state=state, draw=secrets.token_bytes, wall=time.time)
     async with trio.open_nursery() as nursery:
         await nursery.start(archive.run)                # sends in the background
         conversation = await archive.new(model=model, title="Ships")
@@ -28,11 +28,11 @@ from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.conversation import Conversation, ForgottenError
 from p2pnode.storage.conversations.index import Index
-from p2pnode.storage.conversations.log import TOMBSTONE, Rim, Wall
+from p2pnode.storage.conversations.log import TOMBSTONE, LogContext, Wall
 from p2pnode.storage.conversations.merge import link_of
 from p2pnode.storage.conversations.reader import ConversationLostError, Loss
 from p2pnode.storage.conversations.records import Link, SavedConversation, SavedSession, title_of
-from p2pnode.storage.conversations.replication_state import HeadRow, Outbox
+from p2pnode.storage.conversations.replication_state import LocalHead, ReplicationState
 from p2pnode.storage.conversations.sender import Renewal, Sender, Sent
 from p2pnode.storage.keys import INDEX_SID, SID_BYTES, StorageKeys
 from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen
@@ -50,7 +50,7 @@ _ROUNDS: Final = 4
 class Status:
     """``lagging``: logs that no quorum has yet; ``last``: what came of the last try, by log."""
 
-    lagging: tuple[HeadRow, ...]
+    lagging: tuple[LocalHead, ...]
     last: Mapping[bytes, Sent] = field(repr=False)
     counted: Counted
     losses: tuple[Loss, ...]
@@ -75,7 +75,7 @@ class Recovery:
 
 
 class Archive:
-    """``own`` is this machine's store (place ``own``); ``outbox`` lies on the same disk."""
+    """``own`` is this machine's store (place ``own``); ``state`` lies on the same disk."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Archive:
         own: Replica,
         others: Others,
         *,
-        outbox: Outbox,
+        state: ReplicationState,
         draw: Draw,
         wall: Wall,
         quorum: int = QUORUM,
@@ -91,10 +91,10 @@ class Archive:
     ) -> None:
         self._keys = keys
         self._replication = Replication(own, others, owner=keys.owner, quorum=quorum, limits=limits)
-        self._rim = Rim(self._replication, outbox, draw, wall, limits)
-        self._index = Index(keys, self._rim)
-        self._sender = Sender(keys, self._rim, settle=self._settle, floor=self._floor)
-        self._renewal = Renewal(self._rim, self._sender, fetch=self._fetch)
+        self._context = LogContext(self._replication, state, draw, wall, limits)
+        self._index = Index(keys, self._context)
+        self._sender = Sender(keys, self._context, resolve=self._resolve, floor=self._floor)
+        self._renewal = Renewal(self._context, self._sender, fetch=self._fetch)
         self._open: dict[bytes, Conversation] = {}
         self._opening = trio.Lock()
         self._floors: dict[bytes, int] = {}
@@ -118,7 +118,7 @@ class Archive:
     ) -> Conversation:
         """A new one, durable here. Raises as ``Conversation.append``."""
         await self._ready()
-        sid = self._rim.draw(SID_BYTES)
+        sid = self._context.draw(SID_BYTES)
         conversation = self._conversation(sid)
         async with conversation.log.lock:
             await conversation.log.commit(title=title_of(title), model=model, sampling=sampling)
@@ -136,12 +136,12 @@ class Archive:
         await self._ready()
         async with self._opening:
             conversation = self._open.get(sid)
-            row = await self._rim.outbox.head(sid)
-            if conversation is None or conversation.log.at != (row.head if row else None):
-                conversation = await self._load(sid, row, ask=ask)
+            local = await self._context.state.head(sid)
+            if conversation is None or conversation.log.at != (local.head if local else None):
+                conversation = await self._load(sid, local, ask=ask)
                 self._open[sid] = conversation
             elif ask:
-                await self._look(conversation, row)
+                await self._look(conversation, local)
         if conversation.gone:
             raise self._forgotten(sid)
         return conversation
@@ -152,14 +152,14 @@ class Archive:
         seen = await self._replication.newest(self._keys.conversation(sid).entry_key)
         revision = max([entry.revision for _, entry in seen.entries], default=0)
         conversation = self._open.get(sid) or self._conversation(sid)
-        if conversation.log.at is None and (row := await self._rim.outbox.head(sid)):
-            conversation = await self._load(sid, row, ask=False)
+        if conversation.log.at is None and (local := await self._context.state.head(sid)):
+            conversation = await self._load(sid, local, ask=False)
         async with conversation.log.lock:
             await conversation.log.bury(revision)
             conversation.gone = True
         self._open.pop(sid, None)
         known = self._index.conversation(sid)
-        now = int(self._rim.wall())
+        now = int(self._context.wall())
         base = known or SavedConversation(sid=sid, created=now, updated=now)
         await self._index.note([replace(base, title="", updated=now, gone=True)])
         self._sender.wake()
@@ -183,8 +183,8 @@ class Archive:
         """Ask all replicas for the index and unite it with ours. Conversations come when they are opened."""
         await self._ready()
         seen = await self._replication.newest(self._keys.index.entry_key)
-        row = await self._rim.outbox.head(INDEX_SID)
-        self._notice_rollback(INDEX_SID, row, seen)
+        local = await self._context.state.head(INDEX_SID)
+        self._notice_rollback(INDEX_SID, local, seen)
         entries = seen.newest_first()
         try:
             loaded = await self._index.recover([link_of(entry) for entry in entries])
@@ -224,18 +224,18 @@ class Archive:
 
         :meth:`run` must be running.
         """
-        row = await self._rim.outbox.head(sid)
-        while row is not None:
-            event = self._sender.news.event
-            now = await self._rim.outbox.head(sid)
-            if now is None or (now.acked is not None and now.acked.seq >= row.head.seq):
+        local = await self._context.state.head(sid)
+        while local is not None:
+            event = self._sender.progress.event
+            now = await self._context.state.head(sid)
+            if now is None or (now.acked is not None and now.acked.seq >= local.head.seq):
                 return
             await event.wait()
 
     async def repair(self) -> list[Sent]:
         """Read everything back from everywhere, mend what is missing, renew leases."""
         await self._ready()
-        return await self._sender.send(care="bytes")
+        return await self._sender.send(check="bytes")
 
     async def renew(self) -> None:
         """Renew the leases that were not for a week: see ``renewal.py``. Raises ``StorageError``."""
@@ -245,7 +245,7 @@ class Archive:
 
     async def status(self) -> Status:
         """What is kept and what is not."""
-        lagging = tuple(await self._rim.outbox.lagging())
+        lagging = tuple(await self._context.state.lagging())
         return Status(lagging, dict(self._sender.last), self._replication.counted(), self._all_losses())
 
     # ---- inside
@@ -253,20 +253,20 @@ class Archive:
     async def _fetch(self, sid: bytes) -> None:
         """From others to our disk, not into memory."""
         async with self._opening:
-            if await self._rim.outbox.head(sid) is None:
+            if await self._context.state.head(sid) is None:
                 await self._load(sid, None, ask=True)
 
     async def _ready(self) -> None:
         """Read the index, and list conversations that a crash left unlisted."""
         async with self._index.log.lock:
             await self._index.read()
-        for row in await self._rim.outbox.heads():
-            if row.sid != INDEX_SID and not row.gone and self._index.conversation(row.sid) is None:
-                conversation = await self._load(row.sid, row, ask=False)
+        for local in await self._context.state.heads():
+            if local.sid != INDEX_SID and not local.gone and self._index.conversation(local.sid) is None:
+                conversation = await self._load(local.sid, local, ask=False)
                 await self._list(conversation)
 
     async def _list(self, conversation: Conversation) -> None:
-        now = int(self._rim.wall())
+        now = int(self._context.wall())
         known = self._index.conversation(conversation.sid)
         same = known and (known.title, known.model) == (conversation.title, conversation.model)
         if known and same and now - known.updated < UPDATED_EVERY_S:
@@ -285,7 +285,7 @@ class Archive:
         )
 
     def _conversation(self, sid: bytes) -> Conversation:
-        return Conversation(self._keys.conversation(sid), self._rim, self._committed)
+        return Conversation(self._keys.conversation(sid), self._context, self._committed)
 
     async def _committed(self, conversation: Conversation) -> None:
         try:
@@ -294,84 +294,84 @@ class Archive:
             log.warning("archive.list_not_updated", reason=str(error))
         self._sender.wake()
 
-    async def _load(self, sid: bytes, row: HeadRow | None, *, ask: bool) -> Conversation:
-        if row is not None and row.gone:
+    async def _load(self, sid: bytes, local: LocalHead | None, *, ask: bool) -> Conversation:
+        if local is not None and local.gone:
             raise self._forgotten(sid)
         conversation = self._conversation(sid)
         seen = Seen(())
-        if ask or row is None:
+        if ask or local is None:
             seen = await self._replication.newest(conversation.log.keys.entry_key)
-            self._notice_rollback(sid, row, seen)
+            self._notice_rollback(sid, local, seen)
         shown = [link_of(entry) for entry in seen.newest_first()]
         if shown and shown[0].hash == TOMBSTONE:
-            await self._mark_gone(conversation, shown[0], row)
+            await self._mark_gone(conversation, shown[0], local)
             raise self._forgotten(sid)
-        known = [row.head, *([row.acked] if row.acked else [])] if row else []
+        known = [local.head, *([local.acked] if local.acked else [])] if local else []
         loaded = await conversation.log.reader.load([*known, *(link for link in shown if link not in known)])
         conversation.take(loaded)
-        conversation.log.at = row.head if row else None
-        if row is not None and loaded.head.link == row.head:
+        conversation.log.at = local.head if local else None
+        if local is not None and loaded.head.link == local.head:
             conversation.log.head = loaded.head
         else:
             await conversation.log.adopt(loaded.head)
             self._floors[sid] = loaded.head.link.seq
             self._sender.wake()
-        await self._settle_shown(conversation, row, shown)
+        await self._resolve_shown(conversation, local, shown)
         self._losses.update(dict.fromkeys(conversation.losses))
         return conversation
 
-    async def _look(self, conversation: Conversation, row: HeadRow | None) -> None:
+    async def _look(self, conversation: Conversation, local: LocalHead | None) -> None:
         """Have replicas something newer than what is open?"""
         seen = await self._replication.newest(conversation.log.keys.entry_key)
-        self._notice_rollback(conversation.sid, row, seen)
-        await self._settle_shown(conversation, row, [link_of(entry) for entry in seen.newest_first()])
+        self._notice_rollback(conversation.sid, local, seen)
+        await self._resolve_shown(conversation, local, [link_of(entry) for entry in seen.newest_first()])
         self._losses.update(dict.fromkeys(conversation.losses))
 
-    async def _settle_shown(
-        self, conversation: Conversation, row: HeadRow | None, shown: Sequence[Link]
+    async def _resolve_shown(
+        self, conversation: Conversation, local: LocalHead | None, shown: Sequence[Link]
     ) -> None:
-        floor = max(self._floor(conversation.sid), row.acked.seq if row and row.acked else 0)
-        ours = await self._rim.outbox.ours(conversation.sid)
+        floor = max(self._floor(conversation.sid), local.acked.seq if local and local.acked else 0)
+        ours = await self._context.state.ours(conversation.sid)
         for link in shown:
             if link.seq < floor or link in ours:
                 continue
             try:
-                await conversation.settle(link)
+                await conversation.resolve(link)
             except StorageError as error:  # a full disk, say: what is here can still be read
-                log.warning("archive.fork_not_settled", reason=str(error), sid=conversation.sid.hex())
+                log.warning("archive.fork_not_resolved", reason=str(error), sid=conversation.sid.hex())
         if shown:
             self._sender.wake()
 
-    async def _mark_gone(self, conversation: Conversation, link: Link, row: HeadRow | None) -> None:
-        conversation.log.at = row.head if row else None
-        await conversation.settle(link)
+    async def _mark_gone(self, conversation: Conversation, link: Link, local: LocalHead | None) -> None:
+        conversation.log.at = local.head if local else None
+        await conversation.resolve(link)
         self._sender.wake()
 
-    async def _settle(self, sid: bytes, link: Link) -> bool:
+    async def _resolve(self, sid: bytes, link: Link) -> bool:
         if sid == INDEX_SID:
-            return await self._index.settle(link)
+            return await self._index.resolve(link)
         conversation = self._open.get(sid)
-        row = await self._rim.outbox.head(sid)
-        if row is not None and row.gone:
+        local = await self._context.state.head(sid)
+        if local is not None and local.gone:
             gone = self._conversation(sid)
-            gone.log.at, gone.gone = row.head, True
-            return await gone.settle(link)
-        if conversation is None or conversation.log.at != (row.head if row else None):
-            conversation = self._open[sid] = await self._load(sid, row, ask=False)
-        covered = await conversation.settle(link)
+            gone.log.at, gone.gone = local.head, True
+            return await gone.resolve(link)
+        if conversation is None or conversation.log.at != (local.head if local else None):
+            conversation = self._open[sid] = await self._load(sid, local, ask=False)
+        covered = await conversation.resolve(link)
         self._losses.update(dict.fromkeys(conversation.losses))
         return covered
 
     def _floor(self, sid: bytes) -> int:
         return self._floors.get(sid, 0)
 
-    def _notice_rollback(self, sid: bytes, row: HeadRow | None, seen: Seen) -> None:
+    def _notice_rollback(self, sid: bytes, local: LocalHead | None, seen: Seen) -> None:
         counted = self._replication.counted()
-        if row is None or row.acked is None or not seen.rolled_back(row.acked.seq, counted):
+        if local is None or local.acked is None or not seen.rolled_back(local.acked.seq, counted):
             return
         highest = seen.highest(counted)
-        detail = f"replicas show revision {highest}; {row.acked.seq} was acknowledged: they lost it, or lie"
-        self._losses[Loss("rollback", sid, row.acked.seq, detail)] = None
+        detail = f"replicas show revision {highest}; {local.acked.seq} was acknowledged: they lost it, or lie"
+        self._losses[Loss("rollback", sid, local.acked.seq, detail)] = None
 
     def _all_losses(self) -> tuple[Loss, ...]:
         return tuple(dict.fromkeys([*self._losses, *self._index.losses]))

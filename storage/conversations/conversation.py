@@ -17,7 +17,7 @@ from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.conversations.compaction import joined
-from p2pnode.storage.conversations.log import TOMBSTONE, Log, Rim
+from p2pnode.storage.conversations.log import TOMBSTONE, Log, LogContext
 from p2pnode.storage.conversations.merge import compare, wins
 from p2pnode.storage.conversations.reader import Head, Loaded, Loss
 from p2pnode.storage.conversations.records import ArchiveError, Link, Manifest, Piece, title_of
@@ -34,8 +34,10 @@ class ForgottenError(ArchiveError):
 class Conversation:
     """Made by ``Archive.new`` and ``Archive.open``."""
 
-    def __init__(self, keys: LogKeys, rim: Rim, on_commit: Callable[[Conversation], Awaitable[None]]) -> None:
-        self.log = Log(keys, rim, _join)
+    def __init__(
+        self, keys: LogKeys, context: LogContext, on_commit: Callable[[Conversation], Awaitable[None]]
+    ) -> None:
+        self.log = Log(keys, context, _join)
         self._on_commit = on_commit
         self._pieces: list[Piece] = []
         self._waiting: Link | None = None
@@ -101,7 +103,7 @@ class Conversation:
             raise ValueError(msg)
         async with self.log.lock:
             if self._waiting and pieces[0].role != "assistant":
-                await self._settle_waiting()
+                await self._resolve_waiting()
             if self.gone:
                 msg = "this conversation was forgotten: begin a new one"
                 raise ForgottenError(msg)
@@ -114,7 +116,7 @@ class Conversation:
             self._pieces += new
             self._in_turn = new[-1].role != "assistant" or new[-1].finish is None
             if self._waiting and not self._in_turn:
-                await self._settle_waiting()
+                await self._resolve_waiting()
         await self._on_commit(self)
         return head.link
 
@@ -147,23 +149,23 @@ class Conversation:
         """Show what was read."""
         self._pieces, losses = self._parse(loaded)
         for loss in (*loaded.losses, *losses):
-            self.lose(loss)
+            self.report_loss(loss)
 
-    def lose(self, loss: Loss) -> None:
+    def report_loss(self, loss: Loss) -> None:
         """Report it once."""
         if loss not in self.losses:
             self.losses = (*self.losses, loss)
             log.warning("archive.loss", kind=loss.kind, revision=loss.seq, sid=self.sid.hex())
 
-    async def settle(self, link: Link) -> bool:
+    async def resolve(self, link: Link) -> bool:
         """Another machine wrote ``link``. Does our head cover it now? Not yet in the middle of a turn.
 
         Raises ``StorageError`` when the outcome can't be kept now.
         """
         async with self.log.lock:
-            return await self._settle(link)
+            return await self._resolve(link)
 
-    async def _settle(self, link: Link) -> bool:
+    async def _resolve(self, link: Link) -> bool:
         if self.gone or link.hash == TOMBSTONE:
             if not (self.gone and link.hash == TOMBSTONE):
                 await self.log.bury(link.seq)
@@ -175,7 +177,9 @@ class Conversation:
             case "behind":
                 pass
             case "unreadable":
-                self.lose(Loss("manifest", self.sid, link.seq, f"another line can't be read: {stands.why}"))
+                self.report_loss(
+                    Loss("manifest", self.sid, link.seq, f"another line can't be read: {stands.why}")
+                )
                 self._unread[link] = None
                 if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
                     await self._commit()
@@ -203,14 +207,14 @@ class Conversation:
         self.take(loaded)
         self.moved = True
 
-    async def _settle_waiting(self) -> None:
+    async def _resolve_waiting(self) -> None:
         link, self._waiting, self._in_turn = self._waiting, None, False
         if link is None:
             return
         try:
-            await self._settle(link)
+            await self._resolve(link)
         except P2PNodeError as error:  # whoever sends the pointer finds it again
-            log.warning("archive.fork_not_settled", reason=str(error), sid=self.sid.hex())
+            log.warning("archive.fork_not_resolved", reason=str(error), sid=self.sid.hex())
 
     def _parse(self, loaded: Loaded) -> tuple[list[Piece], list[Loss]]:
         pieces: list[Piece] = []

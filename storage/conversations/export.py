@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from p2pnode.storage.conversations.conversation import Conversation
-from p2pnode.storage.conversations.reader import LINES_MAX, ConversationLostError, Loss
+from p2pnode.storage.conversations.reader import BRANCHES_FOLLOWED_MAX, ConversationLostError, Loss
 from p2pnode.storage.conversations.records import Link, Piece
 from p2pnode.storage.conversations.turns import Turn
 
@@ -19,7 +19,7 @@ async def exported(conversation: Conversation) -> dict[str, Any]:
     losses: list[Loss] = list(conversation.losses)
     branches = []
     waiting, seen = list(conversation.branches), set[Link]()
-    while waiting and len(seen) < LINES_MAX:
+    while waiting and len(seen) < BRANCHES_FOLLOWED_MAX:
         link = waiting.pop(0)
         if link in seen:
             continue

@@ -13,8 +13,8 @@ import structlog
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.wire import encode
-from p2pnode.storage.conversations.log import Log, Rim
-from p2pnode.storage.conversations.merge import better, compare, id_of, live, parse_index, union
+from p2pnode.storage.conversations.log import Log, LogContext
+from p2pnode.storage.conversations.merge import better, compare, id_of, live, merged, parse_index
 from p2pnode.storage.conversations.reader import ConversationLostError, Loaded, Loss
 from p2pnode.storage.conversations.records import (
     ArchiveError,
@@ -33,9 +33,9 @@ _TRIES: Final = 8
 class Index:
     """Records by id. Call :meth:`read` first."""
 
-    def __init__(self, keys: StorageKeys, rim: Rim) -> None:
-        self.log = Log(keys.index, rim, self._join)
-        self._rim = rim
+    def __init__(self, keys: StorageKeys, context: LogContext) -> None:
+        self.log = Log(keys.index, context, self._join)
+        self._context = context
         self._records: dict[bytes, IndexRecord] = {}
         self._unread: dict[Link, None] = {}
         self.losses: tuple[Loss, ...] = ()
@@ -59,14 +59,14 @@ class Index:
 
     async def read(self) -> None:
         """What our disk has, or others for it; nothing where there is none yet."""
-        row = await self._rim.outbox.head(INDEX_SID)
-        if row is None or row.head == self.log.at:
+        local = await self._context.state.head(INDEX_SID)
+        if local is None or local.head == self.log.at:
             return
-        self.log.at = row.head
+        self.log.at = local.head
         try:
-            loaded = await self.log.reader.load([row.head, *([row.acked] if row.acked else [])])
+            loaded = await self.log.reader.load([local.head, *([local.acked] if local.acked else [])])
         except ConversationLostError as error:
-            self.losses = (Loss("manifest", INDEX_SID, row.head.seq, str(error)),)
+            self.losses = (Loss("manifest", INDEX_SID, local.head.seq, str(error)),)
             log.warning("archive.index_lost", reason=str(error))
             return
         self.log.head = loaded.head
@@ -74,7 +74,7 @@ class Index:
 
     async def note(self, records: Iterable[IndexRecord]) -> bool:
         """Record what is better than what is known. Was there anything? Raises as ``Log.commit``."""
-        wanted = union(records)
+        wanted = merged(records)
         async with self.log.lock:
             for _ in range(_TRIES):
                 news = [new for key, new in wanted.items() if self._improves(key, new)]
@@ -90,7 +90,7 @@ class Index:
         msg = "other processes of this machine keep changing the list of conversations: try again"
         raise ArchiveError(msg)
 
-    async def settle(self, link: Link) -> bool:
+    async def resolve(self, link: Link) -> bool:
         """Another machine wrote ``link``: unite. Does our head cover it now?
 
         Raises ``StorageError`` when that can't be kept now.
@@ -101,7 +101,7 @@ class Index:
             if stands.relation == "behind":
                 return True
             if stands.other is None:
-                self._lose(Loss("manifest", INDEX_SID, link.seq, f"another index: {stands.why}"))
+                self._report_loss(Loss("manifest", INDEX_SID, link.seq, f"another index: {stands.why}"))
                 self._unread[link] = None
                 if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
                     await self._commit([])
@@ -125,12 +125,12 @@ class Index:
             return None
         loaded = await self.log.reader.load(links)
         for loss in loaded.losses:
-            self._lose(loss)
-        await self.settle(loaded.head.link)
-        await self._unite_branches()
+            self._report_loss(loss)
+        await self.resolve(loaded.head.link)
+        await self._merge_branches()
         return loaded
 
-    async def _unite_branches(self) -> None:
+    async def _merge_branches(self) -> None:
         """Indexes that could not be read when they were passed over may be there again."""
         found: list[IndexRecord] = []
         for link in self.log.head.manifest.branches if self.log.head else ():
@@ -148,28 +148,28 @@ class Index:
 
     def _take(self, loaded: Loaded) -> None:
         for loss in loaded.losses:
-            self._lose(loss)
+            self._report_loss(loss)
         found = []
         for raw in loaded.records:
             try:
                 found.append(parse_index(raw))
             except ProtocolError as error:
-                self._lose(
+                self._report_loss(
                     Loss("segment", INDEX_SID, loaded.head.link.seq, f"a record can't be read: {error}")
                 )
-        self._records = union([*self._records.values(), *found])
+        self._records = merged([*self._records.values(), *found])
 
     def _improves(self, key: bytes, new: IndexRecord) -> bool:
         known = self._records.get(key)
         return known is None or better(known, new) != known
 
-    def _lose(self, loss: Loss) -> None:
+    def _report_loss(self, loss: Loss) -> None:
         if loss not in self.losses:
             self.losses = (*self.losses, loss)
 
     def _join(self, records: list[bytes]) -> list[bytes]:
-        kept = union(parse_index(record) for record in records).values()
-        return [encode(each) for each in live(kept, self._rim.wall())]
+        kept = merged(parse_index(record) for record in records).values()
+        return [encode(each) for each in live(kept, self._context.wall())]
 
 
 def _sids(records: Iterable[IndexRecord]) -> list[bytes]:

@@ -1,7 +1,7 @@
 """One sealed log of this user, on our own disk: what is new is sealed, put, and then the head moves.
 
 A commit writes the new records and one manifest, now and then a joined segment, never anything again that
-was written before. It has happened when the outbox's transaction has; before that, nothing has. Whoever
+was written before. It has happened when the state's transaction has; before that, nothing has. Whoever
 uses a log says how records are joined, and holds ``lock`` while it commits.
 """
 
@@ -18,7 +18,7 @@ from p2pnode.errors import ProtocolError, StorageError
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.protocols.wire import encode
-from p2pnode.storage.conversations import compaction as folding
+from p2pnode.storage.conversations import compaction
 from p2pnode.storage.conversations.reader import Head, Reader
 from p2pnode.storage.conversations.records import (
     BRANCHES_MAX,
@@ -32,7 +32,7 @@ from p2pnode.storage.conversations.records import (
     SegmentRef,
     WriterSeq,
 )
-from p2pnode.storage.conversations.replication_state import NewHead, Outbox
+from p2pnode.storage.conversations.replication_state import NewHead, ReplicationState
 from p2pnode.storage.keys import LogKeys
 from p2pnode.storage.replication.replication import BlobLostError, Replication
 from p2pnode.storage.sealing import RECORD_MAX, Draw, SealError, seal
@@ -56,11 +56,11 @@ class _Sealed:
 
 
 @dataclass(frozen=True, slots=True)
-class Rim:
+class LogContext:
     """What every log of one archive is given."""
 
     replication: Replication
-    outbox: Outbox
+    state: ReplicationState
     draw: Draw
     wall: Wall
     limits: Limits
@@ -69,18 +69,18 @@ class Rim:
 class Log:
     """``head`` is None as long as nothing was read, committed or adopted."""
 
-    def __init__(self, keys: LogKeys, rim: Rim, join: Join) -> None:
-        self.keys, self._rim, self._join = keys, rim, join
-        self.reader = Reader(keys, rim.replication, rim.limits)
+    def __init__(self, keys: LogKeys, context: LogContext, join: Join) -> None:
+        self.keys, self._context, self._join = keys, context, join
+        self.reader = Reader(keys, context.replication, context.limits)
         self.lock = trio.Lock()
         self.head: Head | None = None
         self.at: Link | None = None
-        """The outbox's head. It is not ``head``'s where that one's manifest can't be read any more."""
+        """The state's head. It is not ``head``'s where that one's manifest can't be read any more."""
 
     @property
     def wrote_head(self) -> bool:
         """Did this machine write the head?"""
-        return self.head is not None and self.head.manifest.writer == self._rim.outbox.writer
+        return self.head is not None and self.head.manifest.writer == self._context.state.writer
 
     async def commit(
         self,
@@ -100,11 +100,11 @@ class Log:
         """
         base = onto or self.head
         sealed = _Sealed()
-        old = base.manifest if base else Manifest(seq=0, writer=self._rim.outbox.writer)
+        old = base.manifest if base else Manifest(seq=0, writer=self._context.state.writer)
         number, refs = old.next, list(old.segments)
         # Only what was written before is joined: should the joined segment be lost, its parts may be left.
-        folded = await self._fold(refs, sealed)
-        for group in folding.in_segments(records):
+        compacted = await self._compact(refs, sealed)
+        for group in compaction.in_segments(records):
             refs.append(self._seal_segment(sealed, group, number, number, 0))
             number += 1
         if len(refs) > SEGMENTS_MAX:
@@ -120,22 +120,22 @@ class Log:
             prev=base.link if base else None,
             next=number,
             segments=tuple(refs),
-            writer=self._rim.outbox.writer,
+            writer=self._context.state.writer,
             writers=self._writers([old, *forked], seq),
             branches=_with_branches(old, base, links),
         )
-        return await self._write(manifest, sealed, base, listed=listed, folded=folded)
+        return await self._write(manifest, sealed, base, listed=listed, compacted=compacted)
 
     async def adopt(self, head: Head, listed: Sequence[bytes] = ()) -> None:
         """Take what another machine wrote as our head; its blobs are on our disk, or come when they can."""
         gone = [] if self.head is None else _of(self.head)
         kept = set(_of(head))
-        await self._rim.outbox.commit(
+        await self._context.state.commit(
             NewHead(
                 sid=self.keys.sid,
                 base=self.at,
                 head=head.link,
-                updated=int(self._rim.wall()),
+                updated=int(self._context.wall()),
                 superseded=[digest for digest in gone if digest not in kept],
                 listed=listed,
             )
@@ -147,39 +147,45 @@ class Log:
         head = self.head
         blobs = (await self.reader.reachable(head.link, head.manifest))[0] if head else []
         link = Link(seq=max(seq, self.at.seq if self.at else 0) + 1, hash=TOMBSTONE)
-        await self._rim.outbox.commit(
+        await self._context.state.commit(
             NewHead(
                 sid=self.keys.sid,
                 base=self.at,
                 head=link,
-                updated=int(self._rim.wall()),
+                updated=int(self._context.wall()),
                 superseded=blobs,
-                fold=True,
+                compacted=True,
                 gone=True,
             )
         )
         self.head, self.at = None, link
 
     async def _write(
-        self, manifest: Manifest, sealed: _Sealed, base: Head | None, *, listed: Sequence[bytes], folded: bool
+        self,
+        manifest: Manifest,
+        sealed: _Sealed,
+        base: Head | None,
+        *,
+        listed: Sequence[bytes],
+        compacted: bool,
     ) -> Head:
-        keys, rim = self.keys, self._rim
-        sealed_manifest = seal(keys, manifest.seq, "M", encode(manifest), rim.draw)
+        keys, context = self.keys, self._context
+        sealed_manifest = seal(keys, manifest.seq, "M", encode(manifest), context.draw)
         head = Head(Link(seq=manifest.seq, hash=hash_of(sealed_manifest)), manifest)
         needed = [sealed.objects[ref.hash] for ref in manifest.segments if ref.hash in sealed.objects]
         objects = {hash_of(data): data for data in [*needed, sealed_manifest]}
         try:
-            await rim.replication.put_own(objects)
+            await context.replication.put_own(objects)
             kept = set(_of(head))
             before = [*(_of(base) if base else []), *(_of(self.head) if self.head else [])]
-            await rim.outbox.commit(
+            await context.state.commit(
                 NewHead(
                     sid=keys.sid,
                     base=self.at,
                     head=head.link,
-                    updated=int(rim.wall()),
+                    updated=int(context.wall()),
                     superseded=[digest for digest in dict.fromkeys(before) if digest not in kept],
-                    fold=folded,
+                    compacted=compacted,
                     listed=listed,
                 )
             )
@@ -192,34 +198,34 @@ class Log:
     async def _take_back(self, put: Sequence[BlobHash]) -> None:
         try:
             for digest in put:
-                await self._rim.replication.own.blobs.unpin(digest, owner=self._rim.replication.owner)
+                await self._context.replication.own.blobs.unpin(digest, owner=self._context.replication.owner)
         except StorageError as error:  # they go when their lease ends
-            log.debug("log.not_taken_back", reason=str(error))
+            log.debug("log.unpin_failed", reason=str(error))
 
     def _seal_segment(
         self, sealed: _Sealed, records: list[bytes], first: int, last: int, level: int
     ) -> SegmentRef:
         data = seal(
-            self.keys, last, self.reader.kind, encode(Segment(records=tuple(records))), self._rim.draw
+            self.keys, last, self.reader.kind, encode(Segment(records=tuple(records))), self._context.draw
         )
         digest = hash_of(data)
         sealed.objects[digest], sealed.records[digest] = data, records
         return SegmentRef(first=first, last=last, level=level, hash=digest, length=len(data))
 
-    async def _fold(self, refs: list[SegmentRef], sealed: _Sealed) -> bool:
+    async def _compact(self, refs: list[SegmentRef], sealed: _Sealed) -> bool:
         """Join what is due, in place. A segment that can't be read now stays as it is, a level up."""
-        folded = False
-        while (start := folding.due(refs)) is not None:
+        compacted = False
+        while (start := compaction.due(refs)) is not None:
             run, refs[start:] = refs[start:], []
-            for group in folding.groups(run):
+            for group in compaction.groups(run):
                 records = await self._records_of(group, sealed) if len(group) > 1 else None
                 if records is None:
-                    refs += [folding.raised(ref) for ref in group]
+                    refs += [compaction.raised(ref) for ref in group]
                     continue
-                level = folding.raised(group[0]).level
+                level = compaction.raised(group[0]).level
                 refs.append(self._seal_segment(sealed, records, group[0].first, group[-1].last, level))
-            folded = True
-        return folded
+            compacted = True
+        return compacted
 
     async def _records_of(self, group: Sequence[SegmentRef], sealed: _Sealed) -> list[bytes] | None:
         records: list[bytes] = []
@@ -242,7 +248,7 @@ class Log:
         newest: dict[bytes, int] = {}
         for known in (each for manifest in manifests for each in manifest.writers):
             newest[known.writer] = max(known.seq, newest.get(known.writer, 0))
-        newest[self._rim.outbox.writer] = seq  # the highest of all
+        newest[self._context.state.writer] = seq  # the highest of all
         ordered = sorted(newest.items(), key=lambda item: (-item[1], item[0]))
         return tuple(WriterSeq(writer=writer, seq=number) for writer, number in ordered[:WRITERS_MAX])
 

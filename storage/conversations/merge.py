@@ -33,7 +33,7 @@ def better(first: IndexRecord, other: IndexRecord) -> IndexRecord:
     return max(first, other, key=_weight)
 
 
-def union(records: Iterable[IndexRecord]) -> dict[bytes, IndexRecord]:
+def merged(records: Iterable[IndexRecord]) -> dict[bytes, IndexRecord]:
     """The record to keep under each id."""
     found: dict[bytes, IndexRecord] = {}
     for record in records:

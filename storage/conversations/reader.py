@@ -25,7 +25,7 @@ from p2pnode.storage.sealing import Kind, SealError, unseal
 
 BACK_MAX: Final = 64
 """Older manifests that are looked at for a missing segment."""
-LINES_MAX: Final = 256
+BRANCHES_FOLLOWED_MAX: Final = 256
 """Branches, and branches of branches, that are followed."""
 LossKind: TypeAlias = Literal["rollback", "manifest", "segment", "branch"]
 _UNREADABLE: Final = (BlobLostError, SealError, ProtocolError)
@@ -108,7 +108,7 @@ class Reader:
         found: dict[BlobHash, None] = {}
         losses: list[Loss] = []
         waiting, seen = list(manifest.branches), {link.hash}
-        while waiting and len(seen) <= LINES_MAX:
+        while waiting and len(seen) <= BRANCHES_FOLLOWED_MAX:
             branch = waiting.pop()
             if branch.hash in seen:
                 continue

@@ -1,8 +1,12 @@
-"""What this machine knows of its logs that no replica can tell it: heads, and what was acknowledged.
+"""What this machine knows of its logs that no replica can tell it: their heads, and what was acknowledged.
 
-The one transaction of :meth:`Outbox.commit` is the moment at which a commit has happened. A head whose
-acknowledged revision lags is what has not reached a quorum; after a crash :meth:`lagging` goes on with it.
-Several processes may share the file: a commit names the head it builds on. Knows no keys and no network.
+The transaction of :meth:`ReplicationState.commit` is the moment at which a commit to a log has happened. A
+log whose head is newer than what was acknowledged has not reached a quorum; after a crash :meth:`lagging`
+still has it. Several processes may share the file: a commit names the head that it builds on.
+
+The file is SQLite in WAL mode with full syncs, so that what returned survives a power cut. It holds no text
+and no keys, only ids, hashes and revisions: whoever reads the disk learns which conversations there are and
+when they grew, no more. Its name, ``outbox.sqlite``, is that of earlier versions.
 """
 
 from __future__ import annotations
@@ -43,8 +47,6 @@ CREATE TABLE listed (sid BLOB PRIMARY KEY, born INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE renewed (sid BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE writer (id BLOB PRIMARY KEY) WITHOUT ROWID;
 """
-"""It holds no text and no keys, only ids, hashes and revisions: who reads the disk learns which conversations
-there are and when they grew, no more."""
 _FORMAT: Final = FileFormat(
     application=int.from_bytes(b"p2po", "big"),
     version=1,
@@ -61,7 +63,7 @@ _FORMAT: Final = FileFormat(
     full_error=DiskFullError,
 )
 _WAITING: Final = 0
-"""The fold of what was superseded since the last one."""
+"""In the column ``fold``: superseded since the last compaction. Else it is that compaction's revision."""
 
 
 class MovedError(ArchiveError):
@@ -69,8 +71,8 @@ class MovedError(ArchiveError):
 
 
 @dataclass(frozen=True, slots=True)
-class HeadRow:
-    """Where a log is here, and what a quorum acknowledged last (None: nothing yet)."""
+class LocalHead:
+    """A log's head on this machine, and the one that a quorum acknowledged last (None: none yet)."""
 
     sid: bytes
     head: Link
@@ -80,30 +82,30 @@ class HeadRow:
 
     @property
     def lags(self) -> bool:
-        """Has the head not reached a quorum?"""
+        """Whether the head has not reached a quorum."""
         return self.head != self.acked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewHead:
-    """A commit: ``base`` is the head it was made on. ``superseded`` are blobs it needs no more."""
+    """A commit. ``base`` is the head it was made on, ``superseded`` are the blobs that it no longer needs."""
 
     sid: bytes
     base: Link | None
     head: Link
     updated: int
     superseded: Sequence[BlobHash] = ()
-    fold: bool = False
+    compacted: bool = False
     gone: bool = False
     listed: Sequence[bytes] = ()
-    """Of the index: conversations that it names."""
+    """The conversations that it names, if it is one of the index."""
 
 
-class Outbox:
-    """Open it with a path in the own store's folder; ``close`` it when done."""
+class ReplicationState:
+    """Open it with a path in the folder of this machine's store; ``close`` it when done."""
 
     writer: bytes
-    """Tells this data dir's commits from those of the user's other machines."""
+    """8 bytes that tell this data dir's commits from those of the user's other machines."""
 
     def __init__(self, path: Path, draw: Draw, *, in_thread: bool = True) -> None:
         self._file, self._in_thread = SqliteFile(path, _FORMAT), in_thread
@@ -118,24 +120,24 @@ class Outbox:
         self._limiter = trio.CapacityLimiter(1)
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self._db.close()
 
-    async def head(self, sid: bytes) -> HeadRow | None:
+    async def head(self, sid: bytes) -> LocalHead | None:
         """One log."""
         rows = await self._read("SELECT * FROM heads WHERE sid = ?", (sid,))
         return _head_of(rows[0]) if rows else None
 
-    async def heads(self) -> list[HeadRow]:
-        """Every log that is here."""
+    async def heads(self) -> list[LocalHead]:
+        """All logs that this machine has."""
         return [_head_of(row) for row in await self._read("SELECT * FROM heads ORDER BY sid")]
 
-    async def lagging(self) -> list[HeadRow]:
+    async def lagging(self) -> list[LocalHead]:
         """Logs whose head has not reached a quorum; the index, whose sid is the least, first."""
         return [row for row in await self.heads() if row.lags]
 
     async def ours(self, sid: bytes) -> frozenset[Link]:
-        """Heads of this log since the last that was acknowledged, and that one."""
+        """The heads this machine gave the log since the last that was acknowledged, and that one."""
         rows = await self._read(
             "SELECT seq, hash FROM pending WHERE sid = :sid UNION "
             "SELECT acked, acked_hash FROM heads WHERE sid = :sid AND acked >= 0",
@@ -144,7 +146,7 @@ class Outbox:
         return frozenset(_link(row[0], row[1]) for row in rows)
 
     async def commit(self, new: NewHead) -> None:
-        """It has happened when this returns. Raises ``MovedError``, ``DiskFullError``, ``StorageError``."""
+        """Move the head, durable when it returns. Raises ``MovedError`` and other ``StorageError``s."""
 
         def change(db: sqlite3.Connection) -> None:
             row = db.execute("SELECT * FROM heads WHERE sid = ?", (new.sid,)).fetchone()
@@ -164,7 +166,7 @@ class Outbox:
                 "INSERT OR IGNORE INTO superseded VALUES (?, ?, ?)",
                 [(new.sid, digest, _WAITING) for digest in new.superseded],
             )
-            if new.fold:
+            if new.compacted:
                 db.execute(
                     "UPDATE superseded SET fold = ? WHERE sid = ? AND fold = ?",
                     (new.head.seq, new.sid, _WAITING),
@@ -176,7 +178,7 @@ class Outbox:
         await self._write(change)
 
     async def acked(self, sid: bytes, link: Link) -> None:
-        """A quorum has it. An older one than is known changes nothing."""
+        """Note that a quorum has it. One that is older than the one noted changes nothing."""
 
         def change(db: sqlite3.Connection) -> None:
             db.execute(
@@ -187,10 +189,11 @@ class Outbox:
 
         await self._write(change)
 
-    async def to_drop(self, sid: bytes, *, alone: bool = False) -> list[BlobHash]:
-        """What no acknowledged pointer needs since more than one fold; all of it once it is forgotten.
+    async def droppable(self, sid: bytes, *, alone: bool = False) -> list[BlobHash]:
+        """Blobs that no acknowledged pointer has needed since before the last compaction but one.
 
-        ``alone``: there is nobody else who could acknowledge, our disk's head counts instead.
+        Of a log that was forgotten, all of them. ``alone``: there is nobody else who could acknowledge, so
+        the head on our own disk counts instead.
         """
         rows = await self._read(
             "SELECT s.hash FROM superseded s JOIN heads h ON h.sid = s.sid WHERE s.sid = :sid AND ("
@@ -201,7 +204,7 @@ class Outbox:
         return [BlobHash(row[0]) for row in rows]
 
     async def dropped(self, sid: bytes, blobs: Sequence[BlobHash]) -> None:
-        """Our leases on these have ended."""
+        """Note that our leases on these have ended."""
 
         def change(db: sqlite3.Connection) -> None:
             db.executemany(
@@ -211,7 +214,7 @@ class Outbox:
         await self._write(change)
 
     async def renewed(self, sid: bytes, at: int) -> None:
-        """A quorum renewed its leases on this log at ``at`` (epoch seconds)."""
+        """Note that a quorum renewed its leases on this log at ``at`` (epoch seconds)."""
 
         def change(db: sqlite3.Connection) -> None:
             db.execute("UPDATE renewed SET at = ? WHERE sid = ?", (at, sid))
@@ -227,8 +230,8 @@ class Outbox:
         )
         return [row[0] for row in rows]
 
-    async def is_listed_safely(self, sid: bytes) -> bool:
-        """Has an index that names this conversation reached a quorum? Without it nobody would look for it."""
+    async def is_listed_by_quorum(self, sid: bytes) -> bool:
+        """Whether a quorum has an index that names this conversation. Nobody could find it otherwise."""
         rows = await self._read(
             "SELECT 1 FROM listed l JOIN heads i ON i.sid = ? WHERE l.sid = ? AND i.acked >= l.born",
             (bytes(len(sid)), sid),
@@ -257,9 +260,9 @@ def _link(seq: int, digest: bytes) -> Link:
     return Link(seq=seq, hash=BlobHash(digest))
 
 
-def _head_of(row: sqlite3.Row) -> HeadRow:
+def _head_of(row: sqlite3.Row) -> LocalHead:
     acked = None if row["acked_hash"] is None else _link(row["acked"], row["acked_hash"])
-    return HeadRow(row["sid"], _link(row["seq"], row["hash"]), row["updated"], bool(row["gone"]), acked)
+    return LocalHead(row["sid"], _link(row["seq"], row["hash"]), row["updated"], bool(row["gone"]), acked)
 
 
 def _writer_of(db: sqlite3.Connection, new: bytes) -> bytes:

@@ -30,7 +30,7 @@ from p2pnode.node.node import Node
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.storage.conversations.archive import Archive, Recovery, Status
 from p2pnode.storage.conversations.log import Wall
-from p2pnode.storage.conversations.replication_state import Outbox
+from p2pnode.storage.conversations.replication_state import ReplicationState
 from p2pnode.storage.conversations.sender import Sent
 from p2pnode.storage.key_file import load_storage_keys
 from p2pnode.storage.keys import StorageKeys
@@ -49,7 +49,7 @@ REPLICATION: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ReplicationReport:
     """What came of keeping, for people and scripts."""
 
     status: Status
@@ -58,7 +58,7 @@ class Kept:
         """``replicas``: how many other nodes have all of it; ``waiting``: why not enough have."""
         sent = self.status.last.get(sid)
         acks = sent.written.acks if sent is not None and sent.written is not None else frozenset()
-        lags = any(row.sid == sid for row in self.status.lagging)
+        lags = any(local.sid == sid for local in self.status.lagging)
         return {
             "conversation": sid.hex(),
             "replicas": len(acks - {OWN}),
@@ -82,17 +82,17 @@ class Kept:
 
     def is_news(self, sid: bytes) -> bool:
         """Was any of it sent or tried now, or does any wait? Else this run had nothing to do with it."""
-        return sid in self.status.last or any(row.sid == sid for row in self.status.lagging)
+        return sid in self.status.last or any(local.sid == sid for local in self.status.lagging)
 
 
-class Keeper:
-    """Made by :func:`open_keeper`."""
+class Replicator:
+    """Made by :func:`open_replicator`."""
 
     def __init__(
         self,
         keys: StorageKeys,
         own: Replica,
-        outbox: Outbox,
+        state: ReplicationState,
         *,
         node: Node,
         finder: ReplicaFinder,
@@ -101,10 +101,10 @@ class Keeper:
         self._keys, self._node, self._finder, self._servers = keys, node, finder, tuple(servers)
         self._found: dict[PeerId, Replica] = {}
         self._serving: PeerId | None = None
-        self._looking = trio.Lock()
-        self._looked, self._renewed = trio.Event(), trio.Event()
+        self._searching = trio.Lock()
+        self._searched, self._renewed = trio.Event(), trio.Event()
         self.archive = Archive(
-            keys, own, self._others, outbox=outbox, draw=node.draw, wall=node.wall, limits=node.limits
+            keys, own, self._others, state=state, draw=node.draw, wall=node.wall, limits=node.limits
         )
 
     @property
@@ -120,7 +120,7 @@ class Keeper:
             task_status.started()
 
     async def _renew(self) -> None:
-        await self._looked.wait()
+        await self._searched.wait()
         while True:
             try:
                 await self.archive.renew()
@@ -134,29 +134,29 @@ class Keeper:
         news, self._serving = peer != self._serving, peer
         return news
 
-    async def look(self) -> None:
+    async def find_replicas(self) -> None:
         """Find who has replicas and who takes them now, then send what waits."""
-        async with self._looking:
+        async with self._searching:
             key = self._keys.index.entry_key
-            await self._find_holders(key)
+            await self._search_holders(key)
             found = await self._finder.candidates(key, owner=self.owner, serving=self._serving)
             self._take(found.found)
         await self.archive.flush()
-        self._looked.set()
+        self._searched.set()
 
     async def recover(self) -> Recovery:
         """Ask everybody who may have them for this user's conversations and paid sessions."""
-        async with self._looking:
-            unreached = await self._find_holders(self._keys.index.entry_key)
+        async with self._searching:
+            unreached = await self._search_holders(self._keys.index.entry_key)
         recovery = await self.archive.recover()
         return replace(recovery, failures={**unreached, **recovery.failures})
 
-    async def reach(self, sid: bytes) -> None:
+    async def find_holders(self, sid: bytes) -> None:
         """Find who has this conversation: another machine may have gone on with it."""
-        async with self._looking:
-            await self._find_holders(self._keys.conversation(sid).entry_key)
+        async with self._searching:
+            await self._search_holders(self._keys.conversation(sid).entry_key)
 
-    async def _find_holders(self, key: EntryKey) -> dict[str, str]:
+    async def _search_holders(self, key: EntryKey) -> dict[str, str]:
         """Everybody who may have something; the dead are not waited for once one was found that has.
 
         Returns why those of the configured stores that were not reached were not.
@@ -185,7 +185,7 @@ class Keeper:
             nursery.cancel_scope.deadline = trio.current_time() + grace_s
         return unreached
 
-    async def finish(self) -> Kept:
+    async def finish(self) -> ReplicationReport:
         """Bring what is kept here to a quorum, within the deadline of a client that leaves.
 
         Where leases are due (once a week) they get a moment more: a client may never run longer.
@@ -193,11 +193,11 @@ class Keeper:
         limits = self._node.limits
         with trio.move_on_after(limits.keep_deadline_s):
             if not (await self.archive.flush()).kept:
-                await self.look()
-        if self._looked.is_set():
+                await self.find_replicas()
+        if self._searched.is_set():
             with trio.move_on_after(limits.renew_at_end_s):
                 await self._renewed.wait()
-        return Kept(await self.archive.status())
+        return ReplicationReport(await self.archive.status())
 
     def _take(self, found: Sequence[Replica], *, all_: bool = False) -> None:
         independent = 0
@@ -230,30 +230,32 @@ def storage_keys(config: NodeConfig) -> StorageKeys:
 
 
 @asynccontextmanager
-async def open_shelf(
+async def open_own_storage(
     config: NodeConfig, *, wall: Wall = time.time, draw: Draw = secrets.token_bytes, in_thread: bool = True
-) -> AsyncIterator[tuple[Replica, Outbox]]:
+) -> AsyncIterator[tuple[Replica, ReplicationState]]:
     """This machine's store, and what of it has not reached others yet. Raises ``StorageError``."""
     async with open_store(config, wall=wall, in_thread=in_thread) as store:
-        make = partial(Outbox, store.root / "outbox.sqlite", draw, in_thread=in_thread)
-        outbox = await off_the_loop(make, in_thread=in_thread)
+        make = partial(ReplicationState, store.root / "outbox.sqlite", draw, in_thread=in_thread)
+        state = await off_the_loop(make, in_thread=in_thread)
         try:
-            yield Replica(OWN, store, store, "own"), outbox
+            yield Replica(OWN, store, store, "own"), state
         finally:
             with trio.CancelScope(shield=True):
-                await off_the_loop(outbox.close, in_thread=in_thread)
+                await off_the_loop(state.close, in_thread=in_thread)
 
 
 @asynccontextmanager
 async def open_archive(config: NodeConfig) -> AsyncIterator[Archive]:
     """What is kept on this machine, with nobody asked. Raises ``ConfigError``, ``StorageError``."""
     keys = storage_keys(config)
-    async with open_shelf(config) as (own, outbox):
-        yield Archive(keys, own, lambda: (), outbox=outbox, draw=secrets.token_bytes, wall=time.time)
+    async with open_own_storage(config) as (own, state):
+        yield Archive(keys, own, lambda: (), state=state, draw=secrets.token_bytes, wall=time.time)
 
 
 @asynccontextmanager
-async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True) -> AsyncIterator[Keeper]:
+async def open_replicator(
+    config: NodeConfig, node: Node, *, in_thread: bool = True
+) -> AsyncIterator[Replicator]:
     """Open the data dir's store and archive, and send in the background until the block ends.
 
     Raises ``ConfigError`` where the data dir has no storage key, ``StorageError``.
@@ -266,12 +268,12 @@ async def open_keeper(config: NodeConfig, node: Node, *, in_thread: bool = True)
         sign=lambda _owner, digest: keys.owner_signing.sign(digest),
         own=running.peer_id if running is not None else None,
     )
-    async with open_shelf(config, wall=node.wall, draw=node.draw, in_thread=in_thread) as (own, outbox):
+    async with open_own_storage(config, wall=node.wall, draw=node.draw, in_thread=in_thread) as (own, state):
         try:
             async with _servers(config) as servers:
-                keeper = Keeper(keys, own, outbox, node=node, finder=finder, servers=servers)
-                async with background_task(keeper.run):
-                    yield keeper
+                replicator = Replicator(keys, own, state, node=node, finder=finder, servers=servers)
+                async with background_task(replicator.run):
+                    yield replicator
         finally:
             finder.close()
 

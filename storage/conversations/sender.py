@@ -18,14 +18,14 @@ from p2pnode.bounded import Backoff
 from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash
-from p2pnode.storage.conversations.log import TOMBSTONE, Rim
+from p2pnode.storage.conversations.log import TOMBSTONE, LogContext
 from p2pnode.storage.conversations.merge import link_of
 from p2pnode.storage.conversations.reader import Loss, Reader
 from p2pnode.storage.conversations.records import Link
-from p2pnode.storage.conversations.replication_state import HeadRow
+from p2pnode.storage.conversations.replication_state import LocalHead
 from p2pnode.storage.keys import INDEX_SID, LogKeys, StorageKeys
 from p2pnode.storage.replication.quorum import Written
-from p2pnode.storage.replication.replication import Care
+from p2pnode.storage.replication.replication import Check
 from p2pnode.storage.store import DAY_S
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ class Sent:
 
 
 @dataclass(slots=True)
-class _News:
+class _Progress:
     """Tells those who wait that something was acknowledged."""
 
     event: trio.Event = field(default_factory=trio.Event)
@@ -64,19 +64,19 @@ class Sender:
     def __init__(
         self,
         keys: StorageKeys,
-        rim: Rim,
+        context: LogContext,
         *,
-        settle: Callable[[bytes, Link], Awaitable[bool]],
+        resolve: Callable[[bytes, Link], Awaitable[bool]],
         floor: Callable[[bytes], int],
     ) -> None:
-        self._keys, self._rim, self._settle, self._floor = keys, rim, settle, floor
+        self._keys, self._context, self._resolve, self._floor = keys, context, resolve, floor
         self._turn = trio.Lock()
         self._wake = trio.Event()
-        self._settled: dict[bytes, set[Link]] = {}
+        self._resolved: dict[bytes, set[Link]] = {}
         """Others' manifests that our head builds on, or has as branches."""
         self._renewing: trio.CancelScope | None = None
         """What gives way to whatever is to be sent."""
-        self.news = _News()
+        self.progress = _Progress()
         self.last: dict[bytes, Sent] = {}
         """By log, what came of it last."""
 
@@ -86,7 +86,7 @@ class Sender:
 
     async def run(self) -> None:
         """Until cancelled: send what lags when told to, and again after a while what could not be sent."""
-        limits = self._rim.limits
+        limits = self._context.limits
         backoff = Backoff(limits.archive_retry_s, limits.archive_retry_max_s)
         while True:
             with trio.move_on_after(backoff.next_s()):
@@ -100,7 +100,7 @@ class Sender:
             if woken or any(each.kept for each in sent):
                 backoff.reset()
 
-    async def send(self, *, care: Care = "new", behind: bool = False) -> list[Sent]:
+    async def send(self, *, check: Check = "new", behind: bool = False) -> list[Sent]:
         """One round over all that lags; with other ``care`` over all there is. Raises ``StorageError``.
 
         ``behind``: also over what a quorum has, but some replica did not get.
@@ -108,22 +108,22 @@ class Sender:
         if self._renewing is not None and not behind:
             self._renewing.cancel()
         async with self._turn:
-            outbox = self._rim.outbox
-            rows = await outbox.heads()
-            if care == "new":
-                rows = [row for row in rows if row.lags or (behind and self._some_lack(row.sid))]
+            state = self._context.state
+            heads = await state.heads()
+            if check == "new":
+                heads = [local for local in heads if local.lags or (behind and self._some_lack(local.sid))]
             sent: list[Sent] = []
-            if rows and rows[0].sid == INDEX_SID:  # conversations wait for their names
-                sent.append(await self._send(rows.pop(0), care=care))
-            slots = trio.CapacityLimiter(self._rim.limits.archive_pushes_at_once)
+            if heads and heads[0].sid == INDEX_SID:  # conversations wait for their names
+                sent.append(await self._send(heads.pop(0), check=check))
+            slots = trio.CapacityLimiter(self._context.limits.archive_pushes_at_once)
 
-            async def send_one(row: HeadRow) -> None:
+            async def send_one(local: LocalHead) -> None:
                 async with slots:
-                    sent.append(await self._send(row, care=care))
+                    sent.append(await self._send(local, check=check))
 
             async with trio.open_nursery() as nursery:
-                for row in rows:
-                    nursery.start_soon(send_one, row)
+                for local in heads:
+                    nursery.start_soon(send_one, local)
             return sent
 
     async def renew(self, sid: bytes) -> Sent | None:
@@ -134,67 +134,67 @@ class Sender:
         while True:
             with trio.CancelScope() as self._renewing:
                 async with self._turn:
-                    row = await self._rim.outbox.head(sid)
-                    return None if row is None else await self._send(row, care="leases")
+                    local = await self._context.state.head(sid)
+                    return None if local is None else await self._send(local, check="leases")
 
     def _some_lack(self, sid: bytes) -> bool:
         last = self.last.get(sid)
         return last is not None and last.written is not None and bool(last.written.failures)
 
-    async def _send(self, row: HeadRow, *, care: Care) -> Sent:
-        keys = keys_of(self._keys, row.sid)
+    async def _send(self, local: LocalHead, *, check: Check) -> Sent:
+        keys = keys_of(self._keys, local.sid)
         try:
-            sent = await self._write(keys, row, care=care)
+            sent = await self._write(keys, local, check=check)
             for link in {link_of(entry) for entry in sent.written.conflicts} if sent.written else ():
-                if await self._settle(row.sid, link):
-                    self._settled.setdefault(row.sid, set()).add(link)
+                if await self._resolve(local.sid, link):
+                    self._resolved.setdefault(local.sid, set()).add(link)
         except P2PNodeError as error:
-            sent = Sent(row.sid, row.head, kept=False, trouble=str(error))
+            sent = Sent(local.sid, local.head, kept=False, trouble=str(error))
         if not sent.kept:
             failures = dict(sent.written.failures) if sent.written else {}
-            log.info("archive.queued", revision=row.head.seq, failures=failures, trouble=sent.trouble)
-        self.last[row.sid] = sent
+            log.info("archive.queued", revision=local.head.seq, failures=failures, trouble=sent.trouble)
+        self.last[local.sid] = sent
         return sent
 
-    async def _write(self, keys: LogKeys, row: HeadRow, *, care: Care) -> Sent:
-        outbox, replication = self._rim.outbox, self._rim.replication
-        reader = Reader(keys, replication, self._rim.limits)
+    async def _write(self, keys: LogKeys, local: LocalHead, *, check: Check) -> Sent:
+        state, replication = self._context.state, self._context.replication
+        reader = Reader(keys, replication, self._context.limits)
         blobs: list[BlobHash] = []
         losses: list[Loss] = []
-        if row.head.hash != TOMBSTONE:
-            blobs, losses = await reader.reachable(row.head, await reader.manifest(row.head))
-        ours = await outbox.ours(row.sid) | self._settled.get(row.sid, set())
-        floor = max(self._floor(row.sid), row.acked.seq if row.acked else 0)
+        if local.head.hash != TOMBSTONE:
+            blobs, losses = await reader.reachable(local.head, await reader.manifest(local.head))
+        ours = await state.ours(local.sid) | self._resolved.get(local.sid, set())
+        floor = max(self._floor(local.sid), local.acked.seq if local.acked else 0)
 
         def is_ours(entry: Entry) -> bool:
             return entry.revision < floor or link_of(entry) in ours
 
         async def on_quorum(_written: Written) -> None:
-            await self._acked(row)
+            await self._acked(local)
 
-        entry = keys.entry(row.head.seq, pointer_to(row.head.hash))
-        written = await replication.write(entry, blobs, is_ours=is_ours, care=care, on_quorum=on_quorum)
-        kept = written.reached and await self._is_named(row.sid)
+        entry = keys.entry(local.head.seq, pointer_to(local.head.hash))
+        written = await replication.write(entry, blobs, is_ours=is_ours, check=check, on_quorum=on_quorum)
+        kept = written.reached and await self._is_named(local.sid)
         alone = len(replication.replicas()) == 1
         if kept or alone:
-            await self._let_go(row.sid, keep=blobs, alone=alone)
-        return Sent(row.sid, row.head, kept, written, tuple(losses))
+            await self._let_go(local.sid, keep=blobs, alone=alone)
+        return Sent(local.sid, local.head, kept, written, tuple(losses))
 
     async def _is_named(self, sid: bytes) -> bool:
-        return sid == INDEX_SID or await self._rim.outbox.is_listed_safely(sid)
+        return sid == INDEX_SID or await self._context.state.is_listed_by_quorum(sid)
 
-    async def _acked(self, row: HeadRow) -> None:
-        if await self._is_named(row.sid):
-            await self._rim.outbox.acked(row.sid, row.head)
-            self._settled.pop(row.sid, None)  # all below what is acknowledged is known
-            self.news.tell()
+    async def _acked(self, local: LocalHead) -> None:
+        if await self._is_named(local.sid):
+            await self._context.state.acked(local.sid, local.head)
+            self._resolved.pop(local.sid, None)  # all below what is acknowledged is known
+            self.progress.tell()
 
     async def _let_go(self, sid: bytes, *, keep: list[BlobHash], alone: bool) -> None:
-        due = await self._rim.outbox.to_drop(sid, alone=alone)
+        due = await self._context.state.droppable(sid, alone=alone)
         if due:
             needed = set(keep)
-            await self._rim.replication.drop([digest for digest in due if digest not in needed])
-            await self._rim.outbox.dropped(sid, due)
+            await self._context.replication.drop([digest for digest in due if digest not in needed])
+            await self._context.state.dropped(sid, due)
 
 
 def keys_of(keys: StorageKeys, sid: bytes) -> LogKeys:
@@ -215,8 +215,10 @@ RENEW_S: Final = 7 * DAY_S
 class Renewal:
     """``fetch`` brings a log to our disk that is not there."""
 
-    def __init__(self, rim: Rim, sender: Sender, *, fetch: Callable[[bytes], Awaitable[None]]) -> None:
-        self._rim, self._sender, self._fetch = rim, sender, fetch
+    def __init__(
+        self, context: LogContext, sender: Sender, *, fetch: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        self._context, self._sender, self._fetch = context, sender, fetch
         self._fetching: trio.CancelScope | None = None
 
     def give_way(self) -> None:
@@ -229,15 +231,15 @@ class Renewal:
 
         What can't be done now stays due. Raises ``StorageError`` when our own disk fails.
         """
-        outbox = self._rim.outbox
-        here = {row.sid for row in await outbox.heads()}
+        state = self._context.state
+        here = {local.sid for local in await state.heads()}
         for sid in listed:
             if sid not in here:
                 await self._try_to_fetch(sid)
-        for sid in await outbox.renewed_before(int(self._rim.wall() - RENEW_S)):
+        for sid in await state.renewed_before(int(self._context.wall() - RENEW_S)):
             sent = await self._sender.renew(sid)
             if sent is not None and sent.kept:
-                await outbox.renewed(sid, int(self._rim.wall()))
+                await state.renewed(sid, int(self._context.wall()))
 
     async def _try_to_fetch(self, sid: bytes) -> None:
         with trio.CancelScope() as self._fetching:

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 _TRIES: Final = 8
 
 
-class Recorder:
+class ConversationWriter:
     """Of one conversation; ``conversation`` is made with the first piece where there is none yet.
 
     ``spawn`` starts a task of the client's; ``on_trouble`` hears why something could not be kept, once until
@@ -69,7 +69,7 @@ class Recorder:
         self._sessions[session.session] = session
         self._spawn(self._drain)
 
-    async def settled(self) -> bool:
+    async def flushed(self) -> bool:
         """Wait until all of it is on our disk; False when the disk does not take it."""
         await self._drain()
         return not (self._pieces or self._sessions)

@@ -31,7 +31,7 @@ from p2pnode.storage.rules import (
     check_node_bytes,
     check_node_leases,
     check_owner_bytes,
-    is_news,
+    is_newer,
     no_blob,
 )
 from p2pnode.storage.store import DiskFullError, OwnerKey
@@ -384,7 +384,7 @@ def set_entry(tx: Transaction, entry: Entry, *, owner: OwnerKey, now: float, quo
     """Keep a checked entry. Raises ``StaleEntryError``, ``QuotaError``."""
     db, target = tx.db, entry.points_at
     held = find_entry(db, entry.key)
-    if not is_news(entry, None if held is None else held[0]):
+    if not is_newer(entry, None if held is None else held[0]):
         return
     if held is None:
         holder = owner

@@ -33,7 +33,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 Others: TypeAlias = Callable[[], Sequence[Replica]]
 """The replicas there are now, besides our own disk."""
-Care: TypeAlias = Literal["new", "leases", "bytes"]
+Check: TypeAlias = Literal["new", "leases", "bytes"]
 """Of a write: put what a replica is not known to have; renew all leases too, and put what turns out to be
 missing; read everything back besides."""
 OWN_LEASE_S: Final = 100 * 366 * DAY_S
@@ -46,7 +46,7 @@ class BlobLostError(StorageError):
     """No replica that answered has these bytes; the message says what each one said."""
 
 
-class _LiarError(StorageError):
+class _WrongAnswerError(StorageError):
     """What a replica answered is not what was asked for."""
 
 
@@ -61,7 +61,7 @@ class _Round:
     entry: Entry
     blobs: Sequence[BlobHash]
     is_ours: Callable[[Entry], bool]
-    care: Care
+    check: Check
     counted: Counted
     waiting: int
     unfinished: int
@@ -129,7 +129,7 @@ class Replication:
         blobs: Sequence[BlobHash],
         *,
         is_ours: Callable[[Entry], bool],
-        care: Care = "new",
+        check: Check = "new",
         on_quorum: Callable[[Written], Awaitable[None]] | None = None,
     ) -> Written:
         """Bring every replica to ``entry``, whose blobs our own disk has.
@@ -140,8 +140,8 @@ class Replication:
         """
         replicas = self.replicas()
         judged = self.counted()
-        asked = self._awake(replicas, judged) if care == "new" else replicas
-        this = _Round(entry, blobs, is_ours, care, judged, len(asked), len(asked))
+        asked = self._awake(replicas, judged) if check == "new" else replicas
+        this = _Round(entry, blobs, is_ours, check, judged, len(asked), len(asked))
         this.failures.update({each.name: "it failed lately" for each in replicas if each not in asked})
         async with trio.open_nursery() as nursery:
             for replica in asked:
@@ -153,7 +153,7 @@ class Replication:
                     await on_quorum(this.outcome())
                 except StorageError as error:  # raised below, where no nursery wraps it
                     trouble = error
-            with trio.move_on_after(self._limits.replica_lag_s if care == "new" else math.inf):
+            with trio.move_on_after(self._limits.replica_lag_s if check == "new" else math.inf):
                 await this.done.wait()
             nursery.cancel_scope.cancel()
         for replica in asked:
@@ -183,7 +183,7 @@ class Replication:
         """One replica's part of a round: blobs, the gate, the pointer. Its failures are values."""
         name, past_gate = replica.name, False
         try:
-            limit_s = self._limits.replica_write_s if this.care == "new" else math.inf
+            limit_s = self._limits.replica_write_s if this.check == "new" else math.inf
             with trio.move_on_after(limit_s) as scope:
                 if await self._look_and_put(this, replica):
                     this.blobs_there.add(name)
@@ -247,13 +247,13 @@ class Replication:
         if len(known) > _KNOWN_MAX:
             known.clear()
         # Of a log that we know nothing of there, it may have all: asking is cheaper than putting.
-        ask = this.care != "new" or replica is self.own or not known.intersection(this.blobs)
+        ask = this.check != "new" or replica is self.own or not known.intersection(this.blobs)
 
         async def put(digest: BlobHash) -> None:
             put_if_missing = self._put_if_missing(this, replica, digest, ask=ask)
             await self._in_time(put_if_missing, self._limits.replica_write_s)
 
-        missing = [digest for digest in this.blobs if digest not in known or this.care != "new"]
+        missing = [digest for digest in this.blobs if digest not in known or this.check != "new"]
         works = [partial(put, digest) for digest in missing]
         await gather(works, at_once=self._limits.archive_pushes_at_once)
 
@@ -265,17 +265,17 @@ class Replication:
 
     async def _put_if_missing(self, this: _Round, replica: Replica, digest: BlobHash, *, ask: bool) -> None:
         name, known = replica.name, self._known.setdefault(replica.name, set())
-        if ask and await self._has(replica, digest, read=this.care == "bytes"):
+        if ask and await self._has(replica, digest, read=this.check == "bytes"):
             known.add(digest)
             return
         known.discard(digest)
         data = await self.fetch(digest, besides=name)
         await replica.blobs.put(data, owner=self.owner, expected=digest, lease_s=self._lease_s(replica))
         known.add(digest)
-        if this.care == "bytes" and not await self._has(replica, digest, read=True):
+        if this.check == "bytes" and not await self._has(replica, digest, read=True):
             msg = "it took a blob and does not give it back"
-            raise _LiarError(msg)
-        if this.care != "new":
+            raise _WrongAnswerError(msg)
+        if this.check != "new":
             this.mended[name] = this.mended.get(name, 0) + 1
 
     def _lease_s(self, replica: Replica) -> float:
@@ -389,7 +389,7 @@ class Replication:
     def _believed(self, key: EntryKey, entry: Entry) -> Entry:
         if entry.key != key or not entry.holds():
             msg = "its registry answers with an entry that its key did not sign"
-            raise _LiarError(msg)
+            raise _WrongAnswerError(msg)
         return entry
 
     # ---- who rests

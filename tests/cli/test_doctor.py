@@ -34,7 +34,7 @@ from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
 from p2pnode.payments.books import open_journal
-from p2pnode.storage.conversations.replication_state import Outbox
+from p2pnode.storage.conversations.replication_state import ReplicationState
 from p2pnode.storage.conversations.replicator import open_archive
 from p2pnode.storage.key_file import ensure_storage_key, load_storage_keys, save_storage_key
 from p2pnode.storage.local.store import LocalStore
@@ -302,7 +302,7 @@ async def test_what_is_kept(data: DataDir) -> None:
         assert "1 conversation has not" in finding.detail
         await archive.new(title="two")
         assert "2 conversations have" in (await _keeping(data.root).kept()).detail
-    outbox = Outbox(data.store / "outbox.sqlite", bytes)
+    outbox = ReplicationState(data.store / "outbox.sqlite", bytes)
     for row in await outbox.lagging():
         await outbox.acked(row.sid, row.head)
     outbox.close()

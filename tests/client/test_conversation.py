@@ -325,20 +325,20 @@ async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept
             await say(talk, "one")
             await talk.settled()
             keeper = await client.conversations.keeper()
-            put_own = keeper.archive._rim.replication.put_own
+            put_own = keeper.archive._context.replication.put_own
 
             async def full(_data: bytes, _digest: BlobHash) -> None:
                 msg = "the disk is full"
                 raise DiskFullError(msg)
 
-            keeper.archive._rim.replication.put_own = full  # type: ignore[method-assign,assignment]
+            keeper.archive._context.replication.put_own = full  # type: ignore[method-assign,assignment]
             await say(talk, "two")
             await talk.settled()
             assert len(told.named("conversation.not_kept")) == 1
-            keeper.archive._rim.replication.put_own = put_own  # type: ignore[method-assign]
+            keeper.archive._context.replication.put_own = put_own  # type: ignore[method-assign]
             await talk.settled()
             assert talk.trouble == ""
-            keeper.archive._rim.replication.put_own = full  # type: ignore[method-assign,assignment]
+            keeper.archive._context.replication.put_own = full  # type: ignore[method-assign,assignment]
             await say(talk, "three")
         assert len(told.named("conversation.not_kept")) == 2
         (kept,) = told.named("conversation.kept")

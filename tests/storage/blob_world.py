@@ -42,15 +42,15 @@ class Owners:
 class Stored:
     """A node that stores, another that asks."""
 
-    def __init__(self, made: World, keeper: Member, asker: Member, owners: Owners) -> None:
-        self.world, self.keeper, self.asker, self.owners = made, keeper, asker, owners
+    def __init__(self, made: World, holder: Member, asker: Member, owners: Owners) -> None:
+        self.world, self.holder, self.asker, self.owners = made, holder, asker, owners
 
     @property
     def alice(self) -> OwnerKey:
         return self.owners.all[0]
 
-    def peer_store(self, keeper: Member | None = None) -> PeerStore:
-        kept = (keeper or self.keeper).node
+    def peer_store(self, holder: Member | None = None) -> PeerStore:
+        kept = (holder or self.holder).node
         return PeerStore(self.asker.node, kept.peer_id, kept.multiaddrs, sign=self.owners.sign)
 
     def faults(self, of: Member, at: Member, now: float) -> int:
@@ -77,6 +77,6 @@ async def two_nodes(
 ) -> AsyncIterator[Stored]:
     """Neither serves yet."""
     async with world(limits=limits, net=net) as made:
-        keeper = await made.add()
+        holder = await made.add()
         asker = await made.add()
-        yield Stored(made, keeper, asker, Owners())
+        yield Stored(made, holder, asker, Owners())

@@ -45,11 +45,11 @@ def _serve(stored: Stored, handler: Callable[[MessageChannel], Awaitable[None]])
     async def serve(stream: Stream) -> None:
         await handler(MessageChannel(stream, m.CODEC, m.FRAME_MAX))
 
-    stored.keeper.node.network.serve(m.PROTOCOL, serve)
+    stored.holder.node.network.serve(m.PROTOCOL, serve)
 
 
 def _faults(stored: Stored) -> int:
-    return stored.asker.node.faults.count(stored.keeper.node.peer_id, trio.current_time())
+    return stored.asker.node.faults.count(stored.holder.node.peer_id, trio.current_time())
 
 
 class _Gate(MemoryStore):
@@ -77,7 +77,7 @@ class _Gate(MemoryStore):
 
 async def test_blobs_of_all_sizes_go_there_and_back(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        kept = serve_store(stored.keeper)
+        kept = serve_store(stored.holder)
         store = stored.peer_store()
         for data in (b"", b"x", bytes(m.INLINE_MAX), bytes(m.INLINE_MAX + 1), bytes(FIRST), LARGE):
             name = await store.put(data, owner=stored.alice)
@@ -89,7 +89,7 @@ async def test_blobs_of_all_sizes_go_there_and_back(autojump_clock: MockClock) -
 async def test_many_tasks_share_one_stream(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
         kept = MemoryStore(wall_clock)
-        service = BlobService(stored.keeper.node, kept, kept, admits=lambda _peer, _owner: "")
+        service = BlobService(stored.holder.node, kept, kept, admits=lambda _peer, _owner: "")
         service.start()
         store = stored.peer_store()
         blobs = [bytes([n]) * 4096 for n in range(200)]
@@ -112,7 +112,7 @@ async def test_small_puts_together_cost_one_round_trip_and_the_pointer_one_more(
     autojump_clock: MockClock,
 ) -> None:
     async with two_nodes() as stored:
-        serve_store(stored.keeper)
+        serve_store(stored.holder)
         store, started = stored.peer_store(), trio.current_time()
         await store.open()
         opened = trio.current_time()
@@ -131,7 +131,7 @@ async def test_small_puts_together_cost_one_round_trip_and_the_pointer_one_more(
 
 async def test_strangers_write_nothing_and_read_what_they_can_name(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        kept = serve_store(stored.keeper, rules=("sessions",))
+        kept = serve_store(stored.holder, rules=("sessions",))
         name = await kept.put(b"ciphertext", owner=stored.alice)
         store = stored.peer_store()
         assert "while it answers them" in await store.admits(stored.alice)
@@ -152,7 +152,7 @@ async def test_strangers_write_nothing_and_read_what_they_can_name(autojump_cloc
 async def test_an_owner_on_the_list_is_admitted_from_any_peer_and_no_other(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
         alice, bob = stored.owners.all[:2]
-        serve_store(stored.keeper, rules=(alice.hex().upper(),))
+        serve_store(stored.holder, rules=(alice.hex().upper(),))
         store = stored.peer_store()
         assert await store.admits(alice) == ""
         assert "on its list only" in await store.admits(bob)
@@ -167,7 +167,7 @@ async def test_a_session_opens_the_store_and_its_end_closes_it(autojump_clock: M
         kept = MemoryStore(wall_clock)
         policy, open_now = StoreFor(("sessions",)), {stored.asker.node.peer_id}
         policy.has_session = open_now.__contains__
-        BlobService(stored.keeper.node, kept, kept, admits=policy.admits).start()
+        BlobService(stored.holder.node, kept, kept, admits=policy.admits).start()
         store = stored.peer_store()
         await store.put(b"in time", owner=stored.alice)
         open_now.clear()
@@ -178,7 +178,7 @@ async def test_a_session_opens_the_store_and_its_end_closes_it(autojump_clock: M
 
 async def test_an_owner_whose_key_is_not_here_is_the_callers_error(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        serve_store(stored.keeper)
+        serve_store(stored.holder)
         store = stored.peer_store()
         with pytest.raises(ConfigError):
             await store.put(b"x", owner=OwnerKey(bytes(32)))
@@ -190,7 +190,7 @@ async def test_an_owner_whose_key_is_not_here_is_the_callers_error(autojump_cloc
 
 async def test_a_store_that_is_full_says_so_for_small_and_large(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        serve_store(stored.keeper, quotas=Quotas(owner_bytes=1 << 20))
+        serve_store(stored.holder, quotas=Quotas(owner_bytes=1 << 20))
         store = stored.peer_store()
         with pytest.raises(QuotaError):
             await store.put(LARGE, owner=stored.alice)
@@ -202,7 +202,7 @@ async def test_a_store_that_is_full_says_so_for_small_and_large(autojump_clock: 
 
 async def test_a_blob_too_large_for_that_store_or_for_any_is_refused(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        serve_store(stored.keeper, quotas=Quotas(blob_bytes=1 << 20))
+        serve_store(stored.holder, quotas=Quotas(blob_bytes=1 << 20))
         store = stored.peer_store()
         with pytest.raises(TooLargeError):
             await store.put(LARGE, owner=stored.alice)
@@ -232,7 +232,7 @@ async def test_a_disk_that_fails_is_told_without_its_folders(
             raise error
 
     async with two_nodes() as stored:
-        serve_store(stored.keeper, Broken(wall_clock))
+        serve_store(stored.holder, Broken(wall_clock))
         store = stored.peer_store()
         for data in (b"small", LARGE):
             with pytest.raises(raised) as told:
@@ -250,7 +250,7 @@ async def test_a_caller_that_gives_up_frees_the_store_and_the_stream_goes_on(
 ) -> None:
     async with two_nodes() as stored:
         gate = _Gate()
-        serve_store(stored.keeper, gate)
+        serve_store(stored.holder, gate)
         store = stored.peer_store()
         for number, data in enumerate((b"small", LARGE)):
             with trio.move_on_after(1) as scope:
@@ -269,9 +269,9 @@ async def test_an_upload_to_a_slow_store_holds_up_nothing_but_itself(
 ) -> None:
     async with two_nodes() as stored:
         gate = _Gate()
-        serve_store(stored.keeper, gate)
+        serve_store(stored.holder, gate)
         third = await stored.world.add()
-        node = stored.keeper.node
+        node = stored.holder.node
         other = PeerStore(third.node, node.peer_id, node.multiaddrs, sign=stored.owners.sign)
         store = stored.peer_store()
         async with trio.open_nursery() as nursery:
@@ -292,7 +292,7 @@ async def test_a_replica_that_dies_in_the_middle_of_a_transfer_fails_it_soon(
     autojump_clock: MockClock,
 ) -> None:
     async with two_nodes() as stored:
-        kept = serve_store(stored.keeper)
+        kept = serve_store(stored.holder)
         name = await kept.put(bytes(8 << 20), owner=stored.alice)
         store = stored.peer_store()
         await store.open()
@@ -304,19 +304,19 @@ async def test_a_replica_that_dies_in_the_middle_of_a_transfer_fails_it_soon(
 
             nursery.start_soon(read)
             await trio.sleep(0.08)
-            stored.world.crash(stored.keeper)
+            stored.world.crash(stored.holder)
         with pytest.raises(UnreachableError):
             await store.read(name.hash)
 
 
 async def test_a_stream_that_ended_while_it_rested_is_opened_again(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        serve_store(stored.keeper)
+        serve_store(stored.holder)
         store = stored.peer_store()
         await store.put(b"one", owner=stored.alice)
         await trio.sleep(1000)  # the server's idle timer
         await store.put(b"two", owner=stored.alice)
-        await stored.asker.node.network.disconnect(stored.keeper.node.peer_id)
+        await stored.asker.node.network.disconnect(stored.holder.node.peer_id)
         await store.put(b"three", owner=stored.alice)
         store.close()
         assert await store.read(hash_of(b"three")) == b"three"
@@ -457,9 +457,9 @@ async def test_a_frame_above_the_protocols_bound_ends_the_stream(autojump_clock:
 
 
 async def _raw(stored: Stored, messages: Sequence[Any]) -> MessageChannel:
-    network, keeper = stored.asker.node.network, stored.keeper.node
-    await network.connect_peer(keeper.peer_id, keeper.multiaddrs)
-    channel = MessageChannel(await network.open_stream(keeper.peer_id, m.PROTOCOL), m.CODEC, m.FRAME_MAX)
+    network, holder = stored.asker.node.network, stored.holder.node
+    await network.connect_peer(holder.peer_id, holder.multiaddrs)
+    channel = MessageChannel(await network.open_stream(holder.peer_id, m.PROTOCOL), m.CODEC, m.FRAME_MAX)
     await channel.send(messages)
     return channel
 
@@ -468,20 +468,20 @@ async def test_a_client_that_breaks_the_protocol_loses_its_stream_and_is_remembe
     autojump_clock: MockClock,
 ) -> None:
     async with two_nodes() as stored:
-        serve_store(stored.keeper)
+        serve_store(stored.holder)
         channel = await _raw(stored, [m.Admit(id=0), m.Data(id=3, data=b"x")])
         await trio.sleep(1)
         answer: Any = await channel.receive()  # what was answered before arrives all the same
         assert (answer.id, answer.code) == (0, "not_admitted")
         assert await channel.receive() is None
-        keeper, asker = stored.keeper.node, stored.asker.node
-        assert keeper.faults.count(asker.peer_id, trio.current_time()) == 1
+        holder, asker = stored.holder.node, stored.asker.node
+        assert holder.faults.count(asker.peer_id, trio.current_time()) == 1
         await stored.peer_store().put(b"others go on", owner=stored.alice)
 
 
 async def test_a_client_that_goes_on_breaking_it_is_not_served(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        serve_store(stored.keeper)
+        serve_store(stored.holder)
         for _ in range(FAULTS_MAX):
             channel = await _raw(stored, [m.Data(id=3, data=b"x")])
             assert await channel.receive() is None
@@ -493,11 +493,11 @@ async def test_a_client_that_goes_on_breaking_it_is_not_served(autojump_clock: M
 
 async def test_a_wrong_hash_counts_and_keeps_nothing(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        kept = serve_store(stored.keeper)
+        kept = serve_store(stored.holder)
         claim = m.Claim(
             owner=stored.alice,
             signature=stored.owners.sign(
-                stored.alice, m.claim_digest(stored.asker.node.peer_id, stored.keeper.node.peer_id)
+                stored.alice, m.claim_digest(stored.asker.node.peer_id, stored.holder.node.peer_id)
             ),
         )
         bad = m.Put(id=0, hash=hash_of(b"promised"), size=4, lease_s=9, data=b"sent")
@@ -505,7 +505,7 @@ async def test_a_wrong_hash_counts_and_keeps_nothing(autojump_clock: MockClock) 
         answer: Any = await channel.receive()
         assert answer.code == "hash_mismatch"
         assert await kept.size(hash_of(b"sent")) is None
-        assert stored.keeper.node.faults.count(stored.asker.node.peer_id, trio.current_time()) == 1
+        assert stored.holder.node.faults.count(stored.asker.node.peer_id, trio.current_time()) == 1
         await channel.send([replace(bad, id=1, hash=hash_of(b"sent"))])
         assert await channel.receive() == m.Done(id=1)
 
@@ -522,7 +522,7 @@ async def _read_all(channel: MessageChannel) -> None:
 
 async def test_streams_are_few_and_one_that_rests_gives_way(autojump_clock: MockClock) -> None:
     async with two_nodes(limits=replace(DEFAULT_LIMITS, store_streams_max=2)) as stored:
-        serve_store(stored.keeper)
+        serve_store(stored.holder)
         for number in range(5):
             await trio.sleep(6)
             assert await _has_nothing(stored), number
@@ -536,8 +536,8 @@ async def test_one_machine_can_not_crowd_all_others_out_however_many_peers_it_pl
 ) -> None:
     async with two_nodes(limits=replace(DEFAULT_LIMITS, store_streams_max=4)) as stored:
         gate = _Gate()
-        serve_store(stored.keeper, gate)
-        digest = m.claim_digest(stored.asker.node.peer_id, stored.keeper.node.peer_id)
+        serve_store(stored.holder, gate)
+        digest = m.claim_digest(stored.asker.node.peer_id, stored.holder.node.peer_id)
         claim = m.Claim(owner=stored.alice, signature=stored.owners.sign(stored.alice, digest))
         put = m.Put(id=0, hash=hash_of(LARGE), size=len(LARGE), lease_s=60)
         channels = []
@@ -548,7 +548,7 @@ async def test_one_machine_can_not_crowd_all_others_out_however_many_peers_it_pl
             await _has_nothing(stored)
         other = await stored.world.add()
         elsewhere = PeerStore(
-            other.node, stored.keeper.node.peer_id, stored.keeper.node.multiaddrs, sign=stored.owners.sign
+            other.node, stored.holder.node.peer_id, stored.holder.node.multiaddrs, sign=stored.owners.sign
         )
         assert await elsewhere.size(hash_of(b"x")) is None
         with pytest.raises(RemoteError):  # the one that was silent for longest gave way
@@ -557,7 +557,7 @@ async def test_one_machine_can_not_crowd_all_others_out_however_many_peers_it_pl
 
 async def test_a_reader_that_does_not_read_costs_its_stream(autojump_clock: MockClock) -> None:
     async with two_nodes() as stored:
-        kept = serve_store(stored.keeper)
+        kept = serve_store(stored.holder)
         name = await kept.put(bytes(16 << 20), owner=stored.alice)
         channel = await _raw(stored, [m.Get(id=0, hash=name.hash)])
         await trio.sleep(2 * DEFAULT_LIMITS.stall_s)
@@ -571,7 +571,7 @@ async def test_a_node_that_stops_ends_its_streams_and_its_store_stays_whole(
 ) -> None:
     async with two_nodes() as stored:
         gate = _Gate()
-        serve_store(stored.keeper, gate)
+        serve_store(stored.holder, gate)
         store = stored.peer_store()
         async with trio.open_nursery() as nursery:
 
@@ -581,6 +581,6 @@ async def test_a_node_that_stops_ends_its_streams_and_its_store_stays_whole(
 
             nursery.start_soon(put)
             await gate.put_began.wait()
-            await stored.keeper.node.aclose()
+            await stored.holder.node.aclose()
         assert gate.puts_cancelled == 1
         assert await gate.size(hash_of(LARGE)) is None

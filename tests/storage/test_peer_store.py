@@ -36,5 +36,5 @@ class TestPeerStore(StoreConformance):
     async def world(self) -> AsyncIterator[PeerWorld]:
         wall = Wall()
         async with two_nodes(net=MemoryNet(latency=0)) as stored:  # no clock jumps in a fixture
-            serve_store(stored.keeper, MemoryStore(wall, QUOTAS))
+            serve_store(stored.holder, MemoryStore(wall, QUOTAS))
             yield PeerWorld(stored, stored.peer_store(), wall)

@@ -175,11 +175,11 @@ async def test_a_forgotten_conversation_is_gone_everywhere_and_stays_so(
         assert await other.conversations() == ()
         assert (await other.flush()).kept
     world.now += 3 * 86_400
-    for shelf in world.replicas:
-        assert objects_of(conversation.sid, shelf.blobs().values())
-        shelf.store.gc_step(1000)
-        assert shelf.entry(KEYS.index.entry_key) is not None
-        assert not objects_of(conversation.sid, shelf.blobs().values())
+    for replica in world.replicas:
+        assert objects_of(conversation.sid, replica.blobs().values())
+        replica.store.gc_step(1000)
+        assert replica.entry(KEYS.index.entry_key) is not None
+        assert not objects_of(conversation.sid, replica.blobs().values())
 
 
 async def test_a_session_is_kept_with_its_highest_voucher_whoever_wrote_last(
@@ -205,8 +205,8 @@ async def test_a_session_is_kept_with_its_highest_voucher_whoever_wrote_last(
 
 
 async def test_nobody_waits_for_a_replica_to_append(world: World, autojump_clock: MockClock) -> None:
-    for shelf in world.replicas:
-        shelf.hangs = True
+    for replica in world.replicas:
+        replica.hangs = True
     async with world.machine().on() as archive, trio.open_nursery() as nursery:
         await nursery.start(archive.run)
         conversation = await archive.new()
@@ -224,8 +224,8 @@ async def test_nobody_waits_for_a_replica_to_append(world: World, autojump_clock
 async def test_what_waits_goes_out_by_itself_when_a_replica_is_back(
     world: World, autojump_clock: MockClock
 ) -> None:
-    for shelf in world.replicas:
-        shelf.down = True
+    for replica in world.replicas:
+        replica.down = True
     async with world.machine().on() as archive, trio.open_nursery() as nursery:
         await nursery.start(archive.run)
         conversation = await archive.new()
@@ -233,8 +233,8 @@ async def test_what_waits_goes_out_by_itself_when_a_replica_is_back(
         await trio.sleep(60)
         assert not (await archive.status()).kept
         assert "it is down" in str((await archive.status()).last)
-        for shelf in world.replicas:
-            shelf.down = False
+        for replica in world.replicas:
+            replica.down = False
         with trio.fail_after(400):
             await archive.wait_kept(conversation.sid)
             await archive.wait_kept()

@@ -23,9 +23,9 @@ from p2pnode.storage.store import Place
 from tests.storage.conversations.worlds import (
     KEYS,
     LIMITS,
+    FaultyReplica,
     Machine,
-    QuickOutbox,
-    Shelf,
+    QuickState,
     World,
     answered,
     asked,
@@ -79,8 +79,8 @@ async def test_with_all_replicas_gone_it_says_so_and_is_not_taken_for_empty(
 ) -> None:
     async with world.machine().on() as archive:
         conversation = await written(archive)
-    for shelf in world.replicas:
-        shelf.down = True
+    for replica in world.replicas:
+        replica.down = True
     with pytest.raises(ConversationLostError, match="try again"):
         await recovered(world.machine("new"), conversation.sid)
 
@@ -90,8 +90,8 @@ async def test_a_replica_that_lost_the_pointers_is_not_taken_for_an_empty_list(
 ) -> None:
     async with world.machine().on() as archive:
         conversation = await written(archive)
-        for shelf in world.replicas:
-            shelf.store._entries.pop(KEYS.conversation(conversation.sid).entry_key)
+        for replica in world.replicas:
+            replica.store._entries.pop(KEYS.conversation(conversation.sid).entry_key)
     with pytest.raises(ConversationLostError):
         await recovered(world.machine("new"), conversation.sid)
 
@@ -169,8 +169,8 @@ async def test_a_blob_tampered_everywhere_is_a_loss_that_is_reported(
         conversation = await written(archive)
         assert conversation.log.head is not None
         refs = conversation.log.head.manifest.segments
-    for shelf in world.replicas:
-        shelf.tamper(refs[1].hash, b"rubbish")
+    for replica in world.replicas:
+        replica.tamper(refs[1].hash, b"rubbish")
     found = await recovered(world.machine("new"), conversation.sid)
     assert texts(found.turns) == ["one", "three", "four"]
     assert found.missing == (1,)
@@ -189,8 +189,8 @@ async def test_the_middle_of_an_answer_that_is_lost_is_not_glued_over(
         await archive.flush()
         assert conversation.log.head is not None
         middle = conversation.log.head.manifest.segments[1].hash
-    for shelf in world.replicas:
-        shelf.lose(middle)
+    for replica in world.replicas:
+        replica.lose(middle)
     found = await recovered(world.machine("new"), conversation.sid)
     (turn,) = found.turns
     assert not turn.whole
@@ -210,11 +210,11 @@ async def test_segments_swapped_between_places_and_conversations_are_refused(
         mine, theirs = conversation.log.head, other.log.head
     one, two = mine.manifest.segments[:2]
     foreign = theirs.manifest.segments[0]
-    for shelf in world.replicas:
-        blobs = shelf.blobs()
-        shelf.tamper(one.hash, blobs[two.hash])
-        shelf.tamper(two.hash, blobs[foreign.hash])
-        shelf.tamper(mine.manifest.segments[2].hash, blobs[mine.link.hash])
+    for replica in world.replicas:
+        blobs = replica.blobs()
+        replica.tamper(one.hash, blobs[two.hash])
+        replica.tamper(two.hash, blobs[foreign.hash])
+        replica.tamper(mine.manifest.segments[2].hash, blobs[mine.link.hash])
     found = await recovered(world.machine("new"), conversation.sid)
     assert texts(found.turns) == ["four"]
     assert found.missing == (0, 1, 2)
@@ -232,8 +232,8 @@ async def test_a_manifest_lost_everywhere_is_walked_back_from_and_reported(
         newest = conversation.head
         assert newest is not None
     world.replicas[0].down = False
-    for shelf in world.replicas:
-        shelf.lose(newest.hash)
+    for replica in world.replicas:
+        replica.lose(newest.hash)
     machine = world.machine("new")
     async with machine.on() as archive:
         await archive.recover()
@@ -258,9 +258,9 @@ async def test_a_joined_segment_that_is_lost_comes_back_from_those_it_was_joined
         assert conversation.log.head is not None
         joined, _ = conversation.log.head.manifest.segments
     world.now += 2 * 86_400
-    for shelf in world.replicas:
-        shelf.store.gc_step(1000)
-        shelf.lose(joined.hash)
+    for replica in world.replicas:
+        replica.store.gc_step(1000)
+        replica.lose(joined.hash)
     found = await recovered(world.machine("new"), conversation.sid)
     assert texts(found.turns) == [*(str(number) for number in range(16)), "last"]
     assert not found.losses
@@ -276,8 +276,8 @@ async def test_a_rollback_by_all_replicas_is_reported_and_mended(
         for word in WORDS[2:]:
             await conversation.append(asked(word))
         await archive.flush()
-    for shelf in world.replicas:
-        shelf.put_back(old, KEYS.owner)
+    for replica in world.replicas:
+        replica.put_back(old, KEYS.owner)
     async with machine.on() as archive:
         again = await archive.open(conversation.sid)
         assert texts(again.turns) == WORDS
@@ -311,8 +311,8 @@ async def test_a_rollback_of_the_index_is_reported(world: World, autojump_clock:
         assert old is not None
         await archive.save_session(session(2))
         await archive.flush()
-        for shelf in world.replicas:
-            shelf.put_back(old, KEYS.owner)
+        for replica in world.replicas:
+            replica.put_back(old, KEYS.owner)
         recovery = await archive.recover()
         assert [loss.kind for loss in recovery.losses] == ["rollback"]
         assert len(recovery.sessions) == 2
@@ -338,8 +338,8 @@ async def test_a_replica_with_a_wrong_signature_is_no_part_of_a_quorum(
     async with world.machine().on() as archive:
         conversation = await written(archive)
         key = KEYS.conversation(conversation.sid).entry_key
-        for shelf in world.replicas[:2]:
-            shelf.shown[key] = replace(entry_of(world, conversation.sid), signature=bytes(64))
+        for replica in world.replicas[:2]:
+            replica.shown[key] = replace(entry_of(world, conversation.sid), signature=bytes(64))
         await conversation.append(asked("five"))
         status = await archive.flush()
         assert not status.kept
@@ -416,7 +416,7 @@ async def test_a_quota_that_is_reached_is_a_reason_in_the_status(
 ) -> None:
     for at in (0, 1):
         small = Quotas(owner_bytes=40_000)
-        world.replicas[at] = Shelf(f"replica {at}", MemoryStore(world.wall, small))
+        world.replicas[at] = FaultyReplica(f"replica {at}", MemoryStore(world.wall, small))
     async with world.machine().on() as archive:
         conversation = await archive.new()
         for number in range(10):
@@ -475,27 +475,27 @@ async def test_other_keys_open_nothing_that_a_replica_holds(world: World, autoju
     other = StorageKeys.from_entropy(b"\xff" * 16)
     good = entry_of(world, conversation.sid)
     key = other.conversation(conversation.sid)
-    for shelf in world.replicas:  # a store that shows another user's object under this user's key
-        shelf.put_back(key.entry(good.revision, good.data), other.owner)
+    for replica in world.replicas:  # a store that shows another user's object under this user's key
+        replica.put_back(key.entry(good.revision, good.data), other.owner)
     async with world.machine("thief").on(keys=other) as archive:
         with pytest.raises(ConversationLostError, match="does not open"):
             await archive.open(conversation.sid)
 
 
-async def test_an_outbox_that_can_not_note_an_acknowledgement_is_a_reason_in_the_status(
+async def test_a_state_file_that_can_not_note_an_acknowledgement_is_a_reason_in_the_status(
     world: World, autojump_clock: MockClock
 ) -> None:
     machine = world.machine()
     async with machine.on() as archive:
         conversation = await written(archive)
         await conversation.append(asked("five"))
-        outbox = archive._rim.outbox
-        assert isinstance(outbox, QuickOutbox)
-        outbox.full = True
-        with pytest.raises(StorageError, match="outbox's disk is full"):
+        state = archive._context.state
+        assert isinstance(state, QuickState)
+        state.full = True
+        with pytest.raises(StorageError, match="state's disk is full"):
             await conversation.append(asked("six"))
         status = await archive.flush()
-        assert "outbox's disk is full" in status.last[conversation.sid].trouble
-        outbox.full = False
+        assert "state's disk is full" in status.last[conversation.sid].trouble
+        state.full = False
         assert (await archive.flush()).kept
         assert texts(conversation.turns) == [*WORDS, "five"]

@@ -211,8 +211,8 @@ async def test_a_branch_stays_readable_when_all_around_it_was_joined_and_swept(
                 assert (await two.flush()).kept
                 if number >= 28:  # what is let go is swept at once, wherever it is
                     world.now += 1.1 * 86_400
-                    for shelf in [machine.own, two_machine.own, *world.replicas]:
-                        shelf.store.gc_step(1000)
+                    for replica in [machine.own, two_machine.own, *world.replicas]:
+                        replica.store.gc_step(1000)
         async with world.machine(f"new {at}").on() as archive:
             again = await archive.open(first.sid)
             assert len(again.branches) == 1

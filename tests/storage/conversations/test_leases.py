@@ -40,9 +40,9 @@ class Calendar:
 
 async def say(client: Client, text: str) -> bytes:
     """In a conversation of its own."""
-    keeper = await client.conversations.keeper()
+    replicator = await client.conversations.keeper()
     await client.conversations.look_for_replicas()
-    conversation = await keeper.archive.new(title=text)
+    conversation = await replicator.archive.new(title=text)
     await conversation.append(Piece(role="user", text=text))
     await conversation.append(Piece(role="assistant", text="so it is", finish="stop"))
     return conversation.sid

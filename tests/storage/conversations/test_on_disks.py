@@ -12,7 +12,7 @@ import trio
 
 from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.export import exported
-from p2pnode.storage.conversations.replication_state import Outbox
+from p2pnode.storage.conversations.replication_state import ReplicationState
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.store import Place, Replica
@@ -29,9 +29,9 @@ async def test_a_conversation_is_written_kept_and_recovered_on_real_disks(tmp_pa
     with ExitStack() as stack:
         others = [replica(stack, tmp_path, f"replica {at}", "other") for at in range(3)]
         own = replica(stack, tmp_path, "own", "own")
-        outbox = Outbox(tmp_path / "own" / "outbox.sqlite", secrets.token_bytes)
-        stack.callback(outbox.close)
-        archive = Archive(KEYS, own, lambda: others, outbox=outbox, draw=secrets.token_bytes, wall=time.time)
+        state = ReplicationState(tmp_path / "own" / "outbox.sqlite", secrets.token_bytes)
+        stack.callback(state.close)
+        archive = Archive(KEYS, own, lambda: others, state=state, draw=secrets.token_bytes, wall=time.time)
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 await nursery.start(archive.run)
@@ -46,11 +46,11 @@ async def test_a_conversation_is_written_kept_and_recovered_on_real_disks(tmp_pa
         whole = json.loads(json.dumps(await exported(conversation)))
         assert [turn["text"] for turn in whole["turns"][-2:]] == ["19?", "19!"]
         assert (whole["missing_turns"], whole["losses"], whole["branches"]) == ([], [], [])
-        fresh = Outbox(tmp_path / "fresh.sqlite", secrets.token_bytes)
+        fresh = ReplicationState(tmp_path / "fresh.sqlite", secrets.token_bytes)
         stack.callback(fresh.close)
         new_own = replica(stack, tmp_path, "new", "own")
         again = Archive(
-            KEYS, new_own, lambda: others[1:], outbox=fresh, draw=secrets.token_bytes, wall=time.time
+            KEYS, new_own, lambda: others[1:], state=fresh, draw=secrets.token_bytes, wall=time.time
         )
         assert (await again.recover()).sessions == (session(1, amount=3),)
         assert texts((await again.open(conversation.sid)).turns) == [

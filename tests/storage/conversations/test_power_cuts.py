@@ -25,9 +25,9 @@ from p2pnode.storage.keys import INDEX_SID, LogKeys
 from p2pnode.storage.sealing import unseal
 from tests.storage.conversations.worlds import (
     KEYS,
+    FaultyReplica,
     Machine,
     PowerCutError,
-    Shelf,
     World,
     answered,
     asked,
@@ -64,12 +64,12 @@ class Life:
         self.said.append(text)
 
 
-async def check_pointers(shelf: Shelf, keys: LogKeys) -> None:
+async def check_pointers(replica: FaultyReplica, keys: LogKeys) -> None:
     """No pointer without its manifest, no manifest without its segments."""
-    entry = shelf.entry(keys.entry_key)
+    entry = replica.entry(keys.entry_key)
     if entry is None or link_of(entry).hash == TOMBSTONE:
         return
-    blobs = shelf.blobs()
+    blobs = replica.blobs()
     link = link_of(entry)
     manifest = decode_record(Manifest, unseal(keys, link.seq, "M", blobs[link.hash]))
     for ref in manifest.segments:
@@ -77,10 +77,10 @@ async def check_pointers(shelf: Shelf, keys: LogKeys) -> None:
 
 
 async def check_all(world: World, machine: Machine, life: Life) -> None:
-    for shelf in [machine.own, *world.replicas]:
-        await check_pointers(shelf, KEYS.index)
+    for replica in [machine.own, *world.replicas]:
+        await check_pointers(replica, KEYS.index)
         for sid in life.sids:
-            await check_pointers(shelf, KEYS.conversation(sid))
+            await check_pointers(replica, KEYS.conversation(sid))
     async with machine.on() as archive:
         listed = {saved.sid for saved in await archive.conversations()}
         for sid in life.sids:
@@ -122,8 +122,8 @@ def operations() -> int:
 
 def share_power(world: World, machine: Machine) -> None:
     """The replicas' operations are counted too: the machine dies while it waits for them."""
-    for shelf in world.replicas:
-        shelf.power = machine.power
+    for replica in world.replicas:
+        replica.power = machine.power
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_cut_between_a_conversation_and_its_listing_is_healed(tmp_path: Path) 
     async def cut() -> None:
         world = World(tmp_path)
         machine = world.machine()
-        machine.power.after, machine.power.late = 2, True  # manifest, outbox: then the index would follow
+        machine.power.after, machine.power.late = 2, True  # manifest, state: then the index would follow
         with pytest.raises(PowerCutError):
             async with machine.on() as archive:
                 await archive.new(title="Found again")
@@ -177,8 +177,8 @@ def test_a_pointer_is_written_last_on_every_replica_and_after_a_quorum_of_blobs(
     async def write() -> None:
         world = World(tmp_path)
         order: list[tuple[str, bytes]] = []
-        for shelf in world.replicas:
-            shelf.order = order
+        for replica in world.replicas:
+            replica.order = order
         async with world.machine().on() as archive:
             conversation = await archive.new()
             await archive.flush()
@@ -202,11 +202,11 @@ async def test_no_pointer_moves_anywhere_before_a_quorum_has_the_blobs(
     async with world.machine().on() as archive:
         conversation = await archive.new()
         await archive.flush()
-        for shelf in world.replicas:
-            shelf.order.clear()
+        for replica in world.replicas:
+            replica.order.clear()
         free, *others = world.replicas
-        for shelf in others:
-            shelf.held = trio.Event()
+        for replica in others:
+            replica.held = trio.Event()
         await conversation.append(asked("one"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(archive.flush)
@@ -226,8 +226,8 @@ async def test_a_conversation_is_not_acknowledged_before_an_index_that_names_it(
 ) -> None:
     world = World(tmp_path)
     index = KEYS.index.entry_key
-    for shelf in world.replicas[:2]:
-        shelf.shown[index] = replace(KEYS.index.entry(1, b""), signature=bytes(64))
+    for replica in world.replicas[:2]:
+        replica.shown[index] = replace(KEYS.index.entry(1, b""), signature=bytes(64))
     async with world.machine().on() as archive:
         conversation = await archive.new()
         status = await archive.flush()
@@ -235,6 +235,6 @@ async def test_a_conversation_is_not_acknowledged_before_an_index_that_names_it(
         assert written is not None
         assert written.reached
         assert {row.sid for row in status.lagging} == {INDEX_SID, conversation.sid}
-        for shelf in world.replicas:
-            shelf.shown.clear()
+        for replica in world.replicas:
+            replica.shown.clear()
         assert (await archive.flush()).kept

@@ -125,8 +125,8 @@ class Story:
         self.acknowledged[which] |= {f"{word}q", f"{word}a"}
 
     async def end(self) -> None:
-        for shelf in self.world.replicas:
-            shelf.down = False
+        for replica in self.world.replicas:
+            replica.down = False
         for machine in self.machines:
             machine.own.full = False
         wanted = self.acknowledged[0] | self.acknowledged[1]
@@ -140,8 +140,8 @@ class Story:
                 assert wanted <= await every_text(conversation)
                 assert not conversation.losses
         for only in range(3):
-            for number, shelf in enumerate(self.world.replicas):
-                shelf.down = number != only
+            for number, replica in enumerate(self.world.replicas):
+                replica.down = number != only
             async with self.world.machine(f"from {only}").on() as archive:
                 await archive.recover()
                 assert wanted <= await every_text(await archive.open(self.sid))

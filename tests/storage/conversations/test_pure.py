@@ -12,8 +12,8 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.protocols.wire import decode_record, encode
-from p2pnode.storage.conversations import compaction as folding
-from p2pnode.storage.conversations.merge import better, id_of, live, parse_index, union, wins
+from p2pnode.storage.conversations import compaction
+from p2pnode.storage.conversations.merge import better, id_of, live, merged, parse_index, wins
 from p2pnode.storage.conversations.records import (
     LEVEL_MAX,
     TITLE_MAX,
@@ -56,8 +56,11 @@ def all_numbered(pieces: list[Piece]) -> list[Piece]:
 def test_joining_changes_nothing_of_what_is_shown(pieces: list[Piece]) -> None:
     records = all_numbered(pieces)
     turns = turns_of(records)
-    assert turns_of(folding.joined(records)) == turns
-    assert turns_of(folding.joined([*folding.joined(records[:7]), *folding.joined(records[7:])])) == turns
+    assert turns_of(compaction.joined(records)) == turns
+    assert (
+        turns_of(compaction.joined([*compaction.joined(records[:7]), *compaction.joined(records[7:])]))
+        == turns
+    )
     assert "".join(turn.text for turn in turns) == "".join(piece.text for piece in pieces)
     assert [each for turn in turns for each in turn.ids] == [each for piece in pieces for each in piece.ids]
     assert sum(turn.cost for turn in turns) == sum(piece.cost for piece in pieces)
@@ -98,11 +101,11 @@ def test_each_record_is_written_once_a_level_and_the_list_stays_short(count: int
     refs: list[SegmentRef] = []
     for number in range(count):
         refs.append(SegmentRef(first=number, last=number, hash=BlobHash(bytes(32)), length=length))
-        while (start := folding.due(refs)) is not None:
+        while (start := compaction.due(refs)) is not None:
             run, refs[start:] = refs[start:], []
-            for group in folding.groups(run):
+            for group in compaction.groups(run):
                 size = sum(ref.length for ref in group)
-                assert size <= folding.MERGED_MAX or len(group) == 1
+                assert size <= compaction.MERGED_MAX or len(group) == 1
                 level = group[0].level + 1
                 refs.append(
                     SegmentRef(
@@ -115,16 +118,16 @@ def test_each_record_is_written_once_a_level_and_the_list_stays_short(count: int
                 )
     assert [number for ref in refs for number in range(ref.first, ref.last + 1)] == list(range(count))
     assert [ref.level for ref in refs] == sorted((ref.level for ref in refs), reverse=True)
-    assert len(refs) <= 16 * LEVEL_MAX + 2 * count * length // folding.MERGED_MAX + 1
+    assert len(refs) <= 16 * LEVEL_MAX + 2 * count * length // compaction.MERGED_MAX + 1
 
 
 def test_fifteen_are_not_joined_and_sixteen_are() -> None:
     ref = SegmentRef(first=0, last=0, hash=BlobHash(bytes(32)), length=4096)
-    assert folding.due([ref] * 15) is None
-    assert folding.due([ref] * 16) == 0
-    assert folding.due([replace(ref, level=1), *[ref] * 16]) == 1
-    assert folding.due([replace(ref, level=LEVEL_MAX)] * 99) is None
-    assert folding.due([]) is None
+    assert compaction.due([ref] * 15) is None
+    assert compaction.due([ref] * 16) == 0
+    assert compaction.due([replace(ref, level=1), *[ref] * 16]) == 1
+    assert compaction.due([replace(ref, level=LEVEL_MAX)] * 99) is None
+    assert compaction.due([]) is None
 
 
 INDEX: st.SearchStrategy[IndexRecord] = st.one_of(
@@ -144,9 +147,9 @@ INDEX: st.SearchStrategy[IndexRecord] = st.one_of(
 def test_a_union_does_not_care_who_came_first_or_how_often(
     one: list[IndexRecord], two: list[IndexRecord]
 ) -> None:
-    expected = union([*one, *two])
-    assert union([*two, *one]) == expected
-    assert union([*union(one).values(), *union(two).values(), *one]) == expected
+    expected = merged([*one, *two])
+    assert merged([*two, *one]) == expected
+    assert merged([*merged(one).values(), *merged(two).values(), *one]) == expected
     for record in one:
         assert better(expected[id_of(record)], record) == expected[id_of(record)]
         assert parse_index(encode(record)) == record

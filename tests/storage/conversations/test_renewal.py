@@ -46,8 +46,8 @@ def pass_days(world: World, days: float) -> None:
     until = world.now + days * DAY_S
     while world.now < until:
         world.now = min(until, world.now + DAY_S)
-        for shelf in world.replicas:
-            shelf.store.gc_step(100_000)
+        for replica in world.replicas:
+            replica.store.gc_step(100_000)
 
 
 @pytest.mark.parametrize("renew", [True, False])
@@ -97,7 +97,7 @@ async def lease_days(world: World, archive: Archive, sid: bytes) -> float:
 async def renewals_due(machine: Machine) -> list[bytes]:
     """Logs that the next renewal would begin with."""
     async with machine.on() as archive:
-        return await archive._rim.outbox.renewed_before(int(machine.world.now - RENEW_S))
+        return await archive._context.state.renewed_before(int(machine.world.now - RENEW_S))
 
 
 async def test_leases_are_renewed_after_a_week_and_not_before_and_no_blob_travels(
@@ -148,24 +148,24 @@ async def test_it_gives_way_to_what_is_said_and_to_who_opens_one_and_goes_on_aft
     machine = world.machine("bought")
     async with machine.on() as archive, trio.open_nursery() as nursery:
         await archive.recover()
-        for shelf in world.replicas:
-            shelf.hangs = True
+        for replica in world.replicas:
+            replica.hangs = True
         nursery.start_soon(archive.renew)
         await trio.sleep(0.1)  # it fetches
-        for shelf in world.replicas:
-            shelf.hangs = False
+        for replica in world.replicas:
+            replica.hangs = False
         with trio.fail_after(0.1):
             assert texts((await archive.open(sid)).turns) == SAID
     world.now += 8 * DAY_S
     async with machine.on() as archive, trio.open_nursery() as nursery:
         conversation = await archive.open(sid)
-        for shelf in world.replicas:
-            shelf.hangs = True
+        for replica in world.replicas:
+            replica.hangs = True
         nursery.start_soon(archive.renew)
         await trio.sleep(0.1)  # it waits for replicas
         assert sid in await renewals_due(machine)
-        for shelf in world.replicas:
-            shelf.hangs = False
+        for replica in world.replicas:
+            replica.hangs = False
         await conversation.append(asked("two"))
         with trio.fail_after(0.1):
             assert (await archive.flush()).kept

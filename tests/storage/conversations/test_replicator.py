@@ -6,8 +6,8 @@ from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.conversations.archive import Status
 from p2pnode.storage.conversations.records import Link
-from p2pnode.storage.conversations.replication_state import HeadRow
-from p2pnode.storage.conversations.replicator import OWN, Kept
+from p2pnode.storage.conversations.replication_state import LocalHead
+from p2pnode.storage.conversations.replicator import OWN, ReplicationReport
 from p2pnode.storage.conversations.sender import Sent
 from p2pnode.storage.replication.quorum import Counted, Written
 from p2pnode.storage.store import OwnerKey
@@ -17,11 +17,11 @@ LINK = Link(seq=1, hash=hash_of(b"manifest"))
 ENTRY = Entry(key=EntryKey(OwnerKey(bytes(32))), revision=1, data=b"points at it", signature=bytes(64))
 
 
-def _kept(*acks: str, lags: bool = True, **failures: str) -> Kept:
+def _kept(*acks: str, lags: bool = True, **failures: str) -> ReplicationReport:
     written = Written(ENTRY, frozenset(acks), Counted(frozenset({"a", "b"}), 2), failures)
-    row = HeadRow(SID, LINK, 0, acked=None if lags else LINK)
+    row = LocalHead(SID, LINK, 0, acked=None if lags else LINK)
     sent = Sent(SID, LINK, kept=not lags, written=written)
-    return Kept(Status((row,) if lags else (), {SID: sent}, written.counted, ()))
+    return ReplicationReport(Status((row,) if lags else (), {SID: sent}, written.counted, ()))
 
 
 def test_a_reason_that_several_nodes_give_is_said_once() -> None:

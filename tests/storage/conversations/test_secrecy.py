@@ -28,7 +28,7 @@ def world(tmp_path: Path) -> World:
 
 
 def files_of(folder: Path) -> list[bytes]:
-    """The outbox among them."""
+    """The state among them."""
     return [path.read_bytes() for path in folder.iterdir()]
 
 
@@ -52,7 +52,7 @@ async def test_nothing_that_was_said_is_in_what_a_replica_or_a_disk_holds(
             await archive.flush()
             assert repr(conversation.turns).find("nobody may read") < 0
             seen = [repr(await archive.sessions()), repr(await archive.status()), repr(KEYS), repr(logs)]
-    stored = [data for shelf in [machine.own, *world.replicas] for data in shelf.blobs().values()]
+    stored = [data for replica in [machine.own, *world.replicas] for data in replica.blobs().values()]
     stored += files_of(tmp_path)
     stored += [text.encode() for text in seen]
     stored += [repr(KEYS.index).encode()]

@@ -70,10 +70,10 @@ async def test_what_no_pointer_needs_any_more_is_let_go_one_fold_later(
             assert (await archive.flush()).kept
             world.now += 1
         world.now += 2 * 86_400
-        for shelf in [machine.own, *world.replicas]:
-            assert len(shelf.blobs()) > 160
-            shelf.store.gc_step(10_000)
-            assert len(shelf.blobs()) < 80
+        for replica in [machine.own, *world.replicas]:
+            assert len(replica.blobs()) > 160
+            replica.store.gc_step(10_000)
+            assert len(replica.blobs()) < 80
         assert not any(sent.mended for each in await archive.repair() if (sent := each.written))
 
 
@@ -103,16 +103,16 @@ async def test_an_acknowledged_pointer_keeps_its_blobs_while_newer_ones_wait(
         for number in range(20):
             await conversation.append(asked(str(number)))
         assert (await archive.flush()).kept
-        for shelf in world.replicas:
-            shelf.down = True
+        for replica in world.replicas:
+            replica.down = True
         for number in range(20, 100):
             await conversation.append(asked(str(number)))
             await archive.flush()
-    for shelf in world.replicas:
-        shelf.down = False
+    for replica in world.replicas:
+        replica.down = False
     world.now += 2 * 86_400
-    for shelf in world.replicas:
-        shelf.store.gc_step(10_000)
+    for replica in world.replicas:
+        replica.store.gc_step(10_000)
     async with world.machine("new").on() as archive:
         again = await archive.open(conversation.sid)
         assert texts(again.turns) == [str(number) for number in range(20)]
@@ -232,8 +232,8 @@ async def test_our_own_disk_keeps_it_for_years_and_replicas_while_leases_are_ren
             world.now += 20 * 86_400
             lapsed.down = True
             await archive.repair()
-            for shelf in [machine.own, renewed, lapsed]:
-                shelf.store.gc_step(1000)
+            for replica in [machine.own, renewed, lapsed]:
+                replica.store.gc_step(1000)
     lapsed.down = False
     assert len(lapsed.blobs()) == 2  # what entries point at
     world.replicas[:] = [renewed]

@@ -20,7 +20,7 @@ from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId
 from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.records import Link, Piece, SavedSession
-from p2pnode.storage.conversations.replication_state import NewHead, Outbox
+from p2pnode.storage.conversations.replication_state import NewHead, ReplicationState
 from p2pnode.storage.conversations.turns import Turn
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.memory import MemoryStore
@@ -67,7 +67,7 @@ class Power:
 
 
 @dataclass(eq=False)
-class Shelf:
+class FaultyReplica:
     """A store whose faults are switched on: ``down``, ``hangs``, ``lies`` (changes what it gives)."""
 
     name: str
@@ -195,7 +195,7 @@ class RoomyStore(MemoryStore):
         yield
 
 
-class QuickOutbox(Outbox):
+class QuickState(ReplicationState):
     """Without syncs: the process ends in these tests, the machine doesn't. Commits are operations."""
 
     def __init__(self, path: Path, draw: Callable[[int], bytes], power: Power) -> None:
@@ -216,35 +216,35 @@ class QuickOutbox(Outbox):
 
     def _check(self) -> None:
         if self.full:
-            msg = "the outbox's disk is full"
+            msg = "the state's disk is full"
             raise DiskFullError(msg)
 
 
 class Machine:
-    """A data dir of the user: its own disk, its outbox, and the archive over them while it is on."""
+    """A data dir of the user: its own disk, its state, and the archive over them while it is on."""
 
     def __init__(self, world: World, name: str, root: Path) -> None:
         self.world, self.name, self._path = world, name, root / f"{name}.sqlite"
         self.power = Power()
-        self.own = Shelf(f"{name}'s disk", RoomyStore(world.wall), "own", self.power)
+        self.own = FaultyReplica(f"{name}'s disk", RoomyStore(world.wall), "own", self.power)
         self.random = random.Random(name)
 
     @asynccontextmanager
     async def on(self, *, keys: StorageKeys = KEYS) -> AsyncIterator[Archive]:
         """Start; the archive is not running, ``flush`` sends."""
-        outbox = QuickOutbox(self._path, self.random.randbytes, self.power)
+        state = QuickState(self._path, self.random.randbytes, self.power)
         try:
             yield Archive(
                 keys,
                 self.own.replica(),
                 lambda: [each.replica() for each in self.world.replicas],
-                outbox=outbox,
+                state=state,
                 draw=self.random.randbytes,
                 wall=self.world.wall,
                 limits=LIMITS,
             )
         finally:
-            outbox.close()
+            state.close()
 
 
 class World:
@@ -253,7 +253,7 @@ class World:
     def __init__(self, root: Path, replicas: int = 3) -> None:
         self.now = NOW
         self._root = root
-        self.replicas = [Shelf(f"replica {at}", RoomyStore(self.wall)) for at in range(replicas)]
+        self.replicas = [FaultyReplica(f"replica {at}", RoomyStore(self.wall)) for at in range(replicas)]
 
     def wall(self) -> float:
         return self.now
