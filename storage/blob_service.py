@@ -68,13 +68,13 @@ class BlobService:
     def start(self) -> None:
         """Take streams from now on."""
         limit = self._node.limits.store_streams_per_peer
-        self._node.network.serve(PROTOCOL, self._serve, streams_per_peer=limit)
+        self._node.serve(PROTOCOL, self._serve, streams_per_peer=limit)
 
-    async def _serve(self, stream: Stream) -> None:
+    async def _serve(self, stream: Stream) -> str | None:
         node, peer = self._node, stream.peer
-        if node.faults.shunned(peer, trio.current_time()) or not self._has_room(_host_of(stream)):
+        if not self._has_room(_host_of(stream)):
             await stream.reset()
-            return
+            return None
         machine = BlobServer(
             peer=peer,
             self_peer=node.peer_id,
@@ -93,7 +93,7 @@ class BlobService:
         )
         self._streams.add(served)
         try:
-            await served.run()
+            return await served.run()
         finally:
             self._streams.discard(served)
 
@@ -161,7 +161,7 @@ class ServedBlobs:
         self._driver = Driver(machine, channel, on_emit=self._ordered, write_deadline_s=limits.stall_s)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._uploads: dict[int, trio.MemorySendChannel[bytes]] = {}
-        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope()
         self._over: c.Over | None = None
         self.active_at = trio.current_time()
 
@@ -174,26 +174,16 @@ class ServedBlobs:
         """End: others wait for its place."""
         if self.resting:
             self._driver.fire_nowait("idle")
-        elif self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
+        else:
+            self._scope.cancel()
 
-    async def run(self) -> None:
-        """Serve until the stream is over, then close it."""
-        in_order = False
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await self._driver.run(self._machine.start(trio.current_time()))
-                nursery.cancel_scope.cancel()
-            in_order = self._over is not None and self._driver.fault is None
-        finally:
-            # Also where the peer broke the protocol: a reset could overtake what it was answered before.
-            await (self.stream.aclose() if in_order else self.stream.reset())
-        fault = self._driver.fault
-        if fault is None and self._over is not None and self._over.fault:
-            fault = self._over.reason
-        if fault is not None:
-            self._on_fault(fault)
+    async def run(self) -> str | None:
+        """Serve until the stream is over, then close it. Returns what the peer did against the protocol."""
+        with self._scope:
+            await self._driver.run_to_close(self.stream, self._machine.start(trio.current_time()))
+        if self._driver.fault is not None:
+            return self._driver.fault
+        return self._over.reason if self._over is not None and self._over.fault else None
 
     async def _ordered(self, order: c.Order) -> None:
         match order:
@@ -228,10 +218,9 @@ class ServedBlobs:
             self._uploads[order.id], pieces = trio.open_memory_channel[bytes](
                 math.inf
             )  # the machine bounds it
-        if self._nursery is not None:
-            # Made here, not in the task: it may be abandoned before the task runs.
-            self._scopes[order.id] = trio.CancelScope()
-            self._nursery.start_soon(self._work, order, pieces)
+        # Made here, not in the task: it may be abandoned before the task runs.
+        self._scopes[order.id] = trio.CancelScope()
+        self._driver.start_soon(self._work, order, pieces)
 
     async def _work(self, order: c.Work, pieces: trio.MemoryReceiveChannel[bytes] | None) -> None:
         report: c.Report = c.NotDone(order.id, "cancelled")

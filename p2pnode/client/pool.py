@@ -19,7 +19,7 @@ from p2pnode.errors import HostFault, P2PNodeError, ProtocolError, RefusedError,
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
-from p2pnode.node.driver import MessageChannel
+from p2pnode.node.driver import ask_once
 from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.count.messages import CODEC, PROTOCOL, Count, Counted
@@ -289,8 +289,8 @@ async def require_fit(network: Network, host: PeerId, model: ModelId, n_ctx: int
         raise RefusedError("context_overflow", msg)
     if ask.input_max < n_ctx:
         return  # no token of a text spans less than one of its bytes
-    answer = await _ask_host(network, host, [Count(model=model, total=len(raw)), *prompt_parts(1, raw)])
-    match answer:
+    question = [Count(model=model, total=len(raw)), *prompt_parts(1, raw)]
+    match await ask_once(network, host, PROTOCOL, CODEC, question):
         case Counted(tokens_in=tokens_in) if tokens_in < n_ctx:
             return
         case Counted(tokens_in=tokens_in):
@@ -301,14 +301,3 @@ async def require_fit(network: Network, host: PeerId, model: ModelId, n_ctx: int
         case _:
             msg = "the host did not say how many tokens the conversation takes, and is not paid before"
             raise UnreachableError(msg)
-
-
-async def _ask_host(network: Network, host: PeerId, messages: Sequence[object]) -> object:
-    stream = await network.open_stream(host, PROTOCOL)
-    try:
-        channel = MessageChannel(stream, CODEC)
-        await channel.send(messages)
-        return await channel.receive()
-    finally:
-        with trio.CancelScope(shield=True):
-            await stream.reset()

@@ -36,25 +36,22 @@ def serve_counts(node: Node, serves: Serves) -> None:
     """Answer ``/p2pnode/count/1`` while the node runs."""
     under_way: set[_Counting] = set()
 
-    async def serve(stream: Stream) -> None:
-        if node.faults.shunned(stream.peer, trio.current_time()):
-            await stream.reset()
-            return
+    async def serve(stream: Stream) -> str | None:
         counting = _Counting(node, stream, serves, is_full=lambda: len(under_way) > _AT_ONCE)
         under_way.add(counting)
         try:
-            await counting.run()
+            return await counting.run()
         finally:
             under_way.discard(counting)
 
-    node.network.serve(PROTOCOL, serve, streams_per_peer=_STREAMS_PER_PEER)
+    node.serve(PROTOCOL, serve, streams_per_peer=_STREAMS_PER_PEER)
 
 
 class _Counting:
     """One stream."""
 
     def __init__(self, node: Node, stream: Stream, serves: Serves, *, is_full: Callable[[], bool]) -> None:
-        self._node, self._stream, self._serves, self._is_full = node, stream, serves, is_full
+        self._stream, self._serves, self._is_full = stream, serves, is_full
         self._machine = CountHost(peer=stream.peer, stream=0, admit=self._admit)
         self._driver = Driver(
             self._machine,
@@ -65,21 +62,11 @@ class _Counting:
         )
         self._engine: Engine | None = None
         self._fault: str | None = None
-        self._nursery: trio.Nursery | None = None
 
-    async def run(self) -> None:
-        in_order = False
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await self._driver.run(self._machine.start(trio.current_time()))
-                nursery.cancel_scope.cancel()
-            in_order = self._driver.fault is None
-        finally:
-            fault = self._fault or self._driver.fault
-            if fault is not None:
-                self._node.faults.record(self._stream.peer, fault, trio.current_time())
-            await (self._stream.aclose() if in_order else self._stream.reset())
+    async def run(self) -> str | None:
+        """Serve to the end. Returns what the peer did against the protocol."""
+        await self._driver.run_to_close(self._stream, self._machine.start(trio.current_time()))
+        return self._fault or self._driver.fault
 
     def _admit(self, model: ModelId) -> int | Refuse:
         if self._is_full():
@@ -92,8 +79,8 @@ class _Counting:
 
     async def _emitted(self, value: commands.Count | Answered) -> None:
         match value:
-            case commands.Count() if self._nursery is not None and self._engine is not None:
-                self._nursery.start_soon(
+            case commands.Count() if self._engine is not None:
+                self._driver.start_soon(
                     count_input, self._engine, value, _NO_CACHE, self._machine.n_ctx, self._driver.command
                 )
             case Answered(reason=reason, fault=fault):

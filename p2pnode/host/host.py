@@ -130,7 +130,7 @@ class Host:
         if self.escrow is not None:
             await self.escrow.prepare(self._epoch)
             serve_receipts(node, self.escrow.journal)
-        node.network.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
+        node.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
         if any(model.priced for model in self._models.values()):
             serve_counts(node, self._countable)
         node.before_close(self.drain)
@@ -232,11 +232,8 @@ class Host:
 
     # ---- serving
 
-    async def _serve(self, stream: Stream) -> None:
+    async def _serve(self, stream: Stream) -> str | None:
         node = self._node
-        if node.faults.shunned(stream.peer, trio.current_time()):
-            await stream.reset()
-            return
         machine = HostSession(
             peer=stream.peer,
             stream=0,
@@ -272,14 +269,13 @@ class Host:
                 if not self._by_peer[stream.peer]:
                     del self._by_peer[stream.peer]
                 self._session_ended.set()
-        if session.fault is not None:
-            node.faults.record(stream.peer, session.fault, trio.current_time())
         log.info(
             "session.closed",
             peer=stream.peer,
             session=session.session.hex()[:16] if session.session is not None else None,
             reason=session.finished.reason if session.finished is not None else "lost",
         )
+        return session.fault
 
     async def _put_down(self, stream: ServedSession) -> None:
         """A paid session's stream is over: the money is seen to, also when we are being cancelled."""

@@ -79,7 +79,6 @@ class ServedSession:
         self.session: SessionId | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._turn = trio.Lock()
-        self._nursery: trio.Nursery | None = None
         self.finished: Finished | None = None
         self.peer, self.address = stream.peer, stream.remote_addr
         self.paid = False
@@ -103,17 +102,7 @@ class ServedSession:
 
     async def run(self) -> None:
         """Serve until the session is over, then close the stream."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await self._driver.run(self._machine.start(trio.current_time()))
-                nursery.cancel_scope.cancel()
-        finally:
-            # Also where the peer broke the protocol: it was told, and a reset could overtake the word.
-            if self._driver.fault is None and self.finished is not None:
-                await self._stream.aclose()
-            else:
-                await self._stream.reset()
+        await self._driver.run_to_close(self._stream, self._machine.start(trio.current_time()))
 
     def drain(self) -> None:
         """End after the present turn."""
@@ -146,10 +135,9 @@ class ServedSession:
                 await self._money(value)
             case Generate(run=run):
                 self.rests_since, self.yielding = None, False
-                if self._nursery is not None:
-                    # Made here, not in the task: a run may be cancelled while it waits for the one before.
-                    self._scopes[run] = trio.CancelScope()
-                    self._nursery.start_soon(self._generate, value, self._scopes[run])
+                # Made here, not in the task: a run may be cancelled while it waits for the one before.
+                self._scopes[run] = trio.CancelScope()
+                self._driver.start_soon(self._generate, value, self._scopes[run])
             case CancelGenerate(run=run):
                 self._scopes.get(run, trio.CancelScope()).cancel()
             case TurnServed():
@@ -168,8 +156,8 @@ class ServedSession:
             case Relay():
                 self.session, self.paid = value.session, True
                 self._on_relay(value)
-            case Count() if self._nursery is not None:
-                self._nursery.start_soon(self._count, value)
+            case Count():
+                self._driver.start_soon(self._count, value)
             case Issued(receipt=receipt) if escrow is not None and session is not None:
                 await escrow.issued(session, receipt)
             case Paid(voucher=voucher) if escrow is not None and session is not None:

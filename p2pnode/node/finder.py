@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -15,15 +15,15 @@ from p2pnode.net.network import Network
 from p2pnode.net.reach import scope_of
 from p2pnode.net.types import PeerAddresses
 from p2pnode.node.adverts import AdvertService, failure_of
+from p2pnode.node.driver import Driver
 from p2pnode.protocols.adverts.messages import Advert
-from p2pnode.protocols.events import Command, Effect, Emit, Event, SetTimer, TimerFired
 from p2pnode.protocols.lookup.messages import (
     Contact,
     Contacted,
     Exhausted,
     Found,
     Hint,
-    LookupCommand,
+    LookupEmission,
     Source,
     SourceDone,
     provider_key,
@@ -64,7 +64,17 @@ class Finder:
         sources: frozenset[Source] = frozenset({"book", "bootstrap", "exchange", "dht", "mdns"}),
     ) -> dict[PeerId, str]:
         """Search until exhausted (cancel it when satisfied); returns why each other peer was not found."""
-        run = _Run(self, model, seeds, on_found, sources - self._off)
+        run = _Run(
+            self._network,
+            self._adverts,
+            self._limits,
+            self._wall,
+            model=model,
+            seeds=seeds,
+            contact=self.contact,
+            on_found=on_found,
+            sources=sources - self._off,
+        )
         return await run.run()
 
     async def contact(self, peer: PeerId, heard: Sequence[str], *, told: Sequence[str] = ()) -> Advert | None:
@@ -76,43 +86,42 @@ class Finder:
             await self._network.connect_peer(peer, heard, told=told)
         return await self._adverts.fetch(peer)
 
-    @property
-    def parts(self) -> tuple[Network, AdvertService, Limits, Callable[[], float]]:
-        """For the run of one search."""
-        return self._network, self._adverts, self._limits, self._wall
-
 
 class _Run:
     """One search: the machine, its sources, its dials."""
 
     def __init__(
         self,
-        finder: Finder,
+        network: Network,
+        adverts: AdvertService,
+        limits: Limits,
+        wall: Callable[[], float],
+        *,
         model: ModelId,
         seeds: Sequence[str],
+        contact: Callable[..., Awaitable[Advert | None]],
         on_found: Callable[[FoundHost], None],
         sources: frozenset[Source],
     ) -> None:
-        self._finder, self._model, self._on_found = finder, model, on_found
-        self._network, self._adverts, self._limits, self._wall = finder.parts
+        self._network, self._adverts, self._limits, self._wall = network, adverts, limits, wall
+        self._model, self._dial, self._on_found = model, contact, on_found
         self._seeds = [split_peer(seed) for seed in seeds]
-        self._commands, self._inbox = trio.open_memory_channel[LookupCommand](64)
         self._sources = sources
+        self._search = Search(
+            model,
+            sources,
+            self_peer=network.peer_id,
+            dials_max=limits.dials_per_lookup,
+            dials_at_once=limits.dials_at_once,
+            deadline_s=limits.lookup_deadline_s,
+            usable=self._usable,
+        )
+        self._driver = Driver(self._search, on_emit=self._emitted, write_deadline_s=limits.stall_s)
         self._measured: dict[PeerId, float] = {}
-        self._exchanges = 1
-        self._failures: dict[PeerId, str] | None = None
+        self._failures: dict[PeerId, str] = {}
         self._seeded = trio.Event()
 
     async def run(self) -> dict[PeerId, str]:
-        search = Search(
-            self._model,
-            self._sources,
-            self_peer=self._network.peer_id,
-            dials_max=self._limits.dials_per_lookup,
-            dials_at_once=self._limits.dials_at_once,
-            deadline_s=self._limits.lookup_deadline_s,
-            usable=self._usable,
-        )
         readers = {
             "book": self._read_book,
             "bootstrap": self._read_seeds,
@@ -120,33 +129,22 @@ class _Run:
             "mdns": self._read_mdns,
         }
         async with trio.open_nursery() as nursery:
-            deadline = self._apply(search.start(trio.current_time()), nursery)
             for source, reader in readers.items():
                 if source in self._sources:
                     nursery.start_soon(reader)
-            while self._failures is None:
-                event: Event = TimerFired("deadline")
-                with trio.move_on_at(deadline):
-                    event = Command(await self._inbox.receive())
-                self._apply(search.handle(event, trio.current_time()), nursery)
+            await self._driver.run(self._search.start(trio.current_time()))
             nursery.cancel_scope.cancel()
-        return self._failures or {}
+        return self._failures
 
-    def _apply(self, effects: Sequence[Effect], nursery: trio.Nursery) -> float:
-        deadline = trio.current_time() + self._limits.lookup_deadline_s
-        for effect in effects:
-            match effect:
-                case SetTimer(at=at):
-                    deadline = at
-                case Emit(value=Contact() as contact):
-                    nursery.start_soon(self._contact, contact)
-                case Emit(value=Found(advert=advert)):
-                    self._on_found(FoundHost(advert, self._measured.get(advert.peer, 0.0)))
-                case Emit(value=Exhausted(failures=failures)):
-                    self._failures = failures
-                case _:
-                    pass
-        return deadline
+    async def _emitted(self, value: LookupEmission) -> None:
+        match value:
+            case Contact():
+                self._driver.start_soon(self._contact, value)
+            case Found(advert=advert):
+                self._on_found(FoundHost(advert, self._measured.get(advert.peer, 0.0)))
+            case Exhausted(failures=failures):
+                self._failures = failures
+                self._driver.stop()
 
     def _usable(self, address: str, local: bool) -> bool:
         """Whether this word for it is enough: an advert can't aim us at a network of ours."""
@@ -159,7 +157,7 @@ class _Run:
             with trio.fail_after(self._limits.dial_deadline_s):
                 told = contact.addresses if contact.local else ()
                 heard = () if contact.local else contact.addresses
-                advert = await self._finder.contact(contact.peer, heard, told=told)
+                advert = await self._dial(contact.peer, heard, told=told)
         except trio.TooSlowError:
             failure = f"no answer within {self._limits.dial_deadline_s:g} s"
         except RemoteError as error:
@@ -168,27 +166,27 @@ class _Run:
             self._network.guard.note("contact", error)
             failure = "it made this node fail: the log says how"
         self._measured[contact.peer] = trio.current_time() - started
-        await self._commands.send(Contacted(contact.peer, advert, failure))
+        await self._driver.command(Contacted(contact.peer, advert, failure))
 
     async def _read_book(self) -> None:
         for entry in list(self._adverts.book.live(self._wall(), self._model)):
             addresses = tuple(a.multiaddr for a in entry.advert.addresses)
-            await self._commands.send(Hint(peer=entry.advert.peer, addresses=addresses, source="book"))
-        await self._commands.send(SourceDone("book"))
+            await self._driver.command(Hint(peer=entry.advert.peer, addresses=addresses, source="book"))
+        await self._driver.command(SourceDone("book"))
 
     async def _read_seeds(self) -> None:
         async with trio.open_nursery() as nursery:
             for address, peer in self._seeds:
                 hint = Hint(peer=peer, addresses=(address,), source="bootstrap", local=True)
-                await self._commands.send(hint)
+                await self._driver.command(hint)
                 nursery.start_soon(self._exchange, peer, (address,))
             for peer in self._network.connected_peers()[: self._limits.dials_at_once]:
                 if all(peer != seed for _, seed in self._seeds):
-                    await self._commands.send(Hint(peer=peer, addresses=(), source="bootstrap", local=True))
+                    await self._driver.command(Hint(peer=peer, addresses=(), source="bootstrap", local=True))
                     nursery.start_soon(self._exchange, peer, ())
-            await self._commands.send(SourceDone("bootstrap"))
+            await self._driver.command(SourceDone("bootstrap"))
         self._seeded.set()
-        await self._commands.send(SourceDone("exchange"))
+        await self._driver.command(SourceDone("exchange"))
 
     async def _exchange(self, peer: PeerId, addresses: Sequence[str]) -> None:
         if "exchange" not in self._sources:
@@ -206,7 +204,7 @@ class _Run:
         for advert in adverts:
             if advert.offer(self._model) is not None:
                 where = tuple(a.multiaddr for a in advert.addresses)
-                await self._commands.send(Hint(peer=advert.peer, addresses=where, source="exchange"))
+                await self._driver.command(Hint(peer=advert.peer, addresses=where, source="exchange"))
 
     async def _read_dht(self) -> None:
         if "bootstrap" in self._sources:
@@ -218,15 +216,15 @@ class _Run:
             )
         for provider in found:
             where = () if self._network.is_connected(provider.peer) else provider.addrs
-            await self._commands.send(Hint(peer=provider.peer, addresses=where, source="dht"))
-        await self._commands.send(SourceDone("dht"))
+            await self._driver.command(Hint(peer=provider.peer, addresses=where, source="dht"))
+        await self._driver.command(SourceDone("dht"))
 
     async def _read_mdns(self) -> None:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(self._limits.mdns_wait_s):
                 async for found in self._network.discovered():
-                    await self._commands.send(
+                    await self._driver.command(
                         Hint(peer=found.peer, addresses=found.addrs, source="mdns", local=True)
                     )
                     nursery.start_soon(self._exchange, found.peer, found.addrs)
-        await self._commands.send(SourceDone("mdns"))
+        await self._driver.command(SourceDone("mdns"))

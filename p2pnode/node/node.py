@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,6 +24,7 @@ from p2pnode.net.multiaddrs import without_peer
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.net.reach import interface_addresses, mixed
+from p2pnode.net.stream import Stream
 from p2pnode.node.adverts import AdvertService
 from p2pnode.node.finder import Finder
 from p2pnode.node.keys import PeerKey
@@ -130,6 +131,24 @@ class Node:
     def before_close(self, action: Callable[[], Any]) -> None:
         """Await ``action()`` at shutdown while the network is still up; the last registered goes first."""
         self._before_close.append(action)
+
+    def serve(
+        self, protocol: str, handler: Callable[[Stream], Awaitable[str | None]], *, streams_per_peer: int
+    ) -> None:
+        """Serve each stream of a protocol. ``handler`` returns what the peer did against it, or None.
+
+        A fault is counted against the peer, and a peer with too many of them gets its streams reset.
+        """
+
+        async def serve(stream: Stream) -> None:
+            if self.faults.shunned(stream.peer, trio.current_time()):
+                await stream.reset()
+                return
+            fault = await handler(stream)
+            if fault is not None:
+                self.faults.record(stream.peer, fault, trio.current_time())
+
+        self.network.serve(protocol, serve, streams_per_peer=streams_per_peer)
 
     def stop(self) -> None:
         """Ask :meth:`run` to end in order."""

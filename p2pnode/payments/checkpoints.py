@@ -17,7 +17,7 @@ import trio
 from p2pnode.chain.profile import ChainProfile
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ProtocolError, RefusedError, RemoteError, StorageError, UnreachableError
-from p2pnode.ids import SessionId
+from p2pnode.ids import PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
@@ -75,8 +75,16 @@ async def fetch_receipts(
     """
     await network.connect_peer(record.host, (), told=record.addresses)
     stream = await network.open_stream(record.host, PROTOCOL)
-    fetch = _Fetch(record=record, journal=journal, market=market, network=network, limits=limits, now=now)
-    return await fetch.run(stream)
+    fetch = _Fetch(
+        stream=stream,
+        record=record,
+        journal=journal,
+        market=market,
+        self_peer=network.peer_id,
+        limits=limits,
+        now=now,
+    )
+    return await fetch.run()
 
 
 class _Fetch:
@@ -85,41 +93,39 @@ class _Fetch:
     def __init__(
         self,
         *,
+        stream: Stream,
         record: BoughtSession,
         journal: Journal,
         market: Domain,
-        network: Network,
+        self_peer: PeerId,
         limits: Limits,
         now: int,
     ) -> None:
         secret = record.voucher_secret
-        self._record, self._journal, self._limits, self._now = record, journal, limits, now
-        self._machine = FetchClient(
+        self._stream, self._record, self._journal, self._now = stream, record, journal, now
+        machine = FetchClient(
             host=record.host,
-            peer=network.peer_id,
+            peer=self_peer,
             stream=0,
             market=market,
             session=record.session,
             terms=record.terms,
             sign=lambda digest: sign_digest(secret, digest),
         )
+        self._driver = Driver(
+            machine, MessageChannel(stream, CODEC), on_emit=self._emitted, write_deadline_s=limits.stall_s
+        )
         self._ours = {_place(each): each for each in journal.taken(record.session)}
         self._seen: set[tuple[int, int]] = set()
         self._found = FetchedReceipts()
-        self._driver: Driver | None = None
         self._end: Fetched | FetchFailed | None = None
 
-    async def run(self, stream: Stream) -> FetchedReceipts:
-        channel, write_deadline_s = MessageChannel(stream, CODEC), self._limits.stall_s
-        self._driver = Driver(
-            self._machine, channel, on_emit=self._emitted, write_deadline_s=write_deadline_s
-        )
+    async def run(self) -> FetchedReceipts:
         self._driver.command_nowait(Start())
         try:
             await self._driver.run()
         finally:
-            with trio.CancelScope(shield=True):
-                await stream.reset()
+            await self._stream.reset()
         match self._end:
             case Fetched(voucher=voucher):
                 self._found.voucher = voucher
@@ -139,8 +145,7 @@ class _Fetch:
                     await self._take(receipt)
             case Fetched() | FetchFailed():
                 self._end = value
-                if self._driver is not None:
-                    self._driver.stop()
+                self._driver.stop()
 
     async def _take(self, receipt: Receipt) -> None:
         place = _place(receipt)
@@ -199,17 +204,17 @@ async def fetch_all(
 def serve_receipts(node: Node, journal: Journal) -> None:
     """Answer ``/p2pnode/checkpoint/1`` while the node runs."""
 
-    async def serve(stream: Stream) -> None:
-        await _Served(node, journal, stream).run()
+    async def serve(stream: Stream) -> str | None:
+        return await _Served(node, journal, stream).run()
 
-    node.network.serve(PROTOCOL, serve, streams_per_peer=_STREAMS_PER_PEER)
+    node.serve(PROTOCOL, serve, streams_per_peer=_STREAMS_PER_PEER)
 
 
 class _Served:
     """One stream."""
 
     def __init__(self, node: Node, journal: Journal, stream: Stream) -> None:
-        self._node, self._journal, self._stream = node, journal, stream
+        self._journal, self._stream = journal, stream
         self._machine = FetchHost(
             host=node.peer_id, peer=stream.peer, stream=0, find=self._find, draw=node.draw
         )
@@ -221,21 +226,10 @@ class _Served:
         )
         self._fault: str | None = None
 
-    async def run(self) -> None:
-        node, peer = self._node, self._stream.peer
-        if node.faults.shunned(peer, trio.current_time()):
-            await self._stream.reset()
-            return
-        in_order = False
-        try:
-            await self._driver.run(self._machine.start(trio.current_time()))
-            in_order = self._driver.fault is None
-        finally:
-            fault = self._fault or self._driver.fault
-            if fault is not None:
-                node.faults.record(peer, fault, trio.current_time())
-            # Who broke the protocol was told so, and a reset could overtake the word.
-            await (self._stream.aclose() if in_order else self._stream.reset())
+    async def run(self) -> str | None:
+        """Serve to the end. Returns what the peer did against the protocol."""
+        await self._driver.run_to_close(self._stream, self._machine.start(trio.current_time()))
+        return self._fault or self._driver.fault
 
     def _find(self, session: SessionId) -> SessionTerms | Refuse:
         try:

@@ -26,7 +26,7 @@ from p2pnode.errors import (
     UnreachableError,
     first_error,
 )
-from p2pnode.ids import SessionId
+from p2pnode.ids import PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
@@ -123,9 +123,15 @@ async def redeliver(
     await network.connect_peer(record.host, (), told=record.addresses)
     stream = await network.open_stream(record.host, PROTOCOL)
     delivering = _Stream(
-        record=record, voucher=voucher, journal=journal, market=market, network=network, limits=limits
+        stream=stream,
+        record=record,
+        voucher=voucher,
+        journal=journal,
+        market=market,
+        self_peer=network.peer_id,
+        limits=limits,
     )
-    await delivering.run(stream)
+    await delivering.run()
 
 
 class _Stream:
@@ -134,11 +140,12 @@ class _Stream:
     def __init__(
         self,
         *,
+        stream: Stream,
         record: BoughtSession,
         voucher: Voucher,
         journal: Journal,
         market: Domain,
-        network: Network,
+        self_peer: PeerId,
         limits: Limits,
     ) -> None:
         secret = record.voucher_secret
@@ -150,31 +157,29 @@ class _Stream:
             sign=lambda digest: sign_digest(secret, digest),
         )
         receipt = journal.taken_with_root(record.session, voucher.root)
-        self._record, self._voucher, self._journal, self._limits = record, voucher, journal, limits
-        self._machine = ClientSession(
+        self._stream, self._record, self._voucher, self._journal = stream, record, voucher, journal
+        machine = ClientSession(
             host=record.host,
             stream=0,
             model=record.terms.model,
             salt=b"",
             times=ClientTimes(open_s=limits.request_deadline_s, stall_s=limits.stall_s),
             resume=held_from_journal(payment, receipt, voucher),
-            peer=network.peer_id,
+            peer=self_peer,
+        )
+        self._driver = Driver(
+            machine, MessageChannel(stream, CODEC), on_emit=self._emitted, write_deadline_s=limits.stall_s
         )
         self._failure: SessionFailed | None = None
-        self._driver: Driver | None = None
         self._taken = False
 
-    async def run(self, stream: Stream) -> None:
+    async def run(self) -> None:
         """Until the host has the voucher, or it is certain that this stream won't bring it."""
-        channel, write_deadline_s = MessageChannel(stream, CODEC), self._limits.stall_s
-        self._driver = Driver(
-            self._machine, channel, on_emit=self._emitted, write_deadline_s=write_deadline_s
-        )
         self._driver.command_nowait(Start())
         try:
             await self._driver.run()
         finally:
-            await (stream.aclose() if self._taken else stream.reset())
+            await (self._stream.aclose() if self._taken else self._stream.reset())
         if not self._taken:
             failure = self._failure
             if failure is not None and failure.fault:
@@ -184,8 +189,6 @@ class _Stream:
             raise RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s, said=True)
 
     async def _emitted(self, value: ClientEmission) -> None:
-        if self._driver is None:
-            return
         match value:
             case Accepted():
                 # A host answers a resume only once the voucher is on its disk: it can't be lost any more.

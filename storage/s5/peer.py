@@ -7,28 +7,17 @@ stranger can use up nobody's quota but his own. The socket is the caller's: :cla
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import structlog
 import trio
 
-from p2pnode.errors import P2PNodeError, ProtocolError, UnreachableError
+from p2pnode.errors import P2PNodeError
 from p2pnode.ids import PeerId
+from p2pnode.node.driver import Driver
 from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.events import (
-    CancelTimer,
-    Closed,
-    Command,
-    Effect,
-    Emit,
-    Event,
-    Received,
-    Send,
-    SetTimer,
-    TimerFired,
-)
 from p2pnode.protocols.s5.commands import (
     AskEntry,
     BlobHeld,
@@ -50,13 +39,12 @@ from p2pnode.protocols.s5.connection import S5Peer
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, UnsupportedHashError
 from p2pnode.protocols.s5.locations import StorageLocation
-from p2pnode.protocols.s5.messages import CHALLENGE_BYTES, decode, encode
+from p2pnode.protocols.s5.messages import CHALLENGE_BYTES, FRAME_MAX, decode, encode
 from p2pnode.protocols.s5.nodes import NodeId
 from p2pnode.storage.store import BlobStore, OwnerKey, Registry
 
 LOCATION_S: Final = 3600
 """How long a location that we name may be believed: S5's own number for files."""
-_EVENTS: Final = 64
 _NOBODY: Final = PeerId("")
 
 log = structlog.get_logger(__name__)
@@ -72,6 +60,27 @@ class Frames(Protocol):
     async def receive(self) -> bytes | None:
         """None at the end."""
         ...
+
+
+class _FrameChannel:
+    """S5's messages on a websocket, for the driver: see ``node.driver.Channel``."""
+
+    peer, frame_max = _NOBODY, FRAME_MAX
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+
+    async def send(self, messages: Iterable[Any]) -> None:
+        for message in messages:
+            await self._frames.send(encode(message))
+
+    async def receive(self) -> Any | None:
+        while (frame := await self._frames.receive()) is not None:
+            try:
+                return decode(frame)
+            except UnsupportedHashError:
+                continue  # about a blob that nobody here can have
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +125,10 @@ class PeerConnection:
             uris=node.uris,
             expected=expected,
         )
-        self._node, self._frames, self._urls, self._stall_s = node, frames, urls, stall_s
-        self._send, self._events = trio.open_memory_channel[Event](_EVENTS)
-        self._timers: dict[str, trio.CancelScope] = {}
+        self._node, self._urls = node, urls
+        self._driver = Driver(
+            self._machine, _FrameChannel(frames), on_emit=self._emitted, write_deadline_s=stall_s
+        )
         self._waits: dict[Hashable, _Wait] = {}
         self._connected = trio.Event()
         self._ended: Ended | None = None
@@ -142,15 +152,7 @@ class PeerConnection:
     async def run(self) -> None:
         """Until either side ends it, or the other takes nothing for ``stall_s``."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read)
-                await self._obey(self._machine.start(trio.current_time()), nursery)
-                while self._ended is None:
-                    event = await self._events.receive()
-                    await self._obey(self._machine.handle(event, trio.current_time()), nursery)
-                nursery.cancel_scope.cancel()
-        except* P2PNodeError as group:
-            log.debug("s5.peer_lost", reasons=[str(each) for each in group.exceptions])
+            await self._driver.run(self._machine.start(trio.current_time()))
         finally:
             self._connected.set()
             for wait in self._waits.values():
@@ -169,7 +171,7 @@ class PeerConnection:
 
     async def push(self, entry: Entry) -> None:
         """Tell the other side of it."""
-        await self._send.send(Command(PushEntry(entry)))
+        await self._driver.command(PushEntry(entry))
 
     # ---- inside
 
@@ -179,57 +181,23 @@ class PeerConnection:
             if self._ended is not None:
                 return None
             wait = self._waits[about] = _Wait()
-            await self._send.send(Command(command))
+            await self._driver.command(command)
         await wait.event.wait()
         return wait.value
 
-    async def _read(self) -> None:
-        code = ""
-        while (frame := await self._frames.receive()) is not None:
-            try:
-                message = decode(frame)
-            except UnsupportedHashError:
-                continue  # about a blob that nobody here can have
-            except ProtocolError as error:
-                code = str(error)
-                break
-            await self._send.send(Received(_NOBODY, 0, message))
-        await self._send.send(Closed(_NOBODY, 0, code))
-
-    async def _obey(self, effects: Sequence[Effect], nursery: trio.Nursery) -> None:
-        for each in effects:
-            match each:
-                case Send(message=message):
-                    await self._say(encode(message))
-                case SetTimer(key=key, at=at):
-                    self._cancel(key)
-                    self._timers[key] = scope = trio.CancelScope()
-                    nursery.start_soon(self._timer, key, at, scope)
-                case CancelTimer(key=key):
-                    self._cancel(key)
-                case Emit(value=value):
-                    self._emitted(value, nursery)
-
-    async def _say(self, frame: bytes) -> None:
-        try:
-            with trio.fail_after(self._stall_s):
-                await self._frames.send(frame)
-        except trio.TooSlowError as error:
-            msg = f"the S5 peer took nothing for {self._stall_s:g} s"
-            raise UnreachableError(msg) from error
-
-    def _emitted(self, value: S5Emission, nursery: trio.Nursery) -> None:
+    async def _emitted(self, value: S5Emission) -> None:
         match value:
             case Connected():
                 self._connected.set()
             case Ended():
                 self._ended = value
+                self._driver.stop()
             case WantedBlob(digest=digest):
-                nursery.start_soon(self._look_for_blob, digest)
+                self._driver.start_soon(self._look_for_blob, digest)
             case WantedEntry(key=key):
-                nursery.start_soon(self._look_for_entry, key)
+                self._driver.start_soon(self._look_for_entry, key)
             case NewEntry(entry=entry):
-                nursery.start_soon(self._keep, entry)
+                self._driver.start_soon(self._keep, entry)
             case LocationHeard(location=location):
                 self._answered(location.digest, location)
             case SearchOver(digest=digest):
@@ -253,7 +221,7 @@ class PeerConnection:
         except P2PNodeError as error:
             log.warning("s5.lookup_failed", error=str(error))
         until = int(self._node.wall()) + LOCATION_S
-        await self._send.send(Command(BlobHeld(digest=digest, urls=urls, expires_at=until)))
+        await self._driver.command(BlobHeld(digest=digest, urls=urls, expires_at=until))
 
     async def _look_for_entry(self, key: EntryKey) -> None:
         entry = None
@@ -261,7 +229,7 @@ class PeerConnection:
             entry = await self._node.registry.get(key)
         except P2PNodeError as error:
             log.warning("s5.lookup_failed", error=str(error))
-        await self._send.send(Command(EntryHeld(key, entry)))
+        await self._driver.command(EntryHeld(key, entry))
 
     async def _keep(self, entry: Entry) -> None:
         other = self._machine.node
@@ -272,14 +240,3 @@ class PeerConnection:
             await self._node.registry.set(entry, owner=OwnerKey(other))
         except P2PNodeError as error:  # its quota is used up, or a newer one came meanwhile
             log.info("s5.entry_not_kept", error=str(error))
-
-    async def _timer(self, key: str, at: float, scope: trio.CancelScope) -> None:
-        with scope:
-            await trio.sleep_until(at)
-            self._timers.pop(key, None)
-            await self._send.send(TimerFired(key))
-
-    def _cancel(self, key: str) -> None:
-        scope = self._timers.pop(key, None)
-        if scope is not None:
-            scope.cancel()

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pnode.errors import ProtocolError
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.protocols.events import (
@@ -257,3 +258,163 @@ async def test_what_a_machine_says_at_its_start_is_said_at_once(
     async with driven(first=first) as pair:
         with trio.fail_after(1):
             assert await MessageChannel(pair.stream, CODEC).receive() == Pong(nonce=7)
+
+
+async def test_a_machine_without_a_stream_has_timers_commands_and_work(autojump_clock: MockClock) -> None:
+    machine, emitted, ended = Echo(None), list[object](), list[str]()
+
+    async def work() -> None:
+        await driver.command("reported")
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append("work")
+
+    async def on_emit(value: object) -> None:
+        emitted.append(value)
+        if value == "begin":
+            driver.start_soon(work)
+        if value == "reported":
+            driver.command_nowait("arm")
+
+    driver = Driver(machine, on_emit=on_emit, write_deadline_s=WRITE_S)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driver.run, [Emit("begin")])
+        await trio.sleep(5)
+        assert emitted == ["begin", "reported"]
+        assert [type(event).__name__ for event, _ in machine.seen] == ["Command", "Command", "TimerFired"]
+        assert ended == []
+        driver.stop()
+    assert (ended, driver.ended_in_order, driver.fault) == (["work"], True, None)
+    await driver.command("late")
+    driver.command_nowait("late")
+    assert len(machine.seen) == 3
+
+
+@dataclass
+class Many:
+    """Answers pings on each of its streams. Nonce 9 is the last one; from 100 on answers fill the window."""
+
+    heard: list[tuple[int, int]] = field(default_factory=list)
+    ends: list[tuple[int, str]] = field(default_factory=list)
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        match event:
+            case Received(peer=peer, stream=ref, message=Ping(nonce=nonce)):
+                self.heard.append((ref, nonce))
+                part = Prompt(turn=0, part=nonce, last=False, total=0, body=bytes(50_000))
+                answer = Send(peer, ref, part if nonce >= 100 else Pong(nonce=nonce))
+                return [answer, Emit(ref)] if nonce == 9 else [answer]
+            case Closed(stream=ref) | HalfClosed(stream=ref):
+                self.ends.append((ref, type(event).__name__))
+            case _:
+                pass
+        return []
+
+
+@dataclass
+class ManyStreams:
+    """One driver that serves every stream to a node, and streams to it."""
+
+    machine: Many
+    driver: Driver
+    open: Callable[[], Awaitable[Stream]]
+    over: list[str] = field(default_factory=list)
+    """How the serving of each stream ended, in order."""
+
+
+@contextlib.asynccontextmanager
+async def many() -> AsyncIterator[ManyStreams]:
+    async with world(2) as w, trio.open_nursery() as nursery:
+        here, there = w.nodes
+
+        async def on_emit(ref: int) -> None:
+            made.driver.finish(ref)
+
+        machine = Many()
+        made = ManyStreams(
+            machine,
+            Driver(machine, on_emit=on_emit, write_deadline_s=WRITE_S),
+            lambda: there.open_stream(here.peer_id, PROTOCOL),
+        )
+
+        async def serve(stream: Stream) -> None:
+            try:
+                await made.driver.serve(MessageChannel(stream, CODEC))
+            except ProtocolError:
+                made.over.append("malformed")
+            else:
+                made.over.append("over")
+
+        here.serve(PROTOCOL, serve)
+        nursery.start_soon(made.driver.run)
+        await there.connect(here.multiaddrs[0])
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+async def test_each_of_many_streams_gets_its_own_answers(autojump_clock: MockClock) -> None:
+    async with many() as m:
+        streams = [await m.open() for _ in range(3)]
+        for number, stream in enumerate(streams):
+            await stream.send_all(pings(2, 10 * number))
+        for number, stream in enumerate(streams):
+            channel = MessageChannel(stream, CODEC)
+            answers = [await channel.receive(), await channel.receive()]
+            assert answers == [Pong(nonce=10 * number), Pong(nonce=10 * number + 1)]
+        assert len({ref for ref, _ in m.machine.heard}) == 3
+
+
+async def test_a_peer_that_takes_nothing_holds_up_its_own_stream_only(autojump_clock: MockClock) -> None:
+    async with many() as m:
+        deaf, other = await m.open(), await m.open()
+        await deaf.send_all(pings(200, 100))
+        await trio.sleep(5)
+        heard = len(m.machine.heard)
+        assert heard < 200
+        began, channel = trio.current_time(), MessageChannel(other, CODEC)
+        for nonce in range(8):
+            await other.send_all(pings(1, nonce))
+            assert await channel.receive() == Pong(nonce=nonce)
+        assert trio.current_time() - began < 1
+        assert len(m.machine.heard) == heard + 8
+        await trio.sleep(WRITE_S)
+        assert ("Closed" in [end for _, end in m.machine.ends], m.over) == (True, ["over"])
+
+
+async def test_a_stream_that_is_finished_ends_after_its_last_answer_and_the_others_go_on(
+    autojump_clock: MockClock,
+) -> None:
+    async with many() as m:
+        first, second = await m.open(), await m.open()
+        await first.send_all(pings(2, 8))
+        channel = MessageChannel(first, CODEC)
+        assert [await channel.receive() for _ in range(3)] == [Pong(nonce=8), Pong(nonce=9), None]
+        assert m.over == ["over"]
+        await second.send_all(pings(1))
+        assert await MessageChannel(second, CODEC).receive() == Pong(nonce=0)
+
+
+async def test_what_makes_no_sense_ends_one_stream_after_what_came_before_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with many() as m:
+        bad, good = await m.open(), await m.open()
+        await bad.send_all(pings(1) + pack_frame(b"\xc1"))
+        await good.send_all(pings(1, 1))
+        assert await MessageChannel(good, CODEC).receive() == Pong(nonce=1)
+        await trio.sleep(1)
+        assert (m.over, [end for _, end in m.machine.ends]) == (["malformed"], ["Closed"])
+        assert sorted(nonce for _, nonce in m.machine.heard) == [0, 1]
+
+
+async def test_the_end_of_the_driver_ends_its_streams_and_later_ones(autojump_clock: MockClock) -> None:
+    async with many() as m:
+        await (await m.open()).send_all(pings(1))
+        await trio.sleep(1)
+        m.driver.stop()
+        await trio.sleep(1)
+        assert m.over == ["over"]
+        await m.open()
+        await trio.sleep(1)
+        assert m.over == ["over", "over"]
