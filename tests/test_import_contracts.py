@@ -52,6 +52,12 @@ OFFENCES = {
         ("p2pnode/protocols/inference/host.py", "import random"),
         ("p2pnode/protocols/adverts/book.py", "from pathlib import Path"),
     ],
+    "node-decisions": [
+        ("p2pnode/node/company.py", "import trio"),
+        ("p2pnode/node/advert_exchange.py", "from p2pnode.net.reach import scope_of"),
+        ("p2pnode/host/admission.py", "def late():\n    import p2pnode.host.session"),
+        ("p2pnode/bounded.py", "import time"),
+    ],
     "libp2p": [
         ("p2pnode/client/client.py", "import libp2p"),
         ("p2pnode/host/host.py", "from multiaddr import Multiaddr"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -11,6 +10,7 @@ import structlog
 import trio
 
 from p2pnode.errors import P2PNodeError, StorageError, first_error
+from p2pnode.host.admission import Admission
 from p2pnode.host.count import serve_counts
 from p2pnode.host.resumable import KeptSessions
 from p2pnode.host.session import ServedSession
@@ -36,11 +36,8 @@ from p2pnode.protocols.typed_data import amount_due
 log = structlog.get_logger()
 Report: TypeAlias = Callable[[str, dict[str, object]], None]
 """Called with an event's name and fields, for people and for programs that watch."""
-_RETRY_S = 5.0
 _LOAD_INTERVAL_S = 10.0
 _ADDRESSES_MAX = 4
-_REST_S = 5.0
-"""A session that has rested so long gives way when all places are taken."""
 _RENEW_AGAIN_S = 3600.0
 Renew: TypeAlias = Callable[[], Awaitable[HostIdentity]]
 """Gives the identity with a binding that holds for weeks. Raises ``LocalError``."""
@@ -81,9 +78,9 @@ class Host:
         self._node, self._identity, self._report, self._renew = node, identity, report, renew
         self._models = {each.model: each for each in models}
         self._warm: dict[ModelId, EngineInfo] = {}
-        self._sessions: set[ServedSession] = set()
-        self._by_peer: Counter[PeerId] = Counter()
-        self._draining = False
+        self._admission: Admission[ServedSession] = Admission(
+            node.limits, {each.model: each.name for each in models}
+        )
         self._session_ended = trio.Event()
         self._epoch = int(node.wall() * 1000)
         self.escrow: EscrowIntake | None = None
@@ -113,11 +110,11 @@ class Host:
     @property
     def sessions(self) -> int:
         """Sessions open now."""
-        return len(self._sessions)
+        return len(self._admission.places)
 
     def has_session(self, peer: PeerId) -> bool:
         """Has this peer a session that is open now?"""
-        return any(each.peer == peer and each.record is not None for each in self._sessions)
+        return any(each.peer == peer and each.record is not None for each in self._admission.places)
 
     @property
     def models(self) -> tuple[HostedModel, ...]:
@@ -142,6 +139,7 @@ class Host:
             node.start_soon(node.provide, model.model)
             info = await model.engine.load()
             self._warm[model.model] = info
+            self._admission.warm.add(model.model)
             log.info("model.warm", model=model.name, engine=info.engine, n_ctx=info.n_ctx, slots=info.slots)
             await self._advertise()
         node.start_soon(self._watch_load)
@@ -170,13 +168,13 @@ class Host:
 
     async def drain(self) -> None:
         """Take no new session or turn, let turns end under a deadline, then say goodbye to the network."""
-        self._draining = True
+        self._admission.is_draining = True
         try:
             await self._advertise()
-            for session in list(self._sessions):
+            for session in self._admission.places:
                 session.drain()
             with trio.move_on_after(self._node.limits.drain_deadline_s):
-                while self._sessions:
+                while self._admission.places:
                     self._session_ended = trio.Event()
                     await self._session_ended.wait()
             if self._kept is not None:
@@ -199,7 +197,7 @@ class Host:
                 addresses=tuple(Address(multiaddr=each) for each in self._node.advertised(_ADDRESSES_MAX)),
                 offers=tuple(self._offer(model) for model in self._models.values()),
                 load=self._load(),
-                draining=self._draining,
+                draining=self._admission.is_draining,
             )
         )
 
@@ -254,8 +252,7 @@ class Host:
             escrow=self.escrow,
             sleep=node.sleep,
         )
-        self._sessions.add(session)
-        self._by_peer[stream.peer] += 1
+        self._admission.enter(session)
         try:
             await session.run()
         except* P2PNodeError as group:
@@ -264,10 +261,7 @@ class Host:
             try:
                 await self._put_down(session)
             finally:  # only now: a host that stops waits for those it has, and settles what was written down
-                self._sessions.discard(session)
-                self._by_peer[stream.peer] -= 1
-                if not self._by_peer[stream.peer]:
-                    del self._by_peer[stream.peer]
+                self._admission.leave(session)
                 self._session_ended.set()
         log.info(
             "session.closed",
@@ -282,21 +276,22 @@ class Host:
         if self._kept is None or stream.session is None or not stream.paid:
             return
         lingers = stream.fault is None and (stream.finished is None or stream.finished.lingers)
+        lingers = lingers and not self._admission.is_draining
         with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
-            await self._kept.ended(stream.session, stream, lingers=lingers and not self._draining)
-        if lingers and not self._draining:
+            await self._kept.ended(stream.session, stream, lingers=lingers)
+        if lingers and not self._admission.is_draining:  # it may have begun meanwhile
             self._node.start_soon(self._node.network.guard.run, self._kept.wait_given_up, stream.session)
 
     def _end(self, session: SessionId, why: str, now: bool) -> bool:
         return self._kept is not None and self._kept.end(session, why, now)
 
     def _find(self, stream: ServedSession, message: Resume) -> OpenSession | LapsedSession | Refuse:
-        if self._draining:
-            return Refuse(code="shutting_down", detail="this host is going away: try another")
+        if refusal := self._admission.refuses_all():
+            return refusal
         if self._kept is None:
             return Refuse(code="bad_request", detail="no such session here: open a new one")
-        if not self._has_room(stream):
-            return Refuse(code="capacity", detail="all sessions are taken", retry_after_s=_RETRY_S)
+        if refusal := self._made_room(self._admission.decide_resume(stream, trio.current_time())):
+            return refusal
         try:
             return self._kept.find(message)
         except StorageError as error:
@@ -316,22 +311,11 @@ class Host:
         return self._terms(info.n_ctx if info is not None else 1, payment)
 
     def _countable(self, model: ModelId) -> tuple[Engine, int] | Refuse:
-        refusal = self._not_served(model)
+        refusal = self._admission.refuses_model(model)
         return refusal or (self._models[model].engine, self._warm[model].n_ctx)
 
-    def _not_served(self, model: ModelId) -> Refuse | None:
-        if model not in self._models:
-            names = ", ".join(each.name for each in self._models.values())
-            return Refuse(code="model_not_available", detail=f"this host serves {names or 'no model'}")
-        if self._draining:
-            return Refuse(code="shutting_down", detail="this host is going away: try another")
-        if model not in self._warm:
-            detail = "the model is still loading here"
-            return Refuse(code="model_not_available", detail=detail, retry_after_s=_RETRY_S)
-        return None
-
     def _admit(self, session: ServedSession, message: Open) -> HostTerms | Refuse:
-        refusal = self._not_served(message.model)
+        refusal = self._admission.refuses_model(message.model)
         if refusal is not None:
             return refusal
         model, info = self._models[message.model], self._warm[message.model]
@@ -342,10 +326,8 @@ class Host:
                 return _cannot_be_paid(model)
             if self.escrow is not None and (refusal := self._refuses(self.escrow, message, payment)):
                 return refusal
-        limits = self._node.limits
-        if self._by_peer[session.peer] > limits.sessions_per_peer or not self._has_room(session):
-            detail = "all sessions of this host are taken: try again later or use another host"
-            return Refuse(code="capacity", detail=detail, retry_after_s=_RETRY_S)
+        if refusal := self._made_room(self._admission.decide_open(session, trio.current_time())):
+            return refusal
         self.totals.sessions += 1
         return self._terms(info.n_ctx, payment)
 
@@ -370,23 +352,13 @@ class Host:
             source = Source(stream.peer, stream.address, self._epoch)
             self.escrow.take(order.request, payment, source, stream.tell)
 
-    def _has_room(self, newcomer: ServedSession) -> bool:
-        """Make it where needed: a few peers that only sit on sessions must not keep others from answers."""
-        taken = [each for each in self._sessions if not each.yielding]
-        if len(taken) <= self._node.limits.sessions_max:
-            return True
-        now = trio.current_time()
-        resting = [
-            (self._by_peer[each.peer], now - each.rests_since, each)
-            for each in taken
-            if each is not newcomer and each.rests_since is not None and now - each.rests_since >= _REST_S
-        ]
-        if not resting:
-            return False
-        _, rested_s, victim = max(resting, key=lambda one: one[:2])
-        log.debug("session.gives_way", peer=victim.peer, rested_s=rested_s)
-        victim.give_way()
-        return True
+    @staticmethod
+    def _made_room(decision: Refuse | ServedSession | None) -> Refuse | None:
+        if isinstance(decision, ServedSession):
+            log.debug("session.gives_way", peer=decision.peer)
+            decision.give_way()
+            return None
+        return decision
 
     def _terms(self, n_ctx: int, payment: HostPayment | None = None) -> HostTerms:
         limits = self._node.limits

@@ -85,8 +85,8 @@ class ServedSession:
         """Does it cost its client anything?"""
         self.rests_since: float | None = trio.current_time()
         """Since when it asks nothing of the engine; None while a turn is served."""
-        self.yielding = False
-        """Was it told to give way?"""
+        self.is_yielding = False
+        """Whether it was told to give way."""
 
     @property
     def fault(self) -> str | None:
@@ -122,7 +122,7 @@ class ServedSession:
 
     def give_way(self) -> None:
         """End now unless a turn is served: others wait for its place."""
-        self.yielding = True
+        self.is_yielding = True
         for key in ("open", "idle", "prompt"):
             self._driver.fire_nowait(key)
 
@@ -134,7 +134,7 @@ class ServedSession:
             case Relay() | Count() | Issued() | Paid():
                 await self._money(value)
             case Generate(run=run):
-                self.rests_since, self.yielding = None, False
+                self.rests_since, self.is_yielding = None, False
                 # Made here, not in the task: a run may be cancelled while it waits for the one before.
                 self._scopes[run] = trio.CancelScope()
                 self._driver.start_soon(self._generate, value, self._scopes[run])

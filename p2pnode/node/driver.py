@@ -219,13 +219,15 @@ class Driver:
             await stream.run()
         finally:
             del self._streams[ref]
+            if not (stream.is_closed or stream.finishing):  # the caller gave up: the machine must forget it
+                self._tell(Closed(channel.peer, ref, "given up"))
         if stream.fault is not None:
             raise ProtocolError(stream.fault)
 
     def finish(self, ref: StreamRef) -> None:
         """End a stream of :meth:`serve` after what is decided for it has been written."""
         if (stream := self._streams.get(ref)) is not None:
-            stream.finishing = True
+            stream.finish()
             self._work.set()
 
     # ---- what to handle next
@@ -309,6 +311,7 @@ class Driver:
             if self._only is not None:
                 self._end()
             elif (stream := self._streams.get(event.stream)) is not None:
+                stream.is_closed = True
                 stream.over.set()
 
     async def _apply(self, effects: Sequence[Effect]) -> None:
@@ -371,7 +374,8 @@ class _DrivenStream:
         self.heard: deque[Event] = deque()
         self.outbox: list[Any] = []
         self.writing = False
-        self.finishing = False
+        self.finishing = self.is_closed = False
+        """Whether the machine has done with it, and whether it knows that the peer has."""
         self.over = trio.Event()
         self.fault: str | None = None
         self._room, self._to_write = trio.Event(), trio.Event()
@@ -387,11 +391,16 @@ class _DrivenStream:
             await self.over.wait()
             nursery.cancel_scope.cancel()
 
+    def finish(self) -> None:
+        """Handle nothing more that the peer says."""
+        self.finishing = True
+        self.heard.clear()
+        self._make_room()
+
     def take(self) -> Event:
         """The oldest event that waits; there is one."""
         event = self.heard.popleft()
-        self._room.set()
-        self._room = trio.Event()
+        self._make_room()
         return event
 
     def begin_writing(self) -> None:
@@ -403,6 +412,15 @@ class _DrivenStream:
             self._to_write.set()
         if self.finishing and not self.writing:
             self.over.set()
+
+    def _hear(self, event: Event) -> None:
+        if not self.finishing:
+            self.heard.append(event)
+            self._wake()
+
+    def _make_room(self) -> None:
+        self._room.set()
+        self._room = trio.Event()
 
     async def _write(self) -> None:
         while not self._unwritable:
@@ -438,8 +456,7 @@ class _DrivenStream:
                 bucket.spend(1)
                 while len(self.heard) >= self._heard_max:
                     await self._room.wait()
-                self.heard.append(Received(self._peer, self._ref, message))
-                self._wake()
+                self._hear(Received(self._peer, self._ref, message))
         except ProtocolError as error:
             self.fault = str(error)
             end = Closed(self._peer, self._ref, f"malformed: {error}", malformed=True)
@@ -448,8 +465,7 @@ class _DrivenStream:
         self._read_to_end = True
         if isinstance(end, HalfClosed) and self._unwritable:
             end = Closed(self._peer, self._ref, self._unwritable)
-        self.heard.append(end)
-        self._wake()
+        self._hear(end)
 
 
 class MessageChannel:

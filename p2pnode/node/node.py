@@ -90,7 +90,7 @@ class Node:
             instance=self.instance,
             wall=setup.wall,
             draw=rng.random,
-            privileged=lambda peer: peer in self.peers.dialled,
+            privileged=lambda peer: peer in self.peers.company.reached,
         )
         self.faults = FaultLedger()
         self.sleep = SleepWatch(setup.limits, setup.wall)

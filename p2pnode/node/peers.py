@@ -1,16 +1,9 @@
-"""Keeping company: bootstrap, saved peers, mDNS and peer exchange, until enough peers are connected.
-
-Every first peer comes from the user (a multiaddr or an invite), the LAN, or an earlier run: there is
-no built-in address anywhere.
-"""
+"""The peers of a node: dials and asks those that ``Company`` chooses, and saves them for the next start."""
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import structlog
 import trio
@@ -22,19 +15,9 @@ from p2pnode.net.multiaddrs import split_peer, with_peer
 from p2pnode.net.network import Network
 from p2pnode.net.peerstore import SavedPeers
 from p2pnode.node.adverts import AdvertService, failure_of
+from p2pnode.node.company import Company, DialCandidate
 
 log = structlog.get_logger()
-_EXCHANGES: Final = 3
-"""Questions to one peer that stay without an answer, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A peer to dial: where we know it to be, and where strangers say that it is."""
-
-    peer: PeerId
-    told: tuple[str, ...] = ()
-    heard: tuple[str, ...] = ()
 
 
 class PeerKeeper:
@@ -50,14 +33,10 @@ class PeerKeeper:
         store: SavedPeers | None,
     ) -> None:
         self._network, self._adverts, self._limits = network, adverts, limits
-        self._bootstrap = [split_peer(each) for each in bootstrap]
+        first = [(peer, address) for address, peer in map(split_peer, bootstrap)]
+        self.company = Company(network.peer_id, limits, first)
         self._store = store
         self._saved = True
-        self._failed: Counter[PeerId] = Counter()
-        self._exchanges: Counter[PeerId] = Counter()
-        self._wait_s = 0.5
-        self.dialled: set[PeerId] = set()
-        """Peers we reached ourselves: they count as real."""
         self.joined = trio.Event()
         """Set when the first round of dials is over."""
 
@@ -69,59 +48,26 @@ class PeerKeeper:
             while True:
                 await self._round()
                 self.joined.set()
-                with trio.move_on_after(self._interval()):
-                    await trio.sleep_forever()
-
-    def _interval(self) -> float:
-        """Soon at first and while company is short, so that a new node is on the meshes within seconds."""
-        connected = len(self._network.connected_peers())
-        if connected >= self._limits.peers_wanted:
-            return self._limits.peers_interval_s
-        self._wait_s = min(2 * self._wait_s, self._limits.peers_interval_s if connected else 3.0)
-        return self._wait_s
+                await trio.sleep(self.company.wait_s(len(self._network.connected_peers())))
 
     async def _round(self) -> None:
-        wanted = self._limits.peers_wanted - len(self._network.connected_peers())
-        if wanted > 0:
-            async with trio.open_nursery() as nursery:
-                for candidate in self._candidates()[: 2 * wanted]:
-                    nursery.start_soon(self._dial, candidate)
-        connected = self._network.connected_peers()
-        self._exchanges = Counter({peer: self._exchanges[peer] for peer in connected})
-        waiting = [peer for peer in connected if self._exchanges[peer] < _EXCHANGES]
-        # At once and few: those who never answer must not keep us from dialling others.
-        first = sorted(waiting, key=lambda peer: (self._exchanges[peer], peer not in self.dialled))
+        store = self._store
+        saved = store.best(self._limits.peers_wanted) if store is not None else ()
+        chosen = self.company.to_dial(
+            self._network.connected_peers(),
+            saved=[(each.peer, each.addrs) for each in saved],
+            adverts=(entry.advert for entry in self._adverts.book.live(self._adverts.wall())),
+            dialable=self._network.reach.dialable,
+        )
         async with trio.open_nursery() as nursery:
-            for peer in first[: 2 * self._limits.peers_wanted]:
+            for candidate in chosen:
+                nursery.start_soon(self._dial, candidate)
+        async with trio.open_nursery() as nursery:
+            for peer in self.company.to_ask(self._network.connected_peers()):
                 nursery.start_soon(self._exchange, peer)
         await self.save()
 
-    def _candidates(self) -> list[_Candidate]:
-        found = {
-            peer: _Candidate(peer, told=(address,))
-            for address, peer in self._bootstrap
-            if peer != self._network.peer_id
-        }
-        if self._store is not None:
-            for saved in self._store.best(self._limits.peers_wanted):
-                found.setdefault(saved.peer, _Candidate(saved.peer, told=saved.addrs))
-        known = {self._network.peer_id, *self._network.connected_peers(), *found}
-        live = (entry.advert for entry in self._adverts.book.live(self._adverts.wall()))
-        news = (advert for advert in live if advert.peer not in known)
-        # Those who failed go last: a book of dead ends must not hide the host behind them.
-        count = 4 * self._limits.peers_wanted
-        for advert in heapq.nsmallest(count, news, key=lambda advert: self._failed[advert.peer]):
-            if addresses := self._network.reach.dialable(each.multiaddr for each in advert.addresses):
-                found[advert.peer] = _Candidate(advert.peer, heard=addresses)
-            else:
-                self._note_failure(advert.peer)
-        return [
-            each
-            for each in found.values()
-            if each.peer != self._network.peer_id and not self._network.is_connected(each.peer)
-        ]
-
-    async def _dial(self, candidate: _Candidate) -> None:
+    async def _dial(self, candidate: DialCandidate) -> None:
         peer = candidate.peer
         try:
             with trio.fail_after(self._limits.dial_deadline_s):
@@ -131,24 +77,16 @@ class PeerKeeper:
                 self._network.guard.note("dial", error)
             reason = failure_of(error) if isinstance(error, RemoteError) else "deadline"
             log.debug("peer.unreachable", peer=peer, reason=reason)
-            self._note_failure(peer)
+            self.company.failed(peer)
             if self._store is not None:
                 self._store.failed(peer)
             return
-        self._failed.pop(peer, None)
-        self.dialled.add(peer)
-        if len(self.dialled) > 4 * self._limits.book_max:
-            self.dialled.pop()
+        self.company.dialled(peer)
         log.debug("peer.connected", peer=peer)
-
-    def _note_failure(self, peer: PeerId) -> None:
-        self._failed[peer] += 1
-        if len(self._failed) > self._limits.book_max:
-            self._failed.pop(next(iter(self._failed)))
 
     async def _exchange(self, peer: PeerId) -> None:
         """Ask for adverts it knows, and whether someone else speaks as us."""
-        self._exchanges[peer] += 1
+        self.company.asked(peer)
         try:
             with trio.fail_after(self._limits.request_deadline_s):
                 await self._adverts.sample(peer)
@@ -158,12 +96,12 @@ class PeerKeeper:
         except Exception as error:  # noqa: BLE001  of one peer of many: the others are asked on
             self._network.guard.note("exchange", error)
             return
-        self._exchanges[peer] = _EXCHANGES
+        self.company.answered(peer)
 
     async def _follow_mdns(self) -> None:
         async for found in self._network.discovered():
             if found.peer != self._network.peer_id and not self._network.is_connected(found.peer):
-                await self._dial(_Candidate(found.peer, told=found.addrs))
+                await self._dial(DialCandidate(found.peer, told=found.addrs))
                 if self._network.is_connected(found.peer):
                     await self._exchange(found.peer)
 
@@ -182,7 +120,7 @@ class PeerKeeper:
             if addresses:
                 # Whoever merely came to us ranks behind all that we reached: else a crowd of made-up
                 # peers would be all that we know at the next start.
-                self._store.remember(peer, addresses, now=now if peer in self.dialled else 0.0)
+                self._store.remember(peer, addresses, now=now if peer in self.company.reached else 0.0)
         try:
             await self._store.save()
         except StorageError as error:

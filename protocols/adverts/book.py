@@ -46,11 +46,20 @@ class Entry:
 
 
 class Book:
-    """Keeps live adverts. Times are wall-clock seconds, given with each call."""
+    """Keeps live adverts. Times are wall-clock seconds, given with each call.
+
+    ``parse`` and ``is_authentic`` read and verify an advert; a simulator of many nodes shares their outcomes.
+    """
 
     def __init__(
-        self, *, size_max: int = 4096, privileged: Callable[[PeerId], bool] = lambda _peer: False
+        self,
+        *,
+        size_max: int = 4096,
+        privileged: Callable[[PeerId], bool] = lambda _peer: False,
+        parse: Callable[[SignedAdvert], Advert] = parse,
+        is_authentic: Callable[[SignedAdvert, Advert, float], bool] = authentic,
     ) -> None:
+        self.parse, self._is_authentic = parse, is_authentic
         self.counts: Counter[str] = Counter()
         self._entries: dict[PeerId, Entry] = {}
         self._size_max = size_max
@@ -92,7 +101,7 @@ class Book:
         if self._sources.muted(source, now):
             return "muted", None
         try:
-            advert = parse(signed)
+            advert = self.parse(signed)
         except ProtocolError:
             return "malformed", None
         if advert.issued_at > now + CLOCK_SKEW_S or advert.expires_at > now + TTL_MAX_S:
@@ -105,7 +114,7 @@ class Book:
         privileged = self._privileged(advert.peer)
         if not (privileged or asked or self._sources.admit(source, now)):
             return "rate", None
-        if not authentic(signed, advert, now):
+        if not self._is_authentic(signed, advert, now):
             self._sources.charge(source, now)
             return "forged", None
         if held is None and not self._make_room(now, privileged=privileged):

@@ -352,7 +352,7 @@ async def test_a_kept_session_that_just_died_is_opened_anew_with_the_same_host(
         async with w.client(host.node.multiaddrs[:1]) as client:
             await whole(ask(client))
             assert host.host is not None
-            (served,) = host.host._sessions
+            (served,) = host.host._admission.places
             await served._stream.reset()  # the client asks before it can know
             answer = ask(client)
             await whole(answer)

@@ -145,7 +145,7 @@ async def test_those_who_came_by_themselves_rank_behind_those_that_were_reached(
         await store.load()
         saved = store.best(8)
         assert len(saved) > 1
-        reached = {friend.node.peer_id} | node.peers.dialled
+        reached = {friend.node.peer_id, *node.peers.company.reached}
         assert saved[0].peer in reached
         assert all(each.last_seen == 0 for each in saved if each.peer not in reached)
 

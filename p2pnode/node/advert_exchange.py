@@ -1,0 +1,211 @@
+"""What a node makes of adverts: what it answers, believes, hands on and publishes, and when.
+
+Pure: one machine over the streams of all who ask, and methods for what comes otherwise. Time, keys and
+randomness are handed in, and with the ``Book`` the parsing and verification of adverts, so that a simulator
+drives exactly this. It knows no network: ``adverts.py`` acts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias, assert_never
+
+from p2pnode.bounded import BoundedMap, TokenBucket
+from p2pnode.errors import ClockError
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.protocols.adverts.book import Book, Verdict
+from p2pnode.protocols.adverts.exchange import (
+    Directory,
+    Population,
+    Publish,
+    Publisher,
+)
+from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
+from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Emit,
+    Event,
+    HalfClosed,
+    Received,
+    SetTimer,
+    StreamRef,
+    TimerFired,
+)
+from p2pnode.protocols.wire import encode
+from p2pnode.words import span
+
+QUESTIONS_PER_STREAM: Final = 4
+QUESTIONS_PER_S: Final = 8.0
+QUESTIONS_BURST: Final = 64.0
+"""Of one peer. A sample may walk the whole book and be answered with 32 kB."""
+ASKERS_MAX: Final = 1024
+SWEEP_S: Final = 5.0
+_SWEEP: Final = "sweep"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Emitted: nothing more is said on this stream."""
+
+    stream: StreamRef
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Emitted: these hosts' adverts are over."""
+
+    peers: tuple[PeerId, ...]
+
+
+ExchangeEmission: TypeAlias = Publish | Answered | Expired
+
+
+class AdvertExchange:
+    """Of one node. Messages are questions for adverts, commands ``PublisherCommand``.
+
+    ``wall`` gives epoch seconds, which adverts are dated in; ``instance`` is this start's own.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        publisher: Publisher,
+        *,
+        peer: PeerId,
+        instance: bytes,
+        wall: Callable[[], float],
+    ) -> None:
+        self._book, self._publisher = book, publisher
+        self._peer, self._instance, self._wall = peer, instance, wall
+        self._started_wall = wall()
+        self._directory = Directory(book, peer=peer, own=self._own, wall=wall)
+        self._asked: dict[StreamRef, int] = {}
+        """Questions by stream, of those that are open."""
+        self._askers: BoundedMap[PeerId, TokenBucket] = BoundedMap(ASKERS_MAX)
+        self.topics: set[ModelId] = set()
+        """The models whose gossip this node follows."""
+        self.served: Counter[str] = Counter()
+        """Questions that were answered, by kind."""
+        self.is_copied = False
+        """Whether somebody else speaks with this node's identity."""
+
+    def start(self, now: float) -> Sequence[Effect]:
+        """Begin to forget what expires."""
+        return [SetTimer(_SWEEP, now + SWEEP_S)]
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        """Raises ``ValueError`` where this host offers more than an advert holds."""
+        match event:
+            case Received():
+                return self._question(event, now)
+            case HalfClosed(stream=ref):
+                return [self._answered(ref)]
+            case Closed(stream=ref):
+                self._asked.pop(ref, None)
+                return []
+            case TimerFired(key=key) if key == _SWEEP:
+                gone = self._book.expire(self._wall())
+                return [SetTimer(_SWEEP, now + SWEEP_S), *([Emit(Expired(tuple(gone)))] if gone else [])]
+            case TimerFired():
+                # How far the next refresh is away depends on how many share a topic with this host.
+                count = max((self._book.population(self._wall(), model) for model in self.topics), default=0)
+                self._publisher.handle(Command(Population(count)), now)
+                return self._publisher.handle(event, now)
+            case Command():
+                return self._publisher.handle(event, now)
+            case _:
+                assert_never(event)
+
+    def topics_of(self, advert: Advert) -> list[ModelId]:
+        """On whose topics an advert of this host is published."""
+        return [offer.model for offer in advert.offers if offer.model in self.topics]
+
+    # ---- questions of others
+
+    def _question(self, event: Received, now: float) -> Sequence[Effect]:
+        """Who asks too much or too fast gets the stream's end for an answer."""
+        asked = self._asked.get(event.stream, 0) + 1
+        bucket = self._askers.use(event.peer, lambda: TokenBucket(QUESTIONS_PER_S, QUESTIONS_BURST))
+        if not bucket.take(now):
+            return [self._answered(event.stream)]
+        self._asked[event.stream] = asked
+        self.served[type(event.message).__name__] += 1
+        answer = self._directory.handle(event, now)
+        return [*answer, self._answered(event.stream)] if asked >= QUESTIONS_PER_STREAM else answer
+
+    def _answered(self, ref: StreamRef) -> Effect:
+        self._asked.pop(ref, None)
+        return Emit(Answered(ref))
+
+    def _own(self, now: float) -> SignedAdvert | None:
+        publish = self._publisher.renew(now)
+        return publish.signed if publish is not None else None
+
+    # ---- what others say
+
+    def forwards(self, data: bytes, sender: PeerId) -> bool:
+        """Take what gossip brought, and say whether it is to be handed on."""
+        verdict, advert = self._book.offer_gossip(data, sender, self._wall())
+        if advert is not None and verdict == "accepted":
+            self._notice_copy(advert)
+        if verdict == "stale" and advert is not None:
+            # What we learned by asking must still reach those who only listen.
+            held = self._book.get(advert.peer, self._wall())
+            return held is not None and encode(held.signed) == data
+        return verdict == "accepted"
+
+    def fetched(self, answer: Iterable[SignedAdvert], source: PeerId, wanted: PeerId) -> Advert | None:
+        """The current advert of ``wanted`` in what ``source`` answered; None where it has none that holds.
+
+        Raises ``ClockError`` where a peer's advert of itself shows that its clock and ours differ too much.
+        """
+        for signed in answer:
+            verdict, advert = self._take(signed, source)
+            if advert is not None and verdict in ("accepted", "stale") and advert.peer == wanted:
+                held = self._book.get(wanted, self._wall())
+                return held.advert if held is not None else None
+            if wanted == source and verdict in ("expired", "future"):
+                self._check_clock(signed, source)
+        return None
+
+    def sampled(self, answer: Iterable[SignedAdvert], source: PeerId) -> list[Advert]:
+        """Those of other hosts in a sample that hold."""
+        taken = [self._take(signed, source) for signed in answer]
+        return [
+            advert
+            for verdict, advert in taken
+            if advert is not None and verdict in ("accepted", "stale") and advert.peer != self._peer
+        ]
+
+    def _take(self, signed: SignedAdvert, source: PeerId) -> tuple[Verdict, Advert | None]:
+        verdict, advert = self._book.offer(signed, source, self._wall(), asked=True)
+        if advert is not None and verdict == "accepted":
+            self._notice_copy(advert)
+        return verdict, advert
+
+    def _notice_copy(self, advert: Advert) -> None:
+        if advert.peer != self._peer:
+            return
+        self._book.forget(advert.peer)
+        # What an earlier start of ours signed may live on for its lifetime: only newer ones count.
+        # Its clock may have been ahead then: by more than others take, nobody has it.
+        newer = advert.issued_at > self._started_wall + CLOCK_SKEW_S
+        if advert.instance != self._instance and newer:
+            self.is_copied = True
+
+    def _check_clock(self, signed: SignedAdvert, peer: PeerId) -> None:
+        """Raise ``ClockError`` if what a peer gives as its current advert is dated by another clock."""
+        advert = self._book.parse(signed)
+        offset_s = advert.clock_offset_s(self._wall())
+        if advert.peer == peer and not advert.withdrawn and abs(offset_s) > CLOCK_SKEW_S:
+            way = "ahead of" if offset_s > 0 else "behind"
+            msg = (
+                f"that host's clock is about {span(abs(offset_s))} {way} this machine's: "
+                "one of the two is wrong (`p2pnode doctor` compares this one with others)"
+            )
+            raise ClockError(msg, offset_s=offset_s)

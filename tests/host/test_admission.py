@@ -1,0 +1,108 @@
+"""Whom a host takes, and who gives way, as a table: no stream, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from p2pnode.host.admission import REST_S, Admission
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.protocols.inference.messages import Refuse
+
+MODEL, OTHER = ModelId(bytes(32)), ModelId(b"\1" * 32)
+LIMITS = replace(DEFAULT_LIMITS, sessions_max=3, sessions_per_peer=2)
+
+
+@dataclass(eq=False)
+class Stand:
+    """A place."""
+
+    peer: PeerId
+    rests_since: float | None = 0.0
+    is_yielding: bool = False
+
+
+def admission(*places: Stand) -> Admission[Stand]:
+    made: Admission[Stand] = Admission(LIMITS, {MODEL: "small"})
+    made.warm.add(MODEL)
+    for place in places:
+        made.enter(place)
+    return made
+
+
+def stands(*peers: str, rests_since: float | None = 0.0) -> list[Stand]:
+    return [Stand(PeerId(peer), rests_since) for peer in peers]
+
+
+def code(decision: Refuse | Stand | None) -> str:
+    assert isinstance(decision, Refuse)
+    return decision.code
+
+
+def test_a_model_is_refused_that_is_unknown_cold_or_served_by_a_host_that_stops() -> None:
+    subject = admission()
+    assert subject.refuses_model(MODEL) is None
+    assert "small" in str(subject.refuses_model(OTHER))
+    subject.warm.clear()
+    assert code(subject.refuses_model(MODEL)) == "model_not_available"
+    subject.is_draining = True
+    assert code(subject.refuses_model(MODEL)) == code(subject.refuses_all()) == "shutting_down"
+
+
+def test_nobody_gives_way_while_there_is_room() -> None:
+    *_, newcomer = places = stands("a", "b", "c")
+    assert admission(*places).decide_open(newcomer, 100.0) is None
+
+
+def test_the_one_that_rests_longest_gives_way_when_all_places_are_taken() -> None:
+    places = [*stands("a", rests_since=20.0), *stands("b", rests_since=10.0), *stands("c", rests_since=None)]
+    (newcomer,) = stands("d", rests_since=100.0)
+    subject = admission(*places, newcomer)
+    assert subject.decide_open(newcomer, 100.0) is places[1]
+    assert subject.decide_resume(newcomer, 100.0) is places[1]
+
+
+def test_the_peer_with_the_most_sessions_gives_way_before_one_that_rests_longer() -> None:
+    places = stands("a", "b", "b")
+    places[1].rests_since = 50.0
+    places[2].rests_since = 60.0
+    (newcomer,) = stands("d")
+    assert admission(*places, newcomer).decide_open(newcomer, 100.0) is places[1]
+
+
+def test_whoever_is_served_or_has_hardly_rested_keeps_its_place() -> None:
+    places = [*stands("a", "b", rests_since=None), *stands("c", rests_since=100.0)]
+    (newcomer,) = stands("d")
+    subject = admission(*places, newcomer)
+    assert code(subject.decide_open(newcomer, 100.0 + REST_S - 0.1)) == "capacity"
+    assert subject.decide_open(newcomer, 100.0 + REST_S) is places[2]
+
+
+def test_a_place_that_was_told_to_give_way_counts_as_free() -> None:
+    places = stands("a", "b", "c")
+    places[0].is_yielding = True
+    (newcomer,) = stands("d", rests_since=None)
+    assert admission(*places, newcomer).decide_open(newcomer, 100.0) is None
+
+
+@pytest.mark.parametrize("open_already", [1, 2])
+def test_a_peer_opens_so_many_sessions_and_may_resume_beyond_them(open_already: int) -> None:
+    places = stands(*["a"] * open_already)
+    (newcomer,) = stands("a")
+    subject = admission(*places, newcomer)
+    refused = isinstance(subject.decide_open(newcomer, 100.0), Refuse)
+    assert refused == (open_already == LIMITS.sessions_per_peer)
+    assert subject.decide_resume(newcomer, 100.0) is None
+
+
+def test_whoever_left_is_forgotten() -> None:
+    places = stands("a", "a")
+    subject = admission(*places)
+    for place in places:
+        subject.leave(place)
+    (newcomer,) = stands("a")
+    subject.enter(newcomer)
+    assert subject.places == {newcomer}
+    assert subject.decide_open(newcomer, 0.0) is None
