@@ -22,8 +22,8 @@ from p2pnode.net.stream import Stream
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.node import Node
 from p2pnode.protocols.blob import commands as c
+from p2pnode.protocols.blob.allowance import Allowance
 from p2pnode.protocols.blob.messages import CODEC, FRAME_MAX, PROTOCOL
-from p2pnode.protocols.blob.rates import Allowance
 from p2pnode.protocols.blob.server import BlobServer
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.storage.store import (

@@ -29,7 +29,7 @@ from p2pnode.models.registry import EngineSpec, make_engine, parse_engine_name
 from p2pnode.node.identity import HostIdentity
 from p2pnode.node.keys import PeerKey, receipt_address
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
+from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.inference.messages import SamplingParams
 

@@ -23,7 +23,7 @@ from p2pnode.protocols.adverts.exchange import (
     Publisher,
 )
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
-from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S
+from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.events import (
     Closed,
     Command,

@@ -20,7 +20,7 @@ from p2pnode.files import write_private
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey, load_or_create_seed, receipt_address
 from p2pnode.protocols.adverts.messages import Binding
-from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind, binding_holds
+from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind, binding_holds
 from p2pnode.protocols.wire import decode_record, encode
 
 _RENEW_BEFORE_S: Final = 5 * 24 * 3600

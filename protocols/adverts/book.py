@@ -17,7 +17,7 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
 from p2pnode.protocols.adverts.rates import Sources
-from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S, authentic, decode_gossip, parse
+from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S, authentic, decode_gossip, parse
 
 MIN_INTERVAL_S: Final = 1.0
 """A peer's adverts closer together than this are ignored."""

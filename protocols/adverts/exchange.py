@@ -24,7 +24,7 @@ from p2pnode.protocols.adverts.messages import (
     SampleAdverts,
     SignedAdvert,
 )
-from p2pnode.protocols.adverts.signing import parse, seal
+from p2pnode.protocols.adverts.signatures import parse, seal
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.events import (
     CancelTimer,

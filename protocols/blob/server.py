@@ -19,7 +19,7 @@ from p2pnode.errors import ProtocolError, StoreCode
 from p2pnode.ids import PeerId
 from p2pnode.protocols.blob import commands as c
 from p2pnode.protocols.blob import messages as m
-from p2pnode.protocols.blob.rates import Allowance
+from p2pnode.protocols.blob.allowance import Allowance
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.events import (
     Closed,

@@ -27,7 +27,7 @@ from p2pnode.payments.checkpoints import fetch_receipts
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.protocols.adverts.messages import CODEC as ADVERTS
 from p2pnode.protocols.adverts.messages import Address, Adverts
-from p2pnode.protocols.adverts.signing import parse, seal
+from p2pnode.protocols.adverts.signatures import parse, seal
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.typed_data import market_domain

@@ -32,7 +32,7 @@ from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.payer import OpenPayer, Payer
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import Market, SpendingLimits
-from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
+from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
 from p2pnode.protocols.typed_data import Domain, market_domain
 from tests.net.memory_world import ip_of, seed_of

@@ -28,7 +28,7 @@ from p2pnode.protocols.adverts.messages import (
     SignedAdvert,
     topic_of,
 )
-from p2pnode.protocols.adverts.signing import parse, seal
+from p2pnode.protocols.adverts.signatures import parse, seal
 from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
 from p2pnode.protocols.wire import encode
 from tests.host.support import honest_answer

@@ -17,7 +17,7 @@ from p2pnode.node.advert_exchange import (
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.exchange import Publish, Publisher, Standing, Update, Withdraw
 from p2pnode.protocols.adverts.messages import Adverts, GetAdvert, SignedAdvert
-from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S
+from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.events import (
     Closed,
     Command,

@@ -14,7 +14,7 @@ from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
 from p2pnode.payments.session_signer import VALID_S
-from p2pnode.protocols.adverts.signing import CLOCK_SKEW_S, binding_holds
+from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S, binding_holds
 from p2pnode.protocols.inference.channel import VALID_MAX_S
 from p2pnode.words import span
 from tests.client.support import ask, whole

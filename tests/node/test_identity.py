@@ -13,7 +13,7 @@ from p2pnode.errors import ChainError, ConfigError
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import HostIdentity, load_or_create_identity
 from p2pnode.node.keys import PeerKey, load_or_create_seed
-from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, binding_holds
+from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, binding_holds
 
 
 @pytest.fixture(scope="module")

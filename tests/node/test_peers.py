@@ -19,7 +19,7 @@ from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import PROTOCOL, Address, Advert, Load, Offer, SignedAdvert
-from p2pnode.protocols.adverts.signing import seal
+from p2pnode.protocols.adverts.signatures import seal
 from tests.net.memory_world import seed_of
 from tests.node.world import Member, World, identity_of, scripted_host, world
 

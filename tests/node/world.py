@@ -22,7 +22,7 @@ from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
 from p2pnode.node.keys import PeerKey, receipt_address
 from p2pnode.node.node import Node, NodeSetup
-from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, BindingTerms, bind
+from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import keccak256, sign_digest
 from tests.net.memory_world import ip_of, seed_of
 

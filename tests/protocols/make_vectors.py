@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.adverts import messages as adverts
-from p2pnode.protocols.adverts.signing import BindingTerms, bind, binding_digest, seal
+from p2pnode.protocols.adverts.signatures import BindingTerms, bind, binding_digest, seal
 from p2pnode.protocols.blob import messages as blob
 from p2pnode.protocols.checkpoint import messages as checkpoint
 from p2pnode.protocols.checkpoint.messages import fetch_digest

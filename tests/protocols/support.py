@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Address, Advert, Binding, Load, Offer, SignedAdvert
-from p2pnode.protocols.adverts.signing import BindingTerms, bind, seal
+from p2pnode.protocols.adverts.signatures import BindingTerms, bind, seal
 from p2pnode.protocols.crypto import Signer, address_of, peer_id_of, sign_digest
 from p2pnode.protocols.events import Effect, Emit, Send
 

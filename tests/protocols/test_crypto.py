@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
-from p2pnode.protocols.adverts.signing import BindingTerms, binding_digest
+from p2pnode.protocols.adverts.signatures import BindingTerms, binding_digest
 from p2pnode.protocols.crypto import (
     abi_encode,
     keccak256,

@@ -19,9 +19,9 @@ from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.payments.session_signer import EXPIRY_S, VALID_S
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
+from p2pnode.protocols.blob import allowance as rates
 from p2pnode.protocols.blob import client as blob_client
 from p2pnode.protocols.blob import messages as blob
-from p2pnode.protocols.blob import rates
 from p2pnode.protocols.blob import server as blob_server
 from p2pnode.protocols.checkpoint import client as fetch_client
 from p2pnode.protocols.checkpoint import host as fetch_host

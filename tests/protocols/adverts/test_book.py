@@ -19,7 +19,7 @@ from p2pnode.protocols.adverts.rates import (
     STRANGERS_PER_S,
     Sources,
 )
-from p2pnode.protocols.adverts.signing import BINDING_TTL_MAX_S, CLOCK_SKEW_S, decode_gossip, seal
+from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, CLOCK_SKEW_S, decode_gossip, seal
 from p2pnode.protocols.wire import encode
 from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer
 

@@ -16,7 +16,7 @@ from p2pnode.protocols.adverts.messages import (
     SignedAdvert,
     topic_of,
 )
-from p2pnode.protocols.adverts.signing import parse
+from p2pnode.protocols.adverts.signatures import parse
 from p2pnode.protocols.events import Closed, Command, Event, Received, TimerFired
 from p2pnode.protocols.framing.codec import FRAME_MAX
 from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer, only, sent

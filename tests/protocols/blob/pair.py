@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.protocols.blob import commands as c
 from p2pnode.protocols.blob import messages as m
+from p2pnode.protocols.blob.allowance import Allowance
 from p2pnode.protocols.blob.client import BlobClient
-from p2pnode.protocols.blob.rates import Allowance
 from p2pnode.protocols.blob.server import BlobServer
 from p2pnode.protocols.events import (
     CancelTimer,

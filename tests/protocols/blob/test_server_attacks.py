@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pnode.protocols.blob import allowance as rates
 from p2pnode.protocols.blob import commands as c
 from p2pnode.protocols.blob import messages as m
-from p2pnode.protocols.blob import rates
-from p2pnode.protocols.blob.rates import Allowance
+from p2pnode.protocols.blob.allowance import Allowance
 from p2pnode.protocols.blob.server import READS_MAX, UPLOAD_BYTES_PER_S, UPLOAD_S
 from p2pnode.protocols.events import HalfClosed
 from p2pnode.protocols.s5.entries import EntryKey
