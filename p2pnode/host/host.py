@@ -24,7 +24,7 @@ from p2pnode.node.node import Node
 from p2pnode.payments.checkpoints import serve_receipts
 from p2pnode.payments.escrow import EscrowIntake, HostMoney, Source
 from p2pnode.payments.journal.journal import HostedSession
-from p2pnode.protocols.adverts.exchange import Standing
+from p2pnode.protocols.adverts.exchange import Announcement
 from p2pnode.protocols.adverts.messages import Address, Load, Offer
 from p2pnode.protocols.inference.channel import HostPayment
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
@@ -192,7 +192,7 @@ class Host:
 
     async def _advertise(self) -> None:
         await self._node.adverts.update(
-            Standing(
+            Announcement(
                 binding=self._identity.binding,
                 addresses=tuple(Address(multiaddr=each) for each in self._node.advertised(_ADDRESSES_MAX)),
                 offers=tuple(self._offer(model) for model in self._models.values()),

@@ -200,7 +200,7 @@ class AdvertExchange:
 
     def _check_clock(self, signed: SignedAdvert, peer: PeerId) -> None:
         """Raise ``ClockError`` if what a peer gives as its current advert is dated by another clock."""
-        advert = self._book.parse(signed)
+        advert = self._book.checks.parse(signed)
         offset_s = advert.clock_offset_s(self._wall())
         if advert.peer == peer and not advert.withdrawn and abs(offset_s) > CLOCK_SKEW_S:
             way = "ahead of" if offset_s > 0 else "behind"

@@ -21,7 +21,7 @@ from p2pnode.node.advert_exchange import AdvertExchange, Answered, ExchangeEmiss
 from p2pnode.node.driver import Driver, MessageChannel, ask_once
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.adverts.book import Book
-from p2pnode.protocols.adverts.exchange import Publish, Publisher, Standing, Update, Withdraw
+from p2pnode.protocols.adverts.exchange import Announcement, Publish, Publisher, Update, Withdraw
 from p2pnode.protocols.adverts.messages import (
     CODEC,
     PROTOCOL,
@@ -67,9 +67,9 @@ class AdvertService:
 
     # ---- what the roles use
 
-    async def update(self, standing: Standing) -> None:
-        """This host's standing changed."""
-        await self._driver.command(Update(standing))
+    async def update(self, announcement: Announcement) -> None:
+        """This host's announcement changed."""
+        await self._driver.command(Update(announcement))
 
     async def withdraw(self) -> None:
         """Tell the network that this host is gone."""

@@ -13,15 +13,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
-from p2pnode.protocols.adverts.rates import Sources
-from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S, authentic, decode_gossip, parse
+from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S, AdvertChecks, is_live
 
 MIN_INTERVAL_S: Final = 1.0
 """A peer's adverts closer together than this are ignored."""
 TTL_MAX_S: Final = 3 * 3600 + 300
+STRANGERS_PER_S: Final = 16.0
+STRANGERS_BURST: Final = 256.0
+SOURCE_SHARE: Final = 0.5
+"""One source gets at most this part of the strangers' rate: a flooder leaves room for others."""
+FORGERIES_MAX: Final = 16
+"""Bad signatures one source may bring in a minute before its adverts are dropped unread."""
+FORGERY_WINDOW_S: Final = 60.0
+SOURCES_MAX: Final = 1024
 Verdict: TypeAlias = Literal[
     "accepted", "malformed", "expired", "future", "stale", "too_often", "rate", "forged", "muted", "full"
 ]
@@ -46,25 +54,21 @@ class Entry:
 
 
 class Book:
-    """Keeps live adverts. Times are wall-clock seconds, given with each call.
-
-    ``parse`` and ``is_authentic`` read and verify an advert; a simulator of many nodes shares their outcomes.
-    """
+    """Keeps live adverts. Times are wall-clock seconds, given with each call."""
 
     def __init__(
         self,
         *,
         size_max: int = 4096,
         privileged: Callable[[PeerId], bool] = lambda _peer: False,
-        parse: Callable[[SignedAdvert], Advert] = parse,
-        is_authentic: Callable[[SignedAdvert, Advert, float], bool] = authentic,
+        checks: AdvertChecks | None = None,
     ) -> None:
-        self.parse, self._is_authentic = parse, is_authentic
         self.counts: Counter[str] = Counter()
         self._entries: dict[PeerId, Entry] = {}
         self._size_max = size_max
         self._reserve = size_max // 8
         self._privileged = privileged
+        self.checks = checks or AdvertChecks()
         self._sources = Sources()
 
     def __len__(self) -> int:
@@ -73,7 +77,7 @@ class Book:
     def offer_gossip(self, data: bytes, source: PeerId, now: float) -> tuple[Verdict, Advert | None]:
         """Judge an advert that ``source`` brought by gossip."""
         try:
-            signed = decode_gossip(data)
+            signed = self.checks.decode(data)
         except ProtocolError:
             self.counts["malformed"] += 1
             return "malformed", None
@@ -101,7 +105,7 @@ class Book:
         if self._sources.muted(source, now):
             return "muted", None
         try:
-            advert = self.parse(signed)
+            advert = self.checks.parse(signed)
         except ProtocolError:
             return "malformed", None
         if advert.issued_at > now + CLOCK_SKEW_S or advert.expires_at > now + TTL_MAX_S:
@@ -114,7 +118,7 @@ class Book:
         privileged = self._privileged(advert.peer)
         if not (privileged or asked or self._sources.admit(source, now)):
             return "rate", None
-        if not self._is_authentic(signed, advert, now):
+        if not (is_live(advert.binding, now) and self.checks.verify(signed, advert)):
             self._sources.charge(source, now)
             return "forged", None
         if held is None and not self._make_room(now, privileged=privileged):
@@ -174,3 +178,52 @@ def _untimely(
 
 def _rank(advert: Advert) -> tuple[int, int]:
     return advert.binding.seq, advert.seq
+
+
+# ---- how much a node listens
+
+
+class _Source:
+    __slots__ = ("bucket", "forgeries", "since")
+
+    def __init__(self) -> None:
+        self.bucket = TokenBucket(STRANGERS_PER_S * SOURCE_SHARE, STRANGERS_BURST * SOURCE_SHARE)
+        self.forgeries = 0
+        self.since = 0.0
+
+
+class Sources:
+    """What each source of adverts, and all strangers together, may still bring.
+
+    Times are wall-clock seconds and may step back; nobody gains or loses by that. Of more than
+    ``SOURCES_MAX`` sources the oldest are forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._all = TokenBucket(STRANGERS_PER_S, STRANGERS_BURST)
+        self._sources: BoundedMap[PeerId, _Source] = BoundedMap(SOURCES_MAX)
+
+    def admit(self, source: PeerId, now: float) -> bool:
+        """Whether this source may bring one more advert of a stranger."""
+        return self._of(source).bucket.take(now) and self._all.take(now)
+
+    def muted(self, source: PeerId, now: float) -> bool:
+        """Whether it brought too many forgeries within the last minute."""
+        known = self._sources.get(source)
+        if known is None or known.forgeries < FORGERIES_MAX:
+            return False
+        return 0 <= now - known.since < FORGERY_WINDOW_S
+
+    def charge(self, source: PeerId, now: float) -> None:
+        """It brought a forgery."""
+        known = self._of(source)
+        if not 0 <= now - known.since < FORGERY_WINDOW_S:
+            known.since, known.forgeries = now, 0
+        known.forgeries += 1
+
+    def _of(self, source: PeerId) -> _Source:
+        known = self._sources.get(source)
+        if known is None:
+            known = _Source()
+            self._sources.put(source, known)
+        return known

@@ -24,7 +24,7 @@ from p2pnode.protocols.adverts.messages import (
     SampleAdverts,
     SignedAdvert,
 )
-from p2pnode.protocols.adverts.signatures import parse, seal
+from p2pnode.protocols.adverts.signatures import seal
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.events import (
     CancelTimer,
@@ -50,7 +50,7 @@ TTL_FACTOR: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Announcement:
     """What a host has to say now."""
 
     binding: Binding
@@ -62,9 +62,9 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Command: the standing changed. What matters to a client's choice goes out at once."""
+    """Command: the announcement changed. What matters to a client's choice goes out at once."""
 
-    standing: Standing
+    announcement: Announcement
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,10 @@ def publish_probability(population: int) -> float:
 
 
 class Publisher:
-    """Decides when this host's advert goes out. ``now`` is monotonic; ``wall`` gives epoch seconds."""
+    """Decides when this host's advert goes out. ``now`` is monotonic; ``wall`` gives epoch seconds.
+
+    ``seal`` signs an advert; it raises ``ValueError`` for one that is too large.
+    """
 
     def __init__(
         self,
@@ -111,10 +114,11 @@ class Publisher:
         sign: Signer,
         wall: Callable[[], float],
         draw: Callable[[], float],
+        seal: Callable[[Advert, Signer], SignedAdvert] = seal,
     ) -> None:
-        self._peer, self._instance = peer, instance
+        self._peer, self._instance, self._seal_advert = peer, instance, seal
         self._sign, self._wall, self._draw = sign, wall, draw
-        self._standing: Standing | None = None
+        self._announcement: Announcement | None = None
         self._population = 1
         self._stale = False
         self._published_at: float | None = None
@@ -129,10 +133,10 @@ class Publisher:
             case Command(value=value):
                 return self._command(value, now)
             case TimerFired():
-                if self._standing is None:
+                if self._announcement is None:
                     return []
                 due = self._urgent or self._draw() < publish_probability(self._population)
-                return self._publish(self._standing, now) if due else [self._timer(now)]
+                return self._publish(self._announcement, now) if due else [self._timer(now)]
             case Received() | HalfClosed() | Closed():
                 return []
             case _:
@@ -140,13 +144,13 @@ class Publisher:
 
     def _command(self, command: PublisherCommand, now: float) -> Sequence[Effect]:
         match command:
-            case Update(standing=standing):
-                before, self._standing = self._standing, standing
-                self._stale = self._stale or before != standing
-                if before is not None and not _matters(before, standing):
+            case Update(announcement=announcement):
+                before, self._announcement = self._announcement, announcement
+                self._stale = self._stale or before != announcement
+                if before is not None and not _matters(before, announcement):
                     return []
                 if self._published_at is None or now - self._published_at >= CHANGE_INTERVAL_S:
-                    return self._publish(standing, now)
+                    return self._publish(announcement, now)
                 self._urgent = True
                 return [SetTimer("refresh", self._published_at + CHANGE_INTERVAL_S)]
             case Population(count=count):
@@ -165,29 +169,29 @@ class Publisher:
             advert = self.current.advert
             if wall - advert.issued_at < (advert.expires_at - advert.issued_at) / 2:
                 return self.current
-        if self._standing is None:
+        if self._announcement is None:
             return None
-        self.current = self._seal(self._standing, self._ttl_s)
+        self.current = self._seal(self._announcement, self._ttl_s)
         return self.current
 
     @property
     def _ttl_s(self) -> float:
         return TTL_FACTOR * refresh_interval(self._population)
 
-    def _publish(self, standing: Standing, now: float) -> Sequence[Effect]:
+    def _publish(self, announcement: Announcement, now: float) -> Sequence[Effect]:
         self._published_at, self._urgent = now, False
-        self.current = self._seal(standing, self._ttl_s)
+        self.current = self._seal(announcement, self._ttl_s)
         return [Emit(self.current), self._timer(now)]
 
     def _withdraw(self) -> Sequence[Effect]:
         """The last word: no refresh follows, and no question is answered with what we said before."""
-        if self._standing is None:
+        if self._announcement is None:
             return []
-        standing, self._standing, self.current = self._standing, None, None
+        announcement, self._announcement, self.current = self._announcement, None, None
         self._urgent = False
-        return [Emit(self._seal(replace(standing, draining=True), 0)), CancelTimer("refresh")]
+        return [Emit(self._seal(replace(announcement, draining=True), 0)), CancelTimer("refresh")]
 
-    def _seal(self, standing: Standing, ttl_s: float) -> Publish:
+    def _seal(self, announcement: Announcement, ttl_s: float) -> Publish:
         wall = self._wall()
         self._stale = False
         # Milliseconds as the sequence number: it grows across restarts without being stored.
@@ -198,15 +202,15 @@ class Publisher:
             seq=seq,
             issued_at=int(wall),
             expires_at=int(wall + ttl_s),
-            binding=standing.binding,
-            addresses=standing.addresses,
-            offers=standing.offers,
-            load=standing.load,
-            draining=standing.draining,
+            binding=announcement.binding,
+            addresses=announcement.addresses,
+            offers=announcement.offers,
+            load=announcement.load,
+            draining=announcement.draining,
         )
         while True:
             try:
-                return Publish(seal(advert, self._sign), advert)
+                return Publish(self._seal_advert(advert, self._sign), advert)
             except ValueError:
                 if len(advert.addresses) <= 1:
                     raise
@@ -218,7 +222,7 @@ class Publisher:
         return SetTimer("refresh", now + refresh_interval(self._population) * (1 + 0.1 * self._draw()))
 
 
-def _matters(before: Standing, after: Standing) -> bool:
+def _matters(before: Announcement, after: Announcement) -> bool:
     return (before.binding, before.addresses, before.offers, before.draining) != (
         after.binding,
         after.addresses,
@@ -262,7 +266,7 @@ class Directory:
     def _sample(self, question: SampleAdverts, now: float) -> tuple[SignedAdvert, ...]:
         """Our own first, if it offers the model, then others: each question goes on where the last ended."""
         own = self._own(now)
-        answer = [own] if own is not None and _offers(own, question.model) else []
+        answer = [own] if own is not None and self._offers(own, question.model) else []
         others = [
             entry.signed
             for entry in self._book.live(self._wall(), question.model)
@@ -274,6 +278,5 @@ class Directory:
         answer.extend(islice(cycle(others), start, start + count))
         return tuple(answer)
 
-
-def _offers(signed: SignedAdvert, model: ModelId | None) -> bool:
-    return model is None or parse(signed).offer(model) is not None
+    def _offers(self, signed: SignedAdvert, model: ModelId | None) -> bool:
+        return model is None or self._book.checks.parse(signed).offer(model) is not None

@@ -1,4 +1,6 @@
-"""Sealing and opening adverts, and the wallet's binding. Pure; keys are injected as signers.
+"""How adverts are signed, read and verified, and how a wallet binds itself to a peer.
+
+Pure: keys are injected as signers. ``AdvertChecks`` is what the machines read and verify with.
 
 The binding's typed data (EIP-712)::
 
@@ -11,6 +13,7 @@ Both chain fields are zero where no chain is configured. A binding lives at most
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,9 +77,16 @@ def bind(peer: PeerId, wallet: bytes, terms: BindingTerms, sign: Signer) -> Bind
 
 
 def binding_holds(peer: PeerId, binding: Binding, now: float) -> bool:
-    """Did the wallet sign this binding for this peer, and is it live?"""
-    if not now < binding.expires_at <= now + BINDING_TTL_MAX_S + CLOCK_SKEW_S:
-        return False
+    """Whether the wallet signed this binding for this peer, and it is live at ``now``."""
+    return is_live(binding, now) and _is_signed(peer, binding)
+
+
+def is_live(binding: Binding, now: float) -> bool:
+    """Whether ``now`` (epoch seconds) is within the life of this binding."""
+    return now < binding.expires_at <= now + BINDING_TTL_MAX_S + CLOCK_SKEW_S
+
+
+def _is_signed(peer: PeerId, binding: Binding) -> bool:
     terms = BindingTerms(
         receipt_key=binding.receipt_key,
         chain_id=binding.chain_id,
@@ -110,8 +120,24 @@ def decode_gossip(data: bytes) -> SignedAdvert:
     return decode_record(SignedAdvert, data)
 
 
-def authentic(signed: SignedAdvert, advert: Advert, now: float) -> bool:
-    """Is it signed by the peer it names, and does a wallet stand behind it?"""
-    return verify_peer(advert.peer, ADVERT_TAG + signed.body, signed.signature) and binding_holds(
-        advert.peer, advert.binding, now
+def verify(signed: SignedAdvert, advert: Advert) -> bool:
+    """Whether the peer that ``advert`` names signed it, and the wallet of its binding signed for that peer.
+
+    ``advert`` is what :func:`parse` made of ``signed``. Time is no part of this: see :func:`is_live`.
+    """
+    return verify_peer(advert.peer, ADVERT_TAG + signed.body, signed.signature) and _is_signed(
+        advert.peer, advert.binding
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvertChecks:
+    """How a machine decodes gossip, parses an advert and verifies it.
+
+    Each function's result depends on its arguments alone, so that a simulator of many nodes can give them
+    all functions that remember: an advert is then parsed and verified once, and not once a node.
+    """
+
+    decode: Callable[[bytes], SignedAdvert] = decode_gossip
+    parse: Callable[[SignedAdvert], Advert] = parse
+    verify: Callable[[SignedAdvert, Advert], bool] = verify

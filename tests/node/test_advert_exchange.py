@@ -15,7 +15,7 @@ from p2pnode.node.advert_exchange import (
     Expired,
 )
 from p2pnode.protocols.adverts.book import Book
-from p2pnode.protocols.adverts.exchange import Publish, Publisher, Standing, Update, Withdraw
+from p2pnode.protocols.adverts.exchange import Announcement, Publish, Publisher, Update, Withdraw
 from p2pnode.protocols.adverts.messages import Adverts, GetAdvert, SignedAdvert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.events import (
@@ -143,8 +143,10 @@ def test_an_advert_of_our_own_that_we_did_not_make_is_a_copy_unless_an_earlier_s
 def test_this_hosts_advert_goes_out_on_the_topics_that_are_followed() -> None:
     subject = Subject()
     own = OWN.advert()
-    standing = Standing(binding=own.binding, addresses=own.addresses, offers=(offer(MODEL),), load=own.load)
-    publish, timer = subject.give(Command(Update(standing)))
+    announcement = Announcement(
+        binding=own.binding, addresses=own.addresses, offers=(offer(MODEL),), load=own.load
+    )
+    publish, timer = subject.give(Command(Update(announcement)))
     assert isinstance(publish, Emit)
     assert isinstance(publish.value, Publish)
     assert isinstance(timer, SetTimer)

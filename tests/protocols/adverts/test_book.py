@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
-from p2pnode.protocols.adverts.book import TTL_MAX_S, Book
-from p2pnode.protocols.adverts.messages import ADVERT_MAX, Address, SignedAdvert
-from p2pnode.protocols.adverts.rates import (
+from p2pnode.protocols.adverts.book import (
     FORGERIES_MAX,
     FORGERY_WINDOW_S,
     SOURCE_SHARE,
     SOURCES_MAX,
     STRANGERS_BURST,
     STRANGERS_PER_S,
+    TTL_MAX_S,
+    Book,
     Sources,
 )
-from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, CLOCK_SKEW_S, decode_gossip, seal
+from p2pnode.protocols.adverts.messages import ADVERT_MAX, Address, SignedAdvert
+from p2pnode.protocols.adverts.signatures import (
+    BINDING_TTL_MAX_S,
+    CLOCK_SKEW_S,
+    AdvertChecks,
+    decode_gossip,
+    parse,
+    seal,
+    verify,
+)
 from p2pnode.protocols.wire import encode
 from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer
 
@@ -311,3 +321,25 @@ def test_a_forgotten_peer_is_gone() -> None:
     book.forget(ALICE.peer)
     book.forget(ALICE.peer)
     assert book.get(ALICE.peer, NOW) is None
+
+
+# ---- many books with one set of checks, as in a simulator
+
+
+def test_books_that_share_their_checks_parse_and_verify_an_advert_once() -> None:
+    parsed, verified = cache(parse), cache(verify)
+    checks = AdvertChecks(decode=cache(decode_gossip), parse=parsed, verify=verified)
+    books = [Book(checks=checks) for _ in range(50)]
+    good = ALICE.signed()
+    forged = replace(good, signature=bytes(64))
+    assert {verdict(book, forged) for book in books} == {"forged"}
+    assert {verdict(book, good) for book in books} == {"accepted"}
+    assert (parsed.cache_info().misses, verified.cache_info().misses) == (2, 2)
+
+
+def test_a_binding_that_is_over_counts_as_forged_though_its_signatures_are_known_to_hold() -> None:
+    checks = AdvertChecks(verify=cache(verify))
+    binding = ALICE.binding(expires_at=int(NOW) + 60)
+    signed = ALICE.signed(binding=binding)
+    assert verdict(Book(checks=checks), signed) == "accepted"
+    assert verdict(Book(checks=checks), signed, now=NOW + 61) == "forged"

@@ -16,10 +16,10 @@ from p2pnode.protocols.adverts.exchange import (
     REFRESH_S,
     TOPIC_RATE_MAX,
     TTL_FACTOR,
+    Announcement,
     Population,
     Publish,
     Publisher,
-    Standing,
     Update,
     Withdraw,
     publish_probability,
@@ -31,7 +31,7 @@ from p2pnode.protocols.wire import encode
 from tests.protocols.support import WALL, Identity, emitted, offer, only
 
 ALICE = Identity("alice")
-STANDING = Standing(
+ANNOUNCED = Announcement(
     binding=ALICE.binding(),
     addresses=(Address(multiaddr="/ip4/192.0.2.1/tcp/4001"),),
     offers=(offer(),),
@@ -63,9 +63,9 @@ def published(effects: Sequence[Effect]) -> list[Publish]:
     return [value for value in emitted(effects) if isinstance(value, Publish)]
 
 
-def test_the_first_standing_is_published_at_once_and_refreshed_at_a_third_of_its_life() -> None:
+def test_the_first_announcement_is_published_at_once_and_refreshed_at_a_third_of_its_life() -> None:
     desk = Desk()
-    effects = desk.say(Update(STANDING))
+    effects = desk.say(Update(ANNOUNCED))
     publish = only(Publish, emitted(effects))
     assert publish.advert.expires_at - publish.advert.issued_at == 90
     assert only(SetTimer, effects).at == 30
@@ -74,7 +74,7 @@ def test_the_first_standing_is_published_at_once_and_refreshed_at_a_third_of_its
 
 def test_each_refresh_has_a_higher_sequence_even_when_the_clock_stands_still_or_steps_back() -> None:
     desk = Desk()
-    seen = [only(Publish, emitted(desk.say(Update(STANDING)))).advert.seq]
+    seen = [only(Publish, emitted(desk.say(Update(ANNOUNCED)))).advert.seq]
     for now in (0.0, 30.0, -500.0):
         desk.now = now
         seen.append(only(Publish, emitted(desk.fire())).advert.seq)
@@ -93,30 +93,30 @@ def test_each_refresh_has_a_higher_sequence_even_when_the_clock_stands_still_or_
 )
 def test_a_change_that_matters_goes_out_at_once(change: dict[str, Any]) -> None:
     desk = Desk()
-    desk.say(Update(STANDING))
+    desk.say(Update(ANNOUNCED))
     desk.now = CHANGE_INTERVAL_S
-    assert published(desk.say(Update(replace(STANDING, **change))))
+    assert published(desk.say(Update(replace(ANNOUNCED, **change))))
 
 
 def test_a_change_of_load_waits_for_the_refresh() -> None:
     desk = Desk()
-    desk.say(Update(STANDING))
+    desk.say(Update(ANNOUNCED))
     desk.now = 20.0
-    assert desk.say(Update(replace(STANDING, load=Load(slots=4, active=4)))) == []
+    assert desk.say(Update(replace(ANNOUNCED, load=Load(slots=4, active=4)))) == []
     desk.now = 30.0
     assert only(Publish, emitted(desk.fire())).advert.load.active == 4
 
 
 def test_flapping_is_limited_and_the_last_word_counts() -> None:
     desk, count = Desk(), 0
-    desk.say(Update(STANDING))
+    desk.say(Update(ANNOUNCED))
     due: float | None = None
     for step in range(1, 101):
         desk.now = step / 10
         if due is not None and desk.now >= due:
             count += len(published(desk.fire()))
             due = None
-        effects = desk.say(Update(replace(STANDING, offers=(offer(price_out=step),))))
+        effects = desk.say(Update(replace(ANNOUNCED, offers=(offer(price_out=step),))))
         count += len(published(effects))
         due = next((e.at for e in effects if isinstance(e, SetTimer)), due)
     assert count <= 10 / CHANGE_INTERVAL_S
@@ -126,10 +126,10 @@ def test_flapping_is_limited_and_the_last_word_counts() -> None:
 
 def test_an_urgent_change_that_had_to_wait_is_not_left_to_chance() -> None:
     desk = Desk(draw=0.999)
-    desk.say(Update(STANDING))
+    desk.say(Update(ANNOUNCED))
     desk.say(Population(1_000_000))
     desk.now = 1.0
-    assert not published(desk.say(Update(replace(STANDING, draining=True))))
+    assert not published(desk.say(Update(replace(ANNOUNCED, draining=True))))
     desk.now = CHANGE_INTERVAL_S
     assert published(desk.fire())
     desk.now += REFRESH_MAX_S
@@ -138,7 +138,7 @@ def test_an_urgent_change_that_had_to_wait_is_not_left_to_chance() -> None:
 
 def test_a_withdrawal_takes_the_advert_out_of_every_book_and_is_the_last_word() -> None:
     desk, book = Desk(), Book()
-    book.offer(only(Publish, emitted(desk.say(Update(STANDING)))).signed, ALICE.peer, WALL)
+    book.offer(only(Publish, emitted(desk.say(Update(ANNOUNCED)))).signed, ALICE.peer, WALL)
     desk.now = 10.9
     effects = desk.say(Withdraw())
     assert CancelTimer("refresh") in effects
@@ -149,10 +149,10 @@ def test_a_withdrawal_takes_the_advert_out_of_every_book_and_is_the_last_word() 
     assert desk.publisher.renew(desk.now) is None
     assert desk.fire() == []
     assert desk.say(Withdraw()) == []
-    assert published(desk.say(Update(STANDING)))[0].advert.seq > last.advert.seq  # it may come back
+    assert published(desk.say(Update(ANNOUNCED)))[0].advert.seq > last.advert.seq  # it may come back
 
 
-def test_nothing_is_said_before_there_is_a_standing() -> None:
+def test_nothing_is_said_before_there_is_an_announcement() -> None:
     desk = Desk()
     assert desk.fire() == []
     assert desk.say(Withdraw()) == []
@@ -164,7 +164,7 @@ def test_nothing_is_said_before_there_is_a_standing() -> None:
 
 def test_who_asks_gets_an_advert_with_at_least_half_its_life_left() -> None:
     desk = Desk()
-    first = only(Publish, emitted(desk.say(Update(STANDING))))
+    first = only(Publish, emitted(desk.say(Update(ANNOUNCED))))
     desk.now = 44.0
     assert desk.publisher.renew(desk.now) == first
     desk.now = 46.0
@@ -179,7 +179,7 @@ def test_addresses_are_trimmed_until_the_advert_fits() -> None:
         Address(multiaddr=f"/ip6/2001:db8::{n:x}/tcp/4001/p2p-circuit/{'y' * 90}") for n in range(8)
     )
     desk = Desk()
-    publish = only(Publish, emitted(desk.say(Update(replace(STANDING, addresses=addresses)))))
+    publish = only(Publish, emitted(desk.say(Update(replace(ANNOUNCED, addresses=addresses)))))
     kept = publish.advert.addresses
     assert 1 <= len(kept) < 8
     assert kept == addresses[: len(kept)]
@@ -189,13 +189,13 @@ def test_addresses_are_trimmed_until_the_advert_fits() -> None:
 def test_an_advert_that_can_not_fit_says_what_to_do() -> None:
     offers = tuple(offer(name="n" * 64) for _ in range(8))
     with pytest.raises(ValueError, match="announce fewer models"):
-        Desk().say(Update(replace(STANDING, offers=offers)))
+        Desk().say(Update(replace(ANNOUNCED, offers=offers)))
 
 
 def test_a_realistic_advert_with_three_models_and_four_addresses_fits() -> None:
     relay = Identity("relay").peer
-    standing = replace(
-        STANDING,
+    announcement = replace(
+        ANNOUNCED,
         binding=replace(ALICE.binding(), chain_id=84532, node_registry=b"\x22" * 20),
         addresses=(
             Address(multiaddr="/ip4/203.0.113.77/tcp/41001"),
@@ -208,7 +208,7 @@ def test_a_realistic_advert_with_three_models_and_four_addresses_fits() -> None:
             for name in ("smollm2-135m-instruct", "llama-3.1-8b-instruct", "qwen2.5-72b-instruct")
         ),
     )
-    publish = only(Publish, emitted(Desk().say(Update(standing))))
+    publish = only(Publish, emitted(Desk().say(Update(announcement))))
     assert len(publish.advert.addresses) == 4
     assert len(encode(publish.signed)) <= ADVERT_MAX
 
@@ -227,7 +227,7 @@ def test_the_longest_stretched_life_is_still_believed() -> None:
     assert TTL_FACTOR * refresh_interval(10**6) < TTL_MAX_S
     desk = Desk()
     desk.say(Population(100_000))
-    publish = only(Publish, emitted(desk.say(Update(STANDING))))
+    publish = only(Publish, emitted(desk.say(Update(ANNOUNCED))))
     assert publish.advert.expires_at - publish.advert.issued_at == TTL_FACTOR * REFRESH_MAX_S
     assert Book().offer(publish.signed, ALICE.peer, WALL)[0] == "accepted"
 
@@ -238,7 +238,7 @@ def test_the_measured_rate_of_a_population_stays_below_two_a_second(population: 
     rng = random.Random(7)
     desk = Desk()
     desk.say(Population(population))
-    desk.say(Update(STANDING))
+    desk.say(Update(ANNOUNCED))
     sent, rounds = 0, 1200
     desk.publisher._draw = rng.random
     for _ in range(rounds):
