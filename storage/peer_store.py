@@ -175,7 +175,7 @@ class PeerStore:
             node = self._node
             if node.faults.shunned(self.peer, trio.current_time()):
                 raise UnreachableError(f"{self.peer} broke the protocol too often: try again later")
-            await node.network.connect_peer(self.peer, self._heard, told=self._told)
+            await node.network.connect_peer(self.peer, self._heard, trusted=self._told)
             stream = await node.network.open_stream(self.peer, PROTOCOL)
             machine = BlobClient(
                 peer=self.peer,

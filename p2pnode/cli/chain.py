@@ -231,7 +231,7 @@ def _make_parent(path: Path, data_dir: Path | None, *, ours: bool) -> None:
 
 
 def _usual_port() -> int:
-    from p2pnode.net.ports import is_free
+    from p2pnode.net.transports import is_free
 
     return _PORT if is_free(f"/ip4/127.0.0.1/tcp/{_PORT}") else 0
 

@@ -87,7 +87,7 @@ class DevFolder:
 
 
 def _free_port() -> int:
-    from p2pnode.net.ports import is_free
+    from p2pnode.net.transports import is_free
 
     if is_free(_LISTEN.format(port=_USUAL_PORT)):
         return _USUAL_PORT

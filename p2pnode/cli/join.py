@@ -255,8 +255,8 @@ def _check(
 
 
 def _check_announced(announce: Sequence[str], where: str) -> None:
+    from p2pnode.net.address_policy import check_announced
     from p2pnode.net.multiaddrs import without_peer
-    from p2pnode.net.reach import check_announced
 
     with blaming(where):
         for each in announce:

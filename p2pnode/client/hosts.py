@@ -39,7 +39,7 @@ from p2pnode.files import read_text_or_none, write_atomic
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.multiaddrs import split_peer
-from p2pnode.net.peerstore import SavedPeers
+from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import failure_of
 from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert
@@ -436,7 +436,7 @@ class Searches:
         """Why it can't be reached; "" where it was."""
         try:
             with trio.fail_after(self._runtime.limits.dial_deadline_s):
-                await self._runtime.node.network.connect_peer(peer, (), told=addresses)
+                await self._runtime.node.network.connect_peer(peer, (), trusted=addresses)
         except (RemoteError, trio.TooSlowError) as error:
             failure = failure_of(error) if isinstance(error, RemoteError) else _TOO_SLOW
             log.debug("peer.unreachable", peer=peer, reason=failure)

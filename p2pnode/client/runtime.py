@@ -17,7 +17,7 @@ from p2pnode.client.ranking import why_not_free
 from p2pnode.config import NodeConfig
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
-from p2pnode.net.reach import nearest_first
+from p2pnode.net.address_policy import nearest_first
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
@@ -72,7 +72,7 @@ class Runtime:
                 await under.start(self._node.run)
             try:
                 stores = (one for each in self.config.stores for one in read_bootstrap(each))
-                self._node.network.reach.tell((*self.bootstrap, *stores), self._networks)
+                self._node.network.policy.trust((*self.bootstrap, *stores), self._networks)
                 async with _tasks_of_their_own() as self._tasks:
                     yield
             finally:

@@ -23,9 +23,9 @@ from p2pnode.models.engine import GenerateRequest
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.pull.pull import check_weights, locate
 from p2pnode.models.registry import EngineSpec, make_engine
+from p2pnode.net.address_policy import check_announced, interface_addresses, is_unspecified, own_addresses
 from p2pnode.net.multiaddrs import check_address, without_peer
-from p2pnode.net.ports import is_free
-from p2pnode.net.reach import check_announced, interface_addresses, is_unspecified, own_addresses
+from p2pnode.net.transports import is_free
 from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey

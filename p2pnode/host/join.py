@@ -30,7 +30,7 @@ from p2pnode.models.pull.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.money import price_text
 from p2pnode.net.multiaddrs import split_peer, without_peer
-from p2pnode.net.ports import free_listen
+from p2pnode.net.transports import free_listen
 from p2pnode.node.datadir import DataDir, ReadyFile
 from p2pnode.node.identity import (
     BoundChain,
@@ -149,7 +149,7 @@ class Join:
             node.peer_id,
             network.multiaddrs,
             announced=network.announced,
-            networks=network.reach.networks,
+            networks=network.policy.networks,
             reach=node.reach,
         )
         await off_the_loop(write)

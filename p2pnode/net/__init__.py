@@ -1,4 +1,4 @@
-"""The only importer of libp2p."""
+"""The network of one node. The only importer of libp2p."""
 
 from p2pnode.net.lean import postpone
 

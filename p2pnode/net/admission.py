@@ -1,9 +1,10 @@
-"""Who may connect: caps in all, per IP address, and on handshakes under way.
+"""``Admission``: which inbound connections are accepted: caps in all, per IP address, and on handshakes
+under way.
 
-A connection takes a handshake's place only once it has said something, and then waits when too many are
-under way. A handshake that has lasted ``PATIENCE_S`` is dropped for another's sake, and when too many
-connections have said nothing the oldest of them is: an honest one takes milliseconds, so the silent and
-the slow can't keep others out. Knows nothing of sockets or peers.
+A connection takes a handshake's place only after its first byte, and then waits when too many handshakes are
+under way. A handshake that has lasted ``PATIENCE_S`` is dropped when another waits, and when too many
+connections have sent nothing the oldest of them is dropped: an honest handshake takes milliseconds, so silent
+and slow peers can't keep others out. This module knows nothing of sockets or peers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Ticket:
 
 
 class Admission:
-    """Places for inbound connections."""
+    """Gives places to inbound connections."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -43,7 +44,10 @@ class Admission:
         self.refused: Counter[str] = Counter()
 
     def enter(self, ip: str, drop: Callable[[], object]) -> Ticket | None:
-        """A ticket, or ``None`` with the reason counted. ``drop`` must end that connection's handshake."""
+        """A ticket; None where the connection is refused, with the reason counted.
+
+        ``drop`` must end that connection's handshake.
+        """
         if self._per_ip[ip] >= self._limits.connections_inbound_per_ip:
             self.refused["per_ip"] += 1
             return None
@@ -57,7 +61,8 @@ class Admission:
         return ticket
 
     async def begin(self, ticket: Ticket) -> None:
-        """Until the handshake may begin; the caller's scope is the deadline. Call it after the first byte."""
+        """Wait until the handshake may begin. Call it after the first byte; the deadline is the caller's
+        scope."""
         while len(self.handshakes) >= self._limits.inbound_handshakes_max:
             oldest = next(iter(self.handshakes.values()))
             if trio.current_time() >= oldest.since + PATIENCE_S:
@@ -72,13 +77,13 @@ class Admission:
         self.handshakes[id(ticket)] = ticket
 
     def settle(self, ticket: Ticket) -> None:
-        """The handshake is over, one way or the other."""
+        """Note that the handshake is over, whether it succeeded or not."""
         if self.handshakes.pop(id(ticket), None) is not None:
             self._freed.set()
             self._freed = trio.Event()
 
     def leave(self, ticket: Ticket) -> None:
-        """The connection is gone."""
+        """Note that the connection is gone."""
         self.settle(ticket)
         self._pending.pop(id(ticket), None)
         self._per_ip[ticket.ip] -= 1

@@ -1,10 +1,11 @@
-"""Kademlia: who provides a key. What it answers are hints: records outlive their hosts.
+"""``Dht``: Kademlia, to find who provides a key. Its answers are hints: records live longer than their
+hosts.
 
-A key of 32 bytes (a SHA-256, such as a model id) goes on the wire as its multihash, ``0x12 0x20`` and the
-key, which is what go and js peers index; any other key is hashed with SHA-256 first.
+A key of 32 bytes (a SHA-256, such as a model id) is sent as its multihash, ``0x12 0x20`` and the key, which
+is what go and js peers index; any other key is hashed with SHA-256 first.
 
-The library's own lookup answers from a local cache for two days, and visits the whole network when it
-finds fewer providers than asked for. Ours asks the closest peers it can find and stops there.
+The library's own lookup answers from a local cache for two days, and visits the whole network when it finds
+fewer providers than asked for. Ours asks the closest peers it can find and stops there.
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_byt
 from multiaddr import Multiaddr
 
 from p2pnode.limits import Limits
-from p2pnode.net.host import NodeHost
-from p2pnode.net.multiaddrs import from_id, is_peer, with_peer, without_peer
+from p2pnode.net.libp2p_host import NodeHost
+from p2pnode.net.multiaddrs import PeerAddresses, from_id, is_peer, with_peer, without_peer
 from p2pnode.net.services import ServiceManager, attach
-from p2pnode.net.types import PeerAddresses
 
 log = structlog.get_logger()
 
@@ -50,10 +50,10 @@ def record_key(key: bytes) -> bytes:
 
 
 class _Kad(KadDHT):
-    """The library enters whoever asks it anything; a client would then be asked in turn, in vain."""
+    """The library enters every peer that asks it anything; a client would then be asked in turn, in vain."""
 
     async def add_peer(self, peer_id: ID, *, skip_server_mode_check: bool = False) -> bool:
-        """Servers only, by what identify told."""
+        """Enter servers only, by what identify said."""
         del skip_server_mode_check
         return await super().add_peer(peer_id, skip_server_mode_check=False)
 
@@ -165,7 +165,7 @@ class Dht:
 
     def _readable(self, entries: Iterable[Message.Peer]) -> list[PeerInfo]:
         """Entries that make sense, with those of their addresses that a stranger's word is enough for."""
-        found, reach = [], self._host.swarm.reach
+        found, policy = [], self._host.swarm.policy
         for entry in list(entries)[: 2 * CLOSEST]:
             addresses = []
             for raw in list(entry.addrs)[:ADDRESSES_PER_PEER]:
@@ -174,7 +174,7 @@ class Dht:
                 except Exception:  # noqa: BLE001, S112  the library raises whatever it likes here
                     continue
             try:
-                found.append(PeerInfo(ID(entry.id), [Multiaddr(each) for each in reach.dialable(addresses)]))
+                found.append(PeerInfo(ID(entry.id), [Multiaddr(each) for each in policy.dialable(addresses)]))
             except Exception:  # noqa: BLE001, S112  not a peer id
                 continue
         return found

@@ -1,7 +1,8 @@
-"""Topics: GossipSub with strict signing, one validator per topic, and bounded subscriptions.
+"""``Gossip``: topics by GossipSub, with strict signing, one validator per topic, and bounded
+subscriptions.
 
-A message reaches a subscription once, after its author's signature and the topic's validator; what the
-validator refuses is neither delivered nor forwarded. Knows nothing of what the bytes mean.
+A message reaches a subscription once, after its author's signature and the topic's validator were checked.
+What the validator refuses is neither delivered nor forwarded. This module doesn't know what the bytes mean.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.gossipsub import NodeGossipSub
-from p2pnode.net.host import NodeHost
+from p2pnode.net.libp2p_host import NodeHost
 from p2pnode.net.multiaddrs import from_id
 from p2pnode.net.pubsub import NodePubsub
 from p2pnode.net.services import ServiceManager, attach

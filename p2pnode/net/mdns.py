@@ -1,8 +1,9 @@
-"""Neighbours on the LAN, by mDNS (``_p2pnode._udp.local.``), with zeroconf's own thread kept at arm's length.
+"""``Mdns``: finds peers on the LAN by mDNS (``_p2pnode._udp.local.``). zeroconf runs in a thread of its
+own.
 
-A node announces on the interfaces that it listens on and nowhere else: loopback only, if that is all. A
-client only browses. What is found is a hint from anyone on the LAN, handed over as it came, bounded.
-Where multicast doesn't work the network goes on without it. Knows nothing of connections.
+A node announces itself only on the interfaces that it listens on, which may be loopback alone. A client only
+browses. What is found is a hint that anyone on the LAN may have written; it is passed on as it came, bounded.
+Where multicast doesn't work, the network runs without it. This module knows nothing of connections.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import trio
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from p2pnode.ids import PeerId
-from p2pnode.net.multiaddrs import host_of, is_valid, with_peer, without_peer
-from p2pnode.net.reach import mixed, on_link
-from p2pnode.net.types import PeerAddresses
+from p2pnode.net.address_policy import mixed, on_link
+from p2pnode.net.multiaddrs import PeerAddresses, host_of, is_valid, with_peer, without_peer
 from p2pnode.scopes import is_loopback
 
 log = structlog.get_logger()
@@ -34,10 +34,11 @@ LABEL_CHARACTERS: Final = 60
 
 
 class Mdns:
-    """One announcement, and one browser. ``run`` until cancelled or ``aclose``; ``changed`` begins both anew.
+    """One announcement and one browser. ``run`` until cancelled or ``aclose``; ``changed`` begins both
+    anew.
 
-    ``addresses`` gives what we listen on now, without those that others were told to announce for us;
-    ``interfaces`` gives this machine's addresses, as ``192.168.1.5/24``.
+    ``addresses`` gives what we listen on now, without what the user announces; ``interfaces`` gives this
+    machine's addresses, as ``192.168.1.5/24``.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Mdns:
 
     @property
     def in_use(self) -> tuple[str, ...]:
-        """IPv4 addresses of the interfaces in use; loopback comes last."""
+        """The IPv4 addresses of the interfaces in use; loopback comes last."""
         if self._announces:
             own = {host_of(address) for address in self._addresses()}
         else:
@@ -88,11 +89,11 @@ class Mdns:
             self._stopped.set()
 
     def changed(self) -> None:
-        """Our addresses are others now."""
+        """Begin anew: our addresses have changed."""
         self._wake.set()
 
     def _hand_over(self, found: PeerAddresses) -> None:
-        """In trio's thread, where an error would end the whole program."""
+        """Pass on what was found. Runs in trio's thread, where an error would end the whole program."""
         try:
             self._found(found)
         except Exception as error:  # noqa: BLE001  a stranger's announcement
@@ -167,9 +168,9 @@ class Mdns:
 
 
 def read(texts: dict[bytes, bytes | None], interfaces: Sequence[str]) -> PeerAddresses | None:
-    """What an announcement's TXT record says, or ``None`` when it makes no sense.
+    """What an announcement's TXT record says; None when it makes no sense.
 
-    Anybody on the LAN may write one: only addresses on a network that we are on ourselves are taken.
+    Anybody on the LAN may write one, so only addresses on a network that we are on ourselves are taken.
     """
     peer = PeerId((texts.get(b"peer") or b"").decode("ascii", "replace"))
     addresses = []

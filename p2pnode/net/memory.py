@@ -1,8 +1,8 @@
-"""A network in memory: latency, jitter, loss, partitions and crashes, on trio's clock.
+"""``MemoryNet``: a network in memory, with latency, jitter, loss, partitions and crashes, on trio's clock.
 
-The same :class:`p2pnode.net.network.Network` runs over it, encryption and muxer included, and under
-``MockClock`` in virtual time. Addresses look like real ones (``/ip4/10.0.0.7/tcp/4001``). Loss is what
-TCP makes of it: a delay. It knows nothing of peers.
+The same :class:`p2pnode.net.network.Network` runs over it, with encryption and muxer, also under
+``MockClock`` in virtual time. Addresses look like real ones (``/ip4/10.0.0.7/tcp/4001``). Loss is what TCP
+makes of it: a delay. This module knows nothing of peers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIRST_PORT: Final = 20000
 
 
 class MemoryNet:
-    """The wires. All randomness comes from ``seed``. Times in seconds, one way."""
+    """The wires. All randomness comes from ``seed``. Times are in seconds, one way."""
 
     def __init__(
         self, *, latency: float = 0.02, jitter: float = 0.0, loss: float = 0.0, seed: int = 0
@@ -46,16 +46,16 @@ class MemoryNet:
         self._groups: dict[str, int] = {}
 
     def transport(self, ip: str) -> MemoryTransport:
-        """What a node at ``ip`` passes as ``NetworkConfig.transport``."""
+        """The transport that a node at ``ip`` takes as ``NetworkConfig.transport``."""
         return MemoryTransport(self, ip)
 
     def crash(self, ip: str) -> None:
-        """Cut the power: every connection of ``ip`` dies at once, and nothing reaches it any more."""
+        """Cut the power of ``ip``: all its connections die at once, and nothing reaches it any more."""
         self._down.add(ip)
         self._break(lambda a, b: ip in (a, b))
 
     def restart(self, ip: str) -> None:
-        """Power again; what ran there must be started anew."""
+        """Give ``ip`` power again; what ran there must be started anew."""
         self._down.discard(ip)
         for where in [where for where in self._listeners if where[0] == ip]:
             del self._listeners[where]
@@ -70,7 +70,7 @@ class MemoryNet:
         self._groups = {}
 
     def delay(self) -> float:
-        """One way, this time."""
+        """The seconds that one message takes, one way."""
         seconds = self.latency + (self._random.random() * self.jitter if self.jitter else 0.0)
         while self.loss and self._random.random() < self.loss:
             seconds += RETRANSMIT_S
@@ -99,7 +99,7 @@ class MemoryNet:
         return where
 
     def release(self, where: tuple[str, int]) -> None:
-        """Give it back."""
+        """Give a port back."""
         self._listeners.pop(where, None)
 
     def _pipe(self, source: str, target: str) -> _Pipe:
@@ -194,21 +194,21 @@ class MemoryStream(ReadWriteCloser):
         self._closed = False
 
     async def read(self, n: int | None = None) -> bytes:
-        """Between 1 and ``n`` bytes; ``ConnectionClosedError`` at the end."""
+        """Between 1 and ``n`` bytes. Raises ``ConnectionClosedError`` at the end."""
         if n == 0:
             return b""
         return await self._incoming.pull(n)
 
     async def wait_readable(self) -> None:
-        """Until there is something to read, the end included. Takes nothing."""
+        """Wait until there is something to read, or the end. Reads nothing."""
         await self._incoming.wait_arrival()
 
     async def write(self, data: bytes) -> None:
-        """All of ``data``, within the window."""
+        """Send all of ``data``, within the window."""
         await self._outgoing.push(bytes(data))
 
     async def close(self) -> None:
-        """What was written still arrives."""
+        """Close; what was written still arrives."""
         if not self._closed:
             self._closed = True
             self._outgoing.finish()
@@ -216,12 +216,12 @@ class MemoryStream(ReadWriteCloser):
         await trio.lowlevel.checkpoint()
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """Host and port at the other end."""
+        """Host and port of the other side."""
         return self._remote
 
 
 class MemoryListener(IListener):
-    """Bound to a ``MemoryNet``; the same life as a ``TcpListener``."""
+    """Bound to a ``MemoryNet``; used like a ``TcpListener``."""
 
     def __init__(self, net: MemoryNet, ip: str) -> None:
         self._net, self._ip = net, ip
@@ -230,21 +230,21 @@ class MemoryListener(IListener):
         self.handle: Callable[[MemoryStream], None] | None = None
 
     async def bind(self, maddr: Multiaddr) -> None:
-        """Take the port, or ``ConfigError``."""
+        """Take the port. Raises ``ConfigError``."""
         self._shown_ip, port = endpoint(maddr)
         self._where = self._net.bind(self, self._ip, port)
 
     async def serve(self, accept: Callable[[MemoryStream], Awaitable[None]], nursery: trio.Nursery) -> None:
-        """From now on each connection is a task of ``nursery``."""
+        """Run each connection as a task of ``nursery`` from now on."""
         self.handle = lambda stream: nursery.start_soon(accept, stream)
         await trio.lowlevel.checkpoint()
 
     async def listen(self, maddr: Multiaddr) -> None:
-        """The library's way in; ours is ``bind``."""
+        """The library's method; ours is ``bind``."""
         await self.bind(maddr)
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
-        """Where it listens."""
+        """The address it listens on."""
         if self._where is None:
             return ()
         return (Multiaddr(f"/ip4/{self._shown_ip}/tcp/{self._where[1]}"),)
@@ -258,13 +258,13 @@ class MemoryListener(IListener):
 
 
 class MemoryTransport(ITransport):
-    """The way of one address into a ``MemoryNet``."""
+    """Connects one address to a ``MemoryNet``."""
 
     def __init__(self, net: MemoryNet, ip: str) -> None:
         self.net, self.ip = net, ip
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
-        """One connection."""
+        """A connection."""
         return RawConnection(await self.net.dial(self.ip, endpoint(maddr)), True)
 
     def create_listener(self, handler_function: THandler) -> MemoryListener:
@@ -273,7 +273,7 @@ class MemoryTransport(ITransport):
         return MemoryListener(self.net, self.ip)
 
     def can_dial(self, maddr: Multiaddr) -> bool:
-        """What looks like TCP over IPv4."""
+        """Whether it looks like TCP over IPv4."""
         return [protocol.name for protocol in maddr.protocols()][:2] == ["ip4", "tcp"] and "ws" not in str(
             maddr
         )

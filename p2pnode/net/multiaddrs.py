@@ -1,10 +1,11 @@
-"""Multiaddrs as strings at the edge: taken apart and checked. Pure.
+"""Multiaddrs as strings: parsed, checked, and put together. Pure.
 
-A multiaddr is a path such as ``/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…``: where, and then who.
+A multiaddr is a path such as ``/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…``: first where a peer is, then who it is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from libp2p.peer.id import ID
@@ -23,8 +24,16 @@ Kind: TypeAlias = Literal["tcp", "ws"]
 _KINDS: Final[dict[tuple[str, ...], Kind]] = {("tcp",): "tcp", ("tcp", "ws"): "ws"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAddresses:
+    """A peer, and full multiaddrs at which it may be found. Only a hint until it was dialled."""
+
+    peer: PeerId
+    addrs: tuple[str, ...]
+
+
 def split_peer(maddr: str) -> tuple[str, PeerId]:
-    """``(address, peer)`` of a full multiaddr; raises ``ConfigError`` that shows a right one."""
+    """``(address, peer)`` of a full multiaddr. Raises ``ConfigError`` that shows a right one."""
     parsed = parse(maddr)
     names = [protocol.name for protocol in parsed.protocols()]
     if "p2p" not in names:
@@ -41,18 +50,18 @@ def split_peer(maddr: str) -> tuple[str, PeerId]:
 
 
 def with_peer(address: str, peer: PeerId) -> str:
-    """The full form of an address, whether or not it has its ``/p2p`` end already."""
+    """The full form of an address, whether or not it ends in ``/p2p`` already."""
     return f"{without_peer(address)}/p2p/{peer}"
 
 
 def without_peer(address: str) -> str:
-    """The address alone. A circuit's keeps its relay, and is no address that we could dial."""
+    """The address without the peer. That of a circuit keeps its relay, and is none that we could dial."""
     head, mark, peer = address.rpartition("/p2p/")
     return head if mark and "/" not in peer else address
 
 
 def parse(maddr: str) -> Multiaddr:
-    """The library's object, or ``ConfigError``. It can be taken apart and written out again."""
+    """The library's object. Raises ``ConfigError``. It can be taken apart and written out again."""
     # Bounded before it costs: the library decodes base58 in quadratic time.
     if len(maddr) > MULTIADDR_MAX:
         raise ConfigError(f"{maddr[:40]!a}… is no multiaddr: it has more than {MULTIADDR_MAX} characters")
@@ -67,7 +76,7 @@ def parse(maddr: str) -> Multiaddr:
 
 
 def kind_of(maddr: Multiaddr) -> Kind | None:
-    """How this address is dialled; None for one that we can't dial."""
+    """The transport by which this address is dialled; None for one that we can't dial."""
     names = [protocol.name for protocol in maddr.protocols()]
     if not names or names[0] not in HOST_PROTOCOLS:
         return None
@@ -75,7 +84,7 @@ def kind_of(maddr: Multiaddr) -> Kind | None:
 
 
 def check_address(address: str) -> Multiaddr:
-    """The library's object, or ``ConfigError`` unless we can dial or listen on this kind of address."""
+    """The library's object. Raises ``ConfigError`` unless we can dial or listen on this kind of address."""
     parsed = parse(address)
     if kind_of(parsed) is not None:
         return parsed
@@ -95,7 +104,7 @@ def is_valid(maddr: str) -> bool:
 
 
 def check_peer(peer: str) -> PeerId:
-    """The id itself, or ``ConfigError``."""
+    """The id itself. Raises ``ConfigError`` for what is no peer id."""
     wrong = f"{peer[:PEER_ID_MAX]!r} is no peer id; one looks like 12D3KooW…"
     if not 0 < len(peer) <= PEER_ID_MAX:
         raise ConfigError(wrong)
@@ -116,17 +125,17 @@ def is_peer(peer: str) -> bool:
 
 
 def to_id(peer: PeerId) -> ID:
-    """The library's object."""
+    """The library's object of a peer id."""
     return ID.from_base58(peer)
 
 
 def from_id(peer: ID) -> PeerId:
-    """Our string."""
+    """Our string of a peer id."""
     return PeerId(peer.to_base58())
 
 
 def endpoint(maddr: Multiaddr) -> tuple[str, int]:
-    """Host and port."""
+    """An address's host and port."""
     parts = str(maddr).split("/")
     return parts[2], int(parts[4])
 

@@ -1,15 +1,15 @@
-"""The network of one node: connections, streams, topics, and the DHT behind one small API.
+"""``Network``: the network of one node: connections, streams, topics and the DHT behind one small API.
 
-Peer ids and multiaddrs are strings here; nothing of libp2p shows. ``run`` is the whole life: it listens,
-reports ``started``, and on cancellation or ``aclose`` shuts down in order (stop accepting, stop the
-services, say goodbye on every connection, end what is left), within ``limits.close_deadline_s``.
-It doesn't know what protocols say, whom to dial, or what an advert is.
+Peer ids and multiaddrs are strings here; nothing of libp2p is visible. ``run`` is the whole life: it listens,
+reports ``started``, and on cancellation or ``aclose`` shuts down in order (stop accepting, stop the services,
+say goodbye on every connection, end what is left), within ``limits.close_deadline_s``. This module doesn't
+know what protocols say, whom to dial, or what an advert is.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -28,10 +28,19 @@ from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net import gossip as gossip_module
 from p2pnode.net import patches
+from p2pnode.net.address_policy import (
+    AddressPolicy,
+    OwnAddresses,
+    check_announced,
+    interface_addresses,
+    is_unspecified,
+    own_addresses,
+)
 from p2pnode.net.dht import Dht
 from p2pnode.net.gossip import Gossip, Subscription, Validator
-from p2pnode.net.host import NodeHost, ProtocolNotSpokenError
+from p2pnode.net.libp2p_host import NodeHost, ProtocolNotSpokenError
 from p2pnode.net.multiaddrs import (
+    PeerAddresses,
     check_address,
     check_peer,
     from_id,
@@ -40,34 +49,46 @@ from p2pnode.net.multiaddrs import (
     with_peer,
     without_peer,
 )
-from p2pnode.net.reach import (
-    OwnAddresses,
-    Reach,
-    check_announced,
-    interface_addresses,
-    is_unspecified,
-    own_addresses,
-)
 from p2pnode.net.router import Handler, Router, wrap
 from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import KnownPeers, NodeSwarm
-from p2pnode.net.tcp import TcpListener, TcpStream, TcpTransport
-from p2pnode.net.types import NetworkStats, PeerAddresses
+from p2pnode.net.transports import TcpListener, TcpStream, TcpTransport, WsTransport, upgrade
 from p2pnode.net.upgrader import Upgrader
-from p2pnode.net.ws import WsTransport, upgrade
 from p2pnode.tasks import Guard
 
 if TYPE_CHECKING:
     from libp2p.io.abc import ReadWriteCloser
 
-    from p2pnode.net.connection import NodeConnection
     from p2pnode.net.mdns import Mdns
+    from p2pnode.net.swarm import NodeConnection
 
 log = structlog.get_logger()
 
 SEED_BYTES = 32
 GREETING_S = 1.0
 """What identify takes at most where a first question to the DHT waits for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkStats:
+    """A snapshot. The mappings count since the start."""
+
+    peers: int = 0
+    connections: int = 0
+    connections_inbound: int = 0
+    handshakes: int = 0
+    streams: int = 0
+    streams_inbound: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    dht_peers: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    dials: Mapping[str, int] = field(default_factory=dict)
+    protocols_refused: Mapping[str, int] = field(default_factory=dict)
+    protocols_failed: Mapping[str, int] = field(default_factory=dict)
+    tasks_failed: Mapping[str, int] = field(default_factory=dict)
+    """Tasks for strangers that raised what nobody expected: a defect each, which ended nothing else."""
+    gossip: Mapping[str, int] = field(default_factory=dict)
 
 
 class Listener(Protocol):
@@ -90,7 +111,7 @@ class NetworkConfig:
     dht: Literal["server", "client", "off"] = "server"
     gossip: bool = True
     mdns: Literal["off", "browse", "announce"] = "off"
-    told: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
     """Addresses of others that the user named: they tell which network this node lives in."""
     limits: Limits = DEFAULT_LIMITS
     transport: ITransport | None = None
@@ -108,7 +129,7 @@ class NetworkConfig:
 
 
 class Network:
-    """See the module docstring. One ``run`` per object."""
+    """See the module. An object runs once."""
 
     def __init__(self, config: NetworkConfig) -> None:
         self._config = config
@@ -123,14 +144,14 @@ class Network:
         self._announced: tuple[str, ...] = ()
         self._changed = trio.Event()
         own = (each for each in config.listen if not is_unspecified(each))
-        self.reach = Reach((*own, *config.announce, *config.told), remotes=self.remote_addresses)
+        self.policy = AddressPolicy((*own, *config.announce, *config.trusted), remotes=self.remote_addresses)
         self._swarm = NodeSwarm(
             peer_id=self._id,
             peerstore=KnownPeers(self._id, key_pair),
             upgrader=Upgrader(key_pair, config.limits, fast=self._fast),
             transports=[config.transport] if config.transport is not None else [TcpTransport()],
             limits=config.limits,
-            reach=self.reach,
+            policy=self.policy,
             fast=self._fast,
         )
         if config.transport is None:
@@ -175,7 +196,7 @@ class Network:
             self._ended.set()
 
     async def aclose(self) -> None:
-        """Ask ``run`` to end in order, and wait for it; bounded."""
+        """Make ``run`` end in order, and wait for it; bounded."""
         self._stop.set()
         if self._running:
             with trio.move_on_after(self._limits.close_deadline_s + 2.0):
@@ -194,7 +215,7 @@ class Network:
         self._look()
 
     def _look(self) -> bool:
-        """Look at our addresses again; whether they are others now."""
+        """Read our addresses again. Returns whether they have changed."""
         bound = [str(address) for listener in self._listeners for address in listener.get_addrs()]
         found = own_addresses(bound, self._config.announce, self._config.interfaces)
         if found == self._found_own:
@@ -205,7 +226,7 @@ class Network:
         return True
 
     async def _watch_addresses(self) -> None:
-        networks = self.reach.networks
+        networks = self.policy.networks
         while True:
             await trio.sleep(self._limits.address_interval_s)
             if self._stop.is_set():
@@ -215,7 +236,7 @@ class Network:
             except OSError as error:  # at the limit of open files, say: the next look is seconds away
                 log.debug("network.interfaces_unreadable", reason=str(error))
                 continue
-            before, networks = networks, self.reach.networks
+            before, networks = networks, self.policy.networks
             if moved:
                 log.info("network.addresses_changed", addresses=self._addresses)
                 if self._mdns is not None:
@@ -225,7 +246,7 @@ class Network:
                 self._changed = trio.Event()
 
     async def wait_changed(self) -> None:
-        """Until this node's addresses, or the networks that its reach names, are others."""
+        """Wait until this node's addresses, or the private networks that it lives in, have changed."""
         await self._changed.wait()
 
     async def _start(self, nursery: trio.Nursery) -> None:
@@ -274,12 +295,13 @@ class Network:
 
     @property
     def guard(self) -> Guard:
-        """Counts what tasks for strangers raised that nobody expected; for every such task of the node."""
+        """Runs tasks that serve strangers, and counts the unexpected errors they raise."""
         return self._swarm.guard
 
     @property
     def multiaddrs(self) -> tuple[str, ...]:
-        """Where it is reached now, each with the peer id: announced ones, then the widest scope first.
+        """Where this node is reached now, each with the peer id: announced ones first, then by widest
+        scope.
 
         Empty before ``run``.
         """
@@ -287,12 +309,12 @@ class Network:
 
     @property
     def listens_on_all(self) -> bool:
-        """Whether it listens on every interface, those that come later included."""
+        """Whether it listens on every interface, also on those that appear later."""
         return any(is_unspecified(str(a)) for each in self._listeners for a in each.get_addrs())
 
     @property
     def announced(self) -> tuple[str, ...]:
-        """Those of them that strangers are told: see ``to_announce``."""
+        """The addresses that strangers learn: see ``to_announce``."""
         return self._announced
 
     def is_connected(self, peer: PeerId) -> bool:
@@ -304,13 +326,13 @@ class Network:
         return tuple(sorted({connection.peer for connection in self._swarm.all_live()}))
 
     def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
-        """Where we reached ``peer``, then what others say and may be dialled; with ``/p2p``."""
+        """Where we reached ``peer``, then what others say and may be dialled; each with ``/p2p``."""
         try:
             known = [str(address) for address in self._swarm.peerstore.addrs(to_id(peer))]
         except Exception:  # noqa: BLE001  the library raises when it knows none
             known = []
         heard = [without_peer(a) for a in known]
-        found = dict.fromkeys((*self._swarm.reached_at(to_id(peer)), *self.reach.dialable(heard)))
+        found = dict.fromkeys((*self._swarm.reached_at(to_id(peer)), *self.policy.dialable(heard)))
         return tuple(with_peer(address, peer) for address in found)
 
     def speaks(self, peer: PeerId, protocol: str) -> bool | None:
@@ -322,7 +344,7 @@ class Network:
         return protocol in known if known else None
 
     def remote_addresses(self) -> tuple[str, ...]:
-        """Where the peers of our open connections really are, inbound ones included."""
+        """The addresses from which the peers of our open connections really come, inbound ones too."""
         return tuple(sorted({c.address for c in self._swarm.all_live() if c.address}))
 
     # Connections.
@@ -330,16 +352,16 @@ class Network:
     async def connect(self, multiaddr: str) -> PeerId:
         """Dial a full multiaddr that the user named. Raises ``ConfigError`` or ``UnreachableError``."""
         address, peer = split_peer(multiaddr)
-        self.reach.tell([address])
+        self.policy.trust([address])
         await self._dial(peer, [address])
         return peer
 
-    async def connect_peer(self, peer: PeerId, heard: Sequence[str], *, told: Sequence[str] = ()) -> None:
-        """Dial ``peer`` at whichever address answers; a no-op when connected.
+    async def connect_peer(self, peer: PeerId, heard: Sequence[str], *, trusted: Sequence[str] = ()) -> None:
+        """Dial ``peer`` at whichever address answers; do nothing when connected.
 
-        ``told`` are the user's word, or what we saw ourselves. ``heard`` are a stranger's: those that a
-        stranger's word isn't enough for are not dialled, and what is no address is passed over. Raises
-        ``UnreachableError``.
+        ``trusted`` addresses come from the user, or we reached the peer there. ``heard`` ones come from
+        strangers: only those that a stranger's word is enough for are dialled, and what is no address is
+        passed over. Raises ``UnreachableError``.
         """
         try:
             check_peer(peer)
@@ -347,12 +369,12 @@ class Network:
             raise UnreachableError(str(error)) from error
         if not self.is_connected(peer):
             reached = self._swarm.reached_at(to_id(peer))
-            await self._dial(peer, [*told, *reached], [*heard, *self.addresses_of(peer)])
+            await self._dial(peer, [*trusted, *reached], [*heard, *self.addresses_of(peer)])
 
-    async def _dial(self, peer: PeerId, told: Sequence[str], heard: Sequence[str] = ()) -> None:
+    async def _dial(self, peer: PeerId, trusted: Sequence[str], heard: Sequence[str] = ()) -> None:
         if self._swarm.nursery is None:
             raise UnreachableError("this node is shutting down, or has not started: nobody can be reached")
-        await self._swarm.dial(to_id(peer), told, heard)
+        await self._swarm.dial(to_id(peer), trusted, heard)
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to ``peer``. Bounded; never raises."""
@@ -413,7 +435,7 @@ class Network:
         return await self._need_gossip().subscribe(topic, validator)
 
     def topic_peers(self, topic: str) -> tuple[PeerId, ...]:
-        """Connected peers on ``topic``."""
+        """The connected peers on ``topic``."""
         return self._gossip.topic_peers(topic) if self._gossip is not None else ()
 
     def _need_gossip(self) -> Gossip:
@@ -424,11 +446,11 @@ class Network:
     # Discovery.
 
     async def provide(self, key: bytes) -> bool:
-        """Say in the DHT that we provide ``key``; false when nobody took it (alone, or no DHT)."""
+        """Tell the DHT that we provide ``key``. Returns false when no peer took it, or there is no DHT."""
         return await self._dht.provide(key) if self._dht is not None else False
 
     async def find_providers(self, key: bytes, *, limit: int) -> list[PeerAddresses]:
-        """Peers said to provide ``key``; hints only. Empty when nobody knows any."""
+        """Peers that are said to provide ``key``; hints only. Empty when no peer knows any."""
         if self._dht is None:
             return []
         with trio.move_on_after(GREETING_S):
@@ -436,7 +458,7 @@ class Network:
         return await self._dht.find_providers(key, limit)
 
     async def _wait_greeted(self, dht: Dht) -> None:
-        """A peer that was dialled just now is in no routing table before it has said what it speaks."""
+        """Wait until each connected peer has said what it speaks: before that it is in no routing table."""
         while not dht.size() and any(not self._has_greeted(peer) for peer in self.connected_peers()):
             await self._greeted.wait()
 
@@ -444,7 +466,7 @@ class Network:
         return self.speaks(peer, "") is not None
 
     def discovered(self) -> trio.MemoryReceiveChannel[PeerAddresses]:
-        """What mDNS found on the LAN. Bounded; the newest wins."""
+        """What mDNS found on the LAN. Bounded: when it is full, the oldest is dropped."""
         return self._discovered_receive.clone()
 
     def _found(self, found: PeerAddresses) -> None:
@@ -492,13 +514,13 @@ class Network:
             self._greeted = trio.Event()
 
     def on_disconnected(self, connection: NodeConnection) -> None:
-        """Forget what identify said with the last connection."""
+        """Forget what identify said when the last connection is gone."""
         if not self._swarm.live(to_id(connection.peer)):
             self._host.forget(to_id(connection.peer))
 
 
 class _Watcher(INotifee):
-    """Connections come and go."""
+    """Tells the network when connections come and go."""
 
     def __init__(self, network: Network) -> None:
         self._network = network

@@ -19,15 +19,16 @@ import hashlib
 import importlib
 import linecache
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.metadata import version
 from types import CodeType
 from typing import Any, Final
 
 import structlog
+import trio
 
 from p2pnode.errors import LocalError
-from p2pnode.net.seen import SeenMessages
 
 VERSION: Final = "0.8.1"
 RPC_QUEUE_MAX: Final = 256
@@ -220,3 +221,47 @@ def _keep_signed_record() -> None:
         module = importlib.import_module(name)
         if getattr(module, "env_to_send_in_RPC", None) is original:
             module.env_to_send_in_RPC = env_to_send_in_rpc  # type: ignore[attr-defined]
+
+
+# ---- what was seen
+
+SEEN_MAX: Final = 16384
+
+
+class SeenMessages:
+    """Which messages were seen lately: bounded in time and number, on trio's clock.
+
+    Used in place of the library's cache, which starts a thread for each pubsub and never ends it.
+    """
+
+    def __init__(self, ttl: int, sweep_interval: int = 60) -> None:
+        del sweep_interval  # in the library's signature
+        self._ttl_s = ttl
+        self._until: OrderedDict[bytes, float] = OrderedDict()
+
+    def add(self, key: bytes) -> bool:
+        """Note the id, and return whether it is new. It is forgotten after ``ttl`` seconds, or when too
+        many came later."""
+        self._sweep()
+        new = key not in self._until
+        self._until[key] = trio.current_time() + self._ttl_s
+        self._until.move_to_end(key)
+        if len(self._until) > SEEN_MAX:
+            self._until.popitem(last=False)
+        return new
+
+    def has(self, key: bytes) -> bool:
+        """Whether the id was seen within ``ttl``."""
+        return self._until.get(key, 0.0) > trio.current_time()
+
+    def length(self) -> int:
+        """How many ids are stored."""
+        return len(self._until)
+
+    def stop(self) -> None:
+        """Do nothing: there is no thread to stop."""
+
+    def _sweep(self) -> None:
+        now = trio.current_time()
+        while self._until and next(iter(self._until.values())) <= now:
+            self._until.popitem(last=False)

@@ -20,7 +20,7 @@ from libp2p.pubsub.utils import maybe_consume_signed_record
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from p2pnode.ids import PeerId
-from p2pnode.net.host import NodeHost
+from p2pnode.net.libp2p_host import NodeHost
 from p2pnode.net.multiaddrs import from_id
 
 RPC_MAX_BYTES: Final = 256 * 1024

@@ -1,7 +1,7 @@
-"""The protocols that this node serves: each handler guarded, counted and capped.
+"""``Router``: the protocols that this node serves, each handler guarded, counted and capped.
 
-A handler's exception ends its stream only, is an event, and counts against the peer. A stream over the
-cap is reset before its handler sees it. Knows nothing of what the protocols say.
+A handler's exception ends its stream only, is logged, and counts against the peer. A stream above the cap is
+reset before its handler sees it. This module doesn't know what the protocols say.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from libp2p.network.stream.net_stream import NetStream
 from p2pnode.errors import RemoteError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
-from p2pnode.net.connection import NodeConnection
 from p2pnode.net.multiaddrs import from_id
 from p2pnode.net.stream import Stream
+from p2pnode.net.swarm import NodeConnection
 from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
@@ -30,7 +30,7 @@ Handler = Callable[[Stream], Awaitable[None]]
 
 
 class Router:
-    """Makes guarded stream handlers, and counts."""
+    """Makes guarded stream handlers, and counts their failures."""
 
     def __init__(self, limits: Limits, guard: Guard) -> None:
         self._limits, self._guard = limits, guard

@@ -1,8 +1,8 @@
-"""Runs the library's services (gossip, DHT) as tasks of our nursery.
+"""``ServiceManager``: runs the library's services (gossip, DHT) as tasks of our nursery.
 
-The library's own manager searches its whole task tree for every task it starts, lets one task's error
-end the service, and ends in nested exception groups. Here a task's error ends that task, as an event, and
-a loop that the whole service rests on starts again.
+The library's own manager searches its whole task tree for every task it starts, lets one task's error end the
+service, and ends in nested exception groups. Here a task's error ends that task and is logged, and a loop
+that the whole service needs is started again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESTART_S: Final = 1.0
 
 
 class ServiceManager:
-    """Stands in for ``libp2p.tools.anyio_service``'s manager: the part that the services use."""
+    """Used in place of ``libp2p.tools.anyio_service``'s manager: the part that the services use."""
 
     def __init__(self, nursery: trio.Nursery, guard: Guard) -> None:
         self.is_running = True
@@ -36,7 +36,7 @@ class ServiceManager:
         name: str | None = None,
         daemon: bool = False,
     ) -> None:
-        """Start a task that can't take anything else down. A ``daemon`` is the service's own loop."""
+        """Start a task whose errors end nothing else. A ``daemon`` is the service's own loop."""
         if self.is_running:
             run = self._keep_running if daemon else self._guard.run
             self._nursery.start_soon(run, function, *args, name=name)
@@ -44,15 +44,15 @@ class ServiceManager:
     def run_daemon_task(
         self, function: Callable[..., Awaitable[Any]], *args: Any, name: str | None = None
     ) -> None:
-        """A loop that runs as long as the service."""
+        """Start a loop that runs as long as the service."""
         self.run_task(function, *args, name=name, daemon=True)
 
     async def wait_finished(self) -> None:
-        """Until :meth:`stop`."""
+        """Wait for :meth:`stop`."""
         await self._finished.wait()
 
     async def wait_started(self) -> None:
-        """At once: there is nothing to wait for."""
+        """Return at once: there is nothing to wait for."""
         await trio.lowlevel.checkpoint()
 
     def cancel(self) -> None:
@@ -63,12 +63,13 @@ class ServiceManager:
         self._finished.set()
 
     async def stop(self) -> None:
-        """The same; the tasks themselves end with the nursery."""
+        """As ``cancel``; the tasks themselves end with the nursery."""
         self.cancel()
         await trio.lowlevel.checkpoint()
 
     async def _keep_running(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
-        """Again after a failure: without its heartbeat a node is on no mesh, and nobody would tell."""
+        """Run a loop again after a failure: without its heartbeat a node is on no mesh, and nothing would
+        show it."""
         failed = True
 
         async def once() -> None:

@@ -1,8 +1,11 @@
-"""The swarm: connections in and out, with limits and deadlines, in one nursery.
+"""``NodeSwarm``: connections in and out, with limits and deadlines, in one nursery; and
+``NodeConnection``.
 
-Built on the library's ``Swarm`` for what its host, gossip and DHT expect of it (the connection table and
-the notifees); dialling, accepting and closing are ours. There is no auto-connector, pruner, retry loop
-or negative cache: the node decides whom to dial, and when again. Knows nothing of protocols.
+Built on the library's ``Swarm`` because its host, gossip and DHT expect its connection table and notifees.
+Dialling, accepting and closing are ours. There is no automatic connector, pruner, retry loop or negative
+cache: the node decides whom to dial, and when again. A connection has none of the library's locks, sleeps and
+leaks: each inbound stream runs its handler in a task of the nursery, and an exception there resets that
+stream and is logged, nothing more. This module knows nothing of protocols.
 """
 
 from __future__ import annotations
@@ -17,15 +20,24 @@ from typing import Any, Final, cast
 
 import structlog
 import trio
-from libp2p.abc import IMuxedConn, INetConn, INetStream, IPeerStore, IRawConnection, ITransport
+from libp2p.abc import IMuxedConn, IMuxedStream, INetConn, INetStream, IPeerStore, IRawConnection, ITransport
 from libp2p.crypto.keys import KeyPair
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.exceptions import StreamClosed, StreamEOF, StreamReset
+from libp2p.network.stream.net_stream import NetStream, StreamState
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamError,
+)
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
@@ -33,10 +45,9 @@ from p2pnode.bounded import BoundedMap
 from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
+from p2pnode.net.address_policy import AddressPolicy, nearest_first, scope_of
 from p2pnode.net.admission import Admission
-from p2pnode.net.connection import NodeConnection
 from p2pnode.net.multiaddrs import check_address, from_id, without_peer
-from p2pnode.net.reach import Reach, nearest_first, scope_of
 from p2pnode.net.upgrader import Upgrader
 from p2pnode.scopes import ip_of
 from p2pnode.tasks import Guard
@@ -51,10 +62,11 @@ REACHED_MAX: Final = 1024
 
 
 class KnownPeers(PeerStore):
-    """The library's peerstore, bounded, which forgets anybody but ourselves.
+    """The library's peerstore, bounded, which never forgets this node itself.
 
-    At its limit the library evicts whoever has no address first. That is this node, and its keys with it,
-    without which it can sign nothing more: one answer of the DHT that names a thousand peers was enough.
+    At its limit the library first drops peers without an address. One of them is this node, and with it go
+    its keys, without which it can sign nothing more: one answer of the DHT that names a thousand peers was
+    enough.
     """
 
     def __init__(self, own: ID, key_pair: KeyPair) -> None:
@@ -63,7 +75,8 @@ class KnownPeers(PeerStore):
         self.add_key_pair(own, key_pair)
 
     def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
-        """Nothing that others say of ourselves: it would expire, and we with it."""
+        """Add addresses of another peer. What others say of this node is not added: it would expire, and
+        the entry with it."""
         if peer_id != self._own:
             super().add_addrs(peer_id, addrs, ttl)
 
@@ -77,7 +90,7 @@ class KnownPeers(PeerStore):
 
 @dataclass(slots=True)
 class _Dial:
-    """One dial under way; whoever wants the same peer waits for it."""
+    """A dial under way. Tasks that want the same peer wait for it."""
 
     asked: set[str]
     over: trio.Event = field(default_factory=trio.Event)
@@ -85,7 +98,7 @@ class _Dial:
 
 
 class NodeSwarm(Swarm):
-    """See the module docstring. Usable once ``nursery`` is set."""
+    """See the module. It can be used once ``nursery`` is set."""
 
     upgrader: Upgrader
 
@@ -97,7 +110,7 @@ class NodeSwarm(Swarm):
         upgrader: Upgrader,
         transports: Sequence[ITransport],
         limits: Limits,
-        reach: Reach,
+        policy: AddressPolicy,
         fast: bool,
     ) -> None:
         super().__init__(
@@ -125,22 +138,22 @@ class NodeSwarm(Swarm):
         self.refused: Counter[str] = Counter()
         self.dials: Counter[str] = Counter()
         self.transports = list(transports)
-        self.reach = reach
+        self.policy = policy
         self._reached: BoundedMap[ID, str] = BoundedMap(REACHED_MAX)
         self._flying: dict[ID, _Dial] = {}
 
     def reached_at(self, peer: ID) -> tuple[str, ...]:
-        """Where we dialled ``peer`` with success, last: what we saw ourselves is no stranger's word."""
+        """Where we last dialled ``peer`` with success. We saw this ourselves, so it is trusted."""
         address = self._reached.get(peer)
         return () if address is None else (address,)
 
     def start_task(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
-        """Run in the swarm's nursery, guarded; a no-op once that is gone."""
+        """Run a task in the swarm's nursery, guarded; does nothing once that is gone."""
         if self.nursery is not None and not self._closing:
             self.nursery.start_soon(self.guard.run, function, *args)
 
     def live(self, peer: ID) -> list[NodeConnection]:
-        """Open connections to ``peer``, the one with most streams first."""
+        """The open connections to ``peer``, the one with most streams first."""
         found = [cast("NodeConnection", c) for c in self.connections.get(peer, ()) if not c.is_closed]
         found = [connection for connection in found if connection.muxed_conn.is_established]
         return sorted(found, key=lambda connection: -len(connection.streams))
@@ -154,7 +167,7 @@ class NodeSwarm(Swarm):
     # Dialling.
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
-        """The library's way in: to whatever addresses the peerstore holds."""
+        """The library's method: dial whatever addresses the peerstore holds."""
         if found := self.live(peer_id):
             return [found[0]]
         try:
@@ -166,12 +179,13 @@ class NodeSwarm(Swarm):
         except UnreachableError as error:
             raise SwarmException(str(error)) from error
 
-    async def dial(self, peer: ID, told: Sequence[str], heard: Sequence[str] = ()) -> NodeConnection:
+    async def dial(self, peer: ID, trusted: Sequence[str], heard: Sequence[str] = ()) -> NodeConnection:
         """Connect to ``peer`` at the first address that answers. Raises ``UnreachableError``.
 
-        ``told`` are dialled as they are. ``heard`` come from strangers: those outside our reach are left out.
+        ``trusted`` addresses are dialled as they are. ``heard`` ones come from strangers, and are dialled
+        only where ``policy`` allows it.
         """
-        asked = {without_peer(each) for each in (*told, *heard)}
+        asked = {without_peer(each) for each in (*trusted, *heard)}
         while (flying := self._flying.get(peer)) is not None:
             await flying.over.wait()
             if flying.failure and asked <= flying.asked:
@@ -180,7 +194,7 @@ class NodeSwarm(Swarm):
             return found[0]
         self._flying[peer] = dial = _Dial(asked)
         try:
-            return await self._dial(peer, told, heard)
+            return await self._dial(peer, trusted, heard)
         except UnreachableError as error:
             dial.failure = str(error)
             raise
@@ -188,23 +202,23 @@ class NodeSwarm(Swarm):
             dial.over.set()
             self._flying.pop(peer, None)
 
-    async def _dial(self, peer: ID, told: Sequence[str], heard: Sequence[str]) -> NodeConnection:
+    async def _dial(self, peer: ID, trusted: Sequence[str], heard: Sequence[str]) -> NodeConnection:
         with trio.move_on_after(self.limits.dial_deadline_s) as scope:
-            return await self._race(peer, await self._usable(peer, told, heard))
+            return await self._race(peer, await self._usable(peer, trusted, heard))
         if scope.cancelled_caught:
             self.dials["timeout"] += 1
         raise UnreachableError(
             f"no answer from {from_id(peer)} within {self.limits.dial_deadline_s:g} s at "
-            f"{', '.join(dict.fromkeys((*told, *heard)))}. It is not running, or a router or firewall "
+            f"{', '.join(dict.fromkeys((*trusted, *heard)))}. It is not running, or a router or firewall "
             "lets nobody in: its owner can forward the port, and announce the address with --announce."
         )
 
-    async def _usable(self, peer: ID, told: Sequence[str], heard: Sequence[str]) -> list[Multiaddr]:
+    async def _usable(self, peer: ID, trusted: Sequence[str], heard: Sequence[str]) -> list[Multiaddr]:
         if peer == self.self_id:
             raise UnreachableError("that is this node's own peer id; dial another node")
-        wanted = dict.fromkeys(without_peer(each) for each in told)
+        wanted = dict.fromkeys(without_peer(each) for each in trusted)
         strange = [without_peer(each) for each in heard]
-        allowed = self.reach.dialable(each for each in strange if each not in wanted)
+        allowed = self.policy.dialable(each for each in strange if each not in wanted)
         for each in allowed[:ADDRESSES_MAX]:
             wanted.update(dict.fromkeys(await self._resolved(each)))
         usable = []
@@ -217,7 +231,8 @@ class NodeSwarm(Swarm):
         return usable[:ADDRESSES_MAX]
 
     async def _resolved(self, address: str) -> tuple[str, ...]:
-        """A stranger's address, or what its name stands for: a name may lead into our own network."""
+        """A stranger's address, or the addresses that its name stands for: a name may lead into our own
+        network."""
         _, family, host, rest = address.split("/", maxsplit=3)
         if ip_of(host) is not None:
             return (address,)
@@ -229,7 +244,7 @@ class NodeSwarm(Swarm):
         except (OSError, UnicodeError):
             return ()
         hosts = dict.fromkeys(str(name[0]) for kind, *_, name in found if kind in wanted)
-        return self.reach.dialable(
+        return self.policy.dialable(
             f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/{rest}" for ip in list(hosts)[:ADDRESSES_MAX]
         )
 
@@ -299,7 +314,7 @@ class NodeSwarm(Swarm):
         stream: ReadWriteCloser,
         upgrade: Callable[[], Awaitable[ReadWriteCloser]] | None = None,
     ) -> None:
-        """One inbound connection, from its first byte to its end. Holds its place until then."""
+        """Serve one inbound connection, from its first byte to its end. It keeps its place until then."""
         remote = stream.get_remote_address()
         scope = trio.CancelScope()
         ticket = None if self._closing else self.admission.enter(_bucket(remote), scope.cancel)
@@ -333,7 +348,8 @@ class NodeSwarm(Swarm):
             await _close_quietly(stream)
 
     def _make_room(self) -> bool:
-        """At the limit, the oldest inbound connection that does nothing gives way to a newcomer."""
+        """Whether a new connection is accepted. At the limit, the oldest idle inbound one is closed for
+        it."""
         live = list(self.all_live())
         if len(live) < self.limits.connections_max:
             return True
@@ -430,3 +446,120 @@ def _address(remote: tuple[str, int] | None) -> str:
     if remote is None:
         return ""
     return f"/{'ip6' if ':' in remote[0] else 'ip4'}/{remote[0]}/tcp/{remote[1]}"
+
+
+# ---- one connection
+
+
+class NodeStream(NetStream):
+    """The library's stream over ours: the muxer keeps the state, so that no lock is taken per call."""
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Between 1 and ``n`` bytes. Raises ``StreamEOF`` at the end, ``StreamReset`` on loss."""
+        try:
+            return await self.muxed_stream.read(n)
+        except MuxedStreamEOF:
+            raise StreamEOF from None
+        except MuxedStreamError as error:
+            self._state = StreamState.RESET
+            raise StreamReset(str(error)) from None
+
+    async def write(self, data: bytes) -> None:
+        """Put all of ``data`` into the muxer's queue."""
+        try:
+            await self.muxed_stream.write(data)
+        except MuxedStreamClosed as error:
+            raise StreamClosed(str(error)) from None
+        except MuxedStreamError as error:
+            self._state = StreamState.RESET
+            raise StreamReset(str(error)) from None
+
+    async def close(self) -> None:
+        """End both directions."""
+        if self._state is not StreamState.RESET:
+            self._state = StreamState.CLOSE_BOTH
+        await self.muxed_stream.close()
+        await self.remove()
+
+    async def reset(self) -> None:
+        """Abort both directions."""
+        self._state = StreamState.RESET
+        await self.muxed_stream.reset()
+        await self.remove()
+
+
+class NodeConnection(SwarmConn):
+    """One connection. ``start`` accepts streams until it ends."""
+
+    swarm: NodeSwarm
+
+    def __init__(self, muxed_conn: IMuxedConn, swarm: NodeSwarm, *, direction: str, address: str) -> None:
+        super().__init__(muxed_conn, swarm, direction=direction)
+        self.peer = from_id(muxed_conn.peer_id)
+        self.inbound = direction == "inbound"
+        self.address = address
+        self.since = trio.current_time()
+        self.streams_inbound = 0
+        self.streams_app = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a stream of ours or of the peer's is open."""
+        return self.streams_inbound > 0 or self.streams_app > 0
+
+    async def start(self) -> None:
+        """Accept streams; close when the muxer has ended."""
+        self.event_started.set()
+        while not self.event_closed.is_set():
+            try:
+                stream = await self.muxed_conn.accept_stream()
+            except (MuxedConnUnavailable, MuxedStreamError):
+                break
+            except Exception as error:  # noqa: BLE001  nobody accepts its streams any more, so it must end
+                self.swarm.guard.note("accept_stream", error)
+                break
+            self.swarm.start_task(self._handle_muxed_stream, stream)
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection; bounded by the muxer's own deadlines."""
+        if self.event_closed.is_set():
+            return
+        self.event_closed.set()
+        self.swarm.remove_conn(self)
+        try:
+            with trio.move_on_after(self.swarm.limits.close_deadline_s):
+                await self.muxed_conn.close()
+        except Exception as error:  # noqa: BLE001  it is closed either way
+            log.debug("connection.close_failed", peer=self.peer, error=repr(error))
+        finally:
+            self.swarm.start_task(self.swarm.notify_disconnected, self)
+
+    async def _add_stream(self, muxed_stream: IMuxedStream) -> NetStream:
+        kind = NodeStream if self.swarm.fast else NetStream
+        stream = kind(muxed_stream, self, None)
+        await stream.set_state(StreamState.OPEN)
+        self.streams.add(stream)
+        return stream
+
+    async def _handle_muxed_stream(self, muxed_stream: IMuxedStream) -> None:
+        limits = self.swarm.limits
+        if self.swarm.streams_inbound >= limits.streams_max:
+            self.swarm.refused["streams"] += 1
+            await muxed_stream.reset()
+            return
+        self.swarm.streams_inbound += 1
+        self.streams_inbound += 1
+        stream: NetStream | None = None
+        try:
+            stream = await self._add_stream(muxed_stream)
+            await self.swarm.common_stream_handler(stream)
+        except Exception as error:  # noqa: BLE001  a peer's fault ends that stream only
+            log.debug("stream.failed", peer=self.peer, error=f"{type(error).__name__}: {error}")
+            with trio.move_on_after(limits.close_deadline_s), contextlib.suppress(Exception):
+                await (stream or muxed_stream).reset()
+        finally:
+            self.swarm.streams_inbound -= 1
+            self.streams_inbound -= 1
+            if stream is not None:
+                self.remove_stream(stream)

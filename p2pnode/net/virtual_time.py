@@ -1,9 +1,10 @@
-"""Virtual time and seeded chance for tests and simulators: ``with virtual_time(seed=7): trio.run(…)``.
+"""Virtual time and seeded randomness for tests and simulators: ``with virtual_time(seed=7): trio.run(…)``.
 
-Inside, whatever libp2p reads as the time follows trio's clock (from a fixed epoch), ``random`` is seeded,
-and trio schedules its tasks in a seeded order. Everything is undone on exit. Digests of two runs agree
-when sets are sorted before they matter; keys that libp2p draws from the system stay random, so digest
-events of the application, not bytes on the wire. Run with ``PYTHONHASHSEED`` fixed to compare processes.
+Inside it, every time that libp2p reads follows trio's clock (from a fixed epoch), ``random`` is seeded, and
+trio schedules its tasks in a seeded order. Everything is undone at the end. Two runs do the same where sets
+are sorted before their order matters. Keys that libp2p draws from the system stay random, so compare digests
+of the application's events, not of the bytes on the wire. Run with a fixed ``PYTHONHASHSEED`` to compare
+processes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def virtual_time(*, seed: int = 0) -> Iterator[Callable[[], float]]:
 
 
 def wall_clock() -> float:
-    """trio's clock, counted from a fixed epoch; outside trio, the epoch itself."""
+    """The seconds of trio's clock, from a fixed epoch on; outside trio, the epoch itself."""
     return EPOCH_S + _monotonic()
 
 

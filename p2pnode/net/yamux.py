@@ -12,17 +12,53 @@ It knows nothing of protocols, hosts or limits beyond the three numbers it is gi
 from __future__ import annotations
 
 import contextlib
-from typing import Final
+import struct
+from types import TracebackType
+from typing import Final, Self
 
 import trio
-from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamError,
+    MuxedStreamReset,
+)
 from multiaddr import Multiaddr
 
-from p2pnode.net import yamux_frames as wire
-from p2pnode.net.yamux_stream import YamuxStream
+# ---- the header: 12 bytes, as in hashicorp/yamux ``spec.md``
+
+HEADER: Final = struct.Struct("!BBHII")  # version, type, flags, stream id, length
+HEADER_BYTES: Final = HEADER.size
+
+DATA: Final = 0
+WINDOW_UPDATE: Final = 1
+PING: Final = 2
+GO_AWAY: Final = 3
+
+SYN: Final = 1
+ACK: Final = 2
+FIN: Final = 4
+RST: Final = 8
+
+GO_AWAY_NORMAL: Final = 0
+GO_AWAY_PROTOCOL_ERROR: Final = 1
+
+WINDOW_INITIAL: Final = 256 * 1024
+"""Both sides start each stream with this credit; the protocol fixes it."""
+WINDOW_LIMIT: Final = 0xFFFFFFFF
+"""No window can hold more: its size is a number of 32 bits."""
+
+
+def frame(kind: int, flags: int, stream_id: int, length: int) -> bytes:
+    """One header; the body of a DATA frame follows it."""
+    return HEADER.pack(0, kind, flags, stream_id, length)
+
+
+# ---- the connection
 
 QUEUE_ROOM_BYTES: Final = 128 * 1024
 QUEUE_MAX_BYTES: Final = 2 * 1024 * 1024
@@ -40,7 +76,7 @@ class _Breach(Exception):  # noqa: N818  (internal)
 
 
 class Yamux(IMuxedConn):
-    """See the module docstring. ``start`` runs it; it ends by itself when the connection does."""
+    """See the module. ``start`` runs it; it ends by itself when the connection does."""
 
     def __init__(
         self,
@@ -91,7 +127,7 @@ class Yamux(IMuxedConn):
         return self.event_closed.is_set()
 
     async def start(self) -> None:
-        """Read, write and keep alive until the connection ends. Raises nothing of the peer's doing."""
+        """Read, write and keep alive until the connection ends. Raises nothing that a peer causes."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -108,10 +144,10 @@ class Yamux(IMuxedConn):
             self.event_closed.set()
 
     async def close(self) -> None:
-        """Say goodbye and end; bounded. What was queued is flushed if the peer takes it in time."""
+        """Say goodbye and end; bounded. What is queued is sent if the peer takes it in time."""
         if not self._ending:
             self._ending = True
-            self._enqueue(wire.frame(wire.GO_AWAY, 0, 0, wire.GO_AWAY_NORMAL))
+            self._enqueue(frame(GO_AWAY, 0, 0, GO_AWAY_NORMAL))
         if not self.event_started.is_set():
             with trio.move_on_after(FLUSH_S, shield=True):
                 await self._close_secured()
@@ -126,7 +162,7 @@ class Yamux(IMuxedConn):
             await self.event_closed.wait()
 
     async def open_stream(self) -> YamuxStream:
-        """A new stream at once: the other side's consent isn't waited for."""
+        """A new stream, at once: it doesn't wait for the other side's consent."""
         if self._ending:
             raise MuxedStreamError("the connection is closing")
         if len(self.streams) - self._inbound >= OUTBOUND_STREAMS_MAX:
@@ -134,7 +170,7 @@ class Yamux(IMuxedConn):
         stream = YamuxStream(self, self._next_id, window_max=self._window_max, inbound=False)
         self._next_id += 2
         self.streams[stream.stream_id] = stream
-        self.send_control(wire.WINDOW_UPDATE, wire.SYN, stream.stream_id, 0)
+        self.send_control(WINDOW_UPDATE, SYN, stream.stream_id, 0)
         return stream
 
     async def accept_stream(self) -> YamuxStream:
@@ -163,22 +199,22 @@ class Yamux(IMuxedConn):
         if len(self._out) > QUEUE_MAX_BYTES:
             self._scope.cancel()
             return
-        self._enqueue(wire.frame(kind, flags, stream_id, length))
+        self._enqueue(frame(kind, flags, stream_id, length))
 
     def send_data(self, stream_id: int, body: bytes) -> None:
         """Queue one DATA frame; the caller waits for room first."""
-        self._enqueue(wire.frame(wire.DATA, 0, stream_id, len(body)))
+        self._enqueue(frame(DATA, 0, stream_id, len(body)))
         self._out += body
 
     async def wait_room(self, below: int = QUEUE_ROOM_BYTES) -> None:
-        """Until at most ``below`` bytes are queued, or the connection has ended."""
+        """Wait until at most ``below`` bytes are queued, or the connection has ended."""
         while len(self._out) > below and not self.event_closed.is_set():
             if self._room is None:
                 self._room = trio.Event()
             await self._room.wait()
 
     def forget(self, stream: YamuxStream) -> None:
-        """The stream is over; its number isn't used again."""
+        """Remove a stream that is over. Its number isn't used again."""
         if self.streams.pop(stream.stream_id, None) is not None and stream.inbound:
             self._inbound -= 1
 
@@ -220,13 +256,13 @@ class Yamux(IMuxedConn):
                 if not self._feed(data):
                     return
             except _Breach:
-                self._enqueue(wire.frame(wire.GO_AWAY, 0, 0, wire.GO_AWAY_PROTOCOL_ERROR))
+                self._enqueue(frame(GO_AWAY, 0, 0, GO_AWAY_PROTOCOL_ERROR))
                 with trio.move_on_after(FLUSH_S):
                     await self.wait_room(0)
                 return
 
     async def _keep_alive(self) -> None:
-        """A peer silent for a whole interval, our ping included, is gone."""
+        """Ping. A peer that is silent for a whole interval, and doesn't answer the ping, is gone."""
         while True:
             await trio.sleep(KEEPALIVE_S)
             if not self._heard and self._ping:
@@ -234,7 +270,7 @@ class Yamux(IMuxedConn):
                 return
             self._heard = False
             self._ping += 1
-            self.send_control(wire.PING, wire.SYN, 0, self._ping & 0xFFFFFFFF)
+            self.send_control(PING, SYN, 0, self._ping & 0xFFFFFFFF)
             before = trio.current_time() - ABANDONED_S
             for stream in list(self.streams.values()):
                 if stream.closed_at and stream.closed_at < before:
@@ -255,25 +291,25 @@ class Yamux(IMuxedConn):
                 if self._body_left:
                     break
                 self._finish(self._body_stream, self._body_flags)
-            if end - at < wire.HEADER_BYTES:
+            if end - at < HEADER_BYTES:
                 break
-            version, kind, flags, stream_id, length = wire.HEADER.unpack_from(buffer, at)
-            at += wire.HEADER_BYTES
+            version, kind, flags, stream_id, length = HEADER.unpack_from(buffer, at)
+            at += HEADER_BYTES
             if version != 0:
                 raise _Breach
-            if kind == wire.DATA:
+            if kind == DATA:
                 self._on_data_header(flags, stream_id, length)
-            elif kind == wire.WINDOW_UPDATE:
+            elif kind == WINDOW_UPDATE:
                 stream = self._stream_of(flags, stream_id)
                 if stream is not None and length:
-                    if stream.send_window + length > wire.WINDOW_LIMIT:
+                    if stream.send_window + length > WINDOW_LIMIT:
                         raise _Breach
                     stream.on_credit(length)
                 self._finish(stream, flags)
-            elif kind == wire.PING:
-                if flags & wire.SYN:
-                    self.send_control(wire.PING, wire.ACK, 0, length)
-            elif kind == wire.GO_AWAY:
+            elif kind == PING:
+                if flags & SYN:
+                    self.send_control(PING, ACK, 0, length)
+            elif kind == GO_AWAY:
                 return False
             else:
                 raise _Breach
@@ -292,30 +328,30 @@ class Yamux(IMuxedConn):
             self._finish(stream, flags)
 
     def _stream_of(self, flags: int, stream_id: int) -> YamuxStream | None:
-        if not flags & wire.SYN:
+        if not flags & SYN:
             return self.streams.get(stream_id)
         if stream_id in self.streams or (stream_id % 2 == 1) == self._initiator or stream_id == 0:
             raise _Breach
         if self._inbound >= self._streams_inbound_max or self._ending:
-            self.send_control(wire.WINDOW_UPDATE, wire.RST, stream_id, 0)
+            self.send_control(WINDOW_UPDATE, RST, stream_id, 0)
             return None
         stream = YamuxStream(self, stream_id, window_max=self._window_max, inbound=True)
         try:
             self._accept_send.send_nowait(stream)
         except (trio.WouldBlock, trio.BrokenResourceError):
-            self.send_control(wire.WINDOW_UPDATE, wire.RST, stream_id, 0)
+            self.send_control(WINDOW_UPDATE, RST, stream_id, 0)
             return None
         self._inbound += 1
         self.streams[stream_id] = stream
-        self.send_control(wire.WINDOW_UPDATE, wire.ACK, stream_id, 0)
+        self.send_control(WINDOW_UPDATE, ACK, stream_id, 0)
         return stream
 
     @staticmethod
     def _finish(stream: YamuxStream | None, flags: int) -> None:
         if stream is not None:
-            if flags & wire.RST:
+            if flags & RST:
                 stream.on_reset()
-            elif flags & wire.FIN:
+            elif flags & FIN:
                 stream.on_end()
 
     def _lose(self) -> None:
@@ -333,3 +369,208 @@ class Yamux(IMuxedConn):
     async def _close_secured(self) -> None:
         with contextlib.suppress(Exception):  # it is closed either way
             await self.secured_conn.close()
+
+
+# ---- one stream
+
+FRAME_BODY_MAX: Final = 32 * 1024
+"""Small enough that one stream's bulk doesn't hold up another's tokens for long."""
+LAST_WORDS_S: Final = 2.0
+"""So long after we finished both ways what still comes is dropped without a reset: other implementations
+throw away what they have not read yet when one comes, and with it the last we said."""
+GROW_WITHIN_S: Final = 0.25
+"""Half a window read within this time means that the window, not the reader, is the bottleneck."""
+
+
+class YamuxStream(IMuxedStream):
+    """One stream: a bounded receive buffer and credit both ways, without locks or timers of its own.
+
+    A reader that stops costs at most ``window_max`` bytes and stops only this stream's writer, for as long as
+    the writer's own deadline allows. Credit is given back when half a window was read, not at each read.
+    """
+
+    def __init__(self, conn: Yamux, stream_id: int, *, window_max: int, inbound: bool) -> None:
+        self.muxed_conn = conn
+        self.stream_id = stream_id
+        self.inbound = inbound
+        self.send_window = WINDOW_INITIAL
+        self.recv_window = WINDOW_INITIAL
+        self.read_closed = False
+        self.write_closed = False
+        self.was_reset = False
+        self.discarding = False
+        self.closed_at = 0.0
+        self._conn = conn
+        self._buffer = bytearray()
+        self._target = WINDOW_INITIAL
+        self._window_max = max(window_max, WINDOW_INITIAL)
+        self._unacknowledged = 0
+        self._credited_at = 0.0
+        self._readable: trio.Event | None = None
+        self._writable: trio.Event | None = None
+        self._write_lock = trio.Lock()
+
+    async def read(self, n: int | None = None) -> bytes:
+        """At least one and at most ``n`` bytes. Doesn't yield when bytes are at hand."""
+        buffer = self._buffer
+        while not buffer:
+            if self.was_reset:
+                raise MuxedStreamReset("the stream was reset")
+            if self.read_closed:
+                raise MuxedStreamEOF("the other side finished writing")
+            if self._readable is None:
+                self._readable = trio.Event()
+            await self._readable.wait()
+        if n is None or n < 0 or n >= len(buffer):
+            data = bytes(buffer)
+            buffer.clear()
+        else:
+            data = bytes(buffer[:n])
+            del buffer[:n]
+        self._give_credit(len(data))
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Hand all of ``data`` to the connection; waits for credit and for room in its queue."""
+        try:
+            self._write_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._write_lock.acquire()
+        try:
+            offset = 0
+            while offset < len(data):
+                await self._wait_writable()
+                body = data[offset : offset + min(self.send_window, FRAME_BODY_MAX)]
+                self.send_window -= len(body)
+                offset += len(body)
+                self._conn.send_data(self.stream_id, body)
+            await self._conn.wait_room()
+        finally:
+            self._write_lock.release()
+
+    async def _wait_writable(self) -> None:
+        await self._conn.wait_room()
+        while True:
+            if self.was_reset:
+                raise MuxedStreamReset("the stream was reset")
+            if self.write_closed:
+                raise MuxedStreamClosed("this side has finished writing")
+            if self.send_window > 0:
+                return
+            if self._writable is None:
+                self._writable = trio.Event()
+            await self._writable.wait()
+
+    async def close_write(self) -> None:
+        """Tell the other side that nothing more will come; reading goes on."""
+        if not self.write_closed and not self.was_reset:
+            self.write_closed = True
+            self._conn.send_control(WINDOW_UPDATE, FIN, self.stream_id, 0)
+            self._wake()
+            self._settle()
+
+    async def close(self) -> None:
+        """Finish both ways: what still comes is refused."""
+        await self.close_write()
+        self.discarding = True
+        self._buffer.clear()
+        self._settle()
+
+    async def reset(self) -> None:
+        """Abort both ways at once."""
+        self.reset_nowait()
+
+    def reset_nowait(self) -> None:
+        """The same, for callers that can't wait."""
+        if not self.was_reset and not (self.write_closed and self.read_closed):
+            self._conn.send_control(WINDOW_UPDATE, RST, self.stream_id, 0)
+        self._buffer.clear()
+        self.on_reset()
+
+    def set_deadline(self, ttl: int) -> None:
+        """Not supported: deadlines are the caller's cancel scopes."""
+        raise NotImplementedError("put the call in a cancel scope instead")
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Where the connection goes."""
+        return self._conn.get_remote_address()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        del exc_type, exc_val, exc_tb
+        await self.close()
+
+    # What the connection calls; none of it waits.
+
+    def on_data(self, data: bytes | bytearray) -> None:
+        """Bytes within the credit that the connection has checked."""
+        if self.discarding:
+            listened_to = trio.current_time() < self.closed_at + LAST_WORDS_S and self.recv_window > 0
+            if not listened_to:
+                self.reset_nowait()  # the writer should learn that nobody listens
+        elif not self.was_reset:
+            self._buffer += data
+            self._wake_reader()
+
+    def on_credit(self, increment: int) -> None:
+        """The other side takes ``increment`` more bytes."""
+        self.send_window += increment
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+    def on_end(self) -> None:
+        """The other side sent FIN."""
+        self.read_closed = True
+        self._wake_reader()
+        self._settle()
+
+    def on_reset(self) -> None:
+        """The stream was reset, by us or by the peer. What came before the peer's reset stays readable."""
+        self.was_reset = True
+        self._wake()
+        self._conn.forget(self)
+
+    def on_connection_lost(self) -> None:
+        """The connection is lost. What has arrived whole stays readable; the rest is an error."""
+        if not (self.read_closed and self.write_closed):
+            self.was_reset = True
+        self._wake()
+
+    def _give_credit(self, n: int) -> None:
+        self._unacknowledged += n
+        if self.read_closed or self.was_reset or self._unacknowledged < self._target // 2:
+            return
+        now = trio.current_time()
+        if now - self._credited_at < GROW_WITHIN_S:
+            self._target = min(self._target * 2, self._window_max)
+        self._credited_at = now
+        increment = self._target - self.recv_window - len(self._buffer)
+        self._unacknowledged = 0
+        if increment > 0:
+            self.recv_window += increment
+            self._conn.send_control(WINDOW_UPDATE, 0, self.stream_id, increment)
+
+    def _settle(self) -> None:
+        if self.write_closed and self.read_closed:
+            self._conn.forget(self)
+        elif self.discarding and not self.closed_at:
+            self.closed_at = trio.current_time()
+
+    def _wake(self) -> None:
+        self._wake_reader()
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+    def _wake_reader(self) -> None:
+        if self._readable is not None:
+            self._readable.set()
+            self._readable = None

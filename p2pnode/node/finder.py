@@ -10,10 +10,9 @@ import trio
 from p2pnode.errors import RemoteError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
-from p2pnode.net.multiaddrs import split_peer
+from p2pnode.net.address_policy import scope_of
+from p2pnode.net.multiaddrs import PeerAddresses, split_peer
 from p2pnode.net.network import Network
-from p2pnode.net.reach import scope_of
-from p2pnode.net.types import PeerAddresses
 from p2pnode.node.adverts import AdvertService, failure_of
 from p2pnode.node.driver import Driver
 from p2pnode.protocols.adverts.messages import Advert
@@ -83,7 +82,7 @@ class Finder:
         Raises ``RemoteError``.
         """
         if not self._network.is_connected(peer):
-            await self._network.connect_peer(peer, heard, told=told)
+            await self._network.connect_peer(peer, heard, trusted=told)
         return await self._adverts.fetch(peer)
 
 
@@ -148,7 +147,7 @@ class _Run:
 
     def _usable(self, address: str, local: bool) -> bool:
         """Whether this word for it is enough: an advert can't aim us at a network of ours."""
-        return scope_of(address) is not None if local else bool(self._network.reach.dialable([address]))
+        return scope_of(address) is not None if local else bool(self._network.policy.dialable([address]))
 
     async def _contact(self, contact: Contact) -> None:
         started = trio.current_time()
@@ -194,7 +193,7 @@ class _Run:
         try:
             with trio.fail_after(self._limits.request_deadline_s):
                 if not self._network.is_connected(peer):
-                    await self._network.connect_peer(peer, (), told=addresses)
+                    await self._network.connect_peer(peer, (), trusted=addresses)
                 adverts = await self._adverts.sample(peer, self._model)
         except (RemoteError, trio.TooSlowError):
             return  # the contact of the same peer reports why

@@ -14,8 +14,8 @@ from typing import Final
 
 from p2pnode.errors import ConfigError
 from p2pnode.ids import pasted
+from p2pnode.net.address_policy import mixed, scope_of
 from p2pnode.net.multiaddrs import split_peer
-from p2pnode.net.reach import mixed, scope_of
 
 _PREFIX: Final = "p2pnode1"
 _CHECK_BYTES: Final = 4

@@ -20,10 +20,11 @@ from p2pnode.bounded import BoundedMap
 from p2pnode.errors import UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.net.address_policy import interface_addresses, mixed
 from p2pnode.net.multiaddrs import without_peer
 from p2pnode.net.network import Network, NetworkConfig
-from p2pnode.net.peerstore import SavedPeers
-from p2pnode.net.reach import interface_addresses, mixed
+from p2pnode.net.saved_peers import SavedPeers
+from p2pnode.net.address_policy import interface_addresses, mixed
 from p2pnode.net.stream import Stream
 from p2pnode.node.adverts import AdvertService
 from p2pnode.node.finder import Finder
@@ -72,7 +73,7 @@ class Node:
                 key_seed=setup.key.seed,
                 listen=setup.listen,
                 announce=setup.announce,
-                told=setup.bootstrap,
+                trusted=setup.bootstrap,
                 dht=setup.dht,
                 gossip=setup.gossip,
                 mdns=setup.mdns,

@@ -13,7 +13,7 @@ from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.multiaddrs import split_peer, with_peer
 from p2pnode.net.network import Network
-from p2pnode.net.peerstore import SavedPeers
+from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import AdvertService, failure_of
 from p2pnode.node.company import Company, DialCandidate
 
@@ -71,7 +71,7 @@ class PeerKeeper:
         peer = candidate.peer
         try:
             with trio.fail_after(self._limits.dial_deadline_s):
-                await self._network.connect_peer(peer, candidate.heard, told=candidate.told)
+                await self._network.connect_peer(peer, candidate.heard, trusted=candidate.told)
         except Exception as error:  # noqa: BLE001  of one peer of many: the others are dialled on
             if not isinstance(error, RemoteError | trio.TooSlowError):
                 self._network.guard.note("dial", error)

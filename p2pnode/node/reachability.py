@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from p2pnode.net.address_policy import scope_of, widest
 from p2pnode.net.multiaddrs import endpoint, host_of, parse, without_peer
-from p2pnode.net.reach import scope_of, widest
 
 ReachCode: TypeAlias = Literal[
     "global", "ipv6_only", "private_only", "shared_only", "this_machine_only", "no_network"

@@ -73,7 +73,7 @@ async def fetch_receipts(
     Raises ``UnreachableError``, ``RefusedError``, ``ProtocolError`` for a host that shows what it did not
     sign, and ``StorageError``.
     """
-    await network.connect_peer(record.host, (), told=record.addresses)
+    await network.connect_peer(record.host, (), trusted=record.addresses)
     stream = await network.open_stream(record.host, PROTOCOL)
     fetch = _Fetch(
         stream=stream,

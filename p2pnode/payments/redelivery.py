@@ -120,7 +120,7 @@ async def redeliver(
     voucher = record.owed
     if voucher is None:
         return
-    await network.connect_peer(record.host, (), told=record.addresses)
+    await network.connect_peer(record.host, (), trusted=record.addresses)
     stream = await network.open_stream(record.host, PROTOCOL)
     delivering = _Stream(
         stream=stream,

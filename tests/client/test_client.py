@@ -16,9 +16,9 @@ from p2pnode.config import NodeConfig
 from p2pnode.errors import ConfigError, NoHostError, RefusedError, UnreachableError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
-from p2pnode.net.peerstore import SavedPeers
+from p2pnode.net.multiaddrs import PeerAddresses
+from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.net.stream import Stream
-from p2pnode.net.types import PeerAddresses
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.invite import make_invite
 from p2pnode.protocols.adverts.messages import PROTOCOL as ADVERTS

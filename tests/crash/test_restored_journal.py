@@ -53,7 +53,7 @@ async def say(client: Party, peer: str, message: Any) -> Any:
     """One message on a stream of its own, and the answer."""
     address, peer_id = split_peer(peer)
     async with Client(client.node_config, limits=quick(), remember=False, discovery=False) as made:
-        await made.node.network.connect_peer(peer_id, (), told=(address,))
+        await made.node.network.connect_peer(peer_id, (), trusted=(address,))
         channel = MessageChannel(await made.node.network.open_stream(peer_id, PROTOCOL), CODEC)
         await channel.send([message])
         answer = await channel.receive()

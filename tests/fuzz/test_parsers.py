@@ -37,8 +37,8 @@ from p2pnode.models.llamacpp.http import FrameParser, LlamaCppGoneError, LlamaCp
 from p2pnode.models.manifest import model_id_text, parse_model_id, scripted_model_id
 from p2pnode.models.vocabulary import load_vocabulary
 from p2pnode.net import mdns, multiaddrs
-from p2pnode.net.peerstore import SavedPeers
-from p2pnode.net.reach import scope_of
+from p2pnode.net.address_policy import scope_of
+from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.messages import CODEC as ADVERTS

@@ -21,7 +21,7 @@ from trio.testing import MockClock
 from p2pnode.errors import UnreachableError
 from p2pnode.limits import Limits
 from p2pnode.models.manifest import scripted_model_id
-from p2pnode.net import yamux_frames as wire
+from p2pnode.net import yamux as wire
 from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.upgrader import Upgrader

@@ -19,11 +19,11 @@ from libp2p.peer.id import ID
 
 from p2pnode.errors import UnreachableError
 from p2pnode.limits import Limits
-from p2pnode.net import yamux_frames as wire
+from p2pnode.net import yamux as wire
 from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
-from p2pnode.net.tcp import wrap
+from p2pnode.net.transports import wrap
 from p2pnode.net.upgrader import Upgrader
 from tests.net.support import ECHO, ask_echo, echo, eventually, make, make_client, port_of, running
 

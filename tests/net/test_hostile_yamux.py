@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from p2pnode.net import yamux_frames as wire
+from p2pnode.net import yamux as wire
 from tests.net.support import ask_echo, eventually, make_client, running
 from tests.net.test_hostile import SMALL, attack_secured, read_until_closed, victim
 

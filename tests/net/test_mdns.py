@@ -75,7 +75,7 @@ async def _run_pair(host: Network, client: Network) -> None:
             async for found in client.discovered():
                 if found.peer == host.peer_id:
                     assert found.addrs == host.multiaddrs
-                    await client.connect_peer(found.peer, (), told=found.addrs)
+                    await client.connect_peer(found.peer, (), trusted=found.addrs)
                     break
             await client.aclose()
             await host.aclose()

@@ -9,6 +9,7 @@ from multiaddr.protocols import PROTOCOLS
 
 from p2pnode.errors import ConfigError
 from p2pnode.net import multiaddrs
+from p2pnode.net.address_policy import scope_of
 from p2pnode.net.multiaddrs import (
     EXAMPLE,
     MULTIADDR_MAX,
@@ -18,7 +19,6 @@ from p2pnode.net.multiaddrs import (
     split_peer,
     without_peer,
 )
-from p2pnode.net.reach import scope_of
 
 PEER = "12D3KooWMbbPVGsZYh3ChQjue712NHHGNybRRXwnuSpezYjGbCDS"
 

@@ -64,7 +64,7 @@ async def test_connecting_twice_is_one_connection_and_two_at_once_too() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.connect, host.multiaddrs[0])
             told = [without_peer(host.multiaddrs[0])]
-            nursery.start_soon(partial(client.connect_peer, host.peer_id, [], told=told))
+            nursery.start_soon(partial(client.connect_peer, host.peer_id, [], trusted=told))
         await client.connect(host.multiaddrs[0])
         assert client.stats().connections == 1
         assert client.connected_peers() == (host.peer_id,)
@@ -76,7 +76,7 @@ async def test_connecting_twice_is_one_connection_and_two_at_once_too() -> None:
 async def test_a_dead_address_beside_a_good_one_does_not_matter() -> None:
     host, client = make("host"), make_client("client")
     async with running(host, client):
-        await client.connect_peer(host.peer_id, [], told=["/ip4/127.0.0.1/tcp/1", *host.multiaddrs])
+        await client.connect_peer(host.peer_id, [], trusted=["/ip4/127.0.0.1/tcp/1", *host.multiaddrs])
         assert client.is_connected(host.peer_id)
 
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from p2pnode.errors import ConfigError
-from p2pnode.net.ports import free_listen, is_free
+from p2pnode.net.transports import free_listen, is_free
 from tests.net.support import ECHO, echo, make, make_client, port_of, running
 
 

@@ -190,7 +190,7 @@ async def test_such_an_address_as_the_first_peer_ends_no_node(answer: Answer) ->
 async def test_a_stranger_s_addresses_that_are_none_are_passed_over_and_the_right_one_is_dialled() -> None:
     async with whole_node() as node, honest_client() as client:
         wrong = ("/ip6zone/lo/ip6/::1/tcp/1", "/unix/tmp/x", "nonsense", "", "/tcp/1", "/ip4/1.2.3.4")
-        client.reach.tell(node.network.multiaddrs)  # this network is loopback
+        client.policy.trust(node.network.multiaddrs)  # this network is loopback
         await client.connect_peer(node.peer_id, (*wrong, address_of(node.network, "tcp")))
         assert client.connected_peers() == (node.peer_id,)
         with pytest.raises(UnreachableError):

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 from p2pnode.net.network import Network
-from p2pnode.net.ws import WsStream
+from p2pnode.net.transports import WsStream
 from tests.net.support import ECHO, ask_echo, echo, eventually, make, make_client, running
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0/ws",)

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import scripted_model_id
 from p2pnode.net.network import Network, NetworkConfig
-from p2pnode.net.peerstore import SavedPeers
+from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.keys import PeerKey

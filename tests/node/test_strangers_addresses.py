@@ -125,7 +125,7 @@ async def test_not_when_a_client_asks_beside_a_node_that_knows_such_a_peer(autoj
     async with scene() as s:
         _tell(s.node, *VICTIMS)
         async with s.world.client(s.node.multiaddrs[:1], ip="192.168.1.6") as client:
-            client.node.network.reach.tell(s.hub.multiaddrs[:1])  # its config names what the node's does
+            client.node.network.policy.trust(s.hub.multiaddrs[:1])  # its config names what the node's does
             await client.hosts("scripted")
         assert "192.168.1.5" in s.net.dialled["192.168.1.6"]
         assert not {each.split("/")[2] for each in VICTIMS} & set(s.net.dialled["192.168.1.6"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from p2pnode.errors import ConfigError
-from p2pnode.net.reach import (
-    Reach,
+from p2pnode.net.address_policy import (
+    AddressPolicy,
     check_announced,
     expand,
     interface_addresses,
@@ -23,42 +23,42 @@ STRANGE = (GLOBAL, LAN, HOME, CARRIER, NAME, "/ip4/169.254.169.254/tcp/80", "/ip
 
 
 def test_a_strangers_word_is_enough_for_global_addresses_and_names_only() -> None:
-    assert Reach().dialable(STRANGE) == (GLOBAL, NAME)
-    assert Reach(["/ip4/8.8.4.4/tcp/1"]).dialable(STRANGE) == (GLOBAL, NAME)
+    assert AddressPolicy().dialable(STRANGE) == (GLOBAL, NAME)
+    assert AddressPolicy(["/ip4/8.8.4.4/tcp/1"]).dialable(STRANGE) == (GLOBAL, NAME)
 
 
 def test_a_node_that_was_told_to_live_in_a_private_network_takes_the_addresses_near_it() -> None:
-    reach = Reach(["/ip4/192.168.1.9/tcp/4001"])
-    assert reach.dialable(STRANGE) == (GLOBAL, LAN, NAME)
-    assert reach.dialable(["/ip4/10.0.0.1/tcp/1"]) == ()
-    assert Reach(["/ip4/127.0.0.1/tcp/1"]).dialable(STRANGE) == (GLOBAL, HOME, NAME)
-    assert Reach(["/ip4/100.64.9.9/tcp/1"]).dialable(STRANGE) == (GLOBAL, CARRIER, NAME)
+    policy = AddressPolicy(["/ip4/192.168.1.9/tcp/4001"])
+    assert policy.dialable(STRANGE) == (GLOBAL, LAN, NAME)
+    assert policy.dialable(["/ip4/10.0.0.1/tcp/1"]) == ()
+    assert AddressPolicy(["/ip4/127.0.0.1/tcp/1"]).dialable(STRANGE) == (GLOBAL, HOME, NAME)
+    assert AddressPolicy(["/ip4/100.64.9.9/tcp/1"]).dialable(STRANGE) == (GLOBAL, CARRIER, NAME)
 
 
 def test_one_global_address_among_those_it_was_told_ends_that() -> None:
     for wide in ("/ip4/8.8.4.4/tcp/1", NAME, "/ip6/2606:4700::1/tcp/1/ws"):
-        assert Reach(["/ip4/192.168.1.9/tcp/4001", wide]).dialable(STRANGE) == (GLOBAL, NAME)
+        assert AddressPolicy(["/ip4/192.168.1.9/tcp/4001", wide]).dialable(STRANGE) == (GLOBAL, NAME)
 
 
 def test_one_peer_elsewhere_ends_it_too_for_as_long_as_it_is_connected() -> None:
     remotes: list[str] = []
-    reach = Reach(["/ip4/192.168.1.9/tcp/4001"], remotes=lambda: remotes)
-    assert LAN in reach.dialable(STRANGE)
+    policy = AddressPolicy(["/ip4/192.168.1.9/tcp/4001"], remotes=lambda: remotes)
+    assert LAN in policy.dialable(STRANGE)
     remotes.append("/ip4/8.8.4.4/tcp/9")
-    assert LAN not in reach.dialable(STRANGE)
-    assert reach.networks == ()
+    assert LAN not in policy.dialable(STRANGE)
+    assert policy.networks == ()
     remotes.clear()
-    assert LAN in reach.dialable(STRANGE)
+    assert LAN in policy.dialable(STRANGE)
 
 
 def test_whoever_connects_from_a_private_network_opens_it_to_nobody() -> None:
-    reach = Reach(remotes=lambda: ["/ip4/192.168.1.77/tcp/9", "/ip4/127.0.0.1/tcp/9"])
-    assert reach.dialable(STRANGE) == (GLOBAL, NAME)
+    policy = AddressPolicy(remotes=lambda: ["/ip4/192.168.1.77/tcp/9", "/ip4/127.0.0.1/tcp/9"])
+    assert policy.dialable(STRANGE) == (GLOBAL, NAME)
 
 
 def test_a_program_beside_a_node_lives_where_the_node_does() -> None:
-    beside = Reach()
-    beside.tell((), Reach(["/ip4/192.168.1.9/tcp/4001"]).networks)
+    beside = AddressPolicy()
+    beside.trust((), AddressPolicy(["/ip4/192.168.1.9/tcp/4001"]).networks)
     assert beside.dialable(STRANGE) == (GLOBAL, LAN, NAME)
 
 
@@ -101,8 +101,8 @@ def test_what_others_could_dial_may_be_announced(right: str) -> None:
         ("/ip4/8.8.8.8/tcp/0", "no port"),
         ("/ip4/0.0.0.0/tcp/4001", "nobody else can reach"),
         ("/ip6/::/tcp/4001", "nobody else can reach"),
-        (HOME, "nobody else can reach 127.0.0.1"),
-        ("/dns4/localhost/tcp/4001", "nobody else can reach localhost"),
+        (HOME, "nobody else can policy 127.0.0.1"),
+        ("/dns4/localhost/tcp/4001", "nobody else can policy localhost"),
         ("/ip4/169.254.1.1/tcp/1", "nobody else can reach"),
         ("/ip4/224.0.0.1/tcp/1", "nobody else can reach"),
     ],

@@ -1,9 +1,9 @@
-"""Whose word is enough to dial an address, and which of our own addresses others are told.
+"""``AddressPolicy``: on whose word an address is dialled, and which of our own addresses strangers learn.
 
-What an advert, a provider record, an identify message or an mDNS record holds was written by anybody. It may
-name a machine of *our* network or a port of *our* machine, and must not make us knock there. So a stranger's
-word counts for global addresses only. The one exception is a node that was told to live in a private network:
-every address its user gave it is private, and it has met nobody elsewhere. Then addresses near those count.
+An advert, a provider record, an identify message and an mDNS record are written by anybody. They may name a
+machine of *our* network or a port of *our* machine, and must not make us connect to it. So a stranger's word
+is enough for global addresses only. The one exception is a node that lives in a private network: every
+address that its user named is private, and it has met no peer elsewhere. Then addresses near those count too.
 
 Scopes are those of ``p2pnode.scopes``. Pure but for :func:`interface_addresses`.
 """
@@ -29,7 +29,7 @@ _NEAR_BITS: Final = {4: 16, 6: 48}
 
 
 def scope_of(address: str) -> Scope | None:
-    """Of a multiaddr; None for what is no address that we could dial or listen on."""
+    """The scope of a multiaddr; None for what is no address that we could dial or listen on."""
     try:
         check_address(without_peer(address))
     except ConfigError:
@@ -48,19 +48,19 @@ def widest(addresses: Iterable[str]) -> Scope | None:
 
 
 def widest_first(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Sorted by scope, otherwise in their order; each once."""
+    """The addresses sorted by scope, otherwise in their order; each once."""
     unique = dict.fromkeys(addresses)
     return tuple(sorted(unique, key=lambda each: SCOPES.index(scope_of(each) or "loopback")))
 
 
 def nearest_first(addresses: Iterable[str]) -> tuple[str, ...]:
-    """In the order to dial them: plain TCP before WebSocket, the narrowest scope before wider ones."""
+    """The order to dial addresses in: plain TCP before WebSocket, narrow scopes before wide ones."""
     unique = dict.fromkeys(addresses)
     return tuple(sorted(unique, key=lambda each: ("/ws" in each, -SCOPES.index(scope_of(each) or "global"))))
 
 
 def expand(addresses: Iterable[str], interfaces: Sequence[str]) -> tuple[str, ...]:
-    """Replace ``0.0.0.0`` and ``::`` by the machine's addresses; the widest scope first."""
+    """Replace ``0.0.0.0`` and ``::`` by the machine's addresses; the widest scope comes first."""
     machine = [each.partition("/")[0] for each in interfaces]
     found: list[str] = []
     for address in addresses:
@@ -72,8 +72,11 @@ def expand(addresses: Iterable[str], interfaces: Sequence[str]) -> tuple[str, ..
 
 @dataclass(frozen=True, slots=True)
 class OwnAddresses:
-    """Of one node. ``own``: where it listens now; ``every``: and what its user announces; ``announced``: what
-    strangers are told."""
+    """The addresses of one node.
+
+    ``own``: where it listens now; ``every``: these and what its user announces; ``announced``: what strangers
+    learn.
+    """
 
     own: tuple[str, ...] = ()
     every: tuple[str, ...] = ()
@@ -83,27 +86,28 @@ class OwnAddresses:
 def own_addresses(
     listen: Sequence[str], announce: Sequence[str], interfaces: Callable[[], Sequence[str]]
 ) -> OwnAddresses:
-    """Of a node that listens so, on a machine with these interfaces."""
+    """The addresses of a node that listens on ``listen``, on a machine with these interfaces."""
     on_all = any(is_unspecified(each) for each in listen)
     own = expand(listen, interfaces()) if on_all else widest_first(listen)
-    stated = (each for each in listen if not is_unspecified(each) and scope_of(each) != "loopback")
-    announced = to_announce(own, tuple(dict.fromkeys((*announce, *stated))))
+    named = (each for each in listen if not is_unspecified(each) and scope_of(each) != "loopback")
+    announced = to_announce(own, tuple(dict.fromkeys((*announce, *named))))
     return OwnAddresses(own, tuple(dict.fromkeys((*announce, *own))), announced)
 
 
-def to_announce(addresses: Sequence[str], told: Collection[str] = ()) -> tuple[str, ...]:
-    """Those of our own addresses that strangers are told: ``told`` ones first, then global and private ones.
+def to_announce(addresses: Sequence[str], stated: Collection[str] = ()) -> tuple[str, ...]:
+    """Our own addresses that strangers learn: first those that the user ``stated``, then global and
+    private ones.
 
-    Shared and link-local ones mean nothing to most, so they need to be told; loopback ones only where there
-    is nothing else, on a machine that is its own network.
+    Shared and link-local addresses mean nothing to most peers, so the user must state them. Loopback ones are
+    announced only where there is no other, on a machine that is a network of its own.
     """
-    own = [each for each in addresses if scope_of(each) in ("global", "private") or each in told]
-    found = tuple(dict.fromkeys((*told, *own)))
+    own = [each for each in addresses if scope_of(each) in ("global", "private") or each in stated]
+    found = tuple(dict.fromkeys((*stated, *own)))
     return found or tuple(each for each in addresses if scope_of(each) == "loopback")
 
 
 def check_announced(address: str) -> None:
-    """Raise ``ConfigError`` unless others could dial this address, in the form without ``/p2p``."""
+    """Raise ``ConfigError`` unless others could dial this address, which has no ``/p2p``."""
     check_address(address)
     host, port = endpoint(parse(address))
     example = "/ip4/203.0.113.7/tcp/4001"
@@ -116,7 +120,8 @@ def check_announced(address: str) -> None:
 
 
 def mixed(addresses: Sequence[str], count: int) -> tuple[str, ...]:
-    """At most ``count`` of them, with each kind of transport and IP version while there is room, in order."""
+    """At most ``count`` addresses, with each kind of transport and IP version while there is room, in
+    order."""
     kinds: dict[tuple[str, bool], list[str]] = {}
     for address in addresses:
         kinds.setdefault((address.split("/")[1], address.endswith("/ws")), []).append(address)
@@ -126,9 +131,9 @@ def mixed(addresses: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def interface_addresses() -> tuple[str, ...]:
-    """``address/prefix`` of the interfaces that are up, as ``192.168.1.5/24``.
+    """``address/prefix`` of each interface that is up, as ``192.168.1.5/24``.
 
-    IPv6 link-local ones are left out: they need a zone, which adverts can't carry.
+    IPv6 link-local addresses are left out: they need a zone, which adverts can't carry.
     """
     status = psutil.net_if_stats()
     found = []
@@ -143,9 +148,9 @@ def interface_addresses() -> tuple[str, ...]:
 
 
 def on_link(address: str, interfaces: Iterable[str]) -> bool:
-    """Whether it lies within a network that one of our interfaces is in.
+    """Whether the address lies within a network that one of our interfaces is in.
 
-    Loopback counts where this machine has no other interface: it is its own network then.
+    Loopback counts only where this machine has no other interface, and so is a network of its own.
     """
     ip = ip_of(host_of(address))
     networks = [ipaddress.ip_interface(each).network for each in interfaces]
@@ -153,22 +158,22 @@ def on_link(address: str, interfaces: Iterable[str]) -> bool:
     return ip is not None and any(ip in network for network in others or networks)
 
 
-class Reach:
-    """Which addresses a stranger's word is enough for. ``tell`` it what the user named.
+class AddressPolicy:
+    """Decides which addresses are dialled on a stranger's word. ``trust`` takes what the user named.
 
     ``remotes`` gives the addresses of the peers that we are connected to.
     """
 
     def __init__(
-        self, told: Iterable[str] = (), *, remotes: Callable[[], Iterable[str]] = lambda: ()
+        self, trusted: Iterable[str] = (), *, remotes: Callable[[], Iterable[str]] = lambda: ()
     ) -> None:
         self._networks: dict[_Network, None] = {}
         self._is_global = False
         self._remotes = remotes
-        self.tell(told)
+        self.trust(trusted)
 
-    def tell(self, addresses: Iterable[str], networks: Iterable[str] = ()) -> None:
-        """The user named these addresses; a node of the user's own lives in these ``networks``."""
+    def trust(self, addresses: Iterable[str], networks: Iterable[str] = ()) -> None:
+        """Note addresses that the user named, and ``networks`` that a node of the same user lives in."""
         for each in addresses:
             self._is_global = self._is_global or scope_of(each) == "global"
             self._networks.update(dict.fromkeys(_near(each)))
@@ -176,7 +181,7 @@ class Reach:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The private networks that we were told to live in; none once anything of ours is global."""
+        """The private networks that this node lives in; none once any address of ours is global."""
         return tuple(str(network) for network in self._live_in())
 
     def _live_in(self) -> Collection[_Network]:
@@ -187,7 +192,7 @@ class Reach:
         return self._networks
 
     def dialable(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """Those of a stranger's addresses that may be dialled. A name is judged again once resolved."""
+        """The addresses of a stranger's that may be dialled. A name is judged again once it is resolved."""
         networks = self._live_in()
 
         def allowed(address: str) -> bool:
@@ -210,7 +215,7 @@ def _near(address: str) -> tuple[_Network, ...]:
 
 
 def _prefix(netmask: str | None) -> int:
-    """How many bits a netmask has set; a mask that is missing is that of a single address."""
+    """How many bits of a netmask are set. Without a mask it is that of a single address."""
     try:
         mask = ipaddress.ip_address(netmask or "255.255.255.255")
     except ValueError:

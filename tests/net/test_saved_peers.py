@@ -11,7 +11,7 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network, NetworkConfig
-from p2pnode.net.peerstore import SavedPeers
+from p2pnode.net.saved_peers import SavedPeers
 
 PEERS = [Network(NetworkConfig(key_seed=bytes([i]) * 32, dht="off", gossip=False)).peer_id for i in range(4)]
 ADDRESS = "/ip4/192.0.2.7/tcp/4001"

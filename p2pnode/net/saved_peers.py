@@ -1,8 +1,9 @@
-"""Peers that were reached before, in one small JSON file: how a node rejoins without a bootstrap address.
+"""``SavedPeers``: peers that were reached before, in one small JSON file, so that a node rejoins without a
+bootstrap address.
 
-Written whole or not at all; a file that can't be read is set aside with a warning. Bounded: the worst entries
-go first. Nothing here is secret, and nothing is trusted: every entry is dialled before it counts. Knows
-nothing of the network; the clock is given.
+The file is written whole or not at all. A file that can't be read is moved away with a warning. Its size is
+bounded: the worst entries are dropped first. Nothing in it is secret, and nothing is trusted: every entry is
+dialled before it counts. This module knows nothing of the network; the time is an argument.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from p2pnode.errors import ConfigError, StorageError
 from p2pnode.files import not_writable, off_the_loop, write_private
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.net.address_policy import scope_of
 from p2pnode.net.multiaddrs import is_valid, with_peer
-from p2pnode.net.reach import scope_of
 
 log = structlog.get_logger()
 
@@ -35,7 +36,7 @@ FILE_MAX_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedPeer:
-    """``last_seen`` in seconds since 1970; ``failures`` since it was last reached."""
+    """``last_seen`` is in seconds since 1970; ``failures`` counts since the peer was last reached."""
 
     peer: PeerId
     addrs: tuple[str, ...]
@@ -52,7 +53,8 @@ class SavedPeers:
         self._peers: dict[PeerId, SavedPeer] = {}
 
     async def load(self) -> tuple[SavedPeer, ...]:
-        """Read the file; best first. No file is no peers; an unreadable one is moved to ``….corrupt``."""
+        """Read the file; the best peers come first. Without a file there are no peers; an unreadable one
+        is renamed to ``….corrupt``."""
         entries = await off_the_loop(self._read, in_thread=self._in_thread)
         self._peers = {entry.peer: entry for entry in entries}
         self._trim()
@@ -76,7 +78,8 @@ class SavedPeers:
         return []
 
     def remember(self, peer: PeerId, addrs: Sequence[str], *, now: float) -> None:
-        """``peer`` was reached at ``addrs``, or told us of them and may be dialled there; newest first."""
+        """Note that ``peer`` was reached at ``addrs``, or named them itself and may be dialled there; the
+        newest come first."""
         known = self._peers[peer].addrs if peer in self._peers else ()
         full = dict.fromkeys(with_peer(address, peer) for address in (*addrs, *known))
         usable = tuple(address for address in full if is_valid(address))[:ADDRESSES_MAX]
@@ -85,7 +88,7 @@ class SavedPeers:
             self._trim()
 
     def failed(self, peer: PeerId) -> None:
-        """``peer`` couldn't be reached."""
+        """Note that ``peer`` couldn't be reached."""
         if (entry := self._peers.get(peer)) is not None:
             self._peers[peer] = replace(entry, failures=entry.failures + 1)
 
@@ -94,7 +97,7 @@ class SavedPeers:
         self._peers.pop(peer, None)
 
     def best(self, n: int) -> tuple[SavedPeer, ...]:
-        """Up to ``n`` peers: fewest failures first, then the most recently seen."""
+        """Up to ``n`` peers: those with fewest failures first, then the most recently seen."""
         return tuple(sorted(self._peers.values(), key=_worth)[:n])
 
     async def save(self) -> None:

@@ -1,7 +1,8 @@
-"""The library's host over our swarm: protocol negotiation and identify, within the swarm's nursery.
+"""``NodeHost``: the library's host over our swarm: protocol negotiation and identify, in the swarm's
+nursery.
 
-Opening a stream costs one round trip: the header and the protocol go out together. Identify runs once a
-connection, as a task of the nursery, and tells a callback when a peer's protocols and addresses are known.
+Opening a stream takes one round trip: the header and the protocol are sent together. Identify runs once per
+connection, as a task of the nursery.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ProtocolNotSpokenError(StreamFailure):
 
 
 class NodeHost(BasicHost):
-    """See the module docstring."""
+    """See the module."""
 
     _network: NodeSwarm
 
@@ -66,13 +67,13 @@ class NodeHost(BasicHost):
 
     @property
     def swarm(self) -> NodeSwarm:
-        """Its swarm."""
+        """The swarm below it."""
         return self._network
 
     async def new_stream(self, peer_id: ID, protocol_ids: Sequence[TProtocol]) -> INetStream:
         """A stream that speaks the first of ``protocol_ids`` that the peer accepts.
 
-        Raises ``ProtocolNotSpokenError`` or ``SwarmException`` (the connection is gone, or too slow).
+        Raises ``ProtocolNotSpokenError``, or ``SwarmException`` when the connection is gone or too slow.
         """
         stream: INetStream | None = None
         done = False
@@ -97,7 +98,7 @@ class NodeHost(BasicHost):
         return stream
 
     async def _negotiate(self, stream: INetStream, protocols: Sequence[TProtocol]) -> TProtocol:
-        """multistream-select 1.0, the header and the first proposal in one write."""
+        """multistream-select 1.0, with the header and the first proposal in one write."""
         head = encode_delim(MULTISELECT_PROTOCOL_ID.encode())
         await stream.write(head + encode_delim(protocols[0].encode()))
         if await _read_line(stream) != MULTISELECT_PROTOCOL_ID:
@@ -113,7 +114,7 @@ class NodeHost(BasicHost):
         raise ProtocolNotSpokenError(f"the peer speaks none of {', '.join(protocols)}")
 
     async def identify(self, peer_id: ID) -> bool:
-        """Ask the peer who it is, once; true when its protocols and addresses are known."""
+        """Ask the peer who it is, once. Returns whether its protocols and addresses are known."""
         if peer_id in self._identify_inflight:
             return False
         self._identify_inflight.add(peer_id)
@@ -124,11 +125,11 @@ class NodeHost(BasicHost):
         return peer_id in self._identified_peers
 
     def forget(self, peer_id: ID) -> None:
-        """The last connection is gone: ask again next time."""
+        """Forget that the peer was identified: its last connection is gone, and the next one asks again."""
         self._identified_peers.pop(peer_id, None)
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
-        """The library would start a system task; our swarm asks for identify itself."""
+        """Do nothing: the library would start a system task, and our swarm asks for identify itself."""
         del peer_id, reason
 
     async def _answer_identify(self, stream: INetStream) -> None:
