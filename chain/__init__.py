@@ -1,1 +1,2 @@
-"""Contracts and their digests, wallets, and (with a profile) the ledger. See ``README.md``."""
+"""Money on the chain: contracts and their digests, wallets, and, with a profile, the ledger. See
+``README.md``."""

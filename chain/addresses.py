@@ -1,4 +1,4 @@
-"""Addresses as people write them: 0x and 40 hex digits, with EIP-55's checksum in mixed case. Pure."""
+"""Addresses as people write them: 0x and 40 hex digits, in mixed case with EIP-55's checksum. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _UPPER_FROM: Final = 8
 
 
 def shown_address(address: bytes) -> str:
-    """With its checksum (EIP-55: a letter is upper case where the hash of the whole has a high nibble)."""
+    """An address with its checksum (EIP-55: a letter is upper case where the hash of all has a high
+    nibble)."""
     digits = address.hex()
     marks = keccak256(digits.encode()).hex()
     return "0x" + "".join(
@@ -22,9 +23,9 @@ def shown_address(address: bytes) -> str:
 
 
 def address_from(text: str) -> bytes:
-    """20 bytes. Raises ``ValueError`` that says what is wrong with ``text``, and repeats none of it.
+    """The 20 bytes of an address. Raises ``ValueError`` that says what is wrong, and repeats no digit.
 
-    An address that was mistyped must not stand in a message in a form that would be taken.
+    A mistyped address must not stand in a message in a form that would be accepted.
     """
     text = pasted(text)
     digits = text.removeprefix("0x")

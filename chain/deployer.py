@@ -1,8 +1,9 @@
-"""Carry out a deployment plan on a real chain: priced beforehand, then one transaction after another.
+"""Carries out a deployment plan on a real chain: it shows the price first, then sends one transaction
+after another.
 
-Each contract must stand where the plan said before the next is sent. Every transaction is in the book before
-it is sent, so that a run that was cut off goes on: what it has created already is not paid for again. Knows
-nothing of people.
+Each contract must stand where the plan says before the next one is sent. Every transaction is in the order
+book before it is sent, so that a run that was cut off can go on, and what it has created already is not paid
+for again. This module knows nothing of people.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Report: TypeAlias = Callable[[Step, Receipt], None]
 class Offer:
     """What would be sent, and what it costs at most. ``gas`` is each step's, as measured in a rehearsal.
 
-    The first ``done`` steps were carried out by an earlier run; ``nonce`` is the next step's.
+    An earlier run carried out the first ``done`` steps; ``nonce`` is the next step's.
     """
 
     plan: Plan
@@ -58,12 +59,13 @@ class Offer:
 
     @property
     def cost_max_wei(self) -> int:
-        """If every unit of gas costs the most that is offered."""
+        """The cost if every unit of gas takes the most that is offered."""
         return sum(self.gas[self.done :]) * self.fees.most
 
 
 async def first_block(endpoints: RpcEndpoints) -> bytes:
-    """Its hash, which tells chains of one number apart; empty where the node doesn't say."""
+    """The first block's hash, which tells chains with the same number apart; empty where the node doesn't
+    say."""
     block = await endpoints.request("eth_getBlockByNumber", ["0x0", False])
     return (data_of(block.get("hash")) or b"") if isinstance(block, dict) else b""
 
@@ -76,9 +78,9 @@ async def quote(
     usdc: bytes | None = None,
     created: Sequence[SentOrder] = (),
 ) -> Offer:
-    """``created``: what earlier runs created.
+    """What a deployment would send and cost. ``created``: what earlier runs created.
 
-    Raises ``ConfigError`` for what would fail, ``UnavailableError`` when nobody answers.
+    Raises ``ConfigError`` for what would fail, and ``UnavailableError`` when no endpoint answers.
     """
     node = EvmNode(endpoints)
     chain_id = int(await endpoints.request("eth_chainId", []), 16)
@@ -162,9 +164,9 @@ async def _create(sender: Sender, node: EvmNode, step: Step, nonce: int) -> Rece
 
 
 async def see_through(endpoints: RpcEndpoints, order: SentOrder, book: OrderBook) -> None:
-    """Wait for what an earlier run sent, and send the same bytes again until it is mined. Needs no key.
+    """Wait for a transaction of an earlier run, and send its bytes again until it is mined. Needs no key.
 
-    Raises ``ChainError`` when it takes too long: then it is still on its way.
+    Raises ``ChainError`` when it takes too long; the transaction is still pending then.
     """
     node = EvmNode(endpoints)
     with trio.move_on_after(MINED_DEADLINE_S):
@@ -183,7 +185,7 @@ async def see_through(endpoints: RpcEndpoints, order: SentOrder, book: OrderBook
 
 
 def _rehearse(with_token: bool) -> tuple[int, ...]:
-    """Deploy in memory: what each step takes."""
+    """Deploy on a chain in memory, and return the gas of each step."""
     chain = EmbeddedChain([_REHEARSAL])
     deployer = address_of_secret(_REHEARSAL)
     steps = plan(deployer=deployer, nonce=0, treasury=b"\x02" * 20, fab_holder=deployer).steps

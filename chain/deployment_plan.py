@@ -1,8 +1,8 @@
-"""What to deploy, in which order, and where it will stand. Pure: whoever holds a key sends the steps.
+"""What to deploy, in which order, and at which addresses. Pure: the owner of a key sends the steps.
 
-``plan`` computes every address beforehand (``CREATE``: the deployer and its nonce), so that the seven
-addresses of a chain profile are known before the first transaction, and each receipt can be checked
-against them. Nothing is configured afterwards: the contracts have no owner.
+``plan`` computes every address before anything is sent (``CREATE``: from the deployer and its nonce), so that
+the seven addresses of a chain profile are known then, and each receipt can be checked against them. Nothing
+is configured afterwards: the contracts have no owner.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _RLP_LIST = 0xC0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """The seven addresses of a chain profile, 20 bytes each. The earnings live inside the marketplace."""
+    """The seven addresses of a chain profile, 20 bytes each. The marketplace holds the earnings."""
 
     job_marketplace: bytes
     proof_system: bytes
@@ -31,7 +31,8 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One creating transaction: send ``initcode`` without an address; ``address`` is what must result."""
+    """One transaction that creates a contract: ``initcode`` is sent, and the contract must stand at
+    ``address``."""
 
     contract: str
     initcode: bytes
@@ -40,14 +41,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps in order, one nonce each, and what they leave."""
+    """The steps in order, one nonce each, and the addresses that result."""
 
     steps: tuple[Step, ...]
     addresses: Addresses
 
 
 def create_address(deployer: bytes, nonce: int) -> bytes:
-    """Where a contract will stand: the last 20 bytes of keccak(rlp([deployer, nonce]))."""
+    """The address of a new contract: the last 20 bytes of keccak(rlp([deployer, nonce]))."""
     number = nonce.to_bytes((nonce.bit_length() + 7) // 8, "big")
     coded = (
         number if len(number) == 1 and number[0] < _RLP_SHORT else bytes([_RLP_SHORT + len(number)]) + number
@@ -59,10 +60,10 @@ def create_address(deployer: bytes, nonce: int) -> bytes:
 def plan(
     *, deployer: bytes, nonce: int, treasury: bytes, fab_holder: bytes, usdc: bytes | None = None
 ) -> Plan:
-    """What ``deployer`` sends from ``nonce`` on.
+    """What ``deployer`` sends, from ``nonce`` on.
 
-    ``usdc`` is the real token; without it the development double is deployed (named "USD Coin").
-    ``treasury`` should be a multisig contract; ``fab_holder`` gets the whole supply of FAB.
+    ``usdc`` is the real token; without it the development token is deployed (named "USD Coin"). ``treasury``
+    should be a multisig contract; ``fab_holder`` gets the whole supply of FAB.
     """
     steps: list[Step] = []
 

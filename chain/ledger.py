@@ -1,9 +1,9 @@
 """The ``Ledger`` seam: what the roles need of a chain, and nothing about how it is reached.
 
-Calls are values, so that one method sends them all and another tries them all; what they did comes back
-as events. A ledger speaks for at most one account (its ``account``); a client's never sends anything.
-Implementations: ``memory/`` (the contracts' rules in Python) and ``evm/`` (web3). One
-conformance suite holds for both. Amounts are token units, ether is wei, times are epoch seconds.
+Calls are values, so that one method sends each of them and another tries each of them; what they did is
+returned as events. A ledger sends for at most one account (its ``account``); a client's ledger never sends
+anything. Implementations: ``memory/`` (the contracts' rules in Python) and ``evm/`` (web3). One conformance
+suite holds for both. Amounts are token units, ether is in wei, times are epoch seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from p2pnode.protocols.typed_data import Domain
 
 
 class RevertedError(ChainError):
-    """The contract said no; ``reason`` is its text. ``gas_used`` was spent all the same."""
+    """The contract refused the call; ``reason`` is its text. ``gas_used`` was paid for nevertheless."""
 
     def __init__(self, reason: str, gas_used: int = 0) -> None:
         super().__init__(f"the contract refused: {reason}")
@@ -44,11 +44,12 @@ class ChainMadeAnewError(ChainError):
 
 
 class GasTooDearError(ChainError):
-    """It would cost more than its caller allows. Nothing was sent: try again when gas is cheaper."""
+    """The gas would cost more than the caller allows. Nothing was sent: try again when gas is cheaper."""
 
 
 class UnseenError(ChainError):
-    """It was sent and may have been carried out, but no node shows what became of it. Never order it anew."""
+    """A transaction was sent and may have been carried out, but no node shows the result. Never order it
+    anew."""
 
     def __init__(self, words: str, transaction: bytes, why: str = "") -> None:
         reason = why or "no RPC endpoint shows a receipt: try again later, or name another under rpc_urls"
@@ -88,14 +89,14 @@ class CloseMany:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The host lets a session go without a voucher and keeps the session fee."""
+    """The host ends a session without a voucher, and keeps the session fee."""
 
     terms: SessionTerms
 
 
 @dataclass(frozen=True, slots=True)
 class RequestClose:
-    """The payer asks to end; ``signature`` (the payer's or the voucher key's) lets anyone relay it."""
+    """The payer asks to close; ``signature`` (the payer's or the voucher key's) lets anyone relay it."""
 
     terms: SessionTerms
     voucher: Voucher | None = None
@@ -119,7 +120,7 @@ class Refund:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Take earned (or credited) money out."""
+    """Take out money that was earned or credited."""
 
     to: bytes
     amount: int
@@ -135,9 +136,10 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Slash:
-    """Anyone shows two receipts of a host for one place: its stake is lost, a tenth is the account's.
+    """Anyone shows two receipts of a host for one place: its stake is lost, and a tenth goes to the
+    account.
 
-    Both are of one epoch and one ``seq``. FAB, not USDC, is what is at stake.
+    Both receipts are of one epoch and one ``seq``. The stake is in FAB, not in USDC.
     """
 
     terms: SessionTerms
@@ -165,7 +167,8 @@ class SessionOpened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionClosed:
-    """Settled: ``amount`` in all (the treasury's share included), the rest went back."""
+    """A session is settled: ``amount`` is all that was paid (with the treasury's share); the rest went
+    back."""
 
     session: SessionId
     payer: bytes
@@ -180,7 +183,8 @@ class SessionClosed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseRequested:
-    """The payer wants out: the host has until ``closing_at`` to show a better voucher than ``recorded``."""
+    """The payer asks to close: the host has until ``closing_at`` to show a better voucher than
+    ``recorded``."""
 
     session: SessionId
     payer: bytes
@@ -222,7 +226,7 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slashed:
-    """A host lost its stake. Told of the account's own ``Slash`` only; amounts are FAB wei."""
+    """A host lost its stake. Only the account's own ``Slash`` reports it; amounts are in FAB wei."""
 
     session: SessionId
     host: bytes
@@ -253,7 +257,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventPage:
-    """Events of blocks below ``cursor``, oldest first; ask again from there. ``caught_up``: no more yet."""
+    """Events of blocks below ``cursor``, oldest first; ask again from there. ``caught_up``: there are no
+    more yet."""
 
     events: tuple[LedgerEvent, ...]
     cursor: int
@@ -265,7 +270,7 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EscrowState:
-    """A session in the contract. ``recorded``: the highest amount shown; once closed, what was paid."""
+    """A session in the contract. ``recorded``: the highest amount shown; once it is closed, what was paid."""
 
     status: Literal["none", "open", "closed"]
     closing_at: int | None = None
@@ -274,7 +279,7 @@ class EscrowState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountState:
-    """``usdc`` in the wallet, ``earned`` withdrawable from the market, ``ether`` in wei."""
+    """``usdc`` in the wallet, ``earned`` that can be withdrawn from the market, ``ether`` in wei."""
 
     usdc: int
     earned: int
@@ -285,7 +290,7 @@ class AccountState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The chain now."""
+    """The chain's last block, its time, and the price of gas."""
 
     block: int
     timestamp: int
@@ -294,7 +299,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domains:
-    """What signatures are made for: the market's and the token's EIP-712 domains, and the treasury."""
+    """What signatures are made for: the EIP-712 domains of market and token, and the treasury."""
 
     market: Domain
     token: Domain
@@ -303,20 +308,21 @@ class Domains:
 
     @property
     def chain_id(self) -> int:
-        """Of the chain both are on."""
+        """The chain that both are on."""
         return self.market.chain_id
 
 
 class Ledger(Protocol):
-    """See the module. Every method may raise ``UnavailableError``; deadlines are the caller's scopes."""
+    """See the module. Every method may raise ``UnavailableError``; deadlines are the caller's cancel
+    scopes."""
 
     @property
     def domains(self) -> Domains:
-        """Known from the start: made with the ledger."""
+        """The domains; known from the start."""
 
     @property
     def account(self) -> bytes | None:
-        """The 20-byte account that sends; None for one that only reads."""
+        """The 20-byte account that sends; None for a ledger that only reads."""
 
     async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
         """Send and wait until mined. Raises ``RevertedError``, ``GasTooDearError`` above ``fee_max_wei``, and
@@ -326,13 +332,14 @@ class Ledger(Protocol):
         """
 
     async def check(self, call: Call, sender: bytes | None = None) -> None:
-        """Would it succeed now? Raises ``RevertedError`` with the contract's reason. Costs nothing."""
+        """Try a call without sending it. Raises ``RevertedError`` with the contract's reason. Costs
+        nothing."""
 
     async def session(self, session: SessionId) -> EscrowState:
-        """How a session stands."""
+        """The state of a session."""
 
     async def confirmed(self, session: SessionId, state: EscrowState) -> bool:
-        """Whether two endpoints say so now. True where only one is configured: nobody else can be asked."""
+        """Whether two endpoints report this state now. True where only one is configured."""
 
     async def balances(self, address: bytes) -> AccountState:
         """What an account has."""
@@ -341,4 +348,4 @@ class Ledger(Protocol):
         """The market's events from block ``cursor`` on, at most one narrow range of blocks."""
 
     async def head(self) -> Head:
-        """Block, time and price of gas."""
+        """The last block, its time, and the price of gas."""

@@ -1,1 +1,2 @@
-"""A whole chain in memory, the same behind loopback JSON-RPC, and what gas a session takes on it."""
+"""The development chain: a chain in memory, the same behind loopback JSON-RPC, and what gas a session
+takes."""

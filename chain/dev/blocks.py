@@ -1,7 +1,8 @@
-"""The blocks of an embedded chain as JSON-RPC shows them, with an index of transactions and logs.
+"""``Blocks``: the blocks of an embedded chain as JSON-RPC shows them, with an index of transactions and
+logs.
 
-eth-tester finds a transaction by walking every block, and its logs take ever longer; here each block is
-read once, when first asked about, and forgotten again if the chain is reverted below it.
+eth-tester finds a transaction by walking through every block, and finding logs takes ever longer. Here each
+block is read once, when it is first needed, and forgotten when the chain is reverted below it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Mined:
 
     @property
     def hash(self) -> bytes:
-        """The block's."""
+        """The block's hash."""
         return bytes(self.block.hash)
 
     def shown(self, *, full: bool) -> Json:
@@ -39,7 +40,8 @@ class Mined:
 
 
 class Blocks:
-    """Call ``read`` after the chain moved; all else is answered from what was read."""
+    """See the module. Call ``read`` after the chain has moved; everything else is answered from what was
+    read."""
 
     def __init__(self, chain: EmbeddedChain) -> None:
         self._chain = chain
@@ -57,11 +59,11 @@ class Blocks:
 
     @property
     def height(self) -> int:
-        """Its number."""
+        """The last block's number."""
         return len(self._mined) - 1
 
     def read(self) -> None:
-        """Forget what was reverted, and read what is new."""
+        """Forget reverted blocks, and read new ones."""
         evm, height = self._chain.evm, self._chain.height
         while self._mined and (
             self.height > height or evm.get_canonical_block_hash(self.height) != self.latest.hash
@@ -71,25 +73,25 @@ class Blocks:
             self._add(evm.get_canonical_block_by_number(number))
 
     def by_hash(self, block_hash: bytes) -> Mined | None:
-        """A block that is part of the chain."""
+        """A block of the chain by its hash; None where there is none."""
         number = self._numbers.get(block_hash)
         return None if number is None else self._mined[number]
 
     def transaction(self, transaction_hash: bytes) -> Json | None:
-        """A mined one."""
+        """A mined transaction; None where there is none."""
         place = self._places.get(hexed(transaction_hash))
         return None if place is None else self._mined[place[0]].transactions[place[1]]
 
     def receipt(self, transaction_hash: bytes) -> Json | None:
-        """Of a mined one."""
+        """The receipt of a mined transaction; None where there is none."""
         place = self._places.get(hexed(transaction_hash))
         return None if place is None else self._mined[place[0]].receipts[place[1]]
 
     def logs(
         self, first: int, last: int, addresses: frozenset[str], topics: list[frozenset[str]]
     ) -> list[Json]:
-        """Those of these contracts (none: of all) whose topics are among those wanted at each place (none:
-        any). Raises ``RpcRefusedError`` above ``LOGS_MAX``."""
+        """The logs of these contracts (of all, if empty) whose topic at each place is among those wanted
+        there (any, if empty). Raises ``RpcRefusedError`` above ``LOGS_MAX``."""
         found: list[Json] = []
         for log in self._logs(first, last):
             if addresses and log["address"] not in addresses:
@@ -135,7 +137,7 @@ class Blocks:
 
 
 def shown_header(header: Any) -> Json:
-    """What a block's header says."""
+    """A block's header as JSON-RPC shows it."""
     return {
         "number": hex(header.block_number),
         "parentHash": hexed(header.parent_hash),
@@ -158,7 +160,7 @@ def shown_header(header: Any) -> Json:
 
 
 def shown_transaction(transaction: Any, block: Any = None, index: int = 0) -> Json:
-    """A transaction, mined in ``block`` or still waiting."""
+    """A transaction as JSON-RPC shows it, mined in ``block`` or still waiting."""
     kind = transaction.type_id or 0
     price = transaction.max_fee_per_gas
     if block is not None:

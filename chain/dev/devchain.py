@@ -1,11 +1,11 @@
-"""A development chain: an embedded chain with everything deployed, behind loopback JSON-RPC, and a faucet.
+"""``DevChain``: an embedded chain with everything deployed, behind loopback JSON-RPC, and a faucet.
 
-Blocks are mined per transaction, and their time is the wall clock's (plus what ``evm_increaseTime`` added),
-never going back, so that an expiry or a challenge means real time. Whoever looks at a head that is older
-than ``block_time_s`` finds a fresh empty block: an idle chain's time goes on, and nothing is mined while
-nobody looks. With a state file it goes on where it was left (but for transactions that wait for a block);
-without one it is gone with its process. No two chains share a first block or an address: what was signed for
-one is worth nothing on the next. The accounts' secrets are public: nothing of worth belongs here.
+A block is mined for each transaction. Its time is the wall clock's (plus what ``evm_increaseTime`` added) and
+never goes back, so that an expiry or a challenge takes real time. A request about a head older than
+``block_time_s`` mines an empty block first: so an idle chain's time goes on, and nothing is mined while
+nobody asks. With a state file the chain goes on where it ended (without the transactions that waited for a
+block); without one it ends with its process. No two chains have the same first block or the same addresses:
+what was signed for one is invalid on the next. The accounts' secrets are public: keep nothing of value here.
 
 py-evm is synchronous: one worker thread at a time runs it, and each request runs to its end.
 """
@@ -48,20 +48,21 @@ BLOCK_TIME_S: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class DevAccount:
-    """An account with a million ether on every development chain, whose secret everybody knows."""
+    """An account with a million ether on every development chain. Its secret is public."""
 
     address: bytes
     secret: bytes = field(repr=False)
 
 
 def dev_account(number: int) -> DevAccount:
-    """The same on every development chain. Number 0 deploys and mints, number 1 is the treasury."""
+    """An account that is the same on every development chain. Number 0 deploys and mints, 1 is the
+    treasury."""
     secret = keccak256(b"p2pnode development account %d" % number)
     return DevAccount(address_of_secret(secret), secret)
 
 
 class DevChain:
-    """See the module. ``run`` it in a nursery (or use ``open_dev_chain``); all else after it started."""
+    """See the module. ``run`` it in a nursery (or use ``open_dev_chain``) before anything else is called."""
 
     def __init__(
         self,
@@ -73,8 +74,8 @@ class DevChain:
         wall: Callable[[], float] = time.time,
         state: Path | None = None,
     ) -> None:
-        """``block_time_s``: mine an empty block that often whether or not anybody looks. ``state``: the file
-        that keeps the chain; made where there is none."""
+        """``block_time_s``: mine an empty block that often, also while nobody asks. ``state``: the file
+        that stores the chain; it is made where there is none."""
         self._host, self._port, self._block_time_s = host, port, block_time_s
         self._clock, self._path = DevClock(wall), state
         self._turn = trio.CapacityLimiter(1)
@@ -82,8 +83,8 @@ class DevChain:
         self.treasury = treasury or self.accounts[1].address
 
     async def run(self, *, task_status: trio.TaskStatus[DevChain] = trio.TASK_STATUS_IGNORED) -> Never:
-        """Deploy, serve until cancelled. Raises ``ConfigError`` when the address can't be listened on, or
-        the state can't be kept."""
+        """Deploy, and serve until cancelled. Raises ``ConfigError`` when the address can't be listened on,
+        or the state can't be stored."""
         need("a development chain", "dev-chain")
         path = self._path
         state = None if path is None else await self._in_thread(lambda: SavedState(path))
@@ -106,33 +107,34 @@ class DevChain:
 
     @property
     def addresses(self) -> Addresses:
-        """The seven of a profile."""
+        """The seven addresses of a profile."""
         return self.deployment.addresses
 
     def profile(self) -> ChainProfile:
-        """What a node needs to know of it."""
+        """The chain profile that a node needs."""
         return profile_of(
             self.addresses, chain_id=self.chain_id, rpc_urls=(self.url,), name="development",
             genesis=self._chain.genesis,
         )  # fmt: skip
 
     async def use(self, work: Callable[[EmbeddedChain], T]) -> T:
-        """Run something on the chain itself, in turn with the requests: for tests that blacklist or look.
+        """Run ``work`` on the chain itself, in turn with the requests: for tests that change or read its
+        state.
 
         ``deployment`` has the contracts' handles.
         """
         return await self._in_thread(lambda: work(self._chain))
 
     async def fund(self, address: bytes, *, usdc: int = 0, ether_wei: int = 0) -> None:
-        """The faucet: mint USDC (token units), send ether (wei)."""
+        """Mint USDC (in token units) and send ether (in wei)."""
         await self._in_thread(lambda: self._dev.fund(address, usdc, ether_wei))
 
     async def travel(self, seconds: int) -> None:
-        """Let the chain's clock jump ahead, and mine a block there."""
+        """Move the chain's clock ahead, and mine a block then."""
         await self._in_thread(lambda: self._dev.travel(seconds))
 
     async def mine(self, count: int = 1) -> None:
-        """Mine what waits, and empty blocks."""
+        """Mine what waits, and empty blocks, ``count`` times in all."""
         await self._in_thread(lambda: self._dev.mine_many(count))
 
     def _make(self, state: SavedState | None) -> None:
@@ -195,7 +197,7 @@ class DevChain:
 
 @asynccontextmanager
 async def open_dev_chain(**options: Any) -> AsyncIterator[DevChain]:
-    """A running one (see ``DevChain`` for the options), gone at the end of the block."""
+    """Run a development chain in this block. The options are ``DevChain``'s."""
     async with trio.open_nursery() as nursery:
         yield await nursery.start(DevChain(**options).run)
         nursery.cancel_scope.cancel()

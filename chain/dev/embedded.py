@@ -1,8 +1,12 @@
-"""A whole chain in memory (eth-tester's py-evm backend): for tests, gas figures and development.
+"""``EmbeddedChain``: a whole chain in memory (eth-tester's py-evm backend), for tests, gas figures and
+development.
 
-One transaction a block, mined at once. Synchronous and not thread-safe: callers hold one lock around it.
-Every account is one whose secret was given; each starts with ether. Time moves only when told to, a second
-a block; or it follows a clock, and then blocks of one second share a timestamp rather than run ahead of it.
+Each transaction is mined at once, in a block of its own. Synchronous and not thread-safe: callers hold one
+lock around it. Every account is one whose secret was given, and starts with ether. Without a clock each block
+is a second later than the one before. With a clock, blocks of one second share a timestamp, and don't run
+ahead of the clock.
+
+``Contract`` and ``Deployment`` are handles of what is deployed on it, or on another ``DirectChain``.
 """
 
 from __future__ import annotations
@@ -37,14 +41,14 @@ class Receipt:
 
 
 def address_of_secret(secret: bytes) -> bytes:
-    """The 20-byte account of a secret."""
+    """The 20-byte address of a secret's account."""
     from coincurve import PrivateKey
 
     return address_of(PrivateKey(secret).public_key.format(compressed=False))
 
 
 class EmbeddedChain:
-    """See the module. ``secrets``: 32 bytes each, the accounts that may send."""
+    """See the module. ``secrets``: the 32-byte secrets of the accounts that may send."""
 
     def __init__(
         self,
@@ -55,9 +59,9 @@ class EmbeddedChain:
         first_nonce: int = 0,
         state: SavedState | None = None,
     ) -> None:
-        """``first_nonce`` is the first account's in the first block: its contracts' addresses follow from it.
-        ``state`` holds the chain and is saved after each block; a chain that it holds already goes on.
-        """
+        """``first_nonce`` is the first account's nonce in the first block: its contracts' addresses follow
+        from it. ``state`` holds the chain and is saved after each block; a chain that it holds already
+        goes on."""
         from eth_keys.datatypes import PrivateKey
         from eth_tester import PyEVMBackend
 
@@ -86,17 +90,17 @@ class EmbeddedChain:
 
     @property
     def evm(self) -> Any:
-        """py-evm's chain. Its head is the block that is still to be mined; a revert makes a new one."""
+        """py-evm's chain. Its head is the block that is still to be mined; a revert makes a new object."""
         return self._backend.chain
 
     @property
     def chain_id(self) -> int:
-        """As in every EIP-712 domain."""
+        """The chain's id, as in every EIP-712 domain."""
         return int(self.evm.chain_id)
 
     @property
     def genesis(self) -> bytes:
-        """The first block's hash: no two chains made at different times share it."""
+        """The first block's hash. Chains made at different times have different ones."""
         return bytes(self.evm.get_canonical_block_header_by_number(0).hash)
 
     @property
@@ -106,7 +110,7 @@ class EmbeddedChain:
 
     @property
     def now(self) -> int:
-        """The last block's timestamp: without a clock, the next transaction's is a second later."""
+        """The last block's timestamp. Without a clock, the next transaction's is a second later."""
         return int(self.evm.get_canonical_block_header_by_number(self.height).timestamp)
 
     @property
@@ -116,25 +120,25 @@ class EmbeddedChain:
 
     @property
     def next_timestamp(self) -> int:
-        """The next block's."""
+        """The next block's timestamp."""
         return self.now + 1 if self._clock is None else max(self.now, self._clock())
 
     def mine(self) -> None:
-        """One block, with what was applied to it."""
+        """Mine one block, with what was applied to it."""
         self._begin()
         self._mine()
 
     def travel(self, seconds: int) -> None:
-        """Let time pass, at least two seconds, in one empty block. For a chain without a clock."""
+        """Move time ahead by at least two seconds, in one empty block. For a chain without a clock."""
         self._backend.time_travel(self.now + seconds)
         self._save()
 
     def snapshot(self) -> bytes:
-        """Where the chain stands."""
+        """A name for the chain's present state."""
         return bytes(self._backend.take_snapshot())
 
     def revert(self, snapshot: bytes) -> None:
-        """Go back there; later snapshots are void."""
+        """Go back to a snapshot; later snapshots become invalid."""
         self._backend.revert_to_snapshot(snapshot)
         self._save()
 
@@ -143,19 +147,20 @@ class EmbeddedChain:
         return int(self._backend.get_nonce(account))
 
     def ether(self, account: bytes) -> int:
-        """Wei."""
+        """An account's ether, in wei."""
         return int(self._backend.get_balance(account))
 
     def storage(self, contract: bytes, slot: int) -> bytes:
-        """One word."""
+        """One word of a contract's storage."""
         return int(self._backend.get_storage(contract, slot)).to_bytes(32, "big")
 
     def code(self, account: bytes) -> bytes:
-        """Empty for a plain account."""
+        """A contract's code; empty for a plain account."""
         return bytes(self._backend.get_code(account))
 
     def send(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX, value: int = 0) -> Receipt:
-        """Sign, mine, and return the receipt. ``to`` empty creates. Raises ``RevertedError``."""
+        """Sign a transaction, mine it, and return the receipt. An empty ``to`` creates a contract. Raises
+        ``RevertedError``."""
         unsigned = self.evm.get_transaction_builder().new_unsigned_dynamic_fee_transaction(
             chain_id=self.chain_id, nonce=self.nonce(sender), max_priority_fee_per_gas=1,
             max_fee_per_gas=_FEE_WEI, gas=gas, to=to, value=value, data=data, access_list=(),
@@ -168,8 +173,8 @@ class EmbeddedChain:
         return Receipt(int(mined.gas_used), made, logs)
 
     def apply(self, transaction: Any) -> tuple[Any, Any]:
-        """Mine one signed transaction: py-evm's receipt and computation. Raises py-evm's errors if it can't
-        stand in a block; nothing is mined then."""
+        """Mine one signed transaction; returns py-evm's receipt and computation. Raises py-evm's errors if
+        it can't stand in a block; nothing is mined then."""
         self._begin()
         _, receipt, computation = self.evm.apply_transaction(transaction)
         self._mine()
@@ -192,9 +197,10 @@ class EmbeddedChain:
         value: int = 0,
         header: Any = None,
     ) -> tuple[int, Any]:
-        """Run a call in the next block (or in ``header``'s) and undo it: gas used, and the computation.
+        """Run a call in the next block (or in ``header``'s) and undo it. Returns the gas used, and the
+        computation.
 
-        It costs nobody gas: the base fee is zero here, so an account without ether may ask.
+        It costs no ether: the base fee is zero here, so that an account without ether may ask.
         """
         from eth_tester.backends.pyevm.main import EVMSpoofTransaction
 
@@ -225,7 +231,7 @@ class EmbeddedChain:
 
 
 def failure_of(computation: Any) -> str:
-    """Why it failed: the contract's own words where it said any."""
+    """Why a computation failed: the contract's reason, where it gives one."""
     reason = revert_reason(bytes(computation.output))
     if reason is not None:
         return reason
@@ -247,7 +253,7 @@ def _words(numbers: Iterable[int]) -> tuple[bytes, ...]:
 
 def _shared_timestamps() -> Any:
     """The latest rules, but a block may have its parent's timestamp, as on several L2s: ten transactions a
-    second must not push the chain's time ahead of the wall's."""
+    second must not move the chain's time ahead of the wall clock's."""
     from eth_tester.backends.pyevm.main import PragueVM
 
     class SharedTimestamps(PragueVM):  # type: ignore[misc]
@@ -261,13 +267,13 @@ def _shared_timestamps() -> Any:
 
 
 class DirectChain(Protocol):
-    """What contracts are used through: an embedded chain, or another implementation of one."""
+    """The chain that contracts are used through: an embedded one, or another implementation."""
 
     accounts: tuple[bytes, ...]
 
     @property
     def chain_id(self) -> int:
-        """As in every EIP-712 domain."""
+        """The chain's id, as in every EIP-712 domain."""
 
     @property
     def now(self) -> int:
@@ -277,10 +283,10 @@ class DirectChain(Protocol):
         """How many transactions an account has sent."""
 
     def travel(self, seconds: int) -> None:
-        """Let time pass, in one empty block."""
+        """Move time ahead, in one empty block."""
 
     def send(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> Receipt:
-        """Transact. Raises ``RevertedError``."""
+        """Send a transaction. Raises ``RevertedError``."""
 
     def call(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> bytes:
         """What a transaction would return. Raises ``RevertedError``."""
@@ -288,19 +294,19 @@ class DirectChain(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """A deployed contract on a chain, by the names of its functions."""
+    """A deployed contract on a chain, used by the names of its functions."""
 
     chain: DirectChain
     artifact: Artifact
     address: bytes
 
     def send(self, sender: bytes, name: str, *arguments: Any, gas: int = GAS_MAX) -> Receipt:
-        """Transact. Raises ``RevertedError``."""
+        """Send a transaction. Raises ``RevertedError``."""
         data = self.artifact.function(name, len(arguments)).encode(arguments)
         return self.chain.send(sender, self.address, data, gas=gas)
 
     def read(self, name: str, *arguments: Any, sender: bytes | None = None) -> Any:
-        """Call without a transaction."""
+        """Call a function without a transaction."""
         function = self.artifact.function(name, len(arguments))
         caller = self.chain.accounts[0] if sender is None else sender
         return function.decode(self.chain.call(caller, self.address, function.encode(arguments)))
@@ -317,7 +323,7 @@ class Contract:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """Everything deployed: the profile's addresses, and a handle for each contract."""
+    """Everything that is deployed: the profile's addresses, and a handle for each contract."""
 
     addresses: Addresses
     market: Contract
@@ -336,7 +342,7 @@ def deploy(
     fab_holder: bytes,
     usdc: Contract | None = None,
 ) -> Deployment:
-    """Deploy all; without ``usdc`` the double too, which ``deployer`` mints."""
+    """Deploy all contracts; without ``usdc`` also the development token, which ``deployer`` may mint."""
     todo = plan(
         deployer=deployer,
         nonce=chain.nonce(deployer),
@@ -354,7 +360,7 @@ def deploy(
 
 
 def deployed(chain: DirectChain, found: Addresses, usdc: Contract | None = None) -> Deployment:
-    """What stands on a chain at these addresses."""
+    """The handles of what stands on a chain at these addresses."""
 
     def at(name: str, address: bytes) -> Contract:
         return Contract(chain, artifact(name), address)

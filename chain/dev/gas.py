@@ -1,9 +1,9 @@
-"""What a session costs in gas, measured on a chain: figures for ``p2pnode bench gas``.
+"""What a session costs in gas, measured on a chain: the figures of ``p2pnode bench gas``.
 
-Warm: host, treasury and payer have been here before, as in a running market. First: their slots are new.
-A checkpoint is a signature between two peers: it costs nothing, because no transaction exists for it.
-The figures are the USDC double's; Circle's own token, behind its proxy, costs ``REAL_TOKEN_GAS`` more.
-This module knows nothing of prices.
+``warm``: host, treasury and payer have used the contracts before, as in a running market. ``first``: their
+storage slots are new. A checkpoint is a signature between two peers and costs nothing, for no transaction is
+sent. The figures are the development token's; Circle's own token, behind its proxy, costs ``REAL_TOKEN_GAS``
+more. This module knows nothing of prices.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MakeChain: TypeAlias = Callable[[Iterable[bytes]], DirectChain]
 
 @dataclass(frozen=True, slots=True)
 class GasFigure:
-    """``first`` is None where a first time is no different. ``each`` of a batch is per session."""
+    """``first`` is None where the first time costs the same. Figures of a batch are per session."""
 
     name: str
     warm: int
@@ -62,7 +62,7 @@ class GasFigure:
 
     @property
     def holds(self) -> bool:
-        """Is the target met, where there is one?"""
+        """Whether the target is met, where there is one."""
         return self.target is None or self.warm <= self.target
 
 
@@ -88,7 +88,7 @@ class _Sessions:
         self.salt = 0
 
     def open(self) -> tuple[SessionTerms, int]:
-        """New terms, and the gas of opening with them."""
+        """The terms of a new session, and the gas of opening it."""
         self.salt += 1
         terms = SessionTerms(
             payer=self.payer,
@@ -117,7 +117,7 @@ class _Sessions:
         return terms, self.made.market.send(self.host, "open", *order).gas_used
 
     def voucher(self, terms: SessionTerms, tokens_out: int = 100_000) -> Voucher:
-        """An exact one."""
+        """An exact voucher for so many tokens."""
         bare = Voucher(
             seq=tokens_out // 32,
             tokens_in=1_000,
@@ -141,7 +141,7 @@ class _Sessions:
         return -(-self.made.market.send(self.host, "close_many", claims).gas_used // size)
 
     def challenge(self) -> tuple[int, int, int]:
-        """The gas of asking to close, of recording a voucher, and of the refund."""
+        """The gas of a request to close, of recording a voucher, and of the refund."""
         market = self.made.market
         terms, _ = self.open()
         asked = market.send(self.payer, "request_close", terms_tuple(terms), NO_VOUCHER, b"").gas_used
@@ -151,12 +151,12 @@ class _Sessions:
         return asked, recorded, market.send(self.stranger, "refund", terms_tuple(terms)).gas_used
 
     def release(self) -> int:
-        """The gas of letting a session go."""
+        """The gas of releasing a session."""
         terms, _ = self.open()
         return self.made.market.send(self.host, "release", terms_tuple(terms)).gas_used
 
     def withdraw(self) -> int:
-        """The gas of a host's own withdrawal, to an address that holds USDC already."""
+        """The gas of a host's own withdrawal, to an address that has USDC already."""
         return self.made.market.send(self.host, "withdraw", self.host, 1_000).gas_used
 
     def withdraw_signed(self) -> int:
@@ -171,8 +171,8 @@ class _Sessions:
 
 
 def measure(usdc_on: Token | None = None, make_chain: MakeChain = EmbeddedChain) -> tuple[GasFigure, ...]:
-    """All figures; about two seconds. ``usdc_on`` deploys another token than the double on an embedded
-    chain, minted by the first account."""
+    """Measure all figures; takes about two seconds. ``usdc_on`` deploys another token than the development
+    one on an embedded chain, minted by the first account."""
     sessions = _Sessions(usdc_on, make_chain)
     open_first = sessions.open()[1]
     settle_first = sessions.close()

@@ -1,7 +1,9 @@
-"""A development node behind JSON-RPC, used like the embedded chain: for figures on another implementation.
+"""``RpcChain``: a development node behind JSON-RPC, used like the embedded chain, for figures on another
+implementation.
 
-Synchronous, for one thread. Accounts sign here and are given ether by the node's own means (anvil's). Only
-for nodes that mine at once and let time be moved. ``running_anvil`` starts one as a child process.
+Synchronous, for one thread. Transactions are signed here, and accounts get ether by the node's own method
+(anvil's). Only for nodes that mine at once and let time be moved. ``running_anvil`` starts one as a child
+process.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ Fund: TypeAlias = Callable[["RpcChain", bytes], None]
 
 
 def fund_by_anvil(chain: RpcChain, account: bytes) -> None:
-    """Ether out of nothing."""
+    """Give an account ether."""
     chain.ask("anvil_setBalance", "0x" + account.hex(), hex(WEALTH))
 
 
 class RpcChain:
-    """See the module; the methods are ``EmbeddedChain``'s. ``secrets``: the accounts that may send."""
+    """See the module. The methods are ``EmbeddedChain``'s. ``secrets``: of the accounts that may send."""
 
     def __init__(self, url: str, secrets: Iterable[bytes], fund: Fund = fund_by_anvil) -> None:
         self._url = url
@@ -64,12 +66,13 @@ class RpcChain:
         return int(self.ask("eth_getTransactionCount", "0x" + account.hex(), "latest"), 16)
 
     def travel(self, seconds: int) -> None:
-        """Let time pass, in one empty block."""
+        """Move time ahead, in one empty block."""
         self.ask("evm_increaseTime", seconds)
         self.ask("evm_mine")
 
     def send(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX) -> Receipt:
-        """Sign, send, and return the receipt. ``to`` empty creates. Raises ``RevertedError``."""
+        """Sign a transaction, send it, and return the receipt. An empty ``to`` creates a contract. Raises
+        ``RevertedError``."""
         secret = self._secrets[sender]
         signed = sign_transaction(
             chain_id=self.chain_id, account=sender, sign=lambda digest: sign_digest(secret, digest),
@@ -107,7 +110,7 @@ class RpcChain:
             raise RevertedError(reason) from error
 
     def ask(self, method: str, *params: Any) -> Any:
-        """One request. Raises ``RpcError`` for an error, ``ChainError`` when there is no answer."""
+        """Send one request. Raises ``RpcError`` for an error, and ``ChainError`` when there is no answer."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
         request = Request(self._url, body, {"content-type": "application/json"})  # noqa: S310 - loopback
         try:
@@ -124,9 +127,9 @@ class RpcChain:
 
 @contextmanager
 def running_anvil(program: Path, *arguments: str) -> Iterator[str]:
-    """The URL of a fresh one, gone at the end. Raises ``ConfigError`` if it doesn't start.
+    """Run anvil in this block; gives its URL. Raises ``ConfigError`` if it doesn't start.
 
-    Its output is thrown away: anvil prints every call, and stops when nobody empties a full pipe.
+    Its output is thrown away: anvil prints every call, and stops when a pipe is full.
     """
     port = _free_port()
     try:
@@ -160,7 +163,7 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], program: Path) -> No
 
 
 def _free_port() -> int:
-    """One that nobody listens on now; drawn, so that two starts at once seldom draw the same."""
+    """A port that nobody listens on now. It is random, so that two starts at one time seldom get the same."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as probe:

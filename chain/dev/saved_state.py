@@ -1,8 +1,9 @@
-"""The file that a development chain keeps its state in: py-evm's keys and values, and what it was made with.
+"""``SavedState``: the file that stores a development chain: py-evm's keys and values, and how the chain
+was made.
 
-All of it is read into memory when the file is opened; ``save`` writes what changed since, in one transaction.
-What was saved survives the process, however that ends; a power cut may cost the last seconds, for nothing of
-worth is here. One process at a time: the file is locked for as long as it is open.
+All of it is read into memory when the file is opened; ``save`` writes what has changed since, in one
+transaction. What was saved survives the process, however that ends. A power cut may cost the last seconds,
+for nothing of value is stored here. The file is locked while it is open, for one process at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ CREATE TABLE made (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 
 class SavedState(dict[bytes, bytes]):
-    """Keys and values as a mapping; :attr:`made` are words about the chain, written once by :meth:`begin`.
+    """Keys and values as a mapping. :attr:`made` says how the chain was made, written once by
+    :meth:`begin`.
 
     Raises ``ConfigError`` when the file can't be opened, is another program's, or is in use.
     """
@@ -94,14 +96,14 @@ class SavedState(dict[bytes, bytes]):
         self._changed[key] = None
 
     def begin(self, made: dict[str, str]) -> None:
-        """Write down what the chain was made with, beside its first state."""
+        """Write how the chain was made, and its first state."""
         self.made = made
         self._db.execute("BEGIN")
         self._db.executemany("INSERT INTO made VALUES (?, ?)", made.items())
         self._write()
 
     def save(self) -> None:
-        """Write what changed. Raises ``sqlite3.Error``; what was not written is written the next time."""
+        """Write what has changed. Raises ``sqlite3.Error``; the next call writes what was not written."""
         if self._changed:
             self._db.execute("BEGIN")
             self._write()
@@ -119,18 +121,18 @@ class SavedState(dict[bytes, bytes]):
         self._changed.clear()
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Close the file, so that another process may open it."""
         self._db.close()
         os.close(self._lock)
 
 
 def lock_of(path: Path) -> Path:
-    """The file that is locked while a chain runs on this state; its content is the process's number."""
+    """The file that is locked while a chain runs on this state. It contains the process's number."""
     return path.with_name(f"{path.name}.lock")
 
 
 def forget_state(path: Path) -> None:
-    """Remove the file of a chain that does not run. Raises ``ConfigError`` when it does."""
+    """Remove the file of a chain that doesn't run. Raises ``ConfigError`` when it runs."""
     SavedState(path).close()
     for each in ("", "-wal", "-shm"):
         path.with_name(path.name + each).unlink(missing_ok=True)

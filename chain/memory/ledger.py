@@ -1,7 +1,8 @@
-"""The ``Ledger`` without a chain: the contracts' rules in memory, one block a transaction.
+"""``MemoryLedger``: the ``Ledger`` without a chain: the contracts' rules in memory, one block per
+transaction.
 
-For simulations and tests of what stands on a ledger: no I/O, no clock of its own, deterministic. Signatures
-are real. A refused call costs nothing and mines nothing, as with an EVM ledger, which tries before it sends.
+For simulations, and tests of what needs a ledger: no I/O, no clock of its own, deterministic. Signatures are
+real. A refused call costs nothing and mines nothing, as with an EVM ledger, which tries before it sends.
 """
 
 from __future__ import annotations
@@ -70,41 +71,41 @@ class MemoryChain:
     # ---- what tests and simulations do to the world
 
     def mint(self, account: bytes, amount: int) -> None:
-        """Give USDC."""
+        """Give USDC to an account."""
         self._token.balances[account] += amount
 
     def blacklist(self, account: bytes, *, frozen: bool = True) -> None:
-        """The token's issuer freezes an account, or thaws it."""
+        """Freeze an account, or unfreeze it, as the token's issuer may."""
         (self._token.blacklisted.add if frozen else self._token.blacklisted.discard)(account)
 
     def pause(self, *, paused: bool = True) -> None:
-        """The token's issuer stops every movement, or lets go."""
+        """Stop every movement of the token, or allow it again, as its issuer may."""
         self._token.paused = paused
 
     def cancel_authorisation(self, payer: bytes, nonce: bytes) -> None:
-        """A payer voids an authorisation that was not used."""
+        """Cancel an unused authorisation, as its payer may."""
         self._token.cancel(payer, nonce)
 
     def move(self, sender: bytes, to: bytes, amount: int) -> None:
-        """Somebody sends USDC by other means than a ledger. Raises ``RevertedError``."""
+        """Send USDC by other means than a ledger. Raises ``RevertedError``."""
         self._token.transfer(sender, to, amount)
 
     def deploy_wallet(self, account: bytes, is_valid: SignatureCheck) -> None:
-        """From now on this account is a contract that answers ERC-1271 so."""
+        """Make this account a contract that answers ERC-1271 like this."""
         self._wallets[account] = is_valid
 
     def mine(self, blocks: int = 1) -> None:
-        """Empty blocks."""
+        """Mine empty blocks."""
         self.block += blocks
 
     # ---- what a ledger asks
 
     def session(self, session: SessionId) -> EscrowState:
-        """How it stands."""
+        """The state of a session."""
         return self._market.session(session)
 
     def account(self, address: bytes) -> AccountState:
-        """What it has."""
+        """What an account has."""
         return AccountState(
             usdc=self._token.balances.get(address, 0),
             earned=self._market.earned.get(address, 0),
@@ -113,7 +114,7 @@ class MemoryChain:
         )
 
     def page(self, cursor: int) -> EventPage:
-        """Events from a block on."""
+        """The events from a block on."""
         if cursor > self.block:
             return EventPage(events=(), cursor=cursor, caught_up=True)
         end = min(self.block + 1, cursor + BLOCKS_PER_PAGE)
@@ -121,7 +122,8 @@ class MemoryChain:
         return EventPage(events=tuple(self._events[first:last]), cursor=end, caught_up=end > self.block)
 
     def send(self, sender: bytes, call: Call) -> Outcome:
-        """Do it, in a block of its own. Raises ``RevertedError``, and ``ChainError`` without the ether."""
+        """Carry out a call, in a block of its own. Raises ``RevertedError``, and ``ChainError`` without
+        the ether."""
         gas = _gas_of(call)
         fee = gas * self.gas_price_wei
         if self.ether.get(sender, 0) < fee:
@@ -138,7 +140,7 @@ class MemoryChain:
         return Outcome(transaction=hash_, block=self.block, gas_used=gas, fee_wei=fee, events=events)
 
     def check(self, sender: bytes, call: Call) -> None:
-        """Would it succeed? Raises ``RevertedError``."""
+        """Try a call without carrying it out. Raises ``RevertedError``."""
         self._decide(sender, call)
 
     def _decide(self, sender: bytes, call: Call) -> Commit:
@@ -162,16 +164,16 @@ class MemoryLedger:
 
     @property
     def domains(self) -> Domains:
-        """The chain's."""
+        """The chain's domains."""
         return self._chain.domains
 
     @property
     def account(self) -> bytes | None:
-        """Who sends."""
+        """The account that sends."""
         return self._account
 
     async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
-        """As ``Ledger``; done at once."""
+        """As ``Ledger``; carried out at once."""
         price = self._chain.gas_price_wei
         if fee_max_wei is not None and _gas_of(call) * price > fee_max_wei:
             msg = f"gas costs {price} wei now: it would cost more than it is worth yet"

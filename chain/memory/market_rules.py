@@ -1,9 +1,9 @@
-"""What JobMarketplace and HostEarnings do, in Python. Pure and exact: no clock, no I/O.
+"""``MarketRules``: what JobMarketplace and HostEarnings do, in Python. Pure and exact: no clock, no I/O.
 
-The same checks in the same order, and so the same reasons, as ``contracts/JobMarketplace.vy``, where the
-known attack stands beside each. A differential test holds the two together. Each method gets who calls, when
-and in which block, and either raises ``RevertedError`` or returns what is left to do: nothing has changed
-until that is called, so to try is to ask and not to call.
+The checks and their order are those of ``contracts/JobMarketplace.vy``, and so are the reasons; the known
+attack stands there beside each check. A differential test compares the two. Each method is given the caller,
+the time and the block. It either raises ``RevertedError``, or returns a function that carries the call out:
+nothing has changed until that is called, so that a call is tried by not calling it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _VOUCHER_SIGNATURE_MAX: Final = 65
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Of one transaction."""
+    """What a rule needs to know of one transaction."""
 
     sender: bytes
     at: int
@@ -80,11 +80,11 @@ class MarketRules:
         self.earned: defaultdict[bytes, int] = defaultdict(int)
 
     def session(self, session: SessionId) -> EscrowState:
-        """How it stands."""
+        """The state of a session."""
         return self._sessions.get(session, EscrowState(status="none"))
 
     def decide(self, call: MarketCall, context: Context) -> Commit:
-        """Any call but those of other contracts. Raises ``RevertedError``."""
+        """The effect of any call but those of other contracts. Raises ``RevertedError``."""
         match call:
             case Open():
                 return self.open(call, context)
@@ -312,5 +312,5 @@ class MarketRules:
 
 
 def _check_size(voucher: Voucher) -> None:
-    """What doesn't fit its type reverts while it is decoded, before anything is said."""
+    """Revert for a value that doesn't fit its type: the contract fails to decode it, and gives no reason."""
     require(len(voucher.signature) <= _VOUCHER_SIGNATURE_MAX, NO_REASON)

@@ -1,7 +1,7 @@
-"""What NodeRegistry does with evidence, in Python. Pure and exact: no clock, no I/O.
+"""``RegistryRules``: what NodeRegistry does with evidence, in Python. Pure and exact: no clock, no I/O.
 
-The same checks in the same order, and so the same reasons, as ``slash`` in ``contracts/NodeRegistry.vy``. How
-stake comes and goes otherwise is no ledger's: ``stake`` puts it there.
+The checks and their order are those of ``slash`` in ``contracts/NodeRegistry.vy``, and so are the reasons. No
+call of a ledger changes a stake in other ways: ``stake`` sets it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from p2pnode.protocols.typed_data import Domain, session_id
 
 
 class RegistryRules:
-    """``session`` says how a session of the market stands."""
+    """``session`` gives the state of a session of the market."""
 
     def __init__(self, market: Domain, session: Callable[[SessionId], EscrowState]) -> None:
         self._market, self._session = market, session
@@ -33,12 +33,12 @@ class RegistryRules:
         self._punished: set[tuple[SessionId, int, int]] = set()
 
     def stake(self, host: bytes, receipt_key: bytes, amount: int) -> None:
-        """A host registers this key and adds to its stake."""
+        """Register this key for a host, and add to its stake."""
         self._keys.add((host, receipt_key))
         self.stakes[host] += amount
 
     def slash(self, call: Slash, sender: bytes, block: int) -> Callable[[], Slashed]:
-        """``slash``. Raises ``RevertedError``, or returns what is left to do."""
+        """``slash``. Raises ``RevertedError``, or returns what remains to be done."""
         terms, one, other = call.terms, call.one, call.other
         session = session_id(self._market, terms)
         epoch, seq = one.epoch, one.checkpoint.seq
@@ -68,5 +68,5 @@ class RegistryRules:
 
 
 def _root(receipt: Receipt, seq: int) -> bytes:
-    """The contract is told one place for both: it hashes each link with that."""
+    """The hash of a link. The contract is given one place for both receipts, and hashes each link with it."""
     return link_root(receipt.previous, replace(receipt.checkpoint, seq=seq))

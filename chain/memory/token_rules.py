@@ -1,7 +1,9 @@
-"""What USDC does, in Python: balances, blacklist, pause, and EIP-3009 authorisations. Pure and exact.
+"""``TokenRules``: what USDC does, in Python: balances, blacklist, pause, EIP-3009 authorisations. Pure and
+exact.
 
-The same checks in the same order, and so the same reasons, as ``contracts/USDC.vy`` (and Circle's own).
-``check_…`` raises ``RevertedError`` and changes nothing; ``move`` and ``use`` do what was checked.
+The checks and their order are those of ``contracts/USDC.vy`` (and of Circle's own token), and so are the
+reasons. ``check_…`` raises ``RevertedError`` and changes nothing; ``move`` and ``use`` carry out what was
+checked.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.typed_data import Domain, authorisation_digest
 
 SignatureCheck: TypeAlias = Callable[[bytes, bytes], bool]
-"""A contract wallet's word (ERC-1271): does it hold this signature over this digest for its own?"""
+"""What a contract wallet answers (ERC-1271): whether this signature over this digest is valid for it."""
 
 SIGNATURE_MAX: Final = 2048
 _PLAIN_SIGNATURE: Final = 65
@@ -24,7 +26,7 @@ _HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F466
 
 
 def require(holds: bool, reason: str) -> None:
-    """Revert unless it holds."""
+    """Raise ``RevertedError`` unless the condition holds."""
     if not holds:
         raise RevertedError(reason)
 
@@ -46,7 +48,7 @@ class TokenRules:
         self.move(sender, to, amount)
 
     def check_transfer(self, sender: bytes, to: bytes, amount: int) -> None:
-        """Would it work?"""
+        """Raise ``RevertedError`` where a transfer would."""
         require(not self.paused, "Pausable: paused")
         self._check(sender)
         self._check(to)
@@ -54,7 +56,7 @@ class TokenRules:
         require(amount <= self.balances.get(sender, 0), "ERC20: transfer amount exceeds balance")
 
     def move(self, sender: bytes, to: bytes, amount: int) -> None:
-        """Do it."""
+        """Carry out a transfer that was checked."""
         self.balances[sender] -= amount
         self.balances[to] += amount
 
@@ -62,7 +64,7 @@ class TokenRules:
         self, payer: bytes, to: bytes, amount: int, *, valid_before: int, nonce: bytes, signature: bytes,
         at: int,
     ) -> None:  # fmt: skip
-        """Would ``receiveWithAuthorization`` by ``to`` work at this time?"""
+        """Raise ``RevertedError`` where ``receiveWithAuthorization`` by ``to`` would, at this time."""
         require(len(signature) <= SIGNATURE_MAX, NO_REASON)
         require(not self.paused, "Pausable: paused")
         self._check(payer)
@@ -76,12 +78,12 @@ class TokenRules:
         self.check_transfer(payer, to, amount)
 
     def use(self, payer: bytes, to: bytes, amount: int, nonce: bytes) -> None:
-        """Do it: the authorisation is spent."""
+        """Carry it out: the authorisation is used."""
         self.used.add((payer, nonce))
         self.move(payer, to, amount)
 
     def cancel(self, payer: bytes, nonce: bytes) -> None:
-        """``cancelAuthorization``, its signature taken for granted."""
+        """``cancelAuthorization``, without a check of its signature."""
         require(not self.paused, "Pausable: paused")
         require((payer, nonce) not in self.used, "FiatTokenV2: authorization is used or canceled")
         self.used.add((payer, nonce))
@@ -90,7 +92,8 @@ class TokenRules:
         require(account not in self.blacklisted, "Blacklistable: account is blacklisted")
 
     def _is_valid(self, signer: bytes, digest: bytes, signature: bytes) -> bool:
-        """Code decides between ERC-1271 and a key; a malformed signature of a key reverts."""
+        """Whether a signature is valid: by ERC-1271 where the account has code, else by its key. A
+        malformed signature of a key reverts."""
         if (wallet := self._wallets.get(signer)) is not None:
             return wallet(digest, signature)
         require(len(signature) == _PLAIN_SIGNATURE, "ECRecover: invalid signature length")

@@ -1,8 +1,8 @@
-"""A wallet's two V3 keystores on disk: the key, and the entropy of its phrase. Never overwritten.
+"""A wallet's two V3 keystores on disk: the key, and the entropy of its phrase. They are never overwritten.
 
-``wallet.json`` is a plain Web3 Secret Storage (version 3) file that any Ethereum tool opens; one field
-more, ``p2pnode``, says where its passphrase is. ``phrase.json`` is the same format around 16 bytes of our
-own and the entropy. Knows nothing of where passphrases come from.
+``wallet.json`` is a plain Web3 Secret Storage (version 3) file that any Ethereum tool opens; one field more,
+``p2pnode``, says where its passphrase is. ``phrase.json`` has the same format, around 16 bytes of our own and
+the entropy. This module doesn't know where passphrases come from.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ADDRESS_BYTES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class WalletFiles:
-    """Where a wallet is: its keystore, its phrase's, and the passphrase file that `join` makes."""
+    """Where a wallet is: its keystore, its phrase's keystore, and the passphrase file that `join` makes."""
 
     keystore: Path
     phrase: Path
@@ -48,7 +48,7 @@ class Keystore:
 
     @property
     def address(self) -> bytes:
-        """20 bytes."""
+        """The 20 bytes of its address."""
         try:
             address = bytes.fromhex(self.body["address"].removeprefix("0x"))
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -60,16 +60,17 @@ class Keystore:
 
     @property
     def ours(self) -> Mapping[str, Any]:
-        """What we noted in it; nothing for another program's."""
+        """What this program noted in it; empty for another program's."""
         noted = self.body.get(OURS)
         return noted if isinstance(noted, dict) else {}
 
     def plain(self) -> bytes:
-        """Without our note, as other tools expect it."""
+        """The keystore without our note, as other tools expect it."""
         return json.dumps({key: value for key, value in self.body.items() if key != OURS}).encode()
 
     def decrypt(self, passphrase: bytes) -> bytes:
-        """The 32 bytes inside; up to a second. Raises ``ValueError`` for a wrong passphrase or damage."""
+        """The 32 bytes in it; takes up to a second. Raises ``ValueError`` for a wrong passphrase or
+        damage."""
         need("a wallet", "pay")
         from eth_keyfile.keyfile import decode_keyfile_json
 
@@ -82,7 +83,7 @@ class Keystore:
 
 
 def read_keystore(path: Path) -> Keystore | None:
-    """The keystore at ``path``; None where there is none. Raises ``ChainError`` for what is none."""
+    """The keystore at ``path``; None where there is none. Raises ``ChainError`` for a file that isn't one."""
     text = read_secret_or_none(path)
     if text is None:
         return None
@@ -97,7 +98,7 @@ def read_keystore(path: Path) -> Keystore | None:
 
 
 def encrypt(secret: bytes, passphrase: bytes, *, drawn: bool = False) -> dict[str, Any]:
-    """A V3 keystore of 32 bytes; up to a second. ``drawn``: the passphrase is random already."""
+    """A V3 keystore of 32 bytes; takes up to a second. ``drawn``: the passphrase is random already."""
     need("a wallet", "pay")
     from eth_keyfile.keyfile import create_keyfile_json
 
@@ -108,7 +109,7 @@ def encrypt(secret: bytes, passphrase: bytes, *, drawn: bool = False) -> dict[st
 
 
 def sealed_entropy(entropy: bytes, passphrase: bytes, *, drawn: bool) -> dict[str, Any]:
-    """The keystore of a phrase. It names no address: what is inside is no key."""
+    """The keystore of a phrase. It names no address, for it contains no key."""
     body = encrypt(_MARK + entropy, passphrase, drawn=drawn)
     del body["address"]
     return body
@@ -123,7 +124,7 @@ def opened_entropy(keystore: Keystore, passphrase: bytes) -> bytes:
 
 
 def refuse_existing(*paths: Path) -> None:
-    """Raise ``ChainError`` when one of them is there."""
+    """Raise ``ChainError`` when one of these files exists."""
     for path in paths:
         if os.path.lexists(path):
             msg = f"{path} exists: move it away first (it may be worth money: never delete it)"
@@ -131,7 +132,7 @@ def refuse_existing(*paths: Path) -> None:
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Write one whole, at a place where nothing is; two processes can't both do it."""
+    """Write a whole file where none exists; of two processes only one can."""
     with one_at_a_time(path.parent):
         refuse_existing(path)
         write_private(path, data)

@@ -1,6 +1,6 @@
 """Where a wallet's passphrase comes from: a file, the system's keyring, or the person at the terminal.
 
-Never from argv, never from the environment, and never into a message. Knows nothing of keystores.
+Never from argv, never from the environment, and never into a message. This module knows nothing of keystores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _SERVICE: Final = "p2pnode wallet"
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """The passphrase of a wallet about to be made. One that we drew needs no slow key derivation."""
+    """The passphrase of a wallet that is about to be made. ``drawn``: it is random, so its key derivation
+    may be fast."""
 
     passphrase: bytes
     drawn: bool
@@ -41,26 +42,26 @@ class Fresh:
 
 
 class PassphraseSource(Protocol):
-    """Gives the passphrase of the wallet with a (checksummed) address. May block for a person."""
+    """Gives the passphrase of the wallet with a (checksummed) address. May wait for a person."""
 
     @property
     def kind(self) -> SourceKind:
-        """How the keystore names it."""
+        """The source's name in the keystore."""
 
     @property
     def words(self) -> str:
-        """Where it is, for people."""
+        """Where the passphrase is, for people."""
 
     def fresh(self, account: str) -> Fresh:
-        """For a wallet about to be made."""
+        """The passphrase for a wallet that is about to be made."""
 
     def existing(self, account: str) -> bytes:
-        """Of a wallet that is there. Raises ``ChainError`` or ``ConfigError``."""
+        """The passphrase of an existing wallet. Raises ``ChainError`` or ``ConfigError``."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassphraseFile:
-    """In a file: the user's own, or (``draw``) a 0600 one that is made with a random passphrase in it."""
+    """A passphrase in a file: the user's own, or (``draw``) a 0600 file made with a random passphrase."""
 
     path: Path
     draw: bool = False
@@ -92,7 +93,7 @@ class PassphraseFile:
 
 @dataclass(frozen=True, slots=True)
 class PassphraseKeyring:
-    """In the keyring of the desktop or the system; a random one, drawn by us."""
+    """A random passphrase in the keyring of the desktop or the system."""
 
     kind: Final = "keyring"
 
@@ -133,7 +134,7 @@ class PassphraseKeyring:
 
 @dataclass(frozen=True, slots=True)
 class PassphrasePrompt:
-    """In the head of the person at the terminal."""
+    """A passphrase that the person at the terminal types."""
 
     ask: Callable[[str], str] = field(default_factory=lambda: ask_hidden)
     is_terminal: Callable[[], bool] = lambda: sys.stdin.isatty()  # noqa: PLW0108 - stdin as it is then
@@ -210,7 +211,7 @@ def ask_hidden(question: str, more: Callable[[str], str] = lambda _answer: "") -
 
 @contextmanager
 def terminal_kept() -> Iterator[None]:
-    """Leave the terminal as it was, also when a thread that reads from it hidden is left behind."""
+    """Restore the terminal at the end, also when a thread that reads hidden input from it is left behind."""
     try:
         with _terminal() as handle:
             before = termios.tcgetattr(handle)

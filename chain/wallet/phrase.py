@@ -1,7 +1,7 @@
-"""Twelve BIP-39 words: the one thing to write down. Their entropy makes the wallet and, later, the storage.
+"""Twelve BIP-39 words, which a user writes down. Their entropy makes the wallet, and the storage key.
 
-Sources: BIP-39 (English list, as the library ships it), BIP-32, BIP-44 with Ethereum's first account. No
-message of this module holds a word of a phrase. Knows nothing of files.
+Sources: BIP-39 (the English list, as the library ships it), BIP-32, BIP-44 with Ethereum's first account. No
+message of this module contains a word of a phrase. It knows nothing of files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A wallet: a secp256k1 key in a V3 keystore, from twelve words or imported. Locked but while it signs.
+"""``Wallet``: a secp256k1 key in a V3 keystore, from twelve words or imported. It is locked except while
+it signs.
 
-``join`` makes one with a random passphrase in a 0600 file beside it, so that a host has an address to be
-paid at from its first start. Everything here blocks (up to two seconds, or for a person): call it from a
-worker thread where trio runs. This module knows nothing of the ledger.
+``join`` makes one with a random passphrase in a 0600 file beside it, so that a host has an address to be paid
+at from its first start. Everything here blocks, up to two seconds or for a person: under trio call it from a
+worker thread. This module knows nothing of the ledger.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Wallet:
         return shown_address(self.address)
 
     def passphrase(self) -> bytes:
-        """From its source, perhaps from a person: to ask before an event loop runs."""
+        """The passphrase from its source, which may be a person: ask before an event loop runs."""
         return self.source.existing(self.account)
 
     def unlock(self, passphrase: bytes | None = None) -> Signer:
@@ -141,7 +142,8 @@ def open_wallet(files: WalletFiles, prompt: PassphraseSource | None = None) -> W
 def make_wallet(
     files: WalletFiles, source: PassphraseSource, *, entropy: bytes, secret: bytes | None = None
 ) -> Wallet:
-    """Write a wallet: from a phrase, or with an imported ``secret`` and a phrase for what else needs one.
+    """Write a wallet: from a phrase, or with an imported ``secret`` and a phrase for everything else that
+    needs one.
 
     Raises ``ChainError`` rather than overwrite anything.
     """
@@ -161,7 +163,7 @@ def make_wallet(
 
 
 def open_or_make_wallet(files: WalletFiles) -> Wallet:
-    """What ``join`` does: the wallet that is there, or a new one with a random passphrase beside it."""
+    """The wallet that is there, or a new one with a random passphrase beside it, as ``join`` needs it."""
     wallet = open_wallet(files)
     if wallet is not None:
         return wallet
