@@ -58,7 +58,7 @@ ANVIL := build/anvil
 test-anvil: $(STAMP)
 	mkdir -p $(ANVIL)
 	test -d $(ANVIL)/package || (cd $(ANVIL) && npm pack --silent @foundry-rs/anvil-linux-amd64@1.7.1 && tar xzf *.tgz)
-	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain/test_evm_anvil.py --anvil $(ANVIL)/package/bin/anvil
+	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain/evm/test_anvil.py --anvil $(ANVIL)/package/bin/anvil
 
 bench: $(STAMP)
 	$(BIN)/p2pnode bench all

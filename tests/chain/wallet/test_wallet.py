@@ -138,7 +138,7 @@ def test_two_first_starts_at_once_end_with_one_wallet(files: WalletFiles) -> Non
     code = (
         "import sys; from pathlib import Path; from p2pnode.errors import ChainError\n"
         "from p2pnode.chain.wallet.wallet import open_or_make_wallet\n"
-        "from tests.chain.test_wallet import files_in\n"
+        "from tests.chain.wallet.test_wallet import files_in\n"
         "try: print(open_or_make_wallet(files_in(Path(sys.argv[1]))).account)\n"
         "except ChainError as error: print('refused', error)\n"
     )
