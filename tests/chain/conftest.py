@@ -49,4 +49,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Without anvil there is nothing to see there."""
     absent = config.getoption("--anvil", default=None) is None
-    return True if absent and collection_path.name == "test_evm_anvil.py" else None
+    return True if absent and collection_path.name == "test_anvil.py" else None
