@@ -19,7 +19,7 @@ MODULES: Final[Mapping[Extra, tuple[str, ...]]] = {
     "pay": _PAY,
     "host": (*_PAY, "h11", "xllamacpp"),
     "s5": ("hypercorn", "python_multipart", "starlette"),
-    "dev-chain": (*_PAY, "eth", "eth_keys", "eth_tester", "h11", "hypercorn"),
+    "dev-chain": (*_PAY, "eth", "eth_keys", "eth_tester", "hypercorn"),
 }
 """The modules that an extra brings beyond the plain installation. A host has a wallet, and so has a chain."""
 
