@@ -24,7 +24,6 @@ from p2pnode.net.address_policy import interface_addresses, mixed
 from p2pnode.net.multiaddrs import without_peer
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.saved_peers import SavedPeers
-from p2pnode.net.address_policy import interface_addresses, mixed
 from p2pnode.net.stream import Stream
 from p2pnode.node.adverts import AdvertService
 from p2pnode.node.finder import Finder

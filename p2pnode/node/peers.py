@@ -57,7 +57,7 @@ class PeerKeeper:
             self._network.connected_peers(),
             saved=[(each.peer, each.addrs) for each in saved],
             adverts=(entry.advert for entry in self._adverts.book.live(self._adverts.wall())),
-            dialable=self._network.reach.dialable,
+            dialable=self._network.policy.dialable,
         )
         async with trio.open_nursery() as nursery:
             for candidate in chosen:
