@@ -16,8 +16,6 @@ from p2pnode.ids import SessionId
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import Domain
 
-"""Claims in one ``CloseMany``, as the contract has it."""
-
 
 class RevertedError(ChainError):
     """The contract refused the call; ``reason`` is its text. ``gas_used`` was paid for nevertheless."""

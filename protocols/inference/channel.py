@@ -43,7 +43,6 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 
-"""Five days, as in the contract."""
 EXPIRY_MIN_S: Final = 1_800
 """A session must be able to live for a while before its host must settle it."""
 VALID_MAX_S: Final = 600

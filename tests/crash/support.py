@@ -34,8 +34,6 @@ from tests.crash.mortal import quick
 from tests.crash.parties import ETHER, FEE, LISTEN, PRICE_IN, PRICE_OUT, QUESTION, RICH, TOKENS, Party
 from tests.crash.processes import DEADLINE_S
 
-"""A request that is cancelled while it is written strands a generator of httpx's own."""
-
 
 @dataclass
 class Asked:
