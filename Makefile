@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-long test-interop test-circle test-anvil check bench contracts format clean
+.PHONY: install demo test test-fast test-long test-interop test-circle test-anvil check bench contracts format clean
 
 install: $(STAMP)
 
@@ -37,6 +37,15 @@ PARALLEL := -n $(WORKERS) --dist loadfile
 
 test: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL)
+
+# What a change breaks first, in under a minute: pure machines, payments, storage, and a node by itself. No engine,
+# no EVM, no command line; left out of it are a crowd of nodes and disks that fail at each of thousands of steps.
+SLOW := $(addprefix tests/,node/test_twenty_nodes.py storage/test_disk_faults.py storage/test_blind_nodes.py \
+	storage/test_local_properties.py test_readme.py test_house.py test_package.py test_import_contracts.py)
+FAST := tests/protocols tests/payments tests/node tests/storage $(filter-out $(SLOW),$(wildcard tests/test_*.py))
+
+test-fast: $(STAMP)
+	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) $(FAST) $(SLOW:%=--ignore=%)
 
 test-long: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "long or not long"
