@@ -82,6 +82,12 @@ OFFENCES = {
         ("p2pnode/payments/settlement_policy.py", "import p2pnode.chain.evm.ledger"),
         ("p2pnode/payments/spending.py", "import p2pnode.chain.evm.ledger"),
     ],
+    "storage-decisions": [
+        ("p2pnode/storage/replication/choice.py", "import trio"),
+        ("p2pnode/storage/conversations/schedule.py", "import time"),
+        ("p2pnode/storage/conversations/merge.py", "import p2pnode.node.node"),
+        ("p2pnode/storage/rules.py", "def late():\n    import sqlite3"),
+    ],
 }
 
 

@@ -12,8 +12,7 @@ from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
     from p2pnode.node.datadir import DataDir
-    from p2pnode.storage.conversations.reader import Loss
-    from p2pnode.storage.conversations.records import SavedConversation
+    from p2pnode.storage.conversations.records import Loss, SavedConversation
     from p2pnode.storage.conversations.turns import Turn
 
 HERE_ONLY: Final = (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from p2pnode.client.answer import Answer
     from p2pnode.client.bill import BillItem
     from p2pnode.storage.conversations.conversation import Conversation
-    from p2pnode.storage.conversations.reader import Loss
+    from p2pnode.storage.conversations.records import Loss
     from p2pnode.storage.conversations.writer import ConversationWriter
 
 

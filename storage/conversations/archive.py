@@ -28,11 +28,19 @@ from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.conversation import Conversation, ForgottenError
 from p2pnode.storage.conversations.index import Index
-from p2pnode.storage.conversations.log import TOMBSTONE, LogContext, Wall
+from p2pnode.storage.conversations.log import LogContext, Wall
 from p2pnode.storage.conversations.merge import link_of
-from p2pnode.storage.conversations.reader import ConversationLostError, Loss
-from p2pnode.storage.conversations.records import Link, SavedConversation, SavedSession, title_of
-from p2pnode.storage.conversations.replication_state import LocalHead, ReplicationState
+from p2pnode.storage.conversations.reader import ConversationLostError
+from p2pnode.storage.conversations.records import (
+    TOMBSTONE,
+    Link,
+    Loss,
+    SavedConversation,
+    SavedSession,
+    title_of,
+)
+from p2pnode.storage.conversations.replication_state import ReplicationState
+from p2pnode.storage.conversations.schedule import LocalHead, floor_of, unknown_to
 from p2pnode.storage.conversations.sender import Renewal, Sender, Sent
 from p2pnode.storage.keys import INDEX_SID, SID_BYTES, StorageKeys
 from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen
@@ -228,7 +236,7 @@ class Archive:
         while local is not None:
             event = self._sender.progress.event
             now = await self._context.state.head(sid)
-            if now is None or (now.acked is not None and now.acked.seq >= local.head.seq):
+            if now is None or now.covers(local.head):
                 return
             await event.wait()
 
@@ -330,11 +338,9 @@ class Archive:
     async def _resolve_shown(
         self, conversation: Conversation, local: LocalHead | None, shown: Sequence[Link]
     ) -> None:
-        floor = max(self._floor(conversation.sid), local.acked.seq if local and local.acked else 0)
+        floor = floor_of(local, self._floor(conversation.sid))
         ours = await self._context.state.ours(conversation.sid)
-        for link in shown:
-            if link.seq < floor or link in ours:
-                continue
+        for link in unknown_to(ours, shown, floor):
             try:
                 await conversation.resolve(link)
             except StorageError as error:  # a full disk, say: what is here can still be read

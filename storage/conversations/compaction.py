@@ -13,10 +13,7 @@ from typing import Final
 
 from p2pnode.storage.conversations.records import (
     LEVEL_MAX,
-    PIECE_IDS_MAX,
-    PIECE_TEXT_MAX,
     RECORDS_MAX,
-    Piece,
     SegmentRef,
 )
 
@@ -67,42 +64,3 @@ def in_segments(records: Iterable[bytes]) -> list[list[bytes]]:
         found[-1].append(record)
         room -= len(record)
     return found
-
-
-def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Adjacent pieces of one turn from one place, as one."""
-    found: list[Piece] = []
-    for piece in pieces:
-        if found and _continues(found[-1], piece):
-            found[-1] = _join(found[-1], piece)
-        else:
-            found.append(piece)
-    return found
-
-
-def _continues(first: Piece, then: Piece) -> bool:
-    if (first.ids and not first.text) or (then.ids and not then.text):
-        return False  # ids whose text never came must stay apart: whoever goes on needs to know them
-    return (
-        (first.turn, first.role, first.part + first.parts) == (then.turn, then.role, then.part)
-        and (first.host, first.model, first.session) == (then.host, then.model, then.session)
-        and len(first.ids) + len(then.ids) <= PIECE_IDS_MAX
-        and len(first.text.encode(errors="replace")) + len(then.text.encode(errors="replace"))
-        <= PIECE_TEXT_MAX
-    )
-
-
-def _join(first: Piece, then: Piece) -> Piece:
-    return replace(
-        first,
-        text=first.text + then.text,
-        ids=first.ids + then.ids,
-        finish=then.finish,
-        receipt=then.receipt or first.receipt,
-        tokens_in=first.tokens_in + then.tokens_in,
-        reused=first.reused + then.reused,
-        tokens_out=first.tokens_out + then.tokens_out,
-        cost=first.cost + then.cost,
-        at=max(first.at, then.at),
-        parts=first.parts + then.parts,
-    )

@@ -16,12 +16,20 @@ from p2pnode.errors import P2PNodeError, ProtocolError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.wire import decode_record, encode
-from p2pnode.storage.conversations.compaction import joined
-from p2pnode.storage.conversations.log import TOMBSTONE, Log, LogContext
-from p2pnode.storage.conversations.merge import compare, wins
-from p2pnode.storage.conversations.reader import Head, Loaded, Loss
-from p2pnode.storage.conversations.records import ArchiveError, Link, Manifest, Piece, title_of
-from p2pnode.storage.conversations.turns import Turn, missing_turns, numbered, turns_of
+from p2pnode.storage.conversations.log import Log, LogContext
+from p2pnode.storage.conversations.merge import next_step
+from p2pnode.storage.conversations.reader import Loaded
+from p2pnode.storage.conversations.records import (
+    TOMBSTONE,
+    ArchiveError,
+    Head,
+    Link,
+    Loss,
+    Manifest,
+    Piece,
+    title_of,
+)
+from p2pnode.storage.conversations.turns import Turn, joined, missing_turns, numbered, turns_of
 from p2pnode.storage.keys import LogKeys
 
 log = structlog.get_logger()
@@ -172,25 +180,27 @@ class Conversation:
                 self.gone, self._pieces = True, []
             return True
         ours = self.log.head
-        stands = await compare(self.log.reader, ours, link)
-        match stands.relation:
-            case "behind":
+        found = await self.log.reader.compare(ours, link)
+        match next_step(found.relation, ours.link if ours else None, link, in_turn=self._in_turn):
+            case "nothing":
                 pass
-            case "unreadable":
+            case "note it unread":
                 self.report_loss(
-                    Loss("manifest", self.sid, link.seq, f"another line can't be read: {stands.why}")
+                    Loss("manifest", self.sid, link.seq, f"another branch can't be read: {found.why}")
                 )
                 self._unread[link] = None
                 if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
                     await self._commit()
                 return not self._unread
-            case "fork" if ours is not None and stands.other is not None and wins(ours.link, link):
-                await self.log.commit(branches=[stands.other])
-            case _ if self._in_turn:
+            case "keep ours":
+                await self.log.commit(branches=[found.other] if found.other else [])
+            case "wait":
                 self._waiting = link
                 return False
-            case _:
-                await self._go_over(link, ours if stands.relation == "fork" else None)
+            case "follow":
+                await self._go_over(link, None)
+            case "rebase":
+                await self._go_over(link, ours)
         return True
 
     async def _commit(self, records: Sequence[bytes] = (), **changes: Any) -> Head:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from p2pnode.storage.conversations.conversation import Conversation
-from p2pnode.storage.conversations.reader import BRANCHES_FOLLOWED_MAX, ConversationLostError, Loss
-from p2pnode.storage.conversations.records import Link, Piece
+from p2pnode.storage.conversations.reader import BRANCHES_FOLLOWED_MAX, ConversationLostError
+from p2pnode.storage.conversations.records import Link, Loss, Piece
 from p2pnode.storage.conversations.turns import Turn
 
 FORMAT: Final = "p2pnode-conversation-1"

@@ -14,12 +14,13 @@ import structlog
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.wire import encode
 from p2pnode.storage.conversations.log import Log, LogContext
-from p2pnode.storage.conversations.merge import better, compare, id_of, live, merged, parse_index
-from p2pnode.storage.conversations.reader import ConversationLostError, Loaded, Loss
+from p2pnode.storage.conversations.merge import id_of, improvements, live, merged, parse_index
+from p2pnode.storage.conversations.reader import ConversationLostError, Loaded
 from p2pnode.storage.conversations.records import (
     ArchiveError,
     IndexRecord,
     Link,
+    Loss,
     SavedConversation,
     SavedSession,
 )
@@ -77,7 +78,7 @@ class Index:
         wanted = merged(records)
         async with self.log.lock:
             for _ in range(_TRIES):
-                news = [new for key, new in wanted.items() if self._improves(key, new)]
+                news = improvements(self._records, wanted)
                 if not news:
                     return False
                 try:
@@ -97,11 +98,11 @@ class Index:
         """
         async with self.log.lock:
             await self.read()
-            stands = await compare(self.log.reader, self.log.head, link)
-            if stands.relation == "behind":
+            found = await self.log.reader.compare(self.log.head, link)
+            if found.relation == "behind":
                 return True
-            if stands.other is None:
-                self._report_loss(Loss("manifest", INDEX_SID, link.seq, f"another index: {stands.why}"))
+            if found.other is None:
+                self._report_loss(Loss("manifest", INDEX_SID, link.seq, f"another index: {found.why}"))
                 self._unread[link] = None
                 if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
                     await self._commit([])
@@ -110,7 +111,7 @@ class Index:
             ours = dict(self._records)
             self._records = {}
             self._take(loaded)
-            news = [each for key, each in ours.items() if self._improves(key, each)]
+            news = improvements(self._records, ours)
             self._records.update({id_of(each): each for each in news})
             listed = _sids(self._records.values())
             if news:
@@ -158,10 +159,6 @@ class Index:
                     Loss("segment", INDEX_SID, loaded.head.link.seq, f"a record can't be read: {error}")
                 )
         self._records = merged([*self._records.values(), *found])
-
-    def _improves(self, key: bytes, new: IndexRecord) -> bool:
-        known = self._records.get(key)
-        return known is None or better(known, new) != known
 
     def _report_loss(self, loss: Loss) -> None:
         if loss not in self.losses:

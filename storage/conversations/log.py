@@ -19,13 +19,15 @@ from p2pnode.limits import Limits
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.protocols.wire import encode
 from p2pnode.storage.conversations import compaction
-from p2pnode.storage.conversations.reader import Head, Reader
+from p2pnode.storage.conversations.reader import Reader
 from p2pnode.storage.conversations.records import (
     BRANCHES_MAX,
     RECORDS_MAX,
     SEGMENTS_MAX,
+    TOMBSTONE,
     WRITERS_MAX,
     ArchiveError,
+    Head,
     Link,
     Manifest,
     Segment,
@@ -128,8 +130,8 @@ class Log:
 
     async def adopt(self, head: Head, listed: Sequence[bytes] = ()) -> None:
         """Take what another machine wrote as our head; its blobs are on our disk, or come when they can."""
-        gone = [] if self.head is None else _of(self.head)
-        kept = set(_of(head))
+        gone = [] if self.head is None else self.head.blobs
+        kept = set(head.blobs)
         await self._context.state.commit(
             NewHead(
                 sid=self.keys.sid,
@@ -176,8 +178,8 @@ class Log:
         objects = {hash_of(data): data for data in [*needed, sealed_manifest]}
         try:
             await context.replication.put_own(objects)
-            kept = set(_of(head))
-            before = [*(_of(base) if base else []), *(_of(self.head) if self.head else [])]
+            kept = set(head.blobs)
+            before = [*(base.blobs if base else []), *(self.head.blobs if self.head else [])]
             await context.state.commit(
                 NewHead(
                     sid=keys.sid,
@@ -251,14 +253,6 @@ class Log:
         newest[self._context.state.writer] = seq  # the highest of all
         ordered = sorted(newest.items(), key=lambda item: (-item[1], item[0]))
         return tuple(WriterSeq(writer=writer, seq=number) for writer, number in ordered[:WRITERS_MAX])
-
-
-TOMBSTONE = BlobHash(bytes(32))
-"""What the pointer of a forgotten conversation names."""
-
-
-def _of(head: Head) -> list[BlobHash]:
-    return [*(ref.hash for ref in head.manifest.segments), head.link.hash]
 
 
 def _with_branches(old: Manifest, base: Head | None, new: Sequence[Link]) -> tuple[Link, ...]:

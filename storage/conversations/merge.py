@@ -1,26 +1,26 @@
-"""The index as a union: whoever wrote, in whatever order, all devices come to the same list. Pure.
+"""What becomes of a log that several machines of the user wrote. Pure.
 
-Of two records of one conversation "forgotten" wins, then the later; of one session the one that is over,
-then the one with the highest voucher. The rule is commutative, associative and idempotent.
+The index is merged: in whatever order they read, all machines come to the same list. Of two records of one
+conversation "forgotten" wins, then the later one; of one session the one that is over, then the one with the
+highest voucher. The rule is commutative, associative and idempotent.
+
+A conversation forks. The higher revision wins, at the same revision the smaller hash (``Entry.replaces``), so
+that both writers come to the same result. The other is never dropped: the winner's next manifest names it as
+a branch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, TypeAlias
 
-from p2pnode.errors import ProtocolError
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.protocols.wire import encode
-from p2pnode.storage.conversations.reader import Head, Reader
-from p2pnode.storage.conversations.records import INDEX_CODEC, IndexRecord, Link, SavedConversation
-from p2pnode.storage.replication.replication import BlobLostError
-from p2pnode.storage.sealing import SealError
+from p2pnode.storage.conversations.records import INDEX_CODEC, Head, IndexRecord, Link, SavedConversation
 
 SESSION_KEPT_S: Final = 30 * 86_400
-"""After its terms expired there is nothing left to pay or to be paid back."""
+"""A session is forgotten so long after its terms expired: nothing is left to pay or to be paid back then."""
 
 
 def id_of(record: IndexRecord) -> bytes:
@@ -42,8 +42,13 @@ def merged(records: Iterable[IndexRecord]) -> dict[bytes, IndexRecord]:
     return found
 
 
+def improvements(known: Mapping[bytes, IndexRecord], new: Mapping[bytes, IndexRecord]) -> list[IndexRecord]:
+    """Those of the ``new`` records that are better than the known ones."""
+    return [each for key, each in new.items() if key not in known or better(known[key], each) != known[key]]
+
+
 def live(records: Iterable[IndexRecord], now: float) -> list[IndexRecord]:
-    """Without sessions that can't matter any more."""
+    """The records without sessions that can't matter any more."""
     return [
         record
         for record in records
@@ -65,47 +70,52 @@ def _weight(record: IndexRecord) -> tuple[int, int, int, bytes]:
     return int(record.over), record.voucher.amount, record.voucher.seq, encode(record)
 
 
-# Two writers of one log: how another's manifest stands to our head, and which one goes on.
-#
-# The higher revision wins, at the same one the smaller hash (``Entry.replaces``), so that both writers come
-# to
-# the same result. The other is never dropped: the winner's next manifest names it as a branch.
+# ---- two writers of one log
 
 
 Relation: TypeAlias = Literal["behind", "ahead", "fork", "unreadable"]
+"""How another writer's manifest relates to our head. ``behind``: our head builds on it. ``ahead``: it builds
+on our head. ``fork``: neither does. ``unreadable``: no replica that answered has it."""
+Step: TypeAlias = Literal["nothing", "note it unread", "keep ours", "wait", "follow", "rebase"]
 
 
-@dataclass(frozen=True, slots=True)
-class Stands:
-    """How another's manifest stands to our head; ``why`` it can't be read."""
-
-    relation: Relation
-    other: Head | None = None
-    why: str = ""
-
-
-async def compare(reader: Reader, ours: Head | None, link: Link) -> Stands:
-    """``behind``: our head builds on it; ``ahead``: it builds on our head; ``fork``: neither."""
-    if ours is not None and ours.link == link:
-        return Stands("behind", ours)
-    try:
-        other = Head(link, await reader.manifest(link))
-    except (BlobLostError, SealError, ProtocolError) as error:
-        return Stands("unreadable", why=str(error))
+def relation(ours: Head | None, other: Head) -> Relation:
+    """How ``other``, which was read, relates to our head."""
     if ours is not None and ours.manifest.builds_on(other.manifest):
-        return Stands("behind", other)
+        return "behind"
     if ours is None or other.manifest.builds_on(ours.manifest):
-        return Stands("ahead", other)
-    return Stands("fork", other)
+        return "ahead"
+    return "fork"
+
+
+def next_step(found: Relation, ours: Link | None, other: Link, *, in_turn: bool) -> Step:
+    """What a conversation does about another writer's manifest.
+
+    ``keep ours``: our next manifest names the other as a branch. ``follow``: the other becomes our head.
+    ``rebase``: the other becomes our head, and ours its branch. Neither happens in the middle of a turn.
+    """
+    match found:
+        case "behind":
+            return "nothing"
+        case "unreadable":
+            return "note it unread"
+        case "fork" if ours is not None and wins(ours, other):
+            return "keep ours"
+        case _ if in_turn:
+            return "wait"
+        case "fork":
+            return "rebase"
+        case "ahead":
+            return "follow"
 
 
 def wins(first: Link, other: Link) -> bool:
-    """Would a registry that has ``other`` take ``first`` for it?"""
+    """Whether a registry that has ``other`` would replace it by ``first``."""
     if first.seq != other.seq:
         return first.seq > other.seq
     return hash_of(pointer_to(first.hash)) < hash_of(pointer_to(other.hash))
 
 
 def link_of(entry: Entry) -> Link:
-    """The manifest an entry points at. What points at nothing is a hash that nobody has."""
+    """The manifest that an entry points at; a hash that nobody has where it points at nothing."""
     return Link(seq=entry.revision, hash=entry.points_at or BlobHash(hash_of(entry.data)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import trio
 
@@ -18,7 +18,17 @@ from p2pnode.errors import ProtocolError
 from p2pnode.limits import Limits
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.protocols.wire import decode_record
-from p2pnode.storage.conversations.records import ArchiveError, Link, Manifest, Segment, SegmentRef
+from p2pnode.storage.conversations.merge import Relation, relation
+from p2pnode.storage.conversations.records import (
+    ArchiveError,
+    Head,
+    Link,
+    Loss,
+    LossKind,
+    Manifest,
+    Segment,
+    SegmentRef,
+)
 from p2pnode.storage.keys import INDEX_SID, LogKeys
 from p2pnode.storage.replication.replication import BlobLostError, Replication
 from p2pnode.storage.sealing import Kind, SealError, unseal
@@ -27,30 +37,11 @@ BACK_MAX: Final = 64
 """Older manifests that are looked at for a missing segment."""
 BRANCHES_FOLLOWED_MAX: Final = 256
 """Branches, and branches of branches, that are followed."""
-LossKind: TypeAlias = Literal["rollback", "manifest", "segment", "branch"]
 _UNREADABLE: Final = (BlobLostError, SealError, ProtocolError)
 
 
 class ConversationLostError(ArchiveError):
     """Nothing of it can be read now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Something that should be there and isn't. ``detail`` says what, and who said so."""
-
-    kind: LossKind
-    sid: bytes
-    seq: int
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A manifest and its name."""
-
-    link: Link
-    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +52,15 @@ class Loaded:
     records: tuple[bytes, ...] = field(repr=False)
     losses: tuple[Loss, ...] = ()
     unreadable: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How another writer's manifest relates to our head; ``why`` it can't be read."""
+
+    relation: Relation
+    other: Head | None = None
+    why: str = ""
 
 
 class Reader:
@@ -82,6 +82,16 @@ class Reader:
             msg = f"a segment has {len(sealed)} bytes where its manifest says {ref.length}"
             raise SealError(msg)
         return decode_record(Segment, unseal(self._keys, ref.last, self.kind, sealed)).records
+
+    async def compare(self, ours: Head | None, link: Link) -> Comparison:
+        """Read another writer's manifest, and compare it with our head."""
+        if ours is not None and ours.link == link:
+            return Comparison("behind", ours)
+        try:
+            other = Head(link, await self.manifest(link))
+        except _UNREADABLE as error:
+            return Comparison("unreadable", why=str(error))
+        return Comparison(relation(ours, other), other)
 
     async def load(self, links: Sequence[Link]) -> Loaded:
         """The first of ``links`` (newest first) whose manifest is there. Raises ``ConversationLostError``."""

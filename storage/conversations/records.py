@@ -186,6 +186,39 @@ class Manifest:
         return any(known.writer == other.writer and known.seq >= other.seq for known in self.writers)
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A manifest and its name."""
+
+    link: Link
+    manifest: Manifest
+
+    @property
+    def blobs(self) -> list[BlobHash]:
+        """Its segments, and itself."""
+        return [*(ref.hash for ref in self.manifest.segments), self.link.hash]
+
+
+TOMBSTONE: Final = BlobHash(bytes(32))
+"""The hash that the pointer of a forgotten conversation has."""
+
+
+# ---- what is missing
+
+
+LossKind: TypeAlias = Literal["rollback", "manifest", "segment", "branch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Something that should be there and isn't. ``detail`` says what, and who said so."""
+
+    kind: LossKind
+    sid: bytes
+    seq: int
+    detail: str
+
+
 def title_of(text: str) -> str:
     """``text`` as a title: one line, cut at a character to what a title may hold."""
     line = " ".join(text.split())

@@ -23,6 +23,7 @@ import trio
 from p2pnode.durable import FileFormat, SqliteFile
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.conversations.records import WRITER_BYTES, ArchiveError, Link
+from p2pnode.storage.conversations.schedule import LocalHead
 from p2pnode.storage.sealing import Draw
 from p2pnode.storage.store import DiskFullError
 
@@ -68,22 +69,6 @@ _WAITING: Final = 0
 
 class MovedError(ArchiveError):
     """Another process of this machine committed to the log: it must be opened again."""
-
-
-@dataclass(frozen=True, slots=True)
-class LocalHead:
-    """A log's head on this machine, and the one that a quorum acknowledged last (None: none yet)."""
-
-    sid: bytes
-    head: Link
-    updated: int
-    gone: bool = False
-    acked: Link | None = None
-
-    @property
-    def lags(self) -> bool:
-        """Whether the head has not reached a quorum."""
-        return self.head != self.acked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,14 +206,12 @@ class ReplicationState:
 
         await self._write(change)
 
-    async def renewed_before(self, at: int) -> list[bytes]:
-        """Logs whose leases were renewed, or first taken, before ``at``; the longest ago first."""
+    async def renewals(self) -> dict[bytes, float]:
+        """When leases on each log were renewed or first taken (epoch seconds); without forgotten logs."""
         rows = await self._read(
-            "SELECT r.sid FROM renewed r JOIN heads h ON h.sid = r.sid WHERE r.at < ? AND NOT h.gone"
-            " ORDER BY r.at, r.sid",
-            (at,),
+            "SELECT r.sid, r.at FROM renewed r JOIN heads h ON h.sid = r.sid WHERE NOT h.gone"
         )
-        return [row[0] for row in rows]
+        return {row[0]: row[1] for row in rows}
 
     async def is_listed_by_quorum(self, sid: bytes) -> bool:
         """Whether a quorum has an index that names this conversation. Nobody could find it otherwise."""

@@ -35,6 +35,7 @@ from p2pnode.storage.conversations.sender import Sent
 from p2pnode.storage.key_file import load_storage_keys
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.node_store import open_store
+from p2pnode.storage.replication.choice import to_write_to
 from p2pnode.storage.replication.replicas import ReplicaFinder
 from p2pnode.storage.sealing import Draw
 from p2pnode.storage.store import OwnerKey, Replica
@@ -44,8 +45,6 @@ from p2pnode.words import count_of
 log = structlog.get_logger()
 OWN: Final = "this machine"
 _NOT_FOR_US: Final = "not_admitted: "
-REPLICATION: Final = 3
-"""Replicas on nodes that are neither this machine nor the serving host, where there are so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ class Replicator:
             key = self._keys.index.entry_key
             await self._search_holders(key)
             found = await self._finder.candidates(key, owner=self.owner, serving=self._serving)
-            self._take(found.found)
+            self._use(to_write_to(found.found))
         await self.archive.flush()
         self._searched.set()
 
@@ -177,7 +176,7 @@ class Replicator:
 
             def found(replica: Replica) -> None:
                 unreached.pop(replica.name, None)
-                self._take([replica], all_=True)
+                self._use([replica])
                 nursery.start_soon(look_into, replica)
 
             failed = (await self._finder.find(key, on_found=found)).failed
@@ -199,13 +198,9 @@ class Replicator:
                 await self._renewed.wait()
         return ReplicationReport(await self.archive.status())
 
-    def _take(self, found: Sequence[Replica], *, all_: bool = False) -> None:
-        independent = 0
+    def _use(self, found: Sequence[Replica]) -> None:
         for replica in found:
-            if replica.place == "own":
-                continue  # the node on this data dir: the same disk as ours
-            independent += replica.place == "other"
-            if all_ or replica.place == "serving" or independent <= REPLICATION:
+            if replica.place != "own":  # the node on this data dir has the same disk as we
                 self._found[PeerId(replica.name)] = replica
 
     def _others(self) -> list[Replica]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
 import structlog
 import trio
@@ -18,15 +17,14 @@ from p2pnode.bounded import Backoff
 from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash
-from p2pnode.storage.conversations.log import TOMBSTONE, LogContext
+from p2pnode.storage.conversations.log import LogContext
 from p2pnode.storage.conversations.merge import link_of
-from p2pnode.storage.conversations.reader import Loss, Reader
-from p2pnode.storage.conversations.records import Link
-from p2pnode.storage.conversations.replication_state import LocalHead
+from p2pnode.storage.conversations.reader import Reader
+from p2pnode.storage.conversations.records import TOMBSTONE, Link, Loss
+from p2pnode.storage.conversations.schedule import LocalHead, floor_of, to_fetch, to_renew, to_send
 from p2pnode.storage.keys import INDEX_SID, LogKeys, StorageKeys
 from p2pnode.storage.replication.quorum import Written
 from p2pnode.storage.replication.replication import Check
-from p2pnode.storage.store import DAY_S
 
 log = structlog.get_logger()
 
@@ -108,13 +106,10 @@ class Sender:
         if self._renewing is not None and not behind:
             self._renewing.cancel()
         async with self._turn:
-            state = self._context.state
-            heads = await state.heads()
-            if check == "new":
-                heads = [local for local in heads if local.lags or (behind and self._some_lack(local.sid))]
-            sent: list[Sent] = []
-            if heads and heads[0].sid == INDEX_SID:  # conversations wait for their names
-                sent.append(await self._send(heads.pop(0), check=check))
+            heads = await self._context.state.heads()
+            lacking = {local.sid for local in heads if behind and self._some_lack(local.sid)}
+            first, then = to_send(heads, everything=check != "new", lacking=lacking)
+            sent = [await self._send(local, check=check) for local in first]
             slots = trio.CapacityLimiter(self._context.limits.archive_pushes_at_once)
 
             async def send_one(local: LocalHead) -> None:
@@ -122,7 +117,7 @@ class Sender:
                     sent.append(await self._send(local, check=check))
 
             async with trio.open_nursery() as nursery:
-                for local in heads:
+                for local in then:
                     nursery.start_soon(send_one, local)
             return sent
 
@@ -164,7 +159,7 @@ class Sender:
         if local.head.hash != TOMBSTONE:
             blobs, losses = await reader.reachable(local.head, await reader.manifest(local.head))
         ours = await state.ours(local.sid) | self._resolved.get(local.sid, set())
-        floor = max(self._floor(local.sid), local.acked.seq if local.acked else 0)
+        floor = floor_of(local, self._floor(local.sid))
 
         def is_ours(entry: Entry) -> bool:
             return entry.revision < floor or link_of(entry) in ours
@@ -202,18 +197,13 @@ def keys_of(keys: StorageKeys, sid: bytes) -> LogKeys:
     return keys.index if sid == INDEX_SID else keys.conversation(sid)
 
 
-# Leases elsewhere are renewed before they lapse: weekly, a log at a time, behind everything else.
-#
-# When each log's were is on our disk, so that clients that live for seconds get through all of them, run by
-# run. What is listed and not on our disk is fetched: else nobody renewed it once its machine is lost.
-
-
-RENEW_S: Final = 7 * DAY_S
-"""A lease lasts 31 days: three renewals may fail."""
-
-
 class Renewal:
-    """``fetch`` brings a log to our disk that is not there."""
+    """Renews the leases on other nodes before they lapse: weekly, a log at a time, behind everything else.
+
+    When a log's leases were renewed is on our disk, so that clients that live for seconds get through all
+    logs, run by run. What is listed and not on our disk is fetched: nobody would renew it once the machine
+    that has it is lost. ``fetch`` brings such a log to our disk.
+    """
 
     def __init__(
         self, context: LogContext, sender: Sender, *, fetch: Callable[[bytes], Awaitable[None]]
@@ -232,11 +222,9 @@ class Renewal:
         What can't be done now stays due. Raises ``StorageError`` when our own disk fails.
         """
         state = self._context.state
-        here = {local.sid for local in await state.heads()}
-        for sid in listed:
-            if sid not in here:
-                await self._try_to_fetch(sid)
-        for sid in await state.renewed_before(int(self._context.wall() - RENEW_S)):
+        for sid in to_fetch(listed, await state.heads()):
+            await self._try_to_fetch(sid)
+        for sid in to_renew(await state.renewals(), self._context.wall()):
             sent = await self._sender.renew(sid)
             if sent is not None and sent.kept:
                 await state.renewed(sid, int(self._context.wall()))

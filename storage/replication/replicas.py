@@ -24,8 +24,8 @@ from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.node import Node
 from p2pnode.protocols.blob.messages import PROTOCOL, provider_key
 from p2pnode.protocols.s5.entries import EntryKey
-from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.peer_store import OwnerSigner, PeerStore
+from p2pnode.storage.replication.choice import in_order_of_preference, nearest
 from p2pnode.storage.store import OwnerKey, Place, Replica
 
 log = structlog.get_logger()
@@ -97,14 +97,7 @@ class ReplicaFinder:
             search = _Search(self, nursery, serving, admitted, lambda _replica: None)
             search.try_all(self._known(serving))
             search.try_all(self._near(key))
-        rank = {peer: place for place, peer in enumerate(self._configured)}
-        peers = search.peers
-        search.result.found.sort(
-            key=lambda replica: (
-                rank.get(peers[replica.name], len(rank)),
-                _distance(key, peers[replica.name]),
-            )
-        )
+        search.result.found = in_order_of_preference(key, search.result.found, self.configured)
         return search.result
 
     def store(self, peer: PeerId, addresses: Sequence[str] = ()) -> PeerStore:
@@ -134,8 +127,7 @@ class ReplicaFinder:
         """Connected peers that may speak the protocol, the nearest to the key first."""
         network = self._node.network
         peers = [peer for peer in network.connected_peers() if network.speaks(peer, PROTOCOL) is not False]
-        nearest = sorted(peers, key=lambda peer: _distance(key, peer))
-        return [(peer, ()) for peer in nearest[: self._node.limits.replicas_max]]
+        return [(peer, ()) for peer in nearest(key, peers, self._node.limits.replicas_max)]
 
     async def _from_dht(self, search: _Search, key: EntryKey) -> None:
         network, limits = self._node.network, self._node.limits
@@ -170,7 +162,6 @@ class _Search:
         self._check, self._on_found = check, on_found
         self._tried: set[PeerId] = {finder.node.peer_id}
         self.result = Replicas()
-        self.peers: dict[str, PeerId] = {}
 
     def try_all(self, peers: Iterable[_Tried]) -> None:
         """Begin with each that was not tried yet."""
@@ -196,11 +187,5 @@ class _Search:
             self.result.failed[peer] = failure
             return
         replica = Replica(peer, store, store, self._finder.place_of(peer, self._serving))
-        self.peers[replica.name] = peer
         self.result.found.append(replica)
         self._on_found(replica)
-
-
-def _distance(key: EntryKey, peer: PeerId) -> int:
-    """XOR, as Kademlia has it, of the hashes of both."""
-    return int.from_bytes(hash_of(key), "big") ^ int.from_bytes(hash_of(peer.encode()), "big")

@@ -1,11 +1,12 @@
 """One pointer and its blobs on several replicas: written in order, read with every answer checked.
 
-A write goes blobs, then (when a quorum has them, or no more can be had now) the pointer; on no replica does
-a pointer come before its blobs. A read asks all at once under a deadline, believes only what is signed by
-the key or has the hash, and goes to the next replica otherwise. A replica that failed rests a while, unless
-the quorum needs it; one that says it keeps nothing for us is not counted until it does. Whatever a replica
-does, the outcome says so and nobody waits longer than ``Limits`` allows. Knows nothing of what is in the
-blobs, nor which entry is whose: ``is_ours`` decides.
+A write puts the blobs, then (when a quorum has them, or no more replicas can have them now) the pointer; on
+no replica does a pointer come before its blobs. A read asks all at once under a deadline, believes only what
+the key signed or what has the hash, and asks the next replica otherwise. A replica that failed is left alone
+for a while, unless the quorum needs it; one that says it keeps nothing for us is not counted until it does.
+Whatever a replica does, the outcome says so, and nobody waits longer than ``Limits`` allows. What is in the
+blobs is not known here, nor which entry is whose: ``is_ours`` decides. What counts as kept is decided in
+``quorum``, who is asked in which order in ``choice``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from p2pnode.errors import P2PNodeError, StorageError, StoreRefusedError
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
-from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen, Written, counted
+from p2pnode.storage.replication.choice import fit_first, ours_first, worth_a_write
+from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen, WriteRound, Written, counted
 from p2pnode.storage.sealing import SEALED_MAX
 from p2pnode.storage.store import DAY_S, LEASE_S, NoBlobError, OwnerKey, Replica, StaleEntryError
 from p2pnode.tasks import gather
@@ -34,16 +36,16 @@ log = structlog.get_logger()
 Others: TypeAlias = Callable[[], Sequence[Replica]]
 """The replicas there are now, besides our own disk."""
 Check: TypeAlias = Literal["new", "leases", "bytes"]
-"""Of a write: put what a replica is not known to have; renew all leases too, and put what turns out to be
-missing; read everything back besides."""
+"""What a write checks. ``new``: it puts the blobs that a replica is not known to have. ``leases``: it renews
+all leases too, and puts what turns out to be missing. ``bytes``: it also reads everything back."""
 OWN_LEASE_S: Final = 100 * 366 * DAY_S
-"""On our own disk nothing lapses while its user is away; elsewhere ``LEASE_S``, renewed by a check."""
+"""On our own disk: nothing may lapse while the user is away. Elsewhere it is ``LEASE_S``, renewed."""
 _KNOWN_MAX: Final = 1 << 16
 _SLOW: Final = "it did not answer in time"
 
 
 class BlobLostError(StorageError):
-    """No replica that answered has these bytes; the message says what each one said."""
+    """No replica that answered has these bytes. The message has what each one said."""
 
 
 class _WrongAnswerError(StorageError):
@@ -56,33 +58,29 @@ class _LateError(StorageError):
 
 @dataclass(slots=True, eq=False)
 class _Round:
-    """One write under way."""
+    """One write under way: what was asked, its decisions, and events for the tasks that wait for them."""
 
     entry: Entry
     blobs: Sequence[BlobHash]
     is_ours: Callable[[Entry], bool]
     check: Check
-    counted: Counted
-    waiting: int
-    unfinished: int
-    blobs_there: set[str] = field(default_factory=set)
-    acks: set[str] = field(default_factory=set)
-    failures: dict[str, str] = field(default_factory=dict)
-    conflicts: list[Entry] = field(default_factory=list)
-    mended: dict[str, int] = field(default_factory=dict)
-    gate: trio.Event = field(default_factory=trio.Event)
-    enough: trio.Event = field(default_factory=trio.Event)
-    done: trio.Event = field(default_factory=trio.Event)
+    state: WriteRound
+    may_point: trio.Event = field(default_factory=trio.Event)
+    decided: trio.Event = field(default_factory=trio.Event)
+    over: trio.Event = field(default_factory=trio.Event)
 
-    def outcome(self) -> Written:
-        return Written(
-            self.entry, frozenset(self.acks), self.counted, dict(self.failures),
-            tuple(self.conflicts), dict(self.mended),
-        )  # fmt: skip
+    def tell(self) -> None:
+        """Wake who waits for what is the case now. After each change of ``state``."""
+        state = self.state
+        for happened, event in (
+            (state.may_point, self.may_point), (state.decided, self.decided), (state.over, self.over),
+        ):  # fmt: skip
+            if happened:
+                event.set()
 
 
 class Replication:
-    """Own disk and others. ``own`` is asked first for bytes, and gets what others had to give."""
+    """Our own disk and others. ``own`` is asked first for bytes, and gets those that came from others."""
 
     def __init__(
         self,
@@ -98,22 +96,21 @@ class Replication:
         self._known: dict[str, set[BlobHash]] = {}
         self._failing: Backoffs[str] = Backoffs(limits.replica_rest_s, limits.replica_rest_max_s)
         self._unwilling: set[str] = set()
-        """They keep nothing for us: a host whose session is over, say."""
+        """Replicas that say they keep nothing for us: a host whose session is over, say."""
 
     def replicas(self) -> list[Replica]:
         """All there are now, our own first."""
-        named = {replica.name: replica for replica in [self.own, *self._others()]}
-        return list(named.values())[: self._limits.replicas_max]
+        return ours_first(self.own, self._others(), self._limits.replicas_max)
 
     def counted(self) -> Counted:
-        """By which of them a write is judged now."""
+        """The replicas by which a write is judged now."""
         willing = [replica for replica in self.replicas() if replica.name not in self._unwilling]
         return counted(willing, self.quorum)
 
     # ---- writing
 
     async def put_own(self, objects: Mapping[BlobHash, bytes]) -> None:
-        """Keep them on our own disk. Raises as ``BlobStore.put``; some of them may be there then."""
+        """Put them on our own disk. Raises as ``BlobStore.put``; some of them may be there then."""
         known = self._known.setdefault(self.own.name, set())
 
         async def put(digest: BlobHash, data: bytes) -> None:
@@ -134,34 +131,35 @@ class Replication:
     ) -> Written:
         """Bring every replica to ``entry``, whose blobs our own disk has.
 
-        ``on_quorum`` is awaited as soon as enough have it, and what it raises is raised. What is new is
-        written under one deadline, and stragglers are given ``replica_lag_s`` more; other ``care`` takes as
-        long as it takes, with a deadline for each blob.
+        ``on_quorum`` is awaited as soon as enough have it, and what it raises is raised. With ``check``
+        ``new`` all is written under one deadline, and slow replicas are given ``replica_lag_s`` more; the
+        other checks take as long as they take, with a deadline for each blob.
         """
         replicas = self.replicas()
         judged = self.counted()
-        asked = self._awake(replicas, judged) if check == "new" else replicas
-        this = _Round(entry, blobs, is_ours, check, judged, len(asked), len(asked))
-        this.failures.update({each.name: "it failed lately" for each in replicas if each not in asked})
+        asked = worth_a_write(replicas, judged, self._failed_lately) if check == "new" else replicas
+        state = WriteRound(entry, len(asked), judged)
+        state.failures.update({each.name: "it failed lately" for each in replicas if each not in asked})
+        this = _Round(entry, blobs, is_ours, check, state)
         async with trio.open_nursery() as nursery:
             for replica in asked:
                 nursery.start_soon(self._bring, this, replica)
-            await this.enough.wait()
+            await this.decided.wait()
             trouble: StorageError | None = None
-            if on_quorum is not None and this.outcome().reached:
+            if on_quorum is not None and state.outcome().reached:
                 try:
-                    await on_quorum(this.outcome())
+                    await on_quorum(state.outcome())
                 except StorageError as error:  # raised below, where no nursery wraps it
                     trouble = error
             with trio.move_on_after(self._limits.replica_lag_s if check == "new" else math.inf):
-                await this.done.wait()
+                await this.over.wait()
             nursery.cancel_scope.cancel()
         for replica in asked:
-            if replica.name not in this.acks and replica.name not in this.failures:
+            if not state.has_acknowledged(replica.name) and replica.name not in state.failures:
                 self._failed(this, replica, _SLOW)
         if trouble is not None:
             raise trouble
-        return this.outcome()
+        return state.outcome()
 
     async def drop(self, blobs: Sequence[BlobHash]) -> None:
         """End our leases wherever that can be done now; elsewhere they run out by themselves."""
@@ -176,54 +174,47 @@ class Replication:
                     log.debug("replica.unpin_failed", replica=replica.name, reason=str(error))
 
         async with trio.open_nursery() as nursery:
-            for replica in self._awake(self.replicas(), self.counted()):
+            for replica in worth_a_write(self.replicas(), self.counted(), self._failed_lately):
                 nursery.start_soon(drop_from, replica)
 
     async def _bring(self, this: _Round, replica: Replica) -> None:
-        """One replica's part of a round: blobs, the gate, the pointer. Its failures are values."""
-        name, past_gate = replica.name, False
+        """One replica's part of a round: blobs, wait for a quorum, pointer. Its failures are values."""
+        name, state = replica.name, this.state
+        has_blobs, told = False, False
         try:
             limit_s = self._limits.replica_write_s if this.check == "new" else math.inf
             with trio.move_on_after(limit_s) as scope:
-                if await self._look_and_put(this, replica):
-                    this.blobs_there.add(name)
-            past_gate = True
-            self._arrive(this)
-            if name in this.blobs_there:
-                await this.gate.wait()
+                has_blobs = await self._look_and_put(this, replica)
+            told = True
+            state.blobs_over(name, there=has_blobs)
+            this.tell()
+            if has_blobs:
+                await this.may_point.wait()
                 with trio.move_on_after(self._limits.replica_write_s) as scope:
-                    if this.conflicts:
-                        this.failures[name] = "not moved: another writer was there first"
+                    if state.in_conflict:
+                        state.failures[name] = "not moved: another writer was there first"
                     else:
                         await self._set(this, replica)
             if scope.cancelled_caught:
                 self._failed(this, replica, _SLOW)
-            elif name in this.acks:
+            elif state.has_acknowledged(name):
                 self._failing.succeeded(name)
                 self._unwilling.discard(name)
         except P2PNodeError as error:
             self._failed(this, replica, str(error))
             if isinstance(error, StoreRefusedError) and error.code == "not_admitted":
                 self._unwilling.add(name)
-                this.counted = self.counted()
+                state.counted = self.counted()
         finally:
-            if not past_gate:
-                self._arrive(this)
-            this.unfinished -= 1
-            if this.counted.reached(frozenset(this.acks)) or not this.unfinished:
-                this.enough.set()
-            if not this.unfinished:
-                this.done.set()
-
-    def _arrive(self, this: _Round) -> None:
-        this.waiting -= 1
-        if not this.waiting or this.counted.reached(frozenset(this.blobs_there)):
-            this.gate.set()
+            if not told:
+                state.blobs_over(name, there=False)
+            state.finished()
+            this.tell()
 
     async def _look_and_put(self, this: _Round, replica: Replica) -> bool:
-        """Both at once: blobs do no harm where the pointer may not move then.
+        """Put the blobs and look whether the pointer may move, both at once: blobs alone do no harm.
 
-        One that does not even say what it has must not hold up the others' pointers for long.
+        A replica that does not even say what it has must not hold up the others' pointers for long.
         """
         may_move = False
 
@@ -239,14 +230,14 @@ class Replication:
         current = await self._entry_of(replica, this.entry.key)
         if current is None or this.is_ours(current):
             return True
-        self._conflict(this, replica, current)
+        this.state.conflict(replica.name, current)
         return False
 
     async def _put_missing(self, this: _Round, replica: Replica) -> None:
         known = self._known.setdefault(replica.name, set())
         if len(known) > _KNOWN_MAX:
             known.clear()
-        # Of a log that we know nothing of there, it may have all: asking is cheaper than putting.
+        # Where we know of no blob of this log at a replica, it may have all: asking costs less than putting.
         ask = this.check != "new" or replica is self.own or not known.intersection(this.blobs)
 
         async def put(digest: BlobHash) -> None:
@@ -276,7 +267,7 @@ class Replication:
             msg = "it took a blob and does not give it back"
             raise _WrongAnswerError(msg)
         if this.check != "new":
-            this.mended[name] = this.mended.get(name, 0) + 1
+            this.state.mended(name)
 
     def _lease_s(self, replica: Replica) -> float:
         return OWN_LEASE_S if replica is self.own else LEASE_S
@@ -294,29 +285,24 @@ class Replication:
         except StaleEntryError as error:
             current = self._believed(this.entry.key, error.current)
             if (current.revision, current.data) == (this.entry.revision, this.entry.data):
-                this.acks.add(replica.name)
+                this.state.acknowledged(replica.name)
             elif this.is_ours(current):
-                # A later one of ours (another process of this machine wrote it): ours is in its history.
+                # Another process of this machine wrote it, and built on ours.
                 self._failed(this, replica, "it has a newer pointer of ours")
             else:
-                self._conflict(this, replica, current)
+                this.state.conflict(replica.name, current)
             return
-        this.acks.add(replica.name)
-        if this.counted.reached(frozenset(this.acks)):
-            this.enough.set()
-
-    def _conflict(self, this: _Round, replica: Replica, current: Entry) -> None:
-        this.failures[replica.name] = f"another writer's revision {current.revision} stands there"
-        this.conflicts.append(current)
+        this.state.acknowledged(replica.name)
+        this.tell()
 
     def _failed(self, this: _Round, replica: Replica, reason: str) -> None:
-        this.failures[replica.name] = reason
-        self._rest(replica)
+        this.state.failures[replica.name] = reason
+        self._note_failure(replica)
 
     # ---- reading
 
     async def newest(self, key: EntryKey) -> Seen:
-        """What every replica shows for ``key``, asked at once, waited for ``replica_ask_s`` at most."""
+        """What the replicas show for ``key``: all are asked at once, and have ``replica_ask_s`` to answer."""
         entries: list[tuple[str, Entry]] = []
         empty: set[str] = set()
         failures: dict[str, str] = {}
@@ -328,7 +314,7 @@ class Replication:
                     entry = await self._entry_of(replica, key)
                 except P2PNodeError as error:
                     failures[replica.name] = str(error)
-                    self._rest(replica)
+                    self._note_failure(replica)
                     return
                 del failures[replica.name]
                 if entry is None:
@@ -336,7 +322,7 @@ class Replication:
                 else:
                     entries.append((replica.name, entry))
             if scope.cancelled_caught:
-                self._rest(replica)
+                self._note_failure(replica)
 
         async with trio.open_nursery() as nursery:
             for replica in self.replicas():
@@ -344,12 +330,12 @@ class Replication:
         return Seen(tuple(sorted(entries, key=lambda item: item[0])), frozenset(empty), failures)
 
     async def fetch(self, digest: BlobHash, *, besides: str = "") -> bytes:
-        """The bytes, from whoever has them; our own disk gets them where it had not.
+        """The bytes, from the first replica that has them; our own disk gets them where it had them not.
 
         Raises ``BlobLostError`` with what each replica said.
         """
         reasons: dict[str, str] = {}
-        for replica in self._rested_last(self.replicas()):
+        for replica in fit_first(self.replicas(), self._failed_lately):
             if replica.name == besides:
                 continue
             with trio.move_on_after(self._limits.replica_ask_s) as scope:
@@ -360,7 +346,7 @@ class Replication:
                     continue
                 except P2PNodeError as error:
                     reasons[replica.name] = str(error)
-                    self._rest(replica)
+                    self._note_failure(replica)
                     continue
                 if hash_of(data) == digest:
                     if replica is not self.own and besides != self.own.name:
@@ -369,7 +355,7 @@ class Replication:
                 reasons[replica.name] = "its bytes don't have that hash"
             if scope.cancelled_caught:
                 reasons[replica.name] = _SLOW
-                self._rest(replica)
+                self._note_failure(replica)
         said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "there is no replica"
         msg = (
             f"blob {digest.hex()[:16]}… can't be had now ({said}): try again when more replicas are reachable"
@@ -392,18 +378,11 @@ class Replication:
             raise _WrongAnswerError(msg)
         return entry
 
-    # ---- who rests
+    # ---- who failed lately
 
-    def _rest(self, replica: Replica) -> None:
+    def _note_failure(self, replica: Replica) -> None:
         if replica.place != "own":
             self._failing.failed(replica.name, trio.current_time())
 
-    def _awake(self, replicas: Sequence[Replica], judged: Counted) -> list[Replica]:
-        """Without those that rest, if enough are left to reach the quorum."""
-        now = trio.current_time()
-        awake = [replica for replica in replicas if not self._failing.waits(replica.name, now)]
-        return awake if judged.reached(frozenset(each.name for each in awake)) else list(replicas)
-
-    def _rested_last(self, replicas: Sequence[Replica]) -> list[Replica]:
-        now = trio.current_time()
-        return sorted(replicas, key=lambda replica: self._failing.waits(replica.name, now))
+    def _failed_lately(self, name: str) -> bool:
+        return self._failing.waits(name, trio.current_time())

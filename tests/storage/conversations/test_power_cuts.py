@@ -18,9 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.protocols.wire import decode_record
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.log import TOMBSTONE
 from p2pnode.storage.conversations.merge import link_of
-from p2pnode.storage.conversations.records import Manifest
+from p2pnode.storage.conversations.records import TOMBSTONE, Manifest
 from p2pnode.storage.keys import INDEX_SID, LogKeys
 from p2pnode.storage.sealing import unseal
 from tests.storage.conversations.worlds import (

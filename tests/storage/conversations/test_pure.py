@@ -13,10 +13,23 @@ from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.conversations import compaction
-from p2pnode.storage.conversations.merge import better, id_of, live, merged, parse_index, wins
+from p2pnode.storage.conversations.merge import (
+    Relation,
+    Step,
+    better,
+    id_of,
+    improvements,
+    live,
+    merged,
+    next_step,
+    parse_index,
+    relation,
+    wins,
+)
 from p2pnode.storage.conversations.records import (
     LEVEL_MAX,
     TITLE_MAX,
+    Head,
     IndexRecord,
     Link,
     Manifest,
@@ -26,7 +39,7 @@ from p2pnode.storage.conversations.records import (
     WriterSeq,
     title_of,
 )
-from p2pnode.storage.conversations.turns import missing_turns, numbered, turns_of
+from p2pnode.storage.conversations.turns import joined, missing_turns, numbered, turns_of
 from tests.storage.conversations.worlds import NOW, session
 
 PIECES = st.lists(
@@ -56,11 +69,8 @@ def all_numbered(pieces: list[Piece]) -> list[Piece]:
 def test_joining_changes_nothing_of_what_is_shown(pieces: list[Piece]) -> None:
     records = all_numbered(pieces)
     turns = turns_of(records)
-    assert turns_of(compaction.joined(records)) == turns
-    assert (
-        turns_of(compaction.joined([*compaction.joined(records[:7]), *compaction.joined(records[7:])]))
-        == turns
-    )
+    assert turns_of(joined(records)) == turns
+    assert turns_of(joined([*joined(records[:7]), *joined(records[7:])])) == turns
     assert "".join(turn.text for turn in turns) == "".join(piece.text for piece in pieces)
     assert [each for turn in turns for each in turn.ids] == [each for piece in pieces for each in piece.ids]
     assert sum(turn.cost for turn in turns) == sum(piece.cost for piece in pieces)
@@ -181,8 +191,52 @@ def test_descent_is_told_from_a_fork_by_the_writers() -> None:
     assert not fork.builds_on(onto)
 
 
+def test_another_writers_manifest_is_behind_ahead_or_a_fork() -> None:
+    one, two = b"1" * 8, b"2" * 8
+
+    def head(writer: bytes, *known: tuple[bytes, int]) -> Head:
+        seq = max(number for _, number in known)
+        writers = tuple(WriterSeq(writer=name, seq=number) for name, number in known)
+        return Head(
+            Link(seq=seq, hash=BlobHash(bytes(32))), Manifest(seq=seq, writer=writer, writers=writers)
+        )
+
+    old, new, other = head(one, (one, 3)), head(two, (one, 3), (two, 4)), head(one, (one, 4))
+    assert relation(new, old) == "behind"
+    assert relation(old, new) == "ahead"
+    assert relation(None, new) == "ahead"
+    assert relation(new, other) == relation(other, new) == "fork"
+
+
+@pytest.mark.parametrize(
+    ("found", "ours", "in_turn", "step"),
+    [
+        ("behind", 1, True, "nothing"),
+        ("unreadable", 1, True, "note it unread"),
+        ("fork", 3, True, "keep ours"),
+        ("fork", 1, True, "wait"),
+        ("fork", 1, False, "rebase"),
+        ("ahead", 1, True, "wait"),
+        ("ahead", 1, False, "follow"),
+        ("ahead", None, False, "follow"),
+    ],
+)
+def test_a_fork_is_resolved_between_turns_only(
+    found: Relation, ours: int | None, in_turn: bool, step: Step
+) -> None:
+    link = None if ours is None else Link(seq=ours, hash=BlobHash(bytes(32)))
+    assert next_step(found, link, Link(seq=2, hash=BlobHash(b"x" * 32)), in_turn=in_turn) == step
+
+
+def test_only_what_is_better_improves_the_index() -> None:
+    known, new = session(1, amount=4), session(2)
+    found = improvements({id_of(known): known}, merged([session(1, amount=3), new]))
+    assert found == [new]
+    assert improvements({id_of(known): known}, merged([session(1, amount=5)])) == [session(1, amount=5)]
+
+
 @given(st.integers(0, 3), st.integers(0, 3), st.binary(min_size=32, max_size=32))
-def test_one_of_two_different_lines_wins_whoever_asks(first: int, other: int, digest: bytes) -> None:
+def test_one_of_two_different_branches_wins_whoever_asks(first: int, other: int, digest: bytes) -> None:
     one, two = Link(seq=first, hash=BlobHash(digest)), Link(seq=other, hash=BlobHash(bytes(32)))
     if one != two:
         assert wins(one, two) != wins(two, one)

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.sender import RENEW_S
+from p2pnode.storage.conversations.schedule import RENEW_S, to_renew
 from p2pnode.storage.store import DAY_S, GRACE_S, LEASE_S
 from tests.storage.conversations.worlds import Machine, World, answered, asked, texts
 
@@ -97,7 +97,7 @@ async def lease_days(world: World, archive: Archive, sid: bytes) -> float:
 async def renewals_due(machine: Machine) -> list[bytes]:
     """Logs that the next renewal would begin with."""
     async with machine.on() as archive:
-        return await archive._context.state.renewed_before(int(machine.world.now - RENEW_S))
+        return to_renew(await archive._context.state.renewals(), machine.world.now)
 
 
 async def test_leases_are_renewed_after_a_week_and_not_before_and_no_blob_travels(

@@ -8,7 +8,7 @@ from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.memory import MemoryStore
-from p2pnode.storage.replication.quorum import Counted, Seen, counted
+from p2pnode.storage.replication.quorum import Counted, Seen, WriteRound, counted
 from p2pnode.storage.store import Place, Replica
 
 LOG = StorageKeys.from_entropy(bytes(16)).index
@@ -77,3 +77,66 @@ def test_a_rollback_needs_so_many_that_no_quorum_is_left(
     entries = tuple((name, entry(revision)) for name, revision in shown.items() if revision is not None)
     empty = frozenset(name for name, revision in shown.items() if revision is None)
     assert Seen(entries, empty).rolled_back(3, judged) is rolled_back
+
+
+# ---- one write
+
+
+def round_of(*names: str, quorum: int = 2) -> WriteRound:
+    return WriteRound(entry(1), len(names), Counted(frozenset(names), quorum))
+
+
+def test_the_pointer_waits_for_a_quorum_of_the_blobs() -> None:
+    write = round_of("a", "b", "c")
+    write.blobs_over("a", there=True)
+    assert not write.may_point
+    write.blobs_over("b", there=True)
+    assert write.may_point
+
+
+def test_the_pointer_moves_where_it_can_once_no_more_replicas_can_have_the_blobs() -> None:
+    write = round_of("a", "b")
+    write.blobs_over("a", there=True)
+    write.blobs_over("b", there=False)
+    assert write.may_point
+
+
+def test_a_write_is_decided_by_a_quorum_or_by_the_last_failure() -> None:
+    kept, lost = round_of("a", "b", "c"), round_of("a", "b", "c")
+    for name in ("a", "b"):
+        assert not kept.decided
+        kept.acknowledged(name)
+    assert kept.decided
+    assert kept.outcome().reached
+    assert not kept.over
+    for _ in range(3):
+        assert not lost.decided
+        lost.finished()
+    assert lost.decided
+    assert lost.over
+    assert not lost.outcome().reached
+
+
+def test_a_replica_that_is_not_counted_any_more_does_not_hold_up_the_others() -> None:
+    write = round_of("a", "b", "c", quorum=3)
+    for name in ("a", "b"):
+        write.blobs_over(name, there=True)
+        write.acknowledged(name)
+    assert not write.may_point
+    assert not write.decided
+    write.counted = Counted(frozenset("ab"), 2)
+    assert write.may_point
+    assert write.decided
+
+
+def test_another_writers_entry_stands_in_the_outcome() -> None:
+    write = round_of("a", "b")
+    assert not write.in_conflict
+    write.conflict("a", entry(7))
+    write.mended("b")
+    write.mended("b")
+    outcome = write.outcome()
+    assert write.in_conflict
+    assert outcome.conflicts == (entry(7),)
+    assert "revision 7" in outcome.failures["a"]
+    assert outcome.mended == {"b": 2}
