@@ -10,9 +10,9 @@ from typing import Final
 
 import trio
 
-from p2pnode.bench.children import joined, keeping_byte_code, program
 from p2pnode.bench.figure import compared
 from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.bench.processes import joined, keeping_byte_code, program
 from p2pnode.client.client import Client
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import LocalError

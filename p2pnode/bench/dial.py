@@ -7,9 +7,9 @@ from typing import Final
 
 import trio
 
-from p2pnode.bench.children import child
 from p2pnode.bench.figure import compared
 from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.bench.processes import child
 from p2pnode.client.client import Client
 from p2pnode.config import NodeConfig
 

@@ -20,10 +20,10 @@ from typing import Final
 
 import trio
 
-from p2pnode.bench.children import Joined, joined
 from p2pnode.bench.failover_trace import Came, Counted, Trace, Verdict, tapped
 from p2pnode.bench.figure import Measurement, compared
 from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.bench.processes import Joined, joined
 from p2pnode.chain.dev.devchain import open_dev_chain
 from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from p2pnode.bench.children import child
 from p2pnode.bench.figure import compared
 from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.bench.processes import child
 from p2pnode.errors import LocalError
 
 _RUN_DEADLINE_S: Final = 120.0

@@ -9,9 +9,9 @@ from typing import Final
 import psutil
 import trio
 
-from p2pnode.bench.children import child, joined
 from p2pnode.bench.figure import compared
 from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.bench.processes import child, joined
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import LocalError
 from p2pnode.models.manifest import SCRIPTED

@@ -15,11 +15,11 @@ from typing import Final
 
 import trio
 
-from p2pnode.bench.children import joined
 from p2pnode.bench.figure import Measurement, compared, paired
 from p2pnode.bench.options import BenchOptions, Take
-from p2pnode.bench.rates import Clocked, question
+from p2pnode.bench.processes import joined
 from p2pnode.bench.session_cpu import SessionCpu, bare_cpu, checkpoint_cpu
+from p2pnode.bench.token_clock import Clocked, question
 from p2pnode.chain.dev.devchain import open_dev_chain
 from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet

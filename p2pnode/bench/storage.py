@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from p2pnode.bench.kept import measure_kept
 from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.bench.replication import measure_kept
 from p2pnode.bench.store_size import measure_store_size
 
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import trio
 
-from p2pnode.bench.children import Child, child
 from p2pnode.bench.figure import compared, paired
 from p2pnode.bench.options import BenchOptions, Take
-from p2pnode.bench.rates import Clocked, question
+from p2pnode.bench.processes import Child, child
+from p2pnode.bench.token_clock import Clocked, question
 from p2pnode.client.client import Client
 from p2pnode.errors import LocalError
 from p2pnode.node.keys import PeerKey

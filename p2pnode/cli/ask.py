@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from p2pnode.cli.conversation_words import ToldOfKeeping, words_of
-from p2pnode.cli.lines import read_all
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -26,6 +25,7 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output, price_of, shorten
+from p2pnode.cli.user_input import read_all
 from p2pnode.words import one_line
 
 PeerOption = Annotated[
@@ -71,7 +71,7 @@ def ask(
     log_level: LogOption = "error",
 ) -> None:
     """Ask one question; the answer streams to stdout, everything else goes to stderr."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)

@@ -113,7 +113,7 @@ def _process_in(path: Path) -> int | None:
 
 def stop(data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error") -> None:
     """End the node that runs on this data dir: answers end, sessions are settled, then it leaves."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)

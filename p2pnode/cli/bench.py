@@ -45,7 +45,7 @@ def bench(
 ) -> None:
     """Measure this node on loopback; exit code 0 only if every figure holds. It says how long it takes."""
     from p2pnode.cli import EXIT_FAILED
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -61,7 +61,7 @@ def bench(
 
     async def run() -> None:
         from p2pnode.bench.options import GasOptions
-        from p2pnode.bench.runner import others_share, run_suites, suites_named
+        from p2pnode.bench.suites import others_share, run_suites, suites_named
         from p2pnode.extras import need
 
         need("the bench", "host", "dev-chain")
@@ -99,7 +99,7 @@ def _announce(output: Output, names: Sequence[str], busy: float | None, *, quick
 
 
 def _about(names: Sequence[str], *, quick: bool) -> str:
-    from p2pnode.bench.runner import seconds_of
+    from p2pnode.bench.suites import seconds_of
 
     if quick:
         return "with --quick (some seconds each, and no verdict)"

@@ -92,7 +92,7 @@ def run_dev_chain(
 
     It is kept in a file beside the profile, and goes on from there at the next start.
     """
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -193,7 +193,7 @@ def stop_dev_chain(
     log_level: LogOption = "error",
 ) -> None:
     """End a development chain; it goes on where it was when it is started again."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -279,7 +279,7 @@ def faucet(
     log_level: LogOption = "error",
 ) -> None:
     """Give an account USDC (and ether) on a development chain; refused on any other."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -334,7 +334,7 @@ def deploy(
     log_level: LogOption = "error",
 ) -> None:
     """Deploy all contracts from this wallet and write their profile. Shows the cost and asks first."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -407,7 +407,7 @@ def chain_status(
     log_level: LogOption = "error",
 ) -> None:
     """Check a profile against its chain; show its head, gas price, contracts and this wallet's balances."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)

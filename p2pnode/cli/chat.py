@@ -21,7 +21,6 @@ from p2pnode.cli.ask import (
     make_client,
     make_sampling,
 )
-from p2pnode.cli.lines import Lines, PromptInterruptedError
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -37,6 +36,7 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output, error_fields
+from p2pnode.cli.user_input import Lines, PromptInterruptedError
 
 if TYPE_CHECKING:
     import trio
@@ -75,7 +75,7 @@ def chat(
     log_level: LogOption = "error",
 ) -> None:
     """Talk with a model; the conversation so far goes along with each message."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)

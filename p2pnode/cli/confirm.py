@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from p2pnode.cli.lines import Lines
 from p2pnode.cli.output import Output
+from p2pnode.cli.user_input import Lines
 
 
 async def confirm(output: Output, what: str, *, yes: bool) -> None:

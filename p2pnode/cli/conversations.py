@@ -79,8 +79,8 @@ def resume(
 ) -> None:
     """Take a conversation up again, from this machine or from its replicas: its cut answer first."""
     from p2pnode.cli.chat import Chat
-    from p2pnode.cli.lines import Lines
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
+    from p2pnode.cli.user_input import Lines
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
@@ -132,7 +132,7 @@ def export(
     log_level: LogOption = "error",
 ) -> None:
     """Write a conversation as JSON: its turns, who gave which part of them, its branches."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=False)
@@ -171,7 +171,7 @@ def forget(
     log_level: LogOption = "error",
 ) -> None:
     """Delete a conversation here and on its replicas, for good and on all your machines. Asks first."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)

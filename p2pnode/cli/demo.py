@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def demo() -> None:
     """Run a chain, hosts, storing nodes and a client on loopback: pay, lose a host in mid-answer, recover."""
     from p2pnode.cli.options import configure
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure("error")
     output = Output(as_json=False)

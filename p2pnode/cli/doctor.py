@@ -28,7 +28,7 @@ def doctor(
     log_level: LogOption = "error",
 ) -> None:
     """Check keys, disk, ports, model, money, what is kept, peers, clock; exit code 1 on a problem."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)

@@ -31,7 +31,7 @@ def evidence(
     log_level: LogOption = "error",
 ) -> None:
     """Show where a host signed two receipts for one place, and take its stake for it."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)

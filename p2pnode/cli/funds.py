@@ -41,7 +41,7 @@ def funds(
     """Show where every cent of this wallet is: as payer and as host."""
     if context.invoked_subcommand is not None:
         return
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -87,7 +87,7 @@ def withdraw(
     log_level: LogOption = "error",
 ) -> None:
     """Take earned money out of the market to any address, asking first. The wallet pays the gas."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)

@@ -38,7 +38,7 @@ def hosts(
     log_level: LogOption = "error",
 ) -> None:
     """List hosts of a model as measured from here; exit code 3 when there is none."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
     from p2pnode.client.ranking import Filters
     from p2pnode.errors import NoHostError
 

@@ -115,7 +115,7 @@ def join(
     log_level: LogOption = "warning",
 ) -> None:
     """Join the network and serve models to peers. Ctrl-C drains and leaves; twice leaves at once."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
     from p2pnode.host.join import Join, JoinOptions
 
     configure(log_level)

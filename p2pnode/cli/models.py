@@ -21,7 +21,7 @@ def list_models(
     data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
 ) -> None:
     """List the catalogue, and which of it is on this machine."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -61,7 +61,7 @@ def pull_model(
 ) -> None:
     """Download a model and verify its SHA-256; an interrupted download goes on where it stopped."""
     from p2pnode.cli.progress import PullProgress
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -87,7 +87,7 @@ def verify_model(
     log_level: LogOption = "error",
 ) -> None:
     """Hash a model's weights again and compare them with the manifest."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)

@@ -80,7 +80,7 @@ def list_sessions(
     log_level: LogOption = "error",
 ) -> None:
     """List conversations, then paid sessions: those bought, those served."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -151,7 +151,7 @@ def show(
     log_level: LogOption = "error",
 ) -> None:
     """Show one conversation, or one paid session: its terms, its best voucher, its receipts."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -190,7 +190,7 @@ def close(
     log_level: LogOption = "error",
 ) -> None:
     """End a session by hand, asking first: settle it as its host, or ask the chain for the deposit's rest."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)

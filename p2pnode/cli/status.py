@@ -13,7 +13,7 @@ def status(
     data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
 ) -> None:
     """Show the node that runs on this data dir, as its own advert describes it."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
@@ -116,7 +116,7 @@ def invite(
     data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
 ) -> None:
     """Print the invite of the node that runs here: give it to others for their --bootstrap."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)

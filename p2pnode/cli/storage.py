@@ -62,7 +62,7 @@ def list_blobs(
     log_level: LogOption = "error",
 ) -> None:
     """Say what is kept and for whom; --all lists blobs with their leases, and registry entries."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -116,7 +116,7 @@ def put_blob(
     log_level: LogOption = "error",
 ) -> None:
     """Keep a file, and print its content id. It counts for an owner of its own, called local."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -147,7 +147,7 @@ def get_blob(
     log_level: LogOption = "error",
 ) -> None:
     """Write a blob to a file or to standard output, after checking its hash."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -184,7 +184,7 @@ def pin_blob(
     log_level: LogOption = "error",
 ) -> None:
     """Lease a blob that is here, for the owner called local; a longer lease stays as it is."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -213,7 +213,7 @@ def unpin_blob(
     log_level: LogOption = "error",
 ) -> None:
     """End the lease of the owner called local; what nobody leases goes in a day, or where room is short."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -235,7 +235,7 @@ def collect(
     data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
 ) -> None:
     """Sweep what nobody keeps any more, and look through all folders for what a crash left."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)
@@ -277,7 +277,7 @@ def show_stats(
     data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
 ) -> None:
     """Show how much is kept, for whom, and how much may be."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json)

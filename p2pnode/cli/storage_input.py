@@ -95,7 +95,7 @@ async def pieces_of_file(name: str) -> AsyncIterator[bytes]:
 
     import trio
 
-    from p2pnode.cli.lines import read_pieces
+    from p2pnode.cli.user_input import read_pieces
     from p2pnode.errors import UsageError
 
     if name == STDIO:

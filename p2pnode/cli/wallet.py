@@ -223,7 +223,7 @@ def export_wallet(
 
 def _run(output: Output, work: Callable[[], None]) -> None:
     """Without an event loop while a person types: there a Ctrl-C would wait for the Enter key."""
-    from p2pnode.cli.running import run_async
+    from p2pnode.cli.runner import run_async
 
     failure: BaseException | None = None
     try:

@@ -19,11 +19,11 @@ import trio
 from p2pnode.demo.bills import SESSION_FEE
 from p2pnode.demo.losing import QUESTION, Lost, lose_a_host
 from p2pnode.demo.machine import Asked, Machine
-from p2pnode.demo.money import Money
 from p2pnode.demo.nodes import HOSTS, Nodes
 from p2pnode.demo.processes import STEP_DEADLINE_S, NodeProcess, Processes, each_event, program
 from p2pnode.demo.recovery import resume_elsewhere
 from p2pnode.demo.rows import BillRow, MoneyRow, Row, bill_row, row_of
+from p2pnode.demo.wallets import Money
 from p2pnode.errors import LocalError
 from p2pnode.money import usdc_text
 

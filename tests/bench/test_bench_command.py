@@ -12,7 +12,7 @@ import pytest
 import trio
 from typer.testing import CliRunner
 
-from p2pnode.bench import runner
+from p2pnode.bench import suites as runner
 from p2pnode.bench.figure import GOALS, Figure, Measurement
 from p2pnode.cli.app import app
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import trio
 
-from p2pnode.bench.children import child, joined
 from p2pnode.bench.cli import run_timed
+from p2pnode.bench.processes import child, joined
 from p2pnode.errors import LocalError
 
 _PATIENCE_S = 30
@@ -27,7 +27,7 @@ def wait_gone(pid: int) -> None:
 
 
 def leashed(program: str, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "p2pnode.bench.leash", sys.executable, "-c", program, *arguments]
+    command = [sys.executable, "-m", "p2pnode.bench.supervisor", sys.executable, "-c", program, *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from p2pnode.bench.figure import GOALS, SUITES, Figure, Measurement
 from p2pnode.bench.options import BenchOptions, Take
-from p2pnode.bench.runner import run_suites, seconds_of, suite, suites_named
+from p2pnode.bench.suites import run_suites, seconds_of, suite, suites_named
 from p2pnode.errors import LocalError, UsageError
 
 FAST = Measurement(value=0.1, baseline=0.05, ratio=2.0)

@@ -99,7 +99,7 @@ async def joined(root: Path, name: str, arguments: Sequence[str]) -> AsyncIterat
     ]
     with log.open("w+b") as output:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-P", "-m", "p2pnode.bench.leash", *command],
+            [sys.executable, "-P", "-m", "p2pnode.bench.supervisor", *command],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

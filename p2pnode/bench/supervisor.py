@@ -1,4 +1,4 @@
-"""Holds a program: ``python -m p2pnode.bench.leash PROGRAM ARGUMENT…`` ends it when stdin closes.
+"""Holds a program: ``python -m p2pnode.bench.supervisor PROGRAM ARGUMENT…`` ends it when stdin closes.
 
 The program runs in a session of its own, so a Ctrl-C on the terminal reaches it as one orderly
 SIGTERM from here, and not twice.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from p2pnode.cli.running import exit_code, run_async
+from p2pnode.cli.runner import exit_code, run_async
 from p2pnode.errors import (
     ConfigError,
     NoHostError,

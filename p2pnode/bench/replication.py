@@ -19,9 +19,9 @@ from typing import Final
 
 import trio
 
-from p2pnode.bench.children import joined
 from p2pnode.bench.figure import Measurement, compared
 from p2pnode.bench.options import BenchOptions, Take
+from p2pnode.bench.processes import joined
 from p2pnode.client.client import Client
 from p2pnode.config import NodeConfig
 from p2pnode.errors import LocalError

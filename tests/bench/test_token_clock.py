@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from p2pnode.bench.rates import QUESTIONS, Clocked, question
+from p2pnode.bench.token_clock import QUESTIONS, Clocked, question
 
 
 async def test_tokens_after_the_first_ones_are_counted_from_their_coming(autojump_clock: MockClock) -> None:
