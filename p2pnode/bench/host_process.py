@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from p2pnode.bench.lines import Command, answer, run_child
+from p2pnode.bench.processes import Command, answer, run_child
 from p2pnode.bench.token_clock import Clocked
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.host.host import Host, HostedModel

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import trio
 
-from p2pnode.bench.lines import Command, answer, run_child
+from p2pnode.bench.processes import Command, answer, run_child
 
 _TOPIC: Final = "/p2pnode/bench/1"
 _MESSAGE_BYTES: Final = 300

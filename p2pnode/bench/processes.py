@@ -1,31 +1,37 @@
-"""The bench's end of the line: processes it starts, talks with, and surely ends.
+"""The processes that the bench starts, and both ends of what it says to them.
 
-A child module (see ``lines.py``) ends when its stdin closes; a whole program is held by a leash
-(``leash.py``) that does. So nothing is left behind, not even when the bench is killed.
+A child module runs :func:`run_child`: commands come in on its stdin and answers go out on its stdout, one
+JSON line each. A whole program runs under ``supervisor.py``. Both end when their stdin closes, so nothing is
+left behind, not even when the bench is killed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self, TypeAlias
 
 import trio
 
-from p2pnode.bench.lines import LineReader
 from p2pnode.errors import LocalError
+from p2pnode.log import configure_logging
 
 _READY_DEADLINE_S: Final = 120.0
 _END_DEADLINE_S: Final = 15.0
 _POLL_S: Final = 0.05
 _TAIL: Final = 1500
+LINE_MAX_BYTES: Final = 1 << 20
+_READ_BYTES: Final = 1 << 16
+Command: TypeAlias = dict[str, Any]
 
 
 class Child:
@@ -38,11 +44,14 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The number of the process."""
         return self._process.pid
 
     async def ask(self, command: Mapping[str, Any], *, deadline_s: float) -> dict[str, Any]:
-        """Its answer. Raises ``LocalError`` with its last words when it ends, or says nothing in time."""
+        """Send a command and return its answer.
+
+        Raises ``LocalError`` with the child's last words when it ends, or doesn't answer in time.
+        """
         assert self._process.stdin is not None  # noqa: S101 - it was opened with a pipe
         try:
             with trio.fail_after(deadline_s):
@@ -62,7 +71,7 @@ class Child:
 
 @asynccontextmanager
 async def child(module: str, config: Mapping[str, Any]) -> AsyncIterator[tuple[Child, dict[str, Any]]]:
-    """``python -m p2pnode.bench.MODULE``, configured; with it what it said when it was ready."""
+    """Run ``python -m p2pnode.bench.MODULE`` with a configuration. Yields it and its first answer."""
     with tempfile.TemporaryFile() as errors:
         process = await trio.lowlevel.open_process(
             [sys.executable, "-P", "-m", f"p2pnode.bench.{module}"],
@@ -129,7 +138,7 @@ def keeping_byte_code() -> dict[str, str]:
 
 
 async def _end(process: trio.Process) -> None:
-    """Close its stdin and wait; terminate, then kill, what doesn't listen."""
+    """Close the stdin of a process and wait; then terminate it, and kill it when it still runs."""
     with trio.CancelScope(shield=True):
         if process.stdin is not None:
             await process.stdin.aclose()
@@ -147,3 +156,56 @@ def _tail(file: IO[bytes]) -> str:
     file.seek(0, 2)
     file.seek(max(0, file.tell() - _TAIL))
     return file.read().decode(errors="replace").strip() or "(nothing)"
+
+
+# ---- the child's end
+
+
+def run_child(main: Callable[[AsyncIterator[Command]], Awaitable[None]]) -> None:
+    """Run ``main`` over the commands from stdin until they end; then the process ends at once."""
+    # Ctrl-C goes to the whole group; the bench, which gets it too, decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    configure_logging("error")  # to stderr: stdout is for answers
+
+    async def whole() -> None:
+        async with trio.open_nursery() as nursery:
+            commands_in, commands = trio.open_memory_channel[Command](8)
+            nursery.start_soon(_read, commands_in, nursery.cancel_scope)
+            await main(commands)
+            nursery.cancel_scope.cancel()
+
+    trio.run(whole)
+
+
+def answer(fields: Mapping[str, Any]) -> None:
+    """Send the bench one line."""
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+async def _read(commands: trio.MemorySendChannel[Command], scope: trio.CancelScope) -> None:
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+        async for line in LineReader(stdin):
+            await commands.send(json.loads(line))
+    scope.cancel()
+
+
+class LineReader:
+    """The whole lines of a stream. It ends where one is longer than ``LINE_MAX_BYTES``."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self._stream = stream
+        self._rest = b""
+        self._whole: deque[bytes] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._whole:
+            data = await self._stream.receive_some(_READ_BYTES)
+            if not data or len(self._rest) > LINE_MAX_BYTES:
+                raise StopAsyncIteration
+            *whole, self._rest = (self._rest + data).split(b"\n")
+            self._whole.extend(whole)
+        return self._whole.popleft()

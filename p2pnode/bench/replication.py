@@ -51,7 +51,7 @@ _DEADLINE_S: Final = 30.0
 """For one checkpoint, and for one recovery."""
 
 
-async def measure_kept(options: BenchOptions, take: Take) -> None:
+async def measure_replication(options: BenchOptions, take: Take) -> None:
     """All three, of one conversation."""
     quarter, at = (_QUARTER_QUICK, _RECOVER_AT_QUICK) if options.quick else (_QUARTER, _RECOVER_AT)
     async with _kept(options.scratch, quarter) as kept:

@@ -1,7 +1,8 @@
-"""Holds a program: ``python -m p2pnode.bench.supervisor PROGRAM ARGUMENT…`` ends it when stdin closes.
+"""Runs a program that ends when stdin closes: ``python -m p2pnode.bench.supervisor PROGRAM ARGUMENT…``.
 
-The program runs in a session of its own, so a Ctrl-C on the terminal reaches it as one orderly
-SIGTERM from here, and not twice.
+The program runs in a session of its own, so that a Ctrl-C on the terminal reaches it once, as an orderly
+SIGTERM from here. This module imports little, for one such process stands beside each node that the bench
+starts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _EXIT_KILLED: Final = 1
 
 
 def main() -> NoReturn:
-    """Run, wait, end."""
+    """Run the program of the command line, wait for the end of stdin, end the program."""
     # Handled rather than ignored: the program would inherit that.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: None)

@@ -12,7 +12,6 @@ from p2pnode.cli.background import stop
 from p2pnode.cli.bench import bench
 from p2pnode.cli.chain import chain_app
 from p2pnode.cli.chat import chat
-from p2pnode.cli.commands import Commands
 from p2pnode.cli.demo import demo
 from p2pnode.cli.doctor import doctor
 from p2pnode.cli.evidence import evidence
@@ -20,6 +19,7 @@ from p2pnode.cli.funds import funds_app
 from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
 from p2pnode.cli.models import models_app
+from p2pnode.cli.options import Commands
 from p2pnode.cli.sessions import sessions_app
 from p2pnode.cli.status import invite, status
 from p2pnode.cli.storage import storage_app

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pnode.cli.background import BackgroundOption, ReadyFileOption, run_in_background, stop_holder
-from p2pnode.cli.commands import Commands
-from p2pnode.cli.confirm import confirm
 from p2pnode.cli.dev_folder import DEV_FOLDER, DevFolder
 from p2pnode.cli.options import (
     ChainOption,
+    Commands,
     DataDirOption,
     JsonOption,
     LogOption,
@@ -37,6 +36,7 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output
+from p2pnode.cli.user_input import confirm
 from p2pnode.money import ETHER_DIGITS, USDC_DIGITS
 from p2pnode.words import one_line
 
@@ -489,10 +489,10 @@ async def _earlier_creations(
 
 
 def _tell_all(output: Output, orders: list[SentOrder]) -> None:
-    from p2pnode.cli.orders import telling
+    from p2pnode.cli.funds import order_reporter
 
     for each in orders:
-        telling(output)(each)
+        order_reporter(output)(each)
 
 
 def _show_offer(output: Output, offer: Offer, treasury: bytes) -> None:

@@ -22,7 +22,6 @@ from p2pnode.cli.ask import (
     make_sampling,
     stream,
 )
-from p2pnode.cli.confirm import confirm
 from p2pnode.cli.conversation_words import SHORT, loss_fields, loss_words
 from p2pnode.cli.options import (
     BootstrapOption,
@@ -43,6 +42,7 @@ from p2pnode.cli.options import (
     one_meant,
 )
 from p2pnode.cli.output import Output, shorten
+from p2pnode.cli.user_input import confirm
 from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from p2pnode.cli.output import Output
 from p2pnode.money import usdc_number
 
 if TYPE_CHECKING:
-    from p2pnode.demo.rows import BillRow, MoneyRow, Row
+    from p2pnode.demo.demo import AnswerRow, BillRow
+    from p2pnode.demo.wallets import MoneyRow
 
 
 def demo() -> None:
@@ -36,7 +37,7 @@ def demo() -> None:
     run_async(run, on_error=output.failed)
 
 
-def _table(output: Output, rows: list[Row]) -> None:
+def _table(output: Output, rows: list[AnswerRow]) -> None:
     from rich.table import Table
 
     table = Table("step", "host", "tokens in", "tokens out", "first token", "tokens/s", title="what happened")

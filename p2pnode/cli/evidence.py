@@ -91,11 +91,11 @@ async def _fetch(config: NodeConfig, output: Output) -> None:
 
 
 async def _submit(config: NodeConfig, output: Output) -> list[Evidence]:
-    from p2pnode.cli.orders import telling
+    from p2pnode.cli.funds import order_reporter
     from p2pnode.payments.books import books_of
     from p2pnode.payments.evidence import submit_evidence
 
-    async with books_of(config, sends=True, tell=telling(output)) as books:
+    async with books_of(config, sends=True, tell=order_reporter(output)) as books:
         for each in await submit_evidence(books.journal, books.ledger, books.orders):
             output.event("submitted", {**_fields(each.evidence), "reward": each.reward}, text=each.words)
         return books.journal.evidence()

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from p2pnode.cli.commands import Commands
-from p2pnode.cli.confirm import confirm
 from p2pnode.cli.options import (
     ChainOption,
+    Commands,
     DataDirOption,
     JsonOption,
     LogOption,
@@ -19,11 +18,16 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output
+from p2pnode.cli.user_input import confirm
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
+    from p2pnode.chain.evm.order_book import SentOrder
+    from p2pnode.cli.output import Output
     from p2pnode.payments.books import Books
     from p2pnode.payments.funds import Funds
+    from p2pnode.payments.orders import Tell
+
 
 _SETTLEMENT_S: Final = 15.0
 """A host settles some seconds after its client left; it takes a block or two."""
@@ -49,7 +53,6 @@ def funds(
     async def run() -> None:
         import time
 
-        from p2pnode.cli.orders import telling
         from p2pnode.payments.books import books_of
         from p2pnode.payments.funds import funds as add_up
         from p2pnode.payments.funds import reconcile
@@ -60,7 +63,7 @@ def funds(
             waiting = await books.orders.look_up()
         _print(output, found, books.wallet.account)
         for each in waiting:
-            telling(output)(each)
+            order_reporter(output)(each)
 
     run_async(run, on_error=output.failed)
 
@@ -95,7 +98,6 @@ def withdraw(
     async def run() -> None:
         from p2pnode.chain.addresses import address_from, shown_address
         from p2pnode.chain.ledger import Withdraw
-        from p2pnode.cli.orders import ended_text, telling
         from p2pnode.errors import ChainError, ConfigError, UsageError
         from p2pnode.money import usdc_text
         from p2pnode.payments.books import books_of
@@ -107,7 +109,7 @@ def withdraw(
             msg = f"--to: {error}"
             raise UsageError(msg) from error
         config, kind = build_config(data_dir, chain=chain), Withdraw.__name__
-        async with books_of(config, sends=True, tell=telling(output)) as books:
+        async with books_of(config, sends=True, tell=order_reporter(output)) as books:
             if anew:
                 await books.orders.give_up(kind)
             if earlier := await books.orders.earlier(kind):
@@ -212,3 +214,41 @@ def _when(until: int | None) -> str:
     from datetime import UTC, datetime
 
     return "" if until is None else f" ({datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC)"
+
+
+# ---- orders to the chain
+
+
+def order_reporter(output: Output) -> Tell:
+    """A function that says, on a line of its own, that an order was sent and is not seen yet."""
+
+    def tell(order: SentOrder) -> None:
+        fields = {
+            "transaction": _hash(order), "order": order.order.words, "kind": order.order.kind,
+            "nonce": order.nonce, "sent_at": order.sent_at,
+        }  # fmt: skip
+        output.event("order.waiting", fields, text=waiting_text(order))
+
+    return tell
+
+
+def waiting_text(order: SentOrder) -> str:
+    """A line for people."""
+    return f"sent, not seen yet: {_hash(order)} ({order.order.words}); it is not ordered a second time"
+
+
+def ended_text(order: SentOrder) -> str:
+    """What became of an order that was on its way."""
+    shown = "0x" + order.transaction.hex() if order.transaction is not None else "no transaction"
+    said = {
+        "done": f"was carried out ({shown})",
+        "failed": f"was refused by the contract ({shown})",
+        "displaced": f"was not carried out: another transaction of this wallet has its nonce ({shown})",
+        "given up": "was given up",
+        None: "is on its way",
+    }
+    return f"{order.order.words}: {said[order.ending]}"
+
+
+def _hash(order: SentOrder) -> str:
+    return "0x" + order.versions[-1].hash.hex() if order.versions else "?"

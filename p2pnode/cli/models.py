@@ -6,8 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from p2pnode.cli.commands import Commands
-from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, blaming, build_config, configure
+from p2pnode.cli.options import (
+    Commands,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    blaming,
+    build_config,
+    configure,
+)
 from p2pnode.cli.output import Output
 
 models_app = Commands(help="Models: the catalogue, downloads, verification.", no_args_is_help=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from p2pnode.money import USDC_DIGITS
 
@@ -142,3 +143,51 @@ def configure(log_level: str) -> None:
         msg = f"{log_level!r} is not one of {', '.join(get_args(Level))}"
         raise typer.BadParameter(msg, param_hint="--log-level")
     configure_logging(log_level)  # type: ignore[arg-type]
+
+
+# ---- how commands are declared
+
+
+_MAY_BE_EMPTY: Final = frozenset({"question", "system", "stop", "name"})
+"""Text that is nobody's id and no place, or that its command checks by itself."""
+
+
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _refuse_empty(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+class _Group(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _refuse_empty(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    """A group of commands, as typer's; but no argument and no option takes an empty word for a value.
+
+    An empty word is what a script passes whose variable is not set. It must not mean the current folder, the
+    only conversation, or the default.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=_Group, **settings)
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        """Declare a command of the group."""
+        return super().command(name, cls=_Command, **settings)
+
+
+def _refuse_empty(command: TyperCommand | TyperGroup, ctx: Any, args: list[str]) -> None:
+    """Before any value is converted: a path made of an empty word is the current folder."""
+    given, _, _ = command.make_parser(ctx).parse_args(args=list(args))
+    parameter: Any
+    for parameter in command.get_params(ctx):
+        value = given.get(parameter.name or "")
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        if parameter.name in _MAY_BE_EMPTY:
+            continue
+        if any(isinstance(each, str) and not each.strip() for each in values):
+            msg = "it is empty: give it a value, or leave it out (is a variable of your script not set?)"
+            raise typer.BadParameter(msg, ctx=ctx, param=parameter)

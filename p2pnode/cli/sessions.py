@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pnode.cli.ask import make_client
-from p2pnode.cli.commands import Commands
-from p2pnode.cli.confirm import confirm
 from p2pnode.cli.conversation_words import (
     HERE_ONLY,
     ToldOfKeeping,
@@ -30,6 +28,7 @@ from p2pnode.cli.conversations import (
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
+    Commands,
     DataDirOption,
     JsonOption,
     LogOption,
@@ -43,6 +42,7 @@ from p2pnode.cli.options import (
     one_meant,
 )
 from p2pnode.cli.output import Output, shorten
+from p2pnode.cli.user_input import confirm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,7 +198,7 @@ def close(
     async def run() -> None:
         import time
 
-        from p2pnode.cli.orders import telling
+        from p2pnode.cli.funds import order_reporter
         from p2pnode.payments.books import books_of
         from p2pnode.payments.settlement import close_session
 
@@ -211,7 +211,7 @@ def close(
         what = f"session {meant.session.hex()[:16]} with {shorten(_fields(meant)['peer'])} will be ended"
         await confirm(output, f"{what}: nothing more can be bought or sold in it", yes=yes)
         config = build_config(data_dir, chain=chain)
-        async with books_of(config, sends=True, tell=telling(output)) as books:
+        async with books_of(config, sends=True, tell=order_reporter(output)) as books:
             found = _find(books.journal, meant.session.hex())
             done = await close_session(found, books, int(time.time()))
         fields = {"session": found.session.hex(), "outcome": done.outcome, "until": done.until}

@@ -1,13 +1,18 @@
-"""``p2pnode storage``: the blobs and registry entries that this data dir keeps."""
+"""``p2pnode storage``: the blobs and registry entries that this data dir keeps.
+
+The commands come first, then what is typed for them (ids and files), then how blobs, leases and owners are
+shown to people and to scripts. To look at a data dir that has no store makes none.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from p2pnode.cli.commands import Commands
 from p2pnode.cli.options import (
+    Commands,
     DataDirOption,
     ForceOption,
     JsonOption,
@@ -16,32 +21,17 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output
-from p2pnode.cli.storage_input import (
-    STDIO,
-    check_here,
-    config_of_a_store,
-    config_with,
-    parse_content_id,
-    pieces_of_file,
-    read_whole,
-)
-from p2pnode.cli.storage_words import (
-    all_blobs,
-    all_entries,
-    blob_fields,
-    blob_row,
-    date_text,
-    entry_fields,
-    owner_counts,
-    owner_text,
-    size_text,
-)
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from p2pnode.storage.local.index import OwnerStats, StoreStats
+    from p2pnode.protocols.s5.entries import Entry
+    from p2pnode.protocols.s5.ids import BlobId
+    from p2pnode.storage.local.index import BlobInfo, Lease, OwnerStats, StoreStats
+    from p2pnode.storage.local.store import LocalStore
+
 
 storage_app = Commands(help="Blobs and registry entries kept in this data dir.", no_args_is_help=True)
 IdArgument = Annotated[str, typer.Argument(help="A content id, in either dialect and any base.")]
@@ -50,6 +40,16 @@ _DAYS: Final = 31
 _DAY_S: Final = 86_400
 _SHOWN_MAX: Final = 1000
 _STEP: Final = 1000
+"""Items of one step of a collection."""
+_STDIO: Final = "-"
+_PIECE: Final = 1 << 18
+_LOCAL: Final = "local"
+"""How the owner of what is put by hand is shown."""
+_PAGE: Final = 500
+_FOREVER: Final = 2**53
+"""The end of a lease that never ends, for scripts: JavaScript counts no further."""
+_KIB: Final = 1024
+_UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 @storage_app.command("ls")
@@ -70,24 +70,24 @@ def list_blobs(
     async def run() -> None:
         from p2pnode.storage.node_store import open_store
 
-        config = config_of_a_store(data_dir, output)
+        config = _config_of_a_store(data_dir, output)
         if config is None:
             return
         async with open_store(config) as store:
             if as_json:
-                async for blob in all_blobs(store):
-                    output.event("blob", blob_fields(blob))
-                async for fields in all_entries(store):
+                async for blob in _all_blobs(store):
+                    output.event("blob", _blob_fields(blob))
+                async for fields in _all_entries(store):
                     output.event("entry", fields)
                 return
             if not every:
                 _print_summary(output, await store.stats(), await store.owners(limit=_SHOWN_MAX))
                 return
-            rows = [blob_row(blob) for blob in await store.blobs(limit=_SHOWN_MAX)]
+            rows = [_blob_row(blob) for blob in await store.blobs(limit=_SHOWN_MAX)]
             output.table(("blob", "bytes", "leased by", "entries"), rows)
             entries = await store.entries(limit=_SHOWN_MAX)
             if entries:
-                shown = [entry_fields(each) for each in entries]
+                shown = [_entry_fields(each) for each in entries]
                 output.table(
                     ("entry", "revision", "points at"),
                     [(each["key"], str(each["revision"]), each["points_at"] or "") for each in shown],
@@ -99,10 +99,10 @@ def list_blobs(
 
 
 def _print_summary(output: Output, totals: StoreStats, owners: Sequence[OwnerStats]) -> None:
-    kept = f"{count_of(totals.blobs, 'blob')} ({size_text(totals.bytes)})"
+    kept = f"{count_of(totals.blobs, 'blob')} ({_size_text(totals.bytes)})"
     output.result(f"{kept} and {count_of(totals.keys, 'registry entry', 'registry entries')}")
     if owners:
-        rows = [(owner_text(o.owner), str(o.leases), size_text(o.charged), str(o.keys)) for o in owners]
+        rows = [(_owner_text(o.owner), str(o.leases), _size_text(o.charged), str(o.keys)) for o in owners]
         output.table(("for", "blobs", "counted", "entries"), rows)
         output.event("", text="--all lists each")
 
@@ -127,7 +127,7 @@ def put_blob(
         from p2pnode.storage.node_store import LOCAL_OWNER, open_store
 
         async with open_store(build_config(data_dir)) as store:
-            blob = await store.put(pieces_of_file(file), owner=LOCAL_OWNER, lease_s=days * _DAY_S)
+            blob = await store.put(_pieces_of_file(file), owner=LOCAL_OWNER, lease_s=days * _DAY_S)
         if as_json:
             until = int(time.time()) + days * _DAY_S
             output.event("stored", {"id": blob.text(), "size": blob.size, "until": until})
@@ -140,7 +140,7 @@ def put_blob(
 @storage_app.command("get")
 def get_blob(
     content_id: IdArgument,
-    file: Annotated[str, typer.Argument(help="A new file for it; - for standard output.")] = STDIO,
+    file: Annotated[str, typer.Argument(help="A new file for it; - for standard output.")] = _STDIO,
     force: ForceOption = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -157,15 +157,15 @@ def get_blob(
         from p2pnode.files import refuse_taken, user_path, write_new
         from p2pnode.storage.node_store import open_store
 
-        blob, path = parse_content_id(content_id), user_path(file)
-        if file != STDIO:
+        blob, path = _parse_content_id(content_id), user_path(file)
+        if file != _STDIO:
             refuse_taken(path, force=force)
-        if as_json and file == STDIO:
+        if as_json and file == _STDIO:
             msg = "--json has standard output for itself: name a file for the blob"
             raise UsageError(msg)
-        async with open_store(config_with(blob, data_dir)) as store:
-            data = await read_whole(store, blob)
-        if file == STDIO:
+        async with open_store(_config_with(blob, data_dir)) as store:
+            data = await _read_whole(store, blob)
+        if file == _STDIO:
             output.raw(data)
         else:
             write_new(path, data, force=force)
@@ -194,13 +194,13 @@ def pin_blob(
 
         from p2pnode.storage.node_store import LOCAL_OWNER, open_store
 
-        blob = parse_content_id(content_id)
-        async with open_store(config_with(blob, data_dir)) as store:
-            await check_here(store, blob)
+        blob = _parse_content_id(content_id)
+        async with open_store(_config_with(blob, data_dir)) as store:
+            await _check_here(store, blob)
             await store.pin(blob.hash, owner=LOCAL_OWNER, lease_s=days * _DAY_S)
         until = int(time.time()) + days * _DAY_S
         fields = {"id": blob.text(), "until": until}
-        output.event("pinned", fields, text=f"pinned until {date_text(until)} at least")
+        output.event("pinned", fields, text=f"pinned until {_date_text(until)} at least")
 
     run_async(run, on_error=output.failed)
 
@@ -221,9 +221,9 @@ def unpin_blob(
     async def run() -> None:
         from p2pnode.storage.node_store import LOCAL_OWNER, open_store
 
-        blob = parse_content_id(content_id)
-        async with open_store(config_with(blob, data_dir)) as store:
-            await check_here(store, blob)
+        blob = _parse_content_id(content_id)
+        async with open_store(_config_with(blob, data_dir)) as store:
+            await _check_here(store, blob)
             await store.unpin(blob.hash, owner=LOCAL_OWNER)
         output.event("unpinned", {"id": blob.text()}, text="no longer leased by hand")
 
@@ -245,7 +245,7 @@ def collect(
         from p2pnode.storage.node_store import open_store
         from p2pnode.storage.rules import FOLDERS
 
-        config = config_of_a_store(data_dir, output)
+        config = _config_of_a_store(data_dir, output)
         if config is None:
             return
         sums = dict.fromkeys(("leases", "blobs", "bytes", "files", "lost"), 0)
@@ -262,7 +262,7 @@ def collect(
                     sums["lost"] += step.blobs_lost
                     progress(min(seen, FOLDERS))
         text = (
-            f"swept {sums['blobs']} blobs ({size_text(sums['bytes'])}) and {sums['files']} left-over files; "
+            f"swept {sums['blobs']} blobs ({_size_text(sums['bytes'])}) and {sums['files']} left-over files; "
             f"{sums['leases']} leases were over"
         )
         if sums["lost"]:
@@ -285,7 +285,7 @@ def show_stats(
     async def run() -> None:
         from p2pnode.storage.node_store import open_store
 
-        config = config_of_a_store(data_dir, output)
+        config = _config_of_a_store(data_dir, output)
         if config is None:
             return
         async with open_store(config) as store:
@@ -298,18 +298,200 @@ def show_stats(
         if as_json:
             output.event("store", fields)
             for each in owners:
-                output.event("owner", {"owner": owner_text(each.owner, in_full=True), **owner_counts(each)})
+                output.event("owner", {"owner": _owner_text(each.owner, in_full=True), **_owner_counts(each)})
             return
         output.result(f"path     {store.root}")
-        output.result(f"blobs    {totals.blobs} ({size_text(totals.bytes)})")
-        output.result(f"counted  {size_text(totals.charged)} of {size_text(config.store_bytes_max)}")
+        output.result(f"blobs    {totals.blobs} ({_size_text(totals.bytes)})")
+        output.result(f"counted  {_size_text(totals.charged)} of {_size_text(config.store_bytes_max)}")
         output.result(f"leases   {totals.leases}")
         output.result(f"entries  {totals.keys}")
         if owners:
-            of = size_text(config.store_owner_bytes_max)
+            of = _size_text(config.store_owner_bytes_max)
             output.table(
                 ("owner", f"counted, of {of}", "leases", "entries"),
-                [(owner_text(o.owner), size_text(o.charged), str(o.leases), str(o.keys)) for o in owners],
+                [(_owner_text(o.owner), _size_text(o.charged), str(o.leases), str(o.keys)) for o in owners],
             )
 
     run_async(run, on_error=output.failed)
+
+
+# ---- what is typed
+
+
+def _parse_content_id(text: str) -> BlobId:
+    """In either dialect and any base. Raises ``UsageError``."""
+    from p2pnode.errors import ProtocolError, UsageError
+    from p2pnode.ids import pasted
+    from p2pnode.protocols.s5.ids import parse_id
+
+    try:
+        return parse_id(pasted(text))
+    except ProtocolError as error:
+        raise UsageError(f"{text[:80]!r}: {error}") from error
+
+
+def _config_of_a_store(data_dir: Any, output: Output) -> Any:
+    """None where nothing was ever stored: looking makes no store."""
+    from p2pnode.node.datadir import DataDir
+
+    config = build_config(data_dir)
+    if DataDir(config.data_dir).store.exists():
+        return config
+    if not output.as_json:
+        output.result("nothing is stored here yet")
+    return None
+
+
+def _config_with(blob: BlobId, data_dir: Any) -> Any:
+    """The configuration of the data dir. Raises ``NoBlobError`` where it has no store: asking makes none."""
+    from p2pnode.node.datadir import DataDir
+
+    config = build_config(data_dir)
+    store = DataDir(config.data_dir).store
+    if not store.exists():
+        raise _not_here(blob, store)
+    return config
+
+
+def _not_here(blob: BlobId, root: Path) -> Exception:
+    from p2pnode.storage.store import NoBlobError
+
+    return NoBlobError(
+        f"{blob.text()} is not in the store {root}: see `p2pnode storage ls`, or name another data dir"
+    )
+
+
+async def _check_here(store: LocalStore, blob: BlobId) -> None:
+    """Raise ``NoBlobError``, or ``UsageError`` for an id that lies about the size."""
+    from p2pnode.errors import UsageError
+
+    size = await store.size(blob.hash)
+    if size is None:
+        raise _not_here(blob, store.root)
+    if blob.size not in {0, size}:
+        msg = f"the id says {blob.size} bytes, the blob with this hash has {size}: the id was changed"
+        raise UsageError(msg)
+
+
+async def _read_whole(store: LocalStore, blob: BlobId) -> bytes:
+    """All of it, checked. Raises ``NoBlobError``, ``StorageError`` for a damaged one."""
+    from p2pnode.errors import StorageError
+    from p2pnode.protocols.s5.ids import hash_of
+
+    await _check_here(store, blob)
+    data = await store.read(blob.hash)
+    if hash_of(data) != blob.hash:
+        msg = (
+            f"{blob.text()} is damaged in the store {store.root}: its bytes no longer have its hash. "
+            "Check the disk's health, remove the file of that name below blobs/, and put it again"
+        )
+        raise StorageError(msg)
+    return data
+
+
+async def _pieces_of_file(name: str) -> AsyncIterator[bytes]:
+    """A file or standard input, as it is read. Raises ``UsageError``."""
+    import sys
+
+    import trio
+
+    from p2pnode.cli.user_input import read_pieces
+    from p2pnode.errors import UsageError
+
+    if name == _STDIO:
+        async for piece in read_pieces(sys.stdin):
+            yield piece
+        return
+    try:
+        async with await trio.open_file(name, "rb") as file:
+            while piece := await file.read(_PIECE):
+                yield piece
+    except OSError as error:
+        msg = f"{name} can't be read ({error.strerror}): name a file, or - for standard input"
+        raise UsageError(msg) from error
+
+
+# ---- what is shown
+
+
+async def _all_blobs(store: LocalStore) -> AsyncIterator[BlobInfo]:
+    """Page by page."""
+    page = await store.blobs(limit=_PAGE)
+    while page:
+        for each in page:
+            yield each
+        page = await store.blobs(page[-1].id.hash, limit=_PAGE)
+
+
+async def _all_entries(store: LocalStore) -> AsyncIterator[dict[str, Any]]:
+    """Page by page."""
+    page = await store.entries(limit=_PAGE)
+    while page:
+        for each in page:
+            yield _entry_fields(each)
+        page = await store.entries(page[-1].key, limit=_PAGE)
+
+
+def _blob_fields(blob: BlobInfo) -> dict[str, Any]:
+    """For scripts."""
+    return {
+        "id": blob.id.text(),
+        "size": blob.id.size,
+        "leases": [_lease_fields(each) for each in blob.leases],
+        "entries": [key.hex() for key in blob.entries],
+    }
+
+
+def _lease_fields(lease: Lease) -> dict[str, Any]:
+    until = int(min(lease.until, _FOREVER))
+    return {"owner": _owner_text(lease.owner, in_full=True), "until": until, "pointed": lease.pointed}
+
+
+def _blob_row(blob: BlobInfo) -> tuple[str, str, str, str]:
+    """For people."""
+    leases = ", ".join(
+        f"{_owner_text(each.owner)} {'by entry' if each.pointed else 'until ' + _date_text(each.until)}"
+        for each in blob.leases
+    )
+    return blob.id.text(), str(blob.id.size), leases or "nobody", str(len(blob.entries))
+
+
+def _entry_fields(entry: Entry) -> dict[str, Any]:
+    """For scripts."""
+    from p2pnode.protocols.s5.ids import BlobId
+
+    target = entry.points_at
+    points_at = None if target is None else BlobId(target).text()
+    return {"key": entry.key.hex(), "revision": entry.revision, "points_at": points_at}
+
+
+def _owner_counts(owner: OwnerStats) -> dict[str, int]:
+    """For scripts."""
+    return {"charged": owner.charged, "leases": owner.leases, "keys": owner.keys}
+
+
+def _owner_text(owner: bytes, *, in_full: bool = False) -> str:
+    """An owner, shortened for people."""
+    from p2pnode.storage.node_store import LOCAL_OWNER
+
+    if in_full:
+        return owner.hex()
+    return _LOCAL if owner == LOCAL_OWNER else f"{owner.hex()[:8]}…"
+
+
+def _date_text(until: float) -> str:
+    """The day a lease ends."""
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromtimestamp(until, UTC).date().isoformat()
+    except (OverflowError, ValueError, OSError):
+        return "ever"
+
+
+def _size_text(count: int) -> str:
+    """In binary units, as the settings are thought of."""
+    value, unit = float(count), 0
+    while value >= _KIB and unit + 1 < len(_UNITS):
+        value, unit = value / _KIB, unit + 1
+    return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value.is_integer() else f"{value:.1f} {_UNITS[unit]}"

@@ -16,12 +16,13 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TextIO
 
-from p2pnode.cli.output import draws
+from p2pnode.cli.output import Output, draws
 from p2pnode.words import printable
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.data_structures import Size
+
 
 _PROMPT: Final = "> "
 _CHUNK: Final = 1 << 16
@@ -232,3 +233,23 @@ def _read_some(source: TextIO, file: int | None) -> bytes:
         return os.read(file, _CHUNK)
     data = source.buffer.read(_CHUNK)
     return bytes(data)
+
+
+async def confirm(output: Output, what: str, *, yes: bool) -> None:
+    """Ask once before what can't be undone, and return when the user wants it. ``yes`` answers beforehand.
+
+    Raises ``UsageError`` where there is no terminal to ask at, and ``LocalError`` when the answer is no.
+    """
+    from p2pnode.errors import LocalError, UsageError
+
+    if yes:
+        return
+    if output.as_json or not sys.stdin.isatty():
+        msg = f"{what}: add --yes to do that where nobody can be asked. Nothing was done"
+        raise UsageError(msg)
+    output.event("", text=f"{what}. Type yes to go on:")
+    with Lines(sys.stdin, quiet=False) as lines:
+        answer = await lines.next()
+    if answer is None or answer.strip().lower() not in {"y", "yes"}:
+        msg = "nothing was done, since the answer was not yes"
+        raise LocalError(msg)

@@ -18,8 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
-from p2pnode.cli.commands import Commands
-from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, blaming, build_config, configure
+from p2pnode.cli.options import (
+    Commands,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    blaming,
+    build_config,
+    configure,
+)
 from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:

@@ -10,24 +10,51 @@ back, what it is still owed. In the end every unit must be where the tokens say.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
-from p2pnode.demo.bills import SESSION_FEE
-from p2pnode.demo.losing import QUESTION, Lost, lose_a_host
-from p2pnode.demo.machine import Asked, Machine
+from p2pnode.demo.bills import SESSION_FEE, Item, check_failover
+from p2pnode.demo.machine import Asked, Machine, kept_on
 from p2pnode.demo.nodes import HOSTS, Nodes
 from p2pnode.demo.processes import STEP_DEADLINE_S, NodeProcess, Processes, each_event, program
 from p2pnode.demo.recovery import resume_elsewhere
-from p2pnode.demo.rows import BillRow, MoneyRow, Row, bill_row, row_of
-from p2pnode.demo.wallets import Money
+from p2pnode.demo.wallets import MoneyRow, Wallets
 from p2pnode.errors import LocalError
 from p2pnode.money import usdc_text
 
 _PER_SESSION: Final = 2
+QUESTION: Final = "Describe in detail how a letter travels from the sender to the receiver."
+_KILLED_AFTER_PIECES: Final = 5
+"""Some 20 to 40 tokens; twice as many where the machine is busy."""
+_TOKENS_MAX: Final = 160
+_SHORTEST_S: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRow:
+    """An answer."""
+
+    step: str
+    host: str
+    tokens_in: int
+    tokens_out: int
+    ttft_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillRow:
+    """A host's item on the bill of one answer; ``cost`` in USDC units."""
+
+    host: str
+    what: str
+    tokens_in: int
+    tokens_out: int
+    cost: int
 
 
 class Demo:
@@ -37,7 +64,7 @@ class Demo:
 
     def __init__(self, say: Callable[[str], None], stream: Callable[[str], None]) -> None:
         self._say, self._stream = say, stream
-        self.rows: list[Row] = []
+        self.rows: list[AnswerRow] = []
         self.bill: list[BillRow] = []
         self.money: list[MoneyRow] = []
 
@@ -58,26 +85,26 @@ class Demo:
 
     async def _run(self, root: Path, processes: Processes) -> None:
         self._say("starting a development chain; three hosts get ether for gas, the client USDC and no ether")
-        money = Money(root, await processes.chain())
-        await money.make_wallets(HOSTS)
+        wallets = Wallets(root, await processes.chain())
+        await wallets.make_wallets(HOSTS)
         client, new = (
-            Machine(root / name, f"--chain={money.profile}", self._say, self._stream)
+            Machine(root / name, f"--chain={wallets.profile}", self._say, self._stream)
             for name in ("client", "new-machine")
         )
         self._say("starting three hosts of the default model that ask for money, and two nodes that store")
         self._nodes = nodes = Nodes(processes, self._say, client.chain)
-        await nodes.start(money.owners)
+        await nodes.start(wallets.owners)
         first = nodes.hosts[0].multiaddrs[0]
         self._say(f"\nthe client knows one multiaddr: {first}")
         await self._list(client, first)
-        await self._count_transactions(money, client, await self._ask(client, first))
+        await self._count_transactions(wallets, client, await self._ask(client, first))
         await self._dial_directly(client, nodes.hosts[2])
         lost = await lose_a_host(client, nodes, first)
         self._itemise(lost)
         await nodes.bring_back(lost.killed.peer)
         asked = await resume_elsewhere(
             new,
-            money.words_of("client"),
+            wallets.words_of("client"),
             first,
             conversation=lost.conversation,
             said=[("user", QUESTION), ("assistant", lost.asked.text)],
@@ -85,7 +112,7 @@ class Demo:
             owed=lost.killed,
         )
         self._record("resumed elsewhere", asked)
-        await self._settle(money, [client, new], lost)
+        await self._settle(wallets, [client, new], lost)
 
     # ---- the steps
 
@@ -114,9 +141,9 @@ class Demo:
         self._record("found and asked", asked)
         return self._name(asked.host)
 
-    async def _count_transactions(self, money: Money, client: Machine, host: str) -> None:
-        await money.wait_settled(client)
-        sent, paid = await money.transactions(host), await money.transactions("client")
+    async def _count_transactions(self, wallets: Wallets, client: Machine, host: str) -> None:
+        await wallets.wait_settled(client)
+        sent, paid = await wallets.transactions(host), await wallets.transactions("client")
         if (sent, paid) != (_PER_SESSION, 0):
             msg = f"host {host} sent {sent} transactions for one session and the client {paid}"
             raise LocalError(msg)
@@ -132,8 +159,8 @@ class Demo:
             raise LocalError(msg)
         self._record("dialled directly", asked)
 
-    async def _settle(self, money: Money, machines: list[Machine], lost: Lost) -> None:
-        self.money = await money.audit(machines, self._nodes.host_of)
+    async def _settle(self, wallets: Wallets, machines: list[Machine], lost: Lost) -> None:
+        self.money = await wallets.audit(machines, self._nodes.host_of)
         items = [item for machine in machines for item in machine.items]
         fees = SESSION_FEE * len(items)
         tokens = sum(item.price for item in items) - fees
@@ -149,16 +176,74 @@ class Demo:
     # ---- the tables
 
     def _record(self, step: str, asked: Asked) -> None:
-        self.rows.append(row_of(step, self._name(asked.host), asked.done))
+        self.rows.append(_answer_row(step, self._name(asked.host), asked.done))
 
     def _itemise(self, lost: Lost) -> None:
         killed, other = self._name(lost.killed.peer), self._name(lost.other.peer)
         self._record(f"{killed} killed, {other} went on", lost.asked)
         held = lost.killed.tokens_out
         self.bill = [
-            bill_row(killed, f"the prompt; the first {held} tokens", lost.killed),
-            bill_row(other, f"prompt and those {held} again; the rest", lost.other),
+            _bill_row(killed, f"the prompt; the first {held} tokens", lost.killed),
+            _bill_row(other, f"prompt and those {held} again; the rest", lost.other),
         ]
 
     def _name(self, peer: str) -> str:
         return self._nodes.name(peer)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The answer, the item of the host that was killed, and that of the host which went on."""
+
+    asked: Asked
+    killed: Item
+    other: Item
+
+    @property
+    def conversation(self) -> str:
+        """Its id."""
+        return str(self.asked.events["conversation.kept"][-1]["conversation"])
+
+
+async def lose_a_host(client: Machine, nodes: Nodes, bootstrap: str) -> Lost:
+    """Ask, and kill whichever host the client chose. Raises ``LocalError`` when it doesn't go well."""
+    client.say(f'\n$ p2pnode ask --bootstrap … --store … "{QUESTION}"')
+    client.say("  (nodes D and E are to keep it; its host is killed in the middle of the answer)")
+    killed: list[NodeProcess] = []
+
+    def on_event(_event: dict[str, Any], asked: Asked) -> None:
+        if asked.pieces >= _KILLED_AFTER_PIECES and not killed:
+            killed.append(nodes.kill(asked.host))
+
+    stores = [f"--store={node.multiaddrs[0]}" for node in nodes.stores]
+    flags = (f"--max-tokens={_TOKENS_MAX}", f"--bootstrap={bootstrap}", *stores)
+    asked = await client.answer("ask", QUESTION, *flags, on_event=on_event)
+    if not killed or "failover" not in asked.events:
+        msg = "no host was lost in the middle of the answer"
+        raise LocalError(msg)
+    held = asked.events["failover"][-1]["held"]
+    first, second = check_failover(asked.items, killed=killed[0].peer_id, held=held)
+    deposit = usdc_text(asked.events["signing"][-1]["deposit"])
+    client.say(
+        f"  SIGKILL to host {nodes.name(first.peer)}: host {nodes.name(second.peer)} went on after {held} "
+        f"tokens, {asked.gap_s:.2f} s later, for a deposit of {deposit}\n"
+        f"  the conversation is kept, sealed, on {kept_on(asked, len(stores))} other nodes"
+    )
+    return Lost(asked, first, second)
+
+
+def _answer_row(step: str, host: str, done: Mapping[str, Any]) -> AnswerRow:
+    """Of an answer that ended with the event ``done``."""
+    return AnswerRow(
+        step=step,
+        host=host,
+        tokens_in=done["tokens_in"],
+        tokens_out=done["tokens_out"],
+        ttft_s=done["ttft_s"],
+        tokens_per_s=done["tokens_out"] / max(done["total_s"] - done["ttft_s"], _SHORTEST_S),
+    )
+
+
+def _bill_row(host: str, what: str, item: Item) -> BillRow:
+    """Of an item."""
+    return BillRow(host=host, what=what, tokens_in=item.tokens_in, tokens_out=item.tokens_out, cost=item.cost)

@@ -1,4 +1,4 @@
-"""The demo's money: wallets, what the chain says of them, and accounts that must add up to the unit."""
+"""The demo's wallets: what the chain says of them, and accounts that must add up to the unit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from p2pnode.chain.profile import load_profile
 from p2pnode.demo.bills import Item, by_session, dues, price_of
 from p2pnode.demo.machine import Machine
 from p2pnode.demo.processes import events_of
-from p2pnode.demo.rows import MoneyRow
 from p2pnode.errors import LocalError
 from p2pnode.payments.books import open_ledger
 
@@ -23,8 +22,18 @@ SETTLED_WITHIN_S: Final = 120.0
 """Each look takes two commands, which a busy machine needs ten seconds for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoneyRow:
+    """Somebody's money in USDC units; ``due`` by the tokens that the client received."""
+
+    who: str
+    before: int
+    after: int
+    due: int
+
+
 @dataclass(slots=True)
-class Money:
+class Wallets:
     """Wallets by name; ``client`` is the one that pays and has no ether."""
 
     root: Path

@@ -26,7 +26,7 @@ def wait_gone(pid: int) -> None:
         time.sleep(0.02)
 
 
-def leashed(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+def supervised(program: str, *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "p2pnode.bench.supervisor", sys.executable, "-c", program, *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE)
 
@@ -39,31 +39,31 @@ def read_pid(path: Path) -> int:
     return int(path.read_text())
 
 
-def test_a_leashed_program_ends_when_its_stdin_closes(tmp_path: Path) -> None:
-    leash = leashed(_PROGRAM, str(tmp_path / "pid"))
+def test_a_supervised_program_ends_when_its_stdin_closes(tmp_path: Path) -> None:
+    supervisor = supervised(_PROGRAM, str(tmp_path / "pid"))
     pid = read_pid(tmp_path / "pid")
-    assert leash.stdin is not None
-    leash.stdin.close()
-    assert leash.wait(_PATIENCE_S) == 0
+    assert supervisor.stdin is not None
+    supervisor.stdin.close()
+    assert supervisor.wait(_PATIENCE_S) == 0
     wait_gone(pid)
 
 
-def test_a_leashed_program_outlives_an_interrupt_that_was_not_for_it(tmp_path: Path) -> None:
-    leash = leashed(_PROGRAM, str(tmp_path / "pid"))
+def test_a_supervised_program_outlives_an_interrupt_that_was_not_for_it(tmp_path: Path) -> None:
+    supervisor = supervised(_PROGRAM, str(tmp_path / "pid"))
     pid = read_pid(tmp_path / "pid")
-    leash.send_signal(2)
+    supervisor.send_signal(2)
     assert psutil.pid_exists(pid)
-    assert leash.stdin is not None
-    leash.stdin.close()
-    leash.wait(_PATIENCE_S)
+    assert supervisor.stdin is not None
+    supervisor.stdin.close()
+    supervisor.wait(_PATIENCE_S)
     wait_gone(pid)
 
 
-def test_a_leash_ends_with_the_code_of_its_program() -> None:
-    leash = leashed("raise SystemExit(7)")
-    assert leash.wait(_PATIENCE_S) == 7
-    assert leash.stdin is not None
-    leash.stdin.close()
+def test_a_supervisor_ends_with_the_code_of_its_program() -> None:
+    supervisor = supervised("raise SystemExit(7)")
+    assert supervisor.wait(_PATIENCE_S) == 7
+    assert supervisor.stdin is not None
+    supervisor.stdin.close()
 
 
 async def test_a_child_answers_and_is_gone_afterwards() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnode.bench.failover_trace import Asked, Came, Trace, Verdict
+from p2pnode.bench.failover import Asked, Came, Trace, Verdict
 from p2pnode.ids import SessionId
 
 A, B = SessionId(b"a" * 32), SessionId(b"b" * 32)
