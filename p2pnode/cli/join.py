@@ -193,7 +193,7 @@ async def _suggest(output: Output, config: Any, ether_usd: str | None) -> None:
     from dataclasses import asdict
 
     from p2pnode.errors import UsageError
-    from p2pnode.host.suggest import suggest
+    from p2pnode.payments.price_suggestion import suggest
 
     if ether_usd is None:
         msg = "--suggest-price needs --ether-usd: what one ether costs in USDC, which no chain tells"
