@@ -73,7 +73,7 @@ class Limits:
     linger_s: float = 300.0
     dormant_s: float = 240.0
     dormant_retry_s: float = 10.0
-    relay_deadline_s: float = 90.0
+    escrow_deadline_s: float = 90.0
     chain_deadline_s: float = 10.0
     chain_poll_s: float = 5.0
     settle_batch_s: float = 2.0
@@ -91,8 +91,8 @@ class Limits:
     replica_ask_s: float = 3.0
     replica_write_s: float = 10.0
     replica_lag_s: float = 1.0
-    replica_rest_s: float = 2.0
-    replica_rest_max_s: float = 120.0
+    replica_backoff_s: float = 2.0
+    replica_backoff_max_s: float = 120.0
     fetches_at_once: int = 8
     archive_pushes_at_once: int = 4
     archive_retry_s: float = 5.0

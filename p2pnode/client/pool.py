@@ -130,7 +130,7 @@ class SessionPool:
             await opened.wait()
             return
         limits, waited_s = self._runtime.limits, 0.0
-        most_s = limits.request_deadline_s + limits.relay_deadline_s + limits.chain_deadline_s
+        most_s = limits.request_deadline_s + limits.escrow_deadline_s + limits.chain_deadline_s
         while True:
             with trio.move_on_after(_WAIT_TOLD_S):
                 await opened.wait()

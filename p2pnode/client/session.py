@@ -113,7 +113,7 @@ class Session:
         limits = self._limits
         return ClientTimes(
             open_s=limits.request_deadline_s,
-            open_paid_s=limits.request_deadline_s + limits.relay_deadline_s + limits.chain_deadline_s,
+            open_paid_s=limits.request_deadline_s + limits.escrow_deadline_s + limits.chain_deadline_s,
             first_token_s=limits.first_token_deadline_s,
             stall_s=limits.stall_s,
         )

@@ -1,6 +1,6 @@
-"""Counts prompts for clients that are about to pay: so that what can't fit costs nobody a fee.
+"""Counts prompts for clients that are about to pay, so that nobody pays a fee for a prompt that can't fit.
 
-Few at once, one a peer. It knows nothing of sessions and money.
+A few prompts are counted at once, one of each peer. It knows nothing of sessions and money.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STREAMS_PER_PEER: Final = 1
 _AT_ONCE: Final = 4
 _RETRY_S: Final = 1.0
 _NO_CACHE: Final = b"count"
-"""No session has this key: whatever a cache holds, a first turn reuses nothing."""
+"""A cache key that no session has, so that nothing is counted as reused."""
 Serves = Callable[[ModelId], tuple[Engine, int] | Refuse]
 """The engine of a model and its context in tokens, or why it is not served now."""
 

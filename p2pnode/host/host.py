@@ -1,4 +1,8 @@
-"""A host: engines, prices and sessions on a node. It decides who is admitted and what is advertised."""
+"""A host: engines, prices and sessions on a node.
+
+It advertises what it serves, and brings together what decides about a session: ``Admission`` about places,
+``EscrowIntake`` about payment, ``ResumableSessions`` about streams that were lost.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import trio
 from p2pnode.errors import P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission
 from p2pnode.host.count import serve_counts
-from p2pnode.host.resumable import KeptSessions
+from p2pnode.host.resumable import ResumableSessions
 from p2pnode.host.session import ServedSession
 from p2pnode.host.totals import Totals
 from p2pnode.ids import ModelId, PeerId, SessionId
@@ -58,7 +62,7 @@ class HostedModel:
 
     @property
     def priced(self) -> bool:
-        """Does it cost anything?"""
+        """Whether it costs anything."""
         return bool(self.price_in or self.price_out)
 
 
@@ -84,7 +88,7 @@ class Host:
         self._session_ended = trio.Event()
         self._epoch = int(node.wall() * 1000)
         self.escrow: EscrowIntake | None = None
-        self._kept: KeptSessions | None = None
+        self._resumable: ResumableSessions | None = None
         if money is not None:
             self._epoch = money.journal.next_epoch(self._epoch)
             self.escrow = EscrowIntake(
@@ -98,7 +102,7 @@ class Host:
                 exposure_limits=money.exposure_limits,
                 budget=money.budget,
             )
-            self._kept = KeptSessions(
+            self._resumable = ResumableSessions(
                 self.escrow,
                 epoch=self._epoch,
                 grants=self._granted,
@@ -109,20 +113,21 @@ class Host:
 
     @property
     def sessions(self) -> int:
-        """Sessions open now."""
+        """The number of streams that have, or ask for, a session now."""
         return len(self._admission.places)
 
     def has_session(self, peer: PeerId) -> bool:
-        """Has this peer a session that is open now?"""
+        """Whether this peer has a session that is open now."""
         return any(each.peer == peer and each.record is not None for each in self._admission.places)
 
     @property
     def models(self) -> tuple[HostedModel, ...]:
-        """What it serves."""
+        """The models it serves."""
         return tuple(self._models.values())
 
     async def start(self) -> None:
-        """Serve, advertise cold, load the engines one after another, advertise warm."""
+        """Serve and advertise at once; load the engines one after another, and advertise each again as
+        warm."""
         node = self._node
         if self.escrow is not None:
             await self.escrow.prepare(self._epoch)
@@ -147,7 +152,10 @@ class Host:
             node.start_soon(self._keep_bound, self._renew)
 
     async def _keep_bound(self, renew: Renew) -> None:
-        """Have the wallet sign anew before its binding is over: without one nobody believes our advert."""
+        """Have the wallet sign a new binding before the old one expires.
+
+        Without a binding nobody believes this host's advert.
+        """
         while True:
             await trio.sleep(self._node.limits.binding_interval_s)
             if not is_due(self._identity, self._node.wall()):
@@ -162,12 +170,12 @@ class Host:
                 await self._advertise()
 
     async def reprice(self, model: ModelId, *, price_in: int, price_out: int) -> None:
-        """Ask other prices, in USDC units per million tokens, and tell the network at once."""
+        """Ask other prices, in USDC units per million tokens, and advertise them at once."""
         self._models[model] = replace(self._models[model], price_in=price_in, price_out=price_out)
         await self._advertise()
 
     async def drain(self) -> None:
-        """Take no new session or turn, let turns end under a deadline, then say goodbye to the network."""
+        """Take no new session or turn, let turns end under a deadline, withdraw the advert, settle."""
         self._admission.is_draining = True
         try:
             await self._advertise()
@@ -177,8 +185,8 @@ class Host:
                 while self._admission.places:
                     self._session_ended = trio.Event()
                     await self._session_ended.wait()
-            if self._kept is not None:
-                self._kept.give_up_all()
+            if self._resumable is not None:
+                self._resumable.give_up_all()
             await self._node.adverts.withdraw()
             if self.escrow is not None:
                 with trio.move_on_after(self._node.limits.settle_deadline_s):
@@ -260,7 +268,9 @@ class Host:
         finally:
             try:
                 await self._put_down(session)
-            finally:  # only now: a host that stops waits for those it has, and settles what was written down
+            finally:
+                # Only after the journal was written: ``drain`` waits until no place is taken, and then it
+                # settles what the journal holds.
                 self._admission.leave(session)
                 self._session_ended.set()
         log.info(
@@ -272,33 +282,34 @@ class Host:
         return session.fault
 
     async def _put_down(self, stream: ServedSession) -> None:
-        """A paid session's stream is over: the money is seen to, also when we are being cancelled."""
-        if self._kept is None or stream.session is None or not stream.paid:
+        """Write down what a paid session owes when its stream is over, also while this task is cancelled."""
+        if self._resumable is None or stream.session is None or not stream.paid:
             return
         lingers = stream.fault is None and (stream.finished is None or stream.finished.lingers)
         lingers = lingers and not self._admission.is_draining
         with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
-            await self._kept.ended(stream.session, stream, lingers=lingers)
-        if lingers and not self._admission.is_draining:  # it may have begun meanwhile
-            self._node.start_soon(self._node.network.guard.run, self._kept.wait_given_up, stream.session)
+            await self._resumable.ended(stream.session, stream, lingers=lingers)
+        if lingers and not self._admission.is_draining:  # draining may have begun during that write
+            self._node.start_soon(self._node.network.guard.run, self._resumable.wait_given_up, stream.session)
 
     def _end(self, session: SessionId, why: str, now: bool) -> bool:
-        return self._kept is not None and self._kept.end(session, why, now)
+        return self._resumable is not None and self._resumable.end(session, why, now)
 
     def _find(self, stream: ServedSession, message: Resume) -> OpenSession | LapsedSession | Refuse:
         if refusal := self._admission.refuses_all():
             return refusal
-        if self._kept is None:
+        if self._resumable is None:
             return Refuse(code="bad_request", detail="no such session here: open a new one")
         if refusal := self._made_room(self._admission.decide_resume(stream, trio.current_time())):
             return refusal
         try:
-            return self._kept.find(message)
+            return self._resumable.find(message)
         except StorageError as error:
             return _unreadable(error)
 
     def _granted(self, journalled: HostedSession) -> HostTerms | None:
-        """What a session of an earlier start is granted now; its terms' prices hold."""
+        """What a session of an earlier start is granted now, at the prices of its own terms; None:
+        nothing."""
         terms = journalled.terms
         if self.escrow is None:
             return None
@@ -367,20 +378,20 @@ class Host:
             stall_s=limits.stall_s,
             idle_s=limits.idle_session_s,
             open_s=limits.first_frame_deadline_s,
-            relay_s=limits.relay_deadline_s + limits.chain_deadline_s,
+            relay_s=limits.escrow_deadline_s + limits.chain_deadline_s,
             payment=payment,
         )
 
     async def _opened(self, stream: ServedSession, opened: Opened) -> Engine | None:
         record, model = stream.record, self._models.get(opened.model)
-        if self._kept is not None and record is not None and stream.paid:
+        if self._resumable is not None and record is not None and stream.paid:
             if opened.recovered:
-                why = await self._kept.recovered(record, stream)
-                if why or opened.model not in self._warm:  # what is owed is taken, and no more is served
+                why = await self._resumable.recovered(record, stream)
+                if why or opened.model not in self._warm:  # the voucher is taken, and no turn is served
                     log.info("session.not_served", session=opened.session.hex()[:16], reason=why or "cold")
                     stream.drain()
             else:
-                await self._kept.began(record, stream)
+                await self._resumable.began(record, stream)
         name = model.name if model is not None else opened.model.hex()[:16]
         log.info("session.opened", session=opened.session.hex()[:16], model=name, recovered=opened.recovered)
         return model.engine if model is not None else None
@@ -406,7 +417,7 @@ class Host:
 
 
 def _cost_of(record: OpenSession | None, turn: TurnServed) -> int:
-    """What a turn added to what its session costs, in token units."""
+    """By how much a turn raised what its session costs, in token units."""
     if record is None:
         return 0
     terms, meter = record.channel.terms, record.meter
@@ -415,7 +426,7 @@ def _cost_of(record: OpenSession | None, turn: TurnServed) -> int:
 
 
 def _unreadable(error: StorageError) -> Refuse:
-    """No fault of whoever asked."""
+    """The refusal where our own journal can't be read; the client did nothing wrong."""
     log.warning("books.unreadable", reason=str(error))
     return Refuse(code="internal", detail="this host can't read its books now: use another host")
 

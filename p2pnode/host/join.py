@@ -1,4 +1,4 @@
-"""``p2pnode join`` without the terminal: everything between a configuration and a serving node."""
+"""``p2pnode join`` without the terminal: makes a running node, and a host on it, of a configuration."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Join:
             self._node.stop()
 
     async def run(self) -> None:
-        """Until stopped. Raises ``LocalError`` with a remedy for whatever the user can mend."""
+        """Run until stopped. Raises ``LocalError``, whose message says what the user can do."""
         data, config = self._data, self._config
         bootstrap = tuple(one for each in config.bootstrap for one in read_bootstrap(each))
         data.prepare()
@@ -155,7 +155,7 @@ class Join:
         await off_the_loop(write)
 
     async def _follow_addresses(self, node: Node) -> None:
-        """Tell the programs on this machine, and its owner, whenever the node's addresses change."""
+        """Write ``node.json`` whenever the node's addresses change, and report the change to its owner."""
         told = node.multiaddrs
         while True:
             await node.network.wait_changed()
@@ -189,12 +189,13 @@ class Join:
         return profile
 
     async def _passphrase(self) -> bytes | None:
-        """What a person has to type, asked once."""
+        """The wallet's passphrase where a person has to type it, asked once; None otherwise."""
         wallet = await trio.to_thread.run_sync(open_wallet, wallet_files(self._data))
         return await passphrase_of(wallet) if wallet is not None and wallet.source.kind == "prompt" else None
 
     async def _identity(self, profile: ChainProfile | None, passphrase: bytes | None) -> HostIdentity:
-        """Read, or made and told of. A person may be asked for a passphrase here, once a month."""
+        """Read the identity, or make one and report it. A person may be asked for a passphrase, once a
+        month."""
         data = self._data
         new, no_wallet = not data.peer_key.exists(), not data.wallet.exists()
         if new or no_wallet:
@@ -212,7 +213,7 @@ class Join:
         return identity
 
     async def _renewed(self, profile: ChainProfile | None, passphrase: bytes | None) -> HostIdentity:
-        """While the node runs. Nobody is asked for a passphrase then: it raises ``ConfigError``."""
+        """The identity with a new binding. Raises ``ConfigError`` where a person would have to be asked."""
         wallet = await trio.to_thread.run_sync(open_wallet, wallet_files(self._data))
         if passphrase is None and wallet is not None and wallet.source.kind == "prompt":
             msg = (
@@ -240,7 +241,7 @@ class Join:
             yield money
 
     async def _report_chain(self, profile: ChainProfile, money: HostMoney) -> None:
-        """Where it is paid, and the ether that it pays gas with. Raises ``ChainError``."""
+        """Report the chain that pays this host, and the ether that it has for gas. Raises ``ChainError``."""
         account = money.ledger.account or bytes(20)
         held, head = await money.ledger.balances(account), await money.ledger.head()
         self._report(
@@ -362,7 +363,7 @@ class Join:
 
     @property
     def peer_id(self) -> PeerId | None:
-        """Known once the identity is loaded."""
+        """This node's id; None until the identity is loaded."""
         return self._node.peer_id if self._node is not None else None
 
 
@@ -376,7 +377,7 @@ def _own_addresses(announce: tuple[str, ...], peer: PeerId) -> tuple[str, ...]:
 
 
 def _reach_fields(node: Node) -> dict[str, object]:
-    """Where the node is reached, and from where. Who has lost every address has no invite."""
+    """The node's addresses, its invite (empty while it has no address) and from where it is reached."""
     found, addresses = reachability(node.reach, node.multiaddrs), node.network.announced or node.multiaddrs
     return {
         "multiaddrs": list(node.multiaddrs),

@@ -1,8 +1,8 @@
-"""Paid sessions of a host between and on their streams: who has which, and until when one may come back.
+"""The paid sessions of a host: which stream has which, and until when a lost one may be resumed.
 
-A stream that is lost leaves its session for the linger; whoever proves the voucher key takes it over. One
-that an earlier start left in the journal can be rebuilt, once in this start and by the same proof. It knows
-nothing of engines or of the chain: the escrow settles.
+When a stream is lost, its session lingers for ``linger_s``; whoever proves the voucher key resumes it on
+another stream. A session that an earlier start left in the journal can be rebuilt by the same proof, once in
+this start. This module knows neither engines nor the chain: ``EscrowIntake`` settles.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from p2pnode.protocols.inference.messages import Refuse, Resume
 from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
 
 
-class KeptSessions:
-    """By session id: the record that outlives streams, and the stream that has it now.
+class ResumableSessions:
+    """Holds, by session id, the record that outlives streams and the stream that has the session now.
 
-    ``grants`` says what a session from the journal is granted, or None if this host can't speak for it.
+    ``grants`` returns what a session from the journal is granted, or None if this host can't sign for it.
     """
 
     def __init__(
@@ -38,13 +38,17 @@ class KeptSessions:
         self._epoch, self._grants = epoch, grants
         self._records: dict[SessionId, OpenSession] = {}
         self._lapsed: dict[SessionId, LapsedSession] = {}
-        """Never forgotten while this start lasts: within an epoch a session is rebuilt once."""
+        """Not forgotten while this start lasts: a session is rebuilt once within an epoch, so that no
+        place of it ever has two receipts."""
         self._live: dict[SessionId, ServedSession] = {}
         self._waits: dict[SessionId, trio.CancelScope] = {}
-        """Whoever waits for the linger of a session whose stream was lost."""
+        """By session whose stream was lost: the task that waits for the end of its linger."""
 
     def find(self, message: Resume) -> OpenSession | LapsedSession | Refuse:
-        """The session a client asks for. Whether it is the client's, the machine decides."""
+        """The session that a client wants to resume, or why there is none to resume.
+
+        The machine checks the client's proof. Raises ``StorageError``.
+        """
         record = self._records.get(message.session)
         journalled = self._escrow.journal.hosted_one(message.session)
         if journalled is not None and journalled.state in ("open", "over"):
@@ -55,7 +59,7 @@ class KeptSessions:
         return Refuse(code="bad_request", detail="no such session here: open a new one")
 
     def _find_lapsed(self, journalled: HostedSession) -> LapsedSession | None:
-        """One of an earlier start. What this start served and let go of is never rebuilt."""
+        """A session of an earlier start; None for one of this start, which is never rebuilt."""
         session, journal = journalled.session, self._escrow.journal
         if session not in self._lapsed and journalled.epoch < self._epoch:
             granted = self._grants(journalled)
@@ -72,13 +76,14 @@ class KeptSessions:
         return self._lapsed.get(session)
 
     async def recovered(self, record: OpenSession, stream: ServedSession) -> str:
-        """A stream rebuilt it from the journal. Why it may take no turn, or ""."""
+        """Note that a stream rebuilt a session from the journal. Returns why it may take no turn, or ""."""
         self._live[record.session] = stream
         self._records[record.session] = record
         return await self._escrow.recovered(record.session, record.epoch, stream.address)
 
     async def began(self, record: OpenSession, stream: ServedSession) -> None:
-        """A stream has it: the first, or one that resumed it."""
+        """Note that a stream has the session: the first one, or one that resumed it and replaces the old
+        one."""
         before = self._live.get(record.session)
         self._live[record.session] = stream
         if record.session in self._records:
@@ -88,7 +93,7 @@ class KeptSessions:
         self._records[record.session] = record
 
     async def ended(self, session: SessionId, stream: ServedSession, *, lingers: bool) -> None:
-        """A stream is over. One that was replaced changes nothing."""
+        """Note that a stream is over. A stream that was replaced changes nothing."""
         if self._live.get(session) is not stream:
             if session not in self._records:  # it ended before it was accepted
                 await self._escrow.over(session, unpaid=0, lingers=False)
@@ -96,13 +101,16 @@ class KeptSessions:
         del self._live[session]
         record = self._records[session]
         if not lingers:
-            del self._records[session]  # before anything is waited for: nobody may resume it meanwhile
+            del self._records[
+                session
+            ]  # before the first await: nobody may resume it while the journal is written
         await self._escrow.over(session, unpaid=unpaid(record), lingers=lingers)
 
     async def wait_given_up(self, session: SessionId) -> None:
-        """Wait for the linger to pass; then it is nobody's, unless it was resumed since.
+        """Wait until the linger has passed; then give the session up, unless a stream has resumed it.
 
-        However often a stream is lost, one waits: who comes back and leaves all day must not fill our memory.
+        One task waits for a session, however often its streams are lost: a client that comes and goes all day
+        must not fill this host's memory with waiting tasks.
         """
         until = trio.current_time() + self._linger_s
         if session in self._waits:
@@ -115,12 +123,15 @@ class KeptSessions:
             self._give_up(session)
 
     def give_up_all(self) -> None:
-        """The host stops: nobody can come back for what lingers."""
+        """Give up all sessions that linger: the host stops, and nobody can come back for them."""
         for session in [each for each in self._records if each not in self._live]:
             self._give_up(session)
 
     def end(self, session: SessionId, why: str, now: bool) -> bool:
-        """Its escrow ends: let the present turn finish, or not. False when no stream has it: none may now."""
+        """End a session whose escrow ends: after the present turn or, with ``now``, at once.
+
+        Returns False when no stream has it; then none may resume it either.
+        """
         stream = self._live.get(session)
         if stream is not None:
             stream.end(why) if now else stream.drain()
@@ -129,14 +140,14 @@ class KeptSessions:
         return False
 
     def _give_up(self, session: SessionId) -> None:
-        """No stream has it, and none may have it again. The first time only means anything."""
+        """Let no stream have the session again. A second call does nothing."""
         record = self._records.pop(session, None)
         if record is not None:
             self._escrow.given_up(session, unpaid=unpaid(record))
 
 
 def unpaid(record: OpenSession) -> int:
-    """Token units that were delivered and not signed for."""
+    """Token units that this host delivered and no voucher covers."""
     channel = record.channel
     signed = channel.best.amount if channel.best is not None else channel.terms.session_fee
     return max(0, channel.cost(record.meter) - signed)

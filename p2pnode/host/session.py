@@ -1,6 +1,8 @@
-"""The shell of one served stream: the host machine, the stream, and one engine request at a time.
+"""One stream that a host serves: it drives the host machine, and runs one engine request at a time for it.
 
-What a paid machine decides about money goes to the till, which makes it durable before this goes on.
+What the machine decides about money is handed to ``EscrowIntake``, which writes it to the disk before the
+driver goes on. An engine's tokens are gathered here, by time and by count, and become the machine's commands;
+the machine never sees this clock. The first tokens of a run go out at once.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ class ServedSession:
         self.finished: Finished | None = None
         self.peer, self.address = stream.peer, stream.remote_addr
         self.paid = False
-        """Does it cost its client anything?"""
+        """Whether it costs its client anything."""
         self.rests_since: float | None = trio.current_time()
         """Since when it asks nothing of the engine; None while a turn is served."""
         self.is_yielding = False
@@ -113,15 +115,15 @@ class ServedSession:
         self._driver.command_nowait(Replaced())
 
     def end(self, why: str) -> None:
-        """End now: what it would go on with can't be paid any more."""
+        """End now, because what follows could not be paid any more."""
         self.tell(NotEscrowed(Refuse(code="payment_required", detail=why)))
 
     def tell(self, value: Escrowed | NotEscrowed) -> None:
-        """How its deposit fares."""
+        """Tell the machine what became of the client's deposit."""
         self._driver.command_nowait(value)
 
     def give_way(self) -> None:
-        """End now unless a turn is served: others wait for its place."""
+        """End now unless a turn is served, so that another client gets the place."""
         self.is_yielding = True
         for key in ("open", "idle", "prompt"):
             self._driver.fire_nowait(key)
@@ -135,7 +137,7 @@ class ServedSession:
                 await self._money(value)
             case Generate(run=run):
                 self.rests_since, self.is_yielding = None, False
-                # Made here, not in the task: a run may be cancelled while it waits for the one before.
+                # Made here, not in the task: the machine may cancel the run before the task has begun.
                 self._scopes[run] = trio.CancelScope()
                 self._driver.start_soon(self._generate, value, self._scopes[run])
             case CancelGenerate(run=run):
@@ -150,7 +152,11 @@ class ServedSession:
                 self._driver.stop()
 
     async def _money(self, value: Relay | Count | Issued | Paid) -> None:
-        """Nothing that follows from it is sent or served before this returns."""
+        """Write down what the machine decided about money.
+
+        The driver sends and handles nothing before this returns, so that nothing is served or said that a
+        crash could make us forget.
+        """
         session, escrow = self.session, self._escrow
         match value:
             case Relay():
@@ -174,31 +180,24 @@ class ServedSession:
         if self._engine is None or self.session is None:
             return
         with scope:
-            # One at a time: the one before may still be giving its slot back.
+            # One at a time: the run before may still be releasing its slot of the engine.
             async with self._turn:
                 await generate(self._engine, order, self.session, self._limits, self._driver.command)
         del self._scopes[order.run]
-
-
-# One engine request on behalf of a session: the engine's events become the machine's commands.
-#
-# Tokens are coalesced here, by time and by count; the machine never sees this clock. The first tokens
-# of a run go out at once. No report reaches over a checkpoint where the engine's events don't: the machine
-# would have to send its ids in two parts, the first without text.
 
 
 Report = Callable[[Any], Awaitable[None]]
 
 
 async def generate(engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report) -> None:
-    """Run ``order`` to its end, reporting ``HostCommand`` values. Cancelling it frees the engine's slot."""
+    """Run ``order`` to its end and report ``HostCommand`` values. Cancelling it frees the engine's slot."""
     try:
         while not await _try(engine, order, cache_key, limits, report):
             pass
     except EngineError as error:
         await report(GenFailed(order.run, error.code, str(error), error.retry_after_s))
     except Exception:
-        # An engine's bug costs this turn, never the node.
+        # A defect of an engine ends this turn, and nothing else.
         log.exception("engine.failed")
         await report(
             GenFailed(order.run, "internal", "the engine failed: try again or use another host", 1.0)
@@ -208,7 +207,7 @@ async def generate(engine: Engine, order: Generate, cache_key: bytes, limits: Li
 async def count_input(engine: Engine, order: Count, cache_key: bytes, n_ctx: int, report: Report) -> None:
     """Count a turn's prompt before anything is generated; report ``Counted`` or ``CountFailed``.
 
-    What the cache holds now is promised not to be billed, even if it is gone when the engine starts.
+    What the cache holds now is not billed, even if it is gone when the engine starts: the report promises it.
     """
     try:
         prompt_ids = await _prompt_ids(engine, order.body)
@@ -234,7 +233,7 @@ async def _prompt_ids(engine: Engine, body: PromptBody) -> tuple[int, ...]:
 
 
 async def _try(engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report) -> bool:
-    """False when an answer that is under way found the queue full: it was admitted once, so it waits."""
+    """Run once; False where an answer under way found the queue full: it was admitted before, so it waits."""
     try:
         await _generate(engine, order, cache_key, limits, report)
     except EngineError as error:
@@ -274,7 +273,11 @@ async def _generate(
 
 
 class _Coalescer:
-    """Gathers tokens until the interval, the count or the turn's next checkpoint is reached."""
+    """Gathers tokens until the interval, the count or the turn's next checkpoint is reached.
+
+    No report reaches over a checkpoint unless one event of the engine does: the machine would have to send
+    the ids of such a report in two parts, the first one without its text.
+    """
 
     def __init__(self, run: int, made: int, limits: Limits, report: Report) -> None:
         self._run, self._made, self._limits, self._report = run, made, limits, report

@@ -1,4 +1,4 @@
-"""What a host served since it started, in a file that ``p2pnode status`` reads."""
+"""Totals of what a host has served since it started, in a file that ``p2pnode status`` reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Totals:
 
 
 class TotalsFile:
-    """``keep`` writes ``totals`` after they ``changed``, at most every two seconds."""
+    """The file with ``totals``. :meth:`keep` writes it after :meth:`changed`, every two seconds at most."""
 
     def __init__(self, path: Path, totals: Totals) -> None:
         self._path, self._totals = path, totals
@@ -37,11 +37,11 @@ class TotalsFile:
         self._wake = trio.Event()
 
     def changed(self) -> None:
-        """Write them soon."""
+        """Have the totals written soon."""
         self._wake.set()
 
     async def keep(self) -> None:
-        """Until cancelled. A disk that is full costs the figures only."""
+        """Write until cancelled. Where the disk is full, only the figures are lost."""
         while True:
             data = json.dumps({"since": self._since, **asdict(self._totals)}).encode()
             try:

@@ -319,7 +319,7 @@ class Driver:
             match effect:
                 case Send(stream=ref, message=message):
                     if (stream := self._streams.get(ref)) is not None:
-                        stream.outbox.append(message)
+                        stream.send_queue.append(message)
                 case SetTimer(key=key, at=at):
                     self._timers[key] = at
                 case CancelTimer(key=key):
@@ -372,7 +372,7 @@ class _DrivenStream:
         self._write_deadline_s, self._tell, self._wake = write_deadline_s, tell, wake
         self._heard_max = min(_HEARD_MAX, max(1, _HEARD_BYTES_MAX // channel.frame_max))
         self.heard: deque[Event] = deque()
-        self.outbox: list[Any] = []
+        self.send_queue: list[Any] = []
         self.writing = False
         self.finishing = self.is_closed = False
         """Whether the machine has done with it, and whether it knows that the peer has."""
@@ -406,8 +406,8 @@ class _DrivenStream:
     def begin_writing(self) -> None:
         """Write what was decided; a stream that is to finish is over once that is done."""
         if self._unwritable:
-            self.outbox.clear()
-        elif self.outbox and not self.writing:
+            self.send_queue.clear()
+        elif self.send_queue and not self.writing:
             self.writing = True
             self._to_write.set()
         if self.finishing and not self.writing:
@@ -427,9 +427,9 @@ class _DrivenStream:
             while not self.writing:
                 self._to_write = trio.Event()
                 await self._to_write.wait()
-            messages, self.outbox = self.outbox, []
+            messages, self.send_queue = self.send_queue, []
             self._unwritable = await self._sent(messages)
-            self.writing = bool(self.outbox) and not self._unwritable
+            self.writing = bool(self.send_queue) and not self._unwritable
             if self._unwritable == "slow reader" or (self._unwritable and self._read_to_end):
                 self._tell(Closed(self._peer, self._ref, self._unwritable))
             # Else the reader tells of the loss, after what the peer has said before it.

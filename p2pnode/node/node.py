@@ -1,6 +1,7 @@
-"""A node: identity, network, adverts and company in one lifecycle with an ordered end.
+"""A node: it starts identity, network, adverts and company, and ends them in order.
 
-The roles (``host``, ``client``) are built on it. It knows neither engines nor sessions.
+The roles (``host``, ``client``) are built on it. It knows neither engines nor sessions. It counts what peers
+did against the protocols: a peer with many faults is refused for a while (``FaultLedger``).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSetup:
-    """What a node is made of. Tests give ``transport`` and what follows it; nothing else does."""
+    """What a node is made of. Only tests give ``transport`` and the fields after it."""
 
     key: PeerKey
     listen: tuple[str, ...] = ()
@@ -46,7 +47,7 @@ class NodeSetup:
     bootstrap: tuple[str, ...] = ()
     peerstore: Path | None = None
     keep_company: bool = True
-    """Keep connections to several peers; a short-lived client dials what it needs instead."""
+    """Whether to keep connections to several peers; a short-lived client dials only those it needs."""
     dht: Literal["server", "client", "off"] = "server"
     gossip: bool = True
     mdns: Literal["off", "browse", "announce"] = "off"
@@ -61,7 +62,7 @@ class NodeSetup:
 
 
 class Node:
-    """``await nursery.start(node.run)``; it runs until cancelled or until ``aclose``."""
+    """One node. ``await nursery.start(node.run)`` runs it until it is cancelled, or until ``aclose``."""
 
     def __init__(self, setup: NodeSetup) -> None:
         self.limits = setup.limits
@@ -118,18 +119,22 @@ class Node:
 
     @property
     def reach(self) -> ReachCode:
-        """From where it can be reached, as far as its addresses tell."""
+        """From where this node can be reached, as far as its addresses tell."""
         network = self.network
         return reach_code(network.announced, network.multiaddrs, listens_on_all=network.listens_on_all)
 
     def advertised(self, count: int) -> tuple[str, ...]:
-        """Up to ``count`` addresses for strangers, without ``/p2p``: what its user says first, then a mix."""
+        """Up to ``count`` addresses for strangers, without ``/p2p``.
+
+        Those that the user announces come first, then a mix of the others.
+        """
         addresses = [without_peer(each) for each in self.network.announced]
         told = [each for each in addresses if each in self._announce][:count]
         return (*told, *mixed([each for each in addresses if each not in told], count - len(told)))
 
     def before_close(self, action: Callable[[], Any]) -> None:
-        """Await ``action()`` at shutdown while the network is still up; the last registered goes first."""
+        """Await ``action()`` at shutdown while the network is still up. The last one registered runs
+        first."""
         self._before_close.append(action)
 
     def serve(
@@ -160,14 +165,15 @@ class Node:
         await self._stopped.wait()
 
     async def follow(self, models: Sequence[ModelId]) -> None:
-        """Join the topics of these models. Raises as :meth:`start_soon`."""
+        """Join the topics of these models. Raises what :meth:`start_soon` raises."""
         for model in models:
             await self._services().start(self.adverts.join, model)
 
     def start_soon(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run a role's task for as long as the services run.
+        """Run a role's task until the node's services end.
 
-        Raises ``UnreachableError`` before they do, and once they have ended: nobody is reached then.
+        Raises ``UnreachableError`` before they have started and after they have ended: no peer is reached
+        then.
         """
         self._services().start_soon(function, *args)
 
@@ -177,7 +183,8 @@ class Node:
         return self._nursery
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen, join, serve; then end in order: roles drain, services stop, the network closes."""
+        """Listen and serve until stopped; then end in order: roles drain, services stop, the network
+        closes."""
         await self.peers.load()
         async with trio.open_nursery() as outer:
             await outer.start(self.network.run)
@@ -214,7 +221,8 @@ class Node:
 
     async def provide(self, model: ModelId) -> None:
         """Keep this node's provider record of a model alive until cancelled."""
-        # A record reaches only the peers known then: again soon at first, while the company grows.
+        # A record reaches only the peers that are known when it is sent, so it is sent again soon at first,
+        # while more peers become known.
         wait_s = self.limits.provide_first_s
         while True:
             if self.network.connected_peers():
@@ -224,22 +232,20 @@ class Node:
             await trio.sleep(wait_s)
 
 
-# What peers did against the protocol: enough of it, and a peer is not talked to for a while.
-
-
 FAULTS_MAX: Final = 10
 WINDOW_S: Final = 600.0
 _PEERS_MAX: Final = 4096
 
 
 class FaultLedger:
-    """Counts faults per peer over ten minutes. Bounded: the longest unseen peer is forgotten first."""
+    """Counts faults of each peer over ten minutes. Beyond 4096 peers, the one whose last fault is oldest
+    goes."""
 
     def __init__(self) -> None:
         self._faults: BoundedMap[PeerId, tuple[float, int]] = BoundedMap(_PEERS_MAX)
 
     def record(self, peer: PeerId, what: str, now: float) -> None:
-        """One fault of a peer."""
+        """Count one fault of a peer."""
         since, count = self._faults.get(peer) or (now, 0)
         if now - since > WINDOW_S:
             since, count = now, 0
@@ -247,10 +253,10 @@ class FaultLedger:
         log.info("peer.fault", peer=peer, what=what[:200], count=count + 1)
 
     def count(self, peer: PeerId, now: float) -> int:
-        """Faults of a peer in the window."""
+        """How many faults a peer has had in the window."""
         since, count = self._faults.get(peer) or (now, 0)
         return count if now - since <= WINDOW_S else 0
 
     def shunned(self, peer: PeerId, now: float) -> bool:
-        """Is this peer refused for now?"""
+        """Whether this peer is refused for now."""
         return self.count(peer, now) >= FAULTS_MAX

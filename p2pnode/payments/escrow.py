@@ -124,7 +124,7 @@ class EscrowIntake:
             price_out=price_out,
             session_fee=session_fee,
             expiry_min_s=int(2 * self._limits.expiry_margin_s),
-            valid_min_s=int(self._limits.relay_deadline_s + self._limits.chain_deadline_s),
+            valid_min_s=int(self._limits.escrow_deadline_s + self._limits.chain_deadline_s),
         )
 
     def refuses(self, request: Open, payment: HostPayment) -> Refuse | None:
@@ -209,7 +209,7 @@ class EscrowIntake:
     async def _bring(self, session: SessionId, call: OpenCall, *, there: bool) -> Refuse | None:
         """Bring the deposit to the chain, and look whether it stays. Whoever brings it opens one session."""
         try:
-            with trio.fail_after(self._limits.relay_deadline_s):
+            with trio.fail_after(self._limits.escrow_deadline_s):
                 if not there:
                     try:
                         await self.gas.open(call)

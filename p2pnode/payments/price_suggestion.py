@@ -1,10 +1,17 @@
-"""What to ask: the price of gas now, and what other hosts of the model ask. Advice; nothing is changed."""
+"""What a host might ask: the session fee that gas costs now, and the median of what other hosts ask.
+
+It is advice; no setting is changed.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import trio
 
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.contract_rules import SESSION_FEE_MAX
 from p2pnode.errors import ConfigError
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
@@ -13,7 +20,44 @@ from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.payments.books import open_ledger, profile_of_config
-from p2pnode.payments.gas_budget import Suggestion, suggest_price
+from p2pnode.payments.gas_budget import SESSION_GAS, session_fee_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """``price_in`` and ``price_out`` are the market's medians over ``asked`` offers (None: nobody asks for
+    money). ``session_fee`` covers ``gas_cost``, unless that is above what the contract allows."""
+
+    price_in: int | None
+    price_out: int | None
+    asked: int
+    session_fee: int
+    gas_cost: int
+
+    @property
+    def fee_covers_gas(self) -> bool:
+        """False where gas is so dear that a short session loses money."""
+        return self.session_fee >= self.gas_cost
+
+
+def suggest_price(
+    offers: Iterable[tuple[int, int]],
+    *,
+    gas_price_wei: int,
+    ether_price_usdc_units: int,
+    gas: int = SESSION_GAS,
+) -> Suggestion:
+    """From the offers seen for a model (price in, price out) and what a session's gas costs. Free offers are
+    left out: they say nothing of a price."""
+    paid = [offer for offer in offers if offer != (0, 0)]
+    cost = session_fee_for(gas, gas_price_wei, ether_price_usdc_units)
+    return Suggestion(
+        price_in=_median([price_in for price_in, _ in paid]),
+        price_out=_median([price_out for _, price_out in paid]),
+        asked=len(paid),
+        session_fee=min(cost, SESSION_FEE_MAX),
+        gas_cost=cost,
+    )
 
 
 async def suggest(config: NodeConfig, ether_price_usdc_units: int) -> Suggestion:
@@ -53,3 +97,11 @@ async def _offers(config: NodeConfig) -> list[tuple[int, int]]:
         await node.aclose()
     offers = (host.advert.offer(model) for host in found)
     return [(offer.price_in, offer.price_out) for offer in offers if offer is not None]
+
+
+def _median(values: list[int]) -> int | None:
+    """Of an even number, the mean of the two in the middle, rounded down."""
+    if not values:
+        return None
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) // 2

@@ -94,7 +94,7 @@ class Replication:
         self.own, self.owner, self.quorum = own, owner, quorum
         self._others, self._limits = others, limits
         self._known: dict[str, set[BlobHash]] = {}
-        self._failing: Backoffs[str] = Backoffs(limits.replica_rest_s, limits.replica_rest_max_s)
+        self._failing: Backoffs[str] = Backoffs(limits.replica_backoff_s, limits.replica_backoff_max_s)
         self._unwilling: set[str] = set()
         """Replicas that say they keep nothing for us: a host whose session is over, say."""
 

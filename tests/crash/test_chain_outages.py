@@ -54,7 +54,7 @@ from tests.crash.support import (
 
 FREE = ModelId(bytes(31) + b"\1")
 IMPATIENT = quick(
-    chain_deadline_s=0.8, relay_deadline_s=1.0, settle_retry_s=0.2, settle_retry_max_s=0.3, linger_s=0.3
+    chain_deadline_s=0.8, escrow_deadline_s=1.0, settle_retry_s=0.2, settle_retry_max_s=0.3, linger_s=0.3
 )
 PROMPT = EvmLimits(
     rpc=RpcLimits(request_deadline_s=0.3, deadline_s=0.6, rest_first_s=0.05, rest_max_s=0.1),

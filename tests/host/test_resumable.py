@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.host import resumable as kept
-from p2pnode.host.resumable import KeptSessions
+from p2pnode.host.resumable import ResumableSessions
 from p2pnode.ids import SessionId
 
 SESSION = SessionId(bytes(32))
@@ -30,7 +30,7 @@ async def test_a_session_that_is_lost_again_and_again_waits_from_the_last_time_a
 ) -> None:
     monkeypatch.setattr(kept, "unpaid", lambda _record: 0)
     books: Any = Books()
-    sessions = KeptSessions(books, epoch=1, grants=lambda _record: None, wall=lambda: 0.0, linger_s=300)
+    sessions = ResumableSessions(books, epoch=1, grants=lambda _record: None, wall=lambda: 0.0, linger_s=300)
     record: Any = object()
     sessions._records[SESSION] = record
     began = trio.current_time()
@@ -51,7 +51,7 @@ async def test_one_that_was_resumed_meanwhile_is_not_given_up(
 ) -> None:
     monkeypatch.setattr(kept, "unpaid", lambda _record: 0)
     books: Any = Books()
-    sessions = KeptSessions(books, epoch=1, grants=lambda _record: None, wall=lambda: 0.0, linger_s=300)
+    sessions = ResumableSessions(books, epoch=1, grants=lambda _record: None, wall=lambda: 0.0, linger_s=300)
     anything: Any = object()
     sessions._records[SESSION] = sessions._live[SESSION] = anything
     await sessions.wait_given_up(SESSION)

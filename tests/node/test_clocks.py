@@ -62,7 +62,7 @@ async def test_a_host_whose_clock_differs_more_is_left_out_by_that_name(
 
 
 def test_what_a_client_signs_is_in_time_for_a_host_whose_clock_differs() -> None:
-    needed_s = DEFAULT_LIMITS.relay_deadline_s + DEFAULT_LIMITS.chain_deadline_s
+    needed_s = DEFAULT_LIMITS.escrow_deadline_s + DEFAULT_LIMITS.chain_deadline_s
     assert needed_s + CLOCK_SKEW_S <= VALID_S <= VALID_MAX_S - CLOCK_SKEW_S
 
 

@@ -16,8 +16,8 @@ from p2pnode.payments.gas_budget import (
     break_even_tokens,
     session_fee_for,
     settlements_left,
-    suggest_price,
 )
+from p2pnode.payments.price_suggestion import suggest_price
 
 DOLLAR = 10**6
 GWEI = 10**9

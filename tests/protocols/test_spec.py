@@ -386,7 +386,7 @@ def test_the_limits_and_timers_of_a_spec_are_those_of_the_code(protocol: str, pa
 def test_what_the_roles_ask_and_wait_is_what_the_spec_says() -> None:
     limits = DEFAULT_LIMITS
     assert TERMS.open_s == limits.first_frame_deadline_s
-    assert TERMS.relay_s == payment.VALID_MIN_S == limits.relay_deadline_s + limits.chain_deadline_s
+    assert TERMS.relay_s == payment.VALID_MIN_S == limits.escrow_deadline_s + limits.chain_deadline_s
     assert (TERMS.idle_s, TERMS.stall_s) == (limits.idle_session_s, limits.stall_s)
     assert 2 * limits.expiry_margin_s == payment.EXPIRY_MIN_S
     assert TIMES.open_s == limits.request_deadline_s

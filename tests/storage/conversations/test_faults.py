@@ -114,7 +114,7 @@ async def test_a_node_that_keeps_nothing_for_us_is_not_counted_until_it_does(
             assert why in sent.failures[refusing.name]
         assert "this machine is counted" in status.counted.weak
         refusing.admits = True
-        await trio.sleep(LIMITS.replica_rest_max_s)
+        await trio.sleep(LIMITS.replica_backoff_max_s)
         await conversation.append(asked("one"))
         sent = (await archive.flush()).last[conversation.sid].written
         assert sent is not None
