@@ -230,7 +230,9 @@ class Session:
         if self._back.is_set():
             return True
         failure: SessionFailed | None = self.failure
-        self._refused = failure is not None and failure.cause in ("told", "fault") and not failure.resumable
+        self._refused = (
+            failure is not None and failure.cause in ("answered", "fault") and not failure.resumable
+        )
         if failure is None or not (failure.fault or self._broken or self._closing):
             self.failure = lost
         return False

@@ -316,7 +316,7 @@ class BlobServer:
                 if served.download is not None:
                     self._read(report, served.download, now)
             case c.SizesFound(id=id_, sizes=sizes):
-                self._answer(m.Sizes(id=id_, sizes=tuple(_told(size) for size in sizes)), now)
+                self._answer(m.Sizes(id=id_, sizes=tuple(_size_sent(size) for size in sizes)), now)
             case c.EntryFound(id=id_, entry=entry):
                 raw = entry.to_bytes() if entry is not None else None
                 self._answer(m.EntryIs(id=id_, entry=raw), now)
@@ -402,5 +402,5 @@ class BlobServer:
         self._out.emit(c.Over(reason, fault=fault))
 
 
-def _told(size: int | None) -> int:
+def _size_sent(size: int | None) -> int:
     return -1 if size is None or size > m.SIZE_MAX else size

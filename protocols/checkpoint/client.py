@@ -129,15 +129,15 @@ class FetchClient:
 
     def _wrong(self, receipt: Receipt) -> str:
         """What is wrong with a receipt after the last one, or ""."""
-        told, last = receipt.checkpoint, self._last
+        shown, last = receipt.checkpoint, self._last
         if not receipt_holds(self._session, receipt, self._terms.receipt_key):
             return "a receipt that its receipt key did not sign"
         if last is None:
             return ""
-        if (receipt.epoch, told.seq) <= (last.epoch, last.checkpoint.seq):
+        if (receipt.epoch, shown.seq) <= (last.epoch, last.checkpoint.seq):
             return "receipts out of order"
         if receipt.epoch == last.epoch and (
-            told.seq != last.checkpoint.seq + 1 or receipt.previous != last.checkpoint.root
+            shown.seq != last.checkpoint.seq + 1 or receipt.previous != last.checkpoint.root
         ):
             return "a receipt that does not follow the one before"
         return ""

@@ -194,7 +194,7 @@ class ClientSession:
         return replace(request, proof=payment.sign(digest))
 
     def _answer(self, challenge: Challenge, held: HeldSession) -> None:
-        """The host knows no nonce of ours: it may have restarted, and is told where we stand."""
+        """The host knows no nonce of ours: it may have restarted, and learns here where we stand."""
         self._challenged = True
         request = self._resume(held, challenge.nonce)
         self._effects.send(replace(request, receipt=held.receipt, voucher=self._channel.final_voucher))
@@ -349,7 +349,7 @@ class ClientSession:
         detail: str,
         retry_after_s: float | None = None,
         *,
-        cause: SessionCause = "told",
+        cause: SessionCause = "answered",
     ) -> None:
         held = self._held
         ahead = held is not None and held.turn is not None and held.turn.paid_ahead

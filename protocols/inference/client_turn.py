@@ -233,12 +233,12 @@ class ClientTurn:
         if message.reason == "cancelled" and not (self.cancelled or self._carried):
             msg = "a turn that is called cancelled, which nobody cancelled"
             raise ProtocolError(msg)
-        told = (message.tokens_in, message.reused, message.tokens_out)
-        if self._carried and told == (0, 0, 0) and self._tokens_out == 0 and meter.due:
+        claimed = (message.tokens_in, message.reused, message.tokens_out)
+        if self._carried and claimed == (0, 0, 0) and self._tokens_out == 0 and meter.due:
             # The voucher for the input was lost with the old stream, and with it the bill.
             meter.waive()
             self._tokens_in = self._reused = 0
-        if told != (self._tokens_in, self._reused, self._tokens_out) or meter.due:
+        if claimed != (self._tokens_in, self._reused, self._tokens_out) or meter.due:
             msg = "a bill that does not match what was received"
             raise ProtocolError(msg)
         if message.cost != self._channel.cost(meter):

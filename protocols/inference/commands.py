@@ -322,8 +322,8 @@ class TurnDone:
     done: Done
 
 
-TurnCause: TypeAlias = Literal["told", "foreseen", "invalid", "restarted"]
-"""Why a turn failed. ``told``: the host said ``code``. ``foreseen``: it would say so, and was not asked.
+TurnCause: TypeAlias = Literal["answered", "foreseen", "invalid", "restarted"]
+"""Why a turn failed. ``answered``: the host said ``code``. ``foreseen``: it would, so it was not asked.
 ``invalid``: no host takes this prompt. ``restarted``: the host did, in the middle of the turn."""
 
 
@@ -334,13 +334,13 @@ class TurnFailed:
     code: WireCode | None
     detail: str
     retry_after_s: float | None = None
-    cause: TurnCause = "told"
+    cause: TurnCause = "answered"
 
 
-SessionCause: TypeAlias = Literal["told", "fault", "lost", "silent", "stuck", "broken"]
-"""Why a session is over. ``told``: the host said ``code``. All others are this side's own knowledge, which no
-word of a host is ever taken for: it broke the protocol (``fault``), the stream broke (``lost``), nothing came
-of the host (``silent``), or nothing that helps (``stuck``), or this side can't go on (``broken``)."""
+SessionCause: TypeAlias = Literal["answered", "fault", "lost", "silent", "stuck", "broken"]
+"""Why a session is over. ``answered``: the host said ``code``. No word of a host leads to another cause: it
+broke the protocol (``fault``), the stream broke (``lost``), nothing came of it (``silent``) or nothing
+that helps (``stuck``), or this side can't go on (``broken``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +350,7 @@ class SessionFailed:
     code: WireCode | None
     detail: str
     retry_after_s: float | None = None
-    cause: SessionCause = "told"
+    cause: SessionCause = "answered"
 
     @property
     def fault(self) -> bool:

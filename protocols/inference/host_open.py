@@ -383,14 +383,14 @@ def _wrong(request: Resume, lapsed: LapsedSession, channel: ChannelReceiver, cha
     receipt, voucher = request.receipt, request.voucher
     base = (0, chain.root, 0, 0)
     if receipt is not None:
-        told = receipt.checkpoint
-        base = (told.seq, told.root, told.tokens_in, told.tokens_out)
+        shown = receipt.checkpoint
+        base = (shown.seq, shown.root, shown.tokens_in, shown.tokens_out)
         if not receipt_holds(lapsed.session, receipt, lapsed.terms.receipt_key):
             return "this is no receipt of this host"
         if receipt.epoch >= chain.epoch:
             return "this receipt is of no earlier start of this host"
         written = _written(receipt, lapsed)
-        if written is not None and written.checkpoint.root != told.root:
+        if written is not None and written.checkpoint.root != shown.root:
             return "this host wrote down another receipt for that place"
     best = lapsed.voucher
     if voucher is None:

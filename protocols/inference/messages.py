@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from p2pnode.errors import WireCode
 from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Range, Size, exactly, message
+from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Key, Range, Size, exactly, message
 
 PROTOCOL: Final = "/p2pnode/inference/1"
 WINDOW: Final = 64
@@ -309,18 +309,18 @@ class SamplingParams:
 class PromptBody:
     """A whole turn: the whole conversation, and ``prefix``, the ids of a partial answer to go on from.
 
-    ``told`` of these have their text at the client; all of them where it is absent.
+    ``text_known`` of these have their text at the client; all of them where it is absent.
     """
 
     messages: Annotated[tuple[ChatMessage, ...], Size(1, 1024)]
     sampling: SamplingParams = SamplingParams()
     prefix: Annotated[tuple[U32, ...], Size(0, PREFIX_MAX)] = ()
-    told: U32 | None = None
+    text_known: Annotated[U32 | None, Key("told")] = None
 
     @property
     def text_pending(self) -> int:
         """How many ids at the end of ``prefix`` still need their text."""
-        return 0 if self.told is None else max(0, len(self.prefix) - self.told)
+        return 0 if self.text_known is None else max(0, len(self.prefix) - self.text_known)
 
 
 def prompt_bytes_max(n_ctx: int) -> int:

@@ -108,19 +108,19 @@ class Meter:
         )
         return Receipt(epoch=chain.epoch, previous=previous, checkpoint=checkpoint)
 
-    def check(self, told: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt:
+    def check(self, claimed: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt:
         """Take the other side's receipt. ``verify(digest, signature)``. Raises ``MisstatedError``.
 
         After an error the chain has moved on and the session can't go on.
         """
-        shown = self.signed(told, verify)
+        shown = self.signed(claimed, verify)
         if not self.due:
             msg = "a receipt for nothing new"
             raise MisstatedError(msg, shown)
         previous = self.root
-        tokens, root = self._advance(told.fingerprint_hash)
+        tokens, root = self._advance(claimed.fingerprint_hash)
         chain = self._chain
-        said = (told.seq, told.tokens_in, told.tokens_out, told.token_hash, told.root)
+        said = (claimed.seq, claimed.tokens_in, claimed.tokens_out, claimed.token_hash, claimed.root)
         if said != (chain.seq, chain.tokens_in, chain.tokens_out, tokens, root):
             msg = "a receipt that does not match what was received"
             raise MisstatedError(msg, shown)
@@ -130,14 +130,14 @@ class Meter:
         self._previous.append((chain.seq, previous))
         return shown
 
-    def signed(self, told: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt | None:
+    def signed(self, claimed: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt | None:
         """What the other side signed in this epoch, whether it is true or not; None if it didn't."""
         chain = self._chain
         for seq, previous in (*self._previous, (chain.seq + 1, chain.root)):
-            if seq == told.seq and link_root(previous, told) == told.root:
-                digest = receipt_digest(chain.session, chain.epoch, told.root)
-                if verify(digest, told.signature):
-                    return Receipt(epoch=chain.epoch, previous=previous, checkpoint=told)
+            if seq == claimed.seq and link_root(previous, claimed) == claimed.root:
+                digest = receipt_digest(chain.session, chain.epoch, claimed.root)
+                if verify(digest, claimed.signature):
+                    return Receipt(epoch=chain.epoch, previous=previous, checkpoint=claimed)
         return None
 
     def _advance(self, fingerprint: bytes) -> tuple[bytes, bytes]:

@@ -44,8 +44,8 @@ class PromptReader:
     def add(self, part: Prompt) -> bool:
         """Take a part; True for the last. Raises ``ProtocolError`` when it is not the one that follows."""
         self._size += len(part.body)
-        told = (part.turn, part.part, part.total)
-        if told != (self.turn, self._next_part, self._total) or self._size > self._total:
+        place = (part.turn, part.part, part.total)
+        if place != (self.turn, self._next_part, self._total) or self._size > self._total:
             msg = "the parts of a prompt come in order, name one total and never exceed it"
             raise ProtocolError(msg)
         self._next_part += 1

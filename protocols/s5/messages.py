@@ -213,8 +213,8 @@ def sign_statement(statement: HandshakeDone | AnnouncePeers, node: NodeId, sign:
 
 def announcement(peers: tuple[KnownPeer, ...]) -> AnnouncePeers:
     """As much of these peers as the other side will read."""
-    told = [replace(each, uris=readable_uris(each.uris)) for each in peers[:PEERS_MAX]]
-    return AnnouncePeers(peers=tuple(told))
+    readable = [replace(each, uris=readable_uris(each.uris)) for each in peers[:PEERS_MAX]]
+    return AnnouncePeers(peers=tuple(readable))
 
 
 def readable_uris(uris: tuple[str, ...]) -> tuple[str, ...]:

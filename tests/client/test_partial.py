@@ -25,12 +25,12 @@ def test_the_next_is_asked_for_the_rest_from_exactly_what_is_held() -> None:
     partial = PartialAnswer(BODY)
     partial.take((1, 2, 3), "abc")
     rest = partial.next_prompt()
-    assert (rest.prefix, rest.told, rest.sampling.tokens_max) == ((1, 2, 3), None, 7)
+    assert (rest.prefix, rest.text_known, rest.sampling.tokens_max) == ((1, 2, 3), None, 7)
     assert (rest.messages, rest.sampling.seed) == (BODY.messages, 7)
     partial.take((4, 5), "")
-    assert (partial.next_prompt().told, partial.next_prompt().text_pending) == (3, 2)
+    assert (partial.next_prompt().text_known, partial.next_prompt().text_pending) == (3, 2)
     partial.take((), "de")
-    assert partial.next_prompt().told is None
+    assert partial.next_prompt().text_known is None
     assert partial.text == "abcde"
 
 

@@ -180,7 +180,7 @@ def prompt() -> inference.PromptBody:
 
 def continuation() -> inference.PromptBody:
     """The same when a host died that had sent three ids, and text for two of them."""
-    return replace(prompt(), prefix=(1, 2, 49_151), told=2)
+    return replace(prompt(), prefix=(1, 2, 49_151), text_known=2)
 
 
 def inference_vectors() -> dict[str, Any]:

@@ -225,10 +225,10 @@ def test_the_ids_whose_text_is_to_be_told_are_those_at_the_end_of_the_prefix() -
         decode_record(inference.PromptBody, bytes.fromhex(each["hex"]))
         for each in stored("inference")["records"][:2]
     )
-    assert (whole.told, whole.text_pending) == (None, 0)
-    assert (cut.prefix, cut.told, cut.text_pending) == ((1, 2, 49_151), 2, 1)
-    assert replace(cut, told=0).text_pending == 3
-    assert replace(cut, told=4).text_pending == 0
+    assert (whole.text_known, whole.text_pending) == (None, 0)
+    assert (cut.prefix, cut.text_known, cut.text_pending) == ((1, 2, 49_151), 2, 1)
+    assert replace(cut, text_known=0).text_pending == 3
+    assert replace(cut, text_known=4).text_pending == 0
 
 
 def test_the_frames_pass_and_the_refused_ones_do_not() -> None:

@@ -280,10 +280,10 @@ def test_a_refusal_carries_the_words_of_the_host() -> None:
 @pytest.mark.parametrize("code", sorted(WIRE_CODES))
 def test_no_word_of_a_host_is_taken_for_what_this_side_knows(code: WireCode) -> None:
     failed = only(SessionFailed, hear(asking(), m.Error(code=code, detail="so there")))
-    assert (failed.code, failed.cause, failed.fault) == (code, "told", False)
+    assert (failed.code, failed.cause, failed.fault) == (code, "answered", False)
     assert failed.resumable == (code == "stalled")  # then its host keeps the session
     turn = only(TurnFailed, hear(asking(quoted=False), m.Error(code=code, detail="so there", turn=1)))
-    assert (turn.code, turn.cause) == (code, "told")
+    assert (turn.code, turn.cause) == (code, "answered")
 
 
 def test_what_this_side_knows_has_no_word_of_the_host() -> None:
