@@ -310,7 +310,7 @@ async def one_voucher(recorder: Recorder, folder: Path) -> None:
 async def one_turn(recorder: Recorder, folder: Path) -> None:
     """A turn appended to a conversation -> a quorum of its replicas has it; they are found on the way."""
     from p2pnode.storage.conversations.records import Piece
-    from tests.client.talks import machine
+    from tests.client.machines import machine
     from tests.node.world import scripted_host, world
     from tests.storage.blob_world import serve_store
 
@@ -320,7 +320,7 @@ async def one_turn(recorder: Recorder, folder: Path) -> None:
         for each in stores:
             serve_store(each)
         async with machine(w, folder, knows=[host], stores=stores) as client:
-            archive = (await client.conversations.keeper()).archive
+            archive = (await client.conversations.replicator()).archive
             conversation = await archive.new(title="one")
             recorder.begin()
             await conversation.append(

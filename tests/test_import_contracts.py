@@ -75,6 +75,7 @@ OFFENCES = {
         ("p2pnode/client/failover.py", "import trio"),
         ("p2pnode/client/ranking.py", "import p2pnode.net.network"),
         ("p2pnode/client/bill.py", "import time"),
+        ("p2pnode/client/history.py", "import p2pnode.node.driver"),
     ],
     "pure-payments": [
         ("p2pnode/payments/exposure.py", "import trio"),

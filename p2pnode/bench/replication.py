@@ -70,11 +70,11 @@ class _Kept:
         self,
         root: Path,
         quarter: int,
-        keeper: Replicator,
+        replicator: Replicator,
         stores: Sequence[str],
         disks: Mapping[str, LocalStore],
     ) -> None:
-        self._root, self._quarter, self._archive, self._stores = root, quarter, keeper.archive, stores
+        self._root, self._quarter, self._archive, self._stores = root, quarter, replicator.archive, stores
         self._own, self._replicas = disks["client"], [disks[name] for name in _STORES]
         self._turns = 0
         self._stored: list[int] = []
@@ -171,11 +171,11 @@ class _Kept:
         with trio.fail_after(_DEADLINE_S):
             moments = [time.perf_counter()]
             async with Client(config, remember=False) as client:
-                keeper = await client.conversations.keeper()
+                replicator = await client.conversations.replicator()
                 moments.append(time.perf_counter())
                 await client.conversations.recover()
                 moments.append(time.perf_counter())
-                await self._check(keeper.archive, turns)
+                await self._check(replicator.archive, turns)
                 moments.append(time.perf_counter())
         return [after - before for before, after in pairwise(moments)]
 
@@ -239,11 +239,11 @@ async def _kept(root: Path, quarter: int) -> AsyncIterator[_Kept]:
         nodes = [await stack.enter_async_context(joined(root, name, flags)) for name in _STORES]
         stores = [node.multiaddrs[0] for node in nodes]
         client = await stack.enter_async_context(Client(_config(root / "client", stores), remember=False))
-        keeper = await client.conversations.keeper()
+        replicator = await client.conversations.replicator()
         await client.conversations.look_for_replicas()
         disks = {name: LocalStore.open(DataDir(root / name).store) for name in (*_STORES, "client")}
         for disk in disks.values():
             stack.callback(disk.close)
-        kept = _Kept(root, quarter, keeper, stores, disks)
+        kept = _Kept(root, quarter, replicator, stores, disks)
         await kept.begin()
         yield kept

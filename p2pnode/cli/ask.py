@@ -95,13 +95,13 @@ def ask(
         text = await _text_of(question)
         options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling)
         async with client:
-            talk = await client.talk(options, keep=not no_save)
-            await stream(output, talk, talk.ask(text))
+            conversation = await client.new_conversation(options, keep=not no_save)
+            await stream(output, conversation, conversation.ask(text))
 
     run_async(run, on_error=output.failed)
 
 
-async def stream(output: Output, talk: Any, answer: Any) -> None:
+async def stream(output: Output, conversation: Any, answer: Any) -> None:
     """Print an answer as it comes, then its bill. Says how one goes on that was cut short."""
     import trio
 
@@ -122,10 +122,10 @@ async def stream(output: Output, talk: Any, answer: Any) -> None:
         output.event("interrupted", {"text": answer.text}, text="[interrupted]")
         raise
     finally:
-        if talk.cut_short and talk.is_kept and not hopeless:
+        if conversation.cut_short and conversation.is_kept and not hopeless:
             with trio.CancelScope(shield=True):
-                await talk.settled()
-            sid = talk.conversation.sid.hex() if talk.conversation is not None else ""
+                await conversation.wait_written()
+            sid = conversation.stored.sid.hex() if conversation.stored is not None else ""
             what, then = (
                 ("cut short", "goes on with the answer") if answer.ids else ("unanswered", "asks again")
             )

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import trio
 
     from p2pnode.client.answer import Answer
-    from p2pnode.client.conversation import Talk
+    from p2pnode.client.conversation import Conversation
 
 _COMMAND: Final = re.compile(r"/\w+")
 _HELP: Final = (
@@ -79,7 +79,7 @@ def chat(
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
-    talking: list[Chat] = []
+    chats: list[Chat] = []
 
     async def run() -> None:
         from p2pnode.client.question import ChatOptions
@@ -101,15 +101,15 @@ def chat(
         with Lines(sys.stdin, quiet=as_json, edits=True) as lines:
             async with client:
 
-                async def begin() -> Talk:
-                    talk: Talk = await client.talk(options, keep=not no_save)
-                    return talk
+                async def begin() -> Conversation:
+                    conversation: Conversation = await client.new_conversation(options, keep=not no_save)
+                    return conversation
 
-                talking.append(Chat(output, lines, await begin(), begin))
-                await talking[0].run()
+                chats.append(Chat(output, lines, await begin(), begin))
+                await chats[0].run()
 
     def interrupt() -> bool:
-        return talking[0].interrupt() if talking else False
+        return chats[0].interrupt() if chats else False
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt, again=True)
 
@@ -118,9 +118,13 @@ class Chat:
     """The loop of a conversation in the terminal; ``begin`` makes a new one."""
 
     def __init__(
-        self, output: Output, lines: Lines, talk: Talk, begin: Callable[[], Awaitable[Talk]]
+        self,
+        output: Output,
+        lines: Lines,
+        conversation: Conversation,
+        begin: Callable[[], Awaitable[Conversation]],
     ) -> None:
-        self._output, self._lines, self._talk, self._begin = output, lines, talk, begin
+        self._output, self._lines, self._conversation, self._begin = output, lines, conversation, begin
         self._scope: trio.CancelScope | None = None
 
     def interrupt(self) -> bool:
@@ -143,7 +147,7 @@ class Chat:
                 case "/help":
                     self._output.event("help", {}, text=_HELP)
                 case "/new":
-                    self._talk = await self._begin()
+                    self._conversation = await self._begin()
                     self._output.event("new", {}, text="a new conversation")
                 case "/retry":
                     await self._retry()
@@ -152,7 +156,7 @@ class Chat:
                 case command if _COMMAND.fullmatch(command):
                     self._output.event("unknown_command", {"command": command}, text=f"{command}? {_HELP}")
                 case _:
-                    await self._answer(self._talk.ask(line))
+                    await self._answer(self._conversation.ask(line))
 
     async def _next(self) -> str | None:
         """What is typed next. Two times Ctrl-C with nothing typed leave as one does elsewhere."""
@@ -169,14 +173,14 @@ class Chat:
 
     async def go_on(self) -> None:
         """Go on with the answer that was cut short, if there is one."""
-        if self._talk.cut_short:
-            await self._answer(self._talk.go_on())
+        if self._conversation.cut_short:
+            await self._answer(self._conversation.go_on())
         else:
             self._output.event("nothing_to_go_on", {}, text="no answer was cut short")
 
     async def _retry(self) -> None:
-        if any(line.role == "user" for line in self._talk.lines):
-            await self._answer(self._talk.again())
+        if self._conversation.has_question:
+            await self._answer(self._conversation.again())
         else:
             self._output.event("nothing_to_retry", {}, text="nothing was asked yet")
 

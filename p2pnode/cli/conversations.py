@@ -48,7 +48,7 @@ from p2pnode.words import count_of, one_line
 if TYPE_CHECKING:
     from p2pnode.cli.chat import Chat
     from p2pnode.client.client import Client
-    from p2pnode.client.conversation import Talk
+    from p2pnode.client.conversation import Conversation
     from p2pnode.config import NodeConfig
     from p2pnode.storage.conversations.archive import Recovery
     from p2pnode.storage.conversations.records import SavedConversation
@@ -84,7 +84,7 @@ def resume(
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
-    talking: list[Chat] = []
+    chats: list[Chat] = []
 
     async def run() -> None:
         from p2pnode.client.question import ChatOptions
@@ -98,24 +98,24 @@ def resume(
         )  # fmt: skip
         async with client:
             saved = await find_anywhere(client, conversation, output)
-            talk = await client.resume(saved.sid, options)
-            tell_losses(output, talk.losses)
+            resumed = await client.resume(saved.sid, options)
+            tell_losses(output, resumed.losses)
             # Another question may stand in for one of which nothing came: no host may take that.
-            if talk.cut_short and not (talk.unanswered and question is not None):
-                await stream(output, talk, talk.go_on())
+            if resumed.cut_short and not (resumed.unanswered and question is not None):
+                await stream(output, resumed, resumed.go_on())
             if question is not None:
-                await stream(output, talk, talk.ask(question))
+                await stream(output, resumed, resumed.ask(question))
                 return
 
-            async def begin() -> Talk:
-                return await client.talk(options)
+            async def begin() -> Conversation:
+                return await client.new_conversation(options)
 
             with Lines(sys.stdin, quiet=as_json, edits=True) as lines:
-                talking.append(Chat(output, lines, talk, begin))
-                await talking[0].run()
+                chats.append(Chat(output, lines, resumed, begin))
+                await chats[0].run()
 
     def interrupt() -> bool:
-        return talking[0].interrupt() if talking else False
+        return chats[0].interrupt() if chats else False
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt, again=True)
 
@@ -207,8 +207,8 @@ async def find_anywhere(client: Client, begins: str, output: Output) -> SavedCon
 
     Raises ``UsageError``, ``LocalError``, and ``NoHostError`` where nobody else could be asked.
     """
-    keeper = await client.conversations.keeper()
-    known = await keeper.archive.conversations()
+    replicator = await client.conversations.replicator()
+    known = await replicator.archive.conversations()
     if all_meant(known, begins, _id_of):
         return find(known, begins)
     recovery = await client.conversations.recover()

@@ -14,11 +14,13 @@ from p2pnode.ids import PeerId, SessionId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BillItem:
-    """One host's part of an answer. ``cost`` is what it can claim for it by what was signed, in token units.
+    """What one host did of an answer. ``cost`` is what it can claim for that by what was signed, in token
+    units.
 
-    A session's fee is in its first item. ``tokens_out`` may be up to 31 more than what was signed for where
-    a host died before its receipt. ``reason`` says why its part ended: ``stop``, ``length``, ``cancelled``, a
-    wire code, or ``lost``, ``slow``, ``fault`` and ``unpaid`` (this side could not go on).
+    A session's fee is in its first item. ``tokens_out`` may be up to 31 more than what was signed for where a
+    host died before its receipt. ``reason`` says why its attempt ended: ``stop``, ``length``, ``cancelled``,
+    a wire code, ``lost``, ``slow``, ``fault`` (it broke the protocol) or ``unpaid`` (this side could not go
+    on).
     """
 
     peer: PeerId
@@ -32,9 +34,9 @@ class BillItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What an answer cost: the sums over its bill, and seconds to the first token and in all.
+    """What an answer cost: the sums over its bill, and the seconds to the first token and in all.
 
-    ``cost`` is in token units; ``reason`` is why the last host's part ended. ``context_used`` of the last
+    ``cost`` is in token units; ``reason`` is why the last attempt ended. ``context_used`` of the last
     host's ``n_ctx`` tokens hold the conversation with this answer; both are 0 where no host was asked.
     """
 
@@ -55,7 +57,7 @@ class Usage:
 
 
 class Bill:
-    """Items in the order of use; further parts of one session are one item."""
+    """Items in the order of use; attempts in one session that follow one another are one item."""
 
     def __init__(self) -> None:
         self._items: list[BillItem] = []
@@ -66,10 +68,10 @@ class Bill:
         return tuple(self._items)
 
     def add(self, item: BillItem) -> None:
-        """A host's part is over. One that neither billed nor sent anything is none."""
+        """Add an attempt that is over. One that neither billed nor sent anything makes no item."""
         last = self._items[-1] if self._items else None
         if last is not None and last.session == item.session:
-            self._items[-1] = _together(last, item)
+            self._items[-1] = _sum(last, item)
         elif item.tokens_in or item.tokens_out or item.cost:
             self._items.append(item)
 
@@ -91,11 +93,11 @@ class Bill:
 
 
 def cost_of(items: Sequence[BillItem]) -> int:
-    """Token units in all."""
+    """The sum of the costs, in token units."""
     return sum(item.cost for item in items)
 
 
-def _together(one: BillItem, more: BillItem) -> BillItem:
+def _sum(one: BillItem, more: BillItem) -> BillItem:
     return replace(
         one,
         tokens_in=one.tokens_in + more.tokens_in,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from p2pnode.client.answer import Answer
-from p2pnode.client.conversation import Talk
+from p2pnode.client.conversation import Conversation
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.failover import Held
 from p2pnode.client.hosts import Searches, load_measured, save_measured
@@ -167,11 +167,13 @@ class Client:
 
     # ---- conversations
 
-    async def talk(self, options: ChatOptions | None = None, *, keep: bool = True) -> Talk:
+    async def new_conversation(
+        self, options: ChatOptions | None = None, *, keep: bool = True
+    ) -> Conversation:
         """A new conversation, kept where this data dir keeps any. Raises ``LocalError``."""
         return await self.conversations.new(options or ChatOptions(), keep=keep)
 
-    async def resume(self, sid: bytes, options: ChatOptions | None = None) -> Talk:
+    async def resume(self, sid: bytes, options: ChatOptions | None = None) -> Conversation:
         """A conversation that was kept, here or elsewhere. Raises ``LocalError``; see ``Archive.open``."""
         return await self.conversations.resume(sid, options or ChatOptions())
 

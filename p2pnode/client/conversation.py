@@ -2,34 +2,33 @@
 
 ::
 
-    talk = await client.talk(model="smollm2-135m-instruct")
-    async with talk.ask("Why is the sky blue?") as answer:
+    conversation = await client.new_conversation()
+    async with conversation.ask("Why is the sky blue?") as answer:
         async for piece in answer:
             print(piece, end="")
 
-An answer that was cut short goes on from the token where it stopped (:meth:`Talk.go_on`), also on another
-machine. Keeping never holds an answer up: see ``recorder.py``.
+An answer that was cut short goes on from the token where it stopped (:meth:`Conversation.go_on`), also on
+another machine. No answer waits for what is kept: see ``storage/conversations/writer.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from p2pnode.client.failover import Held
+from p2pnode.client.answer import Answer
+from p2pnode.client.bill import BillItem
+from p2pnode.client.history import History, Message
 from p2pnode.client.question import ChatOptions, Questions
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.inference.messages import Role, SamplingParams
 from p2pnode.storage.conversations.records import Finish, Piece
-from p2pnode.storage.conversations.turns import Turn
 
 if TYPE_CHECKING:
-    from p2pnode.client.answer import Answer
-    from p2pnode.client.bill import BillItem
-    from p2pnode.storage.conversations.conversation import Conversation
+    from p2pnode.storage.conversations.conversation import Conversation as StoredConversation
     from p2pnode.storage.conversations.records import Loss
     from p2pnode.storage.conversations.writer import ConversationWriter
 
@@ -38,8 +37,11 @@ _SEEDS: Final = 1 << 32
 """A seed has 32 bits on the wire."""
 
 
-class Talk:
-    """Made by ``Client.talk`` and ``Client.resume``. One answer at a time."""
+class Conversation:
+    """Made by ``Client.new_conversation`` and ``Client.resume``. It gives one answer at a time.
+
+    Where it is kept, a ``writer`` writes it down; ``on_host`` is called with each host that serves it.
+    """
 
     def __init__(
         self,
@@ -48,111 +50,117 @@ class Talk:
         options: ChatOptions,
         *,
         model: ModelId,
-        recorder: ConversationWriter | None = None,
+        writer: ConversationWriter | None = None,
         on_host: Callable[[PeerId], None] = lambda _peer: None,
     ) -> None:
         self._runtime, self._questions = runtime, questions
         self._options, self._model = options, model
-        self._recorder, self._on_host = recorder, on_host
+        self._writer, self._on_host = writer, on_host
         self._branches = 0
-        self._purchases: set[SessionId] = set()
+        """How many branches the stored conversation had when it was read last."""
+        self._open_sessions: set[SessionId] = set()
         """Paid sessions that were not over when they were noted last."""
-        kept = self.conversation
-        self._lines: list[Line] = lines_of(kept.turns) if kept is not None else []
-        if kept is not None:
-            kept.moved, self._branches = False, len(kept.branches)
-        if options.system and not self._lines:
+        self._history = History()
+        stored = self.stored
+        if stored is not None:
+            self._history = History.of_turns(stored.turns)
+            stored.moved, self._branches = False, len(stored.branches)
+        if options.system and not self._history.messages:
             self._say("system", options.system)
 
     @property
-    def conversation(self) -> Conversation | None:
-        """As it is kept; None where it isn't, or nothing was said yet."""
-        return self._recorder.conversation if self._recorder is not None else None
+    def stored(self) -> StoredConversation | None:
+        """The conversation as it is kept; None where it isn't, or nothing was said yet."""
+        return self._writer.conversation if self._writer is not None else None
 
     @property
     def losses(self) -> Sequence[Loss]:
-        """What should be kept of it and could not be read."""
-        kept = self.conversation
-        return kept.losses if kept is not None else ()
+        """Parts of it that should have been kept and could not be read."""
+        stored = self.stored
+        return stored.losses if stored is not None else ()
 
     @property
     def is_kept(self) -> bool:
-        """Does it go to the archive?"""
-        return self._recorder is not None
+        """Whether it is written down."""
+        return self._writer is not None
 
     @property
-    def lines(self) -> Sequence[Line]:
+    def messages(self) -> Sequence[Message]:
         """All that was said, oldest first."""
-        return tuple(self._lines)
+        return self._history.messages
+
+    @property
+    def has_question(self) -> bool:
+        """Whether anything was asked, so that :meth:`again` can ask it again."""
+        return self._history.has_question
 
     @property
     def cut_short(self) -> bool:
-        """Can :meth:`go_on` go on with the last answer?"""
-        return unfinished(self._lines) is not None
+        """Whether :meth:`go_on` can go on with the last answer."""
+        return self._history.unfinished is not None
 
     @property
     def unanswered(self) -> bool:
-        """Did nothing come of that answer yet?"""
-        line = unfinished(self._lines)
-        return line is not None and not line.ids
+        """Whether the last answer was cut short before anything came."""
+        answer = self._history.unfinished
+        return answer is not None and not answer.ids
+
+    # ---- asking
 
     def ask(self, question: str) -> Answer:
-        """The next question."""
-        self._catch_up()
+        """Ask the next question."""
+        self._read_moved()
         self._say("user", question)
-        return self._answer(Line("assistant", over=False))
+        return self._answer(self._history.begin_answer())
 
     def again(self) -> Answer:
-        """The last question once more, with the next seed. Raises ``ConfigError`` where there is none."""
-        if not any(line.role == "user" for line in self._lines):
+        """Ask the last question again, with the next seed. Raises ``ConfigError`` where there is none."""
+        if not self.has_question:
             msg = "nothing was asked yet: ask something first"
             raise ConfigError(msg)
-        cut = unfinished(self._lines)
+        cut = self._history.unfinished
         if cut is not None:
-            self._record(Piece(role="assistant", finish="cancelled", at=self._runtime.now()))
-            cut.over = True
+            self._write(Piece(role="assistant", finish="cancelled", at=self._runtime.now()))
+            cut.complete = True
         sampling = self._options.sampling or SamplingParams()
-        # With the seed it had, the host would say the same again; the next one is as repeatable.
+        # With the same seed a host would answer the same again; with the next one it is as repeatable.
         sampling = replace(sampling, seed=(sampling.seed + 1) % _SEEDS)
         self._options = replace(self._options, sampling=sampling)
-        return self._answer(Line("assistant", over=False))
+        return self._answer(self._history.begin_answer())
 
     def go_on(self) -> Answer:
-        """The rest of the answer that was cut short. Raises ``ConfigError`` where there is none."""
-        line = unfinished(self._lines)
-        if line is None:
+        """Ask for the rest of the answer that was cut short. Raises ``ConfigError`` where there is none."""
+        answer = self._history.unfinished
+        if answer is None:
             msg = "no answer was cut short: ask something"
             raise ConfigError(msg)
-        return self._answer(line)
+        return self._answer(answer)
 
-    def _answer(self, line: Line) -> Answer:
-        before = [each for each in self._lines if each is not line]
-        while before and before[-1].role == "assistant":
-            before.pop()  # asked for again: the model must not see what it said
-        if line not in self._lines:
-            self._lines.append(line)
-        notes = _Notes(self, line)
-        return self._questions.answer(prompt_of(before), self._options, held=line.held, watcher=notes)
+    def _answer(self, message: Message) -> Answer:
+        watcher = _AnswerWatcher(self, message)
+        prompt = self._history.prompt_for(message)
+        return self._questions.answer(prompt, self._options, held=message.held, watcher=watcher)
 
     def _say(self, role: Role, text: str) -> None:
-        self._lines.append(Line(role, text))
-        self._record(Piece(role=role, text=text, at=self._runtime.now()))
+        self._history.say(role, text)
+        self._write(Piece(role=role, text=text, at=self._runtime.now()))
 
-    def _catch_up(self) -> None:
-        """Another machine's line may have taken the place of ours: then it is what we go on from."""
-        kept = self.conversation
-        if kept is not None and kept.moved:
-            self._lines, kept.moved = lines_of(kept.turns), False
-            branched, self._branches = len(kept.branches) > self._branches, len(kept.branches)
-            self._runtime.tell("conversation.moved", {"conversation": kept.sid.hex(), "branched": branched})
+    def _read_moved(self) -> None:
+        """Another machine's version may have replaced ours: then the conversation goes on from that."""
+        stored = self.stored
+        if stored is not None and stored.moved:
+            self._history, stored.moved = History.of_turns(stored.turns), False
+            branched, self._branches = len(stored.branches) > self._branches, len(stored.branches)
+            fields = {"conversation": stored.sid.hex(), "branched": branched}
+            self._runtime.tell("conversation.moved", fields)
 
-    # ---- for its notes
+    # ---- what its watcher notes
 
     def note_text(
         self, text: str, ids: Sequence[int], host: PeerId | None, session: SessionId | None
     ) -> None:
-        """More of the answer."""
-        self._record(
+        """Write down more of the answer."""
+        self._write(
             Piece(
                 role="assistant", text=text, ids=tuple(ids), host=host, session=session,
                 model=self._model, at=self._runtime.now(),
@@ -160,8 +168,8 @@ class Talk:
         )  # fmt: skip
 
     def note_bill(self, item: BillItem) -> None:
-        """What a host's part of it cost, and the voucher that pays for it."""
-        self._record(
+        """Write down what a host's part of the answer cost, and the voucher that pays for it."""
+        self._write(
             Piece(
                 role="assistant", host=item.peer, session=item.session, tokens_in=item.tokens_in,
                 reused=item.reused, tokens_out=item.tokens_out, cost=item.cost, at=self._runtime.now(),
@@ -170,142 +178,90 @@ class Talk:
         self.note_purchases(item.session)
 
     def note_end(self, finish: Finish | None) -> None:
-        """It is whole."""
-        self._record(Piece(role="assistant", finish=finish, at=self._runtime.now()))
+        """Write down that the answer is whole."""
+        self._write(Piece(role="assistant", finish=finish, at=self._runtime.now()))
 
     def note_purchases(self, *sessions: SessionId) -> None:
-        """The paid sessions it came from, and the earlier ones that are over since.
+        """Write down these paid sessions, and the earlier ones that are over since.
 
-        Money is to be recovered with the conversation, and another machine must not touch what is still used.
+        Money is to be recovered with the conversation, and another machine must not touch a session that is
+        still used.
         """
-        if self._recorder is None:
+        if self._writer is None:
             return
-        for session in dict.fromkeys((*sessions, *self._purchases)):
+        for session in dict.fromkeys((*sessions, *self._open_sessions)):
             saved = self._runtime.purchase(session)
             if saved is None:
                 continue
             if session in sessions or saved.over:
-                self._recorder.paid_with(saved)
+                self._writer.paid_with(saved)
             if saved.over:
-                self._purchases.discard(session)
+                self._open_sessions.discard(session)
             else:
-                self._purchases.add(session)
+                self._open_sessions.add(session)
 
     def note_host(self, peer: PeerId) -> None:
-        """Who serves it: a host stores for whom it serves."""
+        """A host serves it, and stores for whom it serves."""
         self._on_host(peer)
 
-    def _record(self, *pieces: Piece) -> None:
-        if self._recorder is not None:
-            self._recorder.add(*pieces)
+    # ---- keeping
+
+    def _write(self, *pieces: Piece) -> None:
+        if self._writer is not None:
+            self._writer.add(*pieces)
 
     @property
-    def trouble(self) -> str:
-        """Why what was said last is not on our disk; "" where it is, or is to be nowhere."""
-        return self._recorder.trouble if self._recorder is not None else ""
+    def not_written(self) -> str:
+        """Why what was said last is not on this machine's disk; "" where it is, or is to be nowhere."""
+        return self._writer.trouble if self._writer is not None else ""
 
-    async def settled(self) -> None:
-        """Until all of it is on our disk, if that takes it."""
+    async def wait_written(self) -> None:
+        """Until all of it is on this machine's disk, or the disk did not take it."""
         self.note_purchases()
-        if self._recorder is not None:
-            await self._recorder.flushed()
+        if self._writer is not None:
+            await self._writer.flushed()
 
 
-class _Notes:
-    """Follows an answer, and tells the talk what is new of it."""
+class _AnswerWatcher:
+    """Follows an answer of a conversation, and tells the conversation what is new of it."""
 
-    def __init__(self, talk: Talk, line: Line) -> None:
-        self._talk, self._line = talk, line
-        self._ids, self._text = len(line.ids), len(line.text)
+    def __init__(self, conversation: Conversation, message: Message) -> None:
+        self._conversation, self._message = conversation, message
+        self._ids_noted, self._text_noted = len(message.ids), len(message.text)
         self._sessions: set[SessionId] = set()
 
     def took(self, answer: Answer) -> None:
-        """Tokens came, or the receipt for them."""
-        line = self._line
-        line.text, line.ids, line.told = answer.text, answer.ids, answer.text_known
+        """Tokens came."""
+        message = self._message
+        message.text, message.ids, message.text_known = answer.text, answer.ids, answer.text_known
 
     def receipted(self, answer: Answer) -> None:
-        """The host's receipt over all of it was checked: a good moment to keep it."""
-        self._keep(answer, answer.text_known)
+        """The host's receipt over everything so far was checked: a good moment to write it down."""
+        self._note(answer, answer.text_known)
         if answer.host is not None:
-            self._talk.note_host(answer.host)
+            self._conversation.note_host(answer.host)
         session = answer.session
         fresh = () if session is None or session in self._sessions else (session,)
         self._sessions.update(fresh)
-        self._talk.note_purchases(*fresh)
+        self._conversation.note_purchases(*fresh)
 
     def billed(self, answer: Answer, item: BillItem) -> None:
-        """A host's part is over."""
-        self._keep(answer, answer.text_known)
-        self._keep(answer, len(answer.ids))  # what no text came of stands apart
-        self._talk.note_bill(item)
+        """A host's attempt is over."""
+        self._note(answer, answer.text_known)
+        # In a piece of their own: a piece with a text says that all ids so far have theirs.
+        self._note(answer, len(answer.ids))
+        self._conversation.note_bill(item)
 
     def ended(self, answer: Answer, finish: Finish | None) -> None:
-        """It is whole, or it was stopped or cut short: then it may go on."""
+        """It is whole; or it was stopped or cut short, and may go on."""
         self.took(answer)
-        self._keep(answer, answer.text_known)
-        self._line.over = finish in ("stop", "length")
-        if self._line.over:
-            self._talk.note_end(finish)
+        self._note(answer, answer.text_known)
+        self._message.complete = finish in ("stop", "length")
+        if self._message.complete:
+            self._conversation.note_end(finish)
 
-    def _keep(self, answer: Answer, ids_until: int) -> None:
-        ids, text = answer.ids[self._ids : ids_until], answer.text[self._text :]
+    def _note(self, answer: Answer, ids_until: int) -> None:
+        ids, text = answer.ids[self._ids_noted : ids_until], answer.text[self._text_noted :]
         if ids or text:
-            self._ids, self._text = max(self._ids, ids_until), len(answer.text)
-            self._talk.note_text(text, ids, answer.host, answer.session)
-
-
-# What was said in a conversation, and what of it goes into the next prompt. Pure.
-#
-# A question that got no answer and was asked again, and an answer that was asked for again, stay in the
-# history and leave the prompt. It knows neither hosts nor where a conversation is kept.
-
-
-@dataclass(slots=True)
-class Line:
-    """One turn. ``told`` of an answer's ``ids`` have their text; ``over`` is False while more may come."""
-
-    role: Role
-    text: str = field(default="", repr=False)
-    ids: list[int] = field(default_factory=list, repr=False)
-    told: int = 0
-    over: bool = True
-
-    @property
-    def held(self) -> Held:
-        """What an answer goes on from."""
-        return Held(tuple(self.ids), self.text, self.told)
-
-
-def lines_of(turns: Iterable[Turn]) -> list[Line]:
-    """Turns that were kept. A question that got no answer waits for it, as one that was cut short at once."""
-    lines = [_line(turn) for turn in turns]
-    if lines and lines[-1].role == "user":
-        lines.append(Line("assistant", over=False))
-    return lines
-
-
-def _line(turn: Turn) -> Line:
-    told = count = 0
-    for piece in turn.pieces:
-        count += len(piece.ids)
-        told = count if piece.text else told
-    over = turn.role != "assistant" or turn.finish is not None
-    return Line(turn.role, turn.text, list(turn.ids), told, over)
-
-
-def prompt_of(lines: Sequence[Line]) -> list[dict[str, str]]:
-    """Messages for a host: of lines of one role in a row, the last. An answer without text says nothing."""
-    said = [line for line in lines if line.text or line.role != "assistant"]
-    kept = [
-        line
-        for at, line in enumerate(said)
-        if line.role == "system" or at + 1 == len(said) or said[at + 1].role != line.role
-    ]
-    return [{"role": line.role, "content": line.text} for line in kept]
-
-
-def unfinished(lines: Sequence[Line]) -> Line | None:
-    """The answer that was cut short, if it is the last thing said."""
-    last = lines[-1] if lines else None
-    return last if last is not None and last.role == "assistant" and not last.over else None
+            self._ids_noted, self._text_noted = max(self._ids_noted, ids_until), len(answer.text)
+            self._conversation.note_text(text, ids, answer.host, answer.session)

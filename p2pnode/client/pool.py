@@ -1,6 +1,7 @@
-"""Sessions of one client: opened, paid for, kept between turns, and the next host kept ready.
+"""Sessions of one client: opened, paid for, kept open between turns; and the next host, kept ready.
 
-It knows neither answers nor conversations: who asks gets a session that can take a turn.
+``SessionPool.open`` gives a session that can take a turn. ``Standby`` keeps the next best host connected
+while an answer streams. Answers and conversations are unknown here.
 """
 
 from __future__ import annotations
@@ -28,57 +29,65 @@ from p2pnode.protocols.inference.messages import Refuse, prompt_bytes_max
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
 
+log = structlog.get_logger()
 _WAIT_TOLD_S: Final = 8.0
+"""How often the user is told that a deposit is waited for."""
 
 
 class SessionPool:
-    """Of one client. Each paid session is used until its deposit is: its fee was paid for all of it."""
+    """The sessions of one client. A paid one is used until its deposit is used up: its fee was paid for all
+    of it.
+
+    ``redeliver`` is called between turns: hosts that vanished may be back for their last vouchers.
+    """
 
     def __init__(self, runtime: Runtime, redeliver: Callable[[], None]) -> None:
         self._runtime, self._redeliver = runtime, redeliver
-        self._free: list[Session] = []
-        """Idle sessions. Of a host and a model the last one used comes last: its cache is the warmest."""
+        self._idle_sessions: list[Session] = []
+        """Of one host and model the session that was used last comes last: its cache is the warmest."""
 
     def peers(self, model: ModelId) -> Sequence[PeerId]:
-        """With whom a session of this model is kept, and who was there when last heard of."""
-        idle = (each for each in self._free if each.model == model and not (each.over or each.dormant))
+        """Hosts with an idle session of this model that can take a turn now."""
+        idle = (
+            each for each in self._idle_sessions if each.model == model and not (each.over or each.dormant)
+        )
         return list(dict.fromkeys(session.host for session in idle))
 
     def close(self) -> None:
-        """Say goodbye in all of them."""
-        for session in self._free:
+        """End all idle sessions in order."""
+        for session in self._idle_sessions:
             session.close()
 
     async def wait_closed(self) -> None:
-        """Until each goodbye was heard, or can't be."""
-        for session in self._free:
+        """Until each host has heard of the end of its session, or can't be reached."""
+        for session in self._idle_sessions:
             await session.wait_over()
 
     def has(self, peer: PeerId, model: ModelId) -> bool:
-        """Whether an idle session with this host is kept, be it dormant."""
+        """Whether there is an idle session with this host, a dormant one included."""
         return bool(self._idle(peer, model))
 
     def _idle(self, peer: PeerId, model: ModelId) -> list[Session]:
-        self._free = [session for session in self._free if not session.over]
-        return [session for session in self._free if (session.host, session.model) == (peer, model)]
+        self._idle_sessions = [session for session in self._idle_sessions if not session.over]
+        return [session for session in self._idle_sessions if (session.host, session.model) == (peer, model)]
 
     async def open(self, candidate: Candidate, ask: Ask) -> Session:
-        """An idle session with a host, kept from before or opened now, that can pay for a turn.
+        """A session with a host that can pay for a turn: an idle one, or one that is opened now.
 
         Raises ``RemoteError``, and ``LocalError`` when this client can't or may not pay.
         """
         peer, model = candidate.advert.peer, candidate.offer.model
         tokens_out = ask.body.sampling.tokens_max
         idle = self._idle(peer, model)
-        for kept in reversed(idle):
-            if kept.covers(ask.input_max, tokens_out):
-                self._free.remove(kept)
-                kept.reused = True
-                return kept
-        for kept in idle:  # their deposits are nearly used up: the next one tops them up
-            self._free.remove(kept)
-            kept.close()
-        await self._reach(candidate.advert)
+        for session in reversed(idle):
+            if session.covers(ask.input_max, tokens_out):
+                self._idle_sessions.remove(session)
+                session.reused = True
+                return session
+        for session in idle:  # their deposits are nearly used up: a new session brings a new one
+            self._idle_sessions.remove(session)
+            session.close()
+        await self._connect(candidate.advert)
         purchase = None
         if self._runtime.payer is not None and is_priced(candidate.offer):
             await self._require_fit(candidate, ask)
@@ -108,7 +117,7 @@ class SessionPool:
                 await session.run(on_open=opened.set)
             except P2PNodeError as error:
                 outcome.append(error)
-            except Exception as error:  # noqa: BLE001  of one host: another one can go on with the answer
+            except Exception as error:  # noqa: BLE001  a fault with one host: another one can go on with the answer
                 self._runtime.node.network.guard.note("session", error)
                 outcome.append(UnreachableError("that host made this client fail: its log says how"))
             finally:
@@ -125,7 +134,7 @@ class SessionPool:
         return session
 
     async def _wait_opened(self, opened: trio.Event, peer: PeerId, *, paid: bool) -> None:
-        """A host may take a minute and a half to bring a deposit to its chain: that is told now and then."""
+        """Until the host accepts. It may take 90 s to bring a deposit to its chain: tell the user."""
         if not paid:
             await opened.wait()
             return
@@ -139,7 +148,7 @@ class SessionPool:
             self._runtime.tell("deposit.waiting", {"peer": peer, "waited_s": waited_s, "most_s": most_s})
 
     async def _require_fit(self, candidate: Candidate, ask: Ask) -> None:
-        """What can't fit the host's context must not cost its fee."""
+        """Raise where the prompt can't fit the host's context: such a prompt must not cost its fee."""
         peer, offer = candidate.advert.peer, candidate.offer
         patience_s = self._runtime.limits.request_deadline_s
         with trio.move_on_after(patience_s) as scope:
@@ -152,8 +161,8 @@ class SessionPool:
             msg = f"{peer} did not count the conversation within {patience_s:g} s, and is not paid before"
             raise UnreachableError(msg)
 
-    async def _reach(self, advert: Advert) -> None:
-        """Be connected: a host that was found, and is gone, must not cost more than a moment, nor a fee."""
+    async def _connect(self, advert: Advert) -> None:
+        """Connect to a host. One that was found and is gone must cost no more than a moment, and no fee."""
         patience_s = self._runtime.limits.reconnect_patience_s
         with trio.move_on_after(patience_s) as scope:
             await self._runtime.node.network.connect_peer(
@@ -164,7 +173,7 @@ class SessionPool:
             raise UnreachableError(msg)
 
     def keep_ready(self, search: HostSearch) -> trio.CancelScope:
-        """Keep the next best host of a search ready until the scope is cancelled."""
+        """Keep the next best host of a search ready until the returned scope is cancelled."""
         scope = trio.CancelScope()
         standby = Standby(
             search,
@@ -182,30 +191,28 @@ class SessionPool:
         return scope
 
     def release(self, session: Session) -> None:
-        """Keep an idle session for the next turn with the same host."""
+        """Keep a session open for the next turn with the same host."""
         self._redeliver()
         if session.over:
             return
         if not session.paid:  # a second free one would only take a place at the host
             for other in self._idle(session.host, session.model):
-                self._free.remove(other)
+                self._idle_sessions.remove(other)
                 other.close()
-        self._free.append(session)
+        self._idle_sessions.append(session)
 
 
-# The next best host, kept ready while an answer streams: connected, its advert fresh, nothing signed.
-#
-# One at a time, chosen as a failover would choose. It is asked for its advert now and then, which renews the
-# advert and shows that it lives; when it is gone, another takes its place. Runs until cancelled.
-
-
-log = structlog.get_logger()
 Contact = Callable[[PeerId, Sequence[str]], Awaitable[Advert | None]]
-"""Dials where that is needed, and gives the peer's own current advert. Raises ``RemoteError``."""
+"""Connects to a peer where that is needed, and returns its current advert. Raises ``RemoteError``."""
 
 
 class Standby:
-    """Of one answer. What is ready stands in ``search``, which gives it out first among its equals."""
+    """Keeps the next best host ready while an answer streams: connected, its advert fresh, nothing signed.
+
+    One host at a time, the one that a failover would choose; ``search.standby`` names it. It is asked for its
+    advert now and then, which renews the advert and shows that the host lives. When it is gone, another one
+    takes its place.
+    """
 
     def __init__(
         self,
@@ -219,13 +226,13 @@ class Standby:
         self._limits = limits
 
     async def run(self) -> None:
-        """Keep one ready."""
-        self._search.start()  # a kept session was used without a lookup
+        """Keep a host ready until cancelled."""
+        self._search.start()  # an idle session was used without a lookup
         while True:
             candidate = self._search.best()
             if candidate is None:
                 await self._wait_for_hosts()
-            elif await self._reach(candidate):
+            elif await self._refresh(candidate):
                 self._search.standby = candidate.advert.peer
                 log.debug("standby.ready", peer=candidate.advert.peer)
                 await self._watch(candidate)
@@ -237,8 +244,8 @@ class Standby:
             return
         self._search.look_again()
 
-    async def _reach(self, candidate: Candidate) -> bool:
-        """Is it there, and still one to choose?"""
+    async def _refresh(self, candidate: Candidate) -> bool:
+        """Fetch a host's advert; whether the host is there, and may still be chosen."""
         peer = candidate.advert.peer
         addresses = [address.multiaddr for address in candidate.advert.addresses]
         began, reason = trio.current_time(), "serves no model now"
@@ -258,29 +265,28 @@ class Standby:
         return self._search.may_use(peer)
 
     async def _watch(self, candidate: Candidate) -> None:
-        """Until it is no longer ready, in use, or no longer the best."""
+        """Until the host is not ready any more, is used, or is not the best any more."""
         peer, limits = candidate.advert.peer, self._limits
         probe_at = trio.current_time() + limits.standby_probe_s
         while self._is_connected(peer) and self._search.may_use(peer):
             await trio.sleep(limits.standby_check_s)
             if trio.current_time() >= probe_at:
-                best = self._search.best(standby_first=False) if await self._reach(candidate) else None
+                best = self._search.best(standby_first=False) if await self._refresh(candidate) else None
                 if best is None or best.advert.peer != peer:
                     break
                 probe_at = trio.current_time() + limits.standby_probe_s
         self._search.standby = None
 
 
-# Whether a prompt fits a host's context is found out before anything is signed: a paid fee is gone.
-#
-# What its bytes say for sure is decided here; in between, the host that is to be paid is asked to count.
-
-
 async def require_fit(network: Network, host: PeerId, model: ModelId, n_ctx: int, ask: Ask) -> None:
-    """Return if the prompt leaves room for a token at least. Deadlines are the caller's.
+    """Return if the prompt leaves room in the host's context for one token at least. It has no deadline.
+
+    Asked before anything is signed: a fee that was paid is gone. What the number of bytes says for sure is
+    decided here; otherwise the host that is to be paid is asked to count.
+
 
     Raises ``RefusedError``: ``context_overflow`` where it doesn't, ``capacity`` and the like where the host
-    can't say now; ``UnreachableError``; ``ProtocolError`` for an answer that is none.
+    can't say now; ``UnreachableError``; ``ProtocolError`` for an answer that breaks the protocol.
     """
     raw = encode(ask.body)
     bytes_max = prompt_bytes_max(n_ctx)

@@ -1,6 +1,7 @@
-"""What every part of one client stands on: its configuration, node, tasks and wallet, and who listens to it.
+"""What every part of one client uses: its configuration, node, tasks and wallet, and the listener of its
+events.
 
-It knows no part of the client, so that each part can be given it, and read, alone.
+It knows no part of the client.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _OUTSIDE = "use the client as `async with Client() as client`"
 
 
 class Runtime:
-    """Of one client. ``node``: one that runs already and outlives it; otherwise it makes its own."""
+    """Of one client. ``node`` is one that runs already and outlives the client; without it one is made."""
 
     def __init__(
         self,
@@ -56,24 +57,24 @@ class Runtime:
         """Multiaddrs of the node that runs on this data dir, the nearest first."""
         self._networks: tuple[str, ...] = ()
         self.browses = False
-        """Does it look for peers on the local network?"""
+        """Whether it looks for peers on the local network."""
         self._node = node
         self._tasks: trio.Nursery | None = None
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Run node and tasks for the block; after it the tasks are cancelled, then the node ends."""
+        """Run the node and the tasks for the block; after it the tasks are cancelled, then the node ends."""
         if self.payer is None and self.pays:
             self.payer = self._configured_payer()
-        # The node is around the tasks: whatever uses it has ended before it does.
-        async with _tasks_of_their_own() as under:
+        # The node's nursery is the outer one: whatever uses the node has ended before it does.
+        async with _independent_tasks() as under:
             if self._node is None:
                 self._node = self.make_node()
                 await under.start(self._node.run)
             try:
                 stores = (one for each in self.config.stores for one in read_bootstrap(each))
                 self._node.network.policy.trust((*self.bootstrap, *stores), self._networks)
-                async with _tasks_of_their_own() as self._tasks:
+                async with _independent_tasks() as self._tasks:
                     yield
             finally:
                 self._tasks = None
@@ -90,12 +91,12 @@ class Runtime:
 
     @property
     def running(self) -> bool:
-        """Whether it takes tasks now."""
+        """Whether tasks can be started now."""
         return self._tasks is not None
 
     @property
     def tasks(self) -> trio.Nursery:
-        """What lives as long as the client. Raises ``RuntimeError`` outside :meth:`run`."""
+        """Tasks that live as long as the client. Raises ``RuntimeError`` outside :meth:`run`."""
         if self._tasks is None:
             raise RuntimeError(_OUTSIDE)
         return self._tasks
@@ -105,7 +106,7 @@ class Runtime:
         return int(self.node.wall())
 
     def tell(self, event: str, fields: dict[str, object]) -> None:
-        """To whoever listens to this client's events."""
+        """Tell the listener of this client's events."""
         self._on_event(event, fields)
 
     def make_node(self) -> Node:
@@ -129,11 +130,11 @@ class Runtime:
 
     @property
     def pays(self) -> bool:
-        """Is a chain configured?"""
+        """Whether a chain is configured."""
         return bool(self.config.chain or self.data.chain.exists())
 
     def payable(self, advert: Advert, offer: Offer) -> str:
-        """Why this client can't pay an offer; "" when it can, or it is free."""
+        """Why this client can't pay an offer; "" where it can, or the offer is free."""
         return why_not_free(advert, offer) if self.payer is None else self.payer.payable(advert, offer)
 
     def purchase(self, session: SessionId) -> SavedSession | None:
@@ -150,11 +151,11 @@ class Runtime:
 
 
 @asynccontextmanager
-async def _tasks_of_their_own() -> AsyncIterator[trio.Nursery]:
+async def _independent_tasks() -> AsyncIterator[trio.Nursery]:
     """A nursery that does not end with a cancelled caller, but with the block, and then at once.
 
-    What runs there must be ended in order first: else an interrupted answer would neither be written down
-    nor paid for.
+    Before the block ends, what runs there must be ended in order: an answer that was interrupted would
+    neither be written down nor paid for.
     """
     async with trio.open_nursery() as outer:
         tasks = await outer.start(_hold_tasks)

@@ -1,4 +1,4 @@
-"""The shell of one session at a client: the client machine, its stream, and a queue of what it says."""
+"""A session of a client with one host, free or paid: its machine, its stream, the queue of its events."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ log = structlog.get_logger()
 class Session:
     """A session with one host: ``run`` it in a nursery, then ``ask`` and ``receive``.
 
-    A paid one whose connection is lost is resumed on a new stream; what was under way ends there, as
-    ``cancelled``. While a turn is asked that may take ``reconnect_patience_s`` only. One whose host fell
-    silent and can't be reached is dormant for ``dormant_s``: the host may sleep. It is taken up again when
-    the host is back or a turn is asked, and costs no second fee.
+    A paid session whose connection is lost is resumed on a new stream; a turn that ran ends there as
+    ``cancelled``. While a turn is asked the resume may take ``reconnect_patience_s`` only. A session whose
+    host fell silent and can't be reached is dormant for ``dormant_s``, because the host may sleep. It is
+    resumed when the host is back or a turn is asked, and costs no second fee.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Session:
         self._network, self._limits, self._purchase = network, limits, purchase
         self._machine = self._first_machine(draw(32))
         self._driver: Driver | None = None
-        # Full when the application does not read: then nothing is acknowledged and the host pauses.
+        # Full when the application does not read: then nothing is acknowledged, and the host pauses.
         self._send, self._receive = trio.open_memory_channel[ClientEmission](64)
         self._on_open: Callable[[], None] = lambda: None
         self.accept: Accept | None = None
@@ -84,15 +84,15 @@ class Session:
         """The turn that has no outcome yet."""
         self._turns_before = 0
         self._back = trio.Event()
-        """Is there a stream on which turns can be asked? Set at the end too."""
+        """Set while there is a stream on which turns can be asked, and at the end."""
         self._back.set()
         self._resuming: trio.CancelScope | None = None
         self._resumed_at = -1
-        """How much had been received at the last resume."""
+        """How many tokens had been received at the last resume."""
         self._refused = False
         """Whether the host refused to go on, or ended a session in which nothing was asked."""
         self._wanted, self._tried = trio.Event(), trio.Event()
-        """Set when a turn is asked of a dormant session, and after each attempt to resume; then made anew."""
+        """Set when a turn is asked of a dormant session, and after each attempt to resume; then replaced."""
         self._asker_waits = False
         self._dormant: trio.CancelScope | None = None
         self._dropping = False
@@ -129,7 +129,7 @@ class Session:
             while await self._goes_on():
                 pass
         finally:
-            # First of all: whoever waits for the session must hear of its end, whatever else fails.
+            # Before all else: who waits for the session must hear of its end, whatever fails below.
             self._ended.set()
             self._back.set()
             self._tried.set()
@@ -141,7 +141,7 @@ class Session:
         with trio.move_on_after(self._limits.close_deadline_s, shield=True):
             try:
                 await purchase.over(heard=self._heard)
-            except LocalError as error:  # the chain will tell what became of it
+            except LocalError as error:  # the chain will say what became of it
                 log.warning("purchase.not_noted", session=purchase.session.hex()[:16], reason=str(error))
 
     @property
@@ -153,18 +153,18 @@ class Session:
 
     @property
     def paid(self) -> bool:
-        """Does it cost anything?"""
+        """Whether it costs anything."""
         return self._purchase is not None
 
     @property
     def lost(self) -> bool:
-        """Did the connection break? Then the host may be alive."""
+        """Whether the connection broke; then the host may live."""
         failure = self.failure
         return failure is not None and failure.cause == "lost" and not self._broken
 
     @property
     def dormant(self) -> bool:
-        """Whether its host is silent, and may come back."""
+        """Whether its host is silent and may come back."""
         return self._dormant is not None and not self._closing
 
     @property
@@ -172,28 +172,28 @@ class Session:
         held, failure = self._machine.held, self.failure
         if held is None or failure is None or not failure.resumable or self._broken or self._refused:
             return False
-        # Again and again only while something comes in between.
+        # Not again unless something came since the last resume: else the host would be dialled for ever.
         return self._purchase is not None and not self._closing and held.received > self._resumed_at
 
     async def _goes_on(self) -> bool:
-        """Whether a session that was lost got a stream again, which is over too when this returns."""
+        """Resume a lost session, and drive it to the end of its new stream; False where it can't be."""
         dormant_until = trio.current_time() + self._limits.dormant_s
         while self._resumable:
             if await self._resume():
                 return True
-            # A connection that broke says that the host is gone; one that fell silent says nothing.
+            # A connection that broke says that the host is gone. Silence says nothing: the host may sleep.
             silent = self.failure is not None and self.failure.cause != "lost"
             if not (self._resumable and silent and await self._wait_wanted(dormant_until)):
                 break
         return False
 
     async def _wait_wanted(self, until: float) -> bool:
-        """Until a turn is asked or it is time to try again; False when it is time to give up."""
+        """Until a turn is asked or it is time to try again; False where it is time to give up."""
         self._wanted, self._tried = trio.Event(), trio.Event()
         given_up = self.failure if self._asked is not None and not self._asker_waits else None
         retry_at = trio.current_time() + self._limits.dormant_retry_s
         with trio.CancelScope(deadline=min(until, retry_at)) as self._dormant:
-            if given_up is not None:  # whoever reads the turn need not wait
+            if given_up is not None:  # who reads the turn need not wait for the host
                 self._asked, self._dropping = None, self._turns > self._turns_before
                 await self._hand_on(given_up)
             await self._wanted.wait()
@@ -201,7 +201,7 @@ class Session:
         return not self._closing and trio.current_time() < until
 
     async def _resume(self) -> bool:
-        """Take the session to a new stream and drive it there; False when it can't be."""
+        """Resume the session on a new stream and drive it there; False where it can't be."""
         lost, self.failure = self.failure, None
         self._back, held = trio.Event(), self._machine.held
         if self._tried.is_set():
@@ -245,25 +245,25 @@ class Session:
             write_deadline_s=self._limits.stall_s,
             sleep=self._sleep,
         )
-        # Whoever wanted it may have gone while the stream opened: nothing is asked of the host then.
+        # It may have been closed while the stream opened: then nothing is asked of the host.
         self._driver.command_nowait(End() if self._closing else Start())
         try:
             try:
                 await self._driver.run()
             except* LocalError as group:
-                # What can't be written down is not sent: this side can't go on.
+                # What can't be written down is not sent, so this side can't go on.
                 self._broken = first_of_kind(group, LocalError)
                 self.failure = SessionFailed(None, str(self._broken), cause="broken")
             if self.failure is None and self._purchase is not None:
                 await self._wait_heard(stream)
         finally:
-            if self.failure is None or (self.failure.fault and self._driver.fault is None):  # it was told so
+            if self.failure is None or (self.failure.fault and self._driver.fault is None):  # it was told why
                 await stream.aclose()
             else:
                 await stream.reset()
 
     async def _wait_heard(self, stream: Stream) -> None:
-        """The last voucher must arrive: a host ends the stream when it has read our ``Close``."""
+        """Until the host has the last voucher: it ends the stream when it has read our ``Close``."""
         with trio.move_on_after(self._limits.close_deadline_s), suppress(UnreachableError):
             while await stream.receive_some():
                 pass
@@ -271,14 +271,14 @@ class Session:
 
     @property
     def cost(self) -> int:
-        """Token units the host can claim: its fee once it accepted, then what was signed, sent or not."""
+        """Token units that the host can claim: its fee once it accepted, then all that was signed."""
         if self._purchase is None or self.accept is None:
             return 0
         voucher = self._machine.final_voucher
         return self.accept.session_fee if voucher is None else voucher.amount
 
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
-        """Is there enough in its deposit for a turn of these sizes?"""
+        """Whether its deposit is enough for a turn of these sizes; always where it is free."""
         held = self._machine.held
         if self._purchase is None or held is None:
             return True
@@ -287,11 +287,11 @@ class Session:
 
     @property
     def over(self) -> bool:
-        """Can it take no further turn?"""
+        """Whether it can take no more turns."""
         return self._ended.is_set() or (self.failure is not None and not self._resumable)
 
     async def wait_over(self) -> None:
-        """Until everything is written and the stream is closed."""
+        """Until all is written down and the stream is closed."""
         await self._ended.wait()
 
     def error(self) -> P2PNodeError:
@@ -308,14 +308,14 @@ class Session:
         return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s, said=True)
 
     async def ask(self, ask: Ask) -> None:
-        """Begin a turn; read it with :meth:`receive`."""
+        """Begin a turn; read it with :meth:`receive`. Raises :meth:`error` where it is over."""
         if self._driver is None or self.over:
             raise self.error()
         self._asked, self._turns_before = ask, self._turns
         if self._back.is_set():
             self._driver.command_nowait(ask)
             return
-        if self._resuming is not None:  # nobody was in a hurry before
+        if self._resuming is not None:  # until now nobody waited for the resume
             patience_ends = trio.current_time() + self._limits.reconnect_patience_s
             self._resuming.deadline = min(self._resuming.deadline, patience_ends)
         self._wanted.set()
@@ -346,7 +346,7 @@ class Session:
     def cancel_turn(self) -> None:
         """Stop the turn; its remaining events still come, if there is a stream."""
         if not self._back.is_set():
-            self._asked = None  # not to be asked again
+            self._asked = None  # so that a resume does not ask it again
         self._command(CancelTurn())
 
     def close(self) -> None:
@@ -403,9 +403,9 @@ class Session:
             return
 
     def _drop(self, value: ClientEmission) -> bool:
-        """Whether it is of the turn that was given up. Its outcome is the last of it.
+        """Whether it belongs to the turn that was given up; the outcome is the last of that.
 
-        Nobody is there to read what the host still sent then: it is paid, and a window at most.
+        Nobody reads what the host still sent of it. That is paid for, and a window of tokens at most.
         """
         if isinstance(value, TurnDone | TurnFailed):
             self._dropping = False
@@ -414,7 +414,7 @@ class Session:
         return isinstance(value, Delivered | Progressed | Quoted | Receipted)
 
     def _ask_now(self) -> None:
-        """Ask what was asked meanwhile; the old stream's end swallowed it."""
+        """Ask the turn that was asked meanwhile: it was lost with the old stream."""
         if self._asked is not None and self._driver is not None and self._turns == self._turns_before:
             self._driver.command_nowait(self._asked)
 
@@ -429,6 +429,6 @@ class Session:
 
     @property
     def _turns(self) -> int:
-        """That the machine took."""
+        """How many turns the machine has begun."""
         held = self._machine.held
         return held.turns if held is not None else 0

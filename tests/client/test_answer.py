@@ -65,12 +65,12 @@ async def test_an_answer_says_how_much_of_the_context_its_conversation_takes(
     async with world() as w:
         host = await w.add([scripted_host(n_ctx=300)])
         async with w.client(host.node.multiaddrs[:1]) as client:
-            talk = await client.talk(
+            conversation = await client.new_conversation(
                 ChatOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=20, temperature=0)), keep=False
             )
             used = []
             for turn in range(3):
-                answer = talk.ask(f"question {turn}")
+                answer = conversation.ask(f"question {turn}")
                 await whole(answer)
                 assert answer.usage is not None
                 assert answer.usage.n_ctx == 300
@@ -245,14 +245,16 @@ async def test_an_answer_of_a_conversation_is_left_as_easily_and_what_came_of_it
         host = await w.add([scripted_host(tokens_per_s=20)])
         async with w.client(host.node.multiaddrs[:1]) as client:
             sampling = SamplingParams(tokens_max=1000, temperature=0)
-            talk = await client.talk(ChatOptions(model=SCRIPTED, sampling=sampling), keep=False)
-            async for _ in talk.ask("hello"):
+            conversation = await client.new_conversation(
+                ChatOptions(model=SCRIPTED, sampling=sampling), keep=False
+            )
+            async for _ in conversation.ask("hello"):
                 break
             await trio.sleep(1)
             assert engine_of(host).stats().active == 0
-            assert talk.cut_short
+            assert conversation.cut_short
             assert host.host is not None
-            assert len(talk.lines[-1].ids) == host.host.totals.tokens_out
+            assert len(conversation.messages[-1].ids) == host.host.totals.tokens_out
 
 
 async def test_an_answer_that_is_kept_and_not_read_gives_its_slot_back_and_goes_on_when_it_is_read(

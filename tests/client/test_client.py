@@ -23,8 +23,8 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.node.invite import make_invite
 from p2pnode.protocols.adverts.messages import PROTOCOL as ADVERTS
 from p2pnode.protocols.inference.messages import SamplingParams
+from tests.client.machines import machine
 from tests.client.support import ask, peer, whole
-from tests.client.talks import machine
 from tests.node.world import scripted_host, world
 
 FIRST = f"/ip4/127.0.0.1/tcp/1/p2p/{peer(1)}"

@@ -17,7 +17,7 @@ from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.store import DiskFullError, OwnerKey
-from tests.client.talks import ENTROPY, Told, machine, options, read, say
+from tests.client.machines import ENTROPY, Told, machine, options, read, say
 from tests.node.world import World, scripted_host, world
 from tests.storage.blob_world import serve_store
 
@@ -30,18 +30,21 @@ async def test_a_conversation_goes_on_in_a_later_run_on_the_same_machine(
     async with world() as w:
         host = await w.add([scripted_host()])
         async with machine(w, tmp_path / "a", knows=[host]) as client:
-            talk = await client.talk(options())
-            first = await say(talk, "one")
-            await talk.settled()
-            assert talk.conversation is not None
-            sid = talk.conversation.sid
+            conversation = await client.new_conversation(options())
+            first = await say(conversation, "one")
+            await conversation.wait_written()
+            assert conversation.stored is not None
+            sid = conversation.stored.sid
         async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
-            talk = await client.resume(sid)
-            assert [(line.role, line.text) for line in talk.lines] == [("user", "one"), ("assistant", first)]
-            second = await say(talk, "two")
+            conversation = await client.resume(sid)
+            assert [(message.role, message.text) for message in conversation.messages] == [
+                ("user", "one"),
+                ("assistant", first),
+            ]
+            second = await say(conversation, "two")
         async with machine(w, tmp_path / "a", ip="10.0.9.7") as client:
-            talk = await client.resume(sid)
-            assert [line.text for line in talk.lines] == ["one", first, "two", second]
+            conversation = await client.resume(sid)
+            assert [message.text for message in conversation.messages] == ["one", first, "two", second]
 
 
 async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alone(
@@ -54,19 +57,19 @@ async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alon
             serve_store(each)
         told = Told()
         async with machine(w, tmp_path / "a", knows=[host], stores=stores, told=told) as client:
-            talk = await client.talk(options())
-            first = await say(talk, "one")
+            conversation = await client.new_conversation(options())
+            first = await say(conversation, "one")
         (kept,) = told.named("conversation.kept")
         assert (kept["replicas"], kept["kept"], kept["waiting"]) == (2, True, "")
         async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.8") as client:
-            keeper = await client.conversations.keeper()
+            replicator = await client.conversations.replicator()
             await client.searches.connect_first_peers()
-            recovery = await keeper.recover()
+            recovery = await replicator.recover()
             assert not recovery.losses
             (saved,) = recovery.conversations
             assert saved.title == "one"
-            talk = await client.resume(saved.sid, options())
-            assert [line.text for line in talk.lines] == ["one", first]
+            conversation = await client.resume(saved.sid, options())
+            assert [message.text for message in conversation.messages] == ["one", first]
 
 
 async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_the_next_run(
@@ -76,7 +79,7 @@ async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_t
         host = await w.add([scripted_host()])
         told = Told()
         async with machine(w, tmp_path / "a", knows=[host], told=told) as client:
-            await say(await client.talk(options()), "one")
+            await say(await client.new_conversation(options()), "one")
         (kept,) = told.named("conversation.kept")
         assert (kept["replicas"], kept["kept"]) == (0, False)
         assert "1 of 2 places" in str(kept["waiting"])
@@ -86,12 +89,12 @@ async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_t
         async with machine(
             w, tmp_path / "a", knows=[host], stores=stores, ip="10.0.9.8", told=told
         ) as client:
-            await say(await client.talk(options()), "two")
+            await say(await client.new_conversation(options()), "two")
         assert all(fields["kept"] for fields in told.named("conversation.kept"))
         async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.7") as client:
-            keeper = await client.conversations.keeper()
+            replicator = await client.conversations.replicator()
             await client.searches.connect_first_peers()
-            recovered = await keeper.recover()
+            recovered = await replicator.recover()
             assert sorted(each.title for each in recovered.conversations) == ["one", "two"]
         del held
 
@@ -103,47 +106,47 @@ async def test_an_answer_that_was_cut_short_goes_on_from_its_last_token_on_anoth
         host = await w.add([scripted_host(tokens_per_s=50)])
         other = await w.add([scripted_host()], bootstrap=host.node.multiaddrs[:1])
         async with machine(w, tmp_path / "whole", knows=[other], keeps=False) as client:
-            whole = await say(await client.talk(options(120)), "one")
+            whole = await say(await client.new_conversation(options(120)), "one")
         w.crash(other)
         stores = [await w.add() for _ in range(2)]
         for each in stores:
             serve_store(each)
         async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
-            talk = await client.talk(options(120))
-            answer = talk.ask("one")
+            conversation = await client.new_conversation(options(120))
+            answer = conversation.ask("one")
             while len(answer.ids) <= 40:
                 await anext(answer)
             w.crash(host)
             with pytest.raises(NoHostError, match="kept"):
                 await read(answer)
-            assert talk.cut_short
+            assert conversation.cut_short
             held = len(answer.ids)
             assert 40 < held < 120
         new = await w.add([scripted_host()])
         async with machine(w, tmp_path / "b", knows=[new], stores=stores, ip="10.0.9.8") as client:
-            keeper = await client.conversations.keeper()
+            replicator = await client.conversations.replicator()
             await client.searches.connect_first_peers()
-            (saved,) = (await keeper.recover()).conversations
-            talk = await client.resume(saved.sid, options(120))
-            assert talk.cut_short
-            answer = talk.go_on()
+            (saved,) = (await replicator.recover()).conversations
+            conversation = await client.resume(saved.sid, options(120))
+            assert conversation.cut_short
+            answer = conversation.go_on()
             pieces = await read(answer)
             assert answer.text == whole
             assert whole.endswith(pieces)
             assert len(answer.ids) == 120
             assert answer.usage is not None
             assert answer.usage.tokens_out == 120 - held
-            assert not talk.cut_short
+            assert not conversation.cut_short
 
 
 async def test_an_answer_that_is_whole_can_not_go_on(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with world() as w:
         host = await w.add([scripted_host()])
         async with machine(w, tmp_path / "a", knows=[host]) as client:
-            talk = await client.talk(options())
-            await say(talk, "one")
+            conversation = await client.new_conversation(options())
+            await say(conversation, "one")
             with pytest.raises(ConfigError, match="no answer was cut short"):
-                talk.go_on()
+                conversation.go_on()
 
 
 async def test_a_question_asked_again_leaves_the_answer_before_out_of_the_prompt(
@@ -152,13 +155,13 @@ async def test_a_question_asked_again_leaves_the_answer_before_out_of_the_prompt
     async with world() as w:
         host = await w.add([scripted_host()])
         async with machine(w, tmp_path / "a", knows=[host]) as client:
-            talk = await client.talk(options())
-            first = await say(talk, "one")
-            async with talk.again() as answer:
+            conversation = await client.new_conversation(options())
+            first = await say(conversation, "one")
+            async with conversation.again() as answer:
                 async for _ in answer:
                     pass
             assert answer.text == first  # the same prompt, and a model without chance
-            assert [line.role for line in talk.lines] == ["user", "assistant", "assistant"]
+            assert [message.role for message in conversation.messages] == ["user", "assistant", "assistant"]
 
 
 async def test_a_question_asked_again_is_asked_with_the_next_seed(
@@ -174,22 +177,22 @@ async def test_a_question_asked_again_is_asked_with_the_next_seed(
         host = await w.add([scripted_host(script=script)])
         async with machine(w, tmp_path / "a", knows=[host], keeps=False) as client:
             last = SamplingParams(tokens_max=5, temperature=1, seed=(1 << 32) - 1)
-            talk = await client.talk(ChatOptions(model=SCRIPTED, sampling=last))
-            await say(talk, "one")
-            await read(talk.again())
-            await read(talk.again())
+            conversation = await client.new_conversation(ChatOptions(model=SCRIPTED, sampling=last))
+            await say(conversation, "one")
+            await read(conversation.again())
+            await read(conversation.again())
     assert seeds == [(1 << 32) - 1, 0, 1]
 
 
 async def asked_in_vain(w: World, tmp_path: Path) -> bytes:
     """A conversation of one question, that no host was there to answer."""
     async with machine(w, tmp_path / "a") as client:
-        talk = await client.talk(options())
+        conversation = await client.new_conversation(options())
         with pytest.raises(NoHostError):
-            await say(talk, "one")
-        await talk.settled()
-        assert talk.conversation is not None
-        return talk.conversation.sid
+            await say(conversation, "one")
+        await conversation.wait_written()
+        assert conversation.stored is not None
+        return conversation.stored.sid
 
 
 async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(
@@ -199,11 +202,14 @@ async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(
         sid = await asked_in_vain(w, tmp_path)
         host = await w.add([scripted_host()])
         async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
-            talk = await client.resume(sid)
-            assert (talk.cut_short, talk.unanswered) == (True, True)
-            text = await read(talk.go_on())
-            assert (talk.cut_short, talk.unanswered) == (False, False)
-            assert [(line.role, line.text) for line in talk.lines] == [("user", "one"), ("assistant", text)]
+            conversation = await client.resume(sid)
+            assert (conversation.cut_short, conversation.unanswered) == (True, True)
+            text = await read(conversation.go_on())
+            assert (conversation.cut_short, conversation.unanswered) == (False, False)
+            assert [(message.role, message.text) for message in conversation.messages] == [
+                ("user", "one"),
+                ("assistant", text),
+            ]
 
 
 async def test_another_question_takes_the_place_of_one_that_nobody_answered(
@@ -214,7 +220,7 @@ async def test_another_question_takes_the_place_of_one_that_nobody_answered(
         host = await w.add([scripted_host()])
         async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
             resumed = await say(await client.resume(sid), "two")
-            assert resumed == await say(await client.talk(options()), "two")
+            assert resumed == await say(await client.new_conversation(options()), "two")
 
 
 async def test_a_conversation_that_is_only_looked_at_is_not_told_of(
@@ -226,11 +232,11 @@ async def test_a_conversation_that_is_only_looked_at_is_not_told_of(
         for each in stores:
             serve_store(each)
         async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
-            talk = await client.talk(options())
-            await say(talk, "one")
-            await talk.settled()
-            assert talk.conversation is not None
-            sid = talk.conversation.sid
+            conversation = await client.new_conversation(options())
+            await say(conversation, "one")
+            await conversation.wait_written()
+            assert conversation.stored is not None
+            sid = conversation.stored.sid
         told = Told()
         async with machine(w, tmp_path / "a", stores=stores, told=told, ip="10.0.9.8") as client:
             await client.resume(sid)
@@ -244,9 +250,9 @@ async def test_stores_that_are_named_without_a_key_to_seal_with_are_not_passed_o
         host = await w.add([scripted_host()])
         told = Told()
         async with machine(w, tmp_path / "a", knows=[host], stores=[host], keeps=False, told=told) as client:
-            await say(await client.talk(options(5), keep=False), "one")
+            await say(await client.new_conversation(options(5), keep=False), "one")
             assert not told.named("conversation.not_kept")  # nothing was to be kept
-            await say(await client.talk(options(5)), "one")
+            await say(await client.new_conversation(options(5)), "one")
         (told_once,) = told.named("conversation.not_kept")
         assert "wallet new" in str(told_once["reason"])
 
@@ -258,10 +264,10 @@ async def test_a_client_without_a_storage_key_talks_and_keeps_nothing(
         host = await w.add([scripted_host()])
         told = Told()
         async with machine(w, tmp_path / "a", knows=[host], keeps=False, told=told) as client:
-            talk = await client.talk(options())
-            await say(talk, "one")
-            await say(talk, "two")
-            assert talk.conversation is None
+            conversation = await client.new_conversation(options())
+            await say(conversation, "one")
+            await say(conversation, "two")
+            assert conversation.stored is None
             with pytest.raises(ConfigError, match="wallet new"):
                 await client.resume(bytes(16))
         assert not told.named("conversation.kept")
@@ -275,16 +281,16 @@ async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_dow
         host = await w.add([scripted_host()])
         told = Told()
         async with machine(w, tmp_path, knows=[host], told=told) as client:
-            talk = await client.talk(options())
-            await say(talk, "one")
-            await talk.settled()
-            assert talk.conversation is not None
+            conversation = await client.new_conversation(options())
+            await say(conversation, "one")
+            await conversation.wait_written()
+            assert conversation.stored is not None
 
             async def waits_for_a_fork(*_pieces: Piece, **_: object) -> None:
                 await trio.sleep_forever()
 
-            talk.conversation.append = waits_for_a_fork  # type: ignore[method-assign,assignment]
-            await say(talk, "two")
+            conversation.stored.append = waits_for_a_fork  # type: ignore[method-assign,assignment]
+            await say(conversation, "two")
             left_at = trio.current_time()
         limits = client.runtime.limits
         most_s = 2 * limits.keep_deadline_s + limits.renew_at_end_s + 2 * limits.close_deadline_s
@@ -300,8 +306,8 @@ async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(
         told = Told()
         with trio.CancelScope() as interrupted:
             async with machine(w, tmp_path, knows=[host], told=told) as client:
-                talk = await client.talk(options())
-                async with talk.ask("one") as answer:
+                conversation = await client.new_conversation(options())
+                async with conversation.ask("one") as answer:
                     async for _ in answer:
                         if len(answer.ids) >= 10:
                             interrupted.cancel()
@@ -309,9 +315,9 @@ async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(
         assert told.named("conversation.not_kept") == []
         (kept,) = told.named("conversation.kept")
         async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
-            talk = await client.resume(bytes.fromhex(str(kept["conversation"])))
-            assert talk.cut_short
-            assert talk.lines[-1].ids == answer.ids
+            conversation = await client.resume(bytes.fromhex(str(kept["conversation"])))
+            assert conversation.cut_short
+            assert conversation.messages[-1].ids == answer.ids
 
 
 async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept_that_is_not(
@@ -321,32 +327,35 @@ async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept
         host = await w.add([scripted_host()])
         told = Told()
         async with machine(w, tmp_path, knows=[host], told=told) as client:
-            talk = await client.talk(options())
-            await say(talk, "one")
-            await talk.settled()
-            keeper = await client.conversations.keeper()
-            put_own = keeper.archive._context.replication.put_own
+            conversation = await client.new_conversation(options())
+            await say(conversation, "one")
+            await conversation.wait_written()
+            replicator = await client.conversations.replicator()
+            put_own = replicator.archive._context.replication.put_own
 
             async def full(_data: bytes, _digest: BlobHash) -> None:
                 msg = "the disk is full"
                 raise DiskFullError(msg)
 
-            keeper.archive._context.replication.put_own = full  # type: ignore[method-assign,assignment]
-            await say(talk, "two")
-            await talk.settled()
+            replicator.archive._context.replication.put_own = full  # type: ignore[method-assign,assignment]
+            await say(conversation, "two")
+            await conversation.wait_written()
             assert len(told.named("conversation.not_kept")) == 1
-            keeper.archive._context.replication.put_own = put_own  # type: ignore[method-assign]
-            await talk.settled()
-            assert talk.trouble == ""
-            keeper.archive._context.replication.put_own = full  # type: ignore[method-assign,assignment]
-            await say(talk, "three")
+            replicator.archive._context.replication.put_own = put_own  # type: ignore[method-assign]
+            await conversation.wait_written()
+            assert conversation.not_written == ""
+            replicator.archive._context.replication.put_own = full  # type: ignore[method-assign,assignment]
+            await say(conversation, "three")
         assert len(told.named("conversation.not_kept")) == 2
         (kept,) = told.named("conversation.kept")
         assert kept["cut"]
         assert "is not kept" in words_of("conversation.kept", kept)
         async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
-            talk = await client.resume(bytes.fromhex(str(kept["conversation"])))
-            assert [line.text for line in talk.lines if line.role == "user"] == ["one", "two"]
+            conversation = await client.resume(bytes.fromhex(str(kept["conversation"])))
+            assert [message.text for message in conversation.messages if message.role == "user"] == [
+                "one",
+                "two",
+            ]
 
 
 async def test_a_question_is_answered_where_the_store_can_not_be_opened(
@@ -358,9 +367,9 @@ async def test_a_question_is_answered_where_the_store_can_not_be_opened(
         async with machine(w, tmp_path, knows=[host], told=told) as client:
             (tmp_path / "store").mkdir()
             (tmp_path / "store" / "index.sqlite").write_bytes(b"something else that is no store of ours" * 99)
-            talk = await client.talk(options())
-            assert await say(talk, "one")
-            assert not talk.is_kept
+            conversation = await client.new_conversation(options())
+            assert await say(conversation, "one")
+            assert not conversation.is_kept
         assert len(told.named("conversation.not_kept")) == 1
 
 
@@ -370,11 +379,11 @@ async def test_two_answers_at_once_in_one_conversation_do_not_become_one(
     async with world() as w:
         host = await w.add([scripted_host(tokens_per_s=50)])
         async with machine(w, tmp_path, knows=[host]) as one:
-            first = await one.talk(options())
+            first = await one.new_conversation(options())
             await say(first, "shared")
-            await first.settled()
-            assert first.conversation is not None
-            sid = first.conversation.sid
+            await first.wait_written()
+            assert first.stored is not None
+            sid = first.stored.sid
             async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as two:
                 second = await two.resume(sid)
                 answers = {"one": first.ask("from one"), "two": second.ask("from two")}

@@ -28,7 +28,7 @@ from p2pnode.storage.key_file import save_storage_key
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.node_store import StoreFor
 from p2pnode.storage.peer_store import PeerStore
-from tests.client.talks import ENTROPY
+from tests.client.machines import ENTROPY
 
 LIMITS = replace(DEFAULT_LIMITS, keep_deadline_s=0.3, renew_at_end_s=0.3, replica_grace_s=0.2)
 
@@ -106,11 +106,11 @@ def machine(folder: Path, *reached: Storing) -> Client:
 async def keep(folder: Path, nodes: list[Storing]) -> None:
     """A conversation, on all of them."""
     async with machine(folder, *nodes) as client:
-        keeper = await client.conversations.keeper()
+        replicator = await client.conversations.replicator()
         await client.conversations.look_for_replicas()
-        conversation = await keeper.archive.new(title="ships")
+        conversation = await replicator.archive.new(title="ships")
         await conversation.append(Piece(role="user", text="which ships?"))
-        assert (await keeper.archive.flush()).kept
+        assert (await replicator.archive.flush()).kept
     for each in nodes:
         each.has_session = False
 

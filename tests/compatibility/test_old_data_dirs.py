@@ -196,7 +196,7 @@ async def test_a_host_and_a_client_go_on_with_their_old_data_dirs(old: Old, new:
             assert await redeliver_from_journal(config, client.node) == [Redelivery(SECOND, "delivered")]
             # What had not reached its replica does now.
             await client.conversations.look_for_replicas()
-            assert (await (await client.conversations.keeper()).archive.flush()).kept
+            assert (await (await client.conversations.replicator()).archive.flush()).kept
             # The old wallet pays for a new session.
             asked = client.chat("hello", model="scripted", sampling=SamplingParams(tokens_max=16))
             text = "".join([piece async for piece in asked])

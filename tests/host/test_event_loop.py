@@ -21,7 +21,7 @@ from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.key_file import save_storage_key
-from tests.client.talks import ENTROPY
+from tests.client.machines import ENTROPY
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 LIMITS = Limits(peers_interval_s=0.05, announce_soon_s=0.05, store_gc_settle_s=0.0, store_gc_interval_s=0.1)
@@ -92,10 +92,10 @@ async def test_a_host_and_a_client_at_work_wait_for_no_disk(tmp_path: Path, watc
         await is_ready.wait()
         first = tuple(str(each) for each in ready["multiaddrs"])  # type: ignore[attr-defined]
         async with Client(NodeConfig(data_dir=data.root, mdns=False), bootstrap=first) as client:
-            talk = await client.talk(
+            conversation = await client.new_conversation(
                 ChatOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=8, temperature=0))
             )
-            async with talk.ask("hello") as answer:
+            async with conversation.ask("hello") as answer:
                 assert "".join([piece async for piece in answer])
         await trio.sleep(0.3)  # some rounds of company and of collection
         join.stop()

@@ -161,7 +161,7 @@ def test_what_that_node_has_is_the_whole_conversation_for_who_has_the_words(
         with trio.fail_after(DEADLINE_S):
             async with Client(config, remember=False) as client:
                 await client.conversations.recover()
-                archive = (await client.conversations.keeper()).archive
+                archive = (await client.conversations.replicator()).archive
                 return texts((await archive.open(parties.sid)).turns)
 
     assert trio.run(recover) == [" ".join(WORDS), parties.answer]

@@ -14,7 +14,7 @@ from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.store import DAY_S
-from tests.client.talks import machine
+from tests.client.machines import machine
 from tests.node.world import Member, World, world
 from tests.storage.blob_world import serve_store
 
@@ -40,7 +40,7 @@ class Calendar:
 
 async def say(client: Client, text: str) -> bytes:
     """In a conversation of its own."""
-    replicator = await client.conversations.keeper()
+    replicator = await client.conversations.replicator()
     await client.conversations.look_for_replicas()
     conversation = await replicator.archive.new(title=text)
     await conversation.append(Piece(role="user", text=text))
@@ -65,7 +65,7 @@ async def first_after_weeks_of_use(w: World, folder: Path) -> tuple[list[str], s
     async with machine(w, folder / "b", stores=nodes, ip="10.0.7.1", wall=calendar.wall) as client:
         recovery = await client.conversations.recover()
         assert len(recovery.conversations) == week
-        found = await (await client.conversations.keeper()).archive.open(sid)
+        found = await (await client.conversations.replicator()).archive.open(sid)
         return [turn.text for turn in found.turns], {loss.kind for loss in found.losses}
 
 

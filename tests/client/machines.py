@@ -10,7 +10,7 @@ from pathlib import Path
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
-from p2pnode.client.conversation import Talk
+from p2pnode.client.conversation import Conversation
 from p2pnode.client.question import ChatOptions
 from p2pnode.config import NodeConfig
 from p2pnode.models.manifest import SCRIPTED
@@ -83,9 +83,9 @@ def options(tokens: int = 80) -> ChatOptions:
     return ChatOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=tokens, temperature=0))
 
 
-async def say(talk: Talk, question: str) -> str:
+async def say(conversation: Conversation, question: str) -> str:
     """Ask, and read the answer to its end."""
-    return await read(talk.ask(question))
+    return await read(conversation.ask(question))
 
 
 async def read(answer: Answer) -> str:

@@ -1,0 +1,102 @@
+"""What was said in a conversation, and what of it goes into the next prompt.
+
+A question that got no answer and was asked again, and an answer that was asked for again, stay in the history
+and are left out of the prompt. Pure: it knows neither hosts nor where a conversation is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from p2pnode.client.failover import Held
+from p2pnode.protocols.inference.messages import Role
+from p2pnode.storage.conversations.turns import Turn
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """A message of the system or the user, or an answer. ``text`` is that of the first ``text_known`` ids."""
+
+    role: Role
+    text: str = field(default="", repr=False)
+    ids: list[int] = field(default_factory=list, repr=False)
+    text_known: int = 0
+    complete: bool = True
+    """Whether nothing more comes; False for an answer that runs or was cut short."""
+
+    @property
+    def held(self) -> Held:
+        """What an answer goes on from."""
+        return Held(tuple(self.ids), self.text, self.text_known)
+
+
+class History:
+    """The messages of one conversation, oldest first, and where it stands."""
+
+    def __init__(self, messages: Iterable[Message] = ()) -> None:
+        self._messages = list(messages)
+
+    @classmethod
+    def of_turns(cls, turns: Iterable[Turn]) -> History:
+        """A history that was kept. A last question without an answer has one that was cut short at once."""
+        history = cls(map(_message, turns))
+        if history._messages and history._messages[-1].role == "user":
+            history.begin_answer()
+        return history
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """All of them."""
+        return tuple(self._messages)
+
+    @property
+    def has_question(self) -> bool:
+        """Whether anything was asked."""
+        return any(message.role == "user" for message in self._messages)
+
+    @property
+    def unfinished(self) -> Message | None:
+        """The answer that was cut short, if it is the last message."""
+        last = self._messages[-1] if self._messages else None
+        return last if last is not None and last.role == "assistant" and not last.complete else None
+
+    def say(self, role: Role, text: str) -> None:
+        """Add a message of the system or the user."""
+        self._messages.append(Message(role, text))
+
+    def begin_answer(self) -> Message:
+        """Add an answer, of which nothing is there yet."""
+        answer = Message("assistant", complete=False)
+        self._messages.append(answer)
+        return answer
+
+    def prompt_for(self, answer: Message) -> list[dict[str, str]]:
+        """Messages for the host that is to give ``answer``.
+
+        Without answers that stand last: the user asks for them again, and the model must not see them.
+        """
+        before = [message for message in self._messages if message is not answer]
+        while before and before[-1].role == "assistant":
+            before.pop()
+        return prompt_of(before)
+
+
+def _message(turn: Turn) -> Message:
+    text_known = count = 0
+    for piece in turn.pieces:
+        count += len(piece.ids)
+        text_known = count if piece.text else text_known
+    complete = turn.role != "assistant" or turn.finish is not None
+    return Message(turn.role, turn.text, list(turn.ids), text_known, complete)
+
+
+def prompt_of(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages for a host: of several of one role in a row, the last; none for an answer without text."""
+    said = [message for message in messages if message.text or message.role != "assistant"]
+    kept = [
+        message
+        for at, message in enumerate(said)
+        if message.role == "system" or at + 1 == len(said) or said[at + 1].role != message.role
+    ]
+    return [{"role": message.role, "content": message.text} for message in kept]
