@@ -53,7 +53,7 @@ class UnseenError(ChainError):
         reason = why or "no RPC endpoint shows a receipt: try again later, or name another under rpc_urls"
         super().__init__(
             f"sent, not seen yet: 0x{transaction.hex()} ({words}). It is not ordered a second time: run the "
-            f"command again to wait for it. What became of it can't be told now: {reason}"
+            f"command again to wait for it. Its result is unknown now: {reason}"
         )
         self.transaction = transaction
 

@@ -38,7 +38,7 @@ class Vocabulary:
     ) -> None:
         self.pieces: Final = pieces
         self.special: Final = special or {}
-        """Ids of control tokens by name. llama.cpp finds them in text only where it is told to."""
+        """Ids of control tokens by name. llama.cpp finds them in text only where it is asked to."""
         self.found_in_text: Final = found_in_text or {}
         """The same of tokens that its makers added, which llama.cpp finds in any text. Without blanks."""
         self.silent: Final = frozenset(ends) | {i for i, piece in enumerate(pieces) if not piece}

@@ -139,13 +139,13 @@ class DevChain:
 
     def _make(self, state: SavedState | None) -> None:
         first = self.accounts[0].address
-        kept = {} if state is None else state.made
-        made = kept or {
+        saved = {} if state is None else state.made
+        made = saved or {
             "first_nonce": str(int.from_bytes(secrets.token_bytes(_NONCE_BYTES), "big")),
             "treasury": self.treasury.hex(),
         }
         self.treasury = bytes.fromhex(made["treasury"])
-        self.went_on = bool(kept)
+        self.went_on = bool(saved)
         nonce = int(made["first_nonce"])
         self._chain = EmbeddedChain(
             (account.secret for account in self.accounts), clock=self._clock, first_nonce=nonce, state=state
@@ -153,8 +153,8 @@ class DevChain:
         self.chain_id = self._chain.chain_id
         todo = plan(deployer=first, nonce=nonce, treasury=self.treasury, fab_holder=first)
         code = keccak256(b"".join(step.initcode for step in todo.steps)).hex()
-        if kept:
-            self._go_on(kept, code, todo)
+        if saved:
+            self._go_on(saved, code, todo)
         else:
             self.deployment: Deployment = deploy(self._chain, first, treasury=self.treasury, fab_holder=first)
             if state is not None:
@@ -165,8 +165,8 @@ class DevChain:
         look = self._look_at(pool)
         self._rpc = JsonRpc({**EthMethods(self._chain, blocks, pool, look).methods(), **self._dev.methods()})
 
-    def _go_on(self, kept: dict[str, str], code: str, todo: Plan) -> None:
-        if kept["contracts"] != code:
+    def _go_on(self, saved: dict[str, str], code: str, todo: Plan) -> None:
+        if saved["contracts"] != code:
             msg = f"{self._path} holds contracts of another version: begin a new chain with --fresh"
             raise ConfigError(msg)
         self.deployment = deployed(self._chain, todo.addresses)

@@ -110,9 +110,9 @@ class SavedState(dict[bytes, bytes]):
 
     def _write(self) -> None:
         try:
-            kept = [(key, value) for key, value in self._changed.items() if value is not None]
+            changed = [(key, value) for key, value in self._changed.items() if value is not None]
             gone = [(key,) for key, value in self._changed.items() if value is None]
-            self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", kept)
+            self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", changed)
             self._db.executemany("DELETE FROM state WHERE key = ?", gone)
             self._db.execute("COMMIT")
         except BaseException:

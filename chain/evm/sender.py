@@ -48,7 +48,7 @@ class SenderLimits:
     reorg_poll_s: float = 6.0
     replace_after_s: float = 30.0
     unseen_s: float = 120.0
-    """How long a used nonce may have no receipt, or no node answer, until the task that waits is told."""
+    """How long a used nonce may have no receipt, or no node answer, before ``UnseenError`` is raised."""
     gas_price_max_wei: int = 200 * GWEI
     transaction_fee_max_wei: int | None = 5 * 10**15
     gas_margin_percent: int = 25

@@ -133,9 +133,9 @@ class MemoryChain:
         self.block += 1
         if fee:
             self.ether[sender] -= fee
-        told = () if isinstance(call, Slash) else events  # another contract's, and no page shows it
-        self._events += told
-        self._blocks += [self.block] * len(told)
+        shown = () if isinstance(call, Slash) else events  # another contract's, and no page shows it
+        self._events += shown
+        self._blocks += [self.block] * len(shown)
         hash_ = keccak256(b"p2pnode memory chain" + self.block.to_bytes(8, "big"))
         return Outcome(transaction=hash_, block=self.block, gas_used=gas, fee_wei=fee, events=events)
 

@@ -68,15 +68,15 @@ class Wallet:
 
     def phrase(self, passphrase: bytes | None = None) -> str:
         """The twelve words again. Raises ``ChainError``, also for a wallet that has none."""
-        kept = read_keystore(self.files.phrase)
-        if kept is None:
+        stored = read_keystore(self.files.phrase)
+        if stored is None:
             msg = (
                 f"this wallet has no recovery phrase here ({self.files.phrase} is missing): restore that "
                 "file from your backup, or keep an export of the key with `p2pnode wallet export`"
             )
             raise ChainError(msg)
         try:
-            return phrase_of(opened_entropy(kept, self._given(passphrase)))
+            return phrase_of(opened_entropy(stored, self._given(passphrase)))
         except ValueError as error:
             raise self._not_opened(self.files.phrase) from error
 
@@ -168,11 +168,15 @@ def open_or_make_wallet(files: WalletFiles) -> Wallet:
     if wallet is not None:
         return wallet
     source = PassphraseFile(files.passphrase, draw=True)
-    kept = read_keystore(files.phrase)
-    if kept is None:
+    stored = read_keystore(files.phrase)
+    if stored is None:
         return make_wallet(files, source, entropy=new_entropy())
     # A first start that was cut off between the two files: the phrase makes the same wallet again.
-    if kept.ours.get("origin") != "phrase" or kept.ours.get("passphrase") != "file" or "file" in kept.ours:
+    if (
+        stored.ours.get("origin") != "phrase"
+        or stored.ours.get("passphrase") != "file"
+        or "file" in stored.ours
+    ):
         msg = (
             f"{files.phrase} is there but not {files.keystore}: restore that from your backup, "
             "or move the phrase away too"
@@ -180,11 +184,11 @@ def open_or_make_wallet(files: WalletFiles) -> Wallet:
         raise ChainError(msg)
     fresh = Fresh(source.existing("this node"), drawn=False)
     try:
-        entropy = opened_entropy(kept, fresh.passphrase)
+        entropy = opened_entropy(stored, fresh.passphrase)
     except ValueError:
         msg = f"{files.phrase} can't be opened with {source.words}: restore both from your backup"
         raise ChainError(msg) from None
-    return _write_key(files, source, wallet_secret(entropy), fresh, dict(kept.ours))
+    return _write_key(files, source, wallet_secret(entropy), fresh, dict(stored.ours))
 
 
 def _write_key(

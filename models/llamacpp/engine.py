@@ -173,8 +173,8 @@ class LlamaCppEngine:
             if run.first_token_at is not None:
                 self._queue.record(run.delivered, trio.current_time() - run.first_token_at)
             # What a child held died with it.
-            kept = server is not None and server is self._server
-            self._queue.leave(place, run.held if kept else ())
+            alive = server is not None and server is self._server
+            self._queue.leave(place, run.held if alive else ())
 
     async def _known_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:

@@ -170,8 +170,8 @@ class _Part:
         notes = target.part.with_name(target.part.name + ".json")
         validator = None
         try:
-            kept = json.loads(notes.read_text(encoding="utf-8"))
-            validator = str(kept["validator"])
+            noted = json.loads(notes.read_text(encoding="utf-8"))
+            validator = str(noted["validator"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         part = cls(file, notes, 0, hashlib.sha256(), validator)

@@ -44,7 +44,7 @@ ADDRESS_TTL_S: Final = 3600
 
 
 def record_key(key: bytes) -> bytes:
-    """The multihash under which providers of ``key`` are kept."""
+    """The multihash under which providers of ``key`` are stored."""
     digest = key if len(key) == hashlib.sha256().digest_size else hashlib.sha256(key).digest()
     return b"\x12\x20" + digest
 

@@ -125,7 +125,7 @@ class Gossip:
     async def publish(self, topic: str, data: bytes) -> None:
         """Sign and send to the topic's mesh; our own validator and subscriptions see it too."""
         self.counts["published"] += 1
-        # Guarded, here and below: the library walks through what every neighbour told it.
+        # Guarded, here and below: the library works through data of every neighbour.
         await self._guard.run(self._pubsub.publish, topic, data)
 
     async def subscribe(self, topic: str, validator: Validator) -> Subscription:

@@ -125,7 +125,7 @@ class _Pipe:
     def __init__(self, net: MemoryNet) -> None:
         self.ended = False
         self._net = net
-        self._flying: deque[tuple[float, bytes]] = deque()
+        self._in_transit: deque[tuple[float, bytes]] = deque()
         self._size = 0
         self._last = 0.0
         self._arrived = trio.Event()
@@ -150,13 +150,13 @@ class _Pipe:
     def abort(self) -> None:
         """The wire is cut."""
         self._aborted = self.ended = True
-        self._flying.clear()
+        self._in_transit.clear()
         self._arrived.set()
         self._room.set()
 
     async def wait_arrival(self) -> None:
         while not self._aborted:
-            at = self._flying[0][0] if self._flying else math.inf
+            at = self._in_transit[0][0] if self._in_transit else math.inf
             if at <= trio.current_time():
                 return
             with trio.move_on_at(at):
@@ -167,12 +167,12 @@ class _Pipe:
         await self.wait_arrival()
         if self._aborted:
             raise ConnectionClosedError("the connection was lost", transport="memory")
-        at, data = self._flying[0]
+        at, data = self._in_transit[0]
         if not data:
             raise ConnectionClosedError("the other side closed the connection", transport="memory")
-        self._flying.popleft()
+        self._in_transit.popleft()
         if n is not None and n < len(data):
-            self._flying.appendleft((at, data[n:]))
+            self._in_transit.appendleft((at, data[n:]))
             data = data[:n]
         self._size -= len(data)
         self._room.set()
@@ -182,7 +182,7 @@ class _Pipe:
     def _append(self, data: bytes) -> None:
         self._last = max(self._last, trio.current_time() + self._net.delay())
         self._size += len(data)
-        self._flying.append((self._last, data))
+        self._in_transit.append((self._last, data))
         self._arrived.set()
 
 

@@ -210,12 +210,12 @@ def _keep_signed_record() -> None:
 
     def env_to_send_in_rpc(host: Any) -> tuple[bytes, bool]:
         addresses = tuple(str(address) for address in host.get_addrs())
-        kept: tuple[tuple[str, ...], bytes] | None = getattr(host, "signed_record", None)
-        if kept is None or kept[0] != addresses:
+        cached: tuple[tuple[str, ...], bytes] | None = getattr(host, "signed_record", None)
+        if cached is None or cached[0] != addresses:
             record, fresh = original(host)
             host.signed_record = (addresses, record)
             return record, fresh
-        return kept[1], False
+        return cached[1], False
 
     for name in _RECORD_USERS:
         module = importlib.import_module(name)

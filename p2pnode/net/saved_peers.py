@@ -28,7 +28,7 @@ from p2pnode.net.multiaddrs import is_valid, with_peer
 log = structlog.get_logger()
 
 FORMAT: Final = 2
-"""Format 1 kept whatever a peer said of itself, private addresses of anybody's network among it."""
+"""Format 1 held whatever a peer said of itself, also private addresses of other networks."""
 _FORMATS: Final = (1, 2)
 ADDRESSES_MAX: Final = 8
 FILE_MAX_BYTES: Final = 4 << 20

@@ -140,7 +140,7 @@ class NodeSwarm(Swarm):
         self.transports = list(transports)
         self.policy = policy
         self._reached: BoundedMap[ID, str] = BoundedMap(REACHED_MAX)
-        self._flying: dict[ID, _Dial] = {}
+        self._dialling: dict[ID, _Dial] = {}
 
     def reached_at(self, peer: ID) -> tuple[str, ...]:
         """Where we last dialled ``peer`` with success. We saw this ourselves, so it is trusted."""
@@ -186,13 +186,13 @@ class NodeSwarm(Swarm):
         only where ``policy`` allows it.
         """
         asked = {without_peer(each) for each in (*trusted, *heard)}
-        while (flying := self._flying.get(peer)) is not None:
-            await flying.over.wait()
-            if flying.failure and asked <= flying.asked:
-                raise UnreachableError(flying.failure)  # the same again would take as long again
+        while (earlier := self._dialling.get(peer)) is not None:
+            await earlier.over.wait()
+            if earlier.failure and asked <= earlier.asked:
+                raise UnreachableError(earlier.failure)  # the same again would take as long again
         if found := self.live(peer):
             return found[0]
-        self._flying[peer] = dial = _Dial(asked)
+        self._dialling[peer] = dial = _Dial(asked)
         try:
             return await self._dial(peer, trusted, heard)
         except UnreachableError as error:
@@ -200,7 +200,7 @@ class NodeSwarm(Swarm):
             raise
         finally:
             dial.over.set()
-            self._flying.pop(peer, None)
+            self._dialling.pop(peer, None)
 
     async def _dial(self, peer: ID, trusted: Sequence[str], heard: Sequence[str]) -> NodeConnection:
         with trio.move_on_after(self.limits.dial_deadline_s) as scope:

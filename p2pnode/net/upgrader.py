@@ -24,7 +24,7 @@ from p2pnode.net.multiaddrs import from_id
 from p2pnode.net.yamux import Yamux
 
 LIBRARY_STREAMS = 32
-"""Streams that gossip, the DHT, identify and ping may have open beside the node's own."""
+"""Streams that gossip, the DHT, identify and ping may have open, besides the node's own streams."""
 
 
 class Upgrader(TransportUpgrader):

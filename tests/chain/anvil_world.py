@@ -18,7 +18,7 @@ from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
 from p2pnode.protocols.crypto import keccak256
-from tests.chain.contracts.support import ADDRESS, FAB, PURSE, sign
+from tests.chain.contracts.support import ADDRESS, BALANCE, FAB, sign
 
 CHAIN_ID = 84_532
 WEALTH = 10**21
@@ -46,7 +46,7 @@ class Anvil:
             assert bytes.fromhex(made[2:]) == step.address
         self.addresses: Addresses = todo.addresses
         for name in ("payer", "other payer"):
-            self.token("mint", ADDRESS[name], PURSE)
+            self.token("mint", ADDRESS[name], BALANCE)
 
     def ask(self, method: str, *params: Any) -> Any:
         asked = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}

@@ -21,7 +21,7 @@ from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
 from p2pnode.protocols.crypto import keccak256
-from tests.chain.contracts.support import ADDRESS, FAB, PURSE, SECRETS, sign
+from tests.chain.contracts.support import ADDRESS, BALANCE, FAB, SECRETS, sign
 
 URL = "http://one.invalid/v2/secret-key"
 OTHER_URL = "http://two.invalid"
@@ -42,7 +42,7 @@ class LocalChain:
         deployer = ADDRESS["deployer"]
         self.made = deploy(self.chain, deployer, treasury=ADDRESS["treasury"], fab_holder=deployer)
         for name in ("payer", "other payer"):
-            self.made.usdc.send(deployer, "mint", ADDRESS[name], PURSE)
+            self.made.usdc.send(deployer, "mint", ADDRESS[name], BALANCE)
         self.pool = TransactionPool(self.chain)
         self.eth = EthMethods(self.chain, Blocks(self.chain), self.pool, lambda: None)
         self.rpc = JsonRpc(self.eth.methods())

@@ -1,7 +1,7 @@
 """What every ledger must do, whatever it is made of. Subclass it and give it a ``world`` fixture.
 
-The actors are those of ``contracts/support.py``: payers hold ``PURSE`` USDC, all hold ether. Every refusal is
-asked for twice: by ``check``, which must cost nothing, and by ``transact``; in the contract's own words.
+The actors are those of ``contracts/support.py``: payers hold ``BALANCE`` USDC, all hold ether. Every refusal
+is asked for twice, by ``check``, which must cost nothing, and by ``transact``, with the contract's reason.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from p2pnode.protocols.typed_data import (
     session_id,
     voucher_digest,
 )
-from tests.chain.contracts.support import ADDRESS, DAY, DEPOSIT, DOLLAR, FAB, FEE, PURSE, TIP, sign
+from tests.chain.contracts.support import ADDRESS, BALANCE, DAY, DEPOSIT, DOLLAR, FAB, FEE, TIP, sign
 
 _salts = count(1)
 DEADLINE_S = 30
@@ -144,13 +144,13 @@ class Scene:
             return await ledger.transact(call)
 
     async def refused(self, name: str, call: Call, reason: str) -> None:
-        """Foretold without a transaction, and the same when tried."""
+        """Refused without a transaction, and for the same reason with one."""
         ledger = await self.world.ledger(name)
         before = await self.reader.balances(ADDRESS[name])
         for act in (ledger.check(call), self.reader.check(call, ADDRESS[name])):
-            with pytest.raises(RevertedError) as foretold:
+            with pytest.raises(RevertedError) as tried:
                 await act
-            assert foretold.value.reason == reason
+            assert tried.value.reason == reason
         assert await self.reader.balances(ADDRESS[name]) == before
         with pytest.raises(RevertedError) as met, trio.fail_after(DEADLINE_S):
             await ledger.transact(call)
@@ -181,7 +181,7 @@ class LedgerConformance:
         terms = await scene.terms()
         assert await scene.state(terms) == EscrowState(status="none")
         outcome = await scene.do("host", await scene.open_call(terms))
-        assert (await scene.has("payer")).usdc == PURSE - DEPOSIT
+        assert (await scene.has("payer")).usdc == BALANCE - DEPOSIT
         assert await scene.state(terms) == EscrowState(status="open")
         assert outcome.events == (
             SessionOpened(
@@ -200,7 +200,7 @@ class LedgerConformance:
         call = await scene.open_call(terms)
         await scene.do("host", call)
         await scene.refused("host", call, "JobMarketplace: exists")
-        assert (await scene.has("payer")).usdc == PURSE - DEPOSIT
+        assert (await scene.has("payer")).usdc == BALANCE - DEPOSIT
 
     async def test_a_relayer_cant_change_a_price_after_the_payer_signed(self, scene: Scene) -> None:
         call = await scene.open_call(await scene.terms())
@@ -218,7 +218,7 @@ class LedgerConformance:
 
     async def test_a_payer_that_moved_its_funds_away_opens_nothing(self, scene: Scene) -> None:
         call = await scene.open_call(await scene.terms())
-        await scene.do("payer", Transfer(ADDRESS["stranger"], PURSE - DEPOSIT + 1))
+        await scene.do("payer", Transfer(ADDRESS["stranger"], BALANCE - DEPOSIT + 1))
         await scene.refused("host", call, "ERC20: transfer amount exceeds balance")
 
     @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ class LedgerConformance:
             "host": before["host"] + voucher.amount - taxed,
             "treasury": before["treasury"] + taxed,
         }
-        assert (await scene.has("payer")).usdc == PURSE - voucher.amount
+        assert (await scene.has("payer")).usdc == BALANCE - voucher.amount
         assert await scene.state(terms) == EscrowState(status="closed", recorded=voucher.amount)
         assert outcome.events == (
             SessionClosed(
@@ -332,7 +332,7 @@ class LedgerConformance:
         outcome = await scene.do("host", Release(terms))
         after = await scene.worth("host", "treasury")
         assert after == before | {"host": before["host"] + FEE}
-        assert (await scene.has("payer")).usdc == PURSE - FEE
+        assert (await scene.has("payer")).usdc == BALANCE - FEE
         assert isinstance(outcome.events[0], SessionClosed)
         assert (outcome.events[0].amount, outcome.events[0].refund) == (FEE, DEPOSIT - FEE)
         await scene.refused("host", Release(terms), "JobMarketplace: not open")
@@ -448,7 +448,7 @@ class LedgerConformance:
             "treasury": before["treasury"] + taxed,
             "stranger": before["stranger"] + TIP,
         }
-        assert (await scene.has("payer")).usdc == PURSE - voucher.amount
+        assert (await scene.has("payer")).usdc == BALANCE - voucher.amount
         (closed,) = outcome.events
         assert isinstance(closed, SessionClosed)
         assert (closed.amount, closed.tip) == (voucher.amount, TIP)
@@ -460,7 +460,7 @@ class LedgerConformance:
         await scene.refused("payer", Refund(terms), "JobMarketplace: too early")
         await scene.world.travel(61)
         await scene.do("payer", Refund(terms))
-        assert (await scene.has("payer")).usdc == PURSE - FEE
+        assert (await scene.has("payer")).usdc == BALANCE - FEE
 
     # ---- money out
 
@@ -485,7 +485,7 @@ class LedgerConformance:
         await scene.do("payer", Transfer(ADDRESS["stranger"], 7))
         assert (await scene.has("stranger")).usdc == before + 7
         await scene.refused("payer", Transfer(bytes(20), 7), "ERC20: transfer to the zero address")
-        too_much = Transfer(ADDRESS["stranger"], PURSE)
+        too_much = Transfer(ADDRESS["stranger"], BALANCE)
         await scene.refused("payer", too_much, "ERC20: transfer amount exceeds balance")
 
     # ---- reading
@@ -560,7 +560,7 @@ class LedgerConformance:
             ),
         )  # fmt: skip
         page = await scene.reader.events(outcome.block)
-        assert page.events == ()  # the market's alone are told to everybody
+        assert page.events == ()  # only the market's events are shown to everybody
         await scene.refused("stranger", Slash(terms, no, yes), "NodeRegistry: already punished")
 
     async def test_a_self_report_earns_nothing(self, scene: Scene) -> None:
@@ -613,11 +613,11 @@ class LedgerConformance:
         assert len({outcome.transaction for outcome in outcomes}) == 5
         for call in calls:
             assert (await scene.state(call.terms)).status == "open"
-        assert (await scene.has("payer")).usdc == PURSE - 5 * DEPOSIT
+        assert (await scene.has("payer")).usdc == BALANCE - 5 * DEPOSIT
 
     async def test_a_refusal_does_not_hold_up_what_comes_after(self, scene: Scene) -> None:
         terms = await scene.open()
-        await scene.refused("host", Withdraw(ADDRESS["host"], PURSE), "HostEarnings: balance too low")
+        await scene.refused("host", Withdraw(ADDRESS["host"], BALANCE), "HostEarnings: balance too low")
         await scene.do("host", Close(terms, scene.voucher(terms)))
         assert (await scene.state(terms)).status == "closed"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from p2pnode.chain.ledger import Domains, Ledger
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.protocols.typed_data import Domain, market_domain
-from tests.chain.contracts.support import ADDRESS, FAB, PURSE
+from tests.chain.contracts.support import ADDRESS, BALANCE, FAB
 
 CHAIN_ID = 131_277_322_940_537
 START = 1_800_000_000
@@ -28,7 +28,7 @@ class MemoryWorld:
         for address in ADDRESS.values():
             self.chain.ether[address] = 10**24
         for name in ("payer", "other payer"):
-            self.chain.mint(ADDRESS[name], PURSE)
+            self.chain.mint(ADDRESS[name], BALANCE)
 
     async def ledger(self, name: str | None) -> Ledger:
         return MemoryLedger(self.chain, None if name is None else ADDRESS[name])

@@ -18,7 +18,7 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.ledger import EvmLedger
 from p2pnode.chain.ledger import Close
 from p2pnode.chain.profile import write_profile
-from tests.chain.contracts.support import ADDRESS, PURSE
+from tests.chain.contracts.support import ADDRESS, BALANCE
 from tests.chain.ledger_conformance import Scene
 from tests.cli.support import Program, start
 from tests.crash.parties import ETHER
@@ -74,7 +74,7 @@ async def shop(folder: Path) -> AsyncIterator[Shop]:
     async with crash_world(folder) as w, rpc_proxy(w.chain.url) as proxy:
         write_profile(folder / "proxied.toml", replace(w.chain.profile(), rpc_urls=(proxy.url,)))
         mine = (await w.party("host", ether=ETHER)).wallet
-        await w.chain.fund(ADDRESS["payer"], usdc=PURSE)
+        await w.chain.fund(ADDRESS["payer"], usdc=BALANCE)
         sign = await trio.to_thread.run_sync(mine.unlock)
         ledger = await EvmLedger.of_profile(w.chain.profile(), account=mine.address, sign=sign)
         async with trio.open_nursery() as nursery:

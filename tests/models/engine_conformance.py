@@ -113,7 +113,7 @@ class EngineConformance:
     ) -> None:
         prompt = await question(engine)
         whole = await ask(engine, prompt, replace(GREEDY, tokens_max=30))
-        told = (
+        first = (
             await ask(engine, prompt, replace(GREEDY, tokens_max=20 - text_pending))
             if text_pending < 20
             else None
@@ -123,7 +123,7 @@ class EngineConformance:
         )
         assert rest.ids == whole.ids[20:]
         assert rest.done == Done(reason="length", tokens_out=10)
-        assert (told.text if told is not None else "") + rest.text == whole.text
+        assert (first.text if first is not None else "") + rest.text == whole.text
         assert rest.started.tokens_in == len(prompt) + 20
 
     async def test_a_stop_string_that_begins_in_ids_without_text_ends_the_answer(

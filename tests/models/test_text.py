@@ -97,13 +97,13 @@ def test_wherever_an_answer_is_cut_what_is_held_and_what_follows_are_the_whole(
     shown = "".join(each.text for each in sent[:frames])
     # As a client counts: text tells every id that came with it or before.
     with_text = [index for index, each in enumerate(sent[:frames]) if each.text]
-    told = sum(len(each.ids) for each in sent[: with_text[-1] + 1]) if with_text else 0
+    known = sum(len(each.ids) for each in sent[: with_text[-1] + 1]) if with_text else 0
     if frames < len(sent):
         ids += sent[frames].ids[:split]
 
-    before = incomplete_tail(b"".join(pieces[i] for i in ids[:told]))
+    before = incomplete_tail(b"".join(pieces[i] for i in ids[:known]))
     second = TextAssembler(pieces.__getitem__, tuple(stop), before=before)
-    more = [second.release_pending(ids[told:])]
+    more = [second.release_pending(ids[known:])]
     for token in range(len(ids), len(pieces)):
         if second.stopped:
             break

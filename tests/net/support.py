@@ -23,7 +23,7 @@ async def echo(stream: Stream) -> None:
 
 
 def make(name: str, *, limits: Limits = DEFAULT_LIMITS, **settings: Any) -> Network:
-    """A network with the key of ``name``: listens on loopback unless told otherwise."""
+    """A network with the key of ``name``: listens on loopback unless ``listen`` says otherwise."""
     return Network(
         NetworkConfig(
             key_seed=hashlib.sha256(name.encode()).digest(),

@@ -1,4 +1,4 @@
-"""Whose word is enough to dial an address, and which of our own addresses others are told."""
+"""Whose word is enough to dial an address, and which of our own addresses strangers learn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_strangers_word_is_enough_for_global_addresses_and_names_only() -> Non
     assert AddressPolicy(["/ip4/8.8.4.4/tcp/1"]).dialable(STRANGE) == (GLOBAL, NAME)
 
 
-def test_a_node_that_was_told_to_live_in_a_private_network_takes_the_addresses_near_it() -> None:
+def test_a_node_that_lives_in_a_private_network_takes_the_addresses_near_it() -> None:
     policy = AddressPolicy(["/ip4/192.168.1.9/tcp/4001"])
     assert policy.dialable(STRANGE) == (GLOBAL, LAN, NAME)
     assert policy.dialable(["/ip4/10.0.0.1/tcp/1"]) == ()
@@ -35,7 +35,7 @@ def test_a_node_that_was_told_to_live_in_a_private_network_takes_the_addresses_n
     assert AddressPolicy(["/ip4/100.64.9.9/tcp/1"]).dialable(STRANGE) == (GLOBAL, CARRIER, NAME)
 
 
-def test_one_global_address_among_those_it_was_told_ends_that() -> None:
+def test_one_global_address_among_those_its_user_named_ends_that() -> None:
     for wide in ("/ip4/8.8.4.4/tcp/1", NAME, "/ip6/2606:4700::1/tcp/1/ws"):
         assert AddressPolicy(["/ip4/192.168.1.9/tcp/4001", wide]).dialable(STRANGE) == (GLOBAL, NAME)
 
@@ -57,9 +57,9 @@ def test_whoever_connects_from_a_private_network_opens_it_to_nobody() -> None:
 
 
 def test_a_program_beside_a_node_lives_where_the_node_does() -> None:
-    beside = AddressPolicy()
-    beside.trust((), AddressPolicy(["/ip4/192.168.1.9/tcp/4001"]).networks)
-    assert beside.dialable(STRANGE) == (GLOBAL, LAN, NAME)
+    other = AddressPolicy()
+    other.trust((), AddressPolicy(["/ip4/192.168.1.9/tcp/4001"]).networks)
+    assert other.dialable(STRANGE) == (GLOBAL, LAN, NAME)
 
 
 def test_the_unspecified_address_becomes_the_interfaces_of_its_family() -> None:
@@ -70,7 +70,7 @@ def test_the_unspecified_address_becomes_the_interfaces_of_its_family() -> None:
     assert expand(["/ip4/10.1.1.1/tcp/1"], interfaces) == ("/ip4/10.1.1.1/tcp/1",)
 
 
-def test_strangers_are_told_global_and_private_addresses_and_what_the_user_announces_first() -> None:
+def test_strangers_learn_global_and_private_addresses_and_what_the_user_announces_first() -> None:
     own = (GLOBAL, LAN, CARRIER, HOME)
     assert to_announce(own) == (GLOBAL, LAN)
     assert to_announce(own, (NAME,)) == (NAME, GLOBAL, LAN)
@@ -80,7 +80,7 @@ def test_strangers_are_told_global_and_private_addresses_and_what_the_user_annou
     assert to_announce((CARRIER, HOME)) == (HOME,)
 
 
-def test_an_address_that_the_user_listens_on_by_name_counts_as_told() -> None:
+def test_an_address_that_the_user_listens_on_by_name_counts_as_stated() -> None:
     found = own_addresses([CARRIER], [], lambda: ["100.64.0.2/10"])
     assert found.announced == (CARRIER,)
     found = own_addresses(["/ip4/0.0.0.0/tcp/4001"], [], lambda: ["100.64.0.2/10", "127.0.0.1/8"])

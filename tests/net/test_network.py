@@ -63,8 +63,8 @@ async def test_connecting_twice_is_one_connection_and_two_at_once_too() -> None:
     async with running(host, client):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.connect, host.multiaddrs[0])
-            told = [without_peer(host.multiaddrs[0])]
-            nursery.start_soon(partial(client.connect_peer, host.peer_id, [], trusted=told))
+            trusted = [without_peer(host.multiaddrs[0])]
+            nursery.start_soon(partial(client.connect_peer, host.peer_id, [], trusted=trusted))
         await client.connect(host.multiaddrs[0])
         assert client.stats().connections == 1
         assert client.connected_peers() == (host.peer_id,)

@@ -1,4 +1,4 @@
-"""Ports for a node that was told none, of both IP versions."""
+"""Ports for a node that was given none, of both IP versions."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 from p2pnode.protocols.typed_data import amount_due, withdraw_digest
 from tests.chain.contracts.book import Book, Session
 from tests.chain.contracts.digests import host_close_digest
-from tests.chain.contracts.support import ADDRESS, DAY, DOLLAR, NAME, PURSE, World, sign
+from tests.chain.contracts.support import ADDRESS, BALANCE, DAY, DOLLAR, NAME, World, sign
 
 PAYERS = ("payer", "other payer")
 HOSTS = ("host", "rival")
@@ -38,7 +38,7 @@ class MarketRules(RuleBasedStateMachine):
     def begin(self) -> None:
         self.book = Book()
         for name in PAYERS:
-            self.book.wallets[ADDRESS[name]] = PURSE
+            self.book.wallets[ADDRESS[name]] = BALANCE
 
     @property
     def at(self) -> int:

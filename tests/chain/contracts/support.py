@@ -30,7 +30,7 @@ DAY: Final = 86_400
 FEE: Final = 50_000
 TIP: Final = 10_000
 DEPOSIT: Final = 5 * DOLLAR
-PURSE: Final = 1_000 * DOLLAR
+BALANCE: Final = 1_000 * DOLLAR
 NAMES: Final = (
     "deployer", "treasury", "host", "rival", "payer", "other payer", "stranger", "watchtower",
     "voucher key", "other voucher key", "receipt key", "other receipt key",
@@ -54,7 +54,7 @@ def malleable_twin(signature: bytes) -> bytes:
 
 
 class World:
-    """Contracts on an embedded chain. Payers hold ``PURSE``; sessions are remembered for the audit."""
+    """Contracts on an embedded chain. Payers hold ``BALANCE``; sessions are remembered for the audit."""
 
     def __init__(self, usdc_on: Token | None = None) -> None:
         self.chain = EmbeddedChain(SECRETS.values())
@@ -74,7 +74,7 @@ class World:
             name="USD Coin", version="2", chain_id=self.chain.chain_id, contract=self.usdc.address
         )
         for name in ("payer", "other payer"):
-            self.usdc.send(ADDRESS["deployer"], "mint", ADDRESS[name], PURSE)
+            self.usdc.send(ADDRESS["deployer"], "mint", ADDRESS[name], BALANCE)
         self.opened: list[SessionTerms] = []
         self.parties: set[bytes] = set(ADDRESS.values())
         self.salts = count(1)

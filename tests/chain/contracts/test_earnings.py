@@ -11,10 +11,10 @@ from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.typed_data import market_domain, withdraw_digest
 from tests.chain.contracts.support import (
     ADDRESS,
+    BALANCE,
     DAY,
     DEPOSIT,
     FEE,
-    PURSE,
     TIP,
     World,
     malleable_twin,
@@ -134,7 +134,7 @@ def test_a_blacklisted_payer_does_not_stop_the_hosts_pay_and_keeps_its_refund(wo
     assert world.gains(before)["host"] == voucher.amount - (voucher.amount - FEE) // 10
     assert [event.name for event in world.market.events(receipt)] == ["Credited", "SessionClosed"]
     world.market.send(ADDRESS["payer"], "withdraw", ADDRESS["other payer"], refund)
-    assert world.wallet("other payer") == PURSE + refund
+    assert world.wallet("other payer") == BALANCE + refund
 
 
 def test_a_blacklisted_payer_does_not_stop_a_batch(world: World) -> None:
@@ -175,7 +175,7 @@ def test_a_blacklisted_caller_of_a_refund_is_credited_its_tip(world: World) -> N
     world.chain.travel(DAY)
     world.market.send(ADDRESS["stranger"], "refund", terms_tuple(terms))
     assert world.owed("stranger") == TIP
-    assert world.wallet("payer") == PURSE - FEE
+    assert world.wallet("payer") == BALANCE - FEE
 
 
 def test_a_paused_token_does_not_stop_settlement(world: World) -> None:
@@ -188,7 +188,7 @@ def test_a_paused_token_does_not_stop_settlement(world: World) -> None:
         world.market.send(ADDRESS["payer"], "withdraw", ADDRESS["payer"], 1)
     world.usdc.send(ADDRESS["deployer"], "unpause")
     world.market.send(ADDRESS["payer"], "withdraw", ADDRESS["payer"], DEPOSIT - voucher.amount)
-    assert world.worth("payer") == PURSE - voucher.amount
+    assert world.worth("payer") == BALANCE - voucher.amount
 
 
 def test_starving_the_refund_of_gas_never_turns_it_into_a_credit(world: World) -> None:

@@ -15,12 +15,12 @@ from p2pnode.protocols.typed_data import authorisation_digest, market_domain, se
 from tests.chain.contracts.digests import cancel_digest
 from tests.chain.contracts.support import (
     ADDRESS,
+    BALANCE,
     DAY,
     DEPOSIT,
     DOLLAR,
     FEE,
     HALF,
-    PURSE,
     World,
     malleable_twin,
     sign,
@@ -34,7 +34,7 @@ def test_anyone_may_relay_an_open_and_the_payer_needs_no_gas(world: World) -> No
     ether = world.chain.ether(ADDRESS["payer"])
     receipt = world.open(terms, relayer="stranger")
     assert world.state(terms) == (1, 0, 0)
-    assert world.wallet("payer") == PURSE - DEPOSIT
+    assert world.wallet("payer") == BALANCE - DEPOSIT
     assert world.chain.ether(ADDRESS["payer"]) == ether
     (event,) = world.market.events(receipt)
     assert event.name == "SessionOpened"
@@ -106,7 +106,7 @@ def test_front_running_with_a_bare_transfer_of_the_authorisation_moves_nothing(w
         world.usdc.send(ADDRESS["stranger"], "receiveWithAuthorization", *order)
     with pytest.raises(RevertedError, match="invalid signature"):
         world.usdc.send(ADDRESS["stranger"], "transferWithAuthorization", *order)
-    assert world.wallet("payer") == PURSE
+    assert world.wallet("payer") == BALANCE
 
 
 def test_the_same_terms_never_open_twice_even_after_the_end(world: World) -> None:
@@ -138,7 +138,7 @@ def test_replaying_an_open_on_another_chain_or_contract_moves_nothing(world: Wor
     )
     with pytest.raises(RevertedError, match="invalid signature"):
         world.relay(terms, (deadline, sign("payer", digest)))
-    assert world.wallet("payer") == PURSE
+    assert world.wallet("payer") == BALANCE
 
 
 def test_an_expired_authorisation_opens_nothing(world: World) -> None:
@@ -164,7 +164,7 @@ def test_a_cancelled_authorisation_costs_the_relayer_its_gas_only(world: World) 
 def test_a_payer_that_moves_its_funds_before_the_open_lands_has_no_session(world: World) -> None:
     terms = world.terms()
     authorisation = world.authorise(terms)
-    world.usdc.send(ADDRESS["payer"], "transfer", ADDRESS["other payer"], PURSE)
+    world.usdc.send(ADDRESS["payer"], "transfer", ADDRESS["other payer"], BALANCE)
     with pytest.raises(RevertedError, match="ERC20: transfer amount exceeds balance"):
         world.relay(terms, authorisation)
     assert world.state(terms) == (0, 0, 0)
@@ -172,7 +172,7 @@ def test_a_payer_that_moves_its_funds_before_the_open_lands_has_no_session(world
 
 def test_one_balance_authorised_to_many_hosts_at_once_opens_one_session(world: World) -> None:
     hosts = [ADDRESS[name] for name in ("host", "rival", "stranger", "watchtower")]
-    offers = [world.terms(host=host, deposit=PURSE) for host in hosts]
+    offers = [world.terms(host=host, deposit=BALANCE) for host in hosts]
     signed = [(terms, world.authorise(terms)) for terms in offers]
     world.relay(*signed[0])
     before = world.worths()
@@ -279,6 +279,6 @@ def test_the_largest_deposit_there_can_be_opens_and_comes_back_whole(world: Worl
     assert world.gains(before) == {
         "payer": -most, "host": most - most // 10, "treasury": most // 10,
     }  # fmt: skip
-    back = world.opened_terms(deposit=PURSE)
+    back = world.opened_terms(deposit=BALANCE)
     world.market.send(ADDRESS["host"], "release", terms_tuple(back))
     assert world.gains(before)["payer"] == -most - FEE

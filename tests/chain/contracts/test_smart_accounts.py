@@ -9,13 +9,13 @@ from p2pnode.chain.dev.embedded import Contract
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.typed_data import withdraw_digest
 from tests.chain.contracts.digests import host_close_digest
-from tests.chain.contracts.support import ADDRESS, DAY, DEPOSIT, FEE, PURSE, World, sign
+from tests.chain.contracts.support import ADDRESS, BALANCE, DAY, DEPOSIT, FEE, World, sign
 
 WALLET_SIGNATURE_MAX = 2048
 
 
 def fund(world: World, wallet: Contract) -> None:
-    world.usdc.send(ADDRESS["deployer"], "mint", wallet.address, PURSE)
+    world.usdc.send(ADDRESS["deployer"], "mint", wallet.address, BALANCE)
 
 
 def test_a_deployed_wallet_pays_with_a_signature_of_two_kilobytes(
@@ -30,7 +30,7 @@ def test_a_deployed_wallet_pays_with_a_signature_of_two_kilobytes(
     world.relay(terms, (valid_before, long))
     voucher = world.voucher(terms)
     world.close(terms, voucher)
-    assert world.wallet(smart_wallet.address) == PURSE - voucher.amount
+    assert world.wallet(smart_wallet.address) == BALANCE - voucher.amount
 
 
 def test_someone_elses_signature_does_not_open_a_wallets_purse(world: World, smart_wallet: Contract) -> None:
@@ -38,19 +38,19 @@ def test_someone_elses_signature_does_not_open_a_wallets_purse(world: World, sma
     terms = world.terms(payer=smart_wallet.address)
     with pytest.raises(RevertedError, match="FiatTokenV2: invalid signature"):
         world.open(terms, signer="payer")
-    assert world.wallet(smart_wallet.address) == PURSE
+    assert world.wallet(smart_wallet.address) == BALANCE
 
 
 def test_an_undeployed_wallet_opens_nothing_and_loses_nothing(world: World) -> None:
     undeployed = b"\x77" * 20
-    world.usdc.send(ADDRESS["deployer"], "mint", undeployed, PURSE)
+    world.usdc.send(ADDRESS["deployer"], "mint", undeployed, BALANCE)
     terms = world.terms(payer=undeployed)
     valid_before, signature = world.authorise(terms, signer="other payer")
     with pytest.raises(RevertedError, match="FiatTokenV2: invalid signature"):
         world.relay(terms, (valid_before, signature))
     with pytest.raises(RevertedError, match="ECRecover: invalid signature length"):
         world.relay(terms, (valid_before, signature + bytes(100)))
-    assert world.wallet(undeployed) == PURSE
+    assert world.wallet(undeployed) == BALANCE
 
 
 def test_a_gas_burning_wallet_costs_its_relayer_the_gas_limit_and_nobody_else_anything(
@@ -63,7 +63,7 @@ def test_a_gas_burning_wallet_costs_its_relayer_the_gas_limit_and_nobody_else_an
         world.relay(terms, (world.chain.now + 600, bytes(65)), gas=300_000)
     assert burnt.value.gas_used <= 300_000
     assert world.gains(before) == {}
-    assert world.wallet(gas_burner.address) == PURSE
+    assert world.wallet(gas_burner.address) == BALANCE
     fine = world.opened_terms()
     world.close(fine, world.voucher(fine))
 
@@ -76,7 +76,7 @@ def test_a_wallets_owner_asks_to_close_by_signature(world: World, smart_wallet: 
     world.market.send(ADDRESS["stranger"], "request_close", terms_tuple(terms), NO_VOUCHER, signature)
     world.chain.travel(DAY)
     world.market.send(ADDRESS["other payer"], "refund", terms_tuple(terms))
-    assert world.wallet(smart_wallet.address) == PURSE - FEE
+    assert world.wallet(smart_wallet.address) == BALANCE - FEE
 
 
 def test_a_gas_burning_wallet_costs_whoever_relays_its_withdrawal_the_gas_limit(
@@ -113,5 +113,5 @@ def test_a_host_that_is_a_wallet_is_paid_closes_and_withdraws_by_signature(
         deadline, sign("other payer", digest) + b"padding",
     )  # fmt: skip
     assert world.wallet("watchtower") == owed
-    assert world.wallet("payer") == PURSE - voucher.amount
+    assert world.wallet("payer") == BALANCE - voucher.amount
     assert voucher.amount < DEPOSIT

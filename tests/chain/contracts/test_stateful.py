@@ -17,7 +17,7 @@ from p2pnode.chain.abi import terms_tuple
 from p2pnode.chain.dev.embedded import Contract
 from tests.chain.contracts.book import CLOSED
 from tests.chain.contracts.market_rules import ACTORS, HOSTS, PAYERS
-from tests.chain.contracts.support import ADDRESS, DAY, FAB, PURSE, World
+from tests.chain.contracts.support import ADDRESS, BALANCE, DAY, FAB, World
 from tests.chain.contracts.trust_rules import HONEST, TrustRules
 
 STEPS_IN_CI = 300
@@ -53,9 +53,9 @@ class Machine(TrustRules):
 
     @invariant()
     def no_value_is_created(self) -> None:
-        assert self.world.usdc.read("totalSupply") == len(PAYERS) * PURSE
+        assert self.world.usdc.read("totalSupply") == len(PAYERS) * BALANCE
         everything = sum(self.book.wallets.values()) + sum(self.book.ledger.values()) + self.book.escrow()
-        assert everything == len(PAYERS) * PURSE
+        assert everything == len(PAYERS) * BALANCE
         assert self.world.fab.read("totalSupply") == SUPPLY_FAB - self.burned
 
     @invariant()

@@ -11,7 +11,7 @@ from p2pnode.chain.ledger import RevertedError
 from p2pnode.protocols.crypto import abi_encode, keccak256
 from p2pnode.protocols.typed_data import Domain
 from tests.chain.contracts.digests import cancel_digest, permit_digest
-from tests.chain.contracts.support import ADDRESS, DOLLAR, PURSE, World, malleable_twin, sign
+from tests.chain.contracts.support import ADDRESS, BALANCE, DOLLAR, World, malleable_twin, sign
 
 TRANSFER = keccak256(
     b"TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
@@ -99,7 +99,7 @@ def test_authorisations_have_a_beginning_an_end_and_low_s(world: World, form: st
     refused("ECRecover: invalid signature 'v' value", signature[:64] + b"\0", fields)
     refused("ECRecover: invalid signature", bytes(64) + b"\x1b", fields)
     refused("invalid signature", sign("rival", keccak256(b"x")), fields)
-    assert world.wallet("payer") == PURSE
+    assert world.wallet("payer") == BALANCE
 
 
 def test_a_signature_that_is_too_short_is_refused(world: World) -> None:
@@ -135,7 +135,7 @@ def test_permits_set_an_allowance_once(world: World, form: str) -> None:
 
 
 def test_a_contract_wallet_signs_by_erc1271_and_only_so(world: World, smart_wallet: Contract) -> None:
-    world.usdc.send(ADDRESS["deployer"], "mint", smart_wallet.address, PURSE)
+    world.usdc.send(ADDRESS["deployer"], "mint", smart_wallet.address, BALANCE)
     fields, _ = authorisation(world, TRANSFER, sender=smart_wallet.address)
     digest = world.token.digest(keccak256(abi_encode(TRANSFER, *fields)))
     with pytest.raises(RevertedError, match="FiatTokenV2: invalid signature"):
@@ -147,7 +147,7 @@ def test_a_contract_wallet_signs_by_erc1271_and_only_so(world: World, smart_wall
 def test_allowances_and_balances_bound_every_transfer(world: World) -> None:
     send = world.usdc.send
     with pytest.raises(RevertedError, match="ERC20: transfer amount exceeds balance"):
-        send(PAYER, "transfer", HOST, PURSE + 1)
+        send(PAYER, "transfer", HOST, BALANCE + 1)
     with pytest.raises(RevertedError, match="ERC20: transfer to the zero address"):
         send(PAYER, "transfer", bytes(20), 1)
     with pytest.raises(RevertedError, match="ERC20: transfer amount exceeds allowance"):
@@ -161,8 +161,8 @@ def test_allowances_and_balances_bound_every_transfer(world: World) -> None:
         send(PAYER, "decreaseAllowance", HOST, 1)
     with pytest.raises(RevertedError, match="ERC20: approve to the zero address"):
         send(PAYER, "approve", bytes(20), 1)
-    send(PAYER, "transfer", PAYER, PURSE - 8)
-    assert world.wallet("payer") == PURSE - 8
+    send(PAYER, "transfer", PAYER, BALANCE - 8)
+    assert world.wallet("payer") == BALANCE - 8
 
 
 def test_a_blacklisted_account_neither_sends_nor_receives_until_it_is_thawed(world: World) -> None:

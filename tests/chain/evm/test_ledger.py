@@ -38,7 +38,7 @@ from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.crypto import abi_encode, keccak256, sign_digest
 from p2pnode.tasks import background_task
-from tests.chain.contracts.support import ADDRESS, PURSE
+from tests.chain.contracts.support import ADDRESS, BALANCE
 from tests.chain.evm_world import OTHER_URL, URL, Body, LocalChain, LocalRpc
 from tests.chain.ledger_conformance import Scene, follow
 
@@ -189,10 +189,10 @@ async def test_when_nobody_answers_connecting_says_who_said_what(
         return httpx.Response(429)
 
     rpc.faults |= {"one": down, "two": busy}
-    with pytest.raises(UnavailableError) as told:
+    with pytest.raises(UnavailableError) as caught:
         await rpc.connect(rpc_urls=[URL, OTHER_URL])
-    assert "http://one.invalid/… can't be reached; http://two.invalid answered HTTP 429" in str(told.value)
-    assert "secret-key" not in str(told.value)
+    assert "http://one.invalid/… can't be reached; http://two.invalid answered HTTP 429" in str(caught.value)
+    assert "secret-key" not in str(caught.value)
 
 
 async def test_an_endpoint_that_was_left_meanwhile_is_no_witness_of_its_own_word(
@@ -582,7 +582,7 @@ async def test_over_real_sockets_a_session_is_opened_and_closed_on_the_developme
     payer = address_of_secret(secret)
     async with open_dev_chain() as chain, trio.open_nursery() as nursery:
         host = chain.accounts[2]
-        await chain.fund(payer, usdc=PURSE)
+        await chain.fund(payer, usdc=BALANCE)
         profile = profile_of(
             chain.addresses, chain_id=chain.chain_id, rpc_urls=("http://127.0.0.1:9", chain.url)
         )
@@ -602,7 +602,7 @@ async def test_over_real_sockets_a_session_is_opened_and_closed_on_the_developme
             voucher = scene.voucher(terms)
             closed = await ledger.transact(Close(terms, voucher))
             assert (await ledger.events(0)).events == opened.events + closed.events
-            assert (await ledger.balances(payer)).usdc == PURSE - voucher.amount
+            assert (await ledger.balances(payer)).usdc == BALANCE - voucher.amount
             assert await scene.state(terms) == EscrowState(status="closed", recorded=voucher.amount)
             down, up = ledger.status()
             assert (down.last_error, up.last_error) == ("can't be reached", None)

@@ -155,11 +155,11 @@ async def test_a_fault_of_the_only_endpoint_is_named_without_its_secrets(
 ) -> None:
     servers = Servers(one=answers(fault[0]))
     endpoints = servers.endpoints(ONE, response_bytes_max=10_000)
-    with capture_logs() as logs, pytest.raises(ChainError) as told:
+    with capture_logs() as logs, pytest.raises(ChainError) as caught:
         await ask(endpoints)
-    assert fault[1] in str(told.value)
-    assert "https://one.invalid/…" in str(told.value)
-    shown = f"{told.value}{endpoints.status()}{logs}"
+    assert fault[1] in str(caught.value)
+    assert "https://one.invalid/…" in str(caught.value)
+    shown = f"{caught.value}{endpoints.status()}{logs}"
     assert KEY not in shown
     assert "user" not in shown
     assert [log["event"] for log in logs] == ["chain.rpc_failed"]
@@ -313,9 +313,9 @@ async def test_when_all_endpoints_serve_another_chain_the_field_to_correct_is_na
     endpoints = Servers(one=serves_chain(1)).endpoints()
     with pytest.raises(
         ChainError, match=rf"serves chain 1, not {CHAIN}: correct chain_id or rpc_urls"
-    ) as told:
+    ) as caught:
         await ask(endpoints)
-    assert not isinstance(told.value, UnavailableError)
+    assert not isinstance(caught.value, UnavailableError)
     assert trio.current_time() == 0
     await endpoints.aclose()
 
@@ -457,11 +457,11 @@ async def test_a_server_that_repeats_our_key_does_not_get_it_shown(
     polite = answers(error_of(code, f"unknown key {KEY}\x1b[31m"))
     for handler in (rude, polite):
         endpoints = Servers(one=handler).endpoints()
-        with pytest.raises(ChainError) as told:
+        with pytest.raises(ChainError) as caught:
             await ask(endpoints)
-        shown = f"{told.value}{told.value!r}{endpoints.status()}"
+        shown = f"{caught.value}{caught.value!r}{endpoints.status()}"
         assert KEY not in shown
-        assert "\x1b" not in str(told.value)
+        assert "\x1b" not in str(caught.value)
         await endpoints.aclose()
 
 
@@ -591,7 +591,7 @@ async def test_a_port_where_nobody_listens_is_a_failed_endpoint() -> None:
         [f"http://127.0.0.1:{port}/{KEY}"], chain_id=CHAIN, jitter=lambda: 0.5,
         limits=RpcLimits(rest_first_s=60.0),
     )  # fmt: skip
-    with pytest.raises(UnavailableError, match="can't be reached") as told:
+    with pytest.raises(UnavailableError, match="can't be reached") as caught:
         await ask(endpoints)
-    assert KEY not in str(told.value)
+    assert KEY not in str(caught.value)
     await endpoints.aclose()

@@ -31,7 +31,7 @@ from p2pnode.chain.ledger import (
 )
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import keccak256, sign_digest
-from tests.chain.contracts.support import ADDRESS, PURSE, sign
+from tests.chain.contracts.support import ADDRESS, BALANCE, sign
 from tests.chain.evm_world import OTHER_URL, URL, Body, LocalChain, LocalRpc
 from tests.chain.ledger_conformance import Scene
 
@@ -436,13 +436,13 @@ async def test_a_used_nonce_that_nobody_explains_is_never_an_order_to_send_anew(
     async with running(rpc) as ledger:
         with pytest.raises(
             UnseenError, match=r"sent, not seen yet: 0x[0-9a-f]{64} \(send 0\.000007 USDC"
-        ) as told:
+        ) as caught:
             await ledger.transact(GIFT)
         assert trio.current_time() < 150
         assert (rpc.count("eth_sendRawTransaction"), received(local)) == (1, 7)
         # The same once more waits for the one that is on its way.
         outcome = await ledger.transact(GIFT)
-        assert outcome.transaction == told.value.transaction
+        assert outcome.transaction == caught.value.transaction
         assert trio.current_time() >= 200
         assert (rpc.count("eth_sendRawTransaction"), received(local)) == (1, 7)
         await ledger.transact(GIFT)  # that one has ended: this is another
@@ -617,7 +617,7 @@ async def test_a_transaction_that_fails_in_its_block_is_reported_with_the_contra
 async def test_what_would_fail_is_refused_unsent(rpc: LocalRpc, autojump_clock: Clock) -> None:
     async with running(rpc) as ledger:
         with pytest.raises(RevertedError) as refused:
-            await ledger.transact(Transfer(TO, PURSE + 1))
+            await ledger.transact(Transfer(TO, BALANCE + 1))
     assert (refused.value.reason, refused.value.gas_used) == ("ERC20: transfer amount exceeds balance", 0)
     assert rpc.count("eth_sendRawTransaction") == 0
 
@@ -654,9 +654,9 @@ async def test_a_wallet_without_ether_is_told_how_much_and_where(
     poor = address_of_secret(secret)
     options: dict[str, Any] = {"account": poor, "sign": lambda digest: sign_digest(secret, digest)}
     async with running(rpc, **options) as ledger:
-        with pytest.raises(ChainError, match=rf"0\.0\d+ ether .* send it to {shown_address(poor)}") as told:
+        with pytest.raises(ChainError, match=rf"0\.0\d+ ether .* send it to {shown_address(poor)}") as caught:
             await ledger.transact(Transfer(TO, 0))
-        missing = int(str(told.value).split("at least 0.")[1].split(" ")[0].ljust(18, "0"))
+        missing = int(str(caught.value).split("at least 0.")[1].split(" ")[0].ljust(18, "0"))
         local.chain.send(ADDRESS["deployer"], poor, b"", value=missing)
         await ledger.transact(Transfer(TO, 0))
 
@@ -855,13 +855,13 @@ async def test_when_the_ledger_closes_nobody_waits_for_ever(
             waiting = [Waiting(nursery, ledger, Transfer(TO, 1)) for _ in range(4)]
             await trio.sleep(5)
             inner.cancel_scope.cancel()
-        told = sorted(str(one.error).split(":")[0] for one in waiting)
+        answers = sorted(str(one.error).split(":")[0] for one in waiting)
     await ledger.aclose()
-    assert told[:3] == ["nothing was sent"] * 3
-    assert told[3].startswith("the ledger closed before transaction 0x")
+    assert answers[:3] == ["nothing was sent"] * 3
+    assert answers[3].startswith("the ledger closed before transaction 0x")
 
 
-async def test_an_order_whose_estimate_runs_when_the_ledger_closes_is_told(
+async def test_an_order_whose_estimate_runs_when_the_ledger_closes_fails(
     rpc: LocalRpc, autojump_clock: Clock
 ) -> None:
     async def fault(method: str, body: bytes) -> httpx.Response:
@@ -940,16 +940,16 @@ def telling_tips(rpc: LocalRpc, endpoint: str, tip: int) -> None:
     rpc.faults[endpoint] = fault
 
 
-@pytest.mark.parametrize("told", [(9, 4), (4, 9), (25 * GWEI, 5)])
+@pytest.mark.parametrize("answers", [(9, 4), (4, 9), (25 * GWEI, 5)])
 async def test_of_two_endpoints_that_differ_the_lower_tip_is_paid(
-    rpc: LocalRpc, local: LocalChain, told: tuple[int, int], autojump_clock: Clock
+    rpc: LocalRpc, local: LocalChain, answers: tuple[int, int], autojump_clock: Clock
 ) -> None:
-    for endpoint, tip in zip(("one", "two"), told, strict=True):
+    for endpoint, tip in zip(("one", "two"), answers, strict=True):
         telling_tips(rpc, endpoint, tip)
     async with running(rpc, rpc_urls=[URL, OTHER_URL]) as ledger:
         outcome = await ledger.transact(GIFT)
     raw = local.eth.methods()["eth_getTransactionByHash"]("0x" + outcome.transaction.hex())
-    assert int(raw["maxPriorityFeePerGas"], 16) == min(told)
+    assert int(raw["maxPriorityFeePerGas"], 16) == min(answers)
 
 
 async def test_an_order_costs_no_more_than_its_caller_allows(

@@ -110,7 +110,7 @@ def _empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "why"), [(_nothing, "does not exist"), (_empty, "is empty")])
-def test_a_file_without_a_passphrase_is_told(tmp_path: Path, make: Callable[[Path], None], why: str) -> None:
+def test_a_file_without_a_passphrase_is_named(tmp_path: Path, make: Callable[[Path], None], why: str) -> None:
     make(tmp_path / "secret")
     with pytest.raises(ChainError, match=f"{why}: put the passphrase of {ACCOUNT} into it"):
         PassphraseFile(tmp_path / "secret").existing(ACCOUNT)

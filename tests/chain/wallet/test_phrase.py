@@ -1,4 +1,4 @@
-"""Twelve words: the published vectors, what is forgiven, and what is told about a wrong one."""
+"""Twelve words: the published vectors, what is forgiven, and what is said about a wrong one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_unknown_word_is_told_by_its_place_and_never_repeated() -> None:
         entropy_of("tst" + JUNK[4:-4] + "jnuk")
 
 
-def test_a_wrong_word_or_order_is_told() -> None:
+def test_a_wrong_word_or_order_is_named() -> None:
     good = OZONE
     words = good.split()
     swapped = " ".join([words[1], words[0], *words[2:]])
@@ -91,7 +91,7 @@ def test_a_wrong_word_or_order_is_told() -> None:
 
 
 @pytest.mark.parametrize(("phrase", "count"), [("", 0), ("test", 1), (JUNK + " junk", 13), (JUNK * 2, 23)])
-def test_another_number_of_words_is_told(phrase: str, count: int) -> None:
+def test_another_number_of_words_is_refused(phrase: str, count: int) -> None:
     with pytest.raises(ConfigError, match=f"has 12 words, this has {count}"):
         entropy_of(phrase)
 
@@ -143,9 +143,9 @@ def test_words_are_taken_as_they_were_written_down(written: str) -> None:
     ],
 )
 def test_what_is_wrong_with_words_is_told_by_their_place(written: str, why: str) -> None:
-    with pytest.raises(ConfigError, match=why) as told:
+    with pytest.raises(ConfigError, match=why) as caught:
         entropy_of(written)
-    assert not set(LEGAL.split()) & set(str(told.value).split())
+    assert not set(LEGAL.split()) & set(str(caught.value).split())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])

@@ -228,13 +228,13 @@ def test_a_keystore_that_names_another_address_is_not_used(files: WalletFiles) -
     "text",
     ["", "{}", "[]", "7", '{"address": 7}', '{"address": "zz"}', '{"address": "abcd"}', '{"address": null}'],
 )
-def test_a_file_that_is_no_keystore_is_told(files: WalletFiles, text: str) -> None:
+def test_a_file_that_is_no_keystore_is_refused(files: WalletFiles, text: str) -> None:
     files.keystore.write_text(text)
     with pytest.raises(ChainError, match="is not a V3 keystore: restore it from your backup"):
         open_wallet(files)
 
 
-def test_a_keystore_that_can_not_be_read_is_told(files: WalletFiles) -> None:
+def test_a_keystore_that_can_not_be_read_is_named(files: WalletFiles) -> None:
     files.keystore.mkdir()
     with pytest.raises(ConfigError, match="can't be read"):
         open_wallet(files)
@@ -268,8 +268,8 @@ def test_a_missing_a_wrong_and_a_garbled_secret_are_told_without_the_passphrase(
     for use in (wallet.unlock, wallet.phrase, wallet.exported):
         with pytest.raises(ChainError, match="restore both files from your backup") as caught:
             use()
-        told = str(caught.value) + repr(caught.value.__cause__)
-        assert not any(secret in told for secret in secrets)
+        shown = str(caught.value) + repr(caught.value.__cause__)
+        assert not any(secret in shown for secret in secrets)
 
 
 def test_a_keystore_in_the_place_of_the_phrase_is_no_phrase(made: WalletFiles) -> None:
