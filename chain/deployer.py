@@ -121,7 +121,7 @@ async def carry_out(
         )
         raise ConfigError(msg)
     node = EvmNode(endpoints)
-    # Never dearer than what was shown: whoever sends it agreed to that.
+    # Never dearer than what was shown, for that is what the user agreed to.
     limits = SenderLimits(gas_price_max_wei=offer.fees.most, transaction_fee_max_wei=None)
     sender = Sender(
         node, chain_id=offer.chain_id, account=offer.deployer, sign=sign, confirmations=1,
@@ -176,7 +176,7 @@ async def see_through(endpoints: RpcEndpoints, order: SentOrder, book: OrderBook
                 if receipt is not None:
                     await book.ended(order.id, "done" if receipt.succeeded else "failed", version.hash)
                     return
-            with suppress(RpcError):  # "already known", most often
+            with suppress(RpcError):  # most often "already known"
                 await node.send(order.versions[-1].raw)
             await trio.sleep(_POLL_S)
     shown = order.versions[-1].hash.hex()

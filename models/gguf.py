@@ -198,7 +198,7 @@ def _weights_end(cursor: _Cursor, tensors: int, alignment: GgufValue) -> int:
         if dimensions > _DIMENSIONS_MAX:
             raise unusable(cursor.path, f"it holds a tensor of {dimensions} dimensions")
         elements = math.prod(cursor.u64() for _ in range(dimensions))
-        # Of a type that is newer than this table only the beginning is known.
+        # The size of a type that this table doesn't know is counted as 1 byte: only its start is certain.
         in_block, block_bytes = _BLOCKS.get(cursor.u32(), (elements or 1, 1))
         end = max(end, cursor.u64() + -(-elements // in_block) * block_bytes)
     begins = -(-cursor.position // alignment) * alignment
@@ -282,7 +282,7 @@ class _Cursor:
 _CHAT_TEMPLATE: Final = "tokenizer.chat_template"
 _CONTROL: Final = 3
 _ROLE_BYTES: Final = len("assistant")
-# begin-of-sequence and end tokens, and what an engine may add around a prompt
+# for begin-of-sequence and end tokens, and what an engine may add around a prompt
 _FIXED_SLACK: Final = 8
 _TAG: Final = re.compile(r"\{%-?(.*?)-?%\}|\{\{-?(.*?)-?\}\}|\{#.*?#\}", re.DOTALL)
 _LITERAL: Final = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", re.DOTALL)

@@ -70,7 +70,7 @@ class _Pieces:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._special = vocabulary.special
-        # Of these llama.cpp finds each wherever it stands, unless it is cut in two.
+        # llama.cpp finds these tokens anywhere in a text, unless their name is cut in two.
         self._found_anyway = _any_of(vocabulary.found_in_text)
         self._any_special = _any_of({**vocabulary.special, **vocabulary.found_in_text})
         self.made: list[Piece] = []
@@ -94,7 +94,7 @@ class _Pieces:
     def add_text(self, text: str) -> None:
         """Add the text of a message."""
         position = 0
-        # Looked for again from the cut on: what is left of one may begin another.
+        # The search goes on at the cut: what is left of one name may begin another.
         while found := self._found_anyway.search(text, position):
             self._add(text[position : found.start() + 1])
             self._open = False

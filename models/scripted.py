@@ -195,7 +195,7 @@ class ScriptedEngine:
             return min(_CHUNK, allowed - made)
         at_least = max(1.0, _PACE_S * rate)
         await self._pause(broken, began + (made + at_least) / rate - trio.current_time())
-        # The epsilon keeps a mock clock's rounding from costing a token.
+        # The epsilon makes up for a mock clock's rounding, which could cost a token.
         due = int((trio.current_time() - began) * rate + 1e-6) - made
         return max(1, min(due, allowed - made))
 

@@ -122,7 +122,7 @@ class TextAssembler:
         return self._partial_begins if self._partial else len(self._text)
 
     def _release(self, until: int) -> Released:
-        # An id whose text goes beyond `until` stays, with all that follows it.
+        # An id whose text goes beyond `until` is held back, with all ids that follow it.
         ready = len(self._held)
         while ready and self._ends(ready - 1) > until:
             ready -= 1

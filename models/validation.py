@@ -56,13 +56,13 @@ def _utf8_bytes(text: str) -> int:
 
 
 def _bad(field: str, value: object, wanted: str) -> EngineError:
-    # Cut short: the value is a stranger's and ends in a log line.
+    # Cut short: a stranger sent the value, and the message is logged.
     return EngineError(f"{field} is {str(value)[:40]}; it must be {wanted}", code="bad_request")
 
 
 ROLES: Final = ("system", "user", "assistant")
-# No vocabulary in use has longer tokens on average: what is longer than this can't fit.
 _BYTES_PER_TOKEN_MAX: Final = 64
+"""No vocabulary in use has longer tokens on average, so that a longer text can't fit."""
 
 
 def tokens_allowed(request: GenerateRequest, *, n_ctx: int, vocabulary: int) -> int:

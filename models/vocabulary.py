@@ -73,8 +73,7 @@ class Vocabulary:
                 found += [ids] * (at == goal)
                 continue
             if at and self.silent:
-                return_to = (at, (*ids, -1))  # an id without text may stand here: which one, nobody knows
-                partial.append(return_to)
+                partial.append((at, (*ids, -1)))  # an id without text may stand here; which one is unknown
             for end in range(at + 1, goal + 1):
                 if incomplete_tail(spelled[:end]):
                     tokens = self._ids_of_partial.get(spelled[at:end], ())

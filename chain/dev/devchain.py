@@ -160,7 +160,7 @@ class DevChain:
             if state is not None:
                 state.begin({**made, "contracts": code})
         blocks, pool = Blocks(self._chain), TransactionPool(self._chain)
-        blocks.read()  # a long chain takes seconds: nobody's request should
+        blocks.read()  # reading a long chain takes seconds, which no request should wait for
         self._dev = DevMethods(self._chain, pool, self._clock, self.deployment.usdc)
         look = self._look_at(pool)
         self._rpc = JsonRpc({**EthMethods(self._chain, blocks, pool, look).methods(), **self._dev.methods()})
@@ -170,7 +170,7 @@ class DevChain:
             msg = f"{self._path} holds contracts of another version: begin a new chain with --fresh"
             raise ConfigError(msg)
         self.deployment = deployed(self._chain, todo.addresses)
-        # Time that a test had added goes on: the chain's never runs back.
+        # Seconds that were added before are kept, for the chain's time must never go back.
         self._clock.ahead_s = max(0, self._chain.now - self._clock())
 
     def _look_at(self, pool: TransactionPool) -> Callable[[], None]:

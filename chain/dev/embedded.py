@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from p2pnode.chain.abi import Artifact, Event, artifact
 from p2pnode.chain.deployment_plan import Addresses, create_address, plan
+from p2pnode.chain.dev.saved_state import SavedState
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
 from p2pnode.protocols.crypto import address_of
-
-if TYPE_CHECKING:
-    from p2pnode.chain.dev.saved_state import SavedState
 
 ETHER: Final = 10**18
 GAS_MAX: Final = 8_000_000

@@ -68,7 +68,7 @@ class JsonRpc:
             return method(*params)
         except RpcRefusedError:
             raise
-        except Exception as error:  # py-evm's: one bad request must not end the chain
+        except Exception as error:  # whatever py-evm raises: one bad request must not end the chain
             log.warning("devchain.failed", method=name, reason=f"{type(error).__name__}: {error}"[:300])
             raise RpcRefusedError(FAILED, f"internal error: {type(error).__name__}") from error
 

@@ -48,7 +48,7 @@ class RpcChain:
 
     def __init__(self, url: str, secrets: Iterable[bytes], fund: Fund = fund_by_anvil) -> None:
         self._url = url
-        # A proxy in the environment must not see what is on loopback.
+        # Requests to loopback must not go through a proxy that the environment names.
         self._opener = build_opener(ProxyHandler({}))
         self._secrets = {address_of_secret(secret): secret for secret in secrets}
         self.accounts = tuple(self._secrets)

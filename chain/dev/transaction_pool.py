@@ -71,7 +71,7 @@ class TransactionPool:
             transaction.validate()
             transaction.check_signature_validity()
             _ = transaction.sender
-        except Exception as error:  # its decoder raises whatever it meets
+        except Exception as error:  # py-evm's decoder lets any error through
             msg = f"invalid transaction: {error}"
             raise RpcRefusedError(REFUSED, msg[:300]) from error
         return transaction

@@ -263,7 +263,7 @@ class Broadcaster:
             except RevertedError as error:
                 return RevertedError(error.reason, receipt.gas_used or 0)
             except RpcError:
-                break  # some nodes don't keep yesterday's state
+                break  # the node has no state of that block any more
         used = receipt.gas_used or 0
         starved = used >= sent.gas - sent.gas // 64
         return RevertedError("out of gas" if starved else NO_REASON, used)

@@ -368,7 +368,7 @@ class RpcEndpoints:
             msg = "compressed its answer, which it was not asked to do"
             raise _FaultError(msg)
         body, most = bytearray(), self._limits.response_bytes_max
-        # Leaving the loop would strand httpx's generators half-way; a cancellation inside unwinds them.
+        # Leaving the loop would leave httpx's generators open; a cancellation inside it unwinds them.
         with trio.CancelScope() as enough:
             async for part in response.aiter_raw():
                 if len(body) + len(part) > most:

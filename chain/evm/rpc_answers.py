@@ -265,7 +265,7 @@ def _receipt(value: Any) -> str:
     entries = listed(value["logs"]) if "logs" in value else None
     if entries is None:
         return "logs"
-    # Without a status, logs tell of success: a transaction that failed leaves none.
+    # Without a status, logs show success: a transaction that failed leaves none.
     status = "" if entries and value.get("status") is None else _numbers(value, "status")
     return status or _numbers(value, "blockNumber") or next(filter(None, map(_log, entries)), "")
 

@@ -121,7 +121,8 @@ class Sender:
         except trio.BrokenResourceError as error:
             raise ChainError(_CLOSING) from error
         except trio.Cancelled:
-            waiting.withdrawn = True  # followed to its end all the same, and the same order joins it
+            # If it was sent, it is followed to its end, and the same order given again waits for it.
+            waiting.withdrawn = True
             raise
         if waiting.receipt is None:
             raise waiting.error or ChainError(_CLOSING)

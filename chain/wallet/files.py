@@ -77,7 +77,7 @@ class Keystore:
         try:
             secret = bytes(decode_keyfile_json(dict(self.body), passphrase))
         except Exception as error:  # noqa: BLE001
-            # The library raises what its parts raise; none of it may carry what it was given.
+            # The library lets any error through; none of its messages may show what it was given.
             raise ValueError(type(error).__name__) from None
         return secret
 

@@ -78,7 +78,7 @@ class PassphraseFile:
                     drawn = _drawn()
                     write_private(self.path, drawn)
                     return Fresh(drawn, drawn=True)
-        # One that is there may belong to a keystore that was moved away: it is used, never replaced.
+        # An existing passphrase may belong to a keystore that was moved away: it is used, never replaced.
         return Fresh(self.existing(account), drawn=False)
 
     def existing(self, account: str) -> bytes:
@@ -107,7 +107,7 @@ class PassphraseKeyring:
 
         try:
             held = keyring.get_password(_SERVICE, account)
-            if held is not None:  # of the same wallet, made before: used, never replaced
+            if held is not None:  # it was made before, for the same wallet: used, never replaced
                 return Fresh(held.encode(), drawn=False)
             drawn = _drawn()
             keyring.set_password(_SERVICE, account, drawn.decode())
@@ -193,7 +193,7 @@ def ask_hidden(question: str, more: Callable[[str], str] = lambda _answer: "") -
         with _terminal() as handle, terminal_kept():
             hidden = termios.tcgetattr(handle)
             hidden[3] &= ~termios.ECHO
-            termios.tcsetattr(handle, termios.TCSAFLUSH, hidden)  # what was typed before is no answer
+            termios.tcsetattr(handle, termios.TCSAFLUSH, hidden)  # drops what was typed before the question
             answer = ""
             while question:
                 os.write(handle, question.encode(errors="replace"))

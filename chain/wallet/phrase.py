@@ -93,7 +93,7 @@ def words_in(text: str) -> list[str]:
             found.append((number, word))
             number = 0
     if sorted(number for number, _ in found) == [*range(1, WORDS + 1)]:
-        found.sort()  # a grid may be read by columns
+        found.sort()  # by their numbers: a grid may be copied column by column
     return [word for _, word in found]
 
 

@@ -156,7 +156,7 @@ def make_wallet(
     }
     if isinstance(source, PassphraseFile) and source.path != files.passphrase:
         note["file"] = str(source.path.absolute())
-    # The keystore comes last: where it is, everything is.
+    # The keystore is written last: where it exists, the phrase exists too.
     sealed = sealed_entropy(entropy, fresh.passphrase, drawn=fresh.drawn)
     write_secret(files.phrase, _json(sealed, note))
     return _write_key(files, source, key, fresh, note)
@@ -171,7 +171,7 @@ def open_or_make_wallet(files: WalletFiles) -> Wallet:
     stored = read_keystore(files.phrase)
     if stored is None:
         return make_wallet(files, source, entropy=new_entropy())
-    # A first start that was cut off between the two files: the phrase makes the same wallet again.
+    # The first start was cut off between the two files: the phrase makes the same wallet again.
     if (
         stored.ours.get("origin") != "phrase"
         or stored.ours.get("passphrase") != "file"

@@ -123,7 +123,7 @@ class LlamaCppEngine:
         marked = MarkedMessages(messages, secrets.token_hex(8))
         answer = await self._call("/apply-template", {"messages": marked.messages})
         pieces = marked.pieces(str(answer["prompt"]), await self._known_vocabulary())
-        # The empty text takes what the model wants before everything, where it wants something.
+        # With the empty text first, a begin token that the model needs comes before everything.
         return await self._tokenize(["", *pieces], begins=True)
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
@@ -172,7 +172,7 @@ class LlamaCppEngine:
         finally:
             if run.first_token_at is not None:
                 self._queue.record(run.delivered, trio.current_time() - run.first_token_at)
-            # What a child held died with it.
+            # The cache of a child that died is gone.
             alive = server is not None and server is self._server
             self._queue.leave(place, run.held if alive else ())
 
@@ -223,7 +223,7 @@ class LlamaCppEngine:
         except EngineError:
             self._count_failure()
             raise
-        if self._closed:
+        if self._closed:  # by ``aclose``, while the child was loading
             await server.stop()
             raise EngineError("the engine is closed", code="shutting_down")
         self._starts += 1

@@ -104,7 +104,7 @@ class LlamaCppHttp:
                     event = connection.next_event()
                 except h11.RemoteProtocolError:
                     if data and refused is None:
-                        yield bytes(data)  # it came before the malformed bytes, in the same read or not
+                        yield bytes(data)  # it is good: it came before the malformed bytes
                     raise
                 if event is h11.NEED_DATA:
                     if data and refused is None:

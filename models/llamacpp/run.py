@@ -192,7 +192,7 @@ class IdStream:
 
     def _end(self, made: int, end_of_turn: bool) -> tuple[int, ...]:
         self.ended = True
-        # With ids missing at the very end, the end of turn is among them, or isn't: they are made again.
+        # The end of turn may be among ids that are missing at the very end, so they are made again.
         self.lost = made
         self.end_of_turn = end_of_turn and not made
         if self.end_of_turn and self._silent:

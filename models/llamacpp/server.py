@@ -28,7 +28,7 @@ def main() -> NoReturn:
     """Serve until stdin closes."""
     config = json.loads(sys.stdin.buffer.readline())
     os.umask(0o177)
-    # llama.cpp logs to both; our one line goes out through a descriptor of its own.
+    # llama.cpp logs to stdout and stderr; our one line is written through a descriptor of its own.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -42,7 +42,7 @@ def main() -> NoReturn:
     _answer(answer, {"ready": True})
     while sys.stdin.buffer.read(1 << 12):
         pass
-    del server  # only a name: the next line ends everything, without the destructors that may hang
+    del server  # only the name: ``os._exit`` ends everything, without destructors, which may hang
     shutil.rmtree(Path(config["socket"]).parent, ignore_errors=True)
     os._exit(0)
 
@@ -59,7 +59,7 @@ def _serve(config: dict[str, Any]) -> object:
     params.n_threads_http = config["slots"] + _HTTP_THREADS_SPARE
     params.hostnames = [config["socket"]]
     params.api_keys = [config["key"]]
-    # No cache but the slots' own: these two could give one session's prefix to another.
+    # No cache but the slots' own: these two settings could give one session's prefix to another.
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
     params.ctx_shift = False
@@ -69,7 +69,7 @@ def _serve(config: dict[str, Any]) -> object:
     params.ui = False
     params.verbosity = 0
     server = xllamacpp.Server(params)
-    # A token before anything else: destroying a server that never worked can hang, and pages are warm.
+    # Make one token first: destroying a server that never worked can hang; it also warms up the pages.
     server.handle_completions({"prompt": "a", "n_predict": 1, "cache_prompt": False})
     return server
 

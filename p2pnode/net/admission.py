@@ -72,6 +72,7 @@ class Admission:
             else:
                 with trio.move_on_at(oldest.since + PATIENCE_S):
                     await self._freed.wait()
+        # No await since the loop found a place: two tasks can't take the same one.
         self._pending.pop(id(ticket), None)
         ticket.since = trio.current_time()
         self.handshakes[id(ticket)] = ticket

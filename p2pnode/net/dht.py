@@ -86,7 +86,7 @@ class Dht:
         return await self._kad.add_peer(peer)
 
     def size(self) -> int:
-        """Peers in the routing table."""
+        """The number of peers in the routing table."""
         return self._kad.get_routing_table_size()
 
     async def provide(self, key: bytes) -> bool:
@@ -98,11 +98,11 @@ class Dht:
             taken = await self._kad.provider_store.provide(record_key(key))
 
         with trio.move_on_after(self._limits.dht_deadline_s):
-            await self._guard.run(ask)  # the library trusts what it is answered
+            await self._guard.run(ask)  # guarded, because the library trusts every answer
         return taken
 
     async def find_providers(self, key: bytes, limit: int) -> list[PeerAddresses]:
-        """Up to ``limit`` peers said to provide ``key``, ourselves left out; sorted by peer id."""
+        """Up to ``limit`` peers that are said to provide ``key``, without ourselves; sorted by peer id."""
         found: dict[ID, PeerAddresses] = {}
         wire_key = record_key(key)
         with trio.move_on_after(self._limits.dht_deadline_s):
@@ -164,7 +164,7 @@ class Dht:
                 await stream.close()
 
     def _readable(self, entries: Iterable[Message.Peer]) -> list[PeerInfo]:
-        """Entries that make sense, with those of their addresses that a stranger's word is enough for."""
+        """The entries that make sense, each with the addresses that may be dialled on a stranger's word."""
         found, policy = [], self._host.swarm.policy
         for entry in list(entries)[: 2 * CLOSEST]:
             addresses = []

@@ -50,7 +50,7 @@ class Subscription:
         self._closed = False
 
     def deliver(self, author: PeerId, data: bytes) -> bool:
-        """Called by the gossip; false when the queue is full."""
+        """Queue a message. Returns false when the queue is full."""
         if len(self._queue) >= self._size:
             self.dropped += 1
             return False
@@ -71,7 +71,7 @@ class Subscription:
         return self._queue.popleft()
 
     def end(self) -> None:
-        """No more messages; the reader's loop ends after those that are queued."""
+        """Note that no more messages come: the reader's loop ends after those that are queued."""
         self._closed = True
         self._ready.set()
 
@@ -97,7 +97,7 @@ class Gossip:
             heartbeat_interval=limits.gossip_heartbeat_s,
             heartbeat_initial_delay=min(0.1, limits.gossip_heartbeat_s),
             max_messages_per_topic_per_second=FORWARDER_MESSAGES_PER_S,
-            # Adaptation changes the heartbeat behind our back, and IP diversity means nothing on one LAN.
+            # Adaptation would change the heartbeat, and IP diversity means nothing on one LAN.
             adaptive_gossip_enabled=False,
             eclipse_protection_enabled=False,
         )
@@ -149,7 +149,7 @@ class Gossip:
         return subscription
 
     def topic_peers(self, topic: str) -> tuple[PeerId, ...]:
-        """Connected peers known to be on ``topic``."""
+        """The connected peers that are known to be on ``topic``."""
         return tuple(sorted(from_id(peer) for peer in self._pubsub.peer_topics.get(topic, ())))
 
     def stats(self) -> dict[str, int]:
@@ -178,5 +178,5 @@ class Gossip:
 
 
 def off() -> LocalError:
-    """What every gossip call raises on a network made without it."""
+    """The error that every gossip call raises on a network made without gossip."""
     return LocalError("this network was made without gossip (NetworkConfig.gossip=False)")

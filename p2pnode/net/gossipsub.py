@@ -23,7 +23,7 @@ class NodeGossipSub(GossipSub):
     def __init__(self, *, fast: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self._fast = fast
-        # Every weight of the library's scorer is zero; what is left of it grafts peers that it has pruned.
+        # Every weight of the library's scorer is zero; all it still does is graft peers that were pruned.
         self.scorer = None
 
     async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
@@ -52,7 +52,7 @@ class NodeGossipSub(GossipSub):
         peers_to_prune: dict[ID, list[str]],
         peers_to_gossip: dict[ID, dict[str, list[bytes]]],
     ) -> None:
-        """One control message a peer, with its own topics only."""
+        """Send one control message to each peer, with its own topics only."""
         for peer, topics in peers_to_prune.items():
             for topic in topics:
                 self._add_back_off(peer, topic, False)

@@ -85,7 +85,7 @@ class _Deferred(ModuleType):
 
 class _DeferredPackage(_Deferred):
     def __getattr__(self, name: str) -> Any:
-        # A module of the package is no reason to run it: the import that asks finds it by itself.
+        # A submodule is no reason to run the package: the import that asks for it finds it by itself.
         if name.startswith("__") or importlib.util.find_spec(f"{self.__name__}.{name}") is not None:
             raise self.missing(name)
         return self.wanted(name)
@@ -118,7 +118,7 @@ class _StandIn(type):
         return method
 
     def __instancecheck__(cls, instance: object) -> bool:
-        # Before the module has run, nothing can be one.
+        # Before the module has run, it has no instances.
         return "__run__" not in cls._home.__dict__ and isinstance(instance, cls.real())
 
     def real(cls) -> Any:

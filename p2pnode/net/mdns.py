@@ -126,7 +126,7 @@ class Mdns:
     def _start(self, interfaces: Sequence[str], info: ServiceInfo | None) -> None:
         self._zeroconf = Zeroconf(interfaces=list(interfaces))
         if info is not None:
-            # The name is ours by construction, so there is nothing to probe for.
+            # The name ends in our own peer id, so that nobody else uses it and no probe is needed.
             self._zeroconf.register_service(info, cooperating_responders=True)
         self._browser = ServiceBrowser(self._zeroconf, SERVICE, handlers=[self._on_change])
 

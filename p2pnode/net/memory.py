@@ -81,7 +81,7 @@ class MemoryNet:
         await trio.sleep(2 * self.delay())
         listener = self._listeners.get(target)
         if source in self._down or target[0] in self._down or not self._joined(source, target[0]):
-            await trio.sleep_forever()  # silence, as from a real network: the dialler's deadline decides
+            await trio.sleep_forever()  # no answer, as from a real network: the caller's deadline decides
         if listener is None or listener.handle is None:
             raise OpenConnectionError("connection refused (nothing listens there)")
         there, back = self._pipe(source, target[0]), self._pipe(target[0], source)

@@ -62,7 +62,7 @@ def without_peer(address: str) -> str:
 
 def parse(maddr: str) -> Multiaddr:
     """The library's object. Raises ``ConfigError``. It can be taken apart and written out again."""
-    # Bounded before it costs: the library decodes base58 in quadratic time.
+    # The length is checked first, because the library decodes base58 in quadratic time.
     if len(maddr) > MULTIADDR_MAX:
         raise ConfigError(f"{maddr[:40]!a}… is no multiaddr: it has more than {MULTIADDR_MAX} characters")
     try:
@@ -70,7 +70,7 @@ def parse(maddr: str) -> Multiaddr:
         # Some protocols (ip6zone) are only found to be malformed when they are read again.
         str(parsed), list(parsed.protocols())
     except Exception as error:
-        # Each of some forty protocols has a codec of its own, which raises what it likes.
+        # Each of some forty protocols has a codec of its own, which may raise anything.
         raise ConfigError(f"{maddr!r} is no multiaddr; a right one looks like {EXAMPLE}") from error
     return parsed
 

@@ -19,6 +19,7 @@ import trio
 from libp2p.abc import INetConn, INetwork, INotifee, ITransport
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
@@ -51,16 +52,13 @@ from p2pnode.net.multiaddrs import (
 )
 from p2pnode.net.router import Handler, Router, wrap
 from p2pnode.net.stream import Stream
-from p2pnode.net.swarm import KnownPeers, NodeSwarm
+from p2pnode.net.swarm import KnownPeers, NodeConnection, NodeSwarm
 from p2pnode.net.transports import TcpListener, TcpStream, TcpTransport, WsTransport, upgrade
 from p2pnode.net.upgrader import Upgrader
 from p2pnode.tasks import Guard
 
 if TYPE_CHECKING:
-    from libp2p.io.abc import ReadWriteCloser
-
     from p2pnode.net.mdns import Mdns
-    from p2pnode.net.swarm import NodeConnection
 
 log = structlog.get_logger()
 
@@ -233,7 +231,7 @@ class Network:
                 return  # the listeners are closed, or about to be
             try:
                 moved = self._look()
-            except OSError as error:  # at the limit of open files, say: the next look is seconds away
+            except OSError as error:  # for example at the limit of open files: tried again in seconds
                 log.debug("network.interfaces_unreadable", reason=str(error))
                 continue
             before, networks = networks, self.policy.networks

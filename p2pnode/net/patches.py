@@ -190,7 +190,8 @@ def _quiet() -> None:
         library.handlers = [_ToStructlog()]
         library.propagate = False
         library.setLevel(logging.WARNING)
-    # This module logs through the root logger, whose first use would print to the terminal ever after.
+    # This module of the library logs through the root logger; the first use of that prints to the terminal
+    # from then on.
     connection = importlib.import_module("libp2p.network.connection.swarm_connection")
     connection.logging = logging.getLogger("libp2p.network.connection")  # type: ignore[attr-defined]
 

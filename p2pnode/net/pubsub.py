@@ -57,7 +57,7 @@ class NodePubsub(Pubsub):
         self._records: dict[ID, bytes] = {}
 
     def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
-        """Deliver to our subscriptions; the library's own hold 32 messages and drop silently."""
+        """Deliver to our subscriptions: the library's own hold 32 messages and drop the others silently."""
         author = from_id(ID(publish_message.from_id))
         for topic in publish_message.topicIDs:
             self._deliver(topic, author, publish_message.data)
@@ -105,10 +105,11 @@ class NodePubsub(Pubsub):
 
 
 def bounded(control: rpc_pb2.ControlMessage, topics: Collection[str]) -> rpc_pb2.ControlMessage:
-    """Of ``control`` what concerns ``topics``, each topic and each message once, without peer exchange.
+    """The part of ``control`` that concerns ``topics``: each topic and each message once, no peer
+    exchange.
 
     The library answers every entry, keeps state for any name of a topic, sends a message as often as it is
-    asked for in one RPC, and dials whomever a peer names.
+    asked for in one RPC, and dials any peer that is named.
     """
     kept = rpc_pb2.ControlMessage()
     wanted = dict.fromkeys(each for iwant in control.iwant for each in iwant.messageIDs)

@@ -42,7 +42,7 @@ class Router:
         self.faults: Counter[PeerId] = Counter()
 
     def guard(self, protocol: str, handler: Handler, streams_per_peer: int | None) -> StreamHandlerFn:
-        """What the host calls for each inbound stream of ``protocol``."""
+        """The handler that the host calls for each inbound stream of ``protocol``."""
         cap = self._limits.streams_per_peer if streams_per_peer is None else streams_per_peer
 
         async def handle(raw: INetStream) -> None:
@@ -103,7 +103,7 @@ FAULTS_KEPT = 1024
 def wrap(
     raw: INetStream, peer: PeerId, protocol: str, on_closed: Callable[[], object] | None = None
 ) -> Stream:
-    """Our stream over the library's."""
+    """Our stream over one of the library's."""
     address = None
     if isinstance(raw, NetStream) and isinstance(raw.swarm_conn, NodeConnection):
         address = raw.swarm_conn.address or None

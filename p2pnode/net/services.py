@@ -76,7 +76,7 @@ class ServiceManager:
             nonlocal failed
             try:
                 await function(*args)
-            except trio.ClosedResourceError:  # it can't go on with a channel that it has closed
+            except trio.ClosedResourceError:  # the service has closed its own channel: it has ended
                 failed = False
                 raise
             failed = False

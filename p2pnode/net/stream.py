@@ -67,16 +67,16 @@ class Stream:
             raise UnreachableError(f"{self.peer} is gone or aborted the stream while we read") from error
 
     async def send_eof(self) -> None:
-        """Say that nothing more will be sent; reading goes on. Never raises."""
+        """Tell the other side that nothing more will be sent; reading goes on. Never raises."""
         await self._bounded(self._close_write)
 
     async def aclose(self) -> None:
-        """Finish both ways. Bounded; never raises."""
+        """End both directions. Bounded; never raises."""
         if self._mark_closed():
             await self._bounded(self._stream.close)
 
     async def reset(self) -> None:
-        """Abort both ways. Bounded; never raises."""
+        """Abort both directions. Bounded; never raises."""
         if self._mark_closed():
             await self._bounded(self._stream.reset)
 
@@ -94,6 +94,6 @@ class Stream:
 
     @staticmethod
     async def _bounded(function: Callable[[], Awaitable[None]]) -> None:
-        # Whatever goes wrong, it is closed.
+        # It is closed, whatever goes wrong.
         with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(Exception):
             await function()

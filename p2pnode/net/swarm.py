@@ -189,9 +189,10 @@ class NodeSwarm(Swarm):
         while (earlier := self._dialling.get(peer)) is not None:
             await earlier.over.wait()
             if earlier.failure and asked <= earlier.asked:
-                raise UnreachableError(earlier.failure)  # the same again would take as long again
+                raise UnreachableError(earlier.failure)  # the same addresses would take as long again
         if found := self.live(peer):
             return found[0]
+        # No await since the loop saw no other dial: there is only one for each peer.
         self._dialling[peer] = dial = _Dial(asked)
         try:
             return await self._dial(peer, trusted, heard)
@@ -223,7 +224,7 @@ class NodeSwarm(Swarm):
             wanted.update(dict.fromkeys(await self._resolved(each)))
         usable = []
         for each in nearest_first(wanted):
-            with contextlib.suppress(ConfigError):  # what we can't dial is no address
+            with contextlib.suppress(ConfigError):  # an address that we can't dial is left out
                 usable.append(check_address(each))
         usable = [address for address in usable if self._transport_for(address) is not None]
         if not usable:

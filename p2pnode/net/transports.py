@@ -384,7 +384,7 @@ def _can_bind(host: str, port: int) -> bool:
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if ":" in host:  # as the listener does: the same port of IPv4 is another socket's
+            if ":" in host:  # as the listener does: the same port of IPv4 is another socket
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind((host, port))
             probe.listen(1)

@@ -41,8 +41,8 @@ class Upgrader(TransportUpgrader):
         self._fast = fast
 
     async def upgrade_outbound(self, raw: IRawConnection, peer: ID) -> IMuxedConn:
-        """Raises ``UnreachableError`` naming both ids when somebody else answers."""
-        # The library's own check of the id hides who did answer, so it is left to us.
+        """Secure a connection that we dialled. Raises ``UnreachableError`` when another peer answers."""
+        # Checked here, because the library's own check doesn't say which peer answered.
         nobody = cast("ID", None)
         secured = await self.security_multistream.secure_outbound(raw, nobody)
         actual = secured.get_remote_peer()
@@ -54,7 +54,7 @@ class Upgrader(TransportUpgrader):
         return await self.upgrade_connection(secured, peer)
 
     async def upgrade_inbound(self, raw: IRawConnection) -> IMuxedConn:
-        """Whoever it is proves it."""
+        """Secure a connection that was accepted, from whichever peer it comes."""
         secured = await self.security_multistream.secure_inbound(raw)
         return await self.upgrade_connection(secured, secured.get_remote_peer())
 

@@ -514,7 +514,7 @@ class YamuxStream(IMuxedStream):
         if self.discarding:
             listened_to = trio.current_time() < self.closed_at + LAST_WORDS_S and self.recv_window > 0
             if not listened_to:
-                self.reset_nowait()  # the writer should learn that nobody listens
+                self.reset_nowait()  # so that the writer learns that nobody reads
         elif not self.was_reset:
             self._buffer += data
             self._wake_reader()
