@@ -18,7 +18,7 @@ import trio
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.deployment_plan import Plan, Step, plan
-from p2pnode.chain.dev.embedded import EmbeddedChain, address_of_secret
+from p2pnode.chain.dev.embedded import EmbeddedChain
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.node import EvmNode, Receipt
 from p2pnode.chain.evm.order_book import Order, OrderBook, SentOrder
@@ -27,7 +27,7 @@ from p2pnode.chain.evm.rpc_answers import RpcError, data_of
 from p2pnode.chain.evm.sender import Sender, SenderLimits
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.money import ether_text
-from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.crypto import Signer, key_address
 
 MINED_DEADLINE_S: Final = 600.0
 CREATE: Final = "Create"
@@ -187,7 +187,7 @@ async def see_through(endpoints: RpcEndpoints, order: SentOrder, book: OrderBook
 def _rehearse(with_token: bool) -> tuple[int, ...]:
     """Deploy on a chain in memory, and return the gas of each step."""
     chain = EmbeddedChain([_REHEARSAL])
-    deployer = address_of_secret(_REHEARSAL)
+    deployer = key_address(_REHEARSAL)
     steps = plan(deployer=deployer, nonce=0, treasury=b"\x02" * 20, fab_holder=deployer).steps
     gas = tuple(chain.send(deployer, b"", step.initcode).gas_used for step in steps)
     return gas if with_token else gas[1:]

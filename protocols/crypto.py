@@ -101,6 +101,11 @@ def address_of(public_key: bytes) -> bytes:
     return keccak256(public_key[1:])[12:]
 
 
+def key_address(secret: bytes) -> bytes:
+    """The 20-byte address of a 32-byte private key. Raises ``ValueError`` for what is no key of the curve."""
+    return address_of(coincurve.PrivateKey(secret).public_key.format(compressed=False))
+
+
 def sign_digest(secret: bytes, digest: bytes) -> bytes:
     """65 bytes (r, s, v) over a 32-byte digest. The caller owns the secret; nothing is kept."""
     raw = coincurve.PrivateKey(secret).sign_recoverable(digest, hasher=None)

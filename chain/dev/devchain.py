@@ -25,7 +25,7 @@ import trio
 
 from p2pnode.chain.deployment_plan import Addresses, Plan, plan
 from p2pnode.chain.dev.blocks import Blocks
-from p2pnode.chain.dev.embedded import Deployment, EmbeddedChain, address_of_secret, deploy, deployed
+from p2pnode.chain.dev.embedded import Deployment, EmbeddedChain, deploy, deployed
 from p2pnode.chain.dev.jsonrpc import JsonRpc
 from p2pnode.chain.dev.jsonrpc_http import serve_http
 from p2pnode.chain.dev.methods import DevClock, DevMethods, EthMethods
@@ -34,7 +34,7 @@ from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.profile import ChainProfile, profile_of
 from p2pnode.errors import ConfigError
 from p2pnode.extras import need
-from p2pnode.protocols.crypto import keccak256
+from p2pnode.protocols.crypto import keccak256, key_address
 
 log = structlog.get_logger()
 
@@ -58,7 +58,7 @@ def dev_account(number: int) -> DevAccount:
     """An account that is the same on every development chain. Number 0 deploys and mints, 1 is the
     treasury."""
     secret = keccak256(b"p2pnode development account %d" % number)
-    return DevAccount(address_of_secret(secret), secret)
+    return DevAccount(key_address(secret), secret)
 
 
 class DevChain:

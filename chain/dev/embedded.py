@@ -20,7 +20,6 @@ from p2pnode.chain.deployment_plan import Addresses, create_address, plan
 from p2pnode.chain.dev.saved_state import SavedState
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
-from p2pnode.protocols.crypto import address_of
 
 ETHER: Final = 10**18
 GAS_MAX: Final = 8_000_000
@@ -36,13 +35,6 @@ class Receipt:
     gas_used: int
     contract: bytes
     logs: tuple[tuple[bytes, tuple[bytes, ...], bytes], ...]
-
-
-def address_of_secret(secret: bytes) -> bytes:
-    """The 20-byte address of a secret's account."""
-    from coincurve import PrivateKey
-
-    return address_of(PrivateKey(secret).public_key.format(compressed=False))
 
 
 class EmbeddedChain:

@@ -13,17 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from p2pnode.chain.abi import NO_VOUCHER, claim_tuple, terms_tuple, voucher_tuple
-from p2pnode.chain.dev.embedded import (
-    Contract,
-    Deployment,
-    DirectChain,
-    EmbeddedChain,
-    address_of_secret,
-    deploy,
-)
+from p2pnode.chain.dev.embedded import Contract, Deployment, DirectChain, EmbeddedChain, deploy
 from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.ids import ModelId
-from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.crypto import keccak256, key_address, sign_digest
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 from p2pnode.protocols.typed_data import (
     Domain,
@@ -71,12 +64,12 @@ class _Sessions:
 
     def __init__(self, usdc_on: Token | None, make_chain: MakeChain) -> None:
         self.chain = make_chain([_HOST, _PAYER, _STRANGER])
-        self.host, self.payer = address_of_secret(_HOST), address_of_secret(_PAYER)
-        self.stranger = address_of_secret(_STRANGER)
+        self.host, self.payer = key_address(_HOST), key_address(_PAYER)
+        self.stranger = key_address(_STRANGER)
         self.made: Deployment = deploy(
             self.chain,
             self.host,
-            treasury=address_of_secret(_TREASURY),
+            treasury=key_address(_TREASURY),
             fab_holder=self.host,
             usdc=usdc_on(self.chain) if usdc_on and isinstance(self.chain, EmbeddedChain) else None,
         )
@@ -93,7 +86,7 @@ class _Sessions:
         terms = SessionTerms(
             payer=self.payer,
             host=self.host,
-            voucher_key=address_of_secret(_VOUCHER_KEY),
+            voucher_key=key_address(_VOUCHER_KEY),
             receipt_key=self.stranger,
             model=ModelId(keccak256(b"model")),
             deposit=5_000_000,

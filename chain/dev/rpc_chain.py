@@ -20,13 +20,13 @@ from typing import Any, Final, TypeAlias
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-from p2pnode.chain.dev.embedded import ETHER, GAS_MAX, Receipt, address_of_secret
+from p2pnode.chain.dev.embedded import ETHER, GAS_MAX, Receipt
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.order_book import sign_transaction
 from p2pnode.chain.evm.rpc_answers import NO_REASON, RpcError, revert_reason
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError, ConfigError
-from p2pnode.protocols.crypto import sign_digest
+from p2pnode.protocols.crypto import key_address, sign_digest
 
 WEALTH: Final = 1_000 * ETHER
 START_DEADLINE_S: Final = 20.0
@@ -50,7 +50,7 @@ class RpcChain:
         self._url = url
         # Requests to loopback must not go through a proxy that the environment names.
         self._opener = build_opener(ProxyHandler({}))
-        self._secrets = {address_of_secret(secret): secret for secret in secrets}
+        self._secrets = {key_address(secret): secret for secret in secrets}
         self.accounts = tuple(self._secrets)
         self.chain_id = int(self.ask("eth_chainId"), 16)
         for account in self.accounts:

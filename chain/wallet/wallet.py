@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from coincurve import PrivateKey
-
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.wallet.files import (
     OURS,
@@ -37,7 +35,7 @@ from p2pnode.chain.wallet.passphrase import (
 )
 from p2pnode.chain.wallet.phrase import new_entropy, phrase_of, wallet_secret
 from p2pnode.errors import ChainError, ConfigError
-from p2pnode.protocols.crypto import Signer, address_of, sign_digest
+from p2pnode.protocols.crypto import Signer, key_address, sign_digest
 
 Origin: TypeAlias = Literal["phrase", "imported", "unknown"]
 
@@ -212,11 +210,6 @@ def _json(body: dict[str, Any], note: dict[str, Any]) -> bytes:
 
 _DIGITS: Final = 64
 _KEY: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
-
-
-def key_address(secret: bytes) -> bytes:
-    """The 20-byte address of a 32-byte private key. Raises ``ValueError`` for what is no key of the curve."""
-    return address_of(PrivateKey(secret).public_key.format(compressed=False))
 
 
 def parse_key(text: str) -> bytes:

@@ -27,10 +27,10 @@ from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine, parse_engine_name
 from p2pnode.node.identity import HostIdentity
-from p2pnode.node.keys import PeerKey, receipt_address
+from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
-from p2pnode.protocols.crypto import sign_digest
+from p2pnode.protocols.crypto import key_address, sign_digest
 from p2pnode.protocols.inference.messages import SamplingParams
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
@@ -108,9 +108,9 @@ def _identity() -> HostIdentity:
     """One for this run, in memory."""
     key, wallet, receipt = PeerKey.generate(), secrets.token_bytes(32), secrets.token_bytes(32)
     terms = BindingTerms(
-        receipt_key=receipt_address(receipt), seq=1, expires_at=int(time.time()) + BINDING_TTL_MAX_S
+        receipt_key=key_address(receipt), seq=1, expires_at=int(time.time()) + BINDING_TTL_MAX_S
     )
-    binding = bind(key.peer_id, receipt_address(wallet), terms, lambda digest: sign_digest(wallet, digest))
+    binding = bind(key.peer_id, key_address(wallet), terms, lambda digest: sign_digest(wallet, digest))
     return HostIdentity(key, receipt, binding)
 
 

@@ -18,9 +18,10 @@ from p2pnode.chain.wallet.wallet import Wallet, open_or_make_wallet
 from p2pnode.errors import ProtocolError
 from p2pnode.files import write_private
 from p2pnode.node.datadir import DataDir
-from p2pnode.node.keys import PeerKey, load_or_create_seed, receipt_address
+from p2pnode.node.keys import PeerKey, load_or_create_seed
 from p2pnode.protocols.adverts.messages import Binding
 from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind, binding_holds
+from p2pnode.protocols.crypto import key_address
 from p2pnode.protocols.wire import decode_record, encode
 
 _RENEW_BEFORE_S: Final = 5 * 24 * 3600
@@ -62,7 +63,7 @@ def load_or_create_identity(
     held = _stored(data)
     now = int(wall())
     wanted = BindingTerms(
-        receipt_key=receipt_address(receipt_secret),
+        receipt_key=key_address(receipt_secret),
         chain_id=chain.chain_id,
         node_registry=chain.node_registry,
         # Above the last one's also when the clock was ahead then: readers take none with a lower number.

@@ -6,13 +6,12 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from coincurve import PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.errors import ConfigError
 from p2pnode.files import read_secret_or_none, write_private
 from p2pnode.ids import PeerId
-from p2pnode.protocols.crypto import address_of, peer_id_of
+from p2pnode.protocols.crypto import peer_id_of
 
 _SEED_BYTES = 32
 
@@ -53,8 +52,3 @@ def load_or_create_seed(path: Path) -> bytes:
         msg = f"{path} does not hold a key: restore it from your backup, or move it away for a new identity"
         raise ConfigError(msg)
     return seed
-
-
-def receipt_address(secret: bytes) -> bytes:
-    """The 20-byte address of a receipt key."""
-    return address_of(PrivateKey(secret).public_key.format(compressed=False))

@@ -34,7 +34,7 @@ from p2pnode.payments.spending import (
     why_unpayable,
 )
 from p2pnode.protocols.adverts.messages import Advert, Offer
-from p2pnode.protocols.crypto import Signer, address_of, recover_address, sign_digest
+from p2pnode.protocols.crypto import Signer, key_address, recover_address, sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment
 from p2pnode.protocols.inference.messages import SessionTerms
 from p2pnode.protocols.typed_data import Domain, authorisation_digest, session_id
@@ -181,7 +181,7 @@ class SessionSigner:
         return SessionTerms(
             payer=self.address,
             host=advert.binding.wallet,
-            voucher_key=address_of(PrivateKey(secret).public_key.format(compressed=False)),
+            voucher_key=key_address(secret),
             receipt_key=advert.binding.receipt_key,
             model=offer.model,
             deposit=0,

@@ -18,9 +18,10 @@ import pytest
 from p2pnode.chain.wallet import files as keystores
 from p2pnode.chain.wallet.files import Keystore
 from p2pnode.chain.wallet.phrase import entropy_of, wallet_secret
-from p2pnode.chain.wallet.wallet import Wallet, key_address, open_wallet
+from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import load_or_create_identity, wallet_files
+from p2pnode.protocols.crypto import key_address
 from p2pnode.storage.keys import StorageKeys
 from tests.cli.support import LISTEN, Ran, run
 from tests.cli.terminal import Terminal

@@ -22,7 +22,7 @@ from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
-from p2pnode.node.keys import PeerKey, receipt_address
+from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.payments.books import open_journal
 from p2pnode.payments.escrow import HostMoney
@@ -33,7 +33,7 @@ from p2pnode.payments.payer import OpenPayer, Payer
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import Market, SpendingLimits
 from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
-from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
+from p2pnode.protocols.crypto import Signer, keccak256, key_address, sign_digest
 from p2pnode.protocols.typed_data import Domain, market_domain
 from tests.net.memory_world import ip_of, seed_of
 from tests.node.world import Member, World, scripted_host
@@ -58,7 +58,7 @@ def wallet_secret(name: str) -> bytes:
 
 
 def wallet_address(name: str) -> bytes:
-    return receipt_address(wallet_secret(name))
+    return key_address(wallet_secret(name))
 
 
 def paid_identity(index: int, now: float) -> HostIdentity:
@@ -66,13 +66,13 @@ def paid_identity(index: int, now: float) -> HostIdentity:
     key, receipt = PeerKey(seed_of(index)), keccak256(b"receipt %d" % index)
     secret = wallet_secret(f"host {index}")
     terms = BindingTerms(
-        receipt_key=receipt_address(receipt),
+        receipt_key=key_address(receipt),
         chain_id=CHAIN_ID,
         node_registry=REGISTRY,
         seq=int(now),
         expires_at=int(now) + BINDING_TTL_MAX_S,
     )
-    binding = bind(key.peer_id, receipt_address(secret), terms, lambda digest: sign_digest(secret, digest))
+    binding = bind(key.peer_id, key_address(secret), terms, lambda digest: sign_digest(secret, digest))
     return HostIdentity(key, receipt, binding)
 
 

@@ -16,9 +16,8 @@ from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.driver import Driver, MessageChannel
-from p2pnode.node.keys import receipt_address
 from p2pnode.payments.escrow import HostMoney
-from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.crypto import keccak256, key_address, sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.client_turn import HeldSession
@@ -59,7 +58,7 @@ def payment(name: str, member: Member, *, deposit: int = 1_000_000, **changes: A
     voucher = keccak256(rng.randbytes(32))
     now, secret = int(wall_clock()), wallet_secret(name)
     values: dict[str, Any] = {
-        "payer": wallet_address(name), "host": binding.wallet, "voucher_key": receipt_address(voucher),
+        "payer": wallet_address(name), "host": binding.wallet, "voucher_key": key_address(voucher),
         "receipt_key": binding.receipt_key, "model": scripted_model_id(), "deposit": deposit,
         "price_in": PRICE_IN, "price_out": PRICE_OUT, "session_fee": FEE, "tip": 0, "expiry": now + 86_400,
         "salt": rng.randbytes(32),

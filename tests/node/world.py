@@ -20,10 +20,10 @@ from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
-from p2pnode.node.keys import PeerKey, receipt_address
+from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
-from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.crypto import keccak256, key_address, sign_digest
 from tests.net.memory_world import ip_of, seed_of
 
 
@@ -32,9 +32,9 @@ def identity_of(index: int, now: float) -> HostIdentity:
     key = PeerKey(seed_of(index))
     wallet, receipt = keccak256(b"wallet %d" % index), keccak256(b"receipt %d" % index)
     terms = BindingTerms(
-        receipt_key=receipt_address(receipt), seq=int(now), expires_at=int(now) + BINDING_TTL_MAX_S
+        receipt_key=key_address(receipt), seq=int(now), expires_at=int(now) + BINDING_TTL_MAX_S
     )
-    binding = bind(key.peer_id, receipt_address(wallet), terms, lambda digest: sign_digest(wallet, digest))
+    binding = bind(key.peer_id, key_address(wallet), terms, lambda digest: sign_digest(wallet, digest))
     return HostIdentity(key, receipt, binding)
 
 

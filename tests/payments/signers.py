@@ -9,12 +9,11 @@ from pathlib import Path
 
 from p2pnode.chain.ledger import Close, Open
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
-from p2pnode.node.keys import receipt_address
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import SpendingLimits
 from p2pnode.protocols.adverts.messages import Advert, Offer
-from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
+from p2pnode.protocols.crypto import Signer, keccak256, key_address, sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher
 from tests.chain.memory_world import MEMORY_DOMAINS
 from tests.client.support import advert as advert_of
@@ -24,7 +23,7 @@ DOLLAR = 1_000_000
 PRICES = {"price_in": 200_000, "price_out": 800_000, "session_fee": 20_000}
 TURN_COST = 1_000  # of a turn: (1000 x 0.2 + 1000 x 0.8) / 10^6 USDC
 PAYER_SECRET = keccak256(b"the payer's secret")
-PAYER = receipt_address(PAYER_SECRET)
+PAYER = key_address(PAYER_SECRET)
 
 
 def priced(index: int = 1, **offer: object) -> tuple[Advert, Offer]:
@@ -94,7 +93,7 @@ class SpendingWorld:
 
     def relay(self, index: int, payment: ClientPayment) -> None:
         """Host ``index`` opens the session with what the signer signed."""
-        host = receipt_address(wallet_secret_of(index))
+        host = key_address(wallet_secret_of(index))
         self.chain.send(host, Open(payment.terms, payment.valid_before, payment.authorisation))
 
     def settle(self, index: int, payment: ClientPayment, tokens_in: int, tokens_out: int) -> int:
@@ -102,7 +101,7 @@ class SpendingWorld:
         voucher = exact_voucher(
             payment, payment.session, seq=1, tokens_in=tokens_in, tokens_out=tokens_out, root=b"\x01" * 32
         )
-        self.chain.send(receipt_address(wallet_secret_of(index)), Close(payment.terms, voucher))
+        self.chain.send(key_address(wallet_secret_of(index)), Close(payment.terms, voucher))
         return voucher.amount
 
 

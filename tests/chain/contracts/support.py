@@ -8,10 +8,10 @@ from itertools import count
 from typing import Any, Final
 
 from p2pnode.chain.abi import claim_tuple, terms_tuple
-from p2pnode.chain.dev.embedded import EmbeddedChain, Receipt, address_of_secret, deploy
+from p2pnode.chain.dev.embedded import EmbeddedChain, Receipt, deploy
 from p2pnode.chain.dev.gas import Token
 from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.crypto import keccak256, key_address, sign_digest
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 from p2pnode.protocols.typed_data import (
     Domain,
@@ -36,7 +36,7 @@ NAMES: Final = (
     "voucher key", "other voucher key", "receipt key", "other receipt key",
 )  # fmt: skip
 SECRETS: Final = {name: keccak256(name.encode()) for name in NAMES}
-ADDRESS: Final = {name: address_of_secret(secret) for name, secret in SECRETS.items()}
+ADDRESS: Final = {name: key_address(secret) for name, secret in SECRETS.items()}
 NAME: Final = {address: name for name, address in ADDRESS.items()}
 HALF: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 ORDER: Final = 2 * HALF + 1

@@ -6,10 +6,10 @@ import pytest
 
 from p2pnode.chain.abi import CONTRACTS, artifact
 from p2pnode.chain.deployment_plan import create_address, plan
-from p2pnode.chain.dev.embedded import EmbeddedChain, address_of_secret
+from p2pnode.chain.dev.embedded import EmbeddedChain
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
-from p2pnode.protocols.crypto import abi_encode, keccak256
+from p2pnode.protocols.crypto import abi_encode, keccak256, key_address
 from tests.chain.contracts.support import ADDRESS, World
 
 RULERS = ("owner", "admin", "pause", "upgrade", "initialize", "setfee", "settreasury", "whitelist", "govern")
@@ -83,7 +83,7 @@ def _opcodes(code: bytes) -> set[bytes]:
 def test_a_market_without_a_token_or_with_a_bad_treasury_is_never_deployed() -> None:
     secret = keccak256(b"someone")
     chain = EmbeddedChain([secret])
-    someone = address_of_secret(secret)
+    someone = key_address(secret)
     token = chain.send(someone, b"", artifact("FAB").bytecode + abi_encode(someone)).contract
     market = artifact("JobMarketplace").bytecode
     for arguments in (

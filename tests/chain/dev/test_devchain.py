@@ -14,7 +14,6 @@ from trio.testing import MockClock
 
 from p2pnode.chain.abi import artifact
 from p2pnode.chain.dev.devchain import DevAccount, DevChain, dev_account, open_dev_chain
-from p2pnode.chain.dev.embedded import address_of_secret
 from p2pnode.chain.dev.jsonrpc import BATCH_MAX
 from p2pnode.chain.dev.jsonrpc_http import BODY_MAX
 from p2pnode.chain.evm.fees import Fees
@@ -25,7 +24,7 @@ from p2pnode.chain.ledger import ChainMadeAnewError
 from p2pnode.chain.profile import verify
 from p2pnode.errors import ConfigError
 from p2pnode.ids import SessionId
-from p2pnode.protocols.crypto import sign_digest
+from p2pnode.protocols.crypto import key_address, sign_digest
 
 GWEI = 10**9
 DEADLINE_S = 20.0
@@ -197,7 +196,7 @@ async def test_transactions_are_refused_in_geths_words(wire: Wire) -> None:
     await refused(tried(who, 1, gas=20_999), -32000, "intrinsic gas too low")
     await refused(tried(who, 1, gas=10**9), -32000, "exceeds block gas limit")
     await refused(tried(who, 1, fees=Fees(most=1, tip=2)), -32000, "max priority fee per gas higher")
-    poor = DevAccount(address_of_secret(b"\x05" * 32), b"\x05" * 32)
+    poor = DevAccount(key_address(b"\x05" * 32), b"\x05" * 32)
     await refused(tried(poor, 0), -32000, "insufficient funds for gas")
     await refused(wire.rpc("eth_sendRawTransaction", "0x02c0"), -32000, "invalid transaction")
     await refused(wire.rpc("eth_sendRawTransaction", "0x0"), -32602, "hex data")

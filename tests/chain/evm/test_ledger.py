@@ -17,7 +17,6 @@ import trio.testing
 
 from p2pnode.chain.abi import artifact
 from p2pnode.chain.dev.devchain import open_dev_chain
-from p2pnode.chain.dev.embedded import address_of_secret
 from p2pnode.chain.evm.calls import market_events, market_topics
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.node import Log
@@ -36,7 +35,7 @@ from p2pnode.chain.ledger import (
 from p2pnode.chain.profile import profile_of
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
-from p2pnode.protocols.crypto import abi_encode, keccak256, sign_digest
+from p2pnode.protocols.crypto import abi_encode, keccak256, key_address, sign_digest
 from p2pnode.tasks import background_task
 from tests.chain.contracts.support import ADDRESS, BALANCE
 from tests.chain.evm_world import OTHER_URL, URL, Body, LocalChain, LocalRpc
@@ -579,7 +578,7 @@ def test_importing_the_chains_modules_imports_no_web3() -> None:
 
 async def test_over_real_sockets_a_session_is_opened_and_closed_on_the_development_chain() -> None:
     secret = keccak256(b"a payer without ether")
-    payer = address_of_secret(secret)
+    payer = key_address(secret)
     async with open_dev_chain() as chain, trio.open_nursery() as nursery:
         host = chain.accounts[2]
         await chain.fund(payer, usdc=BALANCE)

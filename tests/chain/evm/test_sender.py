@@ -16,7 +16,6 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.dev.embedded import address_of_secret
 from p2pnode.chain.evm.fees import GWEI, Fees, offer, raised
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.order_book import sign_transaction
@@ -30,7 +29,7 @@ from p2pnode.chain.ledger import (
     UnseenError,
 )
 from p2pnode.errors import ChainError
-from p2pnode.protocols.crypto import keccak256, sign_digest
+from p2pnode.protocols.crypto import keccak256, key_address, sign_digest
 from tests.chain.contracts.support import ADDRESS, BALANCE, sign
 from tests.chain.evm_world import OTHER_URL, URL, Body, LocalChain, LocalRpc
 from tests.chain.ledger_conformance import Scene
@@ -651,7 +650,7 @@ async def test_a_wallet_without_ether_is_told_how_much_and_where(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
     secret = keccak256(b"a poor host")
-    poor = address_of_secret(secret)
+    poor = key_address(secret)
     options: dict[str, Any] = {"account": poor, "sign": lambda digest: sign_digest(secret, digest)}
     async with running(rpc, **options) as ledger:
         with pytest.raises(ChainError, match=rf"0\.0\d+ ether .* send it to {shown_address(poor)}") as caught:
@@ -665,7 +664,7 @@ async def test_a_replacement_that_cant_be_afforded_leaves_the_first_version_stan
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
     secret = keccak256(b"a host with little")
-    poor = address_of_secret(secret)
+    poor = key_address(secret)
     seen = on_send(rpc, lambda body: answered(rpc, body))
     options: dict[str, Any] = {"account": poor, "sign": lambda digest: sign_digest(secret, digest)}
     async with running(rpc, **options) as ledger, trio.open_nursery() as nursery:

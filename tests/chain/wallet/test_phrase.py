@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.wallet.phrase import entropy_of, new_entropy, phrase_of, text_of, wallet_secret
-from p2pnode.chain.wallet.wallet import key_address
 from p2pnode.errors import ConfigError
+from p2pnode.protocols.crypto import key_address
 
 JUNK = "test test test test test test test test test test test junk"
 OZONE = "ozone drill grab fiber curtain grace pudding thank cruise elder eight picnic"

@@ -15,16 +15,9 @@ from p2pnode.chain.wallet import files as keystores
 from p2pnode.chain.wallet.files import Keystore, WalletFiles, encrypt, read_keystore
 from p2pnode.chain.wallet.passphrase import PassphraseFile
 from p2pnode.chain.wallet.phrase import entropy_of, phrase_of, wallet_secret
-from p2pnode.chain.wallet.wallet import (
-    Wallet,
-    key_address,
-    make_wallet,
-    open_or_make_wallet,
-    open_wallet,
-    parse_key,
-)
+from p2pnode.chain.wallet.wallet import Wallet, make_wallet, open_or_make_wallet, open_wallet, parse_key
 from p2pnode.errors import ChainError, ConfigError
-from p2pnode.protocols.crypto import keccak256, recover_address
+from p2pnode.protocols.crypto import keccak256, key_address, recover_address
 
 DIGEST = keccak256(b"anything")
 KEY = bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80")
