@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 import trio
 
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.deployment_plan import Plan, Step, plan
+from p2pnode.chain.deployment_plan import DeploymentPlan, Step, plan_deployment
 from p2pnode.chain.dev.embedded import EmbeddedChain
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.node import EvmNode, Receipt
@@ -40,13 +40,13 @@ Report: TypeAlias = Callable[[Step, Receipt], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
+class DeploymentQuote:
     """What would be sent, and what it costs at most. ``gas`` is each step's, as measured in a rehearsal.
 
     An earlier run carried out the first ``done`` steps; ``nonce`` is the next step's.
     """
 
-    plan: Plan
+    plan: DeploymentPlan
     chain_id: int
     deployer: bytes
     nonce: int
@@ -77,7 +77,7 @@ async def quote(
     treasury: bytes,
     usdc: bytes | None = None,
     created: Sequence[SentOrder] = (),
-) -> Offer:
+) -> DeploymentQuote:
     """What a deployment would send and cost. ``created``: what earlier runs created.
 
     Raises ``ConfigError`` for what would fail, and ``UnavailableError`` when no endpoint answers.
@@ -94,24 +94,31 @@ async def quote(
     if not any(treasury) or treasury == usdc:
         msg = f"--treasury {shown_address(treasury)} can't be paid: give an account or a multisig contract"
         raise ConfigError(msg)
-    steps, done = plan(deployer=deployer, nonce=nonce, treasury=treasury, fab_holder=deployer, usdc=usdc), 0
+    steps, done = (
+        plan_deployment(deployer=deployer, nonce=nonce, treasury=treasury, fab_holder=deployer, usdc=usdc),
+        0,
+    )
     there = {each.nonce: each.order.data for each in created}
     for count in range(min(nonce, len(steps.steps) - 1), 0, -1):
-        began = plan(
+        began = plan_deployment(
             deployer=deployer, nonce=nonce - count, treasury=treasury, fab_holder=deployer, usdc=usdc
         )
         if all(there.get(nonce - count + at) == step.initcode for at, step in enumerate(began.steps[:count])):
             steps, done = began, count
             break
     gas = await trio.to_thread.run_sync(_rehearse, usdc is None)
-    return Offer(
+    return DeploymentQuote(
         plan=steps, chain_id=chain_id, deployer=deployer, nonce=nonce, gas=gas, fees=await node.fees(),
         ether=await node.ether(deployer), treasury_has_code=len(await node.code(treasury)) > 0, done=done,
     )  # fmt: skip
 
 
 async def carry_out(
-    endpoints: RpcEndpoints, offer: Offer, sign: Signer, report: Report, book: OrderBook | None = None
+    endpoints: RpcEndpoints,
+    offer: DeploymentQuote,
+    sign: Signer,
+    report: Report,
+    book: OrderBook | None = None,
 ) -> None:
     """Send every step and wait for it. Raises ``ChainError`` that says where it stopped."""
     if offer.ether < offer.cost_max_wei:
@@ -163,7 +170,7 @@ async def _create(sender: Sender, node: EvmNode, step: Step, nonce: int) -> Rece
     raise ChainError(msg)
 
 
-async def see_through(endpoints: RpcEndpoints, order: SentOrder, book: OrderBook) -> None:
+async def wait_mined(endpoints: RpcEndpoints, order: SentOrder, book: OrderBook) -> None:
     """Wait for a transaction of an earlier run, and send its bytes again until it is mined. Needs no key.
 
     Raises ``ChainError`` when it takes too long; the transaction is still pending then.
@@ -188,6 +195,6 @@ def _rehearse(with_token: bool) -> tuple[int, ...]:
     """Deploy on a chain in memory, and return the gas of each step."""
     chain = EmbeddedChain([_REHEARSAL])
     deployer = key_address(_REHEARSAL)
-    steps = plan(deployer=deployer, nonce=0, treasury=b"\x02" * 20, fab_holder=deployer).steps
+    steps = plan_deployment(deployer=deployer, nonce=0, treasury=b"\x02" * 20, fab_holder=deployer).steps
     gas = tuple(chain.send(deployer, b"", step.initcode).gas_used for step in steps)
     return gas if with_token else gas[1:]

@@ -1,8 +1,8 @@
 """What to deploy, in which order, and at which addresses. Pure: the owner of a key sends the steps.
 
-``plan`` computes every address before anything is sent (``CREATE``: from the deployer and its nonce), so that
-the seven addresses of a chain profile are known then, and each receipt can be checked against them. Nothing
-is configured afterwards: the contracts have no owner.
+``plan_deployment`` computes every address before anything is sent (``CREATE``: from the deployer and its
+nonce), so that the seven addresses of a chain profile are known then, and each receipt can be checked against
+them. Nothing is configured afterwards: the contracts have no owner.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DeploymentPlan:
     """The steps in order, one nonce each, and the addresses that result."""
 
     steps: tuple[Step, ...]
@@ -57,9 +57,9 @@ def create_address(deployer: bytes, nonce: int) -> bytes:
     return keccak256(bytes([_RLP_LIST + len(body)]) + body)[12:]
 
 
-def plan(
+def plan_deployment(
     *, deployer: bytes, nonce: int, treasury: bytes, fab_holder: bytes, usdc: bytes | None = None
-) -> Plan:
+) -> DeploymentPlan:
     """What ``deployer`` sends, from ``nonce`` on.
 
     ``usdc`` is the real token; without it the development token is deployed (named "USD Coin"). ``treasury``
@@ -77,7 +77,7 @@ def plan(
         usdc = add("USDC", abi_encode(32, len(text)) + text.ljust(32, b"\0"))
     fab = add("FAB", abi_encode(fab_holder))
     market = add("JobMarketplace", abi_encode(usdc, treasury))
-    return Plan(
+    return DeploymentPlan(
         addresses=Addresses(
             job_marketplace=market,
             proof_system=add("ProofSystem", abi_encode(market)),

@@ -23,7 +23,7 @@ from typing import Any, Final, Never, TypeVar
 import structlog
 import trio
 
-from p2pnode.chain.deployment_plan import Addresses, Plan, plan
+from p2pnode.chain.deployment_plan import Addresses, DeploymentPlan, plan_deployment
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import Deployment, EmbeddedChain, deploy, deployed
 from p2pnode.chain.dev.jsonrpc import JsonRpc
@@ -151,7 +151,7 @@ class DevChain:
             (account.secret for account in self.accounts), clock=self._clock, first_nonce=nonce, state=state
         )
         self.chain_id = self._chain.chain_id
-        todo = plan(deployer=first, nonce=nonce, treasury=self.treasury, fab_holder=first)
+        todo = plan_deployment(deployer=first, nonce=nonce, treasury=self.treasury, fab_holder=first)
         code = keccak256(b"".join(step.initcode for step in todo.steps)).hex()
         if saved:
             self._go_on(saved, code, todo)
@@ -165,7 +165,7 @@ class DevChain:
         look = self._look_at(pool)
         self._rpc = JsonRpc({**EthMethods(self._chain, blocks, pool, look).methods(), **self._dev.methods()})
 
-    def _go_on(self, saved: dict[str, str], code: str, todo: Plan) -> None:
+    def _go_on(self, saved: dict[str, str], code: str, todo: DeploymentPlan) -> None:
         if saved["contracts"] != code:
             msg = f"{self._path} holds contracts of another version: begin a new chain with --fresh"
             raise ConfigError(msg)

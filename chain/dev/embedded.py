@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from p2pnode.chain.abi import Artifact, Event, artifact
-from p2pnode.chain.deployment_plan import Addresses, create_address, plan
+from p2pnode.chain.deployment_plan import Addresses, create_address, plan_deployment
 from p2pnode.chain.dev.saved_state import SavedState
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
@@ -333,7 +333,7 @@ def deploy(
     usdc: Contract | None = None,
 ) -> Deployment:
     """Deploy all contracts; without ``usdc`` also the development token, which ``deployer`` may mint."""
-    todo = plan(
+    todo = plan_deployment(
         deployer=deployer,
         nonce=chain.nonce(deployer),
         treasury=treasury,

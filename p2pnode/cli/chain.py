@@ -41,7 +41,7 @@ from p2pnode.money import ETHER_DIGITS, USDC_DIGITS
 from p2pnode.words import one_line
 
 if TYPE_CHECKING:
-    from p2pnode.chain.deployer import Offer
+    from p2pnode.chain.deployer import DeploymentQuote
     from p2pnode.chain.dev.devchain import DevChain
     from p2pnode.chain.evm.order_book import OrderBook, SentOrder
     from p2pnode.chain.evm.rpc import RpcEndpoints
@@ -481,11 +481,11 @@ async def _earlier_creations(
     output: Output, endpoints: RpcEndpoints, orders: list[SentOrder], book: OrderBook
 ) -> None:
     """Say which are on their way, and wait for them."""
-    from p2pnode.chain.deployer import see_through
+    from p2pnode.chain.deployer import wait_mined
 
     _tell_all(output, orders)
     for each in orders:
-        await see_through(endpoints, each, book)
+        await wait_mined(endpoints, each, book)
 
 
 def _tell_all(output: Output, orders: list[SentOrder]) -> None:
@@ -495,7 +495,7 @@ def _tell_all(output: Output, orders: list[SentOrder]) -> None:
         order_reporter(output)(each)
 
 
-def _show_offer(output: Output, offer: Offer, treasury: bytes) -> None:
+def _show_offer(output: Output, offer: DeploymentQuote, treasury: bytes) -> None:
     from p2pnode.chain.addresses import shown_address
     from p2pnode.money import ether_text
 

@@ -12,7 +12,7 @@ import httpx
 import trio
 
 from p2pnode.chain.abi import artifact
-from p2pnode.chain.deployment_plan import Addresses, plan
+from p2pnode.chain.deployment_plan import Addresses, plan_deployment
 from p2pnode.chain.dev.rpc_chain import running_anvil
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.sender import SenderLimits
@@ -35,7 +35,7 @@ class Anvil:
     def deploy(self) -> None:
         for address in ADDRESS.values():
             self.ask("anvil_setBalance", "0x" + address.hex(), hex(WEALTH))
-        todo = plan(
+        todo = plan_deployment(
             deployer=ADDRESS["deployer"],
             nonce=0,
             treasury=ADDRESS["treasury"],

@@ -12,8 +12,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.chain.deployer import Offer, carry_out, quote, see_through
-from p2pnode.chain.deployment_plan import Step, plan
+from p2pnode.chain.deployer import DeploymentQuote, carry_out, quote, wait_mined
+from p2pnode.chain.deployment_plan import Step, plan_deployment
 from p2pnode.chain.dev.blocks import Blocks
 from p2pnode.chain.dev.embedded import EmbeddedChain, deploy
 from p2pnode.chain.dev.jsonrpc import JsonRpc
@@ -51,11 +51,11 @@ class Net:
         self.sent += method == "eth_sendRawTransaction"
         return httpx.Response(200, stream=httpx.ByteStream(self.rpc.answer(body)))
 
-    async def quote(self, **changes: Any) -> Offer:
+    async def quote(self, **changes: Any) -> DeploymentQuote:
         fields: dict[str, Any] = {"deployer": DEPLOYER, "treasury": ADDRESS["treasury"]}
         return await quote(self.endpoints, **(fields | changes))
 
-    async def carry_out(self, offer: Offer, secret: bytes = SECRETS["host"]) -> list[str]:
+    async def carry_out(self, offer: DeploymentQuote, secret: bytes = SECRETS["host"]) -> list[str]:
         done: list[str] = []
 
         def report(step: Step, receipt: Receipt) -> None:
@@ -188,7 +188,7 @@ async def test_a_run_that_was_cut_off_goes_on_and_pays_for_nothing_twice(
     (waiting,) = [each for each in book.orders.values() if each.ending is None]
     net.pool.automine = True
     net.pool.clear()  # the node has forgotten it
-    await see_through(net.endpoints, waiting, book)
+    await wait_mined(net.endpoints, waiting, book)
     rest = await net.quote(created=book.created)
     assert (rest.done, rest.plan) == (3, offer.plan)
     assert rest.cost_max_wei < offer.cost_max_wei
@@ -210,8 +210,8 @@ async def test_what_an_earlier_run_created_for_another_treasury_is_left_where_it
 
 
 def test_addresses_are_known_before_the_first_transaction() -> None:
-    at_zero = plan(deployer=DEPLOYER, nonce=0, treasury=ADDRESS["treasury"], fab_holder=DEPLOYER)
-    at_200 = plan(deployer=DEPLOYER, nonce=200, treasury=ADDRESS["treasury"], fab_holder=DEPLOYER)
+    at_zero = plan_deployment(deployer=DEPLOYER, nonce=0, treasury=ADDRESS["treasury"], fab_holder=DEPLOYER)
+    at_200 = plan_deployment(deployer=DEPLOYER, nonce=200, treasury=ADDRESS["treasury"], fab_holder=DEPLOYER)
     assert at_zero.addresses.host_earnings == at_zero.addresses.job_marketplace
     assert not {step.address for step in at_zero.steps} & {step.address for step in at_200.steps}
     chain = EmbeddedChain([SECRETS["host"]])

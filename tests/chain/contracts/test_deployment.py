@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2pnode.chain.abi import CONTRACTS, artifact
-from p2pnode.chain.deployment_plan import create_address, plan
+from p2pnode.chain.deployment_plan import create_address, plan_deployment
 from p2pnode.chain.dev.embedded import EmbeddedChain
 from p2pnode.chain.ledger import RevertedError
 from p2pnode.errors import ChainError
@@ -35,7 +35,7 @@ def test_the_contracts_know_one_another(world: World) -> None:
 
 
 def test_with_a_real_token_no_double_is_deployed(world: World) -> None:
-    made = plan(
+    made = plan_deployment(
         deployer=ADDRESS["stranger"],
         nonce=world.chain.nonce(ADDRESS["stranger"]),
         treasury=ADDRESS["treasury"],
