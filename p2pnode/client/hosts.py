@@ -333,7 +333,7 @@ class Searches:
         try:
             await store.save()
         except StorageError as error:
-            log.debug("peerstore.not_saved", reason=str(error))
+            log.debug("saved_peers.not_saved", reason=str(error))
 
     async def _saved_peers(self) -> SavedPeers:
         """As the file has them now: other processes write it too."""

@@ -114,7 +114,7 @@ class Join:
                     listen=listen,
                     announce=_own_addresses(config.announce, identity.key.peer_id),
                     bootstrap=bootstrap,
-                    peerstore=data.peers,
+                    saved_peers=data.peers,
                     mdns="announce" if config.mdns else "off",
                     limits=self._options.limits,
                 )

@@ -67,14 +67,14 @@ class SavedPeers:
         except FileNotFoundError:
             pass
         except OSError as error:
-            log.warning("peerstore.unreadable", path=str(self._path), error=str(error))
+            log.warning("saved_peers.unreadable", path=str(self._path), error=str(error))
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             aside = self._path.with_name(self._path.name + ".corrupt")
-            log.warning("peerstore.corrupt", path=str(self._path), set_aside=str(aside), error=str(error))
+            log.warning("saved_peers.corrupt", path=str(self._path), set_aside=str(aside), error=str(error))
             try:
                 self._path.replace(aside)
             except OSError as problem:
-                log.warning("peerstore.unreadable", path=str(self._path), error=str(problem))
+                log.warning("saved_peers.unreadable", path=str(self._path), error=str(problem))
         return []
 
     def remember(self, peer: PeerId, addrs: Sequence[str], *, now: float) -> None:

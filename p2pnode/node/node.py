@@ -45,7 +45,7 @@ class NodeSetup:
     listen: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
-    peerstore: Path | None = None
+    saved_peers: Path | None = None
     keep_company: bool = True
     """Whether to keep connections to several peers; a short-lived client dials only those it needs."""
     dht: Literal["server", "client", "off"] = "server"
@@ -96,8 +96,8 @@ class Node:
         self.faults = FaultLedger()
         self.sleep = SleepWatch(setup.limits, setup.wall)
         store = None
-        if setup.peerstore is not None:
-            store = SavedPeers(setup.peerstore, limits=setup.limits, in_thread=setup.in_thread)
+        if setup.saved_peers is not None:
+            store = SavedPeers(setup.saved_peers, limits=setup.limits, in_thread=setup.in_thread)
         self.peers = PeerKeeper(
             self.network, self.adverts, limits=setup.limits, bootstrap=setup.bootstrap, store=store
         )

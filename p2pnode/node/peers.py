@@ -111,7 +111,7 @@ class PeerKeeper:
             await self._store.load()
 
     async def save(self) -> None:
-        """Write who is connected to the saved peerstore."""
+        """Write who is connected to the file of saved peers."""
         if self._store is None:
             return
         now = self._adverts.wall()
@@ -126,7 +126,7 @@ class PeerKeeper:
         except StorageError as error:
             # Once: the next round is seconds away, and a disk or the limit of open files may stay full.
             tell = log.warning if self._saved else log.debug
-            tell("peerstore.not_saved", reason=str(error))
+            tell("saved_peers.not_saved", reason=str(error))
             self._saved = False
         else:
             self._saved = True

@@ -44,7 +44,7 @@ async def _serve(kind: str, folder: Path, nursery: trio.Nursery) -> int:
         return int(url.rpartition(":")[2])
     suffix = "/ws" if kind == "ws" else ""
     node = Node(
-        NodeSetup(key=KEY, listen=(f"/ip4/127.0.0.1/tcp/0{suffix}",), peerstore=folder / "peers.json")
+        NodeSetup(key=KEY, listen=(f"/ip4/127.0.0.1/tcp/0{suffix}",), saved_peers=folder / "peers.json")
     )
     await nursery.start(node.run)
     return int(node.multiaddrs[0].split("/")[4])

@@ -171,7 +171,7 @@ def _node(w: World, peers: Path, bootstrap: tuple[str, ...]) -> Node:
             key=PeerKey(seed_of(800)),
             listen=("/ip4/10.0.5.1/tcp/4001",),
             bootstrap=bootstrap,
-            peerstore=peers,
+            saved_peers=peers,
             limits=w.limits,
             transport=w.net.transport("10.0.5.1"),
             wall=wall_clock,

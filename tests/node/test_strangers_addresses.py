@@ -74,7 +74,7 @@ def _node(net: MemoryNet, index: int, ip: str, bootstrap: Sequence[str], peers: 
             key=PeerKey(seed_of(index)),
             listen=(f"/ip4/{ip}/tcp/4001",),
             bootstrap=tuple(bootstrap),
-            peerstore=peers,
+            saved_peers=peers,
             transport=net.transport(ip),
             wall=wall_clock,
         )
