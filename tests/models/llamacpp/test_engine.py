@@ -24,7 +24,7 @@ from p2pnode.errors import ConfigError, EngineError
 from p2pnode.models.engine import Done, GenerateRequest, Prefill, Started, Tokens
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 from p2pnode.models.local_models import LocalModel
-from p2pnode.models.vocabulary import Vocabulary
+from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from tests.models.engine_conformance import (
     GREEDY,
     N_CTX,
@@ -50,6 +50,11 @@ def shared(smollm: LocalModel) -> Iterator[LlamaCppEngine]:
 @pytest.fixture
 def engine(shared: LlamaCppEngine) -> LlamaCppEngine:
     return shared
+
+
+@pytest.fixture(scope="module")
+def vocabulary(smollm: LocalModel) -> Vocabulary:
+    return load_vocabulary(smollm.path)
 
 
 @pytest.fixture
@@ -90,18 +95,19 @@ async def truth(engine: LlamaCppEngine, prompt: tuple[int, ...], count: int) -> 
     return tuple(answer["tokens"])
 
 
-async def test_every_id_of_text_beyond_ascii_is_delivered_once(engine: LlamaCppEngine) -> None:
+async def test_every_id_of_text_beyond_ascii_is_delivered_once(
+    engine: LlamaCppEngine, vocabulary: Vocabulary
+) -> None:
     prompt = await engine.tokenize(NOT_ASCII)
     expected = await truth(engine, prompt, 40)
     answer = await ask(engine, prompt, replace(GREEDY, tokens_max=40))
     assert answer.ids == expected
     assert any(ord(character) > 0x2000 for character in answer.text), "the prompt should lead to such text"
-    assert engine._vocabulary is not None
-    spelled = b"".join(engine._vocabulary.piece(token) for token in expected)
+    spelled = b"".join(vocabulary.piece(token) for token in expected)
     assert answer.text == spelled.decode("utf-8", "ignore")
 
 
-async def test_ids_that_cannot_be_told_are_made_again(
+async def test_ids_that_cannot_be_recovered_are_made_again(
     engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = await engine.tokenize(NOT_ASCII)
@@ -139,10 +145,11 @@ async def test_the_end_of_a_turn_is_neither_delivered_nor_counted(engine: LlamaC
     assert not set(answer.ids) & {0, 1, 2}, end
 
 
-async def test_the_template_closes_each_message_and_opens_the_answer(engine: LlamaCppEngine) -> None:
-    assert engine._vocabulary is not None
+async def test_the_template_closes_each_message_and_opens_the_answer(
+    engine: LlamaCppEngine, vocabulary: Vocabulary
+) -> None:
     ids = await engine.render([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}])
-    marked = [f"<{token}>".encode() if token < 3 else engine._vocabulary.piece(token) for token in ids]
+    marked = [f"<{token}>".encode() if token < 3 else vocabulary.piece(token) for token in ids]
     assert b"".join(marked) == b"<1>system\nBe kind.<2>\n<1>user\nHi<2>\n<1>assistant\n"
 
 
