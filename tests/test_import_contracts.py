@@ -89,6 +89,12 @@ OFFENCES = {
         ("p2pnode/storage/conversations/merge.py", "import p2pnode.node.node"),
         ("p2pnode/storage/rules.py", "def late():\n    import sqlite3"),
     ],
+    "pure-parts": [
+        ("p2pnode/chain/memory/market_rules.py", "import time"),
+        ("p2pnode/chain/deployment_plan.py", "def late():\n    import p2pnode.chain.deployer"),
+        ("p2pnode/models/text.py", "import trio"),
+        ("p2pnode/net/address_policy.py", "import p2pnode.net.swarm"),
+    ],
 }
 
 

@@ -32,7 +32,8 @@ from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
-from p2pnode.node.keys import PeerKey, receipt_address
+from p2pnode.node.keys import PeerKey
+from p2pnode.protocols.crypto import key_address
 from p2pnode.payments.books import open_journal
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
 from p2pnode.protocols.crypto import keccak256, recover_address, sign_digest
@@ -237,8 +238,8 @@ class _BothSides:
         receipt, voucher, payer, wallet = secrets
         market = Domain(name="JobMarketplace", version="1", chain_id=1, contract=bytes([7]) * 20)
         self._terms = SessionTerms(
-            payer=receipt_address(payer), host=receipt_address(wallet), voucher_key=receipt_address(voucher),
-            receipt_key=receipt_address(receipt), model=scripted_model_id(), deposit=_PLENTY,
+            payer=key_address(payer), host=key_address(wallet), voucher_key=key_address(voucher),
+            receipt_key=key_address(receipt), model=scripted_model_id(), deposit=_PLENTY,
             price_in=1_000_000, price_out=2_000_000, session_fee=1_000, tip=0, expiry=1 << 40, salt=bytes(32),
         )  # fmt: skip
         selling = HostPayment(
