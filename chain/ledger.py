@@ -9,12 +9,15 @@ suite holds for both. Amounts are token units, ether is in wei, times are epoch 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import Domain
+
+NO_REASON: Final = "no reason given"
+"""The reason of a ``RevertedError`` where the contract gives none."""
 
 
 class RevertedError(ChainError):

@@ -23,8 +23,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 from p2pnode.chain.dev.embedded import ETHER, GAS_MAX, Receipt
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.order_book import sign_transaction
-from p2pnode.chain.evm.rpc_answers import NO_REASON, RpcError, revert_reason
-from p2pnode.chain.ledger import RevertedError
+from p2pnode.chain.evm.rpc_answers import RpcError, revert_reason
+from p2pnode.chain.ledger import NO_REASON, RevertedError
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.protocols.crypto import key_address, sign_digest
 

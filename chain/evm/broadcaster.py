@@ -18,8 +18,8 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.fees import Fees, capped, least_of
 from p2pnode.chain.evm.node import EvmNode, MinedTransaction, Receipt
 from p2pnode.chain.evm.order_book import Order, OrderBook, SentOrder, SignedTransaction, sign_transaction
-from p2pnode.chain.evm.rpc_answers import NO_REASON, RpcError, refusal_of
-from p2pnode.chain.ledger import GasTooDearError, RevertedError
+from p2pnode.chain.evm.rpc_answers import RpcError, refusal_of
+from p2pnode.chain.ledger import NO_REASON, GasTooDearError, RevertedError
 from p2pnode.errors import ChainError, StorageError
 from p2pnode.protocols.crypto import Signer
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
+from p2pnode.chain.ledger import NO_REASON
 from p2pnode.errors import ChainError
 from p2pnode.words import one_line
 
@@ -131,7 +132,6 @@ _INTERNAL_MEANS_ANSWER: Final = frozenset(
 
 # ---- reverts and refusals
 
-NO_REASON: Final = "no reason given"
 _ERROR_STRING: Final = bytes.fromhex("08c379a0")
 _PANIC: Final = bytes.fromhex("4e487b71")
 _HEX: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*")

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from p2pnode.chain.evm.rpc_answers import NO_REASON
 from p2pnode.chain.ledger import (
+    NO_REASON,
     ClaimSkipped,
     Close,
     CloseMany,

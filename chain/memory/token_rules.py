@@ -12,8 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from p2pnode.chain.evm.rpc_answers import NO_REASON
-from p2pnode.chain.ledger import RevertedError
+from p2pnode.chain.ledger import NO_REASON, RevertedError
 from p2pnode.protocols.crypto import recover_address
 from p2pnode.protocols.typed_data import Domain, authorisation_digest
 

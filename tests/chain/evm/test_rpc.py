@@ -16,8 +16,8 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from p2pnode.chain.evm.rpc import RpcEndpoints, RpcLimits
-from p2pnode.chain.evm.rpc_answers import NO_REASON, RpcError, endpoint_name, refusal_of, revert_reason
-from p2pnode.chain.ledger import UnavailableError
+from p2pnode.chain.evm.rpc_answers import RpcError, endpoint_name, refusal_of, revert_reason
+from p2pnode.chain.ledger import NO_REASON, UnavailableError
 from p2pnode.errors import ChainError
 from tests.chain.evm_world import Body
 

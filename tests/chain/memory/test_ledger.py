@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from p2pnode.chain.evm.calls import Encoder, market_events
 from p2pnode.chain.evm.node import Log
-from p2pnode.chain.evm.rpc_answers import NO_REASON
 from p2pnode.chain.ledger import (
+    NO_REASON,
     Call,
     Close,
     CloseMany,
