@@ -33,10 +33,9 @@ from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
-from p2pnode.protocols.crypto import key_address
 from p2pnode.payments.books import open_journal
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
-from p2pnode.protocols.crypto import keccak256, recover_address, sign_digest
+from p2pnode.protocols.crypto import keccak256, key_address, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Effect, Emit, Received, Send
 from p2pnode.protocols.inference.channel import ClientPayment, HostPayment
 from p2pnode.protocols.inference.client import ClientSession
