@@ -1,6 +1,6 @@
 """p2pnode: a node in a peer-to-peer marketplace for LLM inference, with no central component.
 
-Everything public is here, loaded when it is first used, so that ``p2pnode --help`` pays for nothing::
+Everything public is here. It is imported when it is first used, so that ``p2pnode --help`` starts fast::
 
     async with p2pnode.Client() as client:
         async for piece in client.chat("Why is the sky blue?"):
@@ -63,7 +63,7 @@ _WHERE = {
     "Usage": "p2pnode.client.bill",
 }
 _LOGGING = frozenset({"Client", "Host", "Node"})
-"""What writes logs. A program's standard output is its own, where structlog would print unless it is told."""
+"""The classes that log: structlog without a set-up would print on the program's standard output."""
 __all__ = [
     "Answer",
     "BillItem",

@@ -23,21 +23,20 @@ from p2pnode.files import read_text_or_none
 from p2pnode.money import USDC, usdc_text, usdc_units
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-"""0.25 USDC, as the contract has it."""
 _AMOUNT_MAX: Final = 10_000 * USDC
-"""Of a price and of a spending limit: whoever writes more has most likely written token units."""
+"""The most that a price or a spending limit may be: more than that was most likely meant in token units."""
 _PRICES: Final = ("price_in", "price_out")
 _SPENDING: Final = ("spend_session_max", "spend_day_max", "spend_host_max")
 _GAS: Final = ("ether_usd", "gas_day_max")
 MONEY: Final = (*_PRICES, "session_fee", *_SPENDING, *_GAS)
-"""Settings that people write in USDC, and that are token units from there on."""
+"""Settings that people write in USDC and that are token units in :class:`NodeConfig`."""
 _STORE_MAX: Final = 1 << 50
 _OWNER: Final = re.compile("[0-9a-fA-F]{64}")
 _KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whole number", str: "a string"}
 
 
 def default_data_dir() -> Path:
-    """Where a node keeps its identity unless told otherwise. Raises ``UsageError`` for who has no home."""
+    """The folder of a node's identity by default. Raises ``UsageError`` for a user without a home folder."""
     try:
         return Path(platformdirs.user_data_dir("p2pnode", appauthor=False))
     except RuntimeError as error:
@@ -124,7 +123,7 @@ def load_config(path: Path, overrides: Mapping[str, Any]) -> NodeConfig:
     Raises ``ConfigError`` for the file and ``UsageError`` for a flag.
     """
     try:
-        # The default is not asked for where a folder is given: its user may have no home.
+        # Only without a given folder, because the default raises for a user without a home folder.
         place = {"data_dir": overrides["data_dir"]} if overrides.get("data_dir") is not None else {}
         from_file = NodeConfig(**place, **_read(path))
     except ConfigError as error:
@@ -154,7 +153,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _amount(key: str, value: Any) -> Any:
-    """Money as somebody wrote it becomes token units; all else stays."""
+    """A setting's value, with an amount of USDC turned into token units."""
     if key not in MONEY:
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | Decimal):

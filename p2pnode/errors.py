@@ -16,7 +16,7 @@
         ├── RefusedError    the peer said no, with a stable wire code
         └── StoreRefusedError  the same of a peer that stores
 
-Every message says what to do next. This module knows of none but ``words``.
+Every message says what to do next. This module imports only ``words``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ StoreCode = Literal[
     "cancelled",
     "internal",
 ]
-"""What ``/p2pnode/blob/1`` answers with instead: a store refuses for reasons of its own."""
+"""The codes of ``/p2pnode/blob/1``: a store refuses for other reasons than a host."""
 STORE_CODES: Final[frozenset[str]] = frozenset(get_args(StoreCode))
 
 
@@ -68,7 +68,7 @@ class ConfigError(LocalError):
 
 
 class UsageError(ConfigError):
-    """What was typed makes no sense; nothing was tried."""
+    """What was typed makes no sense; nothing was done."""
 
 
 class EngineError(LocalError):
@@ -94,7 +94,7 @@ class StorageError(LocalError):
 
 
 class RemoteError(P2PNodeError):
-    """The peer failed us; it ends this conversation and counts against that peer."""
+    """The peer failed; that ends this conversation and counts against the peer."""
 
 
 class ProtocolError(RemoteError):
@@ -108,7 +108,7 @@ class HostFault(RemoteError):  # noqa: N818 - it names what the host did
 
 
 class ClockError(RemoteError):
-    """What the peer signs is over, or not yet valid, by our clock: its own is ``offset_s`` ahead of ours."""
+    """What the peer signs has expired, or is not valid yet: its clock is ``offset_s`` ahead of ours."""
 
     def __init__(self, message: str, *, offset_s: float) -> None:
         super().__init__(message)
@@ -116,7 +116,7 @@ class ClockError(RemoteError):
 
 
 class RefusedError(RemoteError):
-    """The peer answered with an error, or would.
+    """The peer answered with an error, or is known to do so when it is asked.
 
     ``code`` is one of :data:`WIRE_CODES`. With ``said`` the ``detail`` is the peer's own words, which the
     message quotes on one line; otherwise ours.

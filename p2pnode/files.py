@@ -1,8 +1,8 @@
-"""Files that must not be lost, torn or read by others: the few ways this package writes to disk.
+"""Files that must not be lost, torn or read by others: the ways in which this package writes files.
 
-A file is written whole or not at all, by a rename from a temporary file beside it. What is no regular file
-(a device, a pipe, a link, a folder) is never replaced; the user's umask holds. All of it blocks: what runs
-beside other tasks is handed to :func:`off_the_loop`.
+A file is written whole or not at all, by renaming a temporary file in the same folder. Anything but a regular
+file (a device, a pipe, a link, a folder) is never replaced; the user's umask applies. All of it blocks: with
+other tasks running, it is handed to :func:`off_the_loop`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _NAME_SHOWN: Final = 40
-"""Characters of a file's name in the name of its temporary file, which must not grow too long either."""
+"""How many characters of a file's name its temporary file's name has: that must not get too long."""
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISDIR, "a folder"),
@@ -36,9 +36,9 @@ _KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file of our own, new or in the place of the regular file that is there.
+    """Write a file of our own; a regular file at that path is replaced.
 
-    Raises ``ConfigError``, also where something else is.
+    Raises ``ConfigError``, also where something else stands at that path.
     """
     try:
         if kind := special_kind(path):
@@ -50,14 +50,14 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a secret: mode 0600 from its first byte on."""
+    """Write a secret, in a file that has mode 0600 before its first byte."""
     write_atomic(path, data, mode=0o600)
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o644, force: bool = False) -> None:
-    """Write a file that the user named: a new one or, with ``force``, over a regular file.
+    """Write a new file that the user named; with ``force``, a regular file at that path is replaced.
 
-    Raises ``UsageError``. Two processes can't both make it.
+    Raises ``UsageError``. Of two processes that make the same file at once, one gets the error.
     """
     refuse_taken(path, force=force)
     try:
@@ -69,9 +69,10 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o644, force: bool = False
 
 
 def refuse_taken(path: Path, *, force: bool | None = False) -> None:
-    """Raise ``UsageError`` where :func:`write_new` would; ``force`` None: where nothing may be overwritten.
+    """Raise ``UsageError`` where :func:`write_new` would. With ``force`` None, nothing may be overwritten at
+    all.
 
-    To be called before the work whose outcome is written there.
+    It is to be called before the work whose outcome is written there.
     """
     try:
         kind = special_kind(path)
@@ -93,7 +94,7 @@ def refuse_taken(path: Path, *, force: bool | None = False) -> None:
 
 
 def special_kind(path: Path) -> str:
-    """What stands at a path that is no regular file, in words; "" for a regular file and for nothing.
+    """What stands at a path, in words, where it is no regular file; "" for a regular file and for nothing.
 
     Raises ``OSError`` when the path can't be looked at.
     """
@@ -105,14 +106,15 @@ def special_kind(path: Path) -> str:
 
 
 def close_to_others(path: Path, *, silent: bool = False) -> None:
-    """Take from everybody but the owner what they may do with a file or folder of ours, and log that.
+    """Take all permissions on a file or folder of ours from everybody but its owner, and log that.
 
-    Where nothing is, or nothing is to be taken, nothing happens. ``silent``: nothing was lost by it.
+    Where there is no such file, or others have no permission, nothing happens. ``silent`` logs no success:
+    others could not have read a secret.
     """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError:
-        return  # nothing is there, or nothing that we may look at: whoever reads it says so
+        return  # there is nothing, or nothing that we may look at: whoever reads it raises
     if not mode & OTHERS:
         return
     try:
@@ -129,18 +131,18 @@ def close_to_others(path: Path, *, silent: bool = False) -> None:
 
 
 def read_secret_or_none(path: Path) -> str | None:
-    """As :func:`read_text_or_none`, of a secret of ours: one that others could read is closed to them."""
+    """Read a secret as :func:`read_text_or_none` does, and close it to others where they could read it."""
     close_to_others(path)
     return read_text_or_none(path)
 
 
 async def off_the_loop(work: Callable[[], T], *, in_thread: bool = True) -> T:
-    """What disk work returns, done in a thread: a sync may take seconds, and no other task may wait for it.
+    """Do work on a disk in a thread, and return what it returns: a sync may take seconds.
 
-    A caller that is cancelled meanwhile waits for its end, so that nothing is left half done. Without
-    ``in_thread`` it blocks: for simulations, where a mock clock would not wait for a thread.
+    A caller that is cancelled meanwhile waits for the end of the work, so that nothing is left half done.
+    Without ``in_thread`` the work blocks, as simulations need it: a mock clock would not wait for a thread.
     """
-    import trio  # late: a wallet's command comes by without an event loop
+    import trio  # here, because commands without an event loop import this module
 
     if in_thread:
         return await trio.to_thread.run_sync(work)
@@ -160,7 +162,7 @@ def read_text_or_none(path: Path) -> str | None:
 
 
 def user_path(given: str | Path) -> Path:
-    """A path as a user gave it, absolute, with ``~`` filled in. Raises ``UsageError``."""
+    """The absolute path that a user gave, with ``~`` expanded. Raises ``UsageError``."""
     try:
         return Path(given).expanduser().absolute()
     except RuntimeError as error:  # pathlib's word for a user without a home
@@ -172,7 +174,7 @@ def user_path(given: str | Path) -> Path:
 
 
 def not_writable(path: Path, error: OSError) -> ConfigError:
-    """The error for a path the user's node can't write."""
+    """The error for a path that can't be written."""
     return ConfigError(
         f"{path} can't be written ({_reason(error)}): choose another folder with --data-dir, "
         "or free space and fix its permissions"
@@ -203,7 +205,7 @@ def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
     try:
         folder = os.open(path.parent, os.O_RDONLY)
     except PermissionError:
-        return  # it may be written and not read: the system writes its new entry to the disk when it likes
+        return  # the folder may be written and not read: the system syncs its new entry when it likes
     try:
         os.fsync(folder)
     finally:
@@ -211,7 +213,7 @@ def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
 
 
 def _put(temporary: Path, path: Path, data: bytes, mode: int) -> None:
-    """A hard link fails where something is; a rename would replace it."""
+    """Give the temporary file its name. Fails where that is taken, which a rename would replace."""
     try:
         os.link(temporary, path, follow_symlinks=False)
     except OSError as error:

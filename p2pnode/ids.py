@@ -1,4 +1,4 @@
-"""The names of things. Distinct types, so that one can't be passed for another."""
+"""Ids, each of a type of its own, so that one can't be passed for another."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ _UNSEEN: Final = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 
 
 def pasted(text: str) -> str:
-    """An id or an address as it was meant: none holds white space, and windows add some."""
+    """An id or an address without white space: none has any, and copying from a window adds some."""
     return "".join(each for each in text if not each.isspace() and each not in _UNSEEN)

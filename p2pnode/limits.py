@@ -1,7 +1,7 @@
 """Every number that bounds something, in one frozen object.
 
-Names end in their unit. Protocol constants (what both sides of a wire must agree on) are not here:
-they stand in the protocol's ``SPEC.md`` and ``messages.py``.
+Names end in their unit. What both sides of a protocol must agree on is not here, but in the protocol's
+``SPEC.md`` and ``messages.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds and deadlines of one node. Tests shrink them; nothing else changes them at run time."""
+    """Bounds and deadlines of one node. Only tests use others than the defaults."""
 
     # network
     connections_max: int = 256

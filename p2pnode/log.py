@@ -1,7 +1,7 @@
 """Logs are events with fields: pretty on a terminal, JSON lines otherwise, always on stderr.
 
-Never a prompt, an answer, a key or a secret: events carry ids, counts and reasons. A log that can't be
-written is lost, and nothing else: no caller ever sees it fail.
+Events carry ids, counts and reasons, and never a prompt, an answer, a key or a secret. An event that can't be
+written is lost; its caller does not notice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 def configure_logging(level: Level = "warning", *, stream: TextIO | None = None) -> None:
-    """Set up structlog once, from the CLI."""
+    """Set up structlog. The command line calls this once."""
     target = screen_of(stream if stream is not None else sys.stderr)
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer(colors=target.isatty())
@@ -43,7 +43,7 @@ def configure_logging(level: Level = "warning", *, stream: TextIO | None = None)
 def _on_one_line(
     _logger: object, _method: str, event: structlog.types.EventDict
 ) -> structlog.types.EventDict:
-    """Fields hold strangers' words. A traceback is ours, and has lines."""
+    """Put each field, which may be a stranger's text, on one line. A traceback keeps its lines."""
     for name, value in event.items():
         if isinstance(value, str) and name != "exception":
             event[name] = one_line(value)
@@ -51,6 +51,6 @@ def _on_one_line(
 
 
 def configure_unless_done() -> None:
-    """For a program that uses this package and says nothing of logs: warnings, to stderr."""
+    """Log warnings to stderr, for a program that uses this package and has not set up structlog."""
     if not structlog.is_configured():
         configure_logging()

@@ -1,4 +1,4 @@
-"""Amounts of money as people write and read them. Integers all the way: no float touches money.
+"""Amounts of money as people write and read them. All arithmetic is in integers, never in floats.
 
 Inside and on the wire an amount is a whole number of token units (1e-6 USDC) or of wei, and a price is such
 units per million tokens. What a person types or reads is USDC, USDC per million tokens, or ETH, exactly.
@@ -51,7 +51,7 @@ def usdc_text(units: int) -> str:
 
 
 def price_text(price_in: int, price_out: int, session_fee: int = 0) -> str:
-    """What an offer costs, in words."""
+    """The price of an offer, as a phrase."""
     if not (price_in or price_out):
         return "free"
     fee = f", {usdc_text(session_fee)} a session" if session_fee else ""

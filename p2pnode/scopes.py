@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 Scope: TypeAlias = Literal["global", "private", "shared", "link-local", "loopback"]
 SCOPES: Final[tuple[Scope, ...]] = ("global", "private", "shared", "link-local", "loopback")
-"""From the one that reaches most others to the one that reaches nobody else."""
+"""Ordered from the scope that most others can reach to the one that nobody else can."""
 _Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _SHARED: Final = ipaddress.ip_network("100.64.0.0/10")
 _THIS_NETWORK: Final = ipaddress.ip_network("0.0.0.0/8")  # Linux takes it for loopback
@@ -20,10 +20,10 @@ _LOCAL_NAMES: Final = (".localhost", ".local", ".lan", ".home", ".internal", ".h
 
 
 def scope_of_host(host: str) -> Scope | None:
-    """Of an IP address (in brackets and with a zone, too) or a name; None for what is nobody's address.
+    """The scope of a name or an IP address, which may have brackets and a zone; None for no host's address.
 
-    A name counts as global unless it is one of those that no public name server knows; only what it resolves
-    to tells more.
+    A name counts as global unless it is one that no public name server knows. Only resolving it would tell
+    more.
     """
     if (ip := ip_of(host)) is not None:
         return _scope_of_ip(ip)
@@ -34,7 +34,7 @@ def scope_of_host(host: str) -> Scope | None:
 
 
 def ip_of(host: str) -> _Ip | None:
-    """The IP address; None for a name."""
+    """The IP address that ``host`` is; None for a name."""
     try:
         return ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -42,12 +42,12 @@ def ip_of(host: str) -> _Ip | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this name or address is this machine's own."""
+    """Whether this name or address is a loopback one."""
     return scope_of_host(host) == "loopback"
 
 
 def is_global_ip(host: str) -> bool:
-    """Whether it is an address, not a name, that anybody on the internet may have."""
+    """Whether it is a global IP address; a name is none."""
     return ip_of(host) is not None and scope_of_host(host) == "global"
 
 
@@ -56,7 +56,7 @@ def _scope_of_ip(ip: _Ip) -> Scope | None:
         if ip.ipv4_mapped is not None:  # ::ffff:127.0.0.1 reaches what 127.0.0.1 does
             return _scope_of_ip(ip.ipv4_mapped)
         if (inner := _translated(ip)) is not None:
-            # A translator sends it on to the IPv4 address inside, which must not be one of its own network.
+            # A translator sends it on to the IPv4 address inside, which must not be in its own network.
             return "global" if _scope_of_ip(inner) == "global" else None
     if ip.is_loopback:
         return "loopback"
@@ -70,7 +70,7 @@ def _scope_of_ip(ip: _Ip) -> Scope | None:
 
 
 def _translated(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address in an address of 6to4, Teredo or NAT64."""
+    """The IPv4 address inside an address of 6to4, Teredo or NAT64; None for any other."""
     if any(ip in network for network in _NAT64):
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.sixtofour or (ip.teredo[1] if ip.teredo is not None else None)

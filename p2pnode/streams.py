@@ -1,6 +1,6 @@
-"""Standard streams that can always be used: open, in any encoding, and never worth more than what is printed.
+"""Standard streams that are always open, and whose failure never ends what the program does.
 
-Nothing but Python's own is imported here: `p2pnode --help` comes by.
+Only the standard library is imported here, because ``p2pnode --help`` imports this module.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, TextIO, cast
 
 
 class Screen:
-    """A text stream for people, whose reader may leave and whose disk may be full: writing never fails.
+    """A text stream whose writing never fails, also where its reader has left or its disk is full.
 
-    For standard error: what goes there is never worth an answer, a drain or a settlement.
+    It is for standard error: a message that can't be shown must not end an answer, a drain or a settlement.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write as much as is possible. Returns the length of the whole text; never fails."""
+        """Write as much as possible. Returns the length of the whole text; never raises."""
         try:
             self._stream.write(text)
         except (OSError, ValueError) as error:
@@ -30,14 +30,14 @@ class Screen:
         return len(text)
 
     def flush(self) -> None:
-        """As far as is possible; it never fails."""
+        """Flush as much as possible; never raises."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
             self._lost(error)
 
     def _lost(self, error: Exception) -> None:
-        # A full disk may be emptied, and a pipe that is full for now be read.
+        # A stream that would only block may take more later.
         if not isinstance(error, BlockingIOError):
             to_nowhere(self._stream, files=False)
 
@@ -46,14 +46,14 @@ class Screen:
 
 
 def screen_of(stream: TextIO) -> TextIO:
-    """The stream as a :class:`Screen`, where it isn't one yet."""
+    """The stream as a :class:`Screen`."""
     return stream if isinstance(stream, Screen) else cast("TextIO", Screen(stream))
 
 
 def to_nowhere(stream: TextIO, *, files: bool = True) -> None:
-    """What is written to a stream from now on, and what waits in its buffer, goes to the null device.
+    """Send what waits in a stream's buffer, and what is written from now on, to the null device.
 
-    ``files`` False leaves one alone that is a regular file.
+    Without ``files``, a stream that is a regular file is left as it is.
     """
     try:
         number = stream.fileno()
@@ -62,13 +62,14 @@ def to_nowhere(stream: TextIO, *, files: bool = True) -> None:
             os.dup2(null, number)
             os.close(null)
     except (OSError, ValueError):
-        return  # no file at all, or closed
+        return  # it has no file, or it is closed
 
 
 def open_streams() -> None:
-    """Make all three usable, whatever the parent closed. To be called before any file is opened.
+    """Make all three standard streams usable, whatever the parent process closed.
 
-    A closed one would become the first file that we open: what is printed would go into it.
+    It is to be called before any file is opened: that file would get the number of a closed stream, and what
+    is printed would be written into it.
     """
     for number in range(3):
         try:
@@ -80,11 +81,11 @@ def open_streams() -> None:
     sys.stdout = sys.stdout or _opened(1, "w")
     sys.stderr = screen_of(sys.stderr or _opened(2, "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer goes on where a letter can't be shown
+        sys.stdout.reconfigure(errors="replace")  # a letter that can't be shown must not end an answer
 
 
 def settle_streams() -> None:
-    """Empty the buffers at the end, or Python tries once more and exits with a code of its own."""
+    """Empty the buffers before the end: else Python tries it, and exits with a code of its own."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -39,7 +39,7 @@ class Guard:
         self.failed: Counter[str] = Counter()
 
     async def run(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
-        """Await ``function(*args)``; only cancellation gets out."""
+        """Await ``function(*args)``; of what it raises, only cancellation gets out."""
         try:
             await function(*args)
         except BaseExceptionGroup as group:
@@ -52,11 +52,11 @@ class Guard:
             self.note(_name(function), error)
 
     def note(self, task: str, error: Exception) -> None:
-        """Count one fault. The first of a kind is a warning: the next ones are the stranger's to repeat."""
+        """Count one fault. Only the first of a kind is a warning: a stranger may repeat it."""
         fault = type(error).__name__
         kind = f"{task}: {fault}"
         self.failed[kind] += 1
-        # ascii(): a stranger may have chosen the words, and they may end on a terminal.
+        # ascii(), because a stranger may have chosen the words, and they may be shown on a terminal.
         detail = ascii(str(error))[:_DETAIL_MAX]
         if self.failed[kind] == 1:
             log.warning("task.failed", task=task, fault=fault, detail=detail, where=_where(error))
@@ -119,8 +119,8 @@ async def serve_sockets(
 ) -> None:
     """Accept until cancelled or closed. Each connection is a task of ``connections``, closed at its end.
 
-    ``handle`` must be guarded. Unlike trio's own loop, no error of ``accept`` ends it: one log line a
-    minute, and a pause before the next attempt. At the limit of open files a connection stays in the
+    ``handle`` must be guarded. Unlike in trio's own loop, no error of ``accept`` ends it: it is logged once a
+    minute, and the next attempt comes after a pause. At the limit of open files a connection stays in the
     backlog until a file is free. The listeners are closed at the end.
     """
     with contextlib.ExitStack() as stack:
@@ -164,7 +164,7 @@ async def _serve_one(
 
 
 def _where(error: BaseException) -> str:
-    """The last lines of code that it came through: what a report of the defect needs."""
+    """The last lines of code that an error came through, for the report of the defect."""
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
     return " < ".join(f"{Path(each.filename).name}:{each.lineno}" for each in reversed(frames))
 

@@ -29,7 +29,7 @@ async def shake_hands(
 
 
 class _Reader:
-    """What the library takes for a nursery."""
+    """An object that the library uses as its nursery."""
 
     def __init__(self, start_task: StartTask, stream: trio.abc.Stream) -> None:
         self._start_task, self._stream = start_task, stream
@@ -48,12 +48,12 @@ class _Reader:
         try:
             await reader()
         except HandshakeError as error:
-            self._error = error  # the other side said no, in WebSocket's own words
+            self._error = error  # the other side refused, as WebSocket has it
         except Exception as error:
             self._error = error
             raise
         finally:
             self._handshake.cancel()
-            # The library would leave a socket open whose reader is gone, and a writer waiting for it.
+            # The library would leave the socket open after its reader ended, and a writer waiting for ever.
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self._stream)

@@ -1,4 +1,4 @@
-"""Words in sentences for people: numbers of things, and what strangers wrote."""
+"""Pieces of sentences for people: counts, spans of time, and text that strangers wrote."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _BREAKS: Final = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
 
 
 def count_of(count: int, one: str, many: str | None = None) -> str:
-    """``1 node``, ``2 nodes``, ``0 nodes``; ``many`` where an s is not enough."""
+    """``1 node``, ``2 nodes``, ``0 nodes``; ``many`` is the plural where adding an s does not make it."""
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def span(seconds: float) -> str:
-    """About how long that is, in one unit: 90 seconds, 2 hours, 1 day."""
+    """About how long this is, in one unit: 90 seconds, 2 hours, 1 day."""
     for name, unit in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 0.95 * unit * (2 if name == "minute" else 1):
             return count_of(max(1, round(seconds / unit)), name)
@@ -24,9 +24,11 @@ def span(seconds: float) -> str:
 
 
 def one_line(text: str, longest: int = _LINE_MAX) -> str:
-    """A stranger's words so that they can't pass for ours: on one line, of at most so many characters.
+    """A stranger's text on one line of at most ``longest`` characters, so that it can't look like our own
+    words.
 
-    Whatever can't be seen (control characters, marks that turn the direction of writing) becomes U+FFFD.
+    Each invisible character (a control character, a mark that changes the direction of writing) becomes
+    U+FFFD.
     """
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return "".join(
@@ -40,5 +42,5 @@ def printable(text: str) -> str:
 
 
 def quoted(text: str, longest: int = _LINE_MAX) -> str:
-    """The same in quotes, for the middle of a sentence of ours."""
+    """The text of :func:`one_line` in quotes, to stand inside a sentence of ours."""
     return '"' + one_line(text, longest).replace('"', "'") + '"'

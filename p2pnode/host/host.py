@@ -126,8 +126,7 @@ class Host:
         return tuple(self._models.values())
 
     async def start(self) -> None:
-        """Serve and advertise at once; load the engines one after another, and advertise each again as
-        warm."""
+        """Serve and advertise; load the engines one after another, and advertise each one as warm."""
         node = self._node
         if self.escrow is not None:
             await self.escrow.prepare(self._epoch)
@@ -308,8 +307,7 @@ class Host:
             return _unreadable(error)
 
     def _granted(self, journalled: HostedSession) -> HostTerms | None:
-        """What a session of an earlier start is granted now, at the prices of its own terms; None:
-        nothing."""
+        """What a session of an earlier start is granted now, at its own prices; None for nothing."""
         terms = journalled.terms
         if self.escrow is None:
             return None

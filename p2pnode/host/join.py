@@ -194,8 +194,7 @@ class Join:
         return await passphrase_of(wallet) if wallet is not None and wallet.source.kind == "prompt" else None
 
     async def _identity(self, profile: ChainProfile | None, passphrase: bytes | None) -> HostIdentity:
-        """Read the identity, or make one and report it. A person may be asked for a passphrase, once a
-        month."""
+        """Read or make the identity and report it. A person may be asked for a passphrase, once a month."""
         data = self._data
         new, no_wallet = not data.peer_key.exists(), not data.wallet.exists()
         if new or no_wallet:

@@ -82,8 +82,7 @@ class ResumableSessions:
         return await self._escrow.recovered(record.session, record.epoch, stream.address)
 
     async def began(self, record: OpenSession, stream: ServedSession) -> None:
-        """Note that a stream has the session: the first one, or one that resumed it and replaces the old
-        one."""
+        """Note that a stream has the session. Where it was resumed, the stream before it is replaced."""
         before = self._live.get(record.session)
         self._live[record.session] = stream
         if record.session in self._records:

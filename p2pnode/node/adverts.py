@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 class AdvertService:
-    """The node's view of who serves what."""
+    """What a node knows of who serves which model, and what it says of itself."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class AdvertService:
     # ---- what the roles use
 
     async def update(self, announcement: Announcement) -> None:
-        """This host's announcement changed."""
+        """Tell what this host offers now; it is published where it differs from before."""
         await self._driver.command(Update(announcement))
 
     async def withdraw(self) -> None:
         """Tell the network that this host is gone."""
-        # Not through the driver: where a copy of our identity ended that, the withdrawal is still said.
+        # Not through the driver: a copy of our identity may have ended that, and the withdrawal still counts.
         for effect in self._exchange.handle(Command(Withdraw()), trio.current_time()):
             if isinstance(effect, Emit):
                 await self._emitted(effect.value)
@@ -104,7 +104,7 @@ class AdvertService:
         return found
 
     async def sample(self, peer: PeerId, model: ModelId | None = None) -> list[Advert]:
-        """Live adverts another peer knows of, each verified: peer exchange."""
+        """Live adverts that another peer knows, each verified: this is the peer exchange."""
         answer = await self._ask(peer, SampleAdverts(model=model))
         taken = self._exchange.sampled(answer.adverts, peer)
         self._check_copied()
@@ -171,5 +171,5 @@ class AdvertService:
 
 
 def failure_of(error: RemoteError) -> str:
-    """One line for ``hosts --why``."""
+    """The error's first line, for ``hosts --why``."""
     return str(error).splitlines()[0][:200]

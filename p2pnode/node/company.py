@@ -42,7 +42,7 @@ class Company:
         self._unanswered: Counter[PeerId] = Counter()
         self._wait_s = _WAIT_FIRST_S / 2
         self.reached: BoundedMap[PeerId, None] = BoundedMap(4 * limits.book_max)
-        """Peers that this node dialled itself: they count as real."""
+        """Peers that this node dialled itself: these exist, while others may be made up."""
 
     def wait_s(self, connected: int) -> float:
         """Until the next round: soon at first and while there are few peers, to be on the meshes soon."""
@@ -85,12 +85,12 @@ class Company:
         return others[: 2 * wanted]
 
     def dialled(self, peer: PeerId) -> None:
-        """It was reached."""
+        """Note that a peer was reached."""
         self._failures.pop(peer)
         self.reached.put(peer, None)
 
     def failed(self, peer: PeerId) -> None:
-        """It could not be reached."""
+        """Note that a peer could not be reached."""
         self._failures.put(peer, (self._failures.get(peer) or 0) + 1)
 
     def to_ask(self, connected: Collection[PeerId]) -> list[PeerId]:
@@ -104,9 +104,9 @@ class Company:
         return first[: 2 * self._limits.peers_wanted]
 
     def asked(self, peer: PeerId) -> None:
-        """It is being asked."""
+        """Note that a peer is asked for adverts."""
         self._unanswered[peer] += 1
 
     def answered(self, peer: PeerId) -> None:
-        """It told what it knows: gossip brings the rest."""
+        """Note that a peer answered. It is not asked again: gossip brings what is new."""
         self._unanswered[peer] = UNANSWERED_MAX

@@ -1,7 +1,7 @@
-"""The data dir: where a node's identity lives, and what keeps two nodes from sharing one.
+"""The data dir: it holds a node's identity, and keeps two nodes from using the same one.
 
-``join`` and ``gateway`` hold ``node.lock`` and write ``node.json``; ``ask`` and ``chat`` only read.
-The dir records where it is, in ``place.json``: a copy would speak with the same peer id as the original.
+``join`` and ``gateway`` hold ``node.lock`` and write ``node.json``; ``ask`` and ``chat`` only read. The dir
+records its own place in ``place.json``, because a copy of it would use the same peer id as the original.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _OURS: Final = frozenset(
         "peers", "phrase", "place", "receipt", "s5", "storage", "store", "told", "totals", "wallet",
     }
 )  # fmt: skip
-"""How the names of what we make in a data dir begin."""
+"""The first part of each name that this package makes in a data dir."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningNode:
-    """What ``node.json`` says of the node that runs on a data dir."""
+    """The node that runs on a data dir, as ``node.json`` describes it."""
 
     peer_id: PeerId
     multiaddrs: tuple[str, ...]
     pid: int
     announced: tuple[str, ...] = ()
-    """Those of its addresses that it tells strangers."""
+    """Those of its addresses that it announces to strangers."""
     networks: tuple[str, ...] = ()
-    """The private networks that it was told to live in: see ``net.reach``."""
+    """The private networks that its user named, in which it dials."""
     reach: str = ""
     """A ``ReachCode``; empty for a node of an earlier version."""
 
@@ -101,7 +101,7 @@ class DataDir:
 
     @property
     def chain(self) -> Path:
-        """The chain profile, where one was put."""
+        """The chain profile, where there is one."""
         return self.root / "chain.toml"
 
     @property
@@ -127,12 +127,12 @@ class DataDir:
 
     @property
     def s5(self) -> Path:
-        """What the S5 API keeps beside the store: its node key, partial uploads."""
+        """The folder of the S5 API: its node key and partial uploads."""
         return self.root / "s5"
 
     @property
     def storage_key(self) -> Path:
-        """The root secret of the conversations kept from here; derived from the recovery phrase."""
+        """The root secret of this user's saved conversations; it is derived from the recovery phrase."""
         return self.root / "storage.key"
 
     @property
@@ -149,17 +149,17 @@ class DataDir:
 
     @property
     def told(self) -> Path:
-        """What the user was told and need not be told again."""
+        """A record of hints that were shown once and need not be shown again."""
         return self.root / "told.json"
 
     @property
     def log(self) -> Path:
-        """What a node in the background says."""
+        """The log of a node that runs in the background."""
         return self.root / "node.log"
 
     @property
     def totals(self) -> Path:
-        """What the host that runs here served since it started."""
+        """The totals of the host that runs here, since it started."""
         return self.root / "totals.json"
 
     @property
@@ -167,10 +167,11 @@ class DataDir:
         return self.root / "place.json"
 
     def prepare(self) -> None:
-        """Make the dir (0700) where it isn't, and close to others what they could use of one that is.
+        """Make the dir (mode 0700) where there is none, and take from others what they may do in one that is
+        there.
 
-        Raises ``ConfigError`` when it can't be written, or is a folder with other things in which anybody
-        may write: whoever can might put keys of his own there.
+        Raises ``ConfigError`` when it can't be written, or when it holds other files and anybody may write in
+        it: such a person could put keys of their own there.
         """
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -182,7 +183,7 @@ class DataDir:
             raise not_writable(self.root, PermissionError(13, "Permission denied"))
 
     def _close_to_others(self) -> None:
-        """What holds nothing but ours is ours to close; of another folder its owner decides."""
+        """Close the folder where it holds only our files; of any other folder, its owner decides."""
         held = any(path.exists() for path in self.secrets)
         if all(path.name.partition(".")[0] in _OURS for path in self.root.iterdir()):
             writable = self.root.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -210,7 +211,7 @@ class DataDir:
             try:
                 place = {"inode": self.root.stat().st_ino, "file_inode": os.fstat(handle).st_ino}
                 text = json.dumps(place).encode()
-                # In place, for the file holds its own inode. A torn write is recorded anew.
+                # Written in place: the file holds its own inode. The next start replaces a torn write.
                 if os.pread(handle, len(text) + 1, 0) != text:
                     os.pwrite(handle, text, 0)
                     os.ftruncate(handle, len(text))
@@ -223,8 +224,8 @@ class DataDir:
     def look_at_place(self) -> None:
         """Raise ``ConfigError`` when this dir was copied or moved from elsewhere.
 
-        The inodes of the folder and of ``place.json`` tell: a copy has others. A device number does not:
-        the same disk may have another one after each start of the machine.
+        The inodes of the folder and of ``place.json`` show it, because a copy has others. The device number
+        is not compared: the same disk may have another one after each start of the machine.
         """
         text = read_text_or_none(self.place)
         if text is None:
@@ -268,7 +269,7 @@ class DataDir:
             os.close(handle)
 
     def is_locked(self) -> bool:
-        """Does a node run on this dir?"""
+        """Whether a node runs on this dir."""
         try:
             handle = os.open(self.lock, os.O_RDWR)
         except OSError:
@@ -290,13 +291,13 @@ class DataDir:
         networks: Sequence[str] = (),
         reach: str = "",
     ) -> None:
-        """Tell ``ask`` on this machine where this node listens, and where it lives."""
+        """Write where this node listens and which networks it is in, for ``ask`` on this machine."""
         content = _node_fields(peer_id, multiaddrs)
         content |= {"announced": list(announced), "networks": list(networks), "reach": reach}
         write_atomic(self.node_json, json.dumps(content).encode())
 
     def running_node(self) -> RunningNode | None:
-        """The node that runs here now; None for a stale file."""
+        """The node that runs here now; None where no node runs, whatever a stale file says."""
         text = read_text_or_none(self.node_json)
         if text is None or not self.is_locked():
             return None
@@ -315,16 +316,17 @@ class DataDir:
 
 
 class ReadyFile:
-    """A file that says a node, or a development chain, is ready: where the user said, so it may be theirs.
+    """A file, at a path that the user gave, which says that a node or a development chain is ready.
 
-    Nothing is written over or removed but what one of them wrote.
+    Only what a node or a development chain wrote is written over or removed: another file there is the
+    user's.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._written = path, b""
 
     def check(self) -> None:
-        """Raise ``UsageError`` unless nothing is there, or what a node wrote."""
+        """Raise ``UsageError`` where a file is that no node wrote."""
         try:
             ours = not os.path.lexists(self._path) or self._left() is not None
         except OSError:
@@ -335,28 +337,28 @@ class ReadyFile:
         refuse_taken(self._path, force=True)
 
     def clear(self, peer_id: PeerId) -> None:
-        """Remove what a start of this very node left that was killed; its data dir is locked by now."""
+        """Remove what an earlier start of this node left when it was killed; call it under the lock."""
         left = self._left()
         if left is not None and left.get("peer_id") == peer_id:
             self._path.unlink(missing_ok=True)
 
     def write(self, peer_id: PeerId, multiaddrs: Sequence[str]) -> None:
-        """Say it of a node. Raises ``UsageError``."""
+        """Write that a node is ready. Raises ``UsageError``."""
         self.write_content(ready_json(peer_id, multiaddrs))
 
     def write_content(self, content: bytes) -> None:
-        """Say it: JSON with ``pid``, and with ``peer_id`` or ``url``. Raises ``UsageError``."""
+        """Write JSON with ``pid``, and with ``peer_id`` or ``url``. Raises ``UsageError``."""
         self.check()
         self._written = content
         write_new(self._path, content, force=True)
 
     def remove(self) -> None:
-        """Where it still says what this start wrote."""
+        """Remove the file, where it still has what this start wrote."""
         if self._written and self._content() == self._written:
             self._path.unlink(missing_ok=True)
 
     def _left(self) -> dict[str, Any] | None:
-        """What some node wrote there; None for a file that none wrote, and for no file."""
+        """What some node wrote there; None where there is no file, or one that no node wrote."""
         content = self._content()
         try:
             left = json.loads(content) if content is not None else None
@@ -366,7 +368,7 @@ class ReadyFile:
         return left if ours else None
 
     def _content(self) -> bytes | None:
-        """Never of a device or a pipe, which would have to be waited for."""
+        """The file's bytes; None for a device or a pipe, reading which could block for ever."""
         try:
             if special_kind(self._path):
                 return None

@@ -1,4 +1,4 @@
-"""The shell of a lookup: asks every source at once, dials what the machine chooses, hands up hosts."""
+"""Lookups of hosts: asks every source at once, dials the peers that ``Search`` chooses, and returns hosts."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from p2pnode.protocols.lookup.search import Search
 
 @dataclass(frozen=True, slots=True)
 class FoundHost:
-    """A host we are connected to. ``connect_s``: dial and advert together, as measured."""
+    """A host that is connected. ``connect_s`` is the measured time of the dial and the advert together."""
 
     advert: Advert
     connect_s: float
 
 
 class Finder:
-    """Finds hosts of one model at a time over a node's network."""
+    """Finds hosts of a model over a node's network."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Finder:
         mdns: bool = True,
     ) -> None:
         self._network, self._adverts, self._limits, self._wall = network, adverts, limits, wall
-        # Nobody need wait for a source that is off.
+        # A search does not wait for a source that is switched off.
         self._off: frozenset[Source] = frozenset() if mdns else frozenset({"mdns"})
 
     async def find(
@@ -62,7 +62,7 @@ class Finder:
         on_found: Callable[[FoundHost], None],
         sources: frozenset[Source] = frozenset({"book", "bootstrap", "exchange", "dht", "mdns"}),
     ) -> dict[PeerId, str]:
-        """Search until exhausted (cancel it when satisfied); returns why each other peer was not found."""
+        """Search until no source has more, or until cancelled. Returns by peer why it is no host to use."""
         run = _Run(
             self._network,
             self._adverts,
@@ -87,7 +87,7 @@ class Finder:
 
 
 class _Run:
-    """One search: the machine, its sources, its dials."""
+    """One search: its machine, its sources and its dials."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class _Run:
                 self._driver.stop()
 
     def _usable(self, address: str, local: bool) -> bool:
-        """Whether this word for it is enough: an advert can't aim us at a network of ours."""
+        """Whether an address may be dialled: an advert must not point us into our own network."""
         return scope_of(address) is not None if local else bool(self._network.policy.dialable([address]))
 
     async def _contact(self, contact: Contact) -> None:

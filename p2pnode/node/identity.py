@@ -1,7 +1,7 @@
 """A host's identity on disk: peer key, receipt key, wallet, and the wallet's binding of the two.
 
-The wallet is opened only when a new binding is due, once a month: the decrypted key costs a second
-and should not be in memory for longer than it takes to sign.
+The wallet is opened only when a new binding is due, once a month: decrypting its key takes a second, and the
+key should be in memory only as long as signing takes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RENEW_BEFORE_S: Final = 5 * 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class HostIdentity:
-    """Everything a host signs with, but for the wallet, which stays closed."""
+    """The keys that a host signs with, except for its wallet's, which stays closed."""
 
     key: PeerKey
     receipt_secret: bytes
@@ -41,7 +41,7 @@ class HostIdentity:
 
 @dataclass(frozen=True, slots=True)
 class BoundChain:
-    """The chain a host is paid on, as its wallet's binding names it; both zero where it isn't paid."""
+    """The chain that a host is paid on, as the binding names it; both are zero for a free host."""
 
     chain_id: int = 0
     node_registry: bytes = bytes(20)
@@ -66,7 +66,7 @@ def load_or_create_identity(
         receipt_key=key_address(receipt_secret),
         chain_id=chain.chain_id,
         node_registry=chain.node_registry,
-        # Above the last one's also when the clock was ahead then: readers take none with a lower number.
+        # Above the last number also where the clock was ahead then: readers refuse a lower one.
         seq=max(now, held.seq + 1 if held is not None else 0),
         expires_at=now + BINDING_TTL_MAX_S,
     )
@@ -78,9 +78,9 @@ def load_or_create_identity(
 
 
 async def passphrase_of(wallet: Wallet) -> bytes:
-    """From its source, in a thread: a person may take minutes, and peers wait for no one.
+    """The wallet's passphrase from its source, read in a thread: a person may take minutes to type it.
 
-    A Ctrl-C leaves the thread behind, and the terminal as it was.
+    Ctrl-C leaves the thread behind, and the terminal as it was.
     """
     with terminal_kept():
         return await trio.to_thread.run_sync(wallet.passphrase, abandon_on_cancel=True)
@@ -92,7 +92,7 @@ def wallet_files(data: DataDir) -> WalletFiles:
 
 
 def is_due(identity: HostIdentity, now: float) -> bool:
-    """Whether the binding is over soon, or no longer holds, as after the clock was set right."""
+    """Whether the binding expires soon, or does not hold now, as after the clock was corrected."""
     binding = identity.binding
     return binding.expires_at - now <= _RENEW_BEFORE_S or not binding_holds(
         identity.key.peer_id, binding, now
@@ -100,10 +100,10 @@ def is_due(identity: HostIdentity, now: float) -> bool:
 
 
 def _good(held: Binding, key: PeerKey, wallet: bytes, wanted: BindingTerms, now: int) -> bool:
-    """Does a stored binding say what is wanted now, and for long enough?"""
-    told = (held.wallet, held.receipt_key, held.chain_id, held.node_registry)
+    """Whether a stored binding has the terms that are wanted now, and holds for long enough."""
+    terms = (held.wallet, held.receipt_key, held.chain_id, held.node_registry)
     return (
-        told == (wallet, wanted.receipt_key, wanted.chain_id, wanted.node_registry)
+        terms == (wallet, wanted.receipt_key, wanted.chain_id, wanted.node_registry)
         and held.expires_at - now > _RENEW_BEFORE_S
         and binding_holds(key.peer_id, held, now)
     )

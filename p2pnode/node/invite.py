@@ -1,4 +1,4 @@
-"""Invites: a node's multiaddrs in one string that survives a chat window.
+"""Invites: a node's multiaddrs in one string without spaces, which can be sent in a chat.
 
 ``p2pnode1`` + base64url of (4 bytes of SHA-256 over the body, the body). The body is text: the peer
 id and then its addresses, separated by spaces.
@@ -24,7 +24,7 @@ _LENGTH_MAX: Final = 2048
 
 
 def make_invite(multiaddrs: Sequence[str]) -> str:
-    """An invite to this node with a mix of its addresses. Loopback is left out where there are others."""
+    """An invite to this node with a mix of its addresses, without loopback ones where there are others."""
     parts = [split_peer(each) for each in multiaddrs]
     every = [address for address, _ in parts]
     far = [address for address in every if scope_of(address) != "loopback"]

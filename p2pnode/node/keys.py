@@ -17,7 +17,7 @@ _SEED_BYTES = 32
 
 
 class PeerKey:
-    """An Ed25519 key and the peer id it gives. ``repr`` shows the id only."""
+    """An Ed25519 key and its peer id. ``repr`` shows only the id."""
 
     def __init__(self, seed: bytes) -> None:
         self.seed = seed
@@ -26,11 +26,11 @@ class PeerKey:
 
     @classmethod
     def generate(cls, draw: Callable[[int], bytes] = secrets.token_bytes) -> PeerKey:
-        """A new key, in memory only."""
+        """A new key, which is in memory only."""
         return cls(draw(_SEED_BYTES))
 
     def sign(self, message: bytes) -> bytes:
-        """64 bytes."""
+        """The signature of a message, 64 bytes."""
         return self._key.sign(message)
 
     def __repr__(self) -> str:

@@ -133,8 +133,7 @@ class Node:
         return (*told, *mixed([each for each in addresses if each not in told], count - len(told)))
 
     def before_close(self, action: Callable[[], Any]) -> None:
-        """Await ``action()`` at shutdown while the network is still up. The last one registered runs
-        first."""
+        """Await ``action()`` at shutdown, while the network is up; the last one registered runs first."""
         self._before_close.append(action)
 
     def serve(
@@ -183,8 +182,7 @@ class Node:
         return self._nursery
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen and serve until stopped; then end in order: roles drain, services stop, the network
-        closes."""
+        """Serve until stopped; then end in order: roles drain, services stop, the network closes."""
         await self.peers.load()
         async with trio.open_nursery() as outer:
             await outer.start(self.network.run)
@@ -238,8 +236,7 @@ _PEERS_MAX: Final = 4096
 
 
 class FaultLedger:
-    """Counts faults of each peer over ten minutes. Beyond 4096 peers, the one whose last fault is oldest
-    goes."""
+    """Counts the faults of each peer over ten minutes, of the 4096 peers with the latest faults."""
 
     def __init__(self) -> None:
         self._faults: BoundedMap[PeerId, tuple[float, int]] = BoundedMap(_PEERS_MAX)

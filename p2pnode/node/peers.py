@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class PeerKeeper:
-    """Keeps ``limits.peers_wanted`` connections, and what it learned for the next start."""
+    """Keeps ``limits.peers_wanted`` connections, and saves the peers of this start for the next one."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class PeerKeeper:
         """Set when the first round of dials is over."""
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled."""
+        """Dial and ask in rounds until cancelled."""
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_mdns)
@@ -85,14 +85,14 @@ class PeerKeeper:
         log.debug("peer.connected", peer=peer)
 
     async def _exchange(self, peer: PeerId) -> None:
-        """Ask for adverts it knows, and whether someone else speaks as us."""
+        """Ask for the adverts a peer knows, and for ours, to see whether somebody uses our identity."""
         self.company.asked(peer)
         try:
             with trio.fail_after(self._limits.request_deadline_s):
                 await self._adverts.sample(peer)
                 await self._adverts.fetch(peer, self._network.peer_id)
         except (RemoteError, trio.TooSlowError):
-            return  # it speaks no adverts: a relay or another kind of node
+            return  # it does not speak this protocol: it is another kind of node
         except Exception as error:  # noqa: BLE001  of one peer of many: the others are asked on
             self._network.guard.note("exchange", error)
             return
@@ -106,25 +106,25 @@ class PeerKeeper:
                     await self._exchange(found.peer)
 
     async def load(self) -> None:
-        """Read whom an earlier start saved; before :meth:`run` and :meth:`save`."""
+        """Read the peers that an earlier start saved; to be awaited before :meth:`run` and :meth:`save`."""
         if self._store is not None:
             await self._store.load()
 
     async def save(self) -> None:
-        """Write who is connected to the file of saved peers."""
+        """Write the connected peers to the file of saved peers."""
         if self._store is None:
             return
         now = self._adverts.wall()
         for peer in self._network.connected_peers():
             addresses = tuple(with_peer(each, peer) for each in self._network.addresses_of(peer))
             if addresses:
-                # Whoever merely came to us ranks behind all that we reached: else a crowd of made-up
-                # peers would be all that we know at the next start.
+                # A peer that merely came to us ranks behind all that we reached: else a crowd of made-up
+                # peers would be all that this node knows at its next start.
                 self._store.remember(peer, addresses, now=now if peer in self.company.reached else 0.0)
         try:
             await self._store.save()
         except StorageError as error:
-            # Once: the next round is seconds away, and a disk or the limit of open files may stay full.
+            # Warned of once: the next round is seconds away, and a disk may stay full for long.
             tell = log.warning if self._saved else log.debug
             tell("saved_peers.not_saved", reason=str(error))
             self._saved = False

@@ -1,6 +1,6 @@
-"""From where a node can be reached, as far as its own addresses tell, and what its owner can do about it.
+"""From where a node can be reached, as far as its own addresses show, and what its owner can do about it.
 
-Whether a router or a firewall lets others in, addresses don't tell: a peer outside would have to try.
+Addresses don't show whether a router or a firewall lets others in: only a peer outside could try that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from p2pnode.net.multiaddrs import endpoint, host_of, parse, without_peer
 ReachCode: TypeAlias = Literal[
     "global", "ipv6_only", "private_only", "shared_only", "this_machine_only", "no_network"
 ]
-"""Stable: scripts read it."""
+"""These values are stable, because scripts read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Reachability:
 
 
 def reach_code(announced: Sequence[str], multiaddrs: Sequence[str], *, listens_on_all: bool) -> ReachCode:
-    """``listens_on_all``: not only on addresses that its owner chose."""
+    """The code for a node's addresses. ``listens_on_all``: its owner did not choose where it listens."""
     match widest(announced):
         case "global":
             return "global" if any(_is_global_v4(each) for each in announced) else "ipv6_only"
@@ -43,12 +43,12 @@ def reach_code(announced: Sequence[str], multiaddrs: Sequence[str], *, listens_o
 
 
 def _is_global_v4(address: str) -> bool:
-    """A name counts, whatever it stands for."""
+    """Whether it is a global IPv4 address, or a name, whatever that resolves to."""
     return scope_of(address) == "global" and not address.startswith(("/ip6/", "/dns6/"))
 
 
 def reachability(code: str, multiaddrs: Sequence[str]) -> Reachability:
-    """The words for a ``ReachCode``, which may have been read from a file."""
+    """The description of a ``ReachCode``, which may have been read from a file."""
     where = ", ".join(dict.fromkeys(host_of(each) for each in multiaddrs if scope_of(each) != "loopback"))
     port = next((endpoint(parse(without_peer(each)))[1] for each in multiaddrs), 4001)
     match code:
