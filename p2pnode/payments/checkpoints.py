@@ -56,11 +56,11 @@ class FetchedReceipts:
 
     same: int = 0
     unknown: list[Receipt] = field(default_factory=list)
-    """Signed by the host, and for a place this client has nothing of: lost here, or never received."""
+    """Receipts for places that this client has nothing of: lost here, or never received."""
     conflicts: list[tuple[Receipt, Receipt]] = field(default_factory=list)
-    """Ours and another for the same place: evidence, and in the journal."""
+    """Ours and another one for the same place: evidence, which is in the journal."""
     withheld: int = 0
-    """Receipts this client holds and the host did not show."""
+    """How many receipts this client holds and the host did not show."""
     voucher: Voucher | None = None
     """The best voucher that the host says it has."""
 
@@ -88,7 +88,7 @@ async def fetch_receipts(
 
 
 class _Fetch:
-    """One stream to one host."""
+    """One stream to one host, as its client."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ def serve_receipts(node: Node, journal: Journal) -> None:
 
 
 class _Served:
-    """One stream."""
+    """One stream, as its host."""
 
     def __init__(self, node: Node, journal: Journal, stream: Stream) -> None:
         self._journal, self._stream = journal, stream

@@ -96,7 +96,7 @@ class EscrowIntake:
         self._nursery: trio.Nursery | None = None
 
     async def prepare(self, epoch: int) -> None:
-        """Give the clients of what earlier starts left open time to come back. Before anything is served."""
+        """Give clients of earlier starts time to come back. To be called before anything is served."""
         await self.settler.prepare(epoch)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -108,10 +108,10 @@ class EscrowIntake:
                 task_status.started()
                 await trio.sleep_forever()
             finally:
-                self._nursery = None  # what ends from now on can start nothing in it
+                self._nursery = None  # sessions that end from now on can start no task in it
 
     def asks(self, *, price_in: int, price_out: int, session_fee: int) -> HostPayment:
-        """What a session of an offer must bring."""
+        """The payment that a session of an offer must bring."""
         binding, secret = self._identity.binding, self._identity.receipt_secret
         return HostPayment(
             market=self.ledger.domains.market,
@@ -128,8 +128,8 @@ class EscrowIntake:
         )
 
     def refuses(self, request: Open, payment: HostPayment) -> Refuse | None:
-        """Why these terms are not taken, as far as it shows without asking the chain."""
-        # Whether 65 bytes are a contract's signature or a forged one shows on the chain only.
+        """Why these terms are refused, as far as that is known without asking the chain."""
+        # Only the chain can tell whether 65 bytes are a contract's signature or a forged one.
         refusal = check_open(request, payment, int(self._wall()), plain_account=False)
         if refusal is None and request.terms is not None:
             session = session_id(payment.market, request.terms)
@@ -201,13 +201,13 @@ class EscrowIntake:
             report(Escrowed())
             return
         if self.journal.hosted_one(session) is not None:
-            await self._over(session, 0.0)  # it may have landed, whatever we heard: the settler finds out
+            await self._over(session, 0.0)  # it may have landed after all: the settler finds out
         self._forget(session)
         if refusal is not None:
             report(NotEscrowed(refusal))
 
     async def _bring(self, session: SessionId, call: OpenCall, *, there: bool) -> Refuse | None:
-        """Bring the deposit to the chain, and look whether it stays. Whoever brings it opens one session."""
+        """Relay the open, and check that the deposit stays. Whoever relays it opens the same one session."""
         try:
             with trio.fail_after(self._limits.escrow_deadline_s):
                 if not there:
@@ -218,14 +218,14 @@ class EscrowIntake:
                         if (await self.ledger.session(session)).status != "open":
                             raise
                 await self.journal.host_open(session)
-                # Asked only now: a close request from before is in it, one that comes later is watched for.
+                # Asked after the open: an earlier close request shows here, a later one is watched for.
                 escrow = await self.ledger.session(session)
         except (ChainError, trio.TooSlowError) as error:
             return _refusal_of(error)
         return None if escrow.status == "open" and escrow.closing_at is None else _closing()
 
     async def _refusal(self, request: Open, payment: HostPayment, escrow: EscrowState) -> Refuse | None:
-        """Why this deposit is not even tried, by what the chain says of its payer."""
+        """Why this deposit is not tried, by what the chain says of its payer; None where it is."""
         terms = request.terms
         if terms is None or escrow.status == "closed" or escrow.closing_at is not None:
             return _closing()
@@ -265,11 +265,11 @@ class EscrowIntake:
     # ---- while it is served
 
     async def paid(self, session: SessionId, voucher: Voucher) -> None:
-        """On disk before what it pays for is served."""
+        """Journal a voucher. It is on disk before what it pays for is served."""
         await self.journal.host_paid(session, voucher)
 
     async def issued(self, session: SessionId, receipt: Receipt) -> None:
-        """Written down in order: on disk before what its voucher pays for is served. A place has one."""
+        """Journal a receipt. It is on disk before what its voucher pays for is served. A place has one."""
         await self.journal.host_issuing(session, receipt)
 
     async def recovered(self, session: SessionId, epoch: int, address: str | None) -> str:
@@ -303,23 +303,23 @@ class EscrowIntake:
     # ---- the end
 
     async def over(self, session: SessionId, *, unpaid: int, lingers: bool) -> None:
-        """Its stream ended; ``unpaid`` token units were delivered beyond the last voucher."""
+        """End a session whose stream ended; ``unpaid`` token units were sent beyond the last voucher."""
         deposit = self._deposits.get(session)
         if deposit is None:
             return
         if not deposit.decided:
-            deposit.abandoned = True  # nobody waits for it: the one that takes it lets it go
+            deposit.abandoned = True  # nobody waits for it: ``_take`` ends it when it is decided
             return
         if not lingers:
             self._lost(session, unpaid)  # before the write below, which may fail: it can owe no more
         await self._over(session, self._limits.linger_s if lingers else 0.0)
 
     def given_up(self, session: SessionId, *, unpaid: int) -> None:
-        """Nobody came back for it within the linger, or nobody may: its escrow ended, or this host stops."""
+        """Count the loss of a session that nobody resumed in time, or that nobody may resume any more."""
         self._lost(session, unpaid)
 
     async def resumed(self, session: SessionId) -> None:
-        """Another stream has it now: it is not to be settled yet."""
+        """Keep a session from being settled: another stream has it now."""
         deposit = self._deposits.get(session)
         if deposit is not None:
             deposit.settle_at = None
@@ -346,13 +346,13 @@ class EscrowIntake:
             noted = True
         except LocalError as error:
             log.warning("session.not_noted", session=session.hex()[:16], reason=str(error))
-        finally:  # also where a slow disk took longer than whoever ends the stream may wait
+        finally:  # also when cancelled: a slow disk may take longer than the end of a stream may wait
             if not noted and self._nursery is not None:
                 self._nursery.start_soon(self._note_over, session, settle_at)
             self.settler.due()
 
     async def _note_over(self, session: SessionId, settle_at: int) -> None:
-        """Try again until the disk takes it, or it was resumed: an unsettled session is money."""
+        """Journal that a session is over, again and again until the disk takes it or it was resumed."""
         while True:
             await trio.sleep(self._limits.settle_retry_s)
             deposit = self._deposits.get(session)
@@ -389,7 +389,7 @@ def _refusal_of(error: ChainError | trio.TooSlowError) -> Refuse:
 
 @dataclass(frozen=True, slots=True)
 class HostMoney:
-    """What a host is paid with. Both run for longer than the host."""
+    """What a host is paid with. Ledger and journal run for longer than the host."""
 
     ledger: Ledger
     journal: Journal

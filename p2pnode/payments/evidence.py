@@ -1,7 +1,8 @@
-"""Shows the chain what a host signed twice: each pair of receipts once, and what came of it is written down.
+"""Evidence against hosts: two receipts for one place, shown to the contract, which takes the host's stake.
 
-A pair that the contract refuses for good (the place was punished before, nothing is at stake, the session was
-never opened) is not tried again; one that could not be sent is. Knows nothing of how evidence was found.
+Each pair is shown once, and the journal has what came of it. One that the contract refuses for good (the
+place was punished before, nothing is at stake, the session was never opened) is not tried again; one that
+could not be sent is. Knows nothing of how evidence was found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _FAB: Final = 10**18
 
 @dataclass(frozen=True, slots=True)
 class Accusation:
-    """What came of one. ``reward`` is in FAB wei."""
+    """What came of one pair of receipts. ``reward`` is in FAB wei."""
 
     evidence: Evidence
     reward: int
@@ -30,9 +31,9 @@ class Accusation:
 
 
 async def submit_evidence(journal: Journal, ledger: Ledger, orders: Orders | None = None) -> list[Accusation]:
-    """Submit what has no outcome yet and is of this market. Raises ``ChainError``.
+    """Submit the evidence of this market that has no outcome yet. Raises ``ChainError``.
 
-    Without ``orders`` nothing can be on its way from an earlier process: a ledger in memory.
+    ``orders`` is None for a ledger in memory: nothing can be on its way from an earlier process.
     """
     market = ledger.domains.market
     return [
@@ -45,7 +46,7 @@ async def submit_evidence(journal: Journal, ledger: Ledger, orders: Orders | Non
 async def _submit(evidence: Evidence, journal: Journal, ledger: Ledger, orders: Orders | None) -> Accusation:
     call = Slash(evidence.terms, evidence.one, evidence.other)
     try:
-        # One that was cut off may have landed since: the contract would refuse a second one.
+        # An earlier process may have been cut off while its order landed: the contract refuses a second one.
         outcome = None if orders is None else await orders.carried_out(call)
         if outcome is None:
             await ledger.check(call)

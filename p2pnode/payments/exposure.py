@@ -75,13 +75,13 @@ class Exposure:
         return ""
 
     def release(self, session: SessionId) -> None:
-        """It owes nothing more."""
+        """Forget what this session could owe: it owes nothing more."""
         line = self._lines.pop(session, None)
         if line is not None:
             self._add(line, -1)
 
     def lost(self, session: SessionId, units: int, now: float) -> None:
-        """It ended owing ``units``."""
+        """Count a loss: the session ended owing ``units``."""
         line = self._lines.get(session)
         self.release(session)
         if line is None or units <= 0:

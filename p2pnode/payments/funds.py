@@ -53,36 +53,36 @@ class Funds:
     escrow: int
     """Deposits of open sessions that this wallet pays for."""
     signed: int
-    """Of them, what its vouchers give to hosts already."""
+    """The part of these deposits that its vouchers give to hosts."""
     spent: int
     """Settled sessions that it paid for."""
     owed: int
-    """To it as a host: the best vouchers of sessions not settled yet, the treasury's tenth included."""
+    """Owed to it as a host: the best vouchers of unsettled sessions, the treasury's tenth included."""
     earned: int
-    """Settled for it as a host, likewise."""
+    """Settled for it as a host, the treasury's tenth included."""
     withdrawable: int | None
     elsewhere: int
     """Sessions of another chain than the profile's, of which nothing is counted here."""
     elsewhere_open: tuple[SessionId, ...]
-    """Those of them that are not settled: their own profile settles them."""
+    """The unsettled ones of these sessions: their own profile settles them."""
     stuck: tuple[Stuck, ...] = field(default=())
 
 
 def of_market(records: Iterable[Record], market: Domain) -> list[Record]:
-    """Those of one chain's market. A journal may hold another's, or those of a chain that was made anew."""
+    """The records of one market. A journal may hold another's, or those of a chain that was made anew."""
     return [each for each in records if session_id(market, each.terms) == each.session]
 
 
 def local_funds(journal: Journal, market: Domain, payer: bytes, now: int) -> Funds:
-    """What the journal alone says."""
+    """The funds as the journal alone knows them."""
     all_bought, all_hosted = journal.purchases(), journal.hosted()
     bought, hosted = of_market(all_bought, market), of_market(all_hosted, market)
     every: list[BoughtSession | HostedSession] = [*all_bought, *all_hosted]
     open_ = [each for each in bought if each.state in ("open", "over")]
     unsettled = [each for each in hosted if each.state in ("open", "over")]
-    # Another market's authorisations are among them until they end, nine minutes after they were signed.
+    # Authorisations of another market are among them until they expire, minutes after they were signed.
     authorised = journal.outstanding(payer, now)
-    # What the host took and the chain has not shown yet is still in the wallet: it counts once.
+    # What a host took and the chain has not shown yet is still in the wallet: it is counted once.
     unseen = authorised - sum(
         each.terms.deposit for each in bought if each.state == "signed" and each.valid_before > now
     )
@@ -107,7 +107,7 @@ def local_funds(journal: Journal, market: Domain, payer: bytes, now: int) -> Fun
 
 
 async def funds(journal: Journal, ledger: Ledger, address: bytes, now: int) -> Funds:
-    """With what the chain says. Raises ``ChainError``."""
+    """The funds as journal and chain know them. Raises ``ChainError``."""
     account = await ledger.balances(address)
     market = ledger.domains.market
     local = local_funds(journal, market, address, now)
@@ -145,7 +145,7 @@ def why_waiting(record: BoughtSession, state: EscrowState, now: int) -> Stuck | 
     """Why a payer's remainder has not come back, if it has not."""
     if state.status != "open":
         return None
-    # A session that is on the chain owes its fee, also where its host's word never came.
+    # A session that is on the chain owes its fee, also where the host's answer never came.
     rest = record.terms.deposit - max(record.due, record.terms.session_fee)
     until = deadline(record, state)
     if state.closing_at is not None:
@@ -169,7 +169,7 @@ def why_unsettled(record: HostedSession, now: int) -> Stuck | None:
 
 
 async def reconcile(journal: Journal, ledger: Ledger, now: int) -> None:
-    """Ask about every session that isn't known to be over. Raises ``UnavailableError``."""
+    """Ask about every session that isn't known to be settled. Raises ``UnavailableError``."""
     limiter = trio.CapacityLimiter(_AT_ONCE)
     failures: list[LocalError] = []
     dead_before = min((await ledger.head()).timestamp, now) - EXPIRED_S

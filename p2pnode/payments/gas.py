@@ -33,7 +33,7 @@ class _Spent:
 
 
 class HostGas:
-    """One per host. Every question may raise ``ChainError``."""
+    """One per host. Every method may raise ``ChainError``."""
 
     def __init__(self, ledger: Ledger, budget: GasBudget, wall: Callable[[], float]) -> None:
         self._ledger, self._budget, self._wall = ledger, budget, wall
@@ -52,7 +52,7 @@ class HostGas:
         if low and not self._low:
             log.warning("gas.low", settlements_left=left, unsettled=unsettled, ether_wei=ether)
         self._low = low
-        # Those that are not settled yet, this one, and what it costs to open it.
+        # Ether for the unsettled ones, for this one, and for its open.
         if left is not None and left < unsettled + 2:
             return "this host lacks the ether to settle more sessions"
         return self._budget.why_not_open(

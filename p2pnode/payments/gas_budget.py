@@ -21,7 +21,7 @@ DAY_S: Final = 86_400
 
 
 def session_fee_for(gas: int, gas_price_wei: int, ether_price_usdc_units: int) -> int:
-    """What this gas costs in token units, rounded up."""
+    """What this much gas costs in token units, rounded up."""
     return -(-gas * gas_price_wei * ether_price_usdc_units // WEI_PER_ETHER)
 
 
@@ -41,11 +41,11 @@ class GasBudget:
 
     @property
     def known(self) -> bool:
-        """Whether the price of ether is known, so that wei can be held against USDC."""
+        """Whether the price of ether is known, so that wei can be compared with USDC."""
         return self.ether_price > 0
 
     def wei(self, units: int) -> int:
-        """What this much USDC buys of ether."""
+        """The wei that this many token units buy."""
         return units * WEI_PER_ETHER // self.ether_price
 
     def settle_max_wei(self, *, fee: int, worth: int, left_s: float) -> int:

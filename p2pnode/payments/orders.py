@@ -1,6 +1,6 @@
-"""A wallet's orders to the chain, as its owner meets them: on their way, found again, never given twice.
+"""A wallet's orders to the chain, for its owner's commands: waited for, found again, never given twice.
 
-The journal keeps what was sent, the ledger's sender follows it. Here a command waits for an order, tells what
+The journal has what was sent, the ledger's sender follows it. Here a command waits for an order, reports what
 is sent and not seen yet, and finds what an earlier command sent. Knows nothing of terminals.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from p2pnode.chain.evm.ledger import EvmLedger
 
 NOTICE_S: Final = 10.0
-"""So long a person waits without a word."""
+"""How long a command waits before it reports that its order is not seen yet."""
 _POLL_S: Final = 0.25
 _TAKE_OVER_S: Final = 5.0
 Tell: TypeAlias = Callable[[SentOrder], None]
@@ -59,7 +59,7 @@ class JournalOrders:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """Of one wallet on one chain."""
+    """The orders of one wallet on one chain."""
 
     journal: Journal
     ledger: EvmLedger
@@ -68,11 +68,11 @@ class Orders:
     """Told of an order that is sent and not seen yet."""
 
     def waiting(self, *kinds: str) -> list[SentOrder]:
-        """Sent, and not known to have ended; of these kinds, or of any."""
+        """Orders that were sent and are not known to have ended, of these kinds or of any."""
         return self.journal.orders(self.wallet, *kinds)
 
     async def look_up(self) -> list[SentOrder]:
-        """Ask the chain what became of them; what is still not seen. For a ledger that sends nothing."""
+        """Ask the chain what became of them; the ones still not seen. For a ledger that sends nothing."""
         for each in self.waiting():
             found = await self.ledger.ending(each)
             if found is not None:
@@ -80,9 +80,9 @@ class Orders:
         return self.waiting()
 
     async def transact(self, call: Call) -> Outcome:
-        """Carry out ``call``, once: where the same is on its way already, wait for that one.
+        """Carry out ``call``, once: where the same call is on its way already, wait for that one.
 
-        What is sent and not seen is told after a while, and when cancelled. Raises as ``Ledger.transact``.
+        What is sent and not seen is reported after a while, and when cancelled. Raises as the ledger does.
         """
         for each in await self.earlier(type(call).__name__, same=call):
             if each.ending == "done" and each.transaction is not None:
@@ -119,14 +119,14 @@ class Orders:
         return [await self._end_of(each) for each in found]
 
     async def carried_out(self, call: Call) -> Outcome | None:
-        """What came of an earlier order of exactly this, once it has ended; None if there was none."""
+        """The outcome of an earlier order of exactly this call, once it has ended; None if there was none."""
         await self.earlier(type(call).__name__, same=call)
         done = self.journal.orders_done(self.wallet, type(call).__name__)
         found = next((each for each in done if self.ledger.is_order_of(each, call)), None)
         return None if found is None else await self.ledger.outcome(found)
 
     async def give_up(self, *kinds: str) -> None:
-        """Wait for these no more: their owner says so, and may pay twice."""
+        """Stop waiting for these orders. Their owner asked for it, and may pay twice."""
         for each in self.waiting(*kinds):
             await self.journal.order_ended(each.id, "given up")
 

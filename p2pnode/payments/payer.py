@@ -36,7 +36,8 @@ from p2pnode.storage.conversations.records import SavedSession
 _RECONCILE_S: Final = 3.0
 _DAY_S: Final = 86_400
 _TAKEN_MAX: Final = 2
-"""One may be an accident: a client that left while its deposit was on the way."""
+"""Sessions a day whose fee a host may take without accepting them. One may be an accident: the client
+left while its deposit was on the way."""
 OnSign: TypeAlias = Callable[[str, Mapping[str, object]], None]
 """Told what is about to be signed, in words and in fields."""
 
@@ -60,7 +61,7 @@ class Purchase:
 
     @property
     def session(self) -> SessionId:
-        """The digest of its terms."""
+        """The session's id: the digest of its terms."""
         return self.payment.session
 
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
@@ -89,7 +90,7 @@ class Purchase:
         return True
 
     async def over(self, *, heard: bool = False) -> None:
-        """Nothing more is signed for it. ``heard``: the host has all that was."""
+        """Record that nothing more is signed. ``heard``: the host has every voucher."""
         if heard and (bought := self.journal.purchase(self.session)) is not None and bought.owed is not None:
             await self.journal.bought_delivered(self.session, bought.owed.amount)
         await self.journal.bought_over(self.session)
@@ -122,7 +123,7 @@ class Payer:
         )
 
     def purchase(self, session: SessionId) -> SavedSession | None:
-        """What is to be kept of a session, once something was bought."""
+        """What to save of a session in the sealed index; None while nothing was bought."""
         journal = self._open.journal if self._open is not None else None
         record = journal.purchase(session) if journal is not None else None
         if journal is None or record is None:
@@ -157,7 +158,7 @@ class Payer:
         return Purchase(payment, opened.journal, opened.signer.now)
 
     async def _why_not_again(self, opened: OpenPayer, advert: Advert) -> str:
-        """A host that takes fees for sessions it never accepts gets no third one that day."""
+        """Why this host gets no session: today it took two fees and accepted neither session. Or ""."""
         journal, wallet = opened.journal, advert.binding.wallet
         if any(each.terms.host == wallet for each in journal.purchases("signed", "open")):
             with trio.move_on_after(_RECONCILE_S), suppress(ChainError):
@@ -223,12 +224,12 @@ def payer_of(
 
 
 def last_voucher(record: BoughtSession) -> Voucher | None:
-    """The best there is; of a session that is over the last, which is what its host is owed."""
+    """The best voucher; of a session that is over the last one, which is what its host is owed."""
     return (record.final or record.voucher) if record.state == "over" else record.voucher
 
 
 def saved_of(record: BoughtSession, receipt: Receipt | None) -> SavedSession:
-    """What another machine needs of it. ``receipt`` is the one that :func:`last_voucher` goes on from."""
+    """What another machine needs of a purchase. :func:`last_voucher` goes on from ``receipt``."""
     return SavedSession(
         session=record.session,
         terms=record.terms,
@@ -244,7 +245,7 @@ def saved_of(record: BoughtSession, receipt: Receipt | None) -> SavedSession:
 
 
 def bought_of(saved: SavedSession) -> BoughtSession:
-    """A purchase that was made elsewhere. What became of it since, the chain says."""
+    """A purchase that was made elsewhere. The chain tells what became of it since."""
     return BoughtSession(
         session=saved.session,
         terms=saved.terms,

@@ -52,7 +52,7 @@ from p2pnode.protocols.typed_data import session_id
 
 log = structlog.get_logger()
 PRUNE_S: Final = 30 * 86_400
-"""Receipts of sessions that were settled are kept so long."""
+"""How long receipts stay in the journal, from the opening of a session that was settled."""
 _PATIENCE_S: Final = 600.0
 """How long a settlement with a bound on its price may wait for a block."""
 OnEnding: TypeAlias = Callable[[SessionId, str, bool], bool]
@@ -64,7 +64,7 @@ OnSettled: TypeAlias = Callable[[HostedSession, int], None]
 
 
 class Settler:
-    """Run it beside the host; ``due`` wakes it."""
+    """Settles one host's sessions. ``run`` it for as long as the host serves; ``due`` wakes it."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Settler:
         await self._journal.prune(now - PRUNE_S)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled."""
+        """Settle and watch until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._settle_for_ever)
             nursery.start_soon(self._watch_for_ever)
@@ -124,14 +124,14 @@ class Settler:
     async def _settle_for_ever(self) -> None:
         backoff = Backoff(self._limits.settle_retry_s, self._limits.settle_retry_max_s)
         while True:
-            try:  # the journal is read here, too, and may be back when it is read again
+            try:  # reading the journal may fail, too, and succeed when it is read again
                 wait_s = policy.next_due_s(self._mine("over"), self._wall())
                 if wait_s > 0:
                     self._wake = trio.Event()
                     with trio.move_on_after(wait_s):
                         await self._wake.wait()
                     continue
-                # Others may fall due in a moment: together they cost a third each.
+                # Others may fall due in a moment: settled together they cost a third each.
                 await trio.sleep(self._limits.settle_batch_s)
                 await self._settle(policy.due(self._mine("over"), self._wall()))
             except Exception as error:
@@ -147,7 +147,7 @@ class Settler:
                 backoff.reset()
 
     async def _settle(self, records: Sequence[HostedSession]) -> None:
-        """All of them; one that fails does not hold back the others. Raises the last one's error."""
+        """Settle all of them. One that fails does not stop the others; the last one's error is raised."""
         failed: LocalError | None = None
         async with self._transacting:
             for group in policy.batches(records):
@@ -190,11 +190,11 @@ class Settler:
     async def _send(
         self, call: Close | CloseMany | Release | Refund, records: Sequence[HostedSession]
     ) -> Outcome:
-        """For no more gas than these are worth by now. Raises ``GasTooDearError``: later it may cost more."""
+        """Send it, for no more gas than these are worth now (later more). Raises ``GasTooDearError``."""
         most = await self._gas.settle_max_wei(records)
         with trio.move_on_after(math.inf if most is None else _PATIENCE_S):
             return await self._ledger.transact(call, fee_max_wei=most)
-        # It is on its way for a price that nobody takes now. The same call joins it later, and may pay more.
+        # It is on its way at a price that no block takes now. The same call joins it later, and may pay more.
         msg = "a settlement waits for cheaper gas"
         raise GasTooDearError(msg)
 
@@ -216,11 +216,11 @@ class Settler:
                 await self._lost(record, why)
 
     async def _bring_again(self, record: HostedSession) -> None:
-        """A reorg took the open away: what it pays for was served."""
+        """Relay the open again: a reorganisation took it away, and what it pays for was served."""
         try:
             await self._ledger.transact(OpenCall(record.terms, record.valid_before, record.authorisation))
         except RevertedError as error:
-            # Another may have brought it first, or what filled the payer's wallet is gone with it.
+            # Somebody may have relayed it first, or the payer's USDC is gone with the same reorganisation.
             reason = f"it is not open again yet: {error.reason}"
             await self._postpone(record, reason, self._limits.settle_retry_s)
         else:
@@ -331,7 +331,7 @@ class Settler:
             self.due()
 
     async def _landed(self, session: SessionId) -> None:
-        """A deposit is in escrow. One that nobody waits for any more goes back at once."""
+        """Settle a deposit that landed when nobody waited for it any more: the rest goes back at once."""
         record = self._journal.hosted_one(session)
         step = policy.after_landing(record) if record is not None else ""
         if step == "":
@@ -346,7 +346,7 @@ class Settler:
             await self._end(record.session, "its escrow is about to expire")
 
     async def _end(self, session: SessionId, why: str) -> None:
-        """End its stream if it has one (the host then says when it is over), and settle."""
+        """End a session's stream if it has one (the host then says when it is over), and settle it."""
         record = self._journal.hosted_one(session)
         if record is None or record.state not in ("open", "over"):
             return
@@ -365,7 +365,7 @@ _CALL_GAS: Final = 150_000
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What was done, in a word and in words; ``until`` is when the next step is possible."""
+    """What was done, for programs and in words; ``until`` is when the next step is possible."""
 
     outcome: Done
     words: str
@@ -373,7 +373,7 @@ class Closing:
 
 
 async def close_session(record: BoughtSession | HostedSession, books: Books, now: int) -> Closing:
-    """Do what brings this session's money home soonest. Raises ``ChainError``, ``ConfigError``."""
+    """Take the step that settles this session soonest. Raises ``ChainError``, ``ConfigError``."""
     if session_id(books.ledger.domains.market, record.terms) != record.session:
         msg = (
             "this session is of another chain, or of another market, than the profile's: name the profile it "
@@ -425,7 +425,7 @@ async def _as_payer(record: BoughtSession, books: Books, state: EscrowState, now
 
 
 async def _transact(books: Books, call: RequestClose | Refund, due: int) -> None:
-    """A payer needs no ether, ever; but by hand it is quicker."""
+    """Send a payer's call. A payer never needs ether: the refund comes without, but later."""
     head = await books.ledger.head()
     if (await books.ledger.balances(books.wallet.address)).ether < _CALL_GAS * head.gas_price_wei:
         msg = (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from p2pnode.ids import SessionId
 from p2pnode.payments.exposure import LOSS_REMEMBERED_S, Exposure, ExposureLimits, prefix_of
 
-CAPS = ExposureLimits(session=50, payer=100, prefix=200, all=1000)
+LIMITS = ExposureLimits(session=50, payer=100, prefix=200, all=1000)
 
 
 def session(number: int) -> SessionId:
@@ -19,40 +19,40 @@ def payer(number: int) -> bytes:
     return number.to_bytes(20, "big")
 
 
-def test_a_thousand_fresh_payers_of_one_network_take_no_more_than_its_cap() -> None:
-    exposure = Exposure(CAPS)
+def test_a_thousand_fresh_payers_of_one_network_take_no_more_than_its_limits() -> None:
+    exposure = Exposure(LIMITS)
     lost = 0
     for number in range(1000):
         if not exposure.reserve(session(number), payer(number), "/ip4/10.1.2.3/tcp/1", 10, now=0.0):
             exposure.lost(session(number), 10, now=0.0)
             lost += 10
-    assert lost == CAPS.prefix == exposure.units
+    assert lost == LIMITS.prefix == exposure.units
 
 
 def test_a_thousand_fresh_payers_of_a_thousand_networks_take_no_more_than_the_host_allows() -> None:
-    exposure = Exposure(CAPS)
+    exposure = Exposure(LIMITS)
     taken = 0
     for number in range(1000):
         address = f"/ip4/10.{number // 250}.{number % 250}.3/tcp/1"
         taken += 10 * (not exposure.reserve(session(number), payer(number), address, 10, now=0.0))
         exposure.lost(session(number), 10, now=0.0)
-    assert taken == CAPS.all
+    assert taken == LIMITS.all
 
 
-def test_one_payer_with_many_sessions_owes_no_more_than_its_cap() -> None:
-    exposure = Exposure(CAPS)
+def test_one_payer_with_many_sessions_owes_no_more_than_its_limits() -> None:
+    exposure = Exposure(LIMITS)
     verdicts = [exposure.reserve(session(n), payer(1), f"/ip4/10.0.{n}.1/tcp/1", 30, 0.0) for n in range(4)]
     assert verdicts[:3] == ["", "", ""]
     assert "this payer may owe this host 0.0001 USDC" in verdicts[3]
 
 
 def test_a_session_that_could_owe_too_much_is_refused_alone() -> None:
-    assert "this session may owe" in Exposure(CAPS).reserve(session(1), payer(1), None, 51, 0.0)
-    assert Exposure(CAPS).reserve(session(1), payer(1), None, 50, 0.0) == ""
+    assert "this session may owe" in Exposure(LIMITS).reserve(session(1), payer(1), None, 51, 0.0)
+    assert Exposure(LIMITS).reserve(session(1), payer(1), None, 50, 0.0) == ""
 
 
 def test_what_is_paid_makes_room_and_a_loss_only_after_a_day() -> None:
-    exposure = Exposure(CAPS)
+    exposure = Exposure(LIMITS)
     for number in range(2):
         assert not exposure.reserve(session(number), payer(1), None, 50, 0.0)
     assert exposure.reserve(session(2), payer(1), None, 1, 0.0)
@@ -81,8 +81,8 @@ def test_neighbours_share_a_prefix_and_strangers_do_not() -> None:
         max_size=60,
     )
 )
-def test_no_order_of_events_passes_a_cap_or_loses_count(events: list[tuple[str, int, int, int]]) -> None:
-    exposure = Exposure(CAPS)
+def test_no_order_of_events_passes_a_limit_or_loses_count(events: list[tuple[str, int, int, int]]) -> None:
+    exposure = Exposure(LIMITS)
     now = 0.0
     for kind, number, units, wait in events:
         now += wait
@@ -92,7 +92,7 @@ def test_no_order_of_events_passes_a_cap_or_loses_count(events: list[tuple[str, 
             exposure.release(session(number))
         else:
             exposure.lost(session(number), min(units, 1), now)
-        assert 0 <= exposure.units <= CAPS.all
+        assert 0 <= exposure.units <= LIMITS.all
     for number in range(9):
         exposure.release(session(number))
     exposure.reserve(session(99), payer(99), None, 0, now + LOSS_REMEMBERED_S)

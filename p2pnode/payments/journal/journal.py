@@ -1,9 +1,9 @@
 """The journal: what must not be forgotten about money, on disk before it is acted on.
 
 One SQLite file in the data dir, shared by ``join`` and any number of ``ask``. Everything awaited here (but
-``host_issuing``) is durable when it returns; questions are answered at once, from what is committed. A
-record is never taken back, a voucher never replaced by a lower one, a receipt never by another. It holds
-the keys of sessions: mode 0600. It knows no chain and no peers. Every method raises ``StorageError``.
+``host_issuing``) is durable when it returns; reads see what is committed. A record is never deleted, a
+voucher never replaced by a lower one, a receipt never by another. The file holds the keys of sessions: mode
+0600. It knows no chain and no peers. Every method raises ``StorageError``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _EPOCH: Final = "epoch"
 
 
 class Journal:
-    """One per process; made by :meth:`open`. Writes need :meth:`run` in a nursery, questions don't."""
+    """One per process, made by :meth:`open`. Writes need :meth:`run` in a nursery; reads don't."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Journal:
             raise
 
     def close(self) -> None:
-        """Let go of the file, after :meth:`run` has ended."""
+        """Close the file. :meth:`run` must have ended."""
         self._owner.release()
         self._reads.close()
         self._writes.close()
@@ -96,26 +96,26 @@ class Journal:
     # ---- host
 
     async def host_relaying(self, record: HostedSession) -> None:
-        """A new session, before its open is relayed. A known one is refused."""
+        """Record a new session, before its open is relayed. One that is known is refused."""
         await self._writer.write(partial(payee.relaying, record=record))
 
     async def host_open(self, session: SessionId) -> None:
-        """It is on the chain. Changes nothing where that is known."""
+        """Record that the session is on the chain. Where that is known, nothing changes."""
         await self._writer.write(partial(payee.opened, session=session))
 
     async def host_lost(self, session: SessionId, detail: str) -> None:
-        """It is not on the chain, or not any more."""
+        """Record that the session is not on the chain, or no longer."""
         await self._writer.write(partial(payee.lost, session=session, detail=detail))
 
     async def host_issued(self, session: SessionId, receipt: Receipt) -> None:
-        """A receipt, on disk when this returns. A second one for a place is refused."""
+        """Record a receipt. A second one for the same place is refused."""
         await self._writer.write(partial(payee.issued, session=session, receipt=receipt))
 
     async def host_issuing(self, session: SessionId, receipt: Receipt) -> None:
-        """A receipt that is about to be sent; it goes to disk with the next write, and before it.
+        """Record a receipt that is about to be sent. It goes to disk with the next write, ahead of it.
 
-        That is at the latest with the voucher that pays for it, and costs no commit of its own. One that a
-        crash forgot is of an epoch that is over: no later receipt can contradict it.
+        The next write is at the latest that of the voucher which pays for it, so the receipt costs no commit
+        of its own. A crash may lose it: its epoch ends with the process, and no later receipt contradicts it.
         """
         if self._writer.crowded:
             await self.host_issued(session, receipt)
@@ -123,26 +123,26 @@ class Journal:
             self._writer.ride(partial(payee.issued, session=session, receipt=receipt))
 
     async def host_paid(self, session: SessionId, voucher: Voucher) -> None:
-        """A voucher that holds, before more is served. The highest is kept."""
+        """Record a valid voucher, before more is served. The highest one stays."""
         await self._writer.write(partial(payee.paid, session=session, voucher=voucher))
 
     async def host_over(self, session: SessionId, settle_at: int) -> None:
-        """Nobody is served: it is to be settled at ``settle_at``."""
+        """Record that the session is served no more, and is to be settled at ``settle_at``."""
         await self._writer.write(partial(payee.over, session=session, settle_at=settle_at))
 
     async def host_left_open(self, session: SessionId, settle_at: int, epoch: int) -> None:
-        """A start before ``epoch`` was serving it: its client has until ``settle_at`` to come back."""
+        """Record that an earlier start than ``epoch`` left it open. Its client has until ``settle_at``."""
         await self._writer.write(partial(payee.left_open, session=session, settle_at=settle_at, epoch=epoch))
 
     async def host_resumed(self, session: SessionId, epoch: int | None = None) -> None:
-        """Its client came back before it was settled. With an ``epoch`` it goes on under that one.
+        """Record that its client came back in time. With an ``epoch`` it goes on under that one.
 
-        That must be higher than the one it had: a second time is refused.
+        The epoch must be higher than the one before, so that a session is rebuilt once within one start.
         """
         await self._writer.write(partial(payee.resumed, session=session, epoch=epoch))
 
     async def host_settled(self, session: SessionId, amount: int, detail: str = "") -> None:
-        """The chain paid ``amount`` (the treasury's share included)."""
+        """Record that the chain paid ``amount``, the treasury's share included."""
         await self._writer.write(partial(payee.settled, session=session, amount=amount, detail=detail))
 
     async def prune(self, before: int) -> None:
@@ -154,19 +154,19 @@ class Journal:
         return self._read(partial(payee.some, states=states or HOSTED_STATES))
 
     def hosted_one(self, session: SessionId) -> HostedSession | None:
-        """One session."""
+        """The session, or None."""
         return self._read(partial(payee.one, session=session))
 
     def receipts(self, session: SessionId) -> list[Checkpoint]:
-        """Of one session, in order."""
+        """The receipts of a session, in order."""
         return self._read(partial(payee.receipts, session=session))
 
     def issued(self, session: SessionId, epoch: int, seq: int) -> Receipt | None:
-        """The receipt of a place."""
+        """The receipt for a place, or None."""
         return self._read(partial(payee.receipt, session=session, epoch=epoch, seq=seq))
 
     def issued_after(self, session: SessionId, epoch: int, seq: int, limit: int) -> list[Receipt]:
-        """Receipts after a place, in order."""
+        """The receipts after a place, in order."""
         query = partial(payee.receipts_after, session=session, epoch=epoch, seq=seq, limit=limit)
         return self._read(query)
 
@@ -188,52 +188,52 @@ class Journal:
         await self._writer.write(partial(payer.restored, record=record, receipt=receipt, now=now))
 
     async def bought_delivered(self, session: SessionId, amount: int) -> None:
-        """Its host is known to have a voucher of this amount."""
+        """Record that the host has a voucher of this amount."""
         await self._writer.write(partial(payer.delivered, session=session, amount=amount))
 
     def bought_receipt(self, session: SessionId, receipt: Receipt, now: int) -> None:
-        """A receipt that was checked; it goes to disk with the next write, the voucher that answers it."""
+        """Record a checked receipt. It goes to disk with the next write: the voucher that answers it."""
         self._writer.ride(partial(payer.receipt_shown, session=session, receipt=receipt, held=True, now=now))
 
     async def bought_shown(self, session: SessionId, receipt: Receipt, now: int) -> None:
-        """A receipt that the host signed and showed. With another for its place it becomes evidence."""
+        """Record a receipt that the host signed and showed. With another one for its place it is evidence."""
         await self._writer.write(
             partial(payer.receipt_shown, session=session, receipt=receipt, held=False, now=now)
         )
 
     async def evidence_submitted(self, evidence: Evidence, outcome: str) -> None:
-        """What came of showing it to the contract."""
+        """Record what the contract said to it."""
         epoch, seq = evidence.place
         await self._writer.write(
             partial(payer.evidence_submitted, session=evidence.session, epoch=epoch, seq=seq, outcome=outcome)
         )
 
     async def bought_open(self, session: SessionId) -> None:
-        """The host took it. Changes nothing where that is known."""
+        """Record that the host accepted the session. Where that is known, nothing changes."""
         await self._writer.write(partial(payer.opened, session=session))
 
     async def bought_mined(self, session: SessionId) -> None:
-        """The chain has it: its deposit has left the wallet, and is outstanding no more."""
+        """Record that the session is on the chain: its deposit has left the wallet."""
         await self._writer.write(partial(payer.mined, session=session))
 
     async def bought_over(self, session: SessionId) -> None:
-        """Nothing more will be signed for it."""
+        """Record that nothing more will be signed for the session."""
         await self._writer.write(partial(payer.over, session=session))
 
     async def bought_resumed(self, session: SessionId) -> None:
-        """It goes on after all."""
+        """Record that the session goes on."""
         await self._writer.write(partial(payer.resumed, session=session))
 
     async def bought_settled(self, session: SessionId, spent: int, now: int) -> None:
-        """The chain took ``spent``; it counts for a day from ``now``."""
+        """Record that the chain took ``spent``. It counts for a day from ``now``."""
         await self._writer.write(partial(payer.settled, session=session, spent=spent, now=now))
 
     async def bought_expired(self, session: SessionId) -> None:
-        """The chain does not have it, and its authorisation is past (or never left this process)."""
+        """Record that it can't be opened: its authorisation is past, or never left this process."""
         await self._writer.write(partial(payer.expired, session=session))
 
     async def signed(self, session: SessionId, voucher: Voucher) -> None:
-        """A voucher, before it is sent. The highest is kept."""
+        """Record a voucher, before it is sent. The highest one stays."""
         await self._writer.write(partial(payer.signed, session=session, voucher=voucher))
 
     def purchases(self, *states: BoughtState) -> list[BoughtSession]:
@@ -241,7 +241,7 @@ class Journal:
         return self._read(partial(payer.some, states=states or BOUGHT_STATES))
 
     def purchase(self, session: SessionId) -> BoughtSession | None:
-        """One purchase."""
+        """The purchase, or None."""
         return self._read(partial(payer.one, session=session))
 
     def purchases_left(self) -> list[BoughtSession]:
@@ -253,7 +253,7 @@ class Journal:
         return self._read(partial(payer.receipts_held, session=session))
 
     def taken_with_root(self, session: SessionId, root: bytes) -> Receipt | None:
-        """The one of them that has this root."""
+        """The checked receipt that has this root, or None."""
         return self._read(partial(payer.receipt_with_root, session=session, root=root))
 
     def evidence(self) -> list[Evidence]:
@@ -269,26 +269,26 @@ class Journal:
         return self._read(partial(payer.outstanding, payer=account, now=now))
 
     def taken_unserved(self, host: bytes, since: int) -> int:
-        """Sessions since ``since`` whose fee this wallet took without ever accepting them."""
+        """How many sessions since ``since`` a host's wallet took the fee of and never accepted."""
         return self._read(partial(payer.taken_unserved, host=host, since=since))
 
     # ---- orders to the chain
 
     async def order_sending(self, order: SentOrder, version: SignedTransaction) -> None:
-        """A transaction of this process that is about to be sent."""
+        """Record a transaction that this process is about to send."""
         owner = self._name()
         await self._writer.write(partial(orders.sending, sent=order, version=version, owner=owner))
 
     async def order_refused(self, version: SignedTransaction) -> None:
-        """No node took it."""
+        """Record that no node took this transaction."""
         await self._writer.write(partial(orders.refused, version=version))
 
     async def order_ended(self, order: str, ending: Ending, transaction: bytes | None = None) -> None:
-        """What became of an order: said once."""
+        """Record what became of an order. Only the first time counts."""
         await self._writer.write(partial(orders.ended, order=order, ending=ending, transaction=transaction))
 
     async def orders_taken_over(self, wallet: WalletOnChain) -> list[SentOrder]:
-        """Orders on their way of processes that have ended: this one's from now on."""
+        """Take over the orders that processes which have ended left on their way, and return them."""
         found: list[SentOrder] = []
         owner, alive = self._name(), partial(is_alive, self.path)
         await self._writer.write(lambda db: found.extend(orders.take_over(db, wallet, owner, alive)))
@@ -304,20 +304,20 @@ class Journal:
         return self._read(partial(orders.done, wallet=wallet, kind=kind))
 
     def order(self, order: str) -> SentOrder | None:
-        """One order, ended or not."""
+        """The order, whether it has ended or not, or None."""
         return self._read(partial(orders.one, order=order))
 
     # ---- both
 
     def cursor(self, name: str) -> int | None:
-        """The block from which a log is to be read on."""
+        """The block from which the log of this name is to be read on, or None."""
         row = self._read(
             lambda db: db.execute("SELECT block FROM cursors WHERE name = ?", (name,)).fetchone()
         )
         return None if row is None else int(row["block"])
 
     async def save_cursor(self, name: str, block: int) -> None:
-        """Everything below ``block`` was acted on."""
+        """Record that everything below ``block`` was acted on."""
         query = "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET block = excluded.block"
         await self._writer.write(lambda db: _execute(db, query, (name, block)))
 
@@ -351,7 +351,7 @@ class Journal:
             raise StorageError(msg)
 
     def _name(self) -> str:
-        """Of this process, among those that use this journal."""
+        """The name of this process among those that use this journal."""
         try:
             return self._owner.name()
         except OSError as error:

@@ -1,8 +1,8 @@
 """A wallet's orders to the chain in the journal: written before they are sent, until their end is known.
 
 An order has every transaction that was ever signed for it, raw, so that another process can send the same
-bytes again and look for their hashes. Whose process has ended is told by its lock (``journal_owner.py``): its
-orders are then anybody's to follow. Knows nothing of what they mean.
+bytes again and look for their hashes. A lock tells which processes run (``owner.py``): another one may follow
+the orders of a process that has ended. Knows nothing of what they mean.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CREATE INDEX signed_by_order ON signed (id, most);
 
 @dataclass(frozen=True, slots=True)
 class WalletOnChain:
-    """Whose orders, and on which chain: a development chain that was made anew has the same number."""
+    """A wallet on one chain. A development chain made anew has the same id, and another first block."""
 
     chain_id: int
     account: bytes
@@ -57,7 +57,7 @@ class WalletOnChain:
 
     @property
     def marks(self) -> dict[str, int | bytes]:
-        """For a query."""
+        """The marks of a query."""
         return {"chain_id": self.chain_id, "account": self.account, "genesis": self.genesis}
 
 
@@ -67,7 +67,7 @@ _OF_WALLET: Final = (
 
 
 def sending(db: sqlite3.Connection, sent: SentOrder, version: SignedTransaction, owner: str) -> None:
-    """A transaction that is about to be sent. The first of an order writes the order, too."""
+    """Insert a transaction that is about to be sent. The first one of an order inserts the order, too."""
     order = sent.order
     db.execute(
         "INSERT INTO orders (id, chain_id, genesis, account, nonce, kind, words, recipient, data, gas,"
@@ -85,14 +85,14 @@ def sending(db: sqlite3.Connection, sent: SentOrder, version: SignedTransaction,
 
 
 def refused(db: sqlite3.Connection, version: SignedTransaction) -> None:
-    """It can't be mined. An order of which nothing is left was never sent."""
+    """Delete a transaction that can't be mined, and an order that has none left: it was never sent."""
     db.execute("DELETE FROM signed WHERE hash = ?", (version.hash,))
     none_left = "NOT EXISTS (SELECT 1 FROM signed WHERE signed.id = orders.id)"
     db.execute(f"DELETE FROM orders WHERE ending IS NULL AND {none_left}")  # noqa: S608 - a literal
 
 
 def ended(db: sqlite3.Connection, order: str, ending: Ending, transaction: bytes | None) -> None:
-    """What became of it: said once."""
+    """Set what became of an order. Only the first time counts."""
     db.execute(
         "UPDATE orders SET ending = ?, transaction_hash = ? WHERE id = ? AND ending IS NULL",
         (ending, transaction, order),
@@ -102,8 +102,10 @@ def ended(db: sqlite3.Connection, order: str, ending: Ending, transaction: bytes
 def take_over(
     db: sqlite3.Connection, wallet: WalletOnChain, owner: str, alive: Callable[[str], bool]
 ) -> list[SentOrder]:
-    """Those of ``wallet`` on their way whose process has ended are ``owner``'s from now on: no two follow one
-    order. Another wallet's, or another chain's, this process can't follow: they are left to one that can."""
+    """Give ``owner`` the orders of ``wallet`` on their way whose process has ended, and return them.
+
+    No two processes follow one order. Those of another wallet or chain stay: this process can't follow them.
+    """
     rows = db.execute(
         f"SELECT id, owner FROM orders WHERE ending IS NULL AND {_OF_WALLET}",  # noqa: S608 - a literal
         wallet.marks,
@@ -117,7 +119,7 @@ def take_over(
 
 
 def on_their_way(db: sqlite3.Connection, wallet: WalletOnChain) -> list[SentOrder]:
-    """Those that have not ended, the lowest nonce first."""
+    """The orders that have not ended, the lowest nonce first."""
     rows = db.execute(
         f"SELECT * FROM orders WHERE ending IS NULL AND {_OF_WALLET} ORDER BY nonce, sent_at",  # noqa: S608 - a literal
         wallet.marks,
@@ -126,13 +128,13 @@ def on_their_way(db: sqlite3.Connection, wallet: WalletOnChain) -> list[SentOrde
 
 
 def one(db: sqlite3.Connection, order: str) -> SentOrder | None:
-    """An order, ended or not."""
+    """The order, whether it has ended or not, or None."""
     row = db.execute("SELECT * FROM orders WHERE id = ?", (order,)).fetchone()
     return None if row is None else _order_of(db, row)
 
 
 def done(db: sqlite3.Connection, wallet: WalletOnChain, kind: str) -> list[SentOrder]:
-    """Those of a kind that were carried out, the lowest nonce first."""
+    """The orders of a kind that were carried out, the lowest nonce first."""
     rows = db.execute(
         f"SELECT * FROM orders WHERE ending = 'done' AND {_OF_WALLET} AND kind = :kind"  # noqa: S608 - a literal
         " ORDER BY nonce, sent_at",

@@ -1,7 +1,7 @@
-"""Which process uses a purchase: so that another never brings in a session that is being served.
+"""Which process uses a purchase, so that no other one delivers the last voucher of a session in use.
 
-A process that buys holds a lock on a small file beside the journal for as long as it lives; the kernel lets
-go of it however the process ends. Knows nothing of sessions.
+A process that buys holds a lock on a small file beside the journal for as long as it lives. The kernel
+releases the lock however the process ends. Knows nothing of sessions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 ELSEWHERE: Final = "elsewhere"
-"""Of a purchase that another machine of the user may use: the sealed index tells when it is over."""
+"""Owner of a purchase that another machine of the user may use: the sealed index tells when it is over."""
 
 
 class Owner:
@@ -26,7 +26,7 @@ class Owner:
         self._name = ""
 
     def name(self) -> str:
-        """What to write beside a purchase; the lock is held from the first call on. Raises ``OSError``."""
+        """The name to write beside a purchase. The first call takes the lock. Raises ``OSError``."""
         if self._handle is None:
             self._name = secrets.token_hex(8)
             self._handle = os.open(
@@ -36,7 +36,7 @@ class Owner:
         return self._name
 
     def release(self) -> None:
-        """Nothing that was bought so is used any more."""
+        """Release the lock: nothing that was bought under this name is used any more."""
         if self._handle is not None:
             with suppress(OSError):
                 _file(self._path, self._name).unlink()
@@ -45,7 +45,7 @@ class Owner:
 
 
 def is_alive(path: Path, name: str) -> bool:
-    """Does the process of this name still run? One that can't be asked counts as alive."""
+    """Whether the process of this name still runs. One whose lock can't be tried counts as alive."""
     if not name or name == ELSEWHERE:
         return bool(name)
     try:

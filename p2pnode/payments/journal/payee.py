@@ -27,7 +27,7 @@ from p2pnode.protocols.inference.messages import Checkpoint, Receipt, Voucher
 
 
 def relaying(db: sqlite3.Connection, record: HostedSession) -> None:
-    """A new session. One that is known already is refused: its terms were used."""
+    """Insert a new session. One that is known is refused: its terms were used."""
     terms = record.terms
     if one(db, record.session) is not None:
         msg = f"session {record.session.hex()} is in the journal already"
@@ -46,24 +46,24 @@ def relaying(db: sqlite3.Connection, record: HostedSession) -> None:
 
 
 def opened(db: sqlite3.Connection, session: SessionId) -> None:
-    """Its deposit is in escrow."""
+    """The deposit is in escrow."""
     move(db, "hosted", session, ("relaying", "lost"), "open", same=("open", "over", "settled"))
 
 
 def lost(db: sqlite3.Connection, session: SessionId, detail: str) -> None:
-    """It is not on the chain (any more)."""
+    """The session is not on the chain, or no longer."""
     move(db, "hosted", session, ("relaying", "open", "over", "lost"), "lost")
     db.execute("UPDATE hosted SET detail = ?, settle_at = NULL WHERE session = ?", (detail, session))
 
 
 def over(db: sqlite3.Connection, session: SessionId, settle_at: int) -> None:
-    """Nobody is served: it settles at ``settle_at``."""
+    """The session is served no more: it settles at ``settle_at``."""
     move(db, "hosted", session, ("relaying", "open", "over"), "over", same=("settled",))
     db.execute("UPDATE hosted SET settle_at = ? WHERE session = ? AND state = 'over'", (settle_at, session))
 
 
 def resumed(db: sqlite3.Connection, session: SessionId, epoch: int | None) -> None:
-    """Its client came back before it was settled; with an ``epoch``, to another start of this host."""
+    """The client came back before it was settled; with an ``epoch``, to another start of this host."""
     move(db, "hosted", session, ("over",), "open", same=("open",))
     if epoch is not None:
         held = db.execute("SELECT epoch FROM hosted WHERE session = ?", (session,)).fetchone()
@@ -78,7 +78,7 @@ def resumed(db: sqlite3.Connection, session: SessionId, epoch: int | None) -> No
 
 
 def left_open(db: sqlite3.Connection, session: SessionId, settle_at: int, epoch: int) -> None:
-    """A start before ``epoch`` served it: it settles at ``settle_at``, unless its client comes back."""
+    """An earlier start than ``epoch`` left it open: it settles at ``settle_at``, or its client comes back."""
     db.execute(
         "UPDATE hosted SET state = 'over', settle_at = ?"
         " WHERE session = ? AND state IN ('open', 'relaying') AND epoch < ?",
@@ -96,7 +96,7 @@ def settled(db: sqlite3.Connection, session: SessionId, amount: int, detail: str
 
 
 def issued(db: sqlite3.Connection, session: SessionId, receipt: Receipt) -> None:
-    """A receipt about to be sent. There is one for a place, for ever: two would cost the stake."""
+    """Insert a receipt. A place has one for ever: a second one with another content would cost the stake."""
     packed, place = pack(receipt.checkpoint), (session, receipt.epoch, receipt.checkpoint.seq)
     held = db.execute(
         "SELECT receipt FROM receipts WHERE session = ? AND epoch = ? AND seq = ?", place
@@ -112,7 +112,7 @@ def issued(db: sqlite3.Connection, session: SessionId, receipt: Receipt) -> None
 
 
 def paid(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
-    """A voucher that holds; one below the best so far is not kept. Of equal amounts the later says more."""
+    """Set the best voucher. A lower one changes nothing; of equal amounts the later one says more."""
     changed = db.execute(
         "UPDATE hosted SET voucher = ?, voucher_amount = ? WHERE session = ? AND voucher_amount <= ?",
         (pack(voucher), voucher.amount, session, voucher.amount),
@@ -141,13 +141,13 @@ def some(db: sqlite3.Connection, states: tuple[HostedState, ...]) -> list[Hosted
 
 
 def one(db: sqlite3.Connection, session: SessionId) -> HostedSession | None:
-    """One session."""
+    """The session, or None."""
     row = db.execute("SELECT * FROM hosted WHERE session = ?", (session,)).fetchone()
     return None if row is None else hosted_of(row)
 
 
 def receipts(db: sqlite3.Connection, session: SessionId) -> list[Checkpoint]:
-    """Of one session, in order."""
+    """The receipts of a session, in order."""
     rows = db.execute("SELECT receipt FROM receipts WHERE session = ? ORDER BY epoch, seq", (session,))
     return [unpack(Checkpoint, row["receipt"]) for row in rows]
 
@@ -155,7 +155,7 @@ def receipts(db: sqlite3.Connection, session: SessionId) -> list[Checkpoint]:
 def receipts_after(
     db: sqlite3.Connection, session: SessionId, epoch: int, seq: int, limit: int
 ) -> list[Receipt]:
-    """The next ones after a place."""
+    """The next receipts after a place."""
     rows = db.execute(
         "SELECT epoch, previous, receipt FROM receipts WHERE session = ? AND (epoch, seq) > (?, ?)"
         " ORDER BY epoch, seq LIMIT ?",
@@ -165,7 +165,7 @@ def receipts_after(
 
 
 def receipt(db: sqlite3.Connection, session: SessionId, epoch: int, seq: int) -> Receipt | None:
-    """The one of a place."""
+    """The receipt for a place, or None."""
     row = db.execute(
         "SELECT epoch, previous, receipt FROM receipts WHERE session = ? AND epoch = ? AND seq = ?",
         (session, epoch, seq),

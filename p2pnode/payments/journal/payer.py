@@ -40,7 +40,7 @@ DAY_S: Final = 24 * 3600
 TAKEN_MAX: Final = 8192
 """Receipts of one session: a quarter of a million tokens, some 2 MB."""
 TAKEN_KEPT_S: Final = 30 * DAY_S
-"""Receipts of sessions that are over are kept so long, as at the host."""
+"""Receipts of a session that is over stay for so long, as at the host."""
 _AT_STAKE: Final = """
     SELECT COALESCE(SUM(CASE state
         WHEN 'settled' THEN spent
@@ -49,22 +49,23 @@ _AT_STAKE: Final = """
     FROM bought
     WHERE (state IN ('signed', 'open', 'over') OR (state = 'settled' AND settled_at > :since))
 """
-"""A session nothing more is signed for can cost what was signed, at the most. One that was signed counts
-until the chain says that it was never opened: the authorisation may have been used unseen."""
+"""What a session can cost at the most: its deposit, or what was signed where nothing more is signed. A
+deposit counts until the chain says that the session was never opened: its authorisation may have been used
+unseen."""
 
 
 def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: int, owner: str) -> None:
-    """Record what is about to be signed, if ``rule`` allows it beside all that was signed before."""
+    """Insert what is about to be signed, if ``rule`` allows it beside all that was signed before."""
     rule.check(spending(db, record.terms, record.host, now))
     _insert(db, record, now, owner)
     prune_receipts(db, now - TAKEN_KEPT_S)
 
 
 def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | None, now: int) -> None:
-    """A purchase that was recovered from elsewhere. Of one that is here nothing is lowered or taken back.
+    """Insert a purchase that was recovered from elsewhere. Of one that is here nothing is lowered.
 
-    ``receipt`` was checked there, and is the one that its voucher goes on from. One that is not over may be
-    used there still: to hand over its voucher would end it.
+    ``receipt`` was checked there, and is the one that its voucher goes on from. A session that is not over
+    may still be used there: its owner is ``ELSEWHERE``, for delivering its voucher would end it.
     """
     row = db.execute("SELECT owner, state FROM bought WHERE session = ?", (record.session,)).fetchone()
     if row is None:
@@ -110,24 +111,24 @@ def _insert(db: sqlite3.Connection, record: BoughtSession, now: int, owner: str)
 
 
 def opened(db: sqlite3.Connection, session: SessionId) -> None:
-    """The host took it. Its deposit may still be in the wallet."""
+    """The host accepted the session. Its deposit may still be in the wallet."""
     move(db, "bought", session, ("signed", "expired"), "open", same=("open", "over", "settled"))
     db.execute("UPDATE bought SET accepted = 1 WHERE session = ?", (session,))
 
 
 def mined(db: sqlite3.Connection, session: SessionId) -> None:
-    """The chain has it: its deposit left the wallet."""
+    """The session is on the chain: its deposit has left the wallet."""
     move(db, "bought", session, ("signed", "expired"), "open", same=("open", "over", "settled"))
     db.execute("UPDATE bought SET seen_open = 1 WHERE session = ?", (session,))
 
 
 def over(db: sqlite3.Connection, session: SessionId) -> None:
-    """Nothing more will be signed for it."""
+    """Nothing more will be signed for the session."""
     move(db, "bought", session, ("signed", "open", "over"), "over")
 
 
 def resumed(db: sqlite3.Connection, session: SessionId) -> None:
-    """It goes on."""
+    """The session goes on."""
     move(db, "bought", session, ("over",), "open", same=("open",))
 
 
@@ -141,14 +142,14 @@ def settled(db: sqlite3.Connection, session: SessionId, spent: int, now: int) ->
 
 
 def expired(db: sqlite3.Connection, session: SessionId) -> None:
-    """The chain does not have it, and can't get it any more."""
+    """The session is not on the chain, and can't be opened any more."""
     move(db, "bought", session, ("signed", "open", "over"), "expired", same=("expired",))
 
 
 def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
-    """A voucher about to be sent. The highest is kept, of equal amounts the later; and the last is.
+    """Set the best voucher (the highest; of equal amounts the later) and the last one.
 
-    They differ where input was paid that a host never billed: what it is owed is the last.
+    They differ where input was paid that a host never billed: what the host is owed is the last.
     """
     state_of(db, "bought", session)
     db.execute(
@@ -159,7 +160,7 @@ def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None
 
 
 def delivered(db: sqlite3.Connection, session: SessionId, amount: int) -> None:
-    """Its host has a voucher of this amount."""
+    """The host has a voucher of this amount."""
     state_of(db, "bought", session)
     db.execute(
         "UPDATE bought SET delivered = MAX(delivered, ?) WHERE session = ?",
@@ -179,13 +180,13 @@ def left(db: sqlite3.Connection, alive: Callable[[str], bool]) -> list[BoughtSes
 def receipt_shown(
     db: sqlite3.Connection, session: SessionId, receipt: Receipt, *, held: bool, now: int
 ) -> None:
-    """A receipt that its host signed; ``held``: it agrees with what was received."""
-    told, packed = receipt.checkpoint, pack(receipt)
-    place = (session, receipt.epoch, told.seq)
+    """Insert a receipt that its host signed; ``held``: it agrees with what was received."""
+    checkpoint, packed = receipt.checkpoint, pack(receipt)
+    place = (session, receipt.epoch, checkpoint.seq)
     known = db.execute(
         "SELECT root, held, receipt FROM taken WHERE session = ? AND epoch = ? AND seq = ?", place
     ).fetchone()
-    if known is not None and known["root"] != told.root:
+    if known is not None and known["root"] != checkpoint.root:
         db.execute(
             "INSERT INTO evidence (session, epoch, seq, one, other, noted_at) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
@@ -195,10 +196,10 @@ def receipt_shown(
         db.execute(
             "INSERT INTO taken VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (session, epoch, seq) DO UPDATE"
             " SET root = excluded.root, held = excluded.held, receipt = excluded.receipt",
-            (*place, told.root, int(held), packed),
+            (*place, checkpoint.root, int(held), packed),
         )
     if known is None:
-        _prune_session(db, session, receipt.epoch, told.seq)
+        _prune_session(db, session, receipt.epoch, checkpoint.seq)
 
 
 def _prune_session(db: sqlite3.Connection, session: SessionId, epoch: int, seq: int) -> None:
@@ -223,7 +224,7 @@ def prune_receipts(db: sqlite3.Connection, before: int) -> None:
 def evidence_submitted(
     db: sqlite3.Connection, session: SessionId, epoch: int, seq: int, outcome: str
 ) -> None:
-    """What came of showing it to the contract."""
+    """What the contract said to the evidence."""
     db.execute(
         "UPDATE evidence SET outcome = ? WHERE session = ? AND epoch = ? AND seq = ?",
         (outcome, session, epoch, seq),
@@ -241,13 +242,13 @@ def some(db: sqlite3.Connection, states: tuple[BoughtState, ...]) -> list[Bought
 
 
 def one(db: sqlite3.Connection, session: SessionId) -> BoughtSession | None:
-    """One purchase."""
+    """The purchase, or None."""
     row = db.execute("SELECT * FROM bought WHERE session = ?", (session,)).fetchone()
     return None if row is None else bought_of(row)
 
 
 def spending(db: sqlite3.Connection, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
-    """What a rule is shown of a deposit, and of all that is at stake beside it."""
+    """A deposit, and all that is at stake beside it, for a rule to decide on."""
     marks = {"since": now - DAY_S, "host": terms.host, "peer": peer}
     return Spending(
         deposit=terms.deposit,
@@ -259,7 +260,7 @@ def spending(db: sqlite3.Connection, terms: SessionTerms, peer: PeerId, now: int
 
 
 def taken_unserved(db: sqlite3.Connection, host: bytes, since: int) -> int:
-    """Sessions since then whose fee a host's wallet took without ever accepting them."""
+    """How many sessions since ``since`` a host's wallet took the fee of and never accepted."""
     query = (
         "SELECT COUNT(*) FROM bought WHERE host = :host AND opened_at >= :since"
         " AND state = 'settled' AND spent > 0 AND NOT accepted"
@@ -281,13 +282,13 @@ def _sum(db: sqlite3.Connection, query: str, marks: dict[str, object]) -> int:
 
 
 def receipts_held(db: sqlite3.Connection, session: SessionId) -> list[Receipt]:
-    """Those of one session that agreed with what was received, in order."""
+    """The receipts of a session that agreed with what was received, in order."""
     rows = db.execute("SELECT receipt FROM taken WHERE session = ? AND held ORDER BY epoch, seq", (session,))
     return [unpack(Receipt, row["receipt"]) for row in rows]
 
 
 def receipt_with_root(db: sqlite3.Connection, session: SessionId, root: bytes) -> Receipt | None:
-    """The one that was checked and has this root."""
+    """The checked receipt that has this root, or None."""
     row = db.execute(
         "SELECT receipt FROM taken WHERE session = ? AND held AND root = ? ORDER BY epoch DESC",
         (session, root),
@@ -296,7 +297,7 @@ def receipt_with_root(db: sqlite3.Connection, session: SessionId, root: bytes) -
 
 
 def evidence(db: sqlite3.Connection) -> list[Evidence]:
-    """All there is, the oldest first."""
+    """All evidence, the oldest first."""
     rows = db.execute(
         "SELECT evidence.*, bought.terms, bought.peer FROM evidence JOIN bought USING (session)"
         " ORDER BY noted_at, session, epoch, seq"

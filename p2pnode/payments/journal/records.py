@@ -43,15 +43,15 @@ class HostedSession:
     opened_at: int
     state: HostedState = "relaying"
     voucher: Voucher | None = None
-    """The best there is: the one with the highest amount."""
+    """The best voucher: the one with the highest amount."""
     settle_at: int | None = None
     amount: int | None = None
-    """What it was settled at."""
+    """The amount at which it was settled."""
     detail: str = ""
 
     @property
     def due(self) -> int:
-        """What this host earns by it, as far as is known: every list of amounts takes it from here."""
+        """What this host earns by it, as far as is known. Every list of amounts shows this."""
         return _due(self.terms, self.voucher, self.amount, opened=self.state in ("open", "over"))
 
 
@@ -72,22 +72,22 @@ class BoughtSession:
     opened_at: int
     state: BoughtState = "signed"
     voucher: Voucher | None = None
-    """The best there is: the one with the highest amount."""
+    """The best voucher: the one with the highest amount."""
     final: Voucher | None = None
     """The last that was signed, for exactly what was received then: what its host is owed."""
     spent: int | None = None
-    """What it was settled at."""
+    """The amount at which it was settled."""
     delivered: int = -1
     """The amount of the voucher that its host is known to have; -1 for none."""
 
     @property
     def due(self) -> int:
-        """What it costs this client, as far as is known: every list of amounts takes it from here."""
+        """What it costs this client, as far as is known. Every list of amounts shows this."""
         return _due(self.terms, self.voucher, self.spent, opened=self.state in ("open", "over"))
 
     @property
     def owed(self) -> Voucher | None:
-        """What its host may not have yet."""
+        """The voucher that its host may not have yet, or None."""
         last = self.final or self.voucher
         return last if last is not None and last.amount > self.delivered else None
 
@@ -129,7 +129,7 @@ class SpendingRule(Protocol):
     """Decides whether a deposit may be signed. Called inside the transaction that records it."""
 
     def check(self, spending: Spending) -> None:
-        """Raise to refuse; nothing is recorded then."""
+        """Raise an error to refuse: nothing is recorded then."""
 
 
 def _due(terms: SessionTerms, voucher: Voucher | None, settled: int | None, *, opened: bool) -> int:
@@ -220,7 +220,7 @@ def move(
 
 
 def state_of(db: sqlite3.Connection, table: Literal["hosted", "bought"], session: SessionId) -> str:
-    """Raises ``StorageError`` for a session that is not there."""
+    """The state of a session. Raises ``StorageError`` where there is no such session."""
     query = f"SELECT state FROM {table} WHERE session = ?"  # noqa: S608 - a literal
     row = db.execute(query, (session,)).fetchone()
     if row is None:
