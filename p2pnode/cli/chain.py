@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pnode.cli.background import BackgroundOption, ReadyFileOption, run_in_background, stop_holder
-from p2pnode.cli.dev_folder import DEV_FOLDER, DevFolder
+from p2pnode.cli.dev_chain import DEV_FOLDER, DevFolder
 from p2pnode.cli.options import (
     ChainOption,
     Commands,
