@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
-from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, configure, data_of
 from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:
@@ -119,9 +119,8 @@ def stop(data_dir: DataDirOption = None, as_json: JsonOption = False, log_level:
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.node.datadir import DataDir
 
-        data = DataDir(build_config(data_dir).data_dir)
+        data = data_of(data_dir)
         await stop_holder(output, data.lock, f"no node runs on {data.root}")
 
     run_async(run, on_error=output.failed)

@@ -15,14 +15,12 @@ JSON events::
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pnode.cli.background import BackgroundOption, ReadyFileOption, run_in_background, stop_holder
-from p2pnode.cli.dev_chain import DEV_FOLDER, DevFolder
+from p2pnode.cli.dev_chain import run_dev_chain, stop_dev_chain, tell_gift
 from p2pnode.cli.options import (
     ChainOption,
     Commands,
@@ -30,9 +28,11 @@ from p2pnode.cli.options import (
     JsonOption,
     LogOption,
     YesOption,
+    address_of,
     blaming,
     build_config,
     configure,
+    data_of,
     units_of,
 )
 from p2pnode.cli.output import Output
@@ -42,230 +42,12 @@ from p2pnode.words import one_line
 
 if TYPE_CHECKING:
     from p2pnode.chain.deployer import DeploymentQuote
-    from p2pnode.chain.dev.devchain import DevChain
     from p2pnode.chain.evm.order_book import OrderBook, SentOrder
     from p2pnode.chain.evm.rpc import RpcEndpoints
-    from p2pnode.chain.profile import ChainProfile
 
 chain_app = Commands(help="The chain that sessions are paid on.", no_args_is_help=True)
-_STATE_SUFFIX = ".sqlite"
-_PORT = 8545
-_HOST_WEI = 10**18
-_CLIENT_USDC = 20_000_000
-_FUND_HELP = "Give this account USDC at the start: 0x…=25 or 0x…=0.5. May be repeated."
-
-
-@chain_app.command("dev")
-def run_dev_chain(
-    with_wallets: Annotated[
-        bool,
-        typer.Option(
-            "--with-wallets",
-            help=f"Make a folder {DEV_FOLDER} with the chain and funded data dirs of a host and a client.",
-        ),
-    ] = False,
-    background: BackgroundOption = False,
-    port: Annotated[
-        int | None, typer.Option(help="Port on loopback; 0 takes a free one. 8545 if that is free.")
-    ] = None,
-    profile: Annotated[
-        Path | None,
-        typer.Option("--profile", help="Write the profile here; without it chain.toml in the data dir."),
-    ] = None,
-    fund: Annotated[list[str] | None, typer.Option("--fund", help=_FUND_HELP)] = None,
-    fund_ether: Annotated[
-        list[str] | None, typer.Option("--fund-ether", help="Likewise, ether for gas: 0x…=1.")
-    ] = None,
-    block_time: Annotated[
-        int | None, typer.Option("--block-time", min=1, help="Mine an empty block every so many seconds.")
-    ] = None,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Forget the chain that is kept beside the profile: begin a new one."),
-    ] = False,
-    ready_file: ReadyFileOption = None,
-    data_dir: DataDirOption = None,
-    as_json: JsonOption = False,
-    log_level: LogOption = "error",
-) -> None:
-    """Run a development chain with everything deployed, until Ctrl-C. Its money is worth nothing.
-
-    It is kept in a file beside the profile, and goes on from there at the next start.
-    """
-    from p2pnode.cli.runner import run_async
-
-    configure(log_level)
-    output = Output(as_json=as_json)
-
-    async def run() -> None:
-        import trio
-
-        from p2pnode.chain.dev.saved_state import forget_state
-        from p2pnode.extras import need
-        from p2pnode.files import refuse_taken
-        from p2pnode.node.datadir import ReadyFile
-
-        need("a development chain", "dev-chain")
-        gifts = [(*_gift(each, "--fund", USDC_DIGITS), 0) for each in fund or []]
-        for each in fund_ether or []:
-            address, wei = _gift(each, "--fund-ether", ETHER_DIGITS)
-            gifts.append((address, 0, wei))
-        path = _dev_profile(profile, data_dir, with_wallets=with_wallets)
-        _make_parent(path, data_dir, ours=profile is None)
-        refuse_taken(path, force=True)  # before anything is made beside it
-        if ready_file is not None:
-            ReadyFile(ready_file).check()
-        if background:
-            ready = ready_file or path.with_suffix(".ready")
-            log, given = path.with_suffix(".log"), ready_file is not None
-            await run_in_background(output, log, ready, given=given)
-            return
-        folder = DevFolder(path.parent) if with_wallets else None
-        if folder is not None:
-            await trio.to_thread.run_sync(folder.make)
-        state = path.with_suffix(_STATE_SUFFIX)
-        if fresh and state.exists():
-            await trio.to_thread.run_sync(forget_state, state)
-        options = {
-            "port": _usual_port() if port is None else port,
-            "block_time_s": block_time,
-            "state": state,
-        }
-        await _serve_dev_chain(output, path, gifts, folder, ready_file, options)
-
-    run_async(run, on_error=output.failed)
-
-
-async def _serve_dev_chain(
-    output: Output,
-    path: Path,
-    gifts: list[tuple[bytes, int, int]],
-    folder: DevFolder | None,
-    ready_file: Path | None,
-    options: dict[str, Any],
-) -> None:
-    """Until cancelled."""
-    import os
-
-    import trio
-
-    from p2pnode.chain.dev.devchain import open_dev_chain
-    from p2pnode.chain.profile import profile_text, write_profile
-    from p2pnode.node.datadir import ReadyFile
-
-    ready = None if ready_file is None else ReadyFile(ready_file)
-    async with open_dev_chain(**options) as chain:
-        made = chain.profile()
-        _refuse_another(path, made.chain_id)
-        write_profile(path, made)
-        for address, usdc, ether_wei in gifts:
-            await chain.fund(address, usdc=usdc, ether_wei=ether_wei)
-            _told_of_gift(output, address, usdc, ether_wei)
-        block, state = await chain.use(lambda embedded: embedded.height), options["state"]
-        fields = {
-            "url": chain.url, "chain_id": chain.chain_id, "profile": str(path), "state": str(state),
-            "new": not chain.went_on, "block": block,
-        }  # fmt: skip
-        since = f"goes on from block {block}" if chain.went_on else "a new chain: nobody has anything yet"
-        text = f"development chain on {chain.url}, {since}\nkept in {state} (--fresh forgets it)"
-        output.event("chain.ready", fields, text=text)
-        if folder is not None:
-            await _fund_folder(output, folder, chain)
-        elif not output.as_json:
-            output.event("", text=f"profile {path}:")
-            output.result(profile_text(made).rstrip())
-        try:
-            if ready is not None:
-                ready.write_content(json.dumps({"pid": os.getpid(), "url": chain.url}).encode())
-            await trio.sleep_forever()
-        finally:
-            if ready is not None:
-                ready.remove()
-
-
-@chain_app.command("stop")
-def stop_dev_chain(
-    profile: Annotated[
-        Path | None, typer.Option("--profile", help="The profile that the chain wrote.")
-    ] = None,
-    data_dir: DataDirOption = None,
-    as_json: JsonOption = False,
-    log_level: LogOption = "error",
-) -> None:
-    """End a development chain; it goes on where it was when it is started again."""
-    from p2pnode.cli.runner import run_async
-
-    configure(log_level)
-    output = Output(as_json=as_json)
-
-    async def run() -> None:
-        from p2pnode.chain.dev.saved_state import lock_of
-
-        here = profile is None and data_dir is None and DEV_FOLDER.is_dir()
-        path = _dev_profile(profile, data_dir, with_wallets=here)
-        lock = lock_of(path.with_suffix(_STATE_SUFFIX))
-        await stop_holder(output, lock, f"no development chain runs on {path}")
-
-    run_async(run, on_error=output.failed)
-
-
-def _dev_profile(profile: Path | None, data_dir: Path | None, *, with_wallets: bool) -> Path:
-    from p2pnode.files import user_path
-
-    if profile is not None:
-        return user_path(profile)
-    found: Path = DevFolder(DEV_FOLDER).profile if with_wallets else _data(data_dir).chain
-    return user_path(found)
-
-
-def _make_parent(path: Path, data_dir: Path | None, *, ours: bool) -> None:
-    from p2pnode.files import not_writable
-
-    if ours and path == _data(data_dir).chain.expanduser().absolute():
-        _data(data_dir).prepare()
-        return
-    try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise not_writable(path.parent, error) from error
-
-
-def _usual_port() -> int:
-    from p2pnode.net.transports import is_free
-
-    return _PORT if is_free(f"/ip4/127.0.0.1/tcp/{_PORT}") else 0
-
-
-async def _fund_folder(output: Output, folder: DevFolder, chain: DevChain) -> None:
-    """Give each wallet what it needs where it has nothing, and say what to type next."""
-    from p2pnode.chain.addresses import shown_address
-    from p2pnode.chain.profile import write_profile
-    from p2pnode.config import load_config
-    from p2pnode.money import ether_text, price_text, usdc_text
-
-    host, client = folder.wallet_address(folder.host), folder.wallet_address(folder.client)
-    held = await chain.use(lambda embedded: embedded.ether(host))
-    if not held:
-        await chain.fund(host, ether_wei=_HOST_WEI)
-    usdc = await chain.use(lambda _: int(chain.deployment.usdc.read("balanceOf", client)))
-    if not usdc:
-        await chain.fund(client, usdc=_CLIENT_USDC)
-    for data in (folder.host, folder.client):
-        write_profile(data.chain, chain.profile())
-    asked = load_config(folder.host.config, {})
-    price = price_text(asked.price_in, asked.price_out, asked.session_fee)
-    fields = {
-        "host": {"data_dir": str(folder.host.root), "address": shown_address(host)},
-        "client": {"data_dir": str(folder.client.root), "address": shown_address(client)},
-    }
-    shown = folder.shown
-    text = (
-        f"host    {shown / 'host'}: {ether_text(held or _HOST_WEI)} for gas; asks {price}\n"
-        f"client  {shown / 'client'}: {usdc_text(usdc or _CLIENT_USDC)}\n"
-        f"next    p2pnode join --background --data-dir {shown / 'host'}\n"
-        f'        p2pnode ask --data-dir {shown / "client"} "What is a token?"'
-    )
-    output.event("wallets", fields, text=text)
+chain_app.command("dev")(run_dev_chain)
+chain_app.command("stop")(stop_dev_chain)
 
 
 @chain_app.command()
@@ -290,11 +72,12 @@ def faucet(
         from p2pnode.chain.dev.jsonrpc import UNKNOWN_METHOD
         from p2pnode.chain.evm.rpc_answers import RpcError
         from p2pnode.errors import ConfigError
+        from p2pnode.payments.books import need_profile
 
-        account, usdc = _address(address, "ADDRESS"), units_of(amount, "AMOUNT", USDC_DIGITS)
+        account, usdc = address_of(address, "ADDRESS"), units_of(amount, "AMOUNT", USDC_DIGITS)
         ether_wei = units_of(ether, "--ether", ETHER_DIGITS)
-        found = _profile(data_dir, chain)
-        async with _endpoints(found.rpc_urls, found.chain_id, found.genesis) as endpoints:
+        found = need_profile(build_config(data_dir, chain=chain))
+        async with _open_endpoints(found.rpc_urls, found.chain_id, found.genesis) as endpoints:
             try:
                 # A request whose answer was lost is made again: the chain gives once for one number.
                 order = "0x" + secrets.token_hex(16)
@@ -308,7 +91,7 @@ def faucet(
                     "Send the account USDC (and ether for gas) from another one"
                 )
                 raise ConfigError(msg) from error
-        _told_of_gift(output, account, usdc, ether_wei)
+        tell_gift(output, account, usdc, ether_wei)
 
     run_async(run, on_error=output.failed)
 
@@ -354,14 +137,14 @@ def deploy(
         from p2pnode.payments.journal.orders import WalletOnChain
         from p2pnode.payments.orders import JournalOrders
 
-        paid_to = _address(treasury, "--treasury")
-        token = None if usdc is None else _address(usdc, "--usdc")
-        path = user_path(profile_out or _data(data_dir).chain)
+        paid_to = address_of(treasury, "--treasury")
+        token = None if usdc is None else address_of(usdc, "--usdc")
+        path = user_path(profile_out or data_of(data_dir).chain)
         with blaming("--profile-out"):
             refuse_taken(path, force=None)  # before anything is paid for
         wallet = _wallet(data_dir)
-        journal_path = _data(data_dir).journal
-        async with open_journal(journal_path) as journal, _endpoints(tuple(rpc), None) as endpoints:
+        journal_path = data_of(data_dir).journal
+        async with open_journal(journal_path) as journal, _open_endpoints(tuple(rpc), None) as endpoints:
             chain_id = int(await endpoints.request("eth_chainId", []), 16)
             genesis = await first_block(endpoints)
             book = JournalOrders(journal, time.time, genesis)
@@ -417,12 +200,12 @@ def chain_status(
         from p2pnode.chain.profile import ADDRESS_FIELDS, verify
         from p2pnode.chain.wallet.wallet import open_wallet
         from p2pnode.node.identity import wallet_files
-        from p2pnode.payments.books import open_ledger
+        from p2pnode.payments.books import need_profile, open_ledger
 
-        found = _profile(data_dir, chain)
-        async with _endpoints(found.rpc_urls, found.chain_id, found.genesis) as endpoints:
+        found = need_profile(build_config(data_dir, chain=chain))
+        async with _open_endpoints(found.rpc_urls, found.chain_id, found.genesis) as endpoints:
             await verify(found, endpoints)
-        wallet = open_wallet(wallet_files(_data(data_dir)))
+        wallet = open_wallet(wallet_files(data_of(data_dir)))
         async with open_ledger(found) as ledger:
             head = await ledger.head()
             held = None if wallet is None else await ledger.balances(wallet.address)
@@ -523,63 +306,6 @@ def _show_offer(output: Output, offer: DeploymentQuote, treasury: bytes) -> None
     output.event("chain.offer", fields, text=text)
 
 
-def _refuse_another(path: Path, chain_id: int) -> None:
-    """A profile of a real chain must not be lost to a development chain."""
-    from p2pnode.chain.profile import load_profile
-    from p2pnode.errors import ConfigError
-
-    if not path.exists():
-        return
-    try:
-        held = load_profile(path).chain_id
-    except ConfigError:
-        held = 0
-    if held != chain_id:
-        msg = f"{path} is no profile of a development chain: name another file with --profile"
-        raise ConfigError(msg)
-
-
-def _told_of_gift(output: Output, address: bytes, usdc: int, ether_wei: int) -> None:
-    from p2pnode.chain.addresses import shown_address
-    from p2pnode.money import ether_text, usdc_text
-
-    fields = {"address": shown_address(address), "usdc": usdc, "ether_wei": ether_wei}
-    given = [usdc_text(usdc)] * (usdc > 0) + [ether_text(ether_wei)] * (ether_wei > 0)
-    output.event("funded", fields, text=f"{fields['address']} was given {' and '.join(given) or 'nothing'}")
-
-
-def _gift(text: str, flag: str, digits: int) -> tuple[bytes, int]:
-    address, _, amount = text.partition("=")
-    return _address(address, flag), units_of(amount, flag, digits)
-
-
-def _address(text: str, flag: str) -> bytes:
-    from p2pnode.chain.addresses import address_from
-    from p2pnode.errors import UsageError
-
-    try:
-        return address_from(text)
-    except ValueError as error:
-        raise UsageError(f"{flag}: {error}") from error
-
-
-def _data(data_dir: Path | None) -> Any:
-    from p2pnode.node.datadir import DataDir
-
-    return DataDir(build_config(data_dir).data_dir)
-
-
-def _profile(data_dir: Path | None, chain: str | None) -> ChainProfile:
-    from p2pnode.errors import ConfigError
-    from p2pnode.payments.books import profile_of_config
-
-    found = profile_of_config(build_config(data_dir, chain=chain))
-    if found is None:
-        msg = f"no chain is configured: name a profile with --chain, or put one at {_data(data_dir).chain}"
-        raise ConfigError(msg)
-    return found
-
-
 def _wallet(data_dir: Path | None) -> Any:
     from p2pnode.chain.wallet.wallet import open_wallet
     from p2pnode.errors import ConfigError
@@ -587,7 +313,7 @@ def _wallet(data_dir: Path | None) -> Any:
     from p2pnode.node.identity import wallet_files
 
     need("a wallet", "pay")
-    data = _data(data_dir)
+    data = data_of(data_dir)
     wallet = open_wallet(wallet_files(data))
     if wallet is None:
         msg = f"there is no wallet in {data.root}: make one with `p2pnode wallet new`"
@@ -595,7 +321,7 @@ def _wallet(data_dir: Path | None) -> Any:
     return wallet
 
 
-def _endpoints(urls: tuple[str, ...], chain_id: int | None, genesis: bytes | None = None) -> Any:
+def _open_endpoints(urls: tuple[str, ...], chain_id: int | None, genesis: bytes | None = None) -> Any:
     """As a context manager: closed at its end."""
     import random
     from contextlib import asynccontextmanager

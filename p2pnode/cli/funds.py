@@ -13,6 +13,7 @@ from p2pnode.cli.options import (
     JsonOption,
     LogOption,
     YesOption,
+    address_of,
     build_config,
     configure,
     units_of,
@@ -96,18 +97,14 @@ def withdraw(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        from p2pnode.chain.addresses import address_from, shown_address
+        from p2pnode.chain.addresses import shown_address
         from p2pnode.chain.ledger import Withdraw
-        from p2pnode.errors import ChainError, ConfigError, UsageError
+        from p2pnode.errors import ChainError, ConfigError
         from p2pnode.money import usdc_text
         from p2pnode.payments.books import books_of
 
         wanted = None if amount is None else units_of(amount, "--amount")
-        try:
-            other = None if to is None else address_from(to)
-        except ValueError as error:
-            msg = f"--to: {error}"
-            raise UsageError(msg) from error
+        other = None if to is None else address_of(to, "--to")
         config, kind = build_config(data_dir, chain=chain), Withdraw.__name__
         async with books_of(config, sends=True, tell=order_reporter(output)) as books:
             if anew:

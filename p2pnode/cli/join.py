@@ -20,6 +20,7 @@ from p2pnode.cli.options import (
     blaming,
     build_config,
     configure,
+    data_of,
     units_of,
 )
 from p2pnode.cli.output import Output, price_of, shorten
@@ -178,9 +179,8 @@ def join(
 async def _in_background(output: Output, data_dir: Path | None, ready_file: Path | None) -> None:
     from p2pnode.cli.background import run_in_background
     from p2pnode.errors import ConfigError
-    from p2pnode.node.datadir import DataDir
 
-    data = DataDir(build_config(data_dir).data_dir)
+    data = data_of(data_dir)
     data.prepare()
     if data.is_locked():
         msg = f"a node runs on {data.root} already: {output.command('stop')} ends it"

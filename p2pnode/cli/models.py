@@ -12,8 +12,8 @@ from p2pnode.cli.options import (
     JsonOption,
     LogOption,
     blaming,
-    build_config,
     configure,
+    data_of,
 )
 from p2pnode.cli.output import Output
 
@@ -119,9 +119,8 @@ def _entry(name: str) -> Any:
 
 
 def _models_dir(data_dir: Any, *, make: bool = False) -> Any:
-    from p2pnode.node.datadir import DataDir
 
-    data = DataDir(build_config(data_dir).data_dir)
+    data = data_of(data_dir)
     if make:
         data.prepare()
     return data.models

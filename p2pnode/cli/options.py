@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from p2pnode.money import USDC_DIGITS
+
+if TYPE_CHECKING:
+    from p2pnode.node.datadir import DataDir
 
 Item = TypeVar("Item")
 DataDirOption: TypeAlias = Annotated[
@@ -65,6 +68,13 @@ def build_config(data_dir: Path | None, **flags: Any) -> Any:
         root = user_path(data_dir or default_data_dir())
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
     return load_config(DataDir(root).config, {**given, "data_dir": root})
+
+
+def data_of(data_dir: Path | None) -> DataDir:
+    """The data dir that a command works on. It is not made."""
+    from p2pnode.node.datadir import DataDir
+
+    return DataDir(build_config(data_dir).data_dir)
 
 
 def check_target(model: str | None, peer: str | None, *, no_discovery: bool = False) -> None:
@@ -129,6 +139,17 @@ def units_of(text: str, flag: str, digits: int = USDC_DIGITS) -> int:
 
     try:
         return decimal_units(text, digits)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from error
+
+
+def address_of(text: str, flag: str) -> bytes:
+    """An account that was typed, as 20 bytes. Raises ``UsageError`` that names the flag."""
+    from p2pnode.chain.addresses import address_from
+    from p2pnode.errors import UsageError
+
+    try:
+        return address_from(text)
     except ValueError as error:
         raise UsageError(f"{flag}: {error}") from error
 

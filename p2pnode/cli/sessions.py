@@ -39,6 +39,7 @@ from p2pnode.cli.options import (
     all_meant,
     build_config,
     configure,
+    data_of,
     one_meant,
 )
 from p2pnode.cli.output import Output, shorten
@@ -86,7 +87,6 @@ def list_sessions(
     output = Output(as_json=as_json)
 
     async def run() -> None:
-        from p2pnode.node.datadir import DataDir
 
         recovery = None
         if recover:
@@ -100,7 +100,7 @@ def list_sessions(
         async with known_here(build_config(data_dir)) as archive:
             talks = await archive.conversations() if archive is not None else ()
         _print_all(output, talks, _paid_rows(data_dir), recovered=recover)
-        if talks and ToldOfKeeping(DataDir(build_config(data_dir).data_dir)).here_only:
+        if talks and ToldOfKeeping(data_of(data_dir)).here_only:
             output.note(f"[kept on this machine. {HERE_ONLY}]")
         if recovery is not None:
             check_answered(recovery)
@@ -221,10 +221,9 @@ def close(
 
 
 def _journal(data_dir: Any) -> Journal | None:
-    from p2pnode.node.datadir import DataDir
     from p2pnode.payments.journal.journal import Journal
 
-    path = DataDir(build_config(data_dir).data_dir).journal
+    path = data_of(data_dir).journal
     return Journal.open(path) if path.exists() else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure
+from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure, data_of
 from p2pnode.cli.output import Output, price_of
 from p2pnode.words import count_of, one_line
 
@@ -140,9 +140,8 @@ def invite(
 
 def _running(output: Output, data_dir: Any) -> Any:
     from p2pnode.errors import ConfigError
-    from p2pnode.node.datadir import DataDir
 
-    data = DataDir(build_config(data_dir).data_dir)
+    data = data_of(data_dir)
     running = data.running_node()
     if running is None:
         msg = f"no node runs on {data.root}: start one with {output.command('join')}"

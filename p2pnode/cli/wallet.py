@@ -24,8 +24,8 @@ from p2pnode.cli.options import (
     JsonOption,
     LogOption,
     blaming,
-    build_config,
     configure,
+    data_of,
 )
 from p2pnode.cli.output import Output
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from p2pnode.chain.wallet.files import WalletFiles
     from p2pnode.chain.wallet.passphrase import PassphraseSource
     from p2pnode.chain.wallet.wallet import Wallet
-    from p2pnode.node.datadir import DataDir
 
 wallet_app = Commands(
     help="The wallet: twelve words, an address to be paid at and to pay from.", no_args_is_help=True
@@ -177,7 +176,7 @@ def show_wallet(
             return
         _check_display(output, show_phrase_to)
         words = wallet.phrase()
-        save_storage_key_of_words(_data(data_dir), words)  # where it went missing
+        save_storage_key_of_words(data_of(data_dir), words)  # where it went missing
         if show_phrase_to is not None:
             _write_words(show_phrase_to, words)
             fields["phrase_file"] = str(show_phrase_to)
@@ -245,16 +244,10 @@ def _run(output: Output, work: Callable[[], None]) -> None:
     run_async(end, on_error=output.failed)
 
 
-def _data(data_dir: Path | None) -> DataDir:
-    from p2pnode.node.datadir import DataDir
-
-    return DataDir(build_config(data_dir).data_dir)
-
-
 def _files(data_dir: Path | None, *, make: bool) -> WalletFiles:
     from p2pnode.node.identity import wallet_files
 
-    data = _data(data_dir)
+    data = data_of(data_dir)
     if make:
         data.prepare()
     return wallet_files(data)
@@ -266,7 +259,7 @@ def _empty_place(data_dir: Path | None) -> WalletFiles:
 
     need("a wallet", "pay")  # before a person is asked for words or a passphrase
     files = _files(data_dir, make=True)
-    refuse_existing(files.keystore, files.phrase, _data(data_dir).storage_key)
+    refuse_existing(files.keystore, files.phrase, data_of(data_dir).storage_key)
     return files
 
 
@@ -371,7 +364,7 @@ def _written(
     from p2pnode.storage.key_file import save_storage_key
 
     wallet = make_wallet(files, source, entropy=entropy, secret=key)
-    save_storage_key(_data(data_dir), entropy)
+    save_storage_key(data_of(data_dir), entropy)
     return wallet
 
 
@@ -383,7 +376,7 @@ def _fields(data_dir: Path | None, wallet: Wallet) -> dict[str, Any]:
     """``owner`` is None where the data dir keeps no conversations."""
     from p2pnode.storage.key_file import load_storage_keys
 
-    keys = load_storage_keys(_data(data_dir))
+    keys = load_storage_keys(data_of(data_dir))
     return {
         "address": wallet.account,
         "keystore": str(wallet.files.keystore),
