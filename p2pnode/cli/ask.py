@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from p2pnode.cli.conversation_words import ToldOfKeeping, words_of
+from p2pnode.cli.client import ToldOfKeeping, words_of
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,

@@ -22,7 +22,7 @@ from p2pnode.cli.ask import (
     make_sampling,
     stream,
 )
-from p2pnode.cli.conversation_words import SHORT, loss_fields, loss_words
+from p2pnode.cli.client import SHORT, loss_fields, loss_words
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,

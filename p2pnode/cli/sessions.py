@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pnode.cli.ask import make_client
-from p2pnode.cli.conversation_words import (
+from p2pnode.cli.client import (
     HERE_ONLY,
     ToldOfKeeping,
     conversation_fields,

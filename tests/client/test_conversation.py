@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.cli.conversation_words import words_of
+from p2pnode.cli.client import words_of
 from p2pnode.client.question import ChatOptions
 from p2pnode.errors import ConfigError, NoHostError
 from p2pnode.models.manifest import SCRIPTED

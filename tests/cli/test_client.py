@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.cli.conversation_words import HERE_ONLY, ToldOfKeeping, words_of
+from p2pnode.cli.client import HERE_ONLY, ToldOfKeeping, words_of
 from p2pnode.node.datadir import DataDir
 
 KEPT: dict[str, object] = {
