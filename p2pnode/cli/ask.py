@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from p2pnode.cli.client import ToldOfKeeping, words_of
+from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -19,14 +19,11 @@ from p2pnode.cli.options import (
     NoSaveOption,
     S5UrlOption,
     StoreOption,
-    blaming,
-    build_config,
     check_target,
     configure,
 )
-from p2pnode.cli.output import Output, price_of, shorten
+from p2pnode.cli.output import Output, shorten
 from p2pnode.cli.user_input import read_all
-from p2pnode.words import one_line
 
 PeerOption = Annotated[
     str | None, typer.Option("--peer", help="Dial this multiaddr and no other; nothing is searched.")
@@ -174,71 +171,6 @@ def make_sampling(
         msg = f"--seed is {drawn}; it must be an integer from 0 to {(1 << 32) - 1}"
         raise UsageError(msg)
     return sampling
-
-
-def make_client(
-    output: Output,
-    data_dir: Any,
-    bootstrap: list[str] | None,
-    *,
-    mdns: bool | None,
-    discovery: bool,
-    **flags: Any,
-) -> Any:
-    """A client that reports what it does as events."""
-    from p2pnode.client.client import Client
-    from p2pnode.node.datadir import DataDir
-    from p2pnode.node.invite import read_bootstrap
-
-    config = build_config(data_dir, mdns=mdns, **flags)
-    with blaming("--store"):
-        for each in flags.get("stores") or ():
-            read_bootstrap(each)
-    with blaming("--bootstrap"):
-        first = [one for each in bootstrap or () for one in read_bootstrap(each)]
-
-    keeping = ToldOfKeeping(DataDir(config.data_dir))
-
-    def on_event(name: str, fields: dict[str, object]) -> None:
-        text = ""
-        if name == "host.failed" and fields["retrying"]:
-            why = one_line(str(fields["reason"]))
-            text = f"[{shorten(str(fields['peer']))} failed: {why}; looking for another host]"
-        elif name == "slept":
-            text = f"[this machine slept for {fields['seconds']:.0f} s in the middle of the answer: going on]"
-        elif name == "host.slow":
-            then = "going on with another" if fields["leaving"] else "there is no other to go on with"
-            text = f"[{shorten(str(fields['peer']))} gives {fields['tokens_per_s']:.2f} tokens/s: {then}]"
-        elif name == "failover":
-            text = f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
-        elif name == "signing":
-            text = _signing_line(output, fields)
-        elif name == "deposit.waiting":
-            text = (
-                f"[waiting for {shorten(str(fields['peer']))} to bring the deposit to the chain: "
-                f"{fields['waited_s']:.0f} s of {fields['most_s']:.0f} s at most]"
-            )
-        elif name == "voucher" and fields["outcome"] == "delivered":
-            text = (
-                f"[a host that had vanished got its last voucher, for session {str(fields['session'])[:8]}]"
-            )
-        elif name.startswith("conversation."):
-            told = name != "conversation.kept" or output.as_json or keeping.is_news(fields)
-            text = words_of(name, fields) if told else ""
-        # What is signed is said before it is; all else can wait for the end of a line.
-        output.report(name, fields, text=text, later=name != "signing")
-
-    return Client(config, bootstrap=first, discovery=discovery, on_event=on_event)
-
-
-def _signing_line(output: Output, fields: dict[str, object]) -> str:
-    """What a deposit is for, in a line; JSON has it in full, `sessions show` has the terms."""
-    from p2pnode.money import usdc_text
-
-    units = {name: value for name, value in fields.items() if isinstance(value, int)}
-    most, host = usdc_text(units["deposit"]), shorten(str(fields["host"]))
-    terms = output.command(f"sessions show {str(fields['session'])[:8]}")
-    return f"[paying {host} at most {most}, the rest comes back: {price_of(units)}; terms: {terms}]"
 
 
 def finish(output: Output, answer: Any) -> None:

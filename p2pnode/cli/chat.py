@@ -18,9 +18,9 @@ from p2pnode.cli.ask import (
     TemperatureOption,
     TopPOption,
     finish,
-    make_client,
     make_sampling,
 )
+from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,

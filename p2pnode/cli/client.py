@@ -1,19 +1,24 @@
-"""How conversations are shown to people and to scripts: for ``ask``, ``chat`` and ``p2pnode sessions``."""
+"""The client that commands ask with: made from flags, it reports what it does while it works.
+
+Each report is an event for scripts, and a line for people where they should know. What is signed is told
+before it is signed; all else waits for the end of a line.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from p2pnode.cli.options import blaming, build_config
+from p2pnode.cli.output import Output, price_of, shorten
 from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
+    from p2pnode.client.client import Client
     from p2pnode.node.datadir import DataDir
-    from p2pnode.storage.conversations.records import Loss, SavedConversation
-    from p2pnode.storage.conversations.turns import Turn
 
 HERE_ONLY: Final = (
     "No other node keeps copies for you yet, so they are lost if this machine is. To have copies, run "
@@ -22,11 +27,85 @@ HERE_ONLY: Final = (
 )
 """For who has no replicas: no failure, but something to know once."""
 SHORT: Final = 8
-"""Digits of an id that people are shown; any beginning that is one conversation's alone is taken."""
+"""Digits of an id that people are shown; any beginning that only one conversation has is taken."""
 
 
-def words_of(name: str, fields: Mapping[str, Any]) -> str:
-    """What a client tells of keeping a conversation."""
+def make_client(
+    output: Output,
+    data_dir: Path | None,
+    bootstrap: list[str] | None,
+    *,
+    mdns: bool | None,
+    discovery: bool,
+    **flags: Any,
+) -> Client:
+    """A client of these flags that reports to ``output``. Raises ``UsageError`` that names the flag."""
+    from p2pnode.client.client import Client
+    from p2pnode.node.datadir import DataDir
+    from p2pnode.node.invite import read_bootstrap
+
+    config = build_config(data_dir, mdns=mdns, **flags)
+    with blaming("--store"):
+        for each in flags.get("stores") or ():
+            read_bootstrap(each)
+    with blaming("--bootstrap"):
+        first = [one for each in bootstrap or () for one in read_bootstrap(each)]
+    reporter = ClientReporter(output, DataDir(config.data_dir))
+    return Client(config, bootstrap=first, discovery=discovery, on_event=reporter)
+
+
+class ClientReporter:
+    """Called with each event of a client."""
+
+    def __init__(self, output: Output, data: DataDir) -> None:
+        self._output, self._notices = output, ReplicationNotices(data)
+
+    def __call__(self, name: str, fields: dict[str, object]) -> None:
+        self._output.report(name, fields, text=self._text(name, fields), later=name != "signing")
+
+    def _text(self, name: str, fields: dict[str, Any]) -> str:
+        match name:
+            case "host.failed" if fields["retrying"]:
+                why = one_line(str(fields["reason"]))
+                return f"[{shorten(str(fields['peer']))} failed: {why}; looking for another host]"
+            case "slept":
+                slept = f"this machine slept for {fields['seconds']:.0f} s in the middle of the answer"
+                return f"[{slept}: going on]"
+            case "host.slow":
+                then = "going on with another" if fields["leaving"] else "there is no other to go on with"
+                return f"[{shorten(str(fields['peer']))} gives {fields['tokens_per_s']:.2f} tokens/s: {then}]"
+            case "failover":
+                return f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
+            case "signing":
+                return self._signing(fields)
+            case "deposit.waiting":
+                return (
+                    f"[waiting for {shorten(str(fields['peer']))} to bring the deposit to the chain: "
+                    f"{fields['waited_s']:.0f} s of {fields['most_s']:.0f} s at most]"
+                )
+            case "voucher" if fields["outcome"] == "delivered":
+                session = str(fields["session"])[:8]
+                return f"[a host that had vanished got its last voucher, for session {session}]"
+            case "conversation.kept":
+                told = self._output.as_json or self._notices.is_news(fields)
+                return conversation_text(name, fields) if told else ""
+            case "conversation.moved" | "conversation.not_kept":
+                return conversation_text(name, fields)
+            case _:
+                return ""
+
+    def _signing(self, fields: Mapping[str, object]) -> str:
+        """What a deposit is for, in a line; JSON has it in full, ``sessions show`` has the terms."""
+        from p2pnode.money import usdc_text
+
+        units = {name: value for name, value in fields.items() if isinstance(value, int)}
+        most, host = usdc_text(units["deposit"]), shorten(str(fields["host"]))
+        terms = self._output.command(f"sessions show {str(fields['session'])[:8]}")
+        return f"[paying {host} at most {most}, the rest comes back: {price_of(units)}; terms: {terms}]"
+
+
+def conversation_text(name: str, fields: Mapping[str, Any]) -> str:
+    """An event about keeping a conversation, as a line for people."""
     if name == "conversation.not_kept":
         return f"[not kept: {one_line(str(fields['reason']))}]"
     short = str(fields["conversation"])[:SHORT]
@@ -45,11 +124,15 @@ def words_of(name: str, fields: Mapping[str, Any]) -> str:
     elif fields["gone"] and waiting:
         text += "; a later command deletes it on its replicas"
     elif not count:
-        text += f". {HERE_ONLY}"
+        text += f"{_refusal(fields['refused'])}. {HERE_ONLY}"
     return f"[{text}]"
 
 
-class ToldOfKeeping:
+def _refusal(peers: Sequence[str]) -> str:
+    return f"; {' and '.join(map(shorten, peers))} refused to keep copies for you" if peers else ""
+
+
+class ReplicationNotices:
     """What this data dir's user was told last of where conversations are kept: the same again is no news."""
 
     def __init__(self, data: DataDir) -> None:
@@ -64,75 +147,21 @@ class ToldOfKeeping:
             return True
         waits = fields["waiting"] and fields["waiting"] != fields["weak"]
         state = "waiting" if waits else "elsewhere" if fields["replicas"] else "here"
-        if state == self._last():
+        refused = sorted(fields["refused"]) if state == "here" else []
+        if (state, refused) == self._last():
             return False
         with suppress(ConfigError):  # then it is said once more
-            write_atomic(self._path, json.dumps({"keeping": state}).encode())
+            write_atomic(self._path, json.dumps({"keeping": state, "refused": refused}).encode())
         return True
 
     @property
     def here_only(self) -> bool:
         """Whether no other node had a copy when that was looked at last."""
-        return self._last() == "here"
+        return self._last()[0] == "here"
 
-    def _last(self) -> str:
+    def _last(self) -> tuple[str, list[str]]:
         try:
-            return str(json.loads(self._path.read_bytes())["keeping"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
-
-
-def conversation_fields(saved: SavedConversation) -> dict[str, Any]:
-    """One of the list."""
-    from p2pnode.models.manifest import model_id_text
-
-    return {
-        "conversation": saved.sid.hex(),
-        "title": saved.title,
-        "created": saved.created,
-        "updated": saved.updated,
-        "model": model_id_text(saved.model) if saved.model is not None else None,
-    }
-
-
-def conversation_row(saved: SavedConversation) -> list[str]:
-    """The same for people."""
-    return [saved.sid.hex()[:SHORT], moment(saved.updated), saved.title]
-
-
-def turn_fields(turn: Turn) -> dict[str, Any]:
-    """A turn for scripts; ``hosts`` gave a part of it each."""
-    return {
-        "role": turn.role,
-        "text": turn.text,
-        "finish": turn.finish,
-        "whole": turn.whole,
-        "tokens": len(turn.ids),
-        "cost": turn.cost,
-        "hosts": list(dict.fromkeys(piece.host for piece in turn.pieces if piece.host is not None)),
-    }
-
-
-def turn_lines(turns: Iterable[Turn]) -> str:
-    """Turns for people."""
-    shown = []
-    for turn in turns:
-        cut = "" if turn.role != "assistant" or turn.finish else " (cut short)"
-        gap = "" if turn.whole else " (a part of it is missing)"
-        shown.append(f"{turn.role}{cut}{gap}:\n{turn.text}")
-    return "\n\n".join(shown)
-
-
-def loss_fields(loss: Loss) -> dict[str, Any]:
-    """What is missing, for scripts."""
-    return {"kind": loss.kind, "conversation": loss.sid.hex(), "revision": loss.seq, "detail": loss.detail}
-
-
-def loss_words(loss: Loss) -> str:
-    """What is missing, for people."""
-    return f"[missing in {loss.sid.hex()[:SHORT]}: {one_line(loss.detail)}]"
-
-
-def moment(epoch: int) -> str:
-    """A time for people, in UTC."""
-    return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M}"
+            told = json.loads(self._path.read_bytes())
+            return str(told["keeping"]), list(told.get("refused", ()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return "", []

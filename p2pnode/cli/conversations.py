@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +19,10 @@ from p2pnode.cli.ask import (
     StopOption,
     TemperatureOption,
     TopPOption,
-    make_client,
     make_sampling,
     stream,
 )
-from p2pnode.cli.client import SHORT, loss_fields, loss_words
+from p2pnode.cli.client import SHORT, make_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from p2pnode.client.conversation import Conversation
     from p2pnode.config import NodeConfig
     from p2pnode.storage.conversations.archive import Recovery
-    from p2pnode.storage.conversations.records import SavedConversation
+    from p2pnode.storage.conversations.records import Loss, SavedConversation
+    from p2pnode.storage.conversations.turns import Turn
 
 ConversationArgument = Annotated[str, typer.Argument(help="A conversation's id, or how it begins.")]
 
@@ -298,3 +299,62 @@ def tell_losses(output: Output, losses: Sequence[Any]) -> None:
     """What should be there and isn't."""
     for loss in losses:
         output.event("loss", loss_fields(loss), text=loss_words(loss))
+
+
+# ---- how conversations are shown
+
+
+def conversation_fields(saved: SavedConversation) -> dict[str, Any]:
+    """One of the list."""
+    from p2pnode.models.manifest import model_id_text
+
+    return {
+        "conversation": saved.sid.hex(),
+        "title": saved.title,
+        "created": saved.created,
+        "updated": saved.updated,
+        "model": model_id_text(saved.model) if saved.model is not None else None,
+    }
+
+
+def conversation_row(saved: SavedConversation) -> list[str]:
+    """The same for people."""
+    return [saved.sid.hex()[:SHORT], moment(saved.updated), saved.title]
+
+
+def turn_fields(turn: Turn) -> dict[str, Any]:
+    """A turn for scripts; ``hosts`` gave a part of it each."""
+    return {
+        "role": turn.role,
+        "text": turn.text,
+        "finish": turn.finish,
+        "whole": turn.whole,
+        "tokens": len(turn.ids),
+        "cost": turn.cost,
+        "hosts": list(dict.fromkeys(piece.host for piece in turn.pieces if piece.host is not None)),
+    }
+
+
+def turn_lines(turns: Iterable[Turn]) -> str:
+    """Turns for people."""
+    shown = []
+    for turn in turns:
+        cut = "" if turn.role != "assistant" or turn.finish else " (cut short)"
+        gap = "" if turn.whole else " (a part of it is missing)"
+        shown.append(f"{turn.role}{cut}{gap}:\n{turn.text}")
+    return "\n\n".join(shown)
+
+
+def loss_fields(loss: Loss) -> dict[str, Any]:
+    """What is missing, for scripts."""
+    return {"kind": loss.kind, "conversation": loss.sid.hex(), "revision": loss.seq, "detail": loss.detail}
+
+
+def loss_words(loss: Loss) -> str:
+    """What is missing, for people."""
+    return f"[missing in {loss.sid.hex()[:SHORT]}: {one_line(loss.detail)}]"
+
+
+def moment(epoch: int) -> str:
+    """A time for people, in UTC."""
+    return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M}"

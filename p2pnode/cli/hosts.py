@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from p2pnode.cli.ask import make_client
+from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,

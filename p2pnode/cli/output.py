@@ -12,8 +12,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 bill: [{peer, session, tokens_in, reused, tokens_out, cost, reason}], an item for each host
                 in the order of use; the sums over it are tokens_in, reused, tokens_out and cost
                 voucher{session, outcome, detail}: a host that had vanished is owed one, and got it or not
-                conversation.kept{conversation, replicas, kept, waiting, weak, cut, gone}, conversation.moved
-                {conversation, branched}, conversation.not_kept{reason}
+                conversation.kept{conversation, replicas, kept, waiting, weak, refused, cut, gone},
+                conversation.moved{conversation, branched}, conversation.not_kept{reason}
     ask         interrupted{text} cut_short{conversation, held}: `sessions resume` goes on with it
     chat        chat{} help{} new{} nothing_to_retry{} nothing_to_go_on{} unknown_command{command} stopped{}
                 turn.failed{error, message, code?}

@@ -6,17 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pnode.cli.ask import make_client
-from p2pnode.cli.client import (
-    HERE_ONLY,
-    ToldOfKeeping,
-    conversation_fields,
-    conversation_row,
-    turn_fields,
-    turn_lines,
-)
+from p2pnode.cli.client import HERE_ONLY, ReplicationNotices, make_client
 from p2pnode.cli.conversations import (
     check_answered,
+    conversation_fields,
+    conversation_row,
     export,
     forget,
     known_here,
@@ -24,6 +18,8 @@ from p2pnode.cli.conversations import (
     resume,
     tell_losses,
     tell_recovery,
+    turn_fields,
+    turn_lines,
 )
 from p2pnode.cli.options import (
     BootstrapOption,
@@ -100,7 +96,7 @@ def list_sessions(
         async with known_here(build_config(data_dir)) as archive:
             talks = await archive.conversations() if archive is not None else ()
         _print_all(output, talks, _paid_rows(data_dir), recovered=recover)
-        if talks and ToldOfKeeping(data_of(data_dir)).here_only:
+        if talks and ReplicationNotices(data_of(data_dir)).here_only:
             output.note(f"[kept on this machine. {HERE_ONLY}]")
         if recovery is not None:
             check_answered(recovery)

@@ -54,9 +54,14 @@ class ReplicationReport:
     status: Status
 
     def fields(self, sid: bytes) -> dict[str, object]:
-        """``replicas``: how many other nodes have all of it; ``waiting``: why not enough have."""
+        """``replicas``: how many other nodes have all of it; ``waiting``: why not enough have.
+
+        ``refused``: the nodes that keep nothing for this user.
+        """
         sent = self.status.last.get(sid)
-        acks = sent.written.acks if sent is not None and sent.written is not None else frozenset()
+        written = sent.written if sent is not None else None
+        acks = written.acks if written is not None else frozenset()
+        failures = written.failures if written is not None else {}
         lags = any(local.sid == sid for local in self.status.lagging)
         return {
             "conversation": sid.hex(),
@@ -64,6 +69,7 @@ class ReplicationReport:
             "kept": not lags,
             "waiting": self._why(sent) if lags else "",
             "weak": self.status.counted.weak,
+            "refused": [name for name, why in failures.items() if why.startswith(_NOT_FOR_US)],
         }
 
     def _why(self, sent: Sent | None) -> str:

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.cli.client import words_of
+from p2pnode.cli.client import conversation_text
 from p2pnode.client.question import ChatOptions
 from p2pnode.errors import ConfigError, NoHostError
 from p2pnode.models.manifest import SCRIPTED
@@ -349,7 +349,7 @@ async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept
         assert len(told.named("conversation.not_kept")) == 2
         (kept,) = told.named("conversation.kept")
         assert kept["cut"]
-        assert "is not kept" in words_of("conversation.kept", kept)
+        assert "is not kept" in conversation_text("conversation.kept", kept)
         async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
             conversation = await client.resume(bytes.fromhex(str(kept["conversation"])))
             assert [message.text for message in conversation.messages if message.role == "user"] == [
