@@ -29,9 +29,15 @@ WEAK = "only 1 of 2 places to keep it were found: name nodes that store (--store
             f"conversation 0f12 is kept on this machine. {HERE_ONLY}",
         ),
         (
-            {"kept": False, "weak": WEAK, "refused": ["12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"]},
-            "conversation 0f12 is kept on this machine; 12D3…c6iDEp refused to keep copies for you. "
-            f"{HERE_ONLY}",
+            {
+                "kept": False,
+                "weak": WEAK,
+                "refused": ["12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"],
+            },
+            (
+                "conversation 0f12 is kept on this machine; 12D3…c6iDEp refused to keep copies for you. "
+                f"{HERE_ONLY}"
+            ),
         ),
         (
             {"kept": False, "waiting": "full (1 node)"},

@@ -133,10 +133,10 @@ def test_a_paid_host_and_an_empty_wallet(data_dir: Path, paid_host: Program, pro
     _check(ran, 1, "is missing. Send USDC to", address)
 
 
-def test_a_session_above_the_cap(data_dir: Path, paid_host: Program, profile: Path) -> None:
+def test_a_session_above_the_limit(data_dir: Path, paid_host: Program, profile: Path) -> None:
     give(profile, wallet(data_dir), usdc="1")
     ran = ask(data_dir, "hi", "--peer", paid_host.multiaddr, "--chain", profile, "--max-spend", "0.001")
-    _check(ran, 4, "your cap for one is 0.001 USDC", "spend_session_max")
+    _check(ran, 4, "your limit for one is 0.001 USDC", "spend_session_max")
 
 
 def test_a_profile_that_is_not_there(data_dir: Path) -> None:
