@@ -1,7 +1,7 @@
-"""What one ``handle`` decides, gathered in order, and which timers are armed. Each machine owns one.
+"""``Effects``: what one ``handle`` decides, in order, and which timers are armed. Each machine owns one.
 
-A timer that fires although it was cancelled (a shell may be late) is not ours any more: ``fired``
-says so. It knows nothing of what the effects mean.
+A shell may fire a timer late, after the machine cancelled it: ``fired`` tells such a timer from one that is
+armed. It knows nothing of what the effects mean.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ class Effects:
         self._gathered: list[Effect] = []
         self._armed: set[str] = set()
         self.on_send: Callable[[object], None] | None = None
-        """Told of each message, for those who must be able to say it again."""
+        """Called with each message, for a machine that must be able to send it again."""
         self.muted = False
-        """The stream is gone: messages are noted, not sent."""
+        """Whether the stream is gone: then messages go to ``on_send`` only."""
 
     def take(self) -> Sequence[Effect]:
-        """Everything since the last call."""
+        """The effects since the last call."""
         taken, self._gathered = self._gathered, []
         return taken
 
     def send(self, message: object) -> None:
-        """To the peer."""
+        """Send a message to the peer."""
         if self.on_send is not None:
             self.on_send(message)
         if not self.muted:
             self._gathered.append(Send(self._peer, self._stream, message))
 
     def emit(self, value: object) -> None:
-        """To the role above."""
+        """Tell the role above."""
         self._gathered.append(Emit(value))
 
     def set_timer(self, key: str, at: float) -> None:
-        """Arm, or replace."""
+        """Let ``key`` fire at ``at``; replaces an earlier setting."""
         self._armed.add(key)
         self._gathered.append(SetTimer(key, at))
 
     def cancel_timer(self, *keys: str) -> None:
-        """Disarm those that are armed."""
+        """Cancel those of these timers that are armed."""
         for key in keys:
             if key in self._armed:
                 self._armed.discard(key)
                 self._gathered.append(CancelTimer(key))
 
     def cancel_timers(self) -> None:
-        """Disarm all: the machine is over."""
+        """Cancel all timers: the machine is over."""
         self.cancel_timer(*sorted(self._armed))
 
     def armed(self, key: str) -> bool:
-        """Is this timer running?"""
+        """Whether this timer is armed."""
         return key in self._armed
 
     def fired(self, key: str) -> bool:

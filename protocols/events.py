@@ -1,4 +1,4 @@
-"""What goes into a machine and what comes out of it: the vocabulary every protocol shares.
+"""Events and effects: what goes into a machine and what comes out of it, the same for every protocol.
 
 A machine is ``handle(event, now) -> list[Effect]``. ``now`` is seconds on any monotonic clock; ``at``
 in ``SetTimer`` is absolute on that clock, and a key set again replaces. Machines know neither the

@@ -1,7 +1,7 @@
 """EIP-712 digests, as the contracts and the token compute them. Pure: no keys, no chain, no I/O.
 
-Sources: EIP-712 (typed data), EIP-3009 (authorisations), EIP-2612 (permits), ERC-1271 leaves all as they
-are. ``chain/contracts/*.vy`` holds the other half; a test compares both with an independent library.
+Sources: EIP-712 (typed data) and EIP-3009 (authorisations). ``chain/contracts/*.vy`` compute the same; a test
+compares both with an independent library.
 
 A payer signs two things with one intent: the terms' digest is the session id, and the session id is the
 nonce of the authorisation that it really signs. Signing is injected (``protocols.crypto.Signer``).
@@ -44,7 +44,7 @@ _RECEIVE: Final = keccak256(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """Who verifies: name and version as the contract has them, the chain, and its 20-byte address."""
+    """The contract that verifies: its name and version, the chain, and its 20-byte address."""
 
     name: str
     version: str

@@ -1,8 +1,8 @@
 """The book of adverts: what this node believes about hosts, bounded per peer and in all.
 
-One live advert a peer. Cheap checks come before the signature, and a bad signature is charged to
-whoever brought it, never to the peer it names: a forger can't silence its victim. An eighth of the
-book is kept for privileged peers (staked, or dialled by us), so that Sybils can't crowd them out.
+It holds one live advert of each peer. Cheap checks come before the signature, and a bad signature is charged
+to whoever brought it, never to the peer it names: a forger can't silence its victim. An eighth of the book is
+kept for privileged peers (staked, or dialled by us), so that Sybils can't crowd them out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two sides of adverts as machines: ``Publisher`` speaks for a host, ``Directory`` answers questions.
+"""Two machines for adverts: ``Publisher`` announces a host, ``Directory`` answers questions for adverts.
 
 Gossip costs a node the same at 100 hosts and at 100,000: a publisher stretches its interval with the
 population so that a topic carries at most ``TOPIC_RATE_MAX`` adverts a second.
@@ -51,7 +51,7 @@ TTL_FACTOR: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """What a host has to say now."""
+    """What a host says of itself now."""
 
     binding: Binding
     addresses: tuple[Address, ...]
@@ -76,7 +76,7 @@ class Population:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Command: the last word. An advert that has expired when it is made replaces ours in every book."""
+    """Command: the host leaves. An advert that has expired when it is made replaces its last one."""
 
 
 PublisherCommand: TypeAlias = Update | Population | Withdraw
@@ -184,7 +184,7 @@ class Publisher:
         return [Emit(self.current), self._timer(now)]
 
     def _withdraw(self) -> Sequence[Effect]:
-        """The last word: no refresh follows, and no question is answered with what we said before."""
+        """Say that the host is gone: no refresh follows, and no question gets an earlier advert."""
         if self._announcement is None:
             return []
         announcement, self._announcement, self.current = self._announcement, None, None

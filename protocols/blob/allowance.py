@@ -1,7 +1,8 @@
-"""How much a store does for one peer, and for all of them together.
+"""``Allowance``: how much a store does for one peer, and for all of them together.
 
-A peer has one allowance for all its streams. Signatures cost a third of a millisecond each, so they have
-a rate of their own; bytes may run into debt by one blob, which is paid before the next. Pure.
+A peer has one allowance for all its streams. A signature takes a third of a millisecond to check, so they
+have a rate of their own. One blob may take more bytes than are left; what it took is paid before the next.
+Pure.
 """
 
 from __future__ import annotations

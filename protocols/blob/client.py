@@ -1,4 +1,4 @@
-"""The side that asks: any number of questions on one stream, as a machine.
+"""The side that asks, as a machine: any number of questions on one stream.
 
 Questions that the limits of the protocol don't let out yet wait in a queue; each is answered once. A blob
 is handed up whole and only when its hash is right, an entry only when its key signed it: the peer is
@@ -53,9 +53,9 @@ class _Asked:
     credited: int = 0
     held: bytearray = field(default_factory=bytearray)
     size: int | None = None
-    """Of the blob, once the peer said it."""
+    """Size of the blob, once the peer said it."""
     stop: int = 0
-    """How far the present ``Get`` goes."""
+    """The offset at which the present ``Get`` ends."""
     announced: bool = False
     dropped: bool = False
 
@@ -69,7 +69,7 @@ class _Asked:
 
     @property
     def large(self) -> bool:
-        """In the queue: the rest of a blob that is too large to come beside others."""
+        """Whether it is the rest of a blob that is too large to come at the same time as others."""
         return self.size is not None
 
 
@@ -126,7 +126,7 @@ class BlobClient:
         self._send_next(now)
 
     def _send_next(self, now: float) -> None:
-        """Everything that the limits let out, in order."""
+        """Send every question that the limits allow now, in order."""
         for asked in list(self._queue):
             if len(self._asked) >= m.IN_FLIGHT_MAX:
                 break
@@ -186,7 +186,7 @@ class BlobClient:
                 assert_never(asked.question)
 
     def _send_pieces(self, asked: _Asked) -> None:
-        """As much of an upload as its credit lets out."""
+        """Send as much of an upload as its credit allows."""
         if not isinstance(asked.question, c.AskPut):
             return
         data = asked.question.data
@@ -279,7 +279,7 @@ class BlobClient:
             raise ProtocolError("more or fewer bytes of a blob than announced")
         if not message.last:
             if len(message.data) < m.PIECE_MIN:
-                raise ProtocolError("a blob in crumbs")
+                raise ProtocolError("a piece of a blob that is too small")
             return
         if len(held) < asked.size:
             self._retire(asked)

@@ -1,4 +1,4 @@
-"""What the machines of ``/p2pnode/blob/1`` are told, and what they ask for.
+"""Commands and emissions of the machines of ``/p2pnode/blob/1``. Never on the wire.
 
 The server emits :data:`Order` and takes :data:`Report`; the client takes :data:`ClientCommand` and emits
 :data:`ClientEmission`. Owners are 32-byte Ed25519 keys.
@@ -50,7 +50,7 @@ class ReadBlob:
 
 @dataclass(frozen=True, slots=True)
 class FindSizes:
-    """Reported by ``SizesFound``."""
+    """Look up the sizes of blobs. Reported by ``SizesFound``."""
 
     id: int
     hashes: tuple[BlobHash, ...]
@@ -58,7 +58,7 @@ class FindSizes:
 
 @dataclass(frozen=True, slots=True)
 class KeepLease:
-    """Pin."""
+    """Lease a blob that is here, or renew its lease."""
 
     id: int
     owner: bytes
@@ -68,7 +68,7 @@ class KeepLease:
 
 @dataclass(frozen=True, slots=True)
 class EndLease:
-    """Unpin."""
+    """End the owner's lease of a blob."""
 
     id: int
     owner: bytes
@@ -77,7 +77,7 @@ class EndLease:
 
 @dataclass(frozen=True, slots=True)
 class FindEntry:
-    """Reported by ``EntryFound``."""
+    """Look up the newest entry under a key. Reported by ``EntryFound``."""
 
     id: int
     key: EntryKey
@@ -85,7 +85,7 @@ class FindEntry:
 
 @dataclass(frozen=True, slots=True)
 class KeepEntry:
-    """Set a registry entry; its signature is the store's to check."""
+    """Set a registry entry; the store checks its signature."""
 
     id: int
     owner: bytes
@@ -122,7 +122,7 @@ Order: TypeAlias = Work | Piece | Abandon | Fault | Over
 
 @dataclass(frozen=True, slots=True)
 class WorkDone:
-    """Kept, pinned, unpinned or set; durable."""
+    """The order was carried out, and is durable."""
 
     id: int
 
@@ -137,7 +137,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class BlobRead:
-    """Bytes as asked, fewer only at the end; ``size`` where it was asked."""
+    """Bytes as ordered, fewer only at the blob's end; ``size`` where it was ordered."""
 
     id: int
     data: bytes
@@ -146,7 +146,7 @@ class BlobRead:
 
 @dataclass(frozen=True, slots=True)
 class SizesFound:
-    """None for what is not here."""
+    """Sizes in the order asked; None for a blob that is not here."""
 
     id: int
     sizes: tuple[int | None, ...]
@@ -184,14 +184,14 @@ Report: TypeAlias = WorkDone | Taken | BlobRead | SizesFound | EntryFound | Newe
 
 @dataclass(frozen=True, slots=True)
 class AskAdmission:
-    """Would the peer take writes of this owner? Answered ``Kept``."""
+    """Ask whether the peer takes writes of this owner. Answered by ``Kept``."""
 
     owner: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class AskPut:
-    """Keep ``data``, whose hash is ``hash``. Answered ``Kept``."""
+    """Keep ``data``, whose hash is ``hash``. Answered by ``Kept``."""
 
     owner: bytes
     hash: BlobHash
@@ -201,21 +201,21 @@ class AskPut:
 
 @dataclass(frozen=True, slots=True)
 class AskBlob:
-    """A whole blob, verified. Answered ``Fetched``."""
+    """Ask for a whole blob, which is verified. Answered by ``Fetched``."""
 
     hash: BlobHash
 
 
 @dataclass(frozen=True, slots=True)
 class AskSizes:
-    """At most ``HASHES_MAX``. Answered ``Sized``."""
+    """Ask for the sizes of at most ``HASHES_MAX`` blobs. Answered by ``Sized``."""
 
     hashes: tuple[BlobHash, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AskPin:
-    """Answered ``Kept``."""
+    """Answered by ``Kept``."""
 
     owner: bytes
     hash: BlobHash
@@ -224,7 +224,7 @@ class AskPin:
 
 @dataclass(frozen=True, slots=True)
 class AskUnpin:
-    """Answered ``Kept``."""
+    """Answered by ``Kept``."""
 
     owner: bytes
     hash: BlobHash
@@ -232,14 +232,14 @@ class AskUnpin:
 
 @dataclass(frozen=True, slots=True)
 class AskEntry:
-    """Answered ``Pointed``, its signature checked."""
+    """Ask for the newest entry under a key. Answered by ``Pointed``."""
 
     key: EntryKey
 
 
 @dataclass(frozen=True, slots=True)
 class AskSet:
-    """Answered ``Kept`` or ``Outdated``."""
+    """Set a registry entry. Answered by ``Kept`` or ``Outdated``."""
 
     owner: bytes
     entry: Entry
@@ -270,7 +270,7 @@ ClientCommand: TypeAlias = Ask | Drop
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The peer says that it is so, and durable."""
+    """The peer says that it is done, and durable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """None for what the peer says it does not have."""
+    """Sizes in the order asked; None for a blob that the peer says it does not have."""
 
     sizes: tuple[int | None, ...]
 
@@ -296,14 +296,14 @@ class Pointed:
 
 @dataclass(frozen=True, slots=True)
 class Outdated:
-    """The peer has one that wins; its signature was checked."""
+    """The peer has an entry that wins over ours; its signature was checked."""
 
     current: Entry
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The peer said no."""
+    """The peer refused."""
 
     code: StoreCode
     detail: str

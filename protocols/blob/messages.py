@@ -31,13 +31,13 @@ INLINE_MAX: Final = CHUNK
 IN_FLIGHT_MAX: Final = 32
 """Requests of a stream that have no final answer yet."""
 PENDING_MAX: Final = 4 << 20
-"""Bytes of inline blobs that have no answer yet."""
+"""Bytes of inline blobs that have no answer yet, at most."""
 UPLOADS_MAX: Final = 2
 """Blobs that a stream uploads in pieces at the same time."""
 UPLOAD_WINDOW: Final = 1 << 20
 """Bytes of an upload past the last ``Credit``."""
 PIECE_MIN: Final = 4096
-"""All pieces of a blob but the last have so many bytes: nobody is fed by the byte."""
+"""All pieces of a blob but the last have at least this many bytes: single bytes would cost too much."""
 HASHES_MAX: Final = 64
 LEASE_MAX_S: Final = 366 * 86_400
 ENTRY_MIN, ENTRY_MAX = 107, 171
@@ -57,7 +57,7 @@ Entry = Annotated[bytes, Size(ENTRY_MIN, ENTRY_MAX)]
 @message("claim")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Whose writes follow: ``signature`` is the owner key's over :func:`claim_digest`. Not answered."""
+    """Says whose writes follow: ``signature`` is the owner key's over :func:`claim_digest`. Not answered."""
 
     owner: Bytes32
     signature: Bytes64
@@ -66,7 +66,7 @@ class Claim:
 @message("admit")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admit:
-    """Would writes of the claimed owner be taken now? Answered by ``Done`` or ``Failed``."""
+    """Ask whether writes of the claimed owner are taken now. Answered by ``Done`` or ``Failed``."""
 
     id: U32
 
@@ -116,7 +116,7 @@ class Get:
 @message("blob")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """It is here, ``size`` bytes in all; what was asked follows in ``Data``."""
+    """The blob is here, ``size`` bytes in all; what was asked for follows in ``Data``."""
 
     id: U32
     size: Bytes
@@ -125,7 +125,7 @@ class Blob:
 @message("has")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Has:
-    """Which of these are here?"""
+    """Ask which of these blobs are here. Answered by ``Sizes``."""
 
     id: U32
     hashes: Annotated[tuple[Hash, ...], Size(1, HASHES_MAX)]
@@ -134,7 +134,7 @@ class Has:
 @message("sizes")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """In the order asked; -1 for what is not here."""
+    """The sizes of the blobs in the order asked; -1 for one that is not here."""
 
     id: U32
     sizes: Annotated[tuple[Annotated[int, Range(-1, SIZE_MAX)], ...], Size(1, HASHES_MAX)]
@@ -162,7 +162,7 @@ class Unpin:
 @message("get_entry")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GetEntry:
-    """The newest registry entry under a key."""
+    """Ask for the newest registry entry under a key. Answered by ``EntryIs``."""
 
     id: U32
     key: Key
@@ -171,7 +171,7 @@ class GetEntry:
 @message("entry")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryIs:
-    """That entry, serialised as S5 does; absent: none is here."""
+    """That entry, serialised as S5 does it; absent where none is here."""
 
     id: U32
     entry: Entry | None = None
@@ -198,7 +198,7 @@ class Stale:
 @message("done")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What was asked is so, and durable."""
+    """What was asked for is done, and durable."""
 
     id: U32
 

@@ -1,8 +1,8 @@
-"""The side that stores: one stream of a peer, as a machine.
+"""The side that stores, as a machine: one stream of a peer.
 
 It decides who may write, how much at once and how fast, and that no piece of an upload is more than was
-announced. Orders go to the store, reports come back; whether bytes have the hash they promised, and entries
-their signature, the store says. It knows no store.
+announced. Orders go to the store, reports come back. The store checks that bytes have the hash they should
+have, and that entries are signed. It knows no store.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Download:
     at: int
     length: int | None
     end: int | None = None
-    """Known once the size is."""
+    """Known when the blob's size is known."""
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class BlobServer:
 
     @property
     def resting(self) -> bool:
-        """Does it serve nothing at the moment? What only still comes of an upload is of no use to anybody."""
+        """Whether it serves nothing at the moment. The rest of a refused upload does not count."""
         return all(each.upload is not None and each.upload.answered for each in self._requests.values())
 
     def start(self, now: float) -> Sequence[Effect]:
@@ -271,7 +271,7 @@ class BlobServer:
             self._end("an upload of another size than announced", fault=True)
             return
         if not message.last and len(message.data) < m.PIECE_MIN:
-            self._end("an upload in crumbs", fault=True)
+            self._end("a piece of an upload that is too small", fault=True)
             return
         if upload.received - upload.taken > m.UPLOAD_WINDOW:
             self._end("an upload ahead of its credit", fault=True)

@@ -1,4 +1,4 @@
-"""What the shells tell the machines of a fetch, and what they are told. Never on the wire."""
+"""Commands and emissions of the two machines of a fetch. Never on the wire."""
 
 from __future__ import annotations
 

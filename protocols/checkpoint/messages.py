@@ -22,7 +22,7 @@ _FETCH_TAG: Final = keccak256(b"p2pnode/checkpoint/1")
 @message("fetch")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch:
-    """What is there of this session?"""
+    """Ask for the receipts and the best voucher of a session."""
 
     session: SessionIdBytes
 

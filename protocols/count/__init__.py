@@ -1,1 +1,1 @@
-"""How many tokens a prompt takes: asked of a host before a session with it is paid for."""
+"""How many tokens a prompt takes; a client asks a host before it pays for a session."""

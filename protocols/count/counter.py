@@ -1,4 +1,4 @@
-"""The host's side: reads one prompt, has it counted, says how many tokens it takes. It touches no engine.
+"""The host's side: it reads one prompt, has it counted and says how many tokens it takes, without an engine.
 
 States::
 
@@ -34,7 +34,7 @@ from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
 
 State: TypeAlias = Literal["opening", "reading", "counting", "over"]
 WAIT_S: Final = 10.0
-"""For the first message; for the whole prompt so long and what its bytes take at ``PROMPT_RATE_MIN``."""
+"""How long the first message may take. The whole prompt has this and its bytes at ``PROMPT_RATE_MIN``."""
 TURN: Final = 1
 
 
@@ -62,7 +62,7 @@ class CountHost:
 
     @property
     def n_ctx(self) -> int:
-        """Of the model that was asked for."""
+        """Context of the model that was asked for, in tokens."""
         return self._n_ctx
 
     def start(self, now: float) -> Sequence[Effect]:

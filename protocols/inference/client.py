@@ -1,4 +1,4 @@
-"""The client's side of a session: checks everything before it counts. It holds no key and no host list.
+"""The client's side of a session: it checks everything before it counts. It holds no key and no host list.
 
 States (``SPEC.md`` has the whole table)::
 
@@ -194,7 +194,7 @@ class ClientSession:
         return replace(request, proof=payment.sign(digest))
 
     def _answer(self, challenge: Challenge, held: HeldSession) -> None:
-        """The host knows no nonce of ours: it may have restarted, and learns here where we stand."""
+        """The host knows no nonce of ours. It may have restarted: show it our last receipt and voucher."""
         self._challenged = True
         request = self._resume(held, challenge.nonce)
         self._effects.send(replace(request, receipt=held.receipt, voucher=self._channel.final_voucher))
@@ -217,7 +217,7 @@ class ClientSession:
         self._heard(now)
 
     def _why_not(self, held: HeldSession, ask: Ask, raw: bytes) -> TurnFailed | None:
-        """What every host would answer, one round trip later."""
+        """Why every host would refuse this turn, one round trip later; None if it may be sent."""
         bytes_max = prompt_bytes_max(held.accept.n_ctx)
         if len(raw) > bytes_max:
             detail = (
@@ -230,7 +230,7 @@ class ClientSession:
         except ProtocolError as error:
             return TurnFailed(None, f"no host takes this prompt: {error}", cause="invalid")
         meter, exact = held.meter, ask.input_exact or 0
-        # What the host's cache holds isn't billed, but nobody knows it before the quote but in a first turn.
+        # What the host's cache holds isn't billed. That it holds nothing is known of a first turn only.
         tokens_in = meter.tokens_in + (exact if held.turns == 0 else 0)
         if not self._channel.covers(tokens_in, meter.tokens_out + 1):
             detail = "the session's deposit is used up: open another session"

@@ -1,7 +1,7 @@
-"""One turn at the client: everything the host says of it is checked before it counts.
+"""One turn at the client: everything that the host says of it is checked before it counts.
 
-A ``ProtocolError`` means that the host broke the protocol. What the turn needs of its session is in
-``HeldSession``, which outlives a stream; so does the turn. It knows nothing of opening or closing.
+A ``ProtocolError`` means that the host broke the protocol. ``HeldSession`` is what the turn needs of its
+session; both outlive a stream. It knows nothing of opening or closing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from p2pnode.protocols.inference.receipts import ReceiptChain
 from p2pnode.protocols.inference.replay import is_counted
 
 PREFILL_S_PER_TOKEN: Final = 0.1
-"""Each prompt token a host reports as read buys it this much patience, and none buys it twice."""
+"""How much longer a client waits for each prompt token that its host newly reports as read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +62,12 @@ class HeldSession:
     channel: ChannelSender
     turns: int = 0
     received: int = 0
-    """Messages of turns taken, as a resume counts them."""
+    """How many messages of turns were taken, as a resume counts them."""
     turn: ClientTurn | None = None
     receipt: Receipt | None = None
     """The last one that was checked."""
     from_journal: bool = False
-    """Only what a journal keeps: neither the last nonce nor what came since is known."""
+    """Whether it is made of what a journal keeps: the last nonce and what came since are not known then."""
 
 
 def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: Voucher) -> HeldSession:
@@ -91,7 +91,7 @@ def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: 
 
 
 class ClientTurn:
-    """Turn ``number``, until ``outcome`` is there."""
+    """Turn ``number``, which is over when ``outcome`` is set."""
 
     def __init__(self, number: int, ask: Ask, held: HeldSession, times: ClientTimes) -> None:
         self.number = number
@@ -108,11 +108,11 @@ class ClientTurn:
 
     @property
     def paid_ahead(self) -> bool:
-        """Did it pay for input that the host has not quoted yet?"""
+        """Whether it paid for input that the host has not quoted yet."""
         return self._advanced and not self._quoted
 
     def start(self, request: bytes, effects: Effects, now: float) -> None:
-        """The prompt was sent."""
+        """Begin: the prompt was sent, and ``request`` is its hash."""
         self._meter.begin_turn(request)
         self._first_token_by = now + self._times.first_token_s
         effects.set_timer("progress", self._first_token_by)
@@ -121,14 +121,14 @@ class ClientTurn:
             self._advanced = self._channel.pay_advance(self._meter, self._ask.input_exact, effects)
 
     def cancel(self, effects: Effects, now: float) -> None:
-        """The user wants no more; from here on nothing buys the host more time."""
+        """The user wants no more. From here on nothing that the host says gives it more time."""
         if not self.cancelled:
             self.cancelled = True
             effects.send(Cancel(turn=self.number))
             effects.set_timer("progress", now + self._times.stall_s)
 
     def carry_over(self, effects: Effects, now: float) -> None:
-        """The session goes on on another stream."""
+        """The session was resumed on another stream."""
         self._carried = True
         effects.set_timer("progress", now + self._times.stall_s)
 

@@ -1,4 +1,4 @@
-"""What the roles tell the inference machines, and what the machines tell the roles. Never on the wire.
+"""What the roles say to the inference machines, and what the machines say to them. Never on the wire.
 
 ``run`` numbers the engine requests of a session: a turn takes several when its credit runs out in
 between, and what an earlier run still reports is ignored.
@@ -30,7 +30,7 @@ from p2pnode.protocols.inference.messages import (
 
 @dataclass(frozen=True, slots=True)
 class GenStarted:
-    """The engine took the request: ``tokens_in`` prompt tokens, ``reused`` of them cached."""
+    """The engine took the request: it has ``tokens_in`` prompt tokens, ``reused`` of them cached."""
 
     run: int
     tokens_in: int
@@ -57,7 +57,7 @@ class GenTokens:
 
 @dataclass(frozen=True, slots=True)
 class GenDone:
-    """The engine finished by itself."""
+    """The engine ended the request by itself."""
 
     run: int
     reason: FinishReason
@@ -111,7 +111,7 @@ class CountFailed:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """Another stream proved that the session is its own: this one ends, the session goes on there."""
+    """Another stream proved that the session is its own. This one ends, and the session goes on there."""
 
 
 HostCommand: TypeAlias = (
@@ -171,7 +171,7 @@ class Relay:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Paid: count the tokens of a turn's prompt before anything is generated."""
+    """Count the tokens of a turn's prompt before anything is generated. Only in a paid session."""
 
     turn: int
     body: PromptBody
@@ -179,25 +179,26 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A receipt of a paid session, about to be sent. It must be durable before its voucher's ``Paid`` is
-    done: within an epoch there is never another one for its place.
+    """A receipt of a paid session is about to be sent. It must be durable before its voucher's ``Paid``
+    is done: within an epoch there is never another one for its place.
 
-    A resume says it again for each that is replayed, and for the client's copy of one that a crash lost.
+    A resume emits it again for each receipt that is replayed, and for the client's copy of one that a crash
+    lost.
     """
 
     receipt: Receipt
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """As it is sent."""
+        """The receipt as it is sent."""
         return self.receipt.checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """A voucher that holds. Make it durable: what it pays for is served after this returns.
+    """A voucher holds. Make it durable before returning: what it pays for is served then.
 
-    A resume says the last one again.
+    A resume emits the last one again.
     """
 
     voucher: Voucher
@@ -205,10 +206,10 @@ class Paid:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The stream is over; flush and close it. ``fault`` is True when the peer broke the protocol.
+    """The stream is over: flush and close it. ``fault`` is True when the peer broke the protocol.
 
-    A paid session that was opened settles now; where ``lingers``, if nobody resumes it; where ``replaced``
-    it goes on elsewhere.
+    A paid session that was opened settles now. Where ``lingers``, it settles only if nobody resumes it;
+    where ``replaced``, it goes on on another stream.
     """
 
     reason: str
@@ -294,22 +295,22 @@ class Receipted:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """As it came."""
+        """The receipt as it came."""
         return self.receipt.checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Disputed:
-    """A receipt that the host signed and that doesn't hold: with another for its place it is evidence."""
+    """A receipt that the host signed doesn't hold. With another one for its place it is evidence."""
 
     receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A voucher that is about to be sent, or, when the host was lost, is what it will be handed.
+    """A voucher is about to be sent or, where the host was lost, will be handed to it when it returns.
 
-    Make it durable first.
+    Make it durable before returning.
     """
 
     voucher: Voucher

@@ -1,4 +1,4 @@
-"""The host's side of a session: admits, reads prompts, has them served. It touches no engine and no key.
+"""The host's side of a session: it admits, reads prompts and has them served. It touches no engine.
 
 States (``SPEC.md`` has the whole table)::
 
@@ -262,7 +262,7 @@ class HostSession:
     # ---- endings
 
     def _half_close(self) -> None:
-        """Serve what needs no further word of the client, and end what does."""
+        """Go on with what needs no further message of the client, and end what does."""
         self._half_closed = True
         if self._held is None:
             if self._handshake.relaying:

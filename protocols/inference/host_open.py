@@ -59,7 +59,7 @@ from p2pnode.protocols.typed_data import session_id
 
 @dataclass(frozen=True, slots=True)
 class _Relayed:
-    """A paid ``Open`` that waits for the chain."""
+    """A paid ``Open`` whose deposit is on its way to the chain."""
 
     request: Open
     granted: HostTerms
@@ -68,7 +68,7 @@ class _Relayed:
 
 
 class Handshake:
-    """One stream's. ``holder`` is the machine that the session will be on."""
+    """The handshake of one stream. ``holder`` is the machine that will hold the session."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Handshake:
         return None
 
     def landed(self) -> OpenSession | None:
-        """The deposit was taken. Only the first time means anything."""
+        """The deposit was taken: the session. None from the second time on."""
         relayed, self._relayed = self._relayed, None
         if relayed is None:
             return None
@@ -132,7 +132,7 @@ class Handshake:
         return self._accept(relayed.request, relayed.granted, relayed.session, relayed.channel)
 
     def resume(self, request: Resume) -> OpenSession | Refuse | None:
-        """The session, taken over from whichever stream had it; why not; or None for a challenge."""
+        """The session, taken from whichever stream had it; why there is none; or None for a challenge."""
         found = _gone() if self._find is None else self._find(request)
         if isinstance(found, LapsedSession) and found.rebuilt is not None:
             found = found.rebuilt
@@ -239,7 +239,7 @@ def goes_on(request: Resume, session: OpenSession) -> bool:
 def proved(
     request: Resume, terms: SessionTerms, nonces: Sequence[bytes | None], *, host: PeerId, client: PeerId
 ) -> bytes | None:
-    """Which of the nonces the proof is for, if it holds."""
+    """The one of ``nonces`` that the proof is over; None if it is over none of them."""
     for nonce in nonces:
         if nonce is not None and request.proof is not None:
             digest = resume_digest(nonce, request.session, host, client)
@@ -286,7 +286,7 @@ def take_over(
     nonce: bytes,
     effects: Effects,
 ) -> None:
-    """End what was under way, accept, and say again what the client doesn't have.
+    """End what was under way, accept, and send again what the client doesn't have.
 
     Only where it ``goes_on`` and was ``proved`` over ``proof_nonce``.
     """
@@ -312,7 +312,7 @@ def take_over(
 
 
 def accept_of(session: OpenSession) -> Accept:
-    """What tells a client that it has the session."""
+    """The message by which a client learns that it has the session."""
     return Accept(
         session=session.session,
         nonce=session.nonce,

@@ -20,14 +20,15 @@ CHECKPOINT_EVERY: Final = 32
 PROMPT_BYTES_PER_CTX: Final = 8
 """A whole prompt takes at most this many bytes per token of context."""
 PROMPT_SLACK_BYTES: Final = 4096
-"""And this many more, so that the smallest context still takes its sampling and stop strings."""
+"""This many bytes more, so that the smallest context still takes its sampling and stop strings."""
 PROMPT_PART_MAX: Final = 60_000
 TOKENS_PER_FRAME_MAX: Final = WINDOW
 TEXT_MAX: Final = 32_768
 """Bytes of text in one ``Tokens``."""
 TEXT_SLACK_BYTES: Final = 4096
 TEXT_PER_TOKEN_MAX: Final = 1024
-"""A turn's text takes at most this many bytes per token, and the slack: unbilled text can't flow for ever."""
+"""A turn's text takes at most this many bytes per token, and the slack: without a bound a host could send
+unbilled text for ever."""
 TEMPLATE_TOKENS_MAX: Final = 512
 TEMPLATE_TOKENS_PER_MESSAGE_MAX: Final = 64
 """What a model's template adds to a prompt at most, and for each message, where no manifest says it."""
@@ -83,7 +84,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """A checkpoint that can be judged alone: with the epoch and the root before it, which are signed too."""
+    """A checkpoint with the epoch and the root before it, so that its signature can be checked alone."""
 
     epoch: U63
     previous: Bytes32
@@ -243,7 +244,7 @@ class Done:
 @message("ping")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
-    """Are you there?"""
+    """Ask whether the other side is there."""
 
     nonce: U32
 
@@ -251,7 +252,7 @@ class Ping:
 @message("pong")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pong:
-    """Yes."""
+    """The answer to ``Ping``, with its nonce."""
 
     nonce: U32
 
@@ -259,13 +260,13 @@ class Pong:
 @message("close")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """The client is done with the session; a paid one settles at once."""
+    """The client ends the session; a paid one settles at once."""
 
 
 @message("error")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Error:
-    """With ``turn``: that turn failed, the session lives. Without: the session is over."""
+    """With ``turn``: that turn failed and the session goes on. Without: the session is over."""
 
     code: WireCode
     detail: Detail = ""

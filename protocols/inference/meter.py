@@ -1,6 +1,6 @@
-"""The meter both sides keep: what was billed since when, and the receipts that must agree about it.
+"""The meter that both sides keep: what was billed in all and since the last receipt, and the receipts of it.
 
-The host issues a link of the chain, the client checks it against what it counted itself. It knows
+The host issues a link of the receipt chain, the client checks it against what it counted itself. It knows
 nothing of credit, of text or of time.
 """
 
@@ -22,11 +22,11 @@ from p2pnode.protocols.inference.receipts import (
 )
 
 _PLACES_MAX: Final = 64
-"""Of so many of the last receipts it is remembered what they followed."""
+"""How many of the last receipts are remembered with the root that they followed."""
 
 
 class MisstatedError(ProtocolError):
-    """A receipt that does not hold. ``receipt`` is there if the host signed it all the same."""
+    """A receipt does not hold. ``receipt`` is set if the host signed it all the same."""
 
     def __init__(self, message: str, receipt: Receipt | None) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class MisstatedError(ProtocolError):
 
 
 class Meter:
-    """Cumulative counts over a session, and the output ids no receipt covers yet (at most 32)."""
+    """Cumulative counts over a session, and the output ids that no receipt covers yet (at most 32)."""
 
     def __init__(self, chain: ReceiptChain) -> None:
         self._chain = chain
@@ -50,33 +50,33 @@ class Meter:
 
     @property
     def due(self) -> bool:
-        """Was anything billed since the last receipt?"""
+        """Whether anything was billed since the last receipt."""
         return (self.tokens_in, self.tokens_out) != (self._chain.tokens_in, self._chain.tokens_out)
 
     @property
     def seq(self) -> int:
-        """Of the last receipt; 0 before the first."""
+        """The number of the last receipt; 0 before the first."""
         return self._chain.seq
 
     @property
     def root(self) -> bytes:
-        """Of the receipt chain."""
+        """The last root of the receipt chain."""
         return self._chain.root
 
     def begin_turn(self, request: bytes) -> None:
-        """The next receipt is a turn's first: its request hash goes in."""
+        """The next receipt is a turn's first: it covers ``request``, the hash of the prompt."""
         self._request = request
 
     def bill(self, tokens_in: int) -> None:
-        """Count input tokens that are charged."""
+        """Add ``tokens_in`` input tokens, which are charged."""
         self.tokens_in += tokens_in
 
     def waive(self) -> None:
-        """Input that no receipt covers is not charged after all."""
+        """Take back input tokens that no receipt covers: they are not charged after all."""
         self.tokens_in = self._chain.tokens_in
 
     def count(self, ids: Sequence[int]) -> None:
-        """Count output tokens, in order."""
+        """Add output tokens, in order."""
         self._ids.extend(ids)
         self.tokens_out += len(ids)
 
@@ -93,7 +93,7 @@ class Meter:
         self._previous.clear()
 
     def issue(self, sign: Signer) -> Receipt:
-        """The next receipt."""
+        """Sign the next receipt."""
         previous = self.root
         tokens, root = self._advance(NO_FINGERPRINT)
         chain = self._chain
@@ -109,9 +109,10 @@ class Meter:
         return Receipt(epoch=chain.epoch, previous=previous, checkpoint=checkpoint)
 
     def check(self, claimed: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt:
-        """Take the other side's receipt. ``verify(digest, signature)``. Raises ``MisstatedError``.
+        """Take the host's receipt; ``verify(digest, signature)`` checks its signature.
 
-        After an error the chain has moved on and the session can't go on.
+        Raises ``MisstatedError`` for one that does not hold. Then the chain has moved on, and the session
+        must end.
         """
         shown = self.signed(claimed, verify)
         if not self.due:
@@ -131,7 +132,7 @@ class Meter:
         return shown
 
     def signed(self, claimed: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt | None:
-        """What the other side signed in this epoch, whether it is true or not; None if it didn't."""
+        """The receipt if the host signed it in this epoch, whether it is true or not; otherwise None."""
         chain = self._chain
         for seq, previous in (*self._previous, (chain.seq + 1, chain.root)):
             if seq == claimed.seq and link_root(previous, claimed) == claimed.root:
@@ -142,6 +143,6 @@ class Meter:
 
     def _advance(self, fingerprint: bytes) -> tuple[bytes, bytes]:
         tokens = token_hash(self._ids, self._request)
-        self._request = b""  # leads only the turn's first link
+        self._request = b""  # only the turn's first link covers it
         self._ids.clear()
         return tokens, self._chain.advance(self.tokens_in, self.tokens_out, tokens, fingerprint)

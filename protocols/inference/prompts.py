@@ -1,4 +1,4 @@
-"""A prompt in parts: cut on one side, put together on the other, never more bytes held than announced.
+"""A prompt in parts: the client cuts it, the host puts it together and holds no more bytes than announced.
 
 It knows nothing of sessions. A prompt that was refused is still read to its last part, and dropped.
 """
@@ -30,14 +30,14 @@ class PromptReader:
     def __init__(self, turn: int, total: int) -> None:
         self.turn = turn
         self.discarding = False
-        """The turn has its answer already; its remaining parts are dropped."""
+        """Whether the turn has its answer already: then its remaining parts are dropped."""
         self._total = total
         self._bytes = bytearray()
         self._size = 0
         self._next_part = 0
 
     def discard(self) -> None:
-        """Keep nothing of this prompt."""
+        """Drop what came of this prompt and what still comes."""
         self.discarding = True
         self._bytes.clear()
 

@@ -43,7 +43,7 @@ def receipt_digest(session: SessionId, epoch: int, root: bytes) -> bytes:
 
 
 def receipt_holds(session: SessionId, receipt: Receipt, receipt_key: bytes) -> bool:
-    """Of a paid session: does its root say what it says, and did this key sign it?"""
+    """Whether a paid session's receipt has the root of its own fields, signed by ``receipt_key``."""
     if link_root(receipt.previous, receipt.checkpoint) != receipt.checkpoint.root:
         return False
     digest = receipt_digest(session, receipt.epoch, receipt.checkpoint.root)
@@ -51,7 +51,7 @@ def receipt_holds(session: SessionId, receipt: Receipt, receipt_key: bytes) -> b
 
 
 def conflicting(one: Receipt, other: Receipt) -> bool:
-    """For one place of one session: two different roots, of which an honest host signs one only."""
+    """Whether two receipts of one session have one place and two roots. An honest host signs one only."""
     places = [(each.epoch, each.checkpoint.seq) for each in (one, other)]
     return places[0] == places[1] and one.checkpoint.root != other.checkpoint.root
 
@@ -64,7 +64,7 @@ def link_root(previous: bytes, link: Checkpoint) -> bytes:
 
 @dataclass(slots=True)
 class ReceiptChain:
-    """Both sides keep one and must agree at every checkpoint. Mutable: it advances."""
+    """The chain that both sides keep, and whose roots must agree at every checkpoint. Mutable."""
 
     session: SessionId
     epoch: int

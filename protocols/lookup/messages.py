@@ -1,7 +1,7 @@
-"""What a lookup is told and what it asks for, and the DHT key of a model. See ``SPEC.md``.
+"""Commands and emissions of a lookup, and the DHT key of a model. See ``SPEC.md``.
 
 Lookup has no messages of its own on the wire: provider records travel in libp2p's Kademlia, adverts
-in ``/p2pnode/adverts/1``. These are the machine's commands and emissions.
+in ``/p2pnode/adverts/1``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the role tells a connection to another S5 node, and what that tells the role. Never on the wire."""
+"""Commands and emissions of a connection to another S5 node. Never on the wire."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from p2pnode.protocols.s5.nodes import NodeId
 
 @dataclass(frozen=True, slots=True)
 class FindBlob:
-    """Ask where it is. Answered by any number of ``LocationHeard`` and one ``SearchOver``."""
+    """Ask where a blob is. Answered by any number of ``LocationHeard`` and one ``SearchOver``."""
 
     digest: BlobHash
 
@@ -44,7 +44,7 @@ class Announce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobHeld:
-    """To ``WantedBlob``: it is to be had at ``urls`` until ``expires_at`` (epoch seconds). None: not here."""
+    """The answer to ``WantedBlob``: it is at ``urls`` until ``expires_at`` (epoch seconds), if at any."""
 
     digest: BlobHash
     urls: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class BlobHeld:
 
 @dataclass(frozen=True, slots=True)
 class EntryHeld:
-    """To ``WantedEntry``: the newest that is kept here, or None."""
+    """The answer to ``WantedEntry``: the newest entry that is kept here, or None."""
 
     key: EntryKey
     entry: Entry | None
@@ -95,14 +95,14 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class WantedBlob:
-    """The peer asks for this blob: say ``BlobHeld``."""
+    """The peer asks for this blob: answer with ``BlobHeld``."""
 
     digest: BlobHash
 
 
 @dataclass(frozen=True, slots=True)
 class WantedEntry:
-    """What is the newest entry of this key here? Say ``EntryHeld``."""
+    """The newest entry of this key is wanted: answer with ``EntryHeld``."""
 
     key: EntryKey
 
@@ -116,21 +116,21 @@ class NewEntry:
 
 @dataclass(frozen=True, slots=True)
 class LocationHeard:
-    """To ``FindBlob``: rightly signed. Whether it has expired is for the role to say."""
+    """The answer to ``FindBlob``, rightly signed. The role judges whether it has expired."""
 
     location: StorageLocation
 
 
 @dataclass(frozen=True, slots=True)
 class SearchOver:
-    """To ``FindBlob``: no more locations will come."""
+    """The end of a ``FindBlob``: no more locations will come."""
 
     digest: BlobHash
 
 
 @dataclass(frozen=True, slots=True)
 class EntryHeard:
-    """To ``AskEntry``: the peer's newest, rightly signed; None when it said nothing in time."""
+    """The answer to ``AskEntry``: the peer's newest entry, rightly signed; None when none came in time."""
 
     key: EntryKey
     entry: Entry | None
@@ -138,7 +138,7 @@ class EntryHeard:
 
 @dataclass(frozen=True, slots=True)
 class PeersHeard:
-    """The peer says that these nodes exist. Hints: whether to dial any is for the role to say."""
+    """The peer says that these nodes exist. They are hints: the role decides whether to dial any."""
 
     peers: tuple[KnownPeer, ...]
 

@@ -1,9 +1,9 @@
 """One websocket between two S5 nodes, as a machine. Both sides are the same.
 
 Each side draws a challenge and signs the other's. Then either asks for blobs and entries, answers from
-what it holds, and hands on new entries. What is held the role knows: the machine emits what it wants to be
-looked up and takes the answer as a command. Nothing is forwarded to third nodes. Signing is injected; the
-epoch seconds in locations are the role's.
+what it holds, and hands on new entries. The role knows what is held: the machine emits what is to be looked
+up and takes the answer as a command. Nothing is forwarded to third nodes. Signing is injected; the role gives
+the epoch seconds in locations.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ LOCATIONS_MAX: Final = 8
 EARLY_MAX: Final = 8
 """Messages that may overtake the end of the handshake: JavaScript nodes sign while they already speak."""
 EARLY_STATEMENT_MAX: Final = 8 * 1024
-"""Bytes of an announcement that may. A longer one is dropped: who has proved nothing gets little memory."""
+"""Bytes of an announcement that may wait so. A longer one is dropped: a stranger gets little memory."""
 CHECKS_PER_S: Final = 16.0
 CHECKS_BURST: Final = 64.0
 """Signatures of one peer that are checked, at a third of a millisecond each. Beyond: dropped unread."""
@@ -250,7 +250,7 @@ class S5Peer:
         return []
 
     def _asked_for_blob(self, query: HashQuery, now: float) -> Sequence[Effect]:
-        """Only whole files are served here: who asks for anything else gets no answer."""
+        """Only whole files are served here: a query for anything else gets no answer."""
         known, full = query.digest in self._blob_lookups, len(self._blob_lookups) >= LOOKUPS_MAX
         if FILE not in query.types or known or full or not self._lookups.take(now):
             return []
@@ -258,7 +258,7 @@ class S5Peer:
         return [Emit(WantedBlob(query.digest))]
 
     def _location(self, location: StorageLocation, now: float) -> Sequence[Effect]:
-        """What nobody asked for costs nothing: its signature isn't looked at."""
+        """The signature of a location that nobody asked for is not checked, so that it costs nothing."""
         left = self._blobs_asked.get(location.digest)
         if left is None or location.type not in (FILE, FULL) or not location.parts:
             return []

@@ -1,4 +1,4 @@
-"""Signed registry entries: the one mutable thing in S5, a small value under an Ed25519 key.
+"""Signed registry entries: small values under an Ed25519 key, the one thing in S5 that changes.
 
 ::
 
@@ -44,7 +44,7 @@ _POINTER_TAG: Final = b"\x5a"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A value under a key. Whether it is signed by the key, :meth:`holds` says."""
+    """A value under a key. :meth:`holds` checks that the key signed it."""
 
     key: EntryKey
     revision: int
@@ -56,11 +56,11 @@ class Entry:
         return bytes([_TAG]) + tagged(self.key) + _body(self.revision, self.data) + self.signature
 
     def holds(self) -> bool:
-        """Did the key sign it? A third of a millisecond."""
+        """Whether the key signed it. It takes a third of a millisecond."""
         return verify_key(self.key, signed_bytes(self.revision, self.data), self.signature)
 
     def replaces(self, other: Entry | None) -> bool:
-        """Is it the one to keep, of two under one key? Of equal ones neither replaces the other."""
+        """Whether it is the one to keep of two under one key. Of equal ones neither replaces the other."""
         if other is None or self.revision != other.revision:
             return other is None or self.revision > other.revision
         return self.data != other.data and hash_of(self.data) < hash_of(other.data)

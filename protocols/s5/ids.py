@@ -1,4 +1,4 @@
-"""Content ids: which bytes are meant, by their BLAKE3 hash and their size. In both dialects of S5.
+"""Content ids, which name bytes by their BLAKE3 hash and their size, in both dialects of S5.
 
 ::
 
@@ -115,7 +115,7 @@ def multihash(digest: BlobHash, *, old: bool = False) -> bytes:
 
 
 def is_old_multihash(raw: bytes) -> bool:
-    """Does it begin with ``1f``?"""
+    """Whether it begins with ``1f``."""
     return raw[:1] == bytes([_BLAKE3_OLD])
 
 

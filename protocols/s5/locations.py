@@ -5,8 +5,8 @@
     05 | multihash[33] | type | expiry u32 LE | count | (length u16 LE | UTF-8)* | 00    (signed to here)
     | ed | key[32] | signature[64]
 
-The first part is the URL of the bytes. Anybody may hand a location on. Pure: signing is injected, and
-whether it has expired is for whoever has a clock.
+The first part is the URL of the bytes. Anybody may hand a location on. Pure: signing is injected, and whoever
+has a clock judges whether a location has expired.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SIGNATURE_BYTES: Final = 64
 class StorageLocation:
     """The blob is to be had at ``parts[0]`` until ``expires_at`` (epoch seconds).
 
-    ``old`` writes the kind of hash as 1f, as it was asked for. Who signed it, :meth:`holds` says.
+    ``old`` writes the kind of hash as 1f, as it was asked for. :meth:`holds` checks that ``node`` signed it.
     """
 
     digest: BlobHash
@@ -59,7 +59,7 @@ class StorageLocation:
         return head + self.expires_at.to_bytes(4, "little") + bytes([len(parts)]) + body + b"\0"
 
     def holds(self) -> bool:
-        """Did the node sign it? A third of a millisecond."""
+        """Whether the node signed it. It takes a third of a millisecond."""
         return verify_key(self.node, self.signed_bytes(), self.signature)
 
 

@@ -53,7 +53,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandshakeOpen:
-    """The first word of either side: sign this. ``network`` names a closed network; ours has no name."""
+    """The first message of either side: a challenge to sign. ``network`` names a closed network."""
 
     challenge: bytes
     network: str = ""
@@ -61,20 +61,20 @@ class HandshakeOpen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
-    """A statement and the node that signed it. Whether the signature is right, :meth:`holds` says."""
+    """A statement and the node that signed it. :meth:`holds` checks the signature."""
 
     node: NodeId
     signature: bytes
     inner: bytes
 
     def holds(self) -> bool:
-        """Did the node sign it? A third of a millisecond."""
+        """Whether the node signed it. It takes a third of a millisecond."""
         return verify_key(self.node, self.inner, self.signature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandshakeDone:
-    """A statement: the challenge is answered; I support these features and can be dialled there."""
+    """A statement: the answer to a challenge, the speaker's features, and where it can be dialled."""
 
     challenge: bytes
     features: int = FEATURES
@@ -92,14 +92,14 @@ class KnownPeer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnouncePeers:
-    """A statement: these nodes exist, as far as I know."""
+    """A statement: these nodes exist, as far as the speaker knows."""
 
     peers: tuple[KnownPeer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HashQuery:
-    """Who has this blob? ``old`` writes the hash's kind as 1f, as all known nodes do."""
+    """Ask who has this blob. ``old`` writes the hash's kind as 1f, as all known nodes do."""
 
     digest: BlobHash
     types: tuple[int, ...] = (FILE, FULL)
@@ -108,7 +108,7 @@ class HashQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryQuery:
-    """What is the newest entry of this key?"""
+    """Ask for the newest entry of this key."""
 
     key: EntryKey
 

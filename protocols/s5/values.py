@@ -1,7 +1,8 @@
 """Msgpack values one after another, without an array around them: how S5 writes its messages.
 
 Only what S5's messages use is read: whole numbers, booleans, text, bytes and short lists of numbers. A
-length is compared with its bound, and with what there is, before anything is sliced. Knows no message.
+length is compared with its bound, and with the bytes that are there, before anything is sliced. It knows no
+message.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Reader:
 
     @property
     def at_end(self) -> bool:
-        """Nothing follows."""
+        """Whether nothing follows."""
         return self._at >= len(self._raw)
 
     def take_int(self, high: int, name: str) -> int:
