@@ -6,12 +6,13 @@ They run as processes that die where they are told to, or in this process, on th
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import pytest
 import trio
 
 from p2pnode import Client, SamplingParams
@@ -20,7 +21,6 @@ from p2pnode.chain.evm.ledger import EvmLedger
 from p2pnode.chain.ledger import LedgerEvent, RequestClose, SessionClosed, SessionOpened
 from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import Wallet, open_or_make_wallet
-from p2pnode.client.session import Session
 from p2pnode.errors import RemoteError
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.ids import SessionId
@@ -28,8 +28,8 @@ from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
 from p2pnode.payments.books import books_of
-from p2pnode.protocols.inference.commands import Receipted
-from p2pnode.protocols.inference.messages import Checkpoint
+from p2pnode.payments.journal.journal import Journal
+from p2pnode.protocols.inference.messages import Checkpoint, Receipt
 from tests.crash.mortal import quick
 from tests.crash.parties import ETHER, FEE, LISTEN, PRICE_IN, PRICE_OUT, QUESTION, RICH, TOKENS, Party
 from tests.crash.processes import DEADLINE_S
@@ -37,10 +37,11 @@ from tests.crash.processes import DEADLINE_S
 
 @dataclass
 class Asked:
-    """What became of a question."""
+    """What became of a question. ``streams`` is set when its first piece came."""
 
     ids: list[int] = field(default_factory=list)
     error: RemoteError | None = None
+    streams: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass
@@ -147,7 +148,7 @@ async def asking(client: Party, **limits: float) -> AsyncIterator[Chat]:
             )
             try:
                 async for _ in answer:
-                    pass
+                    asked.streams.set()
             except RemoteError as error:
                 asked.error = error
             asked.ids += answer.ids
@@ -193,24 +194,18 @@ async def crash_world(folder: Path) -> AsyncIterator[CrashWorld]:
                 await ledger.aclose()
 
 
-class noting_receipts:  # noqa: N801 - used as a function
-    """Every receipt that a client in this process took goes into ``seen``."""
+@contextmanager
+def noting_receipts(seen: list[tuple[SessionId, Checkpoint]]) -> Iterator[None]:
+    """Put every receipt that a client in this process writes into its journal into ``seen`` too."""
+    written = Journal.bought_receipt
 
-    def __init__(self, seen: list[tuple[SessionId, Checkpoint]]) -> None:
-        self._seen, self._emitted = seen, Session._emitted
+    def noting(journal: Journal, session: SessionId, receipt: Receipt, now: int) -> None:
+        seen.append((session, receipt.checkpoint))
+        written(journal, session, receipt, now)
 
-    def __enter__(self) -> None:
-        emitted, seen = self._emitted, self._seen
-
-        async def noting(session: Session, value: Any) -> None:
-            if isinstance(value, Receipted) and session._purchase is not None:
-                seen.append((session._purchase.session, value.checkpoint))
-            await emitted(session, value)
-
-        Session._emitted = noting  # type: ignore[method-assign, assignment]
-
-    def __exit__(self, *_: object) -> None:
-        Session._emitted = self._emitted  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "bought_receipt", noting)
+        yield
 
 
 async def until(holds: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> None:

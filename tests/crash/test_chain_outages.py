@@ -132,7 +132,7 @@ async def test_while_the_chain_is_away_sessions_go_on_and_new_ones_are_refused(
                 await chat(first, peer, 10)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(chat, second, peer, 200)
-                    await trio.sleep(0.2)  # it streams
+                    await second.streams.wait()
                     fail(proxy, fault)
                 # Three windows, each paid for, and another turn: no chain was needed.
                 assert (second.error, len(second.ids)) == (None, 200)
@@ -150,7 +150,11 @@ async def test_while_the_chain_is_away_sessions_go_on_and_new_ones_are_refused(
             (best,) = host.hosted()
             proxy.up()
             await wait_settled(w, host, best.session)
-            assert (await w.ask(late, peer)).error is None
+
+            async def is_served() -> bool:
+                return (await w.ask(late, peer)).error is None
+
+            await until(is_served, "the host takes new sessions, once it has looked at its chain again")
             (other,) = [each for each in host.hosted() if each.session != best.session]
             await wait_settled(w, host, other.session)
         (other,) = [each for each in host.hosted() if each.session != best.session]

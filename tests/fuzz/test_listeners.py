@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from p2pnode.chain.dev.jsonrpc import JsonRpc
 from p2pnode.chain.dev.jsonrpc_http import serve_http
@@ -110,7 +111,7 @@ async def a_network() -> AsyncIterator[Network]:
     network.serve("/p2pnode/echo/1", echo)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
-        await trio.sleep(0.2)
+        await trio.testing.wait_all_tasks_blocked()
         before = trio.lowlevel.current_statistics().tasks_living
         yield network
         await nothing_left(before)
