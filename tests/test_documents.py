@@ -75,7 +75,7 @@ def test_decisions_are_all_in_the_index_and_have_three_parts() -> None:
     folder = ROOT / "docs" / "decisions"
     pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
     index = (folder / "README.md").read_text()
-    assert re.findall(r"\]\((.*)\)", index) == [page.name for page in pages]
+    assert sorted(re.findall(r"\]\((.*)\)", index)) == [page.name for page in pages]
     for number, page in enumerate(pages, 1):
         text = page.read_text()
         assert page.name.startswith(f"{number:03}-")
