@@ -44,6 +44,14 @@ def named(text: str) -> Iterator[str]:
     yield from _FOLDER.findall(links)
 
 
+def types_in_files(text: str) -> list[tuple[str, str]]:
+    """Types that are named together with their file: in a sentence, or as a participant of a diagram."""
+    return [
+        *re.findall(r"`([A-Z]\w+)`\s+in\s+`([\w/]+\.py)`", text),
+        *re.findall(r"participant \w+ as ([A-Z]\w+)<br/>([\w/]+\.py)", text),
+    ]
+
+
 def is_there(name: str, document: Path) -> bool:
     """From the root, from the package, or from the document's own folder; a bare name, anywhere in ours."""
     places = (ROOT, ROOT / "p2pnode", document.parent)
@@ -62,6 +70,17 @@ def test_each_file_that_is_named_is_there(document: str) -> None:
     """The change log speaks of files as they were."""
     path = ROOT / document
     assert [name for name in named(path.read_text()) if not is_there(name, path)] == []
+
+
+@pytest.mark.parametrize("document", [each for each in DOCUMENTS if each != "CHANGELOG.md"])
+def test_each_type_that_is_named_with_its_file_stands_in_that_file(document: str) -> None:
+    path = ROOT / document
+    wrong = [
+        (name, file)
+        for name, file in types_in_files(path.read_text())
+        if not re.search(rf"^(?:class |def |async def )?{name}\b", (ROOT / file).read_text(), re.MULTILINE)
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -88,6 +107,14 @@ def test_a_long_line_is_seen_and_a_table_or_a_link_is_not() -> None:
     long = "word " * 30
     assert long_lines(f"short\n{long}\n") == [long]
     assert long_lines(f"| {long} |\n[a](https://{'x' * 120})\n") == []
+
+
+def test_a_type_is_found_with_its_file() -> None:
+    text = "`Driver` in\n`p2pnode/node/driver.py`; participant A as Answer<br/>p2pnode/client/answer.py"
+    assert types_in_files(text) == [
+        ("Driver", "p2pnode/node/driver.py"),
+        ("Answer", "p2pnode/client/answer.py"),
+    ]
 
 
 def test_a_file_that_is_not_there_is_seen() -> None:
