@@ -1,4 +1,4 @@
-"""One user's conversations: on this machine's disk at once, on replicas as soon as they can be had.
+"""One user's conversations: on this machine's disk at once, on replicas as soon as these can be reached.
 
 ::
 
@@ -7,10 +7,11 @@
         await nursery.start(archive.run)                # sends in the background
         conversation = await archive.new(model=model, title="Ships")
         await conversation.append(Piece(role="user", text="…"))
-        await archive.wait_kept(conversation.sid)       # if one wants to know
+        await archive.wait_kept(conversation.sid)       # until a quorum has it
 
-``append`` and ``save_session`` return when our disk has it and never wait for a replica. ``others`` gives the
-replicas there are at the moment; who finds them is not known here, nor what a model or a wallet is.
+``append`` and ``save_session`` return when our disk has it, and never wait for a replica. ``others`` returns
+the replicas that are known at the moment; how they are found is not known here, nor what a model or a wallet
+is.
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ from p2pnode.storage.store import Replica
 
 log = structlog.get_logger()
 UPDATED_EVERY_S: Final = 3600
-"""How exact the list is about when a conversation changed last: else each turn would write the index too."""
+"""So exact is the list about when a conversation changed: else each turn would write the index too."""
 _ROUNDS: Final = 4
+"""How often :meth:`Archive.flush` sends, where conflicts with another writer had to be resolved in between."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """``lagging``: logs that no quorum has yet; ``last``: what came of the last try, by log."""
+    """What is kept. ``lagging``: logs that no quorum has yet. ``last``: the last outcome, by log."""
 
     lagging: tuple[LocalHead, ...]
     last: Mapping[bytes, Sent] = field(repr=False)
@@ -65,13 +67,13 @@ class Status:
 
     @property
     def kept(self) -> bool:
-        """Does a quorum have everything?"""
+        """Whether a quorum has everything."""
         return not self.lagging
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What the replicas had. It is the newest that any of them shows: a fresh disk can't know of more."""
+    """What the replicas had: the newest that any of them shows, since a fresh disk can't know of more."""
 
     conversations: tuple[SavedConversation, ...]
     sessions: tuple[SavedSession, ...]
@@ -79,11 +81,11 @@ class Recovery:
     answered: frozenset[str]
     failures: Mapping[str, str]
     revision: int | None
-    """Of the index; None where no replica that answered has one."""
+    """The index's revision; None where no replica that answered has an index."""
 
 
 class Archive:
-    """``own`` is this machine's store (place ``own``); ``state`` lies on the same disk."""
+    """The archive over ``own``, which is this machine's store, and ``state``, which lies on the same disk."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class Archive:
         self._losses: dict[Loss, None] = {}
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Send to the replicas, until cancelled. What waits then goes on with the next start."""
+        """Send to the replicas until cancelled. What was not sent by then is sent after the next start."""
         task_status.started()
         self._sender.wake()
         await self._sender.run()
@@ -117,14 +119,14 @@ class Archive:
     # ---- conversations
 
     async def conversations(self) -> tuple[SavedConversation, ...]:
-        """As this machine knows them, the one that changed last first."""
+        """The conversations that this machine knows, the one that changed last first."""
         await self._ready()
         return self._index.conversations()
 
     async def new(
         self, *, title: str = "", model: ModelId | None = None, sampling: SamplingParams | None = None
     ) -> Conversation:
-        """A new one, durable here. Raises as ``Conversation.append``."""
+        """Begin a conversation, durable here when it returns. Raises as ``Conversation.append``."""
         await self._ready()
         sid = self._context.draw(SID_BYTES)
         conversation = self._conversation(sid)
@@ -136,9 +138,9 @@ class Archive:
         return conversation
 
     async def open(self, sid: bytes, *, ask: bool = True) -> Conversation:
-        """One from our disk or, with ``ask``, from whoever has the newest of it.
+        """A conversation as our disk has it or, with ``ask``, as the replica that has the newest of it.
 
-        What is missing of it stands in ``losses``. Raises ``ConversationLostError``, ``ForgottenError``.
+        What is missing of it is in its ``losses``. Raises ``ConversationLostError``, ``ForgottenError``.
         """
         self._renewal.give_way()
         await self._ready()
@@ -155,7 +157,7 @@ class Archive:
         return conversation
 
     async def forget(self, sid: bytes) -> None:
-        """Put a tombstone over it, here now and on the replicas when they can be had; then let go of it."""
+        """Replace it by a tombstone: here now, on the replicas when they can be reached."""
         await self._ready()
         seen = await self._replication.newest(self._keys.conversation(sid).entry_key)
         revision = max([entry.revision for _, entry in seen.entries], default=0)
@@ -175,20 +177,20 @@ class Archive:
     # ---- money
 
     async def save_session(self, saved: SavedSession) -> None:
-        """Note a paid session, or its newer voucher. Raises ``StorageError`` when our disk takes it not."""
+        """Note a paid session, or its newer voucher. Raises ``StorageError`` when our disk fails."""
         await self._ready()
         if await self._index.note([saved]):
             self._sender.wake()
 
     async def sessions(self) -> tuple[SavedSession, ...]:
-        """Paid sessions as this machine knows them, the oldest first."""
+        """The paid sessions that this machine knows, the oldest first."""
         await self._ready()
         return self._index.sessions()
 
     # ---- replicas
 
     async def recover(self) -> Recovery:
-        """Ask all replicas for the index and unite it with ours. Conversations come when they are opened."""
+        """Ask all replicas for the index, and merge it with ours. Conversations come when they are opened."""
         await self._ready()
         seen = await self._replication.newest(self._keys.index.entry_key)
         local = await self._context.state.head(INDEX_SID)
@@ -213,22 +215,22 @@ class Archive:
         )
 
     async def flush(self) -> Status:
-        """Try now to bring everything to a quorum. What could not be done is in the status, never raised.
+        """Try now to bring everything to a quorum. What could not be done is in the status.
 
-        Raises ``StorageError`` of our own disk only.
+        Raises ``StorageError`` when our own disk fails, never because of a replica.
         """
         await self._ready()
         for _ in range(_ROUNDS):
             sent = await self._sender.send()
-            settled = any(each.written and each.written.conflicts for each in sent)
-            if not settled and all(each.kept for each in sent):
+            in_conflict = any(each.written and each.written.conflicts for each in sent)
+            if not in_conflict and all(each.kept for each in sent):
                 break
-            if not settled and not any(each.kept for each in sent):
+            if not in_conflict and not any(each.kept for each in sent):
                 break
         return await self.status()
 
     async def wait_kept(self, sid: bytes = INDEX_SID) -> None:
-        """Until a quorum has what is committed to it now (the list and the sessions, where none is named).
+        """Wait until a quorum has what is committed to a log now: by default to the index.
 
         :meth:`run` must be running.
         """
@@ -241,31 +243,31 @@ class Archive:
             await event.wait()
 
     async def repair(self) -> list[Sent]:
-        """Read everything back from everywhere, mend what is missing, renew leases."""
+        """Read everything back from all replicas, put what is missing, renew leases."""
         await self._ready()
         return await self._sender.send(check="bytes")
 
     async def renew(self) -> None:
-        """Renew the leases that were not for a week: see ``renewal.py``. Raises ``StorageError``."""
+        """Renew the leases that were not renewed for a week: see ``Renewal``. Raises ``StorageError``."""
         await self._ready()
         if len(self._replication.replicas()) > 1:
             await self._renewal.run([saved.sid for saved in self._index.conversations()])
 
     async def status(self) -> Status:
-        """What is kept and what is not."""
+        """What is kept, and what is not."""
         lagging = tuple(await self._context.state.lagging())
         return Status(lagging, dict(self._sender.last), self._replication.counted(), self._all_losses())
 
     # ---- inside
 
     async def _fetch(self, sid: bytes) -> None:
-        """From others to our disk, not into memory."""
+        """Bring a conversation from the replicas to our disk, not into memory."""
         async with self._opening:
             if await self._context.state.head(sid) is None:
                 await self._load(sid, None, ask=True)
 
     async def _ready(self) -> None:
-        """Read the index, and list conversations that a crash left unlisted."""
+        """Read the index, and list the conversations that a crash left unlisted."""
         async with self._index.log.lock:
             await self._index.read()
         for local in await self._context.state.heads():
@@ -298,7 +300,7 @@ class Archive:
     async def _committed(self, conversation: Conversation) -> None:
         try:
             await self._list(conversation)
-        except StorageError as error:  # what was committed stays so; the list is exact again with the next
+        except StorageError as error:  # the commit stands; the next one updates the list
             log.warning("archive.list_not_updated", reason=str(error))
         self._sender.wake()
 
@@ -329,7 +331,7 @@ class Archive:
         return conversation
 
     async def _look(self, conversation: Conversation, local: LocalHead | None) -> None:
-        """Have replicas something newer than what is open?"""
+        """Ask the replicas for something newer than what is open, and merge it."""
         seen = await self._replication.newest(conversation.log.keys.entry_key)
         self._notice_rollback(conversation.sid, local, seen)
         await self._resolve_shown(conversation, local, [link_of(entry) for entry in seen.newest_first()])
@@ -343,7 +345,7 @@ class Archive:
         for link in unknown_to(ours, shown, floor):
             try:
                 await conversation.resolve(link)
-            except StorageError as error:  # a full disk, say: what is here can still be read
+            except StorageError as error:  # a full disk, say. What is here can still be read
                 log.warning("archive.fork_not_resolved", reason=str(error), sid=conversation.sid.hex())
         if shown:
             self._sender.wake()

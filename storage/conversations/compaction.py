@@ -1,8 +1,8 @@
-"""When segments are joined: sixteen of one level become one of the next, and only those.
+"""When segments are joined: sixteen of one level become one of the next, and only those. Pure.
 
-So a record is written once per level, and the number of levels grows with the logarithm of the log: bytes
-per turn stay what they are, and the list of segments stays short. (One snapshot of everything now and then
-would make each turn cost more the longer the conversation is.) Pure: decides, reads and seals nothing.
+So a record is written once per level, and the number of levels grows with the logarithm of the log: the bytes
+written per turn stay the same, and the list of segments stays short. (A snapshot of everything from time to
+time would make a turn cost more the longer the conversation is.) Nothing is read or sealed here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from p2pnode.storage.conversations.records import (
 
 FAN_IN: Final = 16
 MERGED_MAX: Final = 1 << 20
-"""Sealed bytes of the segments that are joined into one: more would be slow to fetch and to replace."""
+"""At most so many sealed bytes are joined into one segment: more would be slow to fetch and to replace."""
 NEW_MAX: Final = 1 << 20
 """Bytes of records in a new segment."""
 
 
 def due(refs: Sequence[SegmentRef]) -> int | None:
-    """Where the run of equal levels at the end begins, if it is long enough to be joined."""
+    """Where the segments of equal level at the end begin, if they are enough to be joined; else None."""
     level = refs[-1].level if refs else LEVEL_MAX
     if level == LEVEL_MAX:
         return None
@@ -36,7 +36,7 @@ def due(refs: Sequence[SegmentRef]) -> int | None:
 
 
 def groups(refs: Sequence[SegmentRef]) -> list[list[SegmentRef]]:
-    """A run in groups of at most ``MERGED_MAX`` bytes, in order. A group of one is only raised a level."""
+    """Segments in groups of at most ``MERGED_MAX`` bytes, in order. A group of one is only raised a level."""
     found: list[list[SegmentRef]] = []
     room = 0
     for ref in refs:

@@ -1,8 +1,8 @@
-"""One conversation, open: its turns in memory, each new piece on our disk before ``append`` returns.
+"""One open conversation: its turns in memory, each new piece on our disk before ``append`` returns.
 
-When another machine of the user went on with it at the same time, one of the two lines loses and is kept as
-a branch. That is settled between turns, never in the middle of one: what was asked and what is being
-answered stay together.
+When another machine of the user went on with it at the same time, there are two branches. One wins, the other
+is kept on record. This fork is resolved between turns, never in the middle of one: a question and the answer
+that is being given to it stay together.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 
 class ForgottenError(ArchiveError):
-    """The user forgot it, here or elsewhere."""
+    """The user has forgotten the conversation, here or on another machine."""
 
 
 class Conversation:
@@ -52,9 +52,9 @@ class Conversation:
         self._in_turn = False
         self._unread: dict[Link, None] = {}
         self.losses: tuple[Loss, ...] = ()
-        """What should be there and could not be read."""
+        """What should be there, and could not be read."""
         self.moved = False
-        """Another machine's line took the place of ours since it was opened: see ``branches``."""
+        """Since it was opened, another machine's branch took the place of ours: see ``branches``."""
         self.gone = False
 
     @property
@@ -76,17 +76,17 @@ class Conversation:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """Oldest first. One that could not be read leaves a gap in the numbers, or is not ``whole``."""
+        """The turns, oldest first. One that could not be read leaves a gap, or isn't ``whole``."""
         return turns_of(self._pieces)
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Numbers of turns that are known to have been, and are not there or not whole."""
+        """Numbers of the turns that once were there and are missing, or are not whole."""
         return missing_turns(self.turns, self._manifest.turns)
 
     @property
     def branches(self) -> tuple[Link, ...]:
-        """Lines that lost against another machine's; :meth:`branch` reads one."""
+        """The branches that lost; :meth:`branch` reads one."""
         return self._manifest.branches
 
     @property
@@ -96,15 +96,15 @@ class Conversation:
 
     @property
     def last_turn(self) -> int | None:
-        """The number of the turn that was spoken in last."""
+        """The number of the turn that the newest piece belongs to."""
         return self._pieces[-1].turn if self._pieces else None
 
     async def append(self, *pieces: Piece, goes_on: int | None = None) -> Link:
         """Record new text, durable on our disk when it returns; replicas get it in the background.
 
-        An answer goes on in its unfinished turn; where ``goes_on`` is given, only if that is its number.
-        Raises ``ForgottenError``, ``MovedError``, ``ConversationFullError``, ``DiskFullError``,
-        ``QuotaError`` and other ``StorageError``s; nothing was recorded then, and it may be tried again.
+        A piece of an answer continues the unfinished turn; where ``goes_on`` is given, only the turn of that
+        number. Raises ``ForgottenError``, ``MovedError``, ``ConversationFullError``, ``DiskFullError``,
+        ``QuotaError`` and other ``StorageError``s: nothing was recorded then, and it may be tried again.
         """
         if not pieces:
             msg = "append takes at least one piece"
@@ -135,7 +135,7 @@ class Conversation:
         model: ModelId | None = None,
         sampling: SamplingParams | None = None,
     ) -> None:
-        """Change what is said of it. Raises as :meth:`append`."""
+        """Change its title, model or sampling. Raises as :meth:`append`."""
         wanted: dict[str, Any] = {
             "title": None if title is None else title_of(title),
             "model": model,
@@ -146,7 +146,7 @@ class Conversation:
         await self._on_commit(self)
 
     async def branch(self, link: Link) -> tuple[tuple[Turn, ...], tuple[Loss, ...]]:
-        """The turns of a line that lost, and what is missing of it. Raises ``ConversationLostError``."""
+        """The turns of a branch that lost, and what is missing of it. Raises ``ConversationLostError``."""
         loaded = await self.log.reader.load([link])
         pieces, losses = self._parse(loaded)
         return turns_of(pieces), (*loaded.losses, *losses)
@@ -166,9 +166,9 @@ class Conversation:
             log.warning("archive.loss", kind=loss.kind, revision=loss.seq, sid=self.sid.hex())
 
     async def resolve(self, link: Link) -> bool:
-        """Another machine wrote ``link``. Does our head cover it now? Not yet in the middle of a turn.
+        """Resolve the fork with another machine's ``link``. Returns whether our head covers it now.
 
-        Raises ``StorageError`` when the outcome can't be kept now.
+        In the middle of a turn it does not yet. Raises ``StorageError`` when the outcome can't be committed.
         """
         async with self.log.lock:
             return await self._resolve(link)
@@ -189,7 +189,9 @@ class Conversation:
                     Loss("manifest", self.sid, link.seq, f"another branch can't be read: {found.why}")
                 )
                 self._unread[link] = None
-                if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
+                if self.log.wrote_head:
+                    # Our head must get a higher revision than theirs, or no replica takes it. Where the head
+                    # isn't ours, our next commit does that.
                     await self._commit()
                 return not self._unread
             case "keep ours":
@@ -223,7 +225,7 @@ class Conversation:
             return
         try:
             await self._resolve(link)
-        except P2PNodeError as error:  # whoever sends the pointer finds it again
+        except P2PNodeError as error:  # the next write of the pointer meets it again
             log.warning("archive.fork_not_resolved", reason=str(error), sid=self.sid.hex())
 
     def _parse(self, loaded: Loaded) -> tuple[list[Piece], list[Loss]]:

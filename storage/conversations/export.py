@@ -1,4 +1,4 @@
-"""A conversation as plain data for a file the user keeps: all of it, its lost lines, and what is missing."""
+"""A conversation as plain data for a file of the user: all of it, its lost branches, and what is missing."""
 
 from __future__ import annotations
 

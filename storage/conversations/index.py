@@ -1,7 +1,8 @@
 """The user's index: which conversations there are, and the paid sessions whose money must be recoverable.
 
-It is a log like a conversation, so that noting a voucher costs the same however long the list is. It never
-has branches: what two machines wrote is united. Every change is on our disk before ``note`` returns.
+It is a log as a conversation is, so that noting a voucher costs the same however long the list is. What two
+machines wrote is merged, so it has no branches but manifests that could not be read. Every change is on our
+disk before ``note`` returns.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _TRIES: Final = 8
 
 
 class Index:
-    """Records by id. Call :meth:`read` first."""
+    """The records by their ids. Call :meth:`read` first."""
 
     def __init__(self, keys: StorageKeys, context: LogContext) -> None:
         self.log = Log(keys.index, context, self._join)
@@ -42,24 +43,24 @@ class Index:
         self.losses: tuple[Loss, ...] = ()
 
     def conversations(self) -> tuple[SavedConversation, ...]:
-        """All that were not forgotten, the one that changed last first."""
+        """The conversations that were not forgotten, the one that changed last first."""
         found = [
             each for each in self._records.values() if isinstance(each, SavedConversation) and not each.gone
         ]
         return tuple(sorted(found, key=lambda each: (-each.updated, each.sid)))
 
     def sessions(self) -> tuple[SavedSession, ...]:
-        """All paid sessions that may still matter, the oldest first."""
+        """The paid sessions that may still matter, the oldest first."""
         found = [each for each in self._records.values() if isinstance(each, SavedSession)]
         return tuple(sorted(found, key=lambda each: (each.opened_at, each.session)))
 
     def conversation(self, sid: bytes) -> SavedConversation | None:
-        """One, also if it was forgotten."""
+        """One conversation, also if it was forgotten."""
         found = self._records.get(sid)
         return found if isinstance(found, SavedConversation) else None
 
     async def read(self) -> None:
-        """What our disk has, or others for it; nothing where there is none yet."""
+        """Read the index from our disk, and from replicas what is missing there. Nothing where there is none."""
         local = await self._context.state.head(INDEX_SID)
         if local is None or local.head == self.log.at:
             return
@@ -74,7 +75,7 @@ class Index:
         self._take(loaded)
 
     async def note(self, records: Iterable[IndexRecord]) -> bool:
-        """Record what is better than what is known. Was there anything? Raises as ``Log.commit``."""
+        """Record what is better than what is known; whether anything was. Raises as ``Log.commit``."""
         wanted = merged(records)
         async with self.log.lock:
             for _ in range(_TRIES):
@@ -92,9 +93,9 @@ class Index:
         raise ArchiveError(msg)
 
     async def resolve(self, link: Link) -> bool:
-        """Another machine wrote ``link``: unite. Does our head cover it now?
+        """Merge what another machine wrote. Returns whether our head covers it now.
 
-        Raises ``StorageError`` when that can't be kept now.
+        Raises ``StorageError`` when the result can't be committed.
         """
         async with self.log.lock:
             await self.read()
@@ -104,7 +105,9 @@ class Index:
             if found.other is None:
                 self._report_loss(Loss("manifest", INDEX_SID, link.seq, f"another index: {found.why}"))
                 self._unread[link] = None
-                if self.log.wrote_head:  # what we have to say must get past it; else the next commit does
+                if self.log.wrote_head:
+                    # Our head must get a higher revision than theirs, or no replica takes it. Where the head
+                    # isn't ours, our next commit does that.
                     await self._commit([])
                 return not self._unread
             loaded = await self.log.reader.load([link])
@@ -121,7 +124,7 @@ class Index:
             return True
 
     async def recover(self, links: Sequence[Link]) -> Loaded | None:
-        """Take the newest of ``links`` that can be read. None where there is none."""
+        """Merge the newest of ``links`` that can be read. Returns None where there is no link."""
         if not links:
             return None
         loaded = await self.log.reader.load(links)
@@ -132,7 +135,7 @@ class Index:
         return loaded
 
     async def _merge_branches(self) -> None:
-        """Indexes that could not be read when they were passed over may be there again."""
+        """Merge indexes that could not be read when they were passed over, where they can be read now."""
         found: list[IndexRecord] = []
         for link in self.log.head.manifest.branches if self.log.head else ():
             try:

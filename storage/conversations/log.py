@@ -1,8 +1,8 @@
-"""One sealed log of this user, on our own disk: what is new is sealed, put, and then the head moves.
+"""One sealed log of this user on our own disk: a commit seals and puts what is new, then moves the head.
 
-A commit writes the new records and one manifest, now and then a joined segment, never anything again that
-was written before. It has happened when the state's transaction has; before that, nothing has. Whoever
-uses a log says how records are joined, and holds ``lock`` while it commits.
+A commit writes the new records and one manifest, sometimes a compacted segment too, and nothing again that
+was written before. It has happened when the transaction of ``ReplicationState`` has; until then nothing has.
+The user of a log says how records are joined, and holds ``lock`` while it commits.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ Wall: TypeAlias = Callable[[], float]
 
 
 class ConversationFullError(ArchiveError):
-    """It has as many segments as a manifest can list."""
+    """The conversation has as many segments as a manifest can list."""
 
 
 @dataclass(slots=True)
 class _Sealed:
-    """Objects of one commit, by their hash, and the records in them."""
+    """The sealed objects of one commit by their hash, and the records in each."""
 
     objects: dict[BlobHash, bytes] = field(default_factory=dict)
     records: dict[BlobHash, list[bytes]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class _Sealed:
 
 @dataclass(frozen=True, slots=True)
 class LogContext:
-    """What every log of one archive is given."""
+    """What all logs of one archive share."""
 
     replication: Replication
     state: ReplicationState
@@ -69,7 +69,7 @@ class LogContext:
 
 
 class Log:
-    """``head`` is None as long as nothing was read, committed or adopted."""
+    """One log. Its ``head`` is None until something was read, committed or adopted."""
 
     def __init__(self, keys: LogKeys, context: LogContext, join: Join) -> None:
         self.keys, self._context, self._join = keys, context, join
@@ -81,7 +81,7 @@ class Log:
 
     @property
     def wrote_head(self) -> bool:
-        """Did this machine write the head?"""
+        """Whether this machine wrote the head."""
         return self.head is not None and self.head.manifest.writer == self._context.state.writer
 
     async def commit(
@@ -93,18 +93,18 @@ class Log:
         listed: Sequence[bytes] = (),
         **changes: Any,
     ) -> Head:
-        """Add ``records``, durable here when it returns. ``changes`` are fields of the manifest.
+        """Add ``records``, durable here when it returns. ``changes`` are new fields of the manifest.
 
-        ``onto`` rebases: the next manifest follows that one instead of the head. ``branches`` are kept on
-        record; a bare link is one that can't be read now. Raises ``MovedError``,
-        ``ConversationFullError``, ``DiskFullError``, ``QuotaError`` and other ``StorageError``s: nothing
-        was committed then.
+        ``onto`` rebases: the new manifest follows that one instead of the head. ``branches`` are kept on
+        record; one that can't be read now is a bare link. Raises ``MovedError``, ``ConversationFullError``,
+        ``DiskFullError``, ``QuotaError`` and other ``StorageError``s: nothing was committed then.
         """
         base = onto or self.head
         sealed = _Sealed()
         old = base.manifest if base else Manifest(seq=0, writer=self._context.state.writer)
         number, refs = old.next, list(old.segments)
-        # Only what was written before is joined: should the joined segment be lost, its parts may be left.
+        # Only segments of earlier commits are joined. Replicas keep those until the next compaction: should
+        # the joined segment be lost, its parts may still be there.
         compacted = await self._compact(refs, sealed)
         for group in compaction.in_segments(records):
             refs.append(self._seal_segment(sealed, group, number, number, 0))
@@ -129,7 +129,7 @@ class Log:
         return await self._write(manifest, sealed, base, listed=listed, compacted=compacted)
 
     async def adopt(self, head: Head, listed: Sequence[bytes] = ()) -> None:
-        """Take what another machine wrote as our head; its blobs are on our disk, or come when they can."""
+        """Make what another machine wrote our head. Its blobs are on our disk, or come when they can."""
         gone = [] if self.head is None else self.head.blobs
         kept = set(head.blobs)
         await self._context.state.commit(
@@ -145,7 +145,7 @@ class Log:
         self.head, self.at = head, head.link
 
     async def bury(self, seq: int) -> None:
-        """Replace the log by a tombstone above ``seq``. Its blobs go when that is acknowledged."""
+        """Replace the log by a tombstone above revision ``seq``. Its blobs go when that is acknowledged."""
         head = self.head
         blobs = (await self.reader.reachable(head.link, head.manifest))[0] if head else []
         link = Link(seq=max(seq, self.at.seq if self.at else 0) + 1, hash=TOMBSTONE)
@@ -201,7 +201,7 @@ class Log:
         try:
             for digest in put:
                 await self._context.replication.own.blobs.unpin(digest, owner=self._context.replication.owner)
-        except StorageError as error:  # they go when their lease ends
+        except StorageError as error:  # they are swept when their lease ends
             log.debug("log.unpin_failed", reason=str(error))
 
     def _seal_segment(
@@ -215,7 +215,7 @@ class Log:
         return SegmentRef(first=first, last=last, level=level, hash=digest, length=len(data))
 
     async def _compact(self, refs: list[SegmentRef], sealed: _Sealed) -> bool:
-        """Join what is due, in place. A segment that can't be read now stays as it is, a level up."""
+        """Join what is due, in place. A segment that can't be read now stays as it is, one level up."""
         compacted = False
         while (start := compaction.due(refs)) is not None:
             run, refs[start:] = refs[start:], []
@@ -250,13 +250,13 @@ class Log:
         newest: dict[bytes, int] = {}
         for known in (each for manifest in manifests for each in manifest.writers):
             newest[known.writer] = max(known.seq, newest.get(known.writer, 0))
-        newest[self._context.state.writer] = seq  # the highest of all
+        newest[self._context.state.writer] = seq  # higher than all others
         ordered = sorted(newest.items(), key=lambda item: (-item[1], item[0]))
         return tuple(WriterSeq(writer=writer, seq=number) for writer, number in ordered[:WRITERS_MAX])
 
 
 def _with_branches(old: Manifest, base: Head | None, new: Sequence[Link]) -> tuple[Link, ...]:
-    """With ``new``; where there is no more room, the old ones stay reachable through the manifest before."""
+    """The old branches and ``new``. Where they are too many, the old ones stay reachable through ``base``."""
     found = dict.fromkeys([*old.branches, *new])
     if len(found) > BRANCHES_MAX and base is not None:
         found = dict.fromkeys([base.link, *(link for link in new if link not in old.branches)])

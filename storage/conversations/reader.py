@@ -1,9 +1,9 @@
-"""A log read back: the newest manifest that can be had, its segments, and a list of what is missing.
+"""Reads a log: the newest manifest that can be read, its segments, and a list of what is missing.
 
-A manifest that no replica has any more is passed over for an older one that some replica still points at,
-and stays on record as a branch, should its blob come back. A segment that nobody has is looked for in older
-manifests, which may name the smaller segments it was joined from. What stays missing is a ``Loss``: never
-an exception as long as anything can be shown, and never silence.
+A manifest that no replica has any more is passed over for an older one that some replica still points at. It
+stays on record as a branch, in case its blob comes back. For a segment that no replica has, older manifests
+are read: they may name the smaller segments that it was joined from. What stays missing is a ``Loss``. There
+is an exception only where nothing can be shown.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from p2pnode.storage.replication.replication import BlobLostError, Replication
 from p2pnode.storage.sealing import Kind, SealError, unseal
 
 BACK_MAX: Final = 64
-"""Older manifests that are looked at for a missing segment."""
+"""So many older manifests are read in the search for a missing segment."""
 BRANCHES_FOLLOWED_MAX: Final = 256
-"""Branches, and branches of branches, that are followed."""
+"""So many branches, and branches of branches, are read."""
 _UNREADABLE: Final = (BlobLostError, SealError, ProtocolError)
 
 
@@ -46,7 +46,7 @@ class ConversationLostError(ArchiveError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A log as it could be read. ``unreadable``: newer manifests that could not."""
+    """A log as it could be read. ``unreadable`` are newer manifests that could not be."""
 
     head: Head
     records: tuple[bytes, ...] = field(repr=False)
@@ -94,7 +94,7 @@ class Reader:
         return Comparison(relation(ours, other), other)
 
     async def load(self, links: Sequence[Link]) -> Loaded:
-        """The first of ``links`` (newest first) whose manifest is there. Raises ``ConversationLostError``."""
+        """Read the first of ``links`` (newest first) that can be read. Raises ``ConversationLostError``."""
         losses: list[Loss] = []
         unreadable: list[Link] = []
         for link in links:
@@ -114,7 +114,7 @@ class Reader:
         raise ConversationLostError(msg)
 
     async def reachable(self, link: Link, manifest: Manifest) -> tuple[list[BlobHash], list[Loss]]:
-        """Every blob that the log needs, in the order to write them: branches, segments, the manifest."""
+        """All blobs that the log needs, in the order to write them: branches, segments, the manifest."""
         found: dict[BlobHash, None] = {}
         losses: list[Loss] = []
         waiting, seen = list(manifest.branches), {link.hash}
@@ -188,7 +188,7 @@ class Reader:
         return list(found.values())
 
     async def _from_parts(self, ref: SegmentRef, older: Sequence[SegmentRef]) -> tuple[list[bytes], bool]:
-        """Of a missing segment, what the smaller ones hold that it was joined from; and is that all?"""
+        """The records of a missing segment, from the smaller ones that it was joined from; and whether all."""
         parts = [part for part in older if ref.first <= part.first and part.last <= ref.last]
         parts = sorted(
             (part for part in parts if part.hash != ref.hash), key=lambda part: (part.first, -part.last)

@@ -1,9 +1,8 @@
-"""What is sealed: segments of records, manifests that list them, and the records themselves.
+"""What is sealed: records, segments of records, and manifests that list segments. Pure.
 
 A *log* is a list of segments, named by its newest manifest. A conversation is a log of ``Piece``; the
 index is a log of ``SavedConversation`` and ``SavedSession``. All of it is msgpack with bounds
-(``protocols/wire.py``): one codec for everything, where S5's own directories would have CBOR. Knows no
-keys and no stores.
+(``protocols/wire.py``), as on the wire: one codec for everything. Keys and stores are not known here.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ Finish: TypeAlias = Literal["stop", "length", "cancelled", "failed"]
 
 
 class ArchiveError(StorageError):
-    """A conversation can't be had, or not be written; the message says what to do."""
+    """A conversation can't be read or written. The message says what to do."""
 
 
 # ---- what a conversation is made of
@@ -59,9 +58,10 @@ class ArchiveError(StorageError):
 class Piece:
     """New text of a turn: all of it, or what came since the last piece.
 
-    ``turn``, ``part`` (pieces of the turn before this one) and ``parts`` (how many were joined in it) are
-    the conversation's to number. Counts and ``cost`` (token units) are of this piece, so that they add up;
-    ``receipt`` is the root of the host's receipt chain. ``finish`` ends the turn. ``at``: epoch seconds.
+    The conversation numbers ``turn``, ``part`` (how many pieces of the turn came before this one) and
+    ``parts`` (how many were joined in it). Counts and ``cost`` (token units) are those of this piece, so that
+    they add up. ``receipt`` is the root of the host's receipt chain. ``finish`` ends the turn. ``at`` is in
+    epoch seconds.
     """
 
     role: Role
@@ -88,7 +88,7 @@ class Piece:
 @message("conversation")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedConversation:
-    """A conversation in the list. Times are epoch seconds; ``updated`` is exact to an hour elsewhere."""
+    """A conversation in the list. Times are epoch seconds; ``updated`` is exact to an hour."""
 
     sid: Sid
     title: Title = field(default="", repr=False)
@@ -96,13 +96,13 @@ class SavedConversation:
     updated: U63
     model: ModelIdBytes | None = None
     gone: bool = False
-    """It was forgotten; this stays, so that no other device brings it back."""
+    """It was forgotten. The record stays, so that no other machine brings the conversation back."""
 
 
 @message("session")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedSession:
-    """A paid session: what it takes to pay for what was received, and to know what was spent."""
+    """A paid session: what is needed to pay for what was received, and to know what was spent."""
 
     session: SessionIdBytes
     terms: SessionTerms
@@ -113,9 +113,9 @@ class SavedSession:
     opened_at: U63
     voucher: Voucher | None = None
     receipt: Receipt | None = None
-    """The host's, that the voucher goes on from: it must be shown where the voucher is handed over late."""
+    """The host's receipt that the voucher goes on from. Who hands the voucher over late must show it."""
     over: bool = False
-    """Nothing more is signed for it, and ``voucher`` is the last: another machine may hand that over."""
+    """Nothing more is signed for it, so ``voucher`` is the last. Another machine may hand that one over."""
 
 
 IndexRecord: TypeAlias = SavedConversation | SavedSession
@@ -135,9 +135,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentRef:
-    """A segment in a manifest. Segments count from 0 as they are written; ``first`` to ``last`` are in it.
+    """A segment in a manifest. It has the segments ``first`` to ``last``, numbered from 0 as they were written.
 
-    It is sealed for ``last``. ``length`` is the sealed object's, in bytes.
+    It is sealed for the place ``last``. ``length`` is that of the sealed object, in bytes.
     """
 
     first: Annotated[U63, Key("f")]
@@ -165,7 +165,7 @@ class WriterSeq:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One state of a log. ``writers`` tells descent from a fork; ``branches`` are lines that lost one."""
+    """One state of a log. ``writers`` tells descent from a fork; ``branches`` are those that lost one."""
 
     v: Annotated[int, Range(1, 1)] = 1
     seq: U63
@@ -182,7 +182,7 @@ class Manifest:
     sampling: SamplingParams | None = None
 
     def builds_on(self, other: Manifest) -> bool:
-        """Is ``other`` an ancestor, kept as a branch of one, or this one?"""
+        """Whether ``other`` is this manifest, an ancestor, or kept as a branch of one."""
         return any(known.writer == other.writer and known.seq >= other.seq for known in self.writers)
 
 

@@ -1,9 +1,9 @@
-"""Where a client keeps its conversations: this machine's store, and replicas on other nodes.
+"""Replicates a client's conversations from this machine's store to other nodes.
 
 It finds the replicas (those that are configured, those that admit us, the host that serves), opens the
-archive over them, and brings everything to a quorum before the client leaves, as far as its deadline goes.
-Leases are renewed weekly, in the background of whatever the client was started for. What is said in a
-conversation it does not look at.
+archive over them, and brings everything to a quorum before the client leaves, as far as its deadline allows.
+Leases are renewed weekly, in the background of whatever the client was started for. What conversations say is
+not looked at here.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _NOT_FOR_US: Final = "not_admitted: "
 
 @dataclass(frozen=True, slots=True)
 class ReplicationReport:
-    """What came of keeping, for people and scripts."""
+    """What is kept of the conversations when a client leaves, for people and scripts."""
 
     status: Status
 
     def fields(self, sid: bytes) -> dict[str, object]:
-        """``replicas``: how many other nodes have all of it; ``waiting``: why not enough have.
+        """``replicas``: how many other nodes have all of it. ``waiting``: why not enough have.
 
         ``refused``: the nodes that keep nothing for this user.
         """
@@ -75,8 +75,8 @@ class ReplicationReport:
     def _why(self, sent: Sent | None) -> str:
         if sent is None or sent.written is None:
             return sent.trouble if sent is not None and sent.trouble else "there was no time"
-        # A node that keeps nothing for us is no failure. Of a peer that could be dialled nowhere the first
-        # address says enough; the log has them all.
+        # A node that keeps nothing for us is no failure. Of a peer that could be reached at no address, the
+        # error of the first is enough here; the log has all.
         reasons = Counter(
             why.removeprefix(f"{name}: ").partition("; ")[0]
             for name, why in sent.written.failures.items()
@@ -86,7 +86,7 @@ class ReplicationReport:
         return failures or self.status.counted.weak or "the list of conversations isn't kept yet"
 
     def is_news(self, sid: bytes) -> bool:
-        """Was any of it sent or tried now, or does any wait? Else this run had nothing to do with it."""
+        """Whether any of it was sent or tried in this run, or waits to be."""
         return sid in self.status.last or any(local.sid == sid for local in self.status.lagging)
 
 
@@ -114,7 +114,7 @@ class Replicator:
 
     @property
     def owner(self) -> OwnerKey:
-        """By whom other nodes count what is kept: what they put on their allow-list."""
+        """The key that other nodes count our blobs by, and that they put on their allow-list."""
         return self._keys.owner
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
@@ -129,18 +129,18 @@ class Replicator:
         while True:
             try:
                 await self.archive.renew()
-            except P2PNodeError as error:  # our own disk: it goes on where it was the next time
+            except P2PNodeError as error:  # our own disk failed: the next round goes on there
                 log.warning("archive.not_renewed", reason=str(error))
             self._renewed.set()
             await trio.sleep(self._node.limits.renew_interval_s)
 
     def served_by(self, peer: PeerId) -> bool:
-        """This host serves the conversation now: it is no independent replica. True when that is news."""
+        """Note that this host serves now: it is no independent replica. True when it did not before."""
         news, self._serving = peer != self._serving, peer
         return news
 
     async def find_replicas(self) -> None:
-        """Find who has replicas and who takes them now, then send what waits."""
+        """Find the nodes that have replicas and those that take them now, then send what waits."""
         async with self._searching:
             key = self._keys.index.entry_key
             await self._search_holders(key)
@@ -150,21 +150,21 @@ class Replicator:
         self._searched.set()
 
     async def recover(self) -> Recovery:
-        """Ask everybody who may have them for this user's conversations and paid sessions."""
+        """Ask every node that may have them for this user's conversations and paid sessions."""
         async with self._searching:
             unreached = await self._search_holders(self._keys.index.entry_key)
         recovery = await self.archive.recover()
         return replace(recovery, failures={**unreached, **recovery.failures})
 
     async def find_holders(self, sid: bytes) -> None:
-        """Find who has this conversation: another machine may have gone on with it."""
+        """Find the nodes that have this conversation: another machine may have continued it."""
         async with self._searching:
             await self._search_holders(self._keys.conversation(sid).entry_key)
 
     async def _search_holders(self, key: EntryKey) -> dict[str, str]:
-        """Everybody who may have something; the dead are not waited for once one was found that has.
+        """Find every node that may have the entry. Once one has it, the others get a short grace only.
 
-        Returns why those of the configured stores that were not reached were not.
+        Returns by configured store that was not reached why it was not.
         """
         grace_s = self._node.limits.replica_grace_s
         unreached: dict[str, str] = dict.fromkeys(self._finder.configured, "it did not answer in time")
@@ -193,7 +193,7 @@ class Replicator:
     async def finish(self) -> ReplicationReport:
         """Bring what is kept here to a quorum, within the deadline of a client that leaves.
 
-        Where leases are due (once a week) they get a moment more: a client may never run longer.
+        Where leases are due (once a week) their renewal gets a moment more: a client may never run longer.
         """
         limits = self._node.limits
         with trio.move_on_after(limits.keep_deadline_s):
@@ -218,7 +218,7 @@ class Replicator:
 
 
 def storage_keys(config: NodeConfig) -> StorageKeys:
-    """What the data dir keeps conversations with. Raises ``ConfigError`` where it keeps none."""
+    """The keys of the data dir's conversations. Raises ``ConfigError`` where it has none."""
     data = DataDir(config.data_dir)
     keys = load_storage_keys(data)
     if keys is None:
@@ -234,7 +234,7 @@ def storage_keys(config: NodeConfig) -> StorageKeys:
 async def open_own_storage(
     config: NodeConfig, *, wall: Wall = time.time, draw: Draw = secrets.token_bytes, in_thread: bool = True
 ) -> AsyncIterator[tuple[Replica, ReplicationState]]:
-    """This machine's store, and what of it has not reached others yet. Raises ``StorageError``."""
+    """This machine's store, and the state of its replication. Raises ``StorageError``."""
     async with open_store(config, wall=wall, in_thread=in_thread) as store:
         make = partial(ReplicationState, store.root / "outbox.sqlite", draw, in_thread=in_thread)
         state = await off_the_loop(make, in_thread=in_thread)
@@ -247,7 +247,7 @@ async def open_own_storage(
 
 @asynccontextmanager
 async def open_archive(config: NodeConfig) -> AsyncIterator[Archive]:
-    """What is kept on this machine, with nobody asked. Raises ``ConfigError``, ``StorageError``."""
+    """What is kept on this machine; no replica is asked. Raises ``ConfigError``, ``StorageError``."""
     keys = storage_keys(config)
     async with open_own_storage(config) as (own, state):
         yield Archive(keys, own, lambda: (), state=state, draw=secrets.token_bytes, wall=time.time)

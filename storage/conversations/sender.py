@@ -1,8 +1,9 @@
-"""What is on our disk goes to the replicas: the newest pointer of each log that lags, with all its blobs.
+"""Sends what is on our disk to the replicas: the newest pointer of each log that lags, with all its blobs.
 
 Several commits that wait become one pointer. A conversation counts as acknowledged only when an index that
-names it is, since without its name nobody could look for it. Another writer's pointer in the way is handed
-to whoever owns the log. Blobs that no acknowledged pointer needs are let go one fold later.
+names it is, since nobody could find it without its name. Another writer's pointer that is met is handed to
+the log's owner in memory. Our leases on blobs that no acknowledged pointer needs end one compaction later, so
+that a replica that still shows an older pointer has the blobs for it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What came of one log's pointer. ``kept``: a quorum has it, and an index that names it."""
+    """What came of sending one log. ``kept``: a quorum has its pointer, and an index that names it."""
 
     sid: bytes
     link: Link
@@ -39,12 +40,12 @@ class Sent:
     written: Written | None = None
     losses: tuple[Loss, ...] = ()
     trouble: str = ""
-    """Why it could not even be tried."""
+    """Why it could not even be tried; else empty."""
 
 
 @dataclass(slots=True)
 class _Progress:
-    """Tells those who wait that something was acknowledged."""
+    """Wakes who waits for an acknowledgement. ``event`` is a new one after each."""
 
     event: trio.Event = field(default_factory=trio.Event)
 
@@ -54,9 +55,9 @@ class _Progress:
 
 
 class Sender:
-    """``settle`` is told of another writer's manifest, and says whether our head covers it now.
+    """``resolve`` gets another writer's manifest, and returns whether our head covers it now.
 
-    ``floor`` says below which revision all is known.
+    ``floor`` returns the revision below which everything is known.
     """
 
     def __init__(
@@ -71,19 +72,19 @@ class Sender:
         self._turn = trio.Lock()
         self._wake = trio.Event()
         self._resolved: dict[bytes, set[Link]] = {}
-        """Others' manifests that our head builds on, or has as branches."""
+        """By log, other writers' manifests that our head builds on or has as branches."""
         self._renewing: trio.CancelScope | None = None
-        """What gives way to whatever is to be sent."""
+        """The renewal that is under way: it is cancelled when there is something to send."""
         self.progress = _Progress()
         self.last: dict[bytes, Sent] = {}
-        """By log, what came of it last."""
+        """By log, the outcome of the last attempt."""
 
     def wake(self) -> None:
-        """There is something to send."""
+        """Have :meth:`run` send now: something was committed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled: send what lags when told to, and again after a while what could not be sent."""
+        """Send what lags when woken, and what could not be sent again after a while, until cancelled."""
         limits = self._context.limits
         backoff = Backoff(limits.archive_retry_s, limits.archive_retry_max_s)
         while True:
@@ -92,16 +93,16 @@ class Sender:
             woken, self._wake = self._wake.is_set(), trio.Event()
             try:
                 sent = await self.send(behind=not woken)
-            except P2PNodeError as error:  # our own disk: the next round tries again
+            except P2PNodeError as error:  # our own disk failed: the next round tries again
                 log.warning("archive.not_sent", reason=str(error))
                 sent = []
             if woken or any(each.kept for each in sent):
                 backoff.reset()
 
     async def send(self, *, check: Check = "new", behind: bool = False) -> list[Sent]:
-        """One round over all that lags; with other ``care`` over all there is. Raises ``StorageError``.
+        """Send each log that lags once; with another ``check`` than ``new``, every log.
 
-        ``behind``: also over what a quorum has, but some replica did not get.
+        ``behind``: also those that a quorum has, but some replica did not get. Raises ``StorageError``.
         """
         if self._renewing is not None and not behind:
             self._renewing.cancel()
@@ -124,7 +125,8 @@ class Sender:
     async def renew(self, sid: bytes) -> Sent | None:
         """Renew the leases of one log that is here, and put what turns out to be missing.
 
-        It gives way, and begins again, when there is something to send. Raises ``StorageError``.
+        When there is something to send it is broken off, and begins again after that. Returns None for a log
+        that isn't here. Raises ``StorageError``.
         """
         while True:
             with trio.CancelScope() as self._renewing:
@@ -181,7 +183,7 @@ class Sender:
     async def _acked(self, local: LocalHead) -> None:
         if await self._is_named(local.sid):
             await self._context.state.acked(local.sid, local.head)
-            self._resolved.pop(local.sid, None)  # all below what is acknowledged is known
+            self._resolved.pop(local.sid, None)  # everything below what was acknowledged is known
             self.progress.tell()
 
     async def _let_go(self, sid: bytes, *, keep: list[BlobHash], alone: bool) -> None:
@@ -212,7 +214,7 @@ class Renewal:
         self._fetching: trio.CancelScope | None = None
 
     def give_way(self) -> None:
-        """Somebody waits for what is being fetched, or for another: it is fetched the next time."""
+        """Break off a fetch, since somebody waits for a conversation: it is fetched the next time."""
         if self._fetching is not None:
             self._fetching.cancel()
 

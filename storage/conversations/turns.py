@@ -1,4 +1,4 @@
-"""Turns of a conversation out of its pieces, and pieces numbered into turns. Pure."""
+"""Turns of a conversation made of its pieces, and pieces numbered into turns. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from p2pnode.storage.conversations.records import PIECE_IDS_MAX, PIECE_TEXT_MAX,
 class Turn:
     """One turn: a question, or an answer with a piece for each host that gave a part of it.
 
-    ``whole`` is False where a piece between others is missing: what is there must not be taken for all.
+    ``whole`` is False where a piece is missing: what is there must not be taken for all of it.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Turn:
 
 
 def turns_of(pieces: Iterable[Piece]) -> tuple[Turn, ...]:
-    """The turns, oldest first. Turns that are missing leave a gap in ``number``."""
+    """The turns, oldest first. A missing turn leaves a gap in ``number``."""
     by_turn: dict[int, list[Piece]] = {}
     for piece in pieces:
         by_turn.setdefault(piece.turn, []).append(piece)
@@ -55,10 +55,10 @@ def missing_turns(turns: Sequence[Turn], count: int) -> tuple[int, ...]:
 
 
 def numbered(new: Iterable[Piece], last: Piece | None, *, next_turn: int) -> list[Piece]:
-    """``new`` pieces as they are recorded after ``last``.
+    """The ``new`` pieces as they are recorded after ``last``.
 
-    An assistant's piece goes on with its turn until one has ``finish``; any other piece is a turn of its
-    own. Text and ids too long for one piece become several.
+    An assistant's piece continues its turn until one has ``finish``; any other piece is a turn of its own.
+    Text and ids that are too long for one piece become several.
     """
     found: list[Piece] = []
     for piece in new:
@@ -102,7 +102,7 @@ def _cut(piece: Piece) -> Iterator[Piece]:
     for at in range(count):
         text = texts[at] if at < len(texts) else ""
         some = ids[at] if at < len(ids) else ()
-        if at < count - 1:  # what is counted, and the end, are told once
+        if at < count - 1:  # only the last piece has the counts and the end
             yield Piece(
                 role=piece.role, text=text, ids=some, model=piece.model, host=piece.host,
                 session=piece.session, at=piece.at,
@@ -121,7 +121,7 @@ def _texts(text: str) -> Iterator[str]:
 
 def _continues(first: Piece, then: Piece) -> bool:
     if (first.ids and not first.text) or (then.ids and not then.text):
-        return False  # ids whose text never came must stay apart: whoever goes on needs to know them
+        return False  # ids without text stay apart: who continues the answer must know them
     return (
         (first.turn, first.role, first.part + first.parts) == (then.turn, then.role, then.part)
         and (first.host, first.model, first.session) == (then.host, then.model, then.session)

@@ -1,7 +1,7 @@
-"""What is said goes to the archive in order, behind the reader's back: no answer waits for a disk.
+"""Writes what is said in a conversation to the archive, in order and in the background.
 
-A disk that takes nothing costs an event and is tried again with the next piece; the answer goes on. It knows
-neither hosts nor replicas.
+No answer waits for a disk. A disk that fails is reported once, and tried again with the next piece, while the
+answer goes on. Hosts and replicas are not known here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _TRIES: Final = 8
 
 
 class ConversationWriter:
-    """Of one conversation; ``conversation`` is made with the first piece where there is none yet.
+    """Writes one conversation; where ``conversation`` is None, it is made with the first piece.
 
-    ``spawn`` starts a task of the client's; ``on_trouble`` hears why something could not be kept, once until
-    it can.
+    ``spawn`` starts a task of the client. ``on_trouble`` is called with the reason when something can't be
+    written, and not again until it could be.
     """
 
     def __init__(
@@ -50,27 +50,27 @@ class ConversationWriter:
         self._sessions: dict[bytes, SavedSession] = {}
         self._lock = trio.Lock()
         self._ours: int | None = None
-        """The turn that we spoke in last, once another process spoke after us."""
+        """The number of our last turn, once another process has appended to the conversation after it."""
         self.trouble = ""
-        """Why what was said last is not on our disk."""
+        """Why what was said last is not on our disk; empty where it is."""
 
     @property
     def sid(self) -> bytes | None:
-        """16 bytes, once it has a name."""
+        """The conversation's name: 16 bytes, once it has one."""
         return self.conversation.sid if self.conversation is not None else None
 
     def add(self, *pieces: Piece) -> None:
-        """More was said."""
+        """Write more of the conversation, in the background."""
         self._pieces += pieces
         self._spawn(self._drain)
 
     def paid_with(self, session: SavedSession) -> None:
-        """A paid session, or its newer voucher: money is to be recovered with the conversation."""
+        """Write a paid session, or its newer voucher: with the conversation, money is recovered too."""
         self._sessions[session.session] = session
         self._spawn(self._drain)
 
     async def flushed(self) -> bool:
-        """Wait until all of it is on our disk; False when the disk does not take it."""
+        """Wait until all of it is on our disk. False when the disk does not take it."""
         await self._drain()
         return not (self._pieces or self._sessions)
 
@@ -82,12 +82,12 @@ class ConversationWriter:
                 self.trouble = ""
             except StorageError as error:
                 self._report(str(error))
-            except Exception:  # a bug in keeping costs what was to be kept, never the answer
+            except Exception:  # a bug here may lose what was to be written, but never the answer
                 log.exception("conversation.failed")
                 self._report("it can't be written down: run with --log-level debug and report what it says")
 
     def _report(self, reason: str) -> None:
-        """Once, not for every piece of an answer."""
+        """Report trouble once, not for every piece of an answer."""
         if not self.trouble:
             log.warning("conversation.not_kept", reason=reason)
             self._on_trouble(reason)
@@ -112,8 +112,9 @@ class ConversationWriter:
         for _ in range(_TRIES):
             try:
                 await self.conversation.append(*pieces, goes_on=self._ours)
-            except MovedError:  # another process of this machine was quicker: say it after that
-                # Its answer may be under way too: the two must not become one.
+            except MovedError:
+                # Another process of this machine was quicker: our piece comes after its pieces. An answer may
+                # be under way there too, so ours must go on in our own turn only, or the two became one.
                 self._ours = self.conversation.last_turn if self._ours is None else self._ours
                 self.conversation = await self._archive.open(self.conversation.sid, ask=False)
             else:
