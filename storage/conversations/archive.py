@@ -51,7 +51,7 @@ from p2pnode.storage.store import Replica
 
 log = structlog.get_logger()
 UPDATED_EVERY_S: Final = 3600
-"""So exact is the list about when a conversation changed: else each turn would write the index too."""
+"""How exact ``updated`` is in the list: if it were exact, each turn would write the index too."""
 _ROUNDS: Final = 4
 """How often :meth:`Archive.flush` sends, where conflicts with another writer had to be resolved in between."""
 

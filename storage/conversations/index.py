@@ -60,7 +60,7 @@ class Index:
         return found if isinstance(found, SavedConversation) else None
 
     async def read(self) -> None:
-        """Read the index from our disk, and from replicas what is missing there. Nothing where there is none."""
+        """Read the index, from our disk where that has it. Does nothing where there is none yet."""
         local = await self._context.state.head(INDEX_SID)
         if local is None or local.head == self.log.at:
             return

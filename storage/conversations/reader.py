@@ -188,7 +188,7 @@ class Reader:
         return list(found.values())
 
     async def _from_parts(self, ref: SegmentRef, older: Sequence[SegmentRef]) -> tuple[list[bytes], bool]:
-        """The records of a missing segment, from the smaller ones that it was joined from; and whether all."""
+        """A missing segment's records, from the smaller ones it was joined from; and whether these are all."""
         parts = [part for part in older if ref.first <= part.first and part.last <= ref.last]
         parts = sorted(
             (part for part in parts if part.hash != ref.hash), key=lambda part: (part.first, -part.last)

@@ -135,7 +135,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentRef:
-    """A segment in a manifest. It has the segments ``first`` to ``last``, numbered from 0 as they were written.
+    """A segment in a manifest: what was written as the segments ``first`` to ``last``, counted from 0.
 
     It is sealed for the place ``last``. ``length`` is that of the sealed object, in bytes.
     """

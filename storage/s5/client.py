@@ -1,12 +1,12 @@
-"""An S5 node elsewhere as a ``BlobStore`` and a ``Registry``, over its HTTP API.
+"""Another S5 node as a ``BlobStore`` and a ``Registry``, over its HTTP API.
 
-S5 counts by account and keeps what is pinned until it is deleted: there are no leases and no owners, so
-``lease_s`` and ``owner`` change nothing here, and ``unpin`` does what it can: most nodes don't let anybody
-delete. A node is a stranger. A blob that is read whole is counted and hashed before anybody gets it; a part
-of one can't be checked alone, as S5's HTTP API has no proofs: who reads parts checks the whole.
+S5 counts by account and keeps what is pinned until it is deleted: it has no leases and no owners, so
+``lease_s`` and ``owner`` change nothing here. ``unpin`` deletes where the node allows it; most don't. The
+node is a stranger: a blob that is read whole is counted and hashed before it is returned. A part can't be
+checked alone, since S5's HTTP API has no proofs: whoever reads parts must check the whole.
 
-Deadlines are the caller's. A node that can't be reached raises ``UnreachableError``, one that refuses
-``RefusedError``, one that talks nonsense ``ProtocolError``.
+Deadlines are the caller's cancel scopes. A node that can't be reached raises ``UnreachableError``, one that
+refuses ``RefusedError``, one that breaks the protocol ``ProtocolError``.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _UNSATISFIABLE: Final = 416
 _ERROR: Final = 400
 _NO_DELETING: Final = frozenset({401, 403, 404, 405, 501})
 _OTHER_DIALECT: Final = frozenset({400, 415, 500, 501})
-"""What a node may answer to an id of the dialect that it doesn't know."""
+"""Statuses that a node may answer to an id in the dialect that it doesn't know."""
 _ANSWER_MAX: Final = 4096
 _STALE_TEXT: Final = b"Revision number too low"
 _CONTENT_RANGE: Final = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18})", re.ASCII)
 
 
 class S5Client:
-    """The node behind ``link``."""
+    """The node that ``link`` reaches."""
 
     def __init__(self, link: S5Link) -> None:
         self._link = link
@@ -70,7 +70,7 @@ class S5Client:
         expected: BlobHash | None = None,
         lease_s: float = LEASE_S,  # noqa: ARG002 - see above
     ) -> BlobId:
-        """See ``BlobStore``. A stream whose hash is wrong is broken off before its end: nothing is kept."""
+        """See ``BlobStore``. A stream with the wrong hash is broken off before its end: nothing is kept."""
         sent = _Sent(data, expected)
         body = sent.whole if sent.whole is not None else sent
         kind = {"Content-Type": "application/octet-stream"}
@@ -120,7 +120,7 @@ class S5Client:
             return part
 
     async def size(self, digest: BlobHash) -> int | None:
-        """See ``BlobStore``. What the node says: only reading it all shows whether it is so."""
+        """See ``BlobStore``. It is the node's word: only reading all of the blob shows whether it is true."""
         async with self._by_id("GET", "/{}", digest, {"Range": "bytes=0-0"}) as response:
             match response.status_code:
                 case 404:
@@ -198,7 +198,7 @@ class S5Client:
     async def _by_id(
         self, method: str, path: str, digest: BlobHash, headers: dict[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
-        """A request whose path holds the id, in the dialect that this node knows."""
+        """Send a request whose path has the id, in the dialect that this node knows."""
         blob = BlobId(digest)
         if self._legacy is None:
             async with self._link.request(method, path.format(blob.text()), headers=headers) as response:
@@ -241,13 +241,13 @@ class S5Client:
 
 @asynccontextmanager
 async def open_s5(url: str, token: str | None = None) -> AsyncIterator[S5Client]:
-    """A client of the node at ``url``. Raises ``ConfigError``; dials nothing yet."""
+    """A client of the node at ``url``. Dials nothing yet. Raises ``ConfigError``."""
     async with httpx.AsyncClient(trust_env=False, timeout=None, follow_redirects=False) as client:  # noqa: S113
         yield S5Client(S5Link(client, url, token))
 
 
 class _Sent:
-    """What is uploaded, hashed as it leaves. ``whole`` where it is at hand, else it is iterated."""
+    """The bytes of an upload, hashed as they leave. ``whole`` where they are at hand, else it is iterated."""
 
     def __init__(self, data: Data, expected: BlobHash | None) -> None:
         self.whole = data if isinstance(data, bytes) else None
@@ -259,7 +259,7 @@ class _Sent:
 
     @property
     def id(self) -> BlobId:
-        """Of what was sent so far."""
+        """The id of what was sent so far."""
         return BlobId(BlobHash(self._hasher.digest()), self._size)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -270,13 +270,13 @@ class _Sent:
         try:
             piece = await anext(self._pieces)
         except StopAsyncIteration:
-            self._check()  # raising here keeps the end from being sent: the node drops what it has
+            self._check()  # where it raises, the end is not sent, and the node drops what it has
             raise
         self._count(piece)
         return piece
 
     async def aclose(self) -> None:
-        """Close the stream it came from, however far it was read."""
+        """Close the stream that the bytes came from, wherever it was read to."""
         if isinstance(self._pieces, AsyncGenerator):
             await self._pieces.aclose()
 
@@ -293,17 +293,6 @@ class _Sent:
             raise HashMismatchError(msg)
 
 
-# HTTP to one S5 node: its redirects followed where that is safe, its statuses as errors.
-#
-# A node may send its readers elsewhere for the bytes. It is a stranger, so it may not send them into the
-# private network they sit in, unless the user's own URL is in there too: every address that a redirect's
-# name
-# resolves to must be public, and the one that was checked is the one that is dialled. The token is for the
-# configured node only.
-#
-# No deadline is set here: the caller's cancel scope has it.
-
-
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_MAX: Final = 3
 _ERROR_MAX: Final = 4096
@@ -311,7 +300,13 @@ _SHOWN_MAX: Final = 200
 
 
 class S5Link:
-    """Requests to the node at ``url``, over a client that the caller closes."""
+    """HTTP to the node at ``url``, over a client that the caller closes: redirects, and statuses as errors.
+
+    A node may redirect its readers for the bytes. It is a stranger, so it must not redirect them into the
+    private network that they are in, unless the user's own URL is there too: every address that a redirect's
+    name resolves to must be public, and the address that was checked is the one that is dialled. The token is
+    sent to the configured node only.
+    """
 
     def __init__(self, client: httpx.AsyncClient, url: str, token: str | None = None) -> None:
         self._client, self._base, self._token = client, check_s5_url(url, token), token
@@ -331,7 +326,7 @@ class S5Link:
         headers: dict[str, str] | None = None,
         params: dict[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
-        """The answer, its body not read yet, whatever its status. Raises ``UnreachableError``."""
+        """The response, whatever its status, its body not yet read. Raises ``UnreachableError``."""
         url = self._base.copy_with(path=self._base.path.rstrip("/") + path, params=params)
         sent = {"Accept-Encoding": "identity", **(headers or {})}
         extensions: dict[str, Any] = {}
@@ -392,9 +387,9 @@ class S5Link:
         return ProtocolError(f"the S5 node {self.shown} redirects to {where}: not followed. Use another node")
 
     async def failure(self, response: httpx.Response) -> P2PNodeError:
-        """What an answer that isn't a success means."""
-        status, words = response.status_code, await _words(response)
-        told = f"the S5 node {self.shown} answered {status} ({words})"
+        """The error that an unsuccessful response stands for."""
+        status, reason = response.status_code, await _reason(response)
+        told = f"the S5 node {self.shown} answered {status} ({reason})"
         match status:
             case 404:
                 return NoBlobError(f"the S5 node {self.shown} does not have that blob: ask another")
@@ -451,8 +446,8 @@ async def read_at_most(response: httpx.Response, bytes_max: int) -> bytes:
     return bytes(whole)
 
 
-async def _words(response: httpx.Response) -> str:
-    """The node's own words, short and on one line."""
+async def _reason(response: httpx.Response) -> str:
+    """The reason that the node gives, short and on one line."""
     text = ""
     try:
         text = (await read_at_most(response, _ERROR_MAX)).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Registry keys and entries as S5's HTTP API writes them: JSON with base64url. Pure; both sides use it."""
+"""Registry keys and entries as S5's HTTP API writes them: JSON with base64url. Both sides use it. Pure."""
 
 from __future__ import annotations
 

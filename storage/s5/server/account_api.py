@@ -1,4 +1,4 @@
-"""``/s5/account``: registering and logging in by an Ed25519 key, and what an account keeps here."""
+"""``/s5/account``: registration and login by an Ed25519 key, and what an account keeps here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AccountApi:
         self._challenges = Challenges(open_max=limits.s5_challenges_max, life_s=limits.s5_challenge_s)
 
     def routes(self) -> list[Route]:
-        """For Starlette."""
+        """The routes, for Starlette."""
         register, login = "/s5/account/register", "/s5/account/login"
         return [
             Route(register, partial(self._challenge, Purpose.REGISTER), methods=["GET"]),
@@ -90,12 +90,12 @@ class AccountApi:
         return response
 
     async def _about(self, request: Request) -> Response:
-        return JSONResponse(_told(await self._serving.access.account(request)))
+        return JSONResponse(_account_json(await self._serving.access.account(request)))
 
     async def _stats(self, request: Request) -> Response:
         account = await self._serving.access.account(request)
         used = await trio.to_thread.run_sync(self._book.used_bytes, account.key)
-        return JSONResponse({**_told(account), "stats": {"total": {"usedStorage": used}}})
+        return JSONResponse({**_account_json(account), "stats": {"total": {"usedStorage": used}}})
 
     async def _pins(self, request: Request) -> Response:
         """A message kind, a cursor (there is one page only) and the multihashes, as msgpack values."""
@@ -106,7 +106,7 @@ class AccountApi:
         return Response(body, media_type="application/octet-stream")
 
 
-def _told(account: Account) -> dict[str, Any]:
+def _account_json(account: Account) -> dict[str, Any]:
     return {
         "email": account.email,
         "createdAt": account.created_at,
@@ -120,12 +120,12 @@ def _form(body: bytes) -> dict[str, str]:
     """The request's fields; ``label`` and ``email`` may be absent. Raises ``ProtocolError``."""
     try:
         raw = json.loads(body)
-        told = {name: raw[name] for name in ("pubKey", "response", "signature")}
-        told |= {name: raw.get(name) or "" for name in ("label", "email")}
+        fields = {name: raw[name] for name in ("pubKey", "response", "signature")}
+        fields |= {name: raw.get(name) or "" for name in ("label", "email")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = "send JSON with pubKey, response, signature and label"
         raise ProtocolError(msg) from error
-    if not all(isinstance(text, str) and len(text) <= _TEXT_MAX for text in told.values()):
+    if not all(isinstance(text, str) and len(text) <= _TEXT_MAX for text in fields.values()):
         msg = f"pubKey, response, signature, label and email are texts of at most {_TEXT_MAX} characters"
         raise ProtocolError(msg)
-    return told
+    return fields

@@ -1,8 +1,8 @@
-"""Accounts on disk: whose key is registered, which tokens speak for it, what it has pinned through this API.
+"""Who may do what at the S5 API: accounts on disk, the proof of an account's key, and the rule of access.
 
-SQLite, called from one thread at a time; every call is short and blocks. Of a token only its hash is kept:
-whoever reads the file can't speak for anybody. Tables are bounded: an account has so many tokens, the
-oldest goes; there are so many accounts, then no more.
+An account is an Ed25519 key that registered here. Its tokens speak for it, and it has a list of what it has
+pinned through this API. The file is SQLite; every call is short and blocks. Of a token only its hash is kept:
+whoever reads the file can't speak for anybody. The tables are bounded in accounts, and in tokens an account.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ CREATE TABLE IF NOT EXISTS pins (
 
 
 class AccountsFullError(StorageError):
-    """No more accounts are taken here."""
+    """This node takes no more accounts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """``key`` is its Ed25519 key, and the owner its blobs are counted by."""
+    """``key`` is its Ed25519 key, which is also the owner that its blobs are counted by."""
 
     key: OwnerKey
     label: str
@@ -63,7 +63,7 @@ class Account:
 
 
 class AccountBook:
-    """The accounts in one file; made where it isn't. ``close`` it."""
+    """The accounts in one file, which is made where there is none. ``close`` it when done."""
 
     def __init__(self, path: Path, *, accounts_max: int, tokens_max: int) -> None:
         self._accounts_max, self._tokens_max = accounts_max, tokens_max
@@ -72,15 +72,15 @@ class AccountBook:
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
-        """End it."""
+        """Close the file."""
         with self._lock:
             self._db.close()
 
     def register(self, account: Account) -> bool:
-        """Make the account; False where the key has one.
+        """Make the account. False where the key has one.
 
-        Where all are taken, the oldest that keeps nothing gives way, if it is an hour old: who is gone for
-        good must not keep others out. Raises ``AccountsFullError``.
+        Where all places are taken, the oldest account that keeps nothing goes, if it is an hour old: one that
+        nobody uses must not keep others out. Raises ``AccountsFullError``.
         """
         with self._lock, self._db:
             [(count,)] = self._db.execute("SELECT count(*) FROM accounts")
@@ -105,11 +105,11 @@ class AccountBook:
         return bool(rows)
 
     def has(self, key: OwnerKey) -> bool:
-        """Is there an account of this key?"""
+        """Whether this key has an account."""
         return bool(self._db.execute("SELECT 1 FROM accounts WHERE key = ?", (key,)).fetchall())
 
     def add_token(self, key: OwnerKey, token: str, label: str) -> None:
-        """Let ``token`` speak for the account; the oldest beyond the bound no longer does."""
+        """Let ``token`` speak for the account. Beyond the bound its oldest token no longer does."""
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             [(made,)] = self._db.execute("SELECT coalesce(max(made), 0) + 1 FROM tokens")
@@ -121,7 +121,7 @@ class AccountBook:
             )
 
     def of_token(self, token: str) -> Account | None:
-        """Whom it speaks for."""
+        """The account that it speaks for; None for no account."""
         with self._lock:
             rows = self._db.execute(
                 "SELECT accounts.* FROM accounts JOIN tokens USING (key) WHERE tokens.hash = ?",
@@ -130,23 +130,23 @@ class AccountBook:
         return Account(*rows[0]) if rows else None
 
     def pin(self, key: OwnerKey, digest: BlobHash, size: int) -> None:
-        """Note what the account keeps; once, however often it is told."""
+        """Put a blob on the account's list, once however often it is called."""
         with self._lock:
             self._db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (key, digest, size))
 
     def unpin(self, key: OwnerKey, digest: BlobHash) -> None:
-        """Forget it."""
+        """Take a blob off the account's list."""
         with self._lock:
             self._db.execute("DELETE FROM pins WHERE key = ? AND hash = ?", (key, digest))
 
     def pins(self, key: OwnerKey) -> list[BlobHash]:
-        """What the account keeps, by hash."""
+        """The account's list, in the order of the hashes."""
         with self._lock:
             rows = self._db.execute("SELECT hash FROM pins WHERE key = ? ORDER BY hash", (key,)).fetchall()
         return [BlobHash(digest) for (digest,) in rows]
 
     def used_bytes(self, key: OwnerKey) -> int:
-        """The sum of their sizes."""
+        """The sum of the sizes of the blobs on the account's list."""
         with self._lock:
             [(total,)] = self._db.execute("SELECT coalesce(sum(size), 0) FROM pins WHERE key = ?", (key,))
         return int(total)
@@ -156,14 +156,8 @@ def _hash(token: str) -> bytes:
     return blake3(token.encode()).digest()
 
 
-# Proving an account's key: a challenge that is good once, for one key, one purpose and a short while.
-#
-# The host in the response keeps one that was given to one node from being used at another. Pure: time and
-# randomness are arguments.
-
-
 class ChallengeError(ProtocolError):
-    """The response proves nothing."""
+    """The response proves no key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +168,11 @@ class _Open:
 
 
 class Challenges:
-    """Those that are open; beyond ``open_max`` the oldest is dropped."""
+    """The open challenges: each is good once, for one key, one purpose and ``life_s`` seconds.
+
+    Beyond ``open_max`` the oldest is dropped. The host in a response keeps a response that was given to one
+    node from being used at another. Pure: time and randomness are arguments.
+    """
 
     def __init__(self, *, open_max: int, life_s: float) -> None:
         self._life_s = life_s
@@ -187,7 +185,7 @@ class Challenges:
     def check(
         self, response: bytes, signature: bytes, *, key: EntryKey, purpose: Purpose, host: str, now: float
     ) -> None:
-        """Take the response to a challenge, which is used up by it. Raises ``ChallengeError``."""
+        """Check the response to a challenge, which is used up by it. Raises ``ChallengeError``."""
         challenge = response[1 : 1 + CHALLENGE_BYTES]
         if len(response) != RESPONSE_BYTES or response[0] != purpose:
             msg = f"the response is {RESPONSE_BYTES} bytes: {purpose:02x}, the challenge, the host's hash"
@@ -206,28 +204,26 @@ class Challenges:
             raise ChallengeError(msg) from error
 
 
-# Who asks, and may they? By the node's own token, or by an account's, in the three places S5 allows.
-#
-# Without a token and without accounts the API is open: it listens on this machine only. With accounts, what
-# is public anyway (blobs by their id, registry entries by their key) can still be read by everybody.
-
-
 COOKIE = "s5-auth-token"
 
 
 class Access:
-    """The rule of one server."""
+    """Who may read and write at one server: by the node's own token, or by an account's.
+
+    Without a token and without accounts the API is open, since only this machine reaches it. With accounts,
+    what is public anyway (blobs by their ids, entries by their keys) can still be read by everybody.
+    """
 
     def __init__(self, options: S5Options, book: AccountBook | None) -> None:
         self._options, self._book = options, book
 
     async def reader(self, connection: HTTPConnection) -> None:
-        """May they read? Raises ``HttpError`` 401."""
+        """Raise ``HttpError`` 401 for one who may not read."""
         if self._options.token is not None:
             await self.writer(connection)
 
     async def writer(self, connection: HTTPConnection) -> OwnerKey:
-        """Whom what they store is counted by. Raises ``HttpError`` 401."""
+        """The owner that what they store counts for. Raises ``HttpError`` 401."""
         if self._options.token is None and self._book is None:
             return self._options.owner
         token = token_of(connection)
@@ -247,12 +243,12 @@ class Access:
         raise HttpError(401, msg, {"WWW-Authenticate": "Bearer"})
 
     async def note_pin(self, owner: OwnerKey, digest: BlobHash, size: int) -> None:
-        """Put it on the list of what an account pinned; the node's owner has none."""
+        """Put a blob on the list of what an account pinned. The node's owner has no such list."""
         if self._book is not None and owner != self._options.owner:
             await trio.to_thread.run_sync(self._book.pin, owner, digest, size)
 
     async def note_unpin(self, owner: OwnerKey, digest: BlobHash) -> None:
-        """Take it off."""
+        """Take a blob off that list."""
         if self._book is not None and owner != self._options.owner:
             await trio.to_thread.run_sync(self._book.unpin, owner, digest)
 

@@ -1,4 +1,4 @@
-"""The routes put together: one ASGI application. Sockets and shutdown are not known here."""
+"""The S5 API as one ASGI application: its routes, and what every request passes first."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NO_ACCOUNTS = tuple(
 
 
 def make_app(serving: Serving, partials: Partials, node: S5Node | None) -> ASGIApp:
-    """The whole API; to other S5 nodes it is ``node``."""
+    """The whole API. To other S5 nodes it is ``node``, if it is anything."""
     routes: list[BaseRoute] = [
         *Uploads(serving).routes(),
         *Tus(serving, partials).routes(),
@@ -74,12 +74,12 @@ def make_app(serving: Serving, partials: Partials, node: S5Node | None) -> ASGIA
 
 
 class _NodeApi:
-    """What the node says of itself."""
+    """The routes on which the node describes itself."""
 
     def __init__(self, serving: Serving, node: S5Node | None) -> None:
         self._serving, self._node = serving, node
-        # Read from the disk once: a request opens no file, which a node short of descriptors couldn't.
-        self._told = {"node": f"p2pnode {version('p2pnode')}"}
+        # Read from the disk once: a request must open no file, since a node may be short of descriptors.
+        self._version_json = {"node": f"p2pnode {version('p2pnode')}"}
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -88,7 +88,7 @@ class _NodeApi:
         ]
 
     async def _version(self, _request: Request) -> Response:
-        return JSONResponse(self._told)
+        return JSONResponse(self._version_json)
 
     async def _nodes(self, request: Request) -> Response:
         await self._serving.access.reader(request)

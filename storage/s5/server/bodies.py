@@ -1,7 +1,7 @@
-"""Request bodies as they stream in: bounded in bytes and in patience, raw or inside a form.
+"""Request bodies as they stream in, raw or inside a form: bounded in bytes, and in time between chunks.
 
-Each is an asynchronous iterator that a store consumes as it hashes and writes; nothing is held here but the
-chunk in hand. A client that goes away makes the iterator raise, so the store keeps nothing.
+Each is an asynchronous iterator that a store reads while it hashes and writes, so only one chunk is in
+memory. Where the client goes away the iterator raises, so that the store keeps nothing.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from p2pnode.storage.s5.server.errors import HttpError
 
 FIELD: Final = b"file"
 _FORM_OVERHEAD_MAX: Final = 1 << 16
-"""Bytes of a form that are not the file: boundaries, headers, small fields."""
+"""At most so many bytes of a form are not the file: boundaries, headers, small fields."""
 _JSON_MAX: Final = 1 << 14
 
 
 class Body:
-    """The raw body. Raises ``HttpError`` 413 or 408 and ``ClientDisconnect`` while it is read."""
+    """The raw body. Reading it raises ``HttpError`` 413 or 408, and ``ClientDisconnect``.
+
+    ``shown_max`` is the bound that the error names, where it is another than ``bytes_max``.
+    """
 
     def __init__(
-        self, request: Request, *, bytes_max: int, stall_s: float, told_max: int | None = None
+        self, request: Request, *, bytes_max: int, stall_s: float, shown_max: int | None = None
     ) -> None:
         self._request, self._bytes_max, self._stall_s = request, bytes_max, stall_s
         self._bytes, self._ended = 0, False
-        self._told_max = bytes_max if told_max is None else told_max
+        self._shown_max = bytes_max if shown_max is None else shown_max
         declared = content_length(request)
         if declared is not None and declared > bytes_max:
-            raise too_large(self._told_max)
+            raise too_large(self._shown_max)
 
     def __aiter__(self) -> Body:
         return self
@@ -52,18 +55,18 @@ class Body:
             self._ended = not message.get("more_body", False)
             self._bytes += len(chunk)
             if self._bytes > self._bytes_max:
-                raise too_large(self._told_max)
+                raise too_large(self._shown_max)
             if chunk:
                 return chunk
         raise StopAsyncIteration
 
 
 class FormFile:
-    """The bytes of the one part called ``file`` of a ``multipart/form-data`` body; others are skipped."""
+    """The bytes of the part called ``file`` in a ``multipart/form-data`` body; other parts are skipped."""
 
     def __init__(self, request: Request, boundary: bytes, *, bytes_max: int, stall_s: float) -> None:
         whole_max = bytes_max + _FORM_OVERHEAD_MAX
-        self._body = Body(request, bytes_max=whole_max, stall_s=stall_s, told_max=bytes_max)
+        self._body = Body(request, bytes_max=whole_max, stall_s=stall_s, shown_max=bytes_max)
         self._bytes, self._bytes_max = 0, bytes_max
         self._ready: deque[bytes] = deque()
         self._name, self._value = b"", b""
@@ -127,7 +130,7 @@ class FormFile:
 
 
 def upload_of(request: Request, *, bytes_max: int, stall_s: float) -> Body | FormFile:
-    """What is uploaded: the form's ``file``, or the whole body. Raises ``HttpError``."""
+    """The uploaded bytes: the form's ``file``, or the whole body. Raises ``HttpError``."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind.lower() != b"multipart/form-data":
         return Body(request, bytes_max=bytes_max, stall_s=stall_s)
@@ -138,19 +141,19 @@ def upload_of(request: Request, *, bytes_max: int, stall_s: float) -> Body | For
 
 
 async def whole(request: Request, *, stall_s: float) -> bytes:
-    """A small body, as JSON has. Raises ``HttpError``."""
+    """The whole of a small body, such as JSON. Raises ``HttpError``."""
     body = Body(request, bytes_max=_JSON_MAX, stall_s=stall_s)
     return b"".join([chunk async for chunk in body])
 
 
 def content_length(request: Request) -> int | None:
-    """As the client declared it; None where it didn't."""
+    """The length that the client declared; None where it did not."""
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() else None
 
 
 def too_large(bytes_max: int) -> HttpError:
-    """More bytes than are taken."""
+    """The error for a body of more bytes than are taken."""
     return HttpError(413, f"at most {bytes_max} bytes are taken at once: send less, in several blobs")
 
 

@@ -1,4 +1,4 @@
-"""What the routes share: the store they serve, the node's options, who may do what."""
+"""What the routes share: the store that they serve, the options, who may do what; and checks of requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from p2pnode.storage.store import BlobStore, NoBlobError, OwnerKey, Registry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """One server's parts. ``wall`` is the time of day, in seconds; ``stopping`` is set when it is to end."""
+    """The parts of one server. ``wall``: epoch seconds. ``stopping`` is set when it is to end."""
 
     blobs: BlobStore
     registry: WatchedRegistry
@@ -39,7 +39,7 @@ def id_of(request: Request) -> BlobId:
 
 
 async def stored(serving: Serving, blob: BlobId) -> BlobId:
-    """The blob with the size it has here. Raises ``NoBlobError``, and ``HttpError`` 409 for another size."""
+    """The blob with its size. Raises ``NoBlobError``, and ``HttpError`` 409 where ``blob`` has another size."""
     size = await serving.blobs.size(blob.hash)
     if size is None:
         msg = "this node does not have that blob: upload it, or ask another node"
@@ -51,7 +51,7 @@ async def stored(serving: Serving, blob: BlobId) -> BlobId:
 
 
 def positive(text: str | None, name: str) -> int:
-    """A header that is a whole number. Raises ``HttpError`` 400."""
+    """The value of a header that must be a whole number. Raises ``HttpError`` 400."""
     if text is None or not text.isascii() or not text.isdigit() or len(text) > 18:  # noqa: PLR2004 - < 2^63
         msg = f"the request needs {name} as a whole number of bytes"
         raise HttpError(400, msg)
@@ -59,22 +59,19 @@ def positive(text: str | None, name: str) -> int:
 
 
 def fixed(raw: bytes, length: int, what: str) -> bytes:
-    """Bytes that must have this length. Raises ``ProtocolError``."""
+    """``raw``, which must have this length. Raises ``ProtocolError``."""
     if len(raw) != length:
         msg = f"{what} has {length} bytes, not {len(raw)}"
         raise ProtocolError(msg)
     return raw
 
 
-# A registry that tells who listens of each entry it takes, whoever brought it.
-#
-# Give the one object to everything that sets entries, so that all of them are told of. What is set behind
-# its
-# back isn't noticed.
-
-
 class WatchedRegistry:
-    """A ``Registry`` around another."""
+    """A ``Registry`` around another, which tells its watchers of each entry that it takes.
+
+    Everything that sets entries must do so through this one object: what is set in the registry behind it
+    is not noticed.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -85,18 +82,18 @@ class WatchedRegistry:
         return await self._registry.get(key)
 
     async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
-        """Keep it and tell of it; raises as the registry does."""
+        """Keep it and tell the watchers. Raises as the registry does."""
         await self._registry.set(entry, owner=owner)
         for channel in list(self._watchers):
             try:
                 channel.send_nowait(entry)
-            except trio.WouldBlock:  # it does not read: it ends, rather than miss one unawares
+            except trio.WouldBlock:  # it does not read: its channel ends, rather than miss one silently
                 self._watchers.discard(channel)
                 channel.close()
 
     @contextmanager
     def watch(self, queue_max: int) -> Iterator[trio.MemoryReceiveChannel[Entry]]:
-        """Every entry from now on. The channel ends for a watcher that falls ``queue_max`` behind."""
+        """Every entry from now on. The channel of a watcher that falls ``queue_max`` behind ends."""
         send, receive = trio.open_memory_channel[Entry](queue_max)
         self._watchers.add(send)
         try:

@@ -1,4 +1,4 @@
-"""Blobs by their id: whole, or one range of them. Read in pieces, sent as fast as the client takes them."""
+"""Downloads of blobs by their ids: whole, or one range. Read in pieces, sent as fast as the client reads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _FOR_EVER: Final = "private, max-age=31536000, immutable"
 
 
 class Downloads:
-    """The routes."""
+    """The routes of downloads."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
     def routes(self) -> list[Route]:
-        """For Starlette; the last of them takes any single segment, so it comes after all others."""
+        """The last one matches any single segment, so it must come after all other routes."""
         paths = ("/s5/download/{cid}", "/s5/blob/{cid}", "/{cid}")
         return [Route(path, self._get, methods=["GET", "HEAD"]) for path in paths]
 
@@ -52,7 +52,7 @@ class Downloads:
 
 
 class _BlobResponse(Response):
-    """Its body never lies in memory as a whole."""
+    """A response whose body is never in memory as a whole."""
 
     def __init__(self, blobs: BlobStore, blob: BlobId, part: Slice | None, headers: dict[str, str]) -> None:
         self._blobs, self._blob = blobs, blob
@@ -82,15 +82,10 @@ def _matches(header: str | None, etag: str) -> bool:
 
 
 def _kind(name: str) -> str:
-    """By the extension; the page that it may be is sandboxed by a header of every answer."""
+    """The media type by the extension. A page is no danger: every answer has a header that sandboxes it."""
     dot = name.find(".")
     guessed = mimetypes.guess_type(f"blob{name[dot:]}", strict=True)[0] if dot >= 0 else None
     return guessed or "application/octet-stream"
-
-
-# The ``Range`` header (RFC 9110, 14): one slice of a blob. Pure.
-#
-# Several ranges at once, and what isn't understood, are ignored, as the RFC allows: all of it is sent then.
 
 
 _RANGE: Final = re.compile(
@@ -99,7 +94,7 @@ _RANGE: Final = re.compile(
 
 
 class UnsatisfiableError(Exception):
-    """No byte of it is in the blob."""
+    """No byte of the range is in the blob."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +110,11 @@ class Slice:
 
 
 def parse_range(header: str | None, size: int) -> Slice | None:
-    """What of ``size`` bytes is asked for; None means all of it. Raises ``UnsatisfiableError``."""
+    """The slice of ``size`` bytes that a ``Range`` header asks for (RFC 9110, 14); None means all of them.
+
+    Several ranges at once and unknown units are ignored, as the RFC allows: all is sent then. Raises
+    ``UnsatisfiableError``.
+    """
     matched = _RANGE.fullmatch(header or "")
     if matched is None:
         return None

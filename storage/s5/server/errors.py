@@ -1,4 +1,4 @@
-"""Which HTTP status an error is. The body of each is JSON, ``{"error": …}``, and says what to do."""
+"""Errors as HTTP responses: the status of each; the body is JSON, ``{"error": …}``, and says what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from p2pnode.storage.store import (
 )
 
 STALE_TEXT: Final = "Revision number too low"
-"""What s5.js and others look for in the body of a 500, so it stays the one answer that isn't JSON."""
+"""s5.js and others look for this text in the body of a 500, so it is the one answer that isn't JSON."""
 _STATUS: Final[tuple[tuple[type[P2PNodeError], int], ...]] = (
     (NoBlobError, 404),
     (TooLargeError, 413),
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class HttpError(Exception):
-    """A request that ends with this status."""
+    """Ends a request with this status."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -48,12 +48,12 @@ class HttpError(Exception):
 
 
 def status_of(error: P2PNodeError) -> int:
-    """The status of one of the package's errors; 500 for one of ours that has no other."""
+    """The status of one of the package's errors; 500 where none is given."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
 def answer(error: Exception) -> Response:
-    """The response to a request that failed so."""
+    """The response to a request that failed with ``error``."""
     match error:
         case HttpError():
             return _json(error.status, str(error), error.headers)
@@ -62,14 +62,14 @@ def answer(error: Exception) -> Response:
         case P2PNodeError():
             return _json(status_of(error), str(error))
         case HTTPException():
-            told = "there is no such route" if error.status_code == 404 else error.detail  # noqa: PLR2004
-            return _json(error.status_code, told, error.headers)
+            said = "there is no such route" if error.status_code == 404 else error.detail  # noqa: PLR2004
+            return _json(error.status_code, said, error.headers)
         case _:
             return _json(500, "the node failed; its log says why")
 
 
 async def on_error(request: HTTPConnection, error: Exception) -> Response:
-    """Starlette's hook: log what is ours, answer the rest."""
+    """Starlette's hook: answers every error, and logs those that are our fault."""
     response = answer(error)
     if response.status_code == 500 and not isinstance(error, StaleEntryError):  # noqa: PLR2004
         log.error("s5.request_failed", path=_route(request), kind=type(error).__name__, exc_info=error)

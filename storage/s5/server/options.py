@@ -1,4 +1,4 @@
-"""What the S5 server is told when it is made. Nothing here reads a file or the environment."""
+"""The options of the S5 server, checked as it is made. No file and no environment variable is read here."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TOKEN_MIN: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S5Options:
-    """``owner`` is charged for what comes without an account; ``folder`` keeps partial uploads and accounts.
+    """What comes without an account counts for ``owner``. ``folder`` has partial uploads and accounts.
 
-    Beyond loopback a ``token`` is demanded, of every request. ``origins`` are the web pages that may use it
-    (``https://app.example``), ``names`` what else it is called in a ``Host`` header. Raises ``ConfigError``.
+    Beyond loopback every request needs the ``token``. ``origins`` are those of the web pages that may use the
+    server (``https://app.example``), ``names`` its other names in a ``Host`` header. Raises ``ConfigError``.
     """
 
     owner: OwnerKey
@@ -38,7 +38,7 @@ class S5Options:
     origins: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     node: NodeId | None = None
-    """Who it is to the S5 nodes that dial ``/s5/p2p``, and ``sign`` its Ed25519; None: no such route."""
+    """Its id for S5 nodes that dial ``/s5/p2p``, whose key ``sign`` signs with. None: there is no such route."""
     sign: Signer | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class S5Options:
 def check_origin(text: str) -> str:
     """An ``Origin`` as browsers send it: ``https://app.example`` or ``http://localhost:3000``.
 
-    Raises ``ConfigError`` for what no browser would ever send, and for what would let everybody in.
+    Raises ``ConfigError`` for what no browser sends, and for what would admit every page.
     """
     try:
         parts = urlsplit(text)

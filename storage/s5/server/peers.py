@@ -1,4 +1,4 @@
-"""``/s5/p2p``: other S5 nodes' websockets. Each is told of every entry that is set here, but for its own."""
+"""``/s5/p2p``: the websockets of other S5 nodes. Each is sent every entry set here, except its own."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = structlog.get_logger(__name__)
 
 
 class Peers:
-    """The route."""
+    """The route of S5 peers."""
 
     def __init__(self, serving: Serving, node: S5Node) -> None:
         self._serving, self._node = serving, node
         self._open = 0
 
     def routes(self) -> list[WebSocketRoute]:
-        """For Starlette."""
+        """The routes, for Starlette."""
         return [WebSocketRoute(P2P_PATH, self._peer)]
 
     async def _peer(self, socket: WebSocket) -> None:
@@ -66,7 +66,7 @@ class Peers:
             nursery.cancel_scope.cancel()
         if connection.other is not None:
             log.debug("s5.peer_left", node=node_text(connection.other))
-        with suppress(RuntimeError):  # Starlette's word for: the other side closed it before
+        with suppress(RuntimeError):  # Starlette raises it where the other side has closed it
             await socket.close(_GOING)
 
     async def _tell(self, connection: PeerConnection) -> None:

@@ -1,4 +1,4 @@
-"""``/s5/registry``: signed entries, read, set and watched."""
+"""``/s5/registry``: signed entries are read, set and watched."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _POLICY, _GOING, _BEHIND, _MALFORMED = 1008, 1001, 1013, 1007
 
 
 class RegistryApi:
-    """The routes."""
+    """The routes of the registry."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
     def routes(self) -> list[BaseRoute]:
-        """For Starlette."""
+        """The routes, for Starlette."""
         return [
             Route("/s5/registry", self._get, methods=["GET"]),
             Route("/s5/registry", self._set, methods=["POST"]),
@@ -85,7 +85,7 @@ class RegistryApi:
             await socket.close(code)
 
     async def _asked(self, socket: WebSocket, watched: set[EntryKey]) -> int:
-        """Take keys to watch until the client leaves (0) or must (a code)."""
+        """Take keys to watch. Returns 0 when the client has left, else the code to close with."""
         while True:
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":

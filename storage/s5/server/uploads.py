@@ -1,8 +1,9 @@
-"""Uploads that can be resumed: TUS 1.0.0 (creation, termination) as S5 uses it.
+"""Uploads, pins and deletions: what changes which blobs are kept. Uploads in one request, and resumable ones.
 
-The client says beforehand how many bytes come and which hash they have (``hash`` in ``Upload-Metadata``, the
-base64url of a multihash). What it then sends is kept in :mod:`partials` until it is whole, and becomes a blob
-if its hash is the promised one; otherwise all of it is gone and the client must begin anew.
+Resumable uploads are TUS 1.0.0 (creation, termination) as S5 uses it. The client says beforehand how many
+bytes come and which hash they have (``hash`` in ``Upload-Metadata``, the base64url of a multihash). What it
+then sends is kept as a :class:`Partial` until it is whole. It becomes a blob if its hash is the promised one;
+otherwise all of it is removed, and the client must begin anew.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ _KIND: Final = "application/offset+octet-stream"
 
 
 class Tus:
-    """The routes."""
+    """The routes of resumable uploads."""
 
     def __init__(self, serving: Serving, partials: Partials) -> None:
         self._serving, self._partials = serving, partials
         self._busy: set[str] = set()
 
     def routes(self) -> list[Route]:
-        """For Starlette."""
+        """The routes, for Starlette."""
         return [
             Route(PATH, self._abilities, methods=["OPTIONS"]),
             Route(PATH, self._create, methods=["POST"]),
@@ -75,7 +76,7 @@ class Tus:
         expected = _promised(request.headers.get("upload-metadata", ""))
         size = await self._serving.blobs.size(expected)
         if size is not None:
-            # whoever would have uploaded it wants it kept
+            # Whoever would have uploaded it wants it kept.
             await self._serving.blobs.pin(expected, owner=owner)
             await self._serving.access.note_pin(owner, expected, size)
             msg = f"this blob is here already and is kept for you: {BlobId(expected, size).legacy_text()}"
@@ -93,7 +94,7 @@ class Tus:
 
     async def _offset(self, request: Request) -> Response:
         partial = await self._find(request, request.path_params["id"])
-        if partial.offset == partial.length:  # whole, but we ended before it was a blob
+        if partial.offset == partial.length:  # whole, but the server ended before it became a blob
             with self._alone(partial.id):
                 await self._complete(partial)
         told = {"Upload-Offset": str(partial.offset), "Upload-Length": str(partial.length)}
@@ -134,7 +135,7 @@ class Tus:
         return partial
 
     async def _complete(self, partial: Partial) -> None:
-        """Make it a blob. Whether it becomes one or not, the upload is over."""
+        """Make it a blob. The upload is over, whether it becomes one or not."""
         blobs, access = self._serving.blobs, self._serving.access
         try:
             data = _Stored(self._partials, partial)
@@ -186,21 +187,13 @@ def _promised(metadata: str) -> BlobHash:
     return parse_multihash_text(text)
 
 
-# Uploads that are not whole yet: two files each in a folder, so that they survive a restart.
-#
-# ``<id>.json`` says how long the blob is to be, its hash and for whom; ``<id>.part`` holds the bytes so far.
-# There are at most so many, and what nobody touched for a day is swept. Every call blocks on the disk, from
-# any
-# thread; HTTP is not known here.
-
-
 _ID: Final = re.compile(r"[0-9a-f]{32}")
-_REST_S: Final = 600.0
+_IDLE_S: Final = 600.0
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TooManyPartialsError(StorageError):
-    """As many uploads are under way as may be."""
+    """No more uploads may be under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,19 +208,24 @@ class Partial:
 
 
 class Partials:
-    """Those in one folder, which is made where it isn't."""
+    """The uploads under way, in one folder that is made where there is none. They survive a restart.
+
+    ``<id>.json`` has the length of the blob, its hash and its owner, ``<id>.part`` the bytes so far. They are
+    bounded in number, and what nobody touched for a day is removed. Every call blocks, and may come from any
+    thread.
+    """
 
     def __init__(self, folder: Path, *, count_max: int, age_max_s: float) -> None:
         self._folder, self._count_max, self._age_max_s = folder, count_max, age_max_s
         self._making = threading.Lock()
-        """One that is being made is a half: nobody may sweep or count meanwhile."""
+        """Held while one is made: a sweep removes single files, as a crash leaves them."""
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def make(self, begun: Partial, now: float, busy: Collection[str] = ()) -> None:
-        """Begin one; its id is 32 random hex digits, ``busy`` are those that somebody sends to.
+        """Begin one, with 32 random hex digits as its id. ``busy`` are the ids that are being sent to.
 
-        Where all places are taken, one that was left alone for ten minutes gives way, or one of an owner who
-        has more than the newcomer would. Raises ``TooManyPartialsError``.
+        Where all places are taken, one that was left alone for ten minutes is removed, or one of an owner who
+        has more than the newcomer would have. Raises ``TooManyPartialsError``.
         """
         with self._making:
             self._make_room(begun.owner, now, busy)
@@ -238,17 +236,17 @@ class Partials:
         held = [found for path in self._folder.glob("*.part") if (found := self.find(path.stem)) is not None]
         if len(held) >= self._count_max:
             owners = Counter(each.owner for each in held)
-            rests_s = {each.id: now - self._part(each.id).stat().st_mtime for each in held}
+            idle_s = {each.id: now - self._part(each.id).stat().st_mtime for each in held}
             may_go = [
                 each.id
                 for each in held
                 if each.id not in busy
-                and (rests_s[each.id] >= _REST_S or owners[each.owner] > owners[newcomer] + 1)
+                and (idle_s[each.id] >= _IDLE_S or owners[each.owner] > owners[newcomer] + 1)
             ]
             if not may_go:
                 msg = f"{self._count_max} uploads are under way: finish or delete one of them first"
                 raise TooManyPartialsError(msg)
-            self.remove(max(may_go, key=rests_s.__getitem__))
+            self.remove(max(may_go, key=idle_s.__getitem__))
 
     def _make(self, begun: Partial) -> None:
         name = begun.id
@@ -277,7 +275,7 @@ class Partials:
             return None
 
     def append(self, name: str, data: bytes) -> None:
-        """Add to its end. Raises ``DiskFullError`` having added as much as there was room for."""
+        """Add to its end. Raises ``DiskFullError`` once it has added as much as there was room for."""
         try:
             with self._part(name).open("ab", buffering=0) as file:
                 view = memoryview(data)
@@ -295,7 +293,7 @@ class Partials:
             os.close(handle)
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """Bytes of what is here."""
+        """Bytes of what has come so far."""
         with self._part(name).open("rb") as file:
             file.seek(offset)
             return file.read(length)
@@ -306,7 +304,7 @@ class Partials:
         self._part(name).unlink(missing_ok=True)
 
     def sweep(self, now: float) -> None:
-        """Remove what was left alone for too long, and halves of what a crash tore."""
+        """Remove what was left alone for too long, and single files that a crash left."""
         for path in [*self._folder.glob("*.part"), *self._folder.glob("*.json")]:
             name = path.stem
             whole = self._part(name).exists() and self._note(name).exists()
@@ -327,17 +325,14 @@ def _explained(error: OSError | ConfigError) -> StorageError:
     return StorageError(f"this node can't write a partial upload ({error}): look at its disk")
 
 
-# ``POST /s5/upload``, pins and deletions: what changes which blobs are kept.
-
-
 class Uploads:
-    """The routes."""
+    """The routes of uploads in one request, pins and deletions."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
     def routes(self) -> list[Route]:
-        """For Starlette."""
+        """The routes, for Starlette."""
         return [
             Route("/s5/upload", self._may_upload, methods=["HEAD"]),
             Route("/s5/upload", self._upload, methods=["POST"]),
