@@ -1,7 +1,8 @@
-"""This node's store, served to peers over ``/p2pnode/blob/1``.
+"""Serves this node's store to peers over ``/p2pnode/blob/1``.
 
-Anybody may read, within rates: it is ciphertext, named by its hash. Who may write, the injected policy says.
-Streams are few: where all are taken, one that rests gives way, or one of the address that has the most.
+Anybody may read, within rates: what is stored is ciphertext, named by its hash. Who may write is decided by
+the injected policy. Streams are bounded: where all places are taken, an idle stream is ended for a new one,
+or one of the address that has the most.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from p2pnode.storage.store import (
 
 log = structlog.get_logger()
 Admits = Callable[[PeerId, OwnerKey], str]
-"""Why this owner's writes are not taken from this peer; empty: they are."""
+"""Returns why this owner's writes are not taken from this peer; an empty text if they are."""
 _PEERS_MAX: Final = 1024
-_REST_S: Final = 5.0
-"""A stream that has rested so long gives way when all places are taken."""
+_IDLE_S: Final = 5.0
+"""A stream that was idle for so long may be ended when all places are taken."""
 
 
 class BlobService:
-    """Serves ``blobs`` and ``registry`` on ``node``. ``on_entry`` is told of each entry a peer wrote."""
+    """Serves ``blobs`` and ``registry`` on ``node``. ``on_entry`` gets each key that a peer wrote."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class BlobService:
         self._streams: set[ServedBlobs] = set()
 
     def start(self) -> None:
-        """Take streams from now on."""
+        """Serve from now on."""
         limit = self._node.limits.store_streams_per_peer
         self._node.serve(PROTOCOL, self._serve, streams_per_peer=limit)
 
@@ -101,8 +102,8 @@ class BlobService:
         if len(self._streams) < self._node.limits.store_streams_max:
             return True
         now = trio.current_time()
-        resting = [each for each in self._streams if each.resting and now - each.active_at >= _REST_S]
-        longest = min(resting or self._crowding(newcomer), key=lambda each: each.active_at, default=None)
+        idle = [each for each in self._streams if each.idle and now - each.active_at >= _IDLE_S]
+        longest = min(idle or self._crowding(newcomer), key=lambda each: each.active_at, default=None)
         if longest is None:
             return False
         self._streams.discard(longest)
@@ -119,15 +120,8 @@ class BlobService:
 
 
 def _host_of(stream: Stream) -> str:
-    """The address that it comes from, without the port."""
+    """The address that the stream comes from, without the port."""
     return (stream.remote_addr or "").partition("/tcp/")[0]
-
-
-# One peer's stream to our store: the server machine, the stream, and a task for each order to the store.
-#
-# Pieces of an upload wait where the store is slow, and the peer with them: it gets credit for what was
-# taken.
-# What the store says in its errors stays here (it may name folders): the peer is told the kind alone.
 
 
 _REFUSALS: Final[dict[type[P2PNodeError], tuple[StoreCode, str]]] = {
@@ -141,7 +135,12 @@ _REFUSALS: Final[dict[type[P2PNodeError], tuple[StoreCode, str]]] = {
 
 
 class ServedBlobs:
-    """Drives one ``BlobServer`` over a store. ``on_entry`` is told of each entry that was kept."""
+    """One peer's stream: drives a ``BlobServer``, with a task for each order to the store.
+
+    Where the store is slow, pieces of an upload wait for it, and so does the peer: it gets credit for what
+    the store has taken. The store's own errors stay here, since they may name folders: the peer is told the
+    kind of error only. ``on_entry`` is called with the key of each entry that was kept.
+    """
 
     def __init__(
         self,
@@ -166,13 +165,13 @@ class ServedBlobs:
         self.active_at = trio.current_time()
 
     @property
-    def resting(self) -> bool:
-        """Does nobody wait for anything on it?"""
+    def idle(self) -> bool:
+        """Whether nobody waits for anything on it."""
         return self._machine.resting
 
     def give_way(self) -> None:
-        """End: others wait for its place."""
-        if self.resting:
+        """End, since another stream waits for the place."""
+        if self.idle:
             self._driver.fire_nowait("idle")
         else:
             self._scope.cancel()
@@ -207,7 +206,7 @@ class ServedBlobs:
             if piece.data:
                 upload.send_nowait(piece.data)
         except trio.BrokenResourceError:
-            return  # the store took no more of it; its report is on the way
+            return  # the store takes no more of it, and its report follows
         if piece.last:
             upload.close()
 
@@ -245,7 +244,7 @@ class ServedBlobs:
                 await self._blobs.put(data, owner=OwnerKey(owner), expected=digest, lease_s=lease_s)
                 if pieces is not None:
                     async for _ in self._each(order.id, pieces):
-                        pass  # it was here already: the peer is answered when it has said all
+                        pass  # it was here already: the answer comes once the peer has sent all
             case c.ReadBlob(hash=digest, offset=offset, length=length, sized=sized):
                 size = await self._blobs.size(digest) if sized else None
                 if sized and size is None:

@@ -1,7 +1,7 @@
 """The root secret of the conversations that are kept from a data dir, in a 0600 file of its own.
 
-It comes from the recovery phrase (``storage/keys.py``) and brings neither the wallet nor the phrase back, so
-that a question need not open either. Where it is missing nothing is kept.
+It is derived from the recovery phrase (``storage/keys.py``), and neither the wallet nor the phrase can be
+derived from it: a question needs to open neither. Where the file is missing, nothing is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from p2pnode.storage.keys import StorageKeys
 
 
 def load_storage_keys(data: DataDir) -> StorageKeys | None:
-    """What this data dir keeps conversations with; None where it has no key. Raises ``ConfigError``."""
+    """The keys of this data dir's conversations; None where it has none. Raises ``ConfigError``."""
     text = read_secret_or_none(data.storage_key)
     if text is None:
         return None
@@ -32,7 +32,10 @@ def load_storage_keys(data: DataDir) -> StorageKeys | None:
 
 
 def save_storage_key(data: DataDir, entropy: bytes) -> None:
-    """Write what the 16 bytes of a recovery phrase give, where nothing is. Raises ``ConfigError``."""
+    """Write the key that the 16 bytes of a recovery phrase give, where there is none.
+
+    Raises ``ConfigError``.
+    """
     keys, held = StorageKeys.from_entropy(entropy), load_storage_keys(data)
     if held is None:
         write_private(data.storage_key, keys.root.hex().encode())
@@ -45,12 +48,15 @@ def save_storage_key(data: DataDir, entropy: bytes) -> None:
 
 
 def save_storage_key_of_words(data: DataDir, words: str) -> None:
-    """The same from the words themselves."""
+    """Write the key that the twelve words of a recovery phrase give, as :func:`save_storage_key`."""
     save_storage_key(data, entropy_of(words))
 
 
 def ensure_storage_key(data: DataDir) -> None:
-    """Where the wallet's passphrase lies beside it, as ``join`` makes it, nobody need be asked. Blocks."""
+    """Write the key where it is missing and the wallet's passphrase is in a file, as ``join`` makes it.
+
+    Blocks.
+    """
     if data.storage_key.exists():
         return
     wallet, kept = open_wallet(wallet_files(data)), read_keystore(data.phrase)

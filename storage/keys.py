@@ -7,8 +7,8 @@
     index          HKDF(root, "index") seals, HKDF(root, "index-reg") signs; its sid is 16 zero bytes
     owner          HKDF(root, "owner"): the Ed25519 key that a store counts the user's blobs by
 
-Each HKDF is SHA-256 with the salt above and 32 bytes long. Nothing here comes from an address or from a
-signature of a wallet. Knows neither words nor files; a ``repr`` shows nothing secret.
+Each HKDF is SHA-256 with the salt above, and gives 32 bytes. Nothing here is derived from an address or from
+a signature of a wallet. Words and files are not known here; a ``repr`` shows nothing secret.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LogKeys:
 
 
 class StorageKeys:
-    """Derives; keeps the root only."""
+    """All keys of one user. Only the root is kept; the others are derived when they are needed."""
 
     def __init__(self, root: bytes) -> None:
         if len(root) != _KEY_BYTES:
@@ -68,21 +68,21 @@ class StorageKeys:
 
     @property
     def owner(self) -> OwnerKey:
-        """By whom stores count."""
+        """The key that stores count the user's blobs by."""
         return OwnerKey(self.owner_signing.public_key().public_bytes_raw())
 
     @property
     def owner_signing(self) -> Ed25519PrivateKey:
-        """Proves to a store who the owner is."""
+        """The private key that proves to a store who the owner is."""
         return Ed25519PrivateKey.from_private_bytes(_derive(self._root, b"owner"))
 
     @property
     def index(self) -> LogKeys:
-        """Of the list of conversations and paid sessions."""
+        """The keys of the index: the list of conversations and paid sessions."""
         return self._log(INDEX_SID, b"index", b"index-reg")
 
     def conversation(self, sid: bytes) -> LogKeys:
-        """Of one conversation."""
+        """The keys of one conversation."""
         if len(sid) != SID_BYTES:
             msg = f"the id of a conversation has {SID_BYTES} bytes, not {len(sid)}"
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""A store in memory: the rules in Python, for tests, the simulator, and to compare others with.
+"""A store in memory: the rules in Python, for tests and the simulator, and to compare other stores with.
 
 Nothing survives the process. ``wall`` is injected: seconds since 1970.
 """
@@ -37,10 +37,10 @@ from p2pnode.storage.store import GRACE_S, LEASE_S, Data, OwnerKey, QuotaError
 class _Blob:
     data: bytes
     free_since: float
-    """When the last lease that is over ended."""
+    """When the last of the leases that are over ended."""
     leases: dict[OwnerKey, float] = field(default_factory=dict)
     last: OwnerKey | None = None
-    """Whose lease that was: for whom it counts until it is swept, while nobody leases it."""
+    """The owner of that lease: while nobody leases the blob, it counts for that owner until it is swept."""
 
 
 class MemoryStore:
@@ -117,7 +117,7 @@ class MemoryStore:
         holder = owner if held is None else held[1]
         target = entry.points_at
         if target is not None and target in self._blobs:
-            self._end_over_of(target)  # an entry keeps, it doesn't revive
+            self._end_over_of(target)  # an entry holds a lease that runs, it revives none
         self._entries[entry.key] = (entry, holder)
         left = None if held is None else held[0].points_at
         if left is not None and left != target and left in self._blobs:
@@ -170,7 +170,7 @@ class MemoryStore:
 
     @contextmanager
     def _undone_if_refused(self) -> Iterator[None]:
-        """What made room for what then did not fit is here again."""
+        """Put back what was swept to make room, where there was not enough room after all."""
         before = {digest: replace(blob, leases=dict(blob.leases)) for digest, blob in self._blobs.items()}
         try:
             yield
@@ -213,7 +213,7 @@ class MemoryStore:
         return bool(free)
 
     def charged(self, owner: OwnerKey) -> int:
-        """Bytes that count for an owner: of what it leases, and of what it was the last to lease."""
+        """Bytes that count for an owner: what it leases, and what it was the last to lease."""
         held = [blob for blob in self._blobs.values() if owner in blob.leases or blob.last == owner]
         return sum(charge(len(blob.data)) for blob in held)
 
@@ -241,7 +241,7 @@ class MemoryStore:
             self._end_over_of(digest)
 
     def _let_go(self, digest: BlobHash, blob: _Blob, owner: OwnerKey) -> None:
-        """An entry pointed at it until now."""
+        """An entry of the owner pointed at the blob until now."""
         if self._is_over(digest, blob, owner):
             blob.leases[owner] = self._wall()
             self._end_over_of(digest)

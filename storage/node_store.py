@@ -1,6 +1,6 @@
-"""The store of a data dir: opened as the configuration says, and collected from time to time.
+"""The store of a data dir: opened as the configuration says, collected, and served to peers.
 
-Any number of processes may have it open; one that runs long enough collects.
+Any number of processes may have it open; each that runs long enough collects.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from p2pnode.storage.store import OwnerKey
 
 log = structlog.get_logger()
 LOCAL_OWNER: Final = OwnerKey(hash_of(b"p2pnode/local-owner"))
-"""For whom counts what is put by hand (``p2pnode storage put``). No key: nobody signs as it, or needs to."""
+"""The owner of what is put by hand (``p2pnode storage put``). It is no key, and nothing is signed with it."""
 _DUE_S: Final = 1.0
-"""Between two steps while more can be freed."""
+"""Seconds between two steps while more can be freed."""
 _DRIFT_S: Final = 60.0
-"""Further off from the time that passed the clock was set."""
+"""A clock that moves this much more or less than the time that passed was set."""
 
 
 def quotas_of(config: NodeConfig) -> Quotas:
-    """What the user lets the store take."""
+    """The quotas that the configuration gives the store."""
     return Quotas(owner_bytes=config.store_owner_bytes_max, node_bytes=config.store_bytes_max)
 
 
@@ -72,17 +72,17 @@ async def run_collection(
     wall: Callable[[], float] = time.time,
     task_status: Any = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Collect a piece at a time until cancelled. A disk that fails is logged, and tried again.
+    """Collect step by step until cancelled. A disk that fails is logged, and tried again.
 
-    What is collected is gone, so the clock must have gone well for a while: many machines start with a wrong
-    one, and one that is a month ahead would end every lease.
+    What is collected is gone, so the clock must have been steady for a while: many machines start with a
+    wrong one, and a clock that is a month ahead would end every lease.
     """
     clock = _Clock(wall)
-    store.trust_clock_while(lambda: clock.well_s() >= limits.store_gc_settle_s)
+    store.trust_clock_while(lambda: clock.steady_s() >= limits.store_gc_settle_s)
     task_status.started()
     while True:
         due = False
-        if clock.well_s() < limits.store_gc_settle_s:
+        if clock.steady_s() < limits.store_gc_settle_s:
             await trio.sleep(min(limits.store_gc_interval_s, limits.store_gc_settle_s))
             continue
         try:
@@ -100,14 +100,14 @@ async def run_collection(
 
 
 class _Clock:
-    """Since when the time of day goes as time passes."""
+    """Tells since when the time of day has moved as fast as time passes."""
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
         self._since, self._ahead = trio.current_time(), wall() - trio.current_time()
 
-    def well_s(self) -> float:
-        """For so long, in seconds."""
+    def steady_s(self) -> float:
+        """For how many seconds it has."""
         now = trio.current_time()
         ahead = self._wall() - now
         if abs(ahead - self._ahead) > _DRIFT_S:
@@ -117,13 +117,11 @@ class _Clock:
         return now - self._since
 
 
-# For whom this node stores: the setting ``store_for`` as a policy.
-#
-# An owner key that is listed, a peer with an open session, or anyone. It knows neither the store nor quotas.
-
-
 class StoreFor:
-    """``rules`` as ``NodeConfig.store_for`` has them, checked there."""
+    """For whom this node stores: an owner key that is listed, a peer with an open session, or anyone.
+
+    ``rules`` are those of ``NodeConfig.store_for``, which checks them.
+    """
 
     def __init__(
         self, rules: Sequence[str], has_session: Callable[[PeerId], bool] = lambda _peer: False
@@ -131,22 +129,22 @@ class StoreFor:
         self._anyone, self._sessions = "anyone" in rules, "sessions" in rules
         self._owners = frozenset(bytes.fromhex(rule) for rule in rules if rule not in ("anyone", "sessions"))
         self.has_session = has_session
-        """Says whether a peer has an open session; a host role sets it."""
+        """Whether a peer has an open session; the host role sets it."""
 
     def admits(self, peer: PeerId, owner: OwnerKey) -> str:
-        """Why this owner's writes are not taken from this peer; empty: they are."""
+        """Why this owner's writes are not taken from this peer; an empty text if they are."""
         if self._anyone or owner in self._owners or (self._sessions and self.has_session(peer)):
             return ""
         if self._sessions:
             return "this node keeps copies for clients only while it answers them: name another with --store"
-        return "this node keeps copies for owners on its list only: ask its keeper, or name another node"
-
-
-# A node that stores: its data dir's store served to peers, announced in the DHT, and collected.
+        return "this node keeps copies for owners on its list only: ask its owner, or name another node"
 
 
 def keep_for_peers(node: Node, store: LocalStore, admits: Admits) -> Announcer:
-    """Begin, for as long as the node runs. Whoever else writes entries tells the announcer of them."""
+    """Serve the store to peers, announce it in the DHT and collect it, for as long as the node runs.
+
+    Who else writes entries must tell the announcer of them.
+    """
     announcer = Announcer(node, store.entries)
     BlobService(node, store, store, admits=admits, on_entry=announcer.arrived).start()
     node.start_soon(announcer.run)

@@ -1,7 +1,7 @@
 """A store at a peer: ``BlobStore`` and ``Registry`` over ``/p2pnode/blob/1``.
 
-One stream, opened when first needed and again when it was lost; questions of many tasks share it. Blobs and
-entries that come back were checked. Deadlines are the caller's cancel scopes, opening included.
+One stream, opened when it is first needed and again when it was lost; the questions of many tasks share it.
+Blobs and entries that are returned were checked. Deadlines are the caller's cancel scopes, for opening too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from p2pnode.storage.store import (
 from p2pnode.words import quoted
 
 OwnerSigner = Callable[[OwnerKey, bytes], bytes]
-"""64 bytes: the owner key's Ed25519 signature over 32 bytes. Raises ``LocalError`` for a key it has not."""
+"""Returns the owner key's Ed25519 signature over 32 bytes. Raises ``LocalError`` for an unknown key."""
 _ADDRESSES_MAX: Final = 8
 _ERRORS: Final[dict[StoreCode, type[StorageError]]] = {
     "not_found": NoBlobError,
@@ -60,10 +60,12 @@ _ERRORS: Final[dict[StoreCode, type[StorageError]]] = {
 
 
 class PeerStore:
-    """What ``peer`` keeps. ``told`` are the multiaddrs at which the user says that it is; see ``also_at``.
+    """The store of ``peer``. ``told`` are the multiaddrs that the user gave for it; see ``also_at`` for
+    others.
 
     Besides the errors of ``storage.store`` each method raises ``RemoteError``: ``UnreachableError``,
-    ``StoreRefusedError`` (not admitted, too fast, failed), ``ProtocolError`` (it lied: counted against it).
+    ``StoreRefusedError`` (not admitted, too fast, failed), ``ProtocolError`` (it sent what is wrong: this
+    counts against it).
     """
 
     def __init__(self, node: Node, peer: PeerId, told: Sequence[str] = (), *, sign: OwnerSigner) -> None:
@@ -71,7 +73,7 @@ class PeerStore:
         self._heard: tuple[str, ...] = ()
         self._sign = sign
         self._claims: dict[bytes, bytes] = {}
-        self._stream: AskedPeer | None = None
+        self._stream: PeerQuestions | None = None
         self._opening = trio.Lock()
 
     # ---- blobs
@@ -79,8 +81,8 @@ class PeerStore:
     async def put(
         self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
     ) -> BlobId:
-        """See ``BlobStore``. One round trip up to 256 KiB. A stream of data is gathered in memory first."""
-        whole = data if isinstance(data, bytes) else await _gather(data)
+        """See ``BlobStore``. One round trip up to 256 KiB. A stream of data is collected in memory first."""
+        whole = data if isinstance(data, bytes) else await _collect(data)
         if len(whole) > BLOB_MAX:
             raise TooLargeError(f"a blob has at most {BLOB_MAX} bytes, not {len(whole)}: cut it")
         blob = BlobId.of(whole)
@@ -97,7 +99,7 @@ class PeerStore:
         return outcome.data[offset : None if length is None else offset + length]
 
     async def size(self, digest: BlobHash) -> int | None:
-        """See ``BlobStore``; the peer's word."""
+        """See ``BlobStore``. It is the peer's word."""
         outcome = await self._ask(c.AskSizes((digest,)))
         if not isinstance(outcome, c.Sized):
             self._refused(outcome)
@@ -114,7 +116,7 @@ class PeerStore:
     # ---- registry
 
     async def get(self, key: EntryKey) -> Entry | None:
-        """See ``Registry``; the signature was checked."""
+        """See ``Registry``. The signature was checked."""
         outcome = await self._ask(c.AskEntry(key))
         if not isinstance(outcome, c.Pointed):
             self._refused(outcome)
@@ -129,15 +131,15 @@ class PeerStore:
     # ---- what peers can do besides
 
     def also_at(self, heard: Sequence[str]) -> None:
-        """Addresses that strangers gave: the newest few are tried, within our reach."""
+        """Add addresses that strangers gave. The newest few are tried, where they may be dialled."""
         self._heard = tuple(dict.fromkeys((*heard, *self._heard)))[:_ADDRESSES_MAX]
 
     async def open(self) -> None:
-        """Dial and open the stream, where it isn't. Raises ``RemoteError``."""
+        """Dial and open the stream, where it is not open. Raises ``RemoteError``."""
         await self._opened()
 
     async def admits(self, owner: OwnerKey) -> str:
-        """Why the peer takes no writes of ``owner`` now; empty: it does."""
+        """Why the peer takes no writes of ``owner`` now; an empty text if it does."""
         try:
             await self._keep(owner, c.AskAdmission(owner))
         except StoreRefusedError as error:
@@ -145,7 +147,10 @@ class PeerStore:
         return ""
 
     def close(self) -> None:
-        """End the stream. Whoever waits gets ``UnreachableError``; a later question opens another."""
+        """End the stream.
+
+        Who waits for an answer gets ``UnreachableError``; a later question opens another.
+        """
         if self._stream is not None:
             self._stream.stop()
 
@@ -153,7 +158,7 @@ class PeerStore:
 
     async def _keep(self, owner: OwnerKey, question: c.Question) -> None:
         if owner not in self._claims:
-            # Here, where a key that is not at hand is the caller's error.
+            # Signed here and not by the machine: that a key is missing is the caller's error.
             self._claims[owner] = self._sign(owner, claim_digest(self._node.peer_id, self.peer))
         outcome = await self._ask(question)
         if not isinstance(outcome, c.Kept):
@@ -165,10 +170,10 @@ class PeerStore:
             try:
                 return await stream.ask(question)
             except UnreachableError:
-                pass  # it ended while it rested, or under us: everything may be asked twice
+                pass  # it ended while idle, or while we asked: every question may be asked twice
         return await (await self._opened()).ask(question)
 
-    async def _opened(self) -> AskedPeer:
+    async def _opened(self) -> PeerQuestions:
         async with self._opening:
             if self._stream is not None and self._stream.open:
                 return self._stream
@@ -183,10 +188,10 @@ class PeerStore:
                 stream=0,
                 sign=lambda owner, _digest: self._claims[owner],
             )
-            asked = AskedPeer(machine, stream, limits=node.limits, on_fault=self._fault)
+            asked = PeerQuestions(machine, stream, limits=node.limits, on_fault=self._fault)
             try:
                 node.start_soon(node.network.guard.run, asked.run)
-            except UnreachableError:  # the node is ending, and closes its connections one by one
+            except UnreachableError:  # the node is ending
                 await stream.reset()
                 raise
             self._stream = asked
@@ -219,7 +224,7 @@ def _lease(lease_s: float) -> int:
     return math.ceil(min(max(0.0, lease_s), float(LEASE_MAX_S)))
 
 
-async def _gather(data: Data) -> bytes:
+async def _collect(data: Data) -> bytes:
     if isinstance(data, bytes):
         return data
     whole = bytearray()
@@ -231,19 +236,17 @@ async def _gather(data: Data) -> bytes:
     return bytes(whole)
 
 
-# One stream to a peer that stores: the client machine, and whoever waits for its answers.
-#
-# A caller that is cancelled drops its question; the stream goes on for the others. It knows no store.
-
-
 @dataclass(slots=True)
 class _Call:
     answered: trio.Event = field(default_factory=trio.Event)
     outcome: c.Outcome | None = None
 
 
-class AskedPeer:
-    """Questions on one stream. ``run`` it in a task of its own."""
+class PeerQuestions:
+    """One stream to a peer that stores: the client machine, and the tasks that wait for its answers.
+
+    ``run`` it in a task of its own. A caller that is cancelled drops its question; the stream goes on.
+    """
 
     def __init__(
         self, machine: BlobClient, stream: Stream, *, limits: Limits, on_fault: Callable[[str], None]
@@ -259,11 +262,14 @@ class AskedPeer:
 
     @property
     def open(self) -> bool:
-        """May more be asked?"""
+        """Whether more may be asked."""
         return self._over is None and not self._ended
 
     async def ask(self, question: c.Question) -> c.Outcome:
-        """The answer. Raises ``UnreachableError`` when the stream is lost, ``ProtocolError`` for a liar's."""
+        """The answer.
+
+        Raises ``UnreachableError`` when the stream is lost, ``ProtocolError`` for a wrong answer.
+        """
         if not self.open:
             raise self._why()
         ticket, call = next(self._tickets), _Call()
@@ -280,7 +286,7 @@ class AskedPeer:
         return call.outcome
 
     async def run(self) -> None:
-        """Until the stream is over or :meth:`stop`."""
+        """Run until the stream is over, or until :meth:`stop`."""
         fault: str | None = None
         try:
             with self._scope:

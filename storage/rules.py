@@ -1,12 +1,12 @@
-"""The rules that every store here keeps: what may be kept, for whom it counts, until when.
+"""The rules that every store here follows: what may be kept, for whom it counts, until when. Pure.
 
 A lease is one owner's hold on a blob. It ends when its time is over or its owner gives it up, but never
-while an entry *of the same owner* points at the blob: so an entry keeps what it names, and that is counted
-for whom it keeps it. (If any entry kept any blob, an owner could keep 256 of the largest without a lease.)
-A blob that nobody holds is swept ``GRACE_S`` after its last lease ended, and counts until then for the owner
-of that lease. Where room is short it goes at once, those free the longest first: for its owner's share the
-owner's own, for the store's share anybody's. So no owner ever keeps more than its share, by leases that are
-over or not, and what is over keeps nobody out. This module keeps nothing itself.
+while an entry *of the same owner* points at the blob: so an entry keeps what it names, and the blob counts
+for the owner for whom it is kept. (If any entry kept any blob, an owner could keep 256 of the largest blobs
+without a lease.) A blob without a lease is swept ``GRACE_S`` after its last lease ended, and counts until
+then for the owner of that lease. Where room is short such blobs go at once, those free the longest first: to
+make room for an owner that owner's own, to make room in the store anybody's. So no owner ever has more than
+its quota, counting leases that are over, and what is over keeps nobody out.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from p2pnode.storage.store import (
 )
 
 CHARGE_MIN: Final = 4096
-"""Bytes that the smallest blob counts: what it takes on a disk. Sealed objects have no fewer."""
+"""The smallest blob counts for so many bytes: what it takes on a disk. Sealed objects have no fewer."""
 FOLDERS: Final = 65_536
-"""Folders of a full round of a disk's collection; other stores have none to look at."""
+"""Folders in a full round of a disk's collection. Other stores have no folders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quotas:
-    """What a store takes: bytes an owner and in all, registry keys, leases, and bytes of one blob."""
+    """What a store takes: bytes and registry keys of one owner and in all, leases, bytes of one blob."""
 
     owner_bytes: int = 256 << 20
     node_bytes: int = 10 << 30
@@ -49,36 +49,36 @@ class Quotas:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcStep:
-    """What one step of a collection did, and what it left. ``due``: more can be freed at once."""
+    """What one step of a collection did and what it left. ``due``: more can be freed at once."""
 
     leases_ended: int = 0
     blobs_swept: int = 0
     bytes_freed: int = 0
     files_removed: int = 0
-    """Left behind by a crash: uploads that never ended, blobs that were never acknowledged."""
+    """Files that a crash left: uploads that never ended, blobs that were never acknowledged."""
     blobs_lost: int = 0
     """Blobs whose file is gone or cut; their leases ended with them."""
     folders_seen: int = 0
     folders_left: int = 0
-    """Until this round is over; the next begins after it."""
+    """Folders until this round is over. The next round begins after it."""
     due: bool = False
 
 
 def charge(size: int) -> int:
-    """Bytes that a blob counts for each owner that leases it, and once for the store."""
+    """The bytes for which a blob counts: for each owner that leases it, and once for the store."""
     return max(size, CHARGE_MIN)
 
 
 def lease_end(now: float, lease_s: float) -> float:
-    """When a lease taken now is over. Raises ``ValueError`` for a length below zero."""
-    if not lease_s >= 0:  # NaN is none either
+    """When a lease that is taken now is over. Raises ``ValueError`` for a length below zero."""
+    if not lease_s >= 0:  # also true for NaN
         msg = f"a lease of {lease_s} s"
         raise ValueError(msg)
     return now + lease_s
 
 
 def check_range(offset: int, length: int | None) -> None:
-    """Raise ``ValueError`` for a range that begins before the blob, or is shorter than nothing."""
+    """Raise ``ValueError`` for a range that begins before the blob, or has a length below zero."""
     if offset < 0 or (length is not None and length < 0):
         msg = f"no bytes {length} from {offset}"
         raise ValueError(msg)
@@ -153,7 +153,7 @@ def check_entry(entry: Entry) -> None:
 
 
 def is_newer(entry: Entry, current: Entry | None) -> bool:
-    """Is it to be written? False for the same again. Raises ``StaleEntryError``."""
+    """Whether it is to be written. False for the same entry again. Raises ``StaleEntryError``."""
     if entry.replaces(current) or current is None:
         return True
     if (entry.revision, entry.data) == (current.revision, current.data):
@@ -167,7 +167,7 @@ def is_newer(entry: Entry, current: Entry | None) -> bool:
 
 @asynccontextmanager
 async def pieces_of(data: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterable[bytes]]:
-    """A stream that is closed at the end, also when it isn't read to its own."""
+    """A stream that is closed when the block ends, also where it was not read to its end."""
     try:
         yield data
     finally:
@@ -176,5 +176,5 @@ async def pieces_of(data: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterable[b
 
 
 def no_blob(digest: BlobHash) -> NoBlobError:
-    """The error for a blob that isn't here."""
+    """The error for a blob that this store does not have."""
     return NoBlobError(f"no blob {digest.hex()[:16]}… in this store: ask another, or put it again")

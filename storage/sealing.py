@@ -5,9 +5,9 @@
     "p2pc" 01 | nonce[24] | XChaCha20-Poly1305( length u32 LE | record | zeros )
     additional data   "p2pc1" | sid[16] | seq u64 BE | kind[1]
 
-The whole is padded as S5 pads: to 4 KiB blocks up to 80 KiB, then to twice that up to twice as much, and
-so on. Kinds: ``S`` a segment of a conversation, ``M`` a manifest, ``I`` a segment of the index. The nonce
-is drawn by the caller's ``draw`` and is never used twice. Knows nothing of what a record says.
+The whole is padded as S5 pads: up to 80 KiB to a multiple of 4 KiB; up to 160 KiB to one of 8 KiB, and so
+on. Kinds: ``S`` is a segment of a conversation, ``M`` a manifest, ``I`` a segment of the index. The nonce is
+drawn by the caller's ``draw`` and is never used twice. What a record says is not known here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from p2pnode.storage.keys import LogKeys
 
 Kind: TypeAlias = Literal["S", "M", "I"]
 Draw: TypeAlias = Callable[[int], bytes]
-"""Random bytes, so many."""
+"""Returns so many random bytes."""
 
 SEALED_MAX: Final = 4 << 20
 MAGIC: Final = b"p2pc\x01"

@@ -1,9 +1,9 @@
 """The seams of storage: blobs by their hash, and the registry's signed entries.
 
-Whoever stores is named by an *owner*, an Ed25519 key: quotas and leases are counted by it. A blob stays
-while anybody's lease on it runs, or an entry of an owner who leased it points at it, and a day longer.
-Implementations: ``memory`` (the rules in Python), ``local`` (a disk), ``s5_client`` (an S5 node over HTTP),
-and peers over ``/p2pnode/blob/1`` in the node. One conformance suite for all of them.
+Whoever stores is identified by an *owner*, an Ed25519 key: quotas and leases are counted by it. A blob stays
+while somebody's lease on it runs, or an entry of an owner who leased it points at it, and a day longer.
+Implementations: ``memory`` (the rules in Python), ``local`` (a disk), ``s5.client`` (an S5 node over HTTP)
+and ``peer_store`` (a peer over ``/p2pnode/blob/1``). One conformance suite tests all of them.
 
 Whoever reads from a store that it doesn't trust checks hash or signature itself, as ``Replication`` does.
 Besides the errors named here, a store elsewhere raises ``RemoteError`` when it can't be reached or refuses.
@@ -25,11 +25,11 @@ Data: TypeAlias = bytes | AsyncIterable[bytes]
 
 DAY_S: Final = 86_400.0
 LEASE_S: Final = 31 * DAY_S
-"""Renewed weekly: Tahoe-LAFS's numbers."""
+"""The usual length of a lease, which is renewed weekly: the numbers of Tahoe-LAFS."""
 GRACE_S: Final = DAY_S
-"""What nobody keeps is swept after this."""
+"""What nobody keeps any more is swept after this."""
 BLOB_MAX: Final = 34_000_000
-"""Bytes of one upload, as Dart nodes have it."""
+"""Bytes of one upload: the bound that S5's nodes in Dart have."""
 
 
 class NoBlobError(StorageError):
@@ -45,7 +45,7 @@ class TooLargeError(StorageError):
 
 
 class QuotaError(StorageError):
-    """The owner's share, or the store's, is used up. Nothing was kept."""
+    """The owner's quota, or the store's, is used up. Nothing was kept."""
 
 
 class DiskFullError(StorageError):
@@ -57,7 +57,7 @@ class BadEntryError(StorageError):
 
 
 class StaleEntryError(StorageError):
-    """The registry holds one that is newer, or equal, or wins at that revision: ``current``."""
+    """The registry holds ``current``, which is newer, equal, or wins at the same revision."""
 
     def __init__(self, message: str, current: Entry) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ class BlobStore(Protocol):
     async def put(
         self, data: Data, *, owner: OwnerKey, expected: BlobHash | None = None, lease_s: float = LEASE_S
     ) -> BlobId:
-        """Keep them, durable when it returns, with a lease. What is there already is only leased.
+        """Keep the bytes with a lease, durable when it returns. What is there already is only leased.
 
         Raises ``TooLargeError``, ``HashMismatchError`` (not ``expected``), ``QuotaError``, ``DiskFullError``.
         """
@@ -81,11 +81,11 @@ class BlobStore(Protocol):
         ...
 
     async def size(self, digest: BlobHash) -> int | None:
-        """In bytes; None where it isn't here."""
+        """The size in bytes; None where the blob isn't here."""
         ...
 
     async def pin(self, digest: BlobHash, *, owner: OwnerKey, lease_s: float = LEASE_S) -> None:
-        """Lease it, or renew: it never gets shorter. Raises ``NoBlobError``, ``QuotaError``."""
+        """Lease it, or renew the lease, which never gets shorter. Raises ``NoBlobError``, ``QuotaError``."""
         ...
 
     async def unpin(self, digest: BlobHash, *, owner: OwnerKey) -> None:
@@ -94,10 +94,10 @@ class BlobStore(Protocol):
 
 
 class Registry(Protocol):
-    """Entries by their key; never an older one for a newer."""
+    """Entries by their keys. An older one never replaces a newer one."""
 
     async def get(self, key: EntryKey) -> Entry | None:
-        """The newest this store knows."""
+        """The newest entry that this store has; None where it has none."""
         ...
 
     async def set(self, entry: Entry, *, owner: OwnerKey) -> None:
@@ -109,12 +109,12 @@ class Registry(Protocol):
 
 
 Place: TypeAlias = Literal["own", "serving", "other"]
-"""The client's own disk; the host that serves the conversation; anybody else."""
+"""Where it is: on the client's own disk, on the host that serves the conversation, or anywhere else."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replica:
-    """One place where things are kept. ``name`` is for people and logs."""
+    """One place where blobs and entries are kept. ``name`` is for people and logs, and unique."""
 
     name: str
     blobs: BlobStore

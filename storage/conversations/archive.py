@@ -53,7 +53,7 @@ log = structlog.get_logger()
 UPDATED_EVERY_S: Final = 3600
 """How exact ``updated`` is in the list: if it were exact, each turn would write the index too."""
 _ROUNDS: Final = 4
-"""How often :meth:`Archive.flush` sends, where conflicts with another writer had to be resolved in between."""
+"""How often :meth:`Archive.flush` sends, where conflicts with other writers were resolved in between."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,7 @@ class Reader:
         return list(found.values())
 
     async def _from_parts(self, ref: SegmentRef, older: Sequence[SegmentRef]) -> tuple[list[bytes], bool]:
-        """A missing segment's records, from the smaller ones it was joined from; and whether these are all."""
+        """Read a missing segment from those that it was joined from. Returns also whether it is whole."""
         parts = [part for part in older if ref.first <= part.first and part.last <= ref.last]
         parts = sorted(
             (part for part in parts if part.hash != ref.hash), key=lambda part: (part.first, -part.last)

@@ -1,8 +1,9 @@
-"""Saying in the DHT which registry keys this node holds, so that a user with nothing but the key finds it.
+"""Announces in the DHT which registry keys this node holds, so that a user who has only the key finds it.
 
-What peers wrote lately is said within seconds and goes first; what was held before follows, a page an hour,
-from where the last page ended. No key twice within the hour, and never more than ``announce_keys_max`` in
-it. Records outlive what they say: whoever reads them asks and verifies. It knows no store.
+What peers wrote lately is announced within seconds and first. What was held before follows, a page each
+hour, from where the last page ended. No key is announced twice within an hour, and never more than
+``announce_keys_max`` in an hour. Records outlive what they announce: who reads one must ask and verify. No
+store is known here.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from p2pnode.protocols.s5.entries import Entry, EntryKey
 
 log = structlog.get_logger()
 Held = Callable[[EntryKey | None, int], Awaitable[Sequence[Entry]]]
-"""Up to so many of the entries held, in the order of their keys, from the one after a key."""
+"""Returns up to so many of the entries held, in the order of their keys, from the one after a key."""
 _PAUSE_S: Final = 0.5
-"""Between two records: a burst of new keys must not take the node's time from its answers."""
+"""Seconds between two records: a burst of new keys must not take the node's time from its answers."""
 
 
 class Announcer:
-    """``await nursery.start(announcer.run)``; :meth:`arrived` tells it of a key."""
+    """Run it with ``await nursery.start(announcer.run)``; :meth:`arrived` gives it a key."""
 
     def __init__(self, node: Node, held: Held) -> None:
         self._node, self._held = node, held
-        self._said: OrderedDict[EntryKey, float] = OrderedDict()
+        self._announced: OrderedDict[EntryKey, float] = OrderedDict()
         self._fresh: OrderedDict[EntryKey, None] = OrderedDict()
         self._after: EntryKey | None = None
         self._page_at = -math.inf
         self._wake = trio.Event()
 
     def arrived(self, key: EntryKey) -> None:
-        """An entry under this key was kept. One that was said within the hour is not said again."""
+        """Announce a key whose entry was kept, unless it was announced within the hour."""
         if self._due(key):
             self._fresh.pop(key, None)
             self._fresh[key] = None
@@ -48,7 +49,7 @@ class Announcer:
             self._wake.set()
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled."""
+        """Announce until cancelled."""
         limits = self._node.limits
         task_status.started()
         while True:
@@ -58,13 +59,13 @@ class Announcer:
                 continue
             self._wake = trio.Event()
             while self._fresh and self._room():
-                await self._say(self._fresh.popitem()[0])
+                await self._announce(self._fresh.popitem()[0])
             if trio.current_time() >= self._page_at + limits.announce_interval_s:
-                await self._say_page()
+                await self._announce_page()
             with trio.move_on_at(self._page_at + limits.announce_interval_s):
                 await self._wake.wait()
 
-    async def _say_page(self) -> None:
+    async def _announce_page(self) -> None:
         self._page_at = trio.current_time()
         count = self._room()
         try:
@@ -72,29 +73,29 @@ class Announcer:
         except StorageError as error:
             log.warning("entries.not_read", reason=str(error))
             return
-        # The end of the table: the next page begins anew.
+        # A short page is the last one: the next begins with the first key again.
         self._after = page[-1].key if count and len(page) == count else None
         for entry in page:
             if self._due(entry.key):
-                await self._say(entry.key)
+                await self._announce(entry.key)
 
     def _room(self) -> int:
-        """How many more may be said within this hour."""
+        """How many more keys may be announced within this hour."""
         since = trio.current_time() - self._node.limits.announce_interval_s
-        while self._said and next(iter(self._said.values())) <= since:
-            self._said.popitem(last=False)
-        return max(0, self._node.limits.announce_keys_max - len(self._said))
+        while self._announced and next(iter(self._announced.values())) <= since:
+            self._announced.popitem(last=False)
+        return max(0, self._node.limits.announce_keys_max - len(self._announced))
 
     def _due(self, key: EntryKey) -> bool:
-        said = self._said.get(key)
-        return said is None or trio.current_time() - said >= self._node.limits.announce_interval_s
+        at = self._announced.get(key)
+        return at is None or trio.current_time() - at >= self._node.limits.announce_interval_s
 
-    async def _say(self, key: EntryKey) -> None:
+    async def _announce(self, key: EntryKey) -> None:
         taken = False
         with trio.move_on_after(self._node.limits.dht_deadline_s):
             taken = await self._node.network.provide(provider_key(key))
         log.debug("entry.announced", key=key.hex()[:16], taken=taken)
-        # Also when nobody took it: the next round comes soon enough.
-        self._said.pop(key, None)
-        self._said[key] = trio.current_time()
+        # Noted also when no node took it: it is announced again within the next hours.
+        self._announced.pop(key, None)
+        self._announced[key] = trio.current_time()
         await trio.sleep(_PAUSE_S)

@@ -1,9 +1,9 @@
-"""Finding replicas: who may hold an entry, and who would keep one.
+"""Finds replicas: the peers that may hold an entry, and those that would keep one.
 
 Configured stores, the host that serves, the DHT's providers and connected peers are dialled at once, each
-under its own deadline: the dead cost nobody else's time. Nothing they say is believed here; a ``Replica``
-is only a peer whose stream opened. What a stranger wrote in the DHT is not dialled on a private network
-where we have no peer.
+under its own deadline, so that nobody waits for a dead one. Nothing that they say is believed here: a
+``Replica`` is only a peer whose stream opened. An address that a stranger wrote in the DHT is not dialled on
+a private network where we have no peer.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from p2pnode.storage.store import OwnerKey, Place, Replica
 
 log = structlog.get_logger()
 _STORES_MAX: Final = 64
-"""Peers whose streams are kept for the next question."""
+"""So many peers' streams stay open for the next question."""
 _Tried = tuple[PeerId, tuple[str, ...]]
 
 
 @dataclass(slots=True)
 class Replicas:
-    """What a search brought. ``failed`` says of each other peer that was tried why it is not among them."""
+    """What a search found. ``failed``: by each other peer that was tried, why it is not among them."""
 
     found: list[Replica] = field(default_factory=list)
     failed: dict[PeerId, str] = field(default_factory=dict)
 
 
 class ReplicaFinder:
-    """Replicas for one owner of conversations.
+    """Finds replicas for one owner of conversations.
 
-    ``stores`` are the configured full multiaddrs or invites, the first the dearest; ``own`` is the node that
-    runs on the user's own data dir, where it is another than this one.
+    ``stores`` are the configured full multiaddrs or invites, in order of preference. ``own`` is the node that
+    runs on the user's own data dir, where that is another than this one.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ReplicaFinder:
 
     @property
     def configured(self) -> tuple[PeerId, ...]:
-        """The peers of ``stores``, the dearest first."""
+        """The peers of ``stores``, in order of preference."""
         return tuple(self._configured)
 
     async def find(
@@ -71,9 +71,10 @@ class ReplicaFinder:
         serving: PeerId | None = None,
         on_found: Callable[[Replica], None] = lambda _replica: None,
     ) -> Replicas:
-        """Peers that may hold the entry ``key`` and what it points at; cancel it when satisfied.
+        """Peers that may hold the entry ``key`` and what it points at.
 
-        ``on_found`` gets each as soon as its stream is open. ``serving`` is the host of the conversation.
+        ``on_found`` is called with each as soon as its stream is open, so that the caller may cancel the
+        search when it has enough. ``serving`` is the host of the conversation.
         """
 
         async def opened(store: PeerStore) -> str:
@@ -136,14 +137,14 @@ class ReplicaFinder:
             search.try_all((each.peer, each.addrs) for each in providers)
 
     def place_of(self, peer: PeerId, serving: PeerId | None) -> Place:
-        """Whose it is."""
+        """The place that a peer is, as a replica."""
         if peer == self._own:
             return "own"
         return "serving" if peer == serving else "other"
 
     @property
     def node(self) -> Node:
-        """For one search."""
+        """The node that dials."""
         return self._node
 
 
@@ -164,7 +165,7 @@ class _Search:
         self.result = Replicas()
 
     def try_all(self, peers: Iterable[_Tried]) -> None:
-        """Begin with each that was not tried yet."""
+        """Start to try each peer that was not tried yet."""
         for peer, addresses in peers:
             if peer not in self._tried:
                 self._tried.add(peer)

@@ -39,7 +39,10 @@ def id_of(request: Request) -> BlobId:
 
 
 async def stored(serving: Serving, blob: BlobId) -> BlobId:
-    """The blob with its size. Raises ``NoBlobError``, and ``HttpError`` 409 where ``blob`` has another size."""
+    """The blob with its size.
+
+    Raises ``NoBlobError``, and ``HttpError`` 409 where ``blob`` has another size.
+    """
     size = await serving.blobs.size(blob.hash)
     if size is None:
         msg = "this node does not have that blob: upload it, or ask another node"

@@ -38,7 +38,10 @@ class S5Options:
     origins: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     node: NodeId | None = None
-    """Its id for S5 nodes that dial ``/s5/p2p``, whose key ``sign`` signs with. None: there is no such route."""
+    """Its id for S5 nodes that dial ``/s5/p2p``, whose key ``sign`` signs with.
+
+    None: there is no such route.
+    """
     sign: Signer | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
