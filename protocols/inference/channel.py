@@ -201,6 +201,8 @@ class ChannelReceiver:
             effects.send(receipt.checkpoint)
             return
         self._unpaid.append(receipt)
+        # In this order: a shell performs effects one after another, so the journal has the receipt before the
+        # client can. Two receipts for one place of an epoch would cost the host its stake.
         effects.emit(Issued(receipt))
         effects.send(receipt.checkpoint)
         # Counted after it was sent: the client can't have signed before it had the receipt.
@@ -251,6 +253,7 @@ class ChannelReceiver:
         due = self.take(message)
         if due is None:
             return False
+        # Before the caller sends anything that this pays for: it is durable by then.
         effects.emit(Paid(message))
         self.replay.forget(due.frames)
         while self._unpaid and self._unpaid[0].checkpoint.seq <= due.seq:
@@ -458,6 +461,8 @@ class ChannelSender:
             self.payment, self._session, seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, root=root
         )
         self.last_voucher, self._unsent = voucher, None
+        # In this order: no host may hold a voucher that our journal doesn't know. One that a crash kept from
+        # being sent is in the journal, and a resume sends it.
         effects.emit(Signed(voucher))
         effects.send(voucher)
         return True

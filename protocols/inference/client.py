@@ -352,6 +352,7 @@ class ClientSession:
         cause: SessionCause = "answered",
     ) -> None:
         held = self._held
+        # After an advance the last voucher says more than the meter: a final one, below it, would be refused.
         ahead = held is not None and held.turn is not None and held.turn.paid_ahead
         if held is not None and self._phase == "open" and cause != "fault" and not ahead:
             self._channel.conclude(held.meter, self._effects)

@@ -189,6 +189,7 @@ class Handshake:
             refusal = hand_over(request, session, holder=self._holder, effects=effects)
             self.handed_over = refusal is None
             return refusal or session
+        # First: the role must know whose session this is before it is given receipts and vouchers of it.
         effects.emit(Opened(session.session, session.model, resumed=True))
         nonce, holder = self._draw(32), self._holder
         take_over(request, session, proof_nonce=proof_nonce, holder=holder, nonce=nonce, effects=effects)
@@ -368,6 +369,7 @@ def recover(
         unheard=True,
     )
     lapsed.rebuilt = opened
+    # First: that this start's epoch has the session must be durable before a receipt of the epoch can be.
     effects.emit(Opened(session, terms.model, resumed=True, recovered=True))
     if receipt is not None and _written(receipt, lapsed) is None:
         effects.emit(Issued(receipt))  # a crash took ours; it completes the chain

@@ -615,7 +615,7 @@ def lost_client(duet: Restarts, voucher: m.Voucher | None = None) -> tuple[HostS
     return host, deliverer(held.receipt, voucher or duet.signed[-1])
 
 
-def talk(host: HostSession, client: ClientSession) -> tuple[list[Any], list[Any]]:
+def exchange(host: HostSession, client: ClientSession) -> tuple[list[Any], list[Any]]:
     """Until neither has more to say: what each emitted."""
     said, told = [], []
     to_host = sent(client.handle(Command(Start()), 0.0))
@@ -641,7 +641,7 @@ def test_a_new_process_hands_its_last_voucher_to_a_host_that_lives_and_that_ends
         pass
     duet.to_host.clear()  # what it signed last never left
     host, client = lost_client(duet)
-    said, told = talk(host, client)
+    said, told = exchange(host, client)
     assert [each.voucher for each in said if isinstance(each, Paid)] == [duet.signed[-1]]
     finished = only(Finished, said)
     assert (finished.lingers, finished.fault, finished.replaced) == (False, False, False)
@@ -661,7 +661,7 @@ def test_a_live_session_is_not_ended_by_a_voucher_for_other_than_it_may_be(chang
     host, client = lost_client(duet, final(duet, **{"tokens_out": 40} | change))
     session = duet.host.session
     assert session is not None
-    said, told = talk(host, client)
+    said, told = exchange(host, client)
     assert [each for each in said if isinstance(each, Paid | Opened)] == []
     assert only(SessionFailed, told).code == "bad_request"
     assert session.holder is None  # it lingers on
@@ -672,7 +672,7 @@ def test_a_live_session_that_was_handed_over_serves_nothing_more() -> None:
     duet = serving(40)
     session, run = duet.host.session, duet.run
     host, client = lost_client(duet)
-    said, _ = talk(host, client)
+    said, _ = exchange(host, client)
     assert host.state == "over"
     assert session is not None
     assert session.holder is session.turn is None
@@ -688,7 +688,7 @@ def test_a_new_process_hands_over_after_a_restart_too_and_closes() -> None:
     assert held is not None
     assert voucher is not None
     host, client = duet.start_again(), deliverer(held.receipt, voucher)
-    said, _ = talk(host, client)
+    said, _ = exchange(host, client)
     assert [each.voucher for each in said if isinstance(each, Paid)] == [voucher]
     out = hears(host, only(m.Close, sent(client.handle(Command(End()), 0.0))))
     assert only(Finished, emitted(out)).reason == "closed by the client"

@@ -1,4 +1,4 @@
-"""What makes a session a paid one: terms a host takes, exact vouchers, the receiver that takes no other."""
+"""The payment channel: terms that a host takes, exact vouchers, and sessions that cost nothing."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from p2pnode.contract_rules import DURATION_MAX_S
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.crypto import recover_address
+from p2pnode.protocols.effects import Effects
+from p2pnode.protocols.events import Emit, Send
 from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.channel import (
     ChannelReceiver,
+    ChannelSender,
     check_open,
     exact_voucher,
     resume_digest,
     resume_holds,
     tokens_affordable,
 )
+from p2pnode.protocols.inference.commands import Signed
 from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.receipts import ReceiptChain
-from p2pnode.protocols.inference.replay import ReplayBuffer
+from p2pnode.protocols.inference.replay import SendQueue
 from p2pnode.protocols.typed_data import amount_due, market_domain, session_id, voucher_digest
 from tests.protocols.inference.paid_duet import (
     ACCEPTS,
@@ -41,6 +45,7 @@ from tests.protocols.inference.paid_duet import (
 )
 from tests.protocols.support import Identity, high_s
 
+HOST_KEY = Identity("host")
 NOBODY = bytes(20)
 MOST = 2**63 - 1
 
@@ -399,16 +404,57 @@ def test_a_resume_is_bound_to_nonce_session_and_both_peers() -> None:
     assert not resume_holds(TERMS, digest, high_s(VOUCHERS.sign_wallet(digest)))
 
 
-def test_the_log_of_what_was_sent_forgets_from_the_front_only() -> None:
-    log = ReplayBuffer()
-    said = [m.Tokens(seq=n, ids=(n,), text="") for n in range(5)]
-    for message in (said[0], m.Pong(nonce=1), m.Error(code="internal"), *said[1:]):
-        log.add(message)
-    assert log.count == 5
-    log.forget(3)
-    assert log.since(2) is None
-    assert log.since(3) == (said[3], said[4])
-    assert log.since(5) == ()
-    assert log.since(6) is None
-    log.forget(2)
-    assert log.count == 5
+# ---- free sessions
+
+
+def free_receiver() -> ChannelReceiver:
+    return ChannelReceiver(SESSION, HOST_KEY.sign)
+
+
+def served(tokens: int = 32) -> tuple[Meter, SendQueue]:
+    """A meter and a queue of a session in which so many tokens were sent."""
+    meter, queue = Meter(ReceiptChain(SESSION, 1, b"r" * 32)), SendQueue()
+    queue.add(tuple(range(tokens)), "text")
+    while (frame := queue.take(32)) is not None:
+        meter.count(frame.ids)
+    return meter, queue
+
+
+def test_a_free_session_is_one_whose_price_is_zero() -> None:
+    channel, (meter, _) = free_receiver(), served()
+    meter.bill(1_000)
+    assert (channel.cost(meter), channel.affordable(meter)) == (0, m.N_CTX_MAX)
+    assert ChannelSender(None).covers(MOST, MOST)
+    assert ChannelSender(None).cost(meter) == 0
+
+
+def test_a_receipt_of_a_free_session_is_sent_and_no_voucher_is_due_for_it() -> None:
+    channel, (meter, _) = free_receiver(), served()
+    effects = Effects(PeerId("client"), 1)
+    channel.issue(meter, effects)
+    (send,) = effects.take()
+    assert isinstance(send, Send)
+    assert not channel.owed
+
+
+def test_acks_bring_credit_in_a_free_session_only_and_vouchers_in_a_paid_one_only() -> None:
+    _, queue = served()
+    effects = Effects(PeerId("client"), 1)
+    assert free_receiver().credit(m.Ack(seq=32), queue, effects)
+    with pytest.raises(ProtocolError, match="Voucher is out of place in a free session"):
+        free_receiver().credit(voucher(), queue, effects)
+    assert owed_for().credit(voucher(), queue, effects)
+    with pytest.raises(ProtocolError, match="Ack is out of place in a paid session"):
+        owed_for().credit(m.Ack(seq=32), queue, effects)
+
+
+def test_a_client_pays_nothing_ahead_in_a_free_session_and_the_exact_voucher_in_a_paid_one() -> None:
+    meter, _ = served()
+    effects = Effects(PeerId("host"), 1)
+    assert not ChannelSender(None).pay_advance(meter, 20, effects)
+    assert effects.take() == []
+    assert ChannelSender(client_payment()).pay_advance(meter, 20, effects)
+    signed, send = effects.take()
+    assert isinstance(signed, Emit)
+    assert isinstance(send, Send)
+    assert signed.value == Signed(send.message), "durable before it is sent"
