@@ -123,7 +123,8 @@ class Driver:
         self._refs = itertools.count(_ONLY + 1)
         self._reports: deque[Event] = deque()
         self._own: deque[Event] = deque()
-        """What the role decided and how writing ended: a peer puts nothing here, so it needs no bound."""
+        """What the role decided, and how streams ended. It needs no bound: a role says only so much of its
+        own accord, and a peer puts one event here for each of its streams."""
         self._timers: dict[str, float] = {}
         self._work, self._room = trio.Event(), trio.Event()
         """Set when there is something to handle, and when there is room for a report; then made anew."""
@@ -244,7 +245,7 @@ class Driver:
             elif not await self._fire_due():
                 await self._wait_work()
             self._begin_writing()
-        # What was decided to be said is said before the end, to a peer that takes it.
+        # What the machine decided to say is written before the end, to a peer that takes it.
         with trio.move_on_after(self._write_deadline_s):
             while any(stream.writing for stream in self._streams.values()):
                 await self._wait_work()
@@ -289,6 +290,7 @@ class Driver:
 
     async def _wait_work(self) -> None:
         until = math.inf if self._stopped else min(self._timers.values(), default=math.inf)
+        # Nothing is awaited between the look at the queues and this line, so that no wake-up is missed.
         self._work = trio.Event()
         with trio.move_on_at(until + self._stopped_s):
             await self._work.wait()
@@ -427,6 +429,7 @@ class _DrivenStream:
             while not self.writing:
                 self._to_write = trio.Event()
                 await self._to_write.wait()
+            # What is decided during this write goes into the next one.
             messages, self.send_queue = self.send_queue, []
             self._unwritable = await self._sent(messages)
             self.writing = bool(self.send_queue) and not self._unwritable
