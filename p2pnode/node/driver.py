@@ -262,20 +262,17 @@ class Driver:
 
         Before the timers that are due: a peer that spoke in time is not to be blamed for what held us up.
         """
-        handled, streams = 0, [stream for stream in self._streams.values() if not stream.writing]
-        while (
-            handled < _BATCH
-            and (self._reports or any(stream.heard for stream in streams))
-            and not (self._stopped or self._own)
-        ):
+        handled, more, streams = 0, True, [each for each in self._streams.values() if not each.writing]
+        while more and handled < _BATCH and not (self._stopped or self._own):
+            more = False
             if self._reports:
                 event = self._reports.popleft()
                 self._make_room()
-                handled += 1
+                handled, more = handled + 1, True
                 await self._handle(event)
             for stream in streams:
                 if stream.heard and not self._stopped:
-                    handled += 1
+                    handled, more = handled + 1, True
                     await self._handle(stream.take())
 
     async def _fire_due(self) -> bool:
