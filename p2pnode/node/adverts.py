@@ -62,6 +62,10 @@ class AdvertService:
             self._exchange, on_emit=self._emitted, write_deadline_s=limits.request_deadline_s
         )
         self.served = self._exchange.served
+        self._unpublished: Publish | None = None
+        """The newest advert of this host that gossip was not given yet: an older one would tell nobody
+        anything."""
+        self._to_publish = trio.Event()
         self._copied = trio.Event()
         network.serve(PROTOCOL, self._serve)
 
@@ -75,8 +79,9 @@ class AdvertService:
         """Tell the network that this host is gone."""
         # Not through the driver: a copy of our identity may have ended that, and the withdrawal still counts.
         for effect in self._exchange.handle(Command(Withdraw()), trio.current_time()):
-            if isinstance(effect, Emit):
-                await self._emitted(effect.value)
+            if isinstance(effect, Emit) and isinstance(effect.value, Publish):
+                self._unpublished = None
+                await self._publish(effect.value)
 
     async def join(self, model: ModelId, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the topic of a model until cancelled; started when subscribed."""
@@ -120,6 +125,7 @@ class AdvertService:
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._drive)
+            nursery.start_soon(self._publish_newest)
             await self._copied.wait()
             msg = (
                 f"another node speaks as {self._network.peer_id}: a data dir was copied. Keep one of "
@@ -136,15 +142,28 @@ class AdvertService:
 
     async def _emitted(self, value: ExchangeEmission) -> None:
         match value:
-            case Publish(signed=signed, advert=advert):
-                data = encode(signed)
-                for model in self._exchange.topics_of(advert):
-                    await self._network.publish(topic_of(model), data)
+            case Publish():
+                # In another task: peers that take gossip slowly must not hold up the answers to others.
+                self._unpublished = value
+                self._to_publish.set()
             case Answered(stream=ref):
                 self._driver.finish(ref)
             case Expired(peers=peers):
                 for peer in peers:
                     log.debug("advert.expired", peer=peer)
+
+    async def _publish_newest(self) -> None:
+        while True:
+            await self._to_publish.wait()
+            self._to_publish = trio.Event()
+            publish, self._unpublished = self._unpublished, None
+            if publish is not None:
+                await self._publish(publish)
+
+    async def _publish(self, publish: Publish) -> None:
+        data = encode(publish.signed)
+        for model in self._exchange.topics_of(publish.advert):
+            await self._network.publish(topic_of(model), data)
 
     async def _serve(self, stream: Stream) -> None:
         with trio.move_on_after(self._limits.request_deadline_s):
