@@ -81,9 +81,9 @@ class Limits:
     settle_retry_s: float = 5.0
     settle_retry_max_s: float = 300.0
     expiry_margin_s: float = 900.0
-    deliveries_max: int = 32
-    deliveries_at_once: int = 4
-    delivery_deadline_s: float = 30.0
+    redeliveries_max: int = 32
+    redeliveries_at_once: int = 4
+    redelivery_deadline_s: float = 30.0
 
     # storage
     replicas_max: int = 16

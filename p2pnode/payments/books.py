@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from p2pnode.chain.evm.order_book import OrderBook
 from p2pnode.chain.profile import ChainProfile, load_profile
 from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.config import NodeConfig
@@ -32,7 +33,6 @@ from p2pnode.tasks import background_task
 
 if TYPE_CHECKING:
     from p2pnode.chain.evm.ledger import EvmLedger
-    from p2pnode.chain.evm.order_book import OrderBook
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,13 +175,13 @@ async def fetch_all(
     path, found = DataDir(config.data_dir).journal, []
     if not path.exists():
         return []
-    limiter = trio.CapacityLimiter(node.limits.deliveries_at_once)
+    limiter = trio.CapacityLimiter(node.limits.redeliveries_at_once)
     market = market_domain(profile.chain_id, profile.job_marketplace)
 
     async def fetch(record: BoughtSession, journal: Journal) -> None:
         shown, why = None, "its host did not answer in time"
         async with limiter:
-            with trio.move_on_after(node.limits.delivery_deadline_s):
+            with trio.move_on_after(node.limits.redelivery_deadline_s):
                 try:
                     shown = await fetch_receipts(
                         record, journal, market, node.network, limits=node.limits, now=int(node.wall())

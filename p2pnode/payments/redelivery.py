@@ -74,7 +74,7 @@ async def redeliver_all(
 
     A host's fault or absence is an outcome, no error. Raises ``StorageError``.
     """
-    limiter = trio.CapacityLimiter(limits.deliveries_at_once)
+    limiter = trio.CapacityLimiter(limits.redeliveries_at_once)
     done: list[Redelivery] = []
 
     async def deliver(record: BoughtSession) -> None:
@@ -83,7 +83,7 @@ async def redeliver_all(
 
     records = [each for each in undelivered(journal, now) if session_id(market, each.terms) == each.session]
     async with trio.open_nursery() as nursery:
-        for record in records[: limits.deliveries_max]:
+        for record in records[: limits.redeliveries_max]:
             nursery.start_soon(deliver, record)
     return done
 
@@ -94,7 +94,7 @@ async def _try(
     outcome: Outcome = "delivered"
     detail = ""
     try:
-        with trio.fail_after(limits.delivery_deadline_s):
+        with trio.fail_after(limits.redelivery_deadline_s):
             await redeliver(record, journal, market, network, limits=limits)
     except (RefusedError, ProtocolError) as error:
         outcome, detail = "refused", str(error)

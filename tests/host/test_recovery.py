@@ -388,10 +388,10 @@ async def test_hosts_that_are_away_stay_owed_and_hold_nobody_up(
                 await redeliver(record, journal, MARKET, network, limits=LIMITS)
             started = trio.current_time()
             done = await bring(journal, network)
-            assert len(done) == LIMITS.deliveries_max
+            assert len(done) == LIMITS.redeliveries_max
             assert {each.outcome for each in done} == {"away"}
-            rounds = LIMITS.deliveries_max / LIMITS.deliveries_at_once
-            assert trio.current_time() - started <= rounds * LIMITS.delivery_deadline_s
+            rounds = LIMITS.redeliveries_max / LIMITS.redeliveries_at_once
+            assert trio.current_time() - started <= rounds * LIMITS.redelivery_deadline_s
             await w.host(index=0)
             (brought,) = [each for each in await bring(journal, network) if each.session == record.session]
             assert brought.outcome == "delivered"  # the newest goes first
