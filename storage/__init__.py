@@ -1,1 +1,1 @@
-"""Content-addressed storage (arrives with sessions that survive their host)."""
+"""Content-addressed storage: stores of blobs and entries, and a user's conversations in them, replicated."""

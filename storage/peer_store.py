@@ -60,7 +60,7 @@ _ERRORS: Final[dict[StoreCode, type[StorageError]]] = {
 
 
 class PeerStore:
-    """The store of ``peer``. ``told`` are the multiaddrs that the user gave for it; see ``also_at`` for
+    """The store of ``peer``. ``trusted`` are the multiaddrs that the user gave for it; see ``also_at`` for
     others.
 
     Besides the errors of ``storage.store`` each method raises ``RemoteError``: ``UnreachableError``,
@@ -68,8 +68,8 @@ class PeerStore:
     counts against it).
     """
 
-    def __init__(self, node: Node, peer: PeerId, told: Sequence[str] = (), *, sign: OwnerSigner) -> None:
-        self._node, self.peer, self._told = node, peer, tuple(told)
+    def __init__(self, node: Node, peer: PeerId, trusted: Sequence[str] = (), *, sign: OwnerSigner) -> None:
+        self._node, self.peer, self._trusted = node, peer, tuple(trusted)
         self._heard: tuple[str, ...] = ()
         self._sign = sign
         self._claims: dict[bytes, bytes] = {}
@@ -180,7 +180,7 @@ class PeerStore:
             node = self._node
             if node.faults.shunned(self.peer, trio.current_time()):
                 raise UnreachableError(f"{self.peer} broke the protocol too often: try again later")
-            await node.network.connect_peer(self.peer, self._heard, trusted=self._told)
+            await node.network.connect_peer(self.peer, self._heard, trusted=self._trusted)
             stream = await node.network.open_stream(self.peer, PROTOCOL)
             machine = BlobClient(
                 peer=self.peer,

@@ -95,6 +95,11 @@ OFFENCES = {
         ("p2pnode/models/text.py", "import trio"),
         ("p2pnode/net/address_policy.py", "import p2pnode.net.swarm"),
     ],
+    "storage-insides": [
+        ("p2pnode/client/client.py", "import p2pnode.storage.peer_store"),
+        ("p2pnode/host/host.py", "import p2pnode.storage.local.index"),
+        ("p2pnode/payments/redelivery.py", "import p2pnode.storage.conversations.merge"),
+    ],
 }
 
 

@@ -268,7 +268,7 @@ def _check_s5(s5_listen: str | None, origins: Sequence[str], configured: str, *,
     from p2pnode.storage.s5.server.options import check_origin
 
     if s5_listen is not None:
-        from p2pnode.storage.s5.server.server import check_s5_listen
+        from p2pnode.storage.s5.server.options import check_s5_listen
 
         with blaming("--s5-listen"):
             check_s5_listen(s5_listen)

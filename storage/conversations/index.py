@@ -79,15 +79,15 @@ class Index:
         wanted = merged(records)
         async with self.log.lock:
             for _ in range(_TRIES):
-                news = improvements(self._records, wanted)
-                if not news:
+                better = improvements(self._records, wanted)
+                if not better:
                     return False
                 try:
-                    await self._commit(news)
+                    await self._commit(better)
                 except MovedError:
                     await self.read()
                     continue
-                self._records.update({id_of(each): each for each in news})
+                self._records.update({id_of(each): each for each in better})
                 return True
         msg = "other processes of this machine keep changing the list of conversations: try again"
         raise ArchiveError(msg)
@@ -114,11 +114,11 @@ class Index:
             ours = dict(self._records)
             self._records = {}
             self._take(loaded)
-            news = improvements(self._records, ours)
-            self._records.update({id_of(each): each for each in news})
+            better = improvements(self._records, ours)
+            self._records.update({id_of(each): each for each in better})
             listed = _sids(self._records.values())
-            if news:
-                await self.log.commit([encode(each) for each in news], onto=loaded.head, listed=listed)
+            if better:
+                await self.log.commit([encode(each) for each in better], onto=loaded.head, listed=listed)
             else:
                 await self.log.adopt(loaded.head, listed=listed)
             return True
@@ -145,9 +145,9 @@ class Index:
                 log.info("archive.index_branch_unread", reason=str(error))
         await self.note(found)
 
-    async def _commit(self, news: Sequence[IndexRecord]) -> None:
-        records = [encode(each) for each in news]
-        await self.log.commit(records, branches=list(self._unread), listed=_sids(news))
+    async def _commit(self, better: Sequence[IndexRecord]) -> None:
+        records = [encode(each) for each in better]
+        await self.log.commit(records, branches=list(self._unread), listed=_sids(better))
         self._unread.clear()
 
     def _take(self, loaded: Loaded) -> None:

@@ -136,8 +136,8 @@ class Replicator:
 
     def served_by(self, peer: PeerId) -> bool:
         """Note that this host serves now: it is no independent replica. True when it did not before."""
-        news, self._serving = peer != self._serving, peer
-        return news
+        changed, self._serving = peer != self._serving, peer
+        return changed
 
     async def find_replicas(self) -> None:
         """Find the nodes that have replicas and those that take them now, then send what waits."""

@@ -7,7 +7,7 @@ answer goes on. Hosts and replicas are not known here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 import trio
@@ -15,12 +15,10 @@ import trio
 from p2pnode.errors import StorageError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.storage.conversations.archive import Archive
+from p2pnode.storage.conversations.conversation import Conversation
 from p2pnode.storage.conversations.records import Piece, SavedSession
 from p2pnode.storage.conversations.replication_state import MovedError
-
-if TYPE_CHECKING:
-    from p2pnode.storage.conversations.archive import Archive
-    from p2pnode.storage.conversations.conversation import Conversation
 
 log = structlog.get_logger()
 _TRIES: Final = 8

@@ -1,1 +1,1 @@
-"""The store on a disk: blobs as files, everything about them in one SQLite file beside."""
+"""The store on a disk: blobs are files, everything about them is in one SQLite file."""

@@ -180,12 +180,12 @@ class Replication:
     async def _bring(self, this: _Round, replica: Replica) -> None:
         """One replica's part of a round: blobs, wait for a quorum, pointer. Its failures are values."""
         name, state = replica.name, this.state
-        has_blobs, told = False, False
+        has_blobs, reported = False, False
         try:
             limit_s = self._limits.replica_write_s if this.check == "new" else math.inf
             with trio.move_on_after(limit_s) as scope:
                 has_blobs = await self._look_and_put(this, replica)
-            told = True
+            reported = True
             state.blobs_over(name, there=has_blobs)
             this.tell()
             if has_blobs:
@@ -206,7 +206,7 @@ class Replication:
                 self._unwilling.add(name)
                 state.counted = self.counted()
         finally:
-            if not told:
+            if not reported:
                 state.blobs_over(name, there=False)
             state.finished()
             this.tell()

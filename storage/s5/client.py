@@ -82,12 +82,12 @@ class S5Client:
                 raise await self._link.failure(response)
             answer = await read_at_most(response, _ANSWER_MAX)
         try:
-            told = parse_id(str(json.loads(answer)["cid"]))
+            claimed = parse_id(str(json.loads(answer)["cid"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            msg = f"the S5 node {self._link.shown} answered an upload without a cid: use another"
+            msg = f"the S5 node {self._link.name} answered an upload without a cid: use another"
             raise ProtocolError(msg) from error
-        if told.hash != sent.id.hash or told.size not in (0, sent.id.size):
-            msg = f"the S5 node {self._link.shown} stored other bytes than were sent: use another"
+        if claimed.hash != sent.id.hash or claimed.size not in (0, sent.id.size):
+            msg = f"the S5 node {self._link.name} stored other bytes than were sent: use another"
             raise ProtocolError(msg)
         return sent.id
 
@@ -165,7 +165,7 @@ class S5Client:
                 raise await self._link.failure(response)
             entry = entry_of(await read_at_most(response, _ANSWER_MAX))
         if entry.key != key or not entry.holds():
-            msg = f"the S5 node {self._link.shown} answered with an entry that its key did not sign"
+            msg = f"the S5 node {self._link.name} answered with an entry that its key did not sign"
             raise BadEntryError(msg)
         return entry
 
@@ -187,9 +187,7 @@ class S5Client:
             return
         if current is None or current.revision < entry.revision:
             raise failure
-        msg = (
-            f"the S5 node {self._link.shown} has revision {current.revision} of that entry: take it in first"
-        )
+        msg = f"the S5 node {self._link.name} has revision {current.revision} of that entry: take it in first"
         raise StaleEntryError(msg, current)
 
     # ---- inside
@@ -217,7 +215,7 @@ class S5Client:
     async def _whole(self, response: httpx.Response, digest: BlobHash) -> bytes:
         whole = await read_at_most(response, BLOB_MAX)
         if hash_of(whole) != digest:
-            msg = f"the S5 node {self._link.shown} sent other bytes than the hash promises: ask another"
+            msg = f"the S5 node {self._link.name} sent other bytes than the hash promises: ask another"
             raise HashMismatchError(msg)
         return whole
 
@@ -233,10 +231,10 @@ class S5Client:
         return first, count, size
 
     def _nonsense(self, what: str) -> ProtocolError:
-        return ProtocolError(f"the S5 node {self._link.shown} sent {what}: use another")
+        return ProtocolError(f"the S5 node {self._link.name} sent {what}: use another")
 
     def _missing(self) -> NoBlobError:
-        return NoBlobError(f"the S5 node {self._link.shown} does not have that blob: ask another")
+        return NoBlobError(f"the S5 node {self._link.name} does not have that blob: ask another")
 
 
 @asynccontextmanager
@@ -312,7 +310,7 @@ class S5Link:
         self._client, self._base, self._token = client, check_s5_url(url, token), token
 
     @property
-    def shown(self) -> str:
+    def name(self) -> str:
         """The node, for people and logs."""
         return str(self._base)
 
@@ -345,9 +343,9 @@ class S5Link:
             raise self._refuse_redirect("what is no URL") from error
         except (httpx.HTTPError, httpx.StreamError, OSError, UnicodeError) as error:  # "a..b" is no name
             reason = str(error) or type(error).__name__
-            msg = f"the S5 node {self.shown} can't be reached ({reason}): check that it runs, and --s5-url"
+            msg = f"the S5 node {self.name} can't be reached ({reason}): check that it runs, and --s5-url"
             raise UnreachableError(msg) from error
-        msg = f"the S5 node {self.shown} redirects in a circle: use another"
+        msg = f"the S5 node {self.name} redirects in a circle: use another"
         raise ProtocolError(msg)
 
     def _target(self, url: httpx.URL, response: httpx.Response) -> httpx.URL:
@@ -384,27 +382,27 @@ class S5Link:
         return (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)
 
     def _refuse_redirect(self, where: str) -> ProtocolError:
-        return ProtocolError(f"the S5 node {self.shown} redirects to {where}: not followed. Use another node")
+        return ProtocolError(f"the S5 node {self.name} redirects to {where}: not followed. Use another node")
 
     async def failure(self, response: httpx.Response) -> P2PNodeError:
         """The error that an unsuccessful response stands for."""
         status, reason = response.status_code, await _reason(response)
-        told = f"the S5 node {self.shown} answered {status} ({reason})"
+        answer = f"the S5 node {self.name} answered {status} ({reason})"
         match status:
             case 404:
-                return NoBlobError(f"the S5 node {self.shown} does not have that blob: ask another")
+                return NoBlobError(f"the S5 node {self.name} does not have that blob: ask another")
             case 413:
-                return TooLargeError(f"{told}: send less at once")
+                return TooLargeError(f"{answer}: send less at once")
             case 422:
-                return HashMismatchError(f"{told}: the bytes changed on their way, send them again")
+                return HashMismatchError(f"{answer}: the bytes changed on their way, send them again")
             case 507:
-                return QuotaError(f"{told}: delete something there, or use another node")
+                return QuotaError(f"{answer}: delete something there, or use another node")
             case 401 | 403:
-                return RefusedError("bad_request", f"{told}: it needs another token")
+                return RefusedError("bad_request", f"{answer}: it needs another token")
             case 429:
-                return RefusedError("rate_limited", told, retry_after_s=_retry_after_s(response))
+                return RefusedError("rate_limited", answer, retry_after_s=_retry_after_s(response))
             case _:
-                return RefusedError("internal" if status >= 500 else "bad_request", told)  # noqa: PLR2004
+                return RefusedError("internal" if status >= 500 else "bad_request", answer)  # noqa: PLR2004
 
 
 def check_s5_url(url: str, token: str | None = None) -> httpx.URL:

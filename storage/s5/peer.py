@@ -133,7 +133,7 @@ class PeerConnection:
         self._connected = trio.Event()
         self._ended: Ended | None = None
         self.heard: Entry | None = None
-        """The last entry that the other side brought: it needn't be told of it."""
+        """The last entry that the other side sent: it is not sent back."""
 
     @property
     def other(self) -> NodeId | None:
@@ -205,7 +205,7 @@ class PeerConnection:
             case EntryHeard(key=key, entry=entry):
                 self._answered(key, entry)
             case PeersHeard():
-                pass  # this node is told by its owner whom to dial
+                pass  # this node dials nobody
 
     def _answered(self, about: Hashable, value: object) -> None:
         wait = self._waits.pop(about, None)

@@ -99,3 +99,14 @@ def parse_listen(text: str) -> tuple[str, int]:
         msg = f"{text!r}: write an IPv6 address in brackets, as [::1]:5050"
         raise ConfigError(msg)
     return bare, int(port)
+
+
+def check_s5_listen(text: str) -> tuple[str, int]:
+    """Host and port of an address of this machine only. Raises ``ConfigError``."""
+    host, port = parse_listen(text)
+    if not is_loopback(host):
+        msg = (
+            f"{host} is open to others, and the S5 API is for programs on this machine: use 127.0.0.1:{port}"
+        )
+        raise ConfigError(msg)
+    return host, port

@@ -68,18 +68,18 @@ class RegistryApi:
                     code = why
                     nursery.cancel_scope.cancel()
 
-                async def told() -> None:
+                async def send_entries() -> None:
                     async for entry in entries:
                         if entry.key in watched:
                             await socket.send_bytes(entry.to_bytes())
                     await end(_BEHIND)
 
-                async def stopped() -> None:
+                async def end_with_server() -> None:
                     await self._serving.stopping.wait()
                     await end(_GOING)
 
-                nursery.start_soon(told)
-                nursery.start_soon(stopped)
+                nursery.start_soon(send_entries)
+                nursery.start_soon(end_with_server)
                 await end(await self._asked(socket, watched))
         if code:
             await socket.close(code)

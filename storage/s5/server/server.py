@@ -19,7 +19,6 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pnode.errors import ConfigError
 from p2pnode.files import off_the_loop
 from p2pnode.http_server import HttpBounds, HttpServer
 from p2pnode.limits import DEFAULT_LIMITS, Limits
@@ -27,13 +26,12 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import load_or_create_seed
 from p2pnode.protocols.s5.messages import FRAME_MAX
 from p2pnode.protocols.s5.nodes import NodeId, PeerUri
-from p2pnode.scopes import is_loopback
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.s5.peer import S5Node
 from p2pnode.storage.s5.server.accounts import Access, AccountBook
 from p2pnode.storage.s5.server.app import make_app
 from p2pnode.storage.s5.server.context import Serving, WatchedRegistry
-from p2pnode.storage.s5.server.options import S5Options, check_origin, parse_listen
+from p2pnode.storage.s5.server.options import S5Options, check_origin, check_s5_listen
 from p2pnode.storage.s5.server.uploads import Partials
 from p2pnode.storage.store import BlobStore, OwnerKey, Registry
 from p2pnode.tasks import background_task
@@ -156,17 +154,6 @@ def _bounds(limits: Limits) -> HttpBounds:
         drain_s=limits.drain_deadline_s,
         websocket_message_max=FRAME_MAX,
     )
-
-
-def check_s5_listen(text: str) -> tuple[str, int]:
-    """Host and port to listen on. Raises ``ConfigError``."""
-    host, port = parse_listen(text)
-    if not is_loopback(host):
-        msg = (
-            f"{host} is open to others, and the S5 API is for programs on this machine: use 127.0.0.1:{port}"
-        )
-        raise ConfigError(msg)
-    return host, port
 
 
 @asynccontextmanager

@@ -97,8 +97,8 @@ class Tus:
         if partial.offset == partial.length:  # whole, but the server ended before it became a blob
             with self._alone(partial.id):
                 await self._complete(partial)
-        told = {"Upload-Offset": str(partial.offset), "Upload-Length": str(partial.length)}
-        return Response(status_code=200, headers={**_VERSION, **told, "Cache-Control": "no-store"})
+        progress = {"Upload-Offset": str(partial.offset), "Upload-Length": str(partial.length)}
+        return Response(status_code=200, headers={**_VERSION, **progress, "Cache-Control": "no-store"})
 
     async def _append(self, request: Request) -> Response:
         name = request.path_params["id"]
@@ -250,10 +250,10 @@ class Partials:
 
     def _make(self, begun: Partial) -> None:
         name = begun.id
-        told = {"length": begun.length, "expected": begun.expected.hex(), "owner": begun.owner.hex()}
+        note = {"length": begun.length, "expected": begun.expected.hex(), "owner": begun.owner.hex()}
         try:
             self._part(name).touch(mode=0o600)
-            write_atomic(self._note(name), json.dumps(told).encode(), mode=0o600)
+            write_atomic(self._note(name), json.dumps(note).encode(), mode=0o600)
         except (OSError, ConfigError) as error:
             self.remove(name)
             raise _explained(error) from error
@@ -263,12 +263,12 @@ class Partials:
         if _ID.fullmatch(name) is None:
             return None
         try:
-            told = json.loads(self._note(name).read_text(encoding="utf-8"))
+            note = json.loads(self._note(name).read_text(encoding="utf-8"))
             return Partial(
                 id=name,
-                length=int(told["length"]),
-                expected=BlobHash(bytes.fromhex(told["expected"])),
-                owner=OwnerKey(bytes.fromhex(told["owner"])),
+                length=int(note["length"]),
+                expected=BlobHash(bytes.fromhex(note["expected"])),
+                owner=OwnerKey(bytes.fromhex(note["owner"])),
                 offset=self._part(name).stat().st_size,
             )
         except (OSError, ValueError, KeyError, TypeError):

@@ -349,7 +349,7 @@ async def test_a_refusal_keeps_the_nodes_words_short_and_on_one_line() -> None:
 async def test_a_local_node_may_redirect_to_a_local_address() -> None:
     async with (
         liar(http(200, HELLO)) as (other, _),
-        liar(http(307, location=f"{other._link.shown}/x")) as (client, _),
+        liar(http(307, location=f"{other._link.name}/x")) as (client, _),
     ):
         assert await client.read(HELLO_HASH) == HELLO
 

@@ -18,8 +18,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.protocols.s5.ids import BlobId, base64url, from_base64url
 from p2pnode.storage.local.store import LocalStore
-from p2pnode.storage.s5.server.options import check_origin
-from p2pnode.storage.s5.server.server import check_s5_listen
+from p2pnode.storage.s5.server.options import check_origin, check_s5_listen
 
 HELLO = b"Hello, world!"
 
