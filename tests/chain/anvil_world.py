@@ -1,4 +1,4 @@
-"""anvil, another implementation of the chain, as a ``LedgerWorld``: for ``make test-anvil``."""
+"""anvil, another implementation of a chain, as a ``LedgerWorld``: for ``make test-anvil``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUICK = EvmLimits(sender=SenderLimits(poll_first_s=0.02))
 
 
 class Anvil:
-    """A process, its JSON-RPC without waiting, and everything deployed."""
+    """A running anvil, its JSON-RPC without waiting, and everything deployed on it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -76,7 +76,7 @@ class Anvil:
 
 @contextmanager
 def deployed_anvil(program: Path) -> Iterator[Anvil]:
-    """A fresh one with everything deployed."""
+    """Run a new anvil with everything deployed."""
     options = ("--chain-id", str(CHAIN_ID), "--auto-impersonate", "--accounts", "1")
     with running_anvil(program, *options) as url:
         anvil = Anvil(url)
@@ -141,7 +141,7 @@ class AnvilWorld:
 
 @asynccontextmanager
 async def anvil_world(program: Path) -> AsyncIterator[AnvilWorld]:
-    """A new chain."""
+    """A ``LedgerWorld`` on a new chain."""
     with deployed_anvil(program) as anvil:
         async with trio.open_nursery() as nursery:
             world = AnvilWorld(anvil, nursery)

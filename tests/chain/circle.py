@@ -14,7 +14,7 @@ MINTED_MAX = 10**30
 
 
 def circle_usdc(chain: EmbeddedChain, package: Path) -> Contract:
-    """Deployed and initialised as on Base; the first account mints, blacklists and pauses.
+    """Deploy and initialise it as on Base; the first account mints, blacklists and pauses.
 
     The last account is the proxy's admin, and so can't use the token.
     """

@@ -21,13 +21,13 @@ def usdc_on(request: pytest.FixtureRequest) -> Token | None:
 
 @pytest.fixture(scope="session")
 def chain_of_session() -> LocalChain:
-    """Deployed once. Use ``local``."""
+    """A chain with everything deployed, made once. Tests use ``local``."""
     return LocalChain()
 
 
 @pytest.fixture
 def local(chain_of_session: LocalChain) -> Iterator[LocalChain]:
-    """A chain of one's own, as good as new."""
+    """The session's chain in its first state, for one test."""
     before = chain_of_session.chain.snapshot()
     yield chain_of_session
     chain_of_session.chain.revert(before)
@@ -37,7 +37,7 @@ def local(chain_of_session: LocalChain) -> Iterator[LocalChain]:
 
 @pytest.fixture
 def rpc(local: LocalChain) -> LocalRpc:
-    """Its JSON-RPC."""
+    """The JSON-RPC of ``local``."""
     return LocalRpc(local)
 
 
@@ -47,6 +47,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Without anvil there is nothing to see there."""
+    """Leave out the tests of anvil where there is none."""
     absent = config.getoption("--anvil", default=None) is None
     return True if absent and collection_path.name == "test_anvil.py" else None

@@ -34,8 +34,8 @@ Fault: TypeAlias = Callable[[str, bytes], Awaitable[httpx.Response]]
 
 
 class LocalChain:
-    """Contracts deployed, payers funded. Blocks are mined as transactions come, unless ``pool.automine`` is
-    off."""
+    """A chain with the contracts deployed and the payers funded. Blocks are mined as transactions come,
+    unless ``pool.automine`` is off."""
 
     def __init__(self) -> None:
         self.chain = EmbeddedChain(SECRETS.values())
@@ -53,7 +53,7 @@ class LocalChain:
 
 
 class LocalRpc(httpx.AsyncBaseTransport):
-    """Any host name is an endpoint of ``local``, unless ``faults`` has something for it."""
+    """Endpoints in front of ``local``, under any host name; ``faults`` replaces what one of them answers."""
 
     def __init__(self, local: LocalChain) -> None:
         self.local = local
@@ -76,7 +76,7 @@ class LocalRpc(httpx.AsyncBaseTransport):
         return sum(asked == method for _, asked in self.asked)
 
     async def connect(self, name: str | None = None, **options: Any) -> EvmLedger:
-        """A ledger that speaks for an actor. Whoever connects runs and closes it."""
+        """A ledger that sends as an actor. The caller runs and closes it."""
         found = self.local.made.addresses
         fields: dict[str, Any] = {
             "chain_id": self.local.chain.chain_id, "rpc_urls": [URL], "limits": QUICK,
@@ -90,7 +90,7 @@ class LocalRpc(httpx.AsyncBaseTransport):
 
 
 class Body(httpx.AsyncByteStream):
-    """An answer as it comes from a socket."""
+    """An answer's body, as it comes from a socket."""
 
     def __init__(self, *parts: bytes) -> None:
         self._parts = parts
@@ -139,7 +139,7 @@ class EvmWorld:
 
 @asynccontextmanager
 async def evm_world(local: LocalChain) -> AsyncIterator[EvmWorld]:
-    """On a chain as it stands."""
+    """A ``LedgerWorld`` on a chain as it stands."""
     async with trio.open_nursery() as nursery:
         world = EvmWorld(LocalRpc(local), nursery)
         yield world

@@ -80,7 +80,7 @@ class LedgerWorld(Protocol):
 
 
 class Scene:
-    """What payers and hosts sign, in one world."""
+    """What payers and hosts sign on one chain."""
 
     def __init__(self, world: LedgerWorld, reader: Ledger) -> None:
         self.world, self.reader, self.domains = world, reader, reader.domains

@@ -18,7 +18,7 @@ MEMORY_DOMAINS = Domains(
 
 
 class MemoryWorld:
-    """A ``LedgerWorld``: time passes when told to, and a second a transaction."""
+    """A ``LedgerWorld``: time moves only when the test moves it, and one second per transaction."""
 
     def __init__(self) -> None:
         self.passed = 0

@@ -1,4 +1,4 @@
-"""Deploying on a chain that is not ours: priced beforehand, checked step by step."""
+"""Deploying on a real chain: priced before anything is sent, and checked step by step."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ async def test_a_step_that_is_never_mined_ends_with_its_hash(net: Net, autojump_
 
 
 class Book:
-    """Orders as a journal keeps them, in this process."""
+    """An order book in this process, as a journal keeps one."""
 
     def __init__(self) -> None:
         self.orders: dict[str, SentOrder] = {}

@@ -1,4 +1,4 @@
-"""Every ledger keeps the same contract."""
+"""Every ledger passes the same conformance suite."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
 
 
 class Node:
-    """An embedded chain as any node would answer; some answers may be replaced."""
+    """An embedded chain that answers as any node; some answers may be replaced."""
 
     def __init__(self) -> None:
         self.chain = EmbeddedChain([b"\x01" * 32])

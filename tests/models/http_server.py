@@ -1,4 +1,4 @@
-"""A loopback HTTP server for downloads, which can be told to misbehave."""
+"""A loopback HTTP server for downloads, which misbehaves as a test says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio
 
 @dataclass
 class Behaviour:
-    """What the server does. ``requests`` keeps the headers it was sent."""
+    """What the server does. ``requests`` has the headers that it received."""
 
     content: bytes
     etag: str | None = '"one"'
@@ -33,7 +33,7 @@ class Behaviour:
 
 @asynccontextmanager
 async def serving(behaviour: Behaviour) -> AsyncIterator[str]:
-    """The base address of a server that behaves so."""
+    """Run a server that behaves like this; gives its base address."""
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(
             partial(trio.serve_tcp, partial(_answer, behaviour), 0, host="127.0.0.1")

@@ -1,4 +1,4 @@
-"""Prompts in pieces: special tokens from the template only, texts as they were said."""
+"""Prompts in pieces: special tokens come from the template only, and texts stay as they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOCABULARY = Vocabulary(
 
 
 def pieces(text: str, template: str = "<|start|>user\n{}<|end|>\n<|start|>") -> list[Piece]:
-    """Of one message; ``{}`` is where the template puts its content."""
+    """The pieces of one message; ``{}`` is where the template puts its content."""
     marked = MarkedMessages([{"role": "user", "content": text}], "n0nce")
     return marked.pieces(template.replace("{}", marked.messages[0]["content"]), VOCABULARY)
 

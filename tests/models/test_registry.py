@@ -1,4 +1,4 @@
-"""Engines by name, made lazily."""
+"""Engines by name, imported only when they are made."""
 
 from __future__ import annotations
 

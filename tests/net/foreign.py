@@ -1,4 +1,4 @@
-"""Another implementation as a process, told what to do in JSON lines; and our side of what it is told."""
+"""Another implementation as a process, which gets commands in JSON lines; and our side of each command."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ LINE_MAX = 1 << 20
 
 
 class ForeignError(Exception):
-    """The other side says why a command failed."""
+    """The other side's reason for a command that failed."""
 
 
 class Foreign:
-    """The process. ``call`` is one command and its result; commands run side by side."""
+    """The process. ``call`` sends one command and returns its result; commands may run at the same time."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -121,7 +121,7 @@ async def foreign(
 
 
 class Ours:
-    """Our network, serving what the other side's commands need."""
+    """Our network, with the protocols that the other side's commands need."""
 
     def __init__(self, **settings: Any) -> None:
         self.outcomes: list[str] = []

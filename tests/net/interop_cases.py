@@ -35,7 +35,7 @@ async def check_echo(ours: Ours, other: Foreign, size: int, pause_s: float = 0) 
 
 
 async def check_half_close(ours: Ours, other: Foreign) -> None:
-    """Who has finished writing still reads the answer."""
+    """A side that has finished writing still reads the answer."""
     wanted = sha256(pattern(100_000))
     with trio.fail_after(20):
         stream = await ours.network.open_stream(other.peer_id, SUM)
@@ -47,7 +47,7 @@ async def check_half_close(ours: Ours, other: Foreign) -> None:
 
 
 async def check_reset(ours: Ours, other: Foreign, *, seen_as: tuple[str, ...] = ("reset",)) -> None:
-    """An abort arrives as one, and leaves the connection alone."""
+    """A reset arrives as a reset, and the connection stays open."""
     with trio.fail_after(20):
         stream = await ours.network.open_stream(other.peer_id, HOLD)
         await stream.send_all(b"x")
@@ -89,7 +89,7 @@ async def check_ping(ours: Ours, other: Foreign) -> None:
 
 
 async def check_unknown_protocol(ours: Ours, other: Foreign) -> None:
-    """What the other side doesn't speak is said so, and is no reason to leave."""
+    """A protocol that the other side doesn't speak is refused, and the connection stays open."""
     with pytest.raises(UnreachableError, match="doesn't speak /p2pnode/inference/1"):
         await ours.network.open_stream(other.peer_id, "/p2pnode/inference/1")
     await check_echo(ours, other, 1)

@@ -82,5 +82,5 @@ async def world(
 
 
 def as_client(index: int, config: NetworkConfig) -> NetworkConfig:
-    """For ``extra``: dials only, no gossip, asks the DHT without serving it."""
+    """For ``extra``: the node only dials, has no gossip, and asks the DHT without serving it."""
     return dataclasses.replace(config, listen=(), dht="client", gossip=False)

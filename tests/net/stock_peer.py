@@ -1,7 +1,7 @@
-"""The library as it comes, as a process of its own: a host that does what it is told on standard input.
+"""The library as it comes, in a process of its own: a host that carries out commands from standard input.
 
-One JSON object a line each way; see ``foreign.py``, which speaks to it. Imports nothing of ours, so that no
-patch of ours can reach it.
+Both sides write one JSON object per line; ``foreign.py`` is the other end. This file imports nothing of ours,
+so that no patch of ours can reach it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHUNK = 65536
 
 
 class Peer:
-    """The host and what it was asked to remember. A method ``do_x`` is the command ``x``."""
+    """The host, and what it was asked to remember. A method ``do_x`` is the command ``x``."""
 
     def __init__(self, listen: list[str], seed: str) -> None:
         pair = create_new_key_pair(hashlib.sha256(seed.encode()).digest())
@@ -214,7 +214,7 @@ def pattern(size: int) -> bytes:
 
 
 def say(value: dict[str, Any]) -> None:
-    """One line to the test."""
+    """Write one line for the test."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 

@@ -34,13 +34,14 @@ def make(name: str, *, limits: Limits = DEFAULT_LIMITS, **settings: Any) -> Netw
 
 
 def make_client(name: str, **settings: Any) -> Network:
-    """One that only dials."""
+    """A network that only dials."""
     return make(name, listen=(), **settings)
 
 
 @contextlib.asynccontextmanager
 async def running(*networks: Network) -> AsyncIterator[trio.Nursery]:
-    """Runs them; on leaving, all must end in order within a bounded time and leave no task behind."""
+    """Run these networks. At the end each must end in order within a bounded time, and leave no task
+    behind."""
     before = trio.lowlevel.current_statistics().tasks_living
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -54,7 +55,7 @@ async def running(*networks: Network) -> AsyncIterator[trio.Nursery]:
 
 
 async def ask_echo(client: Network, host: Network) -> None:
-    """An honest exchange, from a fresh connection; fails when the host doesn't serve."""
+    """One echo from a new connection; fails when the host doesn't serve."""
     with trio.fail_after(20):
         await client.connect(host.multiaddrs[0])
         stream = await client.open_stream(host.peer_id, ECHO)
@@ -65,12 +66,12 @@ async def ask_echo(client: Network, host: Network) -> None:
 
 
 def port_of(network: Network) -> int:
-    """The TCP port of its first address."""
+    """The TCP port of a network's first address."""
     return int(network.multiaddrs[0].split("/")[4])
 
 
 async def eventually(condition: Any, seconds: float = 10) -> None:
-    """Until ``condition()`` holds."""
+    """Wait until ``condition()`` holds."""
     with trio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
             await trio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Places for inbound connections."""
+"""Which inbound connections are accepted, and which wait or are dropped."""
 
 from __future__ import annotations
 

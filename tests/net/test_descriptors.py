@@ -1,4 +1,4 @@
-"""The limit of open files reached, for real: in a process of its own, by connections that stay."""
+"""A process at its limit of open files, which connections that stay open have reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A neighbour in the DHT that answers what it likes: that costs one question, and nothing of our own."""
+"""A neighbour in the DHT that answers anything: it costs one question, and nothing of our own state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""libp2p loads late what we hardly ever use, and all of it works when it is wanted after all."""
+"""libp2p is loaded late where we hardly ever use it, and all of it works when it is needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LEAN = "import sys, p2pnode.net.network\n"
 
 
 def run(program: str) -> str:
-    """In an interpreter of its own: what was imported can't be imported anew."""
+    """Run code in an interpreter of its own: what was imported can't be imported anew."""
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )

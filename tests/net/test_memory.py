@@ -1,4 +1,4 @@
-"""Twenty real networks in memory, in virtual time: gossip, DHT, faults, and the same again."""
+"""Twenty real networks in memory, in virtual time: gossip, DHT, faults, and a repeated run."""
 
 from __future__ import annotations
 

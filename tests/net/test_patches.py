@@ -1,4 +1,4 @@
-"""The patches fit the library that is installed, and say so loudly when they don't."""
+"""The patches fit the installed library, and a library that differs is an error that names the patch."""
 
 from __future__ import annotations
 

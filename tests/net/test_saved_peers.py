@@ -1,4 +1,4 @@
-"""Saved peers survive, stay bounded, and a broken file is no end of the world."""
+"""Saved peers survive a restart and stay bounded; a broken file is set aside."""
 
 from __future__ import annotations
 

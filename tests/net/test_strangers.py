@@ -1,4 +1,4 @@
-"""Strangers at a whole node's sockets, both ways: what they say ends their connection, never the node."""
+"""Strangers at a whole node's sockets, inbound and outbound: what they send ends their connection only."""
 
 from __future__ import annotations
 

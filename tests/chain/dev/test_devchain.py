@@ -32,7 +32,7 @@ SOMEONE = b"\x07" * 20
 
 
 class Wire:
-    """One HTTP connection, byte by byte, so that what a browser would send can be sent."""
+    """One HTTP connection, written byte by byte, so that a test can send what a browser would."""
 
     def __init__(self, chain: DevChain, stream: trio.SocketStream) -> None:
         self.chain, self._stream, self._read = chain, stream, b""

@@ -1,4 +1,4 @@
-"""A session's gas stays under what was promised."""
+"""A session's gas stays under its target."""
 
 from __future__ import annotations
 

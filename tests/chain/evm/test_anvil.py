@@ -1,4 +1,4 @@
-"""The EVM ledger on anvil: the same contract, and what only a chain of somebody else's can show."""
+"""The EVM ledger on anvil: the conformance suite, and what only another implementation can show."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[AnvilWorld]:
 
 
 class TestAnvilLedger(LedgerConformance):
-    """All of it."""
+    """The whole conformance suite."""
 
 
 async def test_a_transaction_stuck_in_the_pool_is_replaced_and_mined_once(world: AnvilWorld) -> None:

@@ -1,4 +1,4 @@
-"""What is the EVM ledger's own: connecting, domains, paging under a node's limits; once over real sockets."""
+"""What only the EVM ledger has: connecting, domains, paging under a node's limits; once over real sockets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MARKET = b"\x0a" * 20
 
 
 def altering(rpc: LocalRpc, method: str, alter: Callable[[Any, Any], Any]) -> None:
-    """``alter(params, result)`` takes the result's place; an ``RpcError`` from it is the answer."""
+    """``alter(params, result)`` replaces a result; an ``RpcError`` that it gives is the answer."""
 
     async def fault(asked: str, body: bytes) -> httpx.Response:
         if asked != method:
@@ -83,7 +83,7 @@ class Null:
 
 
 def saying(fields: dict[str, str]) -> Callable[[Any, Any], Any]:
-    """Receipts with other fields."""
+    """Receipts with these fields replaced."""
 
     def alter(params: Any, result: Any) -> Any:
         return None if result is None else result | fields
@@ -402,7 +402,7 @@ async def test_another_transactions_receipt_is_not_taken_for_ours(
 
 
 def without(*names: str, null: bool) -> Callable[[Any, Any], Any]:
-    """Records that lack these fields, or have null in them."""
+    """Records without these fields, or with null in them."""
 
     def alter(params: Any, result: Any) -> Any:
         if result is None:

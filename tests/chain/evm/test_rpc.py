@@ -43,7 +43,7 @@ async def healthy(method: str, number: int) -> httpx.Response:
 
 
 def answers(respond: Callable[[int], httpx.Response]) -> Handler:
-    """Right about its chain, and then this."""
+    """An endpoint that names its chain rightly, and then answers with this."""
 
     async def handler(method: str, number: int) -> httpx.Response:
         return await healthy(method, number) if method == "eth_chainId" else respond(number)

@@ -1,4 +1,4 @@
-"""The sender against a chain that keeps transactions waiting, loses them, and changes its mind; mock time."""
+"""The sender against a chain that lets transactions wait, loses them, and reorganises; on a mock clock."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def running(rpc: LocalRpc, name: str = "payer", **options: Any) -> AsyncIt
 
 
 class Waiting:
-    """Someone who waits for a transaction, and what came of it."""
+    """A task that waits for a transaction, and its result."""
 
     def __init__(self, nursery: trio.Nursery, ledger: EvmLedger, call: Any = GIFT) -> None:
         self.outcome: Outcome | None = None
@@ -95,7 +95,8 @@ def ok(body: bytes, result: Any) -> httpx.Response:
 
 
 def on_send(rpc: LocalRpc, act: Callable[[bytes], Awaitable[httpx.Response]]) -> list[bytes]:
-    """``act`` answers raw transactions; all else is answered as it should be. Returns those seen."""
+    """``act`` answers raw transactions; everything else is answered rightly. Returns the transactions
+    seen."""
     seen: list[bytes] = []
 
     async def fault(method: str, body: bytes) -> httpx.Response:
@@ -109,7 +110,7 @@ def on_send(rpc: LocalRpc, act: Callable[[bytes], Awaitable[httpx.Response]]) ->
 
 
 def swallowing(rpc: LocalRpc, times: int) -> list[bytes]:
-    """So many raw transactions are taken, and never heard of again."""
+    """So many raw transactions are accepted and then lost."""
     swallowed = 0
 
     async def act(body: bytes) -> httpx.Response:
@@ -123,7 +124,7 @@ def swallowing(rpc: LocalRpc, times: int) -> list[bytes]:
 
 
 def by_hand(local: LocalChain, nonce: int, *, most: int = 10**10, name: str = "payer") -> bytes:
-    """A raw transaction of the same key, by another program."""
+    """A raw transaction with the same key, as another program sends it."""
     return sign_transaction(
         chain_id=local.chain.chain_id, account=ADDRESS[name], sign=lambda digest: sign(name, digest),
         nonce=nonce, to=ADDRESS["treasury"], data=b"", gas=21_000, fees=Fees(most=most, tip=1),
@@ -404,7 +405,7 @@ async def test_a_node_that_is_slow_with_its_receipts_is_no_reason_to_send_again(
 
 
 def withholding(rpc: LocalRpc, when: Callable[[], bool], *methods: str) -> None:
-    """These give nothing while ``when`` holds, as nodes do whose indexes are behind their blocks."""
+    """These methods give null while ``when`` holds, as at nodes whose indexes are behind their blocks."""
 
     async def fault(method: str, body: bytes) -> httpx.Response:
         return ok(body, None) if method in methods and when() else rpc.answer(body)
@@ -926,7 +927,7 @@ def test_an_offer_covers_twice_the_base_fee_and_the_median_tip(
 
 
 def telling_tips(rpc: LocalRpc, endpoint: str, tip: int) -> None:
-    """An endpoint that tells of this tip in each of the last blocks."""
+    """An endpoint that reports this tip for each of the last blocks."""
 
     async def fault(method: str, body: bytes) -> httpx.Response:
         if method != "eth_feeHistory":

@@ -69,7 +69,7 @@ class TestMemoryLedger(LedgerConformance):
 
 
 class Twin:
-    """The same calls to the contracts and to the rules; any difference is an assertion error."""
+    """Sends the same calls to the contracts and to the rules; any difference is an assertion error."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -145,7 +145,7 @@ class Twin:
 
 
 class Chaos:
-    """Mostly sensible calls; often a wrong sender, signature, amount or time."""
+    """Draws mostly sensible calls, and often a wrong sender, signature, amount or time."""
 
     def __init__(self, twin: Twin, random: Random) -> None:
         self.twin, self.random = twin, random

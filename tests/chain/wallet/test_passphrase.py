@@ -1,4 +1,4 @@
-"""Where passphrases come from: files, the keyring and people; what is wrong with one, said without it."""
+"""Where passphrases come from: files, the keyring and people; and errors, which never show a passphrase."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def person(*answers: str, questions: list[str] | None = None) -> PassphrasePrompt:
-    """Someone who types these, one after the other."""
+    """A person who types these answers, one after the other."""
     left = iter(answers)
 
     def ask(question: str) -> str:

@@ -59,7 +59,7 @@ def vocabulary(smollm: LocalModel) -> Vocabulary:
 
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
-    """With a short path, as the address of a unix socket must be; ``tmp_path`` is long in parallel runs."""
+    """A folder with a short path, for the address of a unix socket; ``tmp_path`` is long in parallel runs."""
     with tempfile.TemporaryDirectory(prefix="run-") as name:
         yield Path(name)
 

@@ -1,4 +1,4 @@
-"""The engine's HTTP against a server that cuts its bytes as it likes."""
+"""The engine's HTTP client against a server that cuts its bytes anywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def chunk(data: bytes) -> bytes:
-    """One of HTTP's chunks."""
+    """One chunk of HTTP's chunked coding."""
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
@@ -26,7 +26,7 @@ GOOD = chunk(b'data: {"a": 1}\n\n') + chunk(b'data: {"a": 2}\n\n')
 
 @contextlib.asynccontextmanager
 async def server(path: Path, pieces: Sequence[bytes]) -> AsyncIterator[LlamaCppHttp]:
-    """Answers a request with these pieces, each when the one before was read."""
+    """Answers a request with these pieces, each after the one before was read."""
     listening = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     await listening.bind(str(path / "s"))
     listening.listen()
