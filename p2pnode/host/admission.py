@@ -91,6 +91,7 @@ class Admission(Generic[P]):
     def decide_open(self, newcomer: P, now: float) -> Refuse | P | None:
         """Whether a new session is taken: a refusal, the place that must give way first, or None."""
         detail = "all sessions of this host are taken: try again later or use another host"
+        # More than the limit, not as many: the newcomer has entered, and counts.
         if self._by_peer[newcomer.peer] > self._limits.sessions_per_peer:
             return _full(detail)
         return self._decide_room(newcomer, now, detail)
