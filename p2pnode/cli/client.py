@@ -136,7 +136,7 @@ class ReplicationNotices:
     """What this data dir's user was told last of where conversations are kept: the same again is no news."""
 
     def __init__(self, data: DataDir) -> None:
-        self._path = data.told
+        self._path = data.hints
 
     def is_news(self, fields: Mapping[str, Any]) -> bool:
         """Whether ``conversation.kept`` is to be told to people; then it is noted as told."""

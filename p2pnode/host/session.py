@@ -186,10 +186,13 @@ class ServedSession:
         del self._scopes[order.run]
 
 
-Report = Callable[[Any], Awaitable[None]]
+MachineReport = Callable[[Any], Awaitable[None]]
+"""Gives the machine a report of work: ``Driver.command``."""
 
 
-async def generate(engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report) -> None:
+async def generate(
+    engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: MachineReport
+) -> None:
     """Run ``order`` to its end and report ``HostCommand`` values. Cancelling it frees the engine's slot."""
     try:
         while not await _try(engine, order, cache_key, limits, report):
@@ -204,7 +207,9 @@ async def generate(engine: Engine, order: Generate, cache_key: bytes, limits: Li
         )
 
 
-async def count_input(engine: Engine, order: Count, cache_key: bytes, n_ctx: int, report: Report) -> None:
+async def count_input(
+    engine: Engine, order: Count, cache_key: bytes, n_ctx: int, report: MachineReport
+) -> None:
     """Count a turn's prompt before anything is generated; report ``Counted`` or ``CountFailed``.
 
     What the cache holds now is not billed, even if it is gone when the engine starts: the report promises it.
@@ -232,7 +237,9 @@ async def _prompt_ids(engine: Engine, body: PromptBody) -> tuple[int, ...]:
     return (*await engine.render(messages), *body.prefix)
 
 
-async def _try(engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report) -> bool:
+async def _try(
+    engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: MachineReport
+) -> bool:
     """Run once; False where an answer under way found the queue full: it was admitted before, so it waits."""
     try:
         await _generate(engine, order, cache_key, limits, report)
@@ -245,7 +252,7 @@ async def _try(engine: Engine, order: Generate, cache_key: bytes, limits: Limits
 
 
 async def _generate(
-    engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: Report
+    engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: MachineReport
 ) -> None:
     body = order.body
     prompt_ids = (*await _prompt_ids(engine, body), *order.answer_ids)
@@ -279,7 +286,7 @@ class _Coalescer:
     the ids of such a report in two parts, the first one without its text.
     """
 
-    def __init__(self, run: int, made: int, limits: Limits, report: Report) -> None:
+    def __init__(self, run: int, made: int, limits: Limits, report: MachineReport) -> None:
         self._run, self._made, self._limits, self._report = run, made, limits, report
         self._ids: list[int] = []
         self._texts: list[str] = []

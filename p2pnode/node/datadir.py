@@ -148,7 +148,7 @@ class DataDir:
         return self.root / "node.lock"
 
     @property
-    def told(self) -> Path:
+    def hints(self) -> Path:
         """A record of hints that were shown once and need not be shown again."""
         return self.root / "told.json"
 
