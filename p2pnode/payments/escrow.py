@@ -193,6 +193,7 @@ class EscrowIntake:
         except (ChainError, trio.TooSlowError) as error:
             refusal, escrow = _refusal_of(error), EscrowState(status="none")
         if refusal is None and not deposit.abandoned:
+            # Before the relay: a deposit that lands and is not in the journal would never be settled.
             await self.journal.host_relaying(record)
             refusal = await self._bring(session, call, there=escrow.status == "open")
         deposit.decided = True

@@ -31,7 +31,7 @@ class ExposureLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _Amount:
     payer: bytes
     prefix: str
     units: int
@@ -42,8 +42,8 @@ class Exposure:
 
     def __init__(self, limits: ExposureLimits) -> None:
         self._limits = limits
-        self._lines: dict[SessionId, _Line] = {}
-        self._losses: deque[tuple[float, _Line]] = deque(maxlen=_LOSSES_MAX)
+        self._reserved: dict[SessionId, _Amount] = {}
+        self._losses: deque[tuple[float, _Amount]] = deque(maxlen=_LOSSES_MAX)
         self._payers: Counter[bytes] = Counter()
         self._prefixes: Counter[str] = Counter()
         self._all = 0
@@ -56,13 +56,13 @@ class Exposure:
     def reserve(self, session: SessionId, payer: bytes, address: str | None, units: int, now: float) -> str:
         """Let this session owe up to ``units``, in place of what it could before. Returns why not, or ""."""
         self._forget(now)
-        self.release(session)
-        line = _Line(payer, prefix_of(address), units)
+        self.release(session)  # its own reservation must not count against itself
+        amount = _Amount(payer, prefix_of(address), units)
         limits = self._limits
         for what, held, limit in (
             ("this session", 0, limits.session),
             ("this payer", self._payers[payer], limits.payer),
-            ("its network", self._prefixes[line.prefix], limits.prefix),
+            ("its network", self._prefixes[amount.prefix], limits.prefix),
             ("all payers", self._all, limits.all),
         ):
             if held + units > limit:
@@ -70,25 +70,25 @@ class Exposure:
                     f"{what} may owe this host {usdc_text(limit)} unpaid at most; "
                     f"{usdc_text(held)} stand out, this session could owe {usdc_text(units)}"
                 )
-        self._lines[session] = line
-        self._add(line, +1)
+        self._reserved[session] = amount
+        self._add(amount, +1)
         return ""
 
     def release(self, session: SessionId) -> None:
         """Forget what this session could owe: it owes nothing more."""
-        line = self._lines.pop(session, None)
-        if line is not None:
-            self._add(line, -1)
+        amount = self._reserved.pop(session, None)
+        if amount is not None:
+            self._add(amount, -1)
 
     def lost(self, session: SessionId, units: int, now: float) -> None:
         """Count a loss: the session ended owing ``units``."""
-        line = self._lines.get(session)
+        amount = self._reserved.get(session)
         self.release(session)
-        if line is None or units <= 0:
+        if amount is None or units <= 0:
             return
         if len(self._losses) == _LOSSES_MAX:
             self._add(self._losses.popleft()[1], -1)
-        loss = _Line(line.payer, line.prefix, units)
+        loss = _Amount(amount.payer, amount.prefix, units)
         self._losses.append((now, loss))
         self._add(loss, +1)
 
@@ -96,14 +96,14 @@ class Exposure:
         while self._losses and self._losses[0][0] <= now - LOSS_REMEMBERED_S:
             self._add(self._losses.popleft()[1], -1)
 
-    def _add(self, line: _Line, sign: int) -> None:
-        self._all += sign * line.units
-        self._payers[line.payer] += sign * line.units
-        self._prefixes[line.prefix] += sign * line.units
-        if not self._payers[line.payer]:
-            del self._payers[line.payer]
-        if not self._prefixes[line.prefix]:
-            del self._prefixes[line.prefix]
+    def _add(self, amount: _Amount, sign: int) -> None:
+        self._all += sign * amount.units
+        self._payers[amount.payer] += sign * amount.units
+        self._prefixes[amount.prefix] += sign * amount.units
+        if not self._payers[amount.payer]:
+            del self._payers[amount.payer]
+        if not self._prefixes[amount.prefix]:
+            del self._prefixes[amount.prefix]
 
 
 def prefix_of(address: str | None) -> str:

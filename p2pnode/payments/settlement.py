@@ -284,13 +284,15 @@ class Settler:
             page = await self._ledger.events(cursor)
             for event in page.events:
                 await self._seen(event)
+            # After the events: a crash before this reads them again, which changes nothing the second time.
             if page.cursor != cursor or self._journal.cursor(self._cursor_name) is None:
                 await self._journal.save_cursor(self._cursor_name, page.cursor)
             cursor, caught_up = page.cursor, page.caught_up
 
     async def _cursor(self) -> int:
-        """Where to read on. A chain that is shorter than we remember, and not known to be another one by its
-        first block, was made anew: read it from 0."""
+        """The block to read on from. A chain that is shorter than the journal remembers was made anew (its
+        profile names no first block that would tell): it is read from 0.
+        """
         cursor = self._journal.cursor(self._cursor_name)
         if cursor is not None and self._cursor_checked:
             return cursor

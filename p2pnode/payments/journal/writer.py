@@ -40,7 +40,7 @@ class JournalWriter:
         return self._commit.commits
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled; what waits then is still written."""
+        """Write until cancelled; what waits then is still written."""
         send, receive = trio.open_memory_channel[_Request](QUEUE_MAX)
         self._queue = send
         task_status.started()
@@ -49,10 +49,12 @@ class JournalWriter:
                 first = await receive.receive()
                 await self._write([first, *_waiting(receive)])
         finally:
-            self._queue = None
+            self._queue = (
+                None  # first: a write that begins from now on must raise, for nobody would answer it
+            )
             while group := _waiting(receive):
                 await self._write(group)
-            if self._riders:
+            if self._riders:  # no write may follow for them to go with
                 await self._write([])
             receive.close()
 
@@ -84,6 +86,8 @@ class JournalWriter:
         return self._queue
 
     async def _write(self, group: list[_Request]) -> None:
+        # Taken before the first await: what rides from now on goes with the next group. One transaction has
+        # riders and writes, so that a voucher is never on disk without the receipt that it answers.
         riders, self._riders = self._riders, []
         group = [*riders, *group]
         try:
