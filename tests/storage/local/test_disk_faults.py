@@ -18,7 +18,7 @@ from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.store import GRACE_S, DiskFullError, NoBlobError, OwnerKey
-from tests.storage.faulty_disk import NEVER, FaultyDisk, PowerCutError
+from tests.storage.local.faulty_disk import NEVER, FaultyDisk, PowerCutError
 from tests.storage.store_conformance import ALICE, BOB, Writer, blob
 from tests.storage.stores import Wall, collect, files_of, local_store
 
