@@ -111,7 +111,7 @@ def _need_memory_of(program: Program) -> None:
 
 
 async def _kept(root: Path) -> bool:
-    """Does the client's data dir have the whole answer, and a quorum all of it?"""
+    """Whether the client's data dir has the whole answer, and a quorum all of it."""
     async with open_archive(NodeConfig(data_dir=root)) as archive:
         found = await archive.conversations()
         turns = (await archive.open(found[0].sid, ask=False)).turns if found else ()

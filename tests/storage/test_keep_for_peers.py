@@ -1,4 +1,4 @@
-"""A node that joins keeps blobs on its disk, over real sockets: for whom it is told to, across a restart."""
+"""A node that joins stores for peers on its disk, over real sockets: for its set owners, across a restart."""
 
 from __future__ import annotations
 

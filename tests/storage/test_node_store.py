@@ -25,7 +25,7 @@ LIMITS = Limits(store_gc_interval_s=60.0, store_gc_items=2, store_gc_settle_s=0)
 
 
 def clock() -> float:
-    """Goes well."""
+    """A clock that moves as time passes."""
     return NOW + trio.current_time()
 
 

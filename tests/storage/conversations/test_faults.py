@@ -179,7 +179,7 @@ async def test_a_blob_tampered_everywhere_is_a_loss_that_is_reported(
     assert "don't have that hash" in loss.detail
 
 
-async def test_the_middle_of_an_answer_that_is_lost_is_not_glued_over(
+async def test_the_middle_of_an_answer_that_is_lost_is_not_joined_over(
     world: World, autojump_clock: MockClock
 ) -> None:
     async with world.machine().on() as archive:

@@ -1,4 +1,4 @@
-"""What came of keeping, as people and scripts are told: short, each reason once."""
+"""What a client reports of its replication, for people and scripts: short, each reason once."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_token_is_not_sent_in_clear() -> None:
 
 
 @asynccontextmanager
-async def liar(
+async def wrong_node(
     *answers: bytes, then: Callable[[trio.SocketStream], Awaitable[None]] | None = None
 ) -> AsyncIterator[tuple[S5Client, list[bytes]]]:
     """A client of a server that gives these answers, one a connection; and the requests it got."""
@@ -210,13 +210,13 @@ def http(status: int, body: bytes = b"", **headers: str) -> bytes:
 
 
 async def test_other_bytes_than_were_asked_for_are_found_out() -> None:
-    async with liar(http(200, b"Hello, World!")) as (client, _):
+    async with wrong_node(http(200, b"Hello, World!")) as (client, _):
         with pytest.raises(HashMismatchError):
             await client.read(HELLO_HASH)
 
 
 async def test_fewer_bytes_than_were_promised_are_found_out() -> None:
-    async with liar(http(200, HELLO, content_length="99")) as (client, _):
+    async with wrong_node(http(200, HELLO, content_length="99")) as (client, _):
         with pytest.raises(UnreachableError):
             await client.read(HELLO_HASH)
 
@@ -226,13 +226,13 @@ async def test_an_endless_answer_is_broken_off() -> None:
         for _ in range(100):
             await stream.send_all(bytes(1_000_000))
 
-    async with liar(http(200, content_length=""), then=pour) as (client, _):
+    async with wrong_node(http(200, content_length=""), then=pour) as (client, _):
         with pytest.raises(ProtocolError, match=str(BLOB_MAX)):
             await client.read(HELLO_HASH)
-    async with liar(http(200, content_length=""), then=pour) as (client, _):
+    async with wrong_node(http(200, content_length=""), then=pour) as (client, _):
         with pytest.raises(ProtocolError, match="4096"):
             await client.get(KEY)
-    async with liar(http(500, content_length=""), then=pour) as (client, _):
+    async with wrong_node(http(500, content_length=""), then=pour) as (client, _):
         client._legacy = False
         with pytest.raises(RefusedError):
             await client.read(HELLO_HASH)
@@ -252,13 +252,13 @@ async def test_an_endless_answer_is_broken_off() -> None:
     ],
 )
 async def test_a_range_that_is_not_the_one_asked_for_is_found_out(told: str, body: bytes) -> None:
-    async with liar(http(206, body, content_range=told)) as (client, _):
+    async with wrong_node(http(206, body, content_range=told)) as (client, _):
         with pytest.raises(ProtocolError, match="sent"):
             await client.read(HELLO_HASH, 7, 5)
 
 
 async def test_a_node_without_ranges_is_read_whole_and_checked() -> None:
-    async with liar(http(200, HELLO), http(200, HELLO.upper())) as (client, _):
+    async with wrong_node(http(200, HELLO), http(200, HELLO.upper())) as (client, _):
         assert await client.read(HELLO_HASH, 7, 5) == b"world"
         with pytest.raises(HashMismatchError):
             await client.read(HELLO_HASH, 7, 5)
@@ -268,7 +268,7 @@ async def test_the_deadline_is_the_callers_against_a_node_that_stalls() -> None:
     async def stall(stream: trio.SocketStream) -> None:
         await trio.sleep_forever()
 
-    async with liar(http(200, HELLO[:5], content_length="13"), then=stall) as (client, _):
+    async with wrong_node(http(200, HELLO[:5], content_length="13"), then=stall) as (client, _):
         with trio.move_on_after(0.1) as scope:
             await client.read(HELLO_HASH)
         assert scope.cancelled_caught
@@ -286,7 +286,7 @@ async def test_the_deadline_is_the_callers_against_a_node_that_stalls() -> None:
     ],
 )
 async def test_an_upload_that_is_acknowledged_as_something_else_is_not_acknowledged(answer: bytes) -> None:
-    async with liar(http(200, answer)) as (client, _):
+    async with wrong_node(http(200, answer)) as (client, _):
         with pytest.raises(ProtocolError):
             await client.put(HELLO, owner=OWNER)
 
@@ -295,7 +295,7 @@ async def test_an_entry_that_the_key_did_not_sign_is_not_taken() -> None:
     import json
 
     forged = {**entry_json(entry(5)), "revision": 6}
-    async with liar(http(200, json.dumps(forged).encode()), http(200, b"{}")) as (client, _):
+    async with wrong_node(http(200, json.dumps(forged).encode()), http(200, b"{}")) as (client, _):
         with pytest.raises(BadEntryError):
             await client.get(KEY)
         with pytest.raises(ProtocolError):
@@ -307,21 +307,21 @@ async def test_stale_is_believed_only_with_the_newer_entry_in_hand() -> None:
 
     newer, older = (json.dumps(entry_json(entry(revision))).encode() for revision in (6, 4))
     for refusal in (http(500, b"Revision number too low"), http(409, b"{}")):
-        async with liar(refusal, http(200, newer)) as (client, _):
+        async with wrong_node(refusal, http(200, newer)) as (client, _):
             with pytest.raises(StaleEntryError) as stale:
                 await client.set(entry(5), owner=OWNER)
             assert stale.value.current == entry(6)
-        async with liar(refusal, http(200, older)) as (client, _):
+        async with wrong_node(refusal, http(200, older)) as (client, _):
             with pytest.raises(RefusedError):
                 await client.set(entry(5), owner=OWNER)
-        async with liar(refusal, http(404)) as (client, _):
+        async with wrong_node(refusal, http(404)) as (client, _):
             with pytest.raises(RefusedError):
                 await client.set(entry(5), owner=OWNER)
 
 
 async def test_a_node_of_the_older_dialect_is_asked_in_its_own() -> None:
     legacy = BlobId(HELLO_HASH).legacy_text().encode()
-    async with liar(http(500, b"what?"), http(200, HELLO), http(200, HELLO)) as (client, requests):
+    async with wrong_node(http(500, b"what?"), http(200, HELLO), http(200, HELLO)) as (client, requests):
         for _ in range(2):
             assert await client.read(HELLO_HASH) == HELLO
         assert legacy not in requests[0]
@@ -330,7 +330,9 @@ async def test_a_node_of_the_older_dialect_is_asked_in_its_own() -> None:
 
 
 async def test_a_refusal_keeps_the_nodes_words_short_and_on_one_line() -> None:
-    async with liar(http(429, b'{"error": "slow\\ndown\\u001b[31m %s"}' % (b"x" * 900), retry_after="7")) as (
+    async with wrong_node(
+        http(429, b'{"error": "slow\\ndown\\u001b[31m %s"}' % (b"x" * 900), retry_after="7")
+    ) as (
         client,
         _,
     ):
@@ -348,14 +350,14 @@ async def test_a_refusal_keeps_the_nodes_words_short_and_on_one_line() -> None:
 
 async def test_a_local_node_may_redirect_to_a_local_address() -> None:
     async with (
-        liar(http(200, HELLO)) as (other, _),
-        liar(http(307, location=f"{other._link.name}/x")) as (client, _),
+        wrong_node(http(200, HELLO)) as (other, _),
+        wrong_node(http(307, location=f"{other._link.name}/x")) as (client, _),
     ):
         assert await client.read(HELLO_HASH) == HELLO
 
 
 async def test_a_circle_is_left() -> None:
-    async with liar(*[http(302, location="/again")] * 4) as (client, requests):
+    async with wrong_node(*[http(302, location="/again")] * 4) as (client, requests):
         with pytest.raises(ProtocolError, match="circle"):
             await client.read(HELLO_HASH)
         assert len(requests) == 4
