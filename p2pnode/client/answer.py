@@ -170,7 +170,7 @@ class Answer:
         self._unread = ""
         """Text that came while the turn was ended by this side."""
         self._unread_error: P2PNodeError | None = None
-        self._slow_told = False
+        self._slow_reported = False
         self._asked_at = 0.0
         self._first_at: float | None = None
         self._done = False
@@ -357,8 +357,8 @@ class Answer:
         other = search.best()
         known = measured.get(other.advert.peer) if other is not None else None
         leaves = self._failover.leaves_for(pace, other, known.tokens_per_s if known is not None else None)
-        if leaves or not self._slow_told:
-            self._slow_told = True
+        if leaves or not self._slow_reported:
+            self._slow_reported = True
             runtime.tell("host.slow", {"peer": attempt.peer, "tokens_per_s": pace, "leaving": leaves})
         if leaves:
             self._searches.note_answer(attempt.peer, attempt.ttft_s(now), pace)

@@ -1,8 +1,8 @@
 """The Python API: ``async with p2pnode.Client() as client: async for piece in client.chat("…")``.
 
-A client dials; it listens on nothing, takes no lock, and speaks with a peer key that lives in memory only.
-It remembers in the data dir, if there is one, whom it reached and how hosts did. Its wallet is opened when
-a host that costs something is chosen, within the spending limits of the configuration.
+A client dials; it listens on nothing, takes no lock, and speaks with a peer key that lives in memory only. It
+remembers in the data dir, if there is one, which peers it reached and how hosts did. Its wallet is opened
+when a host that costs something is chosen, within the spending limits of the configuration.
 """
 
 from __future__ import annotations
@@ -94,12 +94,13 @@ class Client:
         if stack is None:
             return
         try:
-            with trio.CancelScope(shield=True):  # each has its own deadline
+            with trio.CancelScope(shield=True):  # each answer has its own deadline
                 await self._questions.answers.finish()
-            await self.conversations.finish()  # hosts store for clients with an open session
+            # Before the sessions are closed: hosts store for clients with an open session.
+            await self.conversations.finish()
             if self._remember and runtime.owns_node and not runtime.local and runtime.data.root.is_dir():
                 with trio.CancelScope(shield=True):
-                    await self.searches.save_peers()  # where a node runs, the file is its own
+                    await self.searches.save_peers()  # where a node runs, it alone writes the file
             self.pool.close()
             with trio.move_on_after(runtime.limits.close_deadline_s, shield=True):
                 await self.pool.wait_closed()
@@ -111,7 +112,7 @@ class Client:
                     await off_the_loop(save, in_thread=self._in_thread)
         finally:
             self._stack = None
-            # Not with the caller's error: a nursery would wrap it, and `except NoHostError` miss it.
+            # Without the caller's error: a nursery would wrap it, and `except NoHostError` would miss it.
             await stack.__aexit__(None, None, None)
 
     @property
@@ -147,13 +148,13 @@ class Client:
         filters: Filters | None = None,
         held: Held | None = None,
     ) -> Answer:
-        """Ask; iterate over the result for text pieces as they stream.
+        """Ask a question; iterate over the result for pieces of text as they stream.
 
-        ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of
-        the catalogue or a model id; the default model otherwise. ``peer``: a multiaddr to dial, with
-        nothing searched. ``held``: what came of this answer before, to go on from. Raises, while
-        iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this
-        side can't or may not pay; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
+        ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of the
+        catalogue or a model id; the default model otherwise. ``peer``: the multiaddr of the host to ask; then
+        none is searched. ``held``: what came of this answer before, to go on from. Raises, while iterating:
+        ``NoHostError``, ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this side can't or
+        may not pay; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
         """
         options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling, filters=filters)
         return self._questions.answer(messages, options, held=held)
@@ -161,7 +162,7 @@ class Client:
     def go_on(self, answer: Answer) -> Answer:
         """Go on with an answer that was cut short, from exactly what it holds: no token is asked for twice.
 
-        The new one's ``text`` and ``ids`` begin with those of the old one, its pieces and bill don't.
+        The new answer's ``text`` and ``ids`` begin with those of the old one; its pieces and its bill don't.
         """
         return answer.rest()
 
@@ -184,7 +185,7 @@ class Client:
         return await self.searches.advert_of(multiaddrs)
 
     async def clock_offsets(self) -> list[float]:
-        """By how many seconds, at least, the clock of each host we are connected to is ahead of ours."""
+        """By how many seconds at least the clock of each connected host is ahead of ours."""
         return await self.searches.clock_offsets()
 
     async def known_adverts(self) -> list[Advert]:

@@ -408,8 +408,8 @@ class Failover:
         if attempt is not None or not self._same_host:  # that it can't be reached again says less
             self._last_error = error
         self._move = move
-        told = error if is_final(error, self._refusals) or not situation.held else too_long(error)
-        return Decision(move=move, ended=ended, error=told if move == "stop" else None, blames=blames)
+        shown = error if is_final(error, self._refusals) or not situation.held else too_long(error)
+        return Decision(move=move, ended=ended, error=shown if move == "stop" else None, blames=blames)
 
     def abandon(self, state: SessionState) -> AttemptEnd:
         """The user ended the answer, and the host did not end its turn in time."""

@@ -1,5 +1,4 @@
-"""What every part of one client uses: its configuration, node, tasks and wallet, and the listener of its
-events.
+"""What every part of one client uses: its configuration, node, tasks and wallet, and its events.
 
 It knows no part of the client.
 """
