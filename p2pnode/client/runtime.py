@@ -51,7 +51,9 @@ class Runtime:
             one for each in (*bootstrap, *config.bootstrap) for one in read_bootstrap(each)
         )
         self.data = DataDir(config.data_dir)
-        self.owns_node, self.payer, self._on_event = node is None, payer, on_event
+        self.owns_node, self.payer = node is None, payer
+        self.on_event = on_event
+        """The listener of this client's events."""
         self.local: tuple[str, ...] = ()
         """Multiaddrs of the node that runs on this data dir, the nearest first."""
         self._networks: tuple[str, ...] = ()
@@ -106,7 +108,7 @@ class Runtime:
 
     def tell(self, event: str, fields: dict[str, object]) -> None:
         """Tell the listener of this client's events."""
-        self._on_event(event, fields)
+        self.on_event(event, fields)
 
     def make_node(self) -> Node:
         """A node that dials only, with a peer key that is never written down."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
@@ -14,7 +15,7 @@ from p2pnode.models.engine import GenerateRequest, Tokens
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.protocols.inference.messages import SamplingParams
-from tests.node.world import Member, World, scripted_host
+from tests.node.world import Member, World, scripted_host, world
 
 TOKENS = 40
 ONE_BY_ONE = replace(DEFAULT_LIMITS, flush_interval_s=0.0, flush_tokens=1, settle_batch_s=0.5)
@@ -58,28 +59,6 @@ async def check_whole(answer: Answer, shown: str, question: str = QUESTION, toke
     assert usage.cost == sum(item.cost for item in answer.bill)
 
 
-@dataclass
-class Events:
-    """What a client told, by name."""
-
-    told: list[tuple[str, dict[str, object]]] = field(default_factory=list)
-    on: dict[str, Callable[[], None]] = field(default_factory=dict)
-    """Called once, at the first event of that name."""
-
-    def of(self, client: Client) -> None:
-        """Listen to a client."""
-        client.runtime._on_event = self._event
-
-    def _event(self, name: str, fields: dict[str, object]) -> None:
-        self.told.append((name, fields))
-        if name in self.on:
-            self.on.pop(name)()
-
-    def named(self, name: str) -> list[dict[str, object]]:
-        """Their fields."""
-        return [fields for each, fields in self.told if each == name]
-
-
 async def read(answer: Answer, then: Callable[[int], Awaitable[None] | None]) -> str:
     """The whole text as a reader sees it; ``then`` is called with the tokens held after each piece."""
     shown = ""
@@ -116,3 +95,15 @@ def seeds(members: list[Member]) -> list[str]:
 def serving(answer: Answer, members: list[Member]) -> int:
     """Which of these the answer comes from now."""
     return [member.node.peer_id for member in members].index(answer.host)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def stage(
+    count: int, *, tokens_per_s: float = 50.0
+) -> AsyncIterator[tuple[World, list[Member], Client]]:
+    """Free hosts that send every token in a frame, and a client that knows them and prefers the first."""
+    async with world(limits=ONE_BY_ONE) as w:
+        members = await hosts(w, count, tokens_per_s=tokens_per_s)
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+            yield w, members, client

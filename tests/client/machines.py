@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pnode.client.answer import Answer
@@ -20,23 +19,11 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.key_file import save_storage_key
+from tests.client.support import Events
 from tests.node.world import Member, World
 
 ENTROPY = bytes(range(16))
 """Of the phrase that all machines of the one user have."""
-
-
-@dataclass
-class Told:
-    """Events of a client, by name."""
-
-    events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
-
-    def __call__(self, name: str, fields: dict[str, object]) -> None:
-        self.events.append((name, fields))
-
-    def named(self, name: str) -> list[dict[str, object]]:
-        return [fields for each, fields in self.events if each == name]
 
 
 @contextlib.asynccontextmanager
@@ -48,7 +35,7 @@ async def machine(
     stores: Sequence[Member] = (),
     ip: str = "10.0.9.9",
     keeps: bool = True,
-    told: Told | None = None,
+    told: Events | None = None,
     wall: Callable[[], float] = wall_clock,
 ) -> AsyncIterator[Client]:
     """A client with a data dir of its own. ``knows`` are its first peers, ``stores`` keep its replicas."""
@@ -72,7 +59,7 @@ async def machine(
         limits=w.limits,
         remember=False,
         in_thread=False,
-        on_event=told or Told(),
+        on_event=told or Events(),
     ) as client:
         yield client
     await node.aclose()

@@ -1,8 +1,9 @@
-"""Adverts made by hand, questions to ask, and hosts that misbehave on purpose."""
+"""Adverts made by hand, questions to ask, events that a client tells, and hosts that misbehave on purpose."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
@@ -68,3 +69,25 @@ async def whole(answer: Answer) -> str:
 def misbehave(member: Member, handler: Callable[[Stream], Awaitable[None]]) -> None:
     """Let a host answer inference streams in its own way from now on."""
     member.node.network.serve(PROTOCOL, handler)
+
+
+@dataclass
+class Events:
+    """What a client told its listener, in order."""
+
+    told: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    on: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """Called once, at the first event of that name."""
+
+    def __call__(self, name: str, fields: dict[str, object]) -> None:
+        self.told.append((name, fields))
+        if name in self.on:
+            self.on.pop(name)()
+
+    def of(self, client: Client) -> None:
+        """Listen to a client from now on."""
+        client.runtime.on_event = self
+
+    def named(self, name: str) -> list[dict[str, object]]:
+        """The fields of the events of that name."""
+        return [fields for each, fields in self.told if each == name]

@@ -17,7 +17,8 @@ from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.store import DiskFullError, OwnerKey
-from tests.client.machines import ENTROPY, Told, machine, options, read, say
+from tests.client.machines import ENTROPY, machine, options, read, say
+from tests.client.support import Events
 from tests.node.world import World, scripted_host, world
 from tests.storage.blob_world import serve_store
 
@@ -55,7 +56,7 @@ async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alon
         stores = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
         for each in stores:
             serve_store(each)
-        told = Told()
+        told = Events()
         async with machine(w, tmp_path / "a", knows=[host], stores=stores, told=told) as client:
             conversation = await client.new_conversation(options())
             first = await say(conversation, "one")
@@ -77,7 +78,7 @@ async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_t
 ) -> None:
     async with world() as w:
         host = await w.add([scripted_host()])
-        told = Told()
+        told = Events()
         async with machine(w, tmp_path / "a", knows=[host], told=told) as client:
             await say(await client.new_conversation(options()), "one")
         (kept,) = told.named("conversation.kept")
@@ -85,7 +86,7 @@ async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_t
         assert "1 of 2 places" in str(kept["waiting"])
         stores = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
         held = [serve_store(each) for each in stores]
-        told = Told()
+        told = Events()
         async with machine(
             w, tmp_path / "a", knows=[host], stores=stores, ip="10.0.9.8", told=told
         ) as client:
@@ -237,7 +238,7 @@ async def test_a_conversation_that_is_only_looked_at_is_not_told_of(
             await conversation.wait_written()
             assert conversation.stored is not None
             sid = conversation.stored.sid
-        told = Told()
+        told = Events()
         async with machine(w, tmp_path / "a", stores=stores, told=told, ip="10.0.9.8") as client:
             await client.resume(sid)
         assert not told.named("conversation.kept")
@@ -248,7 +249,7 @@ async def test_stores_that_are_named_without_a_key_to_seal_with_are_not_passed_o
 ) -> None:
     async with world() as w:
         host = await w.add([scripted_host()])
-        told = Told()
+        told = Events()
         async with machine(w, tmp_path / "a", knows=[host], stores=[host], keeps=False, told=told) as client:
             await say(await client.new_conversation(options(5), keep=False), "one")
             assert not told.named("conversation.not_kept")  # nothing was to be kept
@@ -262,7 +263,7 @@ async def test_a_client_without_a_storage_key_talks_and_keeps_nothing(
 ) -> None:
     async with world() as w:
         host = await w.add([scripted_host()])
-        told = Told()
+        told = Events()
         async with machine(w, tmp_path / "a", knows=[host], keeps=False, told=told) as client:
             conversation = await client.new_conversation(options())
             await say(conversation, "one")
@@ -279,7 +280,7 @@ async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_dow
 ) -> None:
     async with world() as w:
         host = await w.add([scripted_host()])
-        told = Told()
+        told = Events()
         async with machine(w, tmp_path, knows=[host], told=told) as client:
             conversation = await client.new_conversation(options())
             await say(conversation, "one")
@@ -303,7 +304,7 @@ async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(
 ) -> None:
     async with world() as w:
         host = await w.add([scripted_host(tokens_per_s=20)])
-        told = Told()
+        told = Events()
         with trio.CancelScope() as interrupted:
             async with machine(w, tmp_path, knows=[host], told=told) as client:
                 conversation = await client.new_conversation(options())
@@ -325,7 +326,7 @@ async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept
 ) -> None:
     async with world() as w:
         host = await w.add([scripted_host()])
-        told = Told()
+        told = Events()
         async with machine(w, tmp_path, knows=[host], told=told) as client:
             conversation = await client.new_conversation(options())
             await say(conversation, "one")
@@ -363,7 +364,7 @@ async def test_a_question_is_answered_where_the_store_can_not_be_opened(
 ) -> None:
     async with world() as w:
         host = await w.add([scripted_host()])
-        told = Told()
+        told = Events()
         async with machine(w, tmp_path, knows=[host], told=told) as client:
             (tmp_path / "store").mkdir()
             (tmp_path / "store" / "index.sqlite").write_bytes(b"something else that is no store of ours" * 99)

@@ -11,7 +11,8 @@ from p2pnode.client.failover import least_pace
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
-from tests.client.failing import Events, ask, check_whole, meet, read
+from tests.client.failing import ask, check_whole, meet, read
+from tests.client.support import Events
 from tests.node.world import Member, World, scripted_host, world
 
 CRAWL = 0.05

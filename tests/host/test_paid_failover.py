@@ -34,8 +34,8 @@ from p2pnode.protocols.inference.messages import (
     Tokens,
 )
 from p2pnode.protocols.typed_data import session_id
-from tests.client.failing import ONE_BY_ONE, TOKENS, Events, ask, check_whole, meet, read, serving, unkilled
-from tests.client.support import misbehave
+from tests.client.failing import ONE_BY_ONE, TOKENS, ask, check_whole, meet, read, serving, unkilled
+from tests.client.support import Events, misbehave
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world, priced
 from tests.node.world import Member
 

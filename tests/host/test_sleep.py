@@ -15,7 +15,8 @@ from p2pnode.client.answer import Answer
 from p2pnode.errors import NoHostError
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.manifest import SCRIPTED
-from tests.client.failing import Events, ask, check_whole, read
+from tests.client.failing import ask, check_whole, read
+from tests.client.support import Events
 from tests.host.paid import FEE, LIMITS, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world, priced
 from tests.node.world import Member
 
