@@ -59,7 +59,7 @@ async def check_whole(answer: Answer, shown: str, question: str = QUESTION, toke
     assert usage.cost == sum(item.cost for item in answer.bill)
 
 
-async def read(answer: Answer, then: Callable[[int], Awaitable[None] | None]) -> str:
+async def read(answer: Answer, then: Callable[[int], Awaitable[None] | None] = lambda _held: None) -> str:
     """The whole text as a reader sees it; ``then`` is called with the tokens held after each piece."""
     shown = ""
     async for piece in answer:

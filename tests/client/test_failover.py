@@ -1,442 +1,410 @@
-"""Failover on whole nodes in memory: whatever dies and whenever, the reader sees one answer."""
+"""What follows when an attempt at an answer is over, and what is asked for then."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-import trio
-from trio.testing import MockClock
+from hypothesis import given
+from hypothesis import strategies as st
 
-from p2pnode.client.answer import Answer
-from p2pnode.client.client import Client
-from p2pnode.errors import NoHostError, RefusedError
-from p2pnode.ids import SessionId
-from p2pnode.models.manifest import SCRIPTED
-from p2pnode.models.scripted import Faults, ScriptedEngine
-from p2pnode.net.stream import Stream
-from p2pnode.node.driver import MessageChannel
+from p2pnode.client.failover import (
+    Attempt,
+    Failover,
+    PartialAnswer,
+    SessionState,
+    Situation,
+    after_failure,
+    after_turn,
+    least_pace,
+)
+from p2pnode.client.ranking import Candidate, Ranking
+from p2pnode.errors import (
+    WIRE_CODES,
+    ChainError,
+    HostFault,
+    NoHostError,
+    P2PNodeError,
+    RefusedError,
+    UnreachableError,
+)
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.inference.commands import Quoted, TurnDone
 from p2pnode.protocols.inference.messages import (
-    CODEC,
-    Accept,
-    Checkpoint,
+    PREFIX_MAX,
+    ChatMessage,
     Done,
-    Error,
-    Prompt,
+    PromptBody,
     Quote,
-    Refuse,
     SamplingParams,
-    Tokens,
 )
-from tests.client.failing import (
-    ONE_BY_ONE,
-    TOKENS,
-    ask,
-    check_whole,
-    hosts,
-    meet,
-    read,
-    seeds,
-    serving,
-    stage,
-    unkilled,
+from tests.client.support import advert, peer
+
+BODY = PromptBody(
+    messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(tokens_max=10, seed=7)
 )
-from tests.client.support import Events, misbehave, whole
-from tests.node.world import Member, World, scripted_host, world
-
-SESSION = SessionId(b"s" * 32)
-
-
-def at(count: int, action: Callable[[], None]) -> Callable[[int], None]:
-    """Do it once, when so many tokens are held."""
-    done: list[int] = []
-
-    def then(held: int) -> None:
-        if held >= count and not done:
-            done.append(held)
-            action()
-
-    return then
-
-
-def engine_of(member: Member) -> ScriptedEngine:
-    assert member.host is not None
-    engine = member.host.models[0].engine
-    assert isinstance(engine, ScriptedEngine)
-    return engine
-
-
-async def killed_at(count: int) -> None:
-    async with stage(2) as (w, members, client):
-        answer = ask(client)
-        shown = await read(answer, at(count, lambda: w.crash(members[0])))
-        await check_whole(answer, shown)
-        first, second = answer.bill
-        assert (first.peer, second.peer) == (members[0].node.peer_id, members[1].node.peer_id)
-        assert first.tokens_out == count
-        assert second.tokens_in == first.tokens_in + count  # the price of the failure, itemised
-
-
-@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, TOKENS - 1])
-async def test_a_host_that_dies_after_any_token_is_replaced(count: int, autojump_clock: MockClock) -> None:
-    await killed_at(count)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("count", range(1, TOKENS))
-async def test_a_host_that_dies_after_every_token_is_replaced(count: int, autojump_clock: MockClock) -> None:
-    await killed_at(count)
-
-
-async def test_a_host_that_dies_after_the_last_token_is_not_replaced(autojump_clock: MockClock) -> None:
-    async with stage(2) as (w, members, client):
-        answer = ask(client)
-        shown = await read(answer, at(TOKENS, lambda: w.crash(members[0])))
-        await check_whole(answer, shown)
-        assert len(answer.bill) == 1
-        assert members[1].host is not None
-        assert members[1].host.totals.turns == 0
-
-
-async def test_a_host_that_dies_while_it_reads_the_prompt_is_replaced(autojump_clock: MockClock) -> None:
-    async with stage(2) as (w, members, client):
-        events = Events(on={"prefill": lambda: w.crash(members[0])})
-        events.of(client)
-        answer = ask(client)
-        shown = await read(answer, lambda _held: None)
-        await check_whole(answer, shown)
-        assert [item.tokens_out for item in answer.bill] == [0, TOKENS]
-        (moved,) = events.named("failover")
-        assert moved == {
-            "from": members[0].node.peer_id,
-            "to": members[1].node.peer_id,
-            "held": 0,
-            "reason": "lost",
-        }
-
-
-async def test_a_host_that_dies_between_turns_costs_the_next_turn_nothing_but_a_moment(
-    autojump_clock: MockClock,
-) -> None:
-    async with stage(2) as (w, members, client):
-        await whole(ask(client))
-        w.crash(members[0])
-        began = trio.current_time()
-        answer = ask(client, "and then?")
-        shown = await read(answer, lambda _held: None)
-        await check_whole(answer, shown, "and then?")
-        assert answer.usage is not None
-        assert answer.usage.ttft_s < 2.5
-        assert trio.current_time() - began < 5
-        assert answer.host == members[1].node.peer_id
-
-
-async def test_two_hosts_may_die_in_one_answer(autojump_clock: MockClock) -> None:
-    async with stage(3) as (w, members, client):
-        events = Events()
-        events.of(client)
-        deaths = [10, 25]
-
-        def then(held: int) -> None:
-            if deaths and held >= deaths[0]:
-                deaths.pop(0)
-                w.crash(members[serving(answer, members)])
-
-        answer = ask(client)
-        shown = await read(answer, then)
-        await check_whole(answer, shown)
-        assert [item.tokens_out for item in answer.bill] == [10, 15, TOKENS - 25]
-        assert [each["held"] for each in events.named("failover")] == [10, 25]
-
-
-async def test_when_all_hosts_die_the_partial_answer_the_reason_and_the_way_on_are_told(
-    autojump_clock: MockClock,
-) -> None:
-    async with stage(2) as (w, members, client):
-        events = Events()
-        events.of(client)
-        answer = ask(client)
-
-        def then(held: int) -> None:
-            if held == 10:
-                for member in members:
-                    w.crash(member)
-
-        with pytest.raises(NoHostError, match=r"no host is left .* 10 tokens that came are kept.*/go"):
-            await read(answer, then)
-        ids, text = await unkilled()
-        assert answer.ids == ids[:10]
-        assert text.startswith(answer.text)
-        assert answer.usage is None
-        assert [item.tokens_out for item in answer.bill] == [10]
-        (cut,) = events.named("answer.cut")
-        assert cut["held"] == 10
-        with pytest.raises(StopAsyncIteration):
-            await anext(answer)
-
-        late = await w.add([scripted_host(tokens_per_s=50)])
-        client.runtime.bootstrap = tuple(late.node.multiaddrs[:1])
-        more = client.go_on(answer)
-        shown = answer.text + await read(more, lambda _held: None)
-        assert (more.ids, shown) == (ids, text)
-        assert more.usage is not None
-        assert more.usage.tokens_out == TOKENS - 10
-
-
-async def test_going_on_from_a_whole_answer_asks_nobody(autojump_clock: MockClock) -> None:
-    async with world(limits=ONE_BY_ONE) as w:
-        members = await hosts(w, 1)
-        async with w.client(seeds(members)) as client:
-            answer = ask(client)
-            shown = await read(answer, lambda _held: None)
-            again = client.go_on(answer)
-            assert await read(again, lambda _held: None) == ""
-            assert (again.text, again.ids) == (shown, answer.ids)
-            assert again.usage is not None
-            assert (again.usage.tokens_out, again.bill) == (0, ())
-            assert members[0].host is not None
-            assert members[0].host.totals.turns == 1
-
-
-async def test_what_is_held_goes_on_in_another_client(autojump_clock: MockClock) -> None:
-    async with world(limits=ONE_BY_ONE) as w:
-        members = await hosts(w, 1)
-        async with w.client(seeds(members)) as client, ask(client) as answer:
-            while len(answer.ids) < 15:
-                await anext(answer)
-        kept = answer.held
-        assert len(kept.ids) >= 15
-        async with w.client(seeds(members), ip="10.0.9.10") as client:
-            sampling = SamplingParams(tokens_max=TOKENS, temperature=0)
-            more = client.chat("hello", model=SCRIPTED, sampling=sampling, held=kept)
-            shown = kept.text + await read(more, lambda _held: None)
-        assert (more.ids, shown) == await unkilled()
-
-
-async def test_the_engine_that_crashes_in_an_answer_costs_its_host_the_rest(
-    autojump_clock: MockClock,
-) -> None:
-    async with stage(2) as (_, members, client):
-        engine_of(members[0]).faults = Faults(crash_after_tokens=17)
-        answer = ask(client)
-        shown = await read(answer, lambda _held: None)
-        await check_whole(answer, shown)
-        assert [item.reason for item in answer.bill] == ["internal", "length"]
-        assert answer.bill[0].tokens_out == 17
-
-
-async def test_a_host_that_falls_silent_is_replaced_when_the_stall_timer_fires(
-    autojump_clock: MockClock,
-) -> None:
-    async with stage(2) as (_, members, client):
-        engine_of(members[0]).faults = Faults(hang_after_tokens=5)
-        answer = ask(client)
-        shown = await read(answer, lambda _held: None)
-        await check_whole(answer, shown)
-        assert [item.reason for item in answer.bill] == ["stalled", "length"]
-
-
-async def test_where_only_the_connection_breaks_the_same_host_goes_on(autojump_clock: MockClock) -> None:
-    async with stage(2) as (w, members, client):
-
-        def cut() -> None:
-            w.net.partition(["10.0.9.9"], ["10.0.0.1"])
-            w.net.heal()
-
-        answer = ask(client)
-        shown = await read(answer, at(12, cut))
-        await check_whole(answer, shown)
-        assert {item.peer for item in answer.bill} == {members[0].node.peer_id}
-
-
-async def test_a_machine_that_does_not_even_refuse_costs_a_second_not_the_dial_deadline(
-    autojump_clock: MockClock,
-) -> None:
-    async with stage(2) as (w, members, client):
-        times: list[float] = []
-
-        def then(held: int) -> None:
-            times.append(trio.current_time())
-            if held == 12:
-                w.net.partition(["10.0.9.9", "10.0.0.2"], ["10.0.0.1"])
-
-        answer = ask(client)
-        shown = await read(answer, then)
-        await check_whole(answer, shown)
-        gap = max(after - before for before, after in itertools.pairwise(times))
-        assert gap < ONE_BY_ONE.reconnect_patience_s + 1.0
-        assert answer.host == members[1].node.peer_id
-
-
-# ---- hosts that lie, and questions nobody answers
-
-
-def speaks(messages: list[object]) -> Callable[[Stream], Awaitable[None]]:
-    """A host that accepts a free session, and answers its first turn like this."""
-
-    async def handler(stream: Stream) -> None:
-        channel = MessageChannel(stream, CODEC)
-        await channel.receive()
-        await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
-        while not isinstance(request := await channel.receive(), Prompt) or not request.last:
-            pass
-        await channel.send(messages)
-        while await channel.receive() is not None:
-            pass
-
-    return handler
-
-
-async def after(w: World, client: Client, members: list[Member], messages: list[object]) -> Answer:
-    misbehave(members[0], speaks(messages))
-    answer = ask(client)
-    shown = await read(answer, lambda _held: None)
-    await check_whole(answer, shown)
-    return answer
-
-
-async def test_what_a_faulty_host_showed_stays_and_what_nobody_saw_is_asked_for_again(
-    autojump_clock: MockClock,
-) -> None:
-    async with stage(2) as (w, members, client):
-        ids, text = await unkilled()
-        forged = Checkpoint(
-            seq=1, tokens_in=9, tokens_out=10, token_hash=bytes(32), fingerprint_hash=bytes(32),
-            root=bytes(32), signature=bytes(64),
-        )  # fmt: skip
-        shown = Tokens(seq=0, ids=tuple(ids[:6]), text=text[:6])
-        unseen = Tokens(seq=6, ids=(1, 2, 3, 4))  # not what a model made
-        answer = await after(w, client, members, [Quote(turn=1, tokens_in=8), shown, unseen, forged])
-        first, second = answer.bill
-        assert (first.tokens_out, first.reason) == (6, "fault")
-        assert second.tokens_in == 8 + 6
-        assert "broke the protocol" in (await client.hosts(SCRIPTED)).excluded[0].excluded
-
-
-async def test_ids_whose_text_a_dead_host_kept_are_told_by_the_next(autojump_clock: MockClock) -> None:
-    async with stage(2) as (w, members, client):
-        ids, text = await unkilled()
-        messages = [
-            Quote(turn=1, tokens_in=8),
-            Tokens(seq=0, ids=tuple(ids[:6]), text=text[:6]),
-            Tokens(seq=6, ids=tuple(ids[6:9])),
-        ]
-
-        async def handler(stream: Stream) -> None:
-            channel = MessageChannel(stream, CODEC)
-            await channel.receive()
-            await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
-            await channel.receive()
-            await channel.send(messages)
-            await trio.sleep(0.5)
-            w.crash(members[0])
-
-        misbehave(members[0], handler)
-        answer = ask(client)
-        shown = await read(answer, lambda _held: None)
-        await check_whole(answer, shown)
-        assert [item.tokens_out for item in answer.bill] == [9, TOKENS - 9]
-
-
-async def test_a_host_that_calls_a_turn_cancelled_unasked_is_left_and_remembered(
-    autojump_clock: MockClock,
-) -> None:
-    async with stage(2) as (_, members, client):
-        turns = 0
-
-        async def handler(stream: Stream) -> None:
-            nonlocal turns
-            channel = MessageChannel(stream, CODEC)
-            await channel.receive()
-            await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
-            while (request := await channel.receive()) is not None:
-                if isinstance(request, Prompt):
-                    turns += 1
-                    done = Done(turn=turns, reason="cancelled", tokens_in=0, reused=0, tokens_out=0)
-                    await channel.send([done])
-
-        misbehave(members[0], handler)
-        answer = ask(client)
-        shown = await read(answer, lambda _held: None)
-        await check_whole(answer, shown)
-        assert turns == 1
-        assert answer.host == members[1].node.peer_id
-        assert client.searches.measured[members[0].node.peer_id].faults == 1
-
-
-def calls_it_wrong(asked: list[int], number: int) -> Callable[[Stream], Awaitable[None]]:
-    """A host that finds every question malformed."""
-    speak = speaks([Error(code="bad_request", detail="this makes no sense", turn=1)])
-
-    async def handler(stream: Stream) -> None:
-        asked.append(number)
-        await speak(stream)
-
-    return handler
-
-
-async def test_one_host_that_calls_a_sound_question_wrong_ends_nothing(autojump_clock: MockClock) -> None:
-    async with stage(2) as (_, members, client):
-        asked: list[int] = []
-        misbehave(members[0], calls_it_wrong(asked, 0))
-        answer = ask(client)
-        await check_whole(answer, await read(answer, lambda _held: None))
-        assert (asked, answer.host) == ([0], members[1].node.peer_id)
-        assert client.searches.measured[members[0].node.peer_id].failures_in_a_row == 1
-
-
-async def test_what_two_hosts_call_wrong_is_asked_of_no_third(autojump_clock: MockClock) -> None:
-    async with stage(3) as (_, members, client):
-        asked: list[int] = []
-        for number, member in enumerate(members):
-            misbehave(member, calls_it_wrong(asked, number))
-        with pytest.raises(RefusedError, match="this makes no sense"):
-            await read(ask(client), lambda _held: None)
-        assert asked == [0, 1]
-
-
-async def test_an_answer_tries_no_more_hosts_than_its_limit(autojump_clock: MockClock) -> None:
-    async with world(limits=replace(ONE_BY_ONE, hosts_per_answer=2)) as w:
-        members = await hosts(w, 4)
-        async with w.client(seeds(members)) as client:
-            await meet(client, members)
-            tried: list[Member] = []
-
-            def full(member: Member) -> Callable[[Stream], Awaitable[None]]:
-                async def handler(stream: Stream) -> None:
-                    tried.append(member)
-                    channel = MessageChannel(stream, CODEC)
-                    await channel.receive()
-                    await channel.send([Refuse(code="capacity", detail="full")])
-
-                return handler
-
-            for member in members:
-                misbehave(member, full(member))
-            with pytest.raises(RefusedError, match="full"):
-                await read(ask(client), lambda _held: None)
-            assert len(tried) == 2
-
-
-async def test_an_answer_that_is_left_in_mid_failover_leaves_nothing_behind(
-    autojump_clock: MockClock,
-) -> None:
-    async with stage(3) as (w, members, client):
-        answer = ask(client)
-
-        def then(held: int) -> None:
-            if held == 10:
-                w.crash(members[0])
-                scope.cancel()
-
-        with trio.CancelScope() as scope:
-            async with answer:
-                await read(answer, then)
-        assert scope.cancelled_caught
-        assert 10 <= len(answer.ids) < TOKENS
-        await trio.sleep(3)
-        for member in members[1:]:
-            assert engine_of(member).stats().active == 0
-        assert await whole(ask(client, "next"))
+PACES = {"floor": 0.2, "ceiling": 2.0}
+MIDWAY = Situation(held=10, room=30, attempts_left=5, progressed=True, lost=True)
+FRESH = Situation(room=40, attempts_left=5, fruitless=1)
+SITUATIONS = st.builds(
+    Situation,
+    held=st.integers(0, 3),
+    continuable=st.booleans(),
+    room=st.integers(0, 3),
+    attempts_left=st.integers(0, 2),
+    cancelled=st.booleans(),
+    refusals=st.integers(0, 3),
+    progressed=st.booleans(),
+    fruitless=st.integers(0, 3),
+    reused=st.booleans(),
+    lost=st.booleans(),
+    paid=st.booleans(),
+)
+ERRORS = st.one_of(
+    st.sampled_from(sorted(WIRE_CODES)).map(lambda code: RefusedError(code, "x")),  # type: ignore[arg-type]
+    st.sampled_from([UnreachableError("x"), HostFault("x"), ChainError("x")]),
+)
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_an_answer_that_the_host_ended_is_whole(reason: str) -> None:
+    assert after_turn(reason, MIDWAY) == "finish"  # type: ignore[arg-type]
+
+
+def test_a_turn_that_was_cancelled_unasked_goes_on_with_the_same_host_once() -> None:
+    assert after_turn("cancelled", MIDWAY) == "again"
+    assert after_turn("cancelled", FRESH) == "again"
+    assert after_turn("cancelled", replace(FRESH, fruitless=2)) == "next"
+    assert after_turn("cancelled", replace(MIDWAY, cancelled=True)) == "finish"
+    assert after_turn("cancelled", replace(MIDWAY, room=0)) == "finish"
+    assert after_turn("cancelled", replace(MIDWAY, attempts_left=0)) == "stop"
+    assert after_turn("cancelled", replace(MIDWAY, continuable=False)) == "stop"
+
+
+@pytest.mark.parametrize("code", sorted(WIRE_CODES - {"bad_request"}))
+def test_whatever_a_host_says_the_next_one_is_asked(code: str) -> None:
+    error = RefusedError(code, "x")  # type: ignore[arg-type]
+    assert after_failure(error, replace(MIDWAY, lost=False)) == "next"
+    assert after_failure(error, FRESH) == "next"
+
+
+def test_what_any_host_would_say_and_what_is_our_own_fault_stops() -> None:
+    refused = RefusedError("bad_request", "x")
+    assert after_failure(refused, replace(MIDWAY, refusals=2)) == "stop"
+    assert after_failure(refused, replace(FRESH, refusals=1)) == "next", "one host alone may lie"
+    assert after_failure(ChainError("the cap is reached"), MIDWAY) == "stop"
+    assert after_failure(ChainError("the cap is reached"), FRESH) == "stop"
+
+
+def test_a_free_host_whose_connection_broke_is_asked_again_and_a_paid_one_was_already() -> None:
+    lost = UnreachableError("the connection to the host was lost")
+    assert after_failure(lost, MIDWAY) == "again"
+    assert after_failure(lost, replace(MIDWAY, paid=True)) == "next"
+    assert after_failure(lost, replace(MIDWAY, lost=False)) == "next"  # it went silent
+    assert after_failure(lost, replace(MIDWAY, progressed=False, fruitless=1)) == "next"
+
+
+def test_a_host_that_restarted_in_a_session_is_asked_again_and_one_whose_engine_failed_is_not() -> None:
+    failed = UnreachableError("the host restarted in the middle of this turn")
+    here = replace(MIDWAY, lost=False, restarted=True, paid=True)
+    assert after_failure(failed, here) == "again"
+    assert after_failure(failed, replace(here, fruitless=2)) == "next"
+    assert after_failure(RefusedError("internal", "boom"), replace(here, restarted=False)) == "next"
+    assert after_failure(RefusedError("capacity", "x"), replace(here, restarted=False)) == "next"
+
+
+def test_a_kept_session_that_died_of_age_is_opened_anew_once() -> None:
+    lost = UnreachableError("the session was idle for too long")
+    kept = replace(FRESH, reused=True)
+    assert after_failure(lost, kept) == "again"
+    assert after_failure(lost, replace(kept, fruitless=2)) == "next"
+    assert after_failure(RefusedError("shutting_down", "x"), kept) == "next"  # an honest answer
+    assert after_failure(lost, FRESH) == "next"
+
+
+def test_where_nothing_is_left_to_generate_the_answer_is_whole_whoever_died() -> None:
+    assert after_failure(UnreachableError("x"), replace(MIDWAY, room=0, continuable=False)) == "finish"
+
+
+@pytest.mark.parametrize("limit", [{"attempts_left": 0}, {"continuable": False}])
+def test_beyond_its_limits_an_answer_stops(limit: dict[str, int]) -> None:
+    assert after_failure(UnreachableError("x"), replace(MIDWAY, **limit)) == "stop"  # type: ignore[arg-type]
+
+
+@given(ERRORS, SITUATIONS)
+def test_nothing_goes_on_for_a_user_who_left_nor_without_end(error: P2PNodeError, where: Situation) -> None:
+    move = after_failure(error, where)
+    if where.cancelled:
+        assert move == "finish"
+    elif not where.attempts_left or not where.continuable:
+        assert move in ("stop", "finish")
+    if move == "again":
+        assert where.fruitless <= 1
+    if move == "finish":
+        assert where.cancelled or (where.held and not where.room)
+
+
+# ---- a host that is slow
+
+
+@pytest.mark.parametrize(
+    ("usual", "least"),
+    [
+        ((), 0.2),
+        ((0.5,), 0.2),
+        ((10.0,), 1.0),
+        ((3.0, 8.0, 300.0), 0.8),  # the median: one fast host changes nothing
+        ((300.0, 400.0), 2.0),
+    ],
+)
+def test_the_least_pace_follows_from_what_hosts_gave(usual: tuple[float, ...], least: float) -> None:
+    assert least_pace(usual, **PACES) == pytest.approx(least)
+
+
+# ---- the answer so far
+
+
+def test_the_first_host_is_asked_what_was_asked() -> None:
+    assert PartialAnswer(BODY).next_prompt() is BODY
+
+
+def test_the_next_is_asked_for_the_rest_from_exactly_what_is_held() -> None:
+    partial = PartialAnswer(BODY)
+    partial.take((1, 2, 3), "abc")
+    rest = partial.next_prompt()
+    assert (rest.prefix, rest.text_known, rest.sampling.tokens_max) == ((1, 2, 3), None, 7)
+    assert (rest.messages, rest.sampling.seed) == (BODY.messages, 7)
+    partial.take((4, 5), "")
+    assert (partial.next_prompt().text_known, partial.next_prompt().text_pending) == (3, 2)
+    partial.take((), "de")
+    assert partial.next_prompt().text_known is None
+    assert partial.text == "abcde"
+
+
+def test_a_faulty_host_costs_what_nobody_saw_and_no_receipt_covers() -> None:
+    partial = PartialAnswer(BODY)
+    partial.take((1, 2), "ab")
+    partial.receipt()
+    partial.take((3,), "c")
+    partial.take((4, 5), "")
+    assert partial.drop_unproven() == 2
+    assert (partial.ids, partial.text) == ([1, 2, 3], "abc")
+    partial.take((4,), "")
+    partial.receipt()
+    assert partial.drop_unproven() == 0  # its receipt stands for it, and the next host tells its text
+    assert partial.next_prompt().text_pending == 1
+
+
+def test_what_no_prompt_can_hold_can_not_go_on() -> None:
+    long = PromptBody(messages=BODY.messages, sampling=SamplingParams(tokens_max=PREFIX_MAX + 10))
+    partial = PartialAnswer(long)
+    partial.take(tuple(range(PREFIX_MAX)), "x")
+    assert partial.continuable
+    partial.take((1,), "y")
+    assert not partial.continuable
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=3), st.text("ab", max_size=2)), max_size=8))
+def test_text_known_and_receipted_never_exceed_what_is_held(pieces: list[tuple[list[int], str]]) -> None:
+    partial = PartialAnswer(BODY)
+    for number, (ids, text) in enumerate(pieces):
+        partial.take(ids, text)
+        if number % 3 == 2:
+            partial.receipt()
+        if number % 4 == 3:
+            partial.drop_unproven()
+        assert max(partial.text_known, partial.receipted) <= len(partial.ids)
+        assert partial.room == max(0, 10 - len(partial.ids))
+    assert partial.text == "".join(text for _, text in pieces)
+
+
+# ---- the policy of one answer
+
+
+PEER, OTHER = peer(1), peer(2)
+STATE = SessionState(cost=30, n_ctx=100)
+LOST = UnreachableError("the connection to the host was lost")
+
+
+def policy(attempts_max: int = 4) -> Failover:
+    return Failover(PartialAnswer(BODY), attempts_max=attempts_max)
+
+
+def start(failover: Failover, host: PeerId = PEER, *, paid: bool = False, reused: bool = False) -> Attempt:
+    failover.begin()
+    attempt = Attempt(
+        peer=host, session=SessionId(host.encode()[:32].ljust(32)), paid=paid, reused=reused,
+        prefix=len(failover.partial.ids), cost_before=10 if reused else 0, started_at=0.0,
+    )  # fmt: skip
+    failover.opened(attempt)
+    return attempt
+
+
+def bring(failover: Failover, count: int, now: float = 1.0) -> None:
+    assert failover.attempt is not None
+    failover.attempt.delivered(count, now)
+    failover.partial.take(range(count), "x" * count)
+
+
+def done(reason: str, tokens_in: int = 5, tokens_out: int = 0) -> TurnDone:
+    return TurnDone(
+        Done(turn=1, reason=reason, tokens_in=tokens_in, reused=0, tokens_out=tokens_out)  # type: ignore[arg-type]
+    )
+
+
+def test_an_answer_of_one_host_is_finished_with_one_item() -> None:
+    failover = policy()
+    attempt = start(failover, reused=True)
+    attempt.quoted(Quoted(Quote(turn=1, tokens_in=5)))
+    bring(failover, 3)
+    decision = failover.turn_ended(done("stop", tokens_out=3), STATE)
+    assert (decision.move, decision.finish) == ("finish", "stop")
+    (item,) = failover.bill.items
+    assert (item.tokens_in, item.tokens_out, item.cost, item.reason) == (5, 3, 20, "stop")
+    assert (failover.context_used, failover.n_ctx) == (8, 100)
+    assert decision.ended is not None
+    assert decision.ended.context_needed == 9
+    assert failover.attempt is None
+
+
+def test_the_next_host_is_asked_for_the_rest_and_each_host_has_its_item() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 4)
+    decision = failover.failed(RefusedError("internal", "x"), STATE)
+    assert (decision.move, decision.blames) == ("next", True)
+    assert failover.wants_next_host
+    assert failover.partial.next_prompt().prefix == (0, 1, 2, 3)
+    second = start(failover, OTHER)
+    assert second.prefix == 4
+    bring(failover, 6)
+    assert failover.turn_ended(done("length", tokens_out=6), STATE).move == "finish"
+    assert [(i.peer, i.tokens_out, i.reason) for i in failover.bill.items] == [
+        (PEER, 4, "internal"),
+        (OTHER, 6, "length"),
+    ]
+
+
+def test_a_free_host_is_asked_again_once_for_each_time_that_something_came() -> None:
+    failover = policy(attempts_max=9)
+    lost = replace(STATE, lost=True)
+    for _ in range(2):
+        start(failover)
+        bring(failover, 1)
+        assert failover.failed(LOST, lost).move == "again"
+        assert not failover.wants_next_host
+    start(failover)
+    assert failover.failed(LOST, lost).move == "next"  # nothing came: it may be gone
+
+
+def test_a_slow_host_is_left_although_it_ended_its_turn_in_order() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    assert failover.turn_ended(done("cancelled"), STATE, early="slow").move == "again"
+    failover.leave_host()
+    assert failover.wants_next_host
+    assert failover.bill.items[0].reason == "slow"
+
+
+def candidate(price_out: int = 0) -> Candidate:
+    other = advert(2, price_out=price_out)
+    return Candidate(advert=other, offer=other.offers[0], score=1.0)
+
+
+def test_a_slow_host_is_left_only_for_one_that_is_surely_better_and_costs_no_more() -> None:
+    failover = policy(attempts_max=2)
+    start(failover)
+    assert failover.leaves_for(0.1, candidate(), None)
+    assert failover.leaves_for(0.1, candidate(), 0.3)
+    assert not failover.leaves_for(0.1, candidate(), 0.2)
+    assert not failover.leaves_for(0.1, None, None)
+    assert not failover.leaves_for(0.1, candidate(price_out=5), None), "it may be slow because it is free"
+    start(failover, paid=True)
+    assert not failover.leaves_for(0.1, candidate(), None), "no attempt is left"
+    failover.spare_attempt()
+    assert failover.leaves_for(0.1, candidate(price_out=5), None)
+
+
+def test_a_faulty_host_is_not_billed_for_what_was_dropped() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    assert failover.attempt is not None
+    failover.attempt.delivered(3, 2.0)
+    failover.partial.take((7, 8, 9), "")
+    decision = failover.failed(HostFault("it lied"), STATE)
+    assert (decision.move, decision.blames) == ("next", True)
+    assert failover.partial.ids == [0, 1]
+    assert (failover.bill.items[0].tokens_out, failover.bill.items[0].reason) == (2, "fault")
+
+
+def test_an_honest_refusal_counts_against_a_host_only_where_it_took_money_for_the_input() -> None:
+    busy = RefusedError("capacity", "x")
+    free = policy()
+    start(free)
+    assert not free.failed(busy, STATE).blames
+    for tokens_in, covers_more, blames in [(5, True, True), (5, False, False), (0, True, False)]:
+        paid = policy()
+        attempt = start(paid, paid=True)
+        attempt.quoted(Quoted(Quote(turn=1, tokens_in=tokens_in)))
+        assert paid.failed(busy, replace(STATE, covers_more=covers_more)).blames == blames
+
+
+def test_where_no_attempt_is_left_the_user_is_told_that_the_answer_ends_here() -> None:
+    failover = policy(attempts_max=1)
+    start(failover)
+    bring(failover, 2)
+    decision = failover.failed(LOST, STATE)
+    assert decision.move == "stop"
+    assert isinstance(decision.error, NoHostError)
+    assert decision.error.__cause__ is LOST
+
+
+def test_a_turn_that_was_lost_where_nobody_can_go_on_is_a_failure() -> None:
+    failover = policy(attempts_max=1)
+    start(failover)
+    bring(failover, 2)
+    with pytest.raises(UnreachableError) as lost:
+        failover.turn_ended(done("cancelled"), STATE)
+    assert failover.attempt is not None, "it is ended by the failure that its caller reports"
+    assert failover.failed(lost.value, STATE).move == "stop"
+
+
+def test_without_a_host_the_last_failure_is_told_or_why_none_was_found() -> None:
+    failover = policy()
+    assert "nobody answered" in str(failover.no_host(Ranking(), {}))
+    assert "connection refused" in str(failover.no_host(Ranking(), {OTHER: "connection refused"}))
+    failover.begin()
+    assert failover.failed(LOST, None).move == "next"
+    assert failover.no_host(Ranking(), {}) is LOST
+    start(failover)
+    bring(failover, 1)
+    failover.failed(LOST, STATE)
+    assert "no host is left to go on" in str(failover.no_host(Ranking(), {}))
+
+
+def test_an_answer_that_the_user_left_is_not_asked_on_and_is_billed() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    failover.cancelled = True
+    assert failover.turn_ended(done("cancelled", tokens_out=2), STATE).move == "finish"
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    failover.cancelled = True
+    assert failover.abandon(STATE).item.reason == "cancelled"
+    assert failover.bill.items[0].tokens_out == 2
+
+
+def test_the_pace_is_that_of_a_window_and_unknown_before_one_has_passed() -> None:
+    failover = policy()
+    attempt = start(failover)
+    assert attempt.pace(30.0, 10.0) is None
+    attempt.delivered(5, 1.0)
+    assert attempt.pace(10.9, 10.0) is None
+    assert attempt.pace(11.0, 10.0) == 0.0  # what came a window ago is not in it
+    attempt.delivered(5, 12.0)
+    assert attempt.pace(13.0, 10.0) == 0.5
+    assert (attempt.ttft_s(50.0), attempt.speed(13.0)) == (1.0, 0.75)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.client.failover import least_pace
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
@@ -17,21 +15,6 @@ from tests.node.world import Member, World, scripted_host, world
 
 CRAWL = 0.05
 """One token in twenty seconds: within every stall time."""
-LIMITS = {"floor": 0.2, "ceiling": 2.0}
-
-
-@pytest.mark.parametrize(
-    ("usual", "least"),
-    [
-        ((), 0.2),
-        ((0.5,), 0.2),
-        ((10.0,), 1.0),
-        ((3.0, 8.0, 300.0), 0.8),  # the median: one fast host changes nothing
-        ((300.0, 400.0), 2.0),
-    ],
-)
-def test_the_least_pace_follows_from_what_hosts_gave(usual: tuple[float, ...], least: float) -> None:
-    assert least_pace(usual, **LIMITS) == pytest.approx(least)
 
 
 async def two(w: World, first: float | None, second: float | None) -> list[Member]:
@@ -55,7 +38,7 @@ async def test_a_host_that_crawls_is_left_and_another_one_goes_on(autojump_clock
             await crawling(client, members, events)
             began = trio.current_time()
             answer = ask(client)
-            shown = await read(answer, lambda _held: None)
+            shown = await read(answer)
             await check_whole(answer, shown)
             assert trio.current_time() - began < 2 * DEFAULT_LIMITS.pace_window_s
             assert [item.reason for item in answer.bill] == ["slow", "length"]
@@ -77,7 +60,7 @@ async def test_where_there_is_no_other_host_one_waits_and_is_told_once(autojump_
             events = Events()
             events.of(client)
             answer = ask(client, tokens=12)
-            shown = await read(answer, lambda _held: None)
+            shown = await read(answer)
             await check_whole(answer, shown, tokens=12)
             assert len(answer.bill) == 1
             (told,) = events.named("host.slow")
@@ -93,7 +76,7 @@ async def test_a_host_that_was_named_is_not_left(autojump_clock: MockClock) -> N
             sampling = SamplingParams(tokens_max=8, temperature=0)
             named = members[0].node.multiaddrs[0]
             answer = client.chat("hello", model=SCRIPTED, peer=named, sampling=sampling)
-            await read(answer, lambda _held: None)
+            await read(answer)
             assert {item.peer for item in answer.bill} == {members[0].node.peer_id}
             assert [each["leaving"] for each in events.named("host.slow")] == [False]
 
@@ -105,7 +88,7 @@ async def test_a_host_that_is_slow_and_within_reason_is_not_left(autojump_clock:
             events = Events()
             await crawling(client, members, events)
             answer = ask(client, tokens=300)
-            await read(answer, lambda _held: None)
+            await read(answer)
             assert [item.peer for item in answer.bill] == [members[0].node.peer_id]
             assert not events.named("host.slow")
 

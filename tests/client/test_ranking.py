@@ -13,10 +13,12 @@ from p2pnode.client.ranking import (
     BREAKER_MAX_S,
     BREAKER_S,
     Filters,
+    HostChoice,
     Measured,
     rank,
 )
-from p2pnode.ids import ModelId
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.protocols.adverts.messages import Advert
 from tests.client.support import MODEL, NOW, advert, peer
 
 SLOW, FAST = Measured(ttft_s=2.0, tokens_per_s=5.0), Measured(ttft_s=0.1, tokens_per_s=90.0)
@@ -198,3 +200,68 @@ def test_a_measurement_moves_the_mean_towards_it_and_never_beyond(known: Measure
     assert after is not None
     low, high = sorted((other if before is None else before, other))
     assert low - 1e-9 <= after <= high + 1e-9
+
+
+# ---- the choice of the next host
+
+
+def choice(*adverts: Advert, sessions: tuple[int, ...] = ()) -> HostChoice:
+    made = HostChoice(
+        MODEL,
+        Filters(),
+        measured={peer(index): Measured(ttft_s=float(index)) for index in range(1, 9)},
+        payable=lambda _advert, _offer: "",
+        has_session=lambda host: host in [peer(index) for index in sessions],
+    )
+    for each in adverts:
+        made.found(each)
+    return made
+
+
+def handed_out(made: HostChoice) -> list[PeerId]:
+    out = []
+    while (best := made.take_best(NOW)) is not None:
+        out.append(best.advert.peer)
+    return out
+
+
+def test_each_host_is_given_once_the_best_first() -> None:
+    made = choice(advert(3), advert(1), advert(2))
+    assert handed_out(made) == [peer(1), peer(2), peer(3)]
+    assert not made.has_untried(NOW)
+    assert not made.may_use(peer(1), NOW)
+
+
+def test_the_standby_goes_before_its_equals_and_after_a_paid_host_with_a_session() -> None:
+    free = choice(advert(1), advert(2), advert(3, price_out=5))
+    free.standby = peer(2)
+    assert free.best(NOW, standby_first=False) == free.ranking(NOW).chosen[0]
+    assert handed_out(free) == [peer(2), peer(1), peer(3)]
+    paid = choice(*(advert(index, price_out=5) for index in (1, 2, 3)), sessions=(3,))
+    paid.standby = peer(2)
+    assert handed_out(paid) == [peer(3), peer(2), peer(1)]
+
+
+def test_a_paid_host_with_a_session_does_not_go_before_a_free_one() -> None:
+    assert handed_out(choice(advert(1), advert(2, price_out=5), sessions=(2,))) == [peer(1), peer(2)]
+
+
+def test_a_host_that_is_to_be_tried_first_is_given_once_if_it_is_allowed() -> None:
+    made = choice(advert(1))
+    made.try_first(advert(2))
+    first = made.take_first(NOW)
+    assert first is not None
+    assert first.advert.peer == peer(2)
+    assert made.take_first(NOW) is None
+    assert handed_out(made) == [peer(1)]
+    leaving = choice()
+    leaving.try_first(advert(2, draining=True))
+    assert leaving.take_first(NOW) is None
+
+
+def test_hosts_that_are_passed_over_or_too_small_are_not_given() -> None:
+    made = choice(advert(1), advert(2, n_ctx=100), advert(3))
+    made.pass_over(peer(1))
+    made.need_context(101)
+    made.need_context(50)  # what is needed never shrinks
+    assert handed_out(made) == [peer(3)]

@@ -146,7 +146,7 @@ async def test_a_paid_host_that_dies_while_it_reads_the_prompt_keeps_its_fee_and
         events = Events(on={"prefill": lambda: w.kill(*running[0])})
         events.of(client)
         answer = ask(client)
-        shown = await read(answer, lambda _held: None)
+        shown = await read(answer)
         await check_whole(answer, shown)
         check_claims(client, answer, running)
         first, _ = answer.bill
@@ -173,11 +173,11 @@ async def test_a_paid_host_that_dies_between_turns_is_replaced_in_the_next(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with market(tmp_path, 2) as (w, running, client):
-        await read(ask(client), lambda _held: None)
+        await read(ask(client))
         w.kill(*running[0])
         began = trio.current_time()
         answer = ask(client, "and then?")
-        shown = await read(answer, lambda _held: None)
+        shown = await read(answer)
         await check_whole(answer, shown, "and then?")
         check_claims(client, answer, running)
         assert answer.host == running[1][0].node.peer_id
@@ -190,14 +190,14 @@ async def test_a_session_whose_connection_breaks_between_turns_takes_the_next_tu
 ) -> None:
     async with market(tmp_path, 2) as (w, _, client):
         first = ask(client)
-        await read(first, lambda _held: None)
+        await read(first)
         w.world.net.partition(["10.0.9.9"], ["10.0.0.1"])
         w.world.net.heal()
         if patience == "while it is idle":
             await trio.sleep(2)
         answer = ask(client, "and then?")
         with trio.fail_after(20):
-            shown = await read(answer, lambda _held: None)
+            shown = await read(answer)
         await check_whole(answer, shown, "and then?")
         assert answer.bill[0].session == first.bill[0].session  # no second fee
         assert answer.bill[0].cost == answer.bill[0].tokens_in - answer.bill[0].reused + 3 * TOKENS
@@ -281,7 +281,7 @@ async def test_a_host_with_an_open_session_of_this_payer_is_preferred_and_takes_
         third = running[2][0].node
         sampling = SamplingParams(tokens_max=TOKENS, temperature=0)
         earlier = client.chat("hi", model=SCRIPTED, peer=third.multiaddrs[0], sampling=sampling)
-        await read(earlier, lambda _held: None)
+        await read(earlier)
         ranking = await client.hosts(SCRIPTED)
         (candidate,) = (each for each in ranking.chosen if each.advert.peer == third.peer_id)
         kept = await client.pool.open(candidate, Ask(PromptBody(messages=()), 1))
@@ -307,7 +307,7 @@ async def both(client: Client, *questions: str) -> list[Answer]:
     answers = [ask(client, question) for question in questions]
     async with trio.open_nursery() as nursery:
         for answer in answers:
-            nursery.start_soon(read, answer, lambda _held: None)
+            nursery.start_soon(read, answer)
     return answers
 
 
@@ -321,7 +321,7 @@ async def test_two_idle_sessions_with_one_host_are_both_used_before_a_third_fee_
             assert first.bill[0].session != second.bill[0].session
         assert len(money.journal.hosted()) == 2
         assert [each.state for each in money.journal.hosted()] == ["open", "open"]
-        await read(ask(client, "alone"), lambda _held: None)
+        await read(ask(client, "alone"))
         assert len(money.journal.hosted()) == 2
 
 
@@ -387,7 +387,7 @@ async def test_a_host_that_lies_about_what_it_sent_is_paid_for_the_input_alone_a
 
         misbehave(member, overcharge)
         answer = ask(client)
-        shown = await read(answer, lambda _held: None)
+        shown = await read(answer)
         await check_whole(answer, shown)
         first, second = answer.bill
         assert (first.tokens_out, first.cost, first.reason) == (10, due(8, 0), "fault")
@@ -412,7 +412,7 @@ async def test_a_killed_host_that_comes_back_is_handed_its_final_voucher_and_set
         assert (first.tokens_out, first.cost) == (20, due(first.tokens_in, 20))  # none of it was receipted
         _, money = await w.host(index=0, model=priced(tokens_per_s=50))
         await trio.sleep(5)
-        await read(ask(client, "and then?"), lambda _held: None)
+        await read(ask(client, "and then?"))
         await trio.sleep(10)
         hosted = money.journal.hosted_one(first.session)
         assert hosted is not None
@@ -474,7 +474,7 @@ async def test_a_host_that_takes_the_input_and_then_has_no_room_is_remembered(
 
         engine.generate = full  # type: ignore[method-assign,assignment]
         answer = ask(client)
-        await check_whole(answer, await read(answer, lambda _held: None))
+        await check_whole(answer, await read(answer))
         assert [item.reason for item in answer.bill] == ["capacity", "length"]
         assert answer.bill[0].cost > FEE
         assert client.searches.measured[running[0][0].node.peer_id].failures_in_a_row == 1
@@ -511,7 +511,7 @@ async def test_an_answer_whose_loop_is_left_is_paid_to_the_token_and_its_session
         (hosted,) = money.journal.hosted()
         assert hosted.voucher is not None
         assert 10 <= hosted.voucher.tokens_out < 20
-        await read(ask(client, "the next"), lambda _held: None)
+        await read(ask(client, "the next"))
         assert len(money.journal.hosted()) == 1
 
 

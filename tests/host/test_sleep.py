@@ -95,7 +95,7 @@ async def test_whoever_leaves_while_the_host_sleeps_waits_for_nothing_and_owes_t
         await anext(answer)
         w.world.nursery.start_soon(fall_silent, w, NAP_S)
         with pytest.raises(NoHostError):
-            await read(answer, lambda _held: None)
+            await read(answer)
         assert client.runtime.payer is not None
         assert client.runtime.payer.opened is not None
         journal = client.runtime.payer.opened.journal

@@ -90,6 +90,6 @@ async def test_a_host_that_talks_while_the_clients_disk_is_slow_ends_nothing_els
                 client.runtime.bootstrap = good.node.multiaddrs[:1]
                 for _ in range(2):  # the first finds that a voucher is owed, the second runs beside its way
                     answer = ask(client)
-                    shown = await read(answer, lambda _held: None)
+                    shown = await read(answer)
                     await check_whole(answer, shown)
                 await eventually(lambda: not owes(client))
