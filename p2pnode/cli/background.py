@@ -116,7 +116,7 @@ def stop(data_dir: DataDirOption = None, as_json: JsonOption = False, log_level:
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
 

@@ -64,7 +64,7 @@ def faucet(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         import secrets
@@ -120,7 +120,7 @@ def deploy(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         import time
@@ -193,7 +193,7 @@ def chain_status(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.chain.addresses import shown_address

@@ -78,6 +78,8 @@ class ClientReporter:
                 return f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
             case "signing":
                 return self._signing(fields)
+            case "chain.waiting":
+                return f"[waiting for the chain {one_line(str(fields['chain']))}: it has not answered yet]"
             case "deposit.waiting":
                 return (
                     f"[waiting for {shorten(str(fields['peer']))} to bring the deposit to the chain: "
@@ -90,7 +92,7 @@ class ClientReporter:
                 told = self._output.as_json or self._notices.is_news(fields)
                 return conversation_text(name, fields) if told else ""
             case "conversation.moved" | "conversation.not_kept":
-                return conversation_text(name, fields)
+                return self._output.with_data_dir(conversation_text(name, fields))
             case _:
                 return ""
 

@@ -136,7 +136,7 @@ def export(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=False)
+    output = Output(as_json=False, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.files import refuse_taken, write_new
@@ -175,7 +175,7 @@ def forget(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         client: Client = make_client(
@@ -290,7 +290,7 @@ def check_answered(recovery: Recovery, *, before: str = "") -> None:
     msg = (
         f"{before}no other node answered, so nothing could be recovered yet{reasons}. Nothing is lost: "
         "try again with --store and the invite of a node that keeps your conversations, or with --bootstrap "
-        "and the invite of any node that runs (its `p2pnode join` prints it)"
+        "and the invite of any node that runs (it prints that when it starts)"
     )
     raise NoHostError(msg)
 

@@ -31,7 +31,7 @@ def doctor(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from dataclasses import asdict
@@ -50,10 +50,10 @@ def doctor(
                 output.event("finding", asdict(finding))
             else:
                 code = "" if finding.code == "ok" else f" [{finding.code}]"
-                detail = one_line(finding.detail, _DETAIL_MAX)
+                detail = output.with_data_dir(one_line(finding.detail, _DETAIL_MAX))
                 output.result(f"{marks[finding.verdict]}  {finding.check:<9} {detail}{code}")
                 if finding.remedy:
-                    output.result(f"         {'':<9} → {finding.remedy}")
+                    output.result(f"         {'':<9} → {output.with_data_dir(finding.remedy)}")
             if finding.verdict == "problem":
                 problems.append(finding.code)
         if problems:

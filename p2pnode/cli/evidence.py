@@ -34,7 +34,7 @@ def evidence(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         config = build_config(data_dir, chain=chain)

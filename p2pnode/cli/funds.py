@@ -49,7 +49,7 @@ def funds(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         import time
@@ -181,7 +181,7 @@ def _print(output: Output, found: Funds, account: str) -> None:
         ("spent", found.spent, "sessions that were settled"),
         ("owed", found.owed, "to this host: sessions not settled yet, a tenth of it the treasury's"),
         ("earned", found.earned, "settled for this host, a tenth of it the treasury's"),
-        ("withdrawable", found.withdrawable, "`p2pnode funds withdraw` brings it to the wallet"),
+        ("withdrawable", found.withdrawable, f"{output.command('funds withdraw')} brings it to the wallet"),
     ]
     output.table(
         ("where", "amount", "what"),
@@ -193,7 +193,8 @@ def _print(output: Output, found: Funds, account: str) -> None:
         for session in found.elsewhere_open:
             output.result(f"  {session.hex()[:16]} is not settled")
         if found.elsewhere_open:
-            output.result("  `p2pnode sessions close ID --chain PROFILE` settles one on the chain it is of")
+            close = output.command("sessions close ID --chain PROFILE")
+            output.result(f"  {close} settles one on the chain it is of")
     for each in found.stuck:
         output.result(
             f"stuck: {usdc_text(each.units)} in {each.session.hex()[:16]}: {each.why}{_when(each.until)}"

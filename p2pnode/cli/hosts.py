@@ -43,7 +43,7 @@ def hosts(
     from p2pnode.errors import NoHostError
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         check_target(model, None)
@@ -82,7 +82,8 @@ def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
     if left_out:
         output.result("left out:")
     for fields in left_out:
-        output.result(f"  {shorten(fields['peer'])}  {one_line(fields['excluded'])}")
+        why_not = output.with_data_dir(one_line(fields["excluded"]))
+        output.result(f"  {shorten(fields['peer'])}  {why_not}")
     if failures:
         output.result("not reached:")
     for peer, reason in failures.items():

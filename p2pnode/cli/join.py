@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -345,7 +346,10 @@ class _Reporter:
             self._progress = None
         text = self._text(name, fields)
         if name == "ready":
-            text += f'\nready: try `p2pnode ask "…"`; Ctrl-C or {self._output.command("stop")} leaves'
+            # A node in the background, whose words go to a log, hears no Ctrl-C.
+            ways = "Ctrl-C or " if sys.stderr.isatty() else ""
+            stop, ask = self._output.command("stop"), self._output.command('ask "…"')
+            text += f"\nready: try {ask}; {ways}{stop} leaves"
         self._output.report(name, fields, text=text)
 
     @staticmethod
@@ -381,7 +385,8 @@ class _Reporter:
             case "settled":
                 return f"settled    {usdc_text(fields['amount'])}, session {fields['session'][:8]}"
             case "stopping":
-                return "leaving: letting answers end (Ctrl-C again leaves at once)"
+                again = " (Ctrl-C again leaves at once)" if sys.stderr.isatty() else ""
+                return f"leaving: letting answers end{again}"
             case "stopped":
                 return "left the network"
             case _:

@@ -31,7 +31,7 @@ def list_models(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.models.catalogue import Catalogue
@@ -53,7 +53,8 @@ def list_models(
             facts = [f"{row['size_bytes'] / 1e6:.0f} MB", row["quantisation"], f"{row['n_ctx']} tokens"]
             output.result(f"{row['name']}  ({', '.join([*facts, row['licence']]).rstrip(', ')})")
             output.result(f"  id    {row['id']}")
-            where = row["path"] or f"no; `p2pnode models pull {row['name']}` fetches it"
+            pull = output.command(f"models pull {row['name']}")
+            where = row["path"] or f"no; {pull} fetches it"
             output.result(f"  here  {where}")
 
     run_async(run, on_error=output.failed)
@@ -71,7 +72,7 @@ def pull_model(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.models.manifest import model_id_text
@@ -97,7 +98,7 @@ def verify_model(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.models.pull.pull import verify

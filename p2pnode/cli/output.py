@@ -3,6 +3,7 @@
 With ``--json`` stdout holds one object per line and nothing else. Names and fields are stable::
 
     ask, chat   host{peer, model} signing{words, …} deposit.waiting{peer, waited_s, most_s}
+                chain.waiting{chain}: it has not answered for two seconds
                 prefill{processed, total} text{text}
                 host.failed{peer, reason, retrying} failover{from, to, held, reason}
                 slept{peer, seconds, reason}: this machine did; host.slow{peer, tokens_per_s, leaving}
@@ -58,6 +59,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +84,8 @@ _READER_LEFT: Final = frozenset({errno.EPIPE, errno.EIO})
 _SHOWN: Final = 12
 _CELL_MAX: Final = 1000
 _ERROR_MAX: Final = 2000
+_COMMAND: Final = re.compile(r"`p2pnode ((?!chain\b|demo\b|bench\b)(?![^`]*--data-dir)[a-z][^`]*)`")
+"""A command that takes a data dir, in a text. Those of a chain are left out: they need none."""
 
 
 class OutputLostError(Exception):
@@ -141,6 +145,10 @@ class Output:
         """A command for the same data dir as this one's, to be run as it is printed."""
         where = f" --data-dir {shlex.quote(str(self._data_dir))}" if self._data_dir is not None else ""
         return f"`p2pnode {words}{where}`"
+
+    def with_data_dir(self, text: str) -> str:
+        """A text in which each command is one for the same data dir as this one's."""
+        return _COMMAND.sub(lambda found: self.command(found[1]), text)
 
     def report(
         self, name: str, fields: dict[str, Any] | None = None, *, text: str = "", later: bool = False
@@ -228,6 +236,7 @@ class Output:
 
         self.end_line()
         words = one_line(str(error), _ERROR_MAX) if isinstance(error, RemoteError) else str(error)
+        words = self.with_data_dir(words)
         self.event("failed", {**error_fields(error), "exit_code": code}, text=f"p2pnode: {words}")
 
 

@@ -65,7 +65,7 @@ def list_blobs(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.storage.node_store import open_store
@@ -119,7 +119,7 @@ def put_blob(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         import time
@@ -150,7 +150,7 @@ def get_blob(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.errors import UsageError
@@ -187,7 +187,7 @@ def pin_blob(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         import time
@@ -216,7 +216,7 @@ def unpin_blob(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.storage.node_store import LOCAL_OWNER, open_store
@@ -238,7 +238,7 @@ def collect(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.cli.progress import FolderProgress
@@ -280,7 +280,7 @@ def show_stats(
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
         from p2pnode.storage.node_store import open_store

@@ -77,7 +77,7 @@ def new_wallet(
 ) -> None:
     """Make a wallet from twelve new words, and show the words once."""
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     def work() -> None:
         from p2pnode.chain.wallet.phrase import new_entropy
@@ -103,7 +103,7 @@ def restore_wallet(
 ) -> None:
     """Make the wallet of twelve words that were written down."""
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     def work() -> None:
         from p2pnode.chain.wallet.phrase import WORDS, entropy_of, words_in
@@ -138,7 +138,7 @@ def import_wallet(
 ) -> None:
     """Take over a private key. Its twelve words, shown once, restore what is stored, not this key."""
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     def work() -> None:
         from p2pnode.chain.wallet.phrase import new_entropy
@@ -164,7 +164,7 @@ def show_wallet(
 ) -> None:
     """Show the wallet's address, where its parts are, and the owner key that others store for."""
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     def work() -> None:
         from p2pnode.storage.key_file import save_storage_key_of_words
@@ -202,7 +202,7 @@ def export_wallet(
 ) -> None:
     """Write the key as a keystore to a file of its own."""
     configure(log_level)
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, data_dir=data_dir)
 
     def work() -> None:
         from p2pnode.chain.wallet.passphrase import PassphraseFile, PassphrasePrompt
@@ -432,7 +432,7 @@ def _display(output: Output, words: str, origin: str) -> None:
     for start in range(0, len(numbered), 4):
         output.result("   ".join(numbered[start : start + 4]).rstrip())
     output.result("")
-    output.result(_ADVICE)
+    output.result(output.with_data_dir(_ADVICE))
     if origin == "imported":
         output.result("They do not hold the imported key: keep that, or an export of it, too.")
     if sys.stdin.isatty():

@@ -148,7 +148,12 @@ class Runtime:
         def on_sign(words: str, fields: Mapping[str, object]) -> None:
             self.tell("signing", {"words": words, **fields})
 
-        return payer_of(self.config, wall=time.time, draw=secrets.token_bytes, on_sign=on_sign)
+        def on_wait(chain: str) -> None:
+            self.tell("chain.waiting", {"chain": chain})
+
+        return payer_of(
+            self.config, wall=time.time, draw=secrets.token_bytes, on_sign=on_sign, on_wait=on_wait
+        )
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import trio
@@ -32,9 +33,11 @@ from p2pnode.protocols.inference.commands import ClientEmission, Disputed, Recei
 from p2pnode.protocols.inference.messages import Receipt, Voucher
 from p2pnode.protocols.typed_data import amount_due
 from p2pnode.storage.conversations.records import SavedSession
+from p2pnode.tasks import background_task
 
 _RECONCILE_S: Final = 3.0
 _DAY_S: Final = 86_400
+_WAIT_TOLD_S: Final = 2.0
 _TAKEN_MAX: Final = 2
 """Sessions a day whose fee a host may take without accepting them. One may be an accident: the client
 left while its deposit was on the way."""
@@ -106,7 +109,10 @@ class Payer:
         limits: SpendingLimits,
         address: bytes | None = None,
         make: Callable[[], AbstractAsyncContextManager[OpenPayer]],
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_wait`` is called when the chain has not answered for two seconds as it is asked first."""
+        self._on_wait = on_wait
         self._market, self._limits, self._address, self._make = market, limits, address, make
         self._opening = trio.Lock()
         self._open: OpenPayer | None = None
@@ -148,7 +154,8 @@ class Payer:
         """
         async with self._opening:
             if self._open is None:
-                self._open = await nursery.start(self._hold)
+                async with background_task(self._tell_of_wait):
+                    self._open = await nursery.start(self._hold)
         opened = self._open
         if (reason := await self._why_not_again(opened, advert)) != "":
             raise RefusedError("payment_required", reason)
@@ -168,6 +175,11 @@ class Payer:
             return ""
         return f"that host took the fee of {taken} sessions today that it never accepted: choose another"
 
+    async def _tell_of_wait(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep(_WAIT_TOLD_S)
+        self._on_wait()
+
     async def _hold(self, *, task_status: trio.TaskStatus[OpenPayer]) -> None:
         async with self._make() as opened:
             task_status.started(opened)
@@ -180,8 +192,12 @@ def payer_of(
     wall: Callable[[], float],
     draw: Callable[[int], bytes],
     on_sign: OnSign,
+    on_wait: Callable[[str], None] = lambda _chain: None,
 ) -> Payer | None:
-    """What a data dir pays with; None where no chain profile is configured. Raises ``ConfigError``."""
+    """What a data dir pays with; None where no chain profile is configured. Raises ``ConfigError``.
+
+    ``on_wait`` gets the chain's name when it has not answered for two seconds.
+    """
     profile = profile_of_config(config)
     if profile is None:
         return None
@@ -217,7 +233,8 @@ def payer_of(
     market = Market(profile.chain_id, profile.node_registry, profile.job_marketplace)
     wallet = open_wallet(wallet_files(DataDir(config.data_dir)))
     address = None if wallet is None else wallet.address
-    return Payer(market=market, limits=limits, address=address, make=make)
+    on_wait_here = partial(on_wait, profile.shown_name)
+    return Payer(market=market, limits=limits, address=address, make=make, on_wait=on_wait_here)
 
 
 # ---- paid sessions in the sealed index of conversations, so that twelve words recover them, too

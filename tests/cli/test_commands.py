@@ -179,7 +179,7 @@ def test_a_node_that_runs_and_does_not_answer_is_said_to(data_dir: Path) -> None
 
 def test_models_are_listed_pulled_and_verified(data_dir: Path) -> None:
     listed = run("models", "list", "--data-dir", data_dir)
-    assert f"no; `p2pnode models pull {DEFAULT_MODEL}` fetches it" in listed.out
+    assert f"no; `p2pnode models pull {DEFAULT_MODEL} --data-dir {data_dir}` fetches it" in listed.out
     pulled = run("models", "pull", DEFAULT_MODEL, "--data-dir", data_dir, "--json")
     assert pulled.code == 0
     model = pulled.events[-1]

@@ -42,7 +42,12 @@ def _check(ran: Ran, code: int, *messages: str) -> None:
 
 def test_no_host_for_the_model(data_dir: Path) -> None:
     ran = ask(data_dir, "hello")
-    _check(ran, 3, "no host for this model was found (nobody answered)", "Start one with `p2pnode join`")
+    _check(
+        ran,
+        3,
+        "no host for this model was found (nobody answered)",
+        "Start one with `p2pnode join --data-dir",
+    )
     assert not data_dir.exists()
 
 
