@@ -155,8 +155,9 @@ class ChannelReceiver:
         """Stays empty in a free session, which nobody can resume."""
         self.best: Voucher | None = None
         """The last voucher taken, which no earlier one exceeds."""
+        self.dues: deque[Due] = deque()
+        """The vouchers that are due, oldest first."""
         self._session, self._sign, self._market = session, sign, market
-        self._due: deque[Due] = deque()
         self._unpaid: deque[Receipt] = deque()
         self._start: Due | None = None  # where the present turn began
         self._advance_open = False
@@ -170,7 +171,7 @@ class ChannelReceiver:
     @property
     def owed(self) -> bool:
         """Whether anything is due that the client has not signed for."""
-        return bool(self._due)
+        return bool(self.dues)
 
     def cost(self, meter: Meter) -> int:
         """Token units of the session so far."""
@@ -272,25 +273,25 @@ class ChannelReceiver:
 
     def owe(self, due: Due) -> Voucher | None:
         """From now on this is due. Returns the advance if it is exactly that; it still has to be taken."""
-        self._due.append(due)
+        self.dues.append(due)
         advance, self._advance = self._advance, None
         return advance if advance is not None and due.matches(advance) else None
 
     def waive_last(self) -> None:
         """The input that was quoted last is not billed after all."""
         self._advance = None
-        if self._due:
-            self._due.pop()
+        if self.dues:
+            self.dues.pop()
 
     def take(self, voucher: Voucher) -> Due | None:
         """What it pays; None when it changes nothing. Raises ``ProtocolError`` for any that isn't exact."""
         if voucher == self.best:
             return None
-        for place, due in enumerate(self._due):
+        for place, due in enumerate(self.dues):
             if due.matches(voucher):
                 self._check_signature(voucher)
                 for _ in range(place + 1):
-                    self._due.popleft()
+                    self.dues.popleft()
                 self.best = voucher
                 # It was signed after the quote, so an advance would have come before it.
                 self._advance_open, self._advance = False, None

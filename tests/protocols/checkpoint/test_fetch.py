@@ -28,8 +28,7 @@ from p2pnode.protocols.events import Closed, Command, Effect, HalfClosed, Receiv
 from p2pnode.protocols.inference.channel import exact_voucher, resume_digest
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
-from tests.protocols.inference.duet import HOST, SALT
-from tests.protocols.inference.paid_duet import (
+from tests.protocols.inference.paid_pair import (
     CLIENT_ID,
     MARKET,
     RECEIPTS,
@@ -38,6 +37,7 @@ from tests.protocols.inference.paid_duet import (
     VOUCHERS,
     client_payment,
 )
+from tests.protocols.inference.pair import HOST, SALT
 from tests.protocols.strategies import messages
 from tests.protocols.support import MODEL, Identity, emitted, only, sent
 

@@ -1,4 +1,4 @@
-"""The duet with money whose host can die and come back with its journal, which forgets what it may forget."""
+"""The pair with money whose host can die and come back with its journal, which forgets what it may forget."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.receipts import receipt_holds
 from p2pnode.protocols.inference.session import LapsedSession
 from p2pnode.protocols.typed_data import session_id
-from tests.protocols.inference.duet import HOST, SALT, STREAM, ask
-from tests.protocols.inference.paid_duet import (
+from tests.protocols.inference.paid_pair import (
     CLIENT_ID,
     MARKET,
     RECEIPTS,
     TERMS,
-    PaidDuet,
+    PaidPair,
     client_payment,
 )
+from tests.protocols.inference.pair import HOST, SALT, STREAM, ask
 from tests.protocols.support import MODEL
 
 
-class Restarts(PaidDuet):
+class Restarts(PaidPair):
     """Every receipt that was ever issued is remembered here: of one epoch and place there is one."""
 
     ever: dict[tuple[int, int], m.Receipt]
     journal: dict[tuple[int, int], m.Receipt]
 
-    def _host_did(self, effects: Sequence[Effect]) -> None:
+    def host_did(self, effects: Sequence[Effect]) -> None:
         if not hasattr(self, "ever"):
             self.ever, self.journal = {}, {}
         for effect in effects:
@@ -41,7 +41,7 @@ class Restarts(PaidDuet):
                 assert receipt_holds(session_id(MARKET, self.money), receipt, RECEIPTS.wallet)
                 assert self.ever.setdefault(place, receipt) == receipt, "two receipts for one place"
                 self.journal[place] = receipt
-        super()._host_did(effects)
+        super().host_did(effects)
 
     def die(self, *, forgets: int = 0) -> None:
         """SIGKILL of the host. Of the receipts that nobody paid for, the last ``forgets`` are not on disk."""
@@ -54,7 +54,7 @@ class Restarts(PaidDuet):
         for place in unpaid[len(unpaid) - forgets :] if forgets else []:
             del self.journal[place]
         self.run = None
-        self._client_did(self.client.handle(Closed(HOST.peer, STREAM, "lost"), self.now))
+        self.client_did(self.client.handle(Closed(HOST.peer, STREAM, "lost"), self.now))
 
     def lapsed(self) -> LapsedSession:
         """As the journal has it."""
@@ -75,9 +75,9 @@ class Restarts(PaidDuet):
         held = self.client.held
         self._base = held.receipt.checkpoint.seq if held is not None and held.receipt is not None else 0
         final = self.client.final_voucher
-        self._sent_out = final.tokens_out if final is not None else 0
+        self.sent_out = final.tokens_out if final is not None else 0
         self.host = self.new_host(kept=self.lapsed())
-        self._host_did(self.host.start(self.now))
+        self.host_did(self.host.start(self.now))
         return self.host
 
     def come_back(self, *, in_time: bool = True) -> None:
@@ -97,29 +97,29 @@ class Restarts(PaidDuet):
         assert self.host.session is not None
         self.finished.clear()
         self.host = self.new_host(kept=self.host.session)
-        self._host_did(self.host.start(self.now))
+        self.host_did(self.host.start(self.now))
 
 
 def restarts(answer_tokens: int = 200, terms: m.SessionTerms = TERMS, reused: int = 5) -> Restarts:
     """Open."""
-    duet = Restarts(terms, answer_tokens=answer_tokens, reused=reused)
-    duet.open()
-    return duet
+    pair = Restarts(terms, answer_tokens=answer_tokens, reused=reused)
+    pair.open()
+    return pair
 
 
 def serving(heard: int = 0, answer_tokens: int = 200) -> Restarts:
     """A turn whose input is paid and of which the client has heard so many tokens, in frames of 8."""
-    duet = restarts(answer_tokens)
-    duet.ask(ask())
-    while duet.runs == 0:
-        duet._moves(0)
-    while duet.client.held is not None and duet.client.held.meter.tokens_out < heard:
-        duet.engine(8)
-        while duet.deliver_to_client():
+    pair = restarts(answer_tokens)
+    pair.ask(ask())
+    while pair.runs == 0:
+        pair.moves(0)
+    while pair.client.held is not None and pair.client.held.meter.tokens_out < heard:
+        pair.engine(8)
+        while pair.deliver_to_client():
             pass
-        while duet.deliver_to_host():
+        while pair.deliver_to_host():
             pass
-    return duet
+    return pair
 
 
 def deliverer(receipt: m.Receipt | None, voucher: m.Voucher) -> ClientSession:

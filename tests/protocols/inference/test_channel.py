@@ -30,7 +30,7 @@ from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.receipts import ReceiptChain
 from p2pnode.protocols.inference.replay import SendQueue
 from p2pnode.protocols.typed_data import amount_due, market_domain, session_id, voucher_digest
-from tests.protocols.inference.paid_duet import (
+from tests.protocols.inference.paid_pair import (
     ACCEPTS,
     HOST_WALLET,
     MARKET,

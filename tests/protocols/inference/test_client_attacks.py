@@ -27,7 +27,7 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.wire import wire_name
-from tests.protocols.inference.duet import HOST, STREAM, Duet, ask, new_client
+from tests.protocols.inference.pair import HOST, STREAM, Pair, ask, new_client
 from tests.protocols.strategies import messages
 from tests.protocols.support import Identity, emitted, only, sent
 
@@ -130,18 +130,18 @@ def test_more_tokens_than_were_asked_for_are_not_even_delivered() -> None:
     assert not [value for value in out if isinstance(value, Delivered)]
 
 
-def honest(until: str, answer: int = 40) -> tuple[Duet, Any]:
+def honest(until: str, answer: int = 40) -> tuple[Pair, Any]:
     """A real host's next message of this name, not yet heard by the client."""
-    duet = Duet(answer_tokens=answer)
-    duet.open()
-    duet.ask(ask())
+    pair = Pair(answer_tokens=answer)
+    pair.open()
+    pair.ask(ask())
     while True:
-        while duet.deliver_to_host() or duet.engine(8):
+        while pair.deliver_to_host() or pair.engine(8):
             pass
-        message = m.CODEC.decode(duet.to_client[0])
+        message = m.CODEC.decode(pair.to_client[0])
         if wire_name(type(message)) == until:
-            return duet, message
-        duet.deliver_to_client()
+            return pair, message
+        pair.deliver_to_client()
 
 
 @pytest.mark.parametrize(
@@ -158,37 +158,37 @@ def honest(until: str, answer: int = 40) -> tuple[Duet, Any]:
     ids=lambda change: next(iter(change)),
 )
 def test_a_receipt_that_differs_in_anything_is_a_violation(change: dict[str, Any]) -> None:
-    duet, receipt = honest("checkpoint")
-    assert violated(hear(duet.client, replace(receipt, **change)))
+    pair, receipt = honest("checkpoint")
+    assert violated(hear(pair.client, replace(receipt, **change)))
 
 
 def test_an_honest_receipt_is_acknowledged() -> None:
-    duet, receipt = honest("checkpoint")
-    assert hear(duet.client, receipt)[0] == m.Ack(seq=32)
+    pair, receipt = honest("checkpoint")
+    assert hear(pair.client, receipt)[0] == m.Ack(seq=32)
 
 
 def test_a_receipt_for_nothing_new_is_a_violation() -> None:
-    duet, receipt = honest("checkpoint")
-    hear(duet.client, receipt)
-    assert violated(hear(duet.client, receipt))
+    pair, receipt = honest("checkpoint")
+    hear(pair.client, receipt)
+    assert violated(hear(pair.client, receipt))
 
 
 def test_a_receipt_of_another_host_is_a_violation() -> None:
-    duet, receipt = honest("checkpoint")
+    pair, receipt = honest("checkpoint")
     other = Identity("other")
-    assert violated(hear(duet.client, replace(receipt, signature=other.sign(receipt.root))))
+    assert violated(hear(pair.client, replace(receipt, signature=other.sign(receipt.root))))
 
 
 @pytest.mark.parametrize("change", [{"tokens_in": 21}, {"reused": 4}, {"tokens_out": 41}], ids=repr)
 def test_a_bill_that_differs_is_a_violation(change: dict[str, int]) -> None:
-    duet, done = honest("done")
-    assert violated(hear(duet.client, replace(done, **change)))
+    pair, done = honest("done")
+    assert violated(hear(pair.client, replace(done, **change)))
 
 
 def test_an_honest_bill_ends_the_turn() -> None:
-    duet, done = honest("done")
-    assert hear(duet.client, done) == [TurnDone(done)]
-    assert violated(hear(duet.client, done))  # and only once
+    pair, done = honest("done")
+    assert hear(pair.client, done) == [TurnDone(done)]
+    assert violated(hear(pair.client, done))  # and only once
 
 
 # ---- what a host may not do with our time
@@ -254,12 +254,12 @@ def test_a_host_that_answers_pings_is_not_silent() -> None:
 
 
 def test_timers_that_fire_late_do_nothing_in_idle() -> None:
-    duet, done = honest("done")
-    hear(duet.client, done)
+    pair, done = honest("done")
+    hear(pair.client, done)
     for key in ("open", "silence", "progress", "nonsense"):
-        assert duet.client.handle(TimerFired(key), 1e6) == []
-    assert duet.client.state == "idle"
-    effects = duet.client.handle(Received(HOST.peer, STREAM, m.Pong(nonce=1)), 1e6)
+        assert pair.client.handle(TimerFired(key), 1e6) == []
+    assert pair.client.state == "idle"
+    effects = pair.client.handle(Received(HOST.peer, STREAM, m.Pong(nonce=1)), 1e6)
     assert effects == []  # no timer is set at rest
 
 
@@ -330,11 +330,11 @@ def test_a_sampling_value_no_host_takes_fails_here_and_names_the_field() -> None
 
 
 def test_text_without_a_utf8_form_can_be_asked() -> None:
-    duet = Duet(answer_tokens=3)
-    duet.open()
-    duet.ask(ask(content="\udc80"))
-    duet.settle()
-    assert isinstance(duet.outcomes[0], TurnDone)
+    pair = Pair(answer_tokens=3)
+    pair.open()
+    pair.ask(ask(content="\udc80"))
+    pair.settle()
+    assert isinstance(pair.outcomes[0], TurnDone)
 
 
 def test_a_long_prompt_goes_in_parts_that_fit_a_frame() -> None:

@@ -26,7 +26,7 @@ from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, prompt_parts
 from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.wire import encode
-from tests.protocols.inference.duet import CLIENT, HOST, STREAM, TERMS, Duet, ask, new_host, queue_of
+from tests.protocols.inference.pair import CLIENT, HOST, STREAM, TERMS, Pair, ask, new_host, queue_of
 from tests.protocols.strategies import messages
 from tests.protocols.support import MODEL, emitted, only, sent
 
@@ -266,20 +266,20 @@ def test_slow_acknowledgements_wake_the_engine_at_most_once_per_half_window() ->
 
 
 def test_a_client_that_acknowledges_one_by_one_gets_every_token_once() -> None:
-    duet = Duet(answer_tokens=200)
-    duet.open()
-    duet.ask(ask())
-    duet.deliver_to_host()
+    pair = Pair(answer_tokens=200)
+    pair.open()
+    pair.ask(ask())
+    pair.deliver_to_host()
     acked = 0
-    while not duet.outcomes:
-        while duet.engine(50) or duet.deliver_to_client():
+    while not pair.outcomes:
+        while pair.engine(50) or pair.deliver_to_client():
             pass
-        duet.to_host.clear()  # its own acknowledgements are lost
+        pair.to_host.clear()  # its own acknowledgements are lost
         acked += 1
-        if duet.host.state == "serving":
-            duet._host_did(duet.host.handle(Received(CLIENT, STREAM, m.Ack(seq=acked)), 0.0))
-    assert duet.delivered == duet.expected(512)
-    assert duet.runs > 2
+        if pair.host.state == "serving":
+            pair.host_did(pair.host.handle(Received(CLIENT, STREAM, m.Ack(seq=acked)), 0.0))
+    assert pair.delivered == pair.expected(512)
+    assert pair.runs > 2
 
 
 @pytest.mark.parametrize("turn", [0, 2, 2**32 - 1])

@@ -43,20 +43,20 @@ from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.typed_data import amount_due, session_id, voucher_digest
 from p2pnode.protocols.wire import encode, wire_name
-from tests.protocols.inference.duet import HOST, STREAM, ask, new_host
-from tests.protocols.inference.duet import TERMS as FREE
-from tests.protocols.inference.paid_duet import (
+from tests.protocols.inference.paid_pair import (
     CLIENT_ID,
     MARKET,
     RECEIPTS,
     SESSION,
     TERMS,
     VOUCHERS,
-    PaidDuet,
+    PaidPair,
     client_payment,
     paid_client,
     paid_open,
 )
+from tests.protocols.inference.pair import HOST, STREAM, ask, new_host
+from tests.protocols.inference.pair import TERMS as FREE
 from tests.protocols.strategies import messages
 from tests.protocols.support import MODEL, Identity, emitted, high_s, only, sent
 
@@ -84,7 +84,7 @@ def tell(host: HostSession, *commands: Any) -> list[Any]:
 
 
 def relaying() -> HostSession:
-    host = PaidDuet().new_host()
+    host = PaidPair().new_host()
     host.start(0.0)
     only(Relay, say(host, paid_open()))
     return host
@@ -113,7 +113,7 @@ def pay(host: HostSession, **changes: Any) -> m.Voucher:
     assert host.session is not None
     channel = host.session.channel
     assert not channel.free
-    due = channel._due[-1]
+    due = channel.dues[-1]
     exact = exact_voucher(
         client_payment(),
         SESSION,
@@ -148,7 +148,7 @@ def violated(out: list[Any]) -> bool:
     ids=lambda change: next(iter(change)) if isinstance(change, dict) else change,
 )
 def test_altered_terms_are_never_relayed(change: dict[str, Any], code: str) -> None:
-    host = PaidDuet().new_host()
+    host = PaidPair().new_host()
     host.start(0.0)
     out = say(host, replace(paid_open(), terms=replace(TERMS, **change)))
     assert only(m.Refuse, out).code == code
@@ -156,13 +156,13 @@ def test_altered_terms_are_never_relayed(change: dict[str, Any], code: str) -> N
 
 
 def test_a_free_open_at_a_paid_host_runs_nothing_free() -> None:
-    host = PaidDuet().new_host()
+    host = PaidPair().new_host()
     host.start(0.0)
     assert only(m.Refuse, say(host, m.Open(model=MODEL, salt=bytes(32)))).code == "payment_required"
 
 
 def test_a_role_that_forgets_to_check_does_not_make_a_paid_host_serve_free() -> None:
-    granted = PaidDuet().granted
+    granted = PaidPair().granted
     host = HostSession(
         peer=CLIENT_ID.peer,
         stream=1,
@@ -198,7 +198,7 @@ def test_while_the_deposit_is_relayed_pings_are_answered_and_a_close_is_a_close(
 
 
 def test_a_chain_that_never_answers_is_a_refusal_after_the_relay_time() -> None:
-    host = PaidDuet().new_host()
+    host = PaidPair().new_host()
     host.start(0.0)
     effects = host.handle(Received(CLIENT_ID.peer, STREAM, paid_open()), 5.0)
     assert only(SetTimer, effects) == SetTimer("relay", 105.0)
@@ -217,24 +217,24 @@ def test_a_deposit_that_lands_in_time_stops_the_relay_timer() -> None:
 
 
 def test_a_prompt_of_32k_tokens_that_is_never_paid_never_reaches_the_engine() -> None:
-    duet = PaidDuet(tokens_in=32_768, reused=0, answer_tokens=10)
-    duet.granted = replace(duet.granted, n_ctx=1 << 17)
-    duet.host = duet.new_host()
-    duet.open()
-    duet.ask(ask(content="x" * 200_000, input_max=10**6))
-    while duet.deliver_to_host():
+    pair = PaidPair(tokens_in=32_768, reused=0, answer_tokens=10)
+    pair.granted = replace(pair.granted, n_ctx=1 << 17)
+    pair.host = pair.new_host()
+    pair.open()
+    pair.ask(ask(content="x" * 200_000, input_max=10**6))
+    while pair.deliver_to_host():
         pass
-    duet.count()
-    duet.deliver_to_client()
-    duet.to_host.clear()  # the voucher never comes
+    pair.count()
+    pair.deliver_to_client()
+    pair.to_host.clear()  # the voucher never comes
     for number in range(100):  # nor does anything else move the deadline
-        effects = duet.host.handle(Received(CLIENT_ID.peer, STREAM, m.Ping(nonce=number)), float(number))
+        effects = pair.host.handle(Received(CLIENT_ID.peer, STREAM, m.Ping(nonce=number)), float(number))
         assert not [effect for effect in effects if isinstance(effect, SetTimer)]
-    duet.fire("stall", host=True)
-    assert [(finished.fault, finished.lingers) for finished in duet.finished] == [(False, True)]
-    assert (duet.runs, duet.paid) == (0, [])
-    assert duet.host.session is not None
-    assert duet.host.session.meter.tokens_in == 0
+    pair.fire("stall", host=True)
+    assert [(finished.fault, finished.lingers) for finished in pair.finished] == [(False, True)]
+    assert (pair.runs, pair.paid) == (0, [])
+    assert pair.host.session is not None
+    assert pair.host.session.meter.tokens_in == 0
 
 
 def test_the_quotes_stall_time_is_the_hosts() -> None:
@@ -246,20 +246,20 @@ def test_the_quotes_stall_time_is_the_hosts() -> None:
 
 
 def test_a_client_that_stops_signing_is_cut_off_within_one_window() -> None:
-    duet = PaidDuet(answer_tokens=1000)
-    duet.open()
-    duet.ask(ask())
+    pair = PaidPair(answer_tokens=1000)
+    pair.open()
+    pair.ask(ask())
     for _ in range(40):
-        duet._moves(16)
-    assert duet.paid[-1].tokens_out > 0
-    stopped_at = duet.paid[-1].tokens_out
-    while duet.deliver_to_client() or duet.engine(16):
-        duet.to_host.clear()  # it reads on, and signs no more
-    assert duet._sent_out == stopped_at + m.WINDOW
-    assert duet.run is None, "and the engine is free"
-    duet.fire("stall", host=True)
-    assert [(finished.fault, finished.lingers) for finished in duet.finished] == [(False, True)]
-    assert duet.channel.best == duet.paid[-1]
+        pair.moves(16)
+    assert pair.paid[-1].tokens_out > 0
+    stopped_at = pair.paid[-1].tokens_out
+    while pair.deliver_to_client() or pair.engine(16):
+        pair.to_host.clear()  # it reads on, and signs no more
+    assert pair.sent_out == stopped_at + m.WINDOW
+    assert pair.run is None, "and the engine is free"
+    pair.fire("stall", host=True)
+    assert [(finished.fault, finished.lingers) for finished in pair.finished] == [(False, True)]
+    assert pair.channel.best == pair.paid[-1]
 
 
 def test_an_ack_instead_of_a_voucher_is_a_violation() -> None:
@@ -310,7 +310,7 @@ def test_the_exact_voucher_brings_credit_and_the_same_one_again_brings_nothing()
     tell(host, GenTokens(1, tuple(range(16)), "x"))
     exact = pay(host)
     out = say(host, exact)
-    assert out[0].seq == m.WINDOW  # sends are listed first; the order is checked by the duet
+    assert out[0].seq == m.WINDOW  # sends are listed first; the order is checked by the pair
     assert only(Paid, out).voucher == exact
     assert say(host, exact) == []
 
@@ -507,18 +507,18 @@ def test_a_host_that_delivers_more_than_the_deposit_covers_is_at_fault() -> None
     assert not [value for value in out if isinstance(value, Delivered)]
 
 
-def honest(until: str) -> tuple[PaidDuet, Any]:
+def honest(until: str) -> tuple[PaidPair, Any]:
     """A real host's next message of this name, not yet heard by the client."""
-    duet = PaidDuet(answer_tokens=40)
-    duet.open()
-    duet.ask(ask())
+    pair = PaidPair(answer_tokens=40)
+    pair.open()
+    pair.ask(ask())
     while True:
-        while duet.count() or duet.deliver_to_host() or duet.engine(8):
+        while pair.count() or pair.deliver_to_host() or pair.engine(8):
             pass
-        message = m.CODEC.decode(duet.to_client[0])
+        message = m.CODEC.decode(pair.to_client[0])
         if wire_name(type(message)) == until:
-            return duet, message
-        duet.deliver_to_client()
+            return pair, message
+        pair.deliver_to_client()
 
 
 @pytest.mark.parametrize(
@@ -536,8 +536,8 @@ def honest(until: str) -> tuple[PaidDuet, Any]:
     ids=str,
 )
 def test_a_host_that_bills_more_than_it_sent_gets_no_voucher(change: dict[str, Any]) -> None:
-    duet, receipt = honest("checkpoint")
-    assert blamed(hear(duet.client, replace(receipt, **change)))
+    pair, receipt = honest("checkpoint")
+    assert blamed(hear(pair.client, replace(receipt, **change)))
 
 
 @pytest.mark.parametrize(
@@ -546,20 +546,20 @@ def test_a_host_that_bills_more_than_it_sent_gets_no_voucher(change: dict[str, A
 def test_a_receipt_that_the_receipt_key_did_not_sign_gets_no_voucher(
     signer: Callable[[bytes], bytes],
 ) -> None:
-    duet, receipt = honest("checkpoint")
-    assert duet.host.session is not None
-    digest = duet.host.session.meter._chain.digest()
-    assert blamed(hear(duet.client, replace(receipt, signature=signer(digest))))
+    pair, receipt = honest("checkpoint")
+    assert pair.host.session is not None
+    digest = pair.host.session.meter._chain.digest()
+    assert blamed(hear(pair.client, replace(receipt, signature=signer(digest))))
 
 
 def test_a_high_s_receipt_gets_no_voucher() -> None:
-    duet, receipt = honest("checkpoint")
-    assert blamed(hear(duet.client, replace(receipt, signature=high_s(receipt.signature))))
+    pair, receipt = honest("checkpoint")
+    assert blamed(hear(pair.client, replace(receipt, signature=high_s(receipt.signature))))
 
 
 def test_an_honest_receipt_is_reported_signed_and_paid_in_that_order() -> None:
-    duet, receipt = honest("checkpoint")
-    effects = duet.client.handle(Received(HOST.peer, STREAM, receipt), 0.0)
+    pair, receipt = honest("checkpoint")
+    effects = pair.client.handle(Received(HOST.peer, STREAM, receipt), 0.0)
     kinds = [
         type(getattr(effect, "value", getattr(effect, "message", effect))).__name__ for effect in effects
     ]
@@ -568,9 +568,9 @@ def test_an_honest_receipt_is_reported_signed_and_paid_in_that_order() -> None:
 
 
 def test_a_host_that_issues_a_receipt_again_is_at_fault() -> None:
-    duet, receipt = honest("checkpoint")
-    hear(duet.client, receipt)
-    assert blamed(hear(duet.client, receipt))
+    pair, receipt = honest("checkpoint")
+    hear(pair.client, receipt)
+    assert blamed(hear(pair.client, receipt))
 
 
 @pytest.mark.parametrize(
@@ -579,9 +579,9 @@ def test_a_host_that_issues_a_receipt_again_is_at_fault() -> None:
     ids=str,
 )
 def test_a_host_that_sums_up_wrongly_is_at_fault(change: dict[str, int]) -> None:
-    duet, done = honest("done")
+    pair, done = honest("done")
     wrong = {key: getattr(done, key) + more for key, more in change.items()}
-    assert blamed(hear(duet.client, replace(done, **wrong)))
+    assert blamed(hear(pair.client, replace(done, **wrong)))
 
 
 def test_a_bill_for_nothing_is_not_forgiven_on_the_same_stream() -> None:
@@ -596,8 +596,8 @@ def test_a_bill_for_nothing_is_not_forgiven_on_the_same_stream() -> None:
 def test_a_free_host_that_names_a_cost_is_at_fault() -> None:
     from tests.protocols.inference.test_client_attacks import honest as free
 
-    duet, done = free("done")
-    assert blamed(hear(duet.client, replace(done, cost=1)))
+    pair, done = free("done")
+    assert blamed(hear(pair.client, replace(done, cost=1)))
 
 
 # ---- anything at all
@@ -661,7 +661,7 @@ def test_no_sequence_of_events_makes_a_paid_host_raise_or_give_more_than_a_windo
             paid_out = channel.best.tokens_out if channel.best is not None else 0
             assert queue.sent - paid_out <= m.WINDOW
             assert channel.cost(host.session.meter) <= TERMS.deposit
-            assert len(channel._due) <= 5
+            assert len(channel.dues) <= 5
     assert finished == (host.state == "over")
 
 

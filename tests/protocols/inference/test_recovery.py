@@ -33,8 +33,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.receipts import receipt_digest
-from tests.protocols.inference.duet import HOST, SALT, STREAM, Duet, ask
-from tests.protocols.inference.paid_duet import (
+from tests.protocols.inference.paid_pair import (
     CLIENT_ID,
     RECEIPTS,
     SESSION,
@@ -42,21 +41,22 @@ from tests.protocols.inference.paid_duet import (
     VOUCHERS,
     client_payment,
 )
+from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, ask
 from tests.protocols.inference.restarts import Restarts, deliverer, hears, restarts, serving
 from tests.protocols.inference.test_resume import Step, play, steps
 from tests.protocols.support import MODEL, Identity, emitted, only, sent
 
 
-def finish(duet: Restarts) -> None:
+def finish(pair: Restarts) -> None:
     """The session takes another turn, and both sides agree to the unit."""
-    duet.settle()
-    assert duet.host.state == duet.client.state == "idle"
-    duet.settled()
-    duet.ask(ask(40))
-    duet.settle()
-    assert isinstance(duet.outcomes[-1], TurnDone)
-    assert duet.delivered == duet.expected(40)
-    duet.settled()
+    pair.settle()
+    assert pair.host.state == pair.client.state == "idle"
+    pair.settled()
+    pair.ask(ask(40))
+    pair.settle()
+    assert isinstance(pair.outcomes[-1], TurnDone)
+    assert pair.delivered == pair.expected(40)
+    pair.settled()
 
 
 # ---- wherever the host dies
@@ -67,144 +67,144 @@ def finish(duet: Restarts) -> None:
 def test_a_host_killed_in_the_middle_of_an_answer_is_paid_for_what_was_received(
     heard: int, forgets: int
 ) -> None:
-    duet = serving(heard)
-    duet.engine(20)  # on its way when the host dies
-    duet.die(forgets=forgets)
-    received = len(duet.delivered)
-    final = duet.client.final_voucher
+    pair = serving(heard)
+    pair.engine(20)  # on its way when the host dies
+    pair.die(forgets=forgets)
+    received = len(pair.delivered)
+    final = pair.client.final_voucher
     assert final is not None
-    assert (final.tokens_in, final.tokens_out, final.amount) == (15, received, duet.due(15, received))
-    assert duet.signed[-1] == final
-    duet.start_again()
-    duet.come_back()
-    assert duet.channel.best == duet.paid[-1] == final
-    (outcome,) = duet.outcomes
+    assert (final.tokens_in, final.tokens_out, final.amount) == (15, received, pair.due(15, received))
+    assert pair.signed[-1] == final
+    pair.start_again()
+    pair.come_back()
+    assert pair.channel.best == pair.paid[-1] == final
+    (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnFailed)
-    assert (outcome.code, outcome.cause, len(duet.delivered)) == (None, "restarted", received)
-    assert duet.host.session is not None
-    assert duet.host.session.epoch == 4
-    finish(duet)
-    assert [place[0] for place in duet.ever][-1] == 4
+    assert (outcome.code, outcome.cause, len(pair.delivered)) == (None, "restarted", received)
+    assert pair.host.session is not None
+    assert pair.host.session.epoch == 4
+    finish(pair)
+    assert [place[0] for place in pair.ever][-1] == 4
 
 
 @pytest.mark.parametrize("moment", ["prompt", "count", "quote"])
 def test_input_that_was_not_paid_is_not_in_the_final_voucher(moment: str) -> None:
-    duet = restarts()
-    duet.ask(ask())
+    pair = restarts()
+    pair.ask(ask())
     if moment != "prompt":
-        duet.deliver_to_host()
+        pair.deliver_to_host()
     if moment == "quote":
-        duet.count()
-    duet.die()
-    assert duet.client.final_voucher is None
-    duet.start_again()
-    duet.come_back()
-    assert duet.paid == duet.signed == []
-    assert isinstance(duet.outcomes[0], TurnFailed)
-    finish(duet)
+        pair.count()
+    pair.die()
+    assert pair.client.final_voucher is None
+    pair.start_again()
+    pair.come_back()
+    assert pair.paid == pair.signed == []
+    assert isinstance(pair.outcomes[0], TurnFailed)
+    finish(pair)
 
 
 def test_a_quote_that_a_cancelled_turn_did_not_pay_is_not_in_it_either() -> None:
-    duet = restarts()
-    duet.ask(ask())
-    duet.deliver_to_host()
-    duet.count()
-    duet.client_does(CancelTurn())
-    duet.deliver_to_client()
-    duet.die()
-    assert duet.client.final_voucher is None
+    pair = restarts()
+    pair.ask(ask())
+    pair.deliver_to_host()
+    pair.count()
+    pair.client_does(CancelTurn())
+    pair.deliver_to_client()
+    pair.die()
+    assert pair.client.final_voucher is None
 
 
 @pytest.mark.parametrize("taken", [True, False])
 def test_input_whose_voucher_was_on_its_way_is_paid_once(taken: bool) -> None:
-    duet = restarts()
-    duet.ask(ask())
-    duet.deliver_to_host()
-    duet.count()
-    duet.deliver_to_client()
+    pair = restarts()
+    pair.ask(ask())
+    pair.deliver_to_host()
+    pair.count()
+    pair.deliver_to_client()
     if taken:
-        duet.deliver_to_host()
-    duet.die()
-    assert len(duet.signed) == 1
-    duet.start_again()
-    duet.come_back()
-    assert [(each.tokens_in, each.tokens_out) for each in duet.paid] == [(15, 0)]
-    finish(duet)
+        pair.deliver_to_host()
+    pair.die()
+    assert len(pair.signed) == 1
+    pair.start_again()
+    pair.come_back()
+    assert [(each.tokens_in, each.tokens_out) for each in pair.paid] == [(15, 0)]
+    finish(pair)
 
 
 @pytest.mark.parametrize("quoted", [True, False])
 @pytest.mark.parametrize("taken", [True, False])
 def test_input_paid_in_advance_is_handed_over_as_it_was_signed(quoted: bool, taken: bool) -> None:
-    duet = restarts(reused=0)
-    duet.turn += 1
-    duet.client_does(replace(ask(), input_exact=20))
-    while taken and duet.deliver_to_host():
+    pair = restarts(reused=0)
+    pair.turn += 1
+    pair.client_does(replace(ask(), input_exact=20))
+    while taken and pair.deliver_to_host():
         pass
-    duet.count()
+    pair.count()
     if quoted:
-        duet.deliver_to_client()
-    duet.die()
-    assert len(duet.signed) == 1  # nothing better can be said
-    duet.start_again()
-    duet.come_back()
-    assert [(each.tokens_in, each.tokens_out) for each in duet.paid] == [(20, 0)]
-    finish(duet)
+        pair.deliver_to_client()
+    pair.die()
+    assert len(pair.signed) == 1  # nothing better can be said
+    pair.start_again()
+    pair.come_back()
+    assert [(each.tokens_in, each.tokens_out) for each in pair.paid] == [(20, 0)]
+    finish(pair)
 
 
 def test_a_host_killed_at_rest_goes_on_with_nothing_more_signed() -> None:
-    duet = serving(answer_tokens=10)
-    duet.settle()
-    duet.outcomes.clear()
-    signed = list(duet.signed)
-    duet.die()
-    assert duet.signed == signed
-    duet.start_again()
-    duet.come_back()
-    assert duet.outcomes == []
-    finish(duet)
+    pair = serving(answer_tokens=10)
+    pair.settle()
+    pair.outcomes.clear()
+    signed = list(pair.signed)
+    pair.die()
+    assert pair.signed == signed
+    pair.start_again()
+    pair.come_back()
+    assert pair.outcomes == []
+    finish(pair)
 
 
 def test_a_host_that_dies_again_and_again_goes_on_from_where_it_was() -> None:
-    duet = serving(40)
+    pair = serving(40)
     for _ in range(3):
-        duet.die(forgets=1)
-        duet.start_again()
-        duet.come_back()
-        duet.settle()
-        duet.settled()
-        duet.ask(ask())
+        pair.die(forgets=1)
+        pair.start_again()
+        pair.come_back()
+        pair.settle()
+        pair.settled()
+        pair.ask(ask())
         for _ in range(12):
-            duet._moves(8)
-    assert len({epoch for epoch, _ in duet.ever}) == 4
-    duet.settle()
-    duet.settled()
+            pair.moves(8)
+    assert len({epoch for epoch, _ in pair.ever}) == 4
+    pair.settle()
+    pair.settled()
 
 
 def test_an_acceptance_that_is_lost_after_a_restart_locks_nobody_out() -> None:
-    duet = serving(40)
-    duet.die()
-    duet.start_again()
+    pair = serving(40)
+    pair.die()
+    pair.start_again()
     for _ in range(3):
-        duet.come_back(in_time=False)
-        duet.deliver_to_client()  # the challenge
-        duet.deliver_to_host()
-        assert duet.host.session is not None
-        duet.to_client.clear()  # the acceptance
-        duet._client_did(duet.client.handle(Closed(HOST.peer, STREAM, "lost"), 0.0))
-        duet.new_stream()
-    assert len([each for each in duet.opened if each.recovered]) == 1, "within one start it is rebuilt once"
-    duet.come_back()
-    finish(duet)
+        pair.come_back(in_time=False)
+        pair.deliver_to_client()  # the challenge
+        pair.deliver_to_host()
+        assert pair.host.session is not None
+        pair.to_client.clear()  # the acceptance
+        pair.client_did(pair.client.handle(Closed(HOST.peer, STREAM, "lost"), 0.0))
+        pair.new_stream()
+    assert len([each for each in pair.opened if each.recovered]) == 1, "within one start it is rebuilt once"
+    pair.come_back()
+    finish(pair)
 
 
 def test_a_deposit_is_never_exceeded_by_the_final_voucher() -> None:
     terms = replace(TERMS, deposit=TERMS.session_fee + TERMS.tip, price_out=100_000_000, tip=1_000)
-    duet = restarts(terms=terms)
-    duet.ask(ask())
+    pair = restarts(terms=terms)
+    pair.ask(ask())
     for _ in range(8):
-        duet._moves(4)
-    duet.die()
-    final = duet.client.final_voucher
+        pair.moves(4)
+    pair.die()
+    final = pair.client.final_voucher
     assert final is not None
     assert 0 < final.tokens_out <= 9
     assert final.amount <= terms.deposit
@@ -220,38 +220,38 @@ def test_a_deposit_is_never_exceeded_by_the_final_voucher() -> None:
 def test_whatever_dies_whenever_every_token_is_paid_once_and_no_receipt_signed_twice(
     lives: list[tuple[list[Step], bool, int, bool]], answer: int, exact: int | None, reused: int
 ) -> None:
-    duet = restarts(answer, reused=reused)
+    pair = restarts(answer, reused=reused)
     for script, dies, forgets, cancels in lives:
-        if duet.client.state == "idle":
-            duet.ask(replace(ask(), input_exact=exact))
-        play(duet, script)
+        if pair.client.state == "idle":
+            pair.ask(replace(ask(), input_exact=exact))
+        play(pair, script)
         if cancels:
-            duet.client_does(CancelTurn())
-        duet.counts.clear()
+            pair.client_does(CancelTurn())
+        pair.counts.clear()
         if dies:
-            duet.die(forgets=forgets)
-            duet.start_again()
-            duet.come_back()
+            pair.die(forgets=forgets)
+            pair.start_again()
+            pair.come_back()
         else:
-            duet.lose()
-            duet.resume()
-        play(duet, script)
-    duet.settle()
-    assert len(duet.outcomes) == duet.turn
-    assert duet.host.session is not None
-    assert duet.client.held is not None
-    assert duet.client.held.meter.tokens_out == duet.host.session.meter.tokens_out
-    finish(duet)
+            pair.lose()
+            pair.resume()
+        play(pair, script)
+    pair.settle()
+    assert len(pair.outcomes) == pair.turn
+    assert pair.host.session is not None
+    assert pair.client.held is not None
+    assert pair.client.held.meter.tokens_out == pair.host.session.meter.tokens_out
+    finish(pair)
 
 
 # ---- when the final voucher is signed, and when not
 
 
 def test_a_client_signs_for_what_came_when_a_host_stalls() -> None:
-    duet = serving(40)
-    duet.fire("progress", host=False)
-    assert (duet.signed[-1].seq, duet.signed[-1].tokens_out) == (1, 40)
-    assert duet.to_host == duet.to_host.__class__(), "it is not sent to a host that does not answer"
+    pair = serving(40)
+    pair.fire("progress", host=False)
+    assert (pair.signed[-1].seq, pair.signed[-1].tokens_out) == (1, 40)
+    assert pair.to_host == pair.to_host.__class__(), "it is not sent to a host that does not answer"
 
 
 def test_a_client_signs_nothing_more_for_a_host_that_broke_the_protocol() -> None:
@@ -259,49 +259,49 @@ def test_a_client_signs_nothing_more_for_a_host_that_broke_the_protocol() -> Non
         Received(HOST.peer, STREAM, m.Tokens(seq=99, ids=(1,))),
         Closed(HOST.peer, STREAM, "malformed: a frame of no bytes", malformed=True),
     ):
-        duet = serving(40)
-        before = list(duet.signed)
-        out = duet.client.handle(event, 0.0)
+        pair = serving(40)
+        before = list(pair.signed)
+        out = pair.client.handle(event, 0.0)
         assert only(SessionFailed, emitted(out)).fault
         assert [each for each in emitted(out) if isinstance(each, Signed)] == []
-        assert duet.signed == before
+        assert pair.signed == before
 
 
 def test_a_free_session_ends_with_nothing_signed() -> None:
-    duet = Duet()
-    duet.open()
-    duet.ask(ask())
+    pair = Pair()
+    pair.open()
+    pair.ask(ask())
     for _ in range(6):
-        duet._moves(8)
-    assert duet.delivered
-    out = duet.client.handle(Closed(HOST.peer, STREAM, "lost"), 0.0)
+        pair.moves(8)
+    assert pair.delivered
+    out = pair.client.handle(Closed(HOST.peer, STREAM, "lost"), 0.0)
     assert [type(each) for each in emitted(out)] == [SessionFailed]
 
 
 def test_a_session_that_is_resumed_alive_forgets_its_final_voucher() -> None:
-    duet = serving(40)
-    duet.engine(20)  # was sent, and not received
-    duet.lose()
-    assert duet.signed[-1].tokens_out == 40
-    duet.resume()
-    duet.settle()
-    assert all(each.tokens_out != 40 for each in duet.paid), "a live host takes the exact ones only"
-    duet.settled()
+    pair = serving(40)
+    pair.engine(20)  # was sent, and not received
+    pair.lose()
+    assert pair.signed[-1].tokens_out == 40
+    pair.resume()
+    pair.settle()
+    assert all(each.tokens_out != 40 for each in pair.paid), "a live host takes the exact ones only"
+    pair.settled()
 
 
 # ---- attacks: by whom, and who loses what
 
 
-def challenged(duet: Restarts) -> tuple[HostSession, bytes]:
+def challenged(pair: Restarts) -> tuple[HostSession, bytes]:
     """The host after its restart, asked by somebody, and its nonce."""
-    host = duet.start_again()
+    host = pair.start_again()
     out = hears(host, m.Resume(session=SESSION, received=0, turn=0))
     return host, only(m.Challenge, sent(out)).nonce
 
 
-def honest(duet: Restarts, nonce: bytes, **changes: Any) -> m.Resume:
+def honest(pair: Restarts, nonce: bytes, **changes: Any) -> m.Resume:
     """What the client would answer."""
-    held = duet.client.held
+    held = pair.client.held
     assert held is not None
     digest = resume_digest(nonce, SESSION, HOST.peer, CLIENT_ID.peer)
     request = m.Resume(
@@ -310,14 +310,14 @@ def honest(duet: Restarts, nonce: bytes, **changes: Any) -> m.Resume:
         turn=held.turns,
         proof=VOUCHERS.sign_wallet(digest),
         receipt=held.receipt,
-        voucher=duet.client.final_voucher,
+        voucher=pair.client.final_voucher,
     )
     return replace(request, **changes)
 
 
-def final(duet: Restarts, *, more: int = 0, **changes: Any) -> m.Voucher:
+def final(pair: Restarts, *, more: int = 0, **changes: Any) -> m.Voucher:
     """A voucher of the voucher key's for other counts than were received."""
-    told = duet.client.final_voucher
+    told = pair.client.final_voucher
     assert told is not None
     counts = {name: getattr(told, name) for name in ("seq", "tokens_in", "tokens_out", "root")} | changes
     made = exact_voucher(client_payment(), SESSION, **counts)
@@ -330,13 +330,13 @@ def final(duet: Restarts, *, more: int = 0, **changes: Any) -> m.Voucher:
     return replace(bare, signature=VOUCHERS.sign_wallet(voucher_digest(market, SESSION, bare)))
 
 
-def receipt(duet: Restarts, seq: int) -> m.Receipt:
-    return duet.ever[3, seq]
+def receipt(pair: Restarts, seq: int) -> m.Receipt:
+    return pair.ever[3, seq]
 
 
-def forged(duet: Restarts) -> m.Receipt:
+def forged(pair: Restarts) -> m.Receipt:
     """The last receipt's place with another content, signed by a stranger."""
-    told = receipt(duet, 1)
+    told = receipt(pair, 1)
     checkpoint = replace(told.checkpoint, token_hash=bytes(32))
     from p2pnode.protocols.inference.receipts import link_root
 
@@ -419,10 +419,10 @@ Forgery = Callable[[Restarts, bytes], m.Resume]
 )
 def test_nobody_gets_a_session_back_for_less_than_it_was_paid(forge: Forgery) -> None:
     """A stranger gets nothing; a client that shows less than it paid loses the session, and has paid."""
-    duet = serving(70)  # two receipts paid, six tokens more received
-    duet.die()
-    host, nonce = challenged(duet)
-    out = hears(host, forge(duet, nonce))
+    pair = serving(70)  # two receipts paid, six tokens more received
+    pair.die()
+    host, nonce = challenged(pair)
+    out = hears(host, forge(pair, nonce))
     assert only(m.Refuse, sent(out)).code == "bad_request"
     assert only(Finished, emitted(out)).lingers is False
     assert [each for each in emitted(out) if isinstance(each, Opened | Paid | Issued)] == []
@@ -430,10 +430,10 @@ def test_nobody_gets_a_session_back_for_less_than_it_was_paid(forge: Forgery) ->
 
 
 def test_the_honest_answer_to_that_challenge_is_taken() -> None:
-    duet = serving(70)
-    duet.die()
-    host, nonce = challenged(duet)
-    out = hears(host, honest(duet, nonce))
+    pair = serving(70)
+    pair.die()
+    host, nonce = challenged(pair)
+    out = hears(host, honest(pair, nonce))
     kinds = [type(each) for each in emitted(out)]
     assert kinds == [Opened, Paid], "written down in this order, before it is accepted"
     assert only(Opened, emitted(out)).recovered
@@ -443,46 +443,46 @@ def test_the_honest_answer_to_that_challenge_is_taken() -> None:
 
 def test_a_client_that_keeps_its_final_voucher_back_costs_its_host_a_window_once() -> None:
     """The host loses what it delivered and was not paid, as if the client had stayed away; not twice."""
-    duet = serving(70)
-    duet.die()
-    host, nonce = challenged(duet)
-    best = duet.paid[-1]
-    out = hears(host, honest(duet, nonce, receipt=receipt(duet, best.seq), voucher=best))
+    pair = serving(70)
+    pair.die()
+    host, nonce = challenged(pair)
+    best = pair.paid[-1]
+    out = hears(host, honest(pair, nonce, receipt=receipt(pair, best.seq), voucher=best))
     assert only(m.Accept, sent(out)).epoch == 4
     assert host.session is not None
     assert host.session.meter.tokens_out == best.tokens_out
-    assert len(duet.delivered) - best.tokens_out <= m.WINDOW
-    again = duet.new_host(kept=host.session)
+    assert len(pair.delivered) - best.tokens_out <= m.WINDOW
+    again = pair.new_host(kept=host.session)
     again.start(0.0)
     out = hears(again, m.Resume(session=SESSION, received=0, turn=0))
     second = only(m.Challenge, sent(out)).nonce
-    out = hears(again, honest(duet, second, receipt=receipt(duet, 1), voucher=duet.signed[0]))
+    out = hears(again, honest(pair, second, receipt=receipt(pair, 1), voucher=pair.signed[0]))
     assert [each.voucher for each in emitted(out) if isinstance(each, Paid)] == [best]
     assert again.session is host.session, "what lives goes on from where it is"
     assert host.session.meter.tokens_out == best.tokens_out
 
 
 def test_a_receipt_that_the_host_wrote_down_differently_is_not_gone_on_from() -> None:
-    duet = serving(40)
-    duet.die()
-    told = receipt(duet, 1)
+    pair = serving(40)
+    pair.die()
+    told = receipt(pair, 1)
     other = replace(told, checkpoint=replace(told.checkpoint, root=bytes(32)))
-    duet.journal[3, 1] = other
-    host, nonce = challenged(duet)
-    refusal = only(m.Refuse, sent(hears(host, honest(duet, nonce))))
+    pair.journal[3, 1] = other
+    host, nonce = challenged(pair)
+    refusal = only(m.Refuse, sent(hears(host, honest(pair, nonce))))
     assert "another receipt for that place" in refusal.detail
 
 
 def test_a_receipt_that_a_crash_lost_is_written_down_again() -> None:
-    duet = serving(32)
-    duet.to_host.clear()
-    duet.paid[:] = duet.paid[:1]  # the voucher for it was on its way
-    duet.die(forgets=1)
-    assert (3, 1) not in duet.journal
-    host, nonce = challenged(duet)
-    out = emitted(hears(host, honest(duet, nonce)))
+    pair = serving(32)
+    pair.to_host.clear()
+    pair.paid[:] = pair.paid[:1]  # the voucher for it was on its way
+    pair.die(forgets=1)
+    assert (3, 1) not in pair.journal
+    host, nonce = challenged(pair)
+    out = emitted(hears(host, honest(pair, nonce)))
     assert [type(each) for each in out] == [Opened, Issued, Paid]
-    assert only(Issued, out).receipt == receipt(duet, 1)
+    assert only(Issued, out).receipt == receipt(pair, 1)
 
 
 @pytest.mark.parametrize(
@@ -496,9 +496,9 @@ def test_a_receipt_that_a_crash_lost_is_written_down_again() -> None:
     ids=["no proof", "open", "cancel", "a challenge of its own"],
 )
 def test_after_a_challenge_only_its_answer_follows(second: object) -> None:
-    duet = serving(40)
-    duet.die()
-    host, _ = challenged(duet)
+    pair = serving(40)
+    pair.die()
+    host, _ = challenged(pair)
     out = hears(host, second)
     assert host.state == "over"
     (answer,) = sent(out)
@@ -506,36 +506,36 @@ def test_after_a_challenge_only_its_answer_follows(second: object) -> None:
 
 
 def test_a_challenge_that_is_not_answered_ends_with_the_first_messages_patience() -> None:
-    duet = serving(40)
-    duet.die()
-    host, _ = challenged(duet)
-    duet.fire("open", host=True)
+    pair = serving(40)
+    pair.die()
+    host, _ = challenged(pair)
+    pair.fire("open", host=True)
     assert host.state == "over"
-    assert duet.finished[-1].lingers is False
+    assert pair.finished[-1].lingers is False
 
 
 def test_a_stranger_who_is_challenged_ends_no_stream_that_lives() -> None:
-    duet = serving(40)
-    session = duet.host.session
+    pair = serving(40)
+    session = pair.host.session
     assert session is not None
-    second = duet.new_host(kept=session)
+    second = pair.new_host(kept=session)
     second.start(0.0)
     nonce = only(m.Challenge, sent(hears(second, m.Resume(session=SESSION, received=0, turn=0)))).nonce
     thief = Identity("thief").sign_wallet(resume_digest(nonce, SESSION, HOST.peer, CLIENT_ID.peer))
-    out = hears(second, m.Resume(session=SESSION, received=0, turn=0, proof=thief, voucher=duet.paid[-1]))
+    out = hears(second, m.Resume(session=SESSION, received=0, turn=0, proof=thief, voucher=pair.paid[-1]))
     assert only(m.Refuse, sent(out)).code == "bad_request"
-    assert session.holder is duet.host
-    duet.settle()
-    assert duet.delivered == duet.expected(512)
-    duet.settled()
+    assert session.holder is pair.host
+    pair.settle()
+    assert pair.delivered == pair.expected(512)
+    pair.settled()
 
 
 def test_two_streams_that_prove_at_once_recover_it_once() -> None:
-    duet = serving(70)
-    duet.die()
-    first, nonce = challenged(duet)
-    lapsed = duet.lapsed()
-    first, second = duet.new_host(kept=lapsed), duet.new_host(kept=lapsed)
+    pair = serving(70)
+    pair.die()
+    first, nonce = challenged(pair)
+    lapsed = pair.lapsed()
+    first, second = pair.new_host(kept=lapsed), pair.new_host(kept=lapsed)
     nonces = []
     for host in (first, second):
         host.start(0.0)
@@ -543,14 +543,14 @@ def test_two_streams_that_prove_at_once_recover_it_once() -> None:
         nonces.append(only(m.Challenge, sent(out)).nonce)
     assert len({nonce, *nonces}) == 3
     told = [
-        only(Opened, emitted(hears(host, honest(duet, drawn))))
+        only(Opened, emitted(hears(host, honest(pair, drawn))))
         for host, drawn in zip((first, second), nonces, strict=True)
     ]
     assert [each.recovered for each in told] == [True, False]
     assert first.session is second.session
     replaced = first.handle(Command(Replaced()), 0.0)
     assert only(Finished, emitted(replaced)).replaced
-    duet.host = second
+    pair.host = second
     assert second.session is not None
     assert second.session.holder is second
 
@@ -572,23 +572,23 @@ def test_no_resumes_make_a_host_raise_take_less_than_it_was_paid_or_go_on_twice(
     streams: list[list[m.Resume]],
 ) -> None:
     """Whoever holds the voucher key may say anything, in any order, on any number of streams."""
-    duet = serving(70)
-    duet.die()
-    host, _ = challenged(duet)
-    lapsed, best, recovered = duet.lapsed(), duet.paid[-1], 0
+    pair = serving(70)
+    pair.die()
+    host, _ = challenged(pair)
+    lapsed, best, recovered = pair.lapsed(), pair.paid[-1], 0
     for said in streams:
-        host, nonce = duet.new_host(kept=lapsed), bytes(32)
+        host, nonce = pair.new_host(kept=lapsed), bytes(32)
         host.start(0.0)
         for request in said:
             proof: Any = request.proof
             if proof == "ours":
-                proof = honest(duet, nonce).proof
+                proof = honest(pair, nonce).proof
             place, index = request.receipt, request.voucher
             shown = replace(
                 request,
                 proof=proof,
-                receipt=None if place is None else receipt(duet, place),  # type: ignore[arg-type]
-                voucher=None if index is None else duet.signed[index],  # type: ignore[call-overload]
+                receipt=None if place is None else receipt(pair, place),  # type: ignore[arg-type]
+                voucher=None if index is None else pair.signed[index],  # type: ignore[call-overload]
             )
             out = hears(host, shown)
             for message in sent(out):
@@ -604,15 +604,15 @@ def test_no_resumes_make_a_host_raise_take_less_than_it_was_paid_or_go_on_twice(
 # ---- a client that lost its memory
 
 
-def lost_client(duet: Restarts, voucher: m.Voucher | None = None) -> tuple[HostSession, ClientSession]:
+def lost_client(pair: Restarts, voucher: m.Voucher | None = None) -> tuple[HostSession, ClientSession]:
     """Its process was killed; a new one knows its journal. The host lives, and keeps the session."""
-    session, held = duet.host.session, duet.client.held
+    session, held = pair.host.session, pair.client.held
     assert session is not None
     assert held is not None
-    duet._host_did(duet.host.handle(Closed(CLIENT_ID.peer, STREAM, "lost"), 0.0))
-    host = duet.new_host(kept=session)
+    pair.host_did(pair.host.handle(Closed(CLIENT_ID.peer, STREAM, "lost"), 0.0))
+    host = pair.new_host(kept=session)
     host.start(0.0)
-    return host, deliverer(held.receipt, voucher or duet.signed[-1])
+    return host, deliverer(held.receipt, voucher or pair.signed[-1])
 
 
 def exchange(host: HostSession, client: ClientSession) -> tuple[list[Any], list[Any]]:
@@ -635,20 +635,20 @@ def exchange(host: HostSession, client: ClientSession) -> tuple[list[Any], list[
 
 @pytest.mark.parametrize("heard", [0, 8, 32, 40, 64])
 def test_a_new_process_hands_its_last_voucher_to_a_host_that_lives_and_that_ends_it(heard: int) -> None:
-    duet = serving(heard)
-    duet.engine(8)
-    while duet.deliver_to_client():
+    pair = serving(heard)
+    pair.engine(8)
+    while pair.deliver_to_client():
         pass
-    duet.to_host.clear()  # what it signed last never left
-    host, client = lost_client(duet)
+    pair.to_host.clear()  # what it signed last never left
+    host, client = lost_client(pair)
     said, told = exchange(host, client)
-    assert [each.voucher for each in said if isinstance(each, Paid)] == [duet.signed[-1]]
+    assert [each.voucher for each in said if isinstance(each, Paid)] == [pair.signed[-1]]
     finished = only(Finished, said)
     assert (finished.lingers, finished.fault, finished.replaced) == (False, False, False)
     assert host.state == client.state == "over"
     assert only(SessionFailed, told).code == "shutting_down"
     assert host.session is not None
-    assert duet.channel_of(host.session).best == duet.signed[-1]
+    assert pair.channel_of(host.session).best == pair.signed[-1]
 
 
 @pytest.mark.parametrize(
@@ -657,9 +657,9 @@ def test_a_new_process_hands_its_last_voucher_to_a_host_that_lives_and_that_ends
     ids=str,
 )
 def test_a_live_session_is_not_ended_by_a_voucher_for_other_than_it_may_be(change: dict[str, int]) -> None:
-    duet = serving(40)
-    host, client = lost_client(duet, final(duet, **{"tokens_out": 40} | change))
-    session = duet.host.session
+    pair = serving(40)
+    host, client = lost_client(pair, final(pair, **{"tokens_out": 40} | change))
+    session = pair.host.session
     assert session is not None
     said, told = exchange(host, client)
     assert [each for each in said if isinstance(each, Paid | Opened)] == []
@@ -669,9 +669,9 @@ def test_a_live_session_is_not_ended_by_a_voucher_for_other_than_it_may_be(chang
 
 def test_a_live_session_that_was_handed_over_serves_nothing_more() -> None:
     """Else a client could have a window for nothing as often as it likes: the host loses one, once."""
-    duet = serving(40)
-    session, run = duet.host.session, duet.run
-    host, client = lost_client(duet)
+    pair = serving(40)
+    session, run = pair.host.session, pair.run
+    host, client = lost_client(pair)
     said, _ = exchange(host, client)
     assert host.state == "over"
     assert session is not None
@@ -682,12 +682,12 @@ def test_a_live_session_that_was_handed_over_serves_nothing_more() -> None:
 
 
 def test_a_new_process_hands_over_after_a_restart_too_and_closes() -> None:
-    duet = serving(40)
-    duet.die()
-    held, voucher = duet.client.held, duet.client.final_voucher
+    pair = serving(40)
+    pair.die()
+    held, voucher = pair.client.held, pair.client.final_voucher
     assert held is not None
     assert voucher is not None
-    host, client = duet.start_again(), deliverer(held.receipt, voucher)
+    host, client = pair.start_again(), deliverer(held.receipt, voucher)
     said, _ = exchange(host, client)
     assert [each.voucher for each in said if isinstance(each, Paid)] == [voucher]
     out = hears(host, only(m.Close, sent(client.handle(Command(End()), 0.0))))
@@ -697,8 +697,8 @@ def test_a_new_process_hands_over_after_a_restart_too_and_closes() -> None:
 # ---- hosts that cheat
 
 
-def resumed_client(duet: Restarts) -> ClientSession:
-    held = duet.client.held
+def resumed_client(pair: Restarts) -> ClientSession:
+    held = pair.client.held
     client = ClientSession(
         host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, resume=held, peer=CLIENT_ID.peer
     )
@@ -707,11 +707,11 @@ def resumed_client(duet: Restarts) -> ClientSession:
 
 
 def test_a_host_that_challenges_twice_is_at_fault() -> None:
-    duet = serving(40)
-    duet.die()
-    client = resumed_client(duet)
+    pair = serving(40)
+    pair.die()
+    client = resumed_client(pair)
     challenge = Received(HOST.peer, STREAM, m.Challenge(nonce=bytes(32)))
-    assert sent(client.handle(challenge, 0.0))[0].voucher == duet.client.final_voucher
+    assert sent(client.handle(challenge, 0.0))[0].voucher == pair.client.final_voucher
     assert only(SessionFailed, emitted(client.handle(challenge, 0.0))).fault
 
 
@@ -724,10 +724,10 @@ def test_a_host_that_challenges_an_open_is_at_fault() -> None:
 
 @pytest.mark.parametrize(("challenges", "epoch"), [(False, 4), (True, 2)])
 def test_a_host_that_claims_a_restart_it_may_not_claim_is_at_fault(challenges: bool, epoch: int) -> None:
-    duet = serving(40)
-    duet.die()
-    client = resumed_client(duet)
-    held = duet.client.held
+    pair = serving(40)
+    pair.die()
+    client = resumed_client(pair)
+    held = pair.client.held
     assert held is not None
     if challenges:
         client.handle(Received(HOST.peer, STREAM, m.Challenge(nonce=bytes(32))), 0.0)
@@ -735,7 +735,7 @@ def test_a_host_that_claims_a_restart_it_may_not_claim_is_at_fault(challenges: b
     assert only(SessionFailed, emitted(out)).fault
 
 
-def signed_by_host(duet: Restarts, told: m.Receipt, **changes: Any) -> m.Checkpoint:
+def signed_by_host(pair: Restarts, told: m.Receipt, **changes: Any) -> m.Checkpoint:
     """Another content for a receipt's place, which the host signs all the same."""
     from p2pnode.protocols.inference.receipts import link_root
 
@@ -747,30 +747,30 @@ def signed_by_host(duet: Restarts, told: m.Receipt, **changes: Any) -> m.Checkpo
 
 @pytest.mark.parametrize("idle", [True, False])
 def test_a_second_receipt_for_a_place_is_shown_to_whoever_keeps_evidence(idle: bool) -> None:
-    duet = serving(40, 44 if idle else 200)
+    pair = serving(40, 44 if idle else 200)
     if idle:
-        duet.settle()
-    lie = signed_by_host(duet, receipt(duet, 1), token_hash=b"\xee" * 32)
-    out = emitted(duet.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
+        pair.settle()
+    lie = signed_by_host(pair, receipt(pair, 1), token_hash=b"\xee" * 32)
+    out = emitted(pair.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
     shown = only(Disputed, out).receipt
-    assert (shown.checkpoint, shown.previous, shown.epoch) == (lie, receipt(duet, 1).previous, 3)
+    assert (shown.checkpoint, shown.previous, shown.epoch) == (lie, receipt(pair, 1).previous, 3)
     assert only(SessionFailed, out).fault
 
 
 def test_a_receipt_that_says_other_than_was_received_is_shown_too() -> None:
-    duet = serving(24)
-    duet.engine(8)
-    duet.deliver_to_client()
-    true = m.CODEC.decode(duet.to_client[0])
+    pair = serving(24)
+    pair.engine(8)
+    pair.deliver_to_client()
+    true = m.CODEC.decode(pair.to_client[0])
     assert isinstance(true, m.Checkpoint)
-    lie = signed_by_host(duet, receipt(duet, 1), tokens_out=31)
-    out = emitted(duet.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
+    lie = signed_by_host(pair, receipt(pair, 1), tokens_out=31)
+    out = emitted(pair.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
     assert only(Disputed, out).receipt.checkpoint == lie
 
 
 def test_a_receipt_that_nobody_signed_accuses_nobody() -> None:
-    duet = serving(40)
-    lie = replace(signed_by_host(duet, receipt(duet, 1), token_hash=b"\xee" * 32), signature=bytes(65))
-    out = emitted(duet.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
+    pair = serving(40)
+    lie = replace(signed_by_host(pair, receipt(pair, 1), token_hash=b"\xee" * 32), signature=bytes(65))
+    out = emitted(pair.client.handle(Received(HOST.peer, STREAM, lie), 0.0))
     assert [each for each in out if isinstance(each, Disputed)] == []
     assert only(SessionFailed, out).fault

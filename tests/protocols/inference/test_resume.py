@@ -34,43 +34,43 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
-from tests.protocols.inference.duet import HOST, SALT, STREAM, Duet, ask, text_of
-from tests.protocols.inference.paid_duet import CLIENT_ID, VOUCHERS, PaidDuet
+from tests.protocols.inference.paid_pair import CLIENT_ID, VOUCHERS, PaidPair
+from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, ask, text_of
 from tests.protocols.support import MODEL, Identity, emitted, high_s, only, sent
 
 
-def opened(answer_tokens: int = 100, reused: int = 5) -> PaidDuet:
-    duet = PaidDuet(answer_tokens=answer_tokens, reused=reused)
-    duet.open()
-    return duet
+def opened(answer_tokens: int = 100, reused: int = 5) -> PaidPair:
+    pair = PaidPair(answer_tokens=answer_tokens, reused=reused)
+    pair.open()
+    return pair
 
 
-def serving(tokens: int = 0, answer_tokens: int = 100) -> PaidDuet:
+def serving(tokens: int = 0, answer_tokens: int = 100) -> PaidPair:
     """A turn whose input is paid and of which the client has heard so many tokens, in frames of 8."""
-    duet = opened(answer_tokens)
-    duet.ask(ask())
-    while duet.runs == 0:
-        duet._moves(0)
-    while duet.client.held is not None and duet.client.held.meter.tokens_out < tokens:
-        duet.engine(8)
-        while duet.deliver_to_client():
+    pair = opened(answer_tokens)
+    pair.ask(ask())
+    while pair.runs == 0:
+        pair.moves(0)
+    while pair.client.held is not None and pair.client.held.meter.tokens_out < tokens:
+        pair.engine(8)
+        while pair.deliver_to_client():
             pass
-        while duet.deliver_to_host():
+        while pair.deliver_to_host():
             pass
-    return duet
+    return pair
 
 
-def finish(duet: PaidDuet) -> None:
+def finish(pair: PaidPair) -> None:
     """The interrupted turn ends; the session takes another."""
-    duet.settle()
-    assert duet.host.state == "idle", duet.outcomes
-    assert duet.client.state == "idle"
-    duet.settled()
-    duet.ask(ask(40))
-    duet.settle()
-    assert isinstance(duet.outcomes[-1], TurnDone)
-    assert duet.delivered == duet.expected(40)
-    duet.settled()
+    pair.settle()
+    assert pair.host.state == "idle", pair.outcomes
+    assert pair.client.state == "idle"
+    pair.settled()
+    pair.ask(ask(40))
+    pair.settle()
+    assert isinstance(pair.outcomes[-1], TurnDone)
+    assert pair.delivered == pair.expected(40)
+    pair.settled()
 
 
 # ---- wherever it breaks
@@ -79,219 +79,219 @@ def finish(duet: PaidDuet) -> None:
 @pytest.mark.parametrize("host_notices", [True, False], ids=["both notice", "the host does not notice"])
 @pytest.mark.parametrize("heard", [0, 8, 24, 32, 40, 64, 96])
 def test_a_stream_lost_in_the_middle_of_an_answer(heard: int, host_notices: bool) -> None:
-    duet = serving(heard, 200)
-    duet.engine(20)  # on its way when the stream breaks
-    duet.lose(host_notices=host_notices)
-    duet.resume()
-    assert duet.run is None
-    duet.settle()
-    (outcome,) = duet.outcomes
+    pair = serving(heard, 200)
+    pair.engine(20)  # on its way when the stream breaks
+    pair.lose(host_notices=host_notices)
+    pair.resume()
+    assert pair.run is None
+    pair.settle()
+    (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnDone)
     assert outcome.done.reason == "cancelled"
-    assert outcome.done.tokens_out == len(duet.delivered) >= heard
-    assert duet.text.count(" ") == len(duet.delivered)
-    finish(duet)
+    assert outcome.done.tokens_out == len(pair.delivered) >= heard
+    assert pair.text.count(" ") == len(pair.delivered)
+    finish(pair)
 
 
 @pytest.mark.parametrize("host_notices", [True, False])
 def test_a_stream_lost_between_a_checkpoint_and_its_voucher(host_notices: bool) -> None:
-    duet = serving(24)
-    duet.engine(8)
-    while duet.deliver_to_client():
+    pair = serving(24)
+    pair.engine(8)
+    while pair.deliver_to_client():
         pass
-    assert m.CODEC.decode(duet.to_host[0]).tokens_out == 32  # signed, and lost
-    duet.lose(host_notices=host_notices)
-    assert duet.channel.owed
-    duet.resume()
-    duet.settle()
-    assert duet.paid[-1].tokens_out == 32
-    finish(duet)
+    assert m.CODEC.decode(pair.to_host[0]).tokens_out == 32  # signed, and lost
+    pair.lose(host_notices=host_notices)
+    assert pair.channel.owed
+    pair.resume()
+    pair.settle()
+    assert pair.paid[-1].tokens_out == 32
+    finish(pair)
 
 
 @pytest.mark.parametrize("host_notices", [True, False])
 def test_a_stream_lost_before_the_end_of_the_turn_was_seen(host_notices: bool) -> None:
-    duet = serving(answer_tokens=40)
-    while duet.engine():
+    pair = serving(answer_tokens=40)
+    while pair.engine():
         pass
-    assert isinstance(m.CODEC.decode(duet.to_client[-1]), m.Done)
-    for _ in range(len(duet.to_client) - 1):
-        duet.deliver_to_client()
-    duet.lose(host_notices=host_notices)
-    duet.resume()
-    duet.settle()
-    (outcome,) = duet.outcomes
+    assert isinstance(m.CODEC.decode(pair.to_client[-1]), m.Done)
+    for _ in range(len(pair.to_client) - 1):
+        pair.deliver_to_client()
+    pair.lose(host_notices=host_notices)
+    pair.resume()
+    pair.settle()
+    (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnDone)
     assert outcome.done.reason == "stop"  # it had ended by itself
-    assert duet.delivered == duet.expected(512)
-    finish(duet)
+    assert pair.delivered == pair.expected(512)
+    finish(pair)
 
 
 @pytest.mark.parametrize("host_notices", [True, False])
 def test_a_stream_lost_at_rest(host_notices: bool) -> None:
-    duet = serving(answer_tokens=10)
-    duet.settle()
-    duet.lose(host_notices=host_notices)
-    duet.resume()
-    assert duet.opened[-1] == Opened(duet.opened[0].session, MODEL, resumed=True)
-    finish(duet)
+    pair = serving(answer_tokens=10)
+    pair.settle()
+    pair.lose(host_notices=host_notices)
+    pair.resume()
+    assert pair.opened[-1] == Opened(pair.opened[0].session, MODEL, resumed=True)
+    finish(pair)
 
 
 @pytest.mark.parametrize("host_notices", [True, False])
 @pytest.mark.parametrize("moment", ["prompt", "part", "count", "quote", "voucher"])
 def test_a_stream_lost_before_the_input_was_paid_leaves_it_unbilled(moment: str, host_notices: bool) -> None:
-    duet = opened()
+    pair = opened()
     long = ask(content="x" * (30_000 if moment == "part" else 10), input_max=40_000)
-    duet.granted = replace(duet.granted, n_ctx=32_768)
-    duet.ask(long)
+    pair.granted = replace(pair.granted, n_ctx=32_768)
+    pair.ask(long)
     if moment == "part":
-        first = m.CODEC.decode(duet.to_host.popleft())
+        first = m.CODEC.decode(pair.to_host.popleft())
         half = replace(first, body=first.body[:100], last=False)
-        duet._host_did(duet.host.handle(Received(CLIENT_ID.peer, STREAM, half), 0.0))
-        assert duet.host.state == "reading"
+        pair.host_did(pair.host.handle(Received(CLIENT_ID.peer, STREAM, half), 0.0))
+        assert pair.host.state == "reading"
     elif moment != "prompt":
-        duet.deliver_to_host()
+        pair.deliver_to_host()
     if moment in ("quote", "voucher"):
-        duet.count()
+        pair.count()
     if moment == "voucher":
-        duet.deliver_to_client()
-        assert len(duet.signed) == 1
-    duet.counts.clear()
-    duet.lose(host_notices=host_notices)
-    duet.resume()
-    duet.settle()
-    (outcome,) = duet.outcomes
+        pair.deliver_to_client()
+        assert len(pair.signed) == 1
+    pair.counts.clear()
+    pair.lose(host_notices=host_notices)
+    pair.resume()
+    pair.settle()
+    (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnDone)
     done = outcome.done
     assert (done.reason, done.tokens_in, done.tokens_out) == ("cancelled", 0, 0)
-    assert done.cost == duet.due(0, 0)
-    assert duet.paid == []
-    assert len(duet.signed) == (moment == "voucher"), "nothing is signed for a turn that is over"
-    finish(duet)
+    assert done.cost == pair.due(0, 0)
+    assert pair.paid == []
+    assert len(pair.signed) == (moment == "voucher"), "nothing is signed for a turn that is over"
+    finish(pair)
 
 
 @pytest.mark.parametrize("reused", [0, 20], ids=["paid in advance", "nothing to pay"])
 def test_a_quote_that_was_served_on_and_lost_is_said_again(reused: int) -> None:
-    duet = opened(reused=reused)
-    duet.turn += 1
-    duet.client_does(replace(ask(), input_exact=20))
-    while duet.deliver_to_host():
+    pair = opened(reused=reused)
+    pair.turn += 1
+    pair.client_does(replace(ask(), input_exact=20))
+    while pair.deliver_to_host():
         pass
-    duet.count()
-    assert duet.run is not None
-    duet.engine()
-    duet.engine(8)
-    duet.lose()
-    duet.resume()
-    duet.settle()
-    (outcome,) = duet.outcomes
+    pair.count()
+    assert pair.run is not None
+    pair.engine()
+    pair.engine(8)
+    pair.lose()
+    pair.resume()
+    pair.settle()
+    (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnDone)
     assert (outcome.done.tokens_in, outcome.done.tokens_out) == (20, 8)
-    assert duet.delivered == duet.expected(8)
-    finish(duet)
+    assert pair.delivered == pair.expected(8)
+    finish(pair)
 
 
 def test_a_refused_turn_whose_refusal_was_lost_still_fails() -> None:
-    duet = opened()
-    duet.ask(ask())
-    duet.deliver_to_host()
-    duet.count()
-    duet.deliver_to_client()
-    duet.deliver_to_host()
-    duet.fail_engine("capacity", "full")
-    duet.lose()
-    duet.resume()
-    duet.settle()
-    (outcome,) = duet.outcomes
+    pair = opened()
+    pair.ask(ask())
+    pair.deliver_to_host()
+    pair.count()
+    pair.deliver_to_client()
+    pair.deliver_to_host()
+    pair.fail_engine("capacity", "full")
+    pair.lose()
+    pair.resume()
+    pair.settle()
+    (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnFailed)
     assert outcome.code == "capacity"
-    finish(duet)
+    finish(pair)
 
 
 def test_a_right_voucher_lost_after_a_dropped_advance_does_no_harm_when_it_is_said_again() -> None:
-    duet = opened(reused=5)
-    duet.turn += 1
-    duet.client_does(replace(ask(), input_exact=20))
-    while duet.deliver_to_host():
+    pair = opened(reused=5)
+    pair.turn += 1
+    pair.client_does(replace(ask(), input_exact=20))
+    while pair.deliver_to_host():
         pass
-    duet.count()  # 5 are cached: the advance is dropped
-    duet.deliver_to_client()
-    assert [voucher.tokens_in for voucher in duet.signed] == [20, 15]
-    duet.lose()
-    duet.resume()
-    duet.settle()
-    assert isinstance(duet.outcomes[0], TurnDone)
-    assert duet.outcomes[0].done.tokens_in == 0
-    finish(duet)
+    pair.count()  # 5 are cached: the advance is dropped
+    pair.deliver_to_client()
+    assert [voucher.tokens_in for voucher in pair.signed] == [20, 15]
+    pair.lose()
+    pair.resume()
+    pair.settle()
+    assert isinstance(pair.outcomes[0], TurnDone)
+    assert pair.outcomes[0].done.tokens_in == 0
+    finish(pair)
 
 
 def test_a_session_can_be_resumed_again_and_again() -> None:
-    duet = serving(40)
+    pair = serving(40)
     for _ in range(5):
-        duet.lose()
-        duet.resume()
-        duet.deliver_to_client()
-        duet.deliver_to_host()
-    finish(duet)
+        pair.lose()
+        pair.resume()
+        pair.deliver_to_client()
+        pair.deliver_to_host()
+    finish(pair)
 
 
 def test_a_lost_acceptance_of_a_resume_does_not_lock_the_client_out() -> None:
-    duet = serving(40)
+    pair = serving(40)
     for _ in range(5):
-        duet.lose()
-        duet.resume()  # the host took it, and its Accept is lost with the next stream
-    finish(duet)
+        pair.lose()
+        pair.resume()  # the host took it, and its Accept is lost with the next stream
+    finish(pair)
 
 
 def test_text_that_came_without_ids_comes_once() -> None:
-    duet = serving()
-    duet.check = lambda: None  # type: ignore[method-assign] # ids and text are made up
-    assert duet.run is not None
-    run = duet.run.order.run
+    pair = serving()
+    pair.check = lambda: None  # type: ignore[method-assign] # ids and text are made up
+    assert pair.run is not None
+    run = pair.run.order.run
     for ids, text in (((1, 2), ""), ((), "a"), ((), "b"), ((3,), "c")):
-        duet.host_does(GenTokens(run, ids, text))
-    duet.deliver_to_client()
-    duet.deliver_to_client()
-    duet.deliver_to_client()
-    assert duet.text == "a"
-    duet.lose()
-    duet.resume()
-    duet.settle()
-    assert (duet.text, duet.delivered) == ("abc", [1, 2, 3])
+        pair.host_does(GenTokens(run, ids, text))
+    pair.deliver_to_client()
+    pair.deliver_to_client()
+    pair.deliver_to_client()
+    assert pair.text == "a"
+    pair.lose()
+    pair.resume()
+    pair.settle()
+    assert (pair.text, pair.delivered) == ("abc", [1, 2, 3])
 
 
 def test_a_turn_that_stalled_for_want_of_vouchers_can_be_gone_on_from() -> None:
-    duet = serving()
-    while duet.engine():
+    pair = serving()
+    while pair.engine():
         pass
-    duet.fire("stall", host=True)
-    assert [finished.lingers for finished in duet.finished] == [True]
-    assert duet.run is None
-    duet.lose()
-    duet.resume()
-    duet.settle()
-    assert len(duet.delivered) == m.WINDOW
-    finish(duet)
+    pair.fire("stall", host=True)
+    assert [finished.lingers for finished in pair.finished] == [True]
+    assert pair.run is None
+    pair.lose()
+    pair.resume()
+    pair.settle()
+    assert len(pair.delivered) == m.WINDOW
+    finish(pair)
 
 
 def test_what_is_kept_for_a_replay_stays_within_the_window() -> None:
-    duet = serving(answer_tokens=1000)
+    pair = serving(answer_tokens=1000)
     for _ in range(3):
-        while duet.engine(3) or duet.deliver_to_client():
+        while pair.engine(3) or pair.deliver_to_client():
             pass
         ids = [
             len(each.ids)
-            for each in duet.channel.replay.since(duet.channel.replay.count - len(duet.channel.replay)) or ()
+            for each in pair.channel.replay.since(pair.channel.replay.count - len(pair.channel.replay)) or ()
             if isinstance(each, m.Tokens)
         ]
         assert sum(ids) <= m.WINDOW
-        duet.settle(3)
+        pair.settle(3)
     for turn in range(2, 50):  # turns that end before anything is paid
-        duet.ask(ask())
-        duet.deliver_to_host()
-        duet.client_does(CancelTurn())
-        duet.settle()
-        assert duet.turn == turn
-    assert len(duet.channel.replay) <= 2
+        pair.ask(ask())
+        pair.deliver_to_host()
+        pair.client_does(CancelTurn())
+        pair.settle()
+        assert pair.turn == turn
+    assert len(pair.channel.replay) <= 2
 
 
 Step = tuple[str, int, bool]
@@ -305,12 +305,12 @@ steps = st.lists(
 )
 
 
-def play(duet: PaidDuet, script: list[Step]) -> None:
+def play(pair: PaidPair, script: list[Step]) -> None:
     moves: dict[str, Callable[[int, bool], object]] = {
-        "host": lambda _count, _hold: duet.deliver_to_host(),
-        "client": lambda _count, _hold: duet.deliver_to_client(),
-        "engine": lambda count, hold: duet.engine(count, hold=hold),
-        "count": lambda _count, _hold: duet.count(),
+        "host": lambda _count, _hold: pair.deliver_to_host(),
+        "client": lambda _count, _hold: pair.deliver_to_client(),
+        "engine": lambda count, hold: pair.engine(count, hold=hold),
+        "count": lambda _count, _hold: pair.count(),
     }
     for kind, count, hold in script:
         moves[kind](count, hold)
@@ -326,42 +326,42 @@ def play(duet: PaidDuet, script: list[Step]) -> None:
 def test_wherever_streams_break_every_token_arrives_once_and_is_paid_once(
     lives: list[tuple[list[Step], bool, bool]], answer: int, exact: int | None, reused: int
 ) -> None:
-    duet = opened(answer, reused=reused)
+    pair = opened(answer, reused=reused)
     for script, host_notices, cancels in lives:
-        if duet.client.state == "idle":
-            duet.ask(replace(ask(), input_exact=exact))
-        play(duet, script)
+        if pair.client.state == "idle":
+            pair.ask(replace(ask(), input_exact=exact))
+        play(pair, script)
         if cancels:
-            duet.client_does(CancelTurn())
-        duet.counts.clear()
-        duet.lose(host_notices=host_notices)
-        duet.resume()
-        play(duet, script)
-    duet.settle()
-    assert all(isinstance(outcome, TurnDone) for outcome in duet.outcomes), duet.outcomes
-    assert len(duet.outcomes) == duet.turn
-    assert duet.host.session is not None
-    assert duet.billed_out == duet.host.session.meter.tokens_out
+            pair.client_does(CancelTurn())
+        pair.counts.clear()
+        pair.lose(host_notices=host_notices)
+        pair.resume()
+        play(pair, script)
+    pair.settle()
+    assert all(isinstance(outcome, TurnDone) for outcome in pair.outcomes), pair.outcomes
+    assert len(pair.outcomes) == pair.turn
+    assert pair.host.session is not None
+    assert pair.billed_out == pair.host.session.meter.tokens_out
     # An engine that makes more than a window at once has text for its last id only.
-    assert "".join(text_of(duet.turn, n) for n in range(len(duet.delivered))).startswith(duet.text)
-    finish(duet)
+    assert "".join(text_of(pair.turn, n) for n in range(len(pair.delivered))).startswith(pair.text)
+    finish(pair)
 
 
 # ---- attacks
 
 
-def kept(duet: PaidDuet) -> tuple[HostSession, m.Resume]:
+def kept(pair: PaidPair) -> tuple[HostSession, m.Resume]:
     """A second stream to the host, and the resume an honest client would send on it."""
-    session, held = duet.host.session, duet.client.held
+    session, held = pair.host.session, pair.client.held
     assert session is not None
     assert held is not None
-    second = duet.new_host(kept=session)
+    second = pair.new_host(kept=session)
     second.start(0.0)
-    return second, honest(duet)
+    return second, honest(pair)
 
 
-def honest(duet: PaidDuet, **changes: Any) -> m.Resume:
-    session, held = duet.host.session, duet.client.held
+def honest(pair: PaidPair, **changes: Any) -> m.Resume:
+    session, held = pair.host.session, pair.client.held
     assert session is not None
     assert held is not None
     digest = resume_digest(session.nonce, session.session, HOST.peer, CLIENT_ID.peer)
@@ -383,18 +383,18 @@ def refused(second: HostSession, request: m.Resume) -> m.Refuse:
 
 def signed_by(
     signer: Identity, *, nonce: bytes | None = None, host: PeerId = HOST.peer, client: PeerId = CLIENT_ID.peer
-) -> Callable[[PaidDuet], m.Resume]:
-    def forge(duet: PaidDuet) -> m.Resume:
-        session = duet.host.session
+) -> Callable[[PaidPair], m.Resume]:
+    def forge(pair: PaidPair) -> m.Resume:
+        session = pair.host.session
         assert session is not None
         digest = resume_digest(nonce or session.nonce, session.session, host, client)
-        return honest(duet, proof=signer.sign_wallet(digest))
+        return honest(pair, proof=signer.sign_wallet(digest))
 
     return forge
 
 
-def malleable(duet: PaidDuet) -> m.Resume:
-    return honest(duet, proof=high_s(honest(duet).proof or b""))
+def malleable(pair: PaidPair) -> m.Resume:
+    return honest(pair, proof=high_s(honest(pair).proof or b""))
 
 
 @pytest.mark.parametrize(
@@ -404,37 +404,37 @@ def malleable(duet: PaidDuet) -> m.Resume:
         pytest.param(signed_by(VOUCHERS, nonce=bytes(32)), id="another nonce"),
         pytest.param(signed_by(VOUCHERS, client=PeerId("other")), id="a proof made for another client"),
         pytest.param(signed_by(VOUCHERS, host=PeerId("other")), id="a proof made for another host"),
-        pytest.param(lambda duet: honest(duet, proof=bytes(65)), id="no signature"),
+        pytest.param(lambda pair: honest(pair, proof=bytes(65)), id="no signature"),
         pytest.param(malleable, id="a malleable signature"),
-        pytest.param(lambda duet: honest(duet, session=SessionId(bytes(32))), id="another session"),
-        pytest.param(lambda duet: honest(duet, received=10**6), id="more received than sent"),
-        pytest.param(lambda duet: honest(duet, received=0), id="what was paid for asked again"),
-        pytest.param(lambda duet: honest(duet, turn=0), id="a turn before"),
-        pytest.param(lambda duet: honest(duet, turn=2), id="the next turn before this one ended"),
-        pytest.param(lambda duet: honest(duet, turn=3), id="a turn far ahead"),
+        pytest.param(lambda pair: honest(pair, session=SessionId(bytes(32))), id="another session"),
+        pytest.param(lambda pair: honest(pair, received=10**6), id="more received than sent"),
+        pytest.param(lambda pair: honest(pair, received=0), id="what was paid for asked again"),
+        pytest.param(lambda pair: honest(pair, turn=0), id="a turn before"),
+        pytest.param(lambda pair: honest(pair, turn=2), id="the next turn before this one ended"),
+        pytest.param(lambda pair: honest(pair, turn=3), id="a turn far ahead"),
     ],
 )
 def test_a_second_stream_without_the_proof_leaves_the_first_untouched(
-    forge: Callable[[PaidDuet], m.Resume],
+    forge: Callable[[PaidPair], m.Resume],
 ) -> None:
-    duet = serving(40)
-    session = duet.host.session
+    pair = serving(40)
+    session = pair.host.session
     assert session is not None
-    nonce, run = session.nonce, duet.run
-    second, _ = kept(duet)
-    assert refused(second, forge(duet)).code == "bad_request"
-    assert (session.nonce, session.holder, duet.run) == (nonce, duet.host, run)
-    duet.settle()
-    assert isinstance(duet.outcomes[0], TurnDone)
-    assert duet.delivered == duet.expected(512)
-    duet.settled()
+    nonce, run = session.nonce, pair.run
+    second, _ = kept(pair)
+    assert refused(second, forge(pair)).code == "bad_request"
+    assert (session.nonce, session.holder, pair.run) == (nonce, pair.host, run)
+    pair.settle()
+    assert isinstance(pair.outcomes[0], TurnDone)
+    assert pair.delivered == pair.expected(512)
+    pair.settled()
 
 
 def test_a_second_stream_with_the_proof_replaces_the_first_which_touches_nothing_any_more() -> None:
-    duet = serving(40)
-    first, session = duet.host, duet.host.session
+    pair = serving(40)
+    first, session = pair.host, pair.host.session
     assert session is not None
-    second, request = kept(duet)
+    second, request = kept(pair)
     effects = second.handle(Received(CLIENT_ID.peer, STREAM, request), 0.0)
     assert session.holder is second
     assert only(m.Accept, sent(effects)).nonce == session.nonce
@@ -442,7 +442,7 @@ def test_a_second_stream_with_the_proof_replaces_the_first_which_touches_nothing
     assert isinstance(values[0], Opened)  # the role must know the session before its receipts
     assert [type(value) for value in values[1:]] == [CancelGenerate, Issued, TurnServed, Paid, Issued]
     assert values[2] == values[5], "the receipt is durable before the replay, whatever the old stream does"
-    before = (session.meter.tokens_out, session.queue.sent, session.runs, duet.channel.replay.count)
+    before = (session.meter.tokens_out, session.queue.sent, session.runs, pair.channel.replay.count)
     late: list[Event] = [
         Command(GenTokens(session.runs, (1, 2, 3), "late")),
         Received(CLIENT_ID.peer, STREAM, m.Close()),
@@ -453,32 +453,32 @@ def test_a_second_stream_with_the_proof_replaces_the_first_which_touches_nothing
         assert sent(out) == []
         expected = [Finished("the session goes on on another stream", replaced=True)] if number == 0 else []
         assert emitted(out) == expected
-    assert before == (session.meter.tokens_out, session.queue.sent, session.runs, duet.channel.replay.count)
+    assert before == (session.meter.tokens_out, session.queue.sent, session.runs, pair.channel.replay.count)
     assert (second.state, session.holder) == ("idle", second)
 
 
 def test_a_resume_proof_replayed_is_refused() -> None:
-    duet = serving(40)
-    second, request = kept(duet)
+    pair = serving(40)
+    second, request = kept(pair)
     second.handle(Received(CLIENT_ID.peer, STREAM, request), 0.0)
     second.handle(Received(CLIENT_ID.peer, STREAM, m.Ping(nonce=1)), 0.0)  # it holds the new nonce
     assert second.state == "idle"
-    third = duet.new_host(kept=duet.host.session)
+    third = pair.new_host(kept=pair.host.session)
     third.start(0.0)
     assert refused(third, request).code == "bad_request"
     assert second.state == "idle"
 
 
 def test_a_proof_on_the_stream_of_another_peer_is_refused() -> None:
-    duet = serving(40)
-    session = duet.host.session
-    second = duet.new_host(PeerId("thief"), kept=session)
+    pair = serving(40)
+    session = pair.host.session
+    second = pair.new_host(PeerId("thief"), kept=session)
     second.start(0.0)
-    assert refused(second, honest(duet)).code == "bad_request"
+    assert refused(second, honest(pair)).code == "bad_request"
 
 
 def test_a_free_session_can_not_be_resumed() -> None:
-    free = Duet()
+    free = Pair()
     free.open()
     paid = opened()
     assert free.host.session is not None
@@ -493,17 +493,17 @@ def test_a_free_session_can_not_be_resumed() -> None:
 
 
 def test_a_host_that_keeps_no_session_refuses_a_resume() -> None:
-    duet = opened()
-    second = duet.new_host()
+    pair = opened()
+    second = pair.new_host()
     second.start(0.0)
-    assert refused(second, honest(duet)).code == "bad_request"
+    assert refused(second, honest(pair)).code == "bad_request"
 
 
-def resuming(duet: PaidDuet) -> ClientSession:
+def resuming(pair: PaidPair) -> ClientSession:
     """The client, having asked for its session again."""
-    duet.lose()
+    pair.lose()
     client = ClientSession(
-        host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, resume=duet.client.held, peer=CLIENT_ID.peer
+        host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, resume=pair.client.held, peer=CLIENT_ID.peer
     )
     only(m.Resume, sent(client.handle(Command(Start()), 0.0)))
     return client
@@ -515,30 +515,30 @@ def resuming(duet: PaidDuet) -> ClientSession:
     ids=lambda change: next(iter(change)),
 )
 def test_a_host_that_resumes_another_session_than_the_clients_is_at_fault(change: dict[str, Any]) -> None:
-    duet = serving(40)
-    client = resuming(duet)
-    assert duet.client.held is not None
-    accept = replace(duet.client.held.accept, nonce=b"n" * 32, **change)
+    pair = serving(40)
+    client = resuming(pair)
+    assert pair.client.held is not None
+    accept = replace(pair.client.held.accept, nonce=b"n" * 32, **change)
     out = client.handle(Received(HOST.peer, STREAM, accept), 0.0)
     assert only(SessionFailed, emitted(out)).fault
 
 
 def test_a_host_that_replays_what_the_client_holds_bills_it_once() -> None:
-    duet = serving(40)
-    client = resuming(duet)
-    held = duet.client.held
+    pair = serving(40)
+    client = resuming(pair)
+    held = pair.client.held
     assert held is not None
     client.handle(Received(HOST.peer, STREAM, replace(held.accept, nonce=b"n" * 32)), 0.0)
-    again = m.Tokens(seq=32, ids=tuple(duet.delivered[32:40]), text="")
+    again = m.Tokens(seq=32, ids=tuple(pair.delivered[32:40]), text="")
     out = client.handle(Received(HOST.peer, STREAM, again), 0.0)
     assert only(SessionFailed, emitted(out)).fault
 
 
 def test_a_host_that_issues_another_receipt_for_a_number_after_a_resume_is_at_fault() -> None:
-    duet = serving(40)
-    first = duet.issued[0]
-    client = resuming(duet)
-    held = duet.client.held
+    pair = serving(40)
+    first = pair.issued[0]
+    client = resuming(pair)
+    held = pair.client.held
     assert held is not None
     client.handle(Received(HOST.peer, STREAM, replace(held.accept, nonce=b"n" * 32)), 0.0)
     out = client.handle(Received(HOST.peer, STREAM, first), 0.0)
@@ -546,12 +546,12 @@ def test_a_host_that_issues_another_receipt_for_a_number_after_a_resume_is_at_fa
 
 
 def test_a_client_that_claims_a_turn_it_never_asked_gains_nothing() -> None:
-    duet = serving(answer_tokens=10)
-    duet.settle()
-    second, request = kept(duet)
+    pair = serving(answer_tokens=10)
+    pair.settle()
+    second, request = kept(pair)
     effects = second.handle(Received(CLIENT_ID.peer, STREAM, replace(request, turn=2)), 0.0)
     assert only(m.Done, sent(effects)) == m.Done(
-        turn=2, reason="cancelled", tokens_in=0, reused=0, tokens_out=0, cost=duet.due(15, 10)
+        turn=2, reason="cancelled", tokens_in=0, reused=0, tokens_out=0, cost=pair.due(15, 10)
     )
     for part in prompt_parts(3, encode(ask().body)):
         assert not [

@@ -39,15 +39,15 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.wire import encode, wire_name
-from tests.protocols.inference.duet import CLIENT, HOST, STREAM, Duet, ask
-from tests.protocols.inference.paid_duet import (
+from tests.protocols.inference.paid_pair import (
     CLIENT_ID,
     SESSION,
     VOUCHERS,
-    PaidDuet,
+    PaidPair,
     client_payment,
     paid_open,
 )
+from tests.protocols.inference.pair import CLIENT, HOST, STREAM, Pair, ask
 from tests.protocols.support import MODEL, emitted, only, sent
 
 SPEC = Path(__file__).resolve().parents[3] / "protocols" / "inference" / "SPEC.md"
@@ -120,75 +120,73 @@ def test_the_tables_cover_every_message_in_every_state() -> None:
     assert client == {(n, s) for n in both for s in ("fresh", "opening", "idle", "asking")}
 
 
-def host_in(state: str) -> Duet:
+def host_in(state: str) -> Pair:
     """A host that stands there; the rest of a prompt is on its wire when it is reading."""
-    duet = Duet(terms=HostTerms(n_ctx=16_384), answer_tokens=10)
+    pair = Pair(terms=HostTerms(n_ctx=16_384), answer_tokens=10)
     if state != "opening":
-        duet.open()
+        pair.open()
     if state in ("reading", "serving"):
-        duet.ask(ask(content="x" * (70_000 if state == "reading" else 10), input_max=1 << 20))
-        duet.deliver_to_host()
-    assert duet.host.state == state
-    return duet
+        pair.ask(ask(content="x" * (70_000 if state == "reading" else 10), input_max=1 << 20))
+        pair.deliver_to_host()
+    assert pair.host.state == state
+    return pair
 
 
 @pytest.mark.parametrize(("name", "state", "outcome"), HOST_TABLE, ids=str)
 def test_the_host_does_with_each_message_in_each_state_what_the_table_says(
     name: str, state: str, outcome: str
 ) -> None:
-    duet = host_in(state)
+    pair = host_in(state)
     message = SAMPLES.get(name)
     if name == "prompt" and state == "reading":
-        message = m.CODEC.decode(duet.to_host.popleft())
-    effects = duet.host.handle(event_of(CLIENT, name, message), 1.0)
-    expect_outcome(duet.host.state, effects, outcome, Finished)
+        message = m.CODEC.decode(pair.to_host.popleft())
+    effects = pair.host.handle(event_of(CLIENT, name, message), 1.0)
+    expect_outcome(pair.host.state, effects, outcome, Finished)
     if name == "ping":
         assert sent(effects) == [m.Pong(nonce=7)]
 
 
-def paid_host_in(state: str) -> PaidDuet:
+def paid_host_in(state: str) -> PaidPair:
     """The same for a paid one; a voucher is due from ``idle`` on."""
-    duet = PaidDuet(answer_tokens=20)
-    duet.granted = replace(duet.granted, n_ctx=32_768)
-    duet.host = duet.new_host()
-    duet.host.start(0.0)
+    pair = PaidPair(answer_tokens=20)
+    pair.granted = replace(pair.granted, n_ctx=32_768)
+    pair.host = pair.new_host()
+    pair.host.start(0.0)
     if state != "opening":
-        duet.client_does(Start())
-        duet.deliver_to_host()
+        pair.client_does(Start())
+        pair.deliver_to_host()
     if state not in ("opening", "relaying"):
-        duet.settle()
-        assert duet.host.session is not None
-        duet.ask(ask())
-        while duet._moves(0) and duet.run is None:
+        pair.settle()
+        assert pair.host.session is not None
+        pair.ask(ask())
+        while pair.moves(0) and pair.run is None:
             pass
-        duet.engine()
-        duet.engine(40)  # all of it: its receipt is not paid yet
-        assert duet.channel.owed
+        pair.engine()
+        pair.engine(40)  # all of it: its receipt is not paid yet
+        assert pair.channel.owed
         if state == "serving":
-            duet = paid_host_in("quoting")
-            voucher = due_voucher(duet)
-            duet._host_did(duet.host.handle(Received(CLIENT_ID.peer, STREAM, voucher), 0.0))
-            duet.engine()
-            duet.answer_tokens = 1000
-            assert duet.run is not None
-            duet.run.end = 1000
-            duet.engine(40)
+            pair = paid_host_in("quoting")
+            voucher = due_voucher(pair)
+            pair.host_did(pair.host.handle(Received(CLIENT_ID.peer, STREAM, voucher), 0.0))
+            pair.engine()
+            pair.answer_tokens = 1000
+            assert pair.run is not None
+            pair.run.end = 1000
+            pair.engine(40)
         elif state in ("reading", "quoting"):
             raw = encode(ask(content="x" * (70_000 if state == "reading" else 10)).body)
-            duet.turn = 2
-            duet._host_did(
-                duet.host.handle(Received(CLIENT_ID.peer, STREAM, next(prompt_parts(2, raw))), 0.0)
-            )
-            duet.to_host.clear()
-            duet.to_host.extend(m.CODEC.encode(part) for part in list(prompt_parts(2, raw))[1:])
-            duet.count()
-    assert duet.host.state == state
-    return duet
+            pair.turn = 2
+            pair.host_did(pair.host.handle(Received(CLIENT_ID.peer, STREAM, next(prompt_parts(2, raw))), 0.0))
+            pair.to_host.clear()
+            pair.to_host.extend(m.CODEC.encode(part) for part in list(prompt_parts(2, raw))[1:])
+            pair.count()
+    assert pair.host.state == state
+    return pair
 
 
-def due_voucher(duet: PaidDuet) -> m.Voucher:
+def due_voucher(pair: PaidPair) -> m.Voucher:
     """The voucher for all that is due."""
-    due = duet.channel._due[-1]
+    due = pair.channel.dues[-1]
     voucher = exact_voucher(
         client_payment(),
         SESSION,
@@ -197,7 +195,7 @@ def due_voucher(duet: PaidDuet) -> m.Voucher:
         tokens_out=due.tokens_out,
         root=due.root,
     )
-    duet.signed.append(voucher)
+    pair.signed.append(voucher)
     return voucher
 
 
@@ -205,62 +203,62 @@ def due_voucher(duet: PaidDuet) -> m.Voucher:
 def test_a_paid_host_does_with_each_message_in_each_state_what_the_table_says(
     name: str, state: str, outcome: str
 ) -> None:
-    duet = paid_host_in(state)
+    pair = paid_host_in(state)
     message = SAMPLES.get(name)
     if name == "open":
         message = paid_open()
     elif name == "prompt":
         waiting = state == "reading"
-        message = m.CODEC.decode(duet.to_host.popleft()) if waiting else replace(SAMPLES[name], turn=2)
+        message = m.CODEC.decode(pair.to_host.popleft()) if waiting else replace(SAMPLES[name], turn=2)
     elif name == "cancel" and state in ("quoting", "serving", "reading"):
         message = m.Cancel(turn=2)
     elif name == "voucher" and state not in ("opening", "relaying"):
-        message = due_voucher(duet)
+        message = due_voucher(pair)
     elif name == "resume" and state == "opening":
-        duet = paid_host_in("idle")
-        session = duet.host.session
+        pair = paid_host_in("idle")
+        session = pair.host.session
         assert session is not None
-        duet.host = duet.new_host(kept=session)
+        pair.host = pair.new_host(kept=session)
         digest = resume_digest(session.nonce, session.session, HOST.peer, CLIENT_ID.peer)
         proof = VOUCHERS.sign_wallet(digest)
         message = m.Resume(
-            session=session.session, received=duet.channel_of(session).replay.count, turn=1, proof=proof
+            session=session.session, received=pair.channel_of(session).replay.count, turn=1, proof=proof
         )
-    effects = duet.host.handle(event_of(CLIENT_ID.peer, name, message), 1.0)
-    expect_outcome(duet.host.state, effects, outcome, Finished)
+    effects = pair.host.handle(event_of(CLIENT_ID.peer, name, message), 1.0)
+    expect_outcome(pair.host.state, effects, outcome, Finished)
     if name == "ping":
         assert sent(effects) == [m.Pong(nonce=7)]
 
 
-def client_in(state: str, name: str = "") -> Duet:
+def client_in(state: str, name: str = "") -> Pair:
     """A client that stands there; asking, with the host's next message of that name on its wire."""
-    duet = Duet(answer_tokens=10)
+    pair = Pair(answer_tokens=10)
     if state != "fresh":
-        duet.client_does(Start())
+        pair.client_does(Start())
     if state in ("idle", "asking"):
-        duet.settle()
+        pair.settle()
     if state == "asking":
-        duet.ask(ask())
-        while duet.deliver_to_host() or duet.engine():
+        pair.ask(ask())
+        while pair.deliver_to_host() or pair.engine():
             pass
-        names = [wire_name(type(m.CODEC.decode(data))) for data in duet.to_client]
+        names = [wire_name(type(m.CODEC.decode(data))) for data in pair.to_client]
         while name in names and names.pop(0) != name:
-            duet.deliver_to_client()
-    assert duet.client.state == state
-    return duet
+            pair.deliver_to_client()
+    assert pair.client.state == state
+    return pair
 
 
 @pytest.mark.parametrize(("name", "state", "outcome"), CLIENT_TABLE, ids=str)
 def test_the_client_does_with_each_message_in_each_state_what_the_table_says(
     name: str, state: str, outcome: str
 ) -> None:
-    duet = client_in(state, name)
+    pair = client_in(state, name)
     on_the_wire = ("quote", "progress", "tokens", "checkpoint", "done")
     message = (
-        m.CODEC.decode(duet.to_client[0]) if state == "asking" and name in on_the_wire else SAMPLES.get(name)
+        m.CODEC.decode(pair.to_client[0]) if state == "asking" and name in on_the_wire else SAMPLES.get(name)
     )
-    effects = duet.client.handle(event_of(HOST.peer, name, message), 1.0)
-    expect_outcome(duet.client.state, effects, outcome, SessionFailed)
+    effects = pair.client.handle(event_of(HOST.peer, name, message), 1.0)
+    expect_outcome(pair.client.state, effects, outcome, SessionFailed)
     if name == "ping":
         assert sent(effects) == [m.Pong(nonce=7)]
 
@@ -281,37 +279,37 @@ def expect_outcome(
 
 
 def test_an_over_session_answers_nothing_and_says_nothing() -> None:
-    duet = host_in("serving")
-    duet.close()
+    pair = host_in("serving")
+    pair.close()
     for message in SAMPLES.values():
-        assert duet.host.handle(Received(CLIENT, STREAM, message), 1.0) == []
-        assert duet.client.handle(Received(HOST.peer, STREAM, message), 1.0) == []
+        assert pair.host.handle(Received(CLIENT, STREAM, message), 1.0) == []
+        assert pair.client.handle(Received(HOST.peer, STREAM, message), 1.0) == []
     reports = [GenStarted(1, 5, 0), GenTokens(1, (1,), "a"), GenDone(1, "stop"), Drain()]
-    assert [duet.host.handle(Command(report), 1.0) for report in reports] == [[]] * 4
+    assert [pair.host.handle(Command(report), 1.0) for report in reports] == [[]] * 4
     orders = [Start(), ask(), CancelTurn(), End()]
-    assert [duet.client.handle(Command(order), 1.0) for order in orders] == [[]] * 4
+    assert [pair.client.handle(Command(order), 1.0) for order in orders] == [[]] * 4
     for event in (TimerFired("idle"), TimerFired("silence"), Closed(CLIENT, STREAM)):
-        assert duet.host.handle(event, 1.0) == []
-        assert duet.client.handle(event, 1.0) == []
+        assert pair.host.handle(event, 1.0) == []
+        assert pair.client.handle(event, 1.0) == []
 
 
 @pytest.mark.parametrize("state", ["opening", "idle", "reading", "serving"])
 def test_a_lost_stream_ends_a_host_in_any_state_once_and_frees_the_engine(state: str) -> None:
-    duet = host_in(state)
-    duet.close()
-    duet.close()
-    assert duet.finished == [Finished("lost")]
-    assert duet.run is None
-    assert len(duet.served) == (state == "serving")
+    pair = host_in(state)
+    pair.close()
+    pair.close()
+    assert pair.finished == [Finished("lost")]
+    assert pair.run is None
+    assert len(pair.served) == (state == "serving")
 
 
 @pytest.mark.parametrize("state", ["fresh", "opening", "idle", "asking"])
 def test_a_lost_stream_ends_a_client_in_any_state_once(state: str) -> None:
-    duet = client_in(state)
-    before = len(duet.outcomes)
-    duet.close()
-    duet.close()
-    (failed,) = duet.outcomes[before:]
+    pair = client_in(state)
+    before = len(pair.outcomes)
+    pair.close()
+    pair.close()
+    (failed,) = pair.outcomes[before:]
     assert isinstance(failed, SessionFailed)
     assert (failed.code, failed.cause) == (None, "lost")
 
@@ -329,23 +327,23 @@ def test_a_lost_stream_ends_a_client_in_any_state_once(state: str) -> None:
     ids=lambda report: type(report).__name__,
 )
 def test_an_engine_that_reports_outside_a_turn_is_ignored(state: str, report: Any) -> None:
-    duet = host_in(state)
-    assert duet.host.handle(Command(report), 1.0) == []
-    assert duet.host.state == state
+    pair = host_in(state)
+    assert pair.host.handle(Command(report), 1.0) == []
+    assert pair.host.state == state
 
 
 @pytest.mark.parametrize("state", ["fresh", "opening", "asking"])
 def test_a_turn_asked_for_at_the_wrong_time_fails_here(state: str) -> None:
-    duet = client_in(state)
-    effects = duet.client.handle(Command(ask()), 1.0)
+    pair = client_in(state)
+    effects = pair.client.handle(Command(ask()), 1.0)
     assert only(TurnFailed, emitted(effects)).cause == "invalid"
     assert sent(effects) == []
 
 
 @pytest.mark.parametrize("state", ["fresh", "opening", "idle", "asking"])
 def test_the_client_may_end_in_any_state(state: str) -> None:
-    duet = client_in(state)
-    effects = duet.client.handle(Command(End()), 1.0)
+    pair = client_in(state)
+    effects = pair.client.handle(Command(End()), 1.0)
     assert sent(effects) == [m.Close()]
     assert emitted(effects) == [Ended()]
 

@@ -37,10 +37,10 @@ class Hunt:
         self.contacts: list[Contact] = []
         self.found: list[PeerId] = []
         self.exhausted: list[Exhausted] = []
-        self.started = self._note(self.search.start(0.0))
+        self.started = self.note(self.search.start(0.0))
 
     def say(self, value: Any) -> None:
-        self._note(self.search.handle(Command(value), 0.0))
+        self.note(self.search.handle(Command(value), 0.0))
 
     def hint(self, number: int, source: Source = "dht", *addresses: str, local: bool = False) -> None:
         self.say(Hint(peer=HOSTS[number].peer, addresses=addresses, source=source, local=local))
@@ -51,7 +51,7 @@ class Hunt:
     def fail(self, number: int, why: str = "") -> None:
         self.say(Contacted(HOSTS[number].peer, None, why))
 
-    def _note(self, effects: Sequence[Effect]) -> Sequence[Effect]:
+    def note(self, effects: Sequence[Effect]) -> Sequence[Effect]:
         for value in emitted(effects):
             match value:
                 case Contact():
@@ -88,7 +88,7 @@ def test_the_deadline_is_set_and_ends_the_search_with_a_reason_for_each_dial() -
     hunt = Hunt("dht", deadline_s=7.0)
     assert only(SetTimer, hunt.started) == SetTimer("deadline", 7.0)
     hunt.hint(0)
-    hunt._note(hunt.search.handle(TimerFired("deadline"), 7.0))
+    hunt.note(hunt.search.handle(TimerFired("deadline"), 7.0))
     assert hunt.exhausted == [
         Exhausted({HOSTS[0].peer: "no answer in time: not running, or behind a router or firewall"})
     ]
@@ -158,7 +158,7 @@ def test_private_addresses_are_dialled_only_when_a_local_source_names_them() -> 
     assert [each.addresses for each in hunt.contacts] == [("/ip4/192.0.2.1/tcp/1",), ("/ip4/10.0.0.2/tcp/1",)]
     hunt.hint(0, "dht", "/ip4/192.0.2.5/tcp/1")  # a better hint makes up for it
     hunt.answer(0)
-    hunt._note(hunt.search.handle(TimerFired("deadline"), 9.0))
+    hunt.note(hunt.search.handle(TimerFired("deadline"), 9.0))
     assert HOSTS[0].peer not in hunt.exhausted[0].failures
 
 
@@ -173,7 +173,7 @@ def test_a_source_that_lies_about_addresses_can_not_hide_a_host() -> None:
     ]
     hunt.answer(0)
     assert hunt.found == [HOSTS[0].peer]
-    hunt._note(hunt.search.handle(TimerFired("deadline"), 9.0))
+    hunt.note(hunt.search.handle(TimerFired("deadline"), 9.0))
     assert hunt.exhausted == [Exhausted({})]
 
 
@@ -259,7 +259,7 @@ def test_whatever_happens_caps_hold_and_the_search_ends_exactly_once(
         assert seen <= dials_max
     for source in sources:
         hunt.say(SourceDone(source))
-    hunt._note(hunt.search.handle(TimerFired("deadline"), 10.0))
+    hunt.note(hunt.search.handle(TimerFired("deadline"), 10.0))
     assert len(hunt.exhausted) == 1
     assert len(hunt.found) == len(set(hunt.found))
     assert not set(hunt.exhausted[0].failures) & set(hunt.found)

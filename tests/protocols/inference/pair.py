@@ -78,7 +78,7 @@ class Run:
     cancelled: bool = False
 
 
-class Duet:
+class Pair:
     """The stage."""
 
     def __init__(self, terms: HostTerms = TERMS, answer_tokens: int = 100) -> None:
@@ -98,7 +98,7 @@ class Duet:
         self.chunk_max = 0
         self.runs = 0
         self.receipts_checked = 0
-        self._host_did(self.host.start(self.now))
+        self.host_did(self.host.start(self.now))
 
     def _cast(self, terms: HostTerms) -> tuple[HostSession, ClientSession]:
         return new_host(terms), new_client()
@@ -117,17 +117,17 @@ class Duet:
         self.client_does(order)
 
     def client_does(self, command: Any) -> None:
-        self._client_did(self.client.handle(Command(command), self.now))
+        self.client_did(self.client.handle(Command(command), self.now))
 
     def host_does(self, command: Any) -> None:
-        self._host_did(self.host.handle(Command(command), self.now))
+        self.host_did(self.host.handle(Command(command), self.now))
 
     def deliver_to_host(self) -> bool:
         """One message, if there is one."""
         if not self.to_host:
             return False
         message = CODEC.decode(self.to_host.popleft())
-        self._host_did(self.host.handle(Received(CLIENT, STREAM, message), self.now))
+        self.host_did(self.host.handle(Received(CLIENT, STREAM, message), self.now))
         return True
 
     def deliver_to_client(self) -> bool:
@@ -135,7 +135,7 @@ class Duet:
         if not self.to_client:
             return False
         message = CODEC.decode(self.to_client.popleft())
-        self._client_did(self.client.handle(Received(HOST.peer, STREAM, message), self.now))
+        self.client_did(self.client.handle(Received(HOST.peer, STREAM, message), self.now))
         return True
 
     def engine(self, count: int = 16, *, hold: bool = False, run: Run | None = None) -> bool:
@@ -178,27 +178,27 @@ class Duet:
     def settle(self, count: int = 16) -> None:
         """Let everything move until nothing does."""
         for _ in range(20_000):
-            if not any(self._moves(count)):
+            if not any(self.moves(count)):
                 return
         raise AssertionError("it never comes to rest")
 
-    def _moves(self, count: int) -> list[bool]:
+    def moves(self, count: int) -> list[bool]:
         return [self.deliver_to_host(), self.deliver_to_client(), self.engine(count)]
 
     def close(self) -> None:
         """The connection is lost; what was under way is gone."""
         self.to_host.clear()
         self.to_client.clear()
-        self._host_did(self.host.handle(Closed(CLIENT, STREAM, "lost"), self.now))
-        self._client_did(self.client.handle(Closed(HOST.peer, STREAM, "lost"), self.now))
+        self.host_did(self.host.handle(Closed(CLIENT, STREAM, "lost"), self.now))
+        self.client_did(self.client.handle(Closed(HOST.peer, STREAM, "lost"), self.now))
 
     def fire(self, key: str, *, host: bool) -> None:
         """A timer fires, due or not."""
         event = TimerFired(key)
         if host:
-            self._host_did(self.host.handle(event, self.now))
+            self.host_did(self.host.handle(event, self.now))
         else:
-            self._client_did(self.client.handle(event, self.now))
+            self.client_did(self.client.handle(event, self.now))
 
     # ---- what must hold
 
@@ -221,7 +221,7 @@ class Duet:
     def _report(self, run: Run, command: Any) -> None:
         self.host_does(command)
 
-    def _host_did(self, effects: Sequence[Effect]) -> None:
+    def host_did(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send(message=message):
@@ -250,7 +250,7 @@ class Duet:
         reason = "stop" if end == self.answer_tokens else "length"
         self.run = Run(order, self.turn, made, made, end, reason)
 
-    def _client_did(self, effects: Sequence[Effect]) -> None:
+    def client_did(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send(message=message):

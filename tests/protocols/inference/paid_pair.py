@@ -1,4 +1,4 @@
-"""The duet with money: what each side may owe is checked at every step, to the unit.
+"""The pair with money: what each side may owe is checked at every step, to the unit.
 
 Two more things move only when a test says so: the chain that takes the deposit, and the count of a
 prompt. Streams can be lost and sessions resumed. Keys here guard nothing.
@@ -45,7 +45,7 @@ from p2pnode.protocols.inference.messages import (
 )
 from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
 from p2pnode.protocols.typed_data import Domain, amount_due, authorisation_digest, market_domain, session_id
-from tests.protocols.inference.duet import HOST, SALT, STREAM, Duet
+from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair
 from tests.protocols.support import MODEL, Identity
 
 NOW: Final = 1_700_000_000
@@ -124,7 +124,7 @@ def client_payment(terms: SessionTerms = TERMS) -> ClientPayment:
     )
 
 
-class PaidDuet(Duet):
+class PaidPair(Pair):
     """The stage, with a cash desk."""
 
     def __init__(
@@ -139,7 +139,7 @@ class PaidDuet(Duet):
         self.signed: list[Voucher] = []
         self.opened: list[Opened] = []
         self.billed_in = self.billed_out = 0
-        self._sent_out = 0
+        self.sent_out = 0
         granted = HostTerms(n_ctx=4096, payment=accepts(terms))
         super().__init__(granted, answer_tokens)
 
@@ -201,16 +201,16 @@ class PaidDuet(Duet):
         self.host_does(Counted(order.turn, self.tokens_in + len(order.body.prefix), self.reused))
         return True
 
-    def _moves(self, count: int) -> list[bool]:
-        return [self.chain(), self.count(), *super()._moves(count)]
+    def moves(self, count: int) -> list[bool]:
+        return [self.chain(), self.count(), *super().moves(count)]
 
     def lose(self, *, host_notices: bool = True) -> None:
         """The stream breaks, with all that was under way on it."""
         self.to_host.clear()
         self.to_client.clear()
-        self._client_did(self.client.handle(Closed(HOST.peer, STREAM, "lost"), self.now))
+        self.client_did(self.client.handle(Closed(HOST.peer, STREAM, "lost"), self.now))
         if host_notices:
-            self._host_did(self.host.handle(Closed(CLIENT_ID.peer, STREAM, "lost"), self.now))
+            self.host_did(self.host.handle(Closed(CLIENT_ID.peer, STREAM, "lost"), self.now))
 
     def resume(self) -> None:
         """New machines on a new stream take the session up, to the point where the client was heard."""
@@ -223,7 +223,7 @@ class PaidDuet(Duet):
         self.client = ClientSession(
             host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, resume=held, peer=CLIENT_ID.peer
         )
-        self._host_did(self.host.start(self.now))
+        self.host_did(self.host.start(self.now))
         self.client_does(Start())
         assert self.deliver_to_host()
         effects = old.handle(Command(Replaced()), self.now)
@@ -246,7 +246,7 @@ class PaidDuet(Duet):
         """By the formula."""
         return amount_due(self.money, tokens_in, tokens_out)
 
-    def _host_did(self, effects: Sequence[Effect]) -> None:
+    def host_did(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Emit(value=Relay() as relay):
@@ -269,14 +269,14 @@ class PaidDuet(Duet):
                 case Send(message=Checkpoint() as checkpoint):
                     assert checkpoint in self.issued, "sent before it was durable"
                 case Send(message=Tokens(seq=seq, ids=ids)):
-                    self._sent_out = max(self._sent_out, seq + len(ids))
+                    self.sent_out = max(self.sent_out, seq + len(ids))
                     paid_out = self.paid[-1].tokens_out if self.paid else 0
-                    assert self._sent_out - paid_out <= WINDOW, "past the window"
+                    assert self.sent_out - paid_out <= WINDOW, "past the window"
                     paid_in = self.paid[-1].tokens_in if self.paid else 0
-                    assert self.due(paid_in, self._sent_out) <= self.money.deposit, "past the deposit"
+                    assert self.due(paid_in, self.sent_out) <= self.money.deposit, "past the deposit"
                 case _:
                     pass
-        super()._host_did(effects)
+        super().host_did(effects)
 
     def _paid(self, voucher: Voucher) -> None:
         assert voucher in self.signed, "paid before it was signed"
@@ -286,7 +286,7 @@ class PaidDuet(Duet):
             assert voucher.tokens_out >= self.paid[-1].tokens_out
         self.paid.append(voucher)
 
-    def _client_did(self, effects: Sequence[Effect]) -> None:
+    def client_did(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Emit(value=Signed(voucher=voucher)):
@@ -308,7 +308,7 @@ class PaidDuet(Duet):
                     self.billed_in, self.billed_out = held.meter.tokens_in, held.meter.tokens_out
                 case _:
                     pass
-        super()._client_did(effects)
+        super().client_did(effects)
 
     def settled(self) -> None:
         """At rest: both sides hold the same voucher, and it says exactly what was delivered."""
@@ -336,7 +336,7 @@ def paid_client(terms: SessionTerms = TERMS) -> ClientSession:
 
 
 def quote_of(tokens_in: int = 20, reused: int = 5, turn: int = 1) -> Quote:
-    """As the duet's host gives it."""
+    """As the pair's host gives it."""
     return Quote(turn=turn, tokens_in=tokens_in, reused=reused)
 
 
