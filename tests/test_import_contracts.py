@@ -51,7 +51,7 @@ OFFENCES = {
         ("p2pnode/protocols/adverts/book.py", "from pathlib import Path"),
     ],
     "node-decisions": [
-        ("p2pnode/node/company.py", "import trio"),
+        ("p2pnode/node/peer_selection.py", "import trio"),
         ("p2pnode/node/advert_exchange.py", "from p2pnode.net.address_policy import scope_of"),
         ("p2pnode/host/admission.py", "def late():\n    import p2pnode.host.session"),
         ("p2pnode/bounded.py", "import time"),

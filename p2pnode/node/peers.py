@@ -15,7 +15,7 @@ from p2pnode.net.multiaddrs import split_peer, with_peer
 from p2pnode.net.network import Network
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import AdvertService, failure_of
-from p2pnode.node.company import Company, DialCandidate
+from p2pnode.node.peer_selection import Company, DialCandidate
 
 log = structlog.get_logger()
 

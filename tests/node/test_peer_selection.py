@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.node.company import UNANSWERED_MAX, Company
+from p2pnode.node.peer_selection import UNANSWERED_MAX, Company
 from p2pnode.protocols.adverts.messages import Address, Advert
 from tests.protocols.support import Identity
 
