@@ -42,7 +42,7 @@ async def main(commands: AsyncIterator[Command]) -> None:
     hosted = await _hosted(config)
     identity = _identity()
     async with trio.open_nursery() as nursery:
-        node = Node(NodeSetup(key=identity.key, listen=(LISTEN,), keep_company=False))
+        node = Node(NodeSetup(key=identity.key, listen=(LISTEN,), keep_connected=False))
         await nursery.start(node.run)
         await Host(node, identity, [hosted]).start()
         [echo] = await nursery.start(partial(trio.serve_tcp, _echo, 0, host="127.0.0.1"))

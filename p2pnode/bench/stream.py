@@ -63,7 +63,7 @@ async def measure_stream(options: BenchOptions, take: Take) -> None:
 async def _hosting(options: BenchOptions, config: dict[str, Any]) -> AsyncIterator[_Bench]:
     config = {**config, "data_dir": str(options.scratch)}
     async with child("host_process", config) as (host, told), trio.open_nursery() as nursery:
-        node = Node(NodeSetup(key=PeerKey.generate(), dht="off", gossip=False, keep_company=False))
+        node = Node(NodeSetup(key=PeerKey.generate(), dht="off", gossip=False, keep_connected=False))
         await nursery.start(node.run)
         async with await trio.open_tcp_stream("127.0.0.1", told["echo_port"]) as echo:
             yield _Bench(host, node, echo, options.scratch, told["multiaddr"], told["model"])

@@ -121,7 +121,7 @@ class Runtime:
                 key=PeerKey.generate(),
                 dht="client" if self.discovers else "off",
                 gossip=False,
-                keep_company=False,
+                keep_connected=False,
                 mdns="browse" if self.browses else "off",
                 limits=self.limits,
             )

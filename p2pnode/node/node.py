@@ -1,4 +1,4 @@
-"""A node: it starts identity, network, adverts and company, and ends them in order.
+"""A node: it starts identity, network, adverts and peers, and ends them in order.
 
 The roles (``host``, ``client``) are built on it. It knows neither engines nor sessions. It counts what peers
 did against the protocols: a peer with many faults is refused for a while (``FaultLedger``).
@@ -29,7 +29,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.node.adverts import AdvertService
 from p2pnode.node.finder import Finder
 from p2pnode.node.keys import PeerKey
-from p2pnode.node.peers import PeerKeeper
+from p2pnode.node.peers import Peers
 from p2pnode.node.reachability import ReachCode, reach_code
 from p2pnode.node.sleep import SleepWatch
 from p2pnode.protocols.lookup.messages import provider_key
@@ -46,7 +46,7 @@ class NodeSetup:
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     saved_peers: Path | None = None
-    keep_company: bool = True
+    keep_connected: bool = True
     """Whether to keep connections to several peers; a short-lived client dials only those it needs."""
     dht: Literal["server", "client", "off"] = "server"
     gossip: bool = True
@@ -91,19 +91,19 @@ class Node:
             instance=self.instance,
             wall=setup.wall,
             draw=rng.random,
-            privileged=lambda peer: peer in self.peers.company.reached,
+            privileged=lambda peer: peer in self.peers.selection.reached,
         )
         self.faults = FaultLedger()
         self.sleep = SleepWatch(setup.limits, setup.wall)
         store = None
         if setup.saved_peers is not None:
             store = SavedPeers(setup.saved_peers, limits=setup.limits, in_thread=setup.in_thread)
-        self.peers = PeerKeeper(
+        self.peers = Peers(
             self.network, self.adverts, limits=setup.limits, bootstrap=setup.bootstrap, store=store
         )
         self.finder = Finder(self.network, self.adverts, setup.limits, setup.wall, mdns=setup.mdns != "off")
         self._announce = setup.announce
-        self._keep_company = setup.keep_company
+        self._keep_company = setup.keep_connected
         self._stop = trio.Event()
         self._stopped = trio.Event()
         self._before_close: list[Callable[[], Any]] = []

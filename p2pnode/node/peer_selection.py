@@ -33,7 +33,7 @@ class DialCandidate:
     heard: tuple[str, ...] = ()
 
 
-class Company:
+class PeerSelection:
     """Wants ``limits.peers_wanted`` connections. ``first`` are the peers that the user named."""
 
     def __init__(self, self_peer: PeerId, limits: Limits, first: Sequence[tuple[PeerId, str]] = ()) -> None:

@@ -1,4 +1,4 @@
-"""The peers of a node: dials and asks those that ``Company`` chooses, and saves them for the next start."""
+"""The peers of a node: dials and asks those that ``PeerSelection`` chooses, and saves them for later."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from p2pnode.net.multiaddrs import split_peer, with_peer
 from p2pnode.net.network import Network
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import AdvertService, failure_of
-from p2pnode.node.peer_selection import Company, DialCandidate
+from p2pnode.node.peer_selection import DialCandidate, PeerSelection
 
 log = structlog.get_logger()
 
 
-class PeerKeeper:
+class Peers:
     """Keeps ``limits.peers_wanted`` connections, and saves the peers of this start for the next one."""
 
     def __init__(
@@ -34,7 +34,7 @@ class PeerKeeper:
     ) -> None:
         self._network, self._adverts, self._limits = network, adverts, limits
         first = [(peer, address) for address, peer in map(split_peer, bootstrap)]
-        self.company = Company(network.peer_id, limits, first)
+        self.selection = PeerSelection(network.peer_id, limits, first)
         self._store = store
         self._saved = True
         self.joined = trio.Event()
@@ -48,12 +48,12 @@ class PeerKeeper:
             while True:
                 await self._round()
                 self.joined.set()
-                await trio.sleep(self.company.wait_s(len(self._network.connected_peers())))
+                await trio.sleep(self.selection.wait_s(len(self._network.connected_peers())))
 
     async def _round(self) -> None:
         store = self._store
         saved = store.best(self._limits.peers_wanted) if store is not None else ()
-        chosen = self.company.to_dial(
+        chosen = self.selection.to_dial(
             self._network.connected_peers(),
             saved=[(each.peer, each.addrs) for each in saved],
             adverts=(entry.advert for entry in self._adverts.book.live(self._adverts.wall())),
@@ -63,7 +63,7 @@ class PeerKeeper:
             for candidate in chosen:
                 nursery.start_soon(self._dial, candidate)
         async with trio.open_nursery() as nursery:
-            for peer in self.company.to_ask(self._network.connected_peers()):
+            for peer in self.selection.to_ask(self._network.connected_peers()):
                 nursery.start_soon(self._exchange, peer)
         await self.save()
 
@@ -77,16 +77,16 @@ class PeerKeeper:
                 self._network.guard.note("dial", error)
             reason = failure_of(error) if isinstance(error, RemoteError) else "deadline"
             log.debug("peer.unreachable", peer=peer, reason=reason)
-            self.company.failed(peer)
+            self.selection.failed(peer)
             if self._store is not None:
                 self._store.failed(peer)
             return
-        self.company.dialled(peer)
+        self.selection.dialled(peer)
         log.debug("peer.connected", peer=peer)
 
     async def _exchange(self, peer: PeerId) -> None:
         """Ask for the adverts a peer knows, and for ours, to see whether somebody uses our identity."""
-        self.company.asked(peer)
+        self.selection.asked(peer)
         try:
             with trio.fail_after(self._limits.request_deadline_s):
                 await self._adverts.sample(peer)
@@ -96,7 +96,7 @@ class PeerKeeper:
         except Exception as error:  # noqa: BLE001  of one peer of many: the others are asked on
             self._network.guard.note("exchange", error)
             return
-        self.company.answered(peer)
+        self.selection.answered(peer)
 
     async def _follow_mdns(self) -> None:
         async for found in self._network.discovered():
@@ -120,7 +120,7 @@ class PeerKeeper:
             if addresses:
                 # A peer that merely came to us ranks behind all that we reached: else a crowd of made-up
                 # peers would be all that this node knows at its next start.
-                self._store.remember(peer, addresses, now=now if peer in self.company.reached else 0.0)
+                self._store.remember(peer, addresses, now=now if peer in self.selection.reached else 0.0)
         try:
             await self._store.save()
         except StorageError as error:

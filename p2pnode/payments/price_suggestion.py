@@ -87,7 +87,7 @@ async def _offers(config: NodeConfig) -> list[tuple[int, int]]:
         bootstrap=seeds,
         dht="client",
         gossip=False,
-        keep_company=False,
+        keep_connected=False,
         mdns="browse" if config.mdns else "off",
     )
     async with trio.open_nursery() as nursery:

@@ -46,7 +46,7 @@ async def machine(
     rng = random.Random(f"{w.seed} {ip}")
     node = Node(
         NodeSetup(
-            key=PeerKey(rng.randbytes(32)), dht="client", gossip=False, keep_company=False, limits=w.limits,
+            key=PeerKey(rng.randbytes(32)), dht="client", gossip=False, keep_connected=False, limits=w.limits,
             transport=w.net.transport(ip), wall=wall, draw=rng.randbytes, rng=rng,
         )
     )  # fmt: skip

@@ -181,7 +181,7 @@ async def test_what_uses_a_clients_node_has_ended_before_the_node_does(tmp_path:
 
 async def test_a_node_that_has_ended_reaches_nobody_and_says_so() -> None:
     async with storing() as nodes, trio.open_nursery() as nursery:
-        asker = Node(NodeSetup(key=PeerKey.generate(), dht="off", gossip=False, keep_company=False))
+        asker = Node(NodeSetup(key=PeerKey.generate(), dht="off", gossip=False, keep_connected=False))
         there = nodes[0].node
         store = PeerStore(asker, there.peer_id, there.multiaddrs, sign=lambda _owner, _digest: bytes(64))
         with pytest.raises(UnreachableError, match="has not started"):

@@ -257,7 +257,7 @@ async def _client(data: DataDir, old: Old, profile: Path, host: Node) -> AsyncIt
             key=PeerKey.generate(),
             dht="client",
             gossip=False,
-            keep_company=False,
+            keep_connected=False,
             limits=_limits(),
             wall=old.wall,
         )

@@ -228,7 +228,7 @@ class PaidWorld:
                 key=PeerKey(rng.randbytes(32)),
                 dht="client",
                 gossip=False,
-                keep_company=False,
+                keep_connected=False,
                 limits=self.world.limits,
                 transport=self.world.net.transport(ip),
                 wall=wall_clock,

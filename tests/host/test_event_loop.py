@@ -97,7 +97,7 @@ async def test_a_host_and_a_client_at_work_wait_for_no_disk(tmp_path: Path, watc
             )
             async with conversation.ask("hello") as answer:
                 assert "".join([piece async for piece in answer])
-        await trio.sleep(0.3)  # some rounds of company and of collection
+        await trio.sleep(0.3)  # some rounds of peers and of collection
         join.stop()
     assert watch.in_loop == []
     assert watch.elsewhere > 0

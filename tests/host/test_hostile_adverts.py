@@ -215,7 +215,7 @@ async def test_an_advert_whose_address_is_none_ends_no_node_that_reads_it_and_hi
         )
         async with _liar(w, first) as liar:
             await liar.publish(TOPIC, encode(seal(own, liar_key.sign)))
-            await trio.sleep(60)  # several rounds in which both look for company in their books
+            await trio.sleep(60)  # several rounds in which both look for peers in their books
             for member in (first, second):
                 assert member.node.adverts.book.get(liar_key.peer_id, wall_clock()) is not None
                 assert member.node.network.stats().tasks_failed == {}

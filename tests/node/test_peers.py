@@ -1,4 +1,4 @@
-"""Keeping company among liars: adverts that lead nowhere, peers that never answer, a disk that is full."""
+"""Staying connected among liars: adverts that lead nowhere, peers that never answer, a disk that is full."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ async def test_those_who_came_by_themselves_rank_behind_those_that_were_reached(
         await store.load()
         saved = store.best(8)
         assert len(saved) > 1
-        reached = {friend.node.peer_id, *node.peers.company.reached}
+        reached = {friend.node.peer_id, *node.peers.selection.reached}
         assert saved[0].peer in reached
         assert all(each.last_seen == 0 for each in saved if each.peer not in reached)
 

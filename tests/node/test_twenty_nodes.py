@@ -32,7 +32,7 @@ async def _all_start(w: World) -> None:
     for index in range(1, COUNT):
         models = [scripted_host(), _rare()] if index == RARE_HOST else [scripted_host()]
         await w.add(models, bootstrap=first.node.multiaddrs[:1])
-    await trio.sleep(20)  # company, meshes, provider records
+    await trio.sleep(20)  # peers, meshes, provider records
 
 
 def _knows(member: Member, other: Member, seq: int) -> bool:

@@ -117,7 +117,7 @@ class World:
                 key=PeerKey(rng.randbytes(32)),
                 dht="client",
                 gossip=False,
-                keep_company=False,
+                keep_connected=False,
                 limits=self.limits,
                 transport=self.net.transport(ip),
                 wall=wall_clock,

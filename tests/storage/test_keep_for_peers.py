@@ -58,7 +58,7 @@ async def _joined(root: Path, store_for: Sequence[str], **config: object) -> Asy
 
 @asynccontextmanager
 async def _asker() -> AsyncIterator[Node]:
-    node = Node(NodeSetup(key=PeerKey.generate(), dht="client", gossip=False, keep_company=False))
+    node = Node(NodeSetup(key=PeerKey.generate(), dht="client", gossip=False, keep_connected=False))
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         yield node
