@@ -85,14 +85,14 @@ def check_range(offset: int, length: int | None) -> None:
 
 
 def check_size(size: int, quotas: Quotas) -> None:
-    """Raise ``TooLargeError``."""
+    """Raise ``TooLargeError`` for more bytes than one blob may have."""
     if size > quotas.blob_bytes:
         msg = f"more than {quotas.blob_bytes} bytes: that is the most one blob may have; split it"
         raise TooLargeError(msg)
 
 
 def check_hash(found: BlobHash, expected: BlobHash | None) -> None:
-    """Raise ``HashMismatchError``."""
+    """Raise ``HashMismatchError`` for another hash than was expected."""
     if expected is not None and found != expected:
         msg = (
             f"the bytes hash to {found.hex()[:16]}…, not to {expected.hex()[:16]}…: "
@@ -102,7 +102,7 @@ def check_hash(found: BlobHash, expected: BlobHash | None) -> None:
 
 
 def check_owner_bytes(used: int, more: int, quotas: Quotas) -> None:
-    """Raise ``QuotaError``."""
+    """Raise ``QuotaError`` where an owner may not have ``more`` bytes."""
     if used + more > quotas.owner_bytes:
         msg = (
             f"this owner has leased {used} of {quotas.owner_bytes} bytes, and {more} more do not fit: "
@@ -112,7 +112,7 @@ def check_owner_bytes(used: int, more: int, quotas: Quotas) -> None:
 
 
 def check_node_bytes(used: int, more: int, quotas: Quotas) -> None:
-    """Raise ``QuotaError``."""
+    """Raise ``QuotaError`` where the store may not have ``more`` bytes."""
     if used + more > quotas.node_bytes:
         msg = (
             f"this store holds {used} of {quotas.node_bytes} bytes, and {more} more do not fit: "
@@ -122,14 +122,14 @@ def check_node_bytes(used: int, more: int, quotas: Quotas) -> None:
 
 
 def check_node_leases(held: int, quotas: Quotas) -> None:
-    """Raise ``QuotaError``."""
+    """Raise ``QuotaError`` where the store may have no more leases."""
     if held >= quotas.node_leases:
         msg = f"this store holds {held} leases and takes no more: use another store, or try again later"
         raise QuotaError(msg)
 
 
 def check_keys(of_owner: int, of_node: int, quotas: Quotas) -> None:
-    """Raise ``QuotaError``."""
+    """Raise ``QuotaError`` where the owner or the store may have no more keys."""
     if of_owner >= quotas.owner_keys:
         msg = (
             f"this owner has {of_owner} registry keys, the most it may have here: "

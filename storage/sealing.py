@@ -76,7 +76,7 @@ def unseal(keys: LogKeys, seq: int, kind: Kind, sealed: bytes) -> bytes:
 
 
 def padded(size: int) -> int:
-    """Bytes that an object of ``size`` bytes takes."""
+    """The padded size of an object of ``size`` bytes."""
     block, up_to = _BLOCK, _BLOCK_UP_TO
     while size > up_to:
         block, up_to = block * 2, up_to * 2

@@ -54,7 +54,7 @@ def raised(ref: SegmentRef) -> SegmentRef:
 
 
 def in_segments(records: Iterable[bytes]) -> list[list[bytes]]:
-    """New records as lists that fit a segment each."""
+    """New records in lists, each of which fits into a segment."""
     found: list[list[bytes]] = []
     room = 0
     for record in records:

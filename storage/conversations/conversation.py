@@ -40,7 +40,7 @@ class ForgottenError(ArchiveError):
 
 
 class Conversation:
-    """Made by ``Archive.new`` and ``Archive.open``."""
+    """One open conversation. ``Archive.new`` and ``Archive.open`` make it."""
 
     def __init__(
         self, keys: LogKeys, context: LogContext, on_commit: Callable[[Conversation], Awaitable[None]]
@@ -59,7 +59,7 @@ class Conversation:
 
     @property
     def sid(self) -> bytes:
-        """16 bytes: its name."""
+        """Its name: 16 bytes."""
         return self.log.keys.sid
 
     @property
@@ -154,13 +154,13 @@ class Conversation:
     # ---- for the archive
 
     def take(self, loaded: Loaded) -> None:
-        """Show what was read."""
+        """Replace the turns in memory by what was read."""
         self._pieces, losses = self._parse(loaded)
         for loss in (*loaded.losses, *losses):
             self.report_loss(loss)
 
     def report_loss(self, loss: Loss) -> None:
-        """Report it once."""
+        """Add a loss to ``losses`` and log it, once."""
         if loss not in self.losses:
             self.losses = (*self.losses, loss)
             log.warning("archive.loss", kind=loss.kind, revision=loss.seq, sid=self.sid.hex())

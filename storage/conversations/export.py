@@ -15,7 +15,7 @@ FORMAT: Final = "p2pnode-conversation-1"
 
 
 async def exported(conversation: Conversation) -> dict[str, Any]:
-    """What ``json.dumps`` takes; byte strings as hex, costs in token units, times in epoch seconds."""
+    """The conversation for ``json.dumps``: bytes as hex, costs in token units, times in epoch seconds."""
     losses: list[Loss] = list(conversation.losses)
     branches = []
     waiting, seen = list(conversation.branches), set[Link]()

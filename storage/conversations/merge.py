@@ -24,17 +24,17 @@ SESSION_KEPT_S: Final = 30 * 86_400
 
 
 def id_of(record: IndexRecord) -> bytes:
-    """16 bytes for a conversation, 32 for a session."""
+    """The id of a record: 16 bytes for a conversation, 32 for a session."""
     return record.sid if isinstance(record, SavedConversation) else record.session
 
 
 def better(first: IndexRecord, other: IndexRecord) -> IndexRecord:
-    """The one to keep, of two under one id."""
+    """Which of two records with one id is kept."""
     return max(first, other, key=_weight)
 
 
 def merged(records: Iterable[IndexRecord]) -> dict[bytes, IndexRecord]:
-    """The record to keep under each id."""
+    """By id, the record that is kept of all those with the id."""
     found: dict[bytes, IndexRecord] = {}
     for record in records:
         key = id_of(record)
@@ -57,7 +57,7 @@ def live(records: Iterable[IndexRecord], now: float) -> list[IndexRecord]:
 
 
 def parse_index(record: bytes) -> IndexRecord:
-    """A record of the index. Raises ``ProtocolError``."""
+    """Parse a record of the index. Raises ``ProtocolError``."""
     found: IndexRecord = INDEX_CODEC.decode(record)
     return found
 

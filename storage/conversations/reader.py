@@ -41,7 +41,7 @@ _UNREADABLE: Final = (BlobLostError, SealError, ProtocolError)
 
 
 class ConversationLostError(ArchiveError):
-    """Nothing of it can be read now."""
+    """Nothing of the conversation can be read now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,12 @@ class Reader:
         self.kind: Kind = "I" if keys.sid == INDEX_SID else "S"
 
     async def manifest(self, link: Link) -> Manifest:
-        """Raises ``BlobLostError``, ``SealError``, ``ProtocolError``."""
+        """Read a manifest. Raises ``BlobLostError``, ``SealError``, ``ProtocolError``."""
         sealed = await self._replication.fetch(link.hash)
         return decode_record(Manifest, unseal(self._keys, link.seq, "M", sealed))
 
     async def segment(self, ref: SegmentRef) -> tuple[bytes, ...]:
-        """The records of a segment. Raises as :meth:`manifest`."""
+        """Read the records of a segment. Raises as :meth:`manifest`."""
         sealed = await self._replication.fetch(ref.hash)
         if len(sealed) != ref.length:
             msg = f"a segment has {len(sealed)} bytes where its manifest says {ref.length}"

@@ -109,12 +109,12 @@ class ReplicationState:
         self._db.close()
 
     async def head(self, sid: bytes) -> LocalHead | None:
-        """One log."""
+        """The head of one log; None where this machine does not have the log."""
         rows = await self._read("SELECT * FROM heads WHERE sid = ?", (sid,))
         return _head_of(rows[0]) if rows else None
 
     async def heads(self) -> list[LocalHead]:
-        """All logs that this machine has."""
+        """The heads of all logs that this machine has, in the order of their sids."""
         return [_head_of(row) for row in await self._read("SELECT * FROM heads ORDER BY sid")]
 
     async def lagging(self) -> list[LocalHead]:

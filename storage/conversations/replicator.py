@@ -91,7 +91,7 @@ class ReplicationReport:
 
 
 class Replicator:
-    """Made by :func:`open_replicator`."""
+    """Replicates the conversations of one client. :func:`open_replicator` makes it."""
 
     def __init__(
         self,

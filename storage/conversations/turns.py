@@ -36,7 +36,7 @@ class Turn:
 
     @property
     def cost(self) -> int:
-        """In token units."""
+        """The sum of its pieces' costs, in token units."""
         return sum(piece.cost for piece in self.pieces)
 
 
@@ -74,7 +74,7 @@ def numbered(new: Iterable[Piece], last: Piece | None, *, next_turn: int) -> lis
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Adjacent pieces of one turn from one place, as one."""
+    """The pieces, with adjacent ones of one turn and one host joined into one."""
     found: list[Piece] = []
     for piece in pieces:
         if found and _continues(found[-1], piece):

@@ -54,11 +54,11 @@ class Frames(Protocol):
     """A websocket's binary messages."""
 
     async def send(self, frame: bytes) -> None:
-        """Raises ``UnreachableError`` when it is closed."""
+        """Send one message. Raises ``UnreachableError`` when the websocket is closed."""
         ...
 
     async def receive(self) -> bytes | None:
-        """None at the end."""
+        """The next message; None at the end."""
         ...
 
 
@@ -97,7 +97,7 @@ class S5Node:
 
 @dataclass(slots=True)
 class _Wait:
-    """Somebody waits for an answer of the other node."""
+    """A task waits for an answer of the other node."""
 
     event: trio.Event = field(default_factory=trio.Event)
     value: Any = None
@@ -142,15 +142,15 @@ class PeerConnection:
 
     @property
     def ended(self) -> Ended | None:
-        """Why it is over."""
+        """Why the connection is over; None while it is not."""
         return self._ended
 
     async def wait_connected(self) -> None:
-        """Until the other side has proved who it is, or the connection is over."""
+        """Wait until the other side has proved who it is, or the connection is over."""
         await self._connected.wait()
 
     async def run(self) -> None:
-        """Until either side ends it, or the other takes nothing for ``stall_s``."""
+        """Run until either side ends it, or the other takes nothing for ``stall_s``."""
         try:
             await self._driver.run(self._machine.start(trio.current_time()))
         finally:
@@ -170,7 +170,7 @@ class PeerConnection:
         return found
 
     async def push(self, entry: Entry) -> None:
-        """Tell the other side of it."""
+        """Send an entry to the other side."""
         await self._driver.command(PushEntry(entry))
 
     # ---- inside

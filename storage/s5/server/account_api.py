@@ -36,7 +36,7 @@ _PINS_MESSAGE: Final = 0
 
 
 class AccountApi:
-    """The routes."""
+    """The routes of accounts."""
 
     def __init__(self, serving: Serving, book: AccountBook) -> None:
         self._serving, self._book = serving, book
@@ -98,7 +98,7 @@ class AccountApi:
         return JSONResponse({**_account_json(account), "stats": {"total": {"usedStorage": used}}})
 
     async def _pins(self, request: Request) -> Response:
-        """A message kind, a cursor (there is one page only) and the multihashes, as msgpack values."""
+        """Answer with three msgpack values: message kind, cursor (there is one page only), multihashes."""
         account = await self._serving.access.account(request)
         pins = await trio.to_thread.run_sync(self._book.pins, account.key)
         values: tuple[Any, ...] = (_PINS_MESSAGE, len(pins), [multihash(digest, old=True) for digest in pins])
@@ -117,7 +117,7 @@ def _account_json(account: Account) -> dict[str, Any]:
 
 
 def _form(body: bytes) -> dict[str, str]:
-    """The request's fields; ``label`` and ``email`` may be absent. Raises ``ProtocolError``."""
+    """The fields of a request, where ``label`` and ``email`` may be absent. Raises ``ProtocolError``."""
     try:
         raw = json.loads(body)
         fields = {name: raw[name] for name in ("pubKey", "response", "signature")}

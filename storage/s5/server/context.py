@@ -81,7 +81,7 @@ class WatchedRegistry:
         self._watchers: set[trio.MemorySendChannel[Entry]] = set()
 
     async def get(self, key: EntryKey) -> Entry | None:
-        """The newest this store knows."""
+        """See ``Registry``."""
         return await self._registry.get(key)
 
     async def set(self, entry: Entry, *, owner: OwnerKey) -> None:

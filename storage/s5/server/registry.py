@@ -103,7 +103,7 @@ class RegistryApi:
 
 
 def _subscription_key(message: bytes) -> EntryKey:
-    """``02``, then the key as msgpack bytes."""
+    """The key in a subscription, which is ``02``, then the key, as msgpack. Raises ``ProtocolError``."""
     unpacker = msgpack.Unpacker(max_buffer_size=_MESSAGE_MAX)
     try:
         unpacker.feed(message)

@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 
 class S5Server:
-    """One server over one store. ``registry`` tells of what is set: hand it on to who else sets entries."""
+    """One server over one store. Whatever else sets entries must do so through its ``registry``."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class S5Server:
             self._http.stop()
 
     async def wait_ended(self) -> None:
-        """Until the last connection is over."""
+        """Wait until :meth:`run` is over, and with it the last connection."""
         await self._ended.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:

@@ -175,7 +175,7 @@ class _Stored:
 
 
 def _promised(metadata: str) -> BlobHash:
-    """``hash`` in ``Upload-Metadata``. Raises ``HttpError`` 400, ``ProtocolError``."""
+    """The ``hash`` in ``Upload-Metadata``. Raises ``HttpError`` 400, ``ProtocolError``."""
     pairs = dict(pair.strip().partition(" ")[::2] for pair in metadata.split(","))
     if "hash" not in pairs:
         msg = 'Upload-Metadata must hold "hash" and the base64 of the base64url of the multihash (1e, BLAKE3)'
@@ -193,7 +193,7 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TooManyPartialsError(StorageError):
-    """No more uploads may be under way."""
+    """As many uploads are under way as the server allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +299,7 @@ class Partials:
             return file.read(length)
 
     def remove(self, name: str) -> None:
-        """Forget it."""
+        """Remove its two files."""
         self._note(name).unlink(missing_ok=True)
         self._part(name).unlink(missing_ok=True)
 
