@@ -17,7 +17,7 @@ from typing import Any, Final, Self, TypeVar
 import trio
 
 from p2pnode.chain.evm.order_book import Ending, SentOrder, SignedTransaction
-from p2pnode.durable import SqliteFile
+from p2pnode.durable import SqliteFile, WriteQueue
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.payments.journal import orders, payee, payer
@@ -35,7 +35,6 @@ from p2pnode.payments.journal.records import (
     SpendingRule,
 )
 from p2pnode.payments.journal.schema import journal_file
-from p2pnode.payments.journal.writer import JournalWriter
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
 
 __all__ = [
@@ -65,7 +64,7 @@ class Journal:
     ) -> None:
         self.path, self._file = file.path, file
         self._reads, self._writes = reads, writes
-        self._writer = JournalWriter(file, writes, in_thread=in_thread)
+        self._writer = WriteQueue(file, writes, in_thread=in_thread)
         self._owner = Owner(file.path)
 
     @classmethod

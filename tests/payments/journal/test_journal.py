@@ -13,10 +13,10 @@ import trio.testing
 
 from p2pnode.chain.evm.fees import Fees
 from p2pnode.chain.evm.order_book import Order, SentOrder, SignedTransaction
+from p2pnode.durable import QUEUE_MAX
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.payments.journal.journal import Journal, Spending
 from p2pnode.payments.journal.orders import WalletOnChain
-from p2pnode.payments.journal.writer import QUEUE_MAX
 from tests.payments.journals import (
     DAY,
     NOW,
