@@ -292,7 +292,7 @@ class Figure:
 
     @property
     def holds(self) -> bool:
-        """Is the promise kept?"""
+        """Whether the figure meets its goal."""
         if self.measurement is None:
             return False
         found = self.measurement.ratio if self.goal.judged == "ratio" else self.measurement.value

@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from p2pnode.bench.processes import Command, answer, run_child
-from p2pnode.bench.token_clock import Clocked
+from p2pnode.bench.token_clock import TokenClock
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.models.catalogue import Catalogue
@@ -63,10 +63,10 @@ async def _echo(stream: trio.SocketStream) -> None:
 
 async def _generate(engine: Engine, command: dict[str, Any]) -> list[dict[str, float]]:
     """The host's own way from a conversation to tokens, without a session around it."""
-    clocks: list[Clocked] = []
+    clocks: list[TokenClock] = []
 
     async def stream(text: str) -> None:
-        clock = Clocked(trio.current_time())
+        clock = TokenClock(trio.current_time())
         clocks.append(clock)
         prompt_ids = await engine.render([{"role": "user", "content": text}])
         request = GenerateRequest(

@@ -29,15 +29,15 @@ class LibraryNode:
         self._host, self._pubsub, self._subscription = host, pubsub, subscription
 
     async def connect(self, other: LibraryNode) -> None:
-        """Dial it."""
+        """Dial another node."""
         await self._host.connect(PeerInfo(other._host.get_id(), other._host.get_addrs()))
 
     async def publish(self, topic: str, data: bytes) -> None:
-        """To all on the topic."""
+        """Publish to all nodes on the topic."""
         await self._pubsub.publish(topic, data)
 
     async def received(self) -> AsyncIterator[bytes]:
-        """What comes on the topic."""
+        """Yield what comes on the topic."""
         while True:
             yield (await self._subscription.get()).data
 
@@ -49,7 +49,7 @@ class LibraryNode:
 
 @asynccontextmanager
 async def library_node(topic: str) -> AsyncIterator[LibraryNode]:
-    """Running until the block is left."""
+    """A node of the library that runs until the block is left."""
     quiet()
     listen = [Multiaddr(_ANY)]
     async with AsyncExitStack() as stack:
@@ -65,5 +65,5 @@ async def library_node(topic: str) -> AsyncIterator[LibraryNode]:
 
 
 def quiet() -> None:
-    """It warns on every normal disconnect."""
+    """Silence the library, which warns on every normal disconnect."""
     logging.disable(logging.WARNING)

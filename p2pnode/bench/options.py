@@ -1,4 +1,4 @@
-"""How thoroughly to measure."""
+"""The options of a bench run, and where a suite puts what it finds."""
 
 from __future__ import annotations
 

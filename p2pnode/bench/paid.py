@@ -20,7 +20,7 @@ import trio
 from p2pnode.bench.figure import Measurement, compared, paired
 from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.bench.processes import joined
-from p2pnode.bench.token_clock import Clocked, question
+from p2pnode.bench.token_clock import TokenClock, question
 from p2pnode.chain.dev.devchain import open_dev_chain
 from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
@@ -129,7 +129,7 @@ class _Hosts:
             data_dir=self.data_dir, chain=str(self.chain), mdns=False,
             spend_day_max=10**10, spend_host_max=10**10,
         )  # fmt: skip
-        clocks = [Clocked(trio.current_time()) for _ in range(_STREAMS)]
+        clocks = [TokenClock(trio.current_time()) for _ in range(_STREAMS)]
         async with Client(config, discovery=False, remember=False) as client:
             with trio.fail_after(_RUN_DEADLINE_S):
                 async with trio.open_nursery() as nursery:
@@ -144,7 +144,7 @@ class _Hosts:
         return sum(clock.tokens_per_s for clock in clocks)
 
     @staticmethod
-    async def _ask(client: Client, multiaddr: str, text: str, tokens: int, clock: Clocked) -> None:
+    async def _ask(client: Client, multiaddr: str, text: str, tokens: int, clock: TokenClock) -> None:
         sampling = SamplingParams(tokens_max=tokens, temperature=0.0)
         async with client.chat(text, model=SCRIPTED, peer=multiaddr, sampling=sampling) as answer:
             async for _ in answer:
@@ -215,14 +215,14 @@ def bare_cpu(folder: Path, times: int) -> float:
     secret = keccak256(b"bare")
     row = bytes(_ROW_BYTES)
     path = folder / "bare.sqlite"
-    make(path, "CREATE TABLE kept (number INTEGER PRIMARY KEY, row BLOB);", application=0, version=0)
+    make(path, "CREATE TABLE rows (number INTEGER PRIMARY KEY, row BLOB);", application=0, version=0)
     with closing(connect(path)) as db:
-        db.execute("INSERT INTO kept VALUES (1, ?)", (row,))
+        db.execute("INSERT INTO rows VALUES (1, ?)", (row,))
         began = time.process_time()
         for number in range(times):
             digest = keccak256(number.to_bytes(8, "big"))
             recover_address(digest, sign_digest(secret, digest))
-            db.execute("UPDATE kept SET row = ? WHERE number = 1", (digest + row,))
+            db.execute("UPDATE rows SET row = ? WHERE number = 1", (digest + row,))
         return (time.process_time() - began) / times * 1e3
 
 

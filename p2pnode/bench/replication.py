@@ -1,9 +1,10 @@
-"""``storage.checkpoint``, ``storage.recover_200_turns`` and ``storage.bytes_per_turn``: a conversation, kept.
+"""``storage.checkpoint``, ``storage.recover_200_turns`` and ``storage.bytes_per_turn``: a conversation and
+its replicas.
 
 Two nodes that store, each a process with a disk of its own, and a client in this process, over loopback TCP.
 A turn is a question and an answer that comes in pieces of 32 tokens; each piece is appended and acknowledged
 by both nodes before the next. A quarter of the conversation has as many segments as are joined twice (16 of
-one level become one of the next, ``folding.py``), so that each quarter pays the same for joining.
+one level become one of the next, ``compaction.py``), so that each quarter pays the same for joining.
 """
 
 from __future__ import annotations
@@ -54,16 +55,16 @@ _DEADLINE_S: Final = 30.0
 async def measure_replication(options: BenchOptions, take: Take) -> None:
     """All three, of one conversation."""
     quarter, at = (_QUARTER_QUICK, _RECOVER_AT_QUICK) if options.quick else (_QUARTER, _RECOVER_AT)
-    async with _kept(options.scratch, quarter) as kept:
-        await kept.grow(at)
-        recovered = await kept.recover(1 if options.quick else _RECOVERIES, turns=at)
-        await kept.grow(4 * quarter)
-        take("storage.checkpoint", kept.checkpoints())
+    async with _open_replicated(options.scratch, quarter) as replicated:
+        await replicated.grow(at)
+        recovered = await replicated.recover(1 if options.quick else _RECOVERIES, turns=at)
+        await replicated.grow(4 * quarter)
+        take("storage.checkpoint", replicated.checkpoints())
         take("storage.recover_200_turns", recovered)
-        take("storage.bytes_per_turn", kept.growth())
+        take("storage.bytes_per_turn", replicated.growth())
 
 
-class _Kept:
+class _ReplicatedConversation:
     """A conversation that grows, its replicas, and what its checkpoints took. ``quarter``: so many turns."""
 
     def __init__(
@@ -233,7 +234,7 @@ def _config(folder: Path, stores: Sequence[str]) -> NodeConfig:
 
 
 @asynccontextmanager
-async def _kept(root: Path, quarter: int) -> AsyncIterator[_Kept]:
+async def _open_replicated(root: Path, quarter: int) -> AsyncIterator[_ReplicatedConversation]:
     flags = ("--client-only", "--store-for=anyone")
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(joined(root, name, flags)) for name in _STORES]
@@ -244,6 +245,6 @@ async def _kept(root: Path, quarter: int) -> AsyncIterator[_Kept]:
         disks = {name: LocalStore.open(DataDir(root / name).store) for name in (*_STORES, "client")}
         for disk in disks.values():
             stack.callback(disk.close)
-        kept = _Kept(root, quarter, replicator, stores, disks)
-        await kept.begin()
-        yield kept
+        replicated = _ReplicatedConversation(root, quarter, replicator, stores, disks)
+        await replicated.begin()
+        yield replicated

@@ -57,15 +57,15 @@ async def measure_storage(options: BenchOptions, take: Take) -> None:
 
 
 class _UnsyncedDisk(Disk):
-    """To fill a store whose loss nobody minds."""
+    """A disk that syncs nothing: the store that it fills is removed at the end."""
 
     synchronous = "OFF"
 
     def sync(self, handle: int) -> None:
-        """Not at all."""
+        """Sync nothing."""
 
     def sync_folder(self, path: Path) -> None:
-        """Not at all."""
+        """Sync nothing."""
 
 
 class _LinkingDisk(_UnsyncedDisk):
@@ -76,17 +76,17 @@ class _LinkingDisk(_UnsyncedDisk):
         self._names = 0
 
     def create(self, _: Path) -> int:
-        """Nothing yet."""
+        """Make nothing yet."""
         return -1
 
     def write(self, _handle: int, _data: bytes | memoryview) -> None:
-        """All blobs are as long."""
+        """Write nothing: all blobs have the same length."""
 
     def close(self, _: int) -> None:
-        """Nothing is open."""
+        """Close nothing: nothing is open."""
 
     def rename(self, _old: Path, new: Path) -> None:
-        """One more name."""
+        """Give the one file one more name."""
         if self._first is None or self._names % LINKS_MAX == 0:
             handle = super().create(new)
             super().write(handle, bytes(_BLOB_BYTES))
@@ -147,7 +147,7 @@ def _extrapolated(value: float, baseline: float, **details: float) -> Measuremen
 
 
 def _blobs(count: int) -> list[bytes]:
-    """Such as lie in few folders, as many in each as a million would be in all of them."""
+    """Blobs that lie in few folders, each of which holds as many as in a store of a million."""
     folders = max(FOLDERS * count // MILLION, FOLDERS_MIN)
     found = []
     for number in itertools.count():
@@ -160,7 +160,7 @@ def _blobs(count: int) -> list[bytes]:
 
 
 async def _fill_with(root: Path, clock: _Clock, blobs: Sequence[bytes]) -> None:
-    """Those that will be swept are files of their own; their leases end first."""
+    """Fill a store. Blobs that will be swept are files of their own; their leases end first."""
     swept = min(len(blobs) // 2, STEPS * DEFAULT_LIMITS.store_gc_items)
     await _fill(root, clock, blobs[:swept], disk=_UnsyncedDisk(), lease_s=_LEASE_S / 2)
     await _fill(root, clock, blobs[swept:], disk=_LinkingDisk(), lease_s=_LEASE_S)

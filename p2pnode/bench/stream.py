@@ -18,7 +18,7 @@ import trio
 from p2pnode.bench.figure import compared, paired
 from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.bench.processes import Child, child
-from p2pnode.bench.token_clock import Clocked, question
+from p2pnode.bench.token_clock import TokenClock, question
 from p2pnode.client.client import Client
 from p2pnode.errors import LocalError
 from p2pnode.node.keys import PeerKey
@@ -104,10 +104,10 @@ class _Bench:
         """Seconds to the first token by an open session, of the engine alone, and of a TCP echo, in turn."""
         ours, engine, echo = [], [], []
         async with Client(node=self.node, data_dir=self.scratch) as client:
-            await self._ask(client, question(0, 0), 4, Clocked(trio.current_time()))
+            await self._ask(client, question(0, 0), 4, TokenClock(trio.current_time()))
             for number in range(count):
                 text = question(number + 1, 0)
-                clock = Clocked(trio.current_time())
+                clock = TokenClock(trio.current_time())
                 await self._ask(client, text, 4, clock)
                 told = await self.host.ask(_generate([text], 4), deadline_s=_RUN_DEADLINE_S)
                 ours.append(clock.first_token_s)
@@ -133,7 +133,7 @@ class _Bench:
 
     async def _network(self, questions: list[str], tokens: int) -> list[tuple[int, float]]:
         """Fresh sessions on the open connection: a session's cache must not help."""
-        clocks = [Clocked(trio.current_time()) for _ in questions]
+        clocks = [TokenClock(trio.current_time()) for _ in questions]
         async with Client(node=self.node, data_dir=self.scratch) as client:
             with trio.fail_after(_RUN_DEADLINE_S):
                 async with trio.open_nursery() as nursery:
@@ -141,7 +141,7 @@ class _Bench:
                         nursery.start_soon(self._ask, client, text, tokens, clock)
         return [(clock.tokens, clock.tokens_per_s) for clock in clocks]
 
-    async def _ask(self, client: Client, text: str, tokens: int, clock: Clocked) -> None:
+    async def _ask(self, client: Client, text: str, tokens: int, clock: TokenClock) -> None:
         sampling = SamplingParams(tokens_max=tokens, temperature=0.0)
         async with client.chat(text, model=self.model, peer=self.multiaddr, sampling=sampling) as answer:
             async for _ in answer:

@@ -1,4 +1,4 @@
-"""How fast output came: the same reckoning for what a client sees and for what the engine says."""
+"""How fast output tokens came, measured in the same way at a client and at an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUESTIONS = (
 
 
 @dataclass(slots=True)
-class Clocked:
+class TokenClock:
     """One stream of tokens: when it was asked for, when the first and the last tokens came."""
 
     asked_at: float
@@ -25,7 +25,7 @@ class Clocked:
     tokens: int = 0
 
     def came(self, tokens: int) -> None:
-        """``tokens`` in all came by now."""
+        """Note that ``tokens`` in all have come by now."""
         if tokens <= self.tokens:
             return
         self.last_at = trio.current_time()
@@ -35,16 +35,16 @@ class Clocked:
 
     @property
     def first_token_s(self) -> float:
-        """From asking to the first token."""
+        """Seconds from asking to the first token."""
         return self.first_at - self.asked_at
 
     @property
     def tokens_per_s(self) -> float:
-        """Of those after the first ones."""
+        """Tokens per second, without those that came first."""
         seconds = self.last_at - self.first_at
         return (self.tokens - self.first_tokens) / seconds if seconds > 0 else 0.0
 
 
 def question(number: int, stream: int) -> str:
-    """One that nobody asked before in this run, so that no cache helps either side."""
+    """A question that was not asked before in this run, so that no cache helps either side."""
     return f"Number {number * len(QUESTIONS) + stream}. {QUESTIONS[stream % len(QUESTIONS)]}"

@@ -1,4 +1,7 @@
-"""The command line: parse, build a configuration, run, print. Commands import late."""
+"""The command line: parse, build a configuration, run, print.
+
+Commands import what they need when they run.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """The ``p2pnode`` program."""
-    # Until a command takes the signals over, and after it gives them back, Ctrl-C leaves without a word.
+    # Until a command takes the signals over, and after it gives them back, Ctrl-C ends the process silently.
     signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(EXIT_INTERRUPTED))
     from p2pnode.streams import open_streams, settle_streams
 

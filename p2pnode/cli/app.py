@@ -1,4 +1,4 @@
-"""All commands, by name. Each lives in a module of its own."""
+"""All commands, by name."""
 
 from __future__ import annotations
 

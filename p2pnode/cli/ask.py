@@ -99,7 +99,7 @@ def ask(
 
 
 async def stream(output: Output, conversation: Any, answer: Any) -> None:
-    """Print an answer as it comes, then its bill. Says how one goes on that was cut short."""
+    """Print an answer as it comes, then its bill; for one that was cut short, print how to go on with it."""
     import trio
 
     from p2pnode.errors import P2PNodeError, RefusedError
@@ -208,7 +208,7 @@ def finish(output: Output, answer: Any) -> None:
 
 
 def _line_of(item: Any) -> str:
-    """A host's item on the bill, for people."""
+    """A host's item on the bill, as a line for people."""
     from p2pnode.money import usdc_text
 
     reused = f" ({item.reused} reused)" if item.reused else ""

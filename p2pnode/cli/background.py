@@ -69,7 +69,7 @@ async def run_in_background(output: Output, log: Path, ready: Path, *, given: bo
 
 
 def _start(arguments: list[str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """The process, and where its words begin in the log."""
+    """Start the process. Returns it, and where its output begins in the log."""
     with log.open("ab") as file:
         began = file.tell()
         process = subprocess.Popen(  # noqa: S603 - our own command line
@@ -94,7 +94,7 @@ def _put_aside(log: Path) -> None:
 
 
 def _show_more(output: Output, log: Path, shown: int) -> int:
-    """Whole lines for people since ``shown``; events of the log are for whoever reads the log."""
+    """Print what the log got since byte ``shown``, but for events; return up to where it was printed."""
     with log.open("rb") as file:
         file.seek(shown)
         whole, newline, _ = file.read().rpartition(b"\n")

@@ -263,7 +263,7 @@ def _status_lines(fields: dict[str, Any]) -> list[str]:
 async def _earlier_creations(
     output: Output, endpoints: RpcEndpoints, orders: list[SentOrder], book: OrderBook
 ) -> None:
-    """Say which are on their way, and wait for them."""
+    """Say which creations of an earlier run are on their way, and wait for them."""
     from p2pnode.chain.deployer import wait_mined
 
     _tell_all(output, orders)
@@ -322,7 +322,7 @@ def _wallet(data_dir: Path | None) -> Any:
 
 
 def _open_endpoints(urls: tuple[str, ...], chain_id: int | None, genesis: bytes | None = None) -> Any:
-    """As a context manager: closed at its end."""
+    """A context manager of the endpoints at ``urls``; it closes them at its end."""
     import random
     from contextlib import asynccontextmanager
 

@@ -36,7 +36,7 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output, error_fields
-from p2pnode.cli.user_input import Lines, PromptInterruptedError
+from p2pnode.cli.user_input import PromptInterruptedError, UserInput
 
 if TYPE_CHECKING:
     import trio
@@ -98,7 +98,7 @@ def chat(
             s5_url=s5_url,
         )
         options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling)
-        with Lines(sys.stdin, quiet=as_json, edits=True) as lines:
+        with UserInput(sys.stdin, quiet=as_json, edits=True) as lines:
             async with client:
 
                 async def begin() -> Conversation:
@@ -120,7 +120,7 @@ class Chat:
     def __init__(
         self,
         output: Output,
-        lines: Lines,
+        lines: UserInput,
         conversation: Conversation,
         begin: Callable[[], Awaitable[Conversation]],
     ) -> None:
@@ -159,7 +159,10 @@ class Chat:
                     await self._answer(self._conversation.ask(line))
 
     async def _next(self) -> str | None:
-        """What is typed next. Two times Ctrl-C with nothing typed leave as one does elsewhere."""
+        """What is typed next.
+
+        Ctrl-C twice with nothing typed ends the chat, as one Ctrl-C ends other commands.
+        """
         asked = False
         while True:
             try:

@@ -1,4 +1,4 @@
-"""``p2pnode sessions resume|export|forget``, and what ``list`` and ``show`` need of conversations."""
+"""``p2pnode sessions resume|export|forget``, and what all ``sessions`` commands show of conversations."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def resume(
     """Take a conversation up again, from this machine or from its replicas: its cut answer first."""
     from p2pnode.cli.chat import Chat
     from p2pnode.cli.runner import run_async
-    from p2pnode.cli.user_input import Lines
+    from p2pnode.cli.user_input import UserInput
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
@@ -111,7 +111,7 @@ def resume(
             async def begin() -> Conversation:
                 return await client.new_conversation(options)
 
-            with Lines(sys.stdin, quiet=as_json, edits=True) as lines:
+            with UserInput(sys.stdin, quiet=as_json, edits=True) as lines:
                 chats.append(Chat(output, lines, resumed, begin))
                 await chats[0].run()
 
@@ -195,7 +195,7 @@ def forget(
 
 
 def find(known: Sequence[SavedConversation], begins: str) -> SavedConversation:
-    """The one that is meant. Raises ``UsageError``."""
+    """The conversation whose id begins so. Raises ``UsageError`` for none and for several."""
     return one_meant(known, begins, _id_of, "conversation")
 
 
@@ -204,7 +204,7 @@ def _id_of(saved: SavedConversation) -> str:
 
 
 async def find_anywhere(client: Client, begins: str, output: Output) -> SavedConversation:
-    """One that is known here, or that a replica shows.
+    """A conversation that is known here, or that a replica shows.
 
     Raises ``UsageError``, ``LocalError``, and ``NoHostError`` where nobody else could be asked.
     """
@@ -258,7 +258,7 @@ async def reading(client: Client, config: NodeConfig, begins: str) -> AsyncItera
 
 
 def tell_recovery(output: Output, recovery: Recovery) -> None:
-    """Who answered, and what is missing."""
+    """Tell who answered, and what is missing."""
     from p2pnode.storage.conversations.replicator import OWN
 
     others = len(recovery.answered - {OWN})
@@ -296,7 +296,7 @@ def check_answered(recovery: Recovery, *, before: str = "") -> None:
 
 
 def tell_losses(output: Output, losses: Sequence[Any]) -> None:
-    """What should be there and isn't."""
+    """Tell what should be there and is missing."""
     for loss in losses:
         output.event("loss", loss_fields(loss), text=loss_words(loss))
 
@@ -305,7 +305,7 @@ def tell_losses(output: Output, losses: Sequence[Any]) -> None:
 
 
 def conversation_fields(saved: SavedConversation) -> dict[str, Any]:
-    """One of the list."""
+    """A conversation of the list, for scripts."""
     from p2pnode.models.manifest import model_id_text
 
     return {
@@ -318,7 +318,7 @@ def conversation_fields(saved: SavedConversation) -> dict[str, Any]:
 
 
 def conversation_row(saved: SavedConversation) -> list[str]:
-    """The same for people."""
+    """A conversation of the list, for people."""
     return [saved.sid.hex()[:SHORT], moment(saved.updated), saved.title]
 
 

@@ -144,7 +144,7 @@ async def _serve_dev_chain(
     ready_file: Path | None,
     options: dict[str, Any],
 ) -> None:
-    """Until cancelled."""
+    """Serve the chain until cancelled."""
     import os
 
     import trio
@@ -302,7 +302,7 @@ def _gift(text: str, flag: str, digits: int) -> tuple[bytes, int]:
 
 @dataclass(frozen=True, slots=True)
 class DevFolder:
-    """See the module. Nothing is made until :meth:`make`."""
+    """The folder of ``--with-wallets``. Nothing is made until :meth:`make`."""
 
     root: Path
 
@@ -340,13 +340,13 @@ class DevFolder:
 
     @property
     def shown(self) -> Path:
-        """As short as it can be typed from here."""
+        """The folder's path, relative to the current folder where that is possible."""
         here = Path.cwd()
         return self.root.relative_to(here) if self.root.is_relative_to(here) else self.root
 
     @staticmethod
     def wallet_address(data: DataDir) -> bytes:
-        """Of a data dir, whose wallet is made where there is none."""
+        """The address of a data dir's wallet, which is made where there is none."""
         from p2pnode.chain.wallet.wallet import open_or_make_wallet
         from p2pnode.node.identity import wallet_files
 

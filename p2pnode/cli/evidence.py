@@ -1,4 +1,4 @@
-"""``p2pnode sessions evidence``: receipts that accuse a host, and showing them to the chain."""
+"""``p2pnode sessions evidence``: list receipts that accuse a host, and show them to the chain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``p2pnode funds``: where every cent is, and how to get it out."""
+"""``p2pnode funds``: where every cent of a wallet is, and how to withdraw what was earned."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def withdraw(
 
 
 async def _withdrawable(output: Output, books: Books, wanted: int) -> int:
-    """What was earned; waits some seconds for a settlement that is under way where that is too little."""
+    """What can be withdrawn. Waits some seconds for a settlement under way where that is too little."""
     import trio
 
     earned, told = 0, False
@@ -231,12 +231,12 @@ def order_reporter(output: Output) -> Tell:
 
 
 def waiting_text(order: SentOrder) -> str:
-    """A line for people."""
+    """An order that was sent and is not seen yet, as a line for people."""
     return f"sent, not seen yet: {_hash(order)} ({order.order.words}); it is not ordered a second time"
 
 
 def ended_text(order: SentOrder) -> str:
-    """What became of an order that was on its way."""
+    """What became of an order that an earlier command sent, as a line for people."""
     shown = "0x" + order.transaction.hex() if order.transaction is not None else "no transaction"
     said = {
         "done": f"was carried out ({shown})",

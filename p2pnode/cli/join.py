@@ -293,7 +293,7 @@ def _owners(store_for: Sequence[str]) -> str:
 
 
 def _answered(fields: dict[str, Any]) -> str:
-    """A line of a host at work."""
+    """An answer that was served, as a line."""
     cost = f", {usdc_text(fields['cost'])}" if fields["cost"] else ""
     counts = f"{fields['tokens_in']} tokens in, {fields['tokens_out']} out{cost}"
     ended = "" if fields["reason"] in {"stop", "length"} else f" ({fields['reason']})"
@@ -301,7 +301,7 @@ def _answered(fields: dict[str, Any]) -> str:
 
 
 def _gas(fields: dict[str, Any]) -> str:
-    """What a host has for gas, and for how many sessions that is enough."""
+    """What a host has for gas, and for how many sessions that is enough, as a line."""
     from p2pnode.money import ether_text
 
     held, needed = fields["ether_wei"], fields["session_wei"]
@@ -312,7 +312,7 @@ def _gas(fields: dict[str, Any]) -> str:
 
 
 def _reach_lines(fields: dict[str, Any]) -> list[str]:
-    """From where the node can be reached, and an invite for those who can."""
+    """From where the node can be reached, and the invite for others, as lines."""
     reach = fields["reach"]
     if reach["code"] == "global":
         return [f"invite     {fields['invite']}"]
@@ -327,7 +327,7 @@ def _reach_lines(fields: dict[str, Any]) -> list[str]:
 
 
 class _Reporter:
-    """Tells people, or scripts, how far a start has come."""
+    """Tells people and scripts how far a start has come, and what a host serves."""
 
     def __init__(self, output: Output, *, quiet: bool = False) -> None:
         self._output, self._quiet = output, quiet

@@ -105,7 +105,7 @@ class Output:
         self._console: Console | None = None
         self._line_open = False
         self._later: list[str] = []
-        """To be said when the line ends."""
+        """Texts that are printed when the line ends."""
 
     @property
     def console(self) -> Console:
@@ -161,12 +161,12 @@ class Output:
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """For people only: scripts are told the same by an event."""
+        """Print a text for people only: scripts are told the same by an event."""
         if not self.as_json:
             self._say(text)
 
     def piece(self, text: str) -> None:
-        """A piece of an answer as it streams."""
+        """Print a piece of an answer as it streams."""
         if self.as_json:
             self.event("text", {"text": text})
         elif text:
@@ -179,7 +179,7 @@ class Output:
                 self._line_open = not text.endswith("\n")
 
     def end_line(self) -> None:
-        """What comes next begins on a line of its own."""
+        """End the line of an answer, so that what is printed next begins on a line of its own."""
         if self._line_open:
             self._line_open = False
             with suppress(OutputLostError):  # an answer that was lost is told when its next piece is
@@ -192,11 +192,11 @@ class Output:
             self._say(text)
 
     def result(self, text: str) -> None:
-        """A line that scripts may want: to stdout."""
+        """Print a line that scripts may want, to stdout."""
         _write(printable(text) + "\n")
 
     def end_echo(self) -> None:
-        """A terminal has echoed a ^C: what comes next begins on a line of its own."""
+        """Begin a new line after the ^C that a terminal has echoed."""
         if not self.as_json and sys.stderr.isatty():
             screen_of(sys.stderr).write("\n")
 
@@ -223,7 +223,7 @@ class Output:
 
     @staticmethod
     def raw(data: bytes) -> None:
-        """Bytes as they are, to stdout."""
+        """Write bytes to stdout as they are. Raises ``OutputLostError``."""
         try:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
@@ -231,7 +231,7 @@ class Output:
             raise OutputLostError(error) from error
 
     def failed(self, error: P2PNodeError, code: int) -> None:
-        """The error, as the last thing said."""
+        """Print the error; nothing is printed after it."""
         from p2pnode.errors import RemoteError
 
         self.end_line()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FolderProgress:
-    """Folders of a store that were looked through: a bar on a terminal, or events with ``--json``."""
+    """The folders of a store that were looked through: a bar on a terminal, events with ``--json``."""
 
     def __init__(self, output: Output, total: int) -> None:
         self._output, self._total = output, total

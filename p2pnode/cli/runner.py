@@ -112,7 +112,7 @@ def _signals() -> list[signal.Signals]:
 
 
 def _flush() -> None:
-    """What was printed is not printed before it is written."""
+    """Write what was printed. Raises ``OutputLostError``."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -138,7 +138,7 @@ def _exit_for(error: BaseException, on_error: Callable[[P2PNodeError, int], None
 
 
 def situation_of(cause: Exception) -> LocalError | None:
-    """What happened to this machine or was done to it, in words; None for a defect of ours."""
+    """An error of the system as one of ours that says what to do; None for a defect of p2pnode."""
     import sqlite3  # here: a free answer needs no database
 
     from p2pnode.durable import trouble_of
@@ -168,7 +168,7 @@ def _defect(cause: Exception) -> LocalError:
 
 
 def exit_code(error: P2PNodeError) -> int:
-    """What the shell sees."""
+    """The exit code of an error."""
     match error:
         case NoHostError():
             return EXIT_NO_HOST

@@ -94,9 +94,9 @@ def list_sessions(
                 recovery = await client.conversations.recover()
             tell_recovery(output, recovery)
         async with known_here(build_config(data_dir)) as archive:
-            talks = await archive.conversations() if archive is not None else ()
-        _print_all(output, talks, _paid_rows(data_dir), recovered=recover)
-        if talks and ReplicationNotices(data_of(data_dir)).here_only:
+            conversations = await archive.conversations() if archive is not None else ()
+        _print_all(output, conversations, _paid_rows(data_dir), recovered=recover)
+        if conversations and ReplicationNotices(data_of(data_dir)).here_only:
             output.note(f"[kept on this machine. {HERE_ONLY}]")
         if recovery is not None:
             check_answered(recovery)
@@ -105,21 +105,23 @@ def list_sessions(
 
 
 def _print_all(
-    output: Output, talks: Sequence[SavedConversation], rows: list[dict[str, Any]], *, recovered: bool
+    output: Output, conversations: Sequence[SavedConversation], rows: list[dict[str, Any]], *, recovered: bool
 ) -> None:
     if output.as_json:
-        for talk in talks:
-            output.event("conversation", conversation_fields(talk))
+        for each in conversations:
+            output.event("conversation", conversation_fields(each))
         for row in rows:
             output.event("session", row)
         return
-    if talks:
-        output.table(("conversation", "changed", "title"), map(conversation_row, talks), folds="title")
-    if talks and rows:
+    if conversations:
+        output.table(
+            ("conversation", "changed", "title"), map(conversation_row, conversations), folds="title"
+        )
+    if conversations and rows:
         output.result("")
     if rows:
         output.table(("paid session", "as", "state", "with", "deposit", "amount"), map(_row, rows))
-    if not (talks or rows):
+    if not (conversations or rows):
         hint = "" if recovered else " (--recover asks the replicas)"
         output.result(f"no conversations and no paid sessions here yet{hint}")
 

@@ -319,7 +319,7 @@ def show_stats(
 
 
 def _parse_content_id(text: str) -> BlobId:
-    """In either dialect and any base. Raises ``UsageError``."""
+    """A content id that was typed, in either dialect and any base. Raises ``UsageError``."""
     from p2pnode.errors import ProtocolError, UsageError
     from p2pnode.ids import pasted
     from p2pnode.protocols.s5.ids import parse_id
@@ -331,7 +331,7 @@ def _parse_content_id(text: str) -> BlobId:
 
 
 def _config_of_a_store(data_dir: Any, output: Output) -> Any:
-    """None where nothing was ever stored: looking makes no store."""
+    """The configuration; None where nothing was ever stored, which is told. No store is made."""
     from p2pnode.node.datadir import DataDir
 
     config = build_config(data_dir)
@@ -374,7 +374,7 @@ async def _check_here(store: LocalStore, blob: BlobId) -> None:
 
 
 async def _read_whole(store: LocalStore, blob: BlobId) -> bytes:
-    """All of it, checked. Raises ``NoBlobError``, ``StorageError`` for a damaged one."""
+    """A whole blob, checked. Raises ``NoBlobError``, and ``StorageError`` for a damaged one."""
     from p2pnode.errors import StorageError
     from p2pnode.protocols.s5.ids import hash_of
 
@@ -390,7 +390,7 @@ async def _read_whole(store: LocalStore, blob: BlobId) -> bytes:
 
 
 async def _pieces_of_file(name: str) -> AsyncIterator[bytes]:
-    """A file or standard input, as it is read. Raises ``UsageError``."""
+    """The bytes of a file, or of standard input, piece by piece. Raises ``UsageError``."""
     import sys
 
     import trio
@@ -415,7 +415,7 @@ async def _pieces_of_file(name: str) -> AsyncIterator[bytes]:
 
 
 async def _all_blobs(store: LocalStore) -> AsyncIterator[BlobInfo]:
-    """Page by page."""
+    """Every blob, read page by page."""
     page = await store.blobs(limit=_PAGE)
     while page:
         for each in page:
@@ -424,7 +424,7 @@ async def _all_blobs(store: LocalStore) -> AsyncIterator[BlobInfo]:
 
 
 async def _all_entries(store: LocalStore) -> AsyncIterator[dict[str, Any]]:
-    """Page by page."""
+    """Every registry entry, read page by page, for scripts."""
     page = await store.entries(limit=_PAGE)
     while page:
         for each in page:
@@ -433,7 +433,7 @@ async def _all_entries(store: LocalStore) -> AsyncIterator[dict[str, Any]]:
 
 
 def _blob_fields(blob: BlobInfo) -> dict[str, Any]:
-    """For scripts."""
+    """A blob, for scripts."""
     return {
         "id": blob.id.text(),
         "size": blob.id.size,
@@ -448,7 +448,7 @@ def _lease_fields(lease: Lease) -> dict[str, Any]:
 
 
 def _blob_row(blob: BlobInfo) -> tuple[str, str, str, str]:
-    """For people."""
+    """A blob, for people."""
     leases = ", ".join(
         f"{_owner_text(each.owner)} {'by entry' if each.pointed else 'until ' + _date_text(each.until)}"
         for each in blob.leases
@@ -457,7 +457,7 @@ def _blob_row(blob: BlobInfo) -> tuple[str, str, str, str]:
 
 
 def _entry_fields(entry: Entry) -> dict[str, Any]:
-    """For scripts."""
+    """A registry entry, for scripts."""
     from p2pnode.protocols.s5.ids import BlobId
 
     target = entry.points_at
@@ -466,12 +466,12 @@ def _entry_fields(entry: Entry) -> dict[str, Any]:
 
 
 def _owner_counts(owner: OwnerStats) -> dict[str, int]:
-    """For scripts."""
+    """What is counted for an owner, for scripts."""
     return {"charged": owner.charged, "leases": owner.leases, "keys": owner.keys}
 
 
 def _owner_text(owner: bytes, *, in_full: bool = False) -> str:
-    """An owner, shortened for people."""
+    """An owner's key in hex; for people its beginning, or ``local``."""
     from p2pnode.storage.node_store import LOCAL_OWNER
 
     if in_full:
@@ -480,7 +480,7 @@ def _owner_text(owner: bytes, *, in_full: bool = False) -> str:
 
 
 def _date_text(until: float) -> str:
-    """The day a lease ends."""
+    """The day on which a lease ends, in UTC."""
     from datetime import UTC, datetime
 
     try:
@@ -490,7 +490,7 @@ def _date_text(until: float) -> str:
 
 
 def _size_text(count: int) -> str:
-    """In binary units, as the settings are thought of."""
+    """A count of bytes in binary units."""
     value, unit = float(count), 0
     while value >= _KIB and unit + 1 < len(_UNITS):
         value, unit = value / _KIB, unit + 1

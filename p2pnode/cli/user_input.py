@@ -1,4 +1,4 @@
-"""What a user types, read in a thread: edited on a terminal, plain from anywhere else.
+"""What a user types: edited on a terminal, read as it comes from anywhere else, in a thread.
 
 Reads that can't be interrupted are left behind when the process ends. They go to the file itself and not
 through ``sys.stdin``, whose lock they would hold: Python aborts when it finds it held on its way out.
@@ -40,7 +40,7 @@ class PromptInterruptedError(Exception):
         self.empty = empty
 
 
-class Lines:
+class UserInput:
     """``await next()`` until it is None. As a context manager it leaves the terminal as it was.
 
     With ``edits``, and where both sides are a terminal, a line can be edited, a paste of several lines is one
@@ -248,7 +248,7 @@ async def confirm(output: Output, what: str, *, yes: bool) -> None:
         msg = f"{what}: add --yes to do that where nobody can be asked. Nothing was done"
         raise UsageError(msg)
     output.event("", text=f"{what}. Type yes to go on:")
-    with Lines(sys.stdin, quiet=False) as lines:
+    with UserInput(sys.stdin, quiet=False) as lines:
         answer = await lines.next()
     if answer is None or answer.strip().lower() not in {"y", "yes"}:
         msg = "nothing was done, since the answer was not yes"

@@ -228,7 +228,7 @@ def export_wallet(
 
 
 def _run(output: Output, work: Callable[[], None]) -> None:
-    """Without an event loop while a person types: there a Ctrl-C would wait for the Enter key."""
+    """Run ``work`` outside an event loop: there a Ctrl-C at a question would wait for the Enter key."""
     from p2pnode.cli.runner import run_async
 
     failure: BaseException | None = None
@@ -406,7 +406,7 @@ def _print(output: Output, event: str, fields: dict[str, Any]) -> None:
 
 
 def _check_display(output: Output, show_phrase_to: Path | None) -> None:
-    """Before anything is made: the words need a place to be shown at."""
+    """Raise before anything is made where the words can be shown nowhere."""
     from p2pnode.errors import UsageError
     from p2pnode.files import refuse_taken
 

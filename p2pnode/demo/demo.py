@@ -36,7 +36,7 @@ _SHORTEST_S: Final = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRow:
-    """An answer."""
+    """An answer, as a row of the table."""
 
     step: str
     host: str
@@ -69,7 +69,7 @@ class Demo:
         self.money: list[MoneyRow] = []
 
     async def run(self) -> None:
-        """All steps. Raises ``LocalError`` when one does not come out as it should."""
+        """Run all steps. Raises ``LocalError`` when one fails."""
         with tempfile.TemporaryDirectory(prefix="p2pnode-demo-") as folder:
             root = Path(folder)
             processes = Processes(root)
@@ -201,12 +201,12 @@ class Lost:
 
     @property
     def conversation(self) -> str:
-        """Its id."""
+        """The conversation's id."""
         return str(self.asked.events["conversation.kept"][-1]["conversation"])
 
 
 async def lose_a_host(client: Machine, nodes: Nodes, bootstrap: str) -> Lost:
-    """Ask, and kill whichever host the client chose. Raises ``LocalError`` when it doesn't go well."""
+    """Ask, and kill the host that the client chose. Raises ``LocalError`` where no other host goes on."""
     client.say(f'\n$ p2pnode ask --bootstrap … --store … "{QUESTION}"')
     client.say("  (nodes D and E are to keep it; its host is killed in the middle of the answer)")
     killed: list[NodeProcess] = []
@@ -233,7 +233,7 @@ async def lose_a_host(client: Machine, nodes: Nodes, bootstrap: str) -> Lost:
 
 
 def _answer_row(step: str, host: str, done: Mapping[str, Any]) -> AnswerRow:
-    """Of an answer that ended with the event ``done``."""
+    """The row of an answer that ended with the event ``done``."""
     return AnswerRow(
         step=step,
         host=host,
@@ -245,5 +245,5 @@ def _answer_row(step: str, host: str, done: Mapping[str, Any]) -> AnswerRow:
 
 
 def _bill_row(host: str, what: str, item: Item) -> BillRow:
-    """Of an item."""
+    """The row of an item."""
     return BillRow(host=host, what=what, tokens_in=item.tokens_in, tokens_out=item.tokens_out, cost=item.cost)

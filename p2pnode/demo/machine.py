@@ -1,6 +1,6 @@
 """A machine of the demo's user: a data dir, and the commands that are run on it.
 
-Answers are printed as they stream, and what their events say is kept for the checks. It knows no steps.
+Answers are printed as they stream, and what their events say is kept for the checks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Asked:
 
     @property
     def items(self) -> list[Item]:
-        """Its bill, checked."""
+        """The items of the bill, checked. Raises ``LocalError``."""
         return items_of(self.done)
 
     @property
@@ -46,7 +46,7 @@ class Asked:
         return str(self.events["host"][-1]["peer"])
 
     def take(self, event: dict[str, Any], now: float) -> None:
-        """One more; ``now`` in seconds of any clock."""
+        """Take one more event; ``now`` in seconds of any clock."""
         self.events.setdefault(event["event"], []).append(event)
         if event["event"] == "failover":
             self._failed_over = True

@@ -1,7 +1,7 @@
 """The demo's nodes: three hosts that are paid, and two nodes that keep one user's conversations.
 
 Each is a ``p2pnode join`` of its own. A host that was killed comes back on its data dir and its ports, as one
-with a fixed address does. It knows nothing of clients.
+with a fixed address does.
 """
 
 from __future__ import annotations
@@ -104,5 +104,5 @@ class Nodes:
         return {each.peer_id: each.name for each in self.hosts}
 
     def name(self, peer: str) -> str:
-        """Of any node."""
+        """The name of a node; the beginning of its peer id where it is none of the demo's."""
         return next((each.name for each in (*self.hosts, *self.stores) if each.peer_id == peer), peer[:12])

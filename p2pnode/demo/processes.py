@@ -1,4 +1,4 @@
-"""The demo's processes: each is the command line a user has, and speaks JSON events. It knows no steps."""
+"""The demo's processes: each runs the command line that a user has, and prints JSON events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTEN: Final = ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0/ws")
 
 
 def program(*arguments: str) -> list[str]:
-    """The command line itself."""
+    """The command line that runs p2pnode."""
     # -P: no file of the working folder may stand in for a module.
     return [sys.executable, "-P", "-m", "p2pnode", *arguments]
 
@@ -74,7 +74,7 @@ class Processes:
         raise self._not_started("chain")
 
     async def aclose(self) -> None:
-        """End all, the youngest first."""
+        """End all processes, the youngest first."""
         for process in reversed(self._running.values()):
             await end(process)
 
@@ -83,7 +83,7 @@ class Processes:
         self._running.pop(name).kill()
 
     def fallen(self) -> str:
-        """Which of them ended that nobody asked to, with their last words; "" when none did."""
+        """Which processes ended by themselves, each with its last output; "" when none did."""
         return "\n".join(
             f"{name} ended by itself with {process.returncode}; its last words:\n{self._last_words(name)}"
             for name, process in self._running.items()

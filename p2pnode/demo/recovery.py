@@ -1,7 +1,7 @@
 """The demo's last part: a new machine that has twelve words and one address, and nothing else.
 
 The conversations come from the nodes that store them, and so does what is still owed to the host that was
-killed: the sealed list holds its final voucher. It knows nothing of how the host was lost.
+killed: the sealed list holds its final voucher.
 """
 
 from __future__ import annotations

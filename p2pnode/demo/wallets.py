@@ -64,7 +64,7 @@ class Wallets:
         return self.root / f"{name}.words"
 
     async def transactions(self, name: str) -> int:
-        """How many an account has sent."""
+        """How many transactions an account has sent."""
         async with open_ledger(load_profile(self.profile)) as ledger:
             return int(
                 await ledger.rpc.request("eth_getTransactionCount", [self.accounts[name], "latest"]), 16

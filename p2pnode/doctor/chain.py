@@ -24,15 +24,15 @@ _SETTLEMENTS: Final = 10
 _SETTLE_GAS: Final = 100_000
 
 
-class Money:
-    """Checks of a data dir that pays or is paid; all well where it does neither."""
+class ChainChecks:
+    """Checks of a data dir that pays or is paid. Where it does neither, there is nothing to find."""
 
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
         self._data = DataDir(config.data_dir)
 
     async def chain(self) -> Finding:
-        """Does a node answer, and is its chain what the profile says?"""
+        """Whether an RPC endpoint answers, and its chain is the one of the profile."""
         path = profile_path(self._config)
         if path is None:
             if self._config.price_in or self._config.price_out:
@@ -79,7 +79,7 @@ class Money:
         return ok("chain", f"block {head.block}; {usdc_text(account.usdc)} in the wallet{missing}")
 
     async def journal(self) -> Finding:
-        """Is it whole, and does anything wait that should not?"""
+        """Whether the journal is whole, and no session waits longer than it should."""
         if not self._data.journal.exists():
             return ok("journal", "no paid session yet")
         try:
@@ -99,7 +99,7 @@ class Money:
         return ok("journal", "whole, and nothing waits")
 
     def _of_this_chain(self, records: list[HostedSession]) -> list[HostedSession]:
-        """Nothing can be done for sessions of another chain, or of one that was made anew."""
+        """Leave out sessions of another chain, or of one that was made anew: they can't be settled."""
         profile = profile_of_config(self._config)
         if profile is None:
             return records

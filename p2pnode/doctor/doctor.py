@@ -1,4 +1,4 @@
-"""All checks in order: the machine first, then money, then what is kept, then the network."""
+"""All checks in order: this machine, the chain, storage, the network."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from p2pnode.config import NodeConfig
-from p2pnode.doctor.chain import Money
+from p2pnode.doctor.chain import ChainChecks
 from p2pnode.doctor.finding import Finding, problem
-from p2pnode.doctor.machine import Machine
-from p2pnode.doctor.network import Neighbours
-from p2pnode.doctor.storage import Keeping
+from p2pnode.doctor.machine import MachineChecks
+from p2pnode.doctor.network import NetworkChecks
+from p2pnode.doctor.storage import StorageChecks
 from p2pnode.errors import P2PNodeError
 from p2pnode.node.datadir import DataDir
 
@@ -23,24 +23,24 @@ CHECKS: Final = (
 async def examine(config: NodeConfig) -> AsyncIterator[Finding]:
     """Examine a data dir and the network around it; each finding comes as soon as it is known."""
     running = DataDir(config.data_dir).running_node()
-    here, around = Machine(config, running), Neighbours(config, running)
-    money, keeping = Money(config), Keeping(config)
+    machine, network = MachineChecks(config, running), NetworkChecks(config, running)
+    chain, storage = ChainChecks(config), StorageChecks(config)
     checks: tuple[Callable[[], Awaitable[Finding]], ...] = (
-        here.data_dir,
-        here.keys,
-        here.disk,
-        here.ports,
-        here.reach,
-        here.model,
-        here.engine,
-        money.chain,
-        money.journal,
-        keeping.store,
-        keeping.key,
-        keeping.kept,
-        around.peers,
-        around.clock,
-        around.identity,
+        machine.data_dir,
+        machine.keys,
+        machine.disk,
+        machine.ports,
+        machine.reach,
+        machine.model,
+        machine.engine,
+        chain.chain,
+        chain.journal,
+        storage.store,
+        storage.key,
+        storage.replicas,
+        network.peers,
+        network.clock,
+        network.identity,
     )
     for name, check in zip(CHECKS, checks, strict=True):
         try:

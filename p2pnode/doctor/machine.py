@@ -46,7 +46,7 @@ def peer_key(data: DataDir) -> PeerKey | None:
         return None
 
 
-class Machine:
+class MachineChecks:
     """Checks that need nobody else. ``running`` is the node on this data dir, if there is one."""
 
     def __init__(self, config: NodeConfig, running: RunningNode | None) -> None:
@@ -55,7 +55,7 @@ class Machine:
         self._model_name = (config.models or (DEFAULT_MODEL,))[0]
 
     async def data_dir(self) -> Finding:
-        """Can it be written, and is it the original?"""
+        """Whether the data dir can be written, and is no copy."""
         root = self._data.root
         if not root.exists():
             return ok("data dir", f"{root} will be made at the first start")
@@ -75,7 +75,7 @@ class Machine:
         return ok("data dir", f"{root}{running}")
 
     async def keys(self) -> Finding:
-        """Are they whole, and readable by nobody else?"""
+        """Whether the keys are whole, and readable by nobody else."""
         present = [path for path in self._data.secrets if path.exists()]
         if not present:
             return ok("keys", "none yet: the first `p2pnode join` makes them")
@@ -101,7 +101,7 @@ class Machine:
         return ok("keys", f"{', '.join(path.name for path in present)}: readable by you only; {who}")
 
     async def disk(self) -> Finding:
-        """Is there room for a model?"""
+        """Whether there is room for a model."""
         where = self._data.root
         while not where.exists():
             where = where.parent
@@ -112,7 +112,7 @@ class Machine:
         return ok("disk", f"{free / 1e9:.1f} GB free")
 
     async def ports(self) -> Finding:
-        """Can a node listen?"""
+        """Whether a node can listen on the configured addresses."""
         if self._running is not None:
             addresses = count_of(len(self._running.multiaddrs), "address", "addresses")
             return ok("ports", f"the running node listens on {addresses}")
@@ -153,7 +153,7 @@ class Machine:
         return Catalogue.load().find(self._model_name)
 
     async def model(self) -> Finding:
-        """Are the weights here, and right?"""
+        """Whether the model's weights are here, and right."""
         if self._model_name == SCRIPTED:
             return ok("model", "the scripted one needs no weights")
         pull = f"p2pnode models pull {self._model_name}"
@@ -174,7 +174,7 @@ class Machine:
         return ok("model", f"{model.name}: the weights are right")
 
     async def engine(self) -> Finding:
-        """Does it answer?"""
+        """Whether the engine loads the model and answers."""
         if missing := why_missing("serving", "host"):
             return ok("engine", f"not tried: {missing}")
         entry = None if self._model_name == SCRIPTED else self._entry()

@@ -1,4 +1,4 @@
-"""Checks that ask others: is anybody there, do our clocks agree, does somebody else speak as us?"""
+"""Checks that ask other nodes: who is there, whether clocks agree, whether one has our peer id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from p2pnode.words import span
 CLOCK_SKEW_MAX_S: Final = 30.0
 
 
-class Neighbours:
+class NetworkChecks:
     """:meth:`peers` looks around; the other checks judge what it saw."""
 
     def __init__(self, config: NodeConfig, running: RunningNode | None) -> None:
@@ -33,7 +33,7 @@ class Neighbours:
         self.now = 0.0
 
     async def peers(self) -> Finding:
-        """Is anybody there?"""
+        """Whether any other node was reached."""
         try:
             async with Client(self._config) as client:
                 self.adverts = await client.known_adverts()
@@ -53,7 +53,7 @@ class Neighbours:
         return ok("peers", f"peers reached: {max(others, 0)}; hosts known: {len(self.adverts)}")
 
     async def clock(self) -> Finding:
-        """Does it agree with the clocks that dated the adverts of others?"""
+        """Whether this clock agrees with those that dated the adverts of others."""
         remedy = "turn on network time (e.g. systemd-timesyncd or chrony)"
         if self.offsets and abs(offset_s := median(self.offsets)) > CLOCK_SKEW_MAX_S:
             asked = "the host's that was asked" if len(self.offsets) == 1 else f"{len(self.offsets)} hosts'"
@@ -78,7 +78,7 @@ class Neighbours:
         return ok("clock", f"agrees with the hosts known ({len(ahead)})")
 
     async def identity(self) -> Finding:
-        """Does somebody else speak with our peer id?"""
+        """Whether another node speaks with our peer id."""
         key = peer_key(self._data)
         if key is None:
             return ok("identity", "none yet")

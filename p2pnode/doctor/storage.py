@@ -1,4 +1,4 @@
-"""Checks of what is kept: the store on this disk, the key of conversations, and what no other node has."""
+"""Checks of storage: the store on this disk, the key of conversations, and what no other node has."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ NEARLY_FULL: Final = 0.9
 """Of a quota."""
 
 
-class Keeping:
-    """Checks of a data dir that need nobody else. They make no store where there is none."""
+class StorageChecks:
+    """Checks that need no other node. They make no store where there is none."""
 
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
         self._data = DataDir(config.data_dir)
 
     async def store(self) -> Finding:
-        """Does it open, and has it room?"""
+        """Whether the store opens and has room."""
         if not self._data.store.exists():
             return ok("store", "nothing is stored here yet")
         try:
@@ -54,7 +54,7 @@ class Keeping:
         return ok("store", f"{count_of(totals.blobs, 'blob')}, {totals.charged / 1e6:.1f} MB counted")
 
     async def key(self) -> Finding:
-        """Are conversations kept, and would the recovery phrase bring them back?"""
+        """Whether conversations are kept, and whether the recovery phrase would bring them back."""
         try:
             keys = load_storage_keys(self._data)
         except ConfigError as error:
@@ -74,17 +74,17 @@ class Keeping:
             return warning("keeping", "storage_key_other", detail, remedy)
         return ok("keeping", "conversations are kept" + (", and the words fit" if phrase is not None else ""))
 
-    async def kept(self) -> Finding:
-        """Has everything reached enough other nodes?"""
+    async def replicas(self) -> Finding:
+        """Whether every conversation has reached enough other nodes."""
         path = self._data.store / "outbox.sqlite"
         if not path.exists():
             return ok("kept", "no conversation yet")
         try:
-            outbox = ReplicationState(path, secrets.token_bytes)
+            state = ReplicationState(path, secrets.token_bytes)
             try:
-                rows, lagging = await outbox.heads(), await outbox.lagging()
+                rows, lagging = await state.heads(), await state.lagging()
             finally:
-                outbox.close()
+                state.close()
         except StorageError as error:
             remedy = "move it away; what reached other nodes is recovered from there"
             return problem("kept", "store_damaged", str(error), remedy)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from p2pnode.bench.token_clock import QUESTIONS, Clocked, question
+from p2pnode.bench.token_clock import QUESTIONS, TokenClock, question
 
 
 async def test_tokens_after_the_first_ones_are_counted_from_their_coming(autojump_clock: MockClock) -> None:
-    clock = Clocked(trio.current_time())
+    clock = TokenClock(trio.current_time())
     await trio.sleep(3)
     clock.came(4)
     await trio.sleep(2)
@@ -19,7 +19,7 @@ async def test_tokens_after_the_first_ones_are_counted_from_their_coming(autojum
 
 
 async def test_text_without_new_tokens_does_not_move_the_end(autojump_clock: MockClock) -> None:
-    clock = Clocked(trio.current_time())
+    clock = TokenClock(trio.current_time())
     clock.came(1)
     await trio.sleep(1)
     clock.came(11)
@@ -29,7 +29,7 @@ async def test_text_without_new_tokens_does_not_move_the_end(autojump_clock: Moc
 
 
 async def test_a_stream_of_nothing_has_no_rate() -> None:
-    clock = Clocked(trio.current_time())
+    clock = TokenClock(trio.current_time())
     assert clock.tokens_per_s == 0
     clock.came(1)
     assert clock.tokens_per_s == 0

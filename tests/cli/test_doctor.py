@@ -20,12 +20,12 @@ from p2pnode.chain.profile import load_profile, write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.config import NodeConfig
 from p2pnode.doctor import machine
-from p2pnode.doctor.chain import Money
+from p2pnode.doctor.chain import ChainChecks
 from p2pnode.doctor.doctor import CHECKS
 from p2pnode.doctor.finding import Code, Finding
-from p2pnode.doctor.machine import Machine
-from p2pnode.doctor.network import CLOCK_SKEW_MAX_S, Neighbours
-from p2pnode.doctor.storage import Keeping
+from p2pnode.doctor.machine import MachineChecks
+from p2pnode.doctor.network import CLOCK_SKEW_MAX_S, NetworkChecks
+from p2pnode.doctor.storage import StorageChecks
 from p2pnode.files import write_private
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.pull.pull import pull
@@ -60,8 +60,8 @@ def _good(finding: Finding) -> Finding:
     return finding
 
 
-def _machine(root: Path, running: RunningNode | None = None, **config: Any) -> Machine:
-    return Machine(NodeConfig(data_dir=root, **config), running)
+def _machine(root: Path, running: RunningNode | None = None, **config: Any) -> MachineChecks:
+    return MachineChecks(NodeConfig(data_dir=root, **config), running)
 
 
 @pytest.fixture
@@ -244,12 +244,12 @@ async def test_the_journal(data: DataDir) -> None:
     _bad(await _money(data.root).journal(), "journal_damaged")
 
 
-def _keeping(root: Path, **config: Any) -> Keeping:
-    return Keeping(NodeConfig(data_dir=root, **config))
+def _storage(root: Path, **config: Any) -> StorageChecks:
+    return StorageChecks(NodeConfig(data_dir=root, **config))
 
 
 async def test_the_store(data: DataDir) -> None:
-    _good(await _keeping(data.root).store())
+    _good(await _storage(data.root).store())
     assert not data.store.exists()  # a check makes nothing
     save_storage_key(data, ENTROPY)
     keys = load_storage_keys(data)
@@ -258,67 +258,67 @@ async def test_the_store(data: DataDir) -> None:
     await store.put(bytes(8192), owner=keys.owner)
     await store.put(b"somebody's", owner=LOCAL_OWNER)
     store.close()
-    _good(await _keeping(data.root).store())
-    _good(await _keeping(data.root, store_bytes_max=14_000).store())  # 12,288 are counted
-    finding = _bad(await _keeping(data.root, store_bytes_max=13_000).store(), "store_full", verdict="warning")
+    _good(await _storage(data.root).store())
+    _good(await _storage(data.root, store_bytes_max=14_000).store())  # 12,288 are counted
+    finding = _bad(await _storage(data.root, store_bytes_max=13_000).store(), "store_full", verdict="warning")
     assert "store_bytes_max" in finding.remedy
-    _good(await _keeping(data.root, store_owner_bytes_max=9_200).store())  # 8,192 are ours
+    _good(await _storage(data.root, store_owner_bytes_max=9_200).store())  # 8,192 are ours
     finding = _bad(
-        await _keeping(data.root, store_owner_bytes_max=9_000).store(), "store_full", verdict="warning"
+        await _storage(data.root, store_owner_bytes_max=9_000).store(), "store_full", verdict="warning"
     )
     assert "sessions forget" in finding.remedy
     (data.store / "index.sqlite").write_bytes(b"nonsense" * 1000)
-    _bad(await _keeping(data.root).store(), "store_damaged")
+    _bad(await _storage(data.root).store(), "store_damaged")
 
 
 async def test_the_key_of_conversations(data: DataDir, tmp_path: Path) -> None:
-    finding = await _keeping(tmp_path / "none").key()
+    finding = await _storage(tmp_path / "none").key()
     assert (finding.code, finding.verdict, finding.remedy) == ("storage_key_missing", "ok", "")
     assert "not kept" in finding.detail
     open_or_make_wallet(wallet_files(data))
-    assert "wallet show --phrase" in (await _keeping(data.root).key()).detail
+    assert "wallet show --phrase" in (await _storage(data.root).key()).detail
     ensure_storage_key(data)
-    assert "the words fit" in _good(await _keeping(data.root).key()).detail
-    assert "save is off" in _good(await _keeping(data.root, save=False).key()).detail
+    assert "the words fit" in _good(await _storage(data.root).key()).detail
+    assert "save is off" in _good(await _storage(data.root, save=False).key()).detail
     data.storage_key.unlink()
     save_storage_key(data, ENTROPY)
-    _bad(await _keeping(data.root).key(), "storage_key_other", verdict="warning")
+    _bad(await _storage(data.root).key(), "storage_key_other", verdict="warning")
     data.wallet_passphrase.unlink()  # then nobody can say
-    assert "the words fit" not in _good(await _keeping(data.root).key()).detail
+    assert "the words fit" not in _good(await _storage(data.root).key()).detail
     data.storage_key.chmod(0o644)
     _bad(await _machine(data.root).keys(), "keys_exposed")
     write_private(data.storage_key, b"nonsense")
-    _bad(await _keeping(data.root).key(), "storage_key_damaged")
-    _good(await _keeping(data.root).store())
+    _bad(await _storage(data.root).key(), "storage_key_damaged")
+    _good(await _storage(data.root).store())
 
 
 async def test_what_is_kept(data: DataDir) -> None:
-    _good(await _keeping(data.root).kept())
+    _good(await _storage(data.root).replicas())
     assert not data.store.exists()
     save_storage_key(data, ENTROPY)
     async with open_archive(NodeConfig(data_dir=data.root)) as archive:
         await archive.new(title="one")
-        finding = _bad(await _keeping(data.root).kept(), "unkept", verdict="warning")
+        finding = _bad(await _storage(data.root).replicas(), "unkept", verdict="warning")
         assert "1 conversation has not" in finding.detail
         await archive.new(title="two")
-        assert "2 conversations have" in (await _keeping(data.root).kept()).detail
-    outbox = ReplicationState(data.store / "outbox.sqlite", bytes)
-    for row in await outbox.lagging():
-        await outbox.acked(row.sid, row.head)
-    outbox.close()
-    assert "2 conversations" in _good(await _keeping(data.root).kept()).detail
+        assert "2 conversations have" in (await _storage(data.root).replicas()).detail
+    state = ReplicationState(data.store / "outbox.sqlite", bytes)
+    for row in await state.lagging():
+        await state.acked(row.sid, row.head)
+    state.close()
+    assert "2 conversations" in _good(await _storage(data.root).replicas()).detail
     for name in ("outbox.sqlite-wal", "outbox.sqlite-shm"):
         (data.store / name).unlink(missing_ok=True)
     (data.store / "outbox.sqlite").write_bytes(b"nonsense" * 1000)
-    _bad(await _keeping(data.root).kept(), "store_damaged")
+    _bad(await _storage(data.root).replicas(), "store_damaged")
 
 
-def _money(root: Path, **config: Any) -> Money:
-    return Money(NodeConfig(data_dir=root, **config))
+def _money(root: Path, **config: Any) -> ChainChecks:
+    return ChainChecks(NodeConfig(data_dir=root, **config))
 
 
-def _neighbours(root: Path, running: RunningNode | None = None, **config: Any) -> Neighbours:
-    return Neighbours(NodeConfig(data_dir=root, mdns=False, **config), running)
+def _neighbours(root: Path, running: RunningNode | None = None, **config: Any) -> NetworkChecks:
+    return NetworkChecks(NodeConfig(data_dir=root, mdns=False, **config), running)
 
 
 async def test_peers(data: DataDir, host: Program) -> None:
