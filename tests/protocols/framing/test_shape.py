@@ -30,7 +30,7 @@ def depth_of(value: Any) -> int:
 
 
 def accepts(payload: bytes) -> bool:
-    """Does the shape pass?"""
+    """Whether the shape passes."""
     try:
         check_shape(payload)
     except ProtocolError:
