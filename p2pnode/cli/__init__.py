@@ -9,8 +9,7 @@ import os
 import signal
 import sys
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
+from p2pnode.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 
 
 def main() -> None:

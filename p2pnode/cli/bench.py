@@ -44,7 +44,7 @@ def bench(
     log_level: LogOption = "error",
 ) -> None:
     """Measure this node on loopback; exit code 0 only if every figure holds. It says how long it takes."""
-    from p2pnode.cli import EXIT_FAILED
+    from p2pnode.cli.exit_codes import EXIT_FAILED
     from p2pnode.cli.runner import run_async
 
     configure(log_level)

@@ -19,7 +19,7 @@ from typing import Final, NoReturn, TypeVar
 import structlog
 import trio
 
-from p2pnode.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from p2pnode.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from p2pnode.cli.output import OutputLostError
 from p2pnode.errors import LocalError, NoHostError, P2PNodeError, RefusedError, UsageError, first_of_kind
 
