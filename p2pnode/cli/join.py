@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -30,88 +30,106 @@ from p2pnode.ids import pasted
 from p2pnode.money import usdc_number, usdc_text
 from p2pnode.words import count_of
 
+ListenOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A multiaddr to listen on, as /ip4/0.0.0.0/tcp/4001 or …/tcp/4002/ws. May be repeated."
+    ),
+]
+AnnounceOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A multiaddr at which others reach this node, as /ip4/203.0.113.7/tcp/4001 for a port that "
+        "your router forwards, or /dns4/node.example.org/tcp/4001. May be repeated."
+    ),
+]
+ServedOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="A model to serve: a catalogue name or the path of a GGUF file. May be repeated."),
+]
+PriceInOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="USDC per million input tokens, such as 0.5; 0 is free.")
+]
+PriceOutOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="USDC per million output tokens, such as 1.5; 0 is free.")
+]
+SessionFeeOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="USDC a session costs besides tokens: your gas, up to 0.25.")
+]
+SuggestOption: TypeAlias = Annotated[
+    bool, typer.Option("--suggest-price", help="Print what to ask, from gas and the market, and leave.")
+]
+EtherPriceOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="The price of ether in USDC, for --suggest-price: 3000 or 2999.50.")
+]
+ClientOnlyOption: TypeAlias = Annotated[
+    bool | None, typer.Option("--client-only", help="Take part in the network without serving a model.")
+]
+StoreForOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Whose blobs to keep: an owner key (`p2pnode wallet show` prints yours), sessions (clients "
+        "with an open session, the default) or anyone. May be repeated."
+    ),
+]
+ContextOption: TypeAlias = Annotated[int | None, typer.Option(help="Context of one request, in tokens.")]
+SlotsOption: TypeAlias = Annotated[int | None, typer.Option(help="Requests served at the same time.")]
+ThreadsOption: TypeAlias = Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")]
+S5ListenOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Serve the store to S5 programs on this machine, as 127.0.0.1:5050; port 0 takes any."),
+]
+S5AccountsOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--s5-accounts/--no-s5-accounts",
+        help="Let programs register accounts at the S5 API, each with its share of the store; who has "
+        "none then only reads.",
+    ),
+]
+S5OriginOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Let web pages of this origin use the S5 API, as https://app.example. Without --s5-accounts "
+        "they may store for you. May be repeated."
+    ),
+]
+MovedOption: TypeAlias = Annotated[
+    bool, typer.Option("--moved", help="Accept that the data dir was moved to a new place.")
+]
+ReadyOption: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Write peer_id, multiaddrs and pid here as JSON when ready.")
+]
+QuietOption: TypeAlias = Annotated[
+    bool, typer.Option("--quiet", help="Print no line for each answer and each settlement.")
+]
+
 
 def join(
     data_dir: DataDirOption = None,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A multiaddr to listen on, as /ip4/0.0.0.0/tcp/4001 or …/tcp/4002/ws. May be repeated."
-        ),
-    ] = None,
-    announce: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A multiaddr at which others reach this node, as /ip4/203.0.113.7/tcp/4001 for a port that "
-            "your router forwards, or /dns4/node.example.org/tcp/4001. May be repeated."
-        ),
-    ] = None,
+    listen: ListenOption = None,
+    announce: AnnounceOption = None,
     bootstrap: BootstrapOption = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="A model to serve: a catalogue name or the path of a GGUF file. May be repeated."),
-    ] = None,
-    price_in: Annotated[
-        str | None, typer.Option(help="USDC per million input tokens, such as 0.5; 0 is free.")
-    ] = None,
-    price_out: Annotated[
-        str | None, typer.Option(help="USDC per million output tokens, such as 1.5; 0 is free.")
-    ] = None,
-    session_fee: Annotated[
-        str | None, typer.Option(help="USDC a session costs besides tokens: your gas, up to 0.25.")
-    ] = None,
-    suggest_price: Annotated[
-        bool, typer.Option("--suggest-price", help="Print what to ask, from gas and the market, and leave.")
-    ] = False,
-    ether_usd: Annotated[
-        str | None, typer.Option(help="The price of ether in USDC, for --suggest-price: 3000 or 2999.50.")
-    ] = None,
+    model: ServedOption = None,
+    price_in: PriceInOption = None,
+    price_out: PriceOutOption = None,
+    session_fee: SessionFeeOption = None,
+    suggest_price: SuggestOption = False,
+    ether_usd: EtherPriceOption = None,
     chain: ChainOption = None,
-    client_only: Annotated[
-        bool | None, typer.Option("--client-only", help="Take part in the network without serving a model.")
-    ] = None,
-    store_for: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Whose blobs to keep: an owner key (`p2pnode wallet show` prints yours), sessions (clients "
-            "with an open session, the default) or anyone. May be repeated."
-        ),
-    ] = None,
-    n_ctx: Annotated[int | None, typer.Option(help="Context of one request, in tokens.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Requests served at the same time.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")] = None,
-    s5_listen: Annotated[
-        str | None,
-        typer.Option(
-            help="Serve the store to S5 programs on this machine, as 127.0.0.1:5050; port 0 takes any."
-        ),
-    ] = None,
-    s5_accounts: Annotated[
-        bool | None,
-        typer.Option(
-            "--s5-accounts/--no-s5-accounts",
-            help="Let programs register accounts at the S5 API, each with its share of the store; who has "
-            "none then only reads.",
-        ),
-    ] = None,
-    s5_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Let web pages of this origin use the S5 API, as https://app.example. Without --s5-accounts "
-            "they may store for you. May be repeated."
-        ),
-    ] = None,
+    client_only: ClientOnlyOption = None,
+    store_for: StoreForOption = None,
+    n_ctx: ContextOption = None,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = None,
+    s5_listen: S5ListenOption = None,
+    s5_accounts: S5AccountsOption = None,
+    s5_origin: S5OriginOption = None,
     mdns: MdnsOption = None,
-    moved: Annotated[
-        bool, typer.Option("--moved", help="Accept that the data dir was moved to a new place.")
-    ] = False,
-    ready_file: Annotated[
-        Path | None, typer.Option(help="Write peer_id, multiaddrs and pid here as JSON when ready.")
-    ] = None,
+    moved: MovedOption = False,
+    ready_file: ReadyOption = None,
     background: BackgroundOption = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print no line for each answer and each settlement.")
-    ] = False,
+    quiet: QuietOption = False,
     scripted_tokens_per_s: Annotated[float | None, typer.Option(hidden=True)] = None,
     as_json: JsonOption = False,
     log_level: LogOption = "warning",
