@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Finds hosts and talks to them. Use it as an async context manager; one per program is enough."""
+    """Finds hosts and asks them. Use it as an async context manager; one per program is enough."""
 
     def __init__(
         self,

@@ -25,11 +25,10 @@ from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.inference.messages import Role, SamplingParams
-from p2pnode.storage.conversations.records import Finish, Piece
+from p2pnode.storage.conversations.records import Finish, Loss, Piece
 
 if TYPE_CHECKING:
     from p2pnode.storage.conversations.conversation import Conversation as StoredConversation
-    from p2pnode.storage.conversations.records import Loss
     from p2pnode.storage.conversations.writer import ConversationWriter
 
 

@@ -23,10 +23,10 @@ from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import Advert, Offer
+from p2pnode.storage.conversations.records import SavedSession
 
 if TYPE_CHECKING:
     from p2pnode.payments.payer import Payer
-    from p2pnode.storage.conversations.records import SavedSession
 
 Event = Callable[[str, dict[str, object]], None]
 _OUTSIDE = "use the client as `async with Client() as client`"

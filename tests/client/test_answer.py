@@ -346,7 +346,7 @@ async def test_a_host_that_breaks_the_protocol_is_remembered_and_an_honest_refus
                 await whole(ask(client))
 
 
-async def test_a_kept_session_that_just_died_is_opened_anew_with_the_same_host(
+async def test_an_idle_session_that_just_died_is_opened_anew_with_the_same_host(
     autojump_clock: MockClock,
 ) -> None:
     async with world() as w:

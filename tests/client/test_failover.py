@@ -113,7 +113,7 @@ def test_a_host_that_restarted_in_a_session_is_asked_again_and_one_whose_engine_
     assert after_failure(RefusedError("capacity", "x"), replace(here, restarted=False)) == "next"
 
 
-def test_a_kept_session_that_died_of_age_is_opened_anew_once() -> None:
+def test_a_reused_session_that_died_of_age_is_opened_anew_once() -> None:
     lost = UnreachableError("the session was idle for too long")
     kept = replace(FRESH, reused=True)
     assert after_failure(lost, kept) == "again"

@@ -80,7 +80,9 @@ async def test_nobody_is_found_when_the_lookup_ends_without_a_host(autojump_cloc
         assert search.failures == {peer(9): "connection refused"}
 
 
-async def test_a_kept_host_is_handed_out_first_and_without_a_lookup(autojump_clock: MockClock) -> None:
+async def test_a_host_with_a_session_is_handed_out_first_and_without_a_lookup(
+    autojump_clock: MockClock,
+) -> None:
     async with trio.open_nursery() as nursery:
         looks: list[int] = []
         search = _search(nursery, {2: 0.1}, looks=looks)

@@ -49,7 +49,7 @@ async def test_a_better_host_takes_the_place_of_the_standby(autojump_clock: Mock
         assert answer.standby == members[2].node.peer_id
 
 
-async def test_a_kept_session_too_gets_a_standby_although_nothing_was_looked_up(
+async def test_an_idle_session_too_gets_a_standby_although_nothing_was_looked_up(
     autojump_clock: MockClock,
 ) -> None:
     async with world(limits=ONE_BY_ONE) as w:
