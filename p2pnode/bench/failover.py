@@ -137,7 +137,7 @@ class _Market:
         self._stacks: dict[str, AsyncExitStack] = {}
 
     async def start_again(self) -> None:
-        """Start whichever host doesn't run."""
+        """Start each host that doesn't run."""
         for name in _HOSTS:
             if name not in self._hosts:
                 try:
@@ -160,12 +160,12 @@ class _Market:
         for name, host in self._hosts.items():
             if host.multiaddrs[0].endswith(f"/p2p/{peer}"):
                 os.kill(host.pid, signal.SIGKILL)
-                self._dying = name
+                self._killed_name = name
                 return
         msg = f"no host of this run is {peer}"
         raise LocalError(msg)
 
-    _dying = ""
+    _killed_name = ""
 
     def _client(self, watch: _Watch) -> Client:
         config = NodeConfig(
@@ -188,7 +188,7 @@ class _Market:
 
     async def _try(self, question: str, kill_at: int) -> _Round | None:
         watch = _Watch()
-        with tapped() as trace:
+        with traced_sessions() as trace:
             async with self._client(watch) as client:
                 await client.hosts(self._model)
                 async with self._ask(client, question) as answer:
@@ -198,11 +198,11 @@ class _Market:
                             await self._kill(answer.host)
         if watch.killed_at is None or len(trace.turns()) < 2:  # noqa: PLR2004 - it was over before it could fail
             if watch.killed_at is not None:
-                await self._bury()
+                await self._end_killed()
                 await self.start_again()
             return None
         verdict = trace.judge(answer.ids, await self._signed())
-        await self._bury()
+        await self._end_killed()
         fresh_s = await self._fresh(question, answer, len(trace.turns()[1].prefix))
         return _measured(trace, watch, answer, verdict, fresh_s)
 
@@ -210,10 +210,10 @@ class _Market:
         sampling = SamplingParams(tokens_max=_TOKENS, temperature=0.0)
         return client.chat(question, model=self._model, sampling=sampling, held=held)
 
-    async def _bury(self) -> None:
+    async def _end_killed(self) -> None:
         """Wait until the supervisor of the killed host has ended."""
-        del self._hosts[self._dying]
-        await self._stacks.pop(self._dying).aclose()
+        del self._hosts[self._killed_name]
+        await self._stacks.pop(self._killed_name).aclose()
 
     async def _signed(self) -> dict[SessionId, int]:
         async with open_journal(DataDir(self._root / "client").journal) as journal:
@@ -365,8 +365,8 @@ class Trace:
 
 
 @contextmanager
-def tapped() -> Iterator[Trace]:
-    """Note what all sessions of this process ask and receive from here on."""
+def traced_sessions() -> Iterator[Trace]:
+    """Record what all sessions of this process ask and receive while the block runs."""
     trace = Trace()
     ask, receive = Session.ask, Session.receive
 

@@ -54,7 +54,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def echoes(self) -> bool:
-        """Does the terminal show what is typed?"""
+        """Whether the terminal shows what is typed."""
         return bool(termios.tcgetattr(self._terminal)[3] & termios.ECHO)
 
     def end(self) -> int:
