@@ -1,4 +1,4 @@
-"""What is sent to the replicas, in which order, when leases are renewed, and what counts as kept. Pure.
+"""What is sent to the replicas, in which order, and when leases are renewed. Pure.
 
 A log is sent when a quorum lacks its head. The index goes before the conversations, since a conversation
 counts as kept only once an index that names it is: without its name nobody could look for it.
