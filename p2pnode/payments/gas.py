@@ -95,6 +95,16 @@ class HostGas:
             )
         return total
 
+    def open_again_max_wei(self, record: HostedSession) -> int | None:
+        """The most that opening a session again may cost, which was served and is not on the chain any more.
+
+        It can wait only until its authorisation ends, and without it nothing is paid. None for any.
+        """
+        if not self._budget.known:
+            return None
+        left_s = record.valid_before - self._wall()
+        return self._budget.settle_max_wei(fee=record.terms.session_fee, worth=worth(record), left_s=left_s)
+
     def _spent_day(self) -> int:
         since = self._wall() - DAY_S
         return sum(each.wei for each in self._opens if each.at > since)

@@ -21,6 +21,7 @@ import trio
 
 from p2pnode.bounded import Backoff
 from p2pnode.chain.ledger import (
+    Call,
     ChainMadeAnewError,
     Close,
     CloseMany,
@@ -191,7 +192,9 @@ class Settler:
         self, call: Close | CloseMany | Release | Refund, records: Sequence[HostedSession]
     ) -> Outcome:
         """Send it, for no more gas than these are worth now (later more). Raises ``GasTooDearError``."""
-        most = await self._gas.settle_max_wei(records)
+        return await self._send_for(call, await self._gas.settle_max_wei(records))
+
+    async def _send_for(self, call: Call, most: int | None) -> Outcome:
         with trio.move_on_after(math.inf if most is None else _PATIENCE_S):
             return await self._ledger.transact(call, fee_max_wei=most)
         # It is on its way at a price that no block takes now. The same call joins it later, and may pay more.
@@ -218,7 +221,8 @@ class Settler:
     async def _bring_again(self, record: HostedSession) -> None:
         """Relay the open again: a reorganisation took it away, and what it pays for was served."""
         try:
-            await self._ledger.transact(OpenCall(record.terms, record.valid_before, record.authorisation))
+            call = OpenCall(record.terms, record.valid_before, record.authorisation)
+            await self._send_for(call, self._gas.open_again_max_wei(record))
         except RevertedError as error:
             # Somebody may have relayed it first, or the payer's USDC is gone with the same reorganisation.
             reason = f"it is not open again yet: {error.reason}"

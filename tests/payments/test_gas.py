@@ -16,7 +16,7 @@ from p2pnode.payments.gas import HostGas
 from p2pnode.payments.gas_budget import OPEN_GAS, SETTLE_GAS, WEI_PER_ETHER, GasBudget
 from tests.host.paid import FEE, PaidWorld, domains, paid_world, wallet_address
 from tests.host.test_paid import answer
-from tests.payments.journals import TERMS
+from tests.payments.journals import NOW, TERMS, hosted, voucher
 
 ETHER_PRICE = 3_000 * 10**6
 CHEAP = FEE * WEI_PER_ETHER // ETHER_PRICE // (10 * OPEN_GAS)
@@ -75,6 +75,19 @@ async def test_a_settlement_waits_for_cheaper_gas_while_it_can(
         await trio.sleep(700)
         (record,) = money.journal.hosted()
         assert (record.state, record.amount) == ("settled", record.due)
+
+
+def test_opening_a_served_session_again_may_cost_half_of_its_voucher_since_it_can_not_wait() -> None:
+    gas = HostGas(MemoryLedger(MemoryChain(domains(), lambda: NOW)), budget(), wall=lambda: NOW)
+    worth = 100 * TERMS.session_fee
+    record = hosted(1, voucher=voucher(1, worth))
+    most = gas.open_again_max_wei(record)
+    assert most is not None
+    assert budget().wei(worth * 49 // 100) < most <= budget().wei(worth // 2)
+    patient = hosted(1, voucher=voucher(1, worth), valid_before=NOW + 2 * 86_400)
+    assert gas.open_again_max_wei(patient) == budget().wei(2 * TERMS.session_fee)
+    unknown = HostGas(MemoryLedger(MemoryChain(domains(), lambda: NOW)), GasBudget(), wall=lambda: NOW)
+    assert unknown.open_again_max_wei(record) is None
 
 
 async def test_a_days_budget_stops_opens_and_never_an_answer_to_a_close_request(
