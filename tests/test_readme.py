@@ -134,7 +134,7 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
 
 
 def said(expected: str, printed: str) -> bool:
-    """Do these lines stand in what was printed, in this order?"""
+    """Whether these lines stand in what was printed, in this order."""
     at = 0
     for line in expected.strip().splitlines():
         pattern = re.compile("^" + ".*".join(map(re.escape, line.split("…"))) + r"\s*$", re.MULTILINE)

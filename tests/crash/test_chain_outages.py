@@ -102,7 +102,7 @@ async def outage_world(folder: Path) -> AsyncIterator[tuple[CrashWorld, RpcProxy
 
 
 async def is_over(host: Party) -> bool:
-    """Does its one session wait to be settled?"""
+    """Whether its one session waits to be settled."""
     return [each.state for each in host.hosted()] == ["over"]
 
 

@@ -44,7 +44,7 @@ TURN = FEE + 8 + 3 * TOKENS
 
 
 async def vouchered(host: Party, sessions: int) -> bool:
-    """Does its journal have vouchers for at least a turn, in so many sessions?"""
+    """Whether its journal has vouchers for at least a turn, in so many sessions."""
     amounts = [each.voucher.amount for each in host.hosted() if each.voucher is not None]
     return len(amounts) == sessions and min(amounts) >= TURN
 

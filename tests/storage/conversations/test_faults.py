@@ -91,7 +91,7 @@ async def test_a_replica_that_lost_the_pointers_is_not_taken_for_an_empty_list(
     async with world.machine().on() as archive:
         conversation = await written(archive)
         for replica in world.replicas:
-            replica.store._entries.pop(KEYS.conversation(conversation.sid).entry_key)
+            replica.store.entries.pop(KEYS.conversation(conversation.sid).entry_key)
     with pytest.raises(ConversationLostError):
         await recovered(world.machine("new"), conversation.sid)
 

@@ -90,7 +90,7 @@ async def lease_days(world: World, archive: Archive, sid: bytes) -> float:
     head = (await archive.open(sid, ask=False)).log.head
     assert head is not None
     needed = [head.link.hash, *(ref.hash for ref in head.manifest.segments)]
-    held = world.replicas[-1].store._blobs
+    held = world.replicas[-1].store.blobs
     return min(until - world.now for digest in needed for until in held[digest].leases.values()) / DAY_S
 
 

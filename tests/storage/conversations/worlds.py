@@ -162,29 +162,29 @@ class FaultyReplica:
     def lose(self, *digests: BlobHash) -> None:
         """The blobs are gone."""
         for digest in digests:
-            self.store._blobs.pop(digest, None)
+            self.store.blobs.pop(digest, None)
 
     def tamper(self, digest: BlobHash, data: bytes) -> None:
         """Other bytes stand under that hash."""
-        self.store._blobs[digest].data = data
+        self.store.blobs[digest].data = data
 
     def blobs(self) -> dict[BlobHash, bytes]:
-        return {digest: blob.data for digest, blob in self.store._blobs.items()}
+        return {digest: blob.data for digest, blob in self.store.blobs.items()}
 
     def entry(self, key: EntryKey) -> Entry | None:
-        held = self.store._entries.get(key)
+        held = self.store.entries.get(key)
         return held[0] if held else None
 
     def put_back(self, entry: Entry, owner: OwnerKey) -> None:
         """The registry is restored to this, whatever it held."""
-        self.store._entries[entry.key] = (entry, owner)
+        self.store.entries[entry.key] = (entry, owner)
 
 
 class RoomyStore(MemoryStore):
     """Adds nothing up: the sums over all blobs cost more than what is tested over thousands of them."""
 
     def _lease(self, digest: BlobHash, owner: OwnerKey, lease_s: float) -> None:
-        blob = self._blobs[digest]
+        blob = self.blobs[digest]
         blob.leases[owner] = max(self._wall() + lease_s, blob.leases.get(owner, 0))
 
     def _make_room_in_store(self, more: int) -> None:

@@ -50,7 +50,7 @@ async def test_a_name_that_was_rebound_to_us_is_refused(tmp_path: Path, host: st
         response = await running.http.post("/s5/upload", content=HELLO, headers={"host": host})
         assert response.status_code == 403
         assert response.json()["error"]
-        assert running.store._blobs == {}
+        assert running.store.blobs == {}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ async def test_a_web_page_is_refused_and_told_nothing(tmp_path: Path) -> None:
             response = await running.http.post("/s5/upload", content=HELLO, headers={"origin": origin})
             assert response.status_code == 403
             assert "access-control-allow-origin" not in response.headers
-        assert running.store._blobs == {}
+        assert running.store.blobs == {}
 
 
 async def test_a_web_page_that_was_allowed_may_and_another_may_not(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_an_account_is_made_and_what_it_uploads_is_its_own(tmp_path: Path)
         assert token.startswith("S5A")
         mine = {"authorization": f"Bearer {token}"}
         assert (await running.http.post("/s5/upload", content=HELLO, headers=mine)).status_code == 200
-        assert list(running.store._blobs[BlobId.of(HELLO).hash].leases) == [OwnerKey(KEY)]
+        assert list(running.store.blobs[BlobId.of(HELLO).hash].leases) == [OwnerKey(KEY)]
         stats = (await running.http.get("/s5/account/stats", headers=mine)).json()
         assert stats["stats"]["total"]["usedStorage"] == len(HELLO)
         pins = (await running.http.get("/s5/account/pins.bin", headers=mine)).content

@@ -85,7 +85,7 @@ async def test_a_wrong_hash_is_found_before_the_node_has_the_end(tmp_path: Path)
             with pytest.raises(HashMismatchError):
                 await client.put(data, owner=OWNER, expected=BlobHash(bytes(32)))
         await client.put(b"", owner=OWNER)  # it works on
-        assert set(running.store._blobs) == {hash_of(b"")}
+        assert set(running.store.blobs) == {hash_of(b"")}
 
 
 async def test_too_much_is_refused_here_or_there(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_too_much_is_refused_here_or_there(tmp_path: Path) -> None:
         for data in (bytes(BLOB_MAX + 1), much()):
             with pytest.raises(TooLargeError):
                 await client.put(data, owner=OWNER)
-        assert running.store._blobs == {}
+        assert running.store.blobs == {}
 
 
 async def test_a_reached_quota_is_the_stores_error(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ async def test_pins_are_given_up_where_deleting_is_allowed(tmp_path: Path) -> No
             await client.put(HELLO, owner=OWNER)
             await client.pin(HELLO_HASH, owner=OWNER)
             await client.unpin(HELLO_HASH, owner=OWNER)
-            assert (OWNER in running.store._blobs[HELLO_HASH].leases) is not allowed
+            assert (OWNER in running.store.blobs[HELLO_HASH].leases) is not allowed
 
 
 async def test_entries_are_set_and_a_stale_one_brings_the_current(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ async def test_what_a_peer_brings_counts_for_that_peer(tmp_path: Path) -> None:
             async with dial_s5(running.server.node.uris[0], another(), stall_s=5) as peer:
                 await peer.push(entry(1))
                 await told.receive()
-        assert running.store._entries[KEY][1] == OwnerKey(THEY_ID)
+        assert running.store.entries[KEY][1] == OwnerKey(THEY_ID)
 
 
 async def test_who_waits_is_told_when_the_connection_is_lost(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ async def test_a_wrong_hash_is_422_and_all_of_it_is_gone(tmp_path: Path) -> None
         assert response.json()["error"]
         assert (await running.http.head(path)).status_code == 404
         assert left(tmp_path) == []
-        assert running.store._blobs == {}
+        assert running.store.blobs == {}
 
 
 async def test_what_is_here_already_is_409_and_is_kept_for_the_asker(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_what_is_here_already_is_409_and_is_kept_for_the_asker(tmp_path: P
         await running.store.put(HELLO, owner=OwnerKey(bytes(32)))
         response = await running.http.post(TUS, headers=promise(HELLO))
         assert response.status_code == 409
-        assert OWNER in running.store._blobs[hash_of(HELLO)].leases
+        assert OWNER in running.store.blobs[hash_of(HELLO)].leases
 
 
 async def test_more_than_was_said_is_413_and_the_offset_stands(tmp_path: Path) -> None:

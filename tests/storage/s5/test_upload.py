@@ -108,7 +108,7 @@ async def test_too_large_without_a_length_is_413(tmp_path: Path, form: bool) -> 
         except httpx.TransportError as error:  # pragma: no cover - the answer must come all the same
             pytest.fail(f"no answer: {error!r}")
         assert response.status_code == 413
-        assert running.store._blobs == {}
+        assert running.store.blobs == {}
 
 
 async def test_an_honest_upload_of_the_largest_size_is_taken(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ async def test_a_client_that_vanishes_in_mid_upload_leaves_nothing(tmp_path: Pat
         with trio.fail_after(5):
             while running.server.connections:  # noqa: ASYNC110 - the server has no event for a test
                 await trio.sleep(0.01)
-        assert running.store._blobs == {}
+        assert running.store.blobs == {}
 
 
 async def test_a_client_that_stops_sending_is_408_and_leaves_nothing(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ async def test_a_client_that_stops_sending_is_408_and_leaves_nothing(tmp_path: P
             )
             with trio.fail_after(5):
                 assert (await read_all(stream)).startswith(b"HTTP/1.1 408 ")
-        assert running.store._blobs == {}
+        assert running.store.blobs == {}
 
 
 async def test_a_malformed_chunk_ends_that_connection_only(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ async def test_a_malformed_chunk_ends_that_connection_only(tmp_path: Path) -> No
             with trio.fail_after(5):
                 await read_all(stream)
         assert (await running.http.get("/s5/version")).status_code == 200
-        assert running.store._blobs == {}
+        assert running.store.blobs == {}
 
 
 async def test_pinning_leases_what_is_here(tmp_path: Path) -> None:
@@ -176,6 +176,6 @@ async def test_deleting_is_off_until_it_is_allowed(tmp_path: Path) -> None:
         assert (await running.http.delete(path)).status_code == 403
     async with serving(tmp_path / "on", allow_delete=True) as running:
         await running.store.put(HELLO, owner=OWNER)
-        assert OWNER in running.store._blobs[BlobId.of(HELLO).hash].leases
+        assert OWNER in running.store.blobs[BlobId.of(HELLO).hash].leases
         assert (await running.http.delete(path)).status_code == 204
-        assert OWNER not in running.store._blobs[BlobId.of(HELLO).hash].leases
+        assert OWNER not in running.store.blobs[BlobId.of(HELLO).hash].leases
