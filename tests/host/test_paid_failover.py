@@ -71,8 +71,8 @@ async def market(
 
 def journal_of(client: Client) -> Journal:
     assert client.runtime.payer is not None
-    assert client.runtime.payer._open is not None
-    return client.runtime.payer._open.journal
+    assert client.runtime.payer.opened is not None
+    return client.runtime.payer.opened.journal
 
 
 def purchase(client: Client, item: BillItem) -> BoughtSession:

@@ -131,7 +131,7 @@ async def test_a_host_whose_chain_was_made_anew_says_so_to_its_owner_and_to_its_
 
 def books_of(client: Client) -> Any:
     """The journal of a client that has paid."""
-    return client.runtime.payer._open.journal  # type: ignore[union-attr]
+    return client.runtime.payer.opened.journal  # type: ignore[union-attr]
 
 
 async def test_an_endpoint_that_answers_with_an_error_does_not_end_the_host(
@@ -228,7 +228,7 @@ async def test_a_session_that_was_settled_behind_its_clients_back_ends_and_does_
             async def upset() -> None:
                 (record,) = money.journal.hosted()
                 await money.ledger.transact(Release(record.terms))
-                await client.runtime.payer._open.signer.reconcile()  # type: ignore[union-attr]
+                await client.runtime.payer.opened.signer.reconcile()  # type: ignore[union-attr]
                 w.kill(member, money)
 
             with trio.fail_after(600), pytest.raises(P2PNodeError):

@@ -270,7 +270,7 @@ async def test_what_a_crash_left_open_settles_after_the_linger_with_what_there_i
             settled(w, record.voucher.amount)
             (done,) = await bring(books_of(client), client.node.network)
             assert done.outcome == "refused"  # too late: its host is settled with
-            await client.runtime.payer._open.signer.reconcile()  # type: ignore[union-attr]
+            await client.runtime.payer.opened.signer.reconcile()  # type: ignore[union-attr]
             assert undelivered(books_of(client), int(wall_clock())) == []
 
 
