@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 
 import pytest
+from hypothesis import settings
 
 from p2pnode.log import configure_logging
 
 PYTHONS_OWN_LIMIT = 1000
+# No example has a deadline: how long one takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

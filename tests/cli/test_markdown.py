@@ -52,7 +52,7 @@ def shown(pieces: list[str], width: int = 40) -> list[str]:
 WHOLE = "".join(shown([SAMPLE]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, len(SAMPLE) - 1), max_size=12, unique=True))
 def test_an_answer_looks_the_same_however_it_was_cut(cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(SAMPLE)]
@@ -100,7 +100,7 @@ def test_a_paragraph_is_shown_line_by_line_before_it_is_over() -> None:
     assert "nine" in "".join(written)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(alphabet="ab *_`#-|>[]()\n1.~<", max_size=80))
 def test_no_text_breaks_it(text: str) -> None:
     whole = "".join(shown([text], width=20))

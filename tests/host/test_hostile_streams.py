@@ -121,7 +121,7 @@ async def test_a_peer_with_many_faults_is_shunned_and_others_are_not(autojump_cl
             await honest_answer(client)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_four_hundred_random_frames_a_run_never_hurt_the_host(seed: int) -> None:
     """25 runs of 400: ten thousand random frames against a whole node, beside an honest client."""

@@ -154,13 +154,13 @@ def use(path: Path) -> None:
         pass
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(st.binary(max_size=200))
 def test_garbage_gives_our_error_and_nothing_else(tmp_path: Path, data: bytes) -> None:
     use(write(tmp_path, b"GGUF\x03\0\0\0" + data))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500)
 @given(
     st.integers(0, len(TINY)),
     st.lists(st.tuples(st.integers(0, len(TINY) - 1), st.integers(0, 255)), max_size=4),

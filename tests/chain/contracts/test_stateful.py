@@ -148,7 +148,6 @@ def _run(world: World, lens: Contract, *, examples: int, steps: int, derandomize
             stateful_step_count=steps,
             derandomize=derandomize,
             phases=(Phase.generate, Phase.shrink),
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

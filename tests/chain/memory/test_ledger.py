@@ -388,7 +388,7 @@ def test_any_sequence_of_calls_ends_alike_on_the_contracts_and_in_memory(world: 
     done.clear()
 
     @settings(
-        max_examples=8, deadline=None, derandomize=True, database=None,
+        max_examples=8, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(st.integers(0, 2**32))
@@ -401,7 +401,7 @@ def test_any_sequence_of_calls_ends_alike_on_the_contracts_and_in_memory(world: 
 
 
 @pytest.mark.long
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_many_more_sequences_end_alike(world: World, seed: int) -> None:
     run_both(world, Random(seed), 150)

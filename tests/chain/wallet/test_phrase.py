@@ -39,7 +39,7 @@ def test_the_key_is_that_of_the_first_account_as_everybody_derives_it() -> None:
     assert wallet_secret(entropy_of(JUNK)).hex() == known
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(min_size=16, max_size=16))
 def test_any_entropy_comes_back_from_its_words(entropy: bytes) -> None:
     assert entropy_of(phrase_of(entropy)) == entropy

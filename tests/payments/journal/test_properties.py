@@ -38,7 +38,7 @@ _MOVES: dict[str, tuple[set[HostedState], set[HostedState], HostedState]] = {
     "lost": ({"relaying", "open", "over", "lost"}, set(), "lost"),
     "settled": ({"relaying", "open", "over", "lost", "settled"}, set(), "settled"),
 }
-_quietly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_quietly = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 class _Model:

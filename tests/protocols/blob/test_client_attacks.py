@@ -202,7 +202,7 @@ def test_an_upload_goes_no_further_ahead_than_its_credit() -> None:
     assert answers(side) == [c.Kept()]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     names=st.lists(st.sampled_from(sorted(QUESTIONS)), max_size=6),
     said=st.lists(

@@ -64,7 +64,7 @@ def _fits(question: c.Question, outcome: Any) -> bool:
             return False
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(moves=MOVES)
 def test_every_question_has_one_right_answer_and_no_limit_is_passed(moves: list[Any]) -> None:
     pair, asked, dropped = Pair(), dict[int, c.Question](), set[int]()

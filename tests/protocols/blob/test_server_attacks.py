@@ -411,7 +411,7 @@ def test_a_detail_of_any_length_fits_the_frame() -> None:
     assert len(answer.detail.encode()) <= m.DETAIL_MAX
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.one_of(

@@ -144,7 +144,7 @@ def test_all_receipts_and_the_best_voucher_come_in_pages_of_24(count: int) -> No
     assert pages == max(1, -(-count // c.PAGE_MAX))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=4), st.data())
 def test_sessions_that_went_on_after_restarts_are_shown_whole(counts: list[int], data: st.DataObject) -> None:
     held: list[Receipt] = []
@@ -343,7 +343,7 @@ def test_a_command_of_the_other_side_is_ignored_by_a_host_that_reads() -> None:
     assert host.state == "reading"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(anything, max_size=12))
 def test_no_sequence_of_events_makes_either_side_raise_or_end_twice(sequence: list[Any]) -> None:
     host, client = new_host(), new_client()

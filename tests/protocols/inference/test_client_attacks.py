@@ -381,7 +381,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.booleans(), st.lists(events, max_size=30))
 def test_no_sequence_of_events_makes_the_client_raise_or_end_a_turn_twice(
     ask_first: bool, sequence: list[Any]

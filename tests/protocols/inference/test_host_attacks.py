@@ -387,7 +387,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.booleans(), st.lists(events, max_size=30))
 def test_no_sequence_of_events_makes_the_host_raise_or_answer_what_can_not_be_sent(
     open_first: bool, sequence: list[Any]

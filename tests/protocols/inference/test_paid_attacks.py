@@ -638,7 +638,7 @@ host_events = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.sampled_from([relaying, quoted, serving]), st.lists(host_events, max_size=30))
 def test_no_sequence_of_events_makes_a_paid_host_raise_or_give_more_than_a_window(
     begin: Callable[[], HostSession], sequence: list[Any]
@@ -696,7 +696,7 @@ client_events = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.lists(client_events, max_size=30))
 def test_no_sequence_of_events_makes_a_paid_client_raise_or_sign_for_more_than_it_has(
     sequence: list[Any],

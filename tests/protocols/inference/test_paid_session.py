@@ -455,7 +455,7 @@ def play(pair: PaidPair, script: list[Step]) -> None:
 prices = st.sampled_from([0, 1, 999_999, 1_000_000, 1_000_001, 123_456_789])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps, st.integers(1, 80), st.booleans(), st.data())
 def test_any_interleaving_bills_what_was_delivered_and_nothing_else(
     script: list[Step], chunk: int, exact: bool, data: st.DataObject
@@ -492,7 +492,7 @@ ENDINGS: dict[str, Callable[[PaidPair], object]] = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.tuples(steps, steps),
     st.tuples(*[st.sampled_from(sorted(ENDINGS))] * 2),

@@ -210,7 +210,7 @@ def test_a_deposit_is_never_exceeded_by_the_final_voucher() -> None:
     assert final.amount <= terms.deposit
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(steps, st.booleans(), st.integers(0, 3), st.booleans()), min_size=1, max_size=4),
     st.integers(0, 200),
@@ -566,7 +566,7 @@ resumes = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(resumes, max_size=3), max_size=5))
 def test_no_resumes_make_a_host_raise_take_less_than_it_was_paid_or_go_on_twice(
     streams: list[list[m.Resume]],

@@ -316,7 +316,7 @@ def play(pair: PaidPair, script: list[Step]) -> None:
         moves[kind](count, hold)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(steps, st.booleans(), st.booleans()), min_size=1, max_size=4),
     st.integers(0, 200),

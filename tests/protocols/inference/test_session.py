@@ -300,7 +300,7 @@ def play(pair: Pair, script: list[Step]) -> None:
         moves[kind](count, hold)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps, st.integers(0, 400), st.sampled_from([1, 31, 64, 100, 300, 512]), st.integers(1, 80))
 def test_any_interleaving_delivers_every_token_once_in_order(
     script: list[Step], answer: int, tokens_max: int, chunk: int
@@ -326,7 +326,7 @@ ENDINGS: dict[str, Callable[[Pair], object]] = {
 }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps, st.sampled_from(sorted(ENDINGS)), steps, st.sampled_from(sorted(ENDINGS)))
 def test_however_a_turn_ends_it_ends_exactly_once(
     before: list[Step], ending: str, after: list[Step], second: str

@@ -575,7 +575,7 @@ steps = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.booleans(), st.lists(steps, max_size=40))
 def test_whatever_comes_it_neither_raises_nor_grows_and_ends_once(
     after_handshake: bool, script: list[tuple[str, Any]]

@@ -166,14 +166,14 @@ def tell(steps: list[tuple[str, int]]) -> None:
     run(story)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_any_story_of_two_machines_ends_with_all_that_was_acknowledged(steps: list[tuple[str, int]]) -> None:
     tell(steps)
 
 
 @pytest.mark.long
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_four_hundred_stories_do(steps: list[tuple[str, int]]) -> None:
     tell(steps)

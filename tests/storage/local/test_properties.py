@@ -144,7 +144,7 @@ async def _compare(root: Path, steps: list[tuple[Any, ...]]) -> None:
         assert files_of(root) == {each.id.hash.hex() for each in await store.blobs()}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_the_disk_and_the_model_never_differ(steps: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
