@@ -387,15 +387,8 @@ def test_any_sequence_of_calls_ends_alike_on_the_contracts_and_in_memory(world: 
     seen.clear()
     done.clear()
 
-    @settings(
-        max_examples=8, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(st.integers(0, 2**32))
-    def run(seed: int) -> None:
+    for seed in range(12):  # the same ones each time: what they reach is asked below
         run_both(world, Random(seed), 30)
-
-    run()
     assert min(done[kind] for kind in GAS if kind is not Slash) >= 3, done
     assert len(seen) >= 18, seen
 
