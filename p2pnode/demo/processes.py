@@ -14,8 +14,9 @@ import trio
 
 from p2pnode.errors import LocalError
 
-READY_DEADLINE_S: Final = 60.0
-STEP_DEADLINE_S: Final = 60.0
+READY_DEADLINE_S: Final = 180.0
+STEP_DEADLINE_S: Final = 180.0
+"""Of a command, on a machine that has other work: alone each takes a few seconds."""
 _POLL_S: Final = 0.1
 _LAST_WORDS: Final = 2000
 _LISTEN: Final = ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0/ws")
