@@ -129,9 +129,9 @@ class Join:
                     await nursery.start(node.run)
                     await self._write_node_json(node)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
-                    node.start_soon(self._follow_addresses, node)
                     with trio.CancelScope() as self._starting:
-                        if not self._stopping:
+                        if not self._stopping:  # else the node ends already, and takes no task any more
+                            node.start_soon(self._follow_addresses, node)
                             renew = partial(self._renewed, profile, passphrase)
                             await self._serve(node, identity, models, money, store, renew=renew)
                     if self._stopping:

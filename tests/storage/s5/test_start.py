@@ -191,3 +191,8 @@ def test_addresses_of_this_machine_are_taken() -> None:
     assert check_s5_listen("localhost:0") == ("127.0.0.1", 0)
     assert check_s5_listen("[::1]:5050") == ("::1", 5050)
     assert check_s5_listen("127.0.0.1:5050") == ("127.0.0.1", 5050)
+
+
+async def test_a_node_that_is_stopped_while_it_starts_ends_in_order(tmp_path: Path) -> None:
+    async with api(tmp_path):
+        pass  # its API serves already, and the rest of it has not started
