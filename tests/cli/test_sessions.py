@@ -38,6 +38,11 @@ def talk(data_dir: Path, host: Program, stores: list[Program], question: str = "
     return str(kept["conversation"])
 
 
+def reaching(stores: list[Program]) -> tuple[str, ...]:
+    """Flags that name every store: a quorum may be one of them and the host."""
+    return (*(flag for store in stores for flag in ("--bootstrap", store.multiaddr)), "--no-mdns")
+
+
 def elsewhere(tmp_path: Path, data_dir: Path) -> Path:
     """A data dir on another machine: nothing but the words."""
     other = tmp_path / "other"
@@ -52,7 +57,7 @@ def test_a_conversation_goes_on_on_another_machine_and_comes_back(
 ) -> None:
     sid = talk(data_dir, host, stores)
     other = elsewhere(tmp_path, data_dir)
-    network = ("--bootstrap", stores[0].multiaddr, "--no-mdns")
+    network = reaching(stores)
     listed = sessions(other, "list", "--recover", *network)
     assert [each["conversation"] for each in listed.named("conversation")] == [sid]
     shown = sessions(other, "show", sid[:6], *network).named("conversation")[0]
@@ -104,7 +109,7 @@ def test_what_is_forgotten_is_gone_on_the_other_machine_too(
 ) -> None:
     sid = talk(data_dir, host, stores)
     other = elsewhere(tmp_path, data_dir)
-    network = ("--bootstrap", stores[0].multiaddr, "--no-mdns")
+    network = reaching(stores)
     assert sessions(other, "list", "--recover", *network).named("conversation")
     unasked = sessions(data_dir, "forget", sid, *network)
     assert (unasked.code, "add --yes" in unasked.events[-1]["message"]) == (2, True)
@@ -177,7 +182,7 @@ def test_a_conversation_of_which_only_the_name_was_recovered_says_how_to_find_it
 ) -> None:
     sid = talk(data_dir, host, stores)
     other = elsewhere(tmp_path, data_dir)
-    network = ("--bootstrap", stores[0].multiaddr, "--no-mdns")
+    network = reaching(stores)
     assert sessions(other, "list", "--recover", *network).named("conversation")
     (other / "peers.json").unlink()
     alone = run("sessions", "show", sid, "--data-dir", other, "--no-mdns")
