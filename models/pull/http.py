@@ -173,7 +173,7 @@ class _Part:
             noted = json.loads(notes.read_text(encoding="utf-8"))
             validator = str(noted["validator"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass
+            pass  # without its note the server is not asked whether the file changed: it is fetched anew
         part = cls(file, notes, 0, hashlib.sha256(), validator)
         file.seek(0)
         while data := file.read(_CHUNK_BYTES):

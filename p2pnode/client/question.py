@@ -61,7 +61,7 @@ def resolve_model(name: str) -> KnownModel:
         try:
             model = parse_model_id(name)
         except ConfigError:
-            pass
+            pass  # a name in the catalogue may begin so
         else:
             manifests = (entry.manifest for entry in Catalogue.load() if entry.model_id == model)
             return KnownModel(model, next(manifests, None))

@@ -144,18 +144,25 @@ async def open_journal(path: Path, *, in_thread: bool = True) -> AsyncIterator[J
     Raises ``StorageError``. ``in_thread``: see ``Journal.open``.
     """
     journal = await off_the_loop(partial(Journal.open, path, in_thread=in_thread), in_thread=in_thread)
+    try:
+        async with writing_journal(journal):
+            yield journal
+    finally:
+        with trio.CancelScope(shield=True):
+            await off_the_loop(journal.close, in_thread=in_thread)
+
+
+@asynccontextmanager
+async def writing_journal(journal: Journal) -> AsyncIterator[None]:
+    """Write a journal until the block ends, also while the block is being cancelled. It is not closed."""
     writing = trio.CancelScope(shield=True)
 
     async def write(*, task_status: trio.TaskStatus[None]) -> None:
         with writing:
             await journal.run(task_status=task_status)
 
-    try:
-        async with background_task(write):
-            try:
-                yield journal
-            finally:
-                writing.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            await off_the_loop(journal.close, in_thread=in_thread)
+    async with background_task(write):
+        try:
+            yield
+        finally:
+            writing.cancel()

@@ -9,11 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import trio
-
+from p2pnode.payments.books import writing_journal
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.journal.schema import journal_file
-from p2pnode.tasks import background_task
 
 
 class SlowDisk:
@@ -31,18 +29,9 @@ class SlowDisk:
         writes.row_factory = sqlite3.Row
         writes.disk = self
         journal = Journal(file, file.connect(), writes)
-        writing = trio.CancelScope(shield=True)
-
-        async def write(*, task_status: trio.TaskStatus[None]) -> None:
-            with writing:
-                await journal.run(task_status=task_status)
-
         try:
-            async with background_task(write):
-                try:
-                    yield journal
-                finally:
-                    writing.cancel()
+            async with writing_journal(journal):
+                yield journal
         finally:
             journal.close()
 

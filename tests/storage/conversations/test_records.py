@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
-from p2pnode.ids import ModelId, PeerId, SessionId
+from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.conversations.merge import (
     parse_index,
@@ -21,20 +21,7 @@ from p2pnode.storage.conversations.records import (
     WriterSeq,
     title_of,
 )
-
-PIECES = st.lists(
-    st.builds(
-        Piece,
-        role=st.sampled_from(["user", "assistant", "assistant", "system"]),
-        text=st.text(alphabet="abé ", max_size=6),
-        ids=st.lists(st.integers(0, 99), max_size=3).map(tuple),
-        finish=st.sampled_from([None, None, "stop"]),
-        host=st.sampled_from([None, PeerId("a"), PeerId("b")]),
-        tokens_out=st.integers(0, 9),
-        cost=st.integers(0, 9),
-    ),
-    max_size=30,
-)
+from tests.storage.conversations.pieces import PIECES
 
 
 @given(PIECES)
