@@ -1,0 +1,137 @@
+"""Fair shares of something scarce among strangers: places for connections, handshakes, streams, records.
+
+A stranger makes peer ids for free, and addresses of one prefix nearly so. What it can't have cheaply is many
+prefixes. So places are shared out by *origin*, and whoever comes from elsewhere finds room. Shares leave no
+place unused: nobody is refused while one is free. It imports nothing that acts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from p2pnode.ids import PeerId
+from p2pnode.scopes import ip_of, is_global_ip
+
+K = TypeVar("K", bound=Hashable)
+_V4_BITS: Final = 24
+_V6_BITS: Final = 48
+_V6_WIDE_BITS: Final = 32
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Origin:
+    """Where a peer comes from, as far as it can't be had for free.
+
+    ``wide`` is shared out first, ``near`` within it: an IPv6 /32 and its /48. Elsewhere both are the same.
+    """
+
+    wide: str
+    near: str
+
+
+def origin_of(host: str | None, peer: PeerId, *, relay: PeerId | None = None) -> Origin:
+    """The origin of a peer that is seen at ``host``, an IP address, or through ``relay``.
+
+    A public IPv4 /24 or IPv6 /48; a relay's peer id. Any other address, loopback and private ones among
+    them, and a name say nothing about who is behind it: then each peer id is an origin of its own.
+    """
+    if relay is not None:
+        return _single(f"relay/{relay}")
+    ip = ip_of(host) if host is not None else None
+    if host is None or ip is None or not is_global_ip(host):
+        return _single(f"peer/{peer}")
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip
+    if isinstance(ip, ipaddress.IPv4Address):
+        return _single(_prefix(ip, _V4_BITS))
+    return Origin(wide=_prefix(ip, _V6_WIDE_BITS), near=_prefix(ip, _V6_BITS))
+
+
+def _single(name: str) -> Origin:
+    return Origin(wide=name, near=name)
+
+
+def _prefix(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, bits: int) -> str:
+    return str(ipaddress.ip_network((ip, bits), strict=False))
+
+
+GiveWay = Callable[[Collection[K]], K | None]
+"""Of those that hold a place, the one that leaves for a newcomer; None where none may be sent away."""
+
+
+class FairShares(Generic[K]):
+    """``places`` for holders of many origins.
+
+    While there is room everybody enters. Then a newcomer takes the place of one of the origin that holds
+    most, if its own origin holds at least two fewer: otherwise the two would take places in turns.
+    """
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self._held: dict[str, dict[str, dict[K, None]]] = {}
+        """Wide origin, then near origin, then its holders, the oldest first."""
+        self._origins: dict[K, Origin] = {}
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+    def __contains__(self, holder: object) -> bool:
+        return holder in self._origins
+
+    def held_by(self, origin: Origin) -> int:
+        """How many places the near origin holds."""
+        return len(self._held.get(origin.wide, {}).get(origin.near, ()))
+
+    def has_room(self) -> bool:
+        """Whether the next newcomer enters without anybody leaving."""
+        return len(self._origins) < self.places
+
+    def enter(self, holder: K, origin: Origin, give_way: GiveWay[K]) -> tuple[bool, K | None]:
+        """Whether the holder has a place now, and who has lost one for it.
+
+        ``give_way`` chooses among the holders of one near origin, the oldest first. Entering again changes
+        nothing.
+        """
+        if holder in self._origins:
+            return True, None
+        victim: K | None = None
+        if not self.has_room():
+            victim = self._displaced(origin, give_way)
+            if victim is None:
+                return False, None
+            self.leave(victim)
+        self._held.setdefault(origin.wide, {}).setdefault(origin.near, {})[holder] = None
+        self._origins[holder] = origin
+        return True, victim
+
+    def leave(self, holder: K) -> bool:
+        """Give the holder's place back; false where it had none."""
+        origin = self._origins.pop(holder, None)
+        if origin is None:
+            return False
+        within = self._held[origin.wide]
+        del within[origin.near][holder]
+        if not within[origin.near]:
+            del within[origin.near]
+        if not within:
+            del self._held[origin.wide]
+        return True
+
+    def _displaced(self, origin: Origin, give_way: GiveWay[K]) -> K | None:
+        """Look at the largest origins first: of one whose holders may not be sent away, none leaves."""
+        sizes = {wide: sum(map(len, within.values())) for wide, within in self._held.items()}
+        own = sizes.get(origin.wide, 0)
+        for wide in sorted(sizes, key=lambda each: (-sizes[each], each)):
+            within = self._held[wide]
+            if wide != origin.wide and sizes[wide] < own + 2:
+                continue
+            least = len(within.get(origin.near, ())) + 2 if wide == origin.wide else 1
+            for near in sorted(within, key=lambda each: (-len(within[each]), each)):
+                if len(within[near]) < least:
+                    break
+                if (victim := give_way(within[near].keys())) is not None:
+                    return victim
+        return None
