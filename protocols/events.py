@@ -95,6 +95,19 @@ class Emit:
     value: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a machine emits when a peer did wrong: ``Emit(Fault(...))``. The shell charges the peer with it.
+
+    ``name`` says what, for the log and the counts: a few words from our code, never the peer's. Weight 1 is
+    what an honest peer may do now and then, weight 10 what no honest implementation sends.
+    """
+
+    peer: PeerId
+    name: str
+    weight: float
+
+
 Effect: TypeAlias = Send | SetTimer | CancelTimer | Emit
 
 

@@ -37,6 +37,7 @@ from p2pnode.net.address_policy import (
     is_unspecified,
     own_addresses,
 )
+from p2pnode.net.conduct import SLOW_S, Conduct, Verdict
 from p2pnode.net.dht import Dht
 from p2pnode.net.gossip import Gossip, Subscription, Validator
 from p2pnode.net.libp2p_host import NodeHost, ProtocolNotSpokenError
@@ -45,6 +46,7 @@ from p2pnode.net.multiaddrs import (
     check_address,
     check_peer,
     from_id,
+    host_of,
     split_peer,
     to_id,
     with_peer,
@@ -55,6 +57,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import KnownPeers, NodeConnection, NodeSwarm
 from p2pnode.net.transports import TcpListener, TcpStream, TcpTransport, WsTransport, upgrade
 from p2pnode.net.upgrader import Upgrader
+from p2pnode.shares import Origin, origin_of
 from p2pnode.tasks import Guard
 
 if TYPE_CHECKING:
@@ -65,6 +68,9 @@ log = structlog.get_logger()
 SEED_BYTES = 32
 GREETING_S = 1.0
 """What identify takes at most where a first question to the DHT waits for it."""
+PeerChange = Literal["connected", "identified", "disconnected"]
+"""The first connection with a peer is there; it has said what it speaks; its last connection is gone."""
+OriginRule = Callable[[str | None, PeerId], Origin]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +90,8 @@ class NetworkStats:
     dials: Mapping[str, int] = field(default_factory=dict)
     protocols_refused: Mapping[str, int] = field(default_factory=dict)
     protocols_failed: Mapping[str, int] = field(default_factory=dict)
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """What peers were charged with, by the name of the fault."""
     tasks_failed: Mapping[str, int] = field(default_factory=dict)
     """Tasks for strangers that raised what nobody expected: a defect each, which ended nothing else."""
     gossip: Mapping[str, int] = field(default_factory=dict)
@@ -116,6 +124,8 @@ class NetworkConfig:
     interfaces: Callable[[], Sequence[str]] = interface_addresses
     """This machine's addresses now, as ``192.168.1.5/24``."""
     wall_clock: Callable[[], float] = time.time
+    origin_rule: OriginRule = origin_of
+    """Where a peer at an address comes from. Tests on loopback count its addresses by prefix."""
 
     def __post_init__(self) -> None:
         if len(self.key_seed) != SEED_BYTES:
@@ -150,10 +160,15 @@ class Network:
             transports=[config.transport] if config.transport is not None else [TcpTransport()],
             limits=config.limits,
             policy=self.policy,
+            refuses=self._refuses,
             fast=self._fast,
         )
         if config.transport is None:
             self._swarm.transports.append(WsTransport(self._swarm.start_task))
+        self._conduct = Conduct()
+        self._told: set[PeerId] = set()
+        """The peers of which the watchers know that they are connected."""
+        self._watchers: list[Callable[[PeerId, PeerChange], object]] = []
         self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._announced, fast=self._fast)
         self._router = Router(config.limits, self._swarm.guard)
         self._gossip = Gossip(self._host, config.limits, fast=self._fast) if config.gossip else None
@@ -345,6 +360,40 @@ class Network:
         """The addresses from which the peers of our open connections really come, inbound ones too."""
         return tuple(sorted({c.address for c in self._swarm.all_live() if c.address}))
 
+    def origin_of(self, peer: PeerId) -> Origin:
+        """Where ``peer`` comes from: by an open connection with it, or where we last reached it."""
+        live = self._swarm.live(to_id(peer))
+        known = live[0].address if live else "".join(self._swarm.reached_at(to_id(peer)))
+        return self._config.origin_rule(host_of(known) or None, peer)
+
+    def watch_peers(self, callback: Callable[[PeerId, PeerChange], object]) -> None:
+        """Call ``callback`` at each change of a peer from now on. It must not block and must not raise."""
+        self._watchers.append(callback)
+
+    def charge(self, peer: PeerId, fault: str, weight: float) -> Verdict:
+        """Count what ``peer`` did wrong; ``fault`` is a name from our code, for the log and the counts.
+
+        ``slow``: the caller stops reading this peer for ``conduct.SLOW_S`` seconds, as its connections do.
+        ``leave``: its connections are closed, and it is refused for minutes. See ``conduct.py`` for weights.
+        """
+        now = trio.current_time()
+        verdict = self._conduct.charge(peer, self.origin_of(peer), fault, weight, now)
+        if verdict == "slow":
+            for connection in self._swarm.live(to_id(peer)):
+                connection.slow_down(now + SLOW_S)
+        elif verdict == "leave":
+            log.info("peer.left", peer=peer, fault=fault, origin=self.origin_of(peer).near)
+            self._swarm.refused["left"] += 1
+            self._swarm.start_task(self._swarm.close_peer, to_id(peer))
+        return verdict
+
+    def _refuses(self, peer: ID) -> str | None:
+        return self._conduct.refused_for(from_id(peer), trio.current_time())
+
+    def _tell(self, peer: PeerId, change: PeerChange) -> None:
+        for callback in self._watchers:
+            callback(peer, change)
+
     # Connections.
 
     async def connect(self, multiaddr: str) -> PeerId:
@@ -381,14 +430,22 @@ class Network:
 
     # Streams.
 
-    def serve(self, protocol: str, handler: Handler, *, streams_per_peer: int | None = None) -> None:
+    def serve(
+        self,
+        protocol: str,
+        handler: Handler,
+        *,
+        streams_per_peer: int | None = None,
+        idle_s: float | None = None,
+    ) -> None:
         """Call ``handler`` for each stream that a peer opens for ``protocol``.
 
         It owns the stream until it returns. An exception ends that stream only and counts against the
-        peer; streams over the cap are reset at once.
+        peer; streams over the cap are reset at once. A protocol whose streams live long takes one a peer.
+        With ``idle_s``, ``receive_some`` raises ``UnreachableError`` after so many seconds without a byte.
         """
         self._host.set_stream_handler(
-            TProtocol(protocol), self._router.guard(protocol, handler, streams_per_peer)
+            TProtocol(protocol), self._router.guard(protocol, handler, streams_per_peer, idle_s)
         )
 
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
@@ -495,6 +552,7 @@ class Network:
             dials=dict(self._swarm.dials),
             protocols_refused=dict(self._router.refused),
             protocols_failed=dict(self._router.failed),
+            faults=dict(self._conduct.faults),
             tasks_failed=dict(self._swarm.guard.failed),
             gossip=self._gossip.stats() if self._gossip is not None else {},
         )
@@ -504,9 +562,16 @@ class Network:
     async def on_connected(self, connection: NodeConnection) -> None:
         """Learn what the peer speaks, then enter it in the DHT."""
         peer = to_id(connection.peer)
+        if not self._swarm.live(peer):
+            return
+        if connection.peer not in self._told:
+            self._told.add(connection.peer)
+            self._tell(connection.peer, "connected")
         try:
-            if await self._host.identify(peer) and self._dht is not None:
-                await self._dht.add_peer(peer)
+            if await self._host.identify(peer):
+                self._tell(connection.peer, "identified")
+                if self._dht is not None:
+                    await self._dht.add_peer(peer)
         finally:
             self._greeted.set()
             self._greeted = trio.Event()
@@ -515,6 +580,9 @@ class Network:
         """Forget what identify said when the last connection is gone."""
         if not self._swarm.live(to_id(connection.peer)):
             self._host.forget(to_id(connection.peer))
+            if connection.peer in self._told:
+                self._told.discard(connection.peer)
+                self._tell(connection.peer, "disconnected")
 
 
 class _Watcher(INotifee):

@@ -41,7 +41,9 @@ class Router:
         self.failed: Counter[str] = Counter()
         self.faults: Counter[PeerId] = Counter()
 
-    def guard(self, protocol: str, handler: Handler, streams_per_peer: int | None) -> StreamHandlerFn:
+    def guard(
+        self, protocol: str, handler: Handler, streams_per_peer: int | None, idle_s: float | None
+    ) -> StreamHandlerFn:
         """The handler that the host calls for each inbound stream of ``protocol``."""
         cap = self._limits.streams_per_peer if streams_per_peer is None else streams_per_peer
 
@@ -56,7 +58,7 @@ class Router:
                 self.refused[protocol] += 1
                 await raw.reset()
                 return
-            stream = wrap(raw, peer, protocol)
+            stream = wrap(raw, peer, protocol, idle_s=idle_s)
             self._open[peer] += 1
             self._open_protocol[key] += 1
             try:
@@ -101,10 +103,15 @@ FAULTS_KEPT = 1024
 
 
 def wrap(
-    raw: INetStream, peer: PeerId, protocol: str, on_closed: Callable[[], object] | None = None
+    raw: INetStream,
+    peer: PeerId,
+    protocol: str,
+    on_closed: Callable[[], object] | None = None,
+    *,
+    idle_s: float | None = None,
 ) -> Stream:
     """Our stream over one of the library's."""
     address = None
     if isinstance(raw, NetStream) and isinstance(raw.swarm_conn, NodeConnection):
         address = raw.swarm_conn.address or None
-    return Stream(raw, peer=peer, protocol=protocol, remote_addr=address, on_closed=on_closed)
+    return Stream(raw, peer=peer, protocol=protocol, remote_addr=address, on_closed=on_closed, idle_s=idle_s)

@@ -32,11 +32,13 @@ class Stream:
         protocol: str,
         remote_addr: str | None,
         on_closed: Callable[[], object] | None = None,
+        idle_s: float | None = None,
     ) -> None:
         self.peer = peer
         self.protocol = protocol
         self.remote_addr = remote_addr
         self._stream = stream
+        self._idle_s = idle_s
         self._on_closed = on_closed
         self._closed = False
 
@@ -55,16 +57,20 @@ class Stream:
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """Between 1 and ``max_bytes`` bytes, or ``b""`` when the other side has finished.
 
-        Raises ``UnreachableError`` when it aborted the stream or is gone.
+        Raises ``UnreachableError`` when it aborted the stream, is gone, or was silent for too long.
         """
         if self._closed:
             raise UnreachableError("this stream was closed on our side")
         try:
-            return await self._stream.read(max_bytes)
+            if self._idle_s is None:
+                return await self._stream.read(max_bytes)
+            with trio.move_on_after(self._idle_s):
+                return await self._stream.read(max_bytes)
         except StreamEOF:
             return b""
         except StreamError as error:
             raise UnreachableError(f"{self.peer} is gone or aborted the stream while we read") from error
+        raise UnreachableError(f"{self.peer} has said nothing for {self._idle_s:g} s")
 
     async def send_eof(self) -> None:
         """Tell the other side that nothing more will be sent; reading goes on. Never raises."""

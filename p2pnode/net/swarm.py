@@ -49,6 +49,7 @@ from p2pnode.net.address_policy import AddressPolicy, nearest_first, scope_of
 from p2pnode.net.admission import Admission
 from p2pnode.net.multiaddrs import check_address, from_id, without_peer
 from p2pnode.net.upgrader import Upgrader
+from p2pnode.net.yamux import Yamux
 from p2pnode.scopes import ip_of
 from p2pnode.tasks import Guard
 
@@ -111,8 +112,10 @@ class NodeSwarm(Swarm):
         transports: Sequence[ITransport],
         limits: Limits,
         policy: AddressPolicy,
+        refuses: Callable[[ID], str | None],
         fast: bool,
     ) -> None:
+        """``refuses`` says for which fault a peer may not come, or None."""
         super().__init__(
             peer_id,
             peerstore,
@@ -139,6 +142,7 @@ class NodeSwarm(Swarm):
         self.dials: Counter[str] = Counter()
         self.transports = list(transports)
         self.policy = policy
+        self._refuses = refuses
         self._reached: BoundedMap[ID, str] = BoundedMap(REACHED_MAX)
         self._dialling: dict[ID, _Dial] = {}
 
@@ -368,6 +372,9 @@ class NodeSwarm(Swarm):
         peer = muxed.peer_id
         if self._closing or self.nursery is None:
             raise UnreachableError("this node is shutting down")
+        if (fault := self._refuses(peer)) is not None:
+            self.refused["conduct"] += 1
+            raise UnreachableError(f"this node left {from_id(peer)} for {fault}: try again in some minutes")
         if direction == "inbound" and (peer == self.self_id or len(self.live(peer)) >= CONNECTIONS_PER_PEER):
             raise UnreachableError("too many connections with this peer")
         if direction == "inbound" and not self._make_room():
@@ -507,6 +514,11 @@ class NodeConnection(SwarmConn):
     def busy(self) -> bool:
         """Whether a stream of ours or of the peer's is open."""
         return self.streams_inbound > 0 or self.streams_app > 0
+
+    def slow_down(self, until: float) -> None:
+        """Read nothing more from this connection before ``until``, on trio's clock."""
+        if isinstance(self.muxed_conn, Yamux):
+            self.muxed_conn.slow_down(until)
 
     async def start(self) -> None:
         """Accept streams; close when the muxer has ended."""

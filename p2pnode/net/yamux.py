@@ -108,6 +108,7 @@ class Yamux(IMuxedConn):
         self._room: trio.Event | None = None
         self._ending = False
         self._heard = True
+        self._slow_until = 0.0
         self._ping = 0
         self._scope = trio.CancelScope()
 
@@ -160,6 +161,10 @@ class Yamux(IMuxedConn):
         self._scope.cancel()
         with trio.move_on_after(2 * FLUSH_S, shield=True):
             await self.event_closed.wait()
+
+    def slow_down(self, until: float) -> None:
+        """Read nothing more before ``until``, on trio's clock: the transport then holds the peer back."""
+        self._slow_until = max(self._slow_until, until)
 
     async def open_stream(self) -> YamuxStream:
         """A new stream, at once: it doesn't wait for the other side's consent."""
@@ -260,6 +265,9 @@ class Yamux(IMuxedConn):
                 with trio.move_on_after(FLUSH_S):
                     await self.wait_room(0)
                 return
+            if self._slow_until > trio.current_time():
+                await trio.sleep_until(self._slow_until)
+                self._heard = True  # the silence was ours
 
     async def _keep_alive(self) -> None:
         """Ping. A peer that is silent for a whole interval, and doesn't answer the ping, is gone."""
