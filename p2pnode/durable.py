@@ -73,12 +73,49 @@ class FileFormat:
     """Brings a file of the given earlier version to ``version``. It runs inside a transaction."""
 
 
-class SqliteFile:
-    """The file of ``format`` at ``path``. ``subject`` is what messages call it: usually its path."""
+class SqliteDisk:
+    """The seam between a SQLite file and the disk: each connection to the file, and each commit.
 
-    def __init__(self, path: Path, format_: FileFormat, *, subject: str = "") -> None:
+    Tests put a disk here that fills up, fails or takes its time. Both methods may raise ``sqlite3.Error``
+    and ``OSError``.
+    """
+
+    synchronous = "FULL"
+    """How SQLite syncs: a commit that returned survives a power cut."""
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        """A connection in autocommit to the file at ``path``, to be used by one thread at a time.
+
+        It looks at no format: :meth:`SqliteFile.connect` does.
+        """
+        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute(f"PRAGMA synchronous = {self.synchronous}")
+            db.execute("PRAGMA fullfsync = ON")  # a plain fsync on macOS does not reach the disk
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA trusted_schema = OFF")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def commit(self, db: sqlite3.Connection) -> None:
+        """Return when the transaction is on the disk."""
+        db.execute("COMMIT")
+
+
+class SqliteFile:
+    """The file of ``format`` at ``path`` on ``disk``: the real one, if none is given.
+
+    ``subject`` is what messages call it: usually its path.
+    """
+
+    def __init__(
+        self, path: Path, format_: FileFormat, *, subject: str = "", disk: SqliteDisk | None = None
+    ) -> None:
         self.path, self.format = path, format_
         self.subject = subject or str(path)
+        self.disk = disk or SqliteDisk()
 
     def make_if_missing(self) -> None:
         """Make an empty file (mode 0600) where there is none. Raises ``StorageError``."""
@@ -113,13 +150,13 @@ class SqliteFile:
         made = self.format
         make(self.path, made.tables, application=made.application, version=made.version)
 
-    def connect(self, *, synchronous: str = "FULL") -> sqlite3.Connection:
+    def connect(self) -> sqlite3.Connection:
         """A connection in autocommit, its rows by name, to be used by one thread at a time.
 
         What it commits survives a power cut. Raises ``StorageError``.
         """
         with self.failing_as_storage():
-            db = connect(self.path, synchronous=synchronous)
+            db = self.disk.connect(self.path)
             try:
                 db.row_factory = sqlite3.Row
                 self._check(db)
@@ -161,7 +198,7 @@ class SqliteFile:
             db.execute("BEGIN IMMEDIATE")
             try:
                 result = operation(db)
-                db.execute("COMMIT")
+                self.disk.commit(db)
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -205,8 +242,6 @@ class GroupCommit(Generic[ContextT]):
 
     def __init__(self, file: SqliteFile, db: sqlite3.Connection) -> None:
         self._file, self._db = file, db
-        self.commits = 0
-        """Transactions so far."""
 
     def commit(
         self, group: Sequence[Request[ContextT, T]], context: ContextT, finish: Callable[[], object]
@@ -230,7 +265,6 @@ class GroupCommit(Generic[ContextT]):
                         db.execute("ROLLBACK TO one")
                     db.execute("RELEASE one")
             finish()
-            self.commits += 1
         except (sqlite3.Error, OSError) as error:
             if db.in_transaction:
                 with suppress(sqlite3.Error):
@@ -273,11 +307,6 @@ class WriteQueue:
         self._limiter = trio.CapacityLimiter(1)  # of our own: a commit never waits for somebody's download
         self._queue: trio.MemorySendChannel[_Write] | None = None
         self._riders: list[_Write] = []
-
-    @property
-    def commits(self) -> int:
-        """Transactions so far."""
-        return self._commit.commits
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled; what waits then is still written."""
@@ -347,7 +376,7 @@ class WriteQueue:
                     log.error("file.write_failed", file=self._file.subject, reason=str(rider.error))
 
     def _commit_now(self, group: list[_Write]) -> None:
-        self._commit.commit(group, self._db, lambda: self._db.execute("COMMIT"))
+        self._commit.commit(group, self._db, lambda: self._file.disk.commit(self._db))
 
 
 def _waiting(receive: trio.MemoryReceiveChannel[_Write]) -> list[_Write]:
@@ -358,23 +387,6 @@ def _waiting(receive: trio.MemoryReceiveChannel[_Write]) -> list[_Write]:
         except trio.WouldBlock:
             break
     return group
-
-
-def connect(path: Path, *, synchronous: str = "FULL") -> sqlite3.Connection:
-    """A connection in autocommit, to be used by one thread at a time; what commits survives a power cut.
-
-    It looks at no format: :meth:`SqliteFile.connect` does. Raises ``sqlite3.Error``.
-    """
-    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute(f"PRAGMA synchronous = {synchronous}")
-        db.execute("PRAGMA fullfsync = ON")  # a plain fsync on macOS does not reach the disk
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA trusted_schema = OFF")
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def kind_of(db: sqlite3.Connection) -> tuple[int, int]:

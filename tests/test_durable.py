@@ -12,6 +12,7 @@ import pytest
 
 from p2pnode.durable import FileFormat, GroupCommit, Request, SqliteFile, Trouble, run_script, trouble_of
 from p2pnode.errors import LocalError, StorageError
+from tests.sqlite_disk import WatchedDisk
 
 FIRST = FileFormat(
     application=7,
@@ -42,9 +43,14 @@ SECOND = FileFormat(
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> SqliteFile:
+def disk() -> WatchedDisk:
+    return WatchedDisk()
+
+
+@pytest.fixture
+def file(tmp_path: Path, disk: WatchedDisk) -> SqliteFile:
     """A file of the first format, as a message calls it."""
-    made = SqliteFile(tmp_path / "lines.sqlite", FIRST, subject="the lines")
+    made = SqliteFile(tmp_path / "lines.sqlite", FIRST, subject="the lines", disk=disk)
     made.make_if_missing()
     return made
 
@@ -170,16 +176,15 @@ def adding(number: int, *, fails: Exception | None = None) -> Request[sqlite3.Co
     return Request(operation)
 
 
-def written(
-    file: SqliteFile, db: sqlite3.Connection, *group: Request[sqlite3.Connection, int]
-) -> tuple[bool, int]:
+def written(file: SqliteFile, db: sqlite3.Connection, *group: Request[sqlite3.Connection, int]) -> bool:
     writer = GroupCommit[sqlite3.Connection](file, db)
-    return writer.commit(group, db, lambda: db.execute("COMMIT")), writer.commits
+    return writer.commit(group, db, lambda: file.disk.commit(db))
 
 
-def test_a_group_is_one_transaction(file: SqliteFile, db: sqlite3.Connection) -> None:
+def test_a_group_is_one_transaction(file: SqliteFile, db: sqlite3.Connection, disk: WatchedDisk) -> None:
     group = [adding(number) for number in (1, 2, 3)]
-    assert written(file, db, *group) == (True, 1)
+    assert written(file, db, *group)
+    assert disk.commits == 1
     assert [each.result for each in group] == [1, 2, 3]
     assert texts(db) == ["1", "2", "3"]
 
@@ -191,7 +196,7 @@ def test_an_operation_that_raises_undoes_itself_alone(
 ) -> None:
     failing = adding(1, fails=error)
     group = [adding(number) for number in others]
-    assert written(file, db, failing, *group)[0]
+    assert written(file, db, failing, *group)
     assert failing.error is not None
     assert failing.error is error or isinstance(failing.error, StorageError)
     assert [each.error for each in group] == [None] * len(others)
@@ -201,7 +206,7 @@ def test_an_operation_that_raises_undoes_itself_alone(
 
 def test_what_the_tables_do_not_take_ends_one_operation(file: SqliteFile, db: sqlite3.Connection) -> None:
     first, second, third = adding(1), adding(1), adding(2)
-    assert written(file, db, first, second, third)[0]
+    assert written(file, db, first, second, third)
     assert "the lines does not take this" in str(second.error)
     assert texts(db) == ["1", "2"]
 
@@ -218,7 +223,6 @@ def test_a_disk_that_fails_undoes_the_whole_group(
     group = [adding(1), adding(2)]
     writer = GroupCommit[sqlite3.Connection](SqliteFile(file.path, SECOND), db)
     assert not writer.commit(group, db, finish)
-    assert writer.commits == 0
     assert all(isinstance(each.error, StorageError) for each in group)
     assert isinstance(group[0].error, FullError) is isinstance(error, OSError)
     assert texts(db) == []

@@ -14,7 +14,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from p2pnode.durable import FileFormat, SqliteFile
+from p2pnode.durable import FileFormat, SqliteDisk, SqliteFile
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.files import not_writable
 
@@ -29,6 +29,12 @@ CREATE TABLE made (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     foreign=f"it is no state of a development chain of this version: {_MOVE_AWAY}",
     remedies={"damaged": f"it can't be read: {_MOVE_AWAY}"},
 )
+
+
+class _RelaxedDisk(SqliteDisk):
+    """A power cut may take the last commits: that is quicker, and nothing of value is stored here."""
+
+    synchronous = "NORMAL"
 
 
 class SavedState(dict[bytes, bytes]):
@@ -66,11 +72,11 @@ class SavedState(dict[bytes, bytes]):
         return handle
 
     def _opened(self) -> sqlite3.Connection:
-        file = SqliteFile(self.path, _FORMAT)
+        file = SqliteFile(self.path, _FORMAT, disk=_RelaxedDisk())
         try:
             if not self.path.exists():
                 file.make()
-            db = file.connect(synchronous="NORMAL")
+            db = file.connect()
             try:
                 with file.failing_as_storage():
                     for key, value in db.execute("SELECT key, value FROM state"):

@@ -26,7 +26,7 @@ from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.client.client import Client
 from p2pnode.config import NodeConfig
-from p2pnode.durable import connect, make
+from p2pnode.durable import SqliteDisk, make
 from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
@@ -216,7 +216,7 @@ def bare_cpu(folder: Path, times: int) -> float:
     row = bytes(_ROW_BYTES)
     path = folder / "bare.sqlite"
     make(path, "CREATE TABLE rows (number INTEGER PRIMARY KEY, row BLOB);", application=0, version=0)
-    with closing(connect(path)) as db:
+    with closing(SqliteDisk().connect(path)) as db:
         db.execute("INSERT INTO rows VALUES (1, ?)", (row,))
         began = time.process_time()
         for number in range(times):

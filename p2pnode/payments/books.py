@@ -20,6 +20,7 @@ from p2pnode.chain.evm.order_book import OrderBook
 from p2pnode.chain.profile import ChainProfile, load_profile
 from p2pnode.chain.wallet.wallet import Wallet, open_wallet
 from p2pnode.config import NodeConfig
+from p2pnode.durable import SqliteDisk
 from p2pnode.errors import ConfigError
 from p2pnode.extras import need
 from p2pnode.files import off_the_loop, user_path
@@ -138,31 +139,28 @@ async def open_ledger(
 
 
 @asynccontextmanager
-async def open_journal(path: Path, *, in_thread: bool = True) -> AsyncIterator[Journal]:
+async def open_journal(
+    path: Path, *, disk: SqliteDisk | None = None, in_thread: bool = True
+) -> AsyncIterator[Journal]:
     """The journal of a data dir, written until the block ends, also while it is being cancelled.
 
-    Raises ``StorageError``. ``in_thread``: see ``Journal.open``.
+    Raises ``StorageError``. ``disk`` and ``in_thread``: see ``Journal.open``.
     """
-    journal = await off_the_loop(partial(Journal.open, path, in_thread=in_thread), in_thread=in_thread)
-    try:
-        async with writing_journal(journal):
-            yield journal
-    finally:
-        with trio.CancelScope(shield=True):
-            await off_the_loop(journal.close, in_thread=in_thread)
-
-
-@asynccontextmanager
-async def writing_journal(journal: Journal) -> AsyncIterator[None]:
-    """Write a journal until the block ends, also while the block is being cancelled. It is not closed."""
-    writing = trio.CancelScope(shield=True)
+    journal = await off_the_loop(
+        partial(Journal.open, path, disk=disk, in_thread=in_thread), in_thread=in_thread
+    )
+    writing = trio.CancelScope(shield=True)  # whoever is being cancelled may still have something to write
 
     async def write(*, task_status: trio.TaskStatus[None]) -> None:
         with writing:
             await journal.run(task_status=task_status)
 
-    async with background_task(write):
-        try:
-            yield
-        finally:
-            writing.cancel()
+    try:
+        async with background_task(write):
+            try:
+                yield journal
+            finally:
+                writing.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await off_the_loop(journal.close, in_thread=in_thread)

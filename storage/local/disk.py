@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 from pathlib import Path
 
+from p2pnode.durable import SqliteDisk
 
-class Disk:
+
+class Disk(SqliteDisk):
     """The real one. Files are 0600, folders 0700."""
-
-    synchronous = "FULL"
-    """How SQLite syncs: a commit that returned survives a power cut."""
 
     def make_folder(self, path: Path) -> bool:
         """Make it; False where it existed."""
@@ -129,7 +127,3 @@ class Disk:
             return path.stat().st_mtime
         except FileNotFoundError:
             return None
-
-    def commit(self, db: sqlite3.Connection) -> None:
-        """Return when the transaction is on the disk."""
-        db.execute("COMMIT")

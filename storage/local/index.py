@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from p2pnode.durable import FileFormat, SqliteFile, run_script
+from p2pnode.durable import FileFormat, SqliteDisk, SqliteFile, run_script
 from p2pnode.errors import StorageError
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId
@@ -132,9 +132,9 @@ END;
 """
 
 
-def index_file(root: Path) -> SqliteFile:
+def index_file(root: Path, disk: SqliteDisk) -> SqliteFile:
     """The index of the store in the folder ``root``."""
-    return SqliteFile(root / "index.sqlite", _FORMAT, subject=f"the store {root}")
+    return SqliteFile(root / "index.sqlite", _FORMAT, subject=f"the store {root}", disk=disk)
 
 
 def make_if_missing(file: SqliteFile, blobs: Path) -> None:

@@ -90,16 +90,16 @@ class LocalStore:
         thread.
         """
         disk = disk or Disk()
-        file, files = index.index_file(root), BlobFiles(root, disk)
+        file, files = index.index_file(root, disk), BlobFiles(root, disk)
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             index.make_if_missing(file, files.blobs)
             files.make()
         except OSError as error:
             raise file.storage_error(error) from error
-        reads = file.connect(synchronous=disk.synchronous)
+        reads = file.connect()
         try:
-            writes = file.connect(synchronous=disk.synchronous)
+            writes = file.connect()
             return cls(
                 file,
                 files,
@@ -118,11 +118,6 @@ class LocalStore:
         """Close the files. Nothing may be awaited on the store then."""
         self._reads.close()
         self._writes.close()
-
-    @property
-    def commits(self) -> int:
-        """Number of commits by this process so far."""
-        return self._writer.commits
 
     # ---- blobs
 

@@ -45,11 +45,6 @@ class Writer:
         self._turn = trio.Lock()
         self._waiting: list[_Request[Any]] = []
 
-    @property
-    def commits(self) -> int:
-        """Number of commits so far."""
-        return self._group_commit.commits
-
     async def write(self, operation: Callable[[Transaction], T]) -> T:
         """Return what ``operation`` returned, once it is on the disk.
 
@@ -104,7 +99,7 @@ class Writer:
 
         def finish() -> None:
             self._files.sync(tx.unsynced)  # before the commit that names the files in these folders
-            self._files.disk.commit(self._db)
+            self._file.disk.commit(self._db)
 
         done = self._group_commit.commit(group, tx, finish)
         self._remove(tx.swept if done else tx.placed)

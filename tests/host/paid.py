@@ -16,7 +16,6 @@ import trio
 from p2pnode.chain.ledger import Domains, Ledger, UnavailableError
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.client import Client
-from p2pnode.errors import StorageError
 from p2pnode.host.host import Host, HostedModel
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.memory import MemoryNet
@@ -37,6 +36,7 @@ from p2pnode.protocols.crypto import Signer, keccak256, key_address, sign_digest
 from p2pnode.protocols.typed_data import Domain, market_domain
 from tests.net.memory_world import ip_of, seed_of
 from tests.node.world import Member, World, scripted_host
+from tests.sqlite_disk import SlowDisk, WatchedDisk
 
 CHAIN_ID = 31337
 MARKET, USDC, REGISTRY, TREASURY = (bytes([n]) * 20 for n in (0xA1, 0xA2, 0xA3, 0xA4))
@@ -61,9 +61,14 @@ def wallet_address(name: str) -> bytes:
     return key_address(wallet_secret(name))
 
 
+def receipt_secret(index: int) -> bytes:
+    """What the host of this number signs receipts with."""
+    return keccak256(b"receipt %d" % index)
+
+
 def paid_identity(index: int, now: float) -> HostIdentity:
     """A host's identity that is bound to the chain, without the second a keystore takes."""
-    key, receipt = PeerKey(seed_of(index)), keccak256(b"receipt %d" % index)
+    key, receipt = PeerKey(seed_of(index)), receipt_secret(index)
     secret = wallet_secret(f"host {index}")
     terms = BindingTerms(
         receipt_key=key_address(receipt),
@@ -81,12 +86,9 @@ def priced(**config: object) -> HostedModel:
     return replace(scripted_host(**config), price_in=PRICE_IN, price_out=PRICE_OUT, session_fee=FEE)
 
 
-Books = Callable[[Path], AbstractAsyncContextManager[Journal]]
-
-
-def blocking_journal(path: Path) -> AbstractAsyncContextManager[Journal]:
-    """One whose commits take no virtual time."""
-    return open_journal(path, in_thread=False)
+def journal_on(disk: WatchedDisk, path: Path) -> AbstractAsyncContextManager[Journal]:
+    """A journal whose commits take no virtual time, but for those of a slow disk, which take real time."""
+    return open_journal(path, disk=disk, in_thread=isinstance(disk, SlowDisk))
 
 
 class Mortal:
@@ -110,6 +112,8 @@ class PaidWorld:
     world: World
     chain: MemoryChain
     folder: Path
+    disks: dict[Journal, WatchedDisk] = field(default_factory=dict)
+    """Of each journal of a host."""
     _names: itertools.count[int] = field(default_factory=itertools.count)
 
     async def host(
@@ -120,7 +124,7 @@ class PaidWorld:
         journal: Path | None = None,
         index: int | None = None,
         model: HostedModel | None = None,
-        books: Books = blocking_journal,
+        disk: WatchedDisk | None = None,
         budget: GasBudget | None = None,
     ) -> tuple[Member, HostMoney]:
         """A host that runs; ``ledger`` may wrap its ledger. With ``index`` the same host starts again."""
@@ -146,13 +150,14 @@ class PaidWorld:
             world.members[number] = member
         else:
             world.members.append(member)
-        path = journal or self.folder / f"host {number}.sqlite"
+        path, disk = journal or self.folder / f"host {number}.sqlite", disk or WatchedDisk()
         money = HostMoney(
             Mortal(ledger(MemoryLedger(self.chain, identity.binding.wallet))),
-            await world.nursery.start(self._journal, books(path)),
+            await world.nursery.start(self._journal, journal_on(disk, path)),
             exposure_limits or ExposureLimits(),
             budget or GasBudget(),
         )
+        self.disks[money.journal] = disk
         await world.nursery.start(self._run, member)
         member.host = Host(node, identity, [model or priced()], money)
         await member.host.start()
@@ -160,13 +165,8 @@ class PaidWorld:
 
     def kill(self, member: Member, money: HostMoney) -> None:
         """SIGKILL: nothing is said to anybody, neither to peers nor to the chain nor to the disk."""
-
-        async def dead(_operation: object) -> None:
-            msg = "the process was killed"
-            raise StorageError(msg)
-
         money.ledger.dead = True  # type: ignore[attr-defined]
-        money.journal._writer.write = dead  # type: ignore[method-assign,assignment]
+        self.disks[money.journal].dead = True
         self.world.crash(member)
 
     async def _journal(
@@ -190,10 +190,10 @@ class PaidWorld:
         limits: SpendingLimits | None = None,
         ip: str = "10.0.9.9",
         ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
-        books: Books = blocking_journal,
+        disk: WatchedDisk | None = None,
         on_event: Callable[[str, dict[str, object]], None] = lambda _name, _fields: None,
     ) -> AsyncIterator[Client]:
-        """A client with USDC and no ether that knows one host. ``books`` opens its journal."""
+        """A client with USDC and no ether that knows one host. Its journal is on ``disk``."""
         path = self.folder / f"client {name} {next(self._names)}.sqlite"
         rules = limits or SpendingLimits()
         secret = wallet_secret(name)
@@ -207,7 +207,7 @@ class PaidWorld:
 
         @contextlib.asynccontextmanager
         async def make() -> AsyncIterator[OpenPayer]:
-            async with books(path) as journal:
+            async with journal_on(disk or WatchedDisk(), path) as journal:
                 signer = SessionSigner(
                     address=wallet_address(name),
                     sign=unlock,

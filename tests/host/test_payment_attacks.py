@@ -452,7 +452,7 @@ async def test_a_second_stream_without_the_voucher_key_leaves_the_first_alone(
     tmp_path: Path, autojump_clock: MockClock, *, forged: bool
 ) -> None:
     async with paid_world(tmp_path) as w:
-        member, _ = await w.host(model=priced(tokens_per_s=20))
+        member, money = await w.host(model=priced(tokens_per_s=20))
         async with w.client(member) as client, thief(w.world, member, None) as spy:
             counts: list[tuple[int, int]] = []
 
@@ -462,7 +462,7 @@ async def test_a_second_stream_without_the_voucher_key_leaves_the_first_alone(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask)
                 await trio.sleep(3)
-                (record,) = member.host._resumable._records.values()  # type: ignore[union-attr]
+                (record,) = money.journal.hosted()
                 # It even knows the session's id and (forged) signs with a key of its own.
                 proof = payment("mallory", member).sign(bytes(32)) if forged else bytes(65)
                 resume = Resume(session=record.session, received=0, turn=1, proof=proof)

@@ -39,6 +39,7 @@ from tests.client.support import misbehave
 from tests.host.paid import CHAIN_ID, FEE, LIMITS, MARKET, RICH, domains, paid_world, priced
 from tests.host.test_paid import answer, due, settled
 from tests.host.thief import takes_and_refuses
+from tests.sqlite_disk import WatchedDisk
 
 
 class Moody:
@@ -154,21 +155,6 @@ async def test_an_endpoint_that_answers_with_an_error_does_not_end_the_host(
         settled(w, due(*counts))
 
 
-def fill(journal: Any, times: int) -> None:
-    """The next ``times`` writes find the disk full."""
-    writer, left = journal._writer, times
-    real = writer.write
-
-    async def full(operation: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left >= 0:
-            raise StorageError("the disk is full")
-        await real(operation)
-
-    writer.write = full
-
-
 async def read(client: Client, upset: Callable[[], Awaitable[None]]) -> None:
     """A long answer; ``upset`` is called at its third piece."""
     received = 0
@@ -184,10 +170,11 @@ async def test_a_client_whose_disk_is_full_stops_paying_and_does_not_hang(
 ) -> None:
     async with paid_world(tmp_path) as w:
         member, _ = await w.host(model=priced(tokens_per_s=20))
-        async with w.client(member) as client:
+        disk = WatchedDisk()
+        async with w.client(member, disk=disk) as client:
 
             async def upset() -> None:
-                fill(books_of(client), times)
+                disk.full_for = times
 
             with trio.fail_after(600), pytest.raises(StorageError, match="full"):
                 await read(client, upset)
@@ -199,19 +186,14 @@ async def test_a_host_whose_disk_is_full_takes_no_deposit_and_stays_up(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with paid_world(tmp_path) as w:
-        member, money = await w.host()
-        writer = money.journal._writer
-        real = writer.write
-
-        async def full(_operation: Any) -> None:
-            raise StorageError("the disk is full")
-
-        writer.write = full  # type: ignore[method-assign,assignment]
+        disk = WatchedDisk()
+        member, _ = await w.host(disk=disk)
+        disk.full_for = 10**6
         async with w.client(member) as client:
             with pytest.raises(RemoteError, match="write its journal"):
                 await answer(client)
         assert w.chain.block == 0
-        writer.write = real  # type: ignore[method-assign]
+        disk.full_for = 0
         async with w.client(member, name="bob") as client:
             counts = await answer(client)
         await trio.sleep(10)
@@ -239,11 +221,12 @@ async def test_a_disk_that_is_full_when_a_session_ends_delays_its_settlement_onl
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with paid_world(tmp_path) as w:
-        member, money = await w.host()
+        disk = WatchedDisk()
+        member, _ = await w.host(disk=disk)
         async with w.client(member) as client:
             counts = await answer(client)
             await trio.sleep(1)  # the last voucher is there
-            fill(money.journal, 3)
+            disk.full_for = 3
         await trio.sleep(60)
         settled(w, due(*counts))
 

@@ -24,18 +24,16 @@ from tests.host.paid import (
     LIMITS,
     PRICE_OUT,
     RICH,
-    Books,
     PaidWorld,
-    blocking_journal,
     paid_world,
     wallet_address,
 )
-from tests.host.slow_disk import SlowDisk
 from tests.host.test_paid import answer
 from tests.host.test_payment_attacks import keeps_vouchers_back, later
 from tests.host.thief import Thief, payment, thief
 from tests.net.support import eventually
 from tests.node.world import Member
+from tests.sqlite_disk import SlowDisk, WatchedDisk
 
 WINDOW_UNITS = WINDOW * PRICE_OUT // 1_000_000
 DAY_S = 86_400
@@ -78,11 +76,11 @@ class Scene:
 
 @asynccontextmanager
 async def stealing(
-    folder: Path, *, limits: Limits = LIMITS, books: Books = blocking_journal
+    folder: Path, *, limits: Limits = LIMITS, disk: WatchedDisk | None = None
 ) -> AsyncIterator[Scene]:
     """The thief is served a window, for which it does not sign."""
     async with paid_world(folder, limits=limits) as w:
-        member, money = await w.host(books=books)
+        member, money = await w.host(disk=disk)
         w.chain.mint(wallet_address("mallory"), RICH)
         signed = payment("mallory", member, expiry=int(wall_clock()) + 4000)
         async with thief(w.world, member, signed) as one, trio.open_nursery() as nursery:
@@ -228,7 +226,7 @@ async def test_a_disk_slower_than_an_ending_may_take_keeps_no_exposure_and_no_se
 ) -> None:
     limits = replace(LIMITS, close_deadline_s=0.01, settle_batch_s=0.05, settle_retry_s=0.1)
     with trio.fail_after(30):
-        async with stealing(tmp_path, limits=limits, books=SlowDisk(0.04).open) as scene:
+        async with stealing(tmp_path, limits=limits, disk=SlowDisk(0.04)) as scene:
             scene.thief.close()
             await eventually(lambda: scene.money.journal.hosted("settled"))
             assert scene.exposure.units == WINDOW_UNITS
@@ -264,7 +262,7 @@ async def test_a_host_that_stops_settles_a_session_that_ended_just_before(tmp_pa
     disk = SlowDisk(0.0)
     with trio.fail_after(30):
         async with paid_world(tmp_path, limits=replace(LIMITS, settle_batch_s=3.0)) as w:
-            member, money = await w.host(books=disk.open)
+            member, money = await w.host(disk=disk)
             async with w.client(member) as client:
                 await answer(client, tokens=10)
                 disk.commit_s = 0.5  # its end is not written down yet when the host is told to stop

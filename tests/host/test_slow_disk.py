@@ -20,9 +20,9 @@ from p2pnode.protocols.inference.messages import CODEC, Accept, Challenge, Ping,
 from tests.client.failing import ask, check_whole, read
 from tests.client.support import misbehave
 from tests.host.paid import FEE, LIMITS, PaidWorld, paid_world, priced
-from tests.host.slow_disk import SlowDisk
 from tests.host.test_payment_faults import books_of
 from tests.net.support import eventually
+from tests.sqlite_disk import SlowDisk
 
 HASTY = replace(
     LIMITS, dial_deadline_s=2.0, reconnect_patience_s=0.2, lookup_deadline_s=4.0, mdns_wait_s=0.1, stall_s=5.0
@@ -83,7 +83,7 @@ async def test_a_host_that_talks_while_the_clients_disk_is_slow_ends_nothing_els
         async with paid_world(tmp_path, limits=HASTY) as w:
             good, _ = await w.host()
             await w.host(model=priced(tokens_per_s=100))
-            async with w.client(good, books=SlowDisk(0.02).open) as client:
+            async with w.client(good, disk=SlowDisk(0.02)) as client:
                 await owe(w, client, index=1)
                 again, _ = await w.host(index=1)
                 misbehave(again, accepts_and_pings(600))

@@ -42,7 +42,7 @@ from p2pnode.protocols.inference.messages import (
     SessionTerms,
 )
 from p2pnode.protocols.typed_data import authorisation_digest, session_id
-from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, domains, wallet_address, wallet_secret
+from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, domains, receipt_secret, wallet_address, wallet_secret
 from tests.net.memory_world import seed_of
 from tests.node.world import Member, World
 
@@ -52,14 +52,13 @@ Filter = Callable[[Any], Any | None]
 
 def payment(name: str, member: Member, *, deposit: int = 1_000_000, **changes: Any) -> ClientPayment:
     """Terms for a host that a wallet signed; ``changes`` to the terms are signed too."""
-    binding = member.host and member.host._identity.binding
-    assert binding
     rng = random.Random(f"{name} {member.index}")
     voucher = keccak256(rng.randbytes(32))
     now, secret = int(wall_clock()), wallet_secret(name)
     values: dict[str, Any] = {
-        "payer": wallet_address(name), "host": binding.wallet, "voucher_key": key_address(voucher),
-        "receipt_key": binding.receipt_key, "model": scripted_model_id(), "deposit": deposit,
+        "payer": wallet_address(name), "host": wallet_address(f"host {member.index}"),
+        "voucher_key": key_address(voucher), "receipt_key": key_address(receipt_secret(member.index)),
+        "model": scripted_model_id(), "deposit": deposit,
         "price_in": PRICE_IN, "price_out": PRICE_OUT, "session_fee": FEE, "tip": 0, "expiry": now + 86_400,
         "salt": rng.randbytes(32),
     }  # fmt: skip

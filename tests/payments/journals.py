@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from p2pnode.durable import SqliteDisk
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal, Spending
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
@@ -97,9 +98,9 @@ class Anything:
 
 
 @asynccontextmanager
-async def writing(path: Path) -> AsyncIterator[Journal]:
+async def writing(path: Path, disk: SqliteDisk | None = None) -> AsyncIterator[Journal]:
     """A journal at ``path`` with its writer running."""
-    journal = Journal.open(path)
+    journal = Journal.open(path, disk=disk)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(journal.run)

@@ -11,6 +11,7 @@ from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import FOLDERS, GcStep, Quotas
 from p2pnode.storage.store import OwnerKey
+from tests.sqlite_disk import WatchedDisk
 from tests.storage.store_conformance import ALICE, BOB, QUOTAS
 
 NOW = 1_800_000_000.0
@@ -36,6 +37,10 @@ class UnsyncedDisk(Disk):
 
     def sync_folder(self, path: Path) -> None:
         pass
+
+
+class StoreDisk(WatchedDisk, UnsyncedDisk):
+    """Quick, and its index is in view."""
 
 
 class OneStoreWorld:

@@ -17,7 +17,7 @@ from typing import Any, Final, Self, TypeVar
 import trio
 
 from p2pnode.chain.evm.order_book import Ending, SentOrder, SignedTransaction
-from p2pnode.durable import SqliteFile, WriteQueue
+from p2pnode.durable import SqliteDisk, SqliteFile, WriteQueue
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.payments.journal import orders, payee, payer
@@ -68,12 +68,12 @@ class Journal:
         self._owner = Owner(file.path)
 
     @classmethod
-    def open(cls, path: Path, *, in_thread: bool = True) -> Self:
+    def open(cls, path: Path, *, disk: SqliteDisk | None = None, in_thread: bool = True) -> Self:
         """Open the journal at ``path``, making it where there is none. Blocks for some milliseconds.
 
         Without a thread its commits block: for simulations, where a mock clock would not wait for one.
         """
-        file = journal_file(path)
+        file = journal_file(path, disk)
         file.make_if_missing()
         reads = file.connect()
         try:

@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from p2pnode.durable import FileFormat, SqliteFile, run_script
+from p2pnode.durable import FileFormat, SqliteDisk, SqliteFile, run_script
 from p2pnode.ids import SessionId
 from p2pnode.payments.journal.orders import ORDERS_TABLES
 from p2pnode.payments.journal.records import unpack
@@ -117,9 +117,9 @@ ALTER TABLE bought ADD COLUMN owner TEXT NOT NULL DEFAULT '';
 """What format 2 added to a purchase."""
 
 
-def journal_file(path: Path) -> SqliteFile:
+def journal_file(path: Path, disk: SqliteDisk | None = None) -> SqliteFile:
     """The journal at ``path``."""
-    return SqliteFile(path, _FORMAT, subject=f"the journal {path}")
+    return SqliteFile(path, _FORMAT, subject=f"the journal {path}", disk=disk)
 
 
 def _upgrade(db: sqlite3.Connection, found: int) -> None:

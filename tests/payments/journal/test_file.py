@@ -15,6 +15,7 @@ import pytest
 from p2pnode.errors import StorageError
 from p2pnode.payments.journal.journal import Journal
 from tests.payments.journals import NOW, Anything, bought, hosted, receipt, session, voucher, writing
+from tests.sqlite_disk import WatchedDisk
 
 
 def _lines(code: str, *paths: Path) -> list[str]:
@@ -46,8 +47,10 @@ def test_a_file_that_others_could_read_is_made_private(path: Path) -> None:
 
 
 def test_every_commit_is_synced_to_the_disk(path: Path) -> None:
-    journal = Journal.open(path)
-    for db in (journal._reads, journal._writes):
+    disk = WatchedDisk()
+    journal = Journal.open(path, disk=disk)
+    assert len(disk.connections) == 2
+    for db in disk.connections:
         assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
         assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         assert db.execute("PRAGMA foreign_keys").fetchone()[0] == 1
@@ -144,13 +147,12 @@ def test_no_folder_is_told(tmp_path: Path) -> None:
         Journal.open(tmp_path / "journal.sqlite")
 
 
-async def test_two_writers_wait_for_one_another_and_one_that_never_ends_is_told(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with writing(path) as journal:
+async def test_two_writers_wait_for_one_another_and_one_that_never_ends_is_told(path: Path) -> None:
+    disk = WatchedDisk()
+    async with writing(path, disk) as journal:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        journal._writes.execute("PRAGMA busy_timeout = 50")
+        disk.pragma("busy_timeout = 50")
         with pytest.raises(StorageError, match="another process held it"):
             await journal.host_relaying(hosted(1))
         other.execute("ROLLBACK")
@@ -205,15 +207,16 @@ async def _fill(journal: Journal) -> None:
 
 
 async def test_a_full_disk_is_told_as_sqlite_knows_it(path: Path) -> None:
-    async with writing(path) as journal:
+    disk = WatchedDisk()
+    async with writing(path, disk) as journal:
         await journal.host_relaying(hosted(1))
-        pages = journal._writes.execute("PRAGMA page_count").fetchone()[0]
-        journal._writes.execute(f"PRAGMA max_page_count = {pages + 2}")
+        pages = disk.connections[0].execute("PRAGMA page_count").fetchone()[0]
+        disk.pragma(f"max_page_count = {pages + 2}")
         with pytest.raises(StorageError, match="free space, then start again"):
             await _fill(journal)
         kept = len(journal.receipts(session(1)))
         assert kept > 0
-        journal._writes.execute("PRAGMA max_page_count = 100000")
+        disk.pragma("max_page_count = 100000")
         await journal.host_issued(session(1), receipt(kept + 1))
         assert len(journal.receipts(session(1))) == kept + 1
 
@@ -263,9 +266,10 @@ def test_a_journal_that_can_not_be_written_is_told() -> None:
 
 
 async def test_no_secret_is_in_an_error_of_the_disk(path: Path) -> None:
-    async with writing(path) as journal:
+    disk = WatchedDisk()
+    async with writing(path, disk) as journal:
         await journal.bought(bought(1), Anything(), NOW)
-        journal._writes.execute("PRAGMA query_only = ON")
+        disk.pragma("query_only = ON")
         with pytest.raises(StorageError, match="owner and permissions") as caught:
             await journal.signed(session(1), voucher(1, 1))
         assert bought(1).voucher_secret.hex() not in repr(caught.value)

@@ -30,11 +30,17 @@ from tests.payments.journals import (
     voucher,
     writing,
 )
+from tests.sqlite_disk import WatchedDisk
 
 
 @pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    async with writing(tmp_path / "journal.sqlite") as made:
+def disk() -> WatchedDisk:
+    return WatchedDisk()
+
+
+@pytest.fixture
+async def journal(tmp_path: Path, disk: WatchedDisk) -> AsyncIterator[Journal]:
+    async with writing(tmp_path / "journal.sqlite", disk) as made:
         yield made
 
 
@@ -351,14 +357,14 @@ def test_the_number_of_a_start_never_goes_back_with_the_clock(tmp_path: Path) ->
 # ---- the writer
 
 
-async def test_what_waits_is_committed_together(journal: Journal) -> None:
+async def test_what_waits_is_committed_together(journal: Journal, disk: WatchedDisk) -> None:
     await journal.host_relaying(hosted(0))
-    before = journal._writer.commits
+    before = disk.commits
     async with trio.open_nursery() as nursery:
         for seq in range(1, 101):
             nursery.start_soon(journal.host_issued, session(0), receipt(seq))
     assert len(journal.receipts(session(0))) == 100
-    assert journal._writer.commits - before <= 3
+    assert disk.commits - before <= 3
 
 
 async def test_a_clock_that_jumps_does_not_jump_over_a_commit_without_a_thread(
@@ -378,15 +384,15 @@ async def test_a_clock_that_jumps_does_not_jump_over_a_commit_without_a_thread(
 
 
 async def test_a_receipt_that_rides_along_is_on_disk_with_the_voucher_that_pays_for_it(
-    tmp_path: Path,
+    tmp_path: Path, disk: WatchedDisk
 ) -> None:
-    async with writing(tmp_path / "journal.sqlite") as journal:
+    async with writing(tmp_path / "journal.sqlite", disk) as journal:
         await journal.host_relaying(hosted(1))
-        commits = journal._writer.commits
+        commits = disk.commits
         await journal.host_issuing(session(1), receipt(1))
-        assert journal._writer.commits == commits  # no commit of its own
+        assert disk.commits == commits  # no commit of its own
         await journal.host_paid(session(1), voucher(1, 30_000))
-        assert journal._writer.commits == commits + 1
+        assert disk.commits == commits + 1
         other = Journal.open(journal.path)
         try:
             assert other.receipts(session(1)) == [checkpoint(1)]

@@ -26,19 +26,20 @@ from tests.payments.journals import (
     voucher,
     writing,
 )
+from tests.sqlite_disk import WatchedDisk
 
 OTHER = b"\xee" * 32
 
 
 async def test_receipts_that_were_checked_are_kept_with_the_voucher_that_answers_them(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
-    async with writing(path) as journal:
+    path, disk = tmp_path / "journal.sqlite", WatchedDisk()
+    async with writing(path, disk) as journal:
         await journal.bought(bought(1), Anything(), NOW)
-        commits = journal._writer.commits
+        commits = disk.commits
         for seq in (1, 2):
             journal.bought_receipt(session(1), receipt(seq, root=bytes([seq]) * 32), NOW)
             await journal.signed(session(1), voucher(seq, 1000 * seq))
-        assert journal._writer.commits == commits + 2
+        assert disk.commits == commits + 2
     async with writing(path) as journal:
         assert [each.checkpoint.seq for each in journal.taken(session(1))] == [1, 2]
         found = journal.taken_with_root(session(1), b"\x02" * 32)

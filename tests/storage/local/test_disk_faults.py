@@ -51,12 +51,12 @@ class Story:
         self.refusals: list[StorageError] = []
 
     async def tell(self) -> None:
-        await self._put(ALICE, ONE)
+        await self.put(ALICE, ONE)
         await self._set(1, ONE)
-        await self._put(ALICE, LONG, streamed=True)
+        await self.put(ALICE, LONG, streamed=True)
         async with trio.open_nursery() as nursery:
             for data in (TWIN, BESIDE, ONE):
-                nursery.start_soon(self._put, BOB, data)
+                nursery.start_soon(self.put, BOB, data)
         await self._try(partial(self.store.pin, hash_of(LONG), owner=BOB), (BOB, LONG))
         await self._set(2, LONG)
         await self._unpin(ALICE, ONE)
@@ -64,10 +64,10 @@ class Story:
         self.wall.now += GRACE_S
         with suppress(StorageError):
             await collect(self.store)
-        await self._put(BOB, ONE)
+        await self.put(BOB, ONE)
         await self._set(3, ONE)
 
-    async def _put(self, owner: OwnerKey, data: bytes, *, streamed: bool = False) -> None:
+    async def put(self, owner: OwnerKey, data: bytes, *, streamed: bool = False) -> None:
         async def pieces() -> AsyncIterator[bytes]:
             yield data[:100]
             yield data[100:]
@@ -148,8 +148,8 @@ async def check_after(root: Path, story: Story) -> None:
             each.id.hash.hex() for each in await store.blobs()
         }
         again = Story(store, story.wall)
-        await again._put(ALICE, LONG)
-        await again._put(ALICE, TWIN)
+        await again.put(ALICE, LONG)
+        await again.put(ALICE, TWIN)
         assert not again.refusals
         await again.check(store)
 
@@ -203,8 +203,8 @@ async def test_a_disk_that_fills_up_at_any_point_says_so_and_keeps_no_half(tmp_p
             assert files_of(root) == {each.id.hash.hex() for each in await store.blobs()}
             disk.full_at = NEVER  # somebody made room
             again = Story(store, wall)
-            await again._put(BOB, LONG)
-            await again._put(ALICE, blob(99))
+            await again.put(BOB, LONG)
+            await again.put(ALICE, blob(99))
             assert not again.refusals
             await again.check(store)
         shutil.rmtree(root)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,11 @@ async def _look(store: MemoryStore | LocalStore) -> object:
 
 async def _check_counts(store: LocalStore) -> None:
     """What triggers counted is what there is."""
-    db = store._reads
+    with closing(sqlite3.connect(store.root / "index.sqlite")) as db:
+        await _compare_counts(db, store)
+
+
+async def _compare_counts(db: sqlite3.Connection, store: LocalStore) -> None:
     for count, table in (
         ("blobs, bytes, charged", "COUNT(*), TOTAL(size), TOTAL(charge) FROM blobs"),
         ("leases", "COUNT(*) FROM leases"),

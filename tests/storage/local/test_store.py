@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.rules import FOLDERS, Quotas
 from p2pnode.storage.store import GRACE_S, LEASE_S, DiskFullError, OwnerKey, QuotaError
 from tests.storage.store_conformance import ALICE, BLOCK, BOB, Writer, blob
-from tests.storage.stores import UnsyncedDisk, Wall, collect, files_of, local_store
+from tests.storage.stores import StoreDisk, UnsyncedDisk, Wall, collect, files_of, local_store
 
 CAROL = OwnerKey(b"\xca" * 32)
 DATA = blob(1)
@@ -86,12 +87,13 @@ async def test_a_small_put_costs_one_sync_of_the_file_one_of_the_folder_and_one_
 
 
 async def test_small_writes_at_once_share_their_commits(root: Path) -> None:
-    with local_store(root, quotas=Quotas()) as store:
+    disk = StoreDisk()
+    with local_store(root, disk=disk, quotas=Quotas()) as store:
         async with trio.open_nursery() as nursery:
             for number in range(64):
                 nursery.start_soon(lambda each: store.put(blob(each), owner=ALICE), number)
                 nursery.start_soon(lambda each: store.set(Writer(each).entry(1), owner=ALICE), number)
-        assert store.commits < 64
+        assert disk.commits < 64
         stats = await store.stats()
         assert (stats.blobs, stats.leases, stats.keys) == (64, 64, 64)
 
@@ -299,9 +301,10 @@ async def test_its_files_are_nobody_elses(root: Path) -> None:
 
 
 async def test_an_index_that_takes_no_more_is_a_full_disk(root: Path) -> None:
-    with local_store(root, in_thread=False, quotas=Quotas(owner_keys=10_000)) as store:
-        pages = store._writes.execute("PRAGMA page_count").fetchone()[0]
-        store._writes.execute(f"PRAGMA max_page_count = {pages}")
+    disk = StoreDisk()
+    with local_store(root, disk=disk, in_thread=False, quotas=Quotas(owner_keys=10_000)) as store:
+        pages = disk.connections[0].execute("PRAGMA page_count").fetchone()[0]
+        disk.pragma(f"max_page_count = {pages}")
         kept: list[int] = []
 
         async def set_many() -> None:
@@ -321,20 +324,21 @@ async def test_an_index_that_takes_no_more_is_a_full_disk(root: Path) -> None:
         assert [await store.get(Writer(number).key) for number in kept] == [
             Writer(number).entry(1, b"x" * 64) for number in kept
         ]
-        store._writes.execute("PRAGMA max_page_count = 100000")
+        disk.pragma("max_page_count = 100000")
         await store.set(Writer(255).entry(1), owner=ALICE)
 
 
-async def test_an_index_held_by_another_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with local_store(root) as one, local_store(root) as other:
-        other._writes.execute("PRAGMA busy_timeout = 10")
-        one._writes.execute("BEGIN IMMEDIATE")
+async def test_an_index_held_by_another_is_told(root: Path) -> None:
+    disk = StoreDisk()
+    with local_store(root, disk=disk) as other, closing(sqlite3.connect(root / "index.sqlite")) as one:
+        disk.pragma("busy_timeout = 10")
+        one.execute("BEGIN IMMEDIATE")
         for refused in (
             other.put(DATA, owner=ALICE), other.unpin(HASH, owner=ALICE), other.gc_step(10),
         ):  # fmt: skip
             with pytest.raises(StorageError, match="another process held it"):
                 await refused
-        one._writes.execute("ROLLBACK")
+        one.rollback()
         assert files_of(root) == set()
         await other.put(DATA, owner=ALICE)
 
