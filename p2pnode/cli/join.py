@@ -140,7 +140,7 @@ def join(
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
-    report = _Reporter(output, quiet=quiet)
+    report = JoinReporter(output, quiet=quiet)
 
     def make() -> Join:
         config = build_config(
@@ -344,7 +344,7 @@ def _reach_lines(fields: dict[str, Any]) -> list[str]:
     return [*lines, f"invite     {fields['invite']}", f"           it works {works} only"]
 
 
-class _Reporter:
+class JoinReporter:
     """Tells people and scripts how far a start has come, and what a host serves."""
 
     def __init__(self, output: Output, *, quiet: bool = False) -> None:

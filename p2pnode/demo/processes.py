@@ -51,7 +51,7 @@ class Processes:
         """Start a node on the data dir ``name``, a second time as well. Raises ``LocalError``."""
         ready = self.root / f"{name}.ready"
         ready.unlink(missing_ok=True)
-        process = await self._start(
+        process = await self.start(
             name,
             "join",
             "--no-mdns",
@@ -69,7 +69,7 @@ class Processes:
     async def chain(self) -> Path:
         """Start a development chain; the path of its profile. Raises ``LocalError``."""
         profile = self.root / "chain.toml"
-        process = await self._start("chain", "chain", "dev", "--port=0", f"--profile={profile}")
+        process = await self.start("chain", "chain", "dev", "--port=0", f"--profile={profile}")
         if await self._wait_file(process, profile):
             return profile
         raise self._not_started("chain")
@@ -91,7 +91,8 @@ class Processes:
             if process.poll() is not None
         )
 
-    async def _start(self, name: str, *arguments: str) -> trio.Process:
+    async def start(self, name: str, *arguments: str) -> trio.Process:
+        """Run a command of p2pnode under this name until :meth:`aclose`. Its output goes to a file."""
         with (self.root / f"{name}.log").open("ab") as file:
             process = await trio.lowlevel.open_process(
                 program(*arguments), stdin=subprocess.DEVNULL, stdout=file, stderr=file

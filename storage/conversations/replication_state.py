@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from p2pnode.durable import FileFormat, SqliteFile
+from p2pnode.durable import FileFormat, SqliteDisk, SqliteFile
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.conversations.records import WRITER_BYTES, ArchiveError, Link
 from p2pnode.storage.conversations.schedule import LocalHead
@@ -92,8 +92,10 @@ class ReplicationState:
     writer: bytes
     """8 bytes that tell this data dir's commits from those of the user's other machines."""
 
-    def __init__(self, path: Path, draw: Draw, *, in_thread: bool = True) -> None:
-        self._file, self._in_thread = SqliteFile(path, _FORMAT), in_thread
+    def __init__(
+        self, path: Path, draw: Draw, *, disk: SqliteDisk | None = None, in_thread: bool = True
+    ) -> None:
+        self._file, self._in_thread = SqliteFile(path, _FORMAT, disk=disk), in_thread
         self._file.make_if_missing()
         self._db = self._file.connect()
         try:

@@ -6,7 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from p2pnode.cli.join import _Reporter
+import pytest
+
+from p2pnode.cli.join import JoinReporter
+from p2pnode.cli.output import Output
 from tests.cli.support import DEADLINE_S, Program, ask, give, join, run, wallet
 
 PRICE_OUT, FEE = 7, 1000
@@ -152,10 +155,10 @@ def test_a_quiet_host_says_nothing_of_its_answers(tmp_path: Path) -> None:
         assert "answered" not in host.names
 
 
-def test_people_read_a_line_for_each_answer() -> None:
+def test_people_read_a_line_for_each_answer(capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"peer": "12D3KooWabcdefghij", "tokens_in": 35, "tokens_out": 20, "cost": 48, "reason": "stop"}
-    line = _Reporter._text("answered", fields)
-    assert line.endswith("answered 12D3…efghij: 35 tokens in, 20 out, 0.000048 USDC")
-    assert _Reporter._text("answered", {**fields, "cost": 0, "reason": "cancelled"}).endswith(
-        "out (cancelled)"
-    )
+    report = JoinReporter(Output(as_json=False))
+    report("answered", fields)
+    assert capsys.readouterr().err.endswith("answered 12D3…efghij: 35 tokens in, 20 out, 0.000048 USDC\n")
+    report("answered", {**fields, "cost": 0, "reason": "cancelled"})
+    assert capsys.readouterr().err.endswith("out (cancelled)\n")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.cli.join import _Reporter
+from p2pnode.cli.join import JoinReporter
+from p2pnode.cli.output import Output
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.reachability import reachability
 from tests.cli.support import Program, ask, join, run, start
@@ -183,12 +184,17 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, arguments: tuple[s
         ("ipv6_only", ["nobody without IPv6", "p2pnode1x"]),
     ],
 )
-def test_a_node_says_who_can_use_its_invite(code: str, says: list[str]) -> None:
+def test_a_node_says_who_can_use_its_invite(
+    code: str, says: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     reach = asdict(reachability(code, ["/ip4/192.168.1.5/tcp/4001"]))
     fields = {"models": [], "store_for": [], "invite": "p2pnode1x", "reach": reach}
-    said = _Reporter._text("ready", fields)
+    report = JoinReporter(Output(as_json=False))
+    report("ready", fields)
+    said = capsys.readouterr().err
     assert [each for each in says if each not in said] == []
-    changed = _Reporter._text("addresses", {**fields, "multiaddrs": ["/ip4/192.168.1.5/tcp/4001"]})
+    report("addresses", {**fields, "multiaddrs": ["/ip4/192.168.1.5/tcp/4001"]})
+    changed = capsys.readouterr().err
     assert "listening  /ip4/192.168.1.5/tcp/4001" in changed
     assert ("p2pnode1x" in said) == ("p2pnode1x" in changed) == (code != "no_network")
 
@@ -203,7 +209,10 @@ def test_a_node_says_who_can_use_its_invite(code: str, says: list[str]) -> None:
         ([], "nobody else"),
     ],
 )
-def test_a_node_says_for_whom_it_stores(rules: list[str], words: str) -> None:
+def test_a_node_says_for_whom_it_stores(
+    rules: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     reach = {"code": "global", "detail": "", "remedy": ""}
     fields = {"models": [], "store_for": rules, "invite": "p2pnode1x", "reach": reach}
-    assert f"storing    for {words}\n" in _Reporter._text("ready", fields)
+    JoinReporter(Output(as_json=False))("ready", fields)
+    assert f"storing    for {words}\n" in capsys.readouterr().err

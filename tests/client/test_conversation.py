@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,27 @@ from p2pnode.cli.client import conversation_text
 from p2pnode.client.question import ChatOptions
 from p2pnode.errors import ConfigError, NoHostError
 from p2pnode.models.manifest import SCRIPTED
+from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.inference.messages import SamplingParams
-from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.keys import StorageKeys
-from p2pnode.storage.store import DiskFullError, OwnerKey
+from p2pnode.storage.store import OwnerKey
 from tests.client.machines import ENTROPY, machine, options, read, say
 from tests.client.support import Events
 from tests.node.world import World, scripted_host, world
 from tests.storage.blob_world import serve_store
+
+
+@contextlib.contextmanager
+def failing_disk(data: DataDir) -> Iterator[None]:
+    """No new file can be made in the store meanwhile: its folder for them is none."""
+    folder, away = data.store / "new", data.store / "new.away"
+    folder.rename(away)
+    folder.write_bytes(b"")
+    yield
+    folder.unlink()
+    away.rename(folder)
+
 
 OWNER: OwnerKey = StorageKeys.from_entropy(ENTROPY).owner
 
@@ -327,26 +341,19 @@ async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept
     async with world() as w:
         host = await w.add([scripted_host()])
         told = Events()
-        async with machine(w, tmp_path, knows=[host], told=told) as client:
-            conversation = await client.new_conversation(options())
-            await say(conversation, "one")
-            await conversation.wait_written()
-            replicator = await client.conversations.replicator()
-            put_own = replicator.archive._context.replication.put_own
-
-            async def full(_data: bytes, _digest: BlobHash) -> None:
-                msg = "the disk is full"
-                raise DiskFullError(msg)
-
-            replicator.archive._context.replication.put_own = full  # type: ignore[method-assign,assignment]
-            await say(conversation, "two")
-            await conversation.wait_written()
-            assert len(told.named("conversation.not_kept")) == 1
-            replicator.archive._context.replication.put_own = put_own  # type: ignore[method-assign]
-            await conversation.wait_written()
-            assert conversation.not_written == ""
-            replicator.archive._context.replication.put_own = full  # type: ignore[method-assign,assignment]
-            await say(conversation, "three")
+        with contextlib.ExitStack() as failing:
+            async with machine(w, tmp_path, knows=[host], told=told) as client:
+                conversation = await client.new_conversation(options())
+                await say(conversation, "one")
+                await conversation.wait_written()
+                with failing_disk(client.runtime.data):
+                    await say(conversation, "two")
+                    await conversation.wait_written()
+                assert len(told.named("conversation.not_kept")) == 1
+                await conversation.wait_written()
+                assert conversation.not_written == ""
+                failing.enter_context(failing_disk(client.runtime.data))
+                await say(conversation, "three")
         assert len(told.named("conversation.not_kept")) == 2
         (kept,) = told.named("conversation.kept")
         assert kept["cut"]

@@ -12,7 +12,7 @@ from p2pnode.errors import LocalError
 
 async def test_a_process_that_ends_by_itself_is_told_with_its_last_words(tmp_path: Path) -> None:
     processes = Processes(tmp_path)
-    ended = await processes._start("A", "status", f"--data-dir={tmp_path / 'nobody'}")
+    ended = await processes.start("A", "status", f"--data-dir={tmp_path / 'nobody'}")
     assert processes.fallen() == ""
     await ended.wait()
     assert "A ended by itself with 1; its last words:\np2pnode: " in processes.fallen()
@@ -20,7 +20,7 @@ async def test_a_process_that_ends_by_itself_is_told_with_its_last_words(tmp_pat
 
 async def test_one_that_was_killed_on_purpose_is_not(tmp_path: Path) -> None:
     processes = Processes(tmp_path)
-    process = await processes._start("A", "status", f"--data-dir={tmp_path / 'nobody'}")
+    process = await processes.start("A", "status", f"--data-dir={tmp_path / 'nobody'}")
     processes.kill("A")
     assert await process.wait() < 0
     assert processes.fallen() == ""

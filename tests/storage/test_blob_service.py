@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.errors import ConfigError, ProtocolError, RemoteError, StoreRefusedError, UnreachableError
+from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
@@ -86,11 +87,19 @@ async def test_blobs_of_all_sizes_go_there_and_back(autojump_clock: MockClock) -
         assert await store.read(hash_of(LARGE), 1000, 24) == LARGE[1000:1024]
 
 
-async def test_many_tasks_share_one_stream(autojump_clock: MockClock) -> None:
+async def test_many_tasks_share_one_stream(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with two_nodes() as stored:
-        kept = MemoryStore(wall_clock)
-        service = BlobService(stored.holder.node, kept, kept, admits=lambda _peer, _owner: "")
-        service.start()
+        serve_store(stored.holder)
+        network, opened = stored.asker.node.network, list[str]()
+        open_stream = network.open_stream
+
+        async def counted(peer: PeerId, protocol: str) -> Stream:
+            opened.append(protocol)
+            return await open_stream(peer, protocol)
+
+        monkeypatch.setattr(network, "open_stream", counted)
         store = stored.peer_store()
         blobs = [bytes([n]) * 4096 for n in range(200)]
         async with trio.open_nursery() as nursery:
@@ -105,7 +114,7 @@ async def test_many_tasks_share_one_stream(autojump_clock: MockClock) -> None:
             for number in range(200):
                 nursery.start_soon(read, number)
         assert [found[number] for number in range(200)] == blobs
-        assert len(service._streams) == 1
+        assert opened.count(m.PROTOCOL) == 1
 
 
 async def test_small_puts_together_cost_one_round_trip_and_the_pointer_one_more(

@@ -23,6 +23,7 @@ import trio
 from p2pnode.errors import ConfigError, EngineError
 from p2pnode.models.engine import Done, GenerateRequest, Prefill, Started, Tokens
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
+from p2pnode.models.llamacpp.process import LlamaCppProcess
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from tests.models.engine_conformance import (
@@ -35,6 +36,7 @@ from tests.models.engine_conformance import (
     fresh_key,
     question,
 )
+from tests.net.support import eventually
 
 CONFIG = LlamaCppConfig(n_ctx=N_CTX, slots=SLOTS, queue_max=QUEUE, threads=1)
 NOT_ASCII = "你好世界,🙂🎉👍你好世界,🙂🎉👍你好世界,🙂"
@@ -45,6 +47,20 @@ def shared(smollm: LocalModel) -> Iterator[LlamaCppEngine]:
     engine = LlamaCppEngine(smollm, CONFIG)
     yield engine
     trio.run(engine.aclose)
+
+
+@pytest.fixture(scope="module")
+def bare(smollm: LocalModel) -> Iterator[LlamaCppProcess]:
+    """A server of llama.cpp's own, to be asked for what an engine should answer."""
+
+    async def start() -> LlamaCppProcess:
+        return await LlamaCppProcess.start(
+            model=smollm.path, n_ctx=N_CTX, slots=1, threads=1, runtime_dir=None, deadline_s=60
+        )
+
+    process = trio.run(start)
+    yield process
+    trio.run(process.stop)
 
 
 @pytest.fixture
@@ -82,7 +98,7 @@ class TestLlamaCpp(EngineConformance):
     pass
 
 
-async def truth(engine: LlamaCppEngine, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+async def truth(bare: LlamaCppProcess, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
     """All ids of the greedy answer, which llama.cpp gives when it doesn't stream."""
     body = {
         "prompt": prompt,
@@ -91,15 +107,16 @@ async def truth(engine: LlamaCppEngine, prompt: tuple[int, ...], count: int) -> 
         "return_tokens": True,
         "cache_prompt": False,
     }
-    answer = await engine._call("/completion", body | {"id_slot": 0, "min_p": GREEDY.min_p})
+    body |= {"id_slot": 0, "min_p": GREEDY.min_p}
+    answer = await bare.http.call("/completion", body, deadline_s=60)
     return tuple(answer["tokens"])
 
 
 async def test_every_id_of_text_beyond_ascii_is_delivered_once(
-    engine: LlamaCppEngine, vocabulary: Vocabulary
+    engine: LlamaCppEngine, bare: LlamaCppProcess, vocabulary: Vocabulary
 ) -> None:
     prompt = await engine.tokenize(NOT_ASCII)
-    expected = await truth(engine, prompt, 40)
+    expected = await truth(bare, prompt, 40)
     answer = await ask(engine, prompt, replace(GREEDY, tokens_max=40))
     assert answer.ids == expected
     assert any(ord(character) > 0x2000 for character in answer.text), "the prompt should lead to such text"
@@ -108,10 +125,10 @@ async def test_every_id_of_text_beyond_ascii_is_delivered_once(
 
 
 async def test_ids_that_cannot_be_recovered_are_made_again(
-    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaCppEngine, bare: LlamaCppProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = await engine.tokenize(NOT_ASCII)
-    expected = await truth(engine, prompt, 24)
+    expected = await truth(bare, prompt, 24)
     asked = []
 
     def ambiguous(_self: Vocabulary, _text: str, _last: int, missing: int) -> None:
@@ -157,13 +174,14 @@ async def test_the_template_closes_each_message_and_opens_the_answer(
     "text", ["Hi", "  two blanks ", "\n\nlines\n", "你好 🙂", "if x < 3 | y > 2: pass", "\ttab", "1234"]
 )
 async def test_text_without_special_words_is_tokenised_as_in_training(
-    engine: LlamaCppEngine, text: str
+    engine: LlamaCppEngine, bare: LlamaCppProcess, text: str
 ) -> None:
     messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
     turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role in ("system", "user"))
     whole = f"{turns}<|im_start|>assistant\n"
     body = {"content": whole, "add_special": True, "parse_special": True}
-    assert list(await engine.render(messages)) == (await engine._call("/tokenize", body))["tokens"]
+    told = await bare.http.call("/tokenize", body, deadline_s=60)
+    assert list(await engine.render(messages)) == told["tokens"]
 
 
 async def test_the_template_adds_no_more_than_the_manifest_says(
@@ -235,8 +253,7 @@ async def test_an_engine_killed_between_requests_is_restarted_without_an_error(o
     prompt = await question(own)
     assert own.child_pid is not None
     os.kill(own.child_pid, signal.SIGKILL)
-    assert own._server is not None
-    assert await own._server.wait_dead(5)
+    await eventually(lambda: not own.stats().extra["up"], seconds=5)
     assert (await ask(own, prompt)).done.tokens_out == 12
     assert own.stats().restarts == 1
 

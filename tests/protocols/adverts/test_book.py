@@ -276,10 +276,14 @@ def test_a_forger_is_muted_for_a_minute_and_its_victim_is_heard_from_others() ->
 
 
 def test_what_is_remembered_of_sources_is_bounded() -> None:
-    sources = Sources()
-    for number in range(SOURCES_MAX + 50):
+    sources, first = Sources(), PeerId("the first forger")
+    for _ in range(FORGERIES_MAX):
+        sources.charge(first, WALL)
+    for number in range(SOURCES_MAX - 1):
         sources.charge(PeerId(f"source {number}"), WALL)
-    assert len(sources._sources) == SOURCES_MAX
+    assert sources.muted(first, WALL)
+    sources.charge(PeerId("one too many"), WALL)
+    assert not sources.muted(first, WALL)
 
 
 # ---- a full book

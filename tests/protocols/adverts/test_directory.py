@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from p2pnode.ids import ModelId, PeerId
@@ -25,8 +27,13 @@ ALICE, OWN = Identity("alice"), Identity("own")
 ASKER = PeerId("asker")
 
 
-def directory(peers: int = 0, own: SignedAdvert | None = None) -> Directory:
+def directory(
+    peers: int = 0, own: SignedAdvert | None = None, *, heard: Sequence[SignedAdvert] = ()
+) -> Directory:
+    """Over a book with so many peers, ALICE, and what was ``heard`` besides."""
     book = Book(privileged=lambda _peer: True)
+    for each in heard:
+        book.offer(each, ASKER, WALL)
     for number in range(peers):
         book.offer(Identity(number).signed(), ASKER, WALL)
     book.offer(ALICE.signed(offers=(offer(OTHER_MODEL),)), ASKER, WALL)
@@ -64,8 +71,7 @@ def test_samples_go_round_so_that_the_first_in_the_book_are_not_the_only_ones_kn
 
 
 def test_the_own_advert_comes_first_and_once() -> None:
-    subject = directory(peers=3, own=OWN.signed())
-    subject._book.offer(OWN.signed(seq=2), ASKER, WALL)
+    subject = directory(peers=3, own=OWN.signed(), heard=[OWN.signed(seq=2)])
     found = [parse(each).peer for each in ask(subject, SampleAdverts(count=3))]
     assert found[0] == OWN.peer
     assert len(set(found)) == 3

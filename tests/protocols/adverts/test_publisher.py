@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,14 +42,14 @@ ANNOUNCED = Announcement(
 class Desk:
     """A publisher with a clock that is moved by hand: ``now`` starts at 0 where the wall shows WALL."""
 
-    def __init__(self, draw: float = 0.0) -> None:
-        self.now, self.draw = 0.0, draw
+    def __init__(self, draw: Callable[[], float] = lambda: 0.0) -> None:
+        self.now = 0.0
         self.publisher = Publisher(
             peer=ALICE.peer,
             instance=b"instance",
             sign=ALICE.sign,
             wall=lambda: WALL + self.now,
-            draw=lambda: self.draw,
+            draw=draw,
         )
 
     def say(self, value: object) -> Sequence[Effect]:
@@ -125,7 +125,7 @@ def test_flapping_is_limited_and_the_last_word_counts() -> None:
 
 
 def test_an_urgent_change_that_had_to_wait_is_not_left_to_chance() -> None:
-    desk = Desk(draw=0.999)
+    desk = Desk(lambda: 0.999)
     desk.say(Update(ANNOUNCED))
     desk.say(Population(1_000_000))
     desk.now = 1.0
@@ -235,14 +235,11 @@ def test_the_longest_stretched_life_is_still_believed() -> None:
 @pytest.mark.parametrize("population", [10, 60, 500, 30_000])
 def test_the_measured_rate_of_a_population_stays_below_two_a_second(population: int) -> None:
     """Draws many refreshes of one host; the population's rate is theirs times its size."""
-    rng = random.Random(7)
-    desk = Desk()
+    desk = Desk(random.Random(7).random)
     desk.say(Population(population))
     desk.say(Update(ANNOUNCED))
     sent, rounds = 0, 1200
-    desk.publisher._draw = rng.random
     for _ in range(rounds):
-        desk.draw = rng.random()
         effects = desk.fire()
         sent += len(published(effects))
         at = only(SetTimer, effects).at

@@ -215,7 +215,8 @@ class Pair:
         self.to_client: deque[Any] = deque()
         self.work: deque[Any] = deque()
         self.answers: dict[int, Any] = {}
-        self.pending_max = self.requests_max = 0
+        self.blob_bytes_heard = 0
+        """By the client, of all blobs."""
 
     def ask(self, ticket: int, question: c.Question) -> None:
         self._from_client(self.client.tell(c.Ask(ticket, question)))
@@ -230,9 +231,9 @@ class Pair:
     def step(self, choice: int) -> None:
         moves: list[Callable[[], None]] = []
         if self.to_server:
-            moves.append(lambda: self._from_server(self.server.hear(self.to_server.popleft())))
+            moves.append(lambda: self.from_server(self.server.hear(self.to_server.popleft())))
         if self.to_client:
-            moves.append(lambda: self._from_client(self.client.hear(self.to_client.popleft())))
+            moves.append(self._hear)
         if self.work:
             moves.append(self._work)
         if moves:
@@ -242,18 +243,21 @@ class Pair:
         while self.busy:
             self.step(0)
 
+    def _hear(self) -> None:
+        message = self.to_client.popleft()
+        self.blob_bytes_heard += len(message.data) if isinstance(message, m.Data) else 0
+        self._from_client(self.client.hear(message))
+
     def _work(self) -> None:
         for report in self.store.obey(self.work.popleft()):
-            self._from_server(self.server.tell(report))
+            self.from_server(self.server.tell(report))
 
-    def _from_server(self, sent: list[Any]) -> None:
+    def from_server(self, sent: list[Any]) -> None:
         self.to_client.extend(sent)
         for order in self.server.orders():
+            # A client that goes past a limit of requests or of bytes is at fault, and its stream ends.
             assert not isinstance(order, c.Over | c.Fault), order
             self.work.append(order)
-        requests = self.server.machine._requests
-        self.requests_max = max(self.requests_max, len(requests))
-        self.pending_max = max(self.pending_max, sum(each.inline for each in requests.values()))
 
     def _from_client(self, sent: list[Any]) -> None:
         self.to_server.extend(sent)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.checkpoint import client as fetch_client
 from p2pnode.protocols.checkpoint import messages as c
 from p2pnode.protocols.checkpoint.client import FetchClient
 from p2pnode.protocols.checkpoint.commands import (
@@ -306,10 +307,12 @@ def test_a_host_that_shows_what_does_not_hold_is_at_fault(page: object) -> None:
     assert [each for each in emitted(out) if isinstance(each, Shown)] == []
 
 
-def test_a_host_that_pages_for_ever_is_left() -> None:
-    client = paging()
-    client._count = c.RECEIPTS_MAX
-    out = shows(client, c.Page(receipts=(ONE,), last=False))
+def test_a_host_that_pages_for_ever_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_client, "RECEIPTS_MAX", 3)
+    client, receipts = paging(), chain(4)
+    for each in receipts[:3]:
+        assert only(Shown, emitted(shows(client, c.Page(receipts=(each,), last=False)))).receipts == (each,)
+    out = shows(client, c.Page(receipts=(receipts[3],), last=True))
     assert only(FetchFailed, emitted(out)).fault
 
 

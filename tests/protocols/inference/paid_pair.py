@@ -143,7 +143,7 @@ class PaidPair(Pair):
         granted = HostTerms(n_ctx=4096, payment=accepts(terms))
         super().__init__(granted, answer_tokens)
 
-    def _cast(self, terms: HostTerms) -> tuple[HostSession, ClientSession]:
+    def cast_sides(self, terms: HostTerms) -> tuple[HostSession, ClientSession]:
         self.granted = terms
         return self.new_host(), paid_client(self.money)
 

@@ -41,6 +41,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.inference.receipts import receipt_digest
 from p2pnode.protocols.typed_data import amount_due, session_id, voucher_digest
 from p2pnode.protocols.wire import encode, wire_name
 from tests.protocols.inference.paid_pair import (
@@ -547,8 +548,7 @@ def test_a_receipt_that_the_receipt_key_did_not_sign_gets_no_voucher(
     signer: Callable[[bytes], bytes],
 ) -> None:
     pair, receipt = honest("checkpoint")
-    assert pair.host.session is not None
-    digest = pair.host.session.meter._chain.digest()
+    digest = receipt_digest(SESSION, pair.epoch, receipt.root)
     assert blamed(hear(pair.client, replace(receipt, signature=signer(digest))))
 
 

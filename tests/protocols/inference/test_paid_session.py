@@ -417,8 +417,8 @@ def test_a_client_that_does_not_pay_while_the_host_drains_is_left_after_the_stal
 
 def test_a_free_host_and_a_paid_one_do_not_serve_each_others_clients() -> None:
     class Mixed(PaidPair):
-        def _cast(self, terms: HostTerms) -> tuple[HostSession, ClientSession]:
-            return new_host(replace(terms, payment=None)), super()._cast(terms)[1]
+        def cast_sides(self, terms: HostTerms) -> tuple[HostSession, ClientSession]:
+            return new_host(replace(terms, payment=None)), super().cast_sides(terms)[1]
 
     pair = Mixed()
     pair.client_does(Start())

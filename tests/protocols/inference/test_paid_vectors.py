@@ -10,7 +10,7 @@ from typing import Any
 
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols import typed_data
-from p2pnode.protocols.crypto import keccak256, recover_address, sign_digest
+from p2pnode.protocols.crypto import abi_encode, keccak256, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Event, Received
 from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, check_open
@@ -62,8 +62,26 @@ def paid() -> tuple[dict[str, Any], list[tuple[str, Any]]]:
 def test_the_type_strings_of_the_spec_are_those_that_are_signed() -> None:
     unbroken = (ROOT / "SPEC.md").read_text(encoding="utf-8").replace(",\n", ",")
     structs = re.findall(r"^\w+\((?:\w+ \w+,?)+\)$", unbroken, re.MULTILINE)
-    digests = {keccak256(each.encode()) for each in structs}
-    assert digests == {typed_data._TERMS, typed_data._VOUCHER, typed_data._RECEIVE}
+    typed = {each.partition("(")[0]: keccak256(each.encode()) for each in structs}
+    assert len(typed) == 3
+    told, said = paid()
+    market, token = told_domain(told["market"]), told_domain(told["token"])
+    opened, terms = opening(said)
+    fields: list[int | bytes] = [
+        terms.payer, terms.host, terms.voucher_key, terms.receipt_key, terms.model, terms.deposit,
+        terms.price_in, terms.price_out, terms.session_fee, terms.tip, terms.expiry, terms.salt,
+    ]  # fmt: skip
+    session = market.digest(keccak256(abi_encode(typed["SessionTerms"], *fields)))
+    assert session == typed_data.session_id(market, terms)
+    voucher = next(message for _, message in said if isinstance(message, m.Voucher))
+    fields = [
+        session, voucher.seq, voucher.tokens_in, voucher.tokens_out, voucher.amount, voucher.root
+    ]  # fmt: skip
+    signed = market.digest(keccak256(abi_encode(typed["Voucher"], *fields)))
+    assert signed == typed_data.voucher_digest(market, SessionId(session), voucher)
+    fields = [terms.payer, market.contract, terms.deposit, 0, opened.valid_before, session]
+    authorised = token.digest(keccak256(abi_encode(typed["ReceiveWithAuthorization"], *fields)))
+    assert recover_address(authorised, authorisation_of(opened)) == terms.payer
 
 
 def test_the_paid_sessions_digests_are_what_its_keys_signed() -> None:

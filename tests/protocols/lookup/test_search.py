@@ -21,7 +21,8 @@ from p2pnode.protocols.lookup.messages import (
     SourceDone,
     provider_key,
 )
-from p2pnode.protocols.lookup.search import ADDRESSES_MAX, FAILURES_MAX, Search
+from p2pnode.protocols.lookup.search import ADDRESSES_MAX, Search
+from tests.memory import held_bytes
 from tests.protocols.support import MODEL, OTHER_MODEL, Identity, emitted, offer, only
 
 HOSTS = [Identity(f"host {number}") for number in range(30)]
@@ -209,8 +210,7 @@ def test_a_flood_of_hints_is_bounded() -> None:
         peer = PeerId(f"peer {number}")
         hunt.say(Hint(peer=peer, addresses=many, source="dht"))
         hunt.say(Hint(peer=PeerId(f"private {number}"), addresses=("private",), source="dht"))
-    assert len(hunt.search._queue) <= 12
-    assert len(hunt.search._failures) <= FAILURES_MAX
+    assert held_bytes(hunt.search) < 20_000
     assert all(len(contact.addresses) == ADDRESSES_MAX for contact in hunt.contacts)
 
 

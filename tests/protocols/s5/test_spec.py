@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from p2pnode.errors import ProtocolError
+from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import verify_key
 from p2pnode.protocols.events import Emit, Received, Send
 from p2pnode.protocols.s5 import connection as machine
@@ -174,7 +175,7 @@ def test_the_handshake_in_the_file_is_what_two_machines_say() -> None:
         said += [(name, effect.message) for effect in side.start(0.0) if isinstance(effect, Send)]
     for speaker, message in told:
         listener = "other" if speaker == "zero" else "zero"
-        for effect in sides[listener].handle(Received(machine._UNNAMED, 0, message), 0.0):
+        for effect in sides[listener].handle(Received(PeerId(listener), 0, message), 0.0):
             match effect:
                 case Send(message=answer):
                     said.append((listener, answer))

@@ -25,7 +25,6 @@ from tests.storage.conversations.worlds import (
     LIMITS,
     FaultyReplica,
     Machine,
-    QuickState,
     World,
     answered,
     asked,
@@ -489,13 +488,12 @@ async def test_a_state_file_that_can_not_note_an_acknowledgement_is_a_reason_in_
     async with machine.on() as archive:
         conversation = await written(archive)
         await conversation.append(asked("five"))
-        state = archive._context.state
-        assert isinstance(state, QuickState)
-        state.full = True
+        assert machine.state is not None
+        machine.state.full = True
         with pytest.raises(StorageError, match="state's disk is full"):
             await conversation.append(asked("six"))
         status = await archive.flush()
         assert "state's disk is full" in status.last[conversation.sid].trouble
-        state.full = False
+        machine.state.full = False
         assert (await archive.flush()).kept
         assert texts(conversation.turns) == [*WORDS, "five"]

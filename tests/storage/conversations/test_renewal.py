@@ -96,8 +96,9 @@ async def lease_days(world: World, archive: Archive, sid: bytes) -> float:
 
 async def renewals_due(machine: Machine) -> list[bytes]:
     """Logs that the next renewal would begin with."""
-    async with machine.on() as archive:
-        return to_renew(await archive._context.state.renewals(), machine.world.now)
+    async with machine.on():
+        assert machine.state is not None
+        return to_renew(await machine.state.renewals(), machine.world.now)
 
 
 async def test_leases_are_renewed_after_a_week_and_not_before_and_no_blob_travels(

@@ -26,6 +26,7 @@ from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.sealing import Kind, SealError, unseal
 from p2pnode.storage.store import LEASE_S, Data, DiskFullError, OwnerKey, Place, Replica
+from tests.storage.stores import StoreDisk
 
 T = TypeVar("T")
 NOW = 1_800_000_000.0
@@ -199,8 +200,7 @@ class QuickState(ReplicationState):
     """Without syncs: the process ends in these tests, the machine doesn't. Commits are operations."""
 
     def __init__(self, path: Path, draw: Callable[[int], bytes], power: Power) -> None:
-        super().__init__(path, draw, in_thread=False)
-        self._db.execute("PRAGMA synchronous = OFF")
+        super().__init__(path, draw, disk=StoreDisk(), in_thread=False)
         self._power = power
         self.full = False
 
@@ -228,11 +228,13 @@ class Machine:
         self.power = Power()
         self.own = FaultyReplica(f"{name}'s disk", RoomyStore(world.wall), "own", self.power)
         self.random = random.Random(name)
+        self.state: QuickState | None = None
+        """While it is on."""
 
     @asynccontextmanager
     async def on(self, *, keys: StorageKeys = KEYS) -> AsyncIterator[Archive]:
         """Start; the archive is not running, ``flush`` sends."""
-        state = QuickState(self._path, self.random.randbytes, self.power)
+        self.state = state = QuickState(self._path, self.random.randbytes, self.power)
         try:
             yield Archive(
                 keys,

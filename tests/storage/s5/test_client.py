@@ -174,10 +174,10 @@ def test_a_token_is_not_sent_in_clear() -> None:
 
 
 @asynccontextmanager
-async def wrong_node(
+async def wrong_server(
     *answers: bytes, then: Callable[[trio.SocketStream], Awaitable[None]] | None = None
-) -> AsyncIterator[tuple[S5Client, list[bytes]]]:
-    """A client of a server that gives these answers, one a connection; and the requests it got."""
+) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """The URL of a server that gives these answers, one a connection; and the requests it got."""
     requests: list[bytes] = []
     left = list(answers)
 
@@ -197,9 +197,17 @@ async def wrong_node(
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio.serve_tcp, serve, 0)
         port = next(each.socket.getsockname()[1] for each in listeners)
-        async with open_s5(f"http://localhost:{port}") as client:
-            yield client, requests
+        yield f"http://localhost:{port}", requests
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def wrong_node(
+    *answers: bytes, then: Callable[[trio.SocketStream], Awaitable[None]] | None = None
+) -> AsyncIterator[tuple[S5Client, list[bytes]]]:
+    """A client of such a server."""
+    async with wrong_server(*answers, then=then) as (url, requests), open_s5(url) as client:
+        yield client, requests
 
 
 def http(status: int, body: bytes = b"", **headers: str) -> bytes:
@@ -232,8 +240,8 @@ async def test_an_endless_answer_is_broken_off() -> None:
     async with wrong_node(http(200, content_length=""), then=pour) as (client, _):
         with pytest.raises(ProtocolError, match="4096"):
             await client.get(KEY)
-    async with wrong_node(http(500, content_length=""), then=pour) as (client, _):
-        client._legacy = False
+    in_both_dialects = [http(500, content_length="")] * 2
+    async with wrong_node(*in_both_dialects, then=pour) as (client, _):
         with pytest.raises(RefusedError):
             await client.read(HELLO_HASH)
 
@@ -350,8 +358,8 @@ async def test_a_refusal_keeps_the_nodes_words_short_and_on_one_line() -> None:
 
 async def test_a_local_node_may_redirect_to_a_local_address() -> None:
     async with (
-        wrong_node(http(200, HELLO)) as (other, _),
-        wrong_node(http(307, location=f"{other._link.name}/x")) as (client, _),
+        wrong_server(http(200, HELLO)) as (other, _),
+        wrong_node(http(307, location=f"{other}/x")) as (client, _),
     ):
         assert await client.read(HELLO_HASH) == HELLO
 
