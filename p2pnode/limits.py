@@ -31,6 +31,8 @@ class Limits:
     # adverts
     gossip_queue: int = 256
     gossip_heartbeat_s: float = 1.0
+    gossip_send_bytes: int = 512 * 1024
+    gossip_retry_s: float = 60.0
     book_max: int = 4096
     peers_saved_max: int = 256
 

@@ -55,7 +55,15 @@ class Schema:
 
         A field of a list counts once for each item. Raises ``ProtocolError``.
         """
-        self._count(data, 0, len(data), entries_max, entries_max)
+        self.count(data, entries_max=entries_max)
+        return self.parse(data)
+
+    def count(self, data: bytes, *, entries_max: int) -> int:
+        """How many entries ``data`` has, as :meth:`decode` counts them. Raises ``ProtocolError`` at more."""
+        return entries_max - self._count(data, 0, len(data), entries_max, entries_max)
+
+    def parse(self, data: bytes) -> Any:
+        """The message in ``data``, for whoever has counted its entries. Raises ``ProtocolError``."""
         message = self._class()
         try:
             message.ParseFromString(data)

@@ -23,6 +23,7 @@ from p2pnode.protocols.checkpoint.messages import fetch_digest
 from p2pnode.protocols.count import messages as count
 from p2pnode.protocols.crypto import address_of, peer_id_of, sign_digest
 from p2pnode.protocols.framing.codec import pack_frame
+from p2pnode.protocols.gossipsub import messages as gossipsub
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
@@ -428,6 +429,51 @@ def blob_vectors() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def gossipsub_vectors() -> dict[str, Any]:
+    """RPCs of every kind; signed messages, and ones that no node takes."""
+    g, topic, data = gossipsub, adverts.topic_of(MODEL).encode(), encode(seal(advert(), _KEY.sign))
+    public = _KEY.public_key().public_bytes_raw()
+    author, seqno = bytes.fromhex("002408011220") + public, (ISSUED_AT * 1000).to_bytes(8, "big")
+    signed = g.signed_bytes(author, data, seqno, topic)
+
+    def message(**changes: bytes) -> gossipsub.Message:
+        made = {"author": author, "seqno": seqno, "topic": topic, "data": data}
+        return g.Message(**{**made, "signature": _KEY.sign(signed), **changes})
+
+    nothing = _KEY.sign(g.signed_bytes(author, b"", seqno, topic))
+    cases = [
+        ("an advert", message(), True),
+        ("with its key beside it", message(key=bytes.fromhex("08011220") + public), True),
+        ("of no bytes", message(data=b"", signature=nothing), True),
+        ("signed for another topic", message(topic=b"other"), False),
+        ("without a signature", message(signature=b""), False),
+    ]
+    rpcs = [
+        ("subscribe", g.encode_subscriptions({topic: True})),
+        ("unsubscribe", g.encode_subscriptions({topic: False})),
+        ("graft", g.Control(graft={topic: None}).encode()),
+        ("prune", g.Control(prune={topic: 60}).encode()),
+        ("ihave", g.Control(ihave={topic: [message().id]}).encode()),
+        ("iwant", g.Control(iwant=[message().id]).encode()),
+        ("idontwant", g.Control(idontwant=[message().id]).encode()),
+        ("publish", message().encode()),
+    ]
+    return {
+        "peer_secret": PEER_SECRET.hex(), "peer": PEER, "topic": topic.decode(),
+        "rpcs": [
+            {"name": name, "hex": raw.hex(), "entries": g.RPC.count(raw, entries_max=g.ENTRIES_MAX)}
+            for name, raw in rpcs
+        ],
+        "messages": [
+            {
+                "name": name, "hex": each.encode().hex(), "id": each.id.hex(), "holds": holds,
+                "signed": g.signed_bytes(each.author, each.data, each.seqno, each.topic).hex(),
+            }
+            for name, each, holds in cases
+        ],
+    }  # fmt: skip
+
+
 def all_vectors() -> dict[str, dict[str, Any]]:
     """By protocol."""
     return {
@@ -439,6 +485,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "s5": s5_vectors(),
         "checkpoint": checkpoint_vectors(),
         "count": count_vectors(),
+        "gossipsub": gossipsub_vectors(),
     }
 
 

@@ -30,6 +30,10 @@ from p2pnode.protocols.count import messages as count
 from p2pnode.protocols.crypto import peer_id_of, verify_peer
 from p2pnode.protocols.framing import codec
 from p2pnode.protocols.framing.codec import FrameDecoder, check_shape, pack_frame
+from p2pnode.protocols.gossipsub import messages as gossipsub
+from p2pnode.protocols.gossipsub.cache import OVERHEAD
+from p2pnode.protocols.gossipsub.commands import FAULT_WEIGHTS
+from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.client_turn import ClientTimes
@@ -44,7 +48,7 @@ from tests.protocols.make_vectors import all_vectors, text_of
 from tests.protocols.strategies import largest
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
-PROTOCOLS = ["framing", "adverts", "lookup", "inference", "checkpoint", "count", "blob", "s5"]
+PROTOCOLS = ["framing", "adverts", "lookup", "inference", "checkpoint", "count", "blob", "s5", "gossipsub"]
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
     inference.Receipt,
@@ -158,6 +162,32 @@ def test_each_spec_has_the_same_sections(protocol: str) -> None:
 def test_every_error_code_stands_in_the_spec_of_its_protocol(protocol: str, codes: frozenset[str]) -> None:
     text = spec(protocol).split("## Errors")[1].split("## Timers")[0]
     assert {row[0].strip("`") for row in rows(text)} == codes
+
+
+def test_every_fault_stands_in_the_spec_of_gossip_with_its_weight() -> None:
+    text = spec("gossipsub").split("## Errors")[1].split("## Timers")[0]
+    assert {row[0].strip("`"): float(row[1]) for row in rows(text)} == FAULT_WEIGHTS
+
+
+def test_the_score_of_the_spec_is_that_of_the_code() -> None:
+    score, told = MESH.score, " ".join(spec("gossipsub").split())
+    for sentence in (
+        f"{score.mesh_weight} for each minute in a mesh (P1, {score.mesh_minutes_max:g} count)",
+        f"{score.first_weight} for each message that it brought first (P2, {score.first_max:g} count)",
+        f"{score.invalid_weight:g} for the square of P4",
+        f"{score.behaviour_weight:g} for the square of what P7 is above {score.behaviour_tolerance:g}",
+        f"P2, P4 and P7 halve in {score.half_life_s:g} s",
+        f"below {score.gossip_threshold:g} it is neither offered nor asked for messages",
+        f"below {score.publish_threshold:g} we don't flood to it",
+        f"below {score.graylist_threshold:g} nothing",
+        f"Every {MESH.opportunistic_s:g} s with a heartbeat",
+        f"below {score.opportunistic_graft_threshold} grafts up to {MESH.opportunistic_peers}",
+        f"While fewer than {MESH.degree_low} others",
+        f"keeps its {MESH.degree_score} best peers by score, others at random, and {MESH.degree_out} that",
+        f"is offered ({MESH.gossip_window} heartbeats) or served ({MESH.promise_heartbeats} more)",
+        f"more than {MESH.degree_high}, and is cut to {MESH.degree} ",
+    ):
+        assert sentence in told, sentence
 
 
 def test_every_verdict_stands_in_the_spec_of_adverts() -> None:
@@ -294,6 +324,7 @@ def test_the_receipts_can_be_built_from_what_the_file_says() -> None:
 # ---- the numbers of limits and timers
 
 
+MESH = Parameters()
 TIMES, TERMS = ClientTimes(), HostTerms(n_ctx=1)
 NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
     ("framing", "Limits"): {
@@ -336,6 +367,28 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
     ("checkpoint", "Timers"): {
         "host `wait`": [fetch_host.WAIT_S],
         "client `answer`": [fetch_client.ANSWER_S],
+    },
+    ("gossipsub", "Limits"): {
+        "an RPC": [gossipsub.RPC_MAX],
+        "fields of an RPC, nested ones included": [gossipsub.ENTRIES_MAX],
+        "entries of one list that are looked at": [MESH.entries_per_list],
+        "message ids of one RPC that are looked at": [MESH.ids_per_rpc, MESH.wants_per_rpc],
+        "bytes a second": [MESH.bytes_per_s, MESH.bytes_burst],
+        "fields a second": [MESH.entries_per_s, MESH.entries_burst, MESH.refused_graft_entries],
+        "signatures checked that led to no accepted message": [MESH.checks_per_s, MESH.checks_burst],
+        "rejected messages": [MESH.forgeries_max, MESH.forgery_window_s],
+        "names of topics remembered": [MESH.topics_per_peer],
+        "RPCs with IHAVE looked at in a heartbeat": [MESH.offers_per_heartbeat],
+        "ids asked for in a heartbeat": [MESH.wants_per_heartbeat, MESH.asks_per_message],
+        "messages sent because it asked, in a heartbeat": [MESH.answer_bytes_per_heartbeat],
+        "ids that it does not want": [MESH.unwanted_max, MESH.promise_s],
+        "bytes that wait to be sent to it": [DEFAULT_LIMITS.gossip_send_bytes],
+        "back-offs, of all peers": [MESH.backoffs_max, MESH.backoff_max_s],
+        "ids seen, of all peers": [MESH.seen_max, MESH.seen_s],
+        "adverts accepted, of all peers": [MESH.duplicates_max, MESH.duplicate_s],
+        "messages kept to be served, of all peers": [MESH.cache_messages_max, MESH.cache_bytes_max, OVERHEAD],
+        "promises watched, of all peers": [MESH.promises_max],
+        "peers that left whose faults are remembered": [MESH.scores_kept_max],
     },
     ("blob", "Limits"): {
         "size of a blob": [blob.SIZE_MAX],

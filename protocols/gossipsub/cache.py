@@ -1,0 +1,189 @@
+"""What is remembered of messages: those that we offer, which were seen, and which were promised to us.
+
+All of it is bounded in number and time, and what holds messages in bytes as well. Times are seconds on the
+machine's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final, Generic, TypeVar
+
+from p2pnode.ids import PeerId
+from p2pnode.protocols.gossipsub.messages import Message
+from p2pnode.protocols.gossipsub.parameters import Parameters
+
+K = TypeVar("K", bound=Hashable)
+OVERHEAD: Final = 256
+"""Bytes that a message counts besides its data."""
+
+
+class SeenIds(Generic[K]):
+    """Keys that were seen within ``seconds``, at most ``most`` of them: the oldest is forgotten first."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self._seconds, self._most = seconds, most
+        self._until: dict[K, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def add(self, key: K, now: float) -> bool:
+        """Note a key from ``now`` on; false where it was seen already, which doesn't lengthen its time."""
+        self.sweep(now)
+        if key in self._until:
+            return False
+        self._until[key] = now + self._seconds
+        if len(self._until) > self._most:
+            del self._until[next(iter(self._until))]
+        return True
+
+    def has(self, key: K, now: float) -> bool:
+        """Whether it was seen within the time."""
+        until = self._until.get(key)
+        return until is not None and until > now
+
+    def sweep(self, now: float) -> None:
+        """Forget what is over. All keys live equally long: the oldest are in front."""
+        while self._until:
+            key = next(iter(self._until))
+            if self._until[key] > now:
+                return
+            del self._until[key]
+
+
+class _Kept:
+    __slots__ = ("message", "offered_until", "served", "size", "until")
+
+    def __init__(self, message: Message, size: int, offered_until: float, until: float) -> None:
+        self.message, self.size = message, size
+        self.offered_until, self.until = offered_until, until
+        self.served: set[PeerId] = set()
+
+
+class MessageCache:
+    """Messages that we offer for some heartbeats, and serve for some more (v1.0, "Message Cache").
+
+    A message that finds no room is forwarded like any other, and is not offered: what was offered stays.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._offer_s = parameters.gossip_window * parameters.heartbeat_s
+        self._keep_s = self._offer_s + parameters.promise_heartbeats * parameters.heartbeat_s
+        self._kept: dict[bytes, _Kept] = {}
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def put(self, message: Message, now: float) -> bool:
+        """Keep a message; false where there is no room."""
+        self.sweep(now)
+        size = len(message.data) + OVERHEAD
+        limits = self._parameters
+        if self.bytes + size > limits.cache_bytes_max or len(self._kept) >= limits.cache_messages_max:
+            return False
+        self._kept[message.id] = _Kept(message, size, now + self._offer_s, now + self._keep_s)
+        self.bytes += size
+        return True
+
+    def offered(self, now: float) -> dict[bytes, list[bytes]]:
+        """By topic, the ids that are offered now; the newest last."""
+        found: dict[bytes, list[bytes]] = {}
+        for message_id, kept in self._kept.items():
+            if kept.offered_until >= now:
+                found.setdefault(kept.message.topic, []).append(message_id)
+        return found
+
+    def serve(self, message_id: bytes, peer: PeerId, now: float) -> Message | None:
+        """A message for a peer that asked for it; None where we have it no more, or the peer had it."""
+        kept = self._kept.get(message_id)
+        if kept is None or kept.until <= now or peer in kept.served:
+            return None
+        if len(kept.served) >= self._parameters.cache_messages_max:
+            return None
+        kept.served.add(peer)
+        return kept.message
+
+    def sweep(self, now: float) -> None:
+        """Forget what is no longer served."""
+        while self._kept:
+            message_id = next(iter(self._kept))
+            kept = self._kept[message_id]
+            if kept.until > now:
+                return
+            self.bytes -= kept.size
+            del self._kept[message_id]
+
+    def next_at(self, now: float) -> float | None:
+        """When there is something to do: the next offer, or the end of the last; None while it is empty."""
+        if not self._kept:
+            return None
+        newest = next(reversed(self._kept.values()))
+        return now if newest.offered_until >= now else newest.until
+
+
+class Promises:
+    """Messages that peers offered and we asked for: whom, how often, and who did not keep its word.
+
+    v1.1, section "Spam Protection Measures". Of the ids in one question one is watched. A promise is broken
+    where nobody brought the message in time: then the offer was empty.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._watched: dict[bytes, dict[PeerId, float]] = {}
+        self._asked: dict[bytes, set[PeerId]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._watched.values()))
+
+    @property
+    def asked(self) -> int:
+        """Messages that were asked for and have not come."""
+        return len(self._asked)
+
+    def may_ask(self, message_id: bytes, peer: PeerId) -> bool:
+        """Whether this peer is asked for it: each once, and only some of those that offer it."""
+        asked = self._asked.get(message_id, ())
+        return peer not in asked and len(asked) < self._parameters.asks_per_message
+
+    def ask(self, message_id: bytes, peer: PeerId) -> None:
+        """It is asked now."""
+        self._asked.setdefault(message_id, set()).add(peer)
+        if len(self._asked) > self._parameters.asked_max:
+            del self._asked[next(iter(self._asked))]
+
+    def watch(self, message_id: bytes, peer: PeerId, now: float) -> None:
+        """The peer is held to this one of its offers."""
+        if len(self) < self._parameters.promises_max:
+            self._watched.setdefault(message_id, {}).setdefault(peer, now + self._parameters.promise_s)
+
+    def kept(self, message_id: bytes) -> None:
+        """The message came, whoever brought it."""
+        self._watched.pop(message_id, None)
+        self._asked.pop(message_id, None)
+
+    def broken(self, now: float) -> list[PeerId]:
+        """The peers whose promises are over, each as often as it broke one."""
+        found = []
+        for message_id in list(self._watched):
+            watched = self._watched[message_id]
+            for peer in [each for each, until in watched.items() if until <= now]:
+                del watched[peer]
+                found.append(peer)
+            if not watched:
+                del self._watched[message_id]
+        return found
+
+    def forget(self, peer: PeerId) -> None:
+        """The peer is gone, and can keep none."""
+        for message_id in list(self._watched):
+            self._watched[message_id].pop(peer, None)
+            if not self._watched[message_id]:
+                del self._watched[message_id]
+
+    def next_at(self) -> float | None:
+        """When the first promise is over."""
+        return min((until for each in self._watched.values() for until in each.values()), default=None)

@@ -1,0 +1,186 @@
+"""RPCs of GossipSub as protocol buffers, what is signed of a message, and its id. See ``SPEC.md``.
+
+Wire format: libp2p's ``pubsub/gossipsub`` specifications (pubsub, v1.1, v1.2). Names of topics are bytes
+here: what is no UTF-8 is nobody's topic, and costs no exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from p2pnode.errors import ProtocolError
+from p2pnode.protocols.protobuf import Field, Schema
+
+PROTOCOL_1_2: Final = "/meshsub/1.2.0"
+PROTOCOL_1_1: Final = "/meshsub/1.1.0"
+PROTOCOLS: Final = (PROTOCOL_1_2, PROTOCOL_1_1)
+"""The one we like better first. What 1.2 adds is IDONTWANT."""
+RPC_MAX: Final = 256 * 1024
+"""Largest RPC in bytes, either way."""
+ENTRIES_MAX: Final = 6144
+"""Fields of one RPC, nested ones included: room for the 5,000 message ids that a stock peer may offer."""
+TOPIC_MAX: Final = 100
+"""Bytes of a topic's name."""
+ID_MAX: Final = 96
+"""Bytes of a message's id: the longest peer id, and its sequence number."""
+SEQNO_BYTES: Final = 8
+DATA_MAX: Final = 64 * 1024
+IDONTWANT_FROM: Final = 1024
+"""Bytes of data from which IDONTWANT is sent and heeded: go-libp2p-pubsub's ``IDontWantMessageThreshold``."""
+SIGN_PREFIX: Final = b"libp2p-pubsub:"
+_KEY_PREFIX: Final = bytes.fromhex("08011220")
+"""Protocol buffers' form of an Ed25519 public key: its type, and the length of what follows."""
+_AUTHOR_PREFIX: Final = bytes.fromhex("0024") + _KEY_PREFIX
+"""A peer id that holds such a key itself (the identity multihash)."""
+_PUBLIC_KEY_BYTES: Final = 32
+
+SUBSCRIPTION: Final = Schema("SubOpts", Field("subscribe", 1, "bool"), Field("topic", 2, "bytes"))
+MESSAGE: Final = Schema(
+    "Message",
+    Field("author", 1, "bytes"),
+    Field("data", 2, "bytes"),
+    Field("seqno", 3, "bytes"),
+    Field("topics", 4, "bytes", many=True),
+    Field("signature", 5, "bytes"),
+    Field("key", 6, "bytes"),
+)
+IHAVE: Final = Schema("ControlIHave", Field("topic", 1, "bytes"), Field("ids", 2, "bytes", many=True))
+IWANT: Final = Schema("ControlIWant", Field("ids", 1, "bytes", many=True))
+GRAFT: Final = Schema("ControlGraft", Field("topic", 1, "bytes"))
+# The peers that a PRUNE names (field 2) are left unread: a stranger does not make us dial.
+PRUNE: Final = Schema("ControlPrune", Field("topic", 1, "bytes"), Field("backoff", 3, "uint64"))
+IDONTWANT: Final = Schema("ControlIDontWant", Field("ids", 1, "bytes", many=True))
+CONTROL: Final = Schema(
+    "ControlMessage",
+    Field("ihave", 1, IHAVE, many=True),
+    Field("iwant", 2, IWANT, many=True),
+    Field("graft", 3, GRAFT, many=True),
+    Field("prune", 4, PRUNE, many=True),
+    Field("idontwant", 5, IDONTWANT, many=True),
+)
+RPC: Final = Schema(
+    "RPC",
+    Field("subscriptions", 1, SUBSCRIPTION, many=True),
+    Field("publish", 2, MESSAGE, many=True),
+    Field("control", 3, CONTROL),
+)
+
+
+class Message:
+    """A signed message. Its fields are those of the wire; it is never changed."""
+
+    __slots__ = ("author", "data", "id", "key", "seqno", "signature", "topic")
+
+    def __init__(
+        self, *, author: bytes, seqno: bytes, topic: bytes, data: bytes, signature: bytes, key: bytes = b""
+    ) -> None:
+        self.author, self.seqno, self.topic, self.data = author, seqno, topic, data
+        self.signature, self.key = signature, key
+        self.id = author + seqno
+        """As stock peers compute it."""
+
+    def encode(self) -> bytes:
+        """The bytes of an RPC that publishes this message and does nothing else."""
+        parts = [signed_fields(self.author, self.data, self.seqno, self.topic), b"\x2a"]
+        parts += [_length(len(self.signature)), self.signature]
+        if self.key:
+            parts += [b"\x32", _length(len(self.key)), self.key]
+        body = b"".join(parts)
+        return b"".join((b"\x12", _length(len(body)), body))
+
+
+def message_of(sent: Any) -> Message:
+    """The message in an entry of ``publish``. Raises ``ProtocolError`` for a form that nobody sends."""
+    topics = sent.topics
+    if len(topics) != 1 or not 0 < len(topics[0]) <= TOPIC_MAX:
+        raise ProtocolError("a message of other than one topic, or with a name that is too long")
+    author, seqno, data = sent.author, sent.seqno, sent.data
+    if not author or len(author) > ID_MAX - SEQNO_BYTES or len(seqno) != SEQNO_BYTES:
+        raise ProtocolError("a message without an author or a sequence number of 8 bytes")
+    if len(data) > DATA_MAX:
+        msg = f"a message of {len(data)} bytes; {DATA_MAX} are allowed"
+        raise ProtocolError(msg)
+    return Message(
+        author=author, seqno=seqno, topic=topics[0], data=data, signature=sent.signature, key=sent.key
+    )
+
+
+def signed_fields(author: bytes, data: bytes, seqno: bytes, topic: bytes) -> bytes:
+    """The four fields that a signature covers, in the order and form of protocol buffers."""
+    return b"".join(
+        (
+            b"\x0a", _length(len(author)), author,
+            b"\x12", _length(len(data)), data,
+            b"\x1a", _length(len(seqno)), seqno,
+            b"\x22", _length(len(topic)), topic,
+        )
+    )  # fmt: skip
+
+
+def signed_bytes(author: bytes, data: bytes, seqno: bytes, topic: bytes) -> bytes:
+    """What the author's key signs (pubsub specification, section "Message Signing")."""
+    return SIGN_PREFIX + signed_fields(author, data, seqno, topic)
+
+
+def public_key_in(author: bytes) -> bytes | None:
+    """The 32-byte Ed25519 key inside a peer id; None where it holds another kind, or a hash of a key."""
+    if len(author) != len(_AUTHOR_PREFIX) + _PUBLIC_KEY_BYTES or not author.startswith(_AUTHOR_PREFIX):
+        return None
+    return author[len(_AUTHOR_PREFIX) :]
+
+
+def key_fits(message: Message, public_key: bytes) -> bool:
+    """Whether the key that travels with the message, if any, is the one inside its author's id."""
+    return not message.key or message.key == _KEY_PREFIX + public_key
+
+
+# ---- what we send
+
+
+@dataclass(slots=True)
+class Control:
+    """What one peer is told besides messages; gathered while an event is handled."""
+
+    graft: dict[bytes, None] = field(default_factory=dict)
+    prune: dict[bytes, int] = field(default_factory=dict)
+    """Topic, and the back-off in seconds."""
+    ihave: dict[bytes, Sequence[bytes]] = field(default_factory=dict)
+    iwant: list[bytes] = field(default_factory=list)
+    idontwant: list[bytes] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """The bytes of an RPC."""
+        control = CONTROL.make(
+            graft=[GRAFT.make(topic=topic) for topic in self.graft],
+            prune=[PRUNE.make(topic=topic, backoff=backoff) for topic, backoff in self.prune.items()],
+            ihave=[IHAVE.make(topic=topic, ids=ids) for topic, ids in self.ihave.items()],
+            iwant=[IWANT.make(ids=self.iwant)] if self.iwant else [],
+            idontwant=[IDONTWANT.make(ids=self.idontwant)] if self.idontwant else [],
+        )
+        encoded: bytes = RPC.make(control=control).SerializeToString()
+        return encoded
+
+
+def encode_subscriptions(changes: Mapping[bytes, bool]) -> bytes:
+    """An RPC that tells on which topics we are (true) or are no longer (false)."""
+    told = [SUBSCRIPTION.make(subscribe=on, topic=topic) for topic, on in changes.items()]
+    encoded: bytes = RPC.make(subscriptions=told).SerializeToString()
+    return encoded
+
+
+def encode_publish(messages: Iterable[Message]) -> bytes:
+    """An RPC that publishes these: RPCs of one field each, one after another, are one RPC."""
+    return b"".join(message.encode() for message in messages)
+
+
+def _length(length: int) -> bytes:
+    if length < 0x80:  # noqa: PLR2004  one byte
+        return bytes((length,))
+    out = bytearray()
+    while length >= 0x80:  # noqa: PLR2004
+        out.append(length & 0x7F | 0x80)
+        length >>= 7
+    out.append(length)
+    return bytes(out)

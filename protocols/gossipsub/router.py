@@ -1,0 +1,800 @@
+"""``GossipRouter``: GossipSub 1.1 and 1.2 of one node, as a machine.
+
+It decides whom each message goes to, who is in the mesh of a topic, and what is asked of whom. Received
+messages and sent ones are whole RPCs in bytes: how much of a peer's bytes is read at all is a decision, too.
+Time, random choices, signing, checking and the topics' validators are handed in. It knows nothing of streams,
+and not what a message says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Final, assert_never
+
+import base58
+
+from p2pnode.bounded import BoundedMap
+from p2pnode.errors import ProtocolError
+from p2pnode.ids import PeerId
+from p2pnode.protocols.crypto import Signer, peer_id_of, verify_key
+from p2pnode.protocols.events import (
+    Closed,
+    Command,
+    Effect,
+    Emit,
+    Event,
+    Fault,
+    HalfClosed,
+    Received,
+    Send,
+    SetTimer,
+    TimerFired,
+)
+from p2pnode.protocols.gossipsub.cache import MessageCache, Promises, SeenIds
+from p2pnode.protocols.gossipsub.commands import (
+    ACCEPT,
+    FAULT_WEIGHTS,
+    Delivered,
+    FaultName,
+    GossipCommand,
+    Join,
+    Leave,
+    PeerDown,
+    PeerPaused,
+    PeerUp,
+    Publish,
+    Validator,
+)
+from p2pnode.protocols.gossipsub.messages import (
+    ENTRIES_MAX,
+    ID_MAX,
+    IDONTWANT_FROM,
+    RPC,
+    SEQNO_BYTES,
+    TOPIC_MAX,
+    Control,
+    Message,
+    encode_publish,
+    encode_subscriptions,
+    key_fits,
+    message_of,
+    public_key_in,
+    signed_bytes,
+)
+from p2pnode.protocols.gossipsub.parameters import Parameters
+from p2pnode.protocols.gossipsub.scoring import Faults, Standing
+
+HEARTBEAT: Final = "heartbeat"
+BACKOFF_SWEEP_S: Final = 30.0
+BROUGHT_MAX: Final = 16
+"""Peers that are remembered of one duplicate key."""
+AUTHORS_MAX: Final = 1024
+_SEQNO_MAX: Final = 1 << (8 * SEQNO_BYTES)
+
+Draw = Callable[[], float]
+"""A random number from 0 up to 1, seeded by whoever made it."""
+Check = Callable[[bytes, bytes, bytes], bool]
+"""``(public key, message, signature)`` of Ed25519."""
+
+
+class _Peer:
+    """What is known of one connected peer."""
+
+    __slots__ = (
+        "answered", "asked", "dialled", "flooded_at", "group", "id", "idontwant", "offers", "raw", "sends",
+        "standing", "topics", "unwanted", "window",
+    )  # fmt: skip
+
+    def __init__(self, up: PeerUp, standing: Standing, parameters: Parameters) -> None:
+        self.id = up.peer
+        self.raw = _raw(up.peer)
+        self.standing = standing
+        self.topics: dict[bytes, None] = {}
+        """Those that it said it is on, the oldest first."""
+        self.unwanted: BoundedMap[bytes, float] = BoundedMap(parameters.unwanted_max)
+        self.window = -1
+        """The heartbeat that the three counts below belong to."""
+        self.offers = self.asked = self.answered = 0
+        self.flooded_at = -1e9
+        self.renew(up)
+
+    def renew(self, up: PeerUp) -> None:
+        self.sends, self.idontwant, self.dialled, self.group = True, up.idontwant, up.dialled, up.group
+
+    def count_in(self, window: int) -> None:
+        if window != self.window:
+            self.window = window
+            self.offers = self.asked = self.answered = 0
+
+
+class _Topic:
+    """A topic that this node is on."""
+
+    __slots__ = ("mesh", "name", "validator")
+
+    def __init__(self, name: str, validator: Validator) -> None:
+        self.name, self.validator = name, validator
+        self.mesh: dict[PeerId, _Peer] = {}
+
+
+class GossipRouter:
+    """See the module. Messages are ``bytes``, the stream is always 0, commands are ``GossipCommand``.
+
+    ``seqno`` is the number of the first message, and higher at each start of a node: seconds since the epoch
+    times 2^32 will do. ``known_topic`` says of which names it is remembered that a peer is on them.
+    """
+
+    def __init__(
+        self,
+        *,
+        peer: PeerId,
+        sign: Signer,
+        draw: Draw,
+        seqno: int,
+        check: Check = verify_key,
+        parameters: Parameters | None = None,
+        known_topic: Callable[[bytes], bool] = lambda _name: True,
+    ) -> None:
+        self._parameters = limits = parameters or Parameters()
+        self._peer, self._raw_peer, self._sign, self._check = peer, _raw(peer), sign, check
+        self._draw, self._seqno, self._known_topic = draw, seqno, known_topic
+        self._peers: dict[PeerId, _Peer] = {}
+        self._topics: dict[bytes, _Topic] = {}
+        self._left: BoundedMap[PeerId, Faults] = BoundedMap(limits.scores_kept_max)
+        self._backoffs: BoundedMap[tuple[PeerId, bytes], float] = BoundedMap(limits.backoffs_max)
+        self._seen: SeenIds[bytes] = SeenIds(limits.seen_s, limits.seen_max)
+        self._said: SeenIds[tuple[bytes, bytes]] = SeenIds(limits.duplicate_s, limits.duplicates_max)
+        self._brought: BoundedMap[tuple[bytes, bytes], set[PeerId]] = BoundedMap(limits.duplicates_max)
+        self._cache = MessageCache(limits)
+        self._promises = Promises(limits)
+        self._authors: BoundedMap[bytes, PeerId] = BoundedMap(AUTHORS_MAX)
+        self._effects: list[Effect] = []
+        self._control: dict[PeerId, Control] = {}
+        self._beat_at: float | None = None
+        self._opportunity_at = self._sweep_at = 0.0
+        self.counts: Counter[str] = Counter()
+        """What was done since the start; ``entries`` and ``checks`` are the work that peers caused."""
+
+    # ---- what the role asks
+
+    def topic_peers(self, topic: str) -> tuple[PeerId, ...]:
+        """The peers that said they are on a topic, sorted."""
+        name = topic.encode()
+        return tuple(sorted(peer.id for peer in self._peers.values() if name in peer.topics))
+
+    def mesh(self, topic: str) -> tuple[PeerId, ...]:
+        """Our neighbours on a topic, sorted; none where it isn't joined."""
+        held = self._topics.get(topic.encode())
+        return tuple(sorted(held.mesh)) if held is not None else ()
+
+    def score(self, peer: PeerId, now: float) -> float:
+        """A peer's score; 0 for who isn't connected."""
+        known = self._peers.get(peer)
+        return known.standing.score(now) if known is not None else 0.0
+
+    def held(self) -> dict[str, int]:
+        """How much is kept: counts, and bytes of messages."""
+        return {
+            "peers": len(self._peers),
+            "topics": len(self._topics),
+            "names": sum(len(peer.topics) for peer in self._peers.values()),
+            "mesh": sum(len(topic.mesh) for topic in self._topics.values()),
+            "unwanted": sum(len(peer.unwanted) for peer in self._peers.values()),
+            "backoffs": len(self._backoffs),
+            "seen": len(self._seen),
+            "said": len(self._said),
+            "messages": len(self._cache),
+            "message_bytes": self._cache.bytes,
+            "promises": len(self._promises),
+            "asked": self._promises.asked,
+            "scores": len(self._left),
+        }
+
+    # ---- the machine
+
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
+        """Never raises for what a peer sends."""
+        match event:
+            case Received(peer=peer, message=message):
+                self._received(peer, message, now)
+            case Command(value=value):
+                self._command(value, now)
+            case TimerFired(key=key):
+                if key == HEARTBEAT and self._beat_at is not None:
+                    self._beat_at = None
+                    self._heartbeat(now)
+                    self._plan(now)
+            case HalfClosed() | Closed():
+                pass  # streams are the shell's: it says whether a peer is there
+            case _:
+                assert_never(event)
+        return self._take()
+
+    def _take(self) -> Sequence[Effect]:
+        for peer, control in self._control.items():
+            if (known := self._peers.get(peer)) is not None and known.sends:
+                self._effects.append(Send(peer, 0, control.encode()))
+        self._control = {}
+        taken, self._effects = self._effects, []
+        return taken
+
+    def _tell(self, peer: PeerId) -> Control:
+        return self._control.setdefault(peer, Control())
+
+    def _fault(self, peer: _Peer, name: FaultName, now: float) -> None:
+        """Something that an honest peer doesn't do, or hardly ever: it costs the peer its score as well."""
+        self.counts[f"fault.{name}"] += 1
+        if name == "refused":
+            peer.standing.invalid(now)
+        else:
+            peer.standing.misbehaved(now)
+        self._effects.append(Emit(Fault(peer.id, name, FAULT_WEIGHTS[name])))
+        self._wake(now)  # its score may have fallen: the mesh is looked at
+
+    # ---- commands
+
+    def _command(self, command: GossipCommand, now: float) -> None:
+        match command:
+            case PeerUp():
+                self._peer_up(command, now)
+            case PeerPaused(peer=peer):
+                if (paused := self._peers.get(peer)) is not None:
+                    self._leave_meshes(paused, now)
+                    paused.sends = False
+            case PeerDown(peer=peer):
+                if (gone := self._peers.pop(peer, None)) is not None:
+                    self._leave_meshes(gone, now)
+                    self._left.put(peer, gone.standing.faults)
+                    self._promises.forget(peer)
+            case Join(topic=name, validator=validator):
+                self._join(name, validator, now)
+            case Leave(topic=name):
+                self._leave(name.encode(), now)
+            case Publish(topic=name, data=data):
+                self._publish(name, data, now)
+            case _:
+                assert_never(command)
+
+    def _peer_up(self, up: PeerUp, now: float) -> None:
+        known = self._peers.get(up.peer)
+        if known is None:
+            standing = Standing(self._parameters, self._left.pop(up.peer))
+            self._peers[up.peer] = _Peer(up, standing, self._parameters)
+        else:
+            known.renew(up)
+            self._wake(now)
+        if self._topics:
+            hello = encode_subscriptions(dict.fromkeys(self._topics, True))
+            self._effects.append(Send(up.peer, 0, hello))
+
+    def _leave_meshes(self, peer: _Peer, now: float) -> None:
+        for topic in self._topics.values():
+            self._drop(topic, peer, now)
+
+    def _drop(self, joined: _Topic, peer: _Peer, now: float) -> bool:
+        """Take a peer out of a mesh without a word to it; false where it was in none."""
+        if joined.mesh.pop(peer.id, None) is None:
+            return False
+        peer.standing.pruned()
+        self._wake(now)
+        return True
+
+    def _join(self, name: str, validator: Validator, now: float) -> None:
+        topic = name.encode()
+        if not 0 < len(topic) <= TOPIC_MAX:
+            msg = f"the name of a topic has 1 to {TOPIC_MAX} bytes, not {len(topic)}"
+            raise ValueError(msg)
+        if (joined := self._topics.get(topic)) is not None:
+            joined.validator = validator
+            return
+        self._topics[topic] = _Topic(name, validator)
+        self._announce(topic, on=True)
+        self._fill(topic, self._topics[topic], now)
+        self._wake(now)
+
+    def _leave(self, topic: bytes, now: float) -> None:
+        left = self._topics.pop(topic, None)
+        if left is None:
+            return
+        for peer in left.mesh.values():
+            self._prune(topic, peer, now, self._parameters.unsubscribe_backoff_s)
+        self._announce(topic, on=False)
+
+    def _announce(self, topic: bytes, *, on: bool) -> None:
+        told = encode_subscriptions({topic: on})
+        self._effects += [Send(peer.id, 0, told) for peer in self._peers.values() if peer.sends]
+
+    def _publish(self, name: str, data: bytes, now: float) -> None:
+        topic = name.encode()
+        joined = self._topics.get(topic)
+        verdict = ACCEPT if joined is None else joined.validator(self._peer, data)
+        if verdict.kind != "accept":
+            self.counts["refused_own"] += 1
+            return
+        self._seqno = (self._seqno + 1) % _SEQNO_MAX
+        seqno = self._seqno.to_bytes(SEQNO_BYTES, "big")
+        signature = self._sign(signed_bytes(self._raw_peer, data, seqno, topic))
+        message = Message(author=self._raw_peer, seqno=seqno, topic=topic, data=data, signature=signature)
+        self.counts["published"] += 1
+        self._seen.add(message.id, now)
+        if verdict.key is not None:
+            self._said.add((topic, verdict.key), now)
+        self._keep(message, now)
+        if joined is not None:
+            self._effects.append(Emit(Delivered(name, self._peer, data)))
+        if self._parameters.flood_publish:
+            least = self._parameters.score.publish_threshold
+            on_topic = self._on(topic)
+            receivers = [p for p in on_topic if self._is_fit(topic, p, now, least)]
+        elif joined is not None and joined.mesh:
+            receivers = list(joined.mesh.values())
+        else:  # this is what 1.0 keeps a fanout for: we draw it anew for each message
+            receivers = self._chosen(self._on(topic), self._parameters.degree)
+        self._send(message, receivers)
+
+    # ---- what a peer sends
+
+    def _received(self, sender: PeerId, payload: bytes, now: float) -> None:
+        peer = self._peers.get(sender)
+        if peer is None:
+            return
+        peer.count_in(int(now / self._parameters.heartbeat_s))
+        self.counts["bytes"] += len(payload)
+        peer.standing.bytes.spend(len(payload))
+        if peer.standing.bytes.wait_s(now):
+            self._flood(peer, now)
+            return
+        if self._is_graylisted(peer, now):
+            self.counts["graylisted"] += 1
+            return
+        if peer.standing.entries.wait_s(now):
+            self._flood(peer, now)
+            return
+        try:
+            entries = RPC.count(payload, entries_max=ENTRIES_MAX)
+            peer.standing.entries.spend(entries)
+            self.counts["entries"] += entries
+            rpc = RPC.parse(payload)
+        except ProtocolError:
+            peer.standing.entries.spend(min(len(payload) // 2, ENTRIES_MAX))
+            self._fault(peer, "malformed", now)
+            return
+        most = self._parameters.entries_per_list
+        for change in islice(rpc.subscriptions, most):
+            self._subscription(peer, change.topic, now, on=change.subscribe)
+        for sent in rpc.publish:
+            self._sent(peer, sent, now)
+        if rpc.HasField("control"):
+            control = rpc.control
+            self._heed_grafts(peer, islice(control.graft, most), now)
+            self._heed_prunes(peer, islice(control.prune, most), now)
+            self._heed_offers(peer, control.ihave, now)
+            self._heed_wants(peer, control.iwant, now)
+            self._heed_unwanted(peer, control.idontwant, now)
+
+    def _flood(self, peer: _Peer, now: float) -> None:
+        self.counts["dropped"] += 1
+        if now - peer.flooded_at >= self._parameters.heartbeat_s:
+            peer.flooded_at = now
+            self._fault(peer, "flood", now)
+
+    def _subscription(self, peer: _Peer, topic: bytes, now: float, *, on: bool) -> None:
+        if not 0 < len(topic) <= TOPIC_MAX:
+            return
+        joined = self._topics.get(topic)
+        if not on:
+            peer.topics.pop(topic, None)
+            if joined is not None and self._drop(joined, peer, now):
+                # It may come back, and isn't grafted at once: coming and going costs others work.
+                self._back_off(peer, topic, now, self._parameters.unsubscribe_backoff_s)
+            return
+        if topic in peer.topics or not (joined is not None or self._known_topic(topic)):
+            return
+        if not self._remember(peer, topic) or joined is None or not peer.sends:
+            return
+        if len(joined.mesh) >= self._parameters.degree_low or peer.id in joined.mesh:
+            return
+        # At once, and not at the next heartbeat: whoever joins hears of adverts within a round trip.
+        if not self._backs_off(peer, topic, now) and self._is_fit(topic, peer, now, 0.0):
+            self._graft(topic, joined, peer, now)
+
+    def _remember(self, peer: _Peer, topic: bytes) -> bool:
+        """Note that a peer is on a topic: the oldest name goes, but those that we are on stay longest."""
+        if topic not in peer.topics and len(peer.topics) >= self._parameters.topics_per_peer:
+            gone = next((each for each in peer.topics if each not in self._topics), None)
+            if gone is None:
+                return False
+            del peer.topics[gone]
+        peer.topics[topic] = None
+        return True
+
+    # ---- messages
+
+    def _sent(self, peer: _Peer, sent: Any, now: float) -> None:
+        topics = sent.topics
+        joined = self._topics.get(topics[0]) if topics else None
+        if joined is None and len(topics) < 2:  # noqa: PLR2004  of more, one may be ours
+            self.counts["off_topic"] += 1
+            return
+        if len(sent.author) + len(sent.seqno) <= ID_MAX and self._seen.has(sent.author + sent.seqno, now):
+            self.counts["duplicates"] += 1
+            return
+        if peer.standing.muted(now) or not peer.standing.checks.take(now):
+            self.counts["unchecked"] += 1
+            return
+        try:
+            message = message_of(sent)
+        except ProtocolError:
+            if any(topic in self._topics for topic in islice(topics, self._parameters.entries_per_list)):
+                self._fault(peer, "refused", now)
+            return
+        if joined is not None:
+            self._judge(peer, joined, message, now)
+
+    def _judge(self, peer: _Peer, joined: _Topic, message: Message, now: float) -> None:
+        public_key = public_key_in(message.author)
+        if public_key is None or message.author == self._raw_peer or not key_fits(message, public_key):
+            self.counts["ignored"] += 1  # implementations differ here: nobody is charged for it
+            return
+        self.counts["checks"] += 1
+        signed = signed_bytes(message.author, message.data, message.seqno, message.topic)
+        if not self._check(public_key, signed, message.signature):
+            self._fault(peer, "refused", now)
+            return
+        # From here on the id belongs to this message: nobody else can make one with it that passes.
+        self._seen.add(message.id, now)
+        self._promises.kept(message.id)
+        if len(message.data) >= IDONTWANT_FROM and self._parameters.idontwant:
+            for other in joined.mesh.values():
+                if other is not peer and other.idontwant:
+                    self._tell(other.id).idontwant.append(message.id)
+        author = self._author(message.author, public_key)
+        verdict = joined.validator(author, message.data)
+        if verdict.kind == "reject":
+            self._fault(peer, "refused", now)
+        elif verdict.kind == "ignore":
+            self.counts["ignored"] += 1
+        elif self._is_news(peer, message.topic, verdict.key, now):
+            peer.standing.checks.spend(-1)  # only what came to nothing counts
+            peer.standing.first(now)
+            self.counts["delivered"] += 1
+            self._keep(message, now)
+            self._effects.append(Emit(Delivered(joined.name, author, message.data)))
+            self._send(
+                message, [p for p in joined.mesh.values() if p is not peer and p.raw != message.author]
+            )
+
+    def _is_news(self, peer: _Peer, topic: bytes, said: bytes | None, now: float) -> bool:
+        """Whether nothing with this key was accepted on the topic of late. Who brings it twice replays it."""
+        if said is None:
+            return True
+        key = (topic, said)
+        news = self._said.add(key, now)
+        brought = set() if news else self._brought.get(key) or set()
+        if not news:
+            self.counts["replays"] += 1
+            if peer.id in brought:
+                self._fault(peer, "replay", now)
+        if len(brought) < BROUGHT_MAX:
+            brought.add(peer.id)
+        self._brought.put(key, brought)
+        return news
+
+    def _keep(self, message: Message, now: float) -> None:
+        if self._cache.put(message, now):
+            self._wake(now)
+
+    def _author(self, raw: bytes, public_key: bytes) -> PeerId:
+        author = self._authors.get(raw)
+        if author is None:
+            author = peer_id_of(public_key)
+            self._authors.put(raw, author)
+        return author
+
+    def _send(self, message: Message, receivers: Iterable[_Peer]) -> None:
+        payload: bytes | None = None
+        small = len(message.data) < IDONTWANT_FROM
+        for peer in receivers:
+            if peer.sends and (small or message.id not in peer.unwanted):
+                payload = message.encode() if payload is None else payload
+                self._effects.append(Send(peer.id, 0, payload))
+
+    # ---- control messages: nothing is kept or answered of a topic that we are not on
+
+    def _heed_grafts(self, peer: _Peer, grafts: Iterable[Any], now: float) -> None:
+        limits = self._parameters
+        for topic in dict.fromkeys(each.topic for each in grafts):
+            joined = self._topics.get(topic)
+            if joined is None or peer.id in joined.mesh or not peer.sends:
+                continue
+            full = len(joined.mesh) >= limits.degree_high and not peer.dialled
+            if self._backs_off(peer, topic, now):
+                self._fault(peer, "graft", now)
+            elif not full and self._is_fit(topic, peer, now, 0.0) and self._remember(peer, topic):
+                joined.mesh[peer.id] = peer
+                peer.standing.grafted(now)
+                continue
+            peer.standing.entries.spend(limits.refused_graft_entries)
+            self._back_off(peer, topic, now, limits.prune_backoff_s)
+            self._tell(peer.id).prune[topic] = limits.prune_backoff_s
+
+    def _heed_prunes(self, peer: _Peer, prunes: Iterable[Any], now: float) -> None:
+        limits = self._parameters
+        for prune in prunes:
+            joined = self._topics.get(prune.topic)
+            if joined is None:
+                continue
+            self._drop(joined, peer, now)
+            wanted = prune.backoff or limits.prune_backoff_s
+            self._back_off(peer, prune.topic, now, min(wanted, limits.backoff_max_s))
+
+    def _heed_offers(self, peer: _Peer, offers: Sequence[Any], now: float) -> None:
+        limits = self._parameters
+        if not offers or peer.standing.score(now) < limits.score.gossip_threshold:
+            return
+        peer.offers += 1
+        if peer.offers > limits.offers_per_heartbeat:
+            self.counts["offers_ignored"] += 1
+            return
+        ids = (
+            each
+            for offer in islice(offers, limits.entries_per_list)
+            if offer.topic in self._topics
+            for each in islice(offer.ids, limits.ids_per_rpc)
+        )
+        wanted: dict[bytes, None] = {}
+        for message_id in islice(ids, limits.ids_per_rpc):
+            if peer.asked + len(wanted) >= limits.wants_per_heartbeat:
+                break
+            new = 0 < len(message_id) <= ID_MAX and not self._seen.has(message_id, now)
+            if new and self._promises.may_ask(message_id, peer.id):
+                wanted[message_id] = None
+        if wanted and peer.sends:
+            peer.asked += len(wanted)
+            for message_id in wanted:
+                self._promises.ask(message_id, peer.id)
+            watched = list(wanted)[int(self._draw() * len(wanted))]
+            self._promises.watch(watched, peer.id, now)
+            self._wake(now)
+            self._tell(peer.id).iwant.extend(wanted)
+
+    def _heed_wants(self, peer: _Peer, wants: Sequence[Any], now: float) -> None:
+        limits = self._parameters
+        if not wants or not peer.sends or peer.standing.score(now) < limits.score.gossip_threshold:
+            return
+        ids = (each for want in islice(wants, limits.entries_per_list) for each in want.ids)
+        found: list[Message] = []
+        for message_id in dict.fromkeys(islice(ids, limits.wants_per_rpc)):
+            if peer.answered >= limits.answer_bytes_per_heartbeat:
+                self.counts["wants_ignored"] += 1
+                break
+            message = self._cache.serve(message_id, peer.id, now)
+            if message is not None:
+                peer.answered += len(message.data)
+                found.append(message)
+        if found:
+            self.counts["served"] += len(found)
+            self._effects.append(Send(peer.id, 0, encode_publish(found)))
+
+    def _heed_unwanted(self, peer: _Peer, unwanted: Sequence[Any], now: float) -> None:
+        limits = self._parameters
+        ids = (each for entry in islice(unwanted, limits.entries_per_list) for each in entry.ids)
+        for message_id in islice(ids, limits.ids_per_rpc):
+            if 0 < len(message_id) <= ID_MAX:
+                peer.unwanted.put(message_id, now + limits.promise_s)
+
+    # ---- the mesh
+
+    def _on(self, topic: bytes) -> list[_Peer]:
+        return [peer for peer in self._peers.values() if peer.sends and topic in peer.topics]
+
+    def _is_small(self, topic: bytes, peer: _Peer) -> bool:
+        """Whether fewer than ``degree_low`` others are on the topic: then nobody can be done without."""
+        low = self._parameters.degree_low
+        others = (each for each in self._peers.values() if each is not peer and topic in each.topics)
+        return sum(1 for _ in islice(others, low)) < low
+
+    def _is_fit(self, topic: bytes, peer: _Peer, now: float, least: float) -> bool:
+        return peer.standing.score(now) >= least or self._is_small(topic, peer)
+
+    def _is_graylisted(self, peer: _Peer, now: float) -> bool:
+        if peer.standing.score(now) >= self._parameters.score.graylist_threshold:
+            return False
+        shared = [topic for topic in peer.topics if topic in self._topics]
+        return not any(self._is_small(topic, peer) for topic in shared)
+
+    def _backs_off(self, peer: _Peer, topic: bytes, now: float) -> bool:
+        until = self._backoffs.get((peer.id, topic))
+        return until is not None and until > now
+
+    def _back_off(self, peer: _Peer, topic: bytes, now: float, seconds: float) -> None:
+        if seconds > 0:
+            until = max(now + seconds, self._backoffs.get((peer.id, topic)) or 0.0)
+            self._backoffs.put((peer.id, topic), until)
+
+    def _graft(self, topic: bytes, joined: _Topic, peer: _Peer, now: float) -> None:
+        joined.mesh[peer.id] = peer
+        peer.standing.grafted(now)
+        self._tell(peer.id).graft[topic] = None
+
+    def _prune(self, topic: bytes, peer: _Peer, now: float, backoff_s: int) -> None:
+        peer.standing.pruned()
+        self._back_off(peer, topic, now, backoff_s)
+        self._tell(peer.id).prune[topic] = backoff_s
+
+    def _candidates(self, topic: bytes, joined: _Topic, now: float) -> list[_Peer]:
+        return [
+            peer
+            for peer in self._on(topic)
+            if peer.id not in joined.mesh
+            and not self._backs_off(peer, topic, now)
+            and self._is_fit(topic, peer, now, 0.0)
+        ]
+
+    def _fill(self, topic: bytes, joined: _Topic, now: float) -> None:
+        """Graft until the mesh has its degree, as far as there are peers."""
+        missing = self._parameters.degree - len(joined.mesh)
+        if missing > 0:
+            among = self._candidates(topic, joined, now)
+            for peer in self._chosen(among, missing, beside=joined.mesh.values()):
+                self._graft(topic, joined, peer, now)
+
+    def _chosen(self, among: list[_Peer], count: int, *, beside: Iterable[_Peer] = ()) -> list[_Peer]:
+        """``count`` of these at random. P6: those come first whose group has the fewest places so far."""
+        self._shuffle(among)
+        if len(among) <= count:
+            return among
+        places = Counter(peer.group for peer in beside if peer.group is not None)
+        chosen: list[_Peer] = []
+        for _ in range(count):
+            best = min(among, key=lambda peer: 0 if peer.group is None else places[peer.group])
+            among.remove(best)
+            chosen.append(best)
+            if best.group is not None:
+                places[best.group] += 1
+        return chosen
+
+    def _shuffle(self, items: list[Any]) -> None:
+        for last in range(len(items) - 1, 0, -1):
+            other = int(self._draw() * (last + 1))
+            items[last], items[other] = items[other], items[last]
+
+    # ---- the heartbeat
+
+    def _heartbeat(self, now: float) -> None:
+        self.counts["heartbeats"] += 1
+        for peer_id in self._promises.broken(now):
+            if (peer := self._peers.get(peer_id)) is not None:
+                self._fault(peer, "promise", now)
+        for topic, joined in self._topics.items():
+            self._mend(topic, joined, now)
+        if now >= self._opportunity_at and self._parameters.opportunistic_peers:
+            self._opportunity_at = now + self._parameters.opportunistic_s
+            for topic, joined in self._topics.items():
+                self._graft_better(topic, joined, now)
+        self._offer(now)
+        self._cache.sweep(now)
+        self._seen.sweep(now)
+        self._said.sweep(now)
+        if now >= self._sweep_at:
+            self._sweep_at = now + BACKOFF_SWEEP_S
+            for key in [key for key in self._backoffs if (self._backoffs.get(key) or 0.0) <= now]:
+                self._backoffs.pop(key)
+        for peer in self._peers.values():
+            _sweep(peer.unwanted, now)
+
+    def _mend(self, topic: bytes, joined: _Topic, now: float) -> None:
+        limits = self._parameters
+        for peer in [p for p in joined.mesh.values() if not self._is_fit(topic, p, now, 0.0)]:
+            del joined.mesh[peer.id]
+            self._prune(topic, peer, now, limits.prune_backoff_s)
+        if len(joined.mesh) < limits.degree_low:
+            self._fill(topic, joined, now)
+        elif len(joined.mesh) > limits.degree_high:
+            self._cut(topic, joined, now)
+        outbound = sum(peer.dialled for peer in joined.mesh.values())
+        if len(joined.mesh) >= limits.degree_low and outbound < limits.degree_out:
+            dialled = [peer for peer in self._candidates(topic, joined, now) if peer.dialled]
+            for peer in self._chosen(dialled, limits.degree_out - outbound, beside=joined.mesh.values()):
+                self._graft(topic, joined, peer, now)
+
+    def _cut(self, topic: bytes, joined: _Topic, now: float) -> None:
+        """Keep the best, of the others a random choice, and enough of those that we dialled."""
+        limits = self._parameters
+        peers = list(joined.mesh.values())
+        self._shuffle(peers)
+        peers.sort(key=lambda peer: -peer.standing.score(now))
+        best, rest = peers[: limits.degree_score], peers[limits.degree_score :]
+        rest = self._chosen(rest, len(rest), beside=best)
+        kept = [*best, *rest[: limits.degree - len(best)]]
+        lacking = limits.degree_out - sum(peer.dialled for peer in kept)
+        spare = [peer for peer in rest[limits.degree - len(best) :] if peer.dialled][: max(0, lacking)]
+        if spare:
+            kept = [*spare, *[p for p in kept if p.dialled], *[p for p in kept if not p.dialled]]
+            kept = kept[: limits.degree]
+        keep = {peer.id for peer in kept}
+        for peer in peers:
+            if peer.id not in keep:
+                del joined.mesh[peer.id]
+                self._prune(topic, peer, now, limits.prune_backoff_s)
+
+    def _graft_better(self, topic: bytes, joined: _Topic, now: float) -> None:
+        """v1.1, "Opportunistic Grafting": where the mesh serves us badly, try better peers."""
+        limits = self._parameters
+        scores = sorted(peer.standing.score(now) for peer in joined.mesh.values())
+        if len(scores) < 2:  # noqa: PLR2004  the others are grafted anyhow
+            return
+        median = scores[len(scores) // 2]
+        if median < limits.score.opportunistic_graft_threshold:
+            better = [p for p in self._candidates(topic, joined, now) if p.standing.score(now) > median]
+            for peer in self._chosen(better, limits.opportunistic_peers, beside=joined.mesh.values()):
+                self._graft(topic, joined, peer, now)
+
+    def _offer(self, now: float) -> None:
+        """Tell peers outside the mesh which messages we have (v1.0, "Gossip Emission")."""
+        limits = self._parameters
+        for topic, ids in self._cache.offered(now).items():
+            joined = self._topics.get(topic)
+            if joined is None:
+                continue
+            others = [
+                peer
+                for peer in self._on(topic)
+                if peer.id not in joined.mesh and peer.standing.score(now) >= limits.score.gossip_threshold
+            ]
+            count = max(limits.degree_lazy, int(limits.gossip_factor * len(others)))
+            newest = ids[-limits.wants_per_rpc :]
+            for peer in self._chosen(others, count):
+                self._tell(peer.id).ihave[topic] = newest
+
+    # ---- when the next heartbeat is
+
+    def _wake(self, now: float) -> None:
+        """Something is to be done at the next heartbeat."""
+        at = now + self._parameters.heartbeat_s
+        if self._beat_at is None or at < self._beat_at:
+            self._beat_at = at
+            self._effects.append(SetTimer(HEARTBEAT, at))
+
+    def _plan(self, now: float) -> None:
+        """After a heartbeat: set the timer for the next one that has something to do, if any has."""
+        due = now if self._parameters.always_beat else self._due(now)
+        if due is not None:
+            self._wake(max(now, due - self._parameters.heartbeat_s))
+
+    def _due(self, now: float) -> float | None:
+        moments = [self._cache.next_at(now), self._promises.next_at()]
+        for topic, joined in self._topics.items():
+            size = len(joined.mesh)
+            if size > self._parameters.degree_high:
+                return now
+            if size < self._parameters.degree_low:
+                moments.append(self._next_candidate_at(topic, joined, now))
+        return min((each for each in moments if each is not None), default=None)
+
+    def _next_candidate_at(self, topic: bytes, joined: _Topic, now: float) -> float | None:
+        """When a mesh that is too small can be filled: as soon as the first back-off is over."""
+        waits = [
+            self._backoffs.get((peer.id, topic)) or now
+            for peer in self._on(topic)
+            if peer.id not in joined.mesh
+        ]
+        return min(waits, default=None)
+
+
+def _raw(peer: PeerId) -> bytes:
+    try:
+        return bytes(base58.b58decode(peer))
+    except ValueError:
+        return peer.encode()
+
+
+def _sweep(times: BoundedMap[bytes, float], now: float) -> None:
+    """Forget those that are over: all live equally long, so that the oldest are in front."""
+    while len(times):
+        first = next(iter(times))
+        if (times.get(first) or 0.0) > now:
+            return
+        times.pop(first)

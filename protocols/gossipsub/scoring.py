@@ -1,0 +1,108 @@
+"""What a peer has earned: its score, and how much of our work it may still take.
+
+The score is that of GossipSub 1.1 (section "Peer Scoring"), with every topic weighing the same, so that its
+counters are kept for a peer and not for each of its topics. Counters decay by the clock: nothing has to be
+done for a peer that is quiet.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from p2pnode.bounded import TokenBucket
+from p2pnode.protocols.gossipsub.parameters import Parameters
+
+ZERO: Final = 0.1
+"""A counter that has decayed below this is 0 (the specification's ``decay_to_zero``)."""
+_MINUTE_S: Final = 60.0
+
+
+class Decaying:
+    """A count that halves in each ``half_life_s``."""
+
+    __slots__ = ("_at", "_half_life_s", "_value")
+
+    def __init__(self, half_life_s: float) -> None:
+        self._half_life_s = half_life_s
+        self._value = self._at = 0.0
+
+    def add(self, amount: float, now: float, *, most: float = 1e6) -> None:
+        """Count ``amount``, up to ``most`` in all."""
+        self._value = min(most, self.value(now) + amount)
+        self._at = now
+
+    def value(self, now: float) -> float:
+        """What is left of it."""
+        if not self._value:
+            return 0.0
+        left: float = self._value * 0.5 ** (max(0.0, now - self._at) / self._half_life_s)
+        return left if left >= ZERO else 0.0
+
+
+class Faults:
+    """What is remembered of a peer when it leaves: else it would come back with a clean name."""
+
+    __slots__ = ("behaviour", "invalid")
+
+    def __init__(self, half_life_s: float) -> None:
+        self.invalid, self.behaviour = Decaying(half_life_s), Decaying(half_life_s)
+
+
+class Standing:
+    """One connected peer's score and allowances."""
+
+    def __init__(self, parameters: Parameters, faults: Faults | None = None) -> None:
+        score = parameters.score
+        self._parameters, self._score = parameters, score
+        self.faults = faults or Faults(score.half_life_s)
+        self._first = Decaying(score.half_life_s)
+        self._mesh_since: float | None = None
+        self._meshes = 0
+        self.bytes = TokenBucket(parameters.bytes_per_s, parameters.bytes_burst)
+        self.entries = TokenBucket(parameters.entries_per_s, parameters.entries_burst)
+        self.checks = TokenBucket(parameters.checks_per_s, parameters.checks_burst)
+        self._refused, self._refused_since = 0, 0.0
+
+    def score(self, now: float) -> float:
+        """Its score: above 0 for who serves us well, below for who misbehaves."""
+        score = self._score
+        earned = score.first_weight * self._first.value(now)
+        earned += score.mesh_weight * min(score.mesh_minutes_max, self._in_mesh_s(now) / _MINUTE_S)
+        invalid = self.faults.invalid.value(now)
+        beyond = max(0.0, self.faults.behaviour.value(now) - score.behaviour_tolerance)
+        return earned + score.invalid_weight * invalid**2 + score.behaviour_weight * beyond**2
+
+    def grafted(self, now: float) -> None:
+        """It entered one of our meshes."""
+        self._meshes += 1
+        if self._mesh_since is None:
+            self._mesh_since = now
+
+    def pruned(self) -> None:
+        """It left one. P1 counts the time in any mesh, and starts anew after the last."""
+        self._meshes -= 1
+        if self._meshes <= 0:
+            self._meshes, self._mesh_since = 0, None
+
+    def first(self, now: float) -> None:
+        """It was the first to bring an accepted message (P2)."""
+        self._first.add(1.0, now, most=self._score.first_max)
+
+    def invalid(self, now: float) -> None:
+        """It brought a message that every node refuses (P4)."""
+        self.faults.invalid.add(1.0, now)
+        if not 0 <= now - self._refused_since < self._parameters.forgery_window_s:
+            self._refused, self._refused_since = 0, now
+        self._refused += 1
+
+    def misbehaved(self, now: float) -> None:
+        """It broke a promise, grafted in its back-off, or flooded (P7)."""
+        self.faults.behaviour.add(1.0, now)
+
+    def muted(self, now: float) -> bool:
+        """Whether it brought so many refused messages of late that none is looked at."""
+        known = self._refused >= self._parameters.forgeries_max
+        return known and 0 <= now - self._refused_since < self._parameters.forgery_window_s
+
+    def _in_mesh_s(self, now: float) -> float:
+        return 0.0 if self._mesh_since is None else max(0.0, now - self._mesh_since)

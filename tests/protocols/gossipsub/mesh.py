@@ -1,0 +1,234 @@
+"""Many gossip machines in one heap of events, and signatures that cost a hash instead of a curve."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pnode.ids import PeerId
+from p2pnode.protocols.crypto import peer_id_of
+from p2pnode.protocols.events import Command, Effect, Emit, Fault, Received, Send, SetTimer, TimerFired
+from p2pnode.protocols.gossipsub.commands import (
+    ACCEPT,
+    Delivered,
+    Join,
+    Leave,
+    PeerDown,
+    PeerUp,
+    Publish,
+    Validator,
+    Verdict,
+)
+from p2pnode.protocols.gossipsub.messages import RPC, Message, signed_bytes
+from p2pnode.protocols.gossipsub.parameters import Parameters
+from p2pnode.protocols.gossipsub.router import GossipRouter
+from tests.event_heap import MachineWorld
+
+TOPIC = "/p2pnode/adverts/1/" + "ab" * 32
+NAME = TOPIC.encode()
+
+
+def key_of(number: object) -> bytes:
+    """The public key of somebody."""
+    return hashlib.sha256(f"gossip key {number}".encode()).digest()
+
+
+def peer_of(number: object) -> PeerId:
+    """Somebody's peer id."""
+    return peer_id_of(key_of(number))
+
+
+def sign_with(public_key: bytes) -> Callable[[bytes], bytes]:
+    """A signer whose signatures ``check`` takes: whoever knows the public key can sign. For tests only."""
+    return lambda message: hashlib.blake2b(message, key=public_key).digest()
+
+
+def check(public_key: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether ``sign_with`` of this key made the signature."""
+    return hashlib.blake2b(message, key=public_key).digest() == signature
+
+
+def accept(_author: PeerId, _data: bytes) -> Verdict:
+    """All is well."""
+    return ACCEPT
+
+
+def router_of(number: object, *, parameters: Parameters | None = None, **more: Any) -> GossipRouter:
+    """A machine of its own randomness."""
+    return GossipRouter(
+        peer=peer_of(number),
+        sign=sign_with(key_of(number)),
+        check=more.pop("check", check),
+        draw=random.Random(f"draw {number}").random,
+        seqno=1,
+        parameters=parameters,
+        **more,
+    )
+
+
+def message_from(number: object, data: bytes = b"data", *, seqno: int = 7, topic: bytes = NAME) -> Message:
+    """A message that somebody signed."""
+    author, counted = b"\x00\x24\x08\x01\x12\x20" + key_of(number), seqno.to_bytes(8, "big")
+    signature = sign_with(key_of(number))(signed_bytes(author, data, counted, topic))
+    return Message(author=author, seqno=counted, topic=topic, data=data, signature=signature)
+
+
+def sends(effects: Iterable[Effect], to: PeerId | None = None) -> list[Any]:
+    """The RPCs that are sent, parsed; to one peer or to all."""
+    found = [each for each in effects if isinstance(each, Send) and to in (None, each.peer)]
+    return [RPC.parse(each.message) for each in found]
+
+
+def faults(effects: Iterable[Effect]) -> list[tuple[PeerId, str]]:
+    """Who did what."""
+    values = [each.value for each in effects if isinstance(each, Emit)]
+    return [(each.peer, each.name) for each in values if isinstance(each, Fault)]
+
+
+def deliveries(effects: Iterable[Effect]) -> list[bytes]:
+    """What was delivered."""
+    values = [each.value for each in effects if isinstance(each, Emit)]
+    return [each.data for each in values if isinstance(each, Delivered)]
+
+
+class Subject:
+    """One machine and scripted peers around it; ``now`` is the test's."""
+
+    def __init__(self, *, parameters: Parameters | None = None, **more: Any) -> None:
+        self.router = router_of("subject", parameters=parameters, **more)
+        self.now = 100.0
+        self.timer: float | None = None
+
+    def command(self, value: Any) -> list[Effect]:
+        return self._note(self.router.handle(Command(value), self.now))
+
+    def hear(self, peer: PeerId, rpc: bytes | Any) -> list[Effect]:
+        payload = rpc if isinstance(rpc, bytes) else rpc.SerializeToString()
+        return self._note(self.router.handle(Received(peer, 0, payload), self.now))
+
+    def join(self, validator: Validator = accept, topic: str = TOPIC) -> list[Effect]:
+        return self.command(Join(topic, validator))
+
+    def connect(self, number: object, *, on: bytes | None = NAME, **up: Any) -> PeerId:
+        """A peer, which says it is on the topic."""
+        peer = peer_of(number)
+        self.command(PeerUp(peer, **up))
+        if on is not None:
+            self.hear(peer, subscription(on))
+        return peer
+
+    def beat(self) -> list[Effect]:
+        """The heartbeat, when it is due."""
+        assert self.timer is not None, "no heartbeat is set"
+        self.now, self.timer = max(self.now, self.timer), None
+        return self._note(self.router.handle(TimerFired("heartbeat"), self.now))
+
+    def rest(self, seconds: float) -> list[Effect]:
+        """Let time pass, with the heartbeats that are due."""
+        end, effects = self.now + seconds, []
+        while self.timer is not None and self.timer <= end:
+            effects += self.beat()
+        self.now = end
+        return effects
+
+    def _note(self, effects: Iterable[Effect]) -> list[Effect]:
+        made = list(effects)
+        for each in made:
+            if isinstance(each, SetTimer):
+                self.timer = each.at
+        return made
+
+
+def subscription(*topics: bytes, on: bool = True) -> Any:
+    """An RPC."""
+    return RPC.make(subscriptions=[{"subscribe": on, "topic": topic} for topic in topics])
+
+
+def control(**lists: Any) -> Any:
+    """An RPC of control messages, as maps."""
+    return RPC.make(control=lists)
+
+
+@dataclass
+class Mesh:
+    """Machines on one topic, and who is connected with whom."""
+
+    latency_s: Callable[[PeerId, PeerId], float] = lambda _from, _to: 0.05
+    parameters: Parameters | None = None
+    seed: int = 1
+    validator: Validator = accept
+    world: MachineWorld = field(init=False)
+    routers: dict[PeerId, GossipRouter] = field(default_factory=dict)
+    links: dict[PeerId, set[PeerId]] = field(default_factory=dict)
+    arrived: dict[bytes, dict[PeerId, float]] = field(default_factory=dict)
+    faults: list[tuple[float, PeerId, Fault]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.world = MachineWorld(latency_s=self.latency_s, on_emit=self._emitted)
+
+    def _emitted(self, peer: PeerId, value: Any) -> None:
+        if isinstance(value, Fault):
+            self.faults.append((self.world.now, peer, value))
+        else:
+            self.arrived.setdefault(value.data, {}).setdefault(peer, self.world.now)
+
+    def add(self, number: object, *, joins: bool = True) -> PeerId:
+        peer = peer_of(number)
+        self.routers[peer] = router_of(f"{number}", parameters=self.parameters)
+        self.links[peer] = set()
+        self.world.add(peer, self.routers[peer])
+        if joins:
+            self.world.give(peer, Command(Join(TOPIC, self.validator)))
+        return peer
+
+    def connect(self, a: PeerId, b: PeerId, *, group: str | None = None) -> None:
+        if a == b or b in self.links[a]:
+            return
+        self.links[a].add(b)
+        self.links[b].add(a)
+        self.world.give(a, Command(PeerUp(b, dialled=True, group=group)))
+        self.world.give(b, Command(PeerUp(a, group=group)))
+
+    def connect_at_random(self, peer: PeerId, count: int, **more: Any) -> None:
+        others = sorted(each for each in self.links if each != peer)
+        for other in self.rng.sample(others, min(count, len(others))):
+            self.connect(peer, other, **more)
+
+    def crash(self, peer: PeerId) -> None:
+        """Gone without a word; its neighbours' connections break."""
+        self.world.remove(peer)
+        del self.routers[peer]
+        for other in sorted(self.links.pop(peer)):
+            self.links[other].discard(peer)
+            self.world.give(other, Command(PeerDown(peer)))
+
+    def leave(self, peer: PeerId) -> None:
+        self.world.give(peer, Command(Leave(TOPIC)))
+
+    def publish(self, peer: PeerId, data: bytes) -> float:
+        self.world.give(peer, Command(Publish(TOPIC, data)))
+        return self.world.now
+
+    def reached(self, data: bytes) -> set[PeerId]:
+        return set(self.arrived.get(data, {}))
+
+    def sizes(self) -> list[int]:
+        """Of each machine's mesh."""
+        return [len(router.mesh(TOPIC)) for router in self.routers.values()]
+
+    def is_connected(self) -> bool:
+        """Whether everybody is reached from anybody along the meshes."""
+        if not self.routers:
+            return True
+        start = next(iter(self.routers))
+        seen, todo = {start}, [start]
+        while todo:
+            for other in self.routers[todo.pop()].mesh(TOPIC):
+                if other in self.routers and other not in seen:
+                    seen.add(other)
+                    todo.append(other)
+        return len(seen) == len(self.routers)

@@ -1,0 +1,185 @@
+"""RPCs are what libp2p's own classes read and write, and a signature covers what theirs covers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import get_peer_and_seqno_msg_id
+from libp2p.pubsub.validators import signature_validator
+
+from p2pnode.errors import ProtocolError
+from p2pnode.protocols.crypto import peer_id_of, verify_key
+from p2pnode.protocols.gossipsub.messages import (
+    DATA_MAX,
+    ENTRIES_MAX,
+    ID_MAX,
+    RPC,
+    TOPIC_MAX,
+    Control,
+    Message,
+    encode_publish,
+    encode_subscriptions,
+    key_fits,
+    message_of,
+    public_key_in,
+    signed_bytes,
+)
+
+VECTORS: dict[str, Any] = json.loads(
+    (Path(__file__).parents[3] / "protocols" / "gossipsub" / "vectors.json").read_text()
+)
+SEED = bytes(range(32))
+KEY = Ed25519PrivateKey.from_private_bytes(SEED)
+PUBLIC = KEY.public_key().public_bytes_raw()
+PAIR = create_new_key_pair(SEED)
+AUTHOR = ID.from_pubkey(PAIR.public_key).to_bytes()
+TOPIC = "/p2pnode/adverts/1/" + "ab" * 32
+
+
+def ours(data: bytes = b"data", topic: str = TOPIC, **changes: Any) -> Message:
+    seqno = (7).to_bytes(8, "big")
+    signature = KEY.sign(signed_bytes(AUTHOR, data, seqno, topic.encode()))
+    made = {"author": AUTHOR, "seqno": seqno, "topic": topic.encode(), "data": data, "signature": signature}
+    return Message(**{**made, **changes})
+
+
+def theirs(data: bytes = b"data", **changes: Any) -> rpc_pb2.Message:
+    """As the library's ``publish`` makes it."""
+    made = {"data": data, "topicIDs": [TOPIC], "from_id": AUTHOR, "seqno": (7).to_bytes(8, "big")}
+    message = rpc_pb2.Message(**{**made, **changes})
+    message.signature = PAIR.private_key.sign(b"libp2p-pubsub:" + message.SerializeToString())
+    message.key = PAIR.public_key.serialize()
+    return message
+
+
+def parsed(message: rpc_pb2.Message) -> Message:
+    return message_of(RPC.parse(rpc_pb2.RPC(publish=[message]).SerializeToString()).publish[0])
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"y" * 127, b"z" * 128, b"w" * 20_000])
+def test_the_library_verifies_what_we_sign(data: bytes) -> None:
+    [read] = rpc_pb2.RPC.FromString(ours(data).encode()).publish
+    assert (read.from_id, read.data, list(read.topicIDs)) == (AUTHOR, data, [TOPIC])
+    assert signature_validator(read)
+    read.data += b"!"
+    assert not signature_validator(read)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"w" * 20_000])
+def test_we_verify_what_the_library_signs(data: bytes) -> None:
+    message = parsed(theirs(data))
+    key = public_key_in(message.author)
+    assert key == PUBLIC
+    assert key_fits(message, PUBLIC)
+    signed = signed_bytes(message.author, message.data, message.seqno, message.topic)
+    assert verify_key(PUBLIC, signed, message.signature)
+    assert not verify_key(PUBLIC, signed + b"!", message.signature)
+
+
+def test_the_id_of_a_message_is_the_library_s() -> None:
+    assert ours().id == get_peer_and_seqno_msg_id(theirs())
+
+
+def test_a_message_travels_on_as_it_came() -> None:
+    for message in (theirs(), theirs(b"")):
+        rpc = rpc_pb2.RPC(publish=[message]).SerializeToString()
+        assert parsed(message).encode() == rpc
+    without = theirs()
+    without.ClearField("key")
+    assert parsed(without).encode() == rpc_pb2.RPC(publish=[without]).SerializeToString()
+
+
+def test_several_messages_are_one_rpc() -> None:
+    read = rpc_pb2.RPC.FromString(encode_publish([ours(b"one"), ours(b"two")]))
+    assert [each.data for each in read.publish] == [b"one", b"two"]
+
+
+def test_a_foreign_key_beside_the_message_does_not_fit() -> None:
+    assert key_fits(ours(key=PAIR.public_key.serialize()), PUBLIC)
+    assert not key_fits(ours(key=create_new_key_pair(bytes(32)).public_key.serialize()), PUBLIC)
+    assert not key_fits(ours(key=PUBLIC), PUBLIC)
+
+
+@pytest.mark.parametrize("author", [b"", b"short", bytes.fromhex("1220") + bytes(32), AUTHOR + b"x"])
+def test_only_an_ed25519_id_holds_its_key(author: bytes) -> None:
+    assert public_key_in(author) is None
+    assert peer_id_of(public_key_in(AUTHOR) or b"") == ID(AUTHOR).to_base58()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"topicIDs": []},
+        {"topicIDs": [TOPIC, "other"]},
+        {"topicIDs": ["t" * (TOPIC_MAX + 1)]},
+        {"topicIDs": [""]},
+        {"from_id": b""},
+        {"from_id": b"x" * (ID_MAX - 7)},
+        {"seqno": b"1234567"},
+        {"seqno": b"123456789"},
+        {"data": b"x" * (DATA_MAX + 1)},
+    ],
+    ids=lambda changes: f"{next(iter(changes))} {str(next(iter(changes.values())))[:12]}",
+)
+def test_a_message_of_a_form_that_nobody_sends_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        parsed(rpc_pb2.Message(**{"topicIDs": [TOPIC], "from_id": AUTHOR, "seqno": b"12345678", **changes}))
+
+
+def test_what_we_tell_of_topics_is_what_the_library_reads() -> None:
+    read = rpc_pb2.RPC.FromString(encode_subscriptions({b"on": True, b"off": False}))
+    assert [(each.topicid, each.subscribe) for each in read.subscriptions] == [("on", True), ("off", False)]
+
+
+def test_control_is_what_the_library_reads() -> None:
+    told = Control(
+        graft={b"g": None}, prune={b"p": 60}, ihave={b"h": [b"1", b"2"]}, iwant=[b"3"], idontwant=[b"4"]
+    )
+    control = rpc_pb2.RPC.FromString(told.encode()).control
+    assert [each.topicID for each in control.graft] == ["g"]
+    assert [(each.topicID, each.backoff, len(each.peers)) for each in control.prune] == [("p", 60, 0)]
+    assert [(each.topicID, list(each.messageIDs)) for each in control.ihave] == [("h", [b"1", b"2"])]
+    assert [list(each.messageIDs) for each in control.iwant] == [[b"3"]]
+    assert [list(each.messageIDs) for each in control.idontwant] == [[b"4"]]
+    assert rpc_pb2.RPC.FromString(Control(graft={b"g": None}).encode()).control.iwant == []
+
+
+def test_control_of_the_library_is_read() -> None:
+    theirs_ = rpc_pb2.ControlMessage(
+        prune=[
+            rpc_pb2.ControlPrune(
+                topicID="p", backoff=2**64 - 1, peers=[rpc_pb2.PeerInfo(peerID=b"x", signedPeerRecord=b"y")]
+            )
+        ],
+        iwant=[rpc_pb2.ControlIWant(messageIDs=[b"1"])],
+    )
+    rpc = RPC.decode(rpc_pb2.RPC(control=theirs_).SerializeToString(), entries_max=ENTRIES_MAX)
+    assert [(each.topic, each.backoff) for each in rpc.control.prune] == [(b"p", 2**64 - 1)]
+    assert [list(each.ids) for each in rpc.control.iwant] == [[b"1"]]
+
+
+@pytest.mark.parametrize("vector", VECTORS["rpcs"], ids=lambda vector: str(vector["name"]))
+def test_each_vector_is_what_the_library_writes(vector: dict[str, Any]) -> None:
+    raw = bytes.fromhex(vector["hex"])
+    assert rpc_pb2.RPC.FromString(raw).SerializeToString() == raw
+    assert RPC.count(raw, entries_max=ENTRIES_MAX) == vector["entries"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["messages"], ids=lambda vector: str(vector["name"]))
+def test_each_signed_vector_holds_for_the_library_and_for_us_or_for_neither(vector: dict[str, Any]) -> None:
+    [read] = rpc_pb2.RPC.FromString(bytes.fromhex(vector["hex"])).publish
+    assert signature_validator(read) == vector["holds"]
+    message = parsed(read)
+    signed = signed_bytes(message.author, message.data, message.seqno, message.topic)
+    assert (message.id.hex(), signed.hex()) == (vector["id"], vector["signed"])
+    key = public_key_in(message.author)
+    assert key is not None
+    assert key_fits(message, key)
+    assert verify_key(key, signed, message.signature) == vector["holds"]
