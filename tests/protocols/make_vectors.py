@@ -28,6 +28,7 @@ from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, request_hash, token_hash
+from p2pnode.protocols.kademlia import messages as kademlia
 from p2pnode.protocols.lookup.messages import provider_key
 from p2pnode.protocols.s5.entries import EntryKey, make_entry, pointer_to
 from p2pnode.protocols.s5.ids import hash_of
@@ -166,6 +167,47 @@ def adverts_vectors() -> dict[str, Any]:
 def lookup() -> dict[str, Any]:
     """The only bytes of its own that lookup has."""
     return {"provider_keys": [{"model": MODEL.hex(), "key": provider_key(MODEL).hex()}]}
+
+
+def kademlia_vectors() -> dict[str, Any]:
+    """Every kind of message, and where keys and peers lie."""
+    m = kademlia
+    key = m.record_key(provider_key(MODEL))
+    own = m.KadPeer(peer=PEER, addresses=(bytes.fromhex("04c0000201060fa1"),), connected=True)
+    other = m.KadPeer(peer=CLIENT, addresses=(bytes.fromhex("04c0000202060fa1"), b"\x01"))
+    said = [
+        m.Message(kind="ping"),
+        m.Message(kind="find_node", key=m.bytes_of(PEER)),
+        m.Message(kind="find_node", key=m.bytes_of(PEER), closer=(own, other)),
+        m.Message(kind="get_providers", key=key),
+        m.Message(kind="get_providers", key=key, closer=(other,), providers=(own,)),
+        m.Message(kind="add_provider", key=key, providers=(own,)),
+        m.Message(kind="get_value", key=b"key"),
+        m.Message(kind="put_value", key=b"key"),
+    ]
+
+    def plain_peers(peers: tuple[m.KadPeer, ...]) -> list[dict[str, Any]]:
+        return [
+            {"id": each.peer, "addrs": [a.hex() for a in each.addresses], "connected": each.connected}
+            for each in peers
+        ]
+
+    return {
+        "messages": [
+            {
+                "kind": each.kind, "key": each.key.hex(), "closer": plain_peers(each.closer),
+                "providers": plain_peers(each.providers), "hex": m.encode(each).hex(),
+            }
+            for each in said
+        ],
+        "keys": [
+            {"of": of.hex(), "record_key": m.record_key(of).hex()} for of in (provider_key(MODEL), b"short")
+        ],
+        "distances": [
+            {"peer": peer, "key": key.hex(), "distance": f"{m.point_of(peer) ^ m.point_of_key(key):064x}"}
+            for peer in (PEER, CLIENT)
+        ],
+    }  # fmt: skip
 
 
 def prompt() -> inference.PromptBody:
@@ -480,6 +522,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "framing": framing(),
         "adverts": adverts_vectors(),
         "lookup": lookup(),
+        "kademlia": kademlia_vectors(),
         "inference": inference_vectors(),
         "blob": blob_vectors(),
         "s5": s5_vectors(),

@@ -48,7 +48,18 @@ from tests.protocols.make_vectors import all_vectors, text_of
 from tests.protocols.strategies import largest
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
-PROTOCOLS = ["framing", "adverts", "lookup", "inference", "checkpoint", "count", "blob", "s5", "gossipsub"]
+PROTOCOLS = [
+    "framing",
+    "adverts",
+    "lookup",
+    "kademlia",
+    "inference",
+    "checkpoint",
+    "count",
+    "blob",
+    "s5",
+    "gossipsub",
+]
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
     inference.Receipt,

@@ -1,0 +1,274 @@
+"""One lookup: it asks ever closer peers over disjoint paths until the closest ones have answered.
+
+Whoever lies on one path misleads that path only. On each, the closest peers are chosen so that no origin
+comes twice while there are others, and who names peers that don't answer is believed less. So neither ids
+that were ground to lie at the key nor made-up peers near it push the others out. A lookup ends by itself, at
+its budget of questions, or at its deadline.
+
+Sources: Maymounkov and Mazières, "Kademlia", section 2.3; Baumgart and Mies, "S/Kademlia", section 4.4
+(disjoint paths). The choice by origin is ours: see ``SPEC.md``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from p2pnode.ids import PeerId
+from p2pnode.protocols.kademlia.messages import KadPeer, Message, fit, point_of, point_of_key
+from p2pnode.protocols.kademlia.records import Draw, shuffled
+from p2pnode.protocols.kademlia.table import spread
+from p2pnode.shares import Origin
+
+PATHS: Final = 3
+ALPHA: Final = 2
+"""Questions at once on one path that were not yet slow to be answered."""
+WIDTH: Final = 24
+"""The closest peers that a lookup wants to have asked, and that records are stored with."""
+NAMED_PER_TELLER: Final = 3
+"""Peers named by one origin before each other origin has had as many believed."""
+SLOW_S: Final = 0.5
+"""After this long another peer is asked as well; the answer still counts."""
+ANSWER_S: Final = 3.0
+"""The shell gives a question this long, with the dial that it may take."""
+ASKED_MAX: Final = 96
+OUT_MAX: Final = 16
+CANDIDATES_MAX: Final = 512
+"""Of one path."""
+PROVIDERS_MAX: Final = 1024
+"""Providers that a lookup keeps what it heard of."""
+Goal: TypeAlias = Literal["find_node", "get_providers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Put this question to a peer, dialled at these addresses where it isn't connected."""
+
+    peer: PeerId
+    addresses: tuple[bytes, ...]
+    question: Message
+
+
+@dataclass(frozen=True, slots=True)
+class FoundProvider:
+    """A provider, and the origins of those who named it; addresses that most of them gave come first."""
+
+    peer: PeerId
+    addresses: tuple[bytes, ...]
+    tellers: frozenset[Origin]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a lookup found: the closest peers that answered, and providers, those of most tellers first."""
+
+    closest: tuple[PeerId, ...]
+    providers: tuple[FoundProvider, ...]
+    asked: int
+    answered: int
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A peer that may be asked. ``tellers`` is empty for one that this node knows itself."""
+
+    peer: PeerId
+    addresses: tuple[bytes, ...]
+    origin: Origin
+    tellers: dict[str, None] = field(default_factory=dict)
+    failed: bool = False
+    distance: int = 0
+    """From the key; set by the path."""
+
+
+@dataclass(slots=True)
+class _Named:
+    """What was heard of one provider: who named it, and who named which address."""
+
+    tellers: dict[Origin, None] = field(default_factory=dict)
+    addresses: dict[bytes, set[Origin]] = field(default_factory=dict)
+
+
+class _Path:
+    """The candidates of one path by peer, and the shortlist of them."""
+
+    def __init__(self, point: int) -> None:
+        self._point = point
+        self.candidates: dict[PeerId, Candidate] = {}
+        self._shortlist: list[Candidate] | None = None
+
+    def add(self, candidate: Candidate) -> None:
+        """Note a candidate that is not there yet, while there is room."""
+        if len(self.candidates) < CANDIDATES_MAX:
+            candidate.distance = point_of(candidate.peer) ^ self._point
+            self.candidates[candidate.peer] = candidate
+            self._shortlist = None
+
+    def changed(self) -> None:
+        """A candidate is no longer what it was."""
+        self._shortlist = None
+
+    @property
+    def shortlist(self) -> list[Candidate]:
+        """The closest that may answer, by origin and by who names them; the closest first."""
+        if self._shortlist is None:
+            failed = Counter(by for each in self.candidates.values() if each.failed for by in each.tellers)
+            alive = [each for each in self.candidates.values() if not each.failed]
+            alive.sort(key=_distance)
+            chosen = spread(
+                alive,
+                WIDTH,
+                lambda each: each.origin.wide,
+                tellers=lambda each: each.tellers,
+                charged=failed,
+                per_teller=NAMED_PER_TELLER,
+            )
+            self._shortlist = sorted(chosen, key=_distance)
+        return self._shortlist
+
+
+def _distance(each: Candidate) -> int:
+    return each.distance
+
+
+class Lookup:
+    """See the module. Begin with ``start``.
+
+    ``known`` are the closest that this node knows, the closest first. ``origin`` says where a peer with such
+    addresses seems to be, ``dialable`` which of them may be dialled.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        key: bytes,
+        known: Sequence[Candidate],
+        *,
+        own: PeerId,
+        origin: Callable[[PeerId, Sequence[bytes]], Origin],
+        dialable: Callable[[Sequence[bytes]], tuple[bytes, ...]],
+        draw: Draw,
+    ) -> None:
+        self._question = Message(kind=goal, key=key)
+        self._own, self._origin, self._dialable, self._draw = own, origin, dialable, draw
+        self._point = point_of_key(key)
+        self._paths = [_Path(self._point) for _ in range(PATHS)]
+        for index, each in enumerate(known):
+            self._paths[index % PATHS].add(each)
+        self._asked: dict[PeerId, _Path] = {}
+        self._out: dict[PeerId, float] = {}
+        """Peers that have not answered yet, and when they were asked."""
+        self._answered: dict[PeerId, Origin] = {}
+        self._named: dict[PeerId, _Named] = {}
+
+    def start(self, now: float) -> list[Ask]:
+        """The first questions; none where nobody is known."""
+        return self.advance(now)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nobody left to ask, or to wait for."""
+        return not self._out
+
+    def slow_at(self, now: float) -> float | None:
+        """When the next question that is out gets slow, so that :meth:`advance` may ask another peer."""
+        return min((at + SLOW_S for at in self._out.values() if at + SLOW_S > now), default=None)
+
+    def told(self, providers: Sequence[KadPeer], origin: Origin) -> None:
+        """Note providers that somebody of this origin names."""
+        for each in providers:
+            if each.peer == self._own:
+                continue
+            if each.peer not in self._named and len(self._named) >= PROVIDERS_MAX:
+                continue
+            named = self._named.setdefault(each.peer, _Named())
+            named.tellers[origin] = None
+            for address in each.addresses:
+                named.addresses.setdefault(address, set()).add(origin)
+
+    def answered(self, peer: PeerId, answer: Message, origin: Origin, now: float) -> list[Ask]:
+        """Take an answer; ``origin`` is where its connection comes from."""
+        path = self._asked.get(peer)
+        if path is None or self._out.pop(peer, None) is None:
+            return []
+        self._answered[peer] = origin
+        if answer.kind == self._question.kind:
+            self._take(path, answer, origin)
+        for each in self._paths:
+            if (candidate := each.candidates.get(peer)) is not None:
+                candidate.origin, candidate.tellers = origin, {}  # we know both ourselves now
+                each.changed()
+        return self.advance(now)
+
+    def failed(self, peer: PeerId, now: float) -> list[Ask]:
+        """Note that a peer doesn't answer."""
+        path = self._asked.get(peer)
+        if path is None or self._out.pop(peer, None) is None:
+            return []
+        for each in self._paths:
+            if peer in each.candidates:
+                each.candidates[peer].failed = True
+                each.changed()
+        return self.advance(now)
+
+    def advance(self, now: float) -> list[Ask]:
+        """The questions to put now."""
+        asks: list[Ask] = []
+        progress = True
+        while progress:
+            progress = False
+            for path in self._paths:
+                if len(self._asked) >= ASKED_MAX or len(self._out) >= OUT_MAX:
+                    return asks
+                quick = sum(self._asked[peer] is path and at + SLOW_S > now for peer, at in self._out.items())
+                if quick >= ALPHA:
+                    continue
+                # Looked for anew each time: what was asked on one path may stand on the shortlists of others.
+                following = next((each for each in path.shortlist if each.peer not in self._asked), None)
+                if following is None:
+                    continue
+                self._asked[following.peer] = path
+                self._out[following.peer] = now
+                asks.append(Ask(following.peer, following.addresses, self._question))
+                progress = True
+        return asks
+
+    def result(self, limit: int) -> Result:
+        """What was found so far, with up to ``limit`` providers."""
+        answered = sorted(self._answered, key=lambda peer: point_of(peer) ^ self._point)
+        closest = spread(answered, WIDTH, lambda peer: self._answered[peer].wide)
+        providers = shuffled(self._named.items(), self._draw)  # of those with as many tellers, in any order
+        providers.sort(key=lambda each: -len({by.wide for by in each[1].tellers}))
+        return Result(
+            closest=tuple(closest),
+            providers=tuple(
+                FoundProvider(peer, self._addresses_of(named), frozenset(named.tellers))
+                for peer, named in providers[:limit]
+            ),
+            asked=len(self._asked),
+            answered=len(self._answered),
+        )
+
+    def _take(self, path: _Path, answer: Message, origin: Origin) -> None:
+        for each in answer.closer:
+            if each.peer != self._own and each.addresses:
+                self._add(path, each, origin)
+        self.told(answer.providers, origin)
+
+    def _add(self, path: _Path, heard: KadPeer, teller: Origin) -> None:
+        known = path.candidates.get(heard.peer)
+        if known is None:
+            addresses = self._dialable(heard.addresses)
+            if not addresses:
+                return
+            where = self._origin(heard.peer, addresses)
+            path.add(Candidate(heard.peer, addresses, where, {teller.wide: None}))
+        elif known.tellers and teller.wide not in known.tellers:  # what we know ourselves needs no word
+            known.tellers[teller.wide] = None
+            path.changed()
+
+    def _addresses_of(self, named: _Named) -> tuple[bytes, ...]:
+        by_tellers = sorted(named.addresses, key=lambda address: -len(named.addresses[address]))
+        return fit(self._dialable(by_tellers))
