@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
@@ -13,6 +14,9 @@ PYTHONS_OWN_LIMIT = 1000
 # No example has a deadline: how long one takes says how busy the machine is.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+# Under nohup this process ignores SIGHUP, and each program that a test starts would ignore it, too: a host
+# that is to outlive its terminal does. Tests of a terminal that is closed would wait in vain.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
