@@ -40,6 +40,7 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 from p2pnode.protocols.wire import encode, wire_keys, wire_name
+from tests.net.vectors import transport_vectors
 from tests.protocols.s5.vectors import s5_vectors
 
 decode: Final = inference.CODEC.decode
@@ -519,6 +520,7 @@ def gossipsub_vectors() -> dict[str, Any]:
 def all_vectors() -> dict[str, dict[str, Any]]:
     """By protocol."""
     return {
+        "transport": transport_vectors(),
         "framing": framing(),
         "adverts": adverts_vectors(),
         "lookup": lookup(),

@@ -49,6 +49,7 @@ from tests.protocols.strategies import largest
 
 ROOT = Path(__file__).resolve().parents[2] / "protocols"
 PROTOCOLS = [
+    "transport",
     "framing",
     "adverts",
     "lookup",
