@@ -40,11 +40,15 @@ from p2pnode.protocols.typed_data import (
     voucher_digest,
 )
 from p2pnode.protocols.wire import encode, wire_keys, wire_name
+from tests.models.vectors import models_vectors
 from tests.net.vectors import transport_vectors
 from tests.protocols.s5.vectors import s5_vectors
+from tests.storage.vectors import storage_vectors
 
 decode: Final = inference.CODEC.decode
-ROOT: Final = Path(__file__).resolve().parents[2] / "protocols"
+ROOT: Final = Path(__file__).resolve().parents[2]
+AREAS: Final = ("storage", "models")
+"""Areas with a SPEC of their own: what they specify is bytes at rest, not a protocol."""
 PEER_SECRET: Final = bytes(range(32))
 WALLET_SECRET: Final = b"\x01" * 32
 OWNER_SECRET: Final = b"\x0b" * 32
@@ -518,7 +522,7 @@ def gossipsub_vectors() -> dict[str, Any]:
 
 
 def all_vectors() -> dict[str, dict[str, Any]]:
-    """By protocol."""
+    """By protocol, then by area."""
     return {
         "transport": transport_vectors(),
         "framing": framing(),
@@ -531,7 +535,14 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "checkpoint": checkpoint_vectors(),
         "count": count_vectors(),
         "gossipsub": gossipsub_vectors(),
+        "storage": storage_vectors(),
+        "models": models_vectors(),
     }
+
+
+def folder_of(name: str) -> Path:
+    """Where the SPEC of a protocol or an area stands."""
+    return ROOT / name if name in AREAS else ROOT / "protocols" / name
 
 
 def text_of(vectors: dict[str, Any]) -> str:
@@ -542,7 +553,7 @@ def text_of(vectors: dict[str, Any]) -> str:
 def main() -> None:
     """Write all of them."""
     for name, vectors in all_vectors().items():
-        (ROOT / name / "vectors.json").write_text(text_of(vectors), encoding="utf-8")
+        (folder_of(name) / "vectors.json").write_text(text_of(vectors), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ import json
 import re
 import types
 from dataclasses import MISSING, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
 from p2pnode.client.question import KnownModel
 from p2pnode.contract_rules import DURATION_MAX_S
-from p2pnode.errors import STORE_CODES, WIRE_CODES, ProtocolError
+from p2pnode.errors import STORE_CODES, WIRE_CODES, EngineError, ProtocolError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.models.validation import validate_sampling
 from p2pnode.payments.session_signer import EXPIRY_S, VALID_S
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
@@ -43,11 +43,11 @@ from p2pnode.protocols.inference.session import HostTerms
 from p2pnode.protocols.lookup import messages as lookup
 from p2pnode.protocols.s5.entries import DATA_MAX, EntryKey
 from p2pnode.protocols.wire import Codec, Range, Size, decode_record, encode, wire_keys, wire_name
+from p2pnode.storage.conversations import records
 from p2pnode.storage.store import BLOB_MAX
-from tests.protocols.make_vectors import all_vectors, text_of
+from tests.protocols.make_vectors import AREAS, all_vectors, folder_of, text_of
 from tests.protocols.strategies import largest
 
-ROOT = Path(__file__).resolve().parents[2] / "protocols"
 PROTOCOLS = [
     "transport",
     "framing",
@@ -61,6 +61,15 @@ PROTOCOLS = [
     "s5",
     "gossipsub",
 ]
+SPECS = [*PROTOCOLS, *AREAS]
+STORED_RECORDS = (
+    records.Piece,
+    records.Segment,
+    records.SegmentRef,
+    records.Link,
+    records.WriterSeq,
+    records.Manifest,
+)
 ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
 INFERENCE_RECORDS = (
     inference.Receipt,
@@ -75,16 +84,17 @@ DESCRIBED: list[tuple[str, type]] = [
     *[("blob", cls) for cls in blob.CODEC.classes],
     *[("checkpoint", cls) for cls in checkpoint.CODEC.classes],
     *[("count", cls) for cls in count.CODEC.classes],
+    *[("storage", cls) for cls in (*records.INDEX_CODEC.classes, *STORED_RECORDS)],
 ]
 NAMED_NUMBERS = {2**32 - 1: "2^32-1", 2**63 - 1: "2^63-1", 1 << 24: "2^24", 1 << 21: "2^21", 1 << 20: "2^20"}
 
 
 def spec(protocol: str) -> str:
-    return (ROOT / protocol / "SPEC.md").read_text(encoding="utf-8")
+    return (folder_of(protocol) / "SPEC.md").read_text(encoding="utf-8")
 
 
 def stored(protocol: str) -> dict[str, Any]:
-    vectors: dict[str, Any] = json.loads((ROOT / protocol / "vectors.json").read_text(encoding="utf-8"))
+    vectors: dict[str, Any] = json.loads((folder_of(protocol) / "vectors.json").read_text(encoding="utf-8"))
     return vectors
 
 
@@ -159,12 +169,12 @@ def test_each_message_and_field_stands_in_its_spec_with_its_bounds(protocol: str
 
 
 def test_no_spec_describes_a_message_that_does_not_exist() -> None:
-    for protocol in ("adverts", "inference", "checkpoint", "count", "blob"):
+    for protocol in ("adverts", "inference", "checkpoint", "count", "blob", "storage"):
         titles = set(re.findall(r"^### `(\w+)`", spec(protocol), re.MULTILINE))
         assert titles == {title_of(cls) for name, cls in DESCRIBED if name == protocol}
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", SPECS)
 def test_each_spec_has_the_same_sections(protocol: str) -> None:
     heads = re.findall(r"^## (.+)$", spec(protocol), re.MULTILINE)
     assert heads == ["Purpose", "Messages", "States", "Limits", "Errors", "Timers", "Security", "Vectors"]
@@ -208,7 +218,7 @@ def test_every_verdict_stands_in_the_spec_of_adverts() -> None:
 
 
 def test_the_readme_names_each_protocol_and_event() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (folder_of("") / "README.md").read_text(encoding="utf-8")
     events = ["Received", "HalfClosed", "Closed", "TimerFired", "Command"]
     effects = ["Send", "SetTimer", "CancelTimer", "Emit"]
     assert all(f"`{word}" in text for word in [*PROTOCOLS, *events, *effects])
@@ -217,9 +227,9 @@ def test_the_readme_names_each_protocol_and_event() -> None:
 # ---- vectors
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", SPECS)
 def test_the_vectors_are_those_the_generator_makes(protocol: str) -> None:
-    path = ROOT / protocol / "vectors.json"
+    path = folder_of(protocol) / "vectors.json"
     assert path.read_text(encoding="utf-8") == text_of(all_vectors()[protocol])
 
 
@@ -446,6 +456,30 @@ def table_of(protocol: str, part: str) -> dict[str, list[float]]:
 @pytest.mark.parametrize(("protocol", "part"), NUMBERS, ids=[" ".join(each) for each in NUMBERS])
 def test_the_limits_and_timers_of_a_spec_are_those_of_the_code(protocol: str, part: str) -> None:
     assert table_of(protocol, part) == NUMBERS[protocol, part]
+
+
+@pytest.mark.parametrize(
+    ("field", "low", "high", "said"),
+    [
+        ("tokens_max", 1, 2**20, "to 2^20"),
+        ("temperature", 0, 2, "to 2"),
+        ("top_p", 0.01, 1, "from 0.01 to 1"),
+        ("top_k", 0, 100_000, "to 100,000"),
+        ("min_p", 0, 1, "to 1"),
+        ("repeat_penalty", 0.5, 2, "from 0.5 to 2"),
+    ],
+)
+def test_what_an_engine_takes_of_sampling_is_what_the_spec_says(
+    field: str, low: float, high: float, said: str
+) -> None:
+    text = spec("inference").split("An engine may take less")[1].split("### Continuing")[0]
+    assert f"`{field}` {said}" in " ".join(text.split())
+    whole = inference.SamplingParams()
+    for taken in (low, high):
+        validate_sampling(replace(whole, **{field: taken}))  # type: ignore[arg-type]
+    for beyond in (low - 0.5, high + 1):
+        with pytest.raises(EngineError, match=field):
+            validate_sampling(replace(whole, **{field: beyond}))  # type: ignore[arg-type]
 
 
 def test_what_the_roles_ask_and_wait_is_what_the_spec_says() -> None:

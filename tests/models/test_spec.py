@@ -1,0 +1,86 @@
+"""``models/SPEC.md`` says what the code does: ids, what follows from a file, and the numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from p2pnode.errors import ConfigError
+from p2pnode.models import gguf
+from p2pnode.models.manifest import (
+    Manifest,
+    model_id,
+    model_id_text,
+    parse_model_id,
+    scripted_model_id,
+)
+
+FOLDER: Final = Path(__file__).parents[2] / "models"
+VECTORS: Final[dict[str, Any]] = json.loads((FOLDER / "vectors.json").read_text(encoding="utf-8"))
+SPEC: Final = (FOLDER / "SPEC.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "told", [*VECTORS["manifests"], *VECTORS["files"]], ids=lambda told: told["text"][:8]
+)
+def test_a_manifest_has_one_id(told: dict[str, Any]) -> None:
+    manifest = Manifest.from_mapping(told["manifest"])
+    canonical = told["canonical"].encode("ascii")
+    assert manifest.canonical() == canonical
+    assert hashlib.sha256(b"p2pnode/model/1\0" + canonical).hexdigest() == told["id"]
+    assert model_id(manifest).hex() == told["id"]
+    assert model_id_text(model_id(manifest)) == told["text"]
+    assert parse_model_id(told["text"]) == model_id(manifest)
+
+
+@pytest.mark.parametrize("told", VECTORS["refused_ids"], ids=lambda told: told["name"])
+def test_a_text_that_is_no_id_is_refused(told: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="no model id"):
+        parse_model_id(told["text"])
+
+
+def test_the_scripted_engine_has_an_id_of_its_own() -> None:
+    told = VECTORS["scripted"]
+    assert scripted_model_id().hex() == told["id"]
+    assert model_id_text(scripted_model_id()) == told["text"]
+
+
+@pytest.mark.parametrize("told", VECTORS["files"], ids=["small"])
+def test_a_manifest_follows_from_a_file(told: dict[str, Any], tmp_path: Path) -> None:
+    data = bytes.fromhex(told["hex"])
+    path = tmp_path / "small.gguf"
+    path.write_bytes(data)
+    found = gguf.describe(gguf.read_header(path), hashlib.sha256(data).hexdigest())
+    assert found == Manifest.from_mapping(told["manifest"])
+
+
+@pytest.mark.parametrize("told", VECTORS["templates"], ids=lambda told: told["template"][:30])
+def test_a_template_has_one_overhead(told: dict[str, Any]) -> None:
+    found = gguf.template_overhead(told["template"], frozenset(told["control"]))
+    assert (found.fixed, found.per_message) == (told["fixed"], told["per_message"])
+
+
+def test_the_fields_of_a_manifest_stand_in_the_order_in_which_they_are_hashed() -> None:
+    stated = re.findall(r"^\| `(\w+)` \|", SPEC.split("### Manifest")[1].split("### From")[0], re.MULTILINE)
+    assert stated == list(json.loads(VECTORS["manifests"][0]["canonical"]))
+
+
+def test_the_kinds_of_weights_are_those_of_the_code(tmp_path: Path) -> None:
+    text = " ".join(SPEC.split("`quantisation` by number:")[1].split("; another number")[0].split())
+    stated = {int(number): name for number, name in re.findall(r"(\d+) ([A-Z]\w+)", text)}
+    header = bytes.fromhex(VECTORS["files"][0]["hex"])
+    key = b"general.file_type" + (4).to_bytes(4, "little")
+    assert header.count(key) == 1
+    path = tmp_path / "kind.gguf"
+    found = {}
+    for number in range(64):
+        path.write_bytes(header.replace(key + (7).to_bytes(4, "little"), key + number.to_bytes(4, "little")))
+        kind = gguf.describe(gguf.read_header(path), "00" * 32).quantisation
+        if kind != f"ftype{number}":
+            found[number] = kind
+    assert found == stated
