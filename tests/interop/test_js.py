@@ -24,7 +24,7 @@ async def both(
 ) -> AsyncIterator[tuple[Ours, Foreign]]:
     """We and a JavaScript peer, connected."""
     ours = Ours(limits=Limits(streams_per_peer=64))
-    command = ["node", "peer.mjs"]
+    command = ["node", "peer.mjs", cases.DHT_PROTOCOL]
     async with running(ours.network), foreign(command, js_peer, log=tmp_path / "js.log") as other:
         await cases.connect(ours, other, transport, dialler)
         yield ours, other

@@ -93,12 +93,12 @@ class Foreign:
 
 @contextlib.asynccontextmanager
 async def foreign(
-    command: Sequence[str], cwd: Path, *, log: Path, listen: Sequence[str] = LISTEN
+    command: Sequence[str], cwd: Path, *, log: Path, listen: Sequence[str] = LISTEN, seed: str = "foreigner"
 ) -> AsyncIterator[Foreign]:
     """Run ``command SEED ADDRESS...`` in ``cwd`` until the block ends; its standard error goes to ``log``."""
     with log.open("wb") as errors:
         process = await trio.lowlevel.open_process(
-            [*command, "foreigner", *listen],
+            [*command, seed, *listen],
             cwd=cwd,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -123,9 +123,9 @@ async def foreign(
 class Ours:
     """Our network, with the protocols that the other side's commands need."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, name: str = "ours", **settings: Any) -> None:
         self.outcomes: list[str] = []
-        self.network = make("ours", listen=LISTEN, **{"gossip": True, "dht": "server", **settings})
+        self.network = make(name, listen=LISTEN, **{"gossip": True, "dht": "server", **settings})
         self.network.serve(ECHO, self._echo)
         self.network.serve(SUM, self._sum)
         self.network.serve(HOLD, self._hold)

@@ -12,6 +12,7 @@ from tests.net.foreign import ECHO, HOLD, PING, SUM, Foreign, Ours, echo_to, pat
 from tests.net.support import eventually
 
 TOPIC = "interop"
+DHT_PROTOCOL = "/ipfs/kad/1.0.0"
 MEGABYTE = 1 << 20
 
 

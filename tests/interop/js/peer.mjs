@@ -1,4 +1,5 @@
-// js-libp2p as a process: does what it is told in JSON lines on standard input (see tests/net/foreign.py).
+// js-libp2p as a process: `node peer.mjs DHT-PROTOCOL SEED ADDRESS...` does what it is told in JSON lines on
+// standard input (see tests/net/foreign.py). libp2p.mjs beside it is that of v2 or of v3.
 import { createHash } from 'node:crypto'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -10,39 +11,29 @@ Promise.withResolvers ??= function () {
   return { promise, resolve, reject }
 }
 
-const { gossipsub } = await import('@chainsafe/libp2p-gossipsub')
-const { noise } = await import('@chainsafe/libp2p-noise')
-const { yamux } = await import('@chainsafe/libp2p-yamux')
-const { generateKeyPairFromSeed } = await import('@libp2p/crypto/keys')
-const { identify } = await import('@libp2p/identify')
-const { kadDHT, passthroughMapper } = await import('@libp2p/kad-dht')
-const { peerIdFromString } = await import('@libp2p/peer-id')
-const { ping } = await import('@libp2p/ping')
-const { tcp } = await import('@libp2p/tcp')
-const { webSockets } = await import('@libp2p/websockets')
-const { multiaddr } = await import('@multiformats/multiaddr')
-const { createLibp2p } = await import('libp2p')
+const libp2p = await import('./libp2p.mjs') // of 2.x or of 3.x
 const { CID } = await import('multiformats/cid')
 const Digest = await import('multiformats/hashes/digest')
 
 const [ECHO, SUM, HOLD] = ['echo', 'sum', 'hold'].map((name) => `/interop/${name}/1`)
 const CHUNK = 65536
-const [seed, ...listen] = process.argv.slice(2)
+const [dht, seed, ...listen] = process.argv.slice(2)
+const { handler, read, write, multiaddr, peerIdFromString } = libp2p
 const outcomes = []
 const messages = []
 
-const node = await createLibp2p({
-  privateKey: await generateKeyPairFromSeed('Ed25519', createHash('sha256').update(seed).digest()),
+const node = await libp2p.createLibp2p({
+  privateKey: await libp2p.generateKeyPairFromSeed('Ed25519', createHash('sha256').update(seed).digest()),
   addresses: { listen },
-  transports: [tcp(), webSockets()],
-  connectionEncrypters: [noise()],
-  streamMuxers: [yamux()],
+  transports: [libp2p.tcp(), libp2p.webSockets()],
+  connectionEncrypters: [libp2p.noise()],
+  streamMuxers: [libp2p.yamux()],
   connectionGater: { denyDialMultiaddr: () => false },
   services: {
-    identify: identify(),
-    ping: ping(),
-    pubsub: gossipsub({ allowPublishToZeroTopicPeers: true, heartbeatInterval: 500 }),
-    dht: kadDHT({ protocol: '/ipfs/kad/1.0.0', clientMode: false, peerInfoMapper: passthroughMapper })
+    identify: libp2p.identify(),
+    ping: libp2p.ping(),
+    pubsub: libp2p.gossipsub({ allowPublishToZeroTopicPeers: true, heartbeatInterval: 500 }),
+    dht: libp2p.kadDHT({ protocol: dht, clientMode: false, peerInfoMapper: libp2p.passthroughMapper })
   }
 })
 
@@ -52,29 +43,29 @@ const open = (peer, protocol) => node.dialProtocol(peerIdFromString(peer), proto
 async function * chunks (data) {
   for (let at = 0; at < data.length; at += CHUNK) yield data.subarray(at, at + CHUNK)
 }
-async function collect (source, pause = 0) {
+async function collect (stream, pause = 0) {
   const parts = []
-  for await (const part of source) {
-    parts.push(part.subarray())
+  for await (const part of read(stream)) {
+    parts.push(part)
     if (pause > 0) await sleep(pause * 1000)
   }
   return Buffer.concat(parts)
 }
 
 const wide = { maxInboundStreams: 128, maxOutboundStreams: 128 }
-await node.handle(ECHO, ({ stream }) => stream.sink(stream.source).catch(() => {}), wide)
-await node.handle(SUM, async ({ stream }) => {
-  const data = await collect(stream.source)
-  await stream.sink([Buffer.from(sha256(data))])
-}, wide)
-await node.handle(HOLD, async ({ stream }) => {
+await node.handle(ECHO, handler((stream) => write(stream, read(stream)).catch(() => {})), wide)
+await node.handle(SUM, handler(async (stream) => {
+  const data = await collect(stream)
+  await write(stream, [Buffer.from(sha256(data))])
+}), wide)
+await node.handle(HOLD, handler(async (stream) => {
   try {
-    await stream.sink(stream.source)
+    await write(stream, read(stream))
     outcomes.push(stream.status === 'reset' ? 'reset' : 'end')
   } catch (error) {
-    outcomes.push(error.name === 'StreamResetError' ? 'reset' : error.name)
+    outcomes.push(stream.status === 'reset' || error.name === 'StreamResetError' ? 'reset' : error.name)
   }
-}, wide)
+}), wide)
 node.services.pubsub.addEventListener('message', ({ detail }) => {
   messages.push([detail.from.toString(), Buffer.from(detail.data).toString()])
 })
@@ -85,19 +76,19 @@ const commands = {
   async dial ({ addr }) { await node.dial(multiaddr(addr)) },
   async echo ({ peer, size, pause_s: pause = 0 }) {
     const stream = await node.dialProtocol(peerIdFromString(peer), ECHO, wide)
-    const [data] = await Promise.all([collect(stream.source, pause), stream.sink(chunks(pattern(size)))])
+    const [data] = await Promise.all([collect(stream, pause), write(stream, chunks(pattern(size)))])
     return { received: data.length, sha256: sha256(data) }
   },
   async sum ({ peer, size }) {
     const stream = await open(peer, SUM)
-    const [data] = await Promise.all([collect(stream.source), stream.sink(chunks(pattern(size)))])
+    const [data] = await Promise.all([collect(stream), write(stream, chunks(pattern(size)))])
     return data.toString()
   },
   async reset ({ peer }) {
     const stream = await open(peer, HOLD)
     const { promise, resolve } = Promise.withResolvers()
-    stream.sink((async function * () { yield Buffer.from('x'); await promise })()).catch(() => {})
-    await stream.source.next()
+    write(stream, (async function * () { yield Buffer.from('x'); await promise })()).catch(() => {})
+    await read(stream).next()
     stream.abort(new Error('as told'))
     resolve()
   },
