@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +11,45 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.cli.client import conversation_text
+from p2pnode.client.conversation import Conversation
 from p2pnode.client.question import ChatOptions
 from p2pnode.errors import ConfigError, NoHostError
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.records import Piece
-from p2pnode.storage.keys import StorageKeys
-from p2pnode.storage.store import OwnerKey
-from tests.client.machines import ENTROPY, machine, options, read, say
+from tests.client.machines import machine, options, read, say
 from tests.client.support import Events
-from tests.node.world import World, scripted_host, world
+from tests.node.world import Member, World, scripted_host, world
 from tests.storage.blob_world import serve_store
+
+
+@pytest.fixture
+async def w(autojump_clock: MockClock) -> AsyncIterator[World]:
+    """An empty world on a clock that jumps."""
+    async with world() as made:
+        yield made
+
+
+@pytest.fixture
+async def host(w: World) -> Member:
+    """The first node of the world: it serves the scripted model."""
+    return await w.add([scripted_host()])
+
+
+@pytest.fixture
+async def stores(w: World, host: Member) -> list[Member]:
+    """Two nodes that store for whoever asks."""
+    made = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
+    for each in made:
+        serve_store(each)
+    return made
+
+
+@pytest.fixture
+def told() -> Events:
+    """What the client of a test tells."""
+    return Events()
 
 
 @contextlib.contextmanager
@@ -36,166 +63,147 @@ def failing_disk(data: DataDir) -> Iterator[None]:
     away.rename(folder)
 
 
-OWNER: OwnerKey = StorageKeys.from_entropy(ENTROPY).owner
+async def written(conversation: Conversation) -> bytes:
+    """The id of a conversation, once all of it is on the client's disk."""
+    await conversation.wait_written()
+    assert conversation.stored is not None
+    return conversation.stored.sid
 
 
 async def test_a_conversation_goes_on_in_a_later_run_on_the_same_machine(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        async with machine(w, tmp_path / "a", knows=[host]) as client:
-            conversation = await client.new_conversation(options())
-            first = await say(conversation, "one")
-            await conversation.wait_written()
-            assert conversation.stored is not None
-            sid = conversation.stored.sid
-        async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
-            conversation = await client.resume(sid)
-            assert [(message.role, message.text) for message in conversation.messages] == [
-                ("user", "one"),
-                ("assistant", first),
-            ]
-            second = await say(conversation, "two")
-        async with machine(w, tmp_path / "a", ip="10.0.9.7") as client:
-            conversation = await client.resume(sid)
-            assert [message.text for message in conversation.messages] == ["one", first, "two", second]
+    async with machine(w, tmp_path / "a", knows=[host]) as client:
+        conversation = await client.new_conversation(options())
+        first = await say(conversation, "one")
+        sid = await written(conversation)
+    async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
+        conversation = await client.resume(sid)
+        assert [(message.role, message.text) for message in conversation.messages] == [
+            ("user", "one"),
+            ("assistant", first),
+        ]
+        second = await say(conversation, "two")
+    async with machine(w, tmp_path / "a", ip="10.0.9.7") as client:
+        conversation = await client.resume(sid)
+        assert [message.text for message in conversation.messages] == ["one", first, "two", second]
 
 
 async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alone(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member, stores: list[Member], told: Events
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        stores = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
-        for each in stores:
-            serve_store(each)
-        told = Events()
-        async with machine(w, tmp_path / "a", knows=[host], stores=stores, told=told) as client:
-            conversation = await client.new_conversation(options())
-            first = await say(conversation, "one")
-        (kept,) = told.named("conversation.kept")
-        assert (kept["replicas"], kept["kept"], kept["waiting"]) == (2, True, "")
-        async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.8") as client:
-            replicator = await client.conversations.replicator()
-            await client.searches.connect_first_peers()
-            recovery = await replicator.recover()
-            assert not recovery.losses
-            (saved,) = recovery.conversations
-            assert saved.title == "one"
-            conversation = await client.resume(saved.sid, options())
-            assert [message.text for message in conversation.messages] == ["one", first]
+    async with machine(w, tmp_path / "a", knows=[host], stores=stores, told=told) as client:
+        conversation = await client.new_conversation(options())
+        first = await say(conversation, "one")
+    (kept,) = told.named("conversation.kept")
+    assert (kept["replicas"], kept["kept"], kept["waiting"]) == (2, True, "")
+    async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.8") as client:
+        replicator = await client.conversations.replicator()
+        await client.searches.connect_first_peers()
+        recovery = await replicator.recover()
+        assert not recovery.losses
+        (saved,) = recovery.conversations
+        assert saved.title == "one"
+        conversation = await client.resume(saved.sid, options())
+        assert [message.text for message in conversation.messages] == ["one", first]
 
 
 async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_the_next_run(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member, told: Events
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        told = Events()
-        async with machine(w, tmp_path / "a", knows=[host], told=told) as client:
-            await say(await client.new_conversation(options()), "one")
-        (kept,) = told.named("conversation.kept")
-        assert (kept["replicas"], kept["kept"]) == (0, False)
-        assert "1 of 2 places" in str(kept["waiting"])
-        stores = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
-        held = [serve_store(each) for each in stores]
-        told = Events()
-        async with machine(
-            w, tmp_path / "a", knows=[host], stores=stores, ip="10.0.9.8", told=told
-        ) as client:
-            await say(await client.new_conversation(options()), "two")
-        assert all(fields["kept"] for fields in told.named("conversation.kept"))
-        async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.7") as client:
-            replicator = await client.conversations.replicator()
-            await client.searches.connect_first_peers()
-            recovered = await replicator.recover()
-            assert sorted(each.title for each in recovered.conversations) == ["one", "two"]
-        del held
+    async with machine(w, tmp_path / "a", knows=[host], told=told) as client:
+        await say(await client.new_conversation(options()), "one")
+    (kept,) = told.named("conversation.kept")
+    assert (kept["replicas"], kept["kept"]) == (0, False)
+    assert "1 of 2 places" in str(kept["waiting"])
+    stores = [await w.add(bootstrap=host.node.multiaddrs[:1]) for _ in range(2)]
+    held = [serve_store(each) for each in stores]
+    told = Events()
+    async with machine(w, tmp_path / "a", knows=[host], stores=stores, ip="10.0.9.8", told=told) as client:
+        await say(await client.new_conversation(options()), "two")
+    assert all(fields["kept"] for fields in told.named("conversation.kept"))
+    async with machine(w, tmp_path / "b", knows=stores, ip="10.0.9.7") as client:
+        replicator = await client.conversations.replicator()
+        await client.searches.connect_first_peers()
+        recovered = await replicator.recover()
+        assert sorted(each.title for each in recovered.conversations) == ["one", "two"]
+    del held
 
 
 async def test_an_answer_that_was_cut_short_goes_on_from_its_last_token_on_another_machine(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host(tokens_per_s=50)])
-        other = await w.add([scripted_host()], bootstrap=host.node.multiaddrs[:1])
-        async with machine(w, tmp_path / "whole", knows=[other], keeps=False) as client:
-            whole = await say(await client.new_conversation(options(120)), "one")
-        w.crash(other)
-        stores = [await w.add() for _ in range(2)]
-        for each in stores:
-            serve_store(each)
-        async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
-            conversation = await client.new_conversation(options(120))
-            answer = conversation.ask("one")
-            while len(answer.ids) <= 40:
-                await anext(answer)
-            w.crash(host)
-            with pytest.raises(NoHostError, match="kept"):
-                await read(answer)
-            assert conversation.cut_short
-            held = len(answer.ids)
-            assert 40 < held < 120
-        new = await w.add([scripted_host()])
-        async with machine(w, tmp_path / "b", knows=[new], stores=stores, ip="10.0.9.8") as client:
-            replicator = await client.conversations.replicator()
-            await client.searches.connect_first_peers()
-            (saved,) = (await replicator.recover()).conversations
-            conversation = await client.resume(saved.sid, options(120))
-            assert conversation.cut_short
-            answer = conversation.go_on()
-            pieces = await read(answer)
-            assert answer.text == whole
-            assert whole.endswith(pieces)
-            assert len(answer.ids) == 120
-            assert answer.usage is not None
-            assert answer.usage.tokens_out == 120 - held
-            assert not conversation.cut_short
+    host = await w.add([scripted_host(tokens_per_s=50)])
+    other = await w.add([scripted_host()], bootstrap=host.node.multiaddrs[:1])
+    async with machine(w, tmp_path / "whole", knows=[other], keeps=False) as client:
+        whole = await say(await client.new_conversation(options(120)), "one")
+    w.crash(other)
+    stores = [await w.add() for _ in range(2)]
+    for each in stores:
+        serve_store(each)
+    async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
+        conversation = await client.new_conversation(options(120))
+        answer = conversation.ask("one")
+        while len(answer.ids) <= 40:
+            await anext(answer)
+        w.crash(host)
+        with pytest.raises(NoHostError, match="kept"):
+            await read(answer)
+        assert conversation.cut_short
+        held = len(answer.ids)
+        assert 40 < held < 120
+    new = await w.add([scripted_host()])
+    async with machine(w, tmp_path / "b", knows=[new], stores=stores, ip="10.0.9.8") as client:
+        replicator = await client.conversations.replicator()
+        await client.searches.connect_first_peers()
+        (saved,) = (await replicator.recover()).conversations
+        conversation = await client.resume(saved.sid, options(120))
+        assert conversation.cut_short
+        answer = conversation.go_on()
+        pieces = await read(answer)
+        assert answer.text == whole
+        assert whole.endswith(pieces)
+        assert len(answer.ids) == 120
+        assert answer.usage is not None
+        assert answer.usage.tokens_out == 120 - held
+        assert not conversation.cut_short
 
 
-async def test_an_answer_that_is_whole_can_not_go_on(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        async with machine(w, tmp_path / "a", knows=[host]) as client:
-            conversation = await client.new_conversation(options())
-            await say(conversation, "one")
-            with pytest.raises(ConfigError, match="no answer was cut short"):
-                conversation.go_on()
+async def test_an_answer_that_is_whole_can_not_go_on(tmp_path: Path, w: World, host: Member) -> None:
+    async with machine(w, tmp_path / "a", knows=[host]) as client:
+        conversation = await client.new_conversation(options())
+        await say(conversation, "one")
+        with pytest.raises(ConfigError, match="no answer was cut short"):
+            conversation.go_on()
 
 
 async def test_a_question_asked_again_leaves_the_answer_before_out_of_the_prompt(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        async with machine(w, tmp_path / "a", knows=[host]) as client:
-            conversation = await client.new_conversation(options())
-            first = await say(conversation, "one")
-            async with conversation.again() as answer:
-                async for _ in answer:
-                    pass
-            assert answer.text == first  # the same prompt, and a model without chance
-            assert [message.role for message in conversation.messages] == ["user", "assistant", "assistant"]
+    async with machine(w, tmp_path / "a", knows=[host]) as client:
+        conversation = await client.new_conversation(options())
+        first = await say(conversation, "one")
+        async with conversation.again() as answer:
+            async for _ in answer:
+                pass
+        assert answer.text == first  # the same prompt, and a model without chance
+        assert [message.role for message in conversation.messages] == ["user", "assistant", "assistant"]
 
 
-async def test_a_question_asked_again_is_asked_with_the_next_seed(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_a_question_asked_again_is_asked_with_the_next_seed(tmp_path: Path, w: World) -> None:
     seeds: list[int] = []
 
     def script(_prompt: tuple[int, ...], seed: int) -> str:
         seeds.append(seed)
         return "so it is"
 
-    async with world() as w:
-        host = await w.add([scripted_host(script=script)])
-        async with machine(w, tmp_path / "a", knows=[host], keeps=False) as client:
-            last = SamplingParams(tokens_max=5, temperature=1, seed=(1 << 32) - 1)
-            conversation = await client.new_conversation(ChatOptions(model=SCRIPTED, sampling=last))
-            await say(conversation, "one")
-            await read(conversation.again())
-            await read(conversation.again())
+    host = await w.add([scripted_host(script=script)])
+    async with machine(w, tmp_path / "a", knows=[host], keeps=False) as client:
+        last = SamplingParams(tokens_max=5, temperature=1, seed=(1 << 32) - 1)
+        conversation = await client.new_conversation(ChatOptions(model=SCRIPTED, sampling=last))
+        await say(conversation, "one")
+        await read(conversation.again())
+        await read(conversation.again())
     assert seeds == [(1 << 32) - 1, 0, 1]
 
 
@@ -205,210 +213,172 @@ async def asked_in_vain(w: World, tmp_path: Path) -> bytes:
         conversation = await client.new_conversation(options())
         with pytest.raises(NoHostError):
             await say(conversation, "one")
-        await conversation.wait_written()
-        assert conversation.stored is not None
-        return conversation.stored.sid
+        return await written(conversation)
 
 
-async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    async with world() as w:
-        sid = await asked_in_vain(w, tmp_path)
-        host = await w.add([scripted_host()])
-        async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
-            conversation = await client.resume(sid)
-            assert (conversation.cut_short, conversation.unanswered) == (True, True)
-            text = await read(conversation.go_on())
-            assert (conversation.cut_short, conversation.unanswered) == (False, False)
-            assert [(message.role, message.text) for message in conversation.messages] == [
-                ("user", "one"),
-                ("assistant", text),
-            ]
+async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(tmp_path: Path, w: World) -> None:
+    sid = await asked_in_vain(w, tmp_path)
+    host = await w.add([scripted_host()])
+    async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
+        conversation = await client.resume(sid)
+        assert (conversation.cut_short, conversation.unanswered) == (True, True)
+        text = await read(conversation.go_on())
+        assert (conversation.cut_short, conversation.unanswered) == (False, False)
+        assert [(message.role, message.text) for message in conversation.messages] == [
+            ("user", "one"),
+            ("assistant", text),
+        ]
 
 
-async def test_another_question_takes_the_place_of_one_that_nobody_answered(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    async with world() as w:
-        sid = await asked_in_vain(w, tmp_path)
-        host = await w.add([scripted_host()])
-        async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
-            resumed = await say(await client.resume(sid), "two")
-            assert resumed == await say(await client.new_conversation(options()), "two")
+async def test_another_question_takes_the_place_of_one_that_nobody_answered(tmp_path: Path, w: World) -> None:
+    sid = await asked_in_vain(w, tmp_path)
+    host = await w.add([scripted_host()])
+    async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
+        resumed = await say(await client.resume(sid), "two")
+        assert resumed == await say(await client.new_conversation(options()), "two")
 
 
 async def test_a_conversation_that_is_only_looked_at_is_not_told_of(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member, stores: list[Member]
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        stores = [await w.add() for _ in range(2)]
-        for each in stores:
-            serve_store(each)
-        async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
-            conversation = await client.new_conversation(options())
-            await say(conversation, "one")
-            await conversation.wait_written()
-            assert conversation.stored is not None
-            sid = conversation.stored.sid
-        told = Events()
-        async with machine(w, tmp_path / "a", stores=stores, told=told, ip="10.0.9.8") as client:
-            await client.resume(sid)
-        assert not told.named("conversation.kept")
+    async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
+        conversation = await client.new_conversation(options())
+        await say(conversation, "one")
+        sid = await written(conversation)
+    told = Events()
+    async with machine(w, tmp_path / "a", stores=stores, told=told, ip="10.0.9.8") as client:
+        await client.resume(sid)
+    assert not told.named("conversation.kept")
 
 
 async def test_stores_that_are_named_without_a_key_to_seal_with_are_not_passed_over_in_silence(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member, told: Events
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        told = Events()
-        async with machine(w, tmp_path / "a", knows=[host], stores=[host], keeps=False, told=told) as client:
-            await say(await client.new_conversation(options(5), keep=False), "one")
-            assert not told.named("conversation.not_kept")  # nothing was to be kept
-            await say(await client.new_conversation(options(5)), "one")
-        (told_once,) = told.named("conversation.not_kept")
-        assert "wallet new" in str(told_once["reason"])
+    async with machine(w, tmp_path / "a", knows=[host], stores=[host], keeps=False, told=told) as client:
+        await say(await client.new_conversation(options(5), keep=False), "one")
+        assert not told.named("conversation.not_kept")  # nothing was to be kept
+        await say(await client.new_conversation(options(5)), "one")
+    (told_once,) = told.named("conversation.not_kept")
+    assert "wallet new" in str(told_once["reason"])
 
 
 async def test_a_client_without_a_storage_key_talks_and_keeps_nothing(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member, told: Events
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        told = Events()
-        async with machine(w, tmp_path / "a", knows=[host], keeps=False, told=told) as client:
-            conversation = await client.new_conversation(options())
-            await say(conversation, "one")
-            await say(conversation, "two")
-            assert conversation.stored is None
-            with pytest.raises(ConfigError, match="wallet new"):
-                await client.resume(bytes(16))
-        assert not told.named("conversation.kept")
-        assert not (tmp_path / "a" / "store").exists()
+    async with machine(w, tmp_path / "a", knows=[host], keeps=False, told=told) as client:
+        conversation = await client.new_conversation(options())
+        await say(conversation, "one")
+        await say(conversation, "two")
+        assert conversation.stored is None
+        with pytest.raises(ConfigError, match="wallet new"):
+            await client.resume(bytes(16))
+    assert not told.named("conversation.kept")
+    assert not (tmp_path / "a" / "store").exists()
 
 
 async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_down(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member, told: Events
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        told = Events()
+    async with machine(w, tmp_path, knows=[host], told=told) as client:
+        conversation = await client.new_conversation(options())
+        await say(conversation, "one")
+        await conversation.wait_written()
+        assert conversation.stored is not None
+
+        async def waits_for_a_fork(*_pieces: Piece, **_: object) -> None:
+            await trio.sleep_forever()
+
+        conversation.stored.append = waits_for_a_fork  # type: ignore[method-assign,assignment]
+        await say(conversation, "two")
+        left_at = trio.current_time()
+    limits = client.runtime.limits
+    most_s = 2 * limits.keep_deadline_s + limits.renew_at_end_s + 2 * limits.close_deadline_s
+    assert trio.current_time() - left_at <= most_s
+    assert [each["reason"] for each in told.named("conversation.not_kept")]
+
+
+async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(tmp_path: Path, w: World) -> None:
+    host = await w.add([scripted_host(tokens_per_s=20)])
+    told = Events()
+    with trio.CancelScope() as interrupted:
+        async with machine(w, tmp_path, knows=[host], told=told) as client:
+            conversation = await client.new_conversation(options())
+            async with conversation.ask("one") as answer:
+                async for _ in answer:
+                    if len(answer.ids) >= 10:
+                        interrupted.cancel()
+    assert interrupted.cancelled_caught
+    assert told.named("conversation.not_kept") == []
+    (kept,) = told.named("conversation.kept")
+    async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
+        conversation = await client.resume(bytes.fromhex(str(kept["conversation"])))
+        assert conversation.cut_short
+        assert conversation.messages[-1].ids == answer.ids
+
+
+async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept_that_is_not(
+    tmp_path: Path, w: World, host: Member, told: Events
+) -> None:
+    with contextlib.ExitStack() as failing:
         async with machine(w, tmp_path, knows=[host], told=told) as client:
             conversation = await client.new_conversation(options())
             await say(conversation, "one")
             await conversation.wait_written()
-            assert conversation.stored is not None
-
-            async def waits_for_a_fork(*_pieces: Piece, **_: object) -> None:
-                await trio.sleep_forever()
-
-            conversation.stored.append = waits_for_a_fork  # type: ignore[method-assign,assignment]
-            await say(conversation, "two")
-            left_at = trio.current_time()
-        limits = client.runtime.limits
-        most_s = 2 * limits.keep_deadline_s + limits.renew_at_end_s + 2 * limits.close_deadline_s
-        assert trio.current_time() - left_at <= most_s
-        assert [each["reason"] for each in told.named("conversation.not_kept")]
-
-
-async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host(tokens_per_s=20)])
-        told = Events()
-        with trio.CancelScope() as interrupted:
-            async with machine(w, tmp_path, knows=[host], told=told) as client:
-                conversation = await client.new_conversation(options())
-                async with conversation.ask("one") as answer:
-                    async for _ in answer:
-                        if len(answer.ids) >= 10:
-                            interrupted.cancel()
-        assert interrupted.cancelled_caught
-        assert told.named("conversation.not_kept") == []
-        (kept,) = told.named("conversation.kept")
-        async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
-            conversation = await client.resume(bytes.fromhex(str(kept["conversation"])))
-            assert conversation.cut_short
-            assert conversation.messages[-1].ids == answer.ids
-
-
-async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept_that_is_not(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        told = Events()
-        with contextlib.ExitStack() as failing:
-            async with machine(w, tmp_path, knows=[host], told=told) as client:
-                conversation = await client.new_conversation(options())
-                await say(conversation, "one")
+            with failing_disk(client.runtime.data):
+                await say(conversation, "two")
                 await conversation.wait_written()
-                with failing_disk(client.runtime.data):
-                    await say(conversation, "two")
-                    await conversation.wait_written()
-                assert len(told.named("conversation.not_kept")) == 1
-                await conversation.wait_written()
-                assert conversation.not_written == ""
-                failing.enter_context(failing_disk(client.runtime.data))
-                await say(conversation, "three")
-        assert len(told.named("conversation.not_kept")) == 2
-        (kept,) = told.named("conversation.kept")
-        assert kept["cut"]
-        assert "is not kept" in conversation_text("conversation.kept", kept)
-        async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
-            conversation = await client.resume(bytes.fromhex(str(kept["conversation"])))
-            assert [message.text for message in conversation.messages if message.role == "user"] == [
-                "one",
-                "two",
-            ]
+            assert len(told.named("conversation.not_kept")) == 1
+            await conversation.wait_written()
+            assert conversation.not_written == ""
+            failing.enter_context(failing_disk(client.runtime.data))
+            await say(conversation, "three")
+    assert len(told.named("conversation.not_kept")) == 2
+    (kept,) = told.named("conversation.kept")
+    assert kept["cut"]
+    assert "is not kept" in conversation_text("conversation.kept", kept)
+    async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as client:
+        conversation = await client.resume(bytes.fromhex(str(kept["conversation"])))
+        assert [message.text for message in conversation.messages if message.role == "user"] == [
+            "one",
+            "two",
+        ]
 
 
 async def test_a_question_is_answered_where_the_store_can_not_be_opened(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, w: World, host: Member, told: Events
 ) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host()])
-        told = Events()
-        async with machine(w, tmp_path, knows=[host], told=told) as client:
-            (tmp_path / "store").mkdir()
-            (tmp_path / "store" / "index.sqlite").write_bytes(b"something else that is no store of ours" * 99)
-            conversation = await client.new_conversation(options())
-            assert await say(conversation, "one")
-            assert not conversation.is_kept
-        assert len(told.named("conversation.not_kept")) == 1
+    async with machine(w, tmp_path, knows=[host], told=told) as client:
+        (tmp_path / "store").mkdir()
+        (tmp_path / "store" / "index.sqlite").write_bytes(b"something else that is no store of ours" * 99)
+        conversation = await client.new_conversation(options())
+        assert await say(conversation, "one")
+        assert not conversation.is_kept
+    assert len(told.named("conversation.not_kept")) == 1
 
 
-async def test_two_answers_at_once_in_one_conversation_do_not_become_one(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host(tokens_per_s=50)])
-        async with machine(w, tmp_path, knows=[host]) as one:
-            first = await one.new_conversation(options())
-            await say(first, "shared")
-            await first.wait_written()
-            assert first.stored is not None
-            sid = first.stored.sid
-            async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as two:
-                second = await two.resume(sid)
-                answers = {"one": first.ask("from one"), "two": second.ask("from two")}
+async def test_two_answers_at_once_in_one_conversation_do_not_become_one(tmp_path: Path, w: World) -> None:
+    host = await w.add([scripted_host(tokens_per_s=50)])
+    async with machine(w, tmp_path, knows=[host]) as one:
+        first = await one.new_conversation(options())
+        await say(first, "shared")
+        sid = await written(first)
+        async with machine(w, tmp_path, knows=[host], ip="10.0.9.8") as two:
+            second = await two.resume(sid)
+            answers = {"one": first.ask("from one"), "two": second.ask("from two")}
 
-                async def listen(name: str) -> None:
-                    async for _ in answers[name]:
-                        pass
+            async def listen(name: str) -> None:
+                async for _ in answers[name]:
+                    pass
 
-                async with trio.open_nursery() as nursery:
-                    for name in answers:
-                        nursery.start_soon(listen, name)
-        async with machine(w, tmp_path, knows=[host], ip="10.0.9.7") as client:
-            kept = await client.conversations.open(sid)
-            turns = kept.turns[2:]
-            of = [{piece.session for piece in turn.pieces} - {None} for turn in turns]
-            assert all(len(sessions) <= 1 for sessions in of)
-            for answer in answers.values():
-                ours = [turn for turn, told in zip(turns, of, strict=True) if answer.bill[0].session in told]
-                assert "".join(turn.text for turn in ours) == answer.text
-            assert kept.missing == ()
+            async with trio.open_nursery() as nursery:
+                for name in answers:
+                    nursery.start_soon(listen, name)
+    async with machine(w, tmp_path, knows=[host], ip="10.0.9.7") as client:
+        kept = await client.conversations.open(sid)
+        turns = kept.turns[2:]
+        of = [{piece.session for piece in turn.pieces} - {None} for turn in turns]
+        assert all(len(sessions) <= 1 for sessions in of)
+        for answer in answers.values():
+            ours = [turn for turn, told in zip(turns, of, strict=True) if answer.bill[0].session in told]
+            assert "".join(turn.text for turn in ours) == answer.text
+        assert kept.missing == ()
