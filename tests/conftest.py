@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from p2pnode.log import configure_logging
+from tests.real_sleeps import forbid_real_sleeps
 
 PYTHONS_OWN_LIMIT = 1000
 # No example has a deadline: how long one takes says how busy the machine is.
@@ -17,6 +18,7 @@ settings.load_profile("untimed")
 # Under nohup this process ignores SIGHUP, and each program that a test starts would ignore it, too: a host
 # that is to outlive its terminal does. Tests of a terminal that is closed would wait in vain.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+forbid_real_sleeps()
 
 
 @pytest.fixture(autouse=True)

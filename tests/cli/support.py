@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -106,6 +109,14 @@ class Program:
         assert self.process.stdin is not None
         self.process.stdin.write(text.encode())
         self.process.stdin.flush()
+
+    @property
+    def unread(self) -> int:
+        """Bytes of its standard input that it has not read yet."""
+        assert self.process.stdin is not None
+        found = array.array("i", [0])
+        fcntl.ioctl(self.process.stdin, termios.FIONREAD, found)
+        return found[0]
 
     def interrupt(self) -> None:
         """SIGINT to this process alone."""

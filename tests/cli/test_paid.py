@@ -26,7 +26,7 @@ def wait_settled(data_dir: Path, profile: Path) -> dict[str, Any]:
     until = time.monotonic() + DEADLINE_S
     while (found := funds(data_dir, profile))["escrow"] or found["authorised"]:
         assert time.monotonic() < until, found
-        time.sleep(0.2)
+        time.sleep(0.05)
     return found
 
 

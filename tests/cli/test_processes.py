@@ -127,7 +127,7 @@ def test_ctrl_c_while_it_waits_for_input_exits_130(tmp_path: Path, arguments: tu
         if arguments == ("chat",):
             waiting.wait_event("chat")
         else:
-            time.sleep(1.5)  # it says nothing while it reads, and Ctrl-C must be right at any moment
+            waiting.wait_until(lambda: waiting.unread == 0, "reading of its input")
         waiting.interrupt()
         assert waiting.wait(5) == 130
         assert "Fatal" not in waiting.err

@@ -212,7 +212,7 @@ async def test_a_host_and_a_client_go_on_with_their_old_data_dirs(old: Old, new:
             assert FIRST in [each.session for each in journal.purchases()]
         with trio.fail_after(30):
             while sum(each is not None for each in spent(old.client).values()) < 3:
-                await trio.sleep(0.2)
+                await trio.sleep(0.05)
                 async with open_books(old.client, profile) as books:
                     await reconcile(books.journal, books.ledger, int(old.wall()))
     paid = spent(old.client)

@@ -22,6 +22,7 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.key_file import save_storage_key
 from tests.client.machines import ENTROPY
+from tests.net.support import eventually
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 LIMITS = Limits(peers_interval_s=0.05, announce_soon_s=0.05, store_gc_settle_s=0.0, store_gc_interval_s=0.1)
@@ -97,7 +98,8 @@ async def test_a_host_and_a_client_at_work_wait_for_no_disk(tmp_path: Path, watc
             )
             async with conversation.ask("hello") as answer:
                 assert "".join([piece async for piece in answer])
-        await trio.sleep(0.3)  # some rounds of peers and of collection
+        rounds = watch.elsewhere + 4  # a collection begins with a transaction
+        await eventually(lambda: watch.elsewhere >= rounds)
         join.stop()
     assert watch.in_loop == []
     assert watch.elsewhere > 0

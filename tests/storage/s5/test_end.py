@@ -128,7 +128,7 @@ async def test_connections_that_leave_without_a_request_free_their_places_soon(t
                     with contextlib.suppress(trio.BrokenResourceError):
                         if await stream.receive_some():
                             break
-                await trio.sleep(0.1)
+                await trio.sleep(0.05)
 
 
 async def test_a_taken_port_is_named_with_a_remedy(tmp_path: Path) -> None:
