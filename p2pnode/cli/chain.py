@@ -15,6 +15,7 @@ JSON events::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from p2pnode.chain.deployer import DeploymentQuote
     from p2pnode.chain.evm.order_book import OrderBook, SentOrder
     from p2pnode.chain.evm.rpc import RpcEndpoints
+    from p2pnode.chain.profile import ChainProfile
+    from p2pnode.chain.wallet.wallet import Wallet
 
 chain_app = Commands(help="The chain that sessions are paid on.", no_args_is_help=True)
 chain_app.command("dev")(run_dev_chain)
@@ -125,14 +128,9 @@ def deploy(
     async def run() -> None:
         import time
 
-        import trio
-
-        from p2pnode.chain.addresses import shown_address
-        from p2pnode.chain.deployer import CREATE, carry_out, first_block, quote
-        from p2pnode.chain.profile import profile_of, profile_text
-        from p2pnode.errors import ConfigError
-        from p2pnode.files import refuse_taken, user_path, write_new
-        from p2pnode.node.identity import passphrase_of
+        from p2pnode.chain.deployer import CREATE, first_block, quote
+        from p2pnode.chain.profile import profile_of
+        from p2pnode.files import refuse_taken, user_path
         from p2pnode.payments.books import open_journal
         from p2pnode.payments.journal.orders import WalletOnChain
         from p2pnode.payments.orders import JournalOrders
@@ -158,26 +156,8 @@ def deploy(
             made = profile_of(offer.plan.addresses, chain_id=offer.chain_id, rpc_urls=tuple(rpc), name=name)
             _show_offer(output, offer, paid_to)
             await confirm(output, "the contracts will be sent, and paid for", yes=yes)
-            sign = await trio.to_thread.run_sync(wallet.unlock, await passphrase_of(wallet))
-
-            def created(step: Any, receipt: Any) -> None:
-                fields = {
-                    "name": step.contract, "address": shown_address(step.address),
-                    "transaction": "0x" + receipt.hash.hex(), "gas": receipt.gas_used,
-                }  # fmt: skip
-                output.event("contract", fields, text=f"{step.contract:<16}{fields['address']}")
-
-            try:
-                await carry_out(endpoints, offer, sign, created, book)
-            except trio.Cancelled:
-                _tell_all(output, journal.orders(mine, CREATE))
-                raise
-        try:
-            write_new(path, profile_text(made).encode())
-        except ConfigError:
-            output.result(profile_text(made).rstrip())  # what was paid for must not be lost with the file
-            raise
-        output.event("chain.deployed", {"profile": str(path)}, text=f"the profile is {path}")
+            await _create(output, endpoints, offer, wallet, book, lambda: journal.orders(mine, CREATE))
+        _write_profile(output, made, path)
 
     run_async(run, on_error=output.failed)
 
@@ -269,6 +249,49 @@ async def _earlier_creations(
     _tell_all(output, orders)
     for each in orders:
         await wait_mined(endpoints, each, book)
+
+
+async def _create(
+    output: Output,
+    endpoints: RpcEndpoints,
+    offer: DeploymentQuote,
+    wallet: Wallet,
+    book: OrderBook,
+    under_way: Callable[[], list[SentOrder]],
+) -> None:
+    """Unlock the wallet and create the contracts, one after the other. Interrupted, say what is under way."""
+    import trio
+
+    from p2pnode.chain.addresses import shown_address
+    from p2pnode.chain.deployer import carry_out
+    from p2pnode.node.identity import passphrase_of
+
+    def created(step: Any, receipt: Any) -> None:
+        fields = {
+            "name": step.contract, "address": shown_address(step.address),
+            "transaction": "0x" + receipt.hash.hex(), "gas": receipt.gas_used,
+        }  # fmt: skip
+        output.event("contract", fields, text=f"{step.contract:<16}{fields['address']}")
+
+    sign = await trio.to_thread.run_sync(wallet.unlock, await passphrase_of(wallet))
+    try:
+        await carry_out(endpoints, offer, sign, created, book)
+    except trio.Cancelled:
+        _tell_all(output, under_way())
+        raise
+
+
+def _write_profile(output: Output, profile: ChainProfile, path: Path) -> None:
+    from p2pnode.chain.profile import profile_text
+    from p2pnode.errors import ConfigError
+    from p2pnode.files import write_new
+
+    try:
+        write_new(path, profile_text(profile).encode())
+    except ConfigError:
+        output.result(profile_text(profile).rstrip())  # what was paid for must not be lost with the file
+        raise
+    output.event("chain.deployed", {"profile": str(path)}, text=f"the profile is {path}")
 
 
 def _tell_all(output: Output, orders: list[SentOrder]) -> None:

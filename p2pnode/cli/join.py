@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -29,6 +29,9 @@ from p2pnode.cli.progress import PullProgress
 from p2pnode.ids import pasted
 from p2pnode.money import usdc_number, usdc_text
 from p2pnode.words import count_of
+
+if TYPE_CHECKING:
+    from p2pnode.config import NodeConfig
 
 ListenOption: TypeAlias = Annotated[
     list[str] | None,
@@ -142,8 +145,10 @@ def join(
     output = Output(as_json=as_json, data_dir=data_dir)
     report = JoinReporter(output, quiet=quiet)
 
-    def make() -> Join:
-        config = build_config(
+    running: list[Join] = []
+
+    def configured() -> NodeConfig:
+        return build_config(
             data_dir,
             listen=listen,
             announce=announce,
@@ -163,27 +168,31 @@ def join(
             s5_origins=s5_origin,
             mdns=mdns,
         )
+
+    def check(config: NodeConfig) -> None:
+        """Raise for what makes no sense or is missing, before anything is made or fetched."""
         _need_packages(config)
         _check(listen or (), bootstrap or (), model or (), ready_file)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
         _check_s5(s5_listen, s5_origin or (), config.s5_listen, accounts=bool(s5_accounts))
-        options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
-        return Join(config, options, report)
 
-    running: list[Join] = []
+    async def serve(config: NodeConfig) -> None:
+        options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
+        running.append(Join(config, options, report))
+        await running[0].run()
+        report("stopped", {})
 
     async def run() -> None:
         if suggest_price:
             config = build_config(data_dir, bootstrap=bootstrap, models=model, mdns=mdns, chain=chain)
             await _suggest(output, config, ether_usd)
             return
-        made = make()
+        config = configured()
+        check(config)
         if background:
             await _in_background(output, data_dir, ready_file)
-            return
-        running.append(made)
-        await made.run()
-        report("stopped", {})
+        else:
+            await serve(config)
 
     def interrupt() -> bool:
         output.end_echo()
@@ -208,7 +217,7 @@ async def _in_background(output: Output, data_dir: Path | None, ready_file: Path
     await run_in_background(output, data.log, ready, given=ready_file is not None)
 
 
-async def _suggest(output: Output, config: Any, ether_usd: str | None) -> None:
+async def _suggest(output: Output, config: NodeConfig, ether_usd: str | None) -> None:
     from dataclasses import asdict
 
     from p2pnode.errors import UsageError
@@ -235,7 +244,7 @@ async def _suggest(output: Output, config: Any, ether_usd: str | None) -> None:
     )
 
 
-def _need_packages(config: Any) -> None:
+def _need_packages(config: NodeConfig) -> None:
     """Raise ``MissingExtraError`` before anything is made or fetched; it names all that is missing."""
     from p2pnode.config import DEFAULT_MODEL
     from p2pnode.extras import Extra, need

@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from p2pnode.money import USDC_DIGITS
 
 if TYPE_CHECKING:
+    from p2pnode.config import NodeConfig
     from p2pnode.node.datadir import DataDir
 
 Item = TypeVar("Item")
@@ -58,7 +59,7 @@ ForceOption: TypeAlias = Annotated[
 ]
 
 
-def build_config(data_dir: Path | None, **flags: Any) -> Any:
+def build_config(data_dir: Path | None, **flags: Any) -> NodeConfig:
     """The configuration of a command: flags over ``<data-dir>/config.toml`` over the defaults."""
     from p2pnode.config import default_data_dir, load_config
     from p2pnode.files import user_path
