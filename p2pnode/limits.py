@@ -15,12 +15,13 @@ class Limits:
 
     # network
     connections_max: int = 256
-    connections_inbound_per_ip: int = 64
+    connection_idle_s: float = 300.0
     inbound_handshakes_max: int = 16
     handshake_deadline_s: float = 10.0
     dial_deadline_s: float = 10.0
     streams_per_peer: int = 32
     streams_max: int = 512
+    streams_per_protocol: int = 256
     stream_window_bytes: int = 1 << 20
     stream_open_deadline_s: float = 10.0
     first_frame_deadline_s: float = 10.0

@@ -8,7 +8,7 @@ place unused: nobody is refused while one is free. It imports nothing that acts.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -78,12 +78,24 @@ class FairShares(Generic[K]):
     def __len__(self) -> int:
         return len(self._origins)
 
+    def __iter__(self) -> Iterator[K]:
+        """All holders, the oldest first."""
+        return iter(self._origins)
+
     def __contains__(self, holder: object) -> bool:
         return holder in self._origins
 
     def held_by(self, origin: Origin) -> int:
         """How many places the near origin holds."""
         return len(self._held.get(origin.wide, {}).get(origin.near, ()))
+
+    def holders(self, origin: Origin) -> list[K]:
+        """Who holds the places of a near origin, the oldest first."""
+        return list(self._held.get(origin.wide, {}).get(origin.near, ()))
+
+    def origin(self, holder: K) -> Origin:
+        """Where a holder comes from. Raises ``KeyError`` for one without a place."""
+        return self._origins[holder]
 
     def has_room(self) -> bool:
         """Whether the next newcomer enters without anybody leaving."""
@@ -120,15 +132,23 @@ class FairShares(Generic[K]):
             del self._held[origin.wide]
         return True
 
-    def _displaced(self, origin: Origin, give_way: GiveWay[K]) -> K | None:
-        """Look at the largest origins first: of one whose holders may not be sent away, none leaves."""
+    def largest(self, give_way: GiveWay[K]) -> K | None:
+        """One of the origin that holds most and may be sent away: for a newcomer with a reserved place."""
+        return self._displaced(None, give_way)
+
+    def _displaced(self, origin: Origin | None, give_way: GiveWay[K]) -> K | None:
+        """Look at the largest origins first: of one whose holders may not be sent away, none leaves.
+
+        Without an origin of the newcomer, each of them may lose a place.
+        """
         sizes = {wide: sum(map(len, within.values())) for wide, within in self._held.items()}
-        own = sizes.get(origin.wide, 0)
+        own = sizes.get(origin.wide, 0) if origin is not None else -1
         for wide in sorted(sizes, key=lambda each: (-sizes[each], each)):
             within = self._held[wide]
-            if wide != origin.wide and sizes[wide] < own + 2:
+            is_own = origin is not None and wide == origin.wide
+            if not is_own and sizes[wide] < own + 2:
                 continue
-            least = len(within.get(origin.near, ())) + 2 if wide == origin.wide else 1
+            least = len(within.get(origin.near, ())) + 2 if origin is not None and is_own else 1
             for near in sorted(within, key=lambda each: (-len(within[each]), each)):
                 if len(within[near]) < least:
                     break

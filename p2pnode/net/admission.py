@@ -1,92 +1,246 @@
-"""``Admission``: which inbound connections are accepted: caps in all, per IP address, and on handshakes
-under way.
+"""Which connections and streams of strangers find a place: handshakes, open connections, inbound streams.
 
-A connection takes a handshake's place only after its first byte, and then waits when too many handshakes are
-under way. A handshake that has lasted ``PATIENCE_S`` is dropped when another waits, and when too many
-connections have sent nothing the oldest of them is dropped: an honest handshake takes milliseconds, so silent
-and slow peers can't keep others out. This module knows nothing of sockets or peers.
+All places are shared out by origin (``p2pnode/shares.py``): nobody is refused while one is free, and when all
+are taken, who comes from an origin with few takes the place of one of the origin with most. Who gives way is
+decided by what was done on a connection or a stream, never by that it is open. This module knows nothing of
+sockets, and of peers only their ids and where they come from.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 import trio
+from libp2p.abc import IMuxedStream
 
+from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
+from p2pnode.shares import FairShares, Origin
+
+# ---- before and during the handshake
 
 PATIENCE_S: Final = 1.0
+"""A handshake takes milliseconds. One that has lasted so long is dropped when another waits."""
 PENDING_PER_HANDSHAKE: Final = 8
-"""At most this many seconds of patience stand before the last in the queue: less than the deadline."""
+COUNTED_S: Final = 60.0
+_COUNTED_MAX: Final = 1 << 16
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The place of one inbound connection; given back with :meth:`Admission.leave`."""
+    """One inbound connection from its first packet to its end; given back with :meth:`Handshakes.leave`."""
 
-    ip: str
+    origin: Origin
     drop: Callable[[], object]
     since: float = 0.0
+    """When its handshake began."""
+    begun: trio.Event = field(default_factory=trio.Event)
+    waits: bool = False
+    """It has sent its first byte."""
 
 
-class Admission:
-    """Gives places to inbound connections."""
+class Handshakes:
+    """Gives turns to connections that have sent a byte, and few places to those that haven't.
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._per_ip: Counter[str] = Counter()
-        self._pending: dict[int, Ticket] = {}
-        self._freed = trio.Event()
-        self.handshakes: dict[int, Ticket] = {}
+    A turn goes to the origin with the fewest turns in the last minute, by chance among equals. So an origin
+    that opens a hundred connections a second waits behind everybody else, and not before them. ``draw`` gives
+    numbers from 0 to 1.
+    """
+
+    def __init__(self, limits: Limits, draw: Callable[[], float]) -> None:
+        self._at_once = limits.inbound_handshakes_max
+        self._draw = draw
+        self._pending: FairShares[Ticket] = FairShares(PENDING_PER_HANDSHAKE * self._at_once)
+        self._waiting: dict[Ticket, None] = {}
+        self._begun: deque[tuple[float, Origin]] = deque(maxlen=_COUNTED_MAX)
+        self.under_way: dict[Ticket, None] = {}
         self.refused: Counter[str] = Counter()
 
-    def enter(self, ip: str, drop: Callable[[], object]) -> Ticket | None:
-        """A ticket; None where the connection is refused, with the reason counted.
-
-        ``drop`` must end that connection's handshake.
-        """
-        if self._per_ip[ip] >= self._limits.connections_inbound_per_ip:
-            self.refused["per_ip"] += 1
-            return None
-        if len(self._pending) >= PENDING_PER_HANDSHAKE * self._limits.inbound_handshakes_max:
-            oldest = self._pending.pop(next(iter(self._pending)))
+    def enter(self, origin: Origin, drop: Callable[[], object]) -> Ticket | None:
+        """A ticket; None where the connection is refused. ``drop`` must end that connection's handshake."""
+        ticket = Ticket(origin, drop)
+        entered, victim = self._pending.enter(ticket, origin, _longest_silent)
+        if not entered:
+            # Its origin has the largest share: then only one of its own that says nothing leaves for it.
+            victim = next((each for each in self._pending.holders(origin) if not each.waits), None)
+            if victim is None:
+                self.refused["handshakes"] += 1
+                return None
+            self._pending.leave(victim)
+            self._pending.enter(ticket, origin, _longest_silent)
+        if victim is not None:
+            self._waiting.pop(victim, None)
             self.refused["silent"] += 1
-            oldest.drop()
-        ticket = Ticket(ip, drop)
-        self._pending[id(ticket)] = ticket
-        self._per_ip[ip] += 1
+            victim.drop()
         return ticket
 
     async def begin(self, ticket: Ticket) -> None:
-        """Wait until the handshake may begin. Call it after the first byte; the deadline is the caller's
-        scope."""
-        while len(self.handshakes) >= self._limits.inbound_handshakes_max:
-            oldest = next(iter(self.handshakes.values()))
-            if trio.current_time() >= oldest.since + PATIENCE_S:
-                self.refused["slow_handshakes"] += 1
-                self.settle(oldest)
-                oldest.drop()
-            else:
-                with trio.move_on_at(oldest.since + PATIENCE_S):
-                    await self._freed.wait()
-        # No await since the loop found a place: two tasks can't take the same one.
-        self._pending.pop(id(ticket), None)
-        ticket.since = trio.current_time()
-        self.handshakes[id(ticket)] = ticket
+        """Wait for the turn. Call it after the first byte; the deadline is the caller's cancel scope."""
+        ticket.waits = True
+        self._waiting[ticket] = None
+        self._next()
+        while not ticket.begun.is_set():
+            # Some waiter must wake when the oldest handshake has lasted too long, so each of them does.
+            with trio.move_on_at(min(each.since for each in self.under_way) + PATIENCE_S):
+                await ticket.begun.wait()
+            self._next()
 
     def settle(self, ticket: Ticket) -> None:
         """Note that the handshake is over, whether it succeeded or not."""
-        if self.handshakes.pop(id(ticket), None) is not None:
-            self._freed.set()
-            self._freed = trio.Event()
+        if ticket in self.under_way:
+            del self.under_way[ticket]
+            self._next()
 
     def leave(self, ticket: Ticket) -> None:
         """Note that the connection is gone."""
+        self._waiting.pop(ticket, None)
+        self._pending.leave(ticket)
         self.settle(ticket)
-        self._pending.pop(id(ticket), None)
-        self._per_ip[ticket.ip] -= 1
-        if self._per_ip[ticket.ip] <= 0:
-            del self._per_ip[ticket.ip]
+
+    def _next(self) -> None:
+        now = trio.current_time()
+        while self._waiting:
+            if len(self.under_way) >= self._at_once:
+                oldest = next(iter(self.under_way))
+                if now < oldest.since + PATIENCE_S:
+                    return
+                del self.under_way[oldest]
+                self.refused["slow_handshakes"] += 1
+                oldest.drop()
+            ticket = self._whose_turn(now)
+            del self._waiting[ticket]
+            self._pending.leave(ticket)
+            self._begun.append((now, ticket.origin))
+            ticket.since = now
+            self.under_way[ticket] = None
+            ticket.begun.set()
+
+    def _whose_turn(self, now: float) -> Ticket:
+        while self._begun and self._begun[0][0] <= now - COUNTED_S:
+            self._begun.popleft()
+        if len(self._waiting) == 1:
+            return next(iter(self._waiting))
+        wide = Counter(origin.wide for _, origin in self._begun)
+        near = Counter(origin.near for _, origin in self._begun)
+        first: dict[Origin, Ticket] = {}
+        for ticket in self._waiting:
+            first.setdefault(ticket.origin, ticket)
+        turn = min(first, key=lambda each: (wide[each.wide], near[each.near], self._draw()))
+        return first[turn]
+
+
+def _longest_silent(tickets: Collection[Ticket]) -> Ticket | None:
+    """One that has sent nothing; where all have, the one that waits longest."""
+    return next((each for each in tickets if not each.waits), next(iter(tickets), None))
+
+
+# ---- open connections
+
+RESERVED: Final = 1 / 8
+"""Of all places, for the peers that we dialled; as many for payers."""
+CONNECTIONS_PER_PAYER: Final = 2
+
+Standing: TypeAlias = Literal["stranger", "served", "payer"]
+"""``served``: work for this peer is under way. ``payer``: it has an open escrow with us, and has paid."""
+
+
+class Held(Hashable, Protocol):
+    """A connection that holds a place."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end."""
+        ...
+
+    @property
+    def inbound(self) -> bool:
+        """Whether the peer dialled."""
+        ...
+
+    @property
+    def active_at(self) -> float:
+        """When bytes of a stream last came or went."""
+        ...
+
+
+H = TypeVar("H", bound=Held)
+
+
+class ConnectionPlaces(FairShares[H]):
+    """``Limits.connections_max`` places, a part of them reserved: see ``RESERVED``.
+
+    Who has a reserved place can't lose it, and takes the place of a stranger when all are taken.
+    ``standing_of`` says what the node's role knows of a peer.
+    """
+
+    def __init__(self, places: int, standing_of: Callable[[PeerId], Standing]) -> None:
+        super().__init__(places)
+        self._standing_of = standing_of
+        self._reserved = max(1, int(places * RESERVED))
+
+    def admit(self, newcomer: H, origin: Origin) -> tuple[bool, H | None]:
+        """Whether a connection has a place now, and which one must be closed for it."""
+        safe = self._safe() if not self.has_room() else set()
+
+        def idlest(holders: Iterable[H]) -> H | None:
+            standings = ((self._standing_of(each.peer) != "stranger", each) for each in holders)
+            open_to_all = [(served, each.active_at, each) for served, each in standings if each not in safe]
+            return min(open_to_all, key=lambda one: one[:2])[2] if open_to_all else None
+
+        entered, victim = self.enter(newcomer, origin, idlest)
+        if entered:
+            return True, victim
+        if self._may_reserve(newcomer):
+            victim = self.largest(idlest)
+        else:
+            # Among origins with as few each, and within its own, a newcomer replaces what lies idle.
+            own = self.held_by(origin)
+            others = (each for each in self if each not in safe and self._yields(each, origin, own))
+            victim = min(others, key=lambda each: each.active_at, default=None)
+        if victim is None:
+            return False, None
+        self.leave(victim)
+        return self.enter(newcomer, origin, idlest)[0], victim
+
+    def _yields(self, holder: H, origin: Origin, own: int) -> bool:
+        theirs = self.origin(holder)
+        if self._standing_of(holder.peer) != "stranger" or trio.current_time() - holder.active_at < IDLE_S:
+            return False
+        return theirs == origin or self.held_by(theirs) > own
+
+    def _may_reserve(self, newcomer: H) -> bool:
+        if not newcomer.inbound:
+            return sum(not each.inbound for each in self) < self._reserved
+        payers = [each for each in self if each.inbound and self._standing_of(each.peer) == "payer"]
+        mine = sum(each.peer == newcomer.peer for each in payers)
+        return (
+            self._standing_of(newcomer.peer) == "payer"
+            and mine < CONNECTIONS_PER_PAYER
+            and len(payers) < self._reserved
+        )
+
+    def _safe(self) -> set[H]:
+        """Those in reserved places: of each kind the ones that were active last."""
+        dialled = sorted((each for each in self if not each.inbound), key=lambda each: -each.active_at)
+        safe = set(dialled[: self._reserved])
+        payers: dict[PeerId, list[H]] = {}
+        for each in sorted(self, key=lambda one: -one.active_at):
+            if each.inbound and self._standing_of(each.peer) == "payer":
+                payers.setdefault(each.peer, []).append(each)
+        both = [each for mine in payers.values() for each in mine[:CONNECTIONS_PER_PAYER]]
+        return safe | set(both[: self._reserved])
+
+
+IDLE_S: Final = 1.0
+"""A connection on which nothing came or went for so long lies idle, whatever is open on it."""
+
+
+# ---- streams
+
+
+def idlest_stream(streams: Collection[IMuxedStream]) -> IMuxedStream | None:
+    """The one on which nothing came or went for longest gives way."""
+    return min(streams, key=lambda each: getattr(each, "active_at", 0.0), default=None)

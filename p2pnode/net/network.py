@@ -37,6 +37,7 @@ from p2pnode.net.address_policy import (
     is_unspecified,
     own_addresses,
 )
+from p2pnode.net.admission import Standing
 from p2pnode.net.conduct import SLOW_S, Conduct, Verdict
 from p2pnode.net.dht import Dht
 from p2pnode.net.gossip import Gossip, Subscription, Validator
@@ -54,7 +55,7 @@ from p2pnode.net.multiaddrs import (
 )
 from p2pnode.net.router import Handler, Router, wrap
 from p2pnode.net.stream import Stream
-from p2pnode.net.swarm import KnownPeers, NodeConnection, NodeSwarm
+from p2pnode.net.swarm import KnownPeers, NodeConnection, NodeSwarm, OriginRule
 from p2pnode.net.transports import TcpListener, TcpStream, TcpTransport, WsTransport, upgrade
 from p2pnode.net.upgrader import Upgrader
 from p2pnode.shares import Origin, origin_of
@@ -70,7 +71,6 @@ GREETING_S = 1.0
 """What identify takes at most where a first question to the DHT waits for it."""
 PeerChange = Literal["connected", "identified", "disconnected"]
 """The first connection with a peer is there; it has said what it speaks; its last connection is gone."""
-OriginRule = Callable[[str | None, PeerId], Origin]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,16 +161,20 @@ class Network:
             limits=config.limits,
             policy=self.policy,
             refuses=self._refuses,
+            standing_of=self._standing_of,
+            origin_rule=config.origin_rule,
             fast=self._fast,
         )
         if config.transport is None:
             self._swarm.transports.append(WsTransport(self._swarm.start_task))
+        self.standing_of: Callable[[PeerId], Standing] = lambda _: "stranger"
+        """What this node's role knows of a peer; the role may set it. It decides who keeps a connection."""
         self._conduct = Conduct()
         self._told: set[PeerId] = set()
         """The peers of which the watchers know that they are connected."""
         self._watchers: list[Callable[[PeerId, PeerChange], object]] = []
         self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._announced, fast=self._fast)
-        self._router = Router(config.limits, self._swarm.guard)
+        self._router = Router(config.limits, self._swarm.guard, self.origin_of)
         self._gossip = Gossip(self._host, config.limits, fast=self._fast) if config.gossip else None
         self._dht = Dht(self._host, config.dht, config.limits) if config.dht != "off" else None
         self._swarm.register_notifee(_Watcher(self))
@@ -283,7 +287,9 @@ class Network:
                 found=self._found,
             )
             nursery.start_soon(self._mdns.run)
+        nursery.start_soon(self._swarm.bytes.watch_lag)
         if self._listeners:
+            nursery.start_soon(self._swarm.close_idle)
             nursery.start_soon(self._watch_addresses)
 
     async def _accept_ws(self, stream: TcpStream) -> None:
@@ -387,6 +393,9 @@ class Network:
             self._swarm.start_task(self._swarm.close_peer, to_id(peer))
         return verdict
 
+    def _standing_of(self, peer: PeerId) -> Standing:
+        return self.standing_of(peer)
+
     def _refuses(self, peer: ID) -> str | None:
         return self._conduct.refused_for(from_id(peer), trio.current_time())
 
@@ -450,29 +459,17 @@ class Network:
 
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
         """A stream to a connected peer. Raises ``UnreachableError`` that says why there is none."""
-        live = self._swarm.live(to_id(peer))
-        if not live:
+        if not self._swarm.live(to_id(peer)):
             raise UnreachableError(f"not connected to {peer}; connect first, it may have left")
-        connection = live[0]
-        connection.streams_app += 1
-
-        def closed() -> None:
-            connection.streams_app -= 1
-
-        opened = False
         try:
             raw = await self._host.new_stream(to_id(peer), [TProtocol(protocol)])
-            opened = True
         except ProtocolNotSpokenError as error:
             raise UnreachableError(f"{peer} doesn't speak {protocol}: it is another kind of node") from error
         except SwarmException as error:
             raise UnreachableError(f"the connection to {peer} failed: {error}") from error
         except Exception as error:
             raise UnreachableError(f"{peer} refused a stream for {protocol}: {error}") from error
-        finally:
-            if not opened:
-                closed()
-        return wrap(raw, peer, protocol, closed)
+        return wrap(raw, peer, protocol)
 
     # Topics.
 
@@ -542,13 +539,13 @@ class Network:
             peers=len({connection.peer for connection in live}),
             connections=len(live),
             connections_inbound=sum(connection.inbound for connection in live),
-            handshakes=len(self._swarm.admission.handshakes),
+            handshakes=len(self._swarm.handshakes.under_way),
             streams=sum(len(connection.streams) for connection in live),
-            streams_inbound=self._swarm.streams_inbound,
+            streams_inbound=len(self._swarm.stream_places),
             bytes_in=sum(getattr(connection.muxed_conn, "bytes_in", 0) for connection in live),
             bytes_out=sum(getattr(connection.muxed_conn, "bytes_out", 0) for connection in live),
             dht_peers=self._dht.size() if self._dht is not None else 0,
-            refused=dict(self._swarm.admission.refused + self._swarm.refused),
+            refused=dict(self._swarm.handshakes.refused + self._swarm.refused),
             dials=dict(self._swarm.dials),
             protocols_refused=dict(self._router.refused),
             protocols_failed=dict(self._router.failed),

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import structlog
-from libp2p.abc import INetStream
+from libp2p.abc import IMuxedStream, INetStream
 from libp2p.custom_types import StreamHandlerFn
 from libp2p.network.stream.net_stream import NetStream
 
 from p2pnode.errors import RemoteError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
+from p2pnode.net.admission import idlest_stream
 from p2pnode.net.multiaddrs import from_id
 from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import NodeConnection
+from p2pnode.shares import FairShares, Origin
 from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
@@ -32,8 +34,8 @@ Handler = Callable[[Stream], Awaitable[None]]
 class Router:
     """Makes guarded stream handlers, and counts their failures."""
 
-    def __init__(self, limits: Limits, guard: Guard) -> None:
-        self._limits, self._guard = limits, guard
+    def __init__(self, limits: Limits, guard: Guard, origin_of: Callable[[PeerId], Origin]) -> None:
+        self._limits, self._guard, self._origin_of = limits, guard, origin_of
         self._open: Counter[PeerId] = Counter()
         self._open_protocol: Counter[tuple[PeerId, str]] = Counter()
         self.accepting = True
@@ -46,6 +48,7 @@ class Router:
     ) -> StreamHandlerFn:
         """The handler that the host calls for each inbound stream of ``protocol``."""
         cap = self._limits.streams_per_peer if streams_per_peer is None else streams_per_peer
+        places: FairShares[IMuxedStream] = FairShares(self._limits.streams_per_protocol)
 
         async def handle(raw: INetStream) -> None:
             peer = from_id(raw.muxed_conn.peer_id)
@@ -58,12 +61,20 @@ class Router:
                 self.refused[protocol] += 1
                 await raw.reset()
                 return
+            muxed = cast("NetStream", raw).muxed_stream
+            entered, victim = places.enter(muxed, self._origin_of(peer), idlest_stream)
+            if not entered or victim is not None:
+                self.refused[protocol] += 1
+                await (victim or muxed).reset()
+                if not entered:
+                    return
             stream = wrap(raw, peer, protocol, idle_s=idle_s)
             self._open[peer] += 1
             self._open_protocol[key] += 1
             try:
                 await self._run(handler, stream)
             finally:
+                places.leave(muxed)
                 self._take(self._open, peer)
                 self._take(self._open_protocol, key)
 
@@ -106,7 +117,6 @@ def wrap(
     raw: INetStream,
     peer: PeerId,
     protocol: str,
-    on_closed: Callable[[], object] | None = None,
     *,
     idle_s: float | None = None,
 ) -> Stream:
@@ -114,4 +124,4 @@ def wrap(
     address = None
     if isinstance(raw, NetStream) and isinstance(raw.swarm_conn, NodeConnection):
         address = raw.swarm_conn.address or None
-    return Stream(raw, peer=peer, protocol=protocol, remote_addr=address, on_closed=on_closed, idle_s=idle_s)
+    return Stream(raw, peer=peer, protocol=protocol, remote_addr=address, idle_s=idle_s)

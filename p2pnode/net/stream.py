@@ -31,7 +31,6 @@ class Stream:
         peer: PeerId,
         protocol: str,
         remote_addr: str | None,
-        on_closed: Callable[[], object] | None = None,
         idle_s: float | None = None,
     ) -> None:
         self.peer = peer
@@ -39,7 +38,6 @@ class Stream:
         self.remote_addr = remote_addr
         self._stream = stream
         self._idle_s = idle_s
-        self._on_closed = on_closed
         self._closed = False
 
     async def send_all(self, data: bytes) -> None:
@@ -90,8 +88,6 @@ class Stream:
         if self._closed:
             return False
         self._closed = True
-        if self._on_closed is not None:
-            self._on_closed()
         return True
 
     async def _close_write(self) -> None:

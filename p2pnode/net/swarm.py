@@ -11,7 +11,7 @@ stream and is logged, nothing more. This module knows nothing of protocols.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import random
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -46,11 +46,13 @@ from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.address_policy import AddressPolicy, nearest_first, scope_of
-from p2pnode.net.admission import Admission
-from p2pnode.net.multiaddrs import check_address, from_id, without_peer
+from p2pnode.net.admission import ConnectionPlaces, Handshakes, Standing, idlest_stream
+from p2pnode.net.multiaddrs import check_address, from_id, host_of, without_peer
+from p2pnode.net.pace import ByteShares
 from p2pnode.net.upgrader import Upgrader
 from p2pnode.net.yamux import Yamux
 from p2pnode.scopes import ip_of
+from p2pnode.shares import FairShares, Origin
 from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
@@ -60,6 +62,9 @@ DIAL_STAGGER_S: Final = 0.25
 ADDRESSES_MAX: Final = 8
 CONNECTIONS_PER_PEER: Final = 4
 REACHED_MAX: Final = 1024
+
+
+OriginRule = Callable[[str | None, PeerId], Origin]
 
 
 class KnownPeers(PeerStore):
@@ -113,9 +118,13 @@ class NodeSwarm(Swarm):
         limits: Limits,
         policy: AddressPolicy,
         refuses: Callable[[ID], str | None],
+        standing_of: Callable[[PeerId], Standing],
+        origin_rule: OriginRule,
         fast: bool,
     ) -> None:
-        """``refuses`` says for which fault a peer may not come, or None."""
+        """``refuses`` says for which fault a peer may not come, or None. ``standing_of`` is what the node's
+        role knows of a peer, ``origin_rule`` where a peer at an address comes from.
+        """
         super().__init__(
             peer_id,
             peerstore,
@@ -135,8 +144,11 @@ class NodeSwarm(Swarm):
         self.limits = limits
         self.fast = fast
         self.nursery: trio.Nursery | None = None
-        self.admission = Admission(limits)
-        self.streams_inbound = 0
+        self.handshakes = Handshakes(limits, random.random)
+        self.places: ConnectionPlaces[NodeConnection] = ConnectionPlaces(limits.connections_max, standing_of)
+        self.stream_places: FairShares[IMuxedStream] = FairShares(limits.streams_max)
+        self.bytes = ByteShares()
+        self.origin_rule = origin_rule
         self.guard = Guard()
         self.refused: Counter[str] = Counter()
         self.dials: Counter[str] = Counter()
@@ -283,8 +295,6 @@ class NodeSwarm(Swarm):
         transport = self._transport_for(address)
         if transport is None:
             raise UnreachableError(f"{address}: no transport for it")
-        if sum(1 for _ in self.all_live()) >= self.limits.connections_max:
-            raise UnreachableError("this node is at its own limit of connections")
         raw: IRawConnection | None = None
         done = False
         try:
@@ -322,7 +332,8 @@ class NodeSwarm(Swarm):
         """Serve one inbound connection, from its first byte to its end. It keeps its place until then."""
         remote = stream.get_remote_address()
         scope = trio.CancelScope()
-        ticket = None if self._closing else self.admission.enter(_bucket(remote), scope.cancel)
+        origin = self._origin_before_handshake(remote)
+        ticket = None if self._closing else self.handshakes.enter(origin, scope.cancel)
         if ticket is None:
             await _close_quietly(stream)
             return
@@ -331,11 +342,11 @@ class NodeSwarm(Swarm):
             connection: NodeConnection | None = None
             with scope:
                 await cast("Any", stream).wait_readable()
-                await self.admission.begin(ticket)
+                await self.handshakes.begin(ticket)
                 bytestream = stream if upgrade is None else await upgrade()
                 muxed = await self.upgrader.upgrade_inbound(RawConnection(bytestream, False))
                 connection = await self._register(muxed, "inbound", _address(remote))
-            self.admission.settle(ticket)
+            self.handshakes.settle(ticket)
             if connection is None:
                 self.refused["handshake_deadline"] += 1
                 log.debug("connection.handshake_dropped", remote=_address(remote))
@@ -349,24 +360,38 @@ class NodeSwarm(Swarm):
                 error=f"{type(error).__name__}: {str(error)[:200]}",
             )
         finally:
-            self.admission.leave(ticket)
+            self.handshakes.leave(ticket)
             await _close_quietly(stream)
 
-    def _make_room(self) -> bool:
-        """Whether a new connection is accepted. At the limit, the oldest idle inbound one is closed for
-        it."""
-        live = list(self.all_live())
-        if len(live) < self.limits.connections_max:
-            return True
-        idle = [connection for connection in live if connection.inbound and not connection.busy]
-        if not idle:
+    def _origin_before_handshake(self, remote: tuple[str, int] | None) -> Origin:
+        """Whom a connection counts against while nobody knows who it is: where it comes from, or its host."""
+        host = remote[0] if remote is not None else "unknown"
+        return self.origin_rule(host, PeerId(f"at {host}"))
+
+    def _take_place(self, connection: NodeConnection) -> None:
+        """Raise ``UnreachableError`` where there is none. Another connection may be closed for this one."""
+        origin = self.origin_rule(host_of(connection.address) or None, connection.peer)
+        entered, victim = self.places.admit(connection, origin)
+        if not entered:
             self.refused["connections"] += 1
-            return False
-        oldest = min(idle, key=lambda connection: connection.since)
-        self.refused["evicted"] += 1
-        self.connections[oldest.muxed_conn.peer_id].remove(oldest)  # its place is free from here on
-        self.start_task(oldest.close)
-        return True
+            raise UnreachableError("this node is at its limit of connections")
+        if victim is not None:
+            self.refused["evicted"] += 1
+            if victim in (known := self.connections.get(victim.muxed_conn.peer_id, [])):
+                known.remove(victim)  # nothing more is opened on it
+            self.start_task(victim.close)
+        if isinstance(connection.muxed_conn, Yamux):
+            connection.muxed_conn.pace = lambda count: self.bytes.read(origin, count, trio.current_time())
+
+    async def close_idle(self) -> None:
+        """Close inbound connections that nobody has used for long, again and again. Runs until cancelled."""
+        while True:
+            await trio.sleep(self.limits.connection_idle_s / 10)
+            before = trio.current_time() - self.limits.connection_idle_s
+            for connection in list(self.all_live()):
+                if connection.inbound and not connection.streams and connection.active_at < before:
+                    self.refused["idle"] += 1
+                    self.start_task(connection.close)
 
     async def _register(self, muxed: IMuxedConn, direction: str, address: str) -> NodeConnection:
         peer = muxed.peer_id
@@ -377,11 +402,16 @@ class NodeSwarm(Swarm):
             raise UnreachableError(f"this node left {from_id(peer)} for {fault}: try again in some minutes")
         if direction == "inbound" and (peer == self.self_id or len(self.live(peer)) >= CONNECTIONS_PER_PEER):
             raise UnreachableError("too many connections with this peer")
-        if direction == "inbound" and not self._make_room():
-            raise UnreachableError("this node is at its limit of connections")
         connection = NodeConnection(muxed, self, direction=direction, address=address)
+        self._take_place(connection)
         self.nursery.start_soon(self.guard.run, muxed.start)
-        await cast("Any", muxed).event_started.wait()
+        try:
+            await cast("Any", muxed).event_started.wait()
+        except BaseException:
+            self.places.leave(connection)
+            raise
+        if connection.is_closed:
+            raise UnreachableError("this node is at its limit of connections")
         if address:
             connection.set_transport_info([Multiaddr(address)], muxed.get_connection_type())
         self.connections.setdefault(peer, []).append(connection)
@@ -435,19 +465,6 @@ def _no_address(peer: PeerId, heard: Sequence[str]) -> str:
 async def _close_quietly(closer: Any) -> None:
     with trio.move_on_after(1.0, shield=True), contextlib.suppress(Exception):  # it is closed either way
         await closer.close()
-
-
-def _bucket(remote: tuple[str, int] | None) -> str:
-    """Whom a connection counts against: an IPv4 address, or an IPv6 /64 (which one user holds whole)."""
-    if remote is None:
-        return "unknown"
-    try:
-        ip = ipaddress.ip_address(remote[0])
-    except ValueError:
-        return remote[0]
-    if isinstance(ip, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network(f"{ip}/64", strict=False))
-    return str(ip)
 
 
 def _address(remote: tuple[str, int] | None) -> str:
@@ -506,14 +523,12 @@ class NodeConnection(SwarmConn):
         self.peer = from_id(muxed_conn.peer_id)
         self.inbound = direction == "inbound"
         self.address = address
-        self.since = trio.current_time()
-        self.streams_inbound = 0
-        self.streams_app = 0
+        self._since = trio.current_time()
 
     @property
-    def busy(self) -> bool:
-        """Whether a stream of ours or of the peer's is open."""
-        return self.streams_inbound > 0 or self.streams_app > 0
+    def active_at(self) -> float:
+        """When bytes of a stream last came or went."""
+        return self.muxed_conn.active_at if isinstance(self.muxed_conn, Yamux) else self._since
 
     def slow_down(self, until: float) -> None:
         """Read nothing more from this connection before ``until``, on trio's clock."""
@@ -539,6 +554,7 @@ class NodeConnection(SwarmConn):
         if self.event_closed.is_set():
             return
         self.event_closed.set()
+        self.swarm.places.leave(self)
         self.swarm.remove_conn(self)
         try:
             with trio.move_on_after(self.swarm.limits.close_deadline_s):
@@ -556,13 +572,13 @@ class NodeConnection(SwarmConn):
         return stream
 
     async def _handle_muxed_stream(self, muxed_stream: IMuxedStream) -> None:
-        limits = self.swarm.limits
-        if self.swarm.streams_inbound >= limits.streams_max:
+        limits, places = self.swarm.limits, self.swarm.stream_places
+        entered, victim = places.enter(muxed_stream, self.swarm.places.origin(self), idlest_stream)
+        if not entered or victim is not None:
             self.swarm.refused["streams"] += 1
-            await muxed_stream.reset()
-            return
-        self.swarm.streams_inbound += 1
-        self.streams_inbound += 1
+            await (victim or muxed_stream).reset()
+            if victim is None:
+                return
         stream: NetStream | None = None
         try:
             stream = await self._add_stream(muxed_stream)
@@ -572,7 +588,6 @@ class NodeConnection(SwarmConn):
             with trio.move_on_after(limits.close_deadline_s), contextlib.suppress(Exception):
                 await (stream or muxed_stream).reset()
         finally:
-            self.swarm.streams_inbound -= 1
-            self.streams_inbound -= 1
+            places.leave(muxed_stream)
             if stream is not None:
                 self.remove_stream(stream)

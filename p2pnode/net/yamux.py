@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -85,7 +86,9 @@ class Yamux(IMuxedConn):
         *,
         streams_inbound_max: int = 128,
         window_max: int = 1 << 20,
+        pace: Callable[[int], float] = lambda _: 0.0,
     ) -> None:
+        """``pace(n)`` is told of each ``n`` bytes read; the seconds to wait before the next ones."""
         self.secured_conn = secured_conn
         self.peer_id = peer_id
         self.event_started = trio.Event()
@@ -93,6 +96,8 @@ class Yamux(IMuxedConn):
         self.streams: dict[int, YamuxStream] = {}
         self.bytes_in = 0
         self.bytes_out = 0
+        self.active_at = trio.current_time()
+        """When bytes of a stream last came or went."""
         self._initiator = secured_conn.is_initiator
         self._next_id = 1 if self._initiator else 2
         self._streams_inbound_max = streams_inbound_max
@@ -108,6 +113,7 @@ class Yamux(IMuxedConn):
         self._room: trio.Event | None = None
         self._ending = False
         self._heard = True
+        self.pace = pace
         self._slow_until = 0.0
         self._ping = 0
         self._scope = trio.CancelScope()
@@ -208,6 +214,7 @@ class Yamux(IMuxedConn):
 
     def send_data(self, stream_id: int, body: bytes) -> None:
         """Queue one DATA frame; the caller waits for room first."""
+        self.active_at = trio.current_time()
         self._enqueue(frame(DATA, 0, stream_id, len(body)))
         self._out += body
 
@@ -265,8 +272,9 @@ class Yamux(IMuxedConn):
                 with trio.move_on_after(FLUSH_S):
                     await self.wait_room(0)
                 return
-            if self._slow_until > trio.current_time():
-                await trio.sleep_until(self._slow_until)
+            now = trio.current_time()
+            if (until := max(self._slow_until, now + self.pace(len(data)))) > now:
+                await trio.sleep_until(until)
                 self._heard = True  # the silence was ours
 
     async def _keep_alive(self) -> None:
@@ -330,6 +338,7 @@ class Yamux(IMuxedConn):
             raise _Breach
         if stream is not None:
             stream.recv_window -= length
+            self.active_at = stream.active_at = trio.current_time()
         if length:
             self._body_left, self._body_stream, self._body_flags = length, stream, flags
         else:
@@ -401,6 +410,8 @@ class YamuxStream(IMuxedStream):
         self.muxed_conn = conn
         self.stream_id = stream_id
         self.inbound = inbound
+        self.active_at = trio.current_time()
+        """When bytes last came or went."""
         self.send_window = WINDOW_INITIAL
         self.recv_window = WINDOW_INITIAL
         self.read_closed = False
@@ -452,6 +463,7 @@ class YamuxStream(IMuxedStream):
                 self.send_window -= len(body)
                 offset += len(body)
                 self._conn.send_data(self.stream_id, body)
+                self.active_at = self._conn.active_at
             await self._conn.wait_room()
         finally:
             self._write_lock.release()

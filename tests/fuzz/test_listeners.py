@@ -105,9 +105,7 @@ async def nothing_left(before: int) -> None:
 @contextlib.asynccontextmanager
 async def a_network() -> AsyncIterator[Network]:
     """All services of a node over both transports; afterwards both serve, and nothing is left over."""
-    network = make(
-        "fuzzed", listen=LISTEN, gossip=True, dht="server", limits=Limits(connections_inbound_per_ip=256)
-    )
+    network = make("fuzzed", listen=LISTEN, gossip=True, dht="server")
     network.serve("/p2pnode/echo/1", echo)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)

@@ -1,0 +1,63 @@
+"""``ByteShares``: whose bytes are read later while the node is behind.
+
+While the event loop keeps up, everybody's bytes are read as they come. When it lags, an origin that sent more
+than an equal share of the last second's bytes waits a little before more of it is read, and its transport
+holds it back. The node itself counts as one more origin, so that a single flooder leaves time for the node's
+own work. Pure but for :func:`watch_lag`, which measures.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from p2pnode.shares import Origin
+
+LAG_S: Final = 0.1
+"""The loop is behind when a task runs so much later than it asked to."""
+PAUSE_S: Final = 0.1
+WINDOW_S: Final = 1.0
+BEAT_S: Final = 0.1
+
+
+class ByteShares:
+    """The bytes of the last one to two seconds by origin; see the module."""
+
+    def __init__(self) -> None:
+        self.lag_s = 0.0
+        """How late the loop was at the last beat."""
+        self.paused = 0
+        """How often a read was put off, since the start."""
+        self._now: dict[Origin, int] = {}
+        self._before: dict[Origin, int] = {}
+        self._began = 0.0
+        self._busy = trio.Event()
+
+    def read(self, origin: Origin, count: int, now: float) -> float:
+        """Note ``count`` bytes of an origin; the seconds to wait before its next bytes are read."""
+        if now >= self._began + WINDOW_S:
+            self._before = self._now if now < self._began + 2 * WINDOW_S else {}
+            self._now, self._began = {}, now
+        self._now[origin] = self._now.get(origin, 0) + count
+        self._busy.set()
+        if self.lag_s < LAG_S:
+            return 0.0
+        everybody = self._now.keys() | self._before.keys()
+        total = sum(self._now.values()) + sum(self._before.values())
+        own = self._now[origin] + self._before.get(origin, 0)
+        if own * (len(everybody) + 1) <= total:
+            return 0.0
+        self.paused += 1
+        return PAUSE_S
+
+    async def watch_lag(self) -> None:
+        """Measure while bytes come in, and sleep while none do. Runs until cancelled."""
+        while True:
+            if not self._busy.is_set():
+                self.lag_s = 0.0
+            await self._busy.wait()
+            self._busy = trio.Event()
+            due = trio.current_time() + BEAT_S
+            await trio.sleep_until(due)
+            self.lag_s = trio.current_time() - due
