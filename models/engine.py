@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from p2pnode.protocols.inference.messages import FinishReason, SamplingParams
+from p2pnode.shares import Origin
+
+ANYBODY: Final = Origin("", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,8 @@ class GenerateRequest:
     sampling: SamplingParams
     cache_key: bytes
     """Reuse of the prefix cache is allowed within one key only."""
+    origin: Origin = ANYBODY
+    """Whose turn it is when requests wait: a payer, or where a client that doesn't pay comes from."""
     text_pending: int = 0
     """How many ids at the prompt's end still need their text, which comes first, without these ids."""
 

@@ -4,46 +4,58 @@
 its own slot again; any other key gets the least recently used free slot and starts from nothing: prefix
 caches are never shared between keys, because a shared cache leaks other users' prompts through timing.
 
-``SlotQueue`` is first come, first served. It also keeps the load figures, and estimates from them when to ask
-again. This module doesn't know how tokens are made.
+``SlotQueue`` goes round the origins of requests, and is first come, first served within one. It also keeps
+the load figures, and estimates from them when to ask again. This module doesn't know how tokens are made.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import count
 
 import trio
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.errors import EngineError
-from p2pnode.models.engine import EngineStats
+from p2pnode.models.engine import ANYBODY, EngineStats
+from p2pnode.shares import FairShares, Origin
 
 _SMOOTHING = 0.2
 _RETRY_LEAST_S = 0.5
 _RETRY_MOST_S = 120.0
+_ORIGINS_MAX = 1024
 
 
 class QueuedRequest:
     """One request, from its place in the queue to the slot it is given."""
 
-    def __init__(self, key: bytes, prompt_ids: tuple[int, ...]) -> None:
+    def __init__(self, key: bytes, prompt_ids: tuple[int, ...], origin: Origin) -> None:
         self.key = key
         self.prompt_ids = prompt_ids
-        self._given = trio.Event()
+        self.origin = origin
+        self._decided = trio.Event()
         self._assignment: Assignment | None = None
+        self._refusal: EngineError | None = None
 
     async def wait_assigned(self) -> Assignment:
-        """Wait for a slot."""
-        await self._given.wait()
+        """Wait for a slot. Raises ``EngineError`` where the place in the queue is lost to another origin."""
+        await self._decided.wait()
+        if self._refusal is not None:
+            raise self._refusal
         assert self._assignment is not None  # noqa: S101 - set before the event
         return self._assignment
+
+    def refuse(self, refusal: EngineError) -> None:
+        """Take its place in the queue away."""
+        self._refusal = refusal
+        self._decided.set()
 
     def give(self, assignment: Assignment) -> None:
         """Give it a slot."""
         self._assignment = assignment
-        self._given.set()
+        self._decided.set()
 
     @property
     def slot(self) -> int | None:
@@ -52,37 +64,70 @@ class QueuedRequest:
 
 
 class SlotQueue:
-    """Gives out ``slots`` slots. At most ``queue_max`` requests wait for one."""
+    """Gives out ``slots`` slots. At most ``queue_max`` requests wait for one, with fair shares by origin.
+
+    A slot that is free goes to the origin that has the fewest now, then to the one that got one longest ago.
+    A request that has a slot keeps it.
+    """
 
     def __init__(self, slots: int, queue_max: int) -> None:
         self.table = SlotTable(slots)
         self._slots = slots
-        self._queue_max = queue_max
-        self._waiting: deque[QueuedRequest] = deque()
+        self._waiting: FairShares[QueuedRequest] = FairShares(queue_max)
+        self._active: Counter[Origin] = Counter()
+        self._last_turn: BoundedMap[Origin, int] = BoundedMap(_ORIGINS_MAX)
+        self._turns = count(1)
         self._duration_s = 0.0
         self._tokens_per_s = 0.0
         self._tokens_out = 0
 
-    def enter(self, key: bytes, prompt_ids: tuple[int, ...]) -> QueuedRequest:
-        """Take a place in the queue. Raises ``EngineError`` with code ``capacity`` when the queue is full."""
-        if self.table.busy >= self._slots and len(self._waiting) >= self._queue_max:
-            raise EngineError(
-                f"all {self._slots} slots are busy and {len(self._waiting)} requests wait; ask again later",
-                code="capacity",
-                retry_after_s=self.retry_after_s(),
-            )
-        place = QueuedRequest(key, prompt_ids)
-        self._waiting.append(place)
-        self._hand_out()
+    def enter(self, key: bytes, prompt_ids: tuple[int, ...], origin: Origin = ANYBODY) -> QueuedRequest:
+        """Take a place in the queue. Raises ``EngineError`` with code ``capacity`` when the queue is full.
+
+        Of a full queue, the newest request of the origin with most gives way to one of an origin with few.
+        """
+        place = QueuedRequest(key, prompt_ids, origin)
+        if self.table.busy < self._slots:
+            # Then nobody waits.
+            self._give(place)
+            return place
+        entered, victim = self._waiting.enter(place, origin, _newest)
+        if not entered:
+            raise self._full()
+        if victim is not None:
+            victim.refuse(self._full())
         return place
 
     def leave(self, place: QueuedRequest, held: tuple[int, ...] = ()) -> None:
         """Give up the place in the queue, or the slot, which now holds ``held``."""
         if place.slot is None:
-            self._waiting.remove(place)
+            self._waiting.leave(place)
             return
         self.table.release(place.slot, held)
-        self._hand_out()
+        self._active[place.origin] -= 1
+        if not self._active[place.origin]:
+            del self._active[place.origin]
+        while len(self._waiting) and self.table.busy < self._slots:
+            first = min(self._waiting, key=self._order)  # the oldest of those that are equal
+            self._waiting.leave(first)
+            self._give(first)
+
+    def _order(self, place: QueuedRequest) -> tuple[int, int]:
+        return self._active[place.origin], self._last_turn.get(place.origin) or 0
+
+    def _give(self, place: QueuedRequest) -> None:
+        assignment = self.table.assign(place.key, place.prompt_ids)
+        assert assignment is not None  # noqa: S101 - a slot is free
+        self._active[place.origin] += 1
+        self._last_turn.put(place.origin, next(self._turns))
+        place.give(assignment)
+
+    def _full(self) -> EngineError:
+        return EngineError(
+            f"all {self._slots} slots are busy and {len(self._waiting)} requests wait; ask again later",
+            code="capacity",
+            retry_after_s=self.retry_after_s(),
+        )
 
     def record(self, tokens: int, seconds: float) -> None:
         """Count a request that made ``tokens`` in ``seconds`` after its first token."""
@@ -107,13 +152,9 @@ class SlotQueue:
             extra=extra or {},
         )
 
-    def _hand_out(self) -> None:
-        while self._waiting:
-            first = self._waiting[0]
-            assignment = self.table.assign(first.key, first.prompt_ids)
-            if assignment is None:
-                return
-            self._waiting.popleft().give(assignment)
+
+def _newest(waiting: Collection[QueuedRequest]) -> QueuedRequest:
+    return list(waiting)[-1]
 
 
 def _smooth(mean: float, value: float) -> float:

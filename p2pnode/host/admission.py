@@ -6,25 +6,35 @@ simulator drives exactly this. It knows neither streams nor money: ``host.py`` a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Final, Generic, Protocol, TypeVar
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.protocols.inference.messages import Refuse
+from p2pnode.shares import FairShares, Origin
 
 RETRY_S: Final = 5.0
 REST_S: Final = 5.0
 """A session that has rested so long gives way when all places are taken."""
 
 
-class Place(Protocol):
+class Place(Hashable, Protocol):
     """One stream of a client that has, or asks for, a session."""
 
     @property
     def peer(self) -> PeerId:
         """Who is at the other end."""
+        ...
+
+    @property
+    def origin(self) -> Origin:
+        """Where the peer comes from."""
+        ...
+
+    @property
+    def paid(self) -> bool:
+        """Whether the session costs its client anything."""
         ...
 
     @property
@@ -46,8 +56,7 @@ class Admission(Generic[P]):
 
     def __init__(self, limits: Limits, models: Mapping[ModelId, str]) -> None:
         self._limits, self._models = limits, dict(models)
-        self._places: set[P] = set()
-        self._by_peer: Counter[PeerId] = Counter()
+        self._places: dict[PeerId, dict[P, None]] = {}
         self.warm: set[ModelId] = set()
         """The models whose engine is loaded."""
         self.is_draining = False
@@ -56,19 +65,22 @@ class Admission(Generic[P]):
     @property
     def places(self) -> frozenset[P]:
         """Those that are taken now."""
-        return frozenset(self._places)
+        return frozenset(place for places in self._places.values() for place in places)
+
+    def places_of(self, peer: PeerId) -> Collection[P]:
+        """Those of one peer."""
+        return self._places.get(peer, {})
 
     def enter(self, place: P) -> None:
         """A stream came; it takes a place before it has asked for anything."""
-        self._places.add(place)
-        self._by_peer[place.peer] += 1
+        self._places.setdefault(place.peer, {})[place] = None
 
     def leave(self, place: P) -> None:
         """A stream is over."""
-        self._places.discard(place)
-        self._by_peer[place.peer] -= 1
-        if not self._by_peer[place.peer]:
-            del self._by_peer[place.peer]
+        mine = self._places.get(place.peer, {})
+        mine.pop(place, None)
+        if not mine:
+            self._places.pop(place.peer, None)
 
     def refuses_model(self, model: ModelId) -> Refuse | None:
         """Why this model can't be asked now; None where it can."""
@@ -89,10 +101,13 @@ class Admission(Generic[P]):
         return Refuse(code="shutting_down", detail="this host is going away: try another")
 
     def decide_open(self, newcomer: P, now: float) -> Refuse | P | None:
-        """Whether a new session is taken: a refusal, the place that must give way first, or None."""
+        """Whether a new session is taken: a refusal, the place that must give way first, or None.
+
+        A place that is served now gives way at the end of its turn.
+        """
         detail = "all sessions of this host are taken: try again later or use another host"
         # More than the limit, not as many: the newcomer has entered, and counts.
-        if self._by_peer[newcomer.peer] > self._limits.sessions_per_peer:
+        if len(self.places_of(newcomer.peer)) > self._limits.sessions_per_peer:
             return _full(detail)
         return self._decide_room(newcomer, now, detail)
 
@@ -101,20 +116,38 @@ class Admission(Generic[P]):
         return self._decide_room(newcomer, now, "all sessions are taken")
 
     def _decide_room(self, newcomer: P, now: float, detail: str) -> Refuse | P | None:
-        """A few peers that only sit on sessions must not keep others from answers.
+        """A few origins that sit on sessions, or ask without end, must not keep others from answers.
 
-        Of those that rest, one of the peer that has the most gives way; among its own, the one that rests
-        longest.
+        First an origin with more than its share gives way, even from a turn if it pays nothing. Otherwise one
+        place that has rested for a while: of those of the peer that has most, the one that rests longest.
         """
-        taken = [each for each in self._places if not each.is_yielding]
+        taken = [each for each in self.places if not each.is_yielding]
         if len(taken) <= self._limits.sessions_max:
             return None
+        others = [each for each in taken if each is not newcomer]
+        shares: FairShares[P] = FairShares(len(others))
+        for each in others:
+            shares.enter(each, each.origin, _rests_longest)
+        _, victim = shares.enter(newcomer, newcomer.origin, _rests_longest)
+        if victim is not None:
+            return victim
+        own = shares.held_by(newcomer.origin)
         resting = [
-            (self._by_peer[each.peer], now - each.rests_since, each)
-            for each in taken
-            if each is not newcomer and each.rests_since is not None and now - each.rests_since >= REST_S
+            (len(self.places_of(each.peer)), now - each.rests_since, each)
+            for each in others
+            if each.rests_since is not None
+            and now - each.rests_since >= REST_S
+            and (each.origin == newcomer.origin or shares.held_by(each.origin) > own)
         ]
         return max(resting, key=lambda one: one[:2])[2] if resting else _full(detail)
+
+
+def _rests_longest(places: Collection[P]) -> P | None:
+    """The one that rests longest; where none rests, one that pays nothing is told to end after its turn."""
+    resting = [(each.rests_since, each) for each in places if each.rests_since is not None]
+    if resting:
+        return min(resting, key=lambda one: one[0])[1]
+    return next((each for each in places if not each.paid), None)
 
 
 def _full(detail: str) -> Refuse:

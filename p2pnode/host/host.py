@@ -13,6 +13,7 @@ from typing import TypeAlias
 import structlog
 import trio
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.errors import P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission
 from p2pnode.host.count import serve_counts
@@ -22,6 +23,7 @@ from p2pnode.host.totals import Totals
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
 from p2pnode.money import price_text
+from p2pnode.net.admission import Standing
 from p2pnode.net.stream import Stream
 from p2pnode.node.identity import HostIdentity, is_due
 from p2pnode.node.node import Node
@@ -43,6 +45,7 @@ Report: TypeAlias = Callable[[str, dict[str, object]], None]
 _LOAD_INTERVAL_S = 10.0
 _ADDRESSES_MAX = 4
 _RENEW_AGAIN_S = 3600.0
+_PAYERS_MAX = 1024
 Renew: TypeAlias = Callable[[], Awaitable[HostIdentity]]
 """Gives the identity with a binding that holds for weeks. Raises ``LocalError``."""
 
@@ -85,6 +88,8 @@ class Host:
         self._admission: Admission[ServedSession] = Admission(
             node.limits, {each.model: each.name for each in models}
         )
+        self._paid_at: BoundedMap[PeerId, float] = BoundedMap(_PAYERS_MAX)
+        """Peers whose paid session lost its stream or ended, and when."""
         self._session_ended = trio.Event()
         self._epoch = int(node.wall() * 1000)
         self.escrow: EscrowIntake | None = None
@@ -120,6 +125,18 @@ class Host:
         """Whether this peer has a session that is open now."""
         return any(each.peer == peer and each.record is not None for each in self._admission.places)
 
+    def standing_of(self, peer: PeerId) -> Standing:
+        """What keeps a peer's connection when places are short: that it pays, or that it is served now.
+
+        A payer whose stream was lost is one until the linger is over.
+        """
+        places = self._admission.places_of(peer)
+        paid_at = self._paid_at.get(peer)
+        lingers = paid_at is not None and trio.current_time() < paid_at + self._node.limits.linger_s
+        if lingers or any(map(_has_paid, places)):
+            return "payer"
+        return "served" if any(each.rests_since is None for each in places) else "stranger"
+
     @property
     def models(self) -> tuple[HostedModel, ...]:
         """The models it serves."""
@@ -131,6 +148,7 @@ class Host:
         if self.escrow is not None:
             await self.escrow.prepare(self._epoch)
             serve_receipts(node, self.escrow.journal)
+        node.network.standing_of = self.standing_of
         node.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
         if any(model.priced for model in self._models.values()):
             serve_counts(node, self._countable)
@@ -258,6 +276,7 @@ class Host:
             on_relay=lambda order: self._relay(session, order),
             escrow=self.escrow,
             sleep=node.sleep,
+            origin=node.network.origin_of(stream.peer),
         )
         self._admission.enter(session)
         try:
@@ -271,6 +290,8 @@ class Host:
                 # Only after the journal was written: ``drain`` waits until no place is taken, and then it
                 # settles what the journal holds.
                 self._admission.leave(session)
+                if _has_paid(session):
+                    self._paid_at.put(stream.peer, trio.current_time())
                 self._session_ended.set()
         log.info(
             "session.closed",
@@ -412,6 +433,11 @@ class Host:
             },
         )
         log.info("turn.served", tokens_in=turn.tokens_in, tokens_out=turn.tokens_out, reason=turn.reason)
+
+
+def _has_paid(session: ServedSession) -> bool:
+    """Whether its escrow is open and a voucher came."""
+    return session.paid and session.record is not None and session.record.channel.best is not None
 
 
 def _cost_of(record: OpenSession | None, turn: TurnServed) -> int:

@@ -8,7 +8,7 @@ the machine never sees this clock. The first tokens of a run go out at once.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -48,6 +48,7 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PromptBody, Refuse
 from p2pnode.protocols.inference.session import OpenSession
+from p2pnode.shares import Origin
 
 log = structlog.get_logger()
 
@@ -66,7 +67,10 @@ class ServedSession:
         on_relay: Callable[[Relay], None] = lambda _order: None,
         escrow: EscrowIntake | None = None,
         sleep: SleepWatch | None = None,
+        origin: Origin,
     ) -> None:
+        self.origin = origin
+        """Where the client comes from."""
         self._on_relay, self._escrow = on_relay, escrow
         self._machine, self._stream, self._limits = machine, stream, limits
         self._on_opened, self._on_turn = on_opened, on_turn
@@ -87,6 +91,7 @@ class ServedSession:
         """Whether it costs its client anything."""
         self.rests_since: float | None = trio.current_time()
         """Since when it asks nothing of the engine; None while a turn is served."""
+        self._is_draining = False
         self.is_yielding = False
         """Whether it was told to give way."""
 
@@ -108,6 +113,7 @@ class ServedSession:
 
     def drain(self) -> None:
         """End after the present turn."""
+        self._is_draining = True
         self._driver.command_nowait(Drain())
 
     def replaced(self) -> None:
@@ -123,8 +129,10 @@ class ServedSession:
         self._driver.command_nowait(value)
 
     def give_way(self) -> None:
-        """End now unless a turn is served, so that another client gets the place."""
+        """End now, or after the turn that is served, so that another client gets the place."""
         self.is_yielding = True
+        if self.rests_since is None:
+            self.drain()
         for key in ("open", "idle", "prompt"):
             self._driver.fire_nowait(key)
 
@@ -136,7 +144,7 @@ class ServedSession:
             case Relay() | Count() | Issued() | Paid():
                 await self._money(value)
             case Generate(run=run):
-                self.rests_since, self.is_yielding = None, False
+                self.rests_since, self.is_yielding = None, self._is_draining
                 # Made here, not in the task: the machine may cancel the run before the task has begun.
                 self._scopes[run] = trio.CancelScope()
                 self._driver.start_soon(self._generate, value, self._scopes[run])
@@ -176,13 +184,21 @@ class ServedSession:
             n_ctx = self.record.granted.n_ctx if self.record is not None else 0
             await count_input(self._engine, order, self.session, n_ctx, self._driver.command)
 
+    def _turns_go_to(self) -> Origin:
+        """Slots of the engine go round by payer where a session is paid, else by where the client is."""
+        if self.record is None or not self.paid:
+            return self.origin
+        payer = f"payer/{self.record.channel.terms.payer.hex()}"
+        return Origin(payer, payer)
+
     async def _generate(self, order: Generate, scope: trio.CancelScope) -> None:
         if self._engine is None or self.session is None:
             return
         with scope:
             # One at a time: the run before may still be releasing its slot of the engine.
             async with self._turn:
-                await generate(self._engine, order, self.session, self._limits, self._driver.command)
+                requester = Requester(self.session, self._turns_go_to())
+                await generate(self._engine, order, requester, self._limits, self._driver.command)
         del self._scopes[order.run]
 
 
@@ -190,12 +206,20 @@ MachineReport = Callable[[Any], Awaitable[None]]
 """Gives the machine a report of work: ``Driver.command``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """On whose behalf an engine works: see ``GenerateRequest``."""
+
+    cache_key: bytes
+    origin: Origin
+
+
 async def generate(
-    engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: MachineReport
+    engine: Engine, order: Generate, requester: Requester, limits: Limits, report: MachineReport
 ) -> None:
     """Run ``order`` to its end and report ``HostCommand`` values. Cancelling it frees the engine's slot."""
     try:
-        while not await _try(engine, order, cache_key, limits, report):
+        while not await _try(engine, order, requester, limits, report):
             pass
     except EngineError as error:
         await report(GenFailed(order.run, error.code, str(error), error.retry_after_s))
@@ -238,11 +262,11 @@ async def _prompt_ids(engine: Engine, body: PromptBody) -> tuple[int, ...]:
 
 
 async def _try(
-    engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: MachineReport
+    engine: Engine, order: Generate, requester: Requester, limits: Limits, report: MachineReport
 ) -> bool:
     """Run once; False where an answer under way found the queue full: it was admitted before, so it waits."""
     try:
-        await _generate(engine, order, cache_key, limits, report)
+        await _generate(engine, order, requester, limits, report)
     except EngineError as error:
         if error.code != "capacity" or not order.answer_ids:
             raise
@@ -252,14 +276,15 @@ async def _try(
 
 
 async def _generate(
-    engine: Engine, order: Generate, cache_key: bytes, limits: Limits, report: MachineReport
+    engine: Engine, order: Generate, requester: Requester, limits: Limits, report: MachineReport
 ) -> None:
     body = order.body
     prompt_ids = (*await _prompt_ids(engine, body), *order.answer_ids)
     request = GenerateRequest(
         prompt_ids=prompt_ids,
         sampling=replace(body.sampling, tokens_max=order.tokens_max),
-        cache_key=cache_key,
+        cache_key=requester.cache_key,
+        origin=requester.origin,
         # With the first of the answer's own ids, the text of those before came too.
         text_pending=0 if order.answer_ids else body.text_pending,
     )

@@ -19,14 +19,16 @@ TOKENS = 80
 
 
 @contextlib.asynccontextmanager
-async def attacker(w: World, target: Member, number: int = 0) -> AsyncIterator[Network]:
-    """A connected network that does as the test says."""
+async def attacker(
+    w: World, target: Member, number: int = 0, ip: str | None = None
+) -> AsyncIterator[Network]:
+    """A connected network that does as the test says; at a private address of its own unless told."""
     network = Network(
         NetworkConfig(
             key_seed=seed_of(500 + number),
             dht="off",
             gossip=False,
-            transport=w.net.transport(f"10.0.8.{number + 1}"),
+            transport=w.net.transport(ip or f"10.0.8.{number + 1}"),
         )
     )
     async with trio.open_nursery() as nursery:

@@ -10,6 +10,7 @@ from p2pnode.host.admission import REST_S, Admission
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.protocols.inference.messages import Refuse
+from p2pnode.shares import Origin, origin_of
 
 MODEL, OTHER = ModelId(bytes(32)), ModelId(b"\1" * 32)
 LIMITS = replace(DEFAULT_LIMITS, sessions_max=3, sessions_per_peer=2)
@@ -22,6 +23,12 @@ class Stand:
     peer: PeerId
     rests_since: float | None = 0.0
     is_yielding: bool = False
+    paid: bool = False
+    host: str = "127.0.0.1"
+
+    @property
+    def origin(self) -> Origin:
+        return origin_of(self.host, self.peer)
 
 
 def admission(*places: Stand) -> Admission[Stand]:
@@ -106,3 +113,46 @@ def test_whoever_left_is_forgotten() -> None:
     subject.enter(newcomer)
     assert subject.places == {newcomer}
     assert subject.decide_open(newcomer, 0.0) is None
+
+
+def crowd(count: int, *, rests_since: float | None, paid: bool = False) -> list[Stand]:
+    """Peers of one prefix."""
+    return [Stand(PeerId(f"of the crowd {i}"), rests_since, paid=paid, host="8.8.8.8") for i in range(count)]
+
+
+def elsewhere(number: int) -> Stand:
+    return Stand(PeerId(f"elsewhere {number}"), host=f"9.9.{number}.1")
+
+
+def test_one_prefix_that_asks_without_end_leaves_room_for_others() -> None:
+    places = crowd(LIMITS.sessions_max, rests_since=None)
+    newcomer = elsewhere(1)
+    victim = admission(*places, newcomer).decide_open(newcomer, 0.0)
+    assert victim in places  # at the end of its turn
+
+
+def test_of_a_prefix_with_more_than_its_share_a_resting_session_goes_first() -> None:
+    places = crowd(LIMITS.sessions_max, rests_since=None)
+    places[1].rests_since = 99.9
+    newcomer = elsewhere(1)
+    assert admission(*places, newcomer).decide_open(newcomer, 100.0) is places[1]
+
+
+def test_a_session_that_pays_is_never_ended_in_a_turn() -> None:
+    places = crowd(LIMITS.sessions_max, rests_since=None, paid=True)
+    newcomer = elsewhere(1)
+    assert code(admission(*places, newcomer).decide_open(newcomer, 0.0)) == "capacity"
+
+
+def test_a_prefix_at_its_share_gets_no_more_at_the_cost_of_others() -> None:
+    places = [*crowd(2, rests_since=None), elsewhere(1)]
+    newcomer = Stand(PeerId("one more of the crowd"), host="8.8.8.9")
+    assert code(admission(*places, newcomer).decide_open(newcomer, 100.0)) == "capacity"
+    assert admission(*places, elsewhere(2)).decide_open(elsewhere(2), 100.0) is not None
+
+
+def test_the_places_of_one_peer_are_known() -> None:
+    places = stands("a", "a", "b")
+    subject = admission(*places)
+    assert list(subject.places_of(PeerId("a"))) == places[:2]
+    assert not list(subject.places_of(PeerId("c")))

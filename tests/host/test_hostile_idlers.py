@@ -75,10 +75,9 @@ async def test_sessions_that_are_served_or_just_came_do_not_give_way(autojump_cl
         host = await w.add([scripted_host(tokens_per_s=2, slots=PLACES)])
         client = await stack.enter_async_context(w.client(host.node.multiaddrs[:1]))
         await client.hosts("scripted")
-        for number in range(PLACES // 2):
+        for number in range(PLACES):
             evil = await stack.enter_async_context(attacker(w, host, number))
-            for each in range(2):
-                await attack(evil, host, frame(OPEN, _long_prompt()) if each else frame(OPEN))
+            await attack(evil, host, frame(OPEN, _long_prompt()) if number % 2 else frame(OPEN))
         await trio.sleep(1)
         with pytest.raises(RefusedError, match="all sessions"):
             await honest_answer(client)
@@ -90,6 +89,25 @@ async def test_sessions_that_are_served_or_just_came_do_not_give_way(autojump_cl
         await trio.sleep(1)
         assert host.host.models[0].engine.stats().active == 2
         assert host.host.sessions == PLACES
+
+
+async def test_a_peer_with_more_than_its_share_gives_way_at_once_and_after_its_turn(
+    autojump_clock: MockClock,
+) -> None:
+    limits = replace(DEFAULT_LIMITS, sessions_max=PLACES, sessions_per_peer=PLACES)
+    async with world(limits=limits) as w, contextlib.AsyncExitStack() as stack:
+        host = await w.add([scripted_host(tokens_per_s=20, slots=2)])
+        client = await stack.enter_async_context(w.client(host.node.multiaddrs[:1]))
+        await client.hosts("scripted")
+        evil = await stack.enter_async_context(attacker(w, host, 0))
+        for _ in range(PLACES):
+            await attack(evil, host, frame(OPEN, _long_prompt()))
+        await trio.sleep(0.5)
+        assert host.host is not None
+        assert host.host.models[0].engine.stats().queued == 2
+        await honest_answer(client)
+        await trio.sleep(10)
+        assert host.host.sessions == PLACES  # one of the greedy peer's ended after its turn
 
 
 async def test_a_flood_of_pings_is_read_no_faster_than_a_peer_needs(autojump_clock: MockClock) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import EngineError
 from p2pnode.models.slots import Assignment, SlotQueue, SlotTable, common_prefix
+from p2pnode.shares import Origin
 
 PROMPT = (1, 2, 3, 4)
 
@@ -115,3 +116,49 @@ def test_the_time_to_come_back_follows_what_requests_took_and_stays_in_bounds() 
     for _ in range(50):
         admission.record(tokens=1, seconds=100_000.0)
     assert admission.retry_after_s() == 120.0
+
+
+def _origins(*names: str) -> list[Origin]:
+    return [Origin(name, name) for name in names]
+
+
+async def test_a_slot_goes_round_the_origins_whatever_the_number_that_waits() -> None:
+    crowd, other, third = _origins("crowd", "other", "third")
+    queue = SlotQueue(slots=1, queue_max=16)
+    running = queue.enter(b"x", PROMPT, crowd)
+    waiting = [queue.enter(b"x", PROMPT, crowd) for _ in range(4)]
+    waiting += [queue.enter(b"x", PROMPT, each) for each in (other, other, third)]
+    order = []
+    while waiting:
+        queue.leave(running)
+        (running,) = [each for each in waiting if each.slot is not None]
+        waiting.remove(running)
+        order.append(running.origin.near)
+    assert order == ["other", "third", "crowd", "other", "crowd", "crowd", "crowd"]
+
+
+async def test_a_full_queue_of_one_origin_makes_room_for_another() -> None:
+    crowd, other = _origins("crowd", "other")
+    queue = SlotQueue(slots=1, queue_max=3)
+    _, *waiting = (queue.enter(b"x", PROMPT, crowd) for _ in range(4))
+    with pytest.raises(EngineError):
+        queue.enter(b"x", PROMPT, crowd)
+    newcomer = queue.enter(b"y", PROMPT, other)
+    with pytest.raises(EngineError) as lost:
+        await waiting[-1].wait_assigned()
+    assert lost.value.code == "capacity"
+    queue.leave(waiting[-1])
+    assert newcomer.slot is None
+    assert queue.stats(restarts=0).queued == 3
+
+
+async def test_two_origins_have_as_many_slots_each_while_both_wait() -> None:
+    crowd, other = _origins("crowd", "other")
+    queue = SlotQueue(slots=4, queue_max=16)
+    running = [queue.enter(b"x", PROMPT, crowd) for _ in range(4)]
+    for _ in range(4):
+        queue.enter(b"x", PROMPT, crowd)
+    others = [queue.enter(b"x", PROMPT, other) for _ in range(4)]
+    for each in running[:2]:
+        queue.leave(each)
+    assert sum(each.slot is not None for each in others) == 2
