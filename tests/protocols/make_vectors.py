@@ -24,6 +24,7 @@ from p2pnode.protocols.count import messages as count
 from p2pnode.protocols.crypto import address_of, peer_id_of, sign_digest
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.gossipsub import messages as gossipsub
+from p2pnode.protocols.identify import messages as identify
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
@@ -521,6 +522,41 @@ def gossipsub_vectors() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def identify_vectors() -> dict[str, Any]:
+    """Messages as a node and others send them, and ones that are refused."""
+    m = identify
+    tcp, ws = bytes.fromhex("04c0000201060fa1"), bytes.fromhex("04c0000201060fa2dd03")
+    public = bytes.fromhex("08011220") + _KEY.public_key().public_bytes_raw()
+    said = m.Statement((tcp, ws), frozenset({m.PROTOCOL, m.PUSH, "/p2pnode/adverts/1"}))
+    whole = m.encode(said, public_key=public, observed=tcp, agent="p2pnode/1", signed_record=b"\x0a\x00")
+    many = [b"\x04" + bytes([192, 0, 2, n]) + b"\x06\x0f\xa1" for n in range(m.ADDRESSES_MAX + 4)]
+    cases = {
+        "of a node": whole,
+        "nothing": b"",
+        "with a field that nobody knows": whole + bytes.fromhex("aa3f03616263"),
+        "too many addresses": m.IDENTIFY.make(listen_addrs=many).SerializeToString(),
+        "an address twice, and one too long": m.IDENTIFY.make(
+            listen_addrs=[tcp, bytes(m.ADDRESS_MAX + 1), tcp, ws]
+        ).SerializeToString(),
+        "a name that is no text": m.IDENTIFY.make(protocols=[b"/a/\xff", b"/b"]).SerializeToString(),
+    }
+    return {
+        "messages": [
+            {
+                "name": name, "hex": data.hex(),
+                "addresses": [each.hex() for each in m.decode(data).addresses],
+                "protocols": sorted(m.decode(data).protocols),
+            }
+            for name, data in cases.items()
+        ],
+        "refused": [
+            {"name": "cut", "hex": whole[:-1].hex()},
+            {"name": "a length beyond the end", "hex": "12ff7f04"},
+            {"name": "too many fields", "hex": (b"\x1a\x00" * (m.ENTRIES_MAX + 1)).hex()},
+        ],
+    }  # fmt: skip
+
+
 def all_vectors() -> dict[str, dict[str, Any]]:
     """By protocol, then by area."""
     return {
@@ -535,6 +571,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "checkpoint": checkpoint_vectors(),
         "count": count_vectors(),
         "gossipsub": gossipsub_vectors(),
+        "identify": identify_vectors(),
         "storage": storage_vectors(),
         "models": models_vectors(),
     }

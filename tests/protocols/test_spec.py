@@ -34,6 +34,8 @@ from p2pnode.protocols.gossipsub import messages as gossipsub
 from p2pnode.protocols.gossipsub.cache import OVERHEAD
 from p2pnode.protocols.gossipsub.commands import FAULT_WEIGHTS
 from p2pnode.protocols.gossipsub.parameters import Parameters
+from p2pnode.protocols.identify import identifier
+from p2pnode.protocols.identify import messages as identify
 from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.client_turn import ClientTimes
@@ -60,6 +62,7 @@ PROTOCOLS = [
     "blob",
     "s5",
     "gossipsub",
+    "identify",
 ]
 SPECS = [*PROTOCOLS, *AREAS]
 STORED_RECORDS = (
@@ -189,6 +192,11 @@ def test_every_error_code_stands_in_the_spec_of_its_protocol(protocol: str, code
 def test_every_fault_stands_in_the_spec_of_gossip_with_its_weight() -> None:
     text = spec("gossipsub").split("## Errors")[1].split("## Timers")[0]
     assert {row[0].strip("`"): float(row[1]) for row in rows(text)} == FAULT_WEIGHTS
+
+
+def test_every_fault_stands_in_the_spec_of_identify_with_its_weight() -> None:
+    text = spec("identify").split("## Errors")[1].split("## Timers")[0]
+    assert {row[0].strip("`"): float(row[1]) for row in rows(text)} == identifier.FAULT_WEIGHTS
 
 
 def test_the_score_of_the_spec_is_that_of_the_code() -> None:
@@ -411,6 +419,23 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "messages kept to be served, of all peers": [MESH.cache_messages_max, MESH.cache_bytes_max, OVERHEAD],
         "promises watched, of all peers": [MESH.promises_max],
         "peers that left whose faults are remembered": [MESH.scores_kept_max],
+    },
+    ("identify", "Limits"): {
+        "bytes of a message": [identify.MESSAGE_MAX],
+        "fields of a message": [identify.ENTRIES_MAX],
+        "addresses that are kept, bytes of each": [identify.ADDRESSES_MAX, identify.ADDRESS_MAX],
+        "protocols that are kept, bytes of a name": [identify.PROTOCOLS_MAX, identify.PROTOCOL_NAME_MAX],
+        "bytes of a peer's addresses and protocols in all": [identify.KEPT_MAX],
+        "pushes of a peer at once, then one in so many seconds": [
+            identifier.PUSHES_BURST,
+            identifier.PUSH_EVERY_S,
+        ],
+        "questions to one peer": [identifier.ASKS_MAX],
+    },
+    ("identify", "Timers"): {
+        "each `message`": [DEFAULT_LIMITS.request_deadline_s],
+        "who asks `retry`": [identifier.RETRY_S],
+        "who changed `push`": [identifier.CHANGES_EVERY_S],
     },
     ("blob", "Limits"): {
         "size of a blob": [blob.SIZE_MAX],
