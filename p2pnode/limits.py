@@ -105,7 +105,7 @@ class Limits:
     renew_at_end_s: float = 2.0
     store_streams_max: int = 64
     store_streams_per_peer: int = 4
-    announce_interval_s: float = 3600.0
+    announce_interval_s: float = 3000.0
     announce_soon_s: float = 2.0
     announce_keys_max: int = 128
     store_gc_interval_s: float = 60.0

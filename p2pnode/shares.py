@@ -8,14 +8,15 @@ place unused: nobody is refused while one is free. It imports nothing that acts.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from p2pnode.ids import PeerId
 from p2pnode.scopes import ip_of, is_global_ip
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 _V4_BITS: Final = 24
 _V6_BITS: Final = 48
 _V6_WIDE_BITS: Final = 32
@@ -58,6 +59,8 @@ def _prefix(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, bits: int) -> str
     return str(ipaddress.ip_network((ip, bits), strict=False))
 
 
+Draw: TypeAlias = Callable[[int], int]
+"""A random whole number, at least 0 and below the one given."""
 GiveWay = Callable[[Collection[K]], K | None]
 """Of those that hold a place, the one that leaves for a newcomer; None where none may be sent away."""
 
@@ -155,3 +158,23 @@ class FairShares(Generic[K]):
                 if (victim := give_way(within[near].keys())) is not None:
                     return victim
         return None
+
+
+def one_of_each(groups: Iterable[Sequence[T]], count: int, draw: Draw) -> list[T]:
+    """Up to ``count`` of all, at random: one of each group before a second of any."""
+    order = shuffled([shuffled(group, draw) for group in groups], draw)
+    chosen: list[T] = []
+    while order and len(chosen) < count:
+        chosen += [group.pop() for group in order][: count - len(chosen)]
+        order = [group for group in order if group]
+    return chosen
+
+
+def shuffled(items: Iterable[T], draw: Draw) -> list[T]:
+    """The items in random order."""
+    left, found = list(items), []
+    while left:
+        index = draw(len(left))
+        left[index], left[-1] = left[-1], left[index]
+        found.append(left.pop())
+    return found

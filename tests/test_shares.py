@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Collection
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.ids import PeerId
-from p2pnode.shares import FairShares, Origin, origin_of
+from p2pnode.shares import FairShares, Origin, one_of_each, origin_of
 
 P, Q, R = PeerId("p"), PeerId("q"), PeerId("r")
 
@@ -147,3 +148,10 @@ def test_shares_are_bounded_and_never_leave_a_place_unused(
         assert len(shares) == len(inside) <= places
         for each in set(inside.values()):
             assert shares.held_by(place(each)) == Counter(inside.values())[each]
+
+
+def test_groups_of_unequal_size_are_drawn_evenly() -> None:
+    drawn = one_of_each([list(range(100)), [1000], [2000, 2001]], 5, random.Random(1).randrange)
+    assert sum(each < 100 for each in drawn) == 2
+    assert 1000 in drawn
+    assert one_of_each([], 5, random.Random(1).randrange) == []

@@ -1,192 +1,361 @@
-"""``Dht``: Kademlia, to find who provides a key. Its answers are hints: records live longer than their
-hosts.
+"""``Dht``: the DHT of one node: Kademlia's machine over the network's streams, to find who provides a key.
 
-A key of 32 bytes (a SHA-256, such as a model id) is sent as its multihash, ``0x12 0x20`` and the key, which
-is what go and js peers index; any other key is hashed with SHA-256 first.
-
-The library's own lookup answers from a local cache for two days, and visits the whole network when it finds
-fewer providers than asked for. Ours asks the closest peers it can find and stops there.
+It decides nothing about peers and records (``protocols/kademlia``): it puts questions, answers those of
+others, keeps time, and says which addresses are dialled on a stranger's word. Answers are hints.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, Literal, Protocol, assert_never
 
 import structlog
 import trio
-from libp2p.kad_dht.common import PROTOCOL_ID
-from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
-from libp2p.kad_dht.pb.kademlia_pb2 import Message
-from libp2p.kad_dht.utils import sort_peer_ids_by_distance
-from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
-from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
-from p2pnode.limits import Limits
-from p2pnode.net.libp2p_host import NodeHost
-from p2pnode.net.multiaddrs import PeerAddresses, from_id, is_peer, with_peer, without_peer
-from p2pnode.net.services import ServiceManager, attach
+from p2pnode.errors import ConfigError, ProtocolError, RemoteError, UnreachableError
+from p2pnode.ids import PeerId
+from p2pnode.net.conduct import SLOW_S, Verdict
+from p2pnode.net.multiaddrs import PeerAddresses, is_peer, parse, with_peer, without_peer
+from p2pnode.net.stream import Stream
+from p2pnode.protocols.events import (
+    CancelTimer,
+    Command,
+    Emit,
+    Event,
+    Fault,
+    Received,
+    Send,
+    SetTimer,
+    TimerFired,
+)
+from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
+from p2pnode.protocols.kademlia.lookup import ANSWER_S
+from p2pnode.protocols.kademlia.messages import (
+    ANSWER_MAX,
+    ANSWER_SENT_MAX,
+    QUESTION_MAX,
+    Message,
+    decode,
+    encode,
+    record_key,
+)
+from p2pnode.protocols.kademlia.node import (
+    Abandon,
+    Answered,
+    AskPeer,
+    Disconnected,
+    Ended,
+    FindProviders,
+    Identified,
+    KademliaCommand,
+    KademliaNode,
+    Provide,
+    Unanswered,
+)
+from p2pnode.protocols.kademlia.server import IDLE_S, MALFORMED
+from p2pnode.shares import FairShares, Origin
+from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
 
-AT_ONCE: Final = 6
-CLOSEST: Final = 20
-ENOUGH: Final = 6
-"""With a provider found, this many of the closest peers asked is enough."""
-ASKED_MAX: Final = 40
-ANSWER_S: Final = 3.0
-ANSWER_MAX_BYTES: Final = 256 * 1024
-ADDRESSES_PER_PEER: Final = 8
-ADDRESS_TTL_S: Final = 3600
+STREAMS_PER_PEER: Final = 4
+STREAMS_MAX: Final = 64
+"""Streams of others on which questions may come, shared out by origin."""
+MALFORMED_WEIGHT: Final = 5.0
+_TEXTS_CACHED: Final = 8192
 
 
-def record_key(key: bytes) -> bytes:
-    """The multihash under which providers of ``key`` are stored."""
-    digest = key if len(key) == hashlib.sha256().digest_size else hashlib.sha256(key).digest()
-    return b"\x12\x20" + digest
+class DhtNetwork(Protocol):
+    """What the DHT needs of the network below it."""
+
+    peer_id: PeerId
+
+    @property
+    def guard(self) -> Guard: ...
+    @property
+    def announced(self) -> tuple[str, ...]: ...
+    def is_connected(self, peer: PeerId) -> bool: ...
+    def speaks(self, peer: PeerId, protocol: str) -> bool | None: ...
+    def stated_addresses(self, peer: PeerId) -> tuple[str, ...]: ...
+    def was_reached(self, peer: PeerId) -> bool: ...
+    def origin_of(self, peer: PeerId) -> Origin: ...
+    def origin_at(self, address: str, peer: PeerId) -> Origin: ...
+    def dialable(self, addresses: Iterable[str]) -> tuple[str, ...]: ...
+    def watch_peers(self, callback: Callable[[PeerId, Any], object]) -> None: ...
+    def charge(self, peer: PeerId, fault: str, weight: float) -> Verdict: ...
+    def serve(
+        self, protocol: str, handler: Callable[[Stream], Any], *, streams_per_peer: int | None = None
+    ) -> None: ...
+    async def connect_peer(self, peer: PeerId, heard: Sequence[str]) -> None: ...
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream: ...
 
 
-class _Kad(KadDHT):
-    """The library enters every peer that asks it anything; a client would then be asked in turn, in vain."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider(PeerAddresses):
+    """A peer that is said to provide a key, and the origins of those who say so."""
 
-    async def add_peer(self, peer_id: ID, *, skip_server_mode_check: bool = False) -> bool:
-        """Enter servers only, by what identify said."""
-        del skip_server_mode_check
-        return await super().add_peer(peer_id, skip_server_mode_check=False)
+    tellers: frozenset[Origin]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A caller that waits for a lookup."""
+
+    over: trio.Event = field(default_factory=trio.Event)
+    ended: Ended | None = None
 
 
 class Dht:
-    """The DHT of one node: it stores records for others in server mode, and only asks in client mode."""
+    """See the module. It runs between ``start`` and the end of the nursery."""
 
-    def __init__(self, host: NodeHost, mode: Literal["server", "client"], limits: Limits) -> None:
-        self._host = host
-        self._guard = host.swarm.guard
-        self._limits = limits
-        self._kad = _Kad(
-            host,
-            DHTMode.SERVER if mode == "server" else DHTMode.CLIENT,
-            max_peers_per_subnet=0,  # neighbours on one LAN, or on loopback, are the common case
+    def __init__(
+        self,
+        network: DhtNetwork,
+        mode: Literal["server", "client"],
+        *,
+        protocol: str,
+        draw: Callable[[int], int],
+    ) -> None:
+        self._network, self._protocol = network, protocol
+        self._machine = KademliaNode(
+            network.peer_id,
+            mode,
+            draw=draw,
+            origin_of=network.origin_of,
+            origin_at=self._origin_at,
+            dialable=self._dialable,
+            reached=network.was_reached,
+            own_addresses=lambda: to_binary(network.announced),
         )
-        self._manager: ServiceManager | None = None
+        self._nursery: trio.Nursery | None = None
+        self._timers: dict[str, float] = {}
+        self._timers_changed = trio.Event()
+        self._waiting: dict[int, _Waiting] = {}
+        self._lookups = 0
+        self._places: FairShares[int] = FairShares(STREAMS_MAX)
+        self._streams: dict[int, trio.CancelScope] = {}
+        self._streams_seen = 0
+        network.watch_peers(self._peer_changed)
+        if mode == "server":
+            network.serve(protocol, self._serve, streams_per_peer=STREAMS_PER_PEER)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Run in ``nursery``."""
-        self._manager = attach(self._kad, "dht", nursery, self._guard)
+        self._nursery = nursery
+        nursery.start_soon(self._network.guard.run, self._run_timers)
+        self._perform(self._machine.start(trio.current_time()))
 
     def stop(self) -> None:
         """Start nothing new."""
-        if self._manager is not None:
-            self._manager.cancel()
-
-    async def add_peer(self, peer: ID) -> bool:
-        """Enter a connected peer in the routing table, if it serves the DHT."""
-        return await self._kad.add_peer(peer)
+        self._nursery = None
 
     def size(self) -> int:
         """The number of peers in the routing table."""
-        return self._kad.get_routing_table_size()
+        return len(self._machine.table)
 
     async def provide(self, key: bytes) -> bool:
-        """Tell the closest peers that we provide ``key``; false when none took it in time."""
-        taken = False
+        """Store a record of this node with the closest peers; false when none took it in time."""
+        ended = await self._look_up(lambda number: Provide(number, record_key(key)))
+        return ended is not None and ended.stored > 0
 
-        async def ask() -> None:
-            nonlocal taken
-            taken = await self._kad.provider_store.provide(record_key(key))
+    async def find_providers(self, key: bytes, limit: int) -> list[Provider]:
+        """Up to ``limit`` peers that are said to provide ``key``, those that most origins name first."""
+        ended = await self._look_up(lambda number: FindProviders(number, record_key(key), limit))
+        named = ended.providers if ended is not None else ()
+        return [
+            Provider(
+                peer=each.peer,
+                addrs=tuple(with_peer(address, each.peer) for address in to_text(each.addresses)),
+                tellers=each.tellers,
+            )
+            for each in named
+            if is_peer(each.peer)
+        ]
 
-        with trio.move_on_after(self._limits.dht_deadline_s):
-            await self._guard.run(ask)  # guarded, because the library trusts every answer
-        return taken
-
-    async def find_providers(self, key: bytes, limit: int) -> list[PeerAddresses]:
-        """Up to ``limit`` peers that are said to provide ``key``, without ourselves; sorted by peer id."""
-        found: dict[ID, PeerAddresses] = {}
-        wire_key = record_key(key)
-        with trio.move_on_after(self._limits.dht_deadline_s):
-            await self._guard.run(self._lookup, wire_key, found, limit)
-        return sorted(found.values(), key=lambda entry: entry.peer)[:limit]
-
-    async def _lookup(self, key: bytes, found: dict[ID, PeerAddresses], limit: int) -> None:
-        """Ask ever closer peers, ``AT_ONCE`` at a time, until the closest known have been asked."""
-        self._collect(found, self._kad.provider_store.get_providers(key))
-        me = self._host.get_id()
-        known = set(self._kad.routing_table.find_local_closest_peers(key, CLOSEST))
-        asked: set[ID] = set()
-
-        async def ask(peer: ID) -> None:
-            try:
-                with trio.move_on_after(ANSWER_S):
-                    answer = await self._get_providers(peer, key)
-                    self._collect(found, self._readable(answer.providerPeers))
-                    for closer in self._readable(answer.closerPeers):
-                        if closer.peer_id != me and closer.addrs:
-                            self._host.get_peerstore().add_addrs(closer.peer_id, closer.addrs, ADDRESS_TTL_S)
-                            known.add(closer.peer_id)
-            except Exception as error:  # noqa: BLE001  one peer's trouble is no answer, nothing more
-                log.debug("dht.ask_failed", peer=from_id(peer), error=repr(error))
-
-        def closest() -> list[ID]:
-            return sort_peer_ids_by_distance(key, sorted(known, key=ID.to_bytes))[:CLOSEST]
-
-        def next_peer() -> ID | None:
-            if len(found) >= limit or len(asked) >= ASKED_MAX:
-                return None
-            near = closest()
-            if found and all(peer in asked for peer in near[:ENOUGH]):
-                return None
-            return next((peer for peer in near if peer not in asked), None)
-
-        async def worker() -> None:
-            while (peer := next_peer()) is not None:
-                asked.add(peer)
-                await ask(peer)
-
-        before = -1
-        while len(asked) > before:  # a worker may have given up before another's answer brought new peers
-            before = len(asked)
-            async with trio.open_nursery() as nursery:
-                for _ in range(AT_ONCE):
-                    nursery.start_soon(worker)
-
-    async def _get_providers(self, peer: ID, key: bytes) -> Message:
-        stream = await self._host.new_stream(peer, [PROTOCOL_ID])
+    async def _look_up(self, command: Callable[[int], KademliaCommand]) -> Ended | None:
+        self._lookups = number = self._lookups + 1
+        self._waiting[number] = waiting = _Waiting()
         try:
-            request = Message(type=Message.MessageType.GET_PROVIDERS, key=key)
-            await stream.write(encode_varint_prefixed(request.SerializeToString()))
-            answer = Message()
-            answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, ANSWER_MAX_BYTES))
+            self._give(Command(command(number)))
+            if self._nursery is not None:
+                await waiting.over.wait()
+        finally:
+            del self._waiting[number]
+            if waiting.ended is None:
+                self._give(Command(Abandon(number)))
+        return waiting.ended
+
+    # ---- the machine
+
+    def _give(self, event: Event) -> None:
+        """Hand an event to the machine, and do what it says."""
+        self._perform(self._machine.handle(event, trio.current_time()))
+
+    def _perform(self, effects: Iterable[Any]) -> None:
+        for effect in effects:
+            match effect:
+                case SetTimer(key=key, at=at):
+                    self._timers[key] = at
+                    self._timers_changed.set()
+                case CancelTimer(key=key):
+                    self._timers.pop(key, None)
+                case Emit(value=AskPeer() as asked):
+                    if self._nursery is not None:
+                        self._nursery.start_soon(self._network.guard.run, self._ask, asked)
+                case Emit(value=Ended() as ended):
+                    if (waiting := self._waiting.get(ended.id)) is not None:
+                        waiting.ended = ended
+                        waiting.over.set()
+                case _:
+                    assert_never(effect)
+
+    async def _run_timers(self) -> None:
+        while True:
+            self._timers_changed = trio.Event()
+            with trio.move_on_at(min(self._timers.values(), default=math.inf)):
+                await self._timers_changed.wait()
+            now = trio.current_time()
+            for key in [key for key, at in self._timers.items() if at <= now]:
+                if self._timers.pop(key, math.inf) <= now:  # an earlier one may have set it anew
+                    self._give(TimerFired(key))
+
+    def _peer_changed(self, peer: PeerId, change: str) -> None:
+        if change == "identified":
+            serves = self._network.speaks(peer, self._protocol) is True
+            self._give(Command(Identified(peer, to_binary(self._network.stated_addresses(peer)), serves)))
+        elif change == "disconnected":
+            self._give(Command(Disconnected(peer)))
+
+    # ---- questions of ours
+
+    async def _ask(self, asked: AskPeer) -> None:
+        peer, ask = asked.ask.peer, asked.ask
+        report: Answered | Unanswered = Unanswered(asked.id, peer)
+        try:
+            with trio.move_on_after(ANSWER_S):
+                if not self._network.is_connected(peer):
+                    await self._network.connect_peer(peer, to_text(ask.addresses))
+                report = Answered(asked.id, peer, await self._exchange(peer, ask.question))
+        except ProtocolError as error:
+            log.debug("dht.malformed", peer=peer, error=str(error))
+            self._network.charge(peer, MALFORMED, MALFORMED_WEIGHT)
+        except RemoteError as error:
+            log.debug("dht.unanswered", peer=peer, error=str(error))
+        self._give(Command(report))
+
+    async def _exchange(self, peer: PeerId, question: Message) -> Message | None:
+        """The answer; None to a question that has none. Raises ``RemoteError``."""
+        stream = await self._network.open_stream(peer, self._protocol)
+        done = False
+        try:
+            await stream.send_all(pack_frame(encode(question), ANSWER_SENT_MAX))
+            if question.kind == "add_provider":
+                done = True
+                return None
+            decoder = FrameDecoder(ANSWER_MAX)
+            while not (payloads := decoder.feed(await _some(stream))):
+                pass
+            answer = decode(payloads[0])
+            done = True
             return answer
         finally:
-            with trio.move_on_after(1, shield=True):
-                await stream.close()
+            await (stream.aclose() if done else stream.reset())
 
-    def _readable(self, entries: Iterable[Message.Peer]) -> list[PeerInfo]:
-        """The entries that make sense, each with the addresses that may be dialled on a stranger's word."""
-        found, policy = [], self._host.swarm.policy
-        for entry in list(entries)[: 2 * CLOSEST]:
-            addresses = []
-            for raw in list(entry.addrs)[:ADDRESSES_PER_PEER]:
-                try:
-                    addresses.append(str(Multiaddr(raw)))
-                except Exception:  # noqa: BLE001, S112  the library raises whatever it likes here
-                    continue
-            try:
-                found.append(PeerInfo(ID(entry.id), [Multiaddr(each) for each in policy.dialable(addresses)]))
-            except Exception:  # noqa: BLE001, S112  not a peer id
-                continue
-        return found
+    # ---- questions of others
 
-    def _collect(self, found: dict[ID, PeerAddresses], providers: Sequence[PeerInfo]) -> None:
-        for provider in providers:
-            if provider.peer_id == self._host.get_id():
-                continue
-            peer = from_id(provider.peer_id)
-            if not is_peer(peer):
-                continue
-            before = found[provider.peer_id].addrs if provider.peer_id in found else ()
-            addresses = [without_peer(str(address)) for address in provider.addrs]
-            merged = dict.fromkeys((*before, *(with_peer(a, peer) for a in addresses if a)))
-            found[provider.peer_id] = PeerAddresses(peer=peer, addrs=tuple(merged)[:ADDRESSES_PER_PEER])
+    async def _serve(self, stream: Stream) -> None:
+        """Answer questions until the stream is silent, or another origin needs its place."""
+        self._streams_seen = ref = self._streams_seen + 1
+        entered, victim = self._places.enter(
+            ref, self._network.origin_of(stream.peer), lambda held: next(iter(held))
+        )
+        if victim is not None:
+            self._streams[victim].cancel()
+        if not entered:
+            await stream.reset()
+            return
+        try:
+            with trio.CancelScope() as scope:
+                self._streams[ref] = scope
+                await self._answer_all(stream, ref)
+                return
+            await stream.reset()
+        finally:
+            self._places.leave(ref)
+            del self._streams[ref]
+
+    async def _answer_all(self, stream: Stream, ref: int) -> None:
+        decoder = FrameDecoder(QUESTION_MAX)
+        try:
+            while True:
+                with trio.move_on_after(IDLE_S) as scope:
+                    while not (payloads := decoder.feed(data := await stream.receive_some())):
+                        if not data:
+                            return
+                    for payload in payloads:
+                        await self._answer(stream, ref, decode(payload))
+                    decoder.check()
+                if scope.cancelled_caught:
+                    await stream.reset()
+                    return
+        except ProtocolError:
+            self._network.charge(stream.peer, MALFORMED, MALFORMED_WEIGHT)
+            raise
+
+    async def _answer(self, stream: Stream, ref: int, question: Message) -> None:
+        for effect in self._machine.handle(Received(stream.peer, ref, question), trio.current_time()):
+            match effect:
+                case Send(message=message):
+                    await stream.send_all(pack_frame(encode(message), ANSWER_SENT_MAX))
+                case Emit(value=Fault() as fault):
+                    if self._network.charge(fault.peer, fault.name, fault.weight) == "slow":
+                        await trio.sleep(SLOW_S)
+                case _:
+                    self._perform([effect])
+
+    # ---- addresses
+
+    def _dialable(self, addresses: Sequence[bytes]) -> tuple[bytes, ...]:
+        by_text = {text: each for each in addresses if (text := text_of(each)) is not None}
+        return tuple(by_text[text] for text in self._network.dialable(by_text))
+
+    def _origin_at(self, peer: PeerId, addresses: Sequence[bytes]) -> Origin:
+        return self._network.origin_at(next(iter(to_text(addresses)), ""), peer)
+
+
+async def _some(stream: Stream) -> bytes:
+    data = await stream.receive_some()
+    if not data:
+        raise UnreachableError("it ended the stream before it had answered: it may be busy")
+    return data
+
+
+@lru_cache(_TEXTS_CACHED)
+def text_of(address: bytes) -> str | None:
+    """A binary multiaddr as text, without a peer; None for what is none."""
+    try:
+        return without_peer(str(parse(str(Multiaddr(address)))))
+    except Exception:  # noqa: BLE001  the library raises whatever it likes here
+        return None
+
+
+@lru_cache(_TEXTS_CACHED)
+def _bytes_of(address: str) -> bytes | None:
+    try:
+        return bytes(parse(without_peer(address)).to_bytes())
+    except ConfigError:
+        return None
+
+
+def to_text(addresses: Iterable[bytes]) -> tuple[str, ...]:
+    """Those of these binary multiaddrs that are some, as text."""
+    return tuple(text for each in addresses if (text := text_of(each)) is not None)
+
+
+def to_binary(addresses: Iterable[str]) -> tuple[bytes, ...]:
+    """Multiaddrs without their peers, as bytes."""
+    return tuple(found for each in addresses if (found := _bytes_of(each)) is not None)

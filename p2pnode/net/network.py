@@ -8,8 +8,9 @@ know what protocols say, whom to dial, or what an advert is.
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -39,7 +40,7 @@ from p2pnode.net.address_policy import (
 )
 from p2pnode.net.admission import Standing
 from p2pnode.net.conduct import SLOW_S, Conduct, Verdict
-from p2pnode.net.dht import Dht
+from p2pnode.net.dht import Dht, Provider
 from p2pnode.net.gossip import Gossip, Subscription, Validator
 from p2pnode.net.libp2p_host import NodeHost, ProtocolNotSpokenError
 from p2pnode.net.multiaddrs import (
@@ -58,6 +59,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import KnownPeers, NodeConnection, NodeSwarm, OriginRule
 from p2pnode.net.transports import TcpListener, TcpStream, TcpTransport, WsTransport, upgrade
 from p2pnode.net.upgrader import Upgrader
+from p2pnode.protocols.kademlia.messages import PROTOCOL as KAD_PROTOCOL
 from p2pnode.shares import Origin, origin_of
 from p2pnode.tasks import Guard
 
@@ -115,6 +117,8 @@ class NetworkConfig:
     announce: tuple[str, ...] = ()
     """Where others reach this node, as its user says: announced first."""
     dht: Literal["server", "client", "off"] = "server"
+    dht_protocol: str = KAD_PROTOCOL
+    """The DHT's protocol and table. libp2p's own name is for tests and private networks."""
     gossip: bool = True
     mdns: Literal["off", "browse", "announce"] = "off"
     trusted: tuple[str, ...] = ()
@@ -124,6 +128,7 @@ class NetworkConfig:
     interfaces: Callable[[], Sequence[str]] = interface_addresses
     """This machine's addresses now, as ``192.168.1.5/24``."""
     wall_clock: Callable[[], float] = time.time
+    rng: random.Random = field(default_factory=random.SystemRandom)
     origin_rule: OriginRule = origin_of
     """Where a peer at an address comes from. Tests on loopback count its addresses by prefix."""
 
@@ -176,7 +181,9 @@ class Network:
         self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._announced, fast=self._fast)
         self._router = Router(config.limits, self._swarm.guard, self.origin_of)
         self._gossip = Gossip(self._host, config.limits, fast=self._fast) if config.gossip else None
-        self._dht = Dht(self._host, config.dht, config.limits) if config.dht != "off" else None
+        self._dht: Dht | None = None
+        if config.dht != "off":
+            self._dht = Dht(self, config.dht, protocol=config.dht_protocol, draw=config.rng.randrange)
         self._swarm.register_notifee(_Watcher(self))
         self._mdns: Mdns | None = None
         self._discovered_send, self._discovered_receive = trio.open_memory_channel[PeerAddresses](64)
@@ -346,13 +353,27 @@ class Network:
 
     def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
         """Where we reached ``peer``, then what others say and may be dialled; each with ``/p2p``."""
-        try:
-            known = [str(address) for address in self._swarm.peerstore.addrs(to_id(peer))]
-        except Exception:  # noqa: BLE001  the library raises when it knows none
-            known = []
-        heard = [without_peer(a) for a in known]
-        found = dict.fromkeys((*self._swarm.reached_at(to_id(peer)), *self.policy.dialable(heard)))
+        heard = self.policy.dialable(self._heard(peer))
+        found = dict.fromkeys((*self._swarm.reached_at(to_id(peer)), *heard))
         return tuple(with_peer(address, peer) for address in found)
+
+    def stated_addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Where we reached ``peer``, then what it and others say, without ``/p2p``: not for dialling."""
+        return tuple(dict.fromkeys((*self._swarm.reached_at(to_id(peer)), *self._heard(peer))))
+
+    def _heard(self, peer: PeerId) -> tuple[str, ...]:
+        try:
+            return tuple(without_peer(str(each)) for each in self._swarm.peerstore.addrs(to_id(peer)))
+        except Exception:  # noqa: BLE001  the library raises when it knows none
+            return ()
+
+    def was_reached(self, peer: PeerId) -> bool:
+        """Whether we dialled ``peer`` with success; of many, those that we dialled last are known."""
+        return bool(self._swarm.reached_at(to_id(peer)))
+
+    def dialable(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Those of a stranger's addresses that may be dialled on its word."""
+        return self.policy.dialable(addresses)
 
     def speaks(self, peer: PeerId, protocol: str) -> bool | None:
         """Whether ``peer`` said that it speaks ``protocol``; None while it has said nothing."""
@@ -371,6 +392,10 @@ class Network:
         live = self._swarm.live(to_id(peer))
         known = live[0].address if live else "".join(self._swarm.reached_at(to_id(peer)))
         return self._config.origin_rule(host_of(known) or None, peer)
+
+    def origin_at(self, address: str, peer: PeerId) -> Origin:
+        """Where ``peer`` would come from if it were at this address."""
+        return self._config.origin_rule(host_of(address) or None, peer)
 
     def watch_peers(self, callback: Callable[[PeerId, PeerChange], object]) -> None:
         """Call ``callback`` at each change of a peer from now on. It must not block and must not raise."""
@@ -501,8 +526,8 @@ class Network:
         """Tell the DHT that we provide ``key``. Returns false when no peer took it, or there is no DHT."""
         return await self._dht.provide(key) if self._dht is not None else False
 
-    async def find_providers(self, key: bytes, *, limit: int) -> list[PeerAddresses]:
-        """Peers that are said to provide ``key``; hints only. Empty when no peer knows any."""
+    async def find_providers(self, key: bytes, *, limit: int) -> list[Provider]:
+        """Peers that are said to provide ``key``, those first that most others name; hints only."""
         if self._dht is None:
             return []
         with trio.move_on_after(GREETING_S):
@@ -557,7 +582,7 @@ class Network:
     # What the watcher calls, as tasks of the swarm's nursery.
 
     async def on_connected(self, connection: NodeConnection) -> None:
-        """Learn what the peer speaks, then enter it in the DHT."""
+        """Learn what the peer speaks, and tell the watchers."""
         peer = to_id(connection.peer)
         if not self._swarm.live(peer):
             return
@@ -567,8 +592,6 @@ class Network:
         try:
             if await self._host.identify(peer):
                 self._tell(connection.peer, "identified")
-                if self._dht is not None:
-                    await self._dht.add_peer(peer)
         finally:
             self._greeted.set()
             self._greeted = trio.Event()

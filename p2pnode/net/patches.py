@@ -1,7 +1,7 @@
 """What we change in libp2p 0.8.1, and the check that it still is what we think we change.
 
 Most changes are subclasses in their own modules (``swarm``, ``connection``, ``host``, ``upgrader`` with
-``yamux``, ``pubsub``, ``gossipsub``, ``dht``). Each relies on code of the library that it replaces or
+``yamux``, ``pubsub``, ``gossipsub``). Each relies on code of the library that it replaces or
 calls: ``EXPECTED`` holds the fingerprint of that code, and a library that differs stops the start with
 the name of the patch. Only two things are changed in the library's own modules: logging (which would
 otherwise install a handler on the root logger and print on every disconnect), and the signed peer record,
@@ -67,7 +67,6 @@ EXPECTED: Final[dict[str, dict[str, str]]] = {
     "services without the library's manager (services.py)": {
         "libp2p.pubsub.pubsub:Pubsub.run": "98a3e7ada7e7a53c",
         "libp2p.pubsub.gossipsub:GossipSub.run": "737799c72d85e2c0",
-        "libp2p.kad_dht.kad_dht:KadDHT.run": "6b2fb3305af11653",
     },
     "delivery and reading of gossip (pubsub.py)": {
         "libp2p.pubsub.pubsub:Pubsub.__init__": "fc7e7f95ffc4b135",
@@ -82,12 +81,6 @@ EXPECTED: Final[dict[str, dict[str, str]]] = {
         "libp2p.pubsub.gossipsub:GossipSub.publish": "b978282af46297f7",
         "libp2p.pubsub.gossipsub:GossipSub.heartbeat": "5e68bdb5a65be44f",
         "libp2p.pubsub.gossipsub:GossipSub.handle_graft": "12206b0c497aaccd",
-    },
-    "lookups that end (dht.py)": {
-        "libp2p.kad_dht.kad_dht:KadDHT.add_peer": "b73e6973e0ef8917",
-        "libp2p.kad_dht.provider_store:ProviderStore.provide": "9495f7dca6a6ee17",
-        "libp2p.kad_dht.provider_store:ProviderStore.get_providers": "b9fcf8e6b889a127",
-        "libp2p.kad_dht.kad_dht:KadDHT._run_main_loop": "2103800e239dba4e",
     },
     "quiet logging (patches.py)": {
         "libp2p.utils.logging:setup_logging": "e2009782ff014f6b",
@@ -110,9 +103,6 @@ _RECORD_USERS: Final = (
     "libp2p.pubsub.pubsub",
     "libp2p.pubsub.gossipsub",
     "libp2p.identity.identify.identify",
-    "libp2p.kad_dht.kad_dht",
-    "libp2p.kad_dht.peer_routing",
-    "libp2p.kad_dht.provider_store",
 )
 
 log = structlog.get_logger()

@@ -11,7 +11,8 @@ from p2pnode.errors import RemoteError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.address_policy import scope_of
-from p2pnode.net.multiaddrs import PeerAddresses, split_peer
+from p2pnode.net.dht import Provider
+from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.network import Network
 from p2pnode.node.adverts import AdvertService, failure_of
 from p2pnode.node.driver import Driver
@@ -208,7 +209,7 @@ class _Run:
     async def _read_dht(self) -> None:
         if "bootstrap" in self._sources:
             await self._seeded.wait()
-        found: list[PeerAddresses] = []
+        found: list[Provider] = []
         with trio.move_on_after(self._limits.dht_deadline_s):
             found = await self._network.find_providers(
                 provider_key(self._model), limit=self._limits.dials_per_lookup

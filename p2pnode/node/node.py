@@ -68,6 +68,7 @@ class Node:
         self.limits = setup.limits
         self.wall, self.draw, self.key = setup.wall, setup.draw, setup.key
         self.instance = setup.draw(8)
+        rng = setup.rng or random.SystemRandom()
         self.network = Network(
             NetworkConfig(
                 key_seed=setup.key.seed,
@@ -81,9 +82,9 @@ class Node:
                 transport=setup.transport,
                 interfaces=setup.interfaces,
                 wall_clock=setup.wall,
+                rng=rng,
             )
         )
-        rng = setup.rng or random.SystemRandom()
         self.adverts = AdvertService(
             self.network,
             setup.key,

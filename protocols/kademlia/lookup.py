@@ -18,15 +18,16 @@ from typing import Final, Literal, TypeAlias
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.kademlia.messages import KadPeer, Message, fit, point_of, point_of_key
-from p2pnode.protocols.kademlia.records import Draw, shuffled
 from p2pnode.protocols.kademlia.table import spread
-from p2pnode.shares import Origin
+from p2pnode.shares import Draw, Origin, shuffled
 
 PATHS: Final = 3
 ALPHA: Final = 2
 """Questions at once on one path that were not yet slow to be answered."""
 WIDTH: Final = 24
 """The closest peers that a lookup wants to have asked, and that records are stored with."""
+AGREED: Final = WIDTH // 2
+"""A lookup of providers ends once so many origins named some, all of them the same ones."""
 NAMED_PER_TELLER: Final = 3
 """Peers named by one origin before each other origin has had as many believed."""
 SLOW_S: Final = 0.5
@@ -169,8 +170,8 @@ class Lookup:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nobody left to ask, or to wait for."""
-        return not self._out
+        """Whether there is nobody left to ask, or to wait for, or all agree."""
+        return not self._out or self._agreed()
 
     def slow_at(self, now: float) -> float | None:
         """When the next question that is out gets slow, so that :meth:`advance` may ask another peer."""
@@ -250,6 +251,14 @@ class Lookup:
             asked=len(self._asked),
             answered=len(self._answered),
         )
+
+    def _agreed(self) -> bool:
+        """Whether enough origins named the very same providers: a few liars among them would have to tell the
+        truth, and whoever differs has the lookup go on to the end."""
+        tellers = {by.wide for named in self._named.values() for by in named.tellers}
+        if len(tellers) < AGREED:
+            return False
+        return all(len({by.wide for by in named.tellers}) == len(tellers) for named in self._named.values())
 
     def _take(self, path: _Path, answer: Message, origin: Origin) -> None:
         for each in answer.closer:

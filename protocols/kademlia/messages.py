@@ -107,7 +107,8 @@ def encode(message: Message) -> bytes:
     Peers that would not fit any more are left out: the closer ones first, then providers.
     """
     made = _MESSAGE.make()
-    if kind := KINDS.index(message.kind):  # what is 0 or empty is not written, as proto3 has it
+    # What is 0 or empty is not written, as proto3 has it; but a message of no bytes would be no frame.
+    if (kind := KINDS.index(message.kind)) or not (message.key or message.closer or message.providers):
         made.type = kind
     if message.key:
         made.key = message.key

@@ -26,18 +26,18 @@ from p2pnode.protocols.events import (
 )
 from p2pnode.protocols.kademlia.lookup import WIDTH, Ask, Candidate, FoundProvider, Goal, Lookup
 from p2pnode.protocols.kademlia.messages import K, KadPeer, Message, bytes_of, fit, point_of_key
-from p2pnode.protocols.kademlia.records import LIFETIME_S, Draw, ProviderRecords
+from p2pnode.protocols.kademlia.records import LIFETIME_S, ProviderRecords
 from p2pnode.protocols.kademlia.server import Server
 from p2pnode.protocols.kademlia.table import RoutingTable
-from p2pnode.shares import Origin
+from p2pnode.shares import Draw, Origin
 
-LOOKUP_S: Final = 8.0
-STORE_AFTER_S: Final = 5.0
+LOOKUP_S: Final = 7.0
+STORE_AFTER_S: Final = 4.0
 """A lookup before a ``Provide`` ends after this long, so that time is left to store the record."""
 STORES_AT_ONCE: Final = 8
 SWEEP_S: Final = 60.0
-REFRESH_FIRST_S: Final = 5.0
-REFRESH_S: Final = 600.0
+REFRESH_FIRST_S: Final = 30.0
+REFRESH_S: Final = 3600.0
 LOOKUPS_MAX: Final = 64
 PROVIDED_MAX: Final = 4096
 OWN_ORIGIN: Final = Origin("own", "own")

@@ -8,13 +8,13 @@ have so many places; in both, nobody from elsewhere finds them taken.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.kademlia.messages import fit
-from p2pnode.shares import FairShares, Origin
+from p2pnode.shares import Draw, FairShares, Origin, one_of_each
 
 LIFETIME_S: Final = 3600.0
 PROVIDERS_MAX: Final = 64
@@ -26,10 +26,6 @@ REACHED_PLACES: Final = PROVIDERS_MAX // 3
 RECORDS_MAX: Final = 4096
 """In all: at 1 KiB a record, and with what Python needs for one, less than 8 MiB."""
 T = TypeVar("T")
-
-
-Draw: TypeAlias = Callable[[int], int]
-"""A random whole number, at least 0 and below the one given."""
 
 
 @dataclass(slots=True)
@@ -148,23 +144,3 @@ class ProviderRecords:
         del records[provider]
         if not records:
             del self._sets[key]
-
-
-def one_of_each(groups: Sequence[list[T]], count: int, draw: Draw) -> list[T]:
-    """Up to ``count`` of all, at random: one of each group before a second of any."""
-    order = shuffled([shuffled(group, draw) for group in groups], draw)
-    chosen: list[T] = []
-    while order and len(chosen) < count:
-        chosen += [group.pop() for group in order][: count - len(chosen)]
-        order = [group for group in order if group]
-    return chosen
-
-
-def shuffled(items: Iterable[T], draw: Draw) -> list[T]:
-    """The items in random order."""
-    left, found = list(items), []
-    while left:
-        index = draw(len(left))
-        left[index], left[-1] = left[-1], left[index]
-        found.append(left.pop())
-    return found

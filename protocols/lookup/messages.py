@@ -1,7 +1,7 @@
 """Commands and emissions of a lookup, and the DHT key of a model. See ``SPEC.md``.
 
-Lookup has no messages of its own on the wire: provider records travel in libp2p's Kademlia, adverts
-in ``/p2pnode/adverts/1``.
+Lookup has no messages of its own on the wire: provider records travel in Kademlia, adverts in
+``/p2pnode/adverts/1``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Announces in the DHT which registry keys this node holds, so that a user who has only the key finds it.
 
 What peers wrote lately is announced within seconds and first. What was held before follows, a page each
-hour, from where the last page ended. No key is announced twice within an hour, and never more than
-``announce_keys_max`` in an hour. Records outlive what they announce: who reads one must ask and verify. No
-store is known here.
+``announce_interval_s``, from where the last page ended. In that time no key is announced twice, and never
+more than ``announce_keys_max``. It is less than the hour that a record lives. Records may outlive what they
+announce: who reads one must ask and verify. No store is known here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Announcer:
         self._wake = trio.Event()
 
     def arrived(self, key: EntryKey) -> None:
-        """Announce a key whose entry was kept, unless it was announced within the hour."""
+        """Announce a key whose entry was kept, unless it was announced lately."""
         if self._due(key):
             self._fresh.pop(key, None)
             self._fresh[key] = None
@@ -80,7 +80,7 @@ class Announcer:
                 await self._announce(entry.key)
 
     def _room(self) -> int:
-        """How many more keys may be announced within this hour."""
+        """How many more keys may be announced within this interval."""
         since = trio.current_time() - self._node.limits.announce_interval_s
         while self._announced and next(iter(self._announced.values())) <= since:
             self._announced.popitem(last=False)
@@ -95,7 +95,7 @@ class Announcer:
         with trio.move_on_after(self._node.limits.dht_deadline_s):
             taken = await self._node.network.provide(provider_key(key))
         log.debug("entry.announced", key=key.hex()[:16], taken=taken)
-        # Noted also when no node took it: it is announced again within the next hours.
+        # Noted also when no node took it: it is announced again with one of the next pages.
         self._announced.pop(key, None)
         self._announced[key] = trio.current_time()
         await trio.sleep(_PAUSE_S)

@@ -82,7 +82,7 @@ def identify() -> list[bytes]:
         public_key=b"\x08\x01\x12\x20" + bytes(32),
         listen_addrs=[Multiaddr("/ip4/10.0.0.9/tcp/4001").to_bytes()],
         observed_addr=Multiaddr("/ip4/10.0.0.9/tcp/4001").to_bytes(),
-        protocols=["/ipfs/kad/1.0.0", "/p2pnode/adverts/1", "/meshsub/1.1.0"],
+        protocols=["/p2pnode/kad/1.0.0", "/p2pnode/adverts/1", "/meshsub/1.1.0"],
         signedPeerRecord=b"record",
     )
     return [full.SerializeToString(), Identify(protocols=["x"]).SerializeToString()]

@@ -45,7 +45,7 @@ from tests.storage.blob_world import Owners
 SHARE = [24, pytest.param(10_000, marks=pytest.mark.long)]
 DEADLINE_S = 120.0
 """Longer than any of the asker's own."""
-ADVERTS_PROTOCOL, KAD = "/p2pnode/adverts/1", "/ipfs/kad/1.0.0"
+ADVERTS_PROTOCOL, KAD = "/p2pnode/adverts/1", "/p2pnode/kad/1.0.0"
 
 
 class Liar:

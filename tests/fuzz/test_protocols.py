@@ -144,7 +144,7 @@ PROTOCOLS = {
     "identify push": Spoken("/ipfs/id/push/1.0.0", identify(), pack=prefixed),
     "ping": Spoken("/ipfs/ping/1.0.0", [bytes(range(32)), bytes(31), bytes(64)], pack=bytes),
     "meshsub": Spoken("/meshsub/1.1.0", gossip(TOPIC), pack=prefixed),
-    "kad": Spoken("/ipfs/kad/1.0.0", kad(), pack=prefixed),
+    "kad": Spoken("/p2pnode/kad/1.0.0", kad(), pack=prefixed),
 }
 
 

@@ -20,8 +20,8 @@ import pytest
 import trio
 
 from p2pnode.ids import PeerId
-from p2pnode.net.dht import record_key
 from p2pnode.net.network import Network
+from p2pnode.protocols.kademlia.messages import record_key
 from tests.net import foreign as foreign_module
 from tests.net import interop_cases as cases
 from tests.net.foreign import Foreign, Ours, foreign

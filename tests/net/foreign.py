@@ -16,6 +16,7 @@ from p2pnode.errors import UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
+from p2pnode.protocols.kademlia.messages import STANDARD_PROTOCOL
 from tests.net.support import make
 
 ECHO, SUM, HOLD = (f"/interop/{name}/1" for name in ("echo", "sum", "hold"))
@@ -125,7 +126,11 @@ class Ours:
 
     def __init__(self, name: str = "ours", **settings: Any) -> None:
         self.outcomes: list[str] = []
-        self.network = make(name, listen=LISTEN, **{"gossip": True, "dht": "server", **settings})
+        self.network = make(
+            name,
+            listen=LISTEN,
+            **{"gossip": True, "dht": "server", "dht_protocol": STANDARD_PROTOCOL, **settings},
+        )
         self.network.serve(ECHO, self._echo)
         self.network.serve(SUM, self._sum)
         self.network.serve(HOLD, self._hold)

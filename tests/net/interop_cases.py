@@ -7,12 +7,12 @@ import trio
 
 from p2pnode.errors import UnreachableError
 from p2pnode.ids import PeerId
-from p2pnode.net.dht import record_key
+from p2pnode.protocols.kademlia.messages import STANDARD_PROTOCOL, record_key
 from tests.net.foreign import ECHO, HOLD, PING, SUM, Foreign, Ours, echo_to, pattern, read_all, sha256
 from tests.net.support import eventually
 
 TOPIC = "interop"
-DHT_PROTOCOL = "/ipfs/kad/1.0.0"
+DHT_PROTOCOL = STANDARD_PROTOCOL
 MEGABYTE = 1 << 20
 
 

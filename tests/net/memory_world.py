@@ -38,6 +38,7 @@ def config_of(net: MemoryNet, index: int) -> NetworkConfig:
         key_seed=seed_of(index),
         listen=(f"/ip4/{ip_of(index)}/tcp/4001",),
         transport=net.transport(ip_of(index)),
+        rng=random.Random(index),
     )
 
 

@@ -18,7 +18,7 @@ from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
 from tests.net.support import ECHO, ask_echo, echo, eventually, make
 
-KAD = "/ipfs/kad/1.0.0"
+KAD = "/p2pnode/kad/1.0.0"
 TOPIC = "/p2pnode/hostile-dht/1"
 KEY = bytes(range(32))
 ADDRESS = Multiaddr("/ip4/127.0.0.1/tcp/9").to_bytes()

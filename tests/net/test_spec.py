@@ -18,10 +18,10 @@ from multiaddr import Multiaddr
 from p2pnode.errors import ConfigError
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net import libp2p_host, multiaddrs, swarm, transports, upgrader, yamux
-from p2pnode.net.dht import record_key
 from p2pnode.net.multiaddrs import check_address
 from p2pnode.node import invite
 from p2pnode.protocols.crypto import public_key_of
+from p2pnode.protocols.kademlia.messages import record_key
 from tests.net.vectors import noise_side
 from tests.protocols.test_spec import numbers_of, rows, spec
 

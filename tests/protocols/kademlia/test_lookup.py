@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.kademlia.lookup import (
+    AGREED,
     ALPHA,
     ASKED_MAX,
     OUT_MAX,
@@ -233,6 +234,26 @@ def test_providers_named_by_most_origins_come_first_and_the_rest_is_drawn() -> N
     assert result.providers[0].peer == everybody
     assert len(result.providers[0].tellers) == 6
     assert len(result.providers) == 4
+
+
+def answered_by(count: int, odd_ones_out: int = 0) -> Lookup:
+    """A lookup that so many origins answered with the same two providers, and then some with another."""
+    machine = lookup(PEERS[:24])
+    asks = machine.start(0.0)
+    for index in range(count):
+        said = PEERS[300:302] if index >= odd_ones_out else PEERS[302:303]
+        ask = asks.pop(0)
+        asks += machine.answered(ask.peer, answer(providers=named(said)), origin(ask.peer), 0.0)
+    return machine
+
+
+def test_it_is_over_once_twelve_origins_named_the_very_same_providers() -> None:
+    assert not answered_by(AGREED - 1).is_over
+    assert answered_by(AGREED).is_over
+
+
+def test_it_goes_on_where_one_origin_differs() -> None:
+    assert not answered_by(AGREED + 3, odd_ones_out=1).is_over
 
 
 def test_ten_ids_of_one_prefix_count_as_one_teller() -> None:

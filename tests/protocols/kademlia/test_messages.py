@@ -178,7 +178,7 @@ def test_the_limits_and_timers_of_the_spec_are_those_of_the_code() -> None:
         ),
         "a stream without a question is ended": f"{server.IDLE_S:g} s",
         "a server looks for its neighbours, and every second time for those of a random key": (
-            f"{node.REFRESH_S / 60:g} min"
+            f"{node.REFRESH_FIRST_S:g} s after its start, then {node.REFRESH_S / 60:g} min"
         ),
     }
     assert {name: said.get(name) for name in wanted} == wanted

@@ -7,7 +7,7 @@ from collections import Counter
 
 from p2pnode.protocols.kademlia import records as r
 from p2pnode.protocols.kademlia.messages import RECORD_BYTES_MAX
-from p2pnode.protocols.kademlia.records import ProviderRecords, one_of_each
+from p2pnode.protocols.kademlia.records import ProviderRecords
 from p2pnode.shares import Origin
 from tests.protocols.kademlia.dht_world import address, nearest, peer_number
 
@@ -152,10 +152,3 @@ def test_who_moves_counts_where_it_came_from_last() -> None:
     kept.add(1, "a")
     kept.add(1, "b")
     assert kept.origins() == {"b": 1}
-
-
-def test_groups_of_unequal_size_are_drawn_evenly() -> None:
-    drawn = one_of_each([list(range(100)), [1000], [2000, 2001]], 5, random.Random(1).randrange)
-    assert sum(each < 100 for each in drawn) == 2
-    assert 1000 in drawn
-    assert one_of_each([], 5, random.Random(1).randrange) == []
