@@ -38,6 +38,12 @@ def js_peers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
 
 
 @pytest.fixture(scope="session")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the peer that was written from the SPECs alone, and what it imports."""
+    return _installed(tmp_path_factory.mktemp("second"), *sorted((JS / "second").iterdir()))
+
+
+@pytest.fixture(scope="session")
 def libs5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with libs5's ``peer.mjs`` and what it imports."""
     return _installed(tmp_path_factory.mktemp("s5"), S5 / "package.json", S5 / "peer.mjs")

@@ -1,8 +1,9 @@
-"""Two nodes of ours, js-libp2p 2.x and 3.x, and the library as it comes: one mesh, and one DHT.
+"""Two nodes of ours, js-libp2p 2.x and 3.x, the library as it comes, and the peer that was written from our
+SPECs: one mesh, and one DHT.
 
 ::
 
-    js 2.x ─ ours, first ┬ js 3.x ┬ ours, second
+    js 2.x ─ ours, first ┬ js 3.x ┬ ours, second ─ from the SPECs
                          └ stock ─┘
 
 The two nodes of ours are not connected: what one says reaches the other through other implementations.
@@ -106,9 +107,9 @@ class ForeignMember:
 
 @contextlib.asynccontextmanager
 async def network_of_all(
-    js_peers: tuple[Path, ...], tmp_path: Path, dialler: str
+    js_peers: tuple[Path, ...], second_peer: Path, tmp_path: Path, dialler: str
 ) -> AsyncIterator[list[Member]]:
-    """All five, connected as above: ours dial the others, or the others ours."""
+    """All six, connected as above: ours dial the others, or the others ours."""
     first, second = Ours("first"), Ours("second")
     js = ["node", "peer.mjs", cases.DHT_PROTOCOL]
     stock = [sys.executable, "-W", "ignore", "stock_peer.py"]
@@ -117,8 +118,9 @@ async def network_of_all(
         foreign(js, js_peers[0], log=tmp_path / "js2.log", seed="js 2.x") as js2,
         foreign(js, js_peers[1], log=tmp_path / "js3.log", seed="js 3.x") as js3,
         foreign(stock, STOCK, log=tmp_path / "stock.log", seed="stock") as library,
+        foreign(js, second_peer, log=tmp_path / "specs.log", seed="specs", listen=()) as specs,
     ):
-        for ours, others in ((first, (js2, js3, library)), (second, (js3, library))):
+        for ours, others in ((first, (js2, js3, library)), (second, (js3, library, specs))):
             for other in others:
                 await cases.connect(ours, other, "tcp", dialler)
         near = first.network.peer_id
@@ -128,14 +130,15 @@ async def network_of_all(
             ForeignMember("js 2.x", js2, near),
             ForeignMember("js 3.x", js3, near),
             ForeignMember("stock", library, near),
+            ForeignMember("from the SPECs", specs, second.network.peer_id),
         ]
 
 
 @pytest.mark.parametrize("dialler", ["ours", "theirs"])
 async def test_what_anyone_says_reaches_all_others(
-    js_peers: tuple[Path, ...], tmp_path: Path, dialler: str
+    js_peers: tuple[Path, ...], second: Path, tmp_path: Path, dialler: str
 ) -> None:
-    async with network_of_all(js_peers, tmp_path, dialler) as members:
+    async with network_of_all(js_peers, second, tmp_path, dialler) as members:
         with trio.fail_after(DEADLINE_S):
             for member in members:
                 await member.subscribe()
@@ -149,9 +152,9 @@ async def test_what_anyone_says_reaches_all_others(
 
 @pytest.mark.parametrize("dialler", ["ours", "theirs"])
 async def test_what_anyone_provides_all_others_find(
-    js_peers: tuple[Path, ...], tmp_path: Path, dialler: str
+    js_peers: tuple[Path, ...], second: Path, tmp_path: Path, dialler: str
 ) -> None:
-    async with network_of_all(js_peers, tmp_path, dialler) as members:
+    async with network_of_all(js_peers, second, tmp_path, dialler) as members:
         with trio.fail_after(DEADLINE_S):
             for member in members:
                 if isinstance(member, OurMember):
@@ -167,11 +170,8 @@ async def test_what_anyone_provides_all_others_find(
 
 async def wait_meshed(members: list[Member]) -> None:
     """Each process of others has each of ours that it is connected with in its mesh."""
-    [first, second, js2, js3, library] = members
-    for member, ours in (
-        (js2, {first.peer}),
-        (js3, {first.peer, second.peer}),
-        (library, {first.peer, second.peer}),
-    ):
+    [first, second, js2, js3, library, specs] = members
+    both = {first.peer, second.peer}
+    for member, ours in ((js2, {first.peer}), (js3, both), (library, both), (specs, {second.peer})):
         assert isinstance(member, ForeignMember)
         await member.other.until("mesh", lambda mesh, ours=ours: ours <= set(mesh), topic=cases.TOPIC)

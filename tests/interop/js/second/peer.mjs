@@ -1,0 +1,108 @@
+// A peer written from the SPECs alone, as a process: `node peer.mjs DHT-PROTOCOL SEED` does what it is told in
+// JSON lines on standard input (see tests/net/foreign.py). It has no libp2p in it.
+import { createHash, randomBytes } from 'node:crypto'
+import { createInterface } from 'node:readline'
+
+import { every, protobuf, readProtobuf, unhex, utf8 } from './codec.mjs'
+import { Pair, answer, dial, listen, propose } from './connection.mjs'
+import { ask, askAdvert, openStore, promptBody, shown } from './messages.mjs'
+import { Key, addressBytes, addressText, publicProtobuf, readInvite } from './names.mjs'
+import { entropyOf, recover } from './storage.mjs'
+import { Dht, Gossip, sized } from './topics.mjs'
+
+const [dhtName, seed] = process.argv.slice(2)
+const [IDENTIFY, PING] = ['/ipfs/id/1.0.0', '/ipfs/ping/1.0.0']
+const MESHSUB = ['/meshsub/1.2.0', '/meshsub/1.1.0']
+const PING_BYTES = 32
+
+const key = new Key(createHash('sha256').update(seed).digest())
+const fixed = new Pair()
+const gossip = new Gossip(key)
+const dht = new Dht(dhtName, () => ({ peer: key.peer, addresses: [address], connected: true }))
+const connections = new Map()
+const failures = []
+
+const served = {
+  [IDENTIFY]: async (stream) => {
+    const said = [...Object.keys(served)].map((protocol) => [3, utf8(protocol)])
+    stream.write(sized(protobuf([1, publicProtobuf(key.public)], [2, addressBytes(address)], ...said)))
+    stream.finish()
+  },
+  [PING]: async (stream) => {
+    for (;;) stream.write(await stream.input.exactly(PING_BYTES))
+  },
+  [MESHSUB[0]]: (stream) => gossip.serve(stream),
+  [MESHSUB[1]]: (stream) => gossip.serve(stream),
+  [dhtName]: (stream) => dht.serve(stream)
+}
+
+// Who ended before all was said only ended; anything else is told to the test.
+const guarded = (run) => run.catch((error) => { if (!/ended early|is lost/.test(error.message)) failures.push(error.stack) })
+
+const opened = (stream) => guarded((async () => {
+  const channel = { input: stream.input, write: (data) => stream.write(data) }
+  await served[await answer(channel, (protocol) => protocol in served)](stream)
+})())
+
+function connected (connection) {
+  connections.set(connection.peer, connection)
+  connection.over.then(() => connections.delete(connection.peer))
+  guarded(gossip.connected(connection))
+  guarded(identify(connection).then(({ protocols }) => { if (protocols.includes(dhtName)) dht.connected(connection) }))
+}
+
+async function identify (connection) {
+  const stream = connection.open()
+  await propose(stream, IDENTIFY)
+  const fields = readProtobuf(await stream.input.sized(65536))
+  const addresses = every(fields, 2).flatMap((each) => { try { return [addressText(each)] } catch { return [] } })
+  return { protocols: every(fields, 3).map(String), addrs: addresses }
+}
+
+const address = await listen(key, fixed, opened, connected)
+
+const commands = {
+  async dial ({ addr }) { connected(await dial(addr, key, fixed, opened)) },
+  async join ({ invite }) { connected(await dial(readInvite(invite)[0], key, fixed, opened)) },
+  async identified ({ peer }) { return identify(connections.get(peer)) },
+  async ping ({ peer }) {
+    const stream = connections.get(peer).open()
+    await propose(stream, PING)
+    for (let i = 0; i < 3; i++) {
+      const data = randomBytes(PING_BYTES)
+      stream.write(data)
+      if (!data.equals(await stream.input.exactly(PING_BYTES))) throw new Error('another answer')
+    }
+    stream.finish()
+    return 3
+  },
+  async advert ({ peer }) { return shown(await askAdvert(connections.get(peer))) },
+  async ask ({ peer, model, question, tokens_max: max }) {
+    const body = promptBody([{ role: 'user', content: question }], { tokens_max: max })
+    return ask(connections.get(peer), unhex(model), randomBytes(32), body)
+  },
+  async recover ({ peer, words }) {
+    const store = await openStore(connections.get(peer))
+    const found = await recover(store, entropyOf(words))
+    store.close()
+    return found
+  },
+  async subscribe ({ topic }) { gossip.subscribe(topic) },
+  async publish ({ topic, data }) { gossip.publish(topic, utf8(data)) },
+  async messages () { return gossip.heard },
+  async mesh ({ topic }) { return [...gossip.theirs].filter(([, topics]) => topics.has(topic)).map(([peer]) => peer) },
+  async provide ({ key: record }) { await dht.provide(unhex(record).subarray(2)) },
+  async find ({ key: record }) {
+    const found = await dht.find(unhex(record).subarray(2))
+    return found.map(({ peer, addresses }) => ({ peer, addrs: addresses }))
+  },
+  async failures () { return failures }
+}
+
+const say = (value) => process.stdout.write(JSON.stringify(value) + '\n')
+say({ ready: { peer_id: key.peer, addrs: [`${address}/p2p/${key.peer}`] } })
+for await (const line of createInterface({ input: process.stdin })) {
+  const { id, do: name, ...args } = JSON.parse(line)
+  commands[name](args).then((result) => say({ id, result: result ?? null }), (error) => say({ id, error: error.stack }))
+}
+process.exit(0)

@@ -1,0 +1,110 @@
+"""A peer that was written from the SPECs alone, in JavaScript and without libp2p: whatever it had to look up
+elsewhere would be missing in a SPEC."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from p2pnode.chain.wallet.phrase import words_in
+from p2pnode.models.manifest import scripted_model_id
+from p2pnode.node.invite import make_invite
+from p2pnode.protocols.adverts.messages import PROTOCOL as ADVERTS
+from p2pnode.protocols.inference.messages import PROTOCOL as INFERENCE
+from tests.cli.support import Program, ask, join, run, wallet
+from tests.net import interop_cases as cases
+from tests.net.foreign import PING, Foreign, Ours, foreign
+from tests.net.support import running
+
+pytestmark = pytest.mark.interop
+
+ROOT: Final = Path(__file__).parents[2]
+VECTORS_MIN: Final = 280
+TOKENS: Final = 80
+"""More than a window: without an `ack` for each receipt the answer would not end."""
+QUESTION: Final = "which ships?"
+
+
+@pytest.fixture
+async def other(second: Path, tmp_path: Path) -> AsyncIterator[Foreign]:
+    """The process."""
+    command = ["node", "peer.mjs", cases.DHT_PROTOCOL]
+    async with foreign(command, second, log=tmp_path / "second.log", listen=()) as process:
+        yield process
+        assert await process.call("failures") == []
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Program]:
+    """A host of ours with the scripted engine."""
+    with join(tmp_path, "host") as program:
+        yield program
+
+
+@pytest.fixture
+def conversation(tmp_path: Path, host: Program) -> dict[str, Any]:
+    """A question that was asked of the host, and that the host keeps, sealed; and the words that open it."""
+    wallet(tmp_path / "first")
+    ran = ask(tmp_path / "first", QUESTION, "--bootstrap", host.multiaddr, "--max-tokens", 9, "--json")
+    (kept,) = ran.named("conversation.kept")
+    assert (ran.code, kept["kept"]) == (0, True), ran
+    shown = run("sessions", "show", kept["conversation"], "--json", "--data-dir", tmp_path / "first")
+    return {
+        "sid": kept["conversation"],
+        "words": " ".join(words_in((tmp_path / "first.words").read_text())),
+        "shown": shown.events[0],
+    }
+
+
+def test_it_makes_every_vector_itself(second: Path) -> None:
+    done = subprocess.run(
+        ["node", "vectors.mjs", str(ROOT)], cwd=second, capture_output=True, text=True, timeout=60, check=True
+    )
+    told = json.loads(done.stdout)
+    assert told["failed"] == []
+    assert told["checked"] >= VECTORS_MIN
+
+
+@pytest.mark.parametrize("dialler", ["ours", "theirs"])
+async def test_each_greets_the_other(other: Foreign, dialler: str) -> None:
+    ours = Ours()
+    async with running(ours.network):
+        if dialler == "ours":
+            assert await ours.network.connect(other.addrs[0]) == other.peer_id
+        else:
+            await other.call("join", invite=make_invite([ours.address("tcp")]))
+        await cases.check_ping(ours, other)
+        told = await other.call("identified", peer=ours.network.peer_id)
+        assert PING in told["protocols"]
+        assert {each.split("/p2p/")[0] for each in ours.network.multiaddrs} <= set(told["addrs"])
+
+
+async def test_it_gets_a_checked_answer_from_a_host(other: Foreign, host: Program) -> None:
+    peer = host.multiaddr.rsplit("/", 1)[1]
+    await other.call("dial", addr=host.multiaddr)
+    told = await other.call("identified", peer=peer)
+    assert {ADVERTS, INFERENCE} <= set(told["protocols"])
+    (advert,) = await other.call("advert", peer=peer)
+    model = scripted_model_id().hex()
+    assert (advert["p"], advert["o"][0]["m"]) == (peer, model)
+    answer = await other.call("ask", 30, peer=peer, model=model, question=QUESTION, tokens_max=TOKENS)
+    assert (len(answer["ids"]), answer["reason"]) == (TOKENS, "length")
+    assert answer["text"]
+    assert answer["receipts"] == -(-TOKENS // 32)
+
+
+async def test_it_recovers_what_a_client_of_ours_stored(
+    other: Foreign, host: Program, conversation: dict[str, Any]
+) -> None:
+    peer = host.multiaddr.rsplit("/", 1)[1]
+    await other.call("dial", addr=host.multiaddr)
+    found = await other.call("recover", peer=peer, words=conversation["words"])
+    (one,) = found["conversations"]
+    assert (one["sid"], one["title"]) == (conversation["sid"], QUESTION)
+    assert one["turns"] == [turn["text"] for turn in conversation["shown"]["turns"]]
+    assert one["turns"][0] == QUESTION
