@@ -17,7 +17,7 @@ from multiaddr import Multiaddr
 
 from p2pnode.errors import ConfigError
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.net import libp2p_host, multiaddrs, swarm, transports, upgrader, yamux
+from p2pnode.net import conduct, libp2p_host, multiaddrs, swarm, transports, upgrader, yamux
 from p2pnode.net.multiaddrs import check_address
 from p2pnode.node import invite
 from p2pnode.protocols.crypto import public_key_of
@@ -185,6 +185,18 @@ def test_the_numbers_are_those_of_the_code(part: str, wanted: dict[str, list[flo
     text = spec("transport").split(f"## {part}\n")[1].split("\n## ")[0]
     found = {row[0]: numbers_of(row[1]) for row in rows(text)}
     assert {name: stated for name, stated in found.items() if stated} == wanted
+
+
+def test_what_faults_lead_to_is_what_the_spec_says() -> None:
+    text = " ".join(spec("transport").split("**Conduct.**")[1].split("## Timers")[0].split())
+    for stated in (
+        f"in sums that halve in {conduct.HALF_LIFE_S:g} s",
+        f"From a sum of {conduct.SLOW_AT:g} on it reads nothing from that peer for {conduct.SLOW_S:g} s",
+        f"From {conduct.LEAVE_AT:g} on",
+        f"or from {conduct.SLOW_AT:g} where the sum of its origin is {conduct.ORIGIN_AT:g}",
+        f"refuses it for {conduct.REFUSED_S:g} s",
+    ):
+        assert stated in text
 
 
 def test_an_invite_is_bounded_as_the_spec_says() -> None:

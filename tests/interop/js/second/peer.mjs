@@ -3,12 +3,12 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
 
-import { every, protobuf, readProtobuf, unhex, utf8 } from './codec.mjs'
+import { unhex, utf8 } from './codec.mjs'
 import { Pair, answer, dial, listen, propose } from './connection.mjs'
 import { ask, askAdvert, openStore, promptBody, shown } from './messages.mjs'
-import { Key, addressBytes, addressText, publicProtobuf, readInvite } from './names.mjs'
+import { Key, readInvite } from './names.mjs'
 import { entropyOf, recover } from './storage.mjs'
-import { Dht, Gossip, sized } from './topics.mjs'
+import { Dht, Gossip, identityOf, readIdentity, sized } from './topics.mjs'
 
 const [dhtName, seed] = process.argv.slice(2)
 const [IDENTIFY, PING] = ['/ipfs/id/1.0.0', '/ipfs/ping/1.0.0']
@@ -24,8 +24,7 @@ const failures = []
 
 const served = {
   [IDENTIFY]: async (stream) => {
-    const said = [...Object.keys(served)].map((protocol) => [3, utf8(protocol)])
-    stream.write(sized(protobuf([1, publicProtobuf(key.public)], [2, addressBytes(address)], ...said)))
+    stream.write(sized(identityOf(key, [address], Object.keys(served))))
     stream.finish()
   },
   [PING]: async (stream) => {
@@ -54,9 +53,7 @@ function connected (connection) {
 async function identify (connection) {
   const stream = connection.open()
   await propose(stream, IDENTIFY)
-  const fields = readProtobuf(await stream.input.sized(65536))
-  const addresses = every(fields, 2).flatMap((each) => { try { return [addressText(each)] } catch { return [] } })
-  return { protocols: every(fields, 3).map(String), addrs: addresses }
+  return readIdentity(await stream.input.sized(8192))
 }
 
 const address = await listen(key, fixed, opened, connected)

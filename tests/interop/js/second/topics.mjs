@@ -1,13 +1,27 @@
-// Gossip and the DHT, as much of them as a small peer needs. Written from protocols/gossipsub/SPEC.md and
-// protocols/kademlia/SPEC.md.
+// Identify, gossip and the DHT, as much of them as a small peer needs. Written from protocols/identify/SPEC.md,
+// protocols/gossipsub/SPEC.md and protocols/kademlia/SPEC.md.
 import { every, first, hex, join, protobuf, readProtobuf, u64, unbase58, unhex, utf8, varint } from './codec.mjs'
 import { propose } from './connection.mjs'
-import { addressBytes, addressText, holds, keyOf, peerOf, sha256 } from './names.mjs'
+import { addressBytes, addressText, holds, keyOf, peerOf, publicProtobuf, sha256 } from './names.mjs'
 
 const GOSSIP = ['/meshsub/1.2.0', '/meshsub/1.1.0']
 const RPC_MAX = 262144
 const SIGNED = utf8('libp2p-pubsub:')
 export const sized = (data) => join(varint(data.length), data)
+
+// ---- identify
+
+export const identityOf = (key, addresses, protocols) => protobuf(
+  [1, publicProtobuf(key.public)], ...addresses.map((each) => [2, addressBytes(each)]),
+  ...protocols.map((each) => [3, utf8(each)])
+)
+
+const known = (raw) => { try { return [addressText(raw)] } catch { return [] } }
+
+export function readIdentity (raw) {
+  const fields = readProtobuf(raw)
+  return { addrs: every(fields, 2).flatMap(known), protocols: every(fields, 3).map(String) }
+}
 
 // ---- gossip
 
@@ -105,8 +119,7 @@ const peerMessage = ({ peer, addresses, connected }) =>
 
 function readPeer (raw) {
   const fields = readProtobuf(raw)
-  const addresses = every(fields, 2).flatMap((each) => { try { return [addressText(each)] } catch { return [] } })
-  return { peer: peerOf(first(fields, 1).subarray(6)), addresses }
+  return { peer: peerOf(first(fields, 1).subarray(6)), addresses: every(fields, 2).flatMap(known) }
 }
 
 export const recordKey = (key) => join(unhex('1220'), key.length === 32 ? key : sha256(key))

@@ -17,7 +17,9 @@ import {
   Keys, better, blake, entropyOf, joined, link, makeEntry, padded, readEntry, seal, segmentOf, unseal, walletSecret,
   wins, wordsOf
 } from './storage.mjs'
-import { distance, graftRpc, makeMessage, publishRpc, readMessage, recordKey, subscribeRpc } from './topics.mjs'
+import {
+  distance, graftRpc, makeMessage, publishRpc, readIdentity, readMessage, recordKey, subscribeRpc
+} from './topics.mjs'
 import { secp256k1 } from '@noble/curves/secp256k1.js'
 
 const root = process.argv[2]
@@ -240,6 +242,10 @@ function topics () {
   const made = makeMessage(key, 1_700_000_000_000, told.topic, published(advert).data)
   equal('message', publishRpc(made), advert.hex)
   equal('publish', publishRpc(made), rpcs.publish)
+  for (const { name, hex: bytes, addresses, protocols } of read('protocols', 'identify').messages.slice(0, 3)) {
+    const told = readIdentity(unhex(bytes))
+    equal(`identify: ${name}`, told, { addrs: addresses.map((each) => addressText(unhex(each))), protocols })
+  }
   const dht = read('protocols', 'kademlia')
   for (const { of, record_key: wanted } of dht.keys) equal('record key', recordKey(unhex(of)), wanted)
   for (const { peer, key: at, distance: wanted } of dht.distances) {
