@@ -71,6 +71,9 @@ class FileFormat:
     """Raised where the disk is full."""
     upgrade: Callable[[sqlite3.Connection, int], None] | None = None
     """Brings a file of the given earlier version to ``version``. It runs inside a transaction."""
+    unmarked: str = ""
+    """A table that tells such a file where it was made before files had a mark: it gets one, and is of format
+    1. Without a name here no file is without a mark."""
 
 
 class SqliteDisk:
@@ -166,6 +169,8 @@ class SqliteFile:
         return db
 
     def _check(self, db: sqlite3.Connection) -> None:
+        if self.format.unmarked and kind_of(db) == (0, 0):
+            self.transact(db, self._mark)
         application, version = kind_of(db)
         ours, upgrade = self.format, self.format.upgrade
         if application != ours.application or version < (1 if upgrade is not None else ours.version):
@@ -179,6 +184,12 @@ class SqliteFile:
             raise StorageError(msg)
         if version < ours.version and upgrade is not None:
             self._upgrade(db, upgrade)
+
+    def _mark(self, db: sqlite3.Connection) -> None:
+        table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        if kind_of(db) == (0, 0) and db.execute(table, (self.format.unmarked,)).fetchone():
+            db.execute(f"PRAGMA application_id = {self.format.application}")
+            db.execute("PRAGMA user_version = 1")
 
     def _upgrade(self, db: sqlite3.Connection, upgrade: Callable[[sqlite3.Connection, int], None]) -> None:
         """All steps in one transaction: a crash, or a file that is damaged, leaves it as it was."""

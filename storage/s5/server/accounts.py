@@ -1,7 +1,7 @@
 """Who may do what at the S5 API: accounts on disk, the proof of an account's key, and the rule of access.
 
 An account is an Ed25519 key that registered here. Its tokens speak for it, and it has a list of what it has
-pinned through this API. The file is SQLite; every call is short and blocks. Of a token only its hash is kept:
+pinned through this API. Every call is short and blocks. Of a token only its hash is kept:
 whoever reads the file can't speak for anybody. The tables are bounded in accounts, and in tokens an account.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hmac
 import sqlite3
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from blake3 import blake3
@@ -21,31 +22,42 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.requests import HTTPConnection
 
 from p2pnode.bounded import BoundedMap
+from p2pnode.durable import FileFormat, SqliteFile
 from p2pnode.errors import ProtocolError, StorageError
 from p2pnode.protocols.s5.accounts import CHALLENGE_BYTES, RESPONSE_BYTES, Purpose, challenge_response
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.s5.server.errors import HttpError
 from p2pnode.storage.s5.server.options import S5Options
-from p2pnode.storage.store import OwnerKey
+from p2pnode.storage.store import DiskFullError, OwnerKey
 
+T = TypeVar("T")
 _UNUSED_S: Final = 3600
-_SCHEMA: Final = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = FULL;
-CREATE TABLE IF NOT EXISTS accounts (
+_FORMAT: Final = FileFormat(
+    application=int.from_bytes(b"p2pa", "big"),
+    version=1,
+    tables="""
+CREATE TABLE accounts (
     key BLOB PRIMARY KEY, label TEXT NOT NULL, email TEXT, created_at INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS tokens (
+CREATE TABLE tokens (
     hash BLOB PRIMARY KEY, key BLOB NOT NULL REFERENCES accounts (key), label TEXT NOT NULL,
     made INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS tokens_of ON tokens (key, made);
-CREATE TABLE IF NOT EXISTS pins (
+CREATE INDEX tokens_of ON tokens (key, made);
+CREATE TABLE pins (
     key BLOB NOT NULL REFERENCES accounts (key), hash BLOB NOT NULL, size INTEGER NOT NULL,
     PRIMARY KEY (key, hash)
 ) WITHOUT ROWID;
-"""
+""",
+    foreign="it holds no accounts. Move it away to begin without any",
+    remedies={
+        "damaged": "it is damaged: restore it from your backup, or move it away to begin without accounts"
+    },
+    secret=True,
+    full_error=DiskFullError,
+    unmarked="accounts",
+)
 
 
 class AccountsFullError(StorageError):
@@ -63,13 +75,17 @@ class Account:
 
 
 class AccountBook:
-    """The accounts in one file, which is made where there is none. ``close`` it when done."""
+    """The accounts in one file, which is made where there is none. ``close`` it when done.
+
+    Threads may share it. What it wrote is on the disk. Every method raises ``StorageError``.
+    """
 
     def __init__(self, path: Path, *, accounts_max: int, tokens_max: int) -> None:
         self._accounts_max, self._tokens_max = accounts_max, tokens_max
+        self._file = SqliteFile(path, _FORMAT)
+        self._file.make_if_missing()
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.executescript(_SCHEMA)
+        self._db = self._file.connect()
 
     def close(self) -> None:
         """Close the file."""
@@ -82,74 +98,85 @@ class AccountBook:
         Where all places are taken, the oldest account that keeps nothing goes, if it is an hour old: one that
         nobody uses must not keep others out. Raises ``AccountsFullError``.
         """
-        with self._lock, self._db:
-            [(count,)] = self._db.execute("SELECT count(*) FROM accounts")
-            if self.has(account.key):
+
+        def step(db: sqlite3.Connection) -> bool:
+            if db.execute("SELECT 1 FROM accounts WHERE key = ?", (account.key,)).fetchone():
                 return False
-            if count >= self._accounts_max and not self._drop_unused(account.created_at - _UNUSED_S):
+            [(count,)] = db.execute("SELECT count(*) FROM accounts")
+            if count >= self._accounts_max and not _drop_unused(db, account.created_at - _UNUSED_S):
                 msg = f"this node has its {self._accounts_max} accounts: use another one"
                 raise AccountsFullError(msg)
             row = (account.key, account.label, account.email, account.created_at)
-            self._db.execute("INSERT INTO accounts VALUES (?, ?, ?, ?)", row)
-        return True
+            db.execute("INSERT INTO accounts VALUES (?, ?, ?, ?)", row)
+            return True
 
-    def _drop_unused(self, made_until: int) -> bool:
-        rows = self._db.execute(
-            "SELECT key FROM accounts WHERE created_at <= ? AND key NOT IN (SELECT key FROM pins) "
-            "ORDER BY created_at, key LIMIT 1",
-            (made_until,),
-        ).fetchall()
-        for row in rows:
-            self._db.execute("DELETE FROM tokens WHERE key = ?", row)
-            self._db.execute("DELETE FROM accounts WHERE key = ?", row)
-        return bool(rows)
+        return self._write(step)
 
     def has(self, key: OwnerKey) -> bool:
         """Whether this key has an account."""
-        return bool(self._db.execute("SELECT 1 FROM accounts WHERE key = ?", (key,)).fetchall())
+        return bool(self._read("SELECT 1 FROM accounts WHERE key = ?", key))
 
     def add_token(self, key: OwnerKey, token: str, label: str) -> None:
         """Let ``token`` speak for the account. Beyond the bound its oldest token no longer does."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            [(made,)] = self._db.execute("SELECT coalesce(max(made), 0) + 1 FROM tokens")
-            self._db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", (_hash(token), key, label, made))
-            self._db.execute(
+
+        def step(db: sqlite3.Connection) -> None:
+            [(made,)] = db.execute("SELECT coalesce(max(made), 0) + 1 FROM tokens")
+            db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", (_hash(token), key, label, made))
+            db.execute(
                 "DELETE FROM tokens WHERE key = ?1 AND hash NOT IN "
                 "(SELECT hash FROM tokens WHERE key = ?1 ORDER BY made DESC LIMIT ?2)",
                 (key, self._tokens_max),
             )
 
+        self._write(step)
+
     def of_token(self, token: str) -> Account | None:
         """The account that it speaks for; None for no account."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT accounts.* FROM accounts JOIN tokens USING (key) WHERE tokens.hash = ?",
-                (_hash(token),),
-            ).fetchall()
+        query = "SELECT accounts.* FROM accounts JOIN tokens USING (key) WHERE tokens.hash = ?"
+        rows = self._read(query, _hash(token))
         return Account(*rows[0]) if rows else None
 
     def pin(self, key: OwnerKey, digest: BlobHash, size: int) -> None:
         """Put a blob on the account's list, once however often it is called."""
-        with self._lock:
-            self._db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (key, digest, size))
+        self._write(
+            lambda db: db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (key, digest, size))
+        )
 
     def unpin(self, key: OwnerKey, digest: BlobHash) -> None:
         """Take a blob off the account's list."""
-        with self._lock:
-            self._db.execute("DELETE FROM pins WHERE key = ? AND hash = ?", (key, digest))
+        self._write(lambda db: db.execute("DELETE FROM pins WHERE key = ? AND hash = ?", (key, digest)))
 
     def pins(self, key: OwnerKey) -> list[BlobHash]:
         """The account's list, in the order of the hashes."""
-        with self._lock:
-            rows = self._db.execute("SELECT hash FROM pins WHERE key = ? ORDER BY hash", (key,)).fetchall()
+        rows = self._read("SELECT hash FROM pins WHERE key = ? ORDER BY hash", key)
         return [BlobHash(digest) for (digest,) in rows]
 
     def used_bytes(self, key: OwnerKey) -> int:
         """The sum of the sizes of the blobs on the account's list."""
-        with self._lock:
-            [(total,)] = self._db.execute("SELECT coalesce(sum(size), 0) FROM pins WHERE key = ?", (key,))
+        [(total,)] = self._read("SELECT coalesce(sum(size), 0) FROM pins WHERE key = ?", key)
         return int(total)
+
+    def _write(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        with self._lock:
+            return self._file.transact(self._db, step)
+
+    def _read(self, query: str, value: bytes) -> list[sqlite3.Row]:
+        with self._lock, self._file.failing_as_storage():
+            return self._db.execute(query, (value,)).fetchall()
+
+
+def _drop_unused(db: sqlite3.Connection, made_until: int) -> bool:
+    """Whether there was an account of that time that keeps nothing, which is gone now."""
+    row = db.execute(
+        "SELECT key FROM accounts WHERE created_at <= ? AND key NOT IN (SELECT key FROM pins) "
+        "ORDER BY created_at, key LIMIT 1",
+        (made_until,),
+    ).fetchone()
+    if row is None:
+        return False
+    db.execute("DELETE FROM tokens WHERE key = ?", (row["key"],))  # before what they refer to
+    db.execute("DELETE FROM accounts WHERE key = ?", (row["key"],))
+    return True
 
 
 def _hash(token: str) -> bytes:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import stat
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
+from p2pnode.errors import StorageError
 from p2pnode.files import write_atomic
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.s5.server import uploads as module
@@ -90,6 +95,46 @@ def test_of_accounts_one_that_keeps_nothing_gives_way_and_one_that_does_stays(tm
             book.register(Account(late, "", None, 3611))
     finally:
         book.close()
+
+
+def test_accounts_of_a_file_that_was_made_before_files_had_a_mark_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "accounts.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.executescript(
+            """
+            PRAGMA journal_mode = WAL;
+            CREATE TABLE accounts (
+                key BLOB PRIMARY KEY, label TEXT NOT NULL, email TEXT, created_at INTEGER NOT NULL
+            ) WITHOUT ROWID;
+            CREATE TABLE tokens (
+                hash BLOB PRIMARY KEY, key BLOB NOT NULL REFERENCES accounts (key), label TEXT NOT NULL,
+                made INTEGER NOT NULL
+            ) WITHOUT ROWID;
+            CREATE INDEX tokens_of ON tokens (key, made);
+            CREATE TABLE pins (
+                key BLOB NOT NULL REFERENCES accounts (key), hash BLOB NOT NULL, size INTEGER NOT NULL,
+                PRIMARY KEY (key, hash)
+            ) WITHOUT ROWID;
+            """
+        )
+        old.execute("INSERT INTO accounts VALUES (?, 'old', NULL, 7)", (OWNER,))
+        old.execute("INSERT INTO tokens VALUES (?, ?, 'old', 1)", (blake3(b"a token").digest(), OWNER))
+    path.chmod(0o644)
+    for _ in range(2):  # it gets its mark, and has it
+        book = AccountBook(path, accounts_max=2, tokens_max=2)
+        assert book.of_token("a token") == Account(OWNER, "old", None, 7)
+        book.pin(OWNER, hash_of(b"x"), 1)
+        assert book.pins(OWNER) == [hash_of(b"x")]
+        book.close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600  # it names people
+
+
+def test_another_programs_file_is_not_taken_for_accounts(tmp_path: Path) -> None:
+    path = tmp_path / "accounts.sqlite"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE bookmarks (url TEXT)")
+    with pytest.raises(StorageError, match="holds no accounts"):
+        AccountBook(path, accounts_max=2, tokens_max=2)
 
 
 def test_a_token_that_could_not_be_written_leaves_the_book_in_order(tmp_path: Path) -> None:
