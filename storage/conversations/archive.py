@@ -242,11 +242,6 @@ class Archive:
                 return
             await event.wait()
 
-    async def repair(self) -> list[Sent]:
-        """Read everything back from all replicas, put what is missing, renew leases."""
-        await self._ready()
-        return await self._sender.send(check="bytes")
-
     async def renew(self) -> None:
         """Renew the leases that were not renewed for a week: see ``Renewal``. Raises ``StorageError``."""
         await self._ready()

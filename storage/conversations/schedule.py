@@ -39,13 +39,13 @@ class LocalHead:
 
 
 def to_send(
-    heads: Iterable[LocalHead], *, everything: bool, lacking: Collection[bytes] = ()
+    heads: Iterable[LocalHead], *, lacking: Collection[bytes] = ()
 ) -> tuple[list[LocalHead], list[LocalHead]]:
     """The logs to send first, then those to send together after them.
 
-    All logs, or only those that lag and the ``lacking`` ones, which some replica did not get.
+    Those lag, or are ``lacking``: some replica did not get them.
     """
-    due = [each for each in heads if everything or each.lags or each.sid in lacking]
+    due = [each for each in heads if each.lags or each.sid in lacking]
     return [each for each in due if each.sid == INDEX_SID], [each for each in due if each.sid != INDEX_SID]
 
 

@@ -99,8 +99,8 @@ class Sender:
             if woken or any(each.kept for each in sent):
                 backoff.reset()
 
-    async def send(self, *, check: Check = "new", behind: bool = False) -> list[Sent]:
-        """Send each log that lags once; with another ``check`` than ``new``, every log.
+    async def send(self, *, behind: bool = False) -> list[Sent]:
+        """Send each log that lags once.
 
         ``behind``: also those that a quorum has, but some replica did not get. Raises ``StorageError``.
         """
@@ -109,13 +109,13 @@ class Sender:
         async with self._turn:
             heads = await self._context.state.heads()
             lacking = {local.sid for local in heads if behind and self._some_lack(local.sid)}
-            first, then = to_send(heads, everything=check != "new", lacking=lacking)
-            sent = [await self._send(local, check=check) for local in first]
+            first, then = to_send(heads, lacking=lacking)
+            sent = [await self._send(local, check="new") for local in first]
             slots = trio.CapacityLimiter(self._context.limits.archive_pushes_at_once)
 
             async def send_one(local: LocalHead) -> None:
                 async with slots:
-                    sent.append(await self._send(local, check=check))
+                    sent.append(await self._send(local, check="new"))
 
             async with trio.open_nursery() as nursery:
                 for local in then:

@@ -28,6 +28,7 @@ from tests.storage.conversations.worlds import (
     World,
     answered,
     asked,
+    renewed_after_a_week,
     session,
     texts,
 )
@@ -283,7 +284,7 @@ async def test_a_rollback_by_all_replicas_is_reported_and_mended(
         (loss,) = (await archive.status()).losses
         assert loss.kind == "rollback"
         assert f"revision {old.revision}" in loss.detail
-        await archive.repair()
+        await renewed_after_a_week(world, archive)
     assert entry_of(world, conversation.sid).revision > old.revision
 
 
@@ -428,7 +429,7 @@ async def test_a_quota_that_is_reached_is_a_reason_in_the_status(
     assert len(found.turns) == 10
 
 
-async def test_repair_brings_a_replica_up_to_date_that_was_away_or_lost_blobs(
+async def test_a_renewal_brings_a_replica_up_to_date_that_was_away_or_lost_blobs(
     world: World, autojump_clock: MockClock
 ) -> None:
     async with world.machine().on() as archive:
@@ -437,7 +438,8 @@ async def test_repair_brings_a_replica_up_to_date_that_was_away_or_lost_blobs(
         world.replicas[2].down = False
         assert conversation.log.head is not None
         world.replicas[0].lose(conversation.log.head.manifest.segments[0].hash)
-        sent = {each.sid: each for each in await archive.repair()}
+        await renewed_after_a_week(world, archive)
+        sent = (await archive.status()).last
         outcome = sent[conversation.sid].written
         assert outcome is not None
         assert outcome.mended["replica 0"] == 1
@@ -463,7 +465,7 @@ async def test_blobs_our_own_disk_lost_come_back_from_a_replica(
     async with machine.on() as archive:
         again = await archive.open(conversation.sid)
         assert texts(again.turns) == WORDS
-        await archive.repair()
+        await renewed_after_a_week(world, archive)
     assert lost in machine.own.blobs() or lost not in world.replicas[0].blobs()
     assert len(machine.own.blobs()) >= len(WORDS)
 

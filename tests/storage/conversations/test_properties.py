@@ -19,6 +19,7 @@ from tests.storage.conversations.worlds import (
     answered,
     asked,
     only_cuts,
+    renewed_after_a_week,
     run,
     says,
     texts,
@@ -152,7 +153,7 @@ class Story:
             await archive.open(self.sid)
             status = await archive.flush()
             assert status.kept, status
-            await archive.repair()
+            await renewed_after_a_week(self.world, archive)
 
 
 def tell(steps: list[tuple[str, int]]) -> None:

@@ -28,16 +28,15 @@ def head(sid: bytes, seq: int = 2, acked: int | None = None) -> LocalHead:
 
 def test_the_index_goes_before_the_conversations_that_it_names() -> None:
     heads = [head(ONE), head(INDEX_SID), head(TWO)]
-    first, then = to_send(heads, everything=False)
+    first, then = to_send(heads)
     assert [each.sid for each in first] == [INDEX_SID]
     assert [each.sid for each in then] == [ONE, TWO]
 
 
 def test_only_what_lags_is_sent_and_what_some_replica_lacks() -> None:
     heads = [head(ONE, acked=2), head(TWO, acked=1)]
-    assert to_send(heads, everything=False) == ([], [heads[1]])
-    assert to_send(heads, everything=False, lacking={ONE}) == ([], heads)
-    assert to_send(heads, everything=True) == ([], heads)
+    assert to_send(heads) == ([], [heads[1]])
+    assert to_send(heads, lacking={ONE}) == ([], heads)
 
 
 def test_a_revision_is_covered_once_it_or_a_later_one_was_acknowledged() -> None:

@@ -10,7 +10,15 @@ from trio.testing import MockClock
 from p2pnode.storage.conversations import log
 from p2pnode.storage.conversations.log import ConversationFullError
 from p2pnode.storage.sealing import SEALED_MAX
-from tests.storage.conversations.worlds import World, answered, asked, says, session, texts
+from tests.storage.conversations.worlds import (
+    World,
+    answered,
+    asked,
+    renewed_after_a_week,
+    says,
+    session,
+    texts,
+)
 
 BLOCK = 4096
 TEXT = "A line of an answer, as long as they are. " * 12
@@ -74,7 +82,9 @@ async def test_what_no_pointer_needs_any_more_is_let_go_one_fold_later(
             assert len(replica.blobs()) > 160
             replica.store.gc_step(10_000)
             assert len(replica.blobs()) < 80
-        assert not any(sent.mended for each in await archive.repair() if (sent := each.written))
+        await renewed_after_a_week(world, archive)
+        sent = (await archive.status()).last.values()
+        assert not any(each.written.mended for each in sent if each.written)
 
 
 async def test_a_machine_without_replicas_lets_go_too(world: World, autojump_clock: MockClock) -> None:
@@ -229,9 +239,9 @@ async def test_our_own_disk_keeps_it_for_years_and_replicas_while_leases_are_ren
         await conversation.append(asked("two"))
         await archive.flush()
         for _ in range(12):
-            world.now += 20 * 86_400
+            world.now += 13 * 86_400
             lapsed.down = True
-            await archive.repair()
+            await renewed_after_a_week(world, archive)
             for replica in [machine.own, renewed, lapsed]:
                 replica.store.gc_step(1000)
     lapsed.down = False

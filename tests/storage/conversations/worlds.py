@@ -21,6 +21,7 @@ from p2pnode.protocols.s5.ids import BlobHash, BlobId
 from p2pnode.storage.conversations.archive import Archive
 from p2pnode.storage.conversations.records import Link, Piece, SavedSession
 from p2pnode.storage.conversations.replication_state import NewHead, ReplicationState
+from p2pnode.storage.conversations.schedule import RENEW_S
 from p2pnode.storage.conversations.turns import Turn
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.memory import MemoryStore
@@ -247,6 +248,12 @@ class Machine:
             )
         finally:
             state.close()
+
+
+async def renewed_after_a_week(world: World, archive: Archive) -> None:
+    """A week passes, and the leases are renewed: what a replica has lost is put back."""
+    world.now += RENEW_S + 1
+    await archive.renew()
 
 
 class World:
