@@ -24,7 +24,7 @@ from p2pnode.chain.evm.node import EvmNode, Receipt
 from p2pnode.chain.evm.order_book import Order, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import RpcEndpoints
 from p2pnode.chain.evm.rpc_answers import RpcError, data_of
-from p2pnode.chain.evm.sender import Sender, SenderLimits
+from p2pnode.chain.evm.transaction_sender import Sender, SenderLimits
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.money import ether_text
 from p2pnode.protocols.crypto import Signer, key_address

@@ -48,7 +48,7 @@ OFFENCES = {
     "node-decisions": [
         ("p2pnode/node/peer_selection.py", "import trio"),
         ("p2pnode/node/advert_exchange.py", "from p2pnode.net.address_policy import scope_of"),
-        ("p2pnode/host/admission.py", "def late():\n    import p2pnode.host.session"),
+        ("p2pnode/host/admission.py", "def late():\n    import p2pnode.host.served_session"),
         ("p2pnode/bounded.py", "import time"),
     ],
     "libp2p": [
@@ -179,7 +179,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 @pytest.mark.parametrize(
     "offence",
     [
-        "if TYPE_CHECKING:\n    from p2pnode.protocols.inference.session import OpenSession",
+        "if TYPE_CHECKING:\n    from p2pnode.protocols.inference.open_session import OpenSession",
         "def late() -> None:\n    from p2pnode.protocols.inference import session",
     ],
     ids=["for a type checker", "in a function"],

@@ -24,7 +24,7 @@ from p2pnode.chain.evm.node import EvmNode, Receipt
 from p2pnode.chain.evm.order_book import HASH_BYTES, Ending, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
 from p2pnode.chain.evm.rpc_answers import RpcError, data_of, shape_of
-from p2pnode.chain.evm.sender import Sender, SenderLimits
+from p2pnode.chain.evm.transaction_sender import Sender, SenderLimits
 from p2pnode.chain.ledger import (
     AccountState,
     Call,

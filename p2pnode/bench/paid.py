@@ -62,7 +62,7 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
     SessionTerms,
 )
-from p2pnode.protocols.inference.session import HostTerms
+from p2pnode.protocols.inference.open_session import HostTerms
 from p2pnode.protocols.typed_data import Domain
 
 _STREAMS: Final = 4

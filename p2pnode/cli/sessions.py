@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
-    from p2pnode.storage.conversations.conversation import Conversation
+    from p2pnode.storage.conversations.stored_conversation import Conversation
     from p2pnode.storage.conversations.records import SavedConversation
 
 sessions_app = Commands(help="Conversations and paid sessions of this data dir.", no_args_is_help=True)

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from p2pnode.errors import WireCode
-from p2pnode.host.session import count_input
+from p2pnode.host.served_session import count_input
 from p2pnode.ids import ModelId
 from p2pnode.models.engine import Engine
 from p2pnode.net.stream import Stream

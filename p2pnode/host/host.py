@@ -18,7 +18,7 @@ from p2pnode.errors import P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission
 from p2pnode.host.count import serve_counts
 from p2pnode.host.resumable import ResumableSessions
-from p2pnode.host.session import ServedSession
+from p2pnode.host.served_session import ServedSession
 from p2pnode.host.totals import Totals
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
@@ -36,7 +36,7 @@ from p2pnode.protocols.inference.channel import HostPayment
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
-from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
+from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession, OpenSession
 from p2pnode.protocols.typed_data import amount_due
 
 log = structlog.get_logger()

@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import trio
 
-from p2pnode.host.session import ServedSession
+from p2pnode.host.served_session import ServedSession
 from p2pnode.ids import SessionId
 from p2pnode.payments.escrow import EscrowIntake
 from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.inference.messages import Refuse, Resume
-from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
+from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession, OpenSession
 
 
 class ResumableSessions:

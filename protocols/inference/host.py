@@ -67,7 +67,7 @@ from p2pnode.protocols.inference.messages import (
     retry_of,
 )
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
-from p2pnode.protocols.inference.session import Admit, FindSession, HostTerms, OpenSession
+from p2pnode.protocols.inference.open_session import Admit, FindSession, HostTerms, OpenSession
 
 State: TypeAlias = Literal["opening", "relaying", "idle", "reading", "quoting", "serving", "over"]
 _GOING_AWAY: Final = "this host is going away: try another"

@@ -47,7 +47,7 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.receipts import ReceiptChain, receipt_holds
 from p2pnode.protocols.inference.replay import ReplayBuffer, SendQueue
-from p2pnode.protocols.inference.session import (
+from p2pnode.protocols.inference.open_session import (
     Admit,
     FindSession,
     HostTerms,

@@ -27,9 +27,9 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import ModelId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.inference.messages import SamplingParams
-from p2pnode.storage.conversations.conversation import Conversation, ForgottenError
+from p2pnode.storage.conversations.stored_conversation import Conversation, ForgottenError
 from p2pnode.storage.conversations.index import Index
-from p2pnode.storage.conversations.log import LogContext, Wall
+from p2pnode.storage.conversations.sealed_log import LogContext, Wall
 from p2pnode.storage.conversations.merge import link_of
 from p2pnode.storage.conversations.reader import ConversationLostError
 from p2pnode.storage.conversations.records import (
@@ -42,7 +42,7 @@ from p2pnode.storage.conversations.records import (
 )
 from p2pnode.storage.conversations.replication_state import ReplicationState
 from p2pnode.storage.conversations.schedule import LocalHead, floor_of, unknown_to
-from p2pnode.storage.conversations.sender import Renewal, Sender, Sent
+from p2pnode.storage.conversations.log_sender import Renewal, Sender, Sent
 from p2pnode.storage.keys import INDEX_SID, SID_BYTES, StorageKeys
 from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen
 from p2pnode.storage.replication.replication import Others, Replication

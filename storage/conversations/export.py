@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Final
 
-from p2pnode.storage.conversations.conversation import Conversation
+from p2pnode.storage.conversations.stored_conversation import Conversation
 from p2pnode.storage.conversations.reader import BRANCHES_FOLLOWED_MAX, ConversationLostError
 from p2pnode.storage.conversations.records import Link, Loss, Piece
 from p2pnode.storage.conversations.turns import Turn

@@ -14,7 +14,7 @@ import structlog
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.wire import encode
-from p2pnode.storage.conversations.log import Log, LogContext
+from p2pnode.storage.conversations.sealed_log import Log, LogContext
 from p2pnode.storage.conversations.merge import id_of, improvements, live, merged, parse_index
 from p2pnode.storage.conversations.reader import ConversationLostError, Loaded
 from p2pnode.storage.conversations.records import (

@@ -16,7 +16,7 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.conversation import Conversation
+from p2pnode.storage.conversations.stored_conversation import Conversation
 from p2pnode.storage.conversations.records import Piece, SavedSession
 from p2pnode.storage.conversations.replication_state import MovedError
 

@@ -15,7 +15,7 @@ from p2pnode.chain.abi import artifact
 from p2pnode.chain.deployment_plan import Addresses, plan_deployment
 from p2pnode.chain.dev.rpc_chain import running_anvil
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
-from p2pnode.chain.evm.sender import SenderLimits
+from p2pnode.chain.evm.transaction_sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
 from p2pnode.protocols.crypto import keccak256
 from tests.chain.contracts.support import ADDRESS, BALANCE, FAB, sign

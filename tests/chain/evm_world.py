@@ -18,7 +18,7 @@ from p2pnode.chain.dev.methods import EthMethods
 from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.rpc import RpcLimits
-from p2pnode.chain.evm.sender import SenderLimits
+from p2pnode.chain.evm.transaction_sender import SenderLimits
 from p2pnode.chain.ledger import Ledger
 from p2pnode.protocols.crypto import keccak256
 from tests.chain.contracts.support import ADDRESS, BALANCE, FAB, SECRETS, sign

@@ -18,7 +18,7 @@ import trio
 from p2pnode.chain.evm import ledger as evm
 from p2pnode.chain.evm.ledger import EvmLimits
 from p2pnode.chain.evm.rpc import RpcLimits
-from p2pnode.chain.evm.sender import SenderLimits
+from p2pnode.chain.evm.transaction_sender import SenderLimits
 from p2pnode.chain.profile import load_profile, write_profile
 from p2pnode.errors import RefusedError
 from p2pnode.host.host import Host, HostedModel

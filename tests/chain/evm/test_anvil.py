@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from p2pnode.chain.evm.ledger import EvmLimits
-from p2pnode.chain.evm.sender import SenderLimits
+from p2pnode.chain.evm.transaction_sender import SenderLimits
 from p2pnode.chain.ledger import Ledger, Outcome, RevertedError, Transfer
 from tests.chain.anvil_world import AnvilWorld, anvil_world
 from tests.chain.contracts.support import ADDRESS

@@ -43,7 +43,7 @@ from p2pnode.protocols.inference.messages import (
     Tokens,
     Voucher,
 )
-from p2pnode.protocols.inference.session import HostTerms, LapsedSession, OpenSession
+from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession, OpenSession
 from p2pnode.protocols.typed_data import Domain, amount_due, authorisation_digest, market_domain, session_id
 from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair
 from tests.protocols.support import MODEL, Identity

@@ -25,7 +25,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Ack, Quote, Refuse, SessionTerms, Voucher
-from p2pnode.protocols.inference.session import HostTerms
+from p2pnode.protocols.inference.open_session import HostTerms
 from p2pnode.protocols.typed_data import session_id
 from tests.protocols.inference.paid_pair import MARKET, TERMS, PaidPair
 from tests.protocols.inference.pair import ask, new_host

@@ -28,7 +28,7 @@ from p2pnode.protocols.inference.commands import (
     Start,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.session import HostTerms, LapsedSession
+from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession
 from p2pnode.protocols.typed_data import Domain
 from p2pnode.protocols.wire import decode_record
 from tests.protocols.support import sent

@@ -14,7 +14,7 @@ from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.conversation import Conversation
+from p2pnode.storage.conversations.stored_conversation import Conversation
 from p2pnode.storage.conversations.reader import ConversationLostError
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
 from p2pnode.storage.memory import MemoryStore

@@ -8,7 +8,7 @@ import pytest
 from trio.testing import MockClock
 
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.conversation import Conversation
+from p2pnode.storage.conversations.stored_conversation import Conversation
 from p2pnode.storage.conversations.records import BRANCHES_MAX
 from p2pnode.storage.conversations.replication_state import MovedError
 from tests.storage.conversations.worlds import World, answered, asked, says, texts

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import StorageError
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.conversation import Conversation
+from p2pnode.storage.conversations.stored_conversation import Conversation
 from tests.storage.conversations.worlds import (
     Machine,
     PowerCutError,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from p2pnode.storage.conversations import log
-from p2pnode.storage.conversations.log import ConversationFullError
+from p2pnode.storage.conversations import sealed_log as log
+from p2pnode.storage.conversations.sealed_log import ConversationFullError
 from p2pnode.storage.sealing import SEALED_MAX
 from tests.storage.conversations.worlds import (
     World,

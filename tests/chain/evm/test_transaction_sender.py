@@ -19,7 +19,7 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.fees import GWEI, Fees, offer, raised
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.order_book import sign_transaction
-from p2pnode.chain.evm.sender import SenderLimits
+from p2pnode.chain.evm.transaction_sender import SenderLimits
 from p2pnode.chain.ledger import (
     GasTooDearError,
     Outcome,

@@ -47,7 +47,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PromptBody, Refuse
-from p2pnode.protocols.inference.session import OpenSession
+from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.shares import Origin
 
 log = structlog.get_logger()

@@ -16,7 +16,7 @@ from p2pnode.errors import P2PNodeError, ProtocolError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.wire import decode_record, encode
-from p2pnode.storage.conversations.log import Log, LogContext
+from p2pnode.storage.conversations.sealed_log import Log, LogContext
 from p2pnode.storage.conversations.merge import next_step
 from p2pnode.storage.conversations.reader import Loaded
 from p2pnode.storage.conversations.records import (

@@ -18,7 +18,7 @@ from p2pnode.bounded import Backoff
 from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash
-from p2pnode.storage.conversations.log import LogContext
+from p2pnode.storage.conversations.sealed_log import LogContext
 from p2pnode.storage.conversations.merge import link_of
 from p2pnode.storage.conversations.reader import Reader
 from p2pnode.storage.conversations.records import TOMBSTONE, Link, Loss
