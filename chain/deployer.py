@@ -24,7 +24,7 @@ from p2pnode.chain.evm.node import EvmNode, Receipt
 from p2pnode.chain.evm.order_book import Order, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import RpcEndpoints
 from p2pnode.chain.evm.rpc_answers import RpcError, data_of
-from p2pnode.chain.evm.transaction_sender import Sender, SenderLimits
+from p2pnode.chain.evm.transaction_sender import SenderLimits, TransactionSender
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.money import ether_text
 from p2pnode.protocols.crypto import Signer, key_address
@@ -130,7 +130,7 @@ async def carry_out(
     node = EvmNode(endpoints)
     # Never dearer than what was shown, for that is what the user agreed to.
     limits = SenderLimits(gas_price_max_wei=offer.fees.most, transaction_fee_max_wei=None)
-    sender = Sender(
+    sender = TransactionSender(
         node, chain_id=offer.chain_id, account=offer.deployer, sign=sign, confirmations=1,
         jitter=secrets.SystemRandom().random, limits=limits, book=book,
     )  # fmt: skip
@@ -147,7 +147,7 @@ async def carry_out(
         raise failed
 
 
-async def _create(sender: Sender, node: EvmNode, step: Step, nonce: int) -> Receipt:
+async def _create(sender: TransactionSender, node: EvmNode, step: Step, nonce: int) -> Receipt:
     order = Order(
         to=b"",
         data=step.initcode,

@@ -24,7 +24,7 @@ from p2pnode.chain.evm.node import EvmNode, Receipt
 from p2pnode.chain.evm.order_book import HASH_BYTES, Ending, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
 from p2pnode.chain.evm.rpc_answers import RpcError, data_of, shape_of
-from p2pnode.chain.evm.transaction_sender import Sender, SenderLimits
+from p2pnode.chain.evm.transaction_sender import SenderLimits, TransactionSender
 from p2pnode.chain.ledger import (
     AccountState,
     Call,
@@ -71,7 +71,7 @@ class EvmLedger:
         domains: Domains,
         *,
         confirmations: int,
-        sender: Sender | None,
+        sender: TransactionSender | None,
         account: bytes | None,
         blocks_per_page: int,
     ) -> None:
@@ -125,7 +125,7 @@ class EvmLedger:
             raise
         sender = None
         if account is not None and sign is not None:
-            sender = Sender(
+            sender = TransactionSender(
                 node, chain_id=chain_id, account=account, sign=sign, confirmations=confirmations,
                 jitter=jitter, limits=bounds.sender, book=book,
             )  # fmt: skip

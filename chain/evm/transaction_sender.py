@@ -1,4 +1,4 @@
-"""``Sender``: the one task that owns an account's nonces. It takes orders and returns receipts.
+"""``TransactionSender``: the one task that owns an account's nonces. It takes orders and returns receipts.
 
 Orders are tried (gas estimate), priced (EIP-1559), signed and sent one after another; several may be
 pending. One that isn't mined in time is sent again with the same nonce and a higher fee, up to a cap. A
@@ -56,7 +56,7 @@ class SenderLimits:
     final_s: float = 900.0
 
 
-class Sender:
+class TransactionSender:
     """See the module. ``run`` it in a nursery; ``send`` from any task."""
 
     def __init__(

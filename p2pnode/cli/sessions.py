@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
-    from p2pnode.storage.conversations.stored_conversation import Conversation
     from p2pnode.storage.conversations.records import SavedConversation
+    from p2pnode.storage.conversations.stored_conversation import StoredConversation
 
 sessions_app = Commands(help="Conversations and paid sessions of this data dir.", no_args_is_help=True)
 SessionArgument = Annotated[str, typer.Argument(help="A session id, or how it begins.")]
@@ -247,7 +247,7 @@ def _nothing(begins: str, what: str) -> str:
 
 
 async def _show_conversation(
-    output: Output, saved: SavedConversation, opened: Conversation, branch: int | None
+    output: Output, saved: SavedConversation, opened: StoredConversation, branch: int | None
 ) -> None:
     from p2pnode.errors import UsageError
 

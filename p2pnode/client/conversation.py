@@ -28,7 +28,7 @@ from p2pnode.protocols.inference.messages import Role, SamplingParams
 from p2pnode.storage.conversations.records import Finish, Loss, Piece
 
 if TYPE_CHECKING:
-    from p2pnode.storage.conversations.stored_conversation import Conversation as StoredConversation
+    from p2pnode.storage.conversations.stored_conversation import StoredConversation
     from p2pnode.storage.conversations.writer import ConversationWriter
 
 

@@ -24,8 +24,8 @@ from p2pnode.protocols.inference.messages import SamplingParams
 
 if TYPE_CHECKING:
     from p2pnode.storage.conversations.archive import Recovery
-    from p2pnode.storage.conversations.stored_conversation import Conversation as StoredConversation
     from p2pnode.storage.conversations.replicator import Replicator
+    from p2pnode.storage.conversations.stored_conversation import StoredConversation
 
 log = structlog.get_logger()
 

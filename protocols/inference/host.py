@@ -66,8 +66,8 @@ from p2pnode.protocols.inference.messages import (
     prompt_bytes_max,
     retry_of,
 )
-from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
 from p2pnode.protocols.inference.open_session import Admit, FindSession, HostTerms, OpenSession
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
 
 State: TypeAlias = Literal["opening", "relaying", "idle", "reading", "quoting", "serving", "over"]
 _GOING_AWAY: Final = "this host is going away: try another"

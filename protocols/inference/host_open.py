@@ -45,8 +45,6 @@ from p2pnode.protocols.inference.messages import (
     SessionTerms,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.receipts import ReceiptChain, receipt_holds
-from p2pnode.protocols.inference.replay import ReplayBuffer, SendQueue
 from p2pnode.protocols.inference.open_session import (
     Admit,
     FindSession,
@@ -54,6 +52,8 @@ from p2pnode.protocols.inference.open_session import (
     LapsedSession,
     OpenSession,
 )
+from p2pnode.protocols.inference.receipts import ReceiptChain, receipt_holds
+from p2pnode.protocols.inference.replay import ReplayBuffer, SendQueue
 from p2pnode.protocols.typed_data import session_id
 
 

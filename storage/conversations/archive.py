@@ -27,9 +27,8 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import ModelId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.protocols.inference.messages import SamplingParams
-from p2pnode.storage.conversations.stored_conversation import Conversation, ForgottenError
 from p2pnode.storage.conversations.index import Index
-from p2pnode.storage.conversations.sealed_log import LogContext, Wall
+from p2pnode.storage.conversations.log_sender import LogSender, Renewal, Sent
 from p2pnode.storage.conversations.merge import link_of
 from p2pnode.storage.conversations.reader import ConversationLostError
 from p2pnode.storage.conversations.records import (
@@ -42,7 +41,8 @@ from p2pnode.storage.conversations.records import (
 )
 from p2pnode.storage.conversations.replication_state import ReplicationState
 from p2pnode.storage.conversations.schedule import LocalHead, floor_of, unknown_to
-from p2pnode.storage.conversations.log_sender import Renewal, Sender, Sent
+from p2pnode.storage.conversations.sealed_log import LogContext, Wall
+from p2pnode.storage.conversations.stored_conversation import ForgottenError, StoredConversation
 from p2pnode.storage.keys import INDEX_SID, SID_BYTES, StorageKeys
 from p2pnode.storage.replication.quorum import QUORUM, Counted, Seen
 from p2pnode.storage.replication.replication import Others, Replication
@@ -103,9 +103,9 @@ class Archive:
         self._replication = Replication(own, others, owner=keys.owner, quorum=quorum, limits=limits)
         self._context = LogContext(self._replication, state, draw, wall, limits)
         self._index = Index(keys, self._context)
-        self._sender = Sender(keys, self._context, resolve=self._resolve, floor=self._floor)
+        self._sender = LogSender(keys, self._context, resolve=self._resolve, floor=self._floor)
         self._renewal = Renewal(self._context, self._sender, fetch=self._fetch)
-        self._open: dict[bytes, Conversation] = {}
+        self._open: dict[bytes, StoredConversation] = {}
         self._opening = trio.Lock()
         self._floors: dict[bytes, int] = {}
         self._losses: dict[Loss, None] = {}
@@ -125,8 +125,8 @@ class Archive:
 
     async def new(
         self, *, title: str = "", model: ModelId | None = None, sampling: SamplingParams | None = None
-    ) -> Conversation:
-        """Begin a conversation, durable here when it returns. Raises as ``Conversation.append``."""
+    ) -> StoredConversation:
+        """Begin a conversation, durable here when it returns. Raises as ``StoredConversation.append``."""
         await self._ready()
         sid = self._context.draw(SID_BYTES)
         conversation = self._conversation(sid)
@@ -137,7 +137,7 @@ class Archive:
         self._sender.wake()
         return conversation
 
-    async def open(self, sid: bytes, *, ask: bool = True) -> Conversation:
+    async def open(self, sid: bytes, *, ask: bool = True) -> StoredConversation:
         """A conversation as our disk has it or, with ``ask``, as the replica that has the newest of it.
 
         What is missing of it is in its ``losses``. Raises ``ConversationLostError``, ``ForgottenError``.
@@ -270,7 +270,7 @@ class Archive:
                 conversation = await self._load(local.sid, local, ask=False)
                 await self._list(conversation)
 
-    async def _list(self, conversation: Conversation) -> None:
+    async def _list(self, conversation: StoredConversation) -> None:
         now = int(self._context.wall())
         known = self._index.conversation(conversation.sid)
         same = known and (known.title, known.model) == (conversation.title, conversation.model)
@@ -289,17 +289,17 @@ class Archive:
             ]
         )
 
-    def _conversation(self, sid: bytes) -> Conversation:
-        return Conversation(self._keys.conversation(sid), self._context, self._committed)
+    def _conversation(self, sid: bytes) -> StoredConversation:
+        return StoredConversation(self._keys.conversation(sid), self._context, self._committed)
 
-    async def _committed(self, conversation: Conversation) -> None:
+    async def _committed(self, conversation: StoredConversation) -> None:
         try:
             await self._list(conversation)
         except StorageError as error:  # the commit stands; the next one updates the list
             log.warning("archive.list_not_updated", reason=str(error))
         self._sender.wake()
 
-    async def _load(self, sid: bytes, local: LocalHead | None, *, ask: bool) -> Conversation:
+    async def _load(self, sid: bytes, local: LocalHead | None, *, ask: bool) -> StoredConversation:
         if local is not None and local.gone:
             raise self._forgotten(sid)
         conversation = self._conversation(sid)
@@ -325,7 +325,7 @@ class Archive:
         self._losses.update(dict.fromkeys(conversation.losses))
         return conversation
 
-    async def _look(self, conversation: Conversation, local: LocalHead | None) -> None:
+    async def _look(self, conversation: StoredConversation, local: LocalHead | None) -> None:
         """Ask the replicas for something newer than what is open, and merge it."""
         seen = await self._replication.newest(conversation.log.keys.entry_key)
         self._notice_rollback(conversation.sid, local, seen)
@@ -333,7 +333,7 @@ class Archive:
         self._losses.update(dict.fromkeys(conversation.losses))
 
     async def _resolve_shown(
-        self, conversation: Conversation, local: LocalHead | None, shown: Sequence[Link]
+        self, conversation: StoredConversation, local: LocalHead | None, shown: Sequence[Link]
     ) -> None:
         floor = floor_of(local, self._floor(conversation.sid))
         ours = await self._context.state.ours(conversation.sid)
@@ -345,7 +345,7 @@ class Archive:
         if shown:
             self._sender.wake()
 
-    async def _mark_gone(self, conversation: Conversation, link: Link, local: LocalHead | None) -> None:
+    async def _mark_gone(self, conversation: StoredConversation, link: Link, local: LocalHead | None) -> None:
         conversation.log.at = local.head if local else None
         await conversation.resolve(link)
         self._sender.wake()

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Final
 
-from p2pnode.storage.conversations.stored_conversation import Conversation
 from p2pnode.storage.conversations.reader import BRANCHES_FOLLOWED_MAX, ConversationLostError
 from p2pnode.storage.conversations.records import Link, Loss, Piece
+from p2pnode.storage.conversations.stored_conversation import StoredConversation
 from p2pnode.storage.conversations.turns import Turn
 
 FORMAT: Final = "p2pnode-conversation-1"
 
 
-async def exported(conversation: Conversation) -> dict[str, Any]:
+async def exported(conversation: StoredConversation) -> dict[str, Any]:
     """The conversation for ``json.dumps``: bytes as hex, costs in token units, times in epoch seconds."""
     losses: list[Loss] = list(conversation.losses)
     branches = []

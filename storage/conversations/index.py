@@ -14,7 +14,6 @@ import structlog
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.wire import encode
-from p2pnode.storage.conversations.sealed_log import Log, LogContext
 from p2pnode.storage.conversations.merge import id_of, improvements, live, merged, parse_index
 from p2pnode.storage.conversations.reader import ConversationLostError, Loaded
 from p2pnode.storage.conversations.records import (
@@ -26,6 +25,7 @@ from p2pnode.storage.conversations.records import (
     SavedSession,
 )
 from p2pnode.storage.conversations.replication_state import MovedError
+from p2pnode.storage.conversations.sealed_log import LogContext, SealedLog
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ class Index:
     """The records by their ids. Call :meth:`read` first."""
 
     def __init__(self, keys: StorageKeys, context: LogContext) -> None:
-        self.log = Log(keys.index, context, self._join)
+        self.log = SealedLog(keys.index, context, self._join)
         self._context = context
         self._records: dict[bytes, IndexRecord] = {}
         self._unread: dict[Link, None] = {}
@@ -75,7 +75,7 @@ class Index:
         self._take(loaded)
 
     async def note(self, records: Iterable[IndexRecord]) -> bool:
-        """Record what is better than what is known; whether anything was. Raises as ``Log.commit``."""
+        """Record what is better than what is known; whether anything was. Raises as ``SealedLog.commit``."""
         wanted = merged(records)
         async with self.log.lock:
             for _ in range(_TRIES):

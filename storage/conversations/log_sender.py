@@ -18,11 +18,11 @@ from p2pnode.bounded import Backoff
 from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash
-from p2pnode.storage.conversations.sealed_log import LogContext
 from p2pnode.storage.conversations.merge import link_of
 from p2pnode.storage.conversations.reader import Reader
 from p2pnode.storage.conversations.records import TOMBSTONE, Link, Loss
 from p2pnode.storage.conversations.schedule import LocalHead, floor_of, to_fetch, to_renew, to_send
+from p2pnode.storage.conversations.sealed_log import LogContext
 from p2pnode.storage.keys import INDEX_SID, LogKeys, StorageKeys
 from p2pnode.storage.replication.quorum import Written
 from p2pnode.storage.replication.replication import Check
@@ -54,7 +54,7 @@ class _Progress:
         self.event = trio.Event()
 
 
-class Sender:
+class LogSender:
     """``resolve`` gets another writer's manifest, and returns whether our head covers it now.
 
     ``floor`` returns the revision below which everything is known.
@@ -208,7 +208,7 @@ class Renewal:
     """
 
     def __init__(
-        self, context: LogContext, sender: Sender, *, fetch: Callable[[bytes], Awaitable[None]]
+        self, context: LogContext, sender: LogSender, *, fetch: Callable[[bytes], Awaitable[None]]
     ) -> None:
         self._context, self._sender, self._fetch = context, sender, fetch
         self._fetching: trio.CancelScope | None = None

@@ -29,9 +29,9 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.node.node import Node
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.storage.conversations.archive import Archive, Recovery, Status
-from p2pnode.storage.conversations.sealed_log import Wall
-from p2pnode.storage.conversations.replication_state import ReplicationState
 from p2pnode.storage.conversations.log_sender import Sent
+from p2pnode.storage.conversations.replication_state import ReplicationState
+from p2pnode.storage.conversations.sealed_log import Wall
 from p2pnode.storage.key_file import load_storage_keys
 from p2pnode.storage.keys import StorageKeys
 from p2pnode.storage.node_store import open_store

@@ -68,7 +68,7 @@ class LogContext:
     limits: Limits
 
 
-class Log:
+class SealedLog:
     """One log. Its ``head`` is None until something was read, committed or adopted."""
 
     def __init__(self, keys: LogKeys, context: LogContext, join: Join) -> None:

@@ -16,7 +16,6 @@ from p2pnode.errors import P2PNodeError, ProtocolError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.wire import decode_record, encode
-from p2pnode.storage.conversations.sealed_log import Log, LogContext
 from p2pnode.storage.conversations.merge import next_step
 from p2pnode.storage.conversations.reader import Loaded
 from p2pnode.storage.conversations.records import (
@@ -29,6 +28,7 @@ from p2pnode.storage.conversations.records import (
     Piece,
     title_of,
 )
+from p2pnode.storage.conversations.sealed_log import LogContext, SealedLog
 from p2pnode.storage.conversations.turns import Turn, joined, missing_turns, numbered, turns_of
 from p2pnode.storage.keys import LogKeys
 
@@ -39,13 +39,13 @@ class ForgottenError(ArchiveError):
     """The user has forgotten the conversation, here or on another machine."""
 
 
-class Conversation:
+class StoredConversation:
     """One open conversation. ``Archive.new`` and ``Archive.open`` make it."""
 
     def __init__(
-        self, keys: LogKeys, context: LogContext, on_commit: Callable[[Conversation], Awaitable[None]]
+        self, keys: LogKeys, context: LogContext, on_commit: Callable[[StoredConversation], Awaitable[None]]
     ) -> None:
-        self.log = Log(keys, context, _join)
+        self.log = SealedLog(keys, context, _join)
         self._on_commit = on_commit
         self._pieces: list[Piece] = []
         self._waiting: Link | None = None

@@ -16,9 +16,9 @@ from p2pnode.errors import StorageError
 from p2pnode.ids import ModelId
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.stored_conversation import Conversation
 from p2pnode.storage.conversations.records import Piece, SavedSession
 from p2pnode.storage.conversations.replication_state import MovedError
+from p2pnode.storage.conversations.stored_conversation import StoredConversation
 
 log = structlog.get_logger()
 _TRIES: Final = 8
@@ -34,7 +34,7 @@ class ConversationWriter:
     def __init__(
         self,
         archive: Archive,
-        conversation: Conversation | None,
+        conversation: StoredConversation | None,
         *,
         model: ModelId,
         sampling: SamplingParams,

@@ -39,9 +39,9 @@ from p2pnode.protocols.identify import messages as identify
 from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.client_turn import ClientTimes
+from p2pnode.protocols.inference.open_session import HostTerms
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
-from p2pnode.protocols.inference.open_session import HostTerms
 from p2pnode.protocols.lookup import messages as lookup
 from p2pnode.protocols.s5.entries import DATA_MAX, EntryKey
 from p2pnode.protocols.wire import Codec, Range, Size, decode_record, encode, wire_keys, wire_name

@@ -568,7 +568,7 @@ def test_a_log_without_its_data_is_named() -> None:
 
 
 def test_importing_the_chains_modules_imports_no_web3() -> None:
-    modules = ("ledger", "wallet.wallet", "evm.rpc", "evm.sender", "evm.ledger", "evm.calls")
+    modules = ("ledger", "wallet.wallet", "evm.rpc", "evm.transaction_sender", "evm.ledger", "evm.calls")
     heavy = ("web3", "eth_account", "eth_abi", "eth_tester", "eth", "httpx")
     imports = ", ".join(f"p2pnode.chain.{module}" for module in modules)
     code = f"import sys, {imports}; print([each for each in {heavy} if each in sys.modules])"

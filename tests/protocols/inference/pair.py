@@ -36,8 +36,8 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, ChatMessage, PromptBody, SamplingParams
-from p2pnode.protocols.inference.replay import SendQueue
 from p2pnode.protocols.inference.open_session import HostTerms
+from p2pnode.protocols.inference.replay import SendQueue
 from tests.protocols.support import MODEL, Identity
 
 HOST, CLIENT = Identity("host"), PeerId("client")

@@ -10,8 +10,8 @@ from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.client_turn import held_from_journal
 from p2pnode.protocols.inference.commands import Issued, SessionFailed, Start
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.receipts import receipt_holds
 from p2pnode.protocols.inference.open_session import LapsedSession
+from p2pnode.protocols.inference.receipts import receipt_holds
 from p2pnode.protocols.typed_data import session_id
 from tests.protocols.inference.paid_pair import (
     CLIENT_ID,

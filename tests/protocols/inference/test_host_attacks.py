@@ -23,8 +23,8 @@ from p2pnode.protocols.inference.commands import (
     GenTokens,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, prompt_parts
 from p2pnode.protocols.inference.open_session import HostTerms
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, prompt_parts
 from p2pnode.protocols.wire import encode
 from tests.protocols.inference.pair import CLIENT, HOST, STREAM, TERMS, Pair, ask, new_host, queue_of
 from tests.protocols.strategies import messages

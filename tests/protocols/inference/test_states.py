@@ -36,8 +36,8 @@ from p2pnode.protocols.inference.commands import (
     Start,
     TurnFailed,
 )
-from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.open_session import HostTerms
+from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode, wire_name
 from tests.protocols.inference.paid_pair import (
     CLIENT_ID,

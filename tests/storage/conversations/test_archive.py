@@ -10,9 +10,9 @@ from trio.testing import MockClock
 
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.inference.messages import SamplingParams
-from p2pnode.storage.conversations.stored_conversation import ForgottenError
 from p2pnode.storage.conversations.reader import ConversationLostError
 from p2pnode.storage.conversations.records import PIECE_IDS_MAX, PIECE_TEXT_MAX
+from p2pnode.storage.conversations.stored_conversation import ForgottenError
 from p2pnode.storage.keys import StorageKeys
 from tests.storage.conversations.worlds import KEYS, World, answered, asked, objects_of, says, session, texts
 

@@ -14,8 +14,8 @@ from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.protocols.s5.entries import Entry, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.stored_conversation import Conversation
 from p2pnode.storage.conversations.reader import ConversationLostError
+from p2pnode.storage.conversations.stored_conversation import StoredConversation
 from p2pnode.storage.keys import INDEX_SID, StorageKeys
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import Quotas
@@ -41,7 +41,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def written(archive: Archive, words: list[str] = WORDS) -> Conversation:
+async def written(archive: Archive, words: list[str] = WORDS) -> StoredConversation:
     conversation = await archive.new(title="Numbers")
     for number, word in enumerate(words):
         await conversation.append(asked(word) if number % 2 == 0 else answered(word))
@@ -49,7 +49,7 @@ async def written(archive: Archive, words: list[str] = WORDS) -> Conversation:
     return conversation
 
 
-async def recovered(machine: Machine, sid: bytes) -> Conversation:
+async def recovered(machine: Machine, sid: bytes) -> StoredConversation:
     async with machine.on() as archive:
         await archive.recover()
         return await archive.open(sid)

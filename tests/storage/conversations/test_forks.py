@@ -8,9 +8,9 @@ import pytest
 from trio.testing import MockClock
 
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.stored_conversation import Conversation
 from p2pnode.storage.conversations.records import BRANCHES_MAX
 from p2pnode.storage.conversations.replication_state import MovedError
+from p2pnode.storage.conversations.stored_conversation import StoredConversation
 from tests.storage.conversations.worlds import World, answered, asked, says, texts
 
 
@@ -19,7 +19,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def all_texts(conversation: Conversation) -> set[str]:
+async def all_texts(conversation: StoredConversation) -> set[str]:
     """Of the main line and of all branches, and their branches."""
     found = set(texts(conversation.turns))
     for link in conversation.branches:
@@ -29,7 +29,7 @@ async def all_texts(conversation: Conversation) -> set[str]:
     return found
 
 
-async def both_open(one: Archive, two: Archive) -> tuple[Conversation, Conversation]:
+async def both_open(one: Archive, two: Archive) -> tuple[StoredConversation, StoredConversation]:
     first = await one.new()
     await first.append(answered("shared"))
     await one.flush()

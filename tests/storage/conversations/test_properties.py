@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import StorageError
 from p2pnode.storage.conversations.archive import Archive
-from p2pnode.storage.conversations.stored_conversation import Conversation
+from p2pnode.storage.conversations.stored_conversation import StoredConversation
 from tests.storage.conversations.worlds import (
     Machine,
     PowerCutError,
@@ -40,7 +40,7 @@ STEPS = st.lists(
 )
 
 
-async def every_text(conversation: Conversation) -> set[str]:
+async def every_text(conversation: StoredConversation) -> set[str]:
     """Of all turns of all lines, in pieces as they were said."""
     found: set[str] = set()
     waiting = [conversation.head, *conversation.branches]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.conversations.archive import Status
+from p2pnode.storage.conversations.log_sender import Sent
 from p2pnode.storage.conversations.records import Link
 from p2pnode.storage.conversations.replicator import OWN, ReplicationReport
 from p2pnode.storage.conversations.schedule import LocalHead
-from p2pnode.storage.conversations.log_sender import Sent
 from p2pnode.storage.replication.quorum import Counted, Written
 from p2pnode.storage.store import OwnerKey
 
