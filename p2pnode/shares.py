@@ -17,6 +17,7 @@ from p2pnode.scopes import ip_of, is_global_ip
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+_NO_PREFIX: Final = ("relay/", "peer/")
 _V4_BITS: Final = 24
 _V6_BITS: Final = 48
 _V6_WIDE_BITS: Final = 32
@@ -31,6 +32,11 @@ class Origin:
 
     wide: str
     near: str
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether it is a prefix of addresses, which tells something of who is behind it."""
+        return not self.near.startswith(_NO_PREFIX)
 
 
 def origin_of(host: str | None, peer: PeerId, *, relay: PeerId | None = None) -> Origin:

@@ -6,6 +6,7 @@ Only what a user of the library sets: keys, addresses, GossipSub's degrees, a he
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
@@ -18,6 +19,7 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
+MESSAGE_BYTES: Final = 300
 _ANY: Final = "/ip4/127.0.0.1/tcp/0"
 _PROTOCOLS: Final = (TProtocol("/meshsub/1.2.0"), TProtocol("/meshsub/1.1.0"))
 
@@ -31,6 +33,10 @@ class LibraryNode:
     async def connect(self, other: LibraryNode) -> None:
         """Dial another node."""
         await self._host.connect(PeerInfo(other._host.get_id(), other._host.get_addrs()))
+
+    def message(self) -> bytes:
+        """Something to publish."""
+        return secrets.token_bytes(MESSAGE_BYTES)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Publish to all nodes on the topic."""

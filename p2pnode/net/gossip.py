@@ -1,40 +1,82 @@
-"""``Gossip``: topics by GossipSub, with strict signing, one validator per topic, and bounded
-subscriptions.
+"""``Gossip``: the topics of one node: streams, queues and a timer around the machine of GossipSub.
 
-A message reaches a subscription once, after its author's signature and the topic's validator were checked.
-What the validator refuses is neither delivered nor forwarded. This module doesn't know what the bytes mean.
+Each peer that speaks GossipSub gets one stream of ours, and may have one to us. What waits for a peer is
+bounded in bytes: one that doesn't read loses it, and its place in the meshes, and gets a new stream after a
+while; its connection stays. This module decides nothing about messages, and doesn't know what they mean.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, Literal, Protocol
 
 import structlog
 import trio
-from libp2p.custom_types import TProtocol
-from libp2p.peer.id import ID
-from libp2p.pubsub.pb import rpc_pb2
 
-from p2pnode.errors import LocalError
+from p2pnode.bounded import backoff_s
+from p2pnode.errors import LocalError, ProtocolError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
-from p2pnode.net.gossipsub import NodeGossipSub
-from p2pnode.net.libp2p_host import NodeHost
-from p2pnode.net.multiaddrs import from_id
-from p2pnode.net.pubsub import NodePubsub
-from p2pnode.net.services import ServiceManager, attach
+from p2pnode.net.conduct import SLOW_S
+from p2pnode.net.conduct import Verdict as ConductVerdict
+from p2pnode.net.router import Handler
+from p2pnode.net.stream import Stream
+from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.events import (
+    CancelTimer,
+    Command,
+    Effect,
+    Emit,
+    Event,
+    Fault,
+    Received,
+    Send,
+    SetTimer,
+    TimerFired,
+)
+from p2pnode.protocols.framing.codec import FrameDecoder, frame_head
+from p2pnode.protocols.gossipsub.commands import (
+    FAULT_WEIGHTS,
+    IGNORE,
+    Delivered,
+    GossipCommand,
+    Join,
+    Leave,
+    PeerDown,
+    PeerPaused,
+    PeerUp,
+    Publish,
+    Validator,
+    Verdict,
+)
+from p2pnode.protocols.gossipsub.messages import PROTOCOL_1_2, PROTOCOLS, RPC_MAX
+from p2pnode.protocols.gossipsub.parameters import Parameters
+from p2pnode.protocols.gossipsub.router import GossipRouter
+from p2pnode.shares import Origin
+from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
 
-Validator = Callable[[PeerId, bytes], bool]
-"""``(author, data)``: the author is the peer whose signature the message bears, already verified."""
+PAYLOADS_AT_ONCE: Final = 32
+"""After so many RPCs of one peer the others have a turn."""
+RETRY_FIRST_S: Final = 1.0
+INBOUND_PER_PEER: Final = 2
+"""The second one replaces the first: a peer that lost its connection need not wait until we notice."""
 
-PROTOCOLS: Final = (TProtocol("/meshsub/1.2.0"), TProtocol("/meshsub/1.1.0"))
-DEGREE, DEGREE_LOW, DEGREE_HIGH = 6, 4, 12
-FORWARDER_MESSAGES_PER_S: Final = 100.0
-"""Per topic, of one neighbour, who forwards for all its neighbours. Above it the library stops forwarding."""
+
+class GossipNetwork(Protocol):
+    """What gossip needs of the network below it."""
+
+    def serve(self, protocol: str, handler: Handler, *, streams_per_peer: int | None = None) -> None: ...
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream: ...
+    def watch_peers(self, callback: Callable[[PeerId, Any], object]) -> None: ...
+    def speaks(self, peer: PeerId, protocol: str) -> bool | None: ...
+    def origin_of(self, peer: PeerId) -> Origin: ...
+    def is_dialled(self, peer: PeerId) -> bool: ...
+    def charge(self, peer: PeerId, fault: str, weight: float) -> ConductVerdict: ...
 
 
 class Subscription:
@@ -49,14 +91,13 @@ class Subscription:
         self._ready = trio.Event()
         self._closed = False
 
-    def deliver(self, author: PeerId, data: bytes) -> bool:
-        """Queue a message. Returns false when the queue is full."""
+    def deliver(self, author: PeerId, data: bytes) -> None:
+        """Queue a message, or count it as dropped when the queue is full."""
         if len(self._queue) >= self._size:
             self.dropped += 1
-            return False
+            return
         self._queue.append((author, data))
         self._ready.set()
-        return True
 
     def __aiter__(self) -> AsyncIterator[tuple[PeerId, bytes]]:
         return self
@@ -79,102 +120,298 @@ class Subscription:
         """Unsubscribe. Never raises."""
         if not self._closed:
             self.end()
-            await self._close(self)
+            self._close(self)
+        await trio.lowlevel.checkpoint()
+
+
+class _Link:
+    """One peer: what waits to be sent to it, and the scopes of its two streams."""
+
+    def __init__(self, peer: PeerId, protocol: str) -> None:
+        self.peer, self.protocol = peer, protocol
+        self.life = trio.CancelScope()
+        self.sending: trio.CancelScope | None = None
+        self.reading: trio.CancelScope | None = None
+        self.is_known = False
+        """Whether the machine was told of it."""
+        self.overflown = False
+        self.conduct: Literal["ok", "slow", "leave"] = "ok"
+        self._waiting: list[bytes] = []
+        self._bytes = 0
+        self._wake = trio.Event()
+
+    def put(self, payload: bytes, most: int) -> bool:
+        """Queue an RPC; false where too much waits already."""
+        if self._bytes + len(payload) > most:
+            return False
+        self._waiting += (frame_head(len(payload)), payload)
+        self._bytes += len(payload)
+        self._wake.set()
+        return True
+
+    async def take(self) -> bytes:
+        """All that waits, as soon as something does."""
+        while not self._waiting:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        return b"".join(waiting)
+
+    def clear(self) -> None:
+        self._waiting, self._bytes = [], 0
 
 
 class Gossip:
     """The topics of one node. Runs between ``start`` and the end of the nursery."""
 
-    def __init__(self, host: NodeHost, limits: Limits, *, fast: bool) -> None:
-        self._limits = limits
-        self._guard = host.swarm.guard
-        self._router = NodeGossipSub(
-            fast=fast,
-            protocols=list(PROTOCOLS),
-            degree=DEGREE,
-            degree_low=DEGREE_LOW,
-            degree_high=DEGREE_HIGH,
-            heartbeat_interval=limits.gossip_heartbeat_s,
-            heartbeat_initial_delay=min(0.1, limits.gossip_heartbeat_s),
-            max_messages_per_topic_per_second=FORWARDER_MESSAGES_PER_S,
-            # Adaptation would change the heartbeat, and IP diversity means nothing on one LAN.
-            adaptive_gossip_enabled=False,
-            eclipse_protection_enabled=False,
+    def __init__(
+        self,
+        network: GossipNetwork,
+        *,
+        peer: PeerId,
+        sign: Signer,
+        draw: Callable[[], float],
+        wall_clock: Callable[[], float],
+        limits: Limits,
+        guard: Guard,
+        known_topic: Callable[[str], bool],
+    ) -> None:
+        self._network, self._limits, self._guard = network, limits, guard
+        self._router = GossipRouter(
+            peer=peer,
+            sign=sign,
+            draw=draw,
+            seqno=int(wall_clock() * 2**32),
+            parameters=Parameters(heartbeat_s=limits.gossip_heartbeat_s),
+            known_topic=lambda name: known_topic(name.decode(errors="replace")),
         )
-        self._pubsub = NodePubsub(host, self._router, deliver=self._deliver, fast=fast)
         self._subscriptions: dict[str, list[Subscription]] = {}
-        self._managers: list[ServiceManager] = []
-        self.counts: Counter[str] = Counter()
+        self._links: dict[PeerId, _Link] = {}
+        self._nursery: trio.Nursery | None = None
+        self._beat_at: float | None = None
+        self._beat_set = trio.Event()
+        self._counts: Counter[str] = Counter()
+        for protocol in PROTOCOLS:
+            network.serve(protocol, self._serve, streams_per_peer=INBOUND_PER_PEER)
+        network.watch_peers(self._changed)
 
-    async def start(self, nursery: trio.Nursery) -> None:
-        """Run in ``nursery``; ready on return."""
-        self._managers = [
-            attach(self._pubsub, "pubsub", nursery, self._guard),
-            attach(self._router, "gossipsub", nursery, self._guard),
-        ]
-        await self._pubsub.wait_until_ready()
+    # ---- what a node uses
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Run in ``nursery``."""
+        self._nursery = nursery
+        nursery.start_soon(self._guard.run, self._beat)
 
     def stop(self) -> None:
         """Start nothing new, and end the subscriptions."""
-        for manager in self._managers:
-            manager.cancel()
+        self._nursery = None
         for subscriptions in self._subscriptions.values():
             for subscription in subscriptions:
                 subscription.end()
 
     async def publish(self, topic: str, data: bytes) -> None:
-        """Sign and send to the topic's mesh; our own validator and subscriptions see it too."""
-        self.counts["published"] += 1
-        # Guarded, here and below: the library works through data of every neighbour.
-        await self._guard.run(self._pubsub.publish, topic, data)
+        """Sign and send to the peers on the topic; our own validator and subscriptions see it too."""
+        self._command(Publish(topic, data))
+        await trio.lowlevel.checkpoint()
 
     async def subscribe(self, topic: str, validator: Validator) -> Subscription:
         """Join ``topic``. A topic has one validator: that of its latest subscription."""
 
-        def validate(_forwarder: ID, message: rpc_pb2.Message) -> bool:
-            author = from_id(ID(message.from_id))
+        def validate(author: PeerId, data: bytes) -> Verdict:
             try:
-                valid = bool(validator(author, message.data))
+                return validator(author, data)
             except Exception as error:  # noqa: BLE001  a validator's mistake must not stop the topic
                 log.warning("gossip.validator_failed", topic=topic, author=author, error=repr(error))
-                valid = False
-            if not valid:
-                self.counts["rejected"] += 1
-            return valid
+                return IGNORE
 
-        self._pubsub.set_topic_validator(topic, validate, is_async_validator=False)
         subscription = Subscription(topic, self._limits.gossip_queue, self._leave)
         self._subscriptions.setdefault(topic, []).append(subscription)
-        await self._guard.run(self._pubsub.subscribe, topic)
+        self._command(Join(topic, validate))
+        await trio.lowlevel.checkpoint()
         return subscription
 
     def topic_peers(self, topic: str) -> tuple[PeerId, ...]:
         """The connected peers that are known to be on ``topic``."""
-        return tuple(sorted(from_id(peer) for peer in self._pubsub.peer_topics.get(topic, ())))
+        return self._router.topic_peers(topic)
 
     def stats(self) -> dict[str, int]:
-        """Counts since the start."""
-        dropped = sum(s.dropped for subscriptions in self._subscriptions.values() for s in subscriptions)
-        return {**self.counts, "dropped": self.counts["dropped_closed"] + dropped}
+        """Counts since the start, and with ``held.`` before it how much the machine keeps now."""
+        unread = sum(each.dropped for listed in self._subscriptions.values() for each in listed)
+        held = {f"held.{name}": count for name, count in self._router.held().items()}
+        return {**self._router.counts, **self._counts, "unread": self._counts["unread"] + unread, **held}
 
-    def _deliver(self, topic: str, author: PeerId, data: bytes) -> None:
-        for subscription in self._subscriptions.get(topic, ()):
-            if subscription.deliver(author, data):
-                self.counts["delivered"] += 1
+    # ---- the machine
 
-    async def _leave(self, subscription: Subscription) -> None:
+    def _command(self, command: GossipCommand) -> None:
+        self._give(Command(command))
+
+    def _give(self, event: Event) -> None:
+        # Nothing here waits: what one event decides is queued before the next one comes.
+        self._perform(self._router.handle(event, trio.current_time()))
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(peer=peer, message=payload):
+                    self._send(peer, payload)
+                case SetTimer(at=at):
+                    self._beat_at = at
+                    self._beat_set.set()
+                case Emit(value=Delivered(topic=topic, author=author, data=data)):
+                    for subscription in self._subscriptions.get(topic, ()):
+                        subscription.deliver(author, data)
+                case Emit(value=Fault(peer=peer, name=name, weight=weight)):
+                    self._charge(peer, name, weight)
+                case CancelTimer() | Emit():
+                    pass  # it emits nothing else, and cancels no heartbeat
+
+    def _send(self, peer: PeerId, payload: bytes) -> None:
+        link = self._links.get(peer)
+        if link is None or link.sending is None or link.overflown:
+            return
+        if not link.put(payload, self._limits.gossip_send_bytes):
+            link.overflown = True
+            link.clear()
+            link.sending.cancel()
+            self._counts["overflows"] += 1
+            log.debug("gossip.peer_does_not_read", peer=peer)
+
+    def _charge(self, peer: PeerId, fault: str, weight: float) -> None:
+        verdict = self._network.charge(peer, f"gossip.{fault}", weight)
+        if (link := self._links.get(peer)) is not None and verdict != "ok":
+            link.conduct = verdict
+
+    async def _beat(self) -> None:
+        while True:
+            if self._beat_at is None or self._beat_at > trio.current_time():
+                self._beat_set = trio.Event()
+                with trio.move_on_at(math.inf if self._beat_at is None else self._beat_at):
+                    await self._beat_set.wait()
+                continue
+            self._beat_at = None
+            self._give(TimerFired("heartbeat"))
+
+    # ---- peers
+
+    def _changed(self, peer: PeerId, change: str) -> None:
+        if change == "disconnected":
+            if (link := self._links.pop(peer, None)) is not None:
+                link.life.cancel()
+                self._command(PeerDown(peer))
+        elif change == "identified":
+            spoken = next((each for each in PROTOCOLS if self._network.speaks(peer, each)), None)
+            if spoken is not None:
+                self._link(peer, spoken)
+
+    def _link(self, peer: PeerId, protocol: str) -> _Link | None:
+        link = self._links.get(peer)
+        if link is None and self._nursery is not None:
+            link = self._links[peer] = _Link(peer, protocol)
+            self._nursery.start_soon(self._guard.run, self._keep, link)
+        return link
+
+    async def _keep(self, link: _Link) -> None:
+        """Have one stream to the peer as long as it is connected; a lost one is replaced after a wait."""
+        failures = 0
+        with link.life:
+            while True:
+                try:
+                    stream = await self._network.open_stream(link.peer, link.protocol)
+                except UnreachableError as error:
+                    log.debug("gossip.no_stream", peer=link.peer, reason=str(error))
+                    failures += 1
+                else:
+                    began = trio.current_time()
+                    await self._write(link, stream)
+                    # A peer that takes each stream and drops it is asked less and less often.
+                    failures = (
+                        0 if trio.current_time() >= began + self._limits.gossip_retry_s else failures + 1
+                    )
+                wait_s = self._limits.gossip_retry_s
+                if not link.overflown:
+                    wait_s = backoff_s(max(0, failures - 1), first_s=RETRY_FIRST_S, max_s=wait_s)
+                await trio.sleep(wait_s)
+
+    async def _write(self, link: _Link, stream: Stream) -> None:
+        try:
+            with trio.CancelScope() as link.sending:
+                link.overflown = False
+                self._tell(link, takes=True)
+                while True:
+                    await stream.send_all(await link.take())
+        except UnreachableError as error:
+            log.debug("gossip.stream_lost", peer=link.peer, reason=str(error))
+        finally:
+            link.sending = None
+            link.clear()
+            if self._links.get(link.peer) is link:
+                self._command(PeerPaused(link.peer))
+            await stream.reset()
+
+    def _tell(self, link: _Link, *, takes: bool) -> None:
+        origin = self._network.origin_of(link.peer)
+        link.is_known = True
+        self._command(
+            PeerUp(
+                link.peer,
+                idontwant=link.protocol == PROTOCOL_1_2,
+                dialled=self._network.is_dialled(link.peer),
+                group=origin.near if origin.is_prefix else None,
+                takes=takes,
+            )
+        )
+
+    async def _serve(self, stream: Stream) -> None:
+        """Read what the peer says until it ends; a later stream of the same peer replaces this one."""
+        link = self._link(stream.peer, stream.protocol)
+        if link is None:
+            return
+        if link.reading is not None:
+            link.reading.cancel()
+        if not link.is_known:  # it may say what it is on before our own stream to it is open
+            self._tell(link, takes=False)
+        with trio.CancelScope() as reading, contextlib.suppress(UnreachableError):
+            link.reading = reading
+            await self._read(link, stream)
+        if link.reading is reading:
+            link.reading = None
+
+    async def _read(self, link: _Link, stream: Stream) -> None:
+        decoder, since = FrameDecoder(RPC_MAX, frame_min=0), math.inf
+        while self._links.get(link.peer) is link:
+            with trio.move_on_at(since + self._limits.first_frame_deadline_s) as patience:
+                data = await stream.receive_some()
+            if patience.cancelled_caught:
+                self._charge(link.peer, "stalled", 1.0)
+                return
+            if not data:
+                return
+            try:
+                payloads = decoder.feed(data)
+            except ProtocolError:
+                self._charge(link.peer, "malformed", FAULT_WEIGHTS["malformed"])
+                return
+            for number, payload in enumerate(payloads):
+                self._give(Received(link.peer, 0, payload))
+                if link.conduct == "leave":
+                    return
+                if link.conduct == "slow":
+                    link.conduct = "ok"
+                    await trio.sleep(SLOW_S)
+                elif number % PAYLOADS_AT_ONCE == PAYLOADS_AT_ONCE - 1:
+                    await trio.lowlevel.checkpoint()
+            if not decoder.pending:
+                since = math.inf
+            elif payloads or since == math.inf:
+                since = trio.current_time()
+
+    def _leave(self, subscription: Subscription) -> None:
         subscriptions = self._subscriptions.get(subscription.topic, [])
         if subscription in subscriptions:
             subscriptions.remove(subscription)
-            self.counts["dropped_closed"] += subscription.dropped
-        if subscriptions:
-            return
-        self._subscriptions.pop(subscription.topic, None)
-        try:
-            self._pubsub.remove_topic_validator(subscription.topic)
-            await self._pubsub.unsubscribe(subscription.topic)
-        except Exception as error:  # noqa: BLE001  leaving must not fail
-            log.debug("gossip.leave_failed", topic=subscription.topic, error=repr(error))
+            self._counts["unread"] += subscription.dropped
+        if not subscriptions and self._subscriptions.pop(subscription.topic, None) is not None:
+            self._command(Leave(subscription.topic))
 
 
 def off() -> LocalError:

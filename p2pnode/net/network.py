@@ -41,7 +41,7 @@ from p2pnode.net.address_policy import (
 from p2pnode.net.admission import Standing
 from p2pnode.net.conduct import SLOW_S, Conduct, Verdict
 from p2pnode.net.dht import Dht, Provider
-from p2pnode.net.gossip import Gossip, Subscription, Validator
+from p2pnode.net.gossip import Gossip, Subscription
 from p2pnode.net.libp2p_host import NodeHost, ProtocolNotSpokenError
 from p2pnode.net.multiaddrs import (
     PeerAddresses,
@@ -59,6 +59,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import KnownPeers, NodeConnection, NodeSwarm, OriginRule
 from p2pnode.net.transports import TcpListener, TcpStream, TcpTransport, WsTransport, upgrade
 from p2pnode.net.upgrader import Upgrader
+from p2pnode.protocols.gossipsub.commands import Validator
 from p2pnode.protocols.kademlia.messages import PROTOCOL as KAD_PROTOCOL
 from p2pnode.shares import Origin, origin_of
 from p2pnode.tasks import Guard
@@ -120,6 +121,8 @@ class NetworkConfig:
     dht_protocol: str = KAD_PROTOCOL
     """The DHT's protocol and table. libp2p's own name is for tests and private networks."""
     gossip: bool = True
+    known_topic: Callable[[str], bool] = lambda _name: True
+    """Of which topics it is remembered which peers are on them; besides those that are joined."""
     mdns: Literal["off", "browse", "announce"] = "off"
     trusted: tuple[str, ...] = ()
     """Addresses of others that the user named: they tell which network this node lives in."""
@@ -180,7 +183,7 @@ class Network:
         self._watchers: list[Callable[[PeerId, PeerChange], object]] = []
         self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._announced, fast=self._fast)
         self._router = Router(config.limits, self._swarm.guard, self.origin_of)
-        self._gossip = Gossip(self._host, config.limits, fast=self._fast) if config.gossip else None
+        self._gossip = self._make_gossip(key_pair.private_key.sign) if config.gossip else None
         self._dht: Dht | None = None
         if config.dht != "off":
             self._dht = Dht(self, config.dht, protocol=config.dht_protocol, draw=config.rng.randrange)
@@ -191,6 +194,18 @@ class Network:
         self._stop = trio.Event()
         self._ended = trio.Event()
         self._running = False
+
+    def _make_gossip(self, sign: Callable[[bytes], bytes]) -> Gossip:
+        return Gossip(
+            self,
+            peer=self.peer_id,
+            sign=sign,
+            draw=self._config.rng.random,
+            wall_clock=self._config.wall_clock,
+            limits=self._limits,
+            guard=self._swarm.guard,
+            known_topic=self._config.known_topic,
+        )
 
     # Life.
 
@@ -276,7 +291,7 @@ class Network:
     async def _start(self, nursery: trio.Nursery) -> None:
         self._swarm.nursery = nursery
         if self._gossip is not None:
-            await self._gossip.start(nursery)
+            self._gossip.start(nursery)
         if self._dht is not None:
             self._dht.start(nursery)
         for listener in self._listeners:
@@ -350,6 +365,10 @@ class Network:
     def connected_peers(self) -> tuple[PeerId, ...]:
         """Peers with an open connection, sorted."""
         return tuple(sorted({connection.peer for connection in self._swarm.all_live()}))
+
+    def is_dialled(self, peer: PeerId) -> bool:
+        """Whether we opened a connection to ``peer`` that is still there."""
+        return any(not connection.inbound for connection in self._swarm.live(to_id(peer)))
 
     def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
         """Where we reached ``peer``, then what others say and may be dialled; each with ``/p2p``."""
@@ -505,9 +524,10 @@ class Network:
     async def subscribe(self, topic: str, validator: Validator) -> Subscription:
         """Join ``topic``.
 
-        ``validator(author, data)`` runs for each new message after libp2p has verified the author's
-        signature, our own messages included; false drops it and keeps it from being forwarded. It must not
-        block. A topic has one validator: that of its latest subscription.
+        ``validator(author, data)`` says of each new message whether it is accepted, rejected or ignored; see
+        ``Verdict`` in ``protocols/gossipsub/commands.py``. The author's signature was verified before. Our
+        own messages are asked for, too. It must not block. A topic has one validator: that of its latest
+        subscription.
         """
         return await self._need_gossip().subscribe(topic, validator)
 

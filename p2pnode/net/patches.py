@@ -1,37 +1,32 @@
 """What we change in libp2p 0.8.1, and the check that it still is what we think we change.
 
 Most changes are subclasses in their own modules (``swarm``, ``connection``, ``host``, ``upgrader`` with
-``yamux``, ``pubsub``, ``gossipsub``). Each relies on code of the library that it replaces or
+``yamux``). Each relies on code of the library that it replaces or
 calls: ``EXPECTED`` holds the fingerprint of that code, and a library that differs stops the start with
 the name of the patch. Only two things are changed in the library's own modules: logging (which would
 otherwise install a handler on the root logger and print on every disconnect), and the signed peer record,
 made and compared anew for each message.
 
 ``apply_patches(only_fixes=True)``, called before any ``Network`` is made, leaves out what only saves
-CPU: the library's muxer, stream, RPC reader and publish path run then. ``bench gossip`` compares the two,
-in two processes.
+CPU: the library's muxer and stream run then.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import linecache
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.metadata import version
 from types import CodeType
 from typing import Any, Final
 
 import structlog
-import trio
 
 from p2pnode.errors import LocalError
 
 VERSION: Final = "0.8.1"
-RPC_QUEUE_MAX: Final = 256
 
 EXPECTED: Final[dict[str, dict[str, str]]] = {
     "inbound slots and limits (swarm.py)": {
@@ -64,34 +59,8 @@ EXPECTED: Final[dict[str, dict[str, str]]] = {
         "libp2p.security.noise.patterns:PatternXX.handshake_outbound": "4d30463dc66bfda8",
         "libp2p.security.secure_session:SecureSession.read": "eeba14a89cf12325",
     },
-    "services without the library's manager (services.py)": {
-        "libp2p.pubsub.pubsub:Pubsub.run": "98a3e7ada7e7a53c",
-        "libp2p.pubsub.gossipsub:GossipSub.run": "737799c72d85e2c0",
-    },
-    "delivery and reading of gossip (pubsub.py)": {
-        "libp2p.pubsub.pubsub:Pubsub.__init__": "fc7e7f95ffc4b135",
-        "libp2p.pubsub.pubsub:Pubsub.notify_subscriptions": "3f91840e57a38474",
-        "libp2p.pubsub.pubsub:Pubsub.continuously_read_stream": "ac0c4ad87ca39288",
-        "libp2p.pubsub.pubsub:Pubsub.push_msg": "1531483ab4d77674",
-        "libp2p.pubsub.pubsub:Pubsub._handle_dead_peer": "10026d998d3016b4",
-    },
-    "grafts and publishing (gossipsub.py)": {
-        "libp2p.pubsub.gossipsub:GossipSub.__init__": "aa2c7451de9a63fa",
-        "libp2p.pubsub.gossipsub:GossipSub._emit_control_msgs": "31b209cca3155276",
-        "libp2p.pubsub.gossipsub:GossipSub.publish": "b978282af46297f7",
-        "libp2p.pubsub.gossipsub:GossipSub.heartbeat": "5e68bdb5a65be44f",
-        "libp2p.pubsub.gossipsub:GossipSub.handle_graft": "12206b0c497aaccd",
-    },
     "quiet logging (patches.py)": {
         "libp2p.utils.logging:setup_logging": "e2009782ff014f6b",
-    },
-    "no thread per pubsub (seen.py)": {
-        "libp2p.tools.timed_cache.last_seen_cache:LastSeenCache.add": "138510ba1dfe1e3b",
-        "libp2p.tools.timed_cache.last_seen_cache:LastSeenCache.has": "f3115b389afdb35e",
-    },
-    "room for a burst (patches.py)": {
-        "libp2p.pubsub.rpc_queue:RpcQueue.__init__": "29b912ed933ac51f",
-        "libp2p.pubsub.pubsub:Pubsub._handle_new_peer": "305ba4224e6151d7",
     },
     "one signed record (patches.py)": {
         "libp2p.peer.peerstore:env_to_send_in_RPC": "9fea9d702c187d22",
@@ -99,11 +68,7 @@ EXPECTED: Final[dict[str, dict[str, str]]] = {
 }
 """Patch, then function of the library, then the fingerprint of its source."""
 
-_RECORD_USERS: Final = (
-    "libp2p.pubsub.pubsub",
-    "libp2p.pubsub.gossipsub",
-    "libp2p.identity.identify.identify",
-)
+_RECORD_USERS: Final = ("libp2p.identity.identify.identify",)
 
 log = structlog.get_logger()
 
@@ -117,7 +82,6 @@ def apply_patches(*, only_fixes: bool = False) -> bool:
     if _State.applied is None:
         check()
         _quiet()
-        _bound_pubsub()
         if not only_fixes:
             _keep_signed_record()
         _State.applied = not only_fixes
@@ -186,14 +150,6 @@ def _quiet() -> None:
     connection.logging = logging.getLogger("libp2p.network.connection")  # type: ignore[attr-defined]
 
 
-def _bound_pubsub() -> None:
-    """No thread a pubsub, and room for a burst: the library's queue to each peer holds 32 messages."""
-    pubsub: Any = importlib.import_module("libp2p.pubsub.pubsub")
-    queue: Any = importlib.import_module("libp2p.pubsub.rpc_queue").RpcQueue
-    pubsub.LastSeenCache = SeenMessages
-    pubsub.RpcQueue = functools.partial(queue, max_size=RPC_QUEUE_MAX)
-
-
 def _keep_signed_record() -> None:
     """Make our signed record once for each set of addresses, not once a message."""
     peerstore = importlib.import_module("libp2p.peer.peerstore")
@@ -212,47 +168,3 @@ def _keep_signed_record() -> None:
         module = importlib.import_module(name)
         if getattr(module, "env_to_send_in_RPC", None) is original:
             module.env_to_send_in_RPC = env_to_send_in_rpc  # type: ignore[attr-defined]
-
-
-# ---- what was seen
-
-SEEN_MAX: Final = 16384
-
-
-class SeenMessages:
-    """Which messages were seen lately: bounded in time and number, on trio's clock.
-
-    Used in place of the library's cache, which starts a thread for each pubsub and never ends it.
-    """
-
-    def __init__(self, ttl: int, sweep_interval: int = 60) -> None:
-        del sweep_interval  # in the library's signature
-        self._ttl_s = ttl
-        self._until: OrderedDict[bytes, float] = OrderedDict()
-
-    def add(self, key: bytes) -> bool:
-        """Note the id, and return whether it is new. It is forgotten after ``ttl`` seconds, or when too
-        many came later."""
-        self._sweep()
-        new = key not in self._until
-        self._until[key] = trio.current_time() + self._ttl_s
-        self._until.move_to_end(key)
-        if len(self._until) > SEEN_MAX:
-            self._until.popitem(last=False)
-        return new
-
-    def has(self, key: bytes) -> bool:
-        """Whether the id was seen within ``ttl``."""
-        return self._until.get(key, 0.0) > trio.current_time()
-
-    def length(self) -> int:
-        """How many ids are stored."""
-        return len(self._until)
-
-    def stop(self) -> None:
-        """Do nothing: there is no thread to stop."""
-
-    def _sweep(self) -> None:
-        now = trio.current_time()
-        while self._until and next(iter(self._until.values())) <= now:
-            self._until.popitem(last=False)

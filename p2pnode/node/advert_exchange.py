@@ -15,7 +15,8 @@ from typing import Final, TypeAlias, assert_never
 from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.errors import ClockError
 from p2pnode.ids import ModelId, PeerId
-from p2pnode.protocols.adverts.book import Book, Verdict
+from p2pnode.protocols.adverts.book import Book
+from p2pnode.protocols.adverts.book import Verdict as BookVerdict
 from p2pnode.protocols.adverts.exchange import (
     Directory,
     Population,
@@ -36,6 +37,7 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
+from p2pnode.protocols.gossipsub.commands import IGNORE, REJECT, Verdict
 from p2pnode.protocols.wire import encode
 from p2pnode.words import span
 
@@ -46,6 +48,7 @@ QUESTIONS_BURST: Final = 64.0
 ASKERS_MAX: Final = 1024
 SWEEP_S: Final = 5.0
 _SWEEP: Final = "sweep"
+_REJECTED: Final[frozenset[BookVerdict]] = frozenset({"malformed", "forged"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +151,27 @@ class AdvertExchange:
 
     # ---- what others say
 
-    def forwards(self, data: bytes, sender: PeerId) -> bool:
-        """Take what gossip brought, and say whether it is to be handed on."""
-        verdict, advert = self._book.offer_gossip(data, sender, self._wall())
-        if advert is not None and verdict == "accepted":
+    def judge(self, data: bytes, author: PeerId, model: ModelId) -> Verdict:
+        """Take what gossip brought on the topic of ``model``, and say what becomes of it.
+
+        Rejected is only what every node judges alike from the bytes: its bearer is charged for it.
+        """
+        verdict, advert = self._book.offer_gossip(data, author, self._wall())
+        if verdict in _REJECTED or (advert is not None and advert.offer(model) is None):
+            return REJECT
+        if advert is None:
+            return IGNORE
+        if verdict == "accepted":
             self._notice_copy(advert)
-        if verdict == "stale" and advert is not None:
-            # What we learned by asking must still reach those who only listen.
-            held = self._book.get(advert.peer, self._wall())
-            return held is not None and encode(held.signed) == data
-        return verdict == "accepted"
+        elif not (verdict == "stale" and self._holds(advert.peer, data)):
+            return IGNORE
+        # What we learned by asking must still reach those who only listen, once: whoever replays a live
+        # advert under fresh ids is heard no more often than its host.
+        return Verdict("accept", key=f"{advert.peer}/{advert.seq}".encode())
+
+    def _holds(self, peer: PeerId, data: bytes) -> bool:
+        held = self._book.get(peer, self._wall())
+        return held is not None and encode(held.signed) == data
 
     def fetched(self, answer: Iterable[SignedAdvert], source: PeerId, wanted: PeerId) -> Advert | None:
         """The current advert of ``wanted`` in what ``source`` answered; None where it has none that holds.
@@ -182,7 +196,7 @@ class AdvertExchange:
             if advert is not None and verdict in ("accepted", "stale") and advert.peer != self._peer
         ]
 
-    def _take(self, signed: SignedAdvert, source: PeerId) -> tuple[Verdict, Advert | None]:
+    def _take(self, signed: SignedAdvert, source: PeerId) -> tuple[BookVerdict, Advert | None]:
         verdict, advert = self._book.offer(signed, source, self._wall(), asked=True)
         if advert is not None and verdict == "accepted":
             self._notice_copy(advert)

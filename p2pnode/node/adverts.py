@@ -7,6 +7,7 @@ the node: somebody runs a copy of our identity.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -32,6 +33,7 @@ from p2pnode.protocols.adverts.messages import (
     topic_of,
 )
 from p2pnode.protocols.events import Command, Emit
+from p2pnode.protocols.gossipsub.commands import Verdict
 from p2pnode.protocols.wire import encode
 
 log = structlog.get_logger()
@@ -85,7 +87,7 @@ class AdvertService:
 
     async def join(self, model: ModelId, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the topic of a model until cancelled; started when subscribed."""
-        subscription = await self._network.subscribe(topic_of(model), self._forwards)
+        subscription = await self._network.subscribe(topic_of(model), partial(self._judge, model))
         self._exchange.topics.add(model)
         try:
             task_status.started()
@@ -172,10 +174,10 @@ class AdvertService:
             return
         await stream.reset()
 
-    def _forwards(self, sender: PeerId, data: bytes) -> bool:
-        forwards = self._exchange.forwards(data, sender)
+    def _judge(self, model: ModelId, author: PeerId, data: bytes) -> Verdict:
+        verdict = self._exchange.judge(data, author, model)
         self._check_copied()
-        return forwards
+        return verdict
 
     def _check_copied(self) -> None:
         if self._exchange.is_copied:

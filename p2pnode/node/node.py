@@ -32,6 +32,7 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.node.peers import Peers
 from p2pnode.node.reachability import ReachCode, reach_code
 from p2pnode.node.sleep import SleepWatch
+from p2pnode.protocols.adverts.messages import is_topic
 from p2pnode.protocols.lookup.messages import provider_key
 
 log = structlog.get_logger()
@@ -77,6 +78,7 @@ class Node:
                 trusted=setup.bootstrap,
                 dht=setup.dht,
                 gossip=setup.gossip,
+                known_topic=is_topic,
                 mdns=setup.mdns,
                 limits=setup.limits,
                 transport=setup.transport,

@@ -31,7 +31,17 @@ FORGERIES_MAX: Final = 16
 FORGERY_WINDOW_S: Final = 60.0
 SOURCES_MAX: Final = 1024
 Verdict: TypeAlias = Literal[
-    "accepted", "malformed", "expired", "future", "stale", "too_often", "rate", "forged", "muted", "full"
+    "accepted",
+    "malformed",
+    "expired",
+    "future",
+    "stale",
+    "too_often",
+    "rate",
+    "lapsed",
+    "forged",
+    "muted",
+    "full",
 ]
 
 
@@ -118,7 +128,14 @@ class Book:
         privileged = self._privileged(advert.peer)
         if not (privileged or asked or self._sources.admit(source, now)):
             return "rate", None
-        if not (is_live(advert.binding, now) and self.checks.verify(signed, advert)):
+        if not is_live(advert.binding, now):  # by our clock: its bearer may have another
+            return "lapsed", None
+        # A binding lives for weeks: it is checked once, and not again with each advert.
+        known = held is not None and held.advert.binding == advert.binding
+        if not (
+            self.checks.verify(signed, advert)
+            and (known or self.checks.is_bound(advert.peer, advert.binding))
+        ):
             self._sources.charge(source, now)
             return "forged", None
         if held is None and not self._make_room(now, privileged=privileged):

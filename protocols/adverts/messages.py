@@ -141,3 +141,9 @@ CODEC: Final = Codec(GetAdvert, SampleAdverts, Adverts)
 def topic_of(model: ModelId) -> str:
     """The gossip topic of one model; its messages are bare ``SignedAdvert`` maps."""
     return f"{PROTOCOL}/{model.hex()}"
+
+
+def is_topic(name: str) -> bool:
+    """Whether this may be the topic of a model."""
+    head, _, digits = name.rpartition("/")
+    return head == PROTOCOL and len(digits) == 64 and not set(digits) - set("0123456789abcdef")  # noqa: PLR2004

@@ -78,7 +78,7 @@ def bind(peer: PeerId, wallet: bytes, terms: BindingTerms, sign: Signer) -> Bind
 
 def binding_holds(peer: PeerId, binding: Binding, now: float) -> bool:
     """Whether the wallet signed this binding for this peer, and it is live at ``now``."""
-    return is_live(binding, now) and _is_signed(peer, binding)
+    return is_live(binding, now) and is_bound(peer, binding)
 
 
 def is_live(binding: Binding, now: float) -> bool:
@@ -86,7 +86,8 @@ def is_live(binding: Binding, now: float) -> bool:
     return now < binding.expires_at <= now + BINDING_TTL_MAX_S + CLOCK_SKEW_S
 
 
-def _is_signed(peer: PeerId, binding: Binding) -> bool:
+def is_bound(peer: PeerId, binding: Binding) -> bool:
+    """Whether the wallet that ``binding`` names signed it for this peer. Time is no part of this."""
     terms = BindingTerms(
         receipt_key=binding.receipt_key,
         chain_id=binding.chain_id,
@@ -121,18 +122,16 @@ def decode_gossip(data: bytes) -> SignedAdvert:
 
 
 def verify(signed: SignedAdvert, advert: Advert) -> bool:
-    """Whether the peer that ``advert`` names signed it, and the wallet of its binding signed for that peer.
+    """Whether the peer that ``advert`` names signed it. Its binding is another matter: :func:`is_bound`.
 
-    ``advert`` is what :func:`parse` made of ``signed``. Time is no part of this: see :func:`is_live`.
+    ``advert`` is what :func:`parse` made of ``signed``.
     """
-    return verify_peer(advert.peer, ADVERT_TAG + signed.body, signed.signature) and _is_signed(
-        advert.peer, advert.binding
-    )
+    return verify_peer(advert.peer, ADVERT_TAG + signed.body, signed.signature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvertChecks:
-    """How a machine decodes gossip, parses an advert and verifies it.
+    """How a machine decodes gossip, parses an advert, and verifies it and its binding.
 
     Each function's result depends on its arguments alone, so that a simulator of many nodes can give them
     all functions that remember: an advert is then parsed and verified once, and not once a node.
@@ -141,3 +140,4 @@ class AdvertChecks:
     decode: Callable[[bytes], SignedAdvert] = decode_gossip
     parse: Callable[[SignedAdvert], Advert] = parse
     verify: Callable[[SignedAdvert, Advert], bool] = verify
+    is_bound: Callable[[PeerId, Binding], bool] = is_bound

@@ -23,12 +23,17 @@ def pack_frame(payload: bytes, frame_max: int = FRAME_MAX) -> bytes:
     if not 0 < length <= frame_max:
         msg = f"a frame holds 1 to {frame_max} bytes, not {length}"
         raise ValueError(msg)
+    return frame_head(length) + payload
+
+
+def frame_head(length: int) -> bytes:
+    """What stands before a payload of ``length`` bytes, for a writer that joins many frames."""
     prefix = bytearray()
     while length >= 0x80:
         prefix.append(length & 0x7F | 0x80)
         length >>= 7
     prefix.append(length)
-    return bytes(prefix) + payload
+    return bytes(prefix)
 
 
 class FrameDecoder:
@@ -39,8 +44,9 @@ class FrameDecoder:
     calls :meth:`check` before waiting for more bytes, which may never come.
     """
 
-    def __init__(self, frame_max: int = FRAME_MAX) -> None:
-        self._frame_max = frame_max
+    def __init__(self, frame_max: int = FRAME_MAX, *, frame_min: int = 1) -> None:
+        # A payload of no bytes is no msgpack; of protocol buffers it is an empty message.
+        self._frame_min, self._frame_max = frame_min, frame_max
         self._buffer = bytearray()
         self._error: ProtocolError | None = None
 
@@ -88,8 +94,8 @@ class FrameDecoder:
                 if byte == 0 and index > start:
                     msg = "the length of a frame must be written in as few bytes as it takes"
                     raise ProtocolError(msg)
-                if not 0 < length <= self._frame_max:
-                    msg = f"a frame of {length} bytes; 1 to {self._frame_max} are allowed"
+                if not self._frame_min <= length <= self._frame_max:
+                    msg = f"a frame of {length} bytes; {self._frame_min} to {self._frame_max} are allowed"
                     raise ProtocolError(msg)
                 return length, index + 1
             shift += 7

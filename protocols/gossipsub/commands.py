@@ -32,16 +32,18 @@ Validator: TypeAlias = Callable[[PeerId, bytes], Verdict]
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """Command: messages can be sent to this peer now; given again where they can be sent again.
+    """Command: this peer is there. Given again where messages can be sent to it from now on.
 
-    ``idontwant``: it speaks 1.2. ``dialled``: we opened the connection. ``group`` names where the peer comes
-    from, as far as that can't be had for free; None where it says nothing (see ``p2pnode/shares.py``).
+    ``takes``: messages can be sent to it. ``idontwant``: it speaks 1.2. ``dialled``: we opened the
+    connection. ``group`` names where the peer comes from, as far as that can't be had for free; None where
+    that says nothing (see ``p2pnode/shares.py``).
     """
 
     peer: PeerId
     idontwant: bool = True
     dialled: bool = False
     group: str | None = None
+    takes: bool = True
 
 
 @dataclass(frozen=True, slots=True)

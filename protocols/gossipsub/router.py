@@ -101,7 +101,7 @@ class _Peer:
         self.renew(up)
 
     def renew(self, up: PeerUp) -> None:
-        self.sends, self.idontwant, self.dialled, self.group = True, up.idontwant, up.dialled, up.group
+        self.sends, self.idontwant, self.dialled, self.group = up.takes, up.idontwant, up.dialled, up.group
 
     def count_in(self, window: int) -> None:
         if window != self.window:
@@ -265,7 +265,7 @@ class GossipRouter:
         else:
             known.renew(up)
             self._wake(now)
-        if self._topics:
+        if self._topics and up.takes:
             hello = encode_subscriptions(dict.fromkeys(self._topics, True))
             self._effects.append(Send(up.peer, 0, hello))
 

@@ -42,6 +42,8 @@ PER_PEER = 8
 """A node talks no more to a peer after ten faults: each attacker gets as many tries as count."""
 PER_PATIENT_PEER = 50
 """Where faults aren't counted against it."""
+PER_LEFT_PEER = 1
+"""Where faults weigh so much that one input may hold enough of them to end the connection."""
 PATIENCE_S = 0.5
 SHARE = [100, pytest.param(10_000, marks=pytest.mark.long)]
 
@@ -143,8 +145,8 @@ PROTOCOLS = {
     "identify": Spoken("/ipfs/id/1.0.0", identify(), pack=prefixed),
     "identify push": Spoken("/ipfs/id/push/1.0.0", identify(), pack=prefixed),
     "ping": Spoken("/ipfs/ping/1.0.0", [bytes(range(32)), bytes(31), bytes(64)], pack=bytes),
-    "meshsub": Spoken("/meshsub/1.1.0", gossip(TOPIC), pack=prefixed),
-    "kad": Spoken("/p2pnode/kad/1.0.0", kad(), pack=prefixed),
+    "meshsub": Spoken("/meshsub/1.1.0", gossip(TOPIC), pack=prefixed, per_peer=PER_LEFT_PEER),
+    "kad": Spoken("/p2pnode/kad/1.0.0", kad(), pack=prefixed, per_peer=PER_LEFT_PEER),
 }
 
 

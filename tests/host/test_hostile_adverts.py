@@ -30,6 +30,7 @@ from p2pnode.protocols.adverts.messages import (
 )
 from p2pnode.protocols.adverts.signatures import parse, seal
 from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
+from p2pnode.protocols.gossipsub.commands import ACCEPT
 from p2pnode.protocols.wire import encode
 from tests.host.support import honest_answer
 from tests.net.memory_world import seed_of
@@ -51,7 +52,7 @@ async def _liar(w: World, target: Member) -> AsyncIterator[Network]:
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
         await network.connect(target.node.multiaddrs[0])
-        await network.subscribe(TOPIC, lambda _author, _data: True)
+        await network.subscribe(TOPIC, lambda _author, _data: ACCEPT)
         await trio.sleep(5)  # the mesh forms
         yield network
         await network.aclose()

@@ -22,6 +22,7 @@ import trio
 
 from p2pnode.ids import PeerId
 from p2pnode.net.network import Network
+from p2pnode.protocols.gossipsub.commands import ACCEPT
 from p2pnode.protocols.kademlia.messages import record_key
 from tests.net import foreign as foreign_module
 from tests.net import interop_cases as cases
@@ -56,7 +57,7 @@ class OurMember:
         self._heard: set[tuple[str, str]] = set()
 
     async def subscribe(self) -> None:
-        subscription = await self.network.subscribe(cases.TOPIC, lambda _author, _data: True)
+        subscription = await self.network.subscribe(cases.TOPIC, lambda _author, _data: ACCEPT)
 
         async def listen() -> None:
             async for author, data in subscription:

@@ -7,6 +7,7 @@ import trio
 
 from p2pnode.errors import UnreachableError
 from p2pnode.ids import PeerId
+from p2pnode.protocols.gossipsub.commands import ACCEPT, IGNORE, Verdict
 from p2pnode.protocols.kademlia.messages import STANDARD_PROTOCOL, record_key
 from tests.net.foreign import ECHO, HOLD, PING, SUM, Foreign, Ours, echo_to, pattern, read_all, sha256
 from tests.net.support import eventually
@@ -114,9 +115,9 @@ async def check_gossip(ours: Ours, other: Foreign) -> None:
     network = ours.network
     seen: list[tuple[PeerId, bytes]] = []
 
-    def validate(author: PeerId, data: bytes) -> bool:
+    def validate(author: PeerId, data: bytes) -> Verdict:
         seen.append((author, data))
-        return not data.startswith(b"bad")
+        return IGNORE if data.startswith(b"bad") else ACCEPT
 
     with trio.fail_after(30):
         await other.call("subscribe", topic=TOPIC)

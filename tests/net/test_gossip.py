@@ -6,11 +6,15 @@ import dataclasses
 
 import trio
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.utils.varint import encode_varint_prefixed
 from trio.testing import MockClock
 
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
+from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.network import NetworkConfig
+from p2pnode.protocols.gossipsub.commands import ACCEPT, REJECT, Verdict
+from p2pnode.protocols.gossipsub.messages import PROTOCOL_1_1
 from tests.net.memory_world import world
 from tests.net.support import eventually
 
@@ -21,10 +25,15 @@ def tiny_queue(_: int, config: NetworkConfig) -> NetworkConfig:
     return dataclasses.replace(config, limits=Limits(gossip_queue=4))
 
 
+def mute_first(index: int, config: NetworkConfig) -> NetworkConfig:
+    """The first one speaks no gossip of its own: the test writes what it says."""
+    return dataclasses.replace(config, gossip=index > 0)
+
+
 async def test_the_author_is_told_even_when_another_forwards(autojump_clock: MockClock) -> None:
     async with world(3) as w:
         first, middle, last = w.nodes
-        got = [await node.subscribe(TOPIC, lambda _, __: True) for node in w.nodes]
+        got = [await node.subscribe(TOPIC, lambda _, __: ACCEPT) for node in w.nodes]
         await middle.connect(first.multiaddrs[0])
         await last.connect(middle.multiaddrs[0])
         await trio.sleep(3)
@@ -40,12 +49,12 @@ async def test_what_the_validator_refuses_is_neither_delivered_nor_forwarded(
     seen: list[tuple[PeerId, bytes]] = []
     async with world(3) as w:
         first, middle, last = w.nodes
-        await first.subscribe(TOPIC, lambda _, __: True)
-        await middle.subscribe(TOPIC, lambda _, data: data != b"bad")
+        await first.subscribe(TOPIC, lambda _, __: ACCEPT)
+        await middle.subscribe(TOPIC, lambda _, data: REJECT if data == b"bad" else ACCEPT)
 
-        def look(author: PeerId, data: bytes) -> bool:
+        def look(author: PeerId, data: bytes) -> Verdict:
             seen.append((author, data))
-            return True
+            return ACCEPT
 
         end = await last.subscribe(TOPIC, look)
         await middle.connect(first.multiaddrs[0])
@@ -56,18 +65,18 @@ async def test_what_the_validator_refuses_is_neither_delivered_nor_forwarded(
         assert await anext(end) == (first.peer_id, b"good")
         await trio.sleep(5)
         assert seen == [(first.peer_id, b"good")]
-        assert middle.stats().gossip["rejected"] == 1
+        assert middle.stats().gossip["fault.refused"] == 1
 
 
-async def test_a_validator_that_raises_refuses_and_the_topic_lives_on(autojump_clock: MockClock) -> None:
-    def validator(_: PeerId, data: bytes) -> bool:
+async def test_a_validator_that_raises_ignores_and_the_topic_lives_on(autojump_clock: MockClock) -> None:
+    def validator(_: PeerId, data: bytes) -> Verdict:
         if data == b"bomb":
             raise RuntimeError("a bug of ours")
-        return True
+        return ACCEPT
 
     async with world(2) as w:
         a, b = w.nodes
-        await a.subscribe(TOPIC, lambda _, __: True)
+        await a.subscribe(TOPIC, lambda _, __: ACCEPT)
         got = await b.subscribe(TOPIC, validator)
         await a.connect(b.multiaddrs[0])
         await trio.sleep(2)
@@ -79,21 +88,21 @@ async def test_a_validator_that_raises_refuses_and_the_topic_lives_on(autojump_c
 async def test_a_reader_that_lags_loses_messages_and_they_are_counted(autojump_clock: MockClock) -> None:
     async with world(2, extra=tiny_queue) as w:
         a, b = w.nodes
-        await a.subscribe(TOPIC, lambda _, __: True)
-        lagging = await b.subscribe(TOPIC, lambda _, __: True)
+        await a.subscribe(TOPIC, lambda _, __: ACCEPT)
+        lagging = await b.subscribe(TOPIC, lambda _, __: ACCEPT)
         await a.connect(b.multiaddrs[0])
         await trio.sleep(2)
         for i in range(10):
             await a.publish(TOPIC, b"%d" % i)
         await trio.sleep(2)
         assert lagging.dropped == 6
-        assert b.stats().gossip["dropped"] == 6
+        assert b.stats().gossip["unread"] == 6
         assert [(await anext(lagging))[1] for _ in range(4)] == [b"0", b"1", b"2", b"3"]
 
 
 async def test_a_burst_of_forty_from_one_node_arrives_whole(autojump_clock: MockClock) -> None:
     async with world(3) as w:
-        got = [await node.subscribe(TOPIC, lambda _, __: True) for node in w.nodes]
+        got = [await node.subscribe(TOPIC, lambda _, __: ACCEPT) for node in w.nodes]
         await w.connect_all()
         await trio.sleep(3)
         for i in range(40):
@@ -104,47 +113,45 @@ async def test_a_burst_of_forty_from_one_node_arrives_whole(autojump_clock: Mock
             )
 
 
-async def test_a_forged_author_is_dropped(autojump_clock: MockClock) -> None:
+async def test_a_forged_author_is_dropped_and_its_bearer_charged(autojump_clock: MockClock) -> None:
     seen: list[bytes] = []
 
-    def look(_: PeerId, data: bytes) -> bool:
+    def look(_: PeerId, data: bytes) -> Verdict:
         seen.append(data)
-        return True
+        return ACCEPT
 
-    async with world(3) as w:
+    async with world(3, extra=mute_first) as w:
         liar, target, other = w.nodes
         await target.subscribe(TOPIC, look)
-        await liar.subscribe(TOPIC, lambda _, __: True)
+        await other.connect(target.multiaddrs[0])
         await liar.connect(target.multiaddrs[0])
-        await trio.sleep(2)
-        assert liar._gossip is not None
-        pubsub = liar._gossip._pubsub
+        stream = await liar.open_stream(target.peer_id, PROTOCOL_1_1)
         for signature in (b"", b"x" * 64):
             message = rpc_pb2.Message(
                 data=b"forged",
                 topicIDs=[TOPIC],
-                from_id=other._id.to_bytes(),
+                from_id=to_id(other.peer_id).to_bytes(),
                 seqno=b"12345678",
                 signature=signature,
             )
-            for peer in list(pubsub.peers):
-                liar._gossip._router.send_rpc(peer, rpc_pb2.RPC(publish=[message]))
-        await liar.publish(TOPIC, b"honest")
+            rpc = rpc_pb2.RPC(publish=[message])
+            await stream.send_all(encode_varint_prefixed(rpc.SerializeToString()))
+        await eventually(lambda: target.stats().faults.get("gossip.refused") == 2)
+        await other.publish(TOPIC, b"honest")
         await eventually(lambda: b"honest" in seen)
-        await trio.sleep(2)
         assert seen == [b"honest"]
 
 
 async def test_leaving_a_topic_ends_the_iterator_and_tells_the_others(autojump_clock: MockClock) -> None:
     async with world(2) as w:
         a, b = w.nodes
-        subscription = await a.subscribe(TOPIC, lambda _, __: True)
+        subscription = await a.subscribe(TOPIC, lambda _, __: ACCEPT)
         await a.connect(b.multiaddrs[0])
         await eventually(lambda: b.topic_peers(TOPIC) == (a.peer_id,))
         await subscription.aclose()
         assert [message async for message in subscription] == []
         await eventually(lambda: b.topic_peers(TOPIC) == ())
-        again = await a.subscribe(TOPIC, lambda _, __: True)
+        again = await a.subscribe(TOPIC, lambda _, __: ACCEPT)
         await a.publish(TOPIC, b"mine")
         assert await anext(again) == (a.peer_id, b"mine")
 
@@ -152,7 +159,7 @@ async def test_leaving_a_topic_ends_the_iterator_and_tells_the_others(autojump_c
 async def test_a_topic_is_not_joined_by_publishing_to_it(autojump_clock: MockClock) -> None:
     async with world(2) as w:
         a, b = w.nodes
-        got = await b.subscribe(TOPIC, lambda _, __: True)
+        got = await b.subscribe(TOPIC, lambda _, __: ACCEPT)
         await a.connect(b.multiaddrs[0])
         await eventually(lambda: a.topic_peers(TOPIC) == (b.peer_id,))
         await a.publish(TOPIC, b"from outside")

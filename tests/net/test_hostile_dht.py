@@ -16,6 +16,7 @@ from multiaddr import Multiaddr
 from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
+from p2pnode.protocols.gossipsub.commands import ACCEPT
 from tests.net.support import ECHO, ask_echo, echo, eventually, make
 
 KAD = "/p2pnode/kad/1.0.0"
@@ -77,8 +78,8 @@ async def node_beside_a_liar(answer: bytes) -> AsyncIterator[tuple[Network, Netw
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_an_answer_of_a_dht_peer_costs_that_question_only(name: str) -> None:
     async with node_beside_a_liar(ANSWERS[name]()) as (node, honest):
-        heard = await honest.subscribe(TOPIC, lambda _author, _data: True)
-        await node.subscribe(TOPIC, lambda _author, _data: True)
+        heard = await honest.subscribe(TOPIC, lambda _author, _data: ACCEPT)
+        await node.subscribe(TOPIC, lambda _author, _data: ACCEPT)
         await eventually(lambda: honest.peer_id in node.topic_peers(TOPIC))
         await node.provide(KEY)
         await node.find_providers(bytes(32), limit=3)

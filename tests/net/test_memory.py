@@ -12,16 +12,22 @@ from libp2p.network import swarm as library_swarm
 from trio.testing import MockClock
 
 from p2pnode.errors import ConfigError, UnreachableError
+from p2pnode.ids import PeerId
 from p2pnode.net.gossip import Subscription
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import EPOCH_S, virtual_time
+from p2pnode.protocols.gossipsub.commands import ACCEPT, REJECT, Verdict
 from tests.net.memory_world import World, ip_of, world
 from tests.net.support import ECHO, echo, eventually
 
 COUNT = 20
 TOPIC = "adverts"
 KEY = hashlib.sha256(b"a model").digest()
+
+
+def _judge(_author: PeerId, data: bytes) -> Verdict:
+    return REJECT if data == b"bad" else ACCEPT
 
 
 async def _record(events: list[str], index: int, subscription: Subscription) -> None:
@@ -34,7 +40,10 @@ async def _scenario(events: list[str]) -> None:
     async with world(COUNT) as w:
         for i, node in enumerate(w.nodes):
             w.nursery.start_soon(
-                _record, events, i, await node.subscribe(TOPIC, lambda _, data: data != b"bad")
+                _record,
+                events,
+                i,
+                await node.subscribe(TOPIC, _judge),
             )
         await w.connect_all()
         await trio.sleep(5)
@@ -71,7 +80,9 @@ def test_another_seed_takes_another_course() -> None:
         async def main() -> None:
             async with world(6, net=MemoryNet(latency=0.02, jitter=0.05, seed=seed)) as w:
                 for i, node in enumerate(w.nodes):
-                    w.nursery.start_soon(_record, events, i, await node.subscribe(TOPIC, lambda _, __: True))
+                    w.nursery.start_soon(
+                        _record, events, i, await node.subscribe(TOPIC, lambda _, __: ACCEPT)
+                    )
                 await w.connect_all()
                 await trio.sleep(3)
                 await w.nodes[0].publish(TOPIC, b"x")

@@ -51,14 +51,15 @@ from p2pnode.net import patches
 assert patches.apply_patches(only_fixes=True) is False
 import trio
 from p2pnode.net.network import Network, NetworkConfig
+from p2pnode.protocols.gossipsub.commands import ACCEPT
 async def main():
     a = Network(NetworkConfig(key_seed=b"a" * 32, listen=("/ip4/127.0.0.1/tcp/0",)))
     b = Network(NetworkConfig(key_seed=b"b" * 32, listen=("/ip4/127.0.0.1/tcp/0",)))
     async with trio.open_nursery() as nursery:
         await nursery.start(a.run)
         await nursery.start(b.run)
-        got = await a.subscribe("t", lambda author, data: True)
-        await b.subscribe("t", lambda author, data: True)
+        got = await a.subscribe("t", lambda author, data: ACCEPT)
+        await b.subscribe("t", lambda author, data: ACCEPT)
         await b.connect(a.multiaddrs[0])
         with trio.fail_after(20):
             while not b.topic_peers("t"):

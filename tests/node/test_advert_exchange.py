@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from p2pnode.errors import ClockError
-from p2pnode.ids import PeerId
+from p2pnode.ids import ModelId, PeerId
 from p2pnode.node.advert_exchange import (
     QUESTIONS_BURST,
     QUESTIONS_PER_STREAM,
@@ -14,9 +16,9 @@ from p2pnode.node.advert_exchange import (
     Answered,
     Expired,
 )
-from p2pnode.protocols.adverts.book import Book
+from p2pnode.protocols.adverts.book import FORGERIES_MAX, SOURCE_SHARE, STRANGERS_BURST, Book
 from p2pnode.protocols.adverts.exchange import Announcement, Publish, Publisher, Update, Withdraw
-from p2pnode.protocols.adverts.messages import Adverts, GetAdvert, SignedAdvert
+from p2pnode.protocols.adverts.messages import Adverts, GetAdvert, Load, SignedAdvert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.events import (
     Closed,
@@ -31,7 +33,7 @@ from p2pnode.protocols.events import (
     TimerFired,
 )
 from p2pnode.protocols.wire import encode
-from tests.protocols.support import MODEL, WALL, Identity, offer
+from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer
 
 ALICE, OWN = Identity("alice"), Identity("own")
 ASKER, OTHER = PeerId("asker"), PeerId("other")
@@ -41,9 +43,9 @@ QUESTION = GetAdvert(peer=ALICE.peer)
 class Subject:
     """An exchange whose wall clock the test sets."""
 
-    def __init__(self) -> None:
+    def __init__(self, book: Book | None = None) -> None:
         self.wall = float(WALL)
-        self.book = Book()
+        self.book = Book() if book is None else book
         self.publisher = Publisher(
             peer=OWN.peer, instance=bytes(8), sign=OWN.sign, wall=lambda: self.wall, draw=lambda: 0.0
         )
@@ -93,15 +95,78 @@ def test_a_stream_that_ended_is_forgotten(end: Event) -> None:
     assert len(subject.ask()) == 1  # a new stream by the same name
 
 
+def kind(subject: Subject, data: bytes, model: ModelId = MODEL) -> str:
+    return subject.exchange.judge(data, OTHER, model).kind
+
+
 def test_gossip_is_handed_on_when_it_is_news_or_what_we_learned_by_asking() -> None:
     subject, signed = Subject(), ALICE.signed()
-    assert subject.exchange.forwards(encode(signed), OTHER)
-    assert subject.exchange.forwards(encode(signed), OTHER)  # the same one again: the mesh drops duplicates
-    assert not subject.exchange.forwards(encode(ALICE.signed(seq=0)), OTHER)
-    assert not subject.exchange.forwards(b"nonsense", OTHER)
+    first = subject.exchange.judge(encode(signed), OTHER, MODEL)
+    again = subject.exchange.judge(encode(signed), ASKER, MODEL)
+    assert (first.kind, again) == ("accept", first)  # by its key the mesh forwards it once
+    newer = subject.exchange.judge(encode(ALICE.signed(seq=2, load=Load(slots=1))), OTHER, MODEL)
+    assert newer.kind == "ignore"  # within a second
     asked = Subject()
     asked.exchange.sampled([signed], OTHER)
-    assert asked.exchange.forwards(encode(signed), OTHER)
+    assert asked.exchange.judge(encode(signed), OTHER, MODEL) == first
+    later = Subject()
+    assert later.exchange.judge(encode(ALICE.signed(seq=2)), OTHER, MODEL).key != first.key
+
+
+FORGED = replace(ALICE.signed(), signature=bytes(64))
+
+
+@pytest.mark.parametrize(
+    ("case", "data"),
+    [
+        ("no advert", b"nonsense"),
+        ("more than 1024 bytes", encode(ALICE.signed()) + bytes(1024)),
+        ("a body that is no advert", encode(replace(ALICE.signed(), body=b"\xc0"))),
+        ("a false signature", encode(FORGED)),
+        ("a binding that another wallet signed", encode(ALICE.signed(binding=Identity("bob").binding()))),
+    ],
+)
+def test_what_every_node_judges_alike_is_rejected(case: str, data: bytes) -> None:
+    assert kind(Subject(), data) == "reject", case
+
+
+def test_an_advert_on_the_topic_of_a_model_that_it_does_not_offer_is_rejected() -> None:
+    subject, data = Subject(), encode(ALICE.signed())
+    assert kind(subject, data, OTHER_MODEL) == "reject"
+    assert kind(subject, data) == "accept"
+    assert kind(subject, data, OTHER_MODEL) == "reject"
+
+
+WALL_S = int(WALL)
+
+
+@pytest.mark.parametrize(
+    ("case", "data"),
+    [
+        ("expired", ALICE.signed(issued_at=WALL_S - 900, expires_at=WALL_S - 800)),
+        ("from the future", ALICE.signed(issued_at=WALL_S + 200, expires_at=WALL_S + 300)),
+        ("a withdrawal of nobody", ALICE.signed(issued_at=WALL_S, expires_at=WALL_S)),
+        ("a binding that is over", ALICE.signed(binding=ALICE.binding(expires_at=WALL_S - 1))),
+        ("a binding that lives too long", ALICE.signed(binding=ALICE.binding(expires_at=WALL_S + 10**8))),
+    ],
+)
+def test_what_hangs_on_our_clock_is_ignored(case: str, data: SignedAdvert) -> None:
+    assert kind(Subject(), encode(data)) == "ignore", case
+
+
+def test_what_hangs_on_our_book_is_ignored() -> None:
+    subject = Subject(Book(size_max=1))
+    assert kind(subject, encode(ALICE.signed(seq=5))) == "accept"
+    assert kind(subject, encode(ALICE.signed(seq=4))) == "ignore"  # older
+    assert kind(subject, encode(ALICE.signed(seq=6))) == "ignore"  # too soon
+    assert kind(subject, encode(Identity("bob").signed())) == "ignore"  # no room
+    busy = Subject()
+    made = [encode(Identity(number).signed()) for number in range(int(STRANGERS_BURST * SOURCE_SHARE) + 1)]
+    assert [kind(busy, data) for data in made] == ["accept"] * (len(made) - 1) + ["ignore"]  # the rate
+    muted = Subject()
+    for _ in range(FORGERIES_MAX):
+        assert kind(muted, encode(FORGED)) == "reject"
+    assert kind(muted, encode(ALICE.signed())) == "ignore"
 
 
 def test_a_sample_gives_the_others_that_hold() -> None:
@@ -135,7 +200,7 @@ def test_an_advert_of_our_own_that_we_did_not_make_is_a_copy_unless_an_earlier_s
     subject.wall += age_s
     now = int(subject.wall)
     signed = OWN.signed(instance=b"\1" * 8, issued_at=now, expires_at=now + 90, seq=now * 1000)
-    subject.exchange.forwards(encode(signed), OTHER)
+    subject.exchange.judge(encode(signed), OTHER, MODEL)
     assert subject.exchange.is_copied == copied
     assert subject.book.get(OWN.peer, subject.wall) is None
 
