@@ -75,3 +75,36 @@ async def eventually(condition: Any, seconds: float = 10) -> None:
     with trio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
             await trio.sleep(0.01)
+
+
+class Wire:
+    """A secured connection whose other end is the test: ``say`` and ``sent``."""
+
+    def __init__(self, *, is_initiator: bool = False) -> None:
+        self.is_initiator = is_initiator
+        self.sent = b""
+        self._say, self._hear = trio.open_memory_channel[bytes](8)
+
+    async def read(self, n: int | None = None) -> bytes:
+        """The next bytes that the test says, and none at the end."""
+        del n
+        try:
+            return await self._hear.receive()
+        except trio.EndOfChannel:
+            return b""
+
+    async def write(self, data: bytes) -> None:
+        """Note what would be sent."""
+        self.sent += data
+
+    async def close(self) -> None:
+        """End what the test can say."""
+        self._say.close()
+
+    def say(self, data: bytes) -> None:
+        """Bytes that come from the other end."""
+        self._say.send_nowait(data)
+
+    def get_remote_address(self) -> None:
+        """Nowhere."""
+        return

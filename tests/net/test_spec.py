@@ -22,6 +22,7 @@ from p2pnode.net.multiaddrs import check_address
 from p2pnode.node import invite
 from p2pnode.protocols.crypto import public_key_of
 from p2pnode.protocols.kademlia.messages import record_key
+from tests.net.support import Wire
 from tests.net.vectors import noise_side
 from tests.protocols.test_spec import numbers_of, rows, spec
 
@@ -104,38 +105,9 @@ def test_the_payload_proves_whose_static_key_it_is(index: int, side: str) -> Non
 # ---- yamux
 
 
-class _Wire:
-    """A secured connection whose other end is the test."""
-
-    is_initiator = False
-
-    def __init__(self) -> None:
-        self.sent = b""
-        self._say, self._hear = trio.open_memory_channel[bytes](8)
-
-    async def read(self, n: int | None = None) -> bytes:
-        del n
-        try:
-            return await self._hear.receive()
-        except trio.EndOfChannel:
-            return b""
-
-    async def write(self, data: bytes) -> None:
-        self.sent += data
-
-    async def close(self) -> None:
-        self._say.close()
-
-    def say(self, data: bytes) -> None:
-        self._say.send_nowait(data)
-
-    def get_remote_address(self) -> None:
-        return None
-
-
 @pytest.mark.parametrize("each", VECTORS["yamux"]["exchanges"], ids=lambda each: each["name"])
 async def test_a_listener_answers_as_the_file_says(each: dict[str, str], autojump_clock: object) -> None:
-    wire, answer = _Wire(), bytes.fromhex(each["listener"])
+    wire, answer = Wire(), bytes.fromhex(each["listener"])
     conn = yamux.Yamux(
         cast("ISecureConn", wire),
         cast("ID", None),
