@@ -73,6 +73,7 @@ class BlobService:
 
     async def _serve(self, stream: Stream) -> str | None:
         node, peer = self._node, stream.peer
+        # No await from here until the stream is counted, or a crowd would come in on one free place.
         if not self._has_room(_host_of(stream)):
             await stream.reset()
             return None

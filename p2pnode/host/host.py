@@ -193,6 +193,7 @@ class Host:
 
     async def drain(self) -> None:
         """Take no new session or turn, let turns end under a deadline, withdraw the advert, settle."""
+        # Before the first await: what asks for a session from now on is refused, and no stream lingers.
         self._admission.is_draining = True
         try:
             await self._advertise()
@@ -200,6 +201,7 @@ class Host:
                 session.drain()
             with trio.move_on_after(self._node.limits.drain_deadline_s):
                 while self._admission.places:
+                    # Nothing runs between the look and the new event, so that no end of a session is missed.
                     self._session_ended = trio.Event()
                     await self._session_ended.wait()
             if self._resumable is not None:

@@ -50,6 +50,7 @@ class ResumableSessions:
         The machine checks the client's proof. Raises ``StorageError``.
         """
         record = self._records.get(message.session)
+        # The journal has the last word: the chain may have ended a session whose record is still here.
         journalled = self._escrow.journal.hosted_one(message.session)
         if journalled is not None and journalled.state in ("open", "over"):
             due = journalled.settle_at is not None and journalled.settle_at <= self._wall()
@@ -77,6 +78,8 @@ class ResumableSessions:
 
     async def recovered(self, record: OpenSession, stream: ServedSession) -> str:
         """Note that a stream rebuilt a session from the journal. Returns why it may take no turn, or ""."""
+        # Both before the first await: whoever resumes it from now on must find this record, and not rebuild
+        # the session a second time within the epoch.
         self._live[record.session] = stream
         self._records[record.session] = record
         return await self._escrow.recovered(record.session, record.epoch, stream.address)
@@ -84,6 +87,7 @@ class ResumableSessions:
     async def began(self, record: OpenSession, stream: ServedSession) -> None:
         """Note that a stream has the session. Where it was resumed, the stream before it is replaced."""
         before = self._live.get(record.session)
+        # First: the end of the stream before finds here that it was replaced, and leaves the session alone.
         self._live[record.session] = stream
         if record.session in self._records:
             if before is not None and before is not stream:
@@ -100,9 +104,8 @@ class ResumableSessions:
         del self._live[session]
         record = self._records[session]
         if not lingers:
-            del self._records[
-                session
-            ]  # before the first await: nobody may resume it while the journal is written
+            # Before the first await: nobody may resume it while the journal is written.
+            del self._records[session]
         await self._escrow.over(session, unpaid=unpaid(record), lingers=lingers)
 
     async def wait_given_up(self, session: SessionId) -> None:

@@ -133,6 +133,7 @@ class ServedSession:
         self.is_yielding = True
         if self.rests_since is None:
             self.drain()
+        # As if its time were up: of these timers the one that is armed says what the session waits for.
         for key in ("open", "idle", "prompt"):
             self._driver.fire_nowait(key)
 

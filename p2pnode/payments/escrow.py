@@ -145,6 +145,8 @@ class EscrowIntake:
             msg = "a deposit needs terms and a escrow that runs"
             raise ChainError(msg)
         session = session_id(payment.market, request.terms)
+        # Here, not in the task: nothing runs between ``refuses`` and this line, so that of two streams that
+        # bring the same terms only the first gets so far.
         self._deposits[session] = _Deposit(request.terms)
         record = HostedSession(
             session=session,
@@ -196,6 +198,8 @@ class EscrowIntake:
             # Before the relay: a deposit that lands and is not in the journal would never be settled.
             await self.journal.host_relaying(record)
             refusal = await self._bring(session, call, there=escrow.status == "open")
+        # No await from here to the report: the end of the stream either comes before, and abandons the
+        # deposit, or finds it decided, and ends the session itself.
         deposit.decided = True
         if refusal is None and not deposit.abandoned:
             log.info("session.escrowed", session=session.hex()[:16], deposit=record.terms.deposit)
@@ -283,6 +287,7 @@ class EscrowIntake:
         record = self.journal.hosted_one(session)
         if record is None:
             return "it is not in the journal"
+        # Also where it is refused below: ``over`` notes when to settle only for what stands here.
         self._deposits[session] = _Deposit(record.terms, decided=True)
         if (refusal := self._exposed(record, address)) is not None:
             return refusal.detail

@@ -128,6 +128,7 @@ class Settler:
             try:  # reading the journal may fail, too, and succeed when it is read again
                 wait_s = policy.next_due_s(self._mine("over"), self._wall())
                 if wait_s > 0:
+                    # No await since the journal was read: what becomes due from now on sets this event.
                     self._wake = trio.Event()
                     with trio.move_on_after(wait_s):
                         await self._wake.wait()
@@ -150,6 +151,7 @@ class Settler:
     async def _settle(self, records: Sequence[HostedSession]) -> None:
         """Settle all of them. One that fails does not stop the others; the last one's error is raised."""
         failed: LocalError | None = None
+        # The records were read before the lock: the dry run refuses one that was settled while we waited.
         async with self._transacting:
             for group in policy.batches(records):
                 try:

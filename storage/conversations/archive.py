@@ -130,6 +130,7 @@ class Archive:
         await self._ready()
         sid = self._context.draw(SID_BYTES)
         conversation = self._conversation(sid)
+        # The log before the list: what a crash in between leaves unlisted, the next start lists.
         async with conversation.log.lock:
             await conversation.log.commit(title=title_of(title), model=model, sampling=sampling)
         self._open[sid] = conversation

@@ -90,6 +90,7 @@ class LogSender:
         while True:
             with trio.move_on_after(backoff.next_s()):
                 await self._wake.wait()
+            # A new event before anything is sent: what is committed meanwhile wakes the next round.
             woken, self._wake = self._wake.is_set(), trio.Event()
             try:
                 sent = await self.send(behind=not woken)
@@ -105,7 +106,7 @@ class LogSender:
         ``behind``: also those that a quorum has, but some replica did not get. Raises ``StorageError``.
         """
         if self._renewing is not None and not behind:
-            self._renewing.cancel()
+            self._renewing.cancel()  # it has the turn that is waited for below, and may take minutes
         async with self._turn:
             heads = await self._context.state.heads()
             lacking = {local.sid for local in heads if behind and self._some_lack(local.sid)}

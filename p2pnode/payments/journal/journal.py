@@ -336,6 +336,7 @@ class Journal:
             )
             _execute(db, query, (_EPOCH, made[-1]))
 
+        # On the connection for reading: the other one is the writing thread's once ``run`` has begun.
         self._file.transact(self._reads, step)
         return made[-1]
 

@@ -32,6 +32,8 @@ class Owner:
             self._handle = os.open(
                 _file(self._path, self._name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
             )
+            # Whoever asks for a name takes it from the journal, and this one is not there yet: nobody can
+            # have locked and removed the file since it was made.
             fcntl.flock(self._handle, fcntl.LOCK_EX)
         return self._name
 
