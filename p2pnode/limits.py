@@ -38,7 +38,7 @@ class Limits:
     peers_saved_max: int = 256
 
     # lookup
-    dials_per_lookup: int = 12
+    dials_per_lookup: int = 16
     dials_at_once: int = 4
     lookup_deadline_s: float = 10.0
     dht_deadline_s: float = 8.0

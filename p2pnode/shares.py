@@ -102,6 +102,12 @@ class FairShares(Generic[K]):
         """Who holds the places of a near origin, the oldest first."""
         return list(self._held.get(origin.wide, {}).get(origin.near, ()))
 
+    def holders_within(self, wide: str | None = None) -> list[K]:
+        """Who holds the places of a wide origin, or all of them."""
+        if wide is None:
+            return list(self._origins)
+        return [holder for near in self._held.get(wide, {}).values() for holder in near]
+
     def origin(self, holder: K) -> Origin:
         """Where a holder comes from. Raises ``KeyError`` for one without a place."""
         return self._origins[holder]

@@ -35,6 +35,7 @@ from p2pnode.protocols.adverts.messages import (
 from p2pnode.protocols.events import Command, Emit
 from p2pnode.protocols.gossipsub.commands import Verdict
 from p2pnode.protocols.wire import encode
+from p2pnode.shares import Origin
 
 log = structlog.get_logger()
 
@@ -55,7 +56,12 @@ class AdvertService:
     ) -> None:
         self._network, self._limits = network, limits
         self.wall = wall
-        self.book = Book(size_max=limits.book_max, privileged=privileged)
+        self.book = Book(
+            size_max=limits.book_max,
+            privileged=privileged,
+            origin_of=self._seen_at,
+            draw=lambda count: int(draw() * count),
+        )
         self.publisher = Publisher(peer=key.peer_id, instance=instance, sign=key.sign, wall=wall, draw=draw)
         self._exchange = AdvertExchange(
             self.book, self.publisher, peer=key.peer_id, instance=instance, wall=wall
@@ -70,6 +76,11 @@ class AdvertService:
         self._to_publish = trio.Event()
         self._copied = trio.Event()
         network.serve(PROTOCOL, self._serve)
+
+    def _seen_at(self, peer: PeerId) -> Origin | None:
+        """Where a peer is connected from, or was reached; None where we have never met it."""
+        met = self._network.is_connected(peer) or self._network.was_reached(peer)
+        return self._network.origin_of(peer) if met else None
 
     # ---- what the roles use
 

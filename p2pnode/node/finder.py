@@ -16,6 +16,7 @@ from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.network import Network
 from p2pnode.node.adverts import AdvertService, failure_of
 from p2pnode.node.driver import Driver
+from p2pnode.protocols.adverts.book import UNSEEN
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.lookup.messages import (
     Contact,
@@ -29,6 +30,7 @@ from p2pnode.protocols.lookup.messages import (
     provider_key,
 )
 from p2pnode.protocols.lookup.search import Search
+from p2pnode.shares import Draw, one_of_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,11 @@ class Finder:
         limits: Limits,
         wall: Callable[[], float],
         *,
+        draw: Draw,
         mdns: bool = True,
     ) -> None:
         self._network, self._adverts, self._limits, self._wall = network, adverts, limits, wall
+        self._draw = draw
         # A search does not wait for a source that is switched off.
         self._off: frozenset[Source] = frozenset() if mdns else frozenset({"mdns"})
 
@@ -74,6 +78,7 @@ class Finder:
             contact=self.contact,
             on_found=on_found,
             sources=sources - self._off,
+            draw=self._draw,
         )
         return await run.run()
 
@@ -102,8 +107,10 @@ class _Run:
         contact: Callable[..., Awaitable[Advert | None]],
         on_found: Callable[[FoundHost], None],
         sources: frozenset[Source],
+        draw: Draw,
     ) -> None:
         self._network, self._adverts, self._limits, self._wall = network, adverts, limits, wall
+        self._draw = draw
         self._model, self._dial, self._on_found = model, contact, on_found
         self._seeds = [split_peer(seed) for seed in seeds]
         self._sources = sources
@@ -169,9 +176,13 @@ class _Run:
         await self._driver.command(Contacted(contact.peer, advert, failure))
 
     async def _read_book(self) -> None:
-        for entry in list(self._adverts.book.live(self._wall(), self._model)):
+        # Drawn by origin: a book that is full of one liar's adverts must not hide the others.
+        for entry in self._adverts.book.sample(self._limits.dials_per_lookup, self._wall(), self._model):
             addresses = tuple(a.multiaddr for a in entry.advert.addresses)
-            await self._driver.command(Hint(peer=entry.advert.peer, addresses=addresses, source="book"))
+            seen = frozenset[str]() if entry.origin.wide == UNSEEN else frozenset({entry.origin.wide})
+            await self._driver.command(
+                Hint(peer=entry.advert.peer, addresses=addresses, source="book", tellers=seen)
+            )
         await self._driver.command(SourceDone("book"))
 
     async def _read_seeds(self) -> None:
@@ -180,13 +191,20 @@ class _Run:
                 hint = Hint(peer=peer, addresses=(address,), source="bootstrap", local=True)
                 await self._driver.command(hint)
                 nursery.start_soon(self._exchange, peer, (address,))
-            for peer in self._network.connected_peers()[: self._limits.dials_at_once]:
+            for peer in self._of_distinct_origins(self._network.connected_peers()):
                 if all(peer != seed for _, seed in self._seeds):
                     await self._driver.command(Hint(peer=peer, addresses=(), source="bootstrap", local=True))
                     nursery.start_soon(self._exchange, peer, ())
             await self._driver.command(SourceDone("bootstrap"))
         self._seeded.set()
         await self._driver.command(SourceDone("exchange"))
+
+    def _of_distinct_origins(self, peers: Sequence[PeerId]) -> list[PeerId]:
+        """As many as are dialled at once: of each origin one before a second of any."""
+        by_origin: dict[str, list[PeerId]] = {}
+        for peer in peers:
+            by_origin.setdefault(self._network.origin_of(peer).wide, []).append(peer)
+        return one_of_each(by_origin.values(), self._limits.dials_at_once, self._draw)
 
     async def _exchange(self, peer: PeerId, addresses: Sequence[str]) -> None:
         if "exchange" not in self._sources:
@@ -201,10 +219,13 @@ class _Run:
         except Exception as error:  # noqa: BLE001  of one peer of many: the others are asked on
             self._network.guard.note("exchange", error)
             return
+        told_by = frozenset({self._network.origin_of(peer).wide})
         for advert in adverts:
             if advert.offer(self._model) is not None:
                 where = tuple(a.multiaddr for a in advert.addresses)
-                await self._driver.command(Hint(peer=advert.peer, addresses=where, source="exchange"))
+                await self._driver.command(
+                    Hint(peer=advert.peer, addresses=where, source="exchange", tellers=told_by)
+                )
 
     async def _read_dht(self) -> None:
         if "bootstrap" in self._sources:
@@ -216,7 +237,10 @@ class _Run:
             )
         for provider in found:
             where = () if self._network.is_connected(provider.peer) else provider.addrs
-            await self._driver.command(Hint(peer=provider.peer, addresses=where, source="dht"))
+            tellers = frozenset(each.wide for each in provider.tellers)
+            await self._driver.command(
+                Hint(peer=provider.peer, addresses=where, source="dht", tellers=tellers)
+            )
         await self._driver.command(SourceDone("dht"))
 
     async def _read_mdns(self) -> None:

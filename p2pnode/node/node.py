@@ -104,7 +104,14 @@ class Node:
         self.peers = Peers(
             self.network, self.adverts, limits=setup.limits, bootstrap=setup.bootstrap, store=store
         )
-        self.finder = Finder(self.network, self.adverts, setup.limits, setup.wall, mdns=setup.mdns != "off")
+        self.finder = Finder(
+            self.network,
+            self.adverts,
+            setup.limits,
+            setup.wall,
+            draw=rng.randrange,
+            mdns=setup.mdns != "off",
+        )
         self._announce = setup.announce
         self._keep_company = setup.keep_connected
         self._stop = trio.Event()

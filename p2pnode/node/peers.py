@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import trio
@@ -18,6 +18,9 @@ from p2pnode.node.adverts import AdvertService, failure_of
 from p2pnode.node.peer_selection import DialCandidate, PeerSelection
 
 log = structlog.get_logger()
+
+ADVERTS_DRAWN: Final = 256
+"""Of the book's adverts, in a round: those whose hosts may be dialled."""
 
 
 class Peers:
@@ -56,7 +59,9 @@ class Peers:
         chosen = self.selection.to_dial(
             self._network.connected_peers(),
             saved=[(each.peer, each.addrs) for each in saved],
-            adverts=(entry.advert for entry in self._adverts.book.live(self._adverts.wall())),
+            adverts=[
+                entry.advert for entry in self._adverts.book.sample(ADVERTS_DRAWN, self._adverts.wall())
+            ],
             dialable=self._network.policy.dialable,
         )
         async with trio.open_nursery() as nursery:

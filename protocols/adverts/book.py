@@ -3,14 +3,19 @@
 It holds one live advert of each peer. Cheap checks come before the signature, and a bad signature is charged
 to whoever brought it, never to the peer it names: a forger can't silence its victim. An eighth of the book is
 kept for privileged peers (staked, or dialled by us), so that Sybils can't crowd them out.
+
+The other places are shared out by origin. What can't be forged of an advert is where its peer is connected
+from: each such origin has a share. Adverts of all others, whose addresses may be made up, have one share
+together. Nobody is kept out because others came earlier: under pressure, chance decides who goes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Literal, TypeAlias
 
 from p2pnode.bounded import BoundedMap, TokenBucket
@@ -18,6 +23,7 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S, AdvertChecks, is_live
+from p2pnode.shares import Draw, FairShares, Origin, one_of_each, origin_of
 
 MIN_INTERVAL_S: Final = 1.0
 """A peer's adverts closer together than this are ignored."""
@@ -30,6 +36,11 @@ FORGERIES_MAX: Final = 16
 """Bad signatures one source may bring in a minute before its adverts are dropped unread."""
 FORGERY_WINDOW_S: Final = 60.0
 SOURCES_MAX: Final = 1024
+SEEN_PER_S: Final = 4.0
+SEEN_BURST: Final = 64.0
+"""Of the connected peers of one origin, beside what strangers may bring."""
+UNSEEN: Final = "unseen"
+"""The wide origin of all adverts of peers that are not connected."""
 Verdict: TypeAlias = Literal[
     "accepted",
     "malformed",
@@ -55,6 +66,8 @@ class Entry:
     """When gossip last brought one of this peer; what we asked for ourselves does not count."""
     late_s: float
     """By how much the host's clock may be behind ours: the least age at which one of its adverts came."""
+    origin: Origin
+    """Where its peer is connected from; for one that isn't, ``UNSEEN`` and what its first address says."""
     kept_until: float
     """Outlives ``expires_at`` where an earlier advert would have lived longer: it must not be replayed."""
 
@@ -71,8 +84,12 @@ class Book:
         *,
         size_max: int = 4096,
         privileged: Callable[[PeerId], bool] = lambda _peer: False,
+        origin_of: Callable[[PeerId], Origin | None] = lambda _peer: None,
+        draw: Draw = lambda _count: 0,
         checks: AdvertChecks | None = None,
     ) -> None:
+        """``origin_of`` says where a peer is or was connected from, as we saw it; None for one we never
+        met."""
         self.counts: Counter[str] = Counter()
         self._entries: dict[PeerId, Entry] = {}
         self._size_max = size_max
@@ -80,6 +97,9 @@ class Book:
         self._privileged = privileged
         self.checks = checks or AdvertChecks()
         self._sources = Sources()
+        self._origin_of, self._draw = origin_of, draw
+        self._shares: FairShares[PeerId] = FairShares(size_max - self._reserve)
+        """Of those that were not privileged when they came."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,7 +126,10 @@ class Book:
             late_s = min(float(CLOCK_SKEW_S), max(0.0, now - advert.issued_at))
             if held is not None and not advert.withdrawn:
                 late_s = min(late_s, held.late_s)
-            self._entries[advert.peer] = Entry(signed, advert, unasked if asked else now, late_s, until)
+            gossiped_at = unasked if asked else now
+            self._entries[advert.peer] = Entry(
+                signed, advert, gossiped_at, late_s, self._origin(advert), until
+            )
         return verdict, advert
 
     def _judge(
@@ -126,7 +149,8 @@ class Book:
         if held is not None and held.signed == signed:
             return "accepted", advert  # asked again; it was verified when it came
         privileged = self._privileged(advert.peer)
-        if not (privileged or asked or self._sources.admit(source, now)):
+        seen = self._origin_of(advert.peer)
+        if not (privileged or asked or self._sources.admit(source, seen, now)):
             return "rate", None
         if not is_live(advert.binding, now):  # by our clock: its bearer may have another
             return "lapsed", None
@@ -138,27 +162,81 @@ class Book:
         ):
             self._sources.charge(source, now)
             return "forged", None
-        if held is None and not self._make_room(now, privileged=privileged):
+        if not self._take_place(advert, now, privileged=privileged):
             return "full", None
         return "accepted", advert
 
-    def _make_room(self, now: float, *, privileged: bool) -> bool:
-        limit = self._size_max if privileged else self._size_max - self._reserve
-        if len(self._entries) < limit:
+    def _origin(self, advert: Advert) -> Origin:
+        seen = self._origin_of(advert.peer)
+        if seen is not None:
+            return seen
+        said = advert.addresses[0].multiaddr.split("/")[2:3] if advert.addresses else []
+        return Origin(wide=UNSEEN, near=origin_of("".join(said) or None, advert.peer).near)
+
+    def _take_place(self, advert: Advert, now: float, *, privileged: bool) -> bool:
+        """Whether there is a place, which may be another's until now. Who has one keeps it."""
+        peer, origin = advert.peer, self._origin(advert)
+        held = self._entries.get(peer)
+        if held is not None and (peer not in self._shares or held.origin == origin):
             return True
-        self.expire(now)
-        return len(self._entries) < limit
+        if held is None and len(self._entries) >= self._size_max - (0 if privileged else self._reserve):
+            self.expire(now)
+        self._shares.leave(peer)  # it was seen elsewhere since
+        if privileged:
+            if held is None and len(self._entries) >= self._size_max:
+                return self._replace(self._shares.holders_within())
+            return True
+        kept = len(self._entries) - len(self._shares) - (held is not None)
+        self._shares.places = self._size_max - max(self._reserve, kept)
+        entered, victim = self._shares.enter(peer, origin, self._any)
+        if not entered:
+            # Nobody has much more than its share. That must not keep out who comes late.
+            own = self._shares.holders(origin) or self._shares.holders_within(origin.wide)
+            if not self._replace(own or self._shares.holders_within()):
+                return False
+            self._shares.enter(peer, origin, self._any)
+        if victim is not None:
+            del self._entries[victim]
+        return True
+
+    def _replace(self, holders: Sequence[PeerId]) -> bool:
+        """Give up the place of one of these, at random; False where there are none."""
+        if not holders:
+            return False
+        self.forget(self._any(holders))
+        return True
+
+    def _any(self, holders: Collection[PeerId]) -> PeerId:
+        return list(holders)[self._draw(len(holders))]
+
+    def sample(self, count: int, now: float, model: ModelId | None = None) -> list[Entry]:
+        """Up to ``count`` live adverts, drawn: by turns of a peer that was seen and of one that wasn't, and
+        of each kind one of every origin before a second of any."""
+        seen: dict[str, list[Entry]] = {}
+        unseen: dict[str, list[Entry]] = {}
+        for entry in self.live(now, model):
+            origin = entry.origin
+            group = (
+                unseen.setdefault(origin.near, [])
+                if origin.wide == UNSEEN
+                else seen.setdefault(origin.wide, [])
+            )
+            group.append(entry)
+        kinds = [one_of_each(each.values(), count, self._draw) for each in (seen, unseen)]
+        turns = (kind[index] for index in range(count) for kind in kinds if index < len(kind))
+        return list(islice(turns, count))
 
     def expire(self, now: float) -> list[PeerId]:
         """Drop what has expired; returns whom."""
         gone = [peer for peer, entry in self._entries.items() if entry.kept_until <= now]
         for peer in gone:
-            del self._entries[peer]
+            self.forget(peer)
         return gone
 
     def forget(self, peer: PeerId) -> None:
         """Drop one peer's advert (it withdrew, or is banned)."""
         self._entries.pop(peer, None)
+        self._shares.leave(peer)
 
     def get(self, peer: PeerId, now: float) -> Entry | None:
         """A peer's live advert."""
@@ -219,9 +297,15 @@ class Sources:
     def __init__(self) -> None:
         self._all = TokenBucket(STRANGERS_PER_S, STRANGERS_BURST)
         self._sources: BoundedMap[PeerId, _Source] = BoundedMap(SOURCES_MAX)
+        self._seen: BoundedMap[str, TokenBucket] = BoundedMap(SOURCES_MAX)
 
-    def admit(self, source: PeerId, now: float) -> bool:
-        """Whether this source may bring one more advert of a stranger."""
+    def admit(self, source: PeerId, seen: Origin | None, now: float) -> bool:
+        """Whether this source may bring one more advert of a stranger. ``seen``: where that peer is connected
+        from."""
+        if seen is not None:
+            of_origin = self._seen.use(seen.wide, lambda: TokenBucket(SEEN_PER_S, SEEN_BURST))
+            if of_origin.take(now):
+                return True
         return self._of(source).bucket.take(now) and self._all.take(now)
 
     def muted(self, source: PeerId, now: float) -> bool:

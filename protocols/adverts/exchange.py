@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
 from typing import Final, TypeAlias, assert_never
 
 from p2pnode.ids import ModelId, PeerId
@@ -243,7 +242,6 @@ class Directory:
         wall: Callable[[], float],
     ) -> None:
         self._book, self._peer, self._own, self._wall = book, peer, own, wall
-        self._offset = 0
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """One answer for one question; anything else a peer sends is ignored."""
@@ -264,19 +262,12 @@ class Directory:
         return entry.signed if entry is not None else None
 
     def _sample(self, question: SampleAdverts, now: float) -> tuple[SignedAdvert, ...]:
-        """Our own first, if it offers the model, then others: each question goes on where the last ended."""
+        """Our own first, if it offers the model, then others as the book draws them."""
         own = self._own(now)
         answer = [own] if own is not None and self._offers(own, question.model) else []
-        others = [
-            entry.signed
-            for entry in self._book.live(self._wall(), question.model)
-            if entry.advert.peer != self._peer
-        ]
-        count = min(question.count - len(answer), len(others))
-        start = self._offset % len(others) if others else 0
-        self._offset = start + count
-        answer.extend(islice(cycle(others), start, start + count))
-        return tuple(answer)
+        drawn = self._book.sample(question.count, self._wall(), question.model)
+        answer += [entry.signed for entry in drawn if entry.advert.peer != self._peer]
+        return tuple(answer[: question.count])
 
     def _offers(self, signed: SignedAdvert, model: ModelId | None) -> bool:
         return model is None or self._book.checks.parse(signed).offer(model) is not None

@@ -26,13 +26,15 @@ def provider_key(model: ModelId) -> bytes:
 class Hint:
     """A source says this peer may serve the model.
 
-    ``local`` sources (the LAN, our own flags) may name private addresses.
+    ``local`` sources (the LAN, our own flags) may name private addresses. ``tellers`` are the origins of
+    those who said so, as their connections show them; none where it is what we know ourselves.
     """
 
     peer: PeerId
     addresses: tuple[str, ...]
     source: Source
     local: bool = False
+    tellers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

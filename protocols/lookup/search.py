@@ -1,9 +1,10 @@
 """One search for hosts of a model, as a machine: it decides whom to dial, and when to give up.
 
-Dials are capped in all and at once. While other sources are still to speak, a source gets at most
-half of the dials and the rest of its hints wait their turn: neither a full provider record nor a
-lying one can spend the whole search, and one that lies about a peer's addresses can't hide the
-addresses another source knows. It knows nothing of ranking: a found host is handed up at once.
+Dials are capped in all and at once. While other sources are still to speak, a source gets a quarter of the
+dials and the rest of its hints wait their turn: neither a full provider record nor a lying one can spend the
+whole search, and one that lies about a peer's addresses can't hide the addresses another source knows. Those
+are dialled first whom most origins name: whoever makes up hosts has few origins to name them from. It knows
+nothing of ranking: a found host is handed up at once.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Search:
         sources: frozenset[Source],
         *,
         self_peer: PeerId,
-        dials_max: int = 12,
+        dials_max: int = 16,
         dials_at_once: int = 4,
         deadline_s: float = 10.0,
         usable: Callable[[str, bool], bool] = lambda _address, _local: True,
@@ -48,6 +49,8 @@ class Search:
         self._dials_max, self._dials_at_once, self._deadline_s = dials_max, dials_at_once, deadline_s
         self._usable = usable
         self._queue: list[Hint] = []
+        self._tellers: dict[PeerId, set[str]] = {}
+        """Of the peers in the queue."""
         self._tried: dict[PeerId, set[str]] = {}
         self._answered: set[PeerId] = set()
         self._per_source: Counter[Source] = Counter()
@@ -119,10 +122,31 @@ class Search:
                 "only private addresses, and not of this network: behind a router that lets nobody in",
             )
             return
-        if sum(queued.source == hint.source for queued in self._queue) < self._dials_max:
-            self._queue.append(
-                Hint(peer=hint.peer, addresses=addresses, source=hint.source, local=hint.local)
-            )
+        kept = Hint(
+            peer=hint.peer,
+            addresses=addresses,
+            source=hint.source,
+            local=hint.local,
+            tellers=hint.tellers,
+        )
+        if sum(queued.source == hint.source for queued in self._queue) < self._dials_max or self._displace(
+            kept
+        ):
+            self._queue.append(kept)
+            self._tellers.setdefault(hint.peer, set())
+        if hint.peer in self._tellers:
+            self._tellers[hint.peer].update(hint.tellers)
+
+    def _displace(self, newcomer: Hint) -> bool:
+        """Whether one of the same source went for it: the last of a teller that has two more than its own."""
+        same = [queued for queued in self._queue if queued.source == newcomer.source]
+        held = Counter(teller for queued in same for teller in queued.tellers)
+        own = min((held[teller] for teller in newcomer.tellers), default=0)
+        for queued in reversed(same):
+            if queued.tellers and min(held[teller] for teller in queued.tellers) >= own + 2:
+                self._queue.remove(queued)
+                return True
+        return False
 
     def _advance(self) -> Sequence[Effect]:
         effects: list[Effect] = []
@@ -130,8 +154,9 @@ class Search:
             hint = self._next()
             if hint is None:
                 break
-            self._per_source[hint.source] += 1
-            self._dialled += 1
+            if hint.addresses or not hint.local:  # else it is asked over a connection that is open: no dial
+                self._per_source[hint.source] += 1
+                self._dialled += 1
             self._dialling.add(hint.peer)
             self._tried.setdefault(hint.peer, set()).update(hint.addresses)
             effects.append(Emit(Contact(hint.peer, hint.addresses, hint.local)))
@@ -141,12 +166,23 @@ class Search:
         return effects
 
     def _next(self) -> Hint | None:
-        """The first hint that may be dialled now; those that say nothing new are dropped."""
+        """The hint to dial now: local ones first, then those that most origins name, then in their order.
+
+        Those that say nothing new are dropped.
+        """
         self._queue = [hint for hint in self._queue if self._news(hint)]
-        for index, hint in enumerate(self._queue):
-            if hint.peer not in self._dialling and not self._over_share(hint.source):
-                return self._queue.pop(index)
-        return None
+        queued = {hint.peer for hint in self._queue}
+        self._tellers = {peer: tellers for peer, tellers in self._tellers.items() if peer in queued}
+        open_now = [
+            hint
+            for hint in self._queue
+            if hint.peer not in self._dialling and not self._over_share(hint.source)
+        ]
+        if not open_now:
+            return None
+        best = min(open_now, key=lambda hint: (not hint.local, -len(self._tellers[hint.peer])))
+        self._queue.remove(best)
+        return best
 
     def _news(self, hint: Hint) -> bool:
         tried = self._tried.get(hint.peer)
@@ -156,7 +192,7 @@ class Search:
 
     def _over_share(self, source: Source) -> bool:
         others = self._waiting_for - {source}
-        return bool(others) and self._per_source[source] >= max(1, self._dials_max // 2)
+        return bool(others) and self._per_source[source] >= max(1, self._dials_max // 4)
 
     def _fail(self, peer: PeerId, why: str) -> None:
         if peer in self._failures or len(self._failures) < FAILURES_MAX:

@@ -155,7 +155,7 @@ def test_what_hangs_on_our_clock_is_ignored(case: str, data: SignedAdvert) -> No
 
 
 def test_what_hangs_on_our_book_is_ignored() -> None:
-    subject = Subject(Book(size_max=1))
+    subject = Subject(Book(size_max=1, privileged=lambda _peer: True))
     assert kind(subject, encode(ALICE.signed(seq=5))) == "accept"
     assert kind(subject, encode(ALICE.signed(seq=4))) == "ignore"  # older
     assert kind(subject, encode(ALICE.signed(seq=6))) == "ignore"  # too soon

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from functools import cache
 
@@ -12,11 +13,13 @@ from p2pnode.ids import PeerId
 from p2pnode.protocols.adverts.book import (
     FORGERIES_MAX,
     FORGERY_WINDOW_S,
+    SEEN_BURST,
     SOURCE_SHARE,
     SOURCES_MAX,
     STRANGERS_BURST,
     STRANGERS_PER_S,
     TTL_MAX_S,
+    UNSEEN,
     Book,
     Sources,
 )
@@ -32,6 +35,7 @@ from p2pnode.protocols.adverts.signatures import (
     verify,
 )
 from p2pnode.protocols.wire import encode
+from p2pnode.shares import Origin
 from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer
 
 ALICE, MALLORY = Identity("alice"), Identity("mallory")
@@ -253,9 +257,9 @@ def test_a_flood_of_strangers_is_cut_before_any_signature_and_leaves_room_for_ot
 
 def test_the_rate_of_strangers_comes_back_with_time() -> None:
     sources = Sources()
-    taken = sum(sources.admit(PeerId(f"source {n % 7}"), WALL) for n in range(2000))
+    taken = sum(sources.admit(PeerId(f"source {n % 7}"), None, WALL) for n in range(2000))
     assert taken == STRANGERS_BURST
-    later = sum(sources.admit(PeerId(f"source {n % 7}"), WALL + 2) for n in range(2000))
+    later = sum(sources.admit(PeerId(f"source {n % 7}"), None, WALL + 2) for n in range(2000))
     assert later == 2 * STRANGERS_PER_S
 
 
@@ -295,19 +299,144 @@ def test_what_is_remembered_of_sources_is_bounded() -> None:
 def test_a_full_book_keeps_an_eighth_for_privileged_peers() -> None:
     trusted = {Identity(f"trusted {n}").peer for n in range(3)}
     book = Book(size_max=16, privileged=trusted.__contains__)
-    results = [verdict(book, Identity(n).signed()) for n in range(16)]
-    assert results == ["accepted"] * 14 + ["full"] * 2
-    assert [verdict(book, Identity(f"trusted {n}").signed()) for n in range(3)] == [
-        "accepted",
-        "accepted",
-        "full",
-    ]
+    assert [verdict(book, Identity(n).signed()) for n in range(16)] == ["accepted"] * 16
+    assert len(book) == 14
+    assert [verdict(book, Identity(f"trusted {n}").signed()) for n in range(3)] == ["accepted"] * 3
     assert len(book) == 16
+    held = {entry.advert.peer for entry in book.live(NOW)}
+    assert trusted <= held
     # Whoever is in may renew, and what expired makes room.
-    assert verdict(book, Identity(0).signed(seq=2), NOW + 5) == "accepted"
+    assert verdict(book, Identity("trusted 0").signed(seq=2), NOW + 5) == "accepted"
+    assert len(book) == 16
     later = {"issued_at": int(OVER) + 10, "expires_at": int(OVER) + 100}
     assert verdict(book, Identity("new").signed(**later), OVER + 11) == "accepted"
     assert len(book) == 1
+
+
+def test_privileged_peers_do_not_replace_one_another() -> None:
+    book = Book(size_max=16, privileged=lambda _peer: True)
+    results = [verdict(book, Identity(n).signed()) for n in range(17)]
+    assert results == ["accepted"] * 16 + ["full"]
+
+
+@cache
+def identity(name: object) -> Identity:
+    return Identity(name)
+
+
+@cache
+def long_lived(name: object, at: str, seq: int) -> SignedAdvert:
+    where = (Address(multiaddr=f"/ip4/{at}/tcp/4001"),)
+    return identity(name).signed(addresses=where, seq=seq, expires_at=int(NOW) + 3600)
+
+
+CHECKS = AdvertChecks()
+
+
+class Crowd:
+    """A book of 64 places, 8 of them for privileged peers; and where peers are connected from."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.seen: dict[PeerId, Origin] = {}
+        draw = random.Random(seed).randrange
+        self.book = Book(size_max=64, origin_of=self.seen.get, draw=draw, checks=CHECKS)
+
+    def take(self, name: object, *, seen: str = "", at: str = "192.0.2.1", seq: int = 1) -> str:
+        if seen:
+            self.seen[identity(name).peer] = Origin(seen, seen)
+        return self.book.offer(long_lived(name, at, seq), PeerId(f"source {name}"), NOW, asked=True)[0]
+
+    def holds(self, name: object) -> bool:
+        return self.book.get(identity(name).peer, NOW) is not None
+
+    def sampled(self, name: object, count: int = 32) -> bool:
+        return identity(name).peer in {entry.advert.peer for entry in self.book.sample(count, NOW, MODEL)}
+
+
+def test_a_host_that_joins_late_has_a_place_in_a_book_full_of_made_up_adverts() -> None:
+    crowd = Crowd()
+    for number in range(70):
+        assert crowd.take(number, at=f"{20 + number}.1.1.1") == "accepted"
+    assert len(crowd.book) == 56
+    assert crowd.take("late", seen="203.0.113.0/24") == "accepted"
+    for number in range(70, 140):
+        crowd.take(number, at=f"{20 + number}.1.1.1")
+    assert crowd.holds("late")
+    assert crowd.sampled("late", count=2)
+    assert len(crowd.book) == 56
+
+
+def test_hosts_of_ten_prefixes_cannot_crowd_out_one_of_another() -> None:
+    crowd = Crowd()
+    for number in range(200):
+        crowd.take(number, seen=f"prefix {number % 10}")
+    crowd.take("late", seen="elsewhere")
+    for number in range(200, 300):
+        crowd.take(number, seen=f"prefix {number % 10}")
+    assert crowd.holds("late")
+    assert all(crowd.sampled("late", count=11) for _ in range(20))
+
+
+def test_among_those_nobody_has_met_chance_decides_and_not_who_came_first() -> None:
+    held = 0
+    for seed in range(20):
+        crowd = Crowd(seed)
+        for number in range(60):
+            crowd.take(number, at=f"{20 + number}.1.1.1")
+        assert crowd.take("late", at="9.9.9.9") == "accepted"
+        assert crowd.holds("late")
+        for number in range(60, 90):
+            crowd.take(number, at=f"{20 + number}.1.1.1")
+        held += crowd.holds("late")
+    assert 4 <= held <= 19  # 30 replacements in 56 places: about six of ten stay
+
+
+def test_a_prefix_that_many_claim_has_one_share_of_those_nobody_has_met() -> None:
+    crowd = Crowd()
+    for number in range(100):
+        crowd.take(number, at="9.9.9.9")
+    crowd.take("late", at="8.8.8.8")
+    for number in range(100, 200):
+        crowd.take(number, at="9.9.9.9")
+    assert crowd.holds("late")
+
+
+def test_a_host_that_is_met_later_counts_where_it_was_seen() -> None:
+    crowd = Crowd()
+    crowd.take("host", at="9.9.9.9")
+    for number in range(100):
+        crowd.take(number, at=f"{20 + number}.1.1.1")
+    crowd.take("host", seen="elsewhere", seq=2)
+    for number in range(100, 160):
+        crowd.take(number, at=f"{20 + number}.1.1.1")
+    assert crowd.holds("host")
+    assert len(crowd.book) == 56
+
+
+def test_connected_hosts_are_heard_while_strangers_use_up_their_rate() -> None:
+    book = Book(origin_of=lambda peer: Origin("a", "a") if peer == ALICE.peer else None)
+    for number in range(int(STRANGERS_BURST)):
+        verdict(book, Identity(number).signed(), source=PeerId(f"source {number % 4}"))
+    assert verdict(book, Identity("late").signed(), source=PeerId("another")) == "rate"
+    assert verdict(book, ALICE.signed(), source=PeerId("another")) == "accepted"
+
+
+def test_connected_hosts_of_one_origin_have_a_rate_together() -> None:
+    sources, seen = Sources(), Origin("a", "a")
+    taken = sum(sources.admit(PeerId("one source"), seen, WALL) for _ in range(1000))
+    assert taken == SEEN_BURST + STRANGERS_BURST * SOURCE_SHARE
+
+
+def test_a_sample_takes_turns_between_hosts_that_were_met_and_others() -> None:
+    crowd = Crowd()
+    for number in range(20):
+        crowd.take(number, seen="one place")
+    for number in range(20, 40):
+        crowd.take(number, at=f"{number}.1.1.1")
+    kinds = [entry.origin.wide for entry in crowd.book.sample(8, NOW)]
+    assert kinds == ["one place", UNSEEN] * 4
+    assert len(crowd.book.sample(64, NOW)) == 40
+    assert crowd.book.sample(8, NOW, OTHER_MODEL) == []
 
 
 def test_population_counts_privileged_peers_only() -> None:

@@ -46,6 +46,9 @@ class Hunt:
     def hint(self, number: int, source: Source = "dht", *addresses: str, local: bool = False) -> None:
         self.say(Hint(peer=HOSTS[number].peer, addresses=addresses, source=source, local=local))
 
+    def named(self, number: int, source: Source, *tellers: str) -> None:
+        self.say(Hint(peer=HOSTS[number].peer, addresses=(), source=source, tellers=frozenset(tellers)))
+
     def answer(self, number: int, **changes: Any) -> None:
         self.say(Contacted(HOSTS[number].peer, HOSTS[number].advert(**changes)))
 
@@ -118,15 +121,50 @@ def test_no_more_dials_in_all_than_allowed() -> None:
     assert len(hunt.exhausted[0].failures) == 3
 
 
-def test_one_source_gets_half_of_the_dials_while_another_is_still_to_speak() -> None:
-    hunt = Hunt("dht", "mdns", dials_max=6, dials_at_once=9)
+def test_one_source_gets_a_quarter_of_the_dials_while_another_is_still_to_speak() -> None:
+    hunt = Hunt("dht", "mdns", dials_max=8, dials_at_once=9)
     for number in range(9):
         hunt.hint(number)
-    assert hunt.dialled == [0, 1, 2]
+    assert hunt.dialled == [0, 1]
     hunt.hint(20, "mdns")
-    assert hunt.dialled == [0, 1, 2, 20]
+    assert hunt.dialled == [0, 1, 20]
     hunt.say(SourceDone("mdns"))  # nobody else is left: the hints that waited have their turn
-    assert hunt.dialled == [0, 1, 2, 20, 3, 4]
+    assert hunt.dialled == [0, 1, 20, 2, 3, 4, 5, 6]
+
+
+def test_those_whom_most_origins_name_are_dialled_first_and_local_ones_before() -> None:
+    hunt = Hunt("dht", "exchange", dials_at_once=1)
+    hunt.hint(0)
+    hunt.named(1, "exchange", "liar")
+    hunt.named(2, "exchange", "a")
+    hunt.named(2, "dht", "b", "c")
+    hunt.named(3, "dht", "a", "b")
+    hunt.hint(4, "exchange", local=True)
+    for number in (0, 4, 2, 3, 1):
+        assert hunt.dialled[-1] == number
+        hunt.fail(number)
+
+
+def test_one_origin_that_names_a_crowd_leaves_others_hints_their_places() -> None:
+    hunt = Hunt("exchange", "dht", dials_max=8, dials_at_once=1)
+    hunt.hint(0)
+    for number in range(1, 20):
+        hunt.named(number, "exchange", "liar")
+    hunt.named(20, "exchange", "honest")
+    hunt.named(20, "dht", "another")
+    hunt.fail(0)
+    assert hunt.dialled == [0, 20]
+
+
+def test_a_peer_that_is_connected_costs_no_dial() -> None:
+    hunt = Hunt("bootstrap", "dht", dials_max=4, dials_at_once=9)
+    for number in range(3):
+        hunt.hint(number, "bootstrap", local=True)
+    hunt.say(SourceDone("bootstrap"))
+    for number in range(10, 20):
+        hunt.hint(number)
+    hunt.say(SourceDone("dht"))
+    assert hunt.dialled == [0, 1, 2, 10, 11, 12, 13]
 
 
 def test_stale_draining_and_lying_hosts_are_not_found_and_not_dialled_twice() -> None:
@@ -210,7 +248,7 @@ def test_a_flood_of_hints_is_bounded() -> None:
         peer = PeerId(f"peer {number}")
         hunt.say(Hint(peer=peer, addresses=many, source="dht"))
         hunt.say(Hint(peer=PeerId(f"private {number}"), addresses=("private",), source="dht"))
-    assert held_bytes(hunt.search) < 20_000
+    assert held_bytes(hunt.search) < 25_000
     assert all(len(contact.addresses) == ADDRESSES_MAX for contact in hunt.contacts)
 
 
