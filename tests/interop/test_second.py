@@ -98,6 +98,23 @@ async def test_it_gets_a_checked_answer_from_a_host(other: Foreign, host: Progra
     assert answer["receipts"] == -(-TOKENS // 32)
 
 
+def test_a_client_of_ours_gets_a_checked_answer_from_it(second: Path, tmp_path: Path) -> None:
+    command = ["node", "peer.mjs", cases.DHT_PROTOCOL, "host"]
+    with subprocess.Popen(command, cwd=second, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            address = json.loads(process.stdout.readline())["ready"]["addrs"][0]
+            flags = ["--peer", address, "--max-tokens", TOKENS, "--json"]
+            ran = ask(tmp_path / "client", QUESTION, *flags)
+        finally:
+            process.kill()
+    assert ran.code == 0, ran
+    text = "".join(each["text"] for each in ran.named("text"))
+    assert text == " ".join(str(number) for number in range(1, TOKENS + 1))
+    (done,) = ran.named("done")
+    assert (done["tokens_out"], done["checkpoints"], done["tokens_in"]) == (TOKENS, 3, len(QUESTION))
+
+
 async def test_it_recovers_what_a_client_of_ours_stored(
     other: Foreign, host: Program, conversation: dict[str, Any]
 ) -> None:

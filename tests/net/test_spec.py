@@ -16,12 +16,14 @@ from libp2p.security.noise.messages import NoiseHandshakePayload, verify_handsha
 from multiaddr import Multiaddr
 
 from p2pnode.errors import ConfigError
+from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net import conduct, libp2p_host, multiaddrs, swarm, transports, upgrader, yamux
 from p2pnode.net.multiaddrs import check_address
 from p2pnode.node import invite
 from p2pnode.protocols.crypto import public_key_of
 from p2pnode.protocols.kademlia.messages import record_key
+from p2pnode.shares import origin_of
 from tests.net.support import Wire
 from tests.net.vectors import noise_side
 from tests.protocols.test_spec import numbers_of, rows, spec
@@ -157,6 +159,26 @@ def test_the_numbers_are_those_of_the_code(part: str, wanted: dict[str, list[flo
     text = spec("transport").split(f"## {part}\n")[1].split("\n## ")[0]
     found = {row[0]: numbers_of(row[1]) for row in rows(text)}
     assert {name: stated for name, stated in found.items() if stated} == wanted
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("8.8.8.1", "8.8.8.254", True),
+        ("8.8.8.1", "8.8.9.1", False),
+        ("2600:1f00:1:2::1", "2600:1f00:1:ffff::1", True),
+        ("2600:1f00:1::1", "2600:1f00:2::1", False),
+        ("192.168.1.5", "192.168.1.5", False),
+        ("127.0.0.1", "127.0.0.1", False),
+        ("100.64.0.1", "100.64.0.1", False),
+    ],
+)
+def test_an_origin_is_what_the_spec_says(one: str, other: str, same: bool) -> None:
+    assert "**Origins.**" in spec("transport")
+    first, second = origin_of(one, PeerId("a")), origin_of(other, PeerId("b"))
+    assert (first == second) is same
+    if one.startswith("2600"):
+        assert first.wide == second.wide
 
 
 def test_what_faults_lead_to_is_what_the_spec_says() -> None:

@@ -5,6 +5,7 @@ import { createInterface } from 'node:readline'
 
 import { unhex, utf8 } from './codec.mjs'
 import { Pair, answer, dial, listen, propose } from './connection.mjs'
+import { serveAdverts, serveSession } from './host.mjs'
 import { ask, askAdvert, openStore, promptBody, shown } from './messages.mjs'
 import { Key, readInvite } from './names.mjs'
 import { entropyOf, recover } from './storage.mjs'
@@ -17,6 +18,7 @@ const PING_BYTES = 32
 
 const key = new Key(createHash('sha256').update(seed).digest())
 const fixed = new Pair()
+const wallet = createHash('sha256').update(`wallet of ${seed}`).digest()
 const gossip = new Gossip(key)
 const dht = new Dht(dhtName, () => ({ peer: key.peer, addresses: [address], connected: true }))
 const connections = new Map()
@@ -32,7 +34,9 @@ const served = {
   },
   [MESHSUB[0]]: (stream) => gossip.serve(stream),
   [MESHSUB[1]]: (stream) => gossip.serve(stream),
-  [dhtName]: (stream) => dht.serve(stream)
+  [dhtName]: (stream) => dht.serve(stream),
+  '/p2pnode/adverts/1': (stream) => serveAdverts(stream, key, wallet, address),
+  '/p2pnode/inference/1': (stream) => serveSession(stream, key)
 }
 
 // Who ended before all was said only ended; anything else is told to the test.
