@@ -43,7 +43,8 @@ test: $(STAMP)
 # each step, a crowd of nodes, the S5 server, and what builds the package.
 SLOW := $(addprefix tests/,protocols/test_wire.py protocols/framing/test_shape.py node/test_twenty_nodes.py \
 	storage/s5 storage/local/test_store.py storage/local/test_properties.py storage/local/test_disk_faults.py \
-	storage/test_blind_nodes.py storage/conversations/test_sizes.py \
+	storage/test_blind_nodes.py storage/conversations/test_sizes.py storage/conversations/test_leases.py \
+	protocols/gossipsub/test_meshes.py \
 	test_readme.py test_house.py test_package.py test_import_contracts.py)
 FAST := tests/protocols tests/payments tests/node tests/storage $(filter-out $(SLOW),$(wildcard tests/test_*.py))
 

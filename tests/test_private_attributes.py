@@ -22,32 +22,31 @@ NETWORK: Final = "net/"
 """Its tests look beneath the network's own seam: at sockets, at a muxer's buffers, at a router's table."""
 
 
-def _named(tree: ast.AST) -> Iterator[str]:
-    """What calls of ``getattr``, ``setattr``, ``patch`` and the like name in a text: its last part."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if called in {"getattr", "hasattr", "setattr", "delattr", "patch", "object"}:
-            for argument in node.args[:2]:
-                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                    yield argument.value.rpartition(".")[2]
+_CALLS: Final = frozenset({"getattr", "hasattr", "setattr", "delattr", "patch", "object"})
 
 
-def _of_others(tree: ast.AST) -> Iterator[str]:
-    """Attributes that are read, set or deleted, but for those of ``self`` and ``cls``; and imported names."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            if not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}):
-                yield node.attr
-        elif isinstance(node, ast.ImportFrom):
-            for imported in node.names:
-                yield imported.name
+def _names(node: ast.AST) -> Iterator[str]:
+    """What one node reads, sets, deletes or imports, but for the attributes of ``self`` and ``cls``.
+
+    Of a text that ``getattr``, ``setattr``, ``patch`` and the like are given, it is the last part.
+    """
+    match node:
+        case ast.Attribute(value=ast.Name(id="self" | "cls")):
+            pass
+        case ast.Attribute(attr=name):
+            yield name
+        case ast.ImportFrom(names=imported):
+            yield from (each.name for each in imported)
+        case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called), args=given) if called in _CALLS:
+            for each in given[:2]:
+                if isinstance(each, ast.Constant) and isinstance(each.value, str):
+                    yield each.value.rpartition(".")[2]
+        case _:
+            pass
 
 
 def _private(source: str) -> set[str]:
-    tree = ast.parse(source)
-    names = {*_named(tree), *_of_others(tree)}
+    names = {name for node in ast.walk(ast.parse(source)) for name in _names(node)}
     return {name for name in names if name.startswith("_") and not name.startswith("__")}
 
 
