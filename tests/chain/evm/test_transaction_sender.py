@@ -77,6 +77,13 @@ class Waiting:
         return self.outcome is not None or self.error is not None
 
 
+@asynccontextmanager
+async def sending(rpc: LocalRpc, **options: Any) -> AsyncIterator[Waiting]:
+    """A gift is on its way from a ledger that runs: the task that waits for it."""
+    async with running(rpc, **options) as ledger, trio.open_nursery() as nursery:
+        yield Waiting(nursery, ledger)
+
+
 def received(local: LocalChain) -> int:
     return int(local.made.usdc.read("balanceOf", TO))
 
@@ -90,8 +97,21 @@ def decoded(local: LocalChain, raw: bytes) -> Any:
 
 
 def ok(body: bytes, result: Any) -> httpx.Response:
-    answer = {"jsonrpc": "2.0", "id": json.loads(body)["id"], "result": result}
+    return answer_to(body, result=result)
+
+
+def failed(body: bytes, message: str) -> httpx.Response:
+    return answer_to(body, error={"code": -32000, "message": message})
+
+
+def answer_to(body: bytes, **outcome: Any) -> httpx.Response:
+    answer = {"jsonrpc": "2.0", "id": json.loads(body)["id"], **outcome}
     return httpx.Response(200, stream=Body(json.dumps(answer).encode()))
+
+
+async def unreachable(_method: str, _body: bytes) -> httpx.Response:
+    """An endpoint that is away."""
+    raise httpx.ConnectError("refused")
 
 
 def on_send(rpc: LocalRpc, act: Callable[[bytes], Awaitable[httpx.Response]]) -> list[bytes]:
@@ -107,6 +127,42 @@ def on_send(rpc: LocalRpc, act: Callable[[bytes], Awaitable[httpx.Response]]) ->
 
     rpc.faults["one"] = fault
     return seen
+
+
+def watched(rpc: LocalRpc) -> list[bytes]:
+    """All is answered rightly. Returns the transactions seen."""
+
+    async def act(body: bytes) -> httpx.Response:
+        return rpc.answer(body)
+
+    return on_send(rpc, act)
+
+
+def losing_answers(rpc: LocalRpc) -> list[bytes]:
+    """Transactions are mined, and who sent them hears garbage."""
+
+    async def act(body: bytes) -> httpx.Response:
+        rpc.answer(body)
+        return httpx.Response(502)
+
+    return on_send(rpc, act)
+
+
+def slow_to_estimate(rpc: LocalRpc) -> None:
+    """An estimate takes five seconds."""
+
+    async def fault(method: str, body: bytes) -> httpx.Response:
+        if method == "eth_estimateGas":
+            await trio.sleep(5)
+        return rpc.answer(body)
+
+    rpc.faults["one"] = fault
+
+
+def reorganise(local: LocalChain, before: Any) -> None:
+    """The blocks since ``before`` are gone, and so are the transactions that were in them."""
+    local.chain.revert(before)
+    local.pool.clear()
 
 
 def swallowing(rpc: LocalRpc, times: int) -> list[bytes]:
@@ -137,8 +193,7 @@ def by_hand(local: LocalChain, nonce: int, *, most: int = 10**10, name: str = "p
 async def test_an_outcome_is_reported_when_it_is_as_deep_as_the_profile_says(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
-    async with running(rpc, confirmations=3) as ledger, trio.open_nursery() as nursery:
-        waiting = Waiting(nursery, ledger)
+    async with sending(rpc, confirmations=3) as waiting:
         await trio.sleep(10)
         assert received(local) == 7
         local.mine()
@@ -196,7 +251,7 @@ async def test_a_transaction_that_waits_pays_more_and_more_up_to_the_cap_and_the
     local.pool.automine = False
     base = local.chain.base_fee
     cap = 4 * base
-    seen = on_send(rpc, lambda body: answered(rpc, body))
+    seen = watched(rpc)
     async with running(rpc, limits=limits(gas_price_max_wei=cap)) as ledger, trio.open_nursery() as nursery:
         with capture_logs() as logs:
             waiting = Waiting(nursery, ledger)
@@ -217,15 +272,11 @@ async def test_a_transaction_that_waits_pays_more_and_more_up_to_the_cap_and_the
         assert waiting.outcome.transaction == keccak256(seen[-1])
 
 
-async def answered(rpc: LocalRpc, body: bytes) -> httpx.Response:
-    return rpc.answer(body)
-
-
 async def test_a_cap_on_the_whole_transaction_counts_too(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
     local.pool.automine = False
-    seen = on_send(rpc, lambda body: answered(rpc, body))
+    seen = watched(rpc)
     most = 45_000 * 5 * local.chain.base_fee
     async with (
         running(rpc, limits=limits(transaction_fee_max_wei=most)) as ledger,
@@ -249,8 +300,7 @@ async def test_the_version_that_is_mined_may_be_the_first_one(
         return ok(body, "0x" + keccak256(raw_of(body)).hex())
 
     seen = on_send(rpc, act)
-    async with running(rpc) as ledger, trio.open_nursery() as nursery:
-        waiting = Waiting(nursery, ledger)
+    async with sending(rpc) as waiting:
         await trio.sleep(100)
         assert len(seen) >= 3
         local.pool.submit(held[0])
@@ -300,8 +350,7 @@ async def test_a_transaction_pushed_out_by_another_program_takes_a_new_nonce(
 ) -> None:
     nonce = local.chain.nonce(PAYER)
     seen = swallowing(rpc, 1)
-    async with running(rpc) as ledger, trio.open_nursery() as nursery:
-        waiting = Waiting(nursery, ledger)
+    async with sending(rpc) as waiting:
         await trio.sleep(1)
         local.pool.submit(by_hand(local, nonce))
         await trio.sleep(20)
@@ -322,8 +371,7 @@ async def test_a_nonce_that_another_program_holds_in_the_pool_is_left_to_it(
         return ok(body, hex(nonce)) if lagging else rpc.answer(body)
 
     rpc.faults["one"] = fault
-    async with running(rpc) as ledger, trio.open_nursery() as nursery:
-        waiting = Waiting(nursery, ledger)
+    async with sending(rpc) as waiting:
         await trio.sleep(2)
         local.mine(2)
         await trio.sleep(5)
@@ -337,11 +385,7 @@ async def test_a_lost_answer_never_sends_money_twice(
 ) -> None:
     """The first endpoint mines it and answers garbage; the second says that the nonce is used."""
 
-    async def act(body: bytes) -> httpx.Response:
-        rpc.answer(body)
-        return httpx.Response(502)
-
-    seen = on_send(rpc, act)
+    seen = losing_answers(rpc)
     async with running(rpc, rpc_urls=[URL, OTHER_URL]) as ledger:
         outcome = await ledger.transact(GIFT)
     assert outcome.transaction == keccak256(seen[0])
@@ -357,15 +401,9 @@ async def test_a_refusal_after_a_lost_answer_is_not_believed(
     async def poor(method: str, body: bytes) -> httpx.Response:
         if method != "eth_sendRawTransaction":
             return rpc.answer(body)
-        error = {"code": -32000, "message": "insufficient funds for gas * price + value"}
-        answer = {"jsonrpc": "2.0", "id": json.loads(body)["id"], "error": error}
-        return httpx.Response(200, stream=Body(json.dumps(answer).encode()))
+        return failed(body, "insufficient funds for gas * price + value")
 
-    async def act(body: bytes) -> httpx.Response:
-        rpc.answer(body)
-        return httpx.Response(502)
-
-    seen = on_send(rpc, act)
+    seen = losing_answers(rpc)
     rpc.faults["two"] = poor
     async with running(rpc, rpc_urls=[URL, OTHER_URL]) as ledger:
         outcome = await ledger.transact(GIFT)
@@ -378,8 +416,7 @@ async def test_a_nonce_taken_in_a_block_that_may_yet_go_away_is_not_given_up(
 ) -> None:
     nonce = local.chain.nonce(PAYER)
     seen = swallowing(rpc, 1)
-    async with running(rpc, confirmations=3) as ledger, trio.open_nursery() as nursery:
-        waiting = Waiting(nursery, ledger)
+    async with sending(rpc, confirmations=3) as waiting:
         await trio.sleep(1)
         local.pool.submit(by_hand(local, nonce))
         await trio.sleep(60)
@@ -456,9 +493,7 @@ async def test_a_service_that_sends_twice_and_tells_of_the_second_time_costs_not
 
     async def act(body: bytes) -> httpx.Response:
         rpc.answer(body)
-        error = {"code": -32000, "message": "nonce too low"}
-        answer = {"jsonrpc": "2.0", "id": json.loads(body)["id"], "error": error}
-        return httpx.Response(200, stream=Body(json.dumps(answer).encode()))
+        return failed(body, "nonce too low")
 
     seen = on_send(rpc, act)
     async with running(rpc) as ledger:
@@ -508,8 +543,7 @@ async def test_what_an_earlier_life_sent_is_not_sent_over(
     nonce = local.chain.nonce(PAYER)
     local.pool.automine = False
     local.pool.submit(by_hand(local, nonce))
-    async with running(rpc) as ledger, trio.open_nursery() as nursery:
-        waiting = Waiting(nursery, ledger)
+    async with sending(rpc) as waiting:
         await trio.sleep(2)
         local.mine()
         await trio.sleep(5)
@@ -525,11 +559,10 @@ async def test_a_reorganisation_after_the_report_has_the_same_bytes_sent_again(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
     before = local.chain.snapshot()
-    seen = on_send(rpc, lambda body: answered(rpc, body))
+    seen = watched(rpc)
     async with running(rpc) as ledger:
         outcome = await ledger.transact(GIFT)
-        local.chain.revert(before)
-        local.pool.clear()
+        reorganise(local, before)
         assert received(local) == 0
         with capture_logs() as logs:
             await trio.sleep(10)
@@ -542,13 +575,11 @@ async def test_a_reorganisation_before_the_report_only_delays_it(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
     before = local.chain.snapshot()
-    async with running(rpc, confirmations=3) as ledger, trio.open_nursery() as nursery:
-        waiting = Waiting(nursery, ledger)
+    async with sending(rpc, confirmations=3) as waiting:
         await trio.sleep(5)
         local.mine()
         await trio.sleep(5)
-        local.chain.revert(before)
-        local.pool.clear()
+        reorganise(local, before)
         await trio.sleep(5)
         assert not waiting.over
         local.mine(2)
@@ -566,8 +597,7 @@ async def test_what_is_final_is_no_longer_watched(
         await ledger.transact(GIFT)
         local.mine(30)
         await trio.sleep(10)
-        local.chain.revert(before)
-        local.pool.clear()
+        reorganise(local, before)
         await trio.sleep(1_000)
     assert received(local) == 0
 
@@ -578,8 +608,7 @@ async def test_an_order_sent_after_a_reorganisation_waits_for_the_nonces_before_
     before = local.chain.snapshot()
     async with running(rpc) as ledger:
         await ledger.transact(GIFT)
-        local.chain.revert(before)
-        local.pool.clear()
+        reorganise(local, before)
         await ledger.transact(Transfer(TO, 100))
     assert received(local) == 107
 
@@ -666,7 +695,7 @@ async def test_a_replacement_that_cant_be_afforded_leaves_the_first_version_stan
 ) -> None:
     secret = keccak256(b"a host with little")
     poor = key_address(secret)
-    seen = on_send(rpc, lambda body: answered(rpc, body))
+    seen = watched(rpc)
     options: dict[str, Any] = {"account": poor, "sign": lambda digest: sign_digest(secret, digest)}
     async with running(rpc, **options) as ledger, trio.open_nursery() as nursery:
         with pytest.raises(ChainError, match="lacks at least"):
@@ -747,11 +776,7 @@ async def test_while_no_endpoint_answers_a_new_order_is_refused_and_not_kept(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
     async with running(rpc) as ledger:
-
-        async def fault(method: str, body: bytes) -> httpx.Response:
-            raise httpx.ConnectError("refused")
-
-        rpc.faults["one"] = fault
+        rpc.faults["one"] = unreachable
         with pytest.raises(UnavailableError, match="can't be reached"):
             await ledger.transact(GIFT)
         rpc.faults.clear()
@@ -764,10 +789,7 @@ async def test_while_no_endpoint_answers_a_new_order_is_refused_and_not_kept(
 async def test_with_one_of_two_endpoints_dead_everything_works(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
-    async def fault(method: str, body: bytes) -> httpx.Response:
-        raise httpx.ConnectError("refused")
-
-    rpc.faults["one"] = fault
+    rpc.faults["one"] = unreachable
     async with running(rpc, rpc_urls=[URL, OTHER_URL]) as ledger:
         await ledger.transact(GIFT)
         assert [status.last_error for status in ledger.status()] == ["can't be reached", None]
@@ -795,12 +817,7 @@ async def test_a_chain_id_that_changes_stops_all_sending(
 async def test_cancelled_before_it_was_signed_an_order_is_not_sent(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
-    async def fault(method: str, body: bytes) -> httpx.Response:
-        if method == "eth_estimateGas":
-            await trio.sleep(5)
-        return rpc.answer(body)
-
-    rpc.faults["one"] = fault
+    slow_to_estimate(rpc)
     async with running(rpc) as ledger:
         with trio.move_on_after(1):
             await ledger.transact(GIFT)
@@ -864,12 +881,7 @@ async def test_when_the_ledger_closes_nobody_waits_for_ever(
 async def test_an_order_whose_estimate_runs_when_the_ledger_closes_fails(
     rpc: LocalRpc, autojump_clock: Clock
 ) -> None:
-    async def fault(method: str, body: bytes) -> httpx.Response:
-        if method == "eth_estimateGas":
-            await trio.sleep(5)
-        return rpc.answer(body)
-
-    rpc.faults["one"] = fault
+    slow_to_estimate(rpc)
     ledger = await rpc.connect("payer")
     async with trio.open_nursery() as nursery, trio.open_nursery() as inner:
         await inner.start(ledger.run)
@@ -955,7 +967,7 @@ async def test_of_two_endpoints_that_differ_the_lower_tip_is_paid(
 async def test_an_order_costs_no_more_than_its_caller_allows(
     rpc: LocalRpc, local: LocalChain, autojump_clock: Clock
 ) -> None:
-    seen = on_send(rpc, lambda body: answered(rpc, body))
+    seen = watched(rpc)
     local.pool.automine = False
     most = 60_000 * 3 * local.chain.base_fee
     async with running(rpc) as ledger:
