@@ -1,0 +1,480 @@
+"""``AnswerReader``: from the text that a model puts out to what it says: content, reasoning, tool calls.
+
+Models write a call of a tool as text, each family in a form of its own. The reader takes the text in pieces
+as it comes, and gives the arguments of a call in pieces, too. However the text is cut, the parts are the same
+once neighbours are joined. What only looks like a call stays content: nothing that a model says is lost.
+
+Pure. Host, client and gateway read with the same reader, so that what was called is a function of the text,
+the format, the tools that were offered, and ``VERSION``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NoReturn, TypeAlias
+
+VERSION: Final = 1
+ToolFormat: TypeAlias = Literal["hermes", "llama3", "mistral", "generic"]
+"""How a model writes calls.
+
+``hermes``: ``<tool_call>{"name": …, "arguments": {…}}</tool_call>``, also Qwen's. ``llama3``: the whole
+answer is ``{"name": …, "parameters": {…}}``, or several of them. ``mistral``: ``[TOOL_CALLS]`` and an array
+of such objects, or a name and its arguments. ``generic``: ``{"tool_calls": […]}`` or ``{"response": "…"}``,
+which a grammar forces on a model whose template knows no tools.
+"""
+Channel: TypeAlias = Literal["content", "reasoning"]
+CALL_MAX: Final = 256 * 1024
+"""Characters of one call; a longer one is content."""
+DEPTH_MAX: Final = 64
+_MEMBER: Final = 2
+"""The depth of a value in the object that is a call."""
+CALLS_MAX: Final = 128
+"""Of one answer; later ones are content."""
+_THINK: Final = ("<think>", "</think>")
+_OPENINGS: Final[dict[str, tuple[str, ...]]] = {
+    "hermes": ("<tool_call>",),
+    "llama3": ("<|python_tag|>",),
+    "mistral": ("[TOOL_CALLS]",),
+    "generic": (),
+}
+_HERMES_END: Final = "</tool_call>"
+_ARGUMENTS: Final = frozenset({"arguments", "parameters"})
+_FIRST_KEYS: Final = frozenset({"name", "type", "function", *_ARGUMENTS})
+_BLANK: Final = " \t\r\n"
+_BLANKS_MAX: Final = 256
+"""Blanks that are held back: whether what follows them is a call decides whether they are content."""
+_NAMED: Final = re.compile(
+    r"([A-Za-z0-9_.-]{1,64})\s*(?:\[CALL_ID\][A-Za-z0-9]{0,64})?(?:\[ARGS\])?\s*(?=\{)"
+)
+_NAMED_MAX: Final = 256
+_CALLS: Final = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*\[')
+_RESPONSE: Final = re.compile(r'\s*\{\s*"response"\s*:\s*"')
+_LETTERS: Final = re.compile(
+    r'[^"\\]+|\\["\\/bfnrt]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}'
+    r"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\u[0-9a-fA-F]{4}"
+)
+"""Letters of a JSON string as they stand, or one as an escape; the group is half of a letter, alone."""
+_HALF_ESCAPE: Final = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
+_HALF_LOW: Final = re.compile(r"(?:\\(?:u(?:[dD](?:[c-fC-F][0-9a-fA-F]?)?)?)?)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text for people: the answer, or what the model thinks before it."""
+
+    channel: Channel
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegun:
+    """A call of the tool ``name``; calls of an answer count from 0."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """The next piece of a call's arguments: JSON text as the model wrote it."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """``whole``: the pieces make a JSON object. A call may be cut by the end of the answer, or be broken."""
+
+    index: int
+    whole: bool
+
+
+Part: TypeAlias = Text | CallBegun | CallArguments | CallEnded
+_Judged: TypeAlias = Literal["more", "whole", "broken", "no call"]
+_State: TypeAlias = Literal["start", "content", "reasoning", "call", "between", "response", "rest"]
+
+
+def format_of(template: str) -> ToolFormat:
+    """The format that a model with this chat template was trained on; ``generic`` where it knows no tools."""
+    if "[TOOL_CALLS]" in template:
+        return "mistral"
+    if "<tool_call>" in template:
+        return "hermes"
+    if "<|python_tag|>" in template or "Environment: ipython" in template:
+        return "llama3"
+    return "generic"
+
+
+class AnswerReader:
+    """Reads one answer. Without ``tools`` nothing is a call.
+
+    ``reasons``: the model puts what it thinks between ``<think>`` and ``</think>``. ``thinking``: its
+    template has opened that already.
+    """
+
+    def __init__(
+        self, form: ToolFormat, tools: Collection[str] = (), *, reasons: bool = False, thinking: bool = False
+    ) -> None:
+        self._form, self._tools = form, frozenset(tools)
+        self._marks = _OPENINGS[form] if self._tools else ()
+        if reasons or thinking:
+            self._marks = (*self._marks, _THINK[0])
+        self._waiting = ""
+        """Taken and not yet read."""
+        self._state: _State = "reasoning" if thinking else "start"
+        self._begins = ""
+        """What stood before the call under way: content, should it be none."""
+        self._in_array = False
+        self._call: _Call | None = None
+        self._calls = 0
+        self._parts: list[Part] = []
+
+    def feed(self, text: str) -> list[Part]:
+        """What ``text`` makes certain."""
+        self._waiting += text
+        while self._step():
+            pass
+        return self._take()
+
+    def finish(self) -> list[Part]:
+        """The answer is over: what was held back."""
+        if self._call is not None:
+            self._end_call(self._call, whole=False)
+        if self._state == "reasoning":
+            self._say(self._waiting, "reasoning")
+        elif self._state in ("between", "response"):
+            pass  # no more than blanks, or half of a letter's escape
+        else:
+            self._say(self._begins + self._waiting)
+        self._begins = self._waiting = ""
+        return self._take()
+
+    def _take(self) -> list[Part]:
+        taken, self._parts = self._parts, []
+        return taken
+
+    def _say(self, text: str, channel: Channel = "content") -> None:
+        if not text:
+            return
+        last = self._parts[-1] if self._parts else None
+        if isinstance(last, Text) and last.channel == channel:
+            self._parts[-1] = Text(channel, last.text + text)
+        else:
+            self._parts.append(Text(channel, text))
+
+    def _go(self, state: _State, skip: int = 0) -> bool:
+        self._state, self._waiting = state, self._waiting[skip:]
+        return True
+
+    def _step(self) -> bool:
+        """Read on as far as one state goes. False: more text is needed."""
+        match self._state:
+            case "start":
+                return self._start()
+            case "content":
+                return self._content()
+            case "reasoning":
+                return self._reasoning()
+            case "call":
+                return self._read_call()
+            case "between":
+                return self._between()
+            case "response":
+                return self._response()
+            case "rest":
+                self._say(self._waiting)
+                self._waiting = ""
+                return False
+
+    # ---- outside of calls
+
+    def _start(self) -> bool:
+        """The beginning of an answer, which in two formats decides what the whole is."""
+        text = self._waiting.lstrip(_BLANK)
+        if not text and len(self._waiting) < _BLANKS_MAX:
+            return False
+        if not self._tools or not text.startswith("{") or self._form in ("hermes", "mistral"):
+            return self._go("content")
+        if self._form == "llama3":
+            return self._expect_call(len(self._waiting) - len(text))
+        for pattern in (_CALLS, _RESPONSE):
+            if found := pattern.match(self._waiting):
+                self._begins, self._in_array = self._waiting[: found.end()], pattern is _CALLS
+                if self._in_array:
+                    return self._go("call", found.end())
+                self._begins = ""
+                return self._go("response", found.end())
+        tight = re.sub(r"\s", "", self._waiting)
+        if any(begin.startswith(tight) for begin in ('{"tool_calls":[', '{"response":"')):
+            return False
+        return self._go("content")
+
+    def _content(self) -> bool:
+        at, mark = min(
+            ((at, mark) for mark in self._marks if (at := self._waiting.find(mark)) >= 0), default=(-1, "")
+        )
+        if at < 0:
+            held = _may_begin(self._waiting, self._marks)
+            self._say(self._waiting[:held])
+            self._waiting = self._waiting[held:]
+            return False
+        self._say(self._waiting[:at])
+        if mark == _THINK[0]:
+            return self._go("reasoning", at + len(mark))
+        self._waiting = self._waiting[at:]
+        return self._expect_call(len(mark))
+
+    def _reasoning(self) -> bool:
+        end = _THINK[1]
+        at = self._waiting.find(end)
+        if at < 0:
+            held = _may_begin(self._waiting, (end,))
+            self._say(self._waiting[:held], "reasoning")
+            self._waiting = self._waiting[held:]
+            return False
+        self._say(self._waiting[:at], "reasoning")
+        return self._go("start", at + len(end))
+
+    def _response(self) -> bool:
+        """The string of ``{"response": "…"}``, decoded as it comes."""
+        text, at = self._waiting, 0
+        while at < len(text) and text[at] != '"':
+            found = _LETTERS.match(text, at)
+            if found is None:
+                if _HALF_ESCAPE.fullmatch(text, at):
+                    break
+                self._say("\\")  # no escape: as it stands
+                at += 1
+            elif found[1] and _HALF_LOW.fullmatch(text, found.end()):
+                break  # the first half of a letter beyond U+FFFF: its second half may follow
+            else:
+                letters = found[0] if found[0][0] != "\\" else str(json.loads(f'"{found[0]}"'))
+                self._say(letters.encode("utf-8", "replace").decode() if found[1] else letters)
+                at = found.end()
+        self._waiting = text[at:]
+        if text.startswith('"', at):
+            return self._go("between", 1)
+        return False
+
+    # ---- calls
+
+    def _expect_call(self, skip: int) -> bool:
+        self._begins = self._waiting[:skip]
+        self._in_array = False
+        return self._go("call", skip)
+
+    def _read_call(self) -> bool:
+        if self._call is None:
+            opened = self._open_call()
+            if opened is not None:
+                return opened
+        call = self._call
+        assert call is not None  # noqa: S101  _open_call has made it
+        took, finished = call.take(self._waiting)
+        text, self._waiting = self._waiting[:took], self._waiting[took:]
+        self._begins += text if not call.begun else ""
+        if arguments := call.new_arguments():
+            if not call.begun:
+                call.begun, self._begins = True, ""
+                self._parts.append(CallBegun(self._calls, call.name))
+            self._parts.append(CallArguments(self._calls, arguments))
+        if finished == "no call" and not call.begun:
+            return self._no_call()
+        if finished == "more":
+            return False
+        self._end_call(call, whole=finished == "whole")
+        return self._go("between")
+
+    def _open_call(self) -> bool | None:
+        """Make the call that begins here. A bool where none does: what ``_step`` is to answer."""
+        text = self._waiting.lstrip(_BLANK)
+        blanks = len(self._waiting) - len(text)
+        if not text and blanks < _BLANKS_MAX:
+            return False
+        name = ""
+        if self._form == "mistral" and not self._in_array:
+            if text.startswith("["):
+                self._in_array = True
+                self._begins += self._waiting[: blanks + 1]
+                return self._go("call", blanks + 1)
+            if not text.startswith("{"):
+                found = _NAMED.match(text)
+                if found is None:
+                    return self._no_call() if "{" in text or len(text) > _NAMED_MAX else False
+                name, blanks = found[1], blanks + found.end()
+                text = text[found.end() :]
+        if not text.startswith("{") or self._calls >= CALLS_MAX:
+            return self._no_call()
+        self._begins += self._waiting[:blanks]
+        self._waiting = text
+        self._call = _Call(self._tools, name)
+        return None
+
+    def _end_call(self, call: _Call, *, whole: bool) -> None:
+        self._call = None
+        if call.begun:
+            self._parts.append(CallEnded(self._calls, whole))
+            self._calls += 1
+
+    def _no_call(self) -> bool:
+        """It looked like a call and is none: content, and what follows is read as content."""
+        self._call = None
+        self._say(self._begins)
+        self._begins = ""
+        return self._go("rest" if self._form in ("llama3", "generic") else "content")
+
+    def _between(self) -> bool:
+        """After a call: what ends it, another one, or text."""
+        text = self._waiting.lstrip(_BLANK)
+        if self._form == "generic":  # brackets that close, or the next call: the grammar allows no more
+            self._waiting = text = text.lstrip(_BLANK + "]}")
+            if self._in_array and text.startswith(","):
+                return self._go("call", 1)
+            return bool(text) and self._go("rest")
+        if not text and len(self._waiting) < _BLANKS_MAX:
+            return False
+        if self._form == "hermes":
+            if text.startswith(_HERMES_END):
+                self._waiting = text[len(_HERMES_END) :]
+                return self._go("content")
+            return False if text and _HERMES_END.startswith(text) else self._go("content")
+        separator = "," if self._in_array else ";"
+        if self._in_array and text.startswith("]"):
+            self._waiting = text[1:]
+            return self._go("content")
+        another = self._form == "llama3" and text.startswith("{")
+        if another or text.startswith(separator):
+            self._begins = "" if another else separator
+            self._waiting = text if another else text[1:]
+            return self._go("call")
+        return self._go("content")
+
+
+class _Call:
+    """One call under way: ``{"name": …, "arguments": {…}}``, or the arguments alone where a name is given."""
+
+    def __init__(self, tools: Collection[str], name: str) -> None:
+        self._tools = tools
+        self.name = name
+        self.begun = False
+        self._named_before = bool(name)
+        self._raw: list[str] = []
+        """Letter by letter: it may be long and come in small pieces, which a string would copy each time."""
+        self._depth = 0
+        self._in_string = self._escaped = self._is_value = False
+        self._string_at = 0
+        self._key = ""
+        self._keys = 0
+        self._arguments: tuple[int, int | None] | None = (0, None) if name else None
+        """Where they begin, and end; None while they go on."""
+        self._given = 0
+
+    def take(self, text: str) -> tuple[int, _Judged]:
+        """Read on; how many characters were this call's, and whether it is over."""
+        if self._named_before and self.name not in self._tools:
+            return 0, "no call"
+        begin = len(self._raw)
+        self._raw.extend(text)
+        for at in range(begin, len(self._raw)):
+            judged = self._read(at)
+            if judged != "more":
+                return at + 1 - begin, "broken" if judged == "no call" and self.begun else judged
+        return len(text), "more"
+
+    def new_arguments(self) -> str:
+        """What is new of the arguments: nothing while the name or the arguments haven't come."""
+        if not self.name or self._arguments is None:
+            return ""
+        begin, end = self._arguments
+        new = self._raw[begin + self._given : end]
+        self._given += len(new)
+        return "".join(new)
+
+    def _read(self, at: int) -> _Judged:
+        """Follow the structure of the JSON by one letter."""
+        letter = self._raw[at]
+        judged: _Judged = "more"
+        if self._in_string:
+            if self._escaped or letter == "\\":
+                self._escaped = not self._escaped
+            elif letter == '"':
+                self._in_string = False
+                if self._depth == 1 and not self._named_before:
+                    judged = self._string("".join(self._raw[self._string_at : at + 1]))
+        elif letter == '"':
+            self._in_string, self._string_at = True, at
+        elif letter in "{[":
+            self._depth += 1
+            is_member = self._depth == _MEMBER and self._is_value and self._key in _ARGUMENTS
+            if is_member and letter == "{" and self._arguments is None:
+                self._arguments = (at, None)
+        elif letter in "}]":
+            self._depth -= 1
+            if self._arguments is not None and self._arguments[1] is None and self._depth <= 1:
+                self._arguments = (self._arguments[0], None if self._named_before and self._depth else at + 1)
+        elif self._depth == 1 and letter in ":,":
+            self._is_value = letter == ":"
+        if not self._depth or at >= CALL_MAX or self._depth > DEPTH_MAX:
+            del self._raw[at + 1 :]
+            judged = "no call" if self._depth else self._judge()
+        elif judged == "no call":
+            del self._raw[at + 1 :]
+        return judged
+
+    def _string(self, literal: str) -> _Judged:
+        """A key of the call, or a value that is a string."""
+        try:
+            text = str(json.loads(literal))
+        except ValueError:
+            return "no call"
+        if self._is_value:
+            if self._key == "name":
+                self.name = text
+                return "more" if text in self._tools else "no call"
+        else:
+            self._key = text
+            self._keys += 1
+            if self._keys == 1 and text not in _FIRST_KEYS:
+                return "no call"
+        return "more"
+
+    def _judge(self) -> _Judged:
+        """Whether the whole is a call."""
+        value = _loads("".join(self._raw))
+        if not self.name:
+            return "no call"
+        if self._arguments is not None:
+            return "whole" if isinstance(value, dict) else "broken"
+        # Arguments that are left out are none; as a string that holds an object, they are that object.
+        given = next((value[key] for key in sorted(_ARGUMENTS) if key in value), None) if value else None
+        text = "{}" if given is None else given
+        if not isinstance(value, dict) or not isinstance(text, str) or not isinstance(_loads(text), dict):
+            return "no call"
+        self._arguments = (len(self._raw), None)
+        self._raw.extend(text)
+        return "whole"
+
+
+def _loads(text: str) -> Any:
+    """The value of JSON; None for what is none."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _may_begin(text: str, marks: tuple[str, ...]) -> int:
+    """Where the longest tail of ``text`` begins that may become one of ``marks``."""
+    longest = max((len(mark) - 1 for mark in marks), default=0)
+    for at in range(max(0, len(text) - longest), len(text)):
+        if any(mark.startswith(text[at:]) for mark in marks):
+            return at
+    return len(text)
+
+
+def _refuse(_constant: str) -> NoReturn:
+    raise ValueError
