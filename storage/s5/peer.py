@@ -7,7 +7,7 @@ stranger can use up nobody's quota but his own. The socket is the caller's: :cla
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -19,13 +19,11 @@ from p2pnode.ids import PeerId
 from p2pnode.node.driver import Driver
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.s5.commands import (
-    AskEntry,
     BlobHeld,
     Connected,
     Ended,
     EntryHeard,
     EntryHeld,
-    FindBlob,
     LocationHeard,
     NewEntry,
     PeersHeard,
@@ -38,7 +36,6 @@ from p2pnode.protocols.s5.commands import (
 from p2pnode.protocols.s5.connection import S5Peer
 from p2pnode.protocols.s5.entries import Entry, EntryKey
 from p2pnode.protocols.s5.ids import BlobHash, BlobId, UnsupportedHashError
-from p2pnode.protocols.s5.locations import StorageLocation
 from p2pnode.protocols.s5.messages import CHALLENGE_BYTES, FRAME_MAX, decode, encode
 from p2pnode.protocols.s5.nodes import NodeId
 from p2pnode.storage.store import BlobStore, OwnerKey, Registry
@@ -95,14 +92,6 @@ class S5Node:
     wall: Callable[[], float]
 
 
-@dataclass(slots=True)
-class _Wait:
-    """A task waits for an answer of the other node."""
-
-    event: trio.Event = field(default_factory=trio.Event)
-    value: Any = None
-
-
 class PeerConnection:
     """A connection that we ``dialled`` or not. ``urls``: where the other side can fetch a blob of ours."""
 
@@ -129,7 +118,6 @@ class PeerConnection:
         self._driver = Driver(
             self._machine, _FrameChannel(frames), on_emit=self._emitted, write_deadline_s=stall_s
         )
-        self._waits: dict[Hashable, _Wait] = {}
         self._connected = trio.Event()
         self._ended: Ended | None = None
         self.heard: Entry | None = None
@@ -155,35 +143,12 @@ class PeerConnection:
             await self._driver.run(self._machine.start(trio.current_time()))
         finally:
             self._connected.set()
-            for wait in self._waits.values():
-                wait.event.set()
-            self._waits.clear()
-
-    async def find(self, digest: BlobHash) -> StorageLocation | None:
-        """The first place that the other side names; None, when it says nothing in time."""
-        found: StorageLocation | None = await self._ask(digest, FindBlob(digest))
-        return found
-
-    async def ask(self, key: EntryKey) -> Entry | None:
-        """The other side's newest entry; None, when it says nothing in time."""
-        found: Entry | None = await self._ask(key, AskEntry(key))
-        return found
 
     async def push(self, entry: Entry) -> None:
         """Send an entry to the other side."""
         await self._driver.command(PushEntry(entry))
 
     # ---- inside
-
-    async def _ask(self, about: Hashable, command: object) -> Any:
-        wait = self._waits.get(about)
-        if wait is None:
-            if self._ended is not None:
-                return None
-            wait = self._waits[about] = _Wait()
-            await self._driver.command(command)
-        await wait.event.wait()
-        return wait.value
 
     async def _emitted(self, value: S5Emission) -> None:
         match value:
@@ -198,20 +163,8 @@ class PeerConnection:
                 self._driver.start_soon(self._look_for_entry, key)
             case NewEntry(entry=entry):
                 self._driver.start_soon(self._keep, entry)
-            case LocationHeard(location=location):
-                self._answered(location.digest, location)
-            case SearchOver(digest=digest):
-                self._answered(digest, None)
-            case EntryHeard(key=key, entry=entry):
-                self._answered(key, entry)
-            case PeersHeard():
-                pass  # this node dials nobody
-
-    def _answered(self, about: Hashable, value: object) -> None:
-        wait = self._waits.pop(about, None)
-        if wait is not None:
-            wait.value = value
-            wait.event.set()
+            case LocationHeard() | SearchOver() | EntryHeard() | PeersHeard():
+                pass  # this node answers: it asks nobody, and dials nobody
 
     async def _look_for_blob(self, digest: BlobHash) -> None:
         urls: tuple[str, ...] = ()

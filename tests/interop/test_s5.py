@@ -14,9 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pnode.protocols.s5.entries import parse_entry, tagged
 from p2pnode.protocols.s5.ids import BlobId, parse_id
 from p2pnode.protocols.s5.nodes import NodeId, node_text
-from p2pnode.storage.s5.peer import PeerConnection
 from tests.net.foreign import Foreign, foreign
-from tests.storage.s5.dialler import dial_s5
+from tests.storage.s5.dialler import Dialled, dial_s5
 from tests.storage.s5.support import HELLO, KEY, OWNER, Running, entry, serving
 
 pytestmark = pytest.mark.interop
@@ -30,7 +29,7 @@ DIALLERS = ["ours", "theirs"]
 @contextlib.asynccontextmanager
 async def both(
     libs5: Path, tmp_path: Path, dialler: str
-) -> AsyncIterator[tuple[Running, Foreign, PeerConnection | None]]:
+) -> AsyncIterator[tuple[Running, Foreign, Dialled | None]]:
     """Our server and a libs5 node, connected; the connection where it is ours."""
     async with (
         serving(tmp_path / "ours", node=US_ID, sign=US.sign) as running,

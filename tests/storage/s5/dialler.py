@@ -12,9 +12,11 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from p2pnode.errors import UnreachableError, first_error, first_of_kind
-from p2pnode.protocols.s5.ids import BlobId, from_multibase
-from p2pnode.protocols.s5.messages import FRAME_MAX
-from p2pnode.protocols.s5.nodes import P2P_PATH, PeerUri, parse_node
+from p2pnode.protocols.s5.entries import Entry, EntryKey
+from p2pnode.protocols.s5.ids import BlobHash, BlobId, from_multibase
+from p2pnode.protocols.s5.locations import StorageLocation
+from p2pnode.protocols.s5.messages import FRAME_MAX, HashQuery, RegistryQuery, S5Message, decode, encode
+from p2pnode.protocols.s5.nodes import P2P_PATH, NodeId, PeerUri, parse_node
 from p2pnode.storage.s5.peer import PeerConnection, S5Node
 from p2pnode.tasks import Guard
 from p2pnode.websockets import shake_hands
@@ -22,8 +24,36 @@ from p2pnode.websockets import shake_hands
 Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
+class Dialled:
+    """A node that dialled another one. What it asks goes over the same websocket as all that it answers."""
+
+    def __init__(self, connection: PeerConnection, frames: _Frames) -> None:
+        self._connection, self._frames = connection, frames
+
+    @property
+    def other(self) -> NodeId | None:
+        """Who the other side is."""
+        return self._connection.other
+
+    async def push(self, entry: Entry) -> None:
+        """Send an entry to the other side."""
+        await self._connection.push(entry)
+
+    async def find(self, digest: BlobHash) -> StorageLocation:
+        """The first place that the other side names."""
+        found = await self._frames.ask(HashQuery(digest=digest), StorageLocation, digest)
+        assert isinstance(found, StorageLocation)
+        return found
+
+    async def ask(self, key: EntryKey) -> Entry:
+        """The other side's newest entry."""
+        found = await self._frames.ask(RegistryQuery(key=key), Entry, key)
+        assert isinstance(found, Entry)
+        return found
+
+
 @asynccontextmanager
-async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> AsyncIterator[PeerConnection]:
+async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> AsyncIterator[Dialled]:
     """A connection to the node at ``uri``, which has proved who it is; it runs as long as the block.
 
     ``url`` is where our own HTTP API is reached; empty: no blobs are offered. Deadlines are the caller's.
@@ -39,7 +69,7 @@ async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> A
     def urls(blob: BlobId) -> tuple[str, ...]:
         return (f"{url}/{blob.text()}",) if url else ()
 
-    async def run(*, task_status: trio.TaskStatus[PeerConnection]) -> None:
+    async def run(*, task_status: trio.TaskStatus[Dialled]) -> None:
         try:
             async with trio.open_nursery() as inner:
                 host = f"[{target.host}]" if ":" in target.host else target.host
@@ -52,15 +82,13 @@ async def dial_s5(uri: str, node: S5Node, *, url: str = "", stall_s: float) -> A
                 def guarded(function: Callable[..., Awaitable[None]], *args: Any) -> None:
                     inner.start_soon(Guard().run, function, *args)
 
-                socket = await shake_hands(guarded, stream, ask)
-                made = PeerConnection(
-                    node, _Frames(socket), urls, stall_s=stall_s, dialled=True, expected=target.node
-                )
+                frames = _Frames(await shake_hands(guarded, stream, ask))
+                made = PeerConnection(node, frames, urls, stall_s=stall_s, dialled=True, expected=target.node)
                 inner.start_soon(made.run)
                 await made.wait_connected()
                 if made.other is None:
                     raise UnreachableError(f"{lost} ({_why(made)})")
-                task_status.started(made)
+                task_status.started(Dialled(made, frames))
         except BaseExceptionGroup as group:
             raise _plain(group, lost) from group
 
@@ -110,10 +138,27 @@ def _plain(group: BaseExceptionGroup[BaseException], lost: str) -> BaseException
 
 
 class _Frames:
-    """See ``peer.Frames``."""
+    """See ``peer.Frames``. An answer that somebody here waits for goes to them alone."""
 
     def __init__(self, socket: WebSocketConnection) -> None:
         self._socket = socket
+        self._asked: dict[tuple[type, bytes], trio.MemorySendChannel[object]] = {}
+
+    async def ask(self, question: S5Message, kind: type, about: bytes) -> object:
+        """What the other side answers to ``question``: the next message of this kind about that."""
+        send, receive = trio.open_memory_channel[object](1)
+        self._asked[kind, about] = send
+        await self.send(encode(question))
+        return await receive.receive()
+
+    def _is_an_answer(self, frame: bytes) -> bool:
+        message = decode(frame)
+        about = message.digest if isinstance(message, StorageLocation) else getattr(message, "key", b"")
+        waiting = self._asked.pop((type(message), about), None)
+        if waiting is None:
+            return False
+        waiting.send_nowait(message)
+        return True
 
     async def send(self, frame: bytes) -> None:
         try:
@@ -123,8 +168,11 @@ class _Frames:
             raise UnreachableError(msg) from error
 
     async def receive(self) -> bytes | None:
-        try:
-            message = await self._socket.get_message()
-        except ConnectionClosed:
-            return None
-        return message if isinstance(message, bytes) else message.encode()
+        while True:
+            try:
+                message = await self._socket.get_message()
+            except ConnectionClosed:
+                return None
+            frame = message if isinstance(message, bytes) else message.encode()
+            if not (self._asked and self._is_an_answer(frame)):
+                return frame
