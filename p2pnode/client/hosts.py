@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -312,7 +313,8 @@ class Searches:
         first = list(dict.fromkeys((*self._runtime.local[:1], *self._runtime.bootstrap)))
         if self._runtime.owns_node and self._runtime.data.peers.exists():
             store = await self._saved_peers()
-            first += [saved.addrs[0] for saved in store.best(_SAVED_PEERS_TRIED) if saved.addrs]
+            drawn = store.to_try(_SAVED_PEERS_TRIED, secrets.SystemRandom().randrange)
+            first += [saved.addrs[0] for saved in drawn if saved.addrs]
         return list(dict.fromkeys(first))
 
     async def save_peers(self) -> None:

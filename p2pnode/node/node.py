@@ -102,7 +102,12 @@ class Node:
         if setup.saved_peers is not None:
             store = SavedPeers(setup.saved_peers, limits=setup.limits, in_thread=setup.in_thread)
         self.peers = Peers(
-            self.network, self.adverts, limits=setup.limits, bootstrap=setup.bootstrap, store=store
+            self.network,
+            self.adverts,
+            limits=setup.limits,
+            bootstrap=setup.bootstrap,
+            store=store,
+            draw=rng.randrange,
         )
         self.finder = Finder(
             self.network,

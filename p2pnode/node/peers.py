@@ -15,7 +15,8 @@ from p2pnode.net.multiaddrs import split_peer, with_peer
 from p2pnode.net.network import Network
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import AdvertService, failure_of
-from p2pnode.node.peer_selection import DialCandidate, PeerSelection
+from p2pnode.node.peer_selection import ALONE_TOLD_S, DialCandidate, Kind, PeerSelection
+from p2pnode.shares import Draw
 
 log = structlog.get_logger()
 
@@ -34,31 +35,66 @@ class Peers:
         limits: Limits,
         bootstrap: Sequence[str],
         store: SavedPeers | None,
+        draw: Draw,
     ) -> None:
         self._network, self._adverts, self._limits = network, adverts, limits
+        self._draw = draw
         first = [(peer, address) for address, peer in map(split_peer, bootstrap)]
         self.selection = PeerSelection(network.peer_id, limits, first)
         self._store = store
         self._saved = True
         self.joined = trio.Event()
         """Set when the first round of dials is over."""
+        self._look_again = trio.Event()
+        self._alone_since: float | None = None
+        self._told = False
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Dial and ask in rounds until cancelled."""
         task_status.started()
+        self._network.watch_peers(self._peer_changed)
+        self._alone_since = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_mdns)
+            nursery.start_soon(self._follow_network)
             while True:
+                self._look_again = trio.Event()
                 await self._round()
                 self.joined.set()
-                await trio.sleep(self.selection.wait_s(len(self._network.connected_peers())))
+                self._tell_when_alone()
+                with trio.move_on_after(self.selection.wait_s(len(self._network.connected_peers()))):
+                    await self._look_again.wait()
+
+    def _peer_changed(self, _peer: PeerId, change: str) -> None:
+        """Look again at once when the first peer has come: there is somebody to ask now."""
+        if change == "connected" and self._alone_since is not None:
+            self._alone_since, self._told = None, False
+            self.selection.begin_anew()
+            self._look_again.set()
+
+    async def _follow_network(self) -> None:
+        while True:
+            await self._network.wait_changed()
+            self.selection.begin_anew()
+            self._look_again.set()
+
+    def _tell_when_alone(self) -> None:
+        """Say why nobody answers, once, after ``ALONE_TOLD_S``."""
+        now = trio.current_time()
+        if self._network.connected_peers():
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since, self._told = now, False
+        elif now - self._alone_since >= ALONE_TOLD_S and not self._told and self.selection.has_tried:
+            self._told = True
+            log.warning("peers.alone", detail=self.selection.alone_words())
 
     async def _round(self) -> None:
         store = self._store
-        saved = store.best(self._limits.peers_wanted) if store is not None else ()
+        saved = store.to_try(2 * self._limits.peers_wanted, self._draw) if store is not None else ()
         chosen = self.selection.to_dial(
             self._network.connected_peers(),
-            saved=[(each.peer, each.addrs) for each in saved],
+            saved=[(each.peer, each.addrs, self._kind_of(each.peer)) for each in saved],
             adverts=[
                 entry.advert for entry in self._adverts.book.sample(ADVERTS_DRAWN, self._adverts.wall())
             ],
@@ -72,6 +108,9 @@ class Peers:
                 nursery.start_soon(self._exchange, peer)
         await self.save()
 
+    def _kind_of(self, peer: PeerId) -> Kind:
+        return "last session" if self._store is not None and self._store.is_recent(peer) else "saved"
+
     async def _dial(self, candidate: DialCandidate) -> None:
         peer = candidate.peer
         try:
@@ -80,10 +119,11 @@ class Peers:
         except Exception as error:  # noqa: BLE001  of one peer of many: the others are dialled on
             if not isinstance(error, RemoteError | trio.TooSlowError):
                 self._network.guard.note("dial", error)
-            reason = failure_of(error) if isinstance(error, RemoteError) else "deadline"
+            reason = failure_of(error) if isinstance(error, RemoteError) else "no answer in time"
             log.debug("peer.unreachable", peer=peer, reason=reason)
-            self.selection.failed(peer)
-            if self._store is not None:
+            self.selection.failed(peer, candidate.kind, reason)
+            # While nobody at all answers, it is this machine that is offline: that says nothing of any peer.
+            if self._store is not None and self._network.connected_peers():
                 self._store.failed(peer)
             return
         self.selection.dialled(peer)
@@ -106,7 +146,7 @@ class Peers:
     async def _follow_mdns(self) -> None:
         async for found in self._network.discovered():
             if found.peer != self._network.peer_id and not self._network.is_connected(found.peer):
-                await self._dial(DialCandidate(found.peer, told=found.addrs))
+                await self._dial(DialCandidate(found.peer, "local network", told=found.addrs))
                 if self._network.is_connected(found.peer):
                     await self._exchange(found.peer)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.node.peer_selection import UNANSWERED_MAX, PeerSelection
+from p2pnode.node.peer_selection import UNANSWERED_MAX, Kind, PeerSelection
 from p2pnode.protocols.adverts.messages import Address, Advert
 from tests.protocols.support import Identity
 
@@ -33,24 +33,55 @@ def everything(addresses: Iterable[str]) -> tuple[str, ...]:
 def chosen(
     subject: PeerSelection,
     *connected: PeerId,
-    saved: Iterable[tuple[PeerId, tuple[str, ...]]] = (),
+    saved: Iterable[tuple[PeerId, tuple[str, ...], Kind]] = (),
     live: Iterable[Advert] = (),
 ) -> list[PeerId]:
     found = subject.to_dial(connected, saved=saved, adverts=live, dialable=everything)
     return [each.peer for each in found]
 
 
-def test_those_the_user_named_come_first_then_those_saved_then_hosts_of_adverts() -> None:
+def test_those_saved_come_first_then_those_the_user_named_then_hosts_of_adverts() -> None:
     live = adverts(3)
-    found = selection().to_dial((), saved=[(SAVED, ("/s",))], adverts=live, dialable=everything)
-    assert [each.peer for each in found] == [FRIEND, SAVED, live[0].peer, live[1].peer]
-    assert (found[0].told, found[1].told, found[2].told) == (("/ip4/1.2.3.4/tcp/1/p2p/friend",), ("/s",), ())
+    saved: list[tuple[PeerId, tuple[str, ...], Kind]] = [(SAVED, ("/s",), "last session")]
+    found = selection().to_dial((), saved=saved, adverts=live, dialable=everything)
+    assert [each.peer for each in found] == [SAVED, FRIEND, live[0].peer, live[1].peer]
+    assert [each.kind for each in found] == ["last session", "named", "advert", "advert"]
+    assert (found[1].told, found[0].told, found[2].told) == (("/ip4/1.2.3.4/tcp/1/p2p/friend",), ("/s",), ())
     assert found[2].heard == ("/ip4/8.8.8.1/tcp/4001",)
+
+
+def test_many_saved_ones_never_keep_those_the_user_named_from_being_dialled() -> None:
+    saved: list[tuple[PeerId, tuple[str, ...], Kind]] = [
+        (PeerId(f"saved {number}"), ("/s",), "saved") for number in range(50)
+    ]
+    found = chosen(selection(), saved=saved)
+    assert len(found) == 2 * LIMITS.peers_wanted
+    assert FRIEND in found
+
+
+def test_whoever_is_alone_says_which_kind_of_peer_failed_how() -> None:
+    subject = selection()
+    assert not subject.has_tried
+    assert "nobody is known to dial" in subject.alone_words()
+    for number in range(3):
+        subject.failed(
+            PeerId(f"saved {number}"),
+            "saved",
+            "could not reach x: refused" if number else "no answer within 10 s",
+        )
+    subject.failed(FRIEND, "named", "another key than expected")
+    assert subject.has_tried
+    words = subject.alone_words()
+    assert "3 saved earlier (2 x refused; 1 x no answer)" in words
+    assert "1 of your --bootstrap, configuration or invites (1 x not a node like this)" in words
+    assert "ask a friend for an invite" in words
+    subject.dialled(FRIEND)
+    assert not subject.has_tried
 
 
 def test_nobody_is_dialled_who_is_connected_or_is_this_node_and_nobody_when_there_are_enough() -> None:
     subject, live = selection(), adverts(1)
-    assert chosen(subject, FRIEND, saved=[(OWN, ("/s",))], live=live) == [live[0].peer]
+    assert chosen(subject, FRIEND, saved=[(OWN, ("/s",), "saved")], live=live) == [live[0].peer]
     assert chosen(subject, live[0].peer, live=live) == [FRIEND]
     assert chosen(subject, FRIEND, SAVED, live=live) == []
 
@@ -77,8 +108,9 @@ def test_a_host_without_an_address_that_may_be_dialled_counts_as_one_that_failed
 
 def test_rounds_are_close_together_at_first_and_far_apart_with_enough_peers() -> None:
     subject = selection()
-    assert [subject.wait_s(0) for _ in range(4)] == [1, 2, 3, 3]
-    assert [subject.wait_s(1) for _ in range(3)] == [6, 12, 15]
+    assert [subject.wait_s(0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    subject.begin_anew()
+    assert [subject.wait_s(1) for _ in range(5)] == [1, 2, 4, 8, 15]
     assert subject.wait_s(2) == 15
 
 

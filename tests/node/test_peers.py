@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import scripted_model_id
+from p2pnode.net.address_policy import interface_addresses
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.net.stream import Stream
@@ -20,7 +24,7 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import PROTOCOL, Address, Advert, Load, Offer, SignedAdvert
 from p2pnode.protocols.adverts.signatures import seal
-from tests.net.memory_world import seed_of
+from tests.net.memory_world import ip_of, seed_of
 from tests.node.world import Member, World, identity_of, scripted_host, world
 
 GARBAGE = ("not a multiaddr", "/ip4/999.1.1.1/tcp/1", "/ip4/8.8.8.9", "/unix/x", "/ip4/8.8.8.9/udp/1")
@@ -164,12 +168,85 @@ async def test_a_disk_that_takes_no_peers_stops_nothing_and_the_node_still_ends(
             await node.aclose()
 
 
-def _node(w: World, peers: Path, bootstrap: tuple[str, ...]) -> Node:
+def _write_saved(path: Path, *members: Member, dead: int) -> None:
+    """Peers of an earlier session: these, and so many that are gone."""
+    gone = [(PeerKey(seed_of(600 + n)).peer_id, f"/ip4/10.0.7.{n + 1}/tcp/4001") for n in range(dead)]
+    there = [(member.node.peer_id, member.node.multiaddrs[0].partition("/p2p/")[0]) for member in members]
+    entries = [
+        {"peer": peer, "addrs": [f"{where}/p2p/{peer}"], "last_seen": 1e9, "failures": 0}
+        for peer, where in (*gone, *there)
+    ]
+    path.write_text(json.dumps({"format": 2, "peers": entries}))
+
+
+async def test_while_nobody_answers_no_saved_peer_is_dropped_or_blamed_and_words_say_why(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        _write_saved(tmp_path / "peers.json", dead=5)
+        friend = PeerKey(seed_of(650)).peer_id
+        node = _node(w, tmp_path / "peers.json", (f"/ip4/10.0.7.50/tcp/4001/p2p/{friend}",))
+        with capture_logs() as logs:
+            await w.nursery.start(node.run)
+            await trio.sleep(3600)
+            await node.aclose()
+        (told,) = [each for each in logs if each["event"] == "peers.alone"]
+        assert "5 of the last session (5 x refused)" in told["detail"]
+        assert "1 of your --bootstrap, configuration or invites" in told["detail"]
+        assert "ask a friend for an invite" in told["detail"]
+        store = SavedPeers(tmp_path / "peers.json", in_thread=False)
+        assert [each.failures for each in await store.load()] == [0] * 5
+
+
+async def test_a_node_that_was_long_alone_finds_a_peer_within_a_minute_of_its_return(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        friend = await w.add([scripted_host()])
+        _write_saved(tmp_path / "peers.json", friend, dead=5)
+        w.net.partition(["10.0.5.1"], [ip_of(friend.index)])
+        node = _node(w, tmp_path / "peers.json", ())
+        await w.nursery.start(node.run)
+        await trio.sleep(3600)
+        assert node.network.connected_peers() == ()
+        w.net.heal()
+        await trio.sleep(60 + DEFAULT_LIMITS.dial_deadline_s)
+        assert node.network.is_connected(friend.node.peer_id)
+        await node.aclose()
+
+
+async def test_a_change_of_the_network_is_followed_by_dials_at_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        friend = await w.add([scripted_host()])
+        _write_saved(tmp_path / "peers.json", friend, dead=0)
+        w.net.partition(["10.0.5.1"], [ip_of(friend.index)])
+        interfaces = ["10.0.5.1/8"]
+        node = _node(w, tmp_path / "peers.json", (), interfaces=lambda: tuple(interfaces), listen="0.0.0.0")
+        await w.nursery.start(node.run)
+        await trio.sleep(3600)
+        w.net.heal()
+        interfaces.append("192.168.1.5/24")
+        await trio.sleep(DEFAULT_LIMITS.address_interval_s + 2)
+        assert node.network.is_connected(friend.node.peer_id)
+        await node.aclose()
+
+
+def _node(
+    w: World,
+    peers: Path,
+    bootstrap: tuple[str, ...],
+    *,
+    interfaces: Callable[[], Sequence[str]] = interface_addresses,
+    listen: str = "10.0.5.1",
+) -> Node:
     rng = random.Random("saved")
     return Node(
         NodeSetup(
             key=PeerKey(seed_of(800)),
-            listen=("/ip4/10.0.5.1/tcp/4001",),
+            listen=(f"/ip4/{listen}/tcp/4001",),
+            interfaces=interfaces,
             bootstrap=bootstrap,
             saved_peers=peers,
             limits=w.limits,
