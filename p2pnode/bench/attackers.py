@@ -14,13 +14,11 @@ from functools import partial
 from typing import Final
 
 import trio
-from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.connection.raw_connection import RawConnection
 
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
-from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.transports import wrap
 from p2pnode.net.upgrader import Upgrader
 from p2pnode.net.yamux import Yamux, YamuxStream
@@ -57,7 +55,7 @@ class Attacker:
 
     def __init__(self, nursery: trio.Nursery, victim: Victim, ip: str, name: str) -> None:
         self._nursery, self._victim, self.ip = nursery, victim, ip
-        self._key = create_new_key_pair(hashlib.sha256(name.encode()).digest())
+        self._upgrader = Upgrader(hashlib.sha256(name.encode()).digest(), Limits())
 
     async def half_open(self, first: bytes = b"\x13") -> ReadWriteCloser:
         """A connection on which only ``first`` is ever sent."""
@@ -68,16 +66,14 @@ class Attacker:
     async def connect(self) -> Yamux:
         """A whole connection. Raises whatever the library raises where the victim refuses."""
         raw = await self._victim.dial(self.ip)
-        upgrader = Upgrader(self._key, Limits(), fast=True)
-        muxed = await upgrader.upgrade_outbound(RawConnection(raw, True), to_id(self._victim.peer))
-        assert isinstance(muxed, Yamux)  # noqa: S101  what ``fast`` means
+        muxed = await self._upgrader.upgrade_outbound(RawConnection(raw, True), self._victim.peer)
         self._nursery.start_soon(muxed.start)
         await muxed.event_started.wait()
         return muxed
 
     async def open(self, connection: Yamux, protocol: str, then: bytes = b"") -> YamuxStream:
         """A stream on which ``protocol`` is asked for, and ``then`` sent without waiting for the answer."""
-        stream = await connection.open_stream()
+        stream = connection.open_stream()
         await stream.write(line(MULTISTREAM[:-1]) + line(protocol.encode()) + then)
         return stream
 

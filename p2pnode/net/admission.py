@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 import trio
-from libp2p.abc import IMuxedStream
 
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
+from p2pnode.net.yamux import YamuxStream
 from p2pnode.shares import FairShares, Origin
 
 # ---- before and during the handshake
@@ -241,6 +241,6 @@ IDLE_S: Final = 1.0
 # ---- streams
 
 
-def idlest_stream(streams: Collection[IMuxedStream]) -> IMuxedStream | None:
+def idlest_stream(streams: Collection[YamuxStream]) -> YamuxStream | None:
     """The one on which nothing came or went for longest gives way."""
-    return min(streams, key=lambda each: getattr(each, "active_at", 0.0), default=None)
+    return min(streams, key=lambda each: each.active_at, default=None)

@@ -5,18 +5,24 @@ this finder stands first on ``sys.meta_path``, the library's packages run their 
 is asked of them that is no module, and the ``DEFERRED`` modules run when one of their classes is first used.
 So everything is there when it is needed: nothing is replaced, only postponed.
 
-It has no effect on what was imported before.
+It has no effect on what was imported before. The library's warnings become debug events of ours
+(``quieten``): a normal disconnect is nobody's problem. Nothing else of libp2p is changed.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, Final
+
+import structlog
+
+log = structlog.get_logger()
 
 DEFERRED: Final = frozenset(
     {
@@ -37,6 +43,23 @@ def postpone() -> None:
     """Install the finder; calling it again does nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def quieten() -> None:
+    """Have what the libraries log shown as debug events, and nowhere else; calling it again does nothing."""
+    for name in ("libp2p", "trio-websocket", "wsproto"):
+        library = logging.getLogger(name)
+        library.handlers = [_ToStructlog()]
+        library.propagate = False
+        library.setLevel(logging.WARNING)
+
+
+class _ToStructlog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            log.debug("libp2p", logger=record.name, level_name=record.levelname, message=record.getMessage())
+        except Exception:  # noqa: BLE001  logging must not raise
+            self.handleError(record)
 
 
 class _Finder(MetaPathFinder):

@@ -17,6 +17,7 @@ import structlog
 import trio
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
+from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.ids import PeerId
 from p2pnode.net.address_policy import mixed, on_link
 from p2pnode.net.multiaddrs import PeerAddresses, host_of, is_valid, with_peer, without_peer
@@ -29,6 +30,12 @@ ADDRESSES_MAX: Final = 6
 TXT_VALUE_MAX: Final = 200
 RESOLVE_MS: Final = 2000
 CLOSE_S: Final = 2.0
+RECORDS_PER_MINUTE: Final = 32
+RECORDS_PER_HOST_AND_MINUTE: Final = 8
+"""Announcements that name one host: several nodes may run on it."""
+ADDRESSES_PER_HOST: Final = 2
+"""Of one announcement: TCP and WebSocket."""
+_HOSTS_MAX: Final = 256
 LABEL_CHARACTERS: Final = 60
 """A DNS label holds 63 bytes; the end of a peer id is what differs."""
 
@@ -57,6 +64,7 @@ class Mdns:
         self._stop = trio.Event()
         self._stopped = trio.Event()
         self._wake = trio.Event()
+        self._rate = RecordRate()
         self._token: trio.lowlevel.TrioToken | None = None
         self._zeroconf: Zeroconf | None = None
         self._browser: ServiceBrowser | None = None
@@ -95,7 +103,8 @@ class Mdns:
     def _hand_over(self, found: PeerAddresses) -> None:
         """Pass on what was found. Runs in trio's thread, where an error would end the whole program."""
         try:
-            self._found(found)
+            if (allowed := self._rate.allowed(found, trio.current_time())) is not None:
+                self._found(allowed)
         except Exception as error:  # noqa: BLE001  a stranger's announcement
             log.warning("mdns.not_handed_over", error=f"{type(error).__name__}: {error}")
 
@@ -165,6 +174,33 @@ class Mdns:
             found = read(dict(info.properties), self._interfaces()) if info is not None else None
             if found is not None and found.peer != self._peer and self._token is not None:
                 self._token.run_sync_soon(self._hand_over, found)
+
+
+class RecordRate:
+    """How many announcements are passed on: anybody on the LAN may write them, and each may be dialled."""
+
+    def __init__(self) -> None:
+        self._all = TokenBucket(RECORDS_PER_MINUTE / 60, RECORDS_PER_MINUTE)
+        self._by_host: BoundedMap[str, TokenBucket] = BoundedMap(_HOSTS_MAX)
+
+    def allowed(self, found: PeerAddresses, now: float) -> PeerAddresses | None:
+        """The part of an announcement that is passed on: of each host two addresses, of few announcements."""
+        by_host: dict[str, list[str]] = {}
+        for address in found.addrs:
+            by_host.setdefault(host_of(address), []).append(address)
+        kept = [
+            address
+            for host, addresses in by_host.items()
+            if self._by_host.use(host, _host_rate).take(now)
+            for address in addresses[:ADDRESSES_PER_HOST]
+        ]
+        if not kept or not self._all.take(now):
+            return None
+        return PeerAddresses(peer=found.peer, addrs=tuple(kept))
+
+
+def _host_rate() -> TokenBucket:
+    return TokenBucket(RECORDS_PER_HOST_AND_MINUTE / 60, RECORDS_PER_HOST_AND_MINUTE)
 
 
 def read(texts: dict[bytes, bytes | None], interfaces: Sequence[str]) -> PeerAddresses | None:

@@ -17,19 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import structlog
 import trio
-from libp2p.abc import INetConn, INetwork, INotifee, ITransport
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.custom_types import TProtocol
+from libp2p.abc import ITransport
 from libp2p.io.abc import ReadWriteCloser
-from libp2p.network.exceptions import SwarmException
-from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
-from p2pnode.errors import ConfigError, LocalError, UnreachableError
+from p2pnode.errors import ConfigError, LocalError, ProtocolError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net import gossip as gossip_module
-from p2pnode.net import patches
+from p2pnode.net import lean
 from p2pnode.net.address_policy import (
     AddressPolicy,
     OwnAddresses,
@@ -42,23 +38,23 @@ from p2pnode.net.admission import Standing
 from p2pnode.net.conduct import SLOW_S, Conduct, Verdict
 from p2pnode.net.dht import Dht, Provider
 from p2pnode.net.gossip import Gossip, Subscription
-from p2pnode.net.libp2p_host import NodeHost, ProtocolNotSpokenError
+from p2pnode.net.identify import Identify
 from p2pnode.net.multiaddrs import (
     PeerAddresses,
     check_address,
     check_peer,
-    from_id,
     host_of,
     split_peer,
     to_id,
     with_peer,
-    without_peer,
 )
-from p2pnode.net.router import Handler, Router, wrap
+from p2pnode.net.negotiation import NotSpokenError, propose
+from p2pnode.net.router import Handler, Router
 from p2pnode.net.stream import Stream
-from p2pnode.net.swarm import KnownPeers, NodeConnection, NodeSwarm, OriginRule
+from p2pnode.net.swarm import Connection, OriginRule, Swarm
 from p2pnode.net.transports import TcpListener, TcpStream, TcpTransport, WsTransport, upgrade
 from p2pnode.net.upgrader import Upgrader
+from p2pnode.net.yamux import StreamLostError, YamuxStream
 from p2pnode.protocols.gossipsub.commands import Validator
 from p2pnode.protocols.kademlia.messages import PROTOCOL as KAD_PROTOCOL
 from p2pnode.shares import Origin, origin_of
@@ -72,6 +68,10 @@ log = structlog.get_logger()
 SEED_BYTES = 32
 GREETING_S = 1.0
 """What identify takes at most where a first question to the DHT waits for it."""
+PING = "/ipfs/ping/1.0.0"
+PING_BYTES = 32
+PING_S = 10.0
+"""A stream on which no ping arrives for so long is reset."""
 PeerChange = Literal["connected", "identified", "disconnected"]
 """The first connection with a peer is there; it has said what it speaks; its last connection is gone."""
 
@@ -150,10 +150,9 @@ class Network:
     def __init__(self, config: NetworkConfig) -> None:
         self._config = config
         self._limits = config.limits
-        self._fast = patches.apply_patches()
-        key_pair = create_new_key_pair(config.key_seed)
-        self._id = ID.from_pubkey(key_pair.public_key)
-        self.peer_id: PeerId = from_id(self._id)
+        lean.quieten()
+        upgrader = Upgrader(config.key_seed, config.limits)
+        self.peer_id: PeerId = upgrader.peer
         self._listeners: list[Listener] = []
         self._found_own = OwnAddresses()
         self._addresses: tuple[str, ...] = ()
@@ -161,33 +160,40 @@ class Network:
         self._changed = trio.Event()
         own = (each for each in config.listen if not is_unspecified(each))
         self.policy = AddressPolicy((*own, *config.announce, *config.trusted), remotes=self.remote_addresses)
-        self._swarm = NodeSwarm(
-            peer_id=self._id,
-            peerstore=KnownPeers(self._id, key_pair),
-            upgrader=Upgrader(key_pair, config.limits, fast=self._fast),
+        self._swarm = Swarm(
+            upgrader=upgrader,
             transports=[config.transport] if config.transport is not None else [TcpTransport()],
             limits=config.limits,
             policy=self.policy,
+            serve=self._serve_stream,
             refuses=self._refuses,
             standing_of=self._standing_of,
             origin_rule=config.origin_rule,
-            fast=self._fast,
+            changed=self._connections_changed,
         )
         if config.transport is None:
             self._swarm.transports.append(WsTransport(self._swarm.start_task))
         self.standing_of: Callable[[PeerId], Standing] = lambda _: "stranger"
         """What this node's role knows of a peer; the role may set it. It decides who keeps a connection."""
         self._conduct = Conduct()
-        self._told: set[PeerId] = set()
-        """The peers of which the watchers know that they are connected."""
+        self._connected: set[PeerId] = set()
         self._watchers: list[Callable[[PeerId, PeerChange], object]] = []
-        self._host = NodeHost(self._swarm, config.limits, addresses=lambda: self._announced, fast=self._fast)
         self._router = Router(config.limits, self._swarm.guard, self.origin_of)
-        self._gossip = self._make_gossip(key_pair.private_key.sign) if config.gossip else None
+        self._gossip = self._make_gossip(upgrader.private_key.sign) if config.gossip else None
         self._dht: Dht | None = None
         if config.dht != "off":
             self._dht = Dht(self, config.dht, protocol=config.dht_protocol, draw=config.rng.randrange)
-        self._swarm.register_notifee(_Watcher(self))
+        self._identify = Identify(
+            self,
+            public_key=upgrader.public_key,
+            peer_id=to_id(self.peer_id).to_bytes(),
+            sign=upgrader.private_key.sign,
+            wall_clock=config.wall_clock,
+            limits=config.limits,
+            start_task=self._swarm.start_task,
+            identified=self._identified,
+        )
+        self.serve(PING, _pong, streams_per_peer=2, idle_s=PING_S)
         self._mdns: Mdns | None = None
         self._discovered_send, self._discovered_receive = trio.open_memory_channel[PeerAddresses](64)
         self._greeted = trio.Event()
@@ -250,7 +256,6 @@ class Network:
             listener = cast("Listener", transport.create_listener(cast("Any", None)))
             self._listeners.append(listener)
             await listener.bind(maddr)
-            self._swarm.listeners[address] = cast("Any", listener)
         self._look()
 
     def _look(self) -> bool:
@@ -278,6 +283,7 @@ class Network:
             before, networks = networks, self.policy.networks
             if moved:
                 log.info("network.addresses_changed", addresses=self._addresses)
+                self._identify.changed()
                 if self._mdns is not None:
                     self._mdns.changed()
             if moved or before != networks:
@@ -360,7 +366,7 @@ class Network:
 
     def is_connected(self, peer: PeerId) -> bool:
         """Whether a connection to ``peer`` is open."""
-        return bool(self._swarm.live(to_id(peer)))
+        return bool(self._swarm.live(peer))
 
     def connected_peers(self) -> tuple[PeerId, ...]:
         """Peers with an open connection, sorted."""
@@ -368,27 +374,24 @@ class Network:
 
     def is_dialled(self, peer: PeerId) -> bool:
         """Whether we opened a connection to ``peer`` that is still there."""
-        return any(not connection.inbound for connection in self._swarm.live(to_id(peer)))
+        return any(not connection.inbound for connection in self._swarm.live(peer))
 
     def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
         """Where we reached ``peer``, then what others say and may be dialled; each with ``/p2p``."""
         heard = self.policy.dialable(self._heard(peer))
-        found = dict.fromkeys((*self._swarm.reached_at(to_id(peer)), *heard))
+        found = dict.fromkeys((*self._swarm.reached_at(peer), *heard))
         return tuple(with_peer(address, peer) for address in found)
 
     def stated_addresses(self, peer: PeerId) -> tuple[str, ...]:
         """Where we reached ``peer``, then what it and others say, without ``/p2p``: not for dialling."""
-        return tuple(dict.fromkeys((*self._swarm.reached_at(to_id(peer)), *self._heard(peer))))
+        return tuple(dict.fromkeys((*self._swarm.reached_at(peer), *self._heard(peer))))
 
     def _heard(self, peer: PeerId) -> tuple[str, ...]:
-        try:
-            return tuple(without_peer(str(each)) for each in self._swarm.peerstore.addrs(to_id(peer)))
-        except Exception:  # noqa: BLE001  the library raises when it knows none
-            return ()
+        return self._identify.addresses_of(peer)
 
     def was_reached(self, peer: PeerId) -> bool:
         """Whether we dialled ``peer`` with success; of many, those that we dialled last are known."""
-        return bool(self._swarm.reached_at(to_id(peer)))
+        return bool(self._swarm.reached_at(peer))
 
     def dialable(self, addresses: Iterable[str]) -> tuple[str, ...]:
         """Those of a stranger's addresses that may be dialled on its word."""
@@ -396,11 +399,13 @@ class Network:
 
     def speaks(self, peer: PeerId, protocol: str) -> bool | None:
         """Whether ``peer`` said that it speaks ``protocol``; None while it has said nothing."""
-        try:
-            known = self._swarm.peerstore.get_protocols(to_id(peer))
-        except Exception:  # noqa: BLE001  the library raises when it knows nothing of the peer
-            return None
-        return protocol in known if known else None
+        statement = self._identify.statement_of(peer)
+        return protocol in statement.protocols if statement is not None else None
+
+    @property
+    def protocols(self) -> frozenset[str]:
+        """What this node serves."""
+        return self._router.protocols
 
     def remote_addresses(self) -> tuple[str, ...]:
         """The addresses from which the peers of our open connections really come, inbound ones too."""
@@ -408,8 +413,8 @@ class Network:
 
     def origin_of(self, peer: PeerId) -> Origin:
         """Where ``peer`` comes from: by an open connection with it, or where we last reached it."""
-        live = self._swarm.live(to_id(peer))
-        known = live[0].address if live else "".join(self._swarm.reached_at(to_id(peer)))
+        live = self._swarm.live(peer)
+        known = live[0].address if live else "".join(self._swarm.reached_at(peer))
         return self._config.origin_rule(host_of(known) or None, peer)
 
     def origin_at(self, address: str, peer: PeerId) -> Origin:
@@ -429,19 +434,19 @@ class Network:
         now = trio.current_time()
         verdict = self._conduct.charge(peer, self.origin_of(peer), fault, weight, now)
         if verdict == "slow":
-            for connection in self._swarm.live(to_id(peer)):
-                connection.slow_down(now + SLOW_S)
+            for connection in self._swarm.live(peer):
+                connection.muxed.slow_down(now + SLOW_S)
         elif verdict == "leave":
             log.info("peer.left", peer=peer, fault=fault, origin=self.origin_of(peer).near)
             self._swarm.refused["left"] += 1
-            self._swarm.start_task(self._swarm.close_peer, to_id(peer))
+            self._swarm.start_task(self._swarm.close_peer, peer)
         return verdict
 
     def _standing_of(self, peer: PeerId) -> Standing:
         return self.standing_of(peer)
 
-    def _refuses(self, peer: ID) -> str | None:
-        return self._conduct.refused_for(from_id(peer), trio.current_time())
+    def _refuses(self, peer: PeerId) -> str | None:
+        return self._conduct.refused_for(peer, trio.current_time())
 
     def _tell(self, peer: PeerId, change: PeerChange) -> None:
         for callback in self._watchers:
@@ -468,18 +473,18 @@ class Network:
         except ConfigError as error:
             raise UnreachableError(str(error)) from error
         if not self.is_connected(peer):
-            reached = self._swarm.reached_at(to_id(peer))
+            reached = self._swarm.reached_at(peer)
             await self._dial(peer, [*trusted, *reached], [*heard, *self.addresses_of(peer)])
 
     async def _dial(self, peer: PeerId, trusted: Sequence[str], heard: Sequence[str] = ()) -> None:
         if self._swarm.nursery is None:
             raise UnreachableError("this node is shutting down, or has not started: nobody can be reached")
-        await self._swarm.dial(to_id(peer), trusted, heard)
+        await self._swarm.dial(peer, trusted, heard)
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to ``peer``. Bounded; never raises."""
         with trio.move_on_after(self._limits.close_deadline_s):
-            await self._swarm.close_peer(to_id(peer))
+            await self._swarm.close_peer(peer)
 
     # Streams.
 
@@ -497,23 +502,38 @@ class Network:
         peer; streams over the cap are reset at once. A protocol whose streams live long takes one a peer.
         With ``idle_s``, ``receive_some`` raises ``UnreachableError`` after so many seconds without a byte.
         """
-        self._host.set_stream_handler(
-            TProtocol(protocol), self._router.guard(protocol, handler, streams_per_peer, idle_s)
-        )
+        self._router.serve(protocol, handler, streams_per_peer=streams_per_peer, idle_s=idle_s)
+
+    async def _serve_stream(self, connection: Connection, stream: YamuxStream) -> None:
+        await self._router.run(connection, stream)
 
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
         """A stream to a connected peer. Raises ``UnreachableError`` that says why there is none."""
-        if not self._swarm.live(to_id(peer)):
+        live = self._swarm.live(peer)
+        if not live:
             raise UnreachableError(f"not connected to {peer}; connect first, it may have left")
+        stream: YamuxStream | None = None
+        done = False
         try:
-            raw = await self._host.new_stream(to_id(peer), [TProtocol(protocol)])
-        except ProtocolNotSpokenError as error:
+            with trio.fail_after(self._limits.stream_open_deadline_s):
+                stream = live[0].muxed.open_stream()
+                await propose(stream, [protocol])
+            done = True
+        except NotSpokenError as error:
             raise UnreachableError(f"{peer} doesn't speak {protocol}: it is another kind of node") from error
-        except SwarmException as error:
-            raise UnreachableError(f"the connection to {peer} failed: {error}") from error
-        except Exception as error:
-            raise UnreachableError(f"{peer} refused a stream for {protocol}: {error}") from error
-        return wrap(raw, peer, protocol)
+        except trio.TooSlowError as error:
+            waited = f"no answer to a new stream within {self._limits.stream_open_deadline_s:g} s"
+            raise UnreachableError(f"the connection to {peer} failed: {waited}") from error
+        except (StreamLostError, ProtocolError) as error:
+            if live[0].is_open:
+                why = "it reset the stream (at its limit, or shutting down)"
+                raise UnreachableError(f"{peer} refused a stream for {protocol}: {why}") from error
+            lost = "it was lost while a stream was opened"
+            raise UnreachableError(f"the connection to {peer} failed: {lost}") from error
+        finally:
+            if stream is not None and not done:
+                stream.reset()
+        return Stream(stream, peer=peer, protocol=protocol, remote_addr=live[0].address or None)
 
     # Topics.
 
@@ -585,10 +605,10 @@ class Network:
             connections=len(live),
             connections_inbound=sum(connection.inbound for connection in live),
             handshakes=len(self._swarm.handshakes.under_way),
-            streams=sum(len(connection.streams) for connection in live),
+            streams=sum(len(connection.muxed.streams) for connection in live),
             streams_inbound=len(self._swarm.stream_places),
-            bytes_in=sum(getattr(connection.muxed_conn, "bytes_in", 0) for connection in live),
-            bytes_out=sum(getattr(connection.muxed_conn, "bytes_out", 0) for connection in live),
+            bytes_in=sum(connection.muxed.bytes_in for connection in live),
+            bytes_out=sum(connection.muxed.bytes_out for connection in live),
             dht_peers=self._dht.size() if self._dht is not None else 0,
             refused=dict(self._swarm.handshakes.refused + self._swarm.refused),
             dials=dict(self._swarm.dials),
@@ -599,52 +619,36 @@ class Network:
             gossip=self._gossip.stats() if self._gossip is not None else {},
         )
 
-    # What the watcher calls, as tasks of the swarm's nursery.
+    # What the swarm and identify report. None of it waits.
 
-    async def on_connected(self, connection: NodeConnection) -> None:
-        """Learn what the peer speaks, and tell the watchers."""
-        peer = to_id(connection.peer)
-        if not self._swarm.live(peer):
+    def _connections_changed(self, peer: PeerId) -> None:
+        is_connected = self.is_connected(peer)
+        if is_connected == (peer in self._connected):
             return
-        if connection.peer not in self._told:
-            self._told.add(connection.peer)
-            self._tell(connection.peer, "connected")
-        try:
-            if await self._host.identify(peer):
-                self._tell(connection.peer, "identified")
-        finally:
-            self._greeted.set()
-            self._greeted = trio.Event()
+        if is_connected:
+            self._connected.add(peer)
+            self._tell(peer, "connected")
+            self._identify.connected(peer)
+        else:
+            self._connected.discard(peer)
+            self._identify.disconnected(peer)
+            self._tell(peer, "disconnected")
+            self._wake_greeted()
 
-    def on_disconnected(self, connection: NodeConnection) -> None:
-        """Forget what identify said when the last connection is gone."""
-        if not self._swarm.live(to_id(connection.peer)):
-            self._host.forget(to_id(connection.peer))
-            if connection.peer in self._told:
-                self._told.discard(connection.peer)
-                self._tell(connection.peer, "disconnected")
+    def _identified(self, peer: PeerId) -> None:
+        self._tell(peer, "identified")
+        self._wake_greeted()
+
+    def _wake_greeted(self) -> None:
+        self._greeted.set()
+        self._greeted = trio.Event()
 
 
-class _Watcher(INotifee):
-    """Tells the network when connections come and go."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
-        await self._network.on_connected(cast("NodeConnection", conn))
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
-        self._network.on_disconnected(cast("NodeConnection", conn))
-
-    async def opened_stream(self, network: INetwork, stream: object) -> None:
-        """Not of interest."""
-
-    async def closed_stream(self, network: INetwork, stream: object) -> None:
-        """Not of interest."""
-
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        """Not of interest."""
-
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        """Not of interest."""
+async def _pong(stream: Stream) -> None:
+    """Send back each 32 bytes."""
+    waiting = b""
+    while data := await stream.receive_some(PING_BYTES):
+        waiting += data
+        if len(waiting) >= PING_BYTES:
+            await stream.send_all(waiting[:PING_BYTES])
+            waiting = waiting[PING_BYTES:]

@@ -6,19 +6,11 @@ Knows nothing of frames.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Final
-
 import trio
-from libp2p.abc import INetStream
-from libp2p.network.stream.exceptions import StreamEOF, StreamError
-from libp2p.network.stream.net_stream import NetStream
 
 from p2pnode.errors import UnreachableError
 from p2pnode.ids import PeerId
-
-CLOSE_S: Final = 1.0
+from p2pnode.net.yamux import StreamLostError, YamuxStream
 
 
 class Stream:
@@ -26,7 +18,7 @@ class Stream:
 
     def __init__(
         self,
-        stream: INetStream,
+        stream: YamuxStream,
         *,
         peer: PeerId,
         protocol: str,
@@ -49,7 +41,7 @@ class Stream:
             raise UnreachableError("this stream was closed on our side")
         try:
             await self._stream.write(data)
-        except StreamError as error:
+        except StreamLostError as error:
             raise UnreachableError(f"{self.peer} is gone or aborted the stream while we sent") from error
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
@@ -64,38 +56,25 @@ class Stream:
                 return await self._stream.read(max_bytes)
             with trio.move_on_after(self._idle_s):
                 return await self._stream.read(max_bytes)
-        except StreamEOF:
-            return b""
-        except StreamError as error:
+        except StreamLostError as error:
             raise UnreachableError(f"{self.peer} is gone or aborted the stream while we read") from error
         raise UnreachableError(f"{self.peer} has said nothing for {self._idle_s:g} s")
 
     async def send_eof(self) -> None:
         """Tell the other side that nothing more will be sent; reading goes on. Never raises."""
-        await self._bounded(self._close_write)
+        self._stream.close_write()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def aclose(self) -> None:
-        """End both directions. Bounded; never raises."""
-        if self._mark_closed():
-            await self._bounded(self._stream.close)
+        """End both directions. Never raises."""
+        if not self._closed:
+            self._closed = True
+            self._stream.close()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def reset(self) -> None:
-        """Abort both directions. Bounded; never raises."""
-        if self._mark_closed():
-            await self._bounded(self._stream.reset)
-
-    def _mark_closed(self) -> bool:
-        if self._closed:
-            return False
-        self._closed = True
-        return True
-
-    async def _close_write(self) -> None:
-        if isinstance(self._stream, NetStream):
-            await self._stream.close_write()
-
-    @staticmethod
-    async def _bounded(function: Callable[[], Awaitable[None]]) -> None:
-        # It is closed, whatever goes wrong.
-        with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(Exception):
-            await function()
+        """Abort both directions. Never raises."""
+        if not self._closed:
+            self._closed = True
+            self._stream.reset()
+        await trio.lowlevel.cancel_shielded_checkpoint()

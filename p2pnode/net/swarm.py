@@ -1,10 +1,7 @@
-"""``NodeSwarm``: connections in and out, with limits and deadlines, in one nursery; and
-``NodeConnection``.
+"""``Swarm``: connections in and out, with limits and deadlines, in one nursery; and ``Connection``.
 
-Built on the library's ``Swarm`` because its host, gossip and DHT expect its connection table and notifees.
-Dialling, accepting and closing are ours. There is no automatic connector, pruner, retry loop or negative
-cache: the node decides whom to dial, and when again. A connection has none of the library's locks, sleeps and
-leaks: each inbound stream runs its handler in a task of the nursery, and an exception there resets that
+There is no automatic connector, pruner, retry loop or negative cache: the node decides whom to dial, and when
+again. Each inbound stream runs its handler in a task of the nursery, and an exception there resets that
 stream and is logged, nothing more. This module knows nothing of protocols.
 """
 
@@ -20,37 +17,21 @@ from typing import Any, Final, cast
 
 import structlog
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream, INetConn, INetStream, IPeerStore, IRawConnection, ITransport
-from libp2p.crypto.keys import KeyPair
+from libp2p.abc import IRawConnection, ITransport
 from libp2p.io.abc import ReadWriteCloser
-from libp2p.network.config import ConnectionConfig
-from libp2p.network.connection.raw_connection import RawConnection
-from libp2p.network.connection.swarm_connection import SwarmConn
-from libp2p.network.exceptions import SwarmException
-from libp2p.network.stream.exceptions import StreamClosed, StreamEOF, StreamReset
-from libp2p.network.stream.net_stream import NetStream, StreamState
-from libp2p.network.swarm import Swarm
-from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
-from libp2p.stream_muxer.exceptions import (
-    MuxedConnUnavailable,
-    MuxedStreamClosed,
-    MuxedStreamEOF,
-    MuxedStreamError,
-)
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
-from p2pnode.bounded import BoundedMap
+from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.address_policy import AddressPolicy, nearest_first, scope_of
 from p2pnode.net.admission import ConnectionPlaces, Handshakes, Standing, idlest_stream
-from p2pnode.net.multiaddrs import check_address, from_id, host_of, without_peer
+from p2pnode.net.multiaddrs import check_address, host_of, without_peer
 from p2pnode.net.pace import ByteShares
 from p2pnode.net.upgrader import Upgrader
-from p2pnode.net.yamux import Yamux
+from p2pnode.net.yamux import Yamux, YamuxStream
 from p2pnode.scopes import ip_of
 from p2pnode.shares import FairShares, Origin
 from p2pnode.tasks import Guard
@@ -61,37 +42,13 @@ DIAL_STAGGER_S: Final = 0.25
 """The next address is tried when the last one failed, or after this long."""
 ADDRESSES_MAX: Final = 8
 CONNECTIONS_PER_PEER: Final = 4
+STREAMS_PER_S: Final = 64.0
+STREAMS_BURST: Final = 256.0
+"""A connection's streams are served as fast as this after a burst: who opens more of them waits."""
 REACHED_MAX: Final = 1024
 
 
 OriginRule = Callable[[str | None, PeerId], Origin]
-
-
-class KnownPeers(PeerStore):
-    """The library's peerstore, bounded, which never forgets this node itself.
-
-    At its limit the library first drops peers without an address. One of them is this node, and with it go
-    its keys, without which it can sign nothing more: one answer of the DHT that names a thousand peers was
-    enough.
-    """
-
-    def __init__(self, own: ID, key_pair: KeyPair) -> None:
-        super().__init__()
-        self._own = own
-        self.add_key_pair(own, key_pair)
-
-    def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
-        """Add addresses of another peer. What others say of this node is not added: it would expire, and
-        the entry with it."""
-        if peer_id != self._own:
-            super().add_addrs(peer_id, addrs, ttl)
-
-    def _enforce_peer_limit(self) -> None:
-        own = self.peer_data_map.pop(self._own)
-        try:
-            super()._enforce_peer_limit()
-        finally:
-            self.peer_data_map[self._own] = own
 
 
 @dataclass(slots=True)
@@ -103,62 +60,48 @@ class _Dial:
     failure: str = ""
 
 
-class NodeSwarm(Swarm):
-    """See the module. It can be used once ``nursery`` is set."""
+class Swarm:
+    """See the module. It can be used once ``nursery`` is set.
 
-    upgrader: Upgrader
+    ``serve`` runs a stream that a peer opened. ``refuses`` says for which fault a peer may not come, or None;
+    ``standing_of`` what the node's role knows of a peer; ``origin_rule`` where a peer at an address comes
+    from. ``changed`` hears of each connection when it is there, and when it is gone.
+    """
 
     def __init__(
         self,
         *,
-        peer_id: ID,
-        peerstore: IPeerStore,
         upgrader: Upgrader,
         transports: Sequence[ITransport],
         limits: Limits,
         policy: AddressPolicy,
-        refuses: Callable[[ID], str | None],
+        serve: Callable[[Connection, YamuxStream], Awaitable[None]],
+        refuses: Callable[[PeerId], str | None],
         standing_of: Callable[[PeerId], Standing],
         origin_rule: OriginRule,
-        fast: bool,
+        changed: Callable[[PeerId], None],
     ) -> None:
-        """``refuses`` says for which fault a peer may not come, or None. ``standing_of`` is what the node's
-        role knows of a peer, ``origin_rule`` where a peer at an address comes from.
-        """
-        super().__init__(
-            peer_id,
-            peerstore,
-            upgrader,
-            transports=list(transports),
-            connection_config=ConnectionConfig(
-                max_connections=limits.connections_max,
-                min_connections=0,
-                low_watermark=0,
-                high_watermark=limits.connections_max,
-                max_connections_per_peer=CONNECTIONS_PER_PEER,
-                inbound_stream_protocol_negotiation_timeout=max(1.0, limits.stream_open_deadline_s),
-                outbound_stream_protocol_negotiation_timeout=max(1.0, limits.stream_open_deadline_s),
-            ),
-        )
-        self.notifees.clear()  # the library's tag store serves its pruner, which we don't run
         self.limits = limits
-        self.fast = fast
         self.nursery: trio.Nursery | None = None
-        self.handshakes = Handshakes(limits, random.random)
-        self.places: ConnectionPlaces[NodeConnection] = ConnectionPlaces(limits.connections_max, standing_of)
-        self.stream_places: FairShares[IMuxedStream] = FairShares(limits.streams_max)
-        self.bytes = ByteShares()
+        self.transports = list(transports)
+        self.policy = policy
+        self.serve = serve
         self.origin_rule = origin_rule
+        self.handshakes = Handshakes(limits, random.random)
+        self.places: ConnectionPlaces[Connection] = ConnectionPlaces(limits.connections_max, standing_of)
+        self.stream_places: FairShares[YamuxStream] = FairShares(limits.streams_max)
+        self.bytes = ByteShares()
         self.guard = Guard()
         self.refused: Counter[str] = Counter()
         self.dials: Counter[str] = Counter()
-        self.transports = list(transports)
-        self.policy = policy
-        self._refuses = refuses
-        self._reached: BoundedMap[ID, str] = BoundedMap(REACHED_MAX)
-        self._dialling: dict[ID, _Dial] = {}
+        self._upgrader = upgrader
+        self._refuses, self._changed = refuses, changed
+        self._connections: dict[PeerId, list[Connection]] = {}
+        self._reached: BoundedMap[PeerId, str] = BoundedMap(REACHED_MAX)
+        self._dialling: dict[PeerId, _Dial] = {}
+        self._closing = False
 
-    def reached_at(self, peer: ID) -> tuple[str, ...]:
+    def reached_at(self, peer: PeerId) -> tuple[str, ...]:
         """Where we last dialled ``peer`` with success. We saw this ourselves, so it is trusted."""
         address = self._reached.get(peer)
         return () if address is None else (address,)
@@ -168,34 +111,18 @@ class NodeSwarm(Swarm):
         if self.nursery is not None and not self._closing:
             self.nursery.start_soon(self.guard.run, function, *args)
 
-    def live(self, peer: ID) -> list[NodeConnection]:
+    def live(self, peer: PeerId) -> list[Connection]:
         """The open connections to ``peer``, the one with most streams first."""
-        found = [cast("NodeConnection", c) for c in self.connections.get(peer, ()) if not c.is_closed]
-        found = [connection for connection in found if connection.muxed_conn.is_established]
-        return sorted(found, key=lambda connection: -len(connection.streams))
+        found = [each for each in self._connections.get(peer, ()) if each.is_open]
+        return sorted(found, key=lambda connection: -len(connection.muxed.streams))
 
-    def all_live(self) -> Iterable[NodeConnection]:
+    def all_live(self) -> Iterable[Connection]:
         """Every open connection."""
-        return (
-            cast("NodeConnection", c) for conns in self.connections.values() for c in conns if not c.is_closed
-        )
+        return (each for known in self._connections.values() for each in known if not each.is_closed)
 
     # Dialling.
 
-    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
-        """The library's method: dial whatever addresses the peerstore holds."""
-        if found := self.live(peer_id):
-            return [found[0]]
-        try:
-            heard = [str(address) for address in self.peerstore.addrs(peer_id)]
-        except Exception as error:
-            raise SwarmException(f"no address of {peer_id} is known") from error
-        try:
-            return [await self.dial(peer_id, self.reached_at(peer_id), heard)]
-        except UnreachableError as error:
-            raise SwarmException(str(error)) from error
-
-    async def dial(self, peer: ID, trusted: Sequence[str], heard: Sequence[str] = ()) -> NodeConnection:
+    async def dial(self, peer: PeerId, trusted: Sequence[str], heard: Sequence[str] = ()) -> Connection:
         """Connect to ``peer`` at the first address that answers. Raises ``UnreachableError``.
 
         ``trusted`` addresses are dialled as they are. ``heard`` ones come from strangers, and are dialled
@@ -219,19 +146,19 @@ class NodeSwarm(Swarm):
             dial.over.set()
             self._dialling.pop(peer, None)
 
-    async def _dial(self, peer: ID, trusted: Sequence[str], heard: Sequence[str]) -> NodeConnection:
+    async def _dial(self, peer: PeerId, trusted: Sequence[str], heard: Sequence[str]) -> Connection:
         with trio.move_on_after(self.limits.dial_deadline_s) as scope:
             return await self._race(peer, await self._usable(peer, trusted, heard))
         if scope.cancelled_caught:
             self.dials["timeout"] += 1
         raise UnreachableError(
-            f"no answer from {from_id(peer)} within {self.limits.dial_deadline_s:g} s at "
+            f"no answer from {peer} within {self.limits.dial_deadline_s:g} s at "
             f"{', '.join(dict.fromkeys((*trusted, *heard)))}. It is not running, or a router or firewall "
             "lets nobody in: its owner can forward the port, and announce the address with --announce."
         )
 
-    async def _usable(self, peer: ID, trusted: Sequence[str], heard: Sequence[str]) -> list[Multiaddr]:
-        if peer == self.self_id:
+    async def _usable(self, peer: PeerId, trusted: Sequence[str], heard: Sequence[str]) -> list[Multiaddr]:
+        if peer == self._upgrader.peer:
             raise UnreachableError("that is this node's own peer id; dial another node")
         wanted = dict.fromkeys(without_peer(each) for each in trusted)
         strange = [without_peer(each) for each in heard]
@@ -244,7 +171,7 @@ class NodeSwarm(Swarm):
                 usable.append(check_address(each))
         usable = [address for address in usable if self._transport_for(address) is not None]
         if not usable:
-            raise UnreachableError(_no_address(from_id(peer), strange))
+            raise UnreachableError(_no_address(peer, strange))
         return usable[:ADDRESSES_MAX]
 
     async def _resolved(self, address: str) -> tuple[str, ...]:
@@ -265,8 +192,8 @@ class NodeSwarm(Swarm):
             f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/{rest}" for ip in list(hosts)[:ADDRESSES_MAX]
         )
 
-    async def _race(self, peer: ID, addresses: list[Multiaddr]) -> NodeConnection:
-        won: list[NodeConnection] = []
+    async def _race(self, peer: PeerId, addresses: list[Multiaddr]) -> Connection:
+        won: list[Connection] = []
         failures: list[str] = []
 
         async def attempt(address: Multiaddr, failed: trio.Event) -> None:
@@ -291,7 +218,7 @@ class NodeSwarm(Swarm):
         self.dials["failed"] += 1
         raise UnreachableError("; ".join(failures))
 
-    async def _dial_one(self, peer: ID, address: Multiaddr) -> NodeConnection:
+    async def _dial_one(self, peer: PeerId, address: Multiaddr) -> Connection:
         transport = self._transport_for(address)
         if transport is None:
             raise UnreachableError(f"{address}: no transport for it")
@@ -299,12 +226,12 @@ class NodeSwarm(Swarm):
         done = False
         try:
             raw = await transport.dial(address)
-            muxed = await self.upgrader.upgrade_outbound(raw, peer)
-            connection = await self._register(muxed, "outbound", str(address))
-            self._note_reached(peer, str(address))
+            muxed = await self._upgrader.upgrade_outbound(raw, peer)
+            connection = await self._register(muxed, str(address), inbound=False)
+            self._reached.put(peer, str(address))
             done = True
         except OpenConnectionError as error:
-            raise UnreachableError(f"could not reach {from_id(peer)} at {address}: {error}") from error
+            raise UnreachableError(f"could not reach {peer} at {address}: {error}") from error
         except UnreachableError as error:
             raise UnreachableError(f"{address}: {error}") from error
         except Exception as error:
@@ -315,9 +242,6 @@ class NodeSwarm(Swarm):
             if raw is not None and not done:
                 await _close_quietly(raw)
         return connection
-
-    def _note_reached(self, peer: ID, address: str) -> None:
-        self._reached.put(peer, address)
 
     def _transport_for(self, address: Multiaddr) -> ITransport | None:
         return next((t for t in self.transports if cast("Any", t).can_dial(address)), None)
@@ -339,19 +263,19 @@ class NodeSwarm(Swarm):
             return
         try:
             scope.deadline = trio.current_time() + self.limits.handshake_deadline_s
-            connection: NodeConnection | None = None
+            connection: Connection | None = None
             with scope:
                 await cast("Any", stream).wait_readable()
                 await self.handshakes.begin(ticket)
                 bytestream = stream if upgrade is None else await upgrade()
-                muxed = await self.upgrader.upgrade_inbound(RawConnection(bytestream, False))
-                connection = await self._register(muxed, "inbound", _address(remote))
+                muxed = await self._upgrader.upgrade_inbound(bytestream)
+                connection = await self._register(muxed, _address(remote), inbound=True)
             self.handshakes.settle(ticket)
             if connection is None:
                 self.refused["handshake_deadline"] += 1
                 log.debug("connection.handshake_dropped", remote=_address(remote))
                 return
-            await cast("Any", connection.muxed_conn).event_closed.wait()
+            await connection.muxed.event_closed.wait()
         except Exception as error:  # noqa: BLE001  whatever a stranger sends ends that connection only
             self.refused["handshake"] += 1
             log.debug(
@@ -368,7 +292,7 @@ class NodeSwarm(Swarm):
         host = remote[0] if remote is not None else "unknown"
         return self.origin_rule(host, PeerId(f"at {host}"))
 
-    def _take_place(self, connection: NodeConnection) -> None:
+    def _take_place(self, connection: Connection) -> None:
         """Raise ``UnreachableError`` where there is none. Another connection may be closed for this one."""
         origin = self.origin_rule(host_of(connection.address) or None, connection.peer)
         entered, victim = self.places.admit(connection, origin)
@@ -377,11 +301,9 @@ class NodeSwarm(Swarm):
             raise UnreachableError("this node is at its limit of connections")
         if victim is not None:
             self.refused["evicted"] += 1
-            if victim in (known := self.connections.get(victim.muxed_conn.peer_id, [])):
-                known.remove(victim)  # nothing more is opened on it
+            self.forget(victim)  # nothing more is opened on it
             self.start_task(victim.close)
-        if isinstance(connection.muxed_conn, Yamux):
-            connection.muxed_conn.pace = lambda count: self.bytes.read(origin, count, trio.current_time())
+        connection.muxed.pace = lambda count: self.bytes.read(origin, count, trio.current_time())
 
     async def close_idle(self) -> None:
         """Close inbound connections that nobody has used for long, again and again. Runs until cancelled."""
@@ -389,47 +311,48 @@ class NodeSwarm(Swarm):
             await trio.sleep(self.limits.connection_idle_s / 10)
             before = trio.current_time() - self.limits.connection_idle_s
             for connection in list(self.all_live()):
-                if connection.inbound and not connection.streams and connection.active_at < before:
+                if connection.inbound and not connection.muxed.streams and connection.active_at < before:
                     self.refused["idle"] += 1
                     self.start_task(connection.close)
 
-    async def _register(self, muxed: IMuxedConn, direction: str, address: str) -> NodeConnection:
-        peer = muxed.peer_id
+    async def _register(self, muxed: Yamux, address: str, *, inbound: bool) -> Connection:
+        peer = muxed.peer
         if self._closing or self.nursery is None:
             raise UnreachableError("this node is shutting down")
         if (fault := self._refuses(peer)) is not None:
             self.refused["conduct"] += 1
-            raise UnreachableError(f"this node left {from_id(peer)} for {fault}: try again in some minutes")
-        if direction == "inbound" and (peer == self.self_id or len(self.live(peer)) >= CONNECTIONS_PER_PEER):
+            raise UnreachableError(f"this node left {peer} for {fault}: try again in some minutes")
+        if inbound and (peer == self._upgrader.peer or len(self.live(peer)) >= CONNECTIONS_PER_PEER):
             raise UnreachableError("too many connections with this peer")
-        connection = NodeConnection(muxed, self, direction=direction, address=address)
+        connection = Connection(muxed, self, inbound=inbound, address=address)
         self._take_place(connection)
         self.nursery.start_soon(self.guard.run, muxed.start)
         try:
-            await cast("Any", muxed).event_started.wait()
+            await muxed.event_started.wait()
         except BaseException:
             self.places.leave(connection)
             raise
         if connection.is_closed:
             raise UnreachableError("this node is at its limit of connections")
-        if address:
-            connection.set_transport_info([Multiaddr(address)], muxed.get_connection_type())
-        self.connections.setdefault(peer, []).append(connection)
-        self.nursery.start_soon(self.guard.run, connection.start)
-        self.start_task(self.notify_connected, connection)
+        self._connections.setdefault(peer, []).append(connection)
+        self.nursery.start_soon(self.guard.run, connection.run)
+        self._changed(peer)
         return connection
 
-    # What the library calls.
+    def forget(self, connection: Connection) -> None:
+        """Note that a connection is gone, or about to be."""
+        self.places.leave(connection)
+        known = self._connections.get(connection.peer, [])
+        if connection in known:
+            known.remove(connection)
+            if not known:
+                del self._connections[connection.peer]
+            self._changed(connection.peer)
 
-    async def new_stream(self, peer_id: ID) -> INetStream:
-        """A stream on the best connection; dials if there is none."""
-        found = self.live(peer_id) or [cast("NodeConnection", (await self.dial_peer(peer_id))[0])]
-        return await found[0].new_stream()
-
-    async def close_peer(self, peer_id: ID) -> None:
-        """Close every connection to ``peer_id``."""
+    async def close_peer(self, peer: PeerId) -> None:
+        """Close every connection to ``peer``."""
         async with trio.open_nursery() as nursery:
-            for connection in list(self.connections.get(peer_id, ())):
+            for connection in list(self._connections.get(peer, ())):
                 nursery.start_soon(connection.close)
 
     async def close(self) -> None:
@@ -438,16 +361,6 @@ class NodeSwarm(Swarm):
             for connection in list(self.all_live()):
                 nursery.start_soon(connection.close)
         self._closing = True
-
-    async def notify_disconnected(self, conn: INetConn) -> None:
-        """Tell the notifees; there is no auto-connector to wake."""
-        await self._notify("disconnected", conn)
-
-    async def notify_opened_stream(self, stream: INetStream) -> None:
-        """Nobody listens for it."""
-
-    async def notify_closed_stream(self, stream: INetStream) -> None:
-        """Nobody listens for it."""
 
 
 def _no_address(peer: PeerId, heard: Sequence[str]) -> str:
@@ -476,118 +389,66 @@ def _address(remote: tuple[str, int] | None) -> str:
 # ---- one connection
 
 
-class NodeStream(NetStream):
-    """The library's stream over ours: the muxer keeps the state, so that no lock is taken per call."""
+class Connection:
+    """One connection: a muxer, who is at its other end, and where."""
 
-    async def read(self, n: int | None = None) -> bytes:
-        """Between 1 and ``n`` bytes. Raises ``StreamEOF`` at the end, ``StreamReset`` on loss."""
-        try:
-            return await self.muxed_stream.read(n)
-        except MuxedStreamEOF:
-            raise StreamEOF from None
-        except MuxedStreamError as error:
-            self._state = StreamState.RESET
-            raise StreamReset(str(error)) from None
-
-    async def write(self, data: bytes) -> None:
-        """Put all of ``data`` into the muxer's queue."""
-        try:
-            await self.muxed_stream.write(data)
-        except MuxedStreamClosed as error:
-            raise StreamClosed(str(error)) from None
-        except MuxedStreamError as error:
-            self._state = StreamState.RESET
-            raise StreamReset(str(error)) from None
-
-    async def close(self) -> None:
-        """End both directions."""
-        if self._state is not StreamState.RESET:
-            self._state = StreamState.CLOSE_BOTH
-        await self.muxed_stream.close()
-        await self.remove()
-
-    async def reset(self) -> None:
-        """Abort both directions."""
-        self._state = StreamState.RESET
-        await self.muxed_stream.reset()
-        await self.remove()
-
-
-class NodeConnection(SwarmConn):
-    """One connection. ``start`` accepts streams until it ends."""
-
-    swarm: NodeSwarm
-
-    def __init__(self, muxed_conn: IMuxedConn, swarm: NodeSwarm, *, direction: str, address: str) -> None:
-        super().__init__(muxed_conn, swarm, direction=direction)
-        self.peer = from_id(muxed_conn.peer_id)
-        self.inbound = direction == "inbound"
+    def __init__(self, muxed: Yamux, swarm: Swarm, *, inbound: bool, address: str) -> None:
+        self.muxed = muxed
+        self.inbound = inbound
         self.address = address
-        self._since = trio.current_time()
+        """A multiaddr; empty where it isn't known."""
+        self.is_closed = False
+        self._swarm = swarm
+        self._streams = TokenBucket(STREAMS_PER_S, STREAMS_BURST)
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end."""
+        return self.muxed.peer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether streams can be opened on it."""
+        return not self.is_closed and self.muxed.is_established
 
     @property
     def active_at(self) -> float:
         """When bytes of a stream last came or went."""
-        return self.muxed_conn.active_at if isinstance(self.muxed_conn, Yamux) else self._since
+        return self.muxed.active_at
 
-    def slow_down(self, until: float) -> None:
-        """Read nothing more from this connection before ``until``, on trio's clock."""
-        if isinstance(self.muxed_conn, Yamux):
-            self.muxed_conn.slow_down(until)
-
-    async def start(self) -> None:
-        """Accept streams; close when the muxer has ended."""
-        self.event_started.set()
-        while not self.event_closed.is_set():
-            try:
-                stream = await self.muxed_conn.accept_stream()
-            except (MuxedConnUnavailable, MuxedStreamError):
-                break
-            except Exception as error:  # noqa: BLE001  nobody accepts its streams any more, so it must end
-                self.swarm.guard.note("accept_stream", error)
-                break
-            self.swarm.start_task(self._handle_muxed_stream, stream)
+    async def run(self) -> None:
+        """Serve the streams that the peer opens; close when the muxer has ended."""
+        async for stream in self.muxed.opened_by_peer:
+            self._swarm.start_task(self._serve, stream)
+            if not self._streams.take(trio.current_time()):
+                await trio.sleep(1 / STREAMS_PER_S)
+                self._streams.take(trio.current_time())
         await self.close()
 
     async def close(self) -> None:
         """End the connection; bounded by the muxer's own deadlines."""
-        if self.event_closed.is_set():
+        if self.is_closed:
             return
-        self.event_closed.set()
-        self.swarm.places.leave(self)
-        self.swarm.remove_conn(self)
-        try:
-            with trio.move_on_after(self.swarm.limits.close_deadline_s):
-                await self.muxed_conn.close()
-        except Exception as error:  # noqa: BLE001  it is closed either way
-            log.debug("connection.close_failed", peer=self.peer, error=repr(error))
-        finally:
-            self.swarm.start_task(self.swarm.notify_disconnected, self)
+        self.is_closed = True
+        self._swarm.forget(self)
+        with trio.move_on_after(self._swarm.limits.close_deadline_s):
+            await self.muxed.close()
 
-    async def _add_stream(self, muxed_stream: IMuxedStream) -> NetStream:
-        kind = NodeStream if self.swarm.fast else NetStream
-        stream = kind(muxed_stream, self, None)
-        await stream.set_state(StreamState.OPEN)
-        self.streams.add(stream)
-        return stream
-
-    async def _handle_muxed_stream(self, muxed_stream: IMuxedStream) -> None:
-        limits, places = self.swarm.limits, self.swarm.stream_places
-        entered, victim = places.enter(muxed_stream, self.swarm.places.origin(self), idlest_stream)
+    async def _serve(self, stream: YamuxStream) -> None:
+        places = self._swarm.stream_places
+        if self not in self._swarm.places:
+            stream.reset()
+            return
+        entered, victim = places.enter(stream, self._swarm.places.origin(self), idlest_stream)
         if not entered or victim is not None:
-            self.swarm.refused["streams"] += 1
-            await (victim or muxed_stream).reset()
-            if victim is None:
+            self._swarm.refused["streams"] += 1
+            (victim or stream).reset()
+            if not entered:
                 return
-        stream: NetStream | None = None
         try:
-            stream = await self._add_stream(muxed_stream)
-            await self.swarm.common_stream_handler(stream)
+            await self._swarm.serve(self, stream)
         except Exception as error:  # noqa: BLE001  a peer's fault ends that stream only
             log.debug("stream.failed", peer=self.peer, error=f"{type(error).__name__}: {error}")
-            with trio.move_on_after(limits.close_deadline_s), contextlib.suppress(Exception):
-                await (stream or muxed_stream).reset()
+            stream.reset()
         finally:
-            places.leave(muxed_stream)
-            if stream is not None:
-                self.remove_stream(stream)
+            places.leave(stream)

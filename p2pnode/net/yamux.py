@@ -14,21 +14,13 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol
 
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
-from libp2p.connection_types import ConnectionType
-from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import (
-    MuxedConnUnavailable,
-    MuxedStreamClosed,
-    MuxedStreamEOF,
-    MuxedStreamError,
-    MuxedStreamReset,
-)
-from multiaddr import Multiaddr
+
+from p2pnode.ids import PeerId
+
+PROTOCOL: Final = "/yamux/1.0.0"
 
 # ---- the header: 12 bytes, as in hashicorp/yamux ``spec.md``
 
@@ -76,21 +68,34 @@ class _Breach(Exception):  # noqa: N818  (internal)
     """The peer broke the protocol."""
 
 
-class Yamux(IMuxedConn):
+class StreamLostError(Exception):
+    """The stream was reset, its connection is lost, or this side has finished writing."""
+
+
+class SecuredConn(Protocol):
+    """What the muxer stands on: reads and writes of whole packets, each encrypted by itself."""
+
+    async def read(self, n: int | None = None, /) -> bytes: ...
+    async def write(self, data: bytes, /) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Yamux:
     """See the module. ``start`` runs it; it ends by itself when the connection does."""
 
     def __init__(
         self,
-        secured_conn: ISecureConn,
-        peer_id: ID,
+        secured_conn: SecuredConn,
+        peer: PeerId,
         *,
+        is_initiator: bool,
         streams_inbound_max: int = 128,
         window_max: int = 1 << 20,
         pace: Callable[[int], float] = lambda _: 0.0,
     ) -> None:
         """``pace(n)`` is told of each ``n`` bytes read; the seconds to wait before the next ones."""
         self.secured_conn = secured_conn
-        self.peer_id = peer_id
+        self.peer = peer
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
         self.streams: dict[int, YamuxStream] = {}
@@ -98,7 +103,7 @@ class Yamux(IMuxedConn):
         self.bytes_out = 0
         self.active_at = trio.current_time()
         """When bytes of a stream last came or went."""
-        self._initiator = secured_conn.is_initiator
+        self._initiator = is_initiator
         self._next_id = 1 if self._initiator else 2
         self._streams_inbound_max = streams_inbound_max
         self._window_max = window_max
@@ -117,11 +122,6 @@ class Yamux(IMuxedConn):
         self._slow_until = 0.0
         self._ping = 0
         self._scope = trio.CancelScope()
-
-    @property
-    def is_initiator(self) -> bool:
-        """Whether we dialled."""
-        return self._initiator
 
     @property
     def is_established(self) -> bool:
@@ -172,36 +172,22 @@ class Yamux(IMuxedConn):
         """Read nothing more before ``until``, on trio's clock: the transport then holds the peer back."""
         self._slow_until = max(self._slow_until, until)
 
-    async def open_stream(self) -> YamuxStream:
-        """A new stream, at once: it doesn't wait for the other side's consent."""
+    def open_stream(self) -> YamuxStream:
+        """A new stream, at once: it doesn't wait for the other side's consent. Raises ``StreamLostError``."""
         if self._ending:
-            raise MuxedStreamError("the connection is closing")
+            raise StreamLostError("the connection is closing")
         if len(self.streams) - self._inbound >= OUTBOUND_STREAMS_MAX:
-            raise MuxedStreamError(f"{OUTBOUND_STREAMS_MAX} streams are open on this connection already")
+            raise StreamLostError(f"{OUTBOUND_STREAMS_MAX} streams are open on this connection already")
         stream = YamuxStream(self, self._next_id, window_max=self._window_max, inbound=False)
         self._next_id += 2
         self.streams[stream.stream_id] = stream
         self.send_control(WINDOW_UPDATE, SYN, stream.stream_id, 0)
         return stream
 
-    async def accept_stream(self) -> YamuxStream:
-        """The next stream that the peer opened."""
-        try:
-            return await self._accept_receive.receive()
-        except trio.EndOfChannel:
-            raise MuxedConnUnavailable("the connection is closed") from None
-
-    def get_transport_addresses(self) -> list[Multiaddr]:
-        """Unknown at this layer; the swarm knows."""
-        return []
-
-    def get_connection_type(self) -> ConnectionType:
-        """Relays are not used."""
-        return ConnectionType.DIRECT
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """Host and port at the other end."""
-        return self.secured_conn.get_remote_address()
+    @property
+    def opened_by_peer(self) -> trio.MemoryReceiveChannel[YamuxStream]:
+        """The streams that the peer opens, as they come; it ends with the connection."""
+        return self._accept_receive
 
     # What streams call.
 
@@ -290,7 +276,7 @@ class Yamux(IMuxedConn):
             before = trio.current_time() - ABANDONED_S
             for stream in list(self.streams.values()):
                 if stream.closed_at and stream.closed_at < before:
-                    stream.reset_nowait()
+                    stream.reset()
 
     def _feed(self, data: bytes) -> bool:
         """Parse what arrived. False after GO_AWAY."""
@@ -399,7 +385,7 @@ GROW_WITHIN_S: Final = 0.25
 """Half a window read within this time means that the window, not the reader, is the bottleneck."""
 
 
-class YamuxStream(IMuxedStream):
+class YamuxStream:
     """One stream: a bounded receive buffer and credit both ways, without locks or timers of its own.
 
     A reader that stops costs at most ``window_max`` bytes and stops only this stream's writer, for as long as
@@ -407,7 +393,6 @@ class YamuxStream(IMuxedStream):
     """
 
     def __init__(self, conn: Yamux, stream_id: int, *, window_max: int, inbound: bool) -> None:
-        self.muxed_conn = conn
         self.stream_id = stream_id
         self.inbound = inbound
         self.active_at = trio.current_time()
@@ -430,13 +415,16 @@ class YamuxStream(IMuxedStream):
         self._write_lock = trio.Lock()
 
     async def read(self, n: int | None = None) -> bytes:
-        """At least one and at most ``n`` bytes. Doesn't yield when bytes are at hand."""
+        """At least one and at most ``n`` bytes; empty where the other side has finished writing.
+
+        Doesn't yield when bytes are at hand. Raises ``StreamLostError``.
+        """
         buffer = self._buffer
         while not buffer:
             if self.was_reset:
-                raise MuxedStreamReset("the stream was reset")
+                raise StreamLostError("the stream was reset")
             if self.read_closed:
-                raise MuxedStreamEOF("the other side finished writing")
+                return b""
             if self._readable is None:
                 self._readable = trio.Event()
             await self._readable.wait()
@@ -450,7 +438,10 @@ class YamuxStream(IMuxedStream):
         return data
 
     async def write(self, data: bytes) -> None:
-        """Hand all of ``data`` to the connection; waits for credit and for room in its queue."""
+        """Hand all of ``data`` to the connection; waits for credit and for room in its queue.
+
+        Raises ``StreamLostError``.
+        """
         try:
             self._write_lock.acquire_nowait()
         except trio.WouldBlock:
@@ -472,16 +463,16 @@ class YamuxStream(IMuxedStream):
         await self._conn.wait_room()
         while True:
             if self.was_reset:
-                raise MuxedStreamReset("the stream was reset")
+                raise StreamLostError("the stream was reset")
             if self.write_closed:
-                raise MuxedStreamClosed("this side has finished writing")
+                raise StreamLostError("this side has finished writing")
             if self.send_window > 0:
                 return
             if self._writable is None:
                 self._writable = trio.Event()
             await self._writable.wait()
 
-    async def close_write(self) -> None:
+    def close_write(self) -> None:
         """Tell the other side that nothing more will come; reading goes on."""
         if not self.write_closed and not self.was_reset:
             self.write_closed = True
@@ -489,43 +480,19 @@ class YamuxStream(IMuxedStream):
             self._wake()
             self._settle()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Finish both ways: what still comes is refused."""
-        await self.close_write()
+        self.close_write()
         self.discarding = True
         self._buffer.clear()
         self._settle()
 
-    async def reset(self) -> None:
+    def reset(self) -> None:
         """Abort both ways at once."""
-        self.reset_nowait()
-
-    def reset_nowait(self) -> None:
-        """The same, for callers that can't wait."""
         if not self.was_reset and not (self.write_closed and self.read_closed):
             self._conn.send_control(WINDOW_UPDATE, RST, self.stream_id, 0)
         self._buffer.clear()
         self.on_reset()
-
-    def set_deadline(self, ttl: int) -> None:
-        """Not supported: deadlines are the caller's cancel scopes."""
-        raise NotImplementedError("put the call in a cancel scope instead")
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """Where the connection goes."""
-        return self._conn.get_remote_address()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        del exc_type, exc_val, exc_tb
-        await self.close()
 
     # What the connection calls; none of it waits.
 
@@ -534,7 +501,7 @@ class YamuxStream(IMuxedStream):
         if self.discarding:
             listened_to = trio.current_time() < self.closed_at + LAST_WORDS_S and self.recv_window > 0
             if not listened_to:
-                self.reset_nowait()  # so that the writer learns that nobody reads
+                self.reset()  # so that the writer learns that nobody reads
         elif not self.was_reset:
             self._buffer += data
             self._wake_reader()

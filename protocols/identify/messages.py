@@ -5,11 +5,12 @@ Wire format: libp2p's ``identify`` specification (``/ipfs/id/1.0.0``). Addresses
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.errors import ProtocolError
+from p2pnode.protocols.framing.codec import frame_head
 from p2pnode.protocols.protobuf import Field, Schema
 
 PROTOCOL: Final = "/ipfs/id/1.0.0"
@@ -41,6 +42,24 @@ IDENTIFY: Final = Schema(
 )
 
 
+_RECORD_DOMAIN: Final = b"libp2p-peer-record"
+_RECORD_TYPE: Final = b"\x03\x01"
+_ADDRESS_INFO: Final = Schema("AddressInfo", Field("multiaddr", 1, "bytes"))
+_PEER_RECORD: Final = Schema(
+    "PeerRecord",
+    Field("peer_id", 1, "bytes"),
+    Field("seq", 2, "uint64"),
+    Field("addresses", 3, _ADDRESS_INFO, many=True),
+)
+_ENVELOPE: Final = Schema(
+    "Envelope",
+    Field("public_key", 1, "bytes"),  # a message of its own; it is written as it stands
+    Field("payload_type", 2, "bytes"),
+    Field("payload", 3, "bytes"),
+    Field("signature", 5, "bytes"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Statement:
     """What a peer says of itself, as far as it is kept: where it listens, and what it speaks."""
@@ -64,6 +83,24 @@ def encode(
         signed_peer_record=signed_record,
     )
     data: bytes = message.SerializeToString()
+    return data
+
+
+def signed_record(
+    addresses: Iterable[bytes],
+    *,
+    peer_id: bytes,
+    public_key: bytes,
+    seq: int,
+    sign: Callable[[bytes], bytes],
+) -> bytes:
+    """Our addresses in an envelope that others may pass on (libp2p's RFC 0002 and 0003). ``seq`` grows."""
+    infos = [_ADDRESS_INFO.make(multiaddr=each) for each in addresses]
+    payload: bytes = _PEER_RECORD.make(peer_id=peer_id, seq=seq, addresses=infos).SerializeToString()
+    signed = b"".join(frame_head(len(part)) + part for part in (_RECORD_DOMAIN, _RECORD_TYPE, payload))
+    data: bytes = _ENVELOPE.make(
+        public_key=public_key, payload_type=_RECORD_TYPE, payload=payload, signature=sign(signed)
+    ).SerializeToString()
     return data
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import trio
-from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.network.connection.raw_connection import RawConnection
 from trio.testing import MockClock
 
@@ -22,7 +21,6 @@ from p2pnode.errors import UnreachableError
 from p2pnode.limits import Limits
 from p2pnode.models.manifest import scripted_model_id
 from p2pnode.net import yamux as wire
-from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.upgrader import Upgrader
 from p2pnode.payments.books import open_journal
@@ -143,7 +141,7 @@ PROTOCOLS = {
     "checkpoint": Spoken("/p2pnode/checkpoint/1", messages("checkpoint"), msgpack_values, per_peer=PER_PEER),
     "blob": Spoken("/p2pnode/blob/1", messages("blob"), msgpack_values, per_peer=PER_PEER),
     "identify": Spoken("/ipfs/id/1.0.0", identify(), pack=prefixed),
-    "identify push": Spoken("/ipfs/id/push/1.0.0", identify(), pack=prefixed),
+    "identify push": Spoken("/ipfs/id/push/1.0.0", identify(), pack=prefixed, per_peer=PER_LEFT_PEER),
     "ping": Spoken("/ipfs/ping/1.0.0", [bytes(range(32)), bytes(31), bytes(64)], pack=bytes),
     "meshsub": Spoken("/meshsub/1.1.0", gossip(TOPIC), pack=prefixed, per_peer=PER_LEFT_PEER),
     "kad": Spoken("/p2pnode/kad/1.0.0", kad(), pack=prefixed, per_peer=PER_LEFT_PEER),
@@ -235,15 +233,14 @@ async def test_the_layers_below_the_protocols_withstand_whatever_they_are_sent(
     async with under_attack(tmp_path) as (w, member):
         with counted(layer) as tally:
             for each in made:
-                key = create_new_key_pair(seed_of(20_000 + each.number))
                 where = f"10.{200 + each.number // 62_500}.{each.number // 250 % 250}.{each.number % 250 + 1}"
                 raw = await w.net.dial(where, (ip_of(member.index), 4001))
                 with each.told():
                     conn: Any = raw
                     if layer == "multiplexer":
-                        upgrader = Upgrader(key, Limits(), fast=True)
+                        upgrader = Upgrader(seed_of(20_000 + each.number), Limits())
                         muxed: Any = await upgrader.upgrade_outbound(
-                            RawConnection(raw, True), to_id(member.node.peer_id)
+                            RawConnection(raw, True), member.node.peer_id
                         )
                         conn = muxed.secured_conn
                     with contextlib.suppress(Exception):  # it may be cut off before all is written

@@ -80,8 +80,7 @@ async def eventually(condition: Any, seconds: float = 10) -> None:
 class Wire:
     """A secured connection whose other end is the test: ``say`` and ``sent``."""
 
-    def __init__(self, *, is_initiator: bool = False) -> None:
-        self.is_initiator = is_initiator
+    def __init__(self) -> None:
         self.sent = b""
         self._say, self._hear = trio.open_memory_channel[bytes](8)
 
@@ -104,7 +103,3 @@ class Wire:
     def say(self, data: bytes) -> None:
         """Bytes that come from the other end."""
         self._say.send_nowait(data)
-
-    def get_remote_address(self) -> None:
-        """Nowhere."""
-        return

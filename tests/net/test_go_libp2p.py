@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import trio
-from libp2p.abc import ISecureConn
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from multiaddr import Multiaddr
 
+from p2pnode.ids import PeerId
 from p2pnode.net import yamux
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.crypto import peer_id_of, public_key_of
@@ -33,24 +32,22 @@ IDENTIFY: Final = HEADER + b"\x0f/ipfs/id/1.0.0\n"
 async def read_all(stream: yamux.YamuxStream) -> bytes:
     """What the recording has on one stream."""
     data = b""
-    while True:
-        try:
-            data += await stream.read()
-        except MuxedStreamEOF:
-            return data
+    while more := await stream.read():
+        data += more
+    return data
 
 
 async def recorded() -> tuple[dict[int, bytes], bytes]:
     """What go-libp2p said on each stream of the session, and what our muxer sent meanwhile."""
-    wire = Wire(is_initiator=True)
-    conn = yamux.Yamux(cast("ISecureConn", wire), cast("ID", None))
+    wire = Wire()
+    conn = yamux.Yamux(wire, PeerId("go"), is_initiator=True)
     found: dict[int, bytes] = {}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(conn.start)
         await conn.event_started.wait()
-        ours = [await conn.open_stream() for _ in range(3)]
+        ours = [conn.open_stream() for _ in range(3)]
         wire.say(b"".join(bytes.fromhex(each) for each in TOLD["session"]["frames"]))
-        theirs = await conn.accept_stream()
+        theirs = await conn.opened_by_peer.receive()
         for stream in (theirs, *ours):
             found[stream.stream_id] = await read_all(stream)
         assert not conn.is_closed

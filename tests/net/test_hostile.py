@@ -45,9 +45,9 @@ async def dial_raw(network: Network) -> trio.SocketStream:
 
 async def attack_secured(network: Network, name: str = "attacker") -> ReadWriteCloser:
     """A connection past Noise and yamux's negotiation, for frames of one's own making."""
-    upgrader = Upgrader(create_new_key_pair(name.encode().ljust(32)[:32]), Limits(), fast=True)
+    upgrader = Upgrader(name.encode().ljust(32)[:32], Limits())
     muxed: Any = await upgrader.upgrade_outbound(
-        RawConnection(wrap(await dial_raw(network)), True), to_id(network.peer_id)
+        RawConnection(wrap(await dial_raw(network)), True), network.peer_id
     )
     return muxed.secured_conn  # type: ignore[no-any-return]
 
@@ -266,7 +266,7 @@ async def test_a_socket_that_vanishes_mid_handler_frees_everything() -> None:
         await stream.send_all(b"x")
         assert await stream.receive_some() == b"x"
         [connection] = list(client._swarm.all_live())
-        raw: Any = connection.muxed_conn
+        raw: Any = connection.muxed
         tcp = raw.secured_conn.conn.read_writer.read_write_closer.stream
         tcp.socket_stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         tcp.socket_stream.socket.close()  # RST, without a word from yamux

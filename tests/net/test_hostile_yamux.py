@@ -76,9 +76,9 @@ async def test_a_flood_of_frames_that_mean_nothing_is_dropped(unit: bytes) -> No
             await ask_echo(honest, host)  # while it goes on
         stats = host.stats()
         assert stats.streams_inbound <= 1
-        [muxed] = [c.muxed_conn for c in host._swarm.all_live() if c.inbound][:1]
-        assert len(muxed._in) <= wire.HEADER_BYTES + 988  # type: ignore[attr-defined]
-        assert len(muxed._out) < 4096  # type: ignore[attr-defined]
+        [muxed] = [c.muxed for c in host._swarm.all_live() if c.inbound][:1]
+        assert len(muxed._in) <= wire.HEADER_BYTES + 988
+        assert len(muxed._out) < 4096
         await conn.close()
 
 

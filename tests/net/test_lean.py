@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+
+import pytest
+
+from p2pnode.net.lean import quieten
 
 _LEAN = "import sys, p2pnode.net.network\n"
 
@@ -65,3 +70,11 @@ for text in ("from libp2p import nothing_of_the_kind", "import libp2p.nothing_of
         print("nothing_of_the_kind" in str(error))
 """
     assert run(_LEAN + program).split("\n") == ["True", "True"]
+
+
+def test_the_library_prints_nothing_on_a_normal_disconnect(capfd: pytest.CaptureFixture[str]) -> None:
+    quieten()
+    logging.getLogger("libp2p.network.swarm").warning("a peer left")
+    logging.getLogger("libp2p.stream_muxer.yamux").error("a peer left rudely")
+    assert capfd.readouterr().err == ""
+    assert not any(type(handler) is logging.StreamHandler for handler in logging.getLogger().handlers)

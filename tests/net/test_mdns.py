@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import trio
 
-from p2pnode.net.mdns import ADDRESSES_MAX, Mdns, read
+from p2pnode.ids import PeerId
+from p2pnode.net.mdns import (
+    ADDRESSES_MAX,
+    ADDRESSES_PER_HOST,
+    RECORDS_PER_HOST_AND_MINUTE,
+    RECORDS_PER_MINUTE,
+    Mdns,
+    RecordRate,
+    read,
+)
+from p2pnode.net.multiaddrs import PeerAddresses
 from p2pnode.net.network import Network
 from tests.net.support import make, make_client
 
@@ -96,3 +106,32 @@ async def test_where_there_is_no_multicast_the_network_runs_without(monkeypatch:
         async with trio.open_nursery() as nursery:
             await nursery.start(network.run)
             await network.aclose()
+
+
+def _announced(number: int, host: str, count: int = 6) -> PeerAddresses:
+    peer = PeerId(f"peer {number}")
+    return PeerAddresses(
+        peer=peer, addrs=tuple(f"/ip4/{host}/tcp/{4000 + n}/p2p/{peer}" for n in range(count))
+    )
+
+
+def test_sixty_announcements_that_name_one_host_lead_to_few_dials_to_it() -> None:
+    rate, dials = RecordRate(), 0
+    for number in range(60):
+        found = rate.allowed(_announced(number, "192.168.1.9"), number / 10)
+        dials += len(found.addrs) if found is not None else 0
+    assert dials == RECORDS_PER_HOST_AND_MINUTE * ADDRESSES_PER_HOST
+
+
+def test_made_up_hosts_do_not_get_around_the_rate_for_all() -> None:
+    rate = RecordRate()
+    passed = sum(rate.allowed(_announced(n, f"192.168.1.{n}"), n / 10) is not None for n in range(200))
+    assert RECORDS_PER_MINUTE <= passed <= RECORDS_PER_MINUTE * 20 / 60 + RECORDS_PER_MINUTE
+
+
+def test_nodes_that_come_one_by_one_are_all_passed_on() -> None:
+    rate = RecordRate()
+    for number in range(100):
+        assert rate.allowed(_announced(number, f"192.168.1.{number}", 2), number * 10.0) == _announced(
+            number, f"192.168.1.{number}", 2
+        )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pytest
 import trio
-from libp2p.abc import ISecureConn
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import X25519PublicKey
 from libp2p.peer.id import ID
@@ -18,7 +17,7 @@ from multiaddr import Multiaddr
 from p2pnode.errors import ConfigError
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.net import conduct, libp2p_host, multiaddrs, swarm, transports, upgrader, yamux
+from p2pnode.net import conduct, multiaddrs, negotiation, swarm, transports, upgrader, yamux
 from p2pnode.net.multiaddrs import check_address
 from p2pnode.node import invite
 from p2pnode.protocols.crypto import public_key_of
@@ -111,9 +110,10 @@ def test_the_payload_proves_whose_static_key_it_is(index: int, side: str) -> Non
 async def test_a_listener_answers_as_the_file_says(each: dict[str, str], autojump_clock: object) -> None:
     wire, answer = Wire(), bytes.fromhex(each["listener"])
     conn = yamux.Yamux(
-        cast("ISecureConn", wire),
-        cast("ID", None),
-        streams_inbound_max=DEFAULT_LIMITS.streams_per_peer + upgrader.LIBRARY_STREAMS,
+        wire,
+        PeerId("dialler"),
+        is_initiator=False,
+        streams_inbound_max=DEFAULT_LIMITS.streams_per_peer + upgrader.OWN_STREAMS,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(conn.start)
@@ -131,16 +131,14 @@ NUMBERS: Final = {
     "a multiaddr as text": [multiaddrs.MULTIADDR_MAX],
     "an invite after its prefix": [2048],
     "addresses in an invite": [4],
-    "a line of multistream-select": [libp2p_host.NEGOTIATION_LINE_MAX],
+    "a line of multistream-select": [negotiation.LINE_MAX],
     "a WebSocket message": [transports.MESSAGE_MAX_BYTES],
     "the plaintext of a Noise message": [yamux.PACKET_MAX_BYTES],
     "the body of a data frame that is sent": [yamux.FRAME_BODY_MAX],
     "credit of a new stream": [yamux.WINDOW_INITIAL],
     "the window of a stream, at most": [DEFAULT_LIMITS.stream_window_bytes],
     "credit in all": [yamux.WINDOW_LIMIT],
-    "streams of a connection that the peer opened": [
-        DEFAULT_LIMITS.streams_per_peer + upgrader.LIBRARY_STREAMS
-    ],
+    "streams of a connection that the peer opened": [DEFAULT_LIMITS.streams_per_peer + upgrader.OWN_STREAMS],
     "streams of a connection that we opened": [yamux.OUTBOUND_STREAMS_MAX],
     "what is queued for a peer that doesn't read": [yamux.QUEUE_MAX_BYTES],
     "connections with one peer": [swarm.CONNECTIONS_PER_PEER],

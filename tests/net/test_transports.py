@@ -19,7 +19,7 @@ LISTEN = ("/ip4/127.0.0.1/tcp/0/ws",)
 def only_stream(network: Network) -> WsStream:
     """The WebSocket under its one connection."""
     [connection] = network._swarm.all_live()
-    muxed: Any = connection.muxed_conn
+    muxed: Any = connection.muxed
     stream = muxed.secured_conn.conn.read_writer.read_write_closer.stream
     assert isinstance(stream, WsStream)
     return stream
