@@ -45,7 +45,7 @@ from p2pnode.protocols.inference.messages import (
 )
 from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession, OpenSession
 from p2pnode.protocols.typed_data import Domain, amount_due, authorisation_digest, market_domain, session_id
-from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair
+from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, ask
 from tests.protocols.support import MODEL, Identity
 
 NOW: Final = 1_700_000_000
@@ -200,6 +200,24 @@ class PaidPair(Pair):
         order = self.counts.pop()
         self.host_does(Counted(order.turn, self.tokens_in + len(order.body.prefix), self.reused))
         return True
+
+    def move(self, kind: str, count: int, *, hold: bool) -> None:
+        if kind == "count":
+            self.count()
+        else:
+            super().move(kind, count, hold=hold)
+
+    def serve(self, heard: int) -> None:
+        """Begin a turn whose input is paid, and of which the client hears so many tokens, in frames of 8."""
+        self.ask(ask())
+        while self.runs == 0:
+            self.moves(0)
+        while self.client.held is not None and self.client.held.meter.tokens_out < heard:
+            self.engine(8)
+            while self.deliver_to_client():
+                pass
+            while self.deliver_to_host():
+                pass
 
     def moves(self, count: int) -> list[bool]:
         return [self.chain(), self.count(), *super().moves(count)]

@@ -78,6 +78,10 @@ class Run:
     cancelled: bool = False
 
 
+Step = tuple[str, int, bool]
+"""A move by its name; the engine's has a number of tokens, and whether their text comes later."""
+
+
 class Pair:
     """The stage."""
 
@@ -181,6 +185,24 @@ class Pair:
             if not any(self.moves(count)):
                 return
         raise AssertionError("it never comes to rest")
+
+    def play(self, script: Sequence[Step]) -> None:
+        """Make these moves, each if there is one to make."""
+        for kind, count, hold in script:
+            self.move(kind, count, hold=hold)
+
+    def move(self, kind: str, count: int, *, hold: bool) -> None:
+        match kind:
+            case "host":
+                self.deliver_to_host()
+            case "client":
+                self.deliver_to_client()
+            case "engine":
+                self.engine(count, hold=hold)
+            case "late":
+                self.late_engine()
+            case _:
+                raise AssertionError(kind)
 
     def moves(self, count: int) -> list[bool]:
         return [self.deliver_to_host(), self.deliver_to_client(), self.engine(count)]

@@ -21,7 +21,7 @@ from tests.protocols.inference.paid_pair import (
     PaidPair,
     client_payment,
 )
-from tests.protocols.inference.pair import HOST, SALT, STREAM, ask
+from tests.protocols.inference.pair import HOST, SALT, STREAM
 from tests.protocols.support import MODEL
 
 
@@ -110,15 +110,7 @@ def restarts(answer_tokens: int = 200, terms: m.SessionTerms = TERMS, reused: in
 def serving(heard: int = 0, answer_tokens: int = 200) -> Restarts:
     """A turn whose input is paid and of which the client has heard so many tokens, in frames of 8."""
     pair = restarts(answer_tokens)
-    pair.ask(ask())
-    while pair.runs == 0:
-        pair.moves(0)
-    while pair.client.held is not None and pair.client.held.meter.tokens_out < heard:
-        pair.engine(8)
-        while pair.deliver_to_client():
-            pass
-        while pair.deliver_to_host():
-            pass
+    pair.serve(heard)
     return pair
 
 

@@ -28,7 +28,7 @@ from p2pnode.protocols.inference.messages import CODEC, WINDOW, Ack, Quote, Refu
 from p2pnode.protocols.inference.open_session import HostTerms
 from p2pnode.protocols.typed_data import session_id
 from tests.protocols.inference.paid_pair import MARKET, TERMS, PaidPair
-from tests.protocols.inference.pair import ask, new_host
+from tests.protocols.inference.pair import Step, ask, new_host
 
 ONE_A_TOKEN = replace(TERMS, price_in=1_000_000, price_out=1_000_000, session_fee=10, tip=0)
 
@@ -429,7 +429,6 @@ def test_a_free_host_and_a_paid_one_do_not_serve_each_others_clients() -> None:
 
 # ---- any interleaving
 
-Step = tuple[str, int, bool]
 steps = st.lists(
     st.tuples(
         st.sampled_from(["host", "client", "engine", "engine", "count", "late"]),
@@ -438,18 +437,6 @@ steps = st.lists(
     ),
     max_size=150,
 )
-
-
-def play(pair: PaidPair, script: list[Step]) -> None:
-    moves: dict[str, Callable[[int, bool], object]] = {
-        "host": lambda _count, _hold: pair.deliver_to_host(),
-        "client": lambda _count, _hold: pair.deliver_to_client(),
-        "engine": lambda count, hold: pair.engine(count, hold=hold),
-        "late": lambda _count, _hold: pair.late_engine(),
-        "count": lambda _count, _hold: pair.count(),
-    }
-    for kind, count, hold in script:
-        moves[kind](count, hold)
 
 
 prices = st.sampled_from([0, 1, 999_999, 1_000_000, 1_000_001, 123_456_789])
@@ -467,7 +454,7 @@ def test_any_interleaving_bills_what_was_delivered_and_nothing_else(
     for turn in range(2):
         before = len(pair.outcomes)
         pair.ask(replace(ask(tokens_max), input_exact=20 if exact else None))
-        play(pair, script)
+        pair.play(script)
         pair.settle(chunk)
         (outcome,) = pair.outcomes[before:]
         whole = pair.expected(tokens_max)
@@ -505,9 +492,9 @@ def test_however_a_paid_turn_ends_it_ends_once_and_nobody_is_blamed(
     (before, after), (ending, second) = scripts, endings
     pair = opened(answer_tokens=300, reused=reused)
     pair.ask(replace(ask(), input_exact=exact))
-    play(pair, before)
+    pair.play(before)
     ENDINGS[ending](pair)
-    play(pair, after)
+    pair.play(after)
     ENDINGS[second](pair)
     pair.settle()
     assert 1 <= len(pair.outcomes) <= 2

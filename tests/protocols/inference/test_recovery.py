@@ -41,9 +41,9 @@ from tests.protocols.inference.paid_pair import (
     VOUCHERS,
     client_payment,
 )
-from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, ask
+from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, Step, ask
 from tests.protocols.inference.restarts import Restarts, deliverer, hears, restarts, serving
-from tests.protocols.inference.test_resume import Step, play, steps
+from tests.protocols.inference.test_resume import steps
 from tests.protocols.support import MODEL, Identity, emitted, only, sent
 
 
@@ -224,7 +224,7 @@ def test_whatever_dies_whenever_every_token_is_paid_once_and_no_receipt_signed_t
     for script, dies, forgets, cancels in lives:
         if pair.client.state == "idle":
             pair.ask(replace(ask(), input_exact=exact))
-        play(pair, script)
+        pair.play(script)
         if cancels:
             pair.client_does(CancelTurn())
         pair.counts.clear()
@@ -235,7 +235,7 @@ def test_whatever_dies_whenever_every_token_is_paid_once_and_no_receipt_signed_t
         else:
             pair.lose()
             pair.resume()
-        play(pair, script)
+        pair.play(script)
     pair.settle()
     assert len(pair.outcomes) == pair.turn
     assert pair.host.session is not None

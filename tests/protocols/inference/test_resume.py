@@ -35,7 +35,7 @@ from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
 from tests.protocols.inference.paid_pair import CLIENT_ID, VOUCHERS, PaidPair
-from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, ask, text_of
+from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, Step, ask, text_of
 from tests.protocols.support import MODEL, Identity, emitted, high_s, only, sent
 
 
@@ -48,15 +48,7 @@ def opened(answer_tokens: int = 100, reused: int = 5) -> PaidPair:
 def serving(tokens: int = 0, answer_tokens: int = 100) -> PaidPair:
     """A turn whose input is paid and of which the client has heard so many tokens, in frames of 8."""
     pair = opened(answer_tokens)
-    pair.ask(ask())
-    while pair.runs == 0:
-        pair.moves(0)
-    while pair.client.held is not None and pair.client.held.meter.tokens_out < tokens:
-        pair.engine(8)
-        while pair.deliver_to_client():
-            pass
-        while pair.deliver_to_host():
-            pass
+    pair.serve(tokens)
     return pair
 
 
@@ -294,7 +286,6 @@ def test_what_is_kept_for_a_replay_stays_within_the_window() -> None:
     assert len(pair.channel.replay) <= 2
 
 
-Step = tuple[str, int, bool]
 steps = st.lists(
     st.tuples(
         st.sampled_from(["host", "client", "client", "engine", "engine", "count"]),
@@ -303,17 +294,6 @@ steps = st.lists(
     ),
     max_size=80,
 )
-
-
-def play(pair: PaidPair, script: list[Step]) -> None:
-    moves: dict[str, Callable[[int, bool], object]] = {
-        "host": lambda _count, _hold: pair.deliver_to_host(),
-        "client": lambda _count, _hold: pair.deliver_to_client(),
-        "engine": lambda count, hold: pair.engine(count, hold=hold),
-        "count": lambda _count, _hold: pair.count(),
-    }
-    for kind, count, hold in script:
-        moves[kind](count, hold)
 
 
 @settings(max_examples=200)
@@ -330,13 +310,13 @@ def test_wherever_streams_break_every_token_arrives_once_and_is_paid_once(
     for script, host_notices, cancels in lives:
         if pair.client.state == "idle":
             pair.ask(replace(ask(), input_exact=exact))
-        play(pair, script)
+        pair.play(script)
         if cancels:
             pair.client_does(CancelTurn())
         pair.counts.clear()
         pair.lose(host_notices=host_notices)
         pair.resume()
-        play(pair, script)
+        pair.play(script)
     pair.settle()
     assert all(isinstance(outcome, TurnDone) for outcome in pair.outcomes), pair.outcomes
     assert len(pair.outcomes) == pair.turn

@@ -20,7 +20,7 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Checkpoint, Done, Tokens
-from tests.protocols.inference.pair import Pair, ask, queue_of, text_of, token
+from tests.protocols.inference.pair import Pair, Step, ask, queue_of, text_of, token
 
 
 def opened(answer_tokens: int = 100) -> Pair:
@@ -280,24 +280,12 @@ def test_each_checkpoint_comes_at_32_tokens_and_at_the_end() -> None:
 
 # ---- any interleaving
 
-Step = tuple[str, int, bool]
 steps = st.lists(
     st.tuples(
         st.sampled_from(["host", "client", "engine", "engine", "late"]), st.integers(0, 150), st.booleans()
     ),
     max_size=150,
 )
-
-
-def play(pair: Pair, script: list[Step]) -> None:
-    moves: dict[str, Callable[[int, bool], object]] = {
-        "host": lambda _count, _hold: pair.deliver_to_host(),
-        "client": lambda _count, _hold: pair.deliver_to_client(),
-        "engine": lambda count, hold: pair.engine(count, hold=hold),
-        "late": lambda _count, _hold: pair.late_engine(),
-    }
-    for kind, count, hold in script:
-        moves[kind](count, hold)
 
 
 @settings(max_examples=200)
@@ -307,7 +295,7 @@ def test_any_interleaving_delivers_every_token_once_in_order(
 ) -> None:
     pair = opened(answer)
     pair.ask(ask(tokens_max))
-    play(pair, script)
+    pair.play(script)
     pair.settle(chunk)
     (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnDone), outcome
@@ -333,9 +321,9 @@ def test_however_a_turn_ends_it_ends_exactly_once(
 ) -> None:
     pair = opened(300)
     pair.ask(ask())
-    play(pair, before)
+    pair.play(before)
     ENDINGS[ending](pair)
-    play(pair, after)
+    pair.play(after)
     ENDINGS[second](pair)
     pair.settle()
     assert 1 <= len(pair.outcomes) <= 2
