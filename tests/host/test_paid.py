@@ -33,6 +33,7 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.typed_data import session_id
 from tests.client.support import misbehave
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world
+from tests.host.thief import quoted
 
 
 async def answer(client: Client, question: str = "hello", tokens: int = 80) -> tuple[int, int]:
@@ -115,19 +116,10 @@ async def test_a_host_that_asks_for_more_than_it_sent_is_dropped_and_remembered(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with paid_world(tmp_path) as w:
-        member, money = await w.host()
+        member, _ = await w.host()
 
         async def overcharge(stream: Stream) -> None:
-            channel = MessageChannel(stream, CODEC)
-            request = await channel.receive()
-            assert isinstance(request, Open)
-            assert request.terms is not None
-            session = session_id(money.ledger.domains.market, request.terms)
-            await channel.send(
-                [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
-            )
-            await channel.receive()
-            await channel.send([Quote(turn=1, tokens_in=5)])
+            channel = await quoted(stream, tokens_in=5)
             paid.append(await channel.receive())
             receipt = Checkpoint(
                 seq=1, tokens_in=5, tokens_out=20, token_hash=bytes(32), fingerprint_hash=bytes(32),

@@ -18,25 +18,20 @@ from p2pnode.errors import EngineError
 from p2pnode.models.engine import EngineEvent, GenerateRequest
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.net.stream import Stream
-from p2pnode.node.driver import MessageChannel
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.payments.spending import FundsError, SpendingLimitError, SpendingLimits
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
-    CODEC,
-    Accept,
     Checkpoint,
-    Open,
     PromptBody,
-    Quote,
     SamplingParams,
     Tokens,
 )
-from p2pnode.protocols.typed_data import session_id
 from tests.client.failing import ONE_BY_ONE, TOKENS, ask, check_whole, meet, read, serving, unkilled
 from tests.client.support import Events, misbehave
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world, priced
+from tests.host.thief import quoted
 from tests.node.world import Member
 
 Running = tuple[Member, HostMoney]
@@ -362,20 +357,11 @@ async def test_a_host_that_lies_about_what_it_sent_is_paid_for_the_input_alone_a
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with market(tmp_path, 2) as (_, running, client):
-        member, money = running[0]
+        member, _ = running[0]
         ids, text = await unkilled()
 
         async def overcharge(stream: Stream) -> None:
-            channel = MessageChannel(stream, CODEC)
-            request = await channel.receive()
-            assert isinstance(request, Open)
-            assert request.terms is not None
-            session = session_id(money.ledger.domains.market, request.terms)
-            await channel.send(
-                [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
-            )
-            await channel.receive()
-            await channel.send([Quote(turn=1, tokens_in=8)])
+            channel = await quoted(stream, tokens_in=8)
             await channel.receive()
             lie = Checkpoint(
                 seq=1, tokens_in=8, tokens_out=20, token_hash=bytes(32), fingerprint_hash=bytes(32),

@@ -34,9 +34,11 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.messages import (
     CODEC,
     PROTOCOL,
+    Accept,
     ChatMessage,
     Open,
     PromptBody,
+    Quote,
     Refuse,
     SamplingParams,
     SessionTerms,
@@ -202,3 +204,16 @@ def takes_and_refuses(money: HostMoney) -> Callable[[Stream], Awaitable[None]]:
         await stream.aclose()
 
     return serve
+
+
+async def quoted(stream: Stream, *, tokens_in: int) -> MessageChannel:
+    """A host's end of a paid session: it was accepted unseen, and its first prompt counted."""
+    channel = MessageChannel(stream, CODEC)
+    request = await channel.receive()
+    assert isinstance(request, Open)
+    assert request.terms is not None
+    session = session_id(domains().market, request.terms)
+    await channel.send([Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)])
+    await channel.receive()
+    await channel.send([Quote(turn=1, tokens_in=tokens_in)])
+    return channel
