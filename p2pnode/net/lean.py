@@ -24,18 +24,7 @@ import structlog
 
 log = structlog.get_logger()
 
-DEFERRED: Final = frozenset(
-    {
-        "libp2p.crypto.rsa",
-        "libp2p.discovery.bootstrap.bootstrap",
-        "libp2p.discovery.mdns.mdns",
-        "libp2p.discovery.upnp.upnp",
-        "libp2p.security.tls.autotls.acme",
-        "libp2p.security.tls.autotls.broker",
-        "libp2p.transport.quic.stream",
-        "multiaddr.resolvers.dns",
-    }
-)
+DEFERRED: Final = frozenset({"libp2p.crypto.rsa", "libp2p.transport.quic.stream"})
 """Modules that others import classes and functions from, which a node of ours hardly ever uses."""
 
 
@@ -127,8 +116,6 @@ class _StandIn(type):
     _home: _Deferred
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls.__module__ == "multiaddr.resolvers.dns":  # every swarm makes one; ours never asks it
-            return _Unmade(cls, args, kwargs)
         return cls.real()(*args, **kwargs)
 
     def __getattr__(cls, name: str) -> Any:
@@ -147,17 +134,3 @@ class _StandIn(type):
     def real(cls) -> Any:
         """What it stands for."""
         return cls._home.wanted(cls.__name__)
-
-
-class _Unmade:
-    """An object that is made when anything is first asked of it."""
-
-    def __init__(self, stand_in: _StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._made: Any = None
-        self._how = (stand_in, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if self._made is None:
-            stand_in, args, kwargs = self._how
-            self._made = stand_in.real()(*args, **kwargs)
-        return getattr(self._made, name)

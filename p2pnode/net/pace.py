@@ -19,6 +19,8 @@ LAG_S: Final = 0.1
 PAUSE_S: Final = 0.1
 WINDOW_S: Final = 1.0
 BEAT_S: Final = 0.1
+BUSY_BYTES: Final = 64 * 1024
+"""Of all peers since the last beat; with fewer nothing is measured, so that an idle node sleeps."""
 
 
 class ByteShares:
@@ -32,6 +34,7 @@ class ByteShares:
         self._now: dict[Origin, int] = {}
         self._before: dict[Origin, int] = {}
         self._began = 0.0
+        self._since_beat = 0
         self._busy = trio.Event()
 
     def read(self, origin: Origin, count: int, now: float) -> float:
@@ -40,7 +43,9 @@ class ByteShares:
             self._before = self._now if now < self._began + 2 * WINDOW_S else {}
             self._now, self._began = {}, now
         self._now[origin] = self._now.get(origin, 0) + count
-        self._busy.set()
+        self._since_beat += count
+        if self._since_beat >= BUSY_BYTES:
+            self._busy.set()
         if self.lag_s < LAG_S:
             return 0.0
         everybody = self._now.keys() | self._before.keys()
@@ -52,12 +57,15 @@ class ByteShares:
         return PAUSE_S
 
     async def watch_lag(self) -> None:
-        """Measure while bytes come in, and sleep while none do. Runs until cancelled."""
+        """Measure while many bytes come in, and sleep otherwise. Runs until cancelled."""
         while True:
+            if self.lag_s:
+                with trio.move_on_after(WINDOW_S):  # what was measured holds for a while
+                    await self._busy.wait()
             if not self._busy.is_set():
                 self.lag_s = 0.0
-            await self._busy.wait()
-            self._busy = trio.Event()
+                await self._busy.wait()
+            self._busy, self._since_beat = trio.Event(), 0
             due = trio.current_time() + BEAT_S
             await trio.sleep_until(due)
             self.lag_s = trio.current_time() - due

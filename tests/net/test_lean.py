@@ -52,15 +52,6 @@ print(isinstance(again, RSAPublicKey), again.to_bytes() == public.to_bytes())
     assert run(_LEAN + program).split("\n") == ["False False", "True True"]
 
 
-def test_a_resolver_is_made_when_it_is_first_used() -> None:
-    program = """
-from multiaddr.resolvers import DNSResolver
-resolver = DNSResolver()
-print("dns" in sys.modules, callable(resolver.resolve), "dns" in sys.modules)
-"""
-    assert run(_LEAN + program) == "False True True"
-
-
 def test_a_name_that_is_nowhere_is_an_import_error() -> None:
     program = """
 for text in ("from libp2p import nothing_of_the_kind", "import libp2p.nothing_of_the_kind"):

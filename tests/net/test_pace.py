@@ -1,0 +1,70 @@
+"""Whose bytes wait while a node is behind: those of who sent more than its share."""
+
+from __future__ import annotations
+
+import time
+
+import trio
+from trio.testing import MockClock
+
+from p2pnode.net.pace import BUSY_BYTES, LAG_S, PAUSE_S, WINDOW_S, ByteShares
+from p2pnode.shares import Origin
+from tests.net.support import eventually
+
+FLOOD, HONEST, THIRD = (Origin(name, name) for name in ("flood", "honest", "third"))
+
+
+def behind() -> ByteShares:
+    shares = ByteShares()
+    shares.lag_s = 2 * LAG_S
+    return shares
+
+
+def test_nobody_waits_while_the_loop_keeps_up() -> None:
+    shares = ByteShares()
+    assert not any(shares.read(FLOOD, 1 << 20, n / 100) for n in range(100))
+
+
+def test_who_sends_more_than_its_share_waits_while_the_loop_is_behind_and_others_do_not() -> None:
+    shares = behind()
+    waits = [(shares.read(FLOOD, 100_000, n / 100), shares.read(HONEST, 500, n / 100)) for n in range(1, 50)]
+    assert all(flood == PAUSE_S for flood, _ in waits)
+    assert all(honest == 0 for _, honest in waits)
+    assert shares.paused == 49
+
+
+def test_a_single_flooder_leaves_time_for_the_node_itself() -> None:
+    assert behind().read(FLOOD, 100_000, 1.0) == PAUSE_S
+
+
+def test_what_was_sent_long_ago_does_not_count() -> None:
+    shares = behind()
+    shares.read(FLOOD, 1 << 20, 0.0)
+    for origin in (HONEST, THIRD):
+        shares.read(origin, 1 << 20, 3 * WINDOW_S)
+    assert shares.read(FLOOD, 10, 3 * WINDOW_S) == 0
+
+
+async def test_a_loop_that_is_held_up_is_behind_and_then_no_longer() -> None:
+    shares = ByteShares()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shares.watch_lag)
+        await trio.testing.wait_all_tasks_blocked()
+        shares.read(FLOOD, BUSY_BYTES, trio.current_time())
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        time.sleep(3 * LAG_S)  # noqa: ASYNC251  what holds the loop up
+        await eventually(lambda: shares.lag_s >= LAG_S, 1)
+        await eventually(lambda: shares.lag_s == 0, 2 * WINDOW_S)
+        nursery.cancel_scope.cancel()
+
+
+async def test_few_bytes_start_no_measurement(autojump_clock: MockClock) -> None:
+    shares = ByteShares()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shares.watch_lag)
+        await trio.testing.wait_all_tasks_blocked()
+        before = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        shares.read(FLOOD, BUSY_BYTES - 1, trio.current_time())
+        await trio.testing.wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().seconds_to_next_deadline == before
+        nursery.cancel_scope.cancel()
