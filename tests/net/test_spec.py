@@ -74,6 +74,39 @@ def test_a_key_of_the_dht_is_a_multihash_of_34_bytes() -> None:
     assert record_key(bytes(32)) == b"\x12\x20" + bytes(32)
 
 
+# ---- multistream-select
+
+LINES: Final = {each["text"]: bytes.fromhex(each["hex"]) for each in VECTORS["lines"]}
+HEADER: Final = LINES[negotiation.MULTISTREAM]
+PROPOSED: Final = [text for text in LINES if text not in (negotiation.MULTISTREAM, negotiation.NOT_SPOKEN)]
+
+
+class _Said:
+    """A stream on which the other side has said everything already."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.sent = data, b""
+
+    async def read(self, n: int | None = None, /) -> bytes:
+        taken, self._data = self._data[:n], self._data[len(self._data[:n]) :]
+        return taken
+
+    async def write(self, data: bytes, /) -> None:
+        self.sent += data
+
+
+@pytest.mark.parametrize("protocol", PROPOSED)
+async def test_a_protocol_is_agreed_in_these_lines(protocol: str) -> None:
+    dialler = _Said(HEADER + LINES[protocol])
+    assert await negotiation.propose(dialler, [protocol]) == protocol
+    assert dialler.sent == HEADER + LINES[protocol]
+    others = b"".join(LINES[text] for text in PROPOSED if text != protocol)
+    listener = _Said(HEADER + others + LINES[protocol])
+    assert await negotiation.answer(listener, {protocol}) == protocol
+    refused = LINES[negotiation.NOT_SPOKEN] * (len(PROPOSED) - 1)
+    assert listener.sent == HEADER + refused + LINES[protocol]
+
+
 # ---- Noise
 
 
@@ -132,6 +165,7 @@ NUMBERS: Final = {
     "an invite after its prefix": [2048],
     "addresses in an invite": [4],
     "a line of multistream-select": [negotiation.LINE_MAX],
+    "protocols that may be proposed in vain, one after another": [negotiation.PROPOSALS_MAX],
     "a WebSocket message": [transports.MESSAGE_MAX_BYTES],
     "the plaintext of a Noise message": [yamux.PACKET_MAX_BYTES],
     "the body of a data frame that is sent": [yamux.FRAME_BODY_MAX],
