@@ -51,8 +51,12 @@ class Server:
         """Answer one question; nothing is said to one that comes too often, or that expects no answer."""
         message: Message = event.message
         origin = self._origin_of(event.peer)
-        if not self._admit(event.peer, origin, now):
+        of_peer = self._peers.use(event.peer, lambda: TokenBucket(QUESTIONS_PER_S, QUESTIONS_BURST))
+        if not of_peer.take(now):
+            of_peer.spend(QUESTIONS_PER_S)  # who goes on regardless waits a second longer for each
             return [Emit(Fault(event.peer, FLOOD, 1.0))]
+        if not self._origins.use(origin.wide, _bucket_of_origin).take(now):
+            return []  # its neighbours ask too much: that is no fault of its own
         match message.kind:
             case "ping":
                 answer = Message(kind="ping")
@@ -72,14 +76,6 @@ class Server:
             case _:
                 assert_never(message.kind)
         return [Send(event.peer, event.stream, answer)]
-
-    def _admit(self, peer: PeerId, origin: Origin, now: float) -> bool:
-        of_peer = self._peers.use(peer, lambda: TokenBucket(QUESTIONS_PER_S, QUESTIONS_BURST))
-        of_origin = self._origins.use(
-            origin.wide,
-            lambda: TokenBucket(QUESTIONS_PER_S * ORIGIN_FACTOR, QUESTIONS_BURST * ORIGIN_FACTOR),
-        )
-        return of_peer.take(now) and of_origin.take(now)
 
     def _find_node(self, asker: PeerId, key: bytes) -> Message:
         closer = self._closer(asker, key)
@@ -108,3 +104,7 @@ class Server:
             message.key, peer, own.addresses, origin=origin, reached=self._reached(peer), now=now
         )
         return []
+
+
+def _bucket_of_origin() -> TokenBucket:
+    return TokenBucket(QUESTIONS_PER_S * ORIGIN_FACTOR, QUESTIONS_BURST * ORIGIN_FACTOR)
