@@ -28,6 +28,7 @@ VECTORS_MIN: Final = 280
 TOKENS: Final = 80
 """More than a window: without an `ack` for each receipt the answer would not end."""
 QUESTION: Final = "which ships?"
+WORDS: Final = "abandon amount liar amount expire adjust cage candy arch gather drum buyer"
 
 
 @pytest.fixture
@@ -98,16 +99,41 @@ async def test_it_gets_a_checked_answer_from_a_host(other: Foreign, host: Progra
     assert answer["receipts"] == -(-TOKENS // 32)
 
 
-def test_a_client_of_ours_gets_a_checked_answer_from_it(second: Path, tmp_path: Path) -> None:
-    command = ["node", "peer.mjs", cases.DHT_PROTOCOL, "host"]
+class Told:
+    """The process, for tests that run commands of ours in this one."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.address: str = self._line()["ready"]["addrs"][0]
+
+    def call(self, command: str, **arguments: Any) -> Any:
+        """The result of a command."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"id": 1, "do": command, **arguments}).encode() + b"\n")
+        self._process.stdin.flush()
+        answer = self._line()
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _line(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        told: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return told
+
+
+@pytest.fixture
+def told(second: Path) -> Iterator[Told]:
+    command = ["node", "peer.mjs", cases.DHT_PROTOCOL, "told"]
     with subprocess.Popen(command, cwd=second, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
         try:
-            address = json.loads(process.stdout.readline())["ready"]["addrs"][0]
-            flags = ["--peer", address, "--max-tokens", TOKENS, "--json"]
-            ran = ask(tmp_path / "client", QUESTION, *flags)
+            yield Told(process)
         finally:
             process.kill()
+
+
+def test_a_client_of_ours_gets_a_checked_answer_from_it(told: Told, tmp_path: Path) -> None:
+    flags = ["--peer", told.address, "--max-tokens", TOKENS, "--json"]
+    ran = ask(tmp_path / "client", QUESTION, *flags)
     assert ran.code == 0, ran
     text = "".join(each["text"] for each in ran.named("text"))
     assert text == " ".join(str(number) for number in range(1, TOKENS + 1))
@@ -125,3 +151,25 @@ async def test_it_recovers_what_a_client_of_ours_stored(
     assert (one["sid"], one["title"]) == (conversation["sid"], QUESTION)
     assert one["turns"] == [turn["text"] for turn in conversation["shown"]["turns"]]
     assert one["turns"][0] == QUESTION
+
+
+def test_a_client_of_ours_recovers_what_it_stored(told: Told, tmp_path: Path) -> None:
+    turns = [["user", "Which ships?"], ["assistant", "Brigs, schooners, ketches."]]
+    words, data_dir = tmp_path / "words", tmp_path / "fresh"
+    words.write_text(WORDS)
+    with join(tmp_path, "store", "--client-only", "--store-for", "anyone") as store:
+        told.call("dial", addr=store.multiaddr)
+        peer = store.multiaddr.rsplit("/", 1)[1]
+        sid = told.call("store", peer=peer, words=WORDS, title="Ships", turns=turns)
+        restored = run("wallet", "restore", "--phrase-file", words, "--random", "--data-dir", data_dir)
+        assert restored.code == 0, restored
+        flags = ["--no-mdns", "--data-dir", data_dir, "--bootstrap", store.multiaddr]
+        recovered = run("sessions", "list", "--recover", "--json", *flags)
+        assert recovered.code == 0, recovered
+        (listed,) = recovered.named("conversation")
+        assert (listed["conversation"], listed["title"]) == (sid, "Ships")
+        shown = run("sessions", "show", sid, "--json", *flags)
+        assert shown.code == 0, shown
+        found = [[turn["role"], turn["text"]] for turn in shown.events[0]["turns"]]
+        assert found == turns
+        assert all(turn["whole"] for turn in shown.events[0]["turns"])

@@ -1,6 +1,7 @@
 // Messages on streams: protocols/framing, adverts, inference, blob. Each stream is read message by message.
-import { keccak_256 as keccak } from '@noble/hashes/sha3.js'
 import { secp256k1 } from '@noble/curves/secp256k1.js'
+import { blake3 } from '@noble/hashes/blake3.js'
+import { keccak_256 as keccak } from '@noble/hashes/sha3.js'
 
 import { Float, Malformed, frame, hex, join, pack, same, u32, unhex, unpack, utf8 } from './codec.mjs'
 import { propose } from './connection.mjs'
@@ -24,6 +25,8 @@ export class Messages {
     return message
   }
 }
+
+export const blake = (...parts) => Buffer.from(blake3(join(...parts)))
 
 // ---- Keccak-256, abi.encode of static types, EIP-712
 
@@ -139,7 +142,9 @@ export async function ask (connection, model, salt, body) {
   return told
 }
 
-// ---- blobs and entries, for reading
+// ---- blobs and entries
+
+const LEASE_S = 31 * 86400
 
 export async function openStore (connection) {
   const messages = await Messages.open(connection, '/p2pnode/blob/1', 1 << 20)
@@ -161,6 +166,21 @@ export async function openStore (connection) {
       const data = join(...parts)
       if (data.length !== size) throw new Malformed(`a blob of ${data.length} bytes, not ${size}`)
       return data
+    },
+    // Whose writes follow. `us` is our peer id.
+    claim (owner, us) {
+      const said = blake(utf8('p2pnode/blob-owner/1\0'), utf8(us), utf8('\0'), utf8(connection.peer))
+      messages.say('claim', { owner: owner.public, signature: owner.sign(said) })
+    },
+    async put (data) {
+      const digest = blake(data)
+      messages.say('put', { id: ++id, hash: digest, size: data.length, lease_s: LEASE_S, data })
+      await messages.hear('done')
+      return digest
+    },
+    async setEntry (entry) {
+      messages.say('set_entry', { id: ++id, entry })
+      await messages.hear('done')
     },
     close () { messages.stream.finish() }
   }

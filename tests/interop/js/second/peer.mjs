@@ -3,12 +3,12 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
 
-import { unhex, utf8 } from './codec.mjs'
+import { hex, unhex, utf8 } from './codec.mjs'
 import { Pair, answer, dial, listen, propose } from './connection.mjs'
 import { serveAdverts, serveSession } from './host.mjs'
 import { ask, askAdvert, openStore, promptBody, shown } from './messages.mjs'
 import { Key, readInvite } from './names.mjs'
-import { entropyOf, recover } from './storage.mjs'
+import { Keys, entropyOf, recover, write } from './storage.mjs'
 import { Dht, Gossip, identityOf, readIdentity, sized } from './topics.mjs'
 
 const [dhtName, seed] = process.argv.slice(2)
@@ -81,6 +81,14 @@ const commands = {
   async ask ({ peer, model, question, tokens_max: max }) {
     const body = promptBody([{ role: 'user', content: question }], { tokens_max: max })
     return ask(connections.get(peer), unhex(model), randomBytes(32), body)
+  },
+  async store ({ peer, words, title, turns }) {
+    const store = await openStore(connections.get(peer))
+    const entropy = entropyOf(words)
+    store.claim(new Keys(entropy).owner, key.peer)
+    const sid = await write(store, entropy, title, turns)
+    store.close()
+    return hex(sid)
   },
   async recover ({ peer, words }) {
     const store = await openStore(connections.get(peer))

@@ -1,15 +1,13 @@
 // Conversations from twelve words. Written from storage/SPEC.md.
 import { xchacha20poly1305 } from '@noble/ciphers/chacha.js'
-import { blake3 } from '@noble/hashes/blake3.js'
 import { HDKey } from '@scure/bip32'
 import { entropyToMnemonic, mnemonicToEntropy, mnemonicToSeedSync } from '@scure/bip39'
 import { wordlist } from '@scure/bip39/wordlists/english.js'
-import { hkdfSync } from 'node:crypto'
+import { hkdfSync, randomBytes } from 'node:crypto'
 
 import { Malformed, hex, join, pack, same, u64, unhex, unpack, utf8 } from './codec.mjs'
+import { blake } from './messages.mjs'
 import { Key, holds } from './names.mjs'
-
-export const blake = (...parts) => Buffer.from(blake3(join(...parts)))
 
 // ---- keys
 
@@ -161,4 +159,47 @@ export async function recover (store, entropy) {
   return { conversations, sessions }
 }
 
+// ---- writing
+
 export const segmentOf = (records) => pack({ v: 1, records })
+
+// The first commit of a log: its blobs, then the entry.
+async function begin (store, log, kind, records, writer, fields) {
+  const segment = seal(log, 0, kind, segmentOf(records), randomBytes(24))
+  const manifest = pack({
+    v: 1,
+    seq: 1,
+    next: 1,
+    segments: [{ f: 0, l: 0, v: 0, h: await store.put(segment), n: segment.length }],
+    writer,
+    writers: [{ w: writer, s: 1 }],
+    branches: [],
+    ...fields
+  })
+  const digest = await store.put(seal(log, 1, 'M', manifest, randomBytes(24)))
+  await store.setEntry(makeEntry(log.entry, 1, digest))
+}
+
+// A conversation, and an index that lists it alone. Returns its sid.
+export async function write (store, entropy, title, turns, now = Math.floor(Date.now() / 1000)) {
+  const keys = new Keys(entropy)
+  const [sid, writer] = [randomBytes(16), randomBytes(8)]
+  const pieces = turns.map(([role, text], turn) => pack({
+    role,
+    x: text,
+    i: [],
+    f: role === 'assistant' ? 'stop' : undefined,
+    ti: 0,
+    re: 0,
+    to: 0,
+    c: 0,
+    at: now,
+    n: turn,
+    p: 0,
+    q: 1
+  }))
+  await begin(store, keys.conversation(sid), 'S', pieces, writer, { turns: turns.length, title })
+  const listed = pack({ t: 'conversation', sid, title, created: now, updated: now, gone: false })
+  await begin(store, keys.index, 'I', [listed], writer, { turns: 0, title: '' })
+  return sid
+}

@@ -7,14 +7,14 @@ import {
 } from './codec.mjs'
 import { Handshake, Pair, Yamux, Bytes, line, noiseFrame, payloadOf, peerIn, yamuxFrame } from './connection.mjs'
 import {
-  abi, bindingDigest, hash, nextRoot, readAdvert, receiptDigest, requestHash, rootZero, signer, tokenHash
+  abi, bindingDigest, blake, hash, nextRoot, readAdvert, receiptDigest, requestHash, rootZero, signer, tokenHash
 } from './messages.mjs'
 import {
   Key, SCRIPTED, addressBytes, addressText, canonical, holds, keyOf, makeInvite, modelId, modelText, parseAddress,
   publicProtobuf, readInvite, sha256
 } from './names.mjs'
 import {
-  Keys, better, blake, entropyOf, joined, link, makeEntry, padded, readEntry, seal, segmentOf, unseal, walletSecret,
+  Keys, better, entropyOf, joined, link, makeEntry, padded, readEntry, seal, segmentOf, unseal, walletSecret,
   wins, wordsOf
 } from './storage.mjs'
 import {
