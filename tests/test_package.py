@@ -20,7 +20,10 @@ import p2pnode
 from p2pnode.cli.app import app
 
 ROOT = Path(__file__).parent.parent
-PROTOCOLS = ["adverts", "blob", "checkpoint", "count", "framing", "inference", "lookup", "s5"]
+PROTOCOLS = [
+    "adverts", "blob", "checkpoint", "count", "framing", "gossipsub", "identify", "inference", "kademlia",
+    "lookup", "s5",
+]  # fmt: skip
 AREAS = ("chain", "models", "protocols", "simulations", "storage")
 HEAVY = (
     "libp2p",
