@@ -19,7 +19,8 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-MESSAGE_BYTES: Final = 300
+from p2pnode.bench.options import GOSSIP_BYTES
+
 _ANY: Final = "/ip4/127.0.0.1/tcp/0"
 _PROTOCOLS: Final = (TProtocol("/meshsub/1.2.0"), TProtocol("/meshsub/1.1.0"))
 
@@ -36,7 +37,7 @@ class LibraryNode:
 
     def message(self) -> bytes:
         """Something to publish."""
-        return secrets.token_bytes(MESSAGE_BYTES)
+        return secrets.token_bytes(GOSSIP_BYTES)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Publish to all nodes on the topic."""

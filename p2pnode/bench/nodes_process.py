@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import trio
 
+from p2pnode.bench.options import GOSSIP_BYTES
 from p2pnode.bench.processes import Command, answer, run_child
 from p2pnode.errors import LocalError
 from p2pnode.ids import ModelId
@@ -38,9 +39,7 @@ class _OurNode:
         await self._network.connect(other._network.multiaddrs[0])
 
     def message(self) -> bytes:
-        from p2pnode.bench.library import MESSAGE_BYTES
-
-        return self.host.advert() if self.host is not None else secrets.token_bytes(MESSAGE_BYTES)
+        return self.host.advert() if self.host is not None else secrets.token_bytes(GOSSIP_BYTES)
 
     async def publish(self, topic: str, data: bytes) -> None:
         await self._network.publish(topic, data)

@@ -10,6 +10,8 @@ from typing import TypeAlias
 from p2pnode.bench.figure import Measurement
 
 PAIRS_DEFAULT = 10
+GOSSIP_BYTES = 300
+"""Of a message whose content doesn't matter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

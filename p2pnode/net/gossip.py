@@ -188,8 +188,9 @@ class Gossip:
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._links: dict[PeerId, _Link] = {}
         self._nursery: trio.Nursery | None = None
-        self._beat_at: float | None = None
-        self._beat_set = trio.Event()
+        self._timers: dict[str, float] = {}
+        self._alarm = trio.CancelScope()
+        """Its deadline is that of the next timer."""
         self._counts: Counter[str] = Counter()
         for protocol in PROTOCOLS:
             network.serve(protocol, self._serve, streams_per_peer=INBOUND_PER_PEER)
@@ -200,7 +201,7 @@ class Gossip:
     def start(self, nursery: trio.Nursery) -> None:
         """Run in ``nursery``."""
         self._nursery = nursery
-        nursery.start_soon(self._guard.run, self._beat)
+        nursery.start_soon(self._guard.run, self._watch_timers)
 
     def stop(self) -> None:
         """Start nothing new, and end the subscriptions."""
@@ -254,9 +255,9 @@ class Gossip:
             match effect:
                 case Send(peer=peer, message=payload):
                     self._send(peer, payload)
-                case SetTimer(at=at):
-                    self._beat_at = at
-                    self._beat_set.set()
+                case SetTimer(key=key, at=at):
+                    self._timers[key] = at
+                    self._alarm.deadline = min(self._timers.values())
                 case Emit(value=Delivered(topic=topic, author=author, data=data)):
                     for subscription in self._subscriptions.get(topic, ()):
                         subscription.deliver(author, data)
@@ -281,15 +282,14 @@ class Gossip:
         if (link := self._links.get(peer)) is not None and verdict != "ok":
             link.conduct = verdict
 
-    async def _beat(self) -> None:
+    async def _watch_timers(self) -> None:
         while True:
-            if self._beat_at is None or self._beat_at > trio.current_time():
-                self._beat_set = trio.Event()
-                with trio.move_on_at(math.inf if self._beat_at is None else self._beat_at):
-                    await self._beat_set.wait()
-                continue
-            self._beat_at = None
-            self._give(TimerFired("heartbeat"))
+            with trio.CancelScope(deadline=min(self._timers.values(), default=math.inf)) as self._alarm:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            for key in [each for each, at in self._timers.items() if at <= now]:
+                del self._timers[key]
+                self._give(TimerFired(key))
 
     # ---- peers
 
@@ -379,11 +379,14 @@ class Gossip:
     async def _read(self, link: _Link, stream: Stream) -> None:
         decoder, since = FrameDecoder(RPC_MAX, frame_min=0), math.inf
         while self._links.get(link.peer) is link:
-            with trio.move_on_at(since + self._limits.first_frame_deadline_s) as patience:
+            if not decoder.pending:  # between RPCs silence is honest, and a scope costs more than a read
                 data = await stream.receive_some()
-            if patience.cancelled_caught:
-                self._charge(link.peer, "stalled", 1.0)
-                return
+            else:
+                with trio.move_on_at(since + self._limits.first_frame_deadline_s) as patience:
+                    data = await stream.receive_some()
+                if patience.cancelled_caught:
+                    self._charge(link.peer, "stalled", 1.0)
+                    return
             if not data:
                 return
             try:

@@ -59,6 +59,10 @@ class Parameters:
     """Whether the heartbeat goes on where there is nothing to do, as the published form has it."""
 
     flood_publish: bool = True
+    forward_delay_s: float = 0.05
+    """A message is forwarded after a random part of it: neighbours that bring it meanwhile are spared."""
+    forwards_max: int = 256
+    """Messages that wait for it; more are forwarded at once."""
     idontwant: bool = True
     opportunistic_s: float = 60.0
     opportunistic_peers: int = 2
@@ -126,6 +130,7 @@ class Parameters:
             gossip_factor=0.0,
             always_beat=True,
             flood_publish=False,
+            forward_delay_s=0.0,
             idontwant=False,
             opportunistic_peers=0,
             prune_backoff_s=0,

@@ -67,6 +67,7 @@ from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.gossipsub.scoring import Faults, Standing
 
 HEARTBEAT: Final = "heartbeat"
+FORWARD: Final = "forward"
 BACKOFF_SWEEP_S: Final = 30.0
 BROUGHT_MAX: Final = 16
 """Peers that are remembered of one duplicate key."""
@@ -119,6 +120,17 @@ class _Topic:
         self.mesh: dict[PeerId, _Peer] = {}
 
 
+class _Forward:
+    """An accepted message that is about to be forwarded."""
+
+    __slots__ = ("at", "have", "message")
+
+    def __init__(self, message: Message, brought: PeerId, at: float) -> None:
+        self.message, self.at = message, at
+        self.have = {brought}
+        """The peers that brought it."""
+
+
 class GossipRouter:
     """See the module. Messages are ``bytes``, the stream is always 0, commands are ``GossipCommand``.
 
@@ -149,6 +161,8 @@ class GossipRouter:
         self._brought: BoundedMap[tuple[bytes, bytes], set[PeerId]] = BoundedMap(limits.duplicates_max)
         self._cache = MessageCache(limits)
         self._promises = Promises(limits)
+        self._forwards: dict[bytes, _Forward] = {}
+        self._forward_at: float | None = None
         self._authors: BoundedMap[bytes, PeerId] = BoundedMap(AUTHORS_MAX)
         self._effects: list[Effect] = []
         self._control: dict[PeerId, Control] = {}
@@ -185,6 +199,7 @@ class GossipRouter:
             "backoffs": len(self._backoffs),
             "seen": len(self._seen),
             "said": len(self._said),
+            "forwards": len(self._forwards),
             "messages": len(self._cache),
             "message_bytes": self._cache.bytes,
             "promises": len(self._promises),
@@ -206,6 +221,9 @@ class GossipRouter:
                     self._beat_at = None
                     self._heartbeat(now)
                     self._plan(now)
+                elif key == FORWARD and self._forward_at is not None:
+                    self._forward_at = None
+                    self._forward_due(now)
             case HalfClosed() | Closed():
                 pass  # streams are the shell's: it says whether a peer is there
             case _:
@@ -420,6 +438,8 @@ class GossipRouter:
             return
         if len(sent.author) + len(sent.seqno) <= ID_MAX and self._seen.has(sent.author + sent.seqno, now):
             self.counts["duplicates"] += 1
+            if (forward := self._forwards.get(sent.author + sent.seqno)) is not None:
+                forward.have.add(peer.id)
             return
         if peer.standing.muted(now) or not peer.standing.checks.take(now):
             self.counts["unchecked"] += 1
@@ -462,9 +482,7 @@ class GossipRouter:
             self.counts["delivered"] += 1
             self._keep(message, now)
             self._effects.append(Emit(Delivered(joined.name, author, message.data)))
-            self._send(
-                message, [p for p in joined.mesh.values() if p is not peer and p.raw != message.author]
-            )
+            self._forward(message, peer.id, now)
 
     def _is_news(self, peer: _Peer, topic: bytes, said: bytes | None, now: float) -> bool:
         """Whether nothing with this key was accepted on the topic of late. Who brings it twice replays it."""
@@ -500,6 +518,34 @@ class GossipRouter:
             if peer.sends and (small or message.id not in peer.unwanted):
                 payload = message.encode() if payload is None else payload
                 self._effects.append(Send(peer.id, 0, payload))
+
+    def _forward(self, message: Message, brought: PeerId, now: float) -> None:
+        """Soon: two neighbours that have a message at once would send it to one another."""
+        limits = self._parameters
+        forward = _Forward(message, brought, now + limits.forward_delay_s * self._draw())
+        if not limits.forward_delay_s or len(self._forwards) >= limits.forwards_max:
+            self._forward_now(forward)
+            return
+        self._forwards[message.id] = forward
+        self._wake_forward(forward.at)
+
+    def _forward_now(self, forward: _Forward) -> None:
+        message = forward.message
+        if (joined := self._topics.get(message.topic)) is not None:
+            others = (each for each in joined.mesh.values() if each.id not in forward.have)
+            self._send(message, [each for each in others if each.raw != message.author])
+
+    def _forward_due(self, now: float) -> None:
+        for forward in [each for each in self._forwards.values() if each.at <= now]:
+            del self._forwards[forward.message.id]
+            self._forward_now(forward)
+        if self._forwards:
+            self._wake_forward(min(each.at for each in self._forwards.values()))
+
+    def _wake_forward(self, at: float) -> None:
+        if self._forward_at is None or at < self._forward_at:
+            self._forward_at = at
+            self._effects.append(SetTimer(FORWARD, at))
 
     # ---- control messages: nothing is kept or answered of a topic that we are not on
 
@@ -597,9 +643,13 @@ class GossipRouter:
         return sum(1 for _ in islice(others, low)) < low
 
     def _is_fit(self, topic: bytes, peer: _Peer, now: float, least: float) -> bool:
+        if peer.standing.is_blameless:
+            return True
         return peer.standing.score(now) >= least or self._is_small(topic, peer)
 
     def _is_graylisted(self, peer: _Peer, now: float) -> bool:
+        if peer.standing.is_blameless:
+            return False
         if peer.standing.score(now) >= self._parameters.score.graylist_threshold:
             return False
         shared = [topic for topic in peer.topics if topic in self._topics]

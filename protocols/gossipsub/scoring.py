@@ -31,6 +31,11 @@ class Decaying:
         self._value = min(most, self.value(now) + amount)
         self._at = now
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing was ever counted."""
+        return not self._value
+
     def value(self, now: float) -> float:
         """What is left of it."""
         if not self._value:
@@ -62,6 +67,11 @@ class Standing:
         self.entries = TokenBucket(parameters.entries_per_s, parameters.entries_burst)
         self.checks = TokenBucket(parameters.checks_per_s, parameters.checks_burst)
         self._refused, self._refused_since = 0, 0.0
+
+    @property
+    def is_blameless(self) -> bool:
+        """Whether it never did anything wrong, so that its score is not below 0."""
+        return self.faults.invalid.is_zero and self.faults.behaviour.is_zero
 
     def score(self, now: float) -> float:
         """Its score: above 0 for who serves us well, below for who misbehaves."""

@@ -215,6 +215,7 @@ def test_the_score_of_the_spec_is_that_of_the_code() -> None:
         f"While fewer than {MESH.degree_low} others",
         f"keeps its {MESH.degree_score} best peers by score, others at random, and {MESH.degree_out} that",
         f"is offered ({MESH.gossip_window} heartbeats) or served ({MESH.promise_heartbeats} more)",
+        f"a random wait of at most {MESH.forward_delay_s} s",
         f"more than {MESH.degree_high}, and is cut to {MESH.degree} ",
     ):
         assert sentence in told, sentence
@@ -417,6 +418,7 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "ids seen, of all peers": [MESH.seen_max, MESH.seen_s],
         "adverts accepted, of all peers": [MESH.duplicates_max, MESH.duplicate_s],
         "messages kept to be served, of all peers": [MESH.cache_messages_max, MESH.cache_bytes_max, OVERHEAD],
+        "messages that wait to be forwarded, of all peers": [MESH.forwards_max],
         "promises watched, of all peers": [MESH.promises_max],
         "peers that left whose faults are remembered": [MESH.scores_kept_max],
     },

@@ -94,10 +94,13 @@ def deliveries(effects: Iterable[Effect]) -> list[bytes]:
     return [each.data for each in values if isinstance(each, Delivered)]
 
 
-class Subject:
-    """One machine and scripted peers around it; ``now`` is the test's."""
+AT_ONCE = Parameters(forward_delay_s=0.0)
 
-    def __init__(self, *, parameters: Parameters | None = None, **more: Any) -> None:
+
+class Subject:
+    """One machine and scripted peers around it; ``now`` is the test's. It forwards at once unless told."""
+
+    def __init__(self, *, parameters: Parameters = AT_ONCE, **more: Any) -> None:
         self.router = router_of("subject", parameters=parameters, **more)
         self.now = 100.0
         self.timer: float | None = None
@@ -137,7 +140,7 @@ class Subject:
     def _note(self, effects: Iterable[Effect]) -> list[Effect]:
         made = list(effects)
         for each in made:
-            if isinstance(each, SetTimer):
+            if isinstance(each, SetTimer) and each.key == "heartbeat":
                 self.timer = each.at
         return made
 

@@ -41,13 +41,14 @@ LIMITS = Parameters(
     wants_per_rpc=4, wants_per_heartbeat=6, answer_bytes_per_heartbeat=200, scores_kept_max=3,
     degree=2, degree_low=1, degree_high=3, degree_score=1, degree_out=1, degree_lazy=2,
     bytes_per_s=20_000.0, bytes_burst=60_000.0, entries_per_s=300.0, entries_burst=1000.0, checks_burst=8.0,
+    forwards_max=2,
 )  # fmt: skip
 BOUNDS = {
     "peers": PEERS, "topics": len(TOPICS), "names": PEERS * LIMITS.topics_per_peer,
     # A peer grafts itself up to the high mark, one that we dialled beyond it, until the next heartbeat.
     "mesh": len(TOPICS) * PEERS,
     "unwanted": PEERS * LIMITS.unwanted_max, "backoffs": LIMITS.backoffs_max, "seen": LIMITS.seen_max,
-    "said": LIMITS.duplicates_max, "messages": LIMITS.cache_messages_max,
+    "said": LIMITS.duplicates_max, "forwards": LIMITS.forwards_max, "messages": LIMITS.cache_messages_max,
     "message_bytes": LIMITS.cache_bytes_max, "promises": LIMITS.promises_max, "asked": LIMITS.asked_max,
     "scores": LIMITS.scores_kept_max,
 }  # fmt: skip
@@ -69,6 +70,7 @@ class Hostile:
         makers: list[tuple[int, Callable[[], Any]]] = [
             (20, self.received), (6, self.up), (2, self.down), (2, self.paused), (4, self.join),
             (2, self.leave), (3, self.publish), (6, lambda: TimerFired("heartbeat")),
+            (4, lambda: TimerFired("forward")),
         ]  # fmt: skip
         return self.rng.choices([make for _, make in makers], [weight for weight, _ in makers])[0]()
 
@@ -196,7 +198,7 @@ def run(steps: list[tuple[int, int]]) -> None:
                         message = message_of(sent)  # nothing malformed is passed on
                         assert len(message.signature) == len(own(b""))
                 case SetTimer(key=key, at=at):
-                    assert (key, at > now) == ("heartbeat", True)
+                    assert at > now if key == "heartbeat" else (key, at >= now) == ("forward", True)
                 case Emit(value=Fault(peer=peer, name=name, weight=weight)):
                     assert isinstance(event, Received | TimerFired)
                     assert peer in connected

@@ -197,6 +197,47 @@ def test_an_accepted_message_goes_to_the_mesh_but_not_back() -> None:
     assert receivers(effects, b"data") == set(subject.router.mesh(TOPIC)) - {peers[0], author}
 
 
+def fired(subject: Subject, effects: list[Effect]) -> list[Effect]:
+    """What follows when the timer for forwarding is due."""
+    [at] = [each.at for each in effects if isinstance(each, SetTimer) and each.key == "forward"]
+    assert subject.now <= at <= subject.now + Parameters().forward_delay_s
+    subject.now = at
+    return list(subject.router.handle(TimerFired("forward"), at))
+
+
+def test_a_neighbour_that_brings_a_message_before_it_is_forwarded_is_spared_it() -> None:
+    subject, peers = joined(4, parameters=Parameters())
+    message = message_from("author").encode()
+    effects = subject.hear(peers[0], message)
+    assert deliveries(effects) == [b"data"]
+    assert receivers(effects, b"data") == set()
+    subject.hear(peers[1], message)
+    assert receivers(fired(subject, effects), b"data") == set(peers[2:])
+    assert list(subject.router.handle(TimerFired("forward"), subject.now + 1)) == []
+
+
+def test_what_waits_to_be_forwarded_is_bounded_and_goes_to_the_mesh_as_it_is_then() -> None:
+    subject, peers = joined(4, parameters=Parameters(forwards_max=2))
+    *_, last = [
+        subject.hear(peers[0], message_from("author", b"%d" % number, seqno=number).encode())
+        for number in range(3)
+    ]
+    assert receivers(last, b"2") == set(peers[1:])  # there was no room: it went at once
+    assert subject.router.held()["forwards"] == 2
+    subject.command(PeerDown(peers[1]))
+    subject.now += 1
+    late = list(subject.router.handle(TimerFired("forward"), subject.now))
+    assert receivers(late, b"0") == receivers(late, b"1") == set(peers[2:])
+    assert subject.router.held()["forwards"] == 0
+
+
+def test_what_waits_is_not_forwarded_on_a_topic_that_was_left() -> None:
+    subject, peers = joined(4, parameters=Parameters())
+    effects = subject.hear(peers[0], message_from("author").encode())
+    subject.command(Leave(TOPIC))
+    assert receivers(fired(subject, effects), b"data") == set()
+
+
 def test_a_message_is_delivered_once_whoever_brings_it() -> None:
     subject, peers = joined(4)
     message = message_from("author").encode()
