@@ -182,6 +182,7 @@ TIMES: Final = {
     "dial": [DEFAULT_LIMITS.dial_deadline_s],
     "stream": [DEFAULT_LIMITS.stream_open_deadline_s],
     "keepalive": [yamux.KEEPALIVE_S],
+    "idle": [DEFAULT_LIMITS.connection_idle_s],
     "abandoned": [yamux.ABANDONED_S],
 }
 
