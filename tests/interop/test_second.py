@@ -11,12 +11,13 @@ from typing import Any, Final
 
 import pytest
 
+from p2pnode.chain.profile import load_profile
 from p2pnode.chain.wallet.phrase import words_in
 from p2pnode.models.manifest import scripted_model_id
 from p2pnode.node.invite import make_invite
 from p2pnode.protocols.adverts.messages import PROTOCOL as ADVERTS
 from p2pnode.protocols.inference.messages import PROTOCOL as INFERENCE
-from tests.cli.support import Program, ask, join, run, wallet
+from tests.cli.support import Program, ask, give, join, run, start, wallet
 from tests.net import interop_cases as cases
 from tests.net.foreign import PING, Foreign, Ours, foreign
 from tests.net.support import running
@@ -139,6 +140,35 @@ def test_a_client_of_ours_gets_a_checked_answer_from_it(told: Told, tmp_path: Pa
     assert text == " ".join(str(number) for number in range(1, TOKENS + 1))
     (done,) = ran.named("done")
     assert (done["tokens_out"], done["checkpoints"], done["tokens_in"]) == (TOKENS, 3, len(QUESTION))
+
+
+def test_it_pays_a_host_of_ours_to_the_token(told: Told, tmp_path: Path) -> None:
+    prices = ("--price-in", "0.5", "--price-out", "2", "--session-fee", "0.001")
+    with start(tmp_path, "chain", ["chain", "dev", "--port", 0, "--data-dir", tmp_path / "chain"]) as chain:
+        profile = Path(chain.wait_event("chain.ready")["profile"])
+        give(profile, wallet(tmp_path / "paid"), usdc="0", ether="1")
+        give(profile, told.call("payer"), usdc="1")
+        known = load_profile(profile)
+        with join(tmp_path, "paid", *prices, "--chain", profile) as host:
+            told.call("dial", addr=host.multiaddr)
+            paid = told.call(
+                "pay",
+                peer=host.multiaddr.rsplit("/", 1)[1],
+                model=scripted_model_id().hex(),
+                question=QUESTION,
+                tokens_max=TOKENS,
+                deposit=100_000,
+                chain={
+                    "id": known.chain_id,
+                    "url": known.rpc_urls[0],
+                    "market": known.job_marketplace.hex(),
+                    "token": known.usdc.hex(),
+                },
+            )
+            assert (len(paid["ids"]), paid["reason"], paid["receipts"]) == (TOKENS, "length", 3)
+            assert paid["cost"] > 1000  # the fee, and what the tokens cost
+            settled = host.wait_event("settled")
+            assert (settled["session"], settled["amount"]) == (paid["session"], paid["cost"])
 
 
 async def test_it_recovers_what_a_client_of_ours_stored(

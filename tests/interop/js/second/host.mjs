@@ -1,13 +1,11 @@
 // A host of free sessions whose engine counts: its answer is "1 2 3 …". Written from protocols/adverts/SPEC.md
 // and protocols/inference/SPEC.md.
-import { secp256k1 } from '@noble/curves/secp256k1.js'
 import { randomBytes } from 'node:crypto'
 
 import { Malformed, join, pack, same, unpack, utf8 } from './codec.mjs'
-import {
-  Messages, bindingDigest, hash, nextRoot, receiptDigest, requestHash, rootZero, tokenHash
-} from './messages.mjs'
+import { Messages, bindingDigest, nextRoot, receiptDigest, requestHash, rootZero, tokenHash } from './messages.mjs'
 import { SCRIPTED } from './names.mjs'
+import { addressOf, signDigest } from './payment.mjs'
 
 const CHECKPOINT = 32
 const WINDOW = 64
@@ -15,14 +13,6 @@ const N_CTX = 4096
 const DAY_S = 86400
 const NO_FINGERPRINT = Buffer.alloc(32)
 const OF_THE_PEER = ['open', 'prompt', 'ack', 'cancel', 'close', 'ping', 'pong', 'error']
-
-const addressOf = (secret) => hash(secp256k1.getPublicKey(secret, false).subarray(1)).subarray(12)
-
-// r, s, v over a digest.
-export function signDigest (secret, digest) {
-  const [recovery, ...signature] = secp256k1.sign(digest, secret, { prehash: false, format: 'recovered' })
-  return Buffer.from([...signature, 27 + recovery])
-}
 
 export function makeAdvert (key, wallet, address, now = Math.floor(Date.now() / 1000)) {
   const binding = {

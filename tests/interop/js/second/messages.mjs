@@ -77,7 +77,7 @@ export async function askAdvert (connection, peer = connection.peer) {
   return adverts.map(readAdvert)
 }
 
-// ---- a free session of one turn
+// ---- a session of one turn, free or paid (see payment.mjs)
 
 export const requestHash = (body) => hash(body)
 export const tokenHash = (ids, request = Buffer.alloc(0)) => hash(request, ...ids.map(u32))
@@ -98,23 +98,32 @@ export const promptBody = (messages, sampling) => pack({
   prefix: []
 })
 
-// The text of an answer, its ids, and how many receipts were checked.
-export async function ask (connection, model, salt, body) {
+// The text of an answer, its ids, its cost, and how many receipts were checked.
+export async function ask (connection, model, salt, body, payment) {
   const messages = await Messages.open(connection, '/p2pnode/inference/1')
-  messages.say('open', { model, salt, valid_before: 0 })
-  const { session, epoch } = await messages.hear('accept')
+  const { terms, authorisation, validBefore } = payment ?? { validBefore: 0 }
+  messages.say('open', { model, salt, terms, authorisation, valid_before: validBefore })
+  const accepted = await messages.hear('accept')
+  payment?.accepted(accepted)
+  const { session, epoch } = accepted
+  const signed = (digest, signature) => payment === undefined
+    ? holds(keyOf(connection.peer), digest, signature)
+    : same(signer(digest, signature), terms.receipt_key)
   for (let at = 0, part = 0; at < body.length; at += PART, part++) {
     const rest = body.subarray(at, at + PART)
     messages.say('prompt', { turn: 1, part, last: at + rest.length === body.length, total: body.length, body: rest })
   }
   let root = rootZero(session, model, salt)
-  const told = { text: '', ids: [], receipts: 0, reason: '' }
+  const told = { text: '', ids: [], receipts: 0, reason: '', cost: 0 }
   let [billed, receipted] = [undefined, 0]
   while (told.reason === '') {
     const message = await messages.hear('quote', 'progress', 'tokens', 'checkpoint', 'done', 'ping')
     switch (message.t) {
       case 'ping': messages.say('pong', { nonce: message.nonce }); break
-      case 'quote': billed = message.tokens_in - (message.reused ?? 0); break
+      case 'quote':
+        billed = message.tokens_in - (message.reused ?? 0)
+        if (payment !== undefined) messages.say('voucher', payment.voucher(0, billed, 0, root))
+        break
       case 'tokens':
         if (billed === undefined || message.seq !== told.ids.length) violation('tokens out of place')
         told.ids.push(...message.ids)
@@ -126,14 +135,17 @@ export async function ask (connection, model, salt, body) {
         if (message.tokens_out !== told.ids.length || !same(message.token_hash, tokens)) violation('wrong tokens')
         root = nextRoot(root, message.seq, billed, told.ids.length, tokens, message.fingerprint_hash)
         if (!same(root, message.root)) violation('a wrong root')
-        if (!holds(keyOf(connection.peer), receiptDigest(session, epoch, root), message.signature)) violation('not signed')
+        if (!signed(receiptDigest(session, epoch, root), message.signature)) violation('not signed')
         receipted = told.ids.length
         told.receipts++
-        messages.say('ack', { seq: receipted })
+        if (payment === undefined) messages.say('ack', { seq: receipted })
+        else messages.say('voucher', payment.voucher(told.receipts, billed, receipted, root))
         break
       }
       case 'done':
         if (message.tokens_out !== told.ids.length || receipted !== told.ids.length) violation('a wrong end')
+        told.cost = message.cost ?? 0
+        if (told.cost !== (payment?.amount(billed, receipted) ?? 0)) violation('a wrong bill')
         told.reason = message.reason
     }
   }

@@ -8,6 +8,7 @@ import { Pair, answer, dial, listen, propose } from './connection.mjs'
 import { serveAdverts, serveSession } from './host.mjs'
 import { ask, askAdvert, openStore, promptBody, shown } from './messages.mjs'
 import { Key, readInvite } from './names.mjs'
+import { Payment, addressOf, tokenDomain } from './payment.mjs'
 import { Keys, entropyOf, recover, write } from './storage.mjs'
 import { Dht, Gossip, identityOf, readIdentity, sized } from './topics.mjs'
 
@@ -81,6 +82,16 @@ const commands = {
   async ask ({ peer, model, question, tokens_max: max }) {
     const body = promptBody([{ role: 'user', content: question }], { tokens_max: max })
     return ask(connections.get(peer), unhex(model), randomBytes(32), body)
+  },
+  async payer () { return `0x${hex(addressOf(wallet))}` },
+  async pay ({ peer, model, question, tokens_max: max, deposit, chain }) {
+    const connection = connections.get(peer)
+    const [advert] = await askAdvert(connection)
+    const market = { name: 'JobMarketplace', version: '1', chain_id: chain.id, contract: chain.market }
+    const token = await tokenDomain(chain.url, chain.id, chain.token)
+    const payment = new Payment({ payer: wallet, advert, model: unhex(model), deposit, market, token })
+    const body = promptBody([{ role: 'user', content: question }], { tokens_max: max })
+    return { session: hex(payment.session), ...await ask(connection, unhex(model), randomBytes(32), body, payment) }
   },
   async store ({ peer, words, title, turns }) {
     const store = await openStore(connections.get(peer))

@@ -13,6 +13,7 @@ import {
   Key, SCRIPTED, addressBytes, addressText, canonical, holds, keyOf, makeInvite, modelId, modelText, parseAddress,
   publicProtobuf, readInvite, sha256
 } from './names.mjs'
+import { RECEIVE, TERMS, VOUCHER, addressOf, digestOf } from './payment.mjs'
 import {
   Keys, better, entropyOf, joined, link, makeEntry, padded, readEntry, seal, segmentOf, unseal, walletSecret,
   wins, wordsOf
@@ -20,7 +21,6 @@ import {
 import {
   distance, graftRpc, makeMessage, publishRpc, readIdentity, readMessage, recordKey, subscribeRpc
 } from './topics.mjs'
-import { secp256k1 } from '@noble/curves/secp256k1.js'
 
 const root = process.argv[2]
 const read = (...parts) => JSON.parse(readFileSync(path.join(root, ...parts, 'vectors.json'), 'utf8'))
@@ -157,17 +157,6 @@ function inference () {
   paid(all.paid)
 }
 
-const TERMS = 'SessionTerms(address payer,address host,address voucherKey,address receiptKey,bytes32 modelId,' +
-  'uint64 deposit,uint64 pricePerMTokIn,uint64 pricePerMTokOut,uint64 sessionFee,uint64 tip,' +
-  'uint64 expiry,bytes32 salt)'
-const VOUCHER = 'Voucher(bytes32 sessionId,uint64 seq,uint64 tokensIn,uint64 tokensOut,uint64 amount,bytes32 root)'
-const RECEIVE = 'ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,' +
-  'uint256 validBefore,bytes32 nonce)'
-const DOMAIN = 'EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)'
-const domain = ({ name, version, chain_id: chain, contract }) =>
-  hash(abi(hash(utf8(DOMAIN)), hash(utf8(name)), hash(utf8(version)), chain, unhex(contract)))
-const digestOf = (where, type, ...fields) => hash(unhex('1901'), domain(where), hash(abi(hash(utf8(type)), ...fields)))
-
 function paid (told) {
   const said = (list) => list.map(({ hex: bytes }) => unpack(unhex(bytes)))
   const [open, accept, , , input, , checkpoint, output] = said(told.turn)
@@ -203,8 +192,7 @@ function paid (told) {
     equal('proof', signer(digest, proof), terms.voucher_key)
   }
   for (const [name, secret] of Object.entries(told.secrets)) {
-    const address = hash(secp256k1.getPublicKey(unhex(secret), false).subarray(1)).subarray(12)
-    equal(name, address, hex(terms[name]))
+    equal(name, addressOf(unhex(secret)), hex(terms[name]))
   }
 }
 
@@ -273,7 +261,7 @@ function storage () {
   equal('entropy', entropyOf(told.phrase.words), told.phrase.entropy)
   const secret = walletSecret(told.phrase.words)
   equal('wallet secret', secret, told.phrase.wallet_secret)
-  equal('wallet', hash(secp256k1.getPublicKey(secret, false).subarray(1)).subarray(12), told.phrase.wallet)
+  equal('wallet', addressOf(secret), told.phrase.wallet)
   const keys = new Keys(entropy)
   equal('root', keys.root, told.keys.root)
   equal('owner', keys.owner.public, told.keys.owner)
