@@ -97,7 +97,7 @@ class Delivered:
 
 FaultName: TypeAlias = Literal["malformed", "refused", "flood", "graft", "promise", "replay"]
 FAULT_WEIGHTS: Final[dict[FaultName, float]] = {
-    "malformed": 10.0, "refused": 10.0, "flood": 5.0, "graft": 2.0, "promise": 1.0, "replay": 2.0,
+    "malformed": 10.0, "refused": 10.0, "flood": 10.0, "graft": 2.0, "promise": 1.0, "replay": 2.0,
 }  # fmt: skip
 """What each counts for the role: 1 is what an honest peer may do now and then, 10 what none does."""
 GossipEmission: TypeAlias = Delivered | Fault
