@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 SuiteName: TypeAlias = Literal[
-    "stream", "dial", "gossip", "cli", "idle", "gas", "paid", "failover", "storage"
+    "stream", "dial", "gossip", "attacks", "cli", "idle", "gas", "paid", "failover", "storage"
 ]
 
 
@@ -112,6 +112,23 @@ GOALS: Final = (
         target=0,
         meaning="of 40 messages at once from one node, those that did not arrive, at 20 nodes in all",
         baseline="the same with libp2p as it comes",
+        judged="value",
+    ),
+    Goal(
+        name="attacks.first_token",
+        unit="s",
+        bound="at most",
+        target=2.0,
+        meaning="dialling a host and its first token while strangers attack it: the worst attack (p50)",
+        baseline="the same before and after that attack (p50)",
+    ),
+    Goal(
+        name="attacks.refused",
+        unit="questions",
+        bound="at most",
+        target=0,
+        meaning="questions of an honest client of another origin that got no answer under any attack",
+        baseline="questions that were asked",
         judged="value",
     ),
     Goal(

@@ -1,8 +1,9 @@
 """A host in a process of its own that can also run its engine without any network.
 
 Configured by one line: ``engine`` (``scripted`` or ``llamacpp``), ``data_dir`` (for the model), ``slots``,
-``n_ctx``, ``tokens_per_s`` (scripted, for each slot). Then it takes commands: ``generate`` runs
-``questions`` at once on the engine alone, and answers with what each stream did.
+``n_ctx``, ``tokens_per_s`` (scripted, for each slot), ``by_prefix`` (loopback addresses count by their /24,
+as public ones do). Then it takes commands: ``generate`` runs ``questions`` at once on the engine alone, and
+answers with what each stream did.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from p2pnode.bench.processes import Command, answer, run_child
 from p2pnode.bench.token_clock import TokenClock
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.host.host import Host, HostedModel
+from p2pnode.ids import PeerId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
@@ -32,6 +34,8 @@ from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import key_address, sign_digest
 from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.scopes import is_loopback
+from p2pnode.shares import Origin, origin_of
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 
@@ -42,7 +46,8 @@ async def main(commands: AsyncIterator[Command]) -> None:
     hosted = await _hosted(config)
     identity = _identity()
     async with trio.open_nursery() as nursery:
-        node = Node(NodeSetup(key=identity.key, listen=(LISTEN,), keep_connected=False))
+        rule = _by_prefix if config.get("by_prefix") else origin_of
+        node = Node(NodeSetup(key=identity.key, listen=(LISTEN,), keep_connected=False, origin_rule=rule))
         await nursery.start(node.run)
         await Host(node, identity, [hosted]).start()
         [echo] = await nursery.start(partial(trio.serve_tcp, _echo, 0, host="127.0.0.1"))
@@ -52,6 +57,14 @@ async def main(commands: AsyncIterator[Command]) -> None:
             answer({"streams": await _generate(hosted.engine, command)})
         await node.aclose()
         nursery.cancel_scope.cancel()
+
+
+def _by_prefix(host: str | None, peer: PeerId) -> Origin:
+    """Loopback addresses by their /24; any other as the node counts it."""
+    if host is None or not is_loopback(host):
+        return origin_of(host, peer)
+    prefix = host.rpartition(".")[0]
+    return Origin(wide=prefix, near=prefix)
 
 
 async def _echo(stream: trio.SocketStream) -> None:

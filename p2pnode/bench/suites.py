@@ -19,8 +19,8 @@ from p2pnode.errors import P2PNodeError, UsageError, first_error
 ALL: Final = "all"
 PAIRS_MAX: Final = 1000
 _SUITE_S: Final[Mapping[str, int]] = {
-    "stream": 260, "dial": 5, "gossip": 130, "cli": 30, "idle": 100, "gas": 10, "paid": 150, "failover": 330,
-    "storage": 60,
+    "stream": 260, "dial": 5, "gossip": 130, "attacks": 120, "cli": 30, "idle": 100, "gas": 10, "paid": 150,
+    "failover": 330, "storage": 60,
 }  # fmt: skip
 """About how long each suite takes with the default number of pairs on two free cores."""
 _BUSY: Final = 0.15

@@ -26,6 +26,7 @@ from p2pnode.net.multiaddrs import without_peer
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.net.stream import Stream
+from p2pnode.net.swarm import OriginRule
 from p2pnode.node.adverts import AdvertService
 from p2pnode.node.finder import Finder
 from p2pnode.node.keys import PeerKey
@@ -34,6 +35,7 @@ from p2pnode.node.reachability import ReachCode, reach_code
 from p2pnode.node.sleep import SleepWatch
 from p2pnode.protocols.adverts.messages import is_topic
 from p2pnode.protocols.lookup.messages import provider_key
+from p2pnode.shares import origin_of
 
 log = structlog.get_logger()
 
@@ -55,6 +57,8 @@ class NodeSetup:
     limits: Limits = DEFAULT_LIMITS
     transport: Any = None
     interfaces: Callable[[], Sequence[str]] = interface_addresses
+    origin_rule: OriginRule = origin_of
+    """See ``NetworkConfig``."""
     wall: Callable[[], float] = time.time
     draw: Callable[[int], bytes] = secrets.token_bytes
     rng: random.Random | None = None
@@ -83,6 +87,7 @@ class Node:
                 limits=setup.limits,
                 transport=setup.transport,
                 interfaces=setup.interfaces,
+                origin_rule=setup.origin_rule,
                 wall_clock=setup.wall,
                 rng=rng,
             )

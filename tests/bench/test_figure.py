@@ -19,6 +19,8 @@ PROMISED = {
     "gossip.advert_cpu",
     "gossip.p99",
     "gossip.burst",
+    "attacks.first_token",
+    "attacks.refused",
     "cli.help",
     "cli.ask",
     "idle.cpu",
