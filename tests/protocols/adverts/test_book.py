@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
@@ -497,3 +499,54 @@ def test_a_binding_that_is_over_has_lapsed_though_its_signatures_are_known_to_ho
     signed = ALICE.signed(binding=binding)
     assert verdict(Book(checks=checks), signed) == "accepted"
     assert verdict(Book(checks=checks), signed, now=NOW + 61) == "lapsed"
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["offer", "offer", "offer", "meet", "forget", "expire", "trust"]),
+        st.integers(0, 60),
+        st.integers(0, 5),
+        st.integers(1, 3),
+    ),
+    max_size=120,
+)
+
+
+def check_places(steps: list[tuple[str, int, int, int]]) -> None:
+    """A book of 16 places, of which 2 are for privileged peers."""
+    seen: dict[PeerId, Origin] = {}
+    trusted: set[PeerId] = set()
+    draw = random.Random(1).randrange
+    book = Book(size_max=16, privileged=trusted.__contains__, origin_of=seen.get, draw=draw, checks=CHECKS)
+    for what, number, where, seq in steps:
+        peer = identity(number).peer
+        match what:
+            case "offer":
+                signed = long_lived(number, f"{20 + where}.1.1.1", seq)
+                book.offer(signed, PeerId("source"), NOW, asked=True)
+            case "meet":
+                seen[peer] = Origin(f"origin {where}", f"origin {where}")
+            case "forget":
+                book.forget(peer)
+            case "trust":
+                trusted.add(peer)
+            case _:
+                book.expire(NOW + 4000)
+        live = list(book.live(NOW))
+        assert len(book) == len(live) <= 16
+        assert sum(entry.advert.peer not in trusted for entry in live) <= 14
+        sample = book.sample(16, NOW)
+        assert len({entry.advert.peer for entry in sample}) == len(sample) == len(live)
+
+
+@settings(max_examples=20)
+@given(STEPS)
+def test_no_sequence_puts_a_book_over_its_places(steps: list[tuple[str, int, int, int]]) -> None:
+    check_places(steps)
+
+
+@pytest.mark.long
+@settings(max_examples=10_000, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS)
+def test_ten_thousand_sequences_neither(steps: list[tuple[str, int, int, int]]) -> None:
+    check_places(steps)

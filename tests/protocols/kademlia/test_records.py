@@ -5,6 +5,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from p2pnode.protocols.kademlia import records as r
 from p2pnode.protocols.kademlia.messages import RECORD_BYTES_MAX
 from p2pnode.protocols.kademlia.records import ProviderRecords
@@ -152,3 +156,44 @@ def test_who_moves_counts_where_it_came_from_last() -> None:
     kept.add(1, "a")
     kept.add(1, "b")
     assert kept.origins() == {"b": 1}
+
+
+ADDS = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.integers(0, 300),
+        st.integers(0, 30),
+        st.booleans(),
+        st.sampled_from([0, 0, 0, 900]),
+    ),
+    max_size=300,
+)
+
+
+def check_bounds(adds: list[tuple[int, int, int, bool, int]]) -> None:
+    kept, now = Kept(), 0.0
+    for key, number, where, reached, later_s in adds:
+        now += later_s
+        kept.add(number, where, reached=reached, key=bytes([key]), now=now)
+        total = 0
+        for held_key in list(kept.records.keys()):
+            held = kept.records.draw(held_key, 1000, now)
+            total += len(held)
+            assert len({each.provider for each in held}) == len(held) <= r.PROVIDERS_MAX
+            assert max(Counter(each.origin.wide for each in held).values(), default=0) <= r.ORIGIN_MAX
+            assert sum(not each.reached for each in held) <= r.PROVIDERS_MAX - r.REACHED_PLACES
+            assert all(each.expires_at > now for each in held)
+        assert total == len(kept.records)
+
+
+@settings(max_examples=20)
+@given(ADDS)
+def test_no_sequence_of_records_breaks_a_share(adds: list[tuple[int, int, int, bool, int]]) -> None:
+    check_bounds(adds)
+
+
+@pytest.mark.long
+@settings(max_examples=10_000, suppress_health_check=[HealthCheck.too_slow])
+@given(ADDS)
+def test_ten_thousand_sequences_of_records_neither(adds: list[tuple[int, int, int, bool, int]]) -> None:
+    check_bounds(adds)
