@@ -184,7 +184,7 @@ def found_share(count: int, keys: int, *, stale: float) -> float:
     """How many of the lookups find a record, after that share of all nodes vanished without a word."""
     world = grown(count)
     hosts = list(world.hosts.values())
-    named = [record_key(bytes([number]) * 32) for number in range(keys)]
+    named = [record_key(number.to_bytes(32, "big")) for number in range(keys)]
     providers = [world.draw.choice(hosts) for _ in named]
     for key, host in zip(named, providers, strict=True):
         assert world.provide(host, key) == WIDTH
