@@ -69,7 +69,7 @@ from p2pnode.protocols.gossipsub.scoring import Faults, Standing
 HEARTBEAT: Final = "heartbeat"
 FORWARD: Final = "forward"
 BACKOFF_SWEEP_S: Final = 30.0
-BROUGHT_MAX: Final = 16
+BROUGHT_MAX: Final = 64
 """Peers that are remembered of one duplicate key."""
 AUTHORS_MAX: Final = 1024
 _SEQNO_MAX: Final = 1 << (8 * SEQNO_BYTES)

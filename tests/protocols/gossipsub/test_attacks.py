@@ -264,12 +264,13 @@ def test_what_an_attack_costs_is_bounded(name: str, count: int) -> None:
     # prefix some are left earlier, since their prefix has used up its patience.
     assert siege.left.keys() <= set(attackers)
     staying = [peer for peer in attackers if peer not in siege.left]
-    assert bool(staying) == (attack.then != "left"), siege.charged.values()
-    if attack.then == "unread":
+    if attack.then == "left":
+        assert staying == [], siege.charged.values()
+    elif attack.then == "unread":
         worst = LIMITS.score.graylist_threshold
         assert all(router.score(peer, siege.subject.now) < worst for peer in staying)
-    elif attack.then == "let be":
-        assert staying == attackers
+    else:
+        assert staying == attackers, siege.charged.values()
 
     # What is kept is bounded, is forgotten, and a second attack adds nothing to the first.
     held = router.held()
