@@ -6,6 +6,7 @@ import {
   Float, first, frame, hex, join, pack, readProtobuf, readVarint, same, unbase58, unhex, unpack, utf8
 } from './codec.mjs'
 import { Handshake, Pair, Yamux, Bytes, line, noiseFrame, payloadOf, peerIn, yamuxFrame } from './connection.mjs'
+import { manifestOf, overheadOf } from './gguf.mjs'
 import {
   abi, bindingDigest, blake, hash, nextRoot, readAdvert, receiptDigest, requestHash, rootZero, signer, tokenHash
 } from './messages.mjs'
@@ -249,6 +250,14 @@ function models () {
     equal('canonical', canonical(each.manifest), each.canonical)
     equal('model id', modelId(each.manifest), each.id)
     equal('model id as text', modelText(unhex(each.id)), each.text)
+  }
+  for (const each of told.files) {
+    const manifest = manifestOf(unhex(each.hex))
+    equal('manifest of a file', canonical(manifest), each.canonical)
+    equal('its id', modelId(manifest), each.id)
+  }
+  for (const { template, control, fixed, per_message: perMessage } of told.templates) {
+    equal(`overhead of ${template}`, overheadOf(template, control), { fixed, per_message: perMessage })
   }
   equal('scripted', SCRIPTED, told.scripted.id)
   equal('scripted', modelText(SCRIPTED), told.scripted.text)
