@@ -18,12 +18,14 @@ from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.net.memory import MemoryNet
+from p2pnode.net.swarm import OriginRule
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import keccak256, key_address, sign_digest
+from p2pnode.shares import origin_of
 from tests.net.memory_world import ip_of, seed_of
 
 
@@ -66,6 +68,7 @@ class World:
     nursery: trio.Nursery
     seed: int = 0
     limits: Limits = DEFAULT_LIMITS
+    origin_rule: OriginRule = origin_of
     members: list[Member] = field(default_factory=list)
 
     async def add(
@@ -85,6 +88,7 @@ class World:
                 listen=(f"/ip4/{ip_of(index)}/tcp/4001",),
                 bootstrap=tuple(bootstrap),
                 limits=self.limits,
+                origin_rule=self.origin_rule,
                 transport=self.net.transport(ip_of(index)),
                 wall=wall,
                 draw=rng.randbytes,
@@ -119,6 +123,7 @@ class World:
                 gossip=False,
                 keep_connected=False,
                 limits=self.limits,
+                origin_rule=self.origin_rule,
                 transport=self.net.transport(ip),
                 wall=wall_clock,
                 draw=rng.randbytes,
@@ -133,11 +138,16 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    *, net: MemoryNet | None = None, seed: int = 0, limits: Limits = DEFAULT_LIMITS
+    *,
+    net: MemoryNet | None = None,
+    seed: int = 0,
+    limits: Limits = DEFAULT_LIMITS,
+    origin_rule: OriginRule = origin_of,
 ) -> AsyncIterator[World]:
     """An empty world; its nodes are closed in order on exit, within the deadlines of their limits."""
     async with trio.open_nursery() as nursery:
-        made = World(net or MemoryNet(latency=0.02, jitter=0.01, seed=seed), nursery, seed, limits)
+        wires = net or MemoryNet(latency=0.02, jitter=0.01, seed=seed)
+        made = World(wires, nursery, seed, limits, origin_rule)
         try:
             yield made
             async with trio.open_nursery() as closing:

@@ -54,7 +54,7 @@ class Eclipse:
     prefixes: int
     answers: Answers
     records: Records
-    nodes: int = 40
+    nodes: int = 30
 
     def __post_init__(self) -> None:
         self.draw = random.Random(7)
@@ -73,7 +73,7 @@ class Eclipse:
             self.world.add(peer, ip, lie=self._lie) for peer, ip in zip(sybil_ids(), self.places, strict=True)
         ]
         for sybil in self.sybils:
-            for other in self.draw.sample(self.honest, 6):
+            for other in self.draw.sample(self.honest, 4):
                 self.world.connect(sybil, other)
         self._announce_sybils()
         self.host = self.world.add(HONEST.peer, "90.1.2.3")

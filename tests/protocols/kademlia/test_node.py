@@ -299,7 +299,7 @@ def survive(steps: list[tuple[Any, float]]) -> None:
         watched.step(event, later_s)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_no_sequence_of_events_makes_a_node_raise_or_grow_beyond_its_bounds(
     steps: list[tuple[Any, float]],
