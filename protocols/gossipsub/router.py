@@ -69,6 +69,11 @@ from p2pnode.protocols.gossipsub.scoring import Faults, Standing
 HEARTBEAT: Final = "heartbeat"
 FORWARD: Final = "forward"
 BACKOFF_SWEEP_S: Final = 30.0
+WHOLE_MAX: Final = 64
+"""RPCs that are known by their bytes."""
+WHOLE_BYTES_MAX: Final = 2048
+WHOLE_ENTRIES: Final = 8.0
+"""What one of them counts of its sender's allowance: about the fields that it has."""
 BROUGHT_MAX: Final = 64
 """Peers that are remembered of one duplicate key."""
 AUTHORS_MAX: Final = 1024
@@ -161,6 +166,8 @@ class GossipRouter:
         self._brought: BoundedMap[tuple[bytes, bytes], set[PeerId]] = BoundedMap(limits.duplicates_max)
         self._cache = MessageCache(limits)
         self._promises = Promises(limits)
+        self._whole: BoundedMap[bytes, bytes] = BoundedMap(WHOLE_MAX)
+        """RPCs of one accepted message and nothing else, with its id: most copies are the same bytes."""
         self._forwards: dict[bytes, _Forward] = {}
         self._forward_at: float | None = None
         self._authors: BoundedMap[bytes, PeerId] = BoundedMap(AUTHORS_MAX)
@@ -370,6 +377,11 @@ class GossipRouter:
         if peer.standing.entries.wait_s(now):
             self._flood(peer, now)
             return
+        known = self._whole.get(payload)
+        if known is not None and self._seen.has(known, now):
+            peer.standing.entries.spend(WHOLE_ENTRIES)
+            self._duplicate(peer, known)
+            return
         try:
             entries = RPC.count(payload, entries_max=ENTRIES_MAX)
             peer.standing.entries.spend(entries)
@@ -384,6 +396,10 @@ class GossipRouter:
             self._subscription(peer, change.topic, now, on=change.subscribe)
         for sent in rpc.publish:
             self._sent(peer, sent, now)
+        if len(rpc.publish) == 1 and len(payload) <= WHOLE_BYTES_MAX:
+            message_id = rpc.publish[0].author + rpc.publish[0].seqno
+            if message_id in self._forwards and not rpc.subscriptions and not rpc.HasField("control"):
+                self._whole.put(payload, message_id)
         if rpc.HasField("control"):
             control = rpc.control
             self._heed_grafts(peer, islice(control.graft, most), now)
@@ -437,9 +453,7 @@ class GossipRouter:
             self.counts["off_topic"] += 1
             return
         if len(sent.author) + len(sent.seqno) <= ID_MAX and self._seen.has(sent.author + sent.seqno, now):
-            self.counts["duplicates"] += 1
-            if (forward := self._forwards.get(sent.author + sent.seqno)) is not None:
-                forward.have.add(peer.id)
+            self._duplicate(peer, sent.author + sent.seqno)
             return
         if peer.standing.muted(now) or not peer.standing.checks.take(now):
             self.counts["unchecked"] += 1
@@ -452,6 +466,11 @@ class GossipRouter:
             return
         if joined is not None:
             self._judge(peer, joined, message, now)
+
+    def _duplicate(self, peer: _Peer, message_id: bytes) -> None:
+        self.counts["duplicates"] += 1
+        if (forward := self._forwards.get(message_id)) is not None:
+            forward.have.add(peer.id)
 
     def _judge(self, peer: _Peer, joined: _Topic, message: Message, now: float) -> None:
         public_key = public_key_in(message.author)

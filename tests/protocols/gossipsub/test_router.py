@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -214,6 +215,24 @@ def test_a_neighbour_that_brings_a_message_before_it_is_forwarded_is_spared_it()
     subject.hear(peers[1], message)
     assert receivers(fired(subject, effects), b"data") == set(peers[2:])
     assert list(subject.router.handle(TimerFired("forward"), subject.now + 1)) == []
+
+
+def test_the_same_bytes_again_are_not_decoded_again() -> None:
+    subject, peers = joined(4, parameters=Parameters())
+    message = message_from("author").encode()
+    effects = subject.hear(peers[0], message)
+    counts = Counter(subject.router.counts)
+    for peer in peers[1:3]:
+        assert subject.hear(peer, message) == []
+    spent = Counter(subject.router.counts) - counts
+    assert (spent["duplicates"], spent["entries"]) == (2, 0)
+    assert receivers(fired(subject, effects), b"data") == {peers[3]}
+    other = message_from("author", b"other", seqno=8).encode()
+    both = subject.hear(peers[1], message + other)  # not the same bytes: what is new in them counts
+    assert deliveries(both) == [b"other"]
+    subject.rest(121)
+    again = subject.hear(peers[0], message)  # forgotten by now
+    assert deliveries(again) == [b"data"]
 
 
 def test_what_waits_to_be_forwarded_is_bounded_and_goes_to_the_mesh_as_it_is_then() -> None:
