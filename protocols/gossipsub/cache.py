@@ -16,6 +16,8 @@ from p2pnode.protocols.gossipsub.parameters import Parameters
 K = TypeVar("K", bound=Hashable)
 OVERHEAD: Final = 256
 """Bytes that a message counts besides its data."""
+ASKED_PEERS_MAX: Final = 16
+"""Peers that are remembered of one message that was asked for, those that were asked last."""
 
 
 class SeenIds(Generic[K]):
@@ -134,7 +136,8 @@ class Promises:
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
         self._watched: dict[bytes, dict[PeerId, float]] = {}
-        self._asked: dict[bytes, set[PeerId]] = {}
+        self._asked: dict[bytes, dict[PeerId, float]] = {}
+        """When each was asked, the first one first."""
 
     def __len__(self) -> int:
         return sum(map(len, self._watched.values()))
@@ -144,14 +147,24 @@ class Promises:
         """Messages that were asked for and have not come."""
         return len(self._asked)
 
-    def may_ask(self, message_id: bytes, peer: PeerId) -> bool:
-        """Whether this peer is asked for it: each once, and only some of those that offer it."""
-        asked = self._asked.get(message_id, ())
-        return peer not in asked and len(asked) < self._parameters.asks_per_message
+    def may_ask(self, message_id: bytes, peer: PeerId, now: float) -> bool:
+        """Whether this peer is asked for it: each once, and only some of those that offer it at one time.
 
-    def ask(self, message_id: bytes, peer: PeerId) -> None:
+        Who was asked and has not brought it in time counts no more: a few liars that offer an id first must
+        not keep it from being asked of others.
+        """
+        asked = self._asked.get(message_id)
+        if asked is None:
+            return True
+        open_asks = sum(at + self._parameters.promise_s > now for at in asked.values())
+        return peer not in asked and open_asks < self._parameters.asks_per_message
+
+    def ask(self, message_id: bytes, peer: PeerId, now: float) -> None:
         """It is asked now."""
-        self._asked.setdefault(message_id, set()).add(peer)
+        asked = self._asked.setdefault(message_id, {})
+        asked[peer] = now
+        if len(asked) > ASKED_PEERS_MAX:
+            del asked[next(iter(asked))]
         if len(self._asked) > self._parameters.asked_max:
             del self._asked[next(iter(self._asked))]
 

@@ -88,6 +88,7 @@ class Parameters:
     asked_max: int = 4096
     """Message ids of which it is remembered whom they were asked of."""
     asks_per_message: int = 3
+    """Peers that one message is asked of within ``promise_s``."""
 
     topics_per_peer: int = 64
     """Names of topics that are remembered of one peer."""

@@ -76,6 +76,9 @@ WHOLE_ENTRIES: Final = 8.0
 """What one of them counts of its sender's allowance: about the fields that it has."""
 BROUGHT_MAX: Final = 64
 """Peers that are remembered of one duplicate key."""
+REPLAYS_FROM: Final = 3
+"""So often a peer brings one key before it is charged. A node that starts anew, or whose memory of the key
+ends a moment before ours, forwards to us what a stranger replays to it: that is no fault of its own."""
 AUTHORS_MAX: Final = 1024
 _SEQNO_MAX: Final = 1 << (8 * SEQNO_BYTES)
 
@@ -89,8 +92,8 @@ class _Peer:
     """What is known of one connected peer."""
 
     __slots__ = (
-        "answered", "asked", "dialled", "flooded_at", "group", "id", "idontwant", "offers", "raw", "sends",
-        "standing", "topics", "unwanted", "window",
+        "answered", "asked", "dialled", "early", "flooded_at", "group", "id", "idontwant", "offers", "raw",
+        "sends", "standing", "topics", "unwanted", "window",
     )  # fmt: skip
 
     def __init__(self, up: PeerUp, standing: Standing, parameters: Parameters) -> None:
@@ -99,6 +102,8 @@ class _Peer:
         self.standing = standing
         self.topics: dict[bytes, None] = {}
         """Those that it said it is on, the oldest first."""
+        self.early: dict[bytes, None] = {}
+        """Topics of ours for which it sent GRAFT while nothing could be sent to it."""
         self.unwanted: BoundedMap[bytes, float] = BoundedMap(parameters.unwanted_max)
         self.window = -1
         """The heartbeat that the three counts below belong to."""
@@ -163,7 +168,7 @@ class GossipRouter:
         self._backoffs: BoundedMap[tuple[PeerId, bytes], float] = BoundedMap(limits.backoffs_max)
         self._seen: SeenIds[bytes] = SeenIds(limits.seen_s, limits.seen_max)
         self._said: SeenIds[tuple[bytes, bytes]] = SeenIds(limits.duplicate_s, limits.duplicates_max)
-        self._brought: BoundedMap[tuple[bytes, bytes], set[PeerId]] = BoundedMap(limits.duplicates_max)
+        self._brought: BoundedMap[tuple[bytes, bytes], Counter[PeerId]] = BoundedMap(limits.duplicates_max)
         self._cache = MessageCache(limits)
         self._promises = Promises(limits)
         self._whole: BoundedMap[bytes, bytes] = BoundedMap(WHOLE_MAX)
@@ -293,6 +298,9 @@ class GossipRouter:
         if self._topics and up.takes:
             hello = encode_subscriptions(dict.fromkeys(self._topics, True))
             self._effects.append(Send(up.peer, 0, hello))
+        if known is not None and up.takes and known.early:
+            early, known.early = list(known.early), {}
+            self._heed_grafts(known, early, now)
 
     def _leave_meshes(self, peer: _Peer, now: float) -> None:
         for topic in self._topics.values():
@@ -371,11 +379,11 @@ class GossipRouter:
         if peer.standing.bytes.wait_s(now):
             self._flood(peer, now)
             return
+        if not peer.standing.entries.take(now):  # one for the RPC itself: one of no bytes is work, too
+            self._flood(peer, now)
+            return
         if self._is_graylisted(peer, now):
             self.counts["graylisted"] += 1
-            return
-        if peer.standing.entries.wait_s(now):
-            self._flood(peer, now)
             return
         known = self._whole.get(payload)
         if known is not None and self._seen.has(known, now):
@@ -402,7 +410,7 @@ class GossipRouter:
                 self._whole.put(payload, message_id)
         if rpc.HasField("control"):
             control = rpc.control
-            self._heed_grafts(peer, islice(control.graft, most), now)
+            self._heed_grafts(peer, [each.topic for each in islice(control.graft, most)], now)
             self._heed_prunes(peer, islice(control.prune, most), now)
             self._heed_offers(peer, control.ihave, now)
             self._heed_wants(peer, control.iwant, now)
@@ -420,6 +428,7 @@ class GossipRouter:
         joined = self._topics.get(topic)
         if not on:
             peer.topics.pop(topic, None)
+            peer.early.pop(topic, None)
             if joined is not None and self._drop(joined, peer, now):
                 # It may come back, and isn't grafted at once: coming and going costs others work.
                 self._back_off(peer, topic, now, self._parameters.unsubscribe_backoff_s)
@@ -509,13 +518,13 @@ class GossipRouter:
             return True
         key = (topic, said)
         news = self._said.add(key, now)
-        brought = set() if news else self._brought.get(key) or set()
+        brought: Counter[PeerId] = Counter() if news else self._brought.get(key) or Counter()
+        if len(brought) < BROUGHT_MAX or peer.id in brought:
+            brought[peer.id] += 1
         if not news:
             self.counts["replays"] += 1
-            if peer.id in brought:
+            if brought[peer.id] >= REPLAYS_FROM:
                 self._fault(peer, "replay", now)
-        if len(brought) < BROUGHT_MAX:
-            brought.add(peer.id)
         self._brought.put(key, brought)
         return news
 
@@ -568,15 +577,19 @@ class GossipRouter:
 
     # ---- control messages: nothing is kept or answered of a topic that we are not on
 
-    def _heed_grafts(self, peer: _Peer, grafts: Iterable[Any], now: float) -> None:
+    def _heed_grafts(self, peer: _Peer, topics: Iterable[bytes], now: float) -> None:
         limits = self._parameters
-        for topic in dict.fromkeys(each.topic for each in grafts):
+        too_early = False
+        for topic in dict.fromkeys(topics):
             joined = self._topics.get(topic)
-            if joined is None or peer.id in joined.mesh or not peer.sends:
+            if joined is None or peer.id in joined.mesh:
+                continue
+            if not peer.sends:  # it has us in its mesh from now on, and hears the answer later
+                peer.early[topic] = None
                 continue
             full = len(joined.mesh) >= limits.degree_high and not peer.dialled
             if self._backs_off(peer, topic, now):
-                self._fault(peer, "graft", now)
+                too_early = True
             elif not full and self._is_fit(topic, peer, now, 0.0) and self._remember(peer, topic):
                 joined.mesh[peer.id] = peer
                 peer.standing.grafted(now)
@@ -584,6 +597,8 @@ class GossipRouter:
             peer.standing.entries.spend(limits.refused_graft_entries)
             self._back_off(peer, topic, now, limits.prune_backoff_s)
             self._tell(peer.id).prune[topic] = limits.prune_backoff_s
+        if too_early:  # once, for however many topics: a node that starts anew knows of no back-off
+            self._fault(peer, "graft", now)
 
     def _heed_prunes(self, peer: _Peer, prunes: Iterable[Any], now: float) -> None:
         limits = self._parameters
@@ -592,6 +607,7 @@ class GossipRouter:
             if joined is None:
                 continue
             self._drop(joined, peer, now)
+            peer.early.pop(prune.topic, None)
             wanted = prune.backoff or limits.prune_backoff_s
             self._back_off(peer, prune.topic, now, min(wanted, limits.backoff_max_s))
 
@@ -614,12 +630,12 @@ class GossipRouter:
             if peer.asked + len(wanted) >= limits.wants_per_heartbeat:
                 break
             new = 0 < len(message_id) <= ID_MAX and not self._seen.has(message_id, now)
-            if new and self._promises.may_ask(message_id, peer.id):
+            if new and self._promises.may_ask(message_id, peer.id, now):
                 wanted[message_id] = None
         if wanted and peer.sends:
             peer.asked += len(wanted)
             for message_id in wanted:
-                self._promises.ask(message_id, peer.id)
+                self._promises.ask(message_id, peer.id, now)
             watched = list(wanted)[int(self._draw() * len(wanted))]
             self._promises.watch(watched, peer.id, now)
             self._wake(now)

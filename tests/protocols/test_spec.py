@@ -410,7 +410,7 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "rejected messages": [MESH.forgeries_max, MESH.forgery_window_s],
         "names of topics remembered": [MESH.topics_per_peer],
         "RPCs with IHAVE looked at in a heartbeat": [MESH.offers_per_heartbeat],
-        "ids asked for in a heartbeat": [MESH.wants_per_heartbeat, MESH.asks_per_message],
+        "ids asked for in a heartbeat": [MESH.wants_per_heartbeat, MESH.asks_per_message, MESH.promise_s],
         "messages sent because it asked, in a heartbeat": [MESH.answer_bytes_per_heartbeat],
         "ids that it does not want": [MESH.unwanted_max, MESH.promise_s],
         "bytes that wait to be sent to it": [DEFAULT_LIMITS.gossip_send_bytes],

@@ -281,6 +281,13 @@ def test_a_message_of_a_topic_that_we_are_not_on_is_not_even_checked() -> None:
     assert subject.router.counts["checks"] == 0
 
 
+def test_rpcs_of_no_bytes_are_counted_and_their_flood_is_a_fault() -> None:
+    subject, [flooder] = joined(1)
+    effects = [subject.hear(flooder, b"") for _ in range(20_000)]
+    assert [fault for each in effects for fault in faults(each)] == [(flooder, "flood")]
+    assert subject.router.counts["dropped"] >= 20_000 - Parameters().entries_burst
+
+
 def test_a_stranger_who_is_not_connected_is_not_heard() -> None:
     subject, _ = joined()
     assert subject.hear(peer_of("nobody"), message_from("author").encode()) == []
@@ -376,12 +383,47 @@ def test_what_a_message_says_is_forwarded_once_in_five_minutes_under_whatever_id
     for peer in peers[1:]:
         again = replay(peer)
         assert (deliveries(again), sends(again), faults(again)) == ([], [], [])
+    assert faults(replay(peers[1])) == []  # it may have started anew
     assert faults(replay(peers[1])) == [(peers[1], "replay")]
     assert deliveries(replay(peers[2], topic=OTHER)) == [b"advert"]  # on another topic it is new
     subject.rest(299)
     assert deliveries(replay(peers[3])) == []
     subject.rest(2)
     assert deliveries(replay(peers[0])) == [b"advert"]
+
+
+def test_a_stranger_that_replays_adverts_through_an_honest_node_has_nobody_else_charged() -> None:
+    """Just after the node's own 300 s, while its neighbour's are not over yet; and after it starts anew."""
+
+    def said(_author: PeerId, data: bytes) -> Verdict:
+        return Verdict("accept", key=data)
+
+    honest, neighbour = Subject(), Subject()
+    for each in (honest, neighbour):
+        each.join(said)
+    there, here = honest.connect("neighbour"), neighbour.connect("honest")
+    stranger = honest.connect("stranger")
+
+    def bring(number: int, author: str, at: float) -> list[Effect]:
+        honest.now, neighbour.now = at, at + 0.1
+        message = message_from(author, b"advert %d" % number, seqno=number)
+        forwarded = [
+            each.message
+            for each in honest.hear(stranger, message.encode())
+            if isinstance(each, Send) and each.peer == there
+        ]
+        assert forwarded, "the honest node didn't forward it: the test shows nothing"
+        return [effect for payload in forwarded for effect in neighbour.hear(here, payload)]
+
+    effects = [bring(number, "host", 100.0 + number) for number in range(20)]
+    effects += [bring(number, "nobody", 400.05 + number) for number in range(20)]
+    honest = Subject()
+    honest.join(said)
+    stranger = honest.connect("stranger")
+    honest.connect("neighbour")
+    effects += [bring(number, "somebody", 420.0) for number in range(20)]
+    assert [fault for each in effects for fault in faults(each)] == []
+    assert neighbour.router.counts["replays"] == 20
 
 
 def test_whoever_brings_refused_messages_is_not_checked_any_more_for_a_minute() -> None:
@@ -482,6 +524,48 @@ def test_a_graft_within_the_back_off_is_a_fault_and_refused() -> None:
     assert subject.router.mesh(TOPIC) == ()
 
 
+def test_a_node_on_many_topics_that_starts_anew_is_charged_once() -> None:
+    subject, _ = joined(5)
+    names = [b"/p2pnode/adverts/1/%064x" % number for number in range(20)]
+    for name in names:
+        subject.join(topic=name.decode())
+    for number in range(5):
+        subject.hear(peer_of(number), subscription(*names))
+    node = subject.connect("node", on=None)
+    subject.hear(node, subscription(*names))
+    subject.hear(node, control(prune=[{"topic": name, "backoff": 10} for name in names]))
+    subject.command(PeerDown(node))
+    subject.rest(3)
+    subject.command(PeerUp(node))
+    subject.hear(node, subscription(*names))
+    effects = subject.hear(node, graft(*names))
+    assert faults(effects) == [(node, "graft")]
+    assert len(told(effects, "prune")[node]) == 20
+    assert subject.router.score(node, subject.now) == 0
+
+
+def test_a_graft_that_comes_before_our_own_stream_is_judged_when_that_is_there() -> None:
+    subject, peers = joined(5)
+    early, late = peer_of("early"), peer_of("late")
+    for peer in (early, late):
+        subject.command(PeerUp(peer, takes=False))
+        assert sends(subject.hear(peer, graft(NAME))) == []
+    subject.hear(late, prune())  # it has changed its mind
+    for peer in (early, late):
+        subject.command(PeerUp(peer))
+    assert early in subject.router.mesh(TOPIC)
+    assert late not in subject.router.mesh(TOPIC)
+    for peer in peers:
+        subject.hear(peer, graft(NAME))
+    for number in range(6):
+        subject.hear(subject.connect(f"more {number}"), graft(NAME))
+    assert len(subject.router.mesh(TOPIC)) == 12
+    refused = peer_of("refused")
+    subject.command(PeerUp(refused, takes=False))
+    subject.hear(refused, graft(NAME))
+    assert told(subject.command(PeerUp(refused)), "prune").keys() == {refused}
+
+
 def test_who_comes_and_goes_is_not_grafted_each_time() -> None:
     subject, [peer] = joined(1)
     for _ in range(10):
@@ -540,7 +624,7 @@ def test_a_peer_that_takes_nothing_is_out_of_the_mesh_and_comes_back_with_its_to
     assert subject.router.topic_peers(TOPIC) == (peer,)
     effects = subject.command(PeerUp(peer))
     assert [each.topic for rpc in sends(effects) for each in rpc.subscriptions] == [NAME]
-    assert told(subject.rest(2), "graft").keys() == {peer}
+    assert subject.router.mesh(TOPIC) == (peer,)  # its GRAFT was kept
 
 
 # ---- gossip
@@ -613,6 +697,17 @@ def test_what_is_new_to_us_is_asked_for_once_a_peer_and_three_times_in_all() -> 
     for peer in peers[1:3]:
         assert wants(subject.hear(peer, ihave(*ids))) == {peer: [b"new"]}
     assert wants(subject.hear(peers[3], ihave(*ids))) == {}
+
+
+def test_liars_that_offer_an_id_first_do_not_keep_it_from_being_asked_of_others() -> None:
+    subject, [*liars, honest] = joined(4)
+    coming = message_from("author").id
+    for liar in liars:
+        assert wants(subject.hear(liar, ihave(coming))) == {liar: [coming]}
+    assert wants(subject.hear(honest, ihave(coming))) == {}
+    subject.rest(3)
+    assert wants(subject.hear(honest, ihave(coming))) == {honest: [coming]}
+    assert wants(subject.hear(liars[0], ihave(coming))) == {}
 
 
 def test_of_offers_256_ids_are_asked_for_and_ten_rpcs_are_looked_at_in_a_heartbeat() -> None:
