@@ -193,7 +193,12 @@ class Dht:
 
     def _give(self, event: Event) -> None:
         """Hand an event to the machine, and do what it says."""
-        self._perform(self._machine.handle(event, trio.current_time()))
+        try:
+            effects = self._machine.handle(event, trio.current_time())
+        except Exception as error:  # noqa: BLE001  a defect here must end neither the timers nor a connection
+            self._network.guard.note("dht", error)
+            return
+        self._perform(effects)
 
     def _perform(self, effects: Iterable[Any]) -> None:
         for effect in effects:

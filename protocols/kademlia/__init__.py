@@ -1,1 +1,1 @@
-"""Kademlia: who provides a key, in libp2p's messages, as pure machines. See ``SPEC.md``."""
+"""Who provides a key: a table of peers, records and lookups that are shared out by origin."""
