@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-fast test-long test-interop test-circle test-anvil check bench contracts format clean
+.PHONY: install demo test test-fast test-long test-churn test-interop test-circle test-anvil check bench contracts format clean
 
 install: $(STAMP)
 
@@ -52,7 +52,11 @@ test-fast: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) $(FAST) $(SLOW:%=--ignore=%)
 
 test-long: $(STAMP)
-	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "long or not long"
+	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "(long or not long) and not churn"
+
+# Ten minutes of peers that come and go, at full limits: memory, descriptors and tasks stay flat.
+test-churn: $(STAMP)
+	PYTHONHASHSEED=0 $(BIN)/pytest -m churn -s tests/net/test_churn.py
 
 # Peers of other implementations; needs Node 20 and npm, which fetches theirs.
 test-interop: $(STAMP)

@@ -73,7 +73,12 @@ class Attacker:
     async def connect(self) -> Yamux:
         """A whole connection. Raises whatever the library raises where the victim refuses."""
         raw = await self._victim.dial(self.ip)
-        muxed = await self._upgrader.upgrade_outbound(RawConnection(raw, True), self._victim.peer)
+        try:
+            muxed = await self._upgrader.upgrade_outbound(RawConnection(raw, True), self._victim.peer)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await raw.close()
+            raise
         self._nursery.start_soon(muxed.start)
         await muxed.event_started.wait()
         return muxed
