@@ -17,7 +17,7 @@ from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 
-from p2pnode.errors import UnreachableError
+from p2pnode.errors import ProtocolError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.multiaddrs import from_id
@@ -25,8 +25,23 @@ from p2pnode.net.negotiation import answer, propose
 from p2pnode.net.yamux import PROTOCOL as YAMUX
 from p2pnode.net.yamux import Yamux
 
+HANDSHAKE_MESSAGE_MAX: Final = 1024
+"""Bytes of one message of the Noise handshake: room for the largest identity in use, an RSA key of 3,072
+bits. To parse one of 60 kB takes seconds, and that comes before any signature is checked."""
 OWN_STREAMS: Final = 32
 """Streams that gossip, the DHT, identify and ping may have open, besides the node's other protocols."""
+
+
+class _Bounded(RawConnection):
+    """A bare connection that refuses a handshake's message by its length, before its bytes have come."""
+
+    secured = False
+
+    async def read(self, n: int | None = None) -> bytes:
+        if not self.secured and n is not None and n > HANDSHAKE_MESSAGE_MAX:
+            msg = f"a message of {n} bytes in the Noise handshake; {HANDSHAKE_MESSAGE_MAX} are allowed"
+            raise ProtocolError(msg)
+        return await super().read(n)
 
 
 class Upgrader:
@@ -43,10 +58,12 @@ class Upgrader:
 
     async def upgrade_outbound(self, raw: IRawConnection, peer: PeerId) -> Yamux:
         """Secure a connection that we dialled. Raises ``UnreachableError`` when another peer answers."""
-        await propose(raw, [NOISE])
+        bare = _Bounded(raw.stream if isinstance(raw, RawConnection) else cast("ReadWriteCloser", raw), True)
+        await propose(bare, [NOISE])
         # Checked here, because the library's own check doesn't say which peer answered.
         nobody = cast("ID", None)
-        secured = await self._noise.secure_outbound(raw, nobody)
+        secured = await self._noise.secure_outbound(bare, nobody)
+        bare.secured = True
         actual = from_id(secured.get_remote_peer())
         if actual != peer:
             raise UnreachableError(
@@ -58,9 +75,10 @@ class Upgrader:
 
     async def upgrade_inbound(self, stream: ReadWriteCloser) -> Yamux:
         """Secure a connection that was accepted, from whichever peer it comes."""
-        raw = RawConnection(stream, False)
-        await answer(raw, [NOISE])
-        secured = await self._noise.secure_inbound(raw)
+        bare = _Bounded(stream, False)
+        await answer(bare, [NOISE])
+        secured = await self._noise.secure_inbound(bare)
+        bare.secured = True
         await answer(secured, [YAMUX])
         return self._multiplexed(secured, from_id(secured.get_remote_peer()))
 

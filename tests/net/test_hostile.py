@@ -6,26 +6,32 @@ import contextlib
 import os
 import socket
 import struct
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.rsa import create_new_key_pair as create_rsa_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
 
 from p2pnode.errors import UnreachableError
 from p2pnode.limits import Limits
 from p2pnode.net import yamux as wire
 from p2pnode.net.admission import IDLE_S
 from p2pnode.net.multiaddrs import to_id
+from p2pnode.net.negotiation import answer, propose
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
 from p2pnode.net.transports import wrap
-from p2pnode.net.upgrader import Upgrader
+from p2pnode.net.upgrader import HANDSHAKE_MESSAGE_MAX, Upgrader
 from tests.net.support import ECHO, ask_echo, echo, eventually, make, make_client, port_of, running
 
 SMALL = Limits(connections_max=12, inbound_handshakes_max=4, handshake_deadline_s=2.0, streams_per_peer=8)
@@ -212,6 +218,51 @@ async def test_garbage_bytes_end_that_connection_only(garbage: bytes | None) -> 
             assert await drain(raw, SMALL.handshake_deadline_s + 3)
             await raw.aclose()
         await ask_echo(honest, host)
+
+
+async def test_a_handshake_message_is_refused_by_its_length_before_it_has_come() -> None:
+    """One of 60 kB with an RSA key took 5.6 s to parse, in which nothing else ran."""
+    host = victim(limits=Limits(handshake_deadline_s=60.0))
+    async with running(host):
+        conn = RawConnection(wrap(raw := await dial_raw(host)), True)
+        await propose(conn, [NOISE])
+        await conn.write((32).to_bytes(2, "big") + os.urandom(32))
+        length = int.from_bytes(await conn.read(2), "big")
+        assert 0 < length <= HANDSHAKE_MESSAGE_MAX
+        while length:
+            length -= len(await conn.read(length))
+        await conn.write((HANDSHAKE_MESSAGE_MAX + 1).to_bytes(2, "big"))
+        assert await drain(raw, 5.0)
+        await raw.aclose()
+        assert host.stats().refused["handshake"] == 1
+
+
+async def test_a_dialler_refuses_a_handshake_message_by_its_length_too() -> None:
+    dialler = make_client("dialler")
+
+    async def long_winded(stream: trio.SocketStream) -> None:
+        conn = RawConnection(wrap(stream), False)
+        await answer(conn, [NOISE])
+        await conn.write((HANDSHAKE_MESSAGE_MAX + 1).to_bytes(2, "big"))
+        await trio.sleep_forever()
+
+    async with running(dialler), trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, long_winded, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        with trio.fail_after(5.0), pytest.raises(UnreachableError, match="ProtocolError"):
+            await dialler.connect(f"/ip4/127.0.0.1/tcp/{port}/p2p/{victim().peer_id}")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_with_an_rsa_key_of_usual_size_is_let_in() -> None:
+    host, key_pair = victim(), create_rsa_key_pair(2048)
+    async with running(host):
+        conn = RawConnection(wrap(await dial_raw(host)), True)
+        await propose(conn, [NOISE])
+        noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
+        secured = await noise.secure_outbound(conn, to_id(host.peer_id))
+        assert await propose(secured, [wire.PROTOCOL]) == wire.PROTOCOL
+        await secured.close()
 
 
 async def test_a_handler_that_raises_does_not_take_the_node_down() -> None:

@@ -167,6 +167,7 @@ NUMBERS: Final = {
     "a line of multistream-select": [negotiation.LINE_MAX],
     "protocols that may be proposed in vain, one after another": [negotiation.PROPOSALS_MAX],
     "a WebSocket message": [transports.MESSAGE_MAX_BYTES],
+    "a message of the Noise handshake": [upgrader.HANDSHAKE_MESSAGE_MAX],
     "the plaintext of a Noise message": [yamux.PACKET_MAX_BYTES],
     "the body of a data frame that is sent": [yamux.FRAME_BODY_MAX],
     "credit of a new stream": [yamux.WINDOW_INITIAL],
