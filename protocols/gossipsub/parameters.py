@@ -20,7 +20,7 @@ class ScoreParameters:
 
     mesh_weight: float = 0.01
     """P1, for each minute in a mesh of ours."""
-    mesh_minutes_max: float = 60.0
+    mesh_minutes_max: float = 5.0
     first_weight: float = 0.02
     """P2, for each message that the peer was the first to bring."""
     first_max: float = 20.0
@@ -38,7 +38,7 @@ class ScoreParameters:
     graylist_threshold: float = -40.0
     """Below it all that the peer sends is ignored."""
     opportunistic_graft_threshold: float = 0.1
-    """Where the median of a mesh is below it, better peers are grafted."""
+    """Where the median of a mesh is below it, better peers are grafted. P1 alone never reaches it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

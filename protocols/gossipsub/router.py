@@ -588,9 +588,14 @@ class GossipRouter:
                 peer.early[topic] = None
                 continue
             full = len(joined.mesh) >= limits.degree_high and not peer.dialled
+            victim = self._crowding(joined, peer, now) if full else None
+            full = full and victim is None
             if self._backs_off(peer, topic, now):
                 too_early = True
             elif not full and self._is_fit(topic, peer, now, 0.0) and self._remember(peer, topic):
+                if victim is not None:
+                    del joined.mesh[victim.id]
+                    self._prune(topic, victim, now, limits.prune_backoff_s)
                 joined.mesh[peer.id] = peer
                 peer.standing.grafted(now)
                 continue
@@ -599,6 +604,21 @@ class GossipRouter:
             self._tell(peer.id).prune[topic] = limits.prune_backoff_s
         if too_early:  # once, for however many topics: a node that starts anew knows of no back-off
             self._fault(peer, "graft", now)
+
+    def _crowding(self, joined: _Topic, peer: _Peer, now: float) -> _Peer | None:
+        """Who of a full mesh gives way to a peer from elsewhere: the worst of the group with most places.
+
+        That group must have two more than the newcomer's, else the two would take places in turns. Peers
+        without a group, and those that we dialled, keep theirs.
+        """
+        places = Counter(each.group for each in joined.mesh.values() if each.group is not None)
+        if not places:
+            return None
+        group, most = places.most_common(1)[0]
+        if most < (places[peer.group] if peer.group is not None else 0) + 2:
+            return None
+        crowd = [each for each in joined.mesh.values() if each.group == group and not each.dialled]
+        return min(crowd, key=lambda each: each.standing.score(now), default=None)
 
     def _heed_prunes(self, peer: _Peer, prunes: Iterable[Any], now: float) -> None:
         limits = self._parameters
@@ -789,13 +809,17 @@ class GossipRouter:
         """Keep the best, of the others a random choice, and enough of those that we dialled."""
         limits = self._parameters
         peers = list(joined.mesh.values())
-        self._shuffle(peers)
-        peers.sort(key=lambda peer: -peer.standing.score(now))
-        best, rest = peers[: limits.degree_score], peers[limits.degree_score :]
-        rest = self._chosen(rest, len(rest), beside=best)
-        kept = [*best, *rest[: limits.degree - len(best)]]
+        rest = sorted(peers, key=lambda peer: -_level(peer.standing.score(now)))
+        best: list[_Peer] = []
+        while len(best) < limits.degree_score:
+            level = _level(rest[0].standing.score(now))
+            equals = [peer for peer in rest if _level(peer.standing.score(now)) == level]
+            best += self._chosen(equals, limits.degree_score - len(best), beside=best)
+            rest = [peer for peer in rest if peer not in best]
+        chosen = self._chosen(list(rest), limits.degree - len(best), beside=best)
+        kept = [*best, *chosen]
         lacking = limits.degree_out - sum(peer.dialled for peer in kept)
-        spare = [peer for peer in rest[limits.degree - len(best) :] if peer.dialled][: max(0, lacking)]
+        spare = [peer for peer in rest if peer.dialled and peer not in chosen][: max(0, lacking)]
         if spare:
             kept = [*spare, *[p for p in kept if p.dialled], *[p for p in kept if not p.dialled]]
             kept = kept[: limits.degree]
@@ -874,6 +898,11 @@ def _raw(peer: PeerId) -> bytes:
         return bytes(base58.b58decode(peer))
     except ValueError:
         return peer.encode()
+
+
+def _level(score: float) -> float:
+    """Scores that differ less than this are equal: then P6 decides."""
+    return round(score, 1)
 
 
 def _sweep(times: BoundedMap[bytes, float], now: float) -> None:

@@ -870,6 +870,64 @@ def test_among_equals_a_mesh_takes_one_of_each_group_first() -> None:
     assert len(mesh & set(crowd)) == 1
 
 
+def test_a_mesh_full_of_one_group_takes_grafts_from_elsewhere_up_to_fair_shares() -> None:
+    subject, _ = joined()
+    crowd = [subject.connect(number, group="203.0.113.0/24") for number in range(12)]
+    for peer in crowd:
+        subject.hear(peer, graft(NAME))
+    assert len(subject.router.mesh(TOPIC)) == 12
+    refuse(subject, crowd[5], 1)
+    pruned: list[PeerId] = []
+    for number in range(6):
+        far = subject.connect(f"far {number}", group=f"net {number}")
+        effects = subject.hear(far, graft(NAME))
+        assert far in subject.router.mesh(TOPIC)
+        pruned += told(effects, "prune")
+    assert pruned[0] == crowd[5]  # the worst one first
+    assert set(pruned) < set(crowd)
+    assert len(subject.router.mesh(TOPIC)) == 12
+    near = subject.connect("one more of them", group="203.0.113.0/24")
+    assert told(subject.hear(near, graft(NAME)), "prune").keys() == {near}
+
+
+def test_nobody_takes_turns_for_a_place() -> None:
+    subject, _ = joined()
+    peers = [subject.connect(number, group=f"net {number}") for number in range(12)]
+    for peer in peers:
+        subject.hear(peer, graft(NAME))
+    new = subject.connect("new", group="another net")
+    assert told(subject.hear(new, graft(NAME)), "prune").keys() == {new}
+    alone, others = joined()[0], [f"lan {number}" for number in range(12)]
+    for name in others:  # no group: nobody of them gives way
+        alone.hear(alone.connect(name), graft(NAME))
+    late = alone.connect("late", group="a net")
+    assert told(alone.hear(late, graft(NAME)), "prune").keys() == {late}
+
+
+def test_a_mesh_that_is_cut_keeps_peers_of_many_groups_among_equals() -> None:
+    subject, _ = joined()
+    crowd = [subject.connect(number, group="203.0.113.0/24", dialled=True) for number in range(14)]
+    few = {subject.connect(f"far {number}", group=f"net {number}", dialled=True) for number in range(5)}
+    for peer in [*crowd, *few]:
+        subject.hear(peer, graft(NAME))
+    assert len(subject.router.mesh(TOPIC)) == 19
+    subject.beat()
+    assert few < set(subject.router.mesh(TOPIC))
+    assert len(subject.router.mesh(TOPIC)) == 6
+
+
+def test_who_is_in_the_mesh_for_long_and_brings_nothing_is_no_better_than_who_brings_something() -> None:
+    subject, peers = joined(12)
+    silent = set(subject.router.mesh(TOPIC))
+    subject.rest(3600)
+    good = [peer for peer in peers if peer not in silent][:2]
+    for number in range(6):
+        message = message_from("author", b"%d" % number, seqno=number)
+        subject.hear(good[number % 2], message.encode())
+    subject.rest(70)
+    assert set(good) <= set(subject.router.mesh(TOPIC))
+
+
 def test_peers_without_a_group_are_never_held_against_one_another() -> None:
     subject = Subject()
     for number in range(20):
