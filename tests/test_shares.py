@@ -30,6 +30,23 @@ def place(text: str) -> Origin:
 
 
 @pytest.mark.parametrize(
+    ("host", "relay", "tells"),
+    [
+        ("8.8.8.8", None, True),
+        ("2a01:4f8:1::1", None, True),
+        ("127.0.0.1", None, False),
+        ("192.168.1.5", None, False),
+        (None, None, False),
+        ("8.8.8.8", R, False),
+    ],
+)
+def test_only_a_prefix_of_public_addresses_tells_who_belongs_together(
+    host: str | None, relay: PeerId | None, tells: bool
+) -> None:
+    assert origin_of(host, P, relay=relay).is_prefix == tells
+
+
+@pytest.mark.parametrize(
     ("one", "other", "same"),
     [
         ("203.0.114.7", "203.0.114.200", True),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, pack_frame
+from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, frame_head, pack_frame
 
 payloads = st.lists(st.binary(min_size=1, max_size=300), max_size=12)
 
@@ -111,3 +111,16 @@ def test_a_decoder_with_its_own_limit_keeps_it() -> None:
     assert FrameDecoder(1 << 20).feed(pack_frame(bytes(100_000), 1 << 20)) == [bytes(100_000)]
     with pytest.raises(ProtocolError):
         FrameDecoder(4).feed(pack_frame(b"12345"))
+
+
+def test_a_frame_of_no_bytes_passes_where_it_may_be_a_message() -> None:
+    empty_and_one = b"\x00\x01x"
+    assert FrameDecoder(frame_min=0).feed(empty_and_one) == [b"", b"x"]
+    with pytest.raises(ProtocolError, match="0 bytes; 1 to"):
+        FrameDecoder().feed(empty_and_one)
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 300, 65536, 2**21])
+def test_the_head_of_a_frame_is_what_a_decoder_reads(length: int) -> None:
+    payload = bytes(length)
+    assert FrameDecoder(2**21, frame_min=0).feed(frame_head(length) + payload) == [payload]
