@@ -7,6 +7,7 @@ predecessor Keccak-256 as Ethereum uses it, EIP-712 for typed data, EIP-2 for lo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 import base58
@@ -47,6 +48,7 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())
 
 
+@lru_cache(maxsize=1024)
 def public_key_of(peer: str) -> bytes:
     """The 32-byte Ed25519 public key inside a peer id. Raises ``ProtocolError`` for other key types."""
     try:

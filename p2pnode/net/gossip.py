@@ -131,6 +131,7 @@ class _Link:
         self.peer, self.protocol = peer, protocol
         self.life = trio.CancelScope()
         self.sending: trio.CancelScope | None = None
+        self.stream: Stream | None = None
         self.reading: trio.CancelScope | None = None
         self.is_known = False
         """Whether the machine was told of it."""
@@ -141,7 +142,11 @@ class _Link:
         self._wake = trio.Event()
 
     def put(self, payload: bytes, most: int) -> bool:
-        """Queue an RPC; false where too much waits already."""
+        """Send an RPC, or queue it behind others; false where too much waits already."""
+        # Most streams have room: a task that waits to send each RPC would cost more than the RPC.
+        idle = self.stream if not self._waiting else None
+        if idle is not None and idle.send_now(frame_head(len(payload)) + payload):
+            return True
         if self._bytes + len(payload) > most:
             return False
         self._waiting += (frame_head(len(payload)), payload)
@@ -335,14 +340,14 @@ class Gossip:
     async def _write(self, link: _Link, stream: Stream) -> None:
         try:
             with trio.CancelScope() as link.sending:
-                link.overflown = False
+                link.overflown, link.stream = False, stream
                 self._tell(link, takes=True)
                 while True:
                     await stream.send_all(await link.take())
         except UnreachableError as error:
             log.debug("gossip.stream_lost", peer=link.peer, reason=str(error))
         finally:
-            link.sending = None
+            link.sending = link.stream = None
             link.clear()
             if self._links.get(link.peer) is link:
                 self._command(PeerPaused(link.peer))

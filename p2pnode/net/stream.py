@@ -44,6 +44,11 @@ class Stream:
         except StreamLostError as error:
             raise UnreachableError(f"{self.peer} is gone or aborted the stream while we sent") from error
 
+    def send_now(self, data: bytes) -> bool:
+        """Send all of ``data`` if that takes no wait. False where it would, or the stream is over: then
+        nothing was sent."""
+        return not self._closed and self._stream.write_now(data)
+
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """Between 1 and ``max_bytes`` bytes, or ``b""`` when the other side has finished.
 

@@ -204,6 +204,10 @@ class Yamux:
         self._enqueue(frame(DATA, 0, stream_id, len(body)))
         self._out += body
 
+    def has_room(self) -> bool:
+        """Whether the next write need not wait for what is queued."""
+        return len(self._out) <= QUEUE_ROOM_BYTES and not self.event_closed.is_set()
+
     async def wait_room(self, below: int = QUEUE_ROOM_BYTES) -> None:
         """Wait until at most ``below`` bytes are queued, or the connection has ended."""
         while len(self._out) > below and not self.event_closed.is_set():
@@ -458,6 +462,18 @@ class YamuxStream:
             await self._conn.wait_room()
         finally:
             self._write_lock.release()
+
+    def write_now(self, data: bytes) -> bool:
+        """Hand all of ``data`` to the connection if that takes no wait; false where it would, or it is
+        over."""
+        if self.was_reset or self.write_closed or self._write_lock.locked() or not self._conn.has_room():
+            return False
+        if len(data) > min(self.send_window, FRAME_BODY_MAX):
+            return False
+        self.send_window -= len(data)
+        self._conn.send_data(self.stream_id, data)
+        self.active_at = self._conn.active_at
+        return True
 
     async def _wait_writable(self) -> None:
         await self._conn.wait_room()

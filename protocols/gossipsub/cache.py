@@ -14,6 +14,8 @@ from p2pnode.protocols.gossipsub.messages import Message
 from p2pnode.protocols.gossipsub.parameters import Parameters
 
 K = TypeVar("K", bound=Hashable)
+HAVE_MAX: Final = 64
+"""Peers that are remembered to have one message; others are offered it once too often."""
 OVERHEAD: Final = 256
 """Bytes that a message counts besides its data."""
 ASKED_PEERS_MAX: Final = 16
@@ -55,12 +57,13 @@ class SeenIds(Generic[K]):
 
 
 class _Kept:
-    __slots__ = ("message", "offered_until", "served", "size", "until")
+    __slots__ = ("have", "message", "offered_until", "served", "size", "until")
 
     def __init__(self, message: Message, size: int, offered_until: float, until: float) -> None:
         self.message, self.size = message, size
         self.offered_until, self.until = offered_until, until
         self.served: set[PeerId] = set()
+        self.have: set[PeerId] = set()
 
 
 class MessageCache:
@@ -89,6 +92,16 @@ class MessageCache:
         self._kept[message.id] = _Kept(message, size, now + self._offer_s, now + self._keep_s)
         self.bytes += size
         return True
+
+    def note(self, message_id: bytes, peer: PeerId) -> None:
+        """A peer has this message: it brought it, or was sent it. It is not offered to that one."""
+        kept = self._kept.get(message_id)
+        if kept is not None and len(kept.have) < HAVE_MAX:
+            kept.have.add(peer)
+
+    def lacks(self, message_id: bytes, peer: PeerId) -> bool:
+        """Whether a peer may not have a message that is offered."""
+        return peer not in self._kept[message_id].have
 
     def offered(self, now: float) -> dict[bytes, list[bytes]]:
         """By topic, the ids that are offered now; the newest last."""

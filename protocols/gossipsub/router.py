@@ -478,6 +478,7 @@ class GossipRouter:
 
     def _duplicate(self, peer: _Peer, message_id: bytes) -> None:
         self.counts["duplicates"] += 1
+        self._cache.note(message_id, peer.id)
         if (forward := self._forwards.get(message_id)) is not None:
             forward.have.add(peer.id)
 
@@ -510,6 +511,7 @@ class GossipRouter:
             self.counts["delivered"] += 1
             self._keep(message, now)
             self._effects.append(Emit(Delivered(joined.name, author, message.data)))
+            self._cache.note(message.id, peer.id)
             self._forward(message, peer.id, now)
 
     def _is_news(self, peer: _Peer, topic: bytes, said: bytes | None, now: float) -> bool:
@@ -545,6 +547,7 @@ class GossipRouter:
         for peer in receivers:
             if peer.sends and (small or message.id not in peer.unwanted):
                 payload = message.encode() if payload is None else payload
+                self._cache.note(message.id, peer.id)
                 self._effects.append(Send(peer.id, 0, payload))
 
     def _forward(self, message: Message, brought: PeerId, now: float) -> None:
@@ -856,7 +859,8 @@ class GossipRouter:
             count = max(limits.degree_lazy, int(limits.gossip_factor * len(others)))
             newest = ids[-limits.wants_per_rpc :]
             for peer in self._chosen(others, count):
-                self._tell(peer.id).ihave[topic] = newest
+                if lacking := [each for each in newest if self._cache.lacks(each, peer.id)]:
+                    self._tell(peer.id).ihave[topic] = lacking
 
     # ---- when the next heartbeat is
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from p2pnode.errors import ConfigError, LocalError, ProtocolError, UnreachableError
 from p2pnode.limits import Limits
@@ -37,6 +38,40 @@ async def test_bytes_go_there_and_back_and_end_cleanly(which: int) -> None:
         await stream.aclose()
         with pytest.raises(UnreachableError, match="our side"):
             await stream.send_all(b"late")
+
+
+async def test_what_has_room_is_sent_at_once_in_order_and_what_has_none_not_at_all() -> None:
+    host, client = make("host"), make_client("client")
+    go, got = trio.Event(), bytearray()
+
+    async def late_reader(stream: Stream) -> None:
+        await go.wait()
+        while data := await stream.receive_some():
+            got.extend(data)
+
+    host.serve(ECHO, late_reader)
+    async with running(host, client) as nursery:
+        await client.connect(host.multiaddrs[0])
+        stream = await client.open_stream(host.peer_id, ECHO)
+        sent = b""
+        for number in range(1000):
+            piece = b"%04d" % number * 1024
+            if not stream.send_now(piece):
+                break
+            sent += piece
+        assert 16 * 1024 <= len(sent) <= 512 * 1024  # the window, or what may be queued
+        nursery.start_soon(stream.send_all, b"waits" * 100_000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not stream.send_now(b"past those that wait")
+        go.set()
+        await eventually(lambda: len(got) == len(sent) + 500_000)
+        assert stream.send_now(b"again")
+        await stream.send_eof()
+        await eventually(lambda: got.endswith(b"again"))
+        assert bytes(got) == sent + b"waits" * 100_000 + b"again"
+        assert not stream.send_now(b"after the end")
+        await stream.aclose()
+        assert not stream.send_now(b"after the end")
 
 
 async def test_the_address_of_both_sides_is_known() -> None:

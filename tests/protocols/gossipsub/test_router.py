@@ -642,6 +642,18 @@ def test_peers_outside_the_mesh_are_offered_what_we_have_for_three_heartbeats() 
     assert told(subject.rest(60), "ihave") == {}
 
 
+def test_nothing_is_offered_to_who_has_it() -> None:
+    subject, peers = joined(9)
+    outside = [peer for peer in peers if peer not in subject.router.mesh(TOPIC)]
+    message = message_from("author")
+    subject.hear(outside[0], message.encode())
+    subject.hear(outside[1], message.encode())
+    subject.command(Publish(TOPIC, b"flooded to all"))
+    offered = told(subject.rest(5), "ihave")
+    assert offered.keys() == set(outside[2:])
+    assert {tuple(each.ids) for entries in offered.values() for each in entries} == {(message.id,)}
+
+
 def test_what_is_offered_is_served_for_five_heartbeats_more_to_each_peer_once() -> None:
     subject, [peer, other] = joined(2)
     message = message_from("author")
