@@ -221,7 +221,10 @@ class Gossip:
         await trio.lowlevel.checkpoint()
 
     async def subscribe(self, topic: str, validator: Validator) -> Subscription:
-        """Join ``topic``. A topic has one validator: that of its latest subscription."""
+        """Join ``topic``. A topic has one validator: that of its latest subscription.
+
+        Raises ``ValueError`` for a name that has other than 1 to 100 bytes.
+        """
 
         def validate(author: PeerId, data: bytes) -> Verdict:
             try:
@@ -230,9 +233,9 @@ class Gossip:
                 log.warning("gossip.validator_failed", topic=topic, author=author, error=repr(error))
                 return IGNORE
 
+        self._command(Join(topic, validate))
         subscription = Subscription(topic, self._limits.gossip_queue, self._leave)
         self._subscriptions.setdefault(topic, []).append(subscription)
-        self._command(Join(topic, validate))
         await trio.lowlevel.checkpoint()
         return subscription
 
@@ -294,7 +297,10 @@ class Gossip:
             now = trio.current_time()
             for key in [each for each, at in self._timers.items() if at <= now]:
                 del self._timers[key]
-                self._give(TimerFired(key))
+                try:
+                    self._give(TimerFired(key))
+                except Exception as error:  # noqa: BLE001  without its timers a node falls out of every mesh
+                    self._guard.note("gossip.timer", error)
 
     # ---- peers
 
