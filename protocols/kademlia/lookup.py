@@ -28,14 +28,12 @@ WIDTH: Final = 24
 """The closest peers that a lookup wants to have asked, and that records are stored with."""
 AGREED: Final = WIDTH // 2
 """A lookup of providers ends once so many origins named some, all of them the same ones."""
-NAMED_PER_TELLER: Final = 3
-"""Peers named by one origin before each other origin has had as many believed."""
-SLOW_S: Final = 0.5
-"""After this long another peer is asked as well; the answer still counts."""
+SLOW_S: Final = 1.0
+"""A peer that has not answered for so long leaves the shortlist to others; its answer still counts."""
 ANSWER_S: Final = 3.0
 """The shell gives a question this long, with the dial that it may take."""
 ASKED_MAX: Final = 96
-OUT_MAX: Final = 16
+OUT_MAX: Final = 24
 CANDIDATES_MAX: Final = 512
 """Of one path."""
 PROVIDERS_MAX: Final = 1024
@@ -79,7 +77,8 @@ class Candidate:
     addresses: tuple[bytes, ...]
     origin: Origin
     tellers: dict[str, None] = field(default_factory=dict)
-    failed: bool = False
+    silent: bool = False
+    """Whether it failed, or has not answered for ``SLOW_S``."""
     distance: int = 0
     """From the key; set by the path."""
 
@@ -98,6 +97,8 @@ class _Path:
     def __init__(self, point: int) -> None:
         self._point = point
         self.candidates: dict[PeerId, Candidate] = {}
+        self._answered: Counter[str] = Counter()
+        """By teller: of the peers that it named, how many answered."""
         self._shortlist: list[Candidate] | None = None
 
     def add(self, candidate: Candidate) -> None:
@@ -107,26 +108,41 @@ class _Path:
             self.candidates[candidate.peer] = candidate
             self._shortlist = None
 
-    def changed(self) -> None:
-        """A candidate is no longer what it was."""
-        self._shortlist = None
+    def name(self, candidate: Candidate, teller: str) -> None:
+        """Note one more who names a candidate. One that we know ourselves needs nobody's word."""
+        if candidate.tellers and teller not in candidate.tellers:
+            candidate.tellers[teller] = None
+            self._shortlist = None
+
+    def heard(self, peer: PeerId, origin: Origin) -> None:
+        """A candidate answered: we know it ourselves now, and those who named it are believed more."""
+        if (candidate := self.candidates.get(peer)) is not None:
+            self._answered.update(candidate.tellers.keys())
+            candidate.origin, candidate.tellers, candidate.silent = origin, {}, False
+            self._shortlist = None
+
+    def silenced(self, peer: PeerId) -> None:
+        """A candidate does not answer."""
+        if (candidate := self.candidates.get(peer)) is not None:
+            candidate.silent = True
+            self._shortlist = None
 
     @property
     def shortlist(self) -> list[Candidate]:
-        """The closest that may answer, by origin and by who names them; the closest first."""
+        """The closest that may answer, in the order in which they are asked: in rounds, of each origin and by
+        each teller's word the closest before the second. So a crowd that one liar names comes last."""
         if self._shortlist is None:
-            failed = Counter(by for each in self.candidates.values() if each.failed for by in each.tellers)
-            alive = [each for each in self.candidates.values() if not each.failed]
+            told = Counter(by for each in self.candidates.values() if each.silent for by in each.tellers)
+            told.subtract(self._answered)
+            alive = [each for each in self.candidates.values() if not each.silent]
             alive.sort(key=_distance)
-            chosen = spread(
+            self._shortlist = spread(
                 alive,
                 WIDTH,
                 lambda each: each.origin.wide,
                 tellers=lambda each: each.tellers,
-                charged=failed,
-                per_teller=NAMED_PER_TELLER,
+                charged=told,
             )
-            self._shortlist = sorted(chosen, key=_distance)
         return self._shortlist
 
 
@@ -161,6 +177,7 @@ class Lookup:
         self._asked: dict[PeerId, _Path] = {}
         self._out: dict[PeerId, float] = {}
         """Peers that have not answered yet, and when they were asked."""
+        self._slow: set[PeerId] = set()
         self._answered: dict[PeerId, Origin] = {}
         self._named: dict[PeerId, _Named] = {}
 
@@ -198,9 +215,7 @@ class Lookup:
         if answer.kind == self._question.kind:
             self._take(path, answer, origin)
         for each in self._paths:
-            if (candidate := each.candidates.get(peer)) is not None:
-                candidate.origin, candidate.tellers = origin, {}  # we know both ourselves now
-                each.changed()
+            each.heard(peer, origin)
         return self.advance(now)
 
     def failed(self, peer: PeerId, now: float) -> list[Ask]:
@@ -209,13 +224,16 @@ class Lookup:
         if path is None or self._out.pop(peer, None) is None:
             return []
         for each in self._paths:
-            if peer in each.candidates:
-                each.candidates[peer].failed = True
-                each.changed()
+            each.silenced(peer)
         return self.advance(now)
 
     def advance(self, now: float) -> list[Ask]:
         """The questions to put now."""
+        for peer, at in self._out.items():
+            if at + SLOW_S <= now and peer not in self._slow:
+                self._slow.add(peer)
+                for path in self._paths:
+                    path.silenced(peer)
         asks: list[Ask] = []
         progress = True
         while progress:
@@ -223,7 +241,7 @@ class Lookup:
             for path in self._paths:
                 if len(self._asked) >= ASKED_MAX or len(self._out) >= OUT_MAX:
                     return asks
-                quick = sum(self._asked[peer] is path and at + SLOW_S > now for peer, at in self._out.items())
+                quick = sum(self._asked[peer] is path for peer in self._out if peer not in self._slow)
                 if quick >= ALPHA:
                     continue
                 # Looked for anew each time: what was asked on one path may stand on the shortlists of others.
@@ -274,9 +292,8 @@ class Lookup:
                 return
             where = self._origin(heard.peer, addresses)
             path.add(Candidate(heard.peer, addresses, where, {teller.wide: None}))
-        elif known.tellers and teller.wide not in known.tellers:  # what we know ourselves needs no word
-            known.tellers[teller.wide] = None
-            path.changed()
+        else:
+            path.name(known, teller.wide)
 
     def _addresses_of(self, named: _Named) -> tuple[bytes, ...]:
         by_tellers = sorted(named.addresses, key=lambda address: -len(named.addresses[address]))

@@ -31,7 +31,7 @@ from p2pnode.protocols.kademlia.server import Server
 from p2pnode.protocols.kademlia.table import RoutingTable
 from p2pnode.shares import Draw, Origin
 
-LOOKUP_S: Final = 7.0
+LOOKUP_S: Final = 6.0
 STORE_AFTER_S: Final = 4.0
 """A lookup before a ``Provide`` ends after this long, so that time is left to store the record."""
 STORES_AT_ONCE: Final = 8

@@ -166,13 +166,12 @@ def spread(
     *,
     tellers: Callable[[T], Collection[str]] = lambda _each: (),
     charged: Mapping[str, int] | None = None,
-    per_teller: int = 1,
 ) -> list[T]:
     """Up to ``count`` of the candidates, in rounds: in each, one more of every origin, in their order.
 
     So no origin comes twice while there are others. ``tellers`` are the origins of those who named a
-    candidate: one of them must have named fewer than ``per_teller`` others in a round. A candidate without
-    tellers is one that we know ourselves. ``charged`` is what tellers named before; it is not changed.
+    candidate: in a round, the word of one of them must be good for one more. A candidate without tellers is
+    one that we know ourselves. ``charged`` is what tellers named before in vain, less what they named well.
     """
     chosen: list[T] = []
     left = list(candidates)
@@ -188,7 +187,7 @@ def spread(
                 passed.append(each)
                 continue
             if named_by := tellers(each):
-                teller = next((by for by in named_by if told[by] < allowed * per_teller), None)
+                teller = next((by for by in named_by if told[by] < allowed), None)
                 if teller is None:
                     passed.append(each)
                     continue

@@ -33,6 +33,7 @@ HONEST = Identity("the honest host")
 CHECKS = AdvertChecks()
 NOW = WALL + 1
 Answers = Literal["all the same", "each another"]
+Closer = Literal["one another", "made-up peers"]
 Records = Literal["one id of each prefix", "all ids"]
 
 
@@ -54,6 +55,7 @@ class Eclipse:
     prefixes: int
     answers: Answers
     records: Records
+    closer: Closer = "one another"
     nodes: int = 30
 
     def __post_init__(self) -> None:
@@ -68,6 +70,11 @@ class Eclipse:
         self.named = [
             KadPeer(peer=peer, addresses=(address(ip),))
             for peer, ip in zip(sybil_ids(), self.places, strict=True)
+        ]
+        # Nobody is there: a question to them costs its deadline.
+        self.dead = [
+            KadPeer(peer=peer, addresses=(address(f"{160 + n % 60}.{n}.1.1"),))
+            for n, peer in enumerate(nearest(KEY, SYBILS, among=40_000, seed=2))
         ]
         self.sybils = [
             self.world.add(peer, ip, lie=self._lie) for peer, ip in zip(sybil_ids(), self.places, strict=True)
@@ -93,7 +100,7 @@ class Eclipse:
         return Message(
             kind=question.kind,
             key=question.key,
-            closer=tuple(self.draw.sample(self.named, 20)),
+            closer=tuple(self.draw.sample(self.named if self.closer == "one another" else self.dead, 20)),
             providers=tuple(made_up) if question.kind == "get_providers" else (),
         )
 
@@ -183,14 +190,20 @@ def test_two_hundred_sybils_of_ten_prefixes_hide_the_host_from_none_of_twenty_cl
     assert Eclipse(10, "all the same", "one id of each prefix").clients_that_find_it() == CLIENTS
 
 
+def test_made_up_peers_next_to_the_key_that_never_answer_hide_it_from_none_either() -> None:
+    attack = Eclipse(10, "all the same", "one id of each prefix", "made-up peers")
+    assert attack.clients_that_find_it() == CLIENTS
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("closer", ["one another", "made-up peers"])
 @pytest.mark.parametrize("answers", ["all the same", "each another"])
 @pytest.mark.parametrize("records", ["one id of each prefix", "all ids"])
 @pytest.mark.parametrize("prefixes", [1, 5, 10, 11])
 def test_no_way_to_lie_hides_it_with_up_to_eleven_prefixes(
-    prefixes: int, answers: Answers, records: Records
+    prefixes: int, answers: Answers, records: Records, closer: Closer
 ) -> None:
-    assert Eclipse(prefixes, answers, records, nodes=150).clients_that_find_it() == CLIENTS
+    assert Eclipse(prefixes, answers, records, closer, nodes=150).clients_that_find_it() == CLIENTS
 
 
 @pytest.mark.long

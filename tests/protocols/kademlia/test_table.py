@@ -129,16 +129,14 @@ def test_a_teller_is_believed_for_a_few_until_others_had_as_many() -> None:
         8,
         lambda each: each,
         tellers=lambda each: ("liar",) if each in made_up else ("a", "b"),
-        per_teller=2,
     )
-    assert found == ["x0", "x1", "h0", "h1", "h2", "h3", "x2", "x3"]
+    assert found == ["x0", "h0", "h1", "x1", "h2", "h3", "x2", "h4"]
     charged = spread(
         [*made_up, *honest],
         6,
         lambda each: each,
         tellers=lambda each: ("liar",) if each in made_up else ("a", "b", "c"),
-        charged={"liar": 9},
-        per_teller=2,
+        charged={"liar": 9, "a": -3},
     )
     assert charged == honest
 
