@@ -41,6 +41,8 @@ class Limits:
     dials_per_lookup: int = 16
     dials_at_once: int = 4
     lookup_deadline_s: float = 10.0
+    exchange_deadline_s: float = 5.0
+    dht_wait_s: float = 1.0
     dht_deadline_s: float = 8.0
     mdns_wait_s: float = 1.0
     found_grace_s: float = 0.1

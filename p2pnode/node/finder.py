@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -31,6 +32,8 @@ from p2pnode.protocols.lookup.messages import (
 )
 from p2pnode.protocols.lookup.search import Search
 from p2pnode.shares import Draw, one_of_each
+
+POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ class _Run:
         if "exchange" not in self._sources:
             return
         try:
-            with trio.fail_after(self._limits.request_deadline_s):
+            with trio.fail_after(self._limits.exchange_deadline_s):
                 if not self._network.is_connected(peer):
                     await self._network.connect_peer(peer, (), trusted=addresses)
                 adverts = await self._adverts.sample(peer, self._model)
@@ -229,7 +232,7 @@ class _Run:
 
     async def _read_dht(self) -> None:
         if "bootstrap" in self._sources:
-            await self._seeded.wait()
+            await self._wait_for_company()
         found: list[Provider] = []
         with trio.move_on_after(self._limits.dht_deadline_s):
             found = await self._network.find_providers(
@@ -242,6 +245,17 @@ class _Run:
                 Hint(peer=provider.peer, addresses=where, source="dht", tellers=tellers)
             )
         await self._driver.command(SourceDone("dht"))
+
+    async def _wait_for_company(self) -> None:
+        """Wait until the first peers have answered: before that the DHT knows nobody.
+
+        One that is silent must not hold it up: after a second, somebody who is connected is enough.
+        """
+        with trio.move_on_after(self._limits.dht_wait_s):
+            await self._seeded.wait()
+        while not self._seeded.is_set() and not self._network.connected_peers():
+            with trio.move_on_after(POLL_S):
+                await self._seeded.wait()
 
     async def _read_mdns(self) -> None:
         async with trio.open_nursery() as nursery:

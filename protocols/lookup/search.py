@@ -29,6 +29,8 @@ from p2pnode.protocols.lookup.messages import (
 ADDRESSES_MAX: Final = 8
 """Addresses of one hint that are looked at."""
 FAILURES_MAX: Final = 64
+SLOW_S: Final = 0.5
+"""A dial that takes longer holds up no other: whoever names dead addresses must not use up the time."""
 
 
 class Search:
@@ -54,23 +56,25 @@ class Search:
         self._tried: dict[PeerId, set[str]] = {}
         self._answered: set[PeerId] = set()
         self._per_source: Counter[Source] = Counter()
-        self._dialling: set[PeerId] = set()
+        self._dialling: dict[PeerId, float] = {}
+        """By peer, when its dial began."""
         self._dialled = 0
         self._failures: dict[PeerId, str] = {}
         self._over = False
 
     def start(self, now: float) -> Sequence[Effect]:
         """Begin: sets the deadline (and ends at once when there is no source)."""
-        return [SetTimer("deadline", now + self._deadline_s), *self._advance()]
+        return [SetTimer("deadline", now + self._deadline_s), *self._advance(now)]
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
-        """Commands are ``LookupCommand``; the timer is ``deadline``."""
-        del now
+        """Commands are ``LookupCommand``; the timers are ``deadline`` and ``slow``."""
         if self._over:
             return []
         match event:
             case Command(value=value):
-                return self._command(value)
+                return self._command(value, now)
+            case TimerFired(key=key) if key == "slow":
+                return self._advance(now)
             case TimerFired():
                 for peer in sorted(self._dialling):
                     self._fail(peer, "no answer in time: not running, or behind a router or firewall")
@@ -78,7 +82,7 @@ class Search:
             case _:
                 return []
 
-    def _command(self, command: LookupCommand) -> Sequence[Effect]:
+    def _command(self, command: LookupCommand, now: float) -> Sequence[Effect]:
         effects: list[Effect] = []
         match command:
             case Hint():
@@ -90,11 +94,11 @@ class Search:
                     effects.extend(self._contacted(command))
             case _:
                 assert_never(command)
-        return [*effects, *self._advance()]
+        return [*effects, *self._advance(now)]
 
     def _contacted(self, outcome: Contacted) -> Sequence[Effect]:
         peer, advert = outcome.peer, outcome.advert
-        self._dialling.discard(peer)
+        self._dialling.pop(peer, None)
         if advert is None:
             self._fail(peer, outcome.failure or "no advert")
             return []
@@ -148,22 +152,29 @@ class Search:
                 return True
         return False
 
-    def _advance(self) -> Sequence[Effect]:
+    def _advance(self, now: float) -> Sequence[Effect]:
         effects: list[Effect] = []
-        while len(self._dialling) < self._dials_at_once and self._dialled < self._dials_max:
+        while self._quick(now) < self._dials_at_once and self._dialled < self._dials_max:
             hint = self._next()
             if hint is None:
                 break
             if hint.addresses or not hint.local:  # else it is asked over a connection that is open: no dial
                 self._per_source[hint.source] += 1
                 self._dialled += 1
-            self._dialling.add(hint.peer)
+            self._dialling[hint.peer] = now
             self._tried.setdefault(hint.peer, set()).update(hint.addresses)
             effects.append(Emit(Contact(hint.peer, hint.addresses, hint.local)))
         spent = self._dialled >= self._dials_max or not (self._queue or self._waiting_for)
         if spent and not self._dialling:
-            effects.extend(self._finish())
+            return [*effects, *self._finish()]
+        slow_at = (began + SLOW_S for began in self._dialling.values() if began + SLOW_S > now)
+        if (at := min(slow_at, default=None)) is not None and self._queue:
+            effects.append(SetTimer("slow", at))
         return effects
+
+    def _quick(self, now: float) -> int:
+        """How many dials are open and not yet slow."""
+        return sum(began + SLOW_S > now for began in self._dialling.values())
 
     def _next(self) -> Hint | None:
         """The hint to dial now: local ones first, then those that most origins name, then in their order.
@@ -200,4 +211,4 @@ class Search:
 
     def _finish(self) -> Sequence[Effect]:
         self._over = True
-        return [CancelTimer("deadline"), Emit(Exhausted(dict(self._failures)))]
+        return [CancelTimer("deadline"), CancelTimer("slow"), Emit(Exhausted(dict(self._failures)))]

@@ -24,6 +24,7 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import PROTOCOL, Address, Advert, Load, Offer, SignedAdvert
 from p2pnode.protocols.adverts.signatures import seal
+from p2pnode.protocols.lookup.messages import provider_key
 from tests.net.memory_world import ip_of, seed_of
 from tests.node.world import Member, World, identity_of, scripted_host, world
 
@@ -132,6 +133,36 @@ async def test_peers_that_never_answer_do_not_keep_a_node_from_finding_others(
         tell(host, signed.signed)
         await trio.sleep(60)
         assert host.node.network.is_connected(other.node.peer_id)
+
+
+async def test_a_silent_neighbour_does_not_keep_a_search_from_asking_the_dht(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        asker, host = await w.add(), await w.add([scripted_host()])
+        server = Network(
+            NetworkConfig(
+                key_seed=seed_of(690),
+                listen=("/ip4/10.0.6.90/tcp/4001",),
+                gossip=False,
+                transport=w.net.transport("10.0.6.90"),
+            )
+        )
+        await w.nursery.start(server.run)
+        for member in (asker, host):
+            await member.node.network.connect(server.multiaddrs[0])
+        await _mute(w, asker, 0)
+        await trio.sleep(2)
+        assert await host.node.network.provide(provider_key(scripted_model_id()))
+        started, found = trio.current_time(), list[float]()
+        await asker.node.finder.find(
+            scripted_model_id(),
+            seeds=(),
+            on_found=lambda _host: found.append(trio.current_time() - started),
+            sources=frozenset({"bootstrap", "exchange", "dht"}),
+        )
+        assert found
+        assert found[0] < 2 * DEFAULT_LIMITS.dht_wait_s
 
 
 async def test_those_who_came_by_themselves_rank_behind_those_that_were_reached(

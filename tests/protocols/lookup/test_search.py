@@ -21,7 +21,7 @@ from p2pnode.protocols.lookup.messages import (
     SourceDone,
     provider_key,
 )
-from p2pnode.protocols.lookup.search import ADDRESSES_MAX, Search
+from p2pnode.protocols.lookup.search import ADDRESSES_MAX, SLOW_S, Search
 from tests.memory import held_bytes
 from tests.protocols.support import MODEL, OTHER_MODEL, Identity, emitted, offer, only
 
@@ -108,6 +108,25 @@ def test_no_more_dials_at_once_than_allowed() -> None:
     assert hunt.dialled == [0, 1]
     hunt.fail(1)
     assert hunt.dialled == [0, 1, 2]
+
+
+def test_a_dial_that_is_slow_holds_up_no_other_and_may_still_succeed() -> None:
+    hunt = Hunt("dht", dials_at_once=2)
+    for number in range(5):
+        hunt.hint(number)
+    assert hunt.dialled == [0, 1]
+    hunt.note(hunt.search.handle(TimerFired("slow"), SLOW_S))
+    assert hunt.dialled == [0, 1, 2, 3]
+    hunt.answer(0)
+    assert hunt.found == [HOSTS[0].peer]
+    assert not hunt.exhausted
+
+
+def test_the_timer_for_slow_dials_is_set_while_others_wait() -> None:
+    hunt = Hunt("dht", dials_at_once=1)
+    hunt.hint(0)
+    effects = hunt.search.handle(Command(Hint(peer=HOSTS[1].peer, addresses=(), source="dht")), 0.0)
+    assert SetTimer("slow", SLOW_S) in effects
 
 
 def test_no_more_dials_in_all_than_allowed() -> None:
