@@ -22,18 +22,18 @@ from p2pnode.protocols.kademlia.table import spread
 from p2pnode.shares import Draw, Origin, shuffled
 
 PATHS: Final = 3
-ALPHA: Final = 2
+ALPHA: Final = 3
 """Questions at once on one path that were not yet slow to be answered."""
 WIDTH: Final = 24
 """The closest peers that a lookup wants to have asked, and that records are stored with."""
 AGREED: Final = WIDTH // 2
 """A lookup of providers ends once so many origins named some, all of them the same ones."""
-SLOW_S: Final = 1.0
+SLOW_S: Final = 0.5
 """A peer that has not answered for so long leaves the shortlist to others; its answer still counts."""
 ANSWER_S: Final = 3.0
 """The shell gives a question this long, with the dial that it may take."""
-ASKED_MAX: Final = 96
-OUT_MAX: Final = 24
+ASKED_MAX: Final = 128
+OUT_MAX: Final = 32
 CANDIDATES_MAX: Final = 512
 """Of one path."""
 PROVIDERS_MAX: Final = 1024
@@ -114,10 +114,14 @@ class _Path:
             candidate.tellers[teller] = None
             self._shortlist = None
 
-    def heard(self, peer: PeerId, origin: Origin) -> None:
-        """A candidate answered: we know it ourselves now, and those who named it are believed more."""
+    def heard(self, peer: PeerId, origin: Origin, *, is_new: bool) -> None:
+        """A candidate answered: we know it ourselves now, and those who named it are believed more.
+
+        But only for the first of an origin: a liar's other ids must not make its word good for more.
+        """
         if (candidate := self.candidates.get(peer)) is not None:
-            self._answered.update(candidate.tellers.keys())
+            if is_new:
+                self._answered.update(candidate.tellers.keys())
             candidate.origin, candidate.tellers, candidate.silent = origin, {}, False
             self._shortlist = None
 
@@ -132,7 +136,8 @@ class _Path:
         """The closest that may answer, in the order in which they are asked: in rounds, of each origin and by
         each teller's word the closest before the second. So a crowd that one liar names comes last."""
         if self._shortlist is None:
-            told = Counter(by for each in self.candidates.values() if each.silent for by in each.tellers)
+            silent = [each for each in self.candidates.values() if each.silent]
+            told = Counter(by for each in silent for by in each.tellers)
             told.subtract(self._answered)
             alive = [each for each in self.candidates.values() if not each.silent]
             alive.sort(key=_distance)
@@ -142,6 +147,8 @@ class _Path:
                 lambda each: each.origin.wide,
                 tellers=lambda each: each.tellers,
                 charged=told,
+                # An origin whose peer is silent has had its place: else its next id would get it at once.
+                occupied=Counter(each.origin.wide for each in silent),
             )
         return self._shortlist
 
@@ -211,11 +218,12 @@ class Lookup:
         path = self._asked.get(peer)
         if path is None or self._out.pop(peer, None) is None:
             return []
+        is_new = all(each.wide != origin.wide for each in self._answered.values())
         self._answered[peer] = origin
         if answer.kind == self._question.kind:
             self._take(path, answer, origin)
         for each in self._paths:
-            each.heard(peer, origin)
+            each.heard(peer, origin, is_new=is_new)
         return self.advance(now)
 
     def failed(self, peer: PeerId, now: float) -> list[Ask]:

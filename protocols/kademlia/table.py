@@ -166,16 +166,18 @@ def spread(
     *,
     tellers: Callable[[T], Collection[str]] = lambda _each: (),
     charged: Mapping[str, int] | None = None,
+    occupied: Mapping[str, int] | None = None,
 ) -> list[T]:
     """Up to ``count`` of the candidates, in rounds: in each, one more of every origin, in their order.
 
     So no origin comes twice while there are others. ``tellers`` are the origins of those who named a
     candidate: in a round, the word of one of them must be good for one more. A candidate without tellers is
-    one that we know ourselves. ``charged`` is what tellers named before in vain, less what they named well.
+    one that we know ourselves. ``charged`` is what tellers named before in vain, less what they named well;
+    ``occupied`` the places that origins have had before.
     """
     chosen: list[T] = []
     left = list(candidates)
-    taken: Counter[str] = Counter()
+    taken: Counter[str] = Counter(occupied or ())
     told: Counter[str] = Counter(charged or ())
     allowed = 0
     while left and len(chosen) < count:

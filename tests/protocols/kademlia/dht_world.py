@@ -71,6 +71,8 @@ class Host:
     ip: str
     node: KademliaNode
     lie: Liar | None = None
+    delay_s: float = 0.0
+    """Before it answers."""
     connected: set[PeerId] = field(default_factory=set)
 
 
@@ -159,7 +161,9 @@ class DhtWorld:
             self.connect(asker, target)
             answer = self._answer(target, asker.peer, question)
             report = Answered(value.id, ask.peer, None if answer is None else decode(encode(answer)))
-            heap.at(heap.now + LATENCY_S, lambda: self.world.give(asker.peer, Command(report)))
+            heap.at(
+                heap.now + LATENCY_S + target.delay_s, lambda: self.world.give(asker.peer, Command(report))
+            )
 
         heap.at(heap.now + LATENCY_S, arrive)
 

@@ -79,7 +79,7 @@ def finish(machine: Lookup, asks: list[Ask], closer: Sequence[PeerId] = ()) -> l
     return asked
 
 
-def test_it_asks_the_closest_first_two_at_once_on_each_of_three_paths() -> None:
+def test_it_asks_the_closest_first_three_at_once_on_each_of_three_paths() -> None:
     machine = lookup(PEERS[:30])
     asks = machine.start(0.0)
     assert {each.peer for each in asks} == set(PEERS[: PATHS * ALPHA])
@@ -116,7 +116,7 @@ def test_what_a_peer_says_counts_on_its_own_path_only() -> None:
 
 
 def test_a_slow_peer_holds_nobody_up_and_its_answer_still_counts() -> None:
-    machine = lookup(PEERS[:12])
+    machine = lookup(PEERS[:20])
     asks = machine.start(0.0)
     assert machine.slow_at(0.0) == SLOW_S
     assert machine.advance(SLOW_S - 0.01) == []
@@ -180,6 +180,22 @@ def test_made_up_peers_near_the_key_cost_their_teller_its_word() -> None:
     assert list(machine.result(5).closest)[:20] == PEERS[50:70]
 
 
+def test_a_crowd_that_one_liar_names_is_asked_last() -> None:
+    """Nearer than anybody, and each from a prefix of its own: first comes whom others name."""
+    liar, honest = PEERS[100], PEERS[101]
+    machine = lookup([liar, honest])
+    asks = machine.start(0.0)
+    asks = machine.answered(liar, answer(closer=PEERS[:20]), origin(liar), 0.0)
+    assert [each.peer for each in asks] == PEERS[:ALPHA]
+    asks = machine.answered(honest, answer(closer=PEERS[40:60]), origin(honest), 0.0)
+    asked = []
+    while asks:
+        ask = asks.pop(0)
+        asked.append(ask.peer)
+        asks += machine.answered(ask.peer, answer(closer=PEERS[40:60]), origin(ask.peer), 0.0)
+    assert asked[:18] == PEERS[40:58]
+
+
 def test_no_origin_is_asked_twice_while_there_are_others() -> None:
     crowd = [KadPeer(peer=each, addresses=(address(f"99.9.9.{n}"),)) for n, each in enumerate(PEERS[:30])]
     machine = lookup([PEERS[100]])
@@ -208,7 +224,7 @@ def test_no_origin_is_asked_twice_while_there_are_others() -> None:
 
 
 def test_questions_are_bounded_in_all_and_at_once() -> None:
-    machine = lookup(PEERS[:30])
+    machine = lookup(PEERS[:60])
     out = machine.start(0.0)
     for step in range(20):
         out += machine.advance(step * SLOW_S)

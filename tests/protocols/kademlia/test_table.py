@@ -141,6 +141,13 @@ def test_a_teller_is_believed_for_a_few_until_others_had_as_many() -> None:
     assert charged == honest
 
 
+def test_a_place_that_an_origin_has_had_counts() -> None:
+    crowd = ["flood 1", "flood 2", "a", "b", "c"]
+    by_name = {each: "flood" if each.startswith("flood") else each for each in crowd}
+    assert spread(crowd, 4, by_name.__getitem__) == ["flood 1", "a", "b", "c"]
+    assert spread(crowd, 4, by_name.__getitem__, occupied={"flood": 1}) == ["a", "b", "c", "flood 1"]
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["enter", "fail", "answer", "leave"]), st.integers(0, 80)), max_size=300
