@@ -2,7 +2,8 @@
 
 It holds one live advert of each peer. Cheap checks come before the signature, and a bad signature is charged
 to whoever brought it, never to the peer it names: a forger can't silence its victim. An eighth of the book is
-kept for privileged peers (staked, or dialled by us), so that Sybils can't crowd them out.
+kept for privileged peers (staked, or dialled by us), so that Sybils can't crowd them out; they lose no place,
+up to half of the book.
 
 The other places are shared out by origin. What can't be forged of an advert is where its peer is connected
 from: each such origin has a share. Adverts of all others, whose addresses may be made up, have one share
@@ -181,12 +182,13 @@ class Book:
             return True
         if held is None and len(self._entries) >= self._size_max - (0 if privileged else self._reserve):
             self.expire(now)
+        kept = len(self._entries) - len(self._shares)
         self._shares.leave(peer)  # it was seen elsewhere since
-        if privileged:
+        # Whoever takes our dials becomes privileged in time: half of the book is for others all the same.
+        if privileged and kept < max(1, self._size_max // 2):
             if held is None and len(self._entries) >= self._size_max:
                 return self._replace(self._shares.holders_within())
             return True
-        kept = len(self._entries) - len(self._shares) - (held is not None)
         self._shares.places = self._size_max - max(self._reserve, kept)
         entered, victim = self._shares.enter(peer, origin, self._any)
         if not entered:

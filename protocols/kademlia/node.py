@@ -34,7 +34,8 @@ from p2pnode.shares import Draw, Origin
 LOOKUP_S: Final = 6.0
 STORE_AFTER_S: Final = 4.0
 """A lookup before a ``Provide`` ends after this long, so that time is left to store the record."""
-STORES_AT_ONCE: Final = 8
+STORES_AT_ONCE: Final = WIDTH
+"""All of them: those that are slow to take a record must not keep it from the others."""
 SWEEP_S: Final = 60.0
 REFRESH_FIRST_S: Final = 30.0
 REFRESH_S: Final = 3600.0

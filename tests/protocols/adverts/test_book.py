@@ -315,10 +315,20 @@ def test_a_full_book_keeps_an_eighth_for_privileged_peers() -> None:
     assert len(book) == 1
 
 
-def test_privileged_peers_do_not_replace_one_another() -> None:
-    book = Book(size_max=16, privileged=lambda _peer: True)
-    results = [verdict(book, Identity(n).signed()) for n in range(17)]
-    assert results == ["accepted"] * 16 + ["full"]
+def test_privileged_peers_keep_half_of_the_book_and_share_the_rest_with_others() -> None:
+    trusted = [Identity(f"trusted {n}") for n in range(30)]
+    known = {each.peer for each in trusted}
+    book = Book(size_max=16, privileged=known.__contains__, origin_of=_from_one_place)
+    assert [verdict(book, each.signed()) for each in trusted] == ["accepted"] * 30
+    assert verdict(book, ALICE.signed()) == "accepted"
+    held = {entry.advert.peer for entry in book.live(NOW)}
+    assert len(held) == 16
+    assert {each.peer for each in trusted[:8]} <= held
+    assert ALICE.peer in held
+
+
+def _from_one_place(_peer: PeerId) -> Origin:
+    return Origin("one place", "one place")
 
 
 @cache
