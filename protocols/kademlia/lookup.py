@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final, Literal, TypeAlias
 
 from p2pnode.ids import PeerId
-from p2pnode.protocols.kademlia.messages import KadPeer, Message, fit, point_of, point_of_key
+from p2pnode.protocols.kademlia.messages import K, KadPeer, Message, fit, point_of, point_of_key
 from p2pnode.protocols.kademlia.table import spread
 from p2pnode.shares import Draw, Origin, shuffled
 
@@ -36,6 +37,10 @@ ASKED_MAX: Final = 128
 OUT_MAX: Final = 32
 CANDIDATES_MAX: Final = 512
 """Of one path."""
+ADDRESSES_HEARD: Final = 4
+"""Of a peer that somebody names, the first that are looked at: each costs the time to parse it."""
+VERSIONS_MAX: Final = 4
+"""Of a peer's addresses, by different tellers: one that lies about them must not be the only one heard."""
 PROVIDERS_MAX: Final = 1024
 """Providers that a lookup keeps what it heard of."""
 Goal: TypeAlias = Literal["find_node", "get_providers"]
@@ -76,11 +81,18 @@ class Candidate:
     peer: PeerId
     addresses: tuple[bytes, ...]
     origin: Origin
+    others: list[tuple[bytes, ...]] = field(default_factory=list)
+    """Addresses that later tellers gave."""
     tellers: dict[str, None] = field(default_factory=dict)
     silent: bool = False
     """Whether it failed, or has not answered for ``SLOW_S``."""
     distance: int = 0
     """From the key; set by the path."""
+
+    def merged(self) -> tuple[bytes, ...]:
+        """The addresses to dial: the first of each teller's before the second of any."""
+        versions = (self.addresses, *self.others)
+        return fit(each for turn in zip_longest(*versions) for each in turn if each is not None)
 
 
 @dataclass(slots=True)
@@ -101,16 +113,20 @@ class _Path:
         """By teller: of the peers that it named, how many answered."""
         self._shortlist: list[Candidate] | None = None
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more candidate is kept."""
+        return len(self.candidates) < CANDIDATES_MAX
+
     def add(self, candidate: Candidate) -> None:
-        """Note a candidate that is not there yet, while there is room."""
-        if len(self.candidates) < CANDIDATES_MAX:
-            candidate.distance = point_of(candidate.peer) ^ self._point
-            self.candidates[candidate.peer] = candidate
-            self._shortlist = None
+        """Note a candidate that is not there yet."""
+        candidate.distance = point_of(candidate.peer) ^ self._point
+        self.candidates[candidate.peer] = candidate
+        self._shortlist = None
 
     def name(self, candidate: Candidate, teller: str) -> None:
-        """Note one more who names a candidate. One that we know ourselves needs nobody's word."""
-        if candidate.tellers and teller not in candidate.tellers:
+        """Note one more who names a candidate."""
+        if teller not in candidate.tellers:
             candidate.tellers[teller] = None
             self._shortlist = None
 
@@ -258,7 +274,7 @@ class Lookup:
                     continue
                 self._asked[following.peer] = path
                 self._out[following.peer] = now
-                asks.append(Ask(following.peer, following.addresses, self._question))
+                asks.append(Ask(following.peer, following.merged(), self._question))
                 progress = True
         return asks
 
@@ -287,21 +303,22 @@ class Lookup:
         return all(len({by.wide for by in named.tellers}) == len(tellers) for named in self._named.values())
 
     def _take(self, path: _Path, answer: Message, origin: Origin) -> None:
-        for each in answer.closer:
+        for each in answer.closer[:K]:
             if each.peer != self._own and each.addresses:
                 self._add(path, each, origin)
         self.told(answer.providers, origin)
 
     def _add(self, path: _Path, heard: KadPeer, teller: Origin) -> None:
         known = path.candidates.get(heard.peer)
-        if known is None:
-            addresses = self._dialable(heard.addresses)
-            if not addresses:
-                return
+        said = heard.addresses[:ADDRESSES_HEARD]
+        if known is None and path.has_room and (addresses := self._dialable(said)):
             where = self._origin(heard.peer, addresses)
-            path.add(Candidate(heard.peer, addresses, where, {teller.wide: None}))
-        else:
+            path.add(Candidate(heard.peer, addresses, where, tellers={teller.wide: None}))
+        elif known is not None and known.tellers:  # one that we know ourselves needs nobody's word
             path.name(known, teller.wide)
+            is_news = not set(said) <= {*known.addresses, *(each for other in known.others for each in other)}
+            if is_news and heard.peer not in self._asked and len(known.others) + 1 < VERSIONS_MAX:
+                known.others.append(self._dialable(said))
 
     def _addresses_of(self, named: _Named) -> tuple[bytes, ...]:
         by_tellers = sorted(named.addresses, key=lambda address: -len(named.addresses[address]))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multiaddr import Multiaddr
 
 from p2pnode.errors import ConfigError
 from p2pnode.net.address_policy import (
@@ -14,8 +17,15 @@ from p2pnode.net.address_policy import (
     nearest_first,
     on_link,
     own_addresses,
+    scope_of,
     to_announce,
 )
+from p2pnode.net.dht import text_of
+from p2pnode.net.multiaddrs import check_address, host_of, parse, without_peer
+from p2pnode.scopes import scope_of_host
+from tests.protocols.kademlia.dht_world import peer_number
+
+PEER = peer_number(1)
 
 GLOBAL, LAN, HOME = "/ip4/8.8.8.8/tcp/4001", "/ip4/192.168.1.5/tcp/4001", "/ip4/127.0.0.1/tcp/4001"
 CARRIER, NAME = "/ip4/100.64.0.2/tcp/4001", "/dns4/host.example.org/tcp/4001"
@@ -140,3 +150,55 @@ def test_an_address_is_on_link_in_a_network_of_ours() -> None:
 def test_this_machine_has_an_address() -> None:
     assert all("/" in each for each in interface_addresses())
     assert interface_addresses()
+
+
+# ---- the quick ways, beside the library's
+
+
+def _scope_by_the_library(address: str) -> str | None:
+    try:
+        check_address(without_peer(address))
+    except ConfigError:
+        return None
+    return scope_of_host(host_of(address))
+
+
+def _text_by_the_library(address: bytes) -> str | None:
+    try:
+        return without_peer(str(parse(str(Multiaddr(address)))))
+    except Exception:  # noqa: BLE001  the library raises whatever it likes here
+        return None
+
+
+HOSTS = st.one_of(
+    st.ip_addresses().map(str),
+    st.sampled_from(["01.2.3.4", "1.2.3", "::ffff:1.2.3.4", "fe80::1%eth0", "1.2.3.4.5", "::", ":::", "abc"]),
+)
+
+
+@given(
+    st.sampled_from(["ip4", "ip6", "dns"]),
+    HOSTS,
+    st.sampled_from(["tcp", "udp"]),
+    st.one_of(st.integers(0, 70_000).map(str), st.sampled_from(["007", "", "x"])),
+    st.sampled_from(["", "/ws", "/tls", f"/p2p/{PEER}", f"/ws/p2p/{PEER}", "/p2p/x", "/"]),
+)
+def test_the_scope_of_an_address_is_that_by_the_library(
+    family: str, host: str, transport: str, port: str, tail: str
+) -> None:
+    address = f"/{family}/{host}/{transport}/{port}{tail}"
+    assert scope_of(address) == _scope_by_the_library(address)
+
+
+@given(
+    st.sampled_from([b"\x04", b"\x29", b"\x35"]),
+    st.one_of(st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16), st.binary(max_size=20)),
+    st.sampled_from([b"\x06", b"\x91\x02", b""]),
+    st.binary(max_size=4),
+    st.sampled_from([b"", b"\xdd\x03", b"\xdd", b"\xdd\x03\x00"]),
+)
+def test_a_binary_address_reads_as_by_the_library(
+    family: bytes, host: bytes, transport: bytes, port: bytes, tail: bytes
+) -> None:
+    address = family + host + transport + port + tail
+    assert text_of(address) == _text_by_the_library(address)

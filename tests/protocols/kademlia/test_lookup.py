@@ -20,6 +20,7 @@ from p2pnode.protocols.kademlia.lookup import (
 )
 from p2pnode.protocols.kademlia.messages import (
     ADDRESSES_MAX,
+    K,
     KadPeer,
     Message,
     point_of,
@@ -89,11 +90,11 @@ def test_it_asks_the_closest_first_three_at_once_on_each_of_three_paths() -> Non
 
 def test_it_ends_when_everybody_on_the_shortlists_was_asked_once() -> None:
     machine = lookup(PEERS[100:109])
-    asked = finish(machine, machine.start(0.0), closer=PEERS[:WIDTH])
+    asked = finish(machine, machine.start(0.0), closer=PEERS[:K])
     assert machine.is_over
     assert len(asked) == len(set(asked))
-    assert set(PEERS[:WIDTH]) <= set(asked)
-    assert list(machine.result(5).closest) == PEERS[:WIDTH]
+    assert set(PEERS[:K]) <= set(asked)
+    assert list(machine.result(5).closest) == [*PEERS[:K], *PEERS[100:104]]
 
 
 def test_a_lookup_without_anybody_is_over_at_once() -> None:
@@ -174,9 +175,9 @@ def test_made_up_peers_near_the_key_cost_their_teller_its_word() -> None:
         if ask.peer in made_up:
             asks += machine.failed(ask.peer, 0.0)
         else:
-            closer = made_up if ask.peer == liar else PEERS[50:74]
+            closer = made_up if ask.peer == liar else PEERS[50:70]
             asks += machine.answered(ask.peer, answer(closer=closer), origin(ask.peer), 0.0)
-    assert set(PEERS[50:74]) <= set(asked)
+    assert set(PEERS[50:70]) <= set(asked)
     assert list(machine.result(5).closest)[:20] == PEERS[50:70]
 
 
@@ -292,6 +293,19 @@ def test_a_liar_cannot_hide_a_providers_address_behind_others() -> None:
     (found,) = machine.result(1).providers
     assert found.addresses[0] == right
     assert len(found.addresses) == ADDRESSES_MAX
+
+
+def test_a_liar_cannot_hide_where_a_peer_is_that_others_name() -> None:
+    decoy, wanted, liar, honest = PEERS[0], PEERS[1], PEERS[100], PEERS[103]
+    machine = lookup(PEERS[100:109])  # these two share a path with one more, and all three are asked
+    machine.start(0.0)
+    wrong = tuple(address(f"40.1.1.{n}") for n in range(8))
+    told = (*named([decoy]), KadPeer(peer=wanted, addresses=wrong))
+    asks = machine.answered(liar, Message(kind="get_providers", closer=told), origin(liar), 0.0)
+    assert [each.peer for each in asks] == [decoy]
+    (ask,) = machine.answered(honest, answer(closer=[wanted]), origin(honest), 0.0)
+    assert ask.peer == wanted
+    assert ask.addresses == (wrong[0], at(wanted), *wrong[1:4])
 
 
 def test_a_crowd_of_made_up_providers_is_bounded() -> None:
