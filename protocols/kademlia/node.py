@@ -203,6 +203,8 @@ class KademliaNode:
             case Identified(peer=peer, addresses=addresses, serves=serves):
                 if serves:
                     self.table.enter(peer, addresses, self._origin_of(peer))
+                else:
+                    self.table.remove(peer)  # it may have served until now
                 return []
             case Disconnected(peer=peer):
                 self.table.disconnected(peer)

@@ -89,6 +89,14 @@ class RoutingTable:
         for known in self._known(peer):
             known.connected = False
 
+    def remove(self, peer: PeerId) -> None:
+        """Forget a peer that serves no longer."""
+        bucket = self._bucket_of(peer)
+        if bucket is not None:
+            bucket.waiting.pop(peer)
+            if peer in bucket.entries:
+                self._drop(bucket, peer)
+
     def failed(self, peer: PeerId) -> None:
         """Note that the peer didn't answer. It gives way to one that waits, or goes when it fails again."""
         bucket = self._bucket_of(peer)

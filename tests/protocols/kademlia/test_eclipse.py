@@ -20,11 +20,11 @@ from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.messages import Address, SignedAdvert
 from p2pnode.protocols.adverts.signatures import AdvertChecks
-from p2pnode.protocols.events import Command, Effect, Received, TimerFired
+from p2pnode.protocols.events import Command, Effect, Received, SetTimer, TimerFired
 from p2pnode.protocols.kademlia.messages import KadPeer, Message, record_key
 from p2pnode.protocols.kademlia.node import LOOKUP_S
 from p2pnode.protocols.lookup.messages import Contact, Contacted, Found, Hint, SourceDone, provider_key
-from p2pnode.protocols.lookup.search import SLOW_S, Search
+from p2pnode.protocols.lookup.search import Search
 from tests.protocols.kademlia.dht_world import Host, address, grown, nearest, peer_number, prefix_of
 from tests.protocols.support import MODEL, WALL, Identity, emitted
 
@@ -155,17 +155,22 @@ class Eclipse:
             dials_max=DEFAULT_LIMITS.dials_per_lookup,
             dials_at_once=DEFAULT_LIMITS.dials_at_once,
         )
-        now, found = 0.0, self._contact(search, search.start(0.0), 0.0)
+        timers: dict[str, float] = {}
+        now, found = 0.0, self._contact(search, search.start(0.0), 0.0, timers)
 
         def say(value: object) -> None:
             nonlocal found
-            found = self._contact(search, search.handle(Command(value), now), now) or found
+            found = self._contact(search, search.handle(Command(value), now), now, timers) or found
 
         def wait_until(end: float) -> None:
             nonlocal now, found
-            while now < end:
-                now += SLOW_S
-                found = self._contact(search, search.handle(TimerFired("slow"), now), now) or found
+            while timers and (due := min(timers.values())) < end:
+                now = due
+                for key in [key for key, at in timers.items() if at <= now]:
+                    del timers[key]
+                    effects = search.handle(TimerFired(key), now)
+                    found = self._contact(search, effects, now, timers) or found
+            now = end
 
         for host in (*liars, *friends):
             say(Hint(peer=host.peer, addresses=(), source="bootstrap", local=True))
@@ -190,15 +195,20 @@ class Eclipse:
         wait_until(DEFAULT_LIMITS.lookup_deadline_s)
         return found
 
-    def _contact(self, search: Search, effects: Sequence[Effect], now: float) -> bool:
+    def _contact(
+        self, search: Search, effects: Sequence[Effect], now: float, timers: dict[str, float]
+    ) -> bool:
         """No dial but that of the honest host is ever answered."""
         found = False
+        timers.update((each.key, each.at) for each in effects if isinstance(each, SetTimer))
         left = emitted(effects)
         while left:
             value = left.pop(0)
             found = found or (isinstance(value, Found) and value.advert.peer == HONEST.peer)
             if isinstance(value, Contact) and value.peer == HONEST.peer:
-                left += emitted(search.handle(Command(Contacted(value.peer, HONEST.advert())), now))
+                more = search.handle(Command(Contacted(value.peer, HONEST.advert())), now)
+                timers.update((each.key, each.at) for each in more if isinstance(each, SetTimer))
+                left += emitted(more)
         return found
 
 

@@ -156,3 +156,10 @@ def test_a_peer_that_does_not_serve_enters_no_table() -> None:
     served = Served()
     served.node.handle(Command(Identified(peer_number(3), (address("30.0.0.1"),), serves=False)), 0.0)
     assert len(served.node.table) == 0
+
+
+def test_a_peer_that_serves_no_longer_leaves_the_table() -> None:
+    served = Served()
+    served.know(3, 4)
+    served.node.handle(Command(Identified(peer_number(3), (address("30.0.0.1"),), serves=False)), 0.0)
+    assert [each.peer for each in served.node.table] == [peer_number(4)]
