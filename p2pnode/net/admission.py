@@ -55,7 +55,10 @@ class Handshakes:
         self._draw = draw
         self._pending: FairShares[Ticket] = FairShares(PENDING_PER_HANDSHAKE * self._at_once)
         self._waiting: dict[Ticket, None] = {}
-        self._begun: deque[tuple[float, Origin]] = deque(maxlen=_COUNTED_MAX)
+        self._begun: deque[tuple[float, Origin]] = deque()
+        self._by_wide: Counter[str] = Counter()
+        self._by_near: Counter[str] = Counter()
+        """How many of ``_begun`` each origin has: kept with it, since it may be long when turns come fast."""
         self.under_way: dict[Ticket, None] = {}
         self.refused: Counter[str] = Counter()
 
@@ -110,21 +113,32 @@ class Handshakes:
                 del self.under_way[oldest]
                 self.refused["slow_handshakes"] += 1
                 oldest.drop()
-            ticket = self._whose_turn(now)
+            self._forget_turns(now)
+            ticket = self._whose_turn()
             del self._waiting[ticket]
             self._pending.leave(ticket)
-            self._begun.append((now, ticket.origin))
+            self._note_turn(ticket.origin, now)
             ticket.since = now
             self.under_way[ticket] = None
             ticket.begun.set()
 
-    def _whose_turn(self, now: float) -> Ticket:
-        while self._begun and self._begun[0][0] <= now - COUNTED_S:
-            self._begun.popleft()
+    def _note_turn(self, origin: Origin, now: float) -> None:
+        self._begun.append((now, origin))
+        self._by_wide[origin.wide] += 1
+        self._by_near[origin.near] += 1
+
+    def _forget_turns(self, now: float) -> None:
+        while self._begun and (self._begun[0][0] <= now - COUNTED_S or len(self._begun) > _COUNTED_MAX):
+            _, gone = self._begun.popleft()
+            for counts, name in ((self._by_wide, gone.wide), (self._by_near, gone.near)):
+                counts[name] -= 1
+                if not counts[name]:
+                    del counts[name]
+
+    def _whose_turn(self) -> Ticket:
         if len(self._waiting) == 1:
             return next(iter(self._waiting))
-        wide = Counter(origin.wide for _, origin in self._begun)
-        near = Counter(origin.near for _, origin in self._begun)
+        wide, near = self._by_wide, self._by_near
         first: dict[Origin, Ticket] = {}
         for ticket in self._waiting:
             first.setdefault(ticket.origin, ticket)

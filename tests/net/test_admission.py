@@ -15,6 +15,7 @@ from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.admission import (
     CONNECTIONS_PER_PAYER,
+    COUNTED_S,
     IDLE_S,
     PATIENCE_S,
     PENDING_PER_HANDSHAKE,
@@ -52,6 +53,27 @@ async def test_a_handshake_waits_its_turn_and_starts_when_another_ends(autojump_
         turns.settle(first)
         with trio.fail_after(PATIENCE_S / 2):
             await second.begun.wait()
+
+
+@pytest.mark.parametrize(("later_s", "first"), [(COUNTED_S - 2, "there"), (COUNTED_S + 2, "here")])
+async def test_a_turn_counts_for_a_minute(later_s: float, first: str, autojump_clock: MockClock) -> None:
+    turns = handshakes()
+    for _ in range(3):
+        ticket = enter(turns, HERE)
+        await turns.begin(ticket)
+        turns.settle(ticket)
+    await trio.sleep(later_s)
+    busy = enter(turns, THERE)
+    await turns.begin(busy)
+    waiting = {"here": enter(turns, HERE), "there": enter(turns, THERE)}
+    async with trio.open_nursery() as nursery:
+        for ticket in waiting.values():
+            nursery.start_soon(turns.begin, ticket)
+        await trio.testing.wait_all_tasks_blocked()
+        turns.settle(busy)
+        await waiting[first].begun.wait()
+        assert [name for name, each in waiting.items() if each.begun.is_set()] == [first]
+        turns.settle(waiting[first])
 
 
 async def test_when_too_many_say_nothing_the_longest_silent_goes() -> None:
