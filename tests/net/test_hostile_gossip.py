@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.envelope import seal_record
 from libp2p.peer.id import ID
 from libp2p.peer.peer_record import PeerRecord
@@ -19,8 +20,11 @@ from trio.testing import MockClock
 
 from p2pnode.errors import UnreachableError
 from p2pnode.limits import Limits
+from p2pnode.net import yamux as wire
+from p2pnode.net.negotiation import MULTISTREAM
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.stream import Stream
+from p2pnode.net.upgrader import Upgrader
 from p2pnode.protocols.gossipsub.commands import ACCEPT
 from p2pnode.protocols.gossipsub.messages import PROTOCOL_1_1, PROTOCOL_1_2, RPC_MAX
 from tests.net.memory_world import world
@@ -128,6 +132,35 @@ async def test_an_rpc_that_never_ends_ends_its_stream(autojump_clock: MockClock)
         with trio.fail_after(20):
             await ended(stream)
         assert node.stats().faults == {"gossip.stalled": 1}
+
+
+async def test_a_stream_that_is_agreed_while_its_connection_is_closed_leaves_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(1) as w:
+        [node] = w.nodes
+        await node.subscribe(TOPIC, lambda _author, _data: ACCEPT)
+        bare = await w.net.dial("10.9.9.9", ("10.0.0.1", 4001))
+        upgrader = Upgrader(b"leaving".ljust(32), Limits())
+        conn = (await upgrader.upgrade_outbound(RawConnection(bare, True), node.peer_id)).secured_conn
+        await conn.write(data_frame(MULTISTREAM, wire.SYN))
+        await eventually(lambda: node.is_connected(upgrader.peer))
+        # The peer doesn't read. So many answers to pings fill the wire and a part of the node's queue, so that
+        # the node can't end the connection at once.
+        for _ in range(20):
+            await conn.write(wire.frame(wire.PING, wire.SYN, 0, 1) * 5000)
+        await trio.sleep(1)
+        assert node.charge(upgrader.peer, "test", 100.0) == "leave"
+        await eventually(lambda: not node.is_connected(upgrader.peer))
+        await conn.write(data_frame(PROTOCOL_1_1))
+        await trio.sleep(60)
+        assert node.stats().gossip["held.peers"] == 0
+
+
+def data_frame(line: str, flags: int = 0) -> bytes:
+    """A line of multistream-select on the peer's first stream."""
+    body = encode_varint_prefixed(line.encode() + b"\n")
+    return wire.frame(wire.DATA, flags, 1, len(body)) + body
 
 
 async def test_silence_is_no_fault(autojump_clock: MockClock) -> None:
