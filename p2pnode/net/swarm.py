@@ -46,6 +46,10 @@ STREAMS_PER_S: Final = 64.0
 STREAMS_BURST: Final = 256.0
 """A connection's streams are served as fast as this after a burst: who opens more of them waits."""
 REACHED_MAX: Final = 1024
+NAMES_AT_ONCE: Final = 8
+"""Names of strangers that are looked up at the same time. A look-up takes one of the 40 threads that the
+whole process has, for its disks too, and keeps it until the resolver gives up, whoever waits no more."""
+NAMES_WAITING: Final = 32
 
 
 OriginRule = Callable[[str | None, PeerId], Origin]
@@ -100,6 +104,9 @@ class Swarm:
         self._reached: BoundedMap[PeerId, str] = BoundedMap(REACHED_MAX)
         self._dialling: dict[PeerId, _Dial] = {}
         self._closing = False
+        self._look_ups = trio.CapacityLimiter(NAMES_AT_ONCE)
+        self._names = 0
+        """Names that are looked up, or wait for it."""
 
     def reached_at(self, peer: PeerId) -> tuple[str, ...]:
         """Where we last dialled ``peer`` with success. We saw this ourselves, so it is trusted."""
@@ -183,14 +190,34 @@ class Swarm:
         wanted = {"dns4": (socket.AF_INET,), "dns6": (socket.AF_INET6,)}.get(
             family, (socket.AF_INET, socket.AF_INET6)
         )
-        try:
-            found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            return ()
+        found = await self._look_up(host)
         hosts = dict.fromkeys(str(name[0]) for kind, *_, name in found if kind in wanted)
         return self.policy.dialable(
             f"/{'ip6' if ':' in ip else 'ip4'}/{ip}/{rest}" for ip in list(hosts)[:ADDRESSES_MAX]
         )
+
+    async def _look_up(self, name: str) -> list[Any]:
+        """What the resolver says of a stranger's name; nothing where too many others are being looked up."""
+        if self.nursery is None or self._names >= NAMES_AT_ONCE + NAMES_WAITING:
+            return []
+        self._names += 1
+        found: list[Any] = []
+        over = trio.Event()
+
+        async def ask() -> None:
+            try:
+                async with self._look_ups:
+                    found.extend(await trio.socket.getaddrinfo(name, None, type=socket.SOCK_STREAM))
+            except (OSError, UnicodeError):
+                pass
+            finally:
+                self._names -= 1
+                over.set()
+
+        # A task of its own: whoever waits may be cancelled, and the look-up goes on all the same.
+        self.nursery.start_soon(self.guard.run, ask)
+        await over.wait()
+        return found
 
     async def _race(self, peer: PeerId, addresses: list[Multiaddr]) -> Connection:
         won: list[Connection] = []

@@ -145,8 +145,8 @@ async def test_a_stream_that_is_agreed_while_its_connection_is_closed_leaves_not
         conn = (await upgrader.upgrade_outbound(RawConnection(bare, True), node.peer_id)).secured_conn
         await conn.write(data_frame(MULTISTREAM, wire.SYN))
         await eventually(lambda: node.is_connected(upgrader.peer))
-        # The peer doesn't read. So many answers to pings fill the wire and a part of the node's queue, so that
-        # the node can't end the connection at once.
+        # The peer doesn't read. So many answers to pings fill the wire and a part of the node's queue: the
+        # node can't end the connection at once.
         for _ in range(20):
             await conn.write(wire.frame(wire.PING, wire.SYN, 0, 1) * 5000)
         await trio.sleep(1)

@@ -20,6 +20,7 @@ from p2pnode.errors import UnreachableError
 from p2pnode.models.manifest import scripted_model_id
 from p2pnode.net.memory import MemoryNet, MemoryStream
 from p2pnode.net.network import Network, NetworkConfig
+from p2pnode.net.swarm import NAMES_AT_ONCE, NAMES_WAITING
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
@@ -210,6 +211,44 @@ async def test_not_through_a_name_that_leads_into_our_network(autojump_clock: Mo
         await trio.sleep(60)
         s.assert_no_victim()
         assert "8.8.8.9" in s.dialled
+
+
+class _Silent(trio.abc.HostnameResolver):
+    """Of names that nobody answers for; it counts who waits."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    async def getaddrinfo(self, *_: object, **__: object) -> list[object]:  # type: ignore[override]
+        self.waiting += 1
+        await trio.sleep(30)
+        self.waiting -= 1
+        raise socket.gaierror
+
+    async def getnameinfo(self, *_: object) -> tuple[str, str]:
+        raise OSError
+
+
+async def test_names_that_nobody_answers_for_do_not_take_all_threads(autojump_clock: MockClock) -> None:
+    names = _Silent()
+    trio.socket.set_custom_hostname_resolver(names)
+    async with scene() as s:
+        refused: list[str] = []
+
+        async def dial(number: int) -> None:
+            peer = PeerKey(seed_of(1000 + number)).peer_id
+            with trio.move_on_after(1.0):  # as who dials gives up
+                with pytest.raises(UnreachableError):
+                    await s.node.network.connect_peer(peer, [f"/dns4/x{number}.example.org/tcp/4001"])
+                refused.append(peer)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(dial, number)
+        assert names.waiting == NAMES_AT_ONCE
+        assert len(refused) == 100 - NAMES_AT_ONCE - NAMES_WAITING
+        await trio.sleep(200)
+        assert names.waiting == 0
 
 
 async def test_what_the_user_names_is_dialled_wherever_it_is(autojump_clock: MockClock) -> None:
