@@ -40,6 +40,12 @@ SOURCES_MAX: Final = 1024
 SEEN_PER_S: Final = 4.0
 SEEN_BURST: Final = 64.0
 """Of the connected peers of one origin, beside what strangers may bring."""
+RENEWALS_PER_S: Final = 64.0
+RENEWALS_BURST: Final = 256.0
+"""Of peers whose live advert is held, beside what strangers may bring: who floods under new names must not
+keep known hosts from going on. The binding of a known host isn't checked again, so it costs less, too."""
+RENEWAL_AFTER_S: Final = 10.0
+"""Since the last advert of the same peer that gossip brought; sooner it counts as a stranger's."""
 UNSEEN: Final = "unseen"
 """The wide origin of all adverts of peers that are not connected."""
 Verdict: TypeAlias = Literal[
@@ -151,7 +157,8 @@ class Book:
             return "accepted", advert  # asked again; it was verified when it came
         privileged = self._privileged(advert.peer)
         seen = self._origin_of(advert.peer)
-        if not (privileged or asked or self._sources.admit(source, seen, now)):
+        renews = held is not None and held.is_live(now) and now - held.gossiped_at >= RENEWAL_AFTER_S
+        if not (privileged or asked or self._sources.admit(source, seen, now, renews=renews)):
             return "rate", None
         if not is_live(advert.binding, now):  # by our clock: its bearer may have another
             return "lapsed", None
@@ -298,12 +305,15 @@ class Sources:
 
     def __init__(self) -> None:
         self._all = TokenBucket(STRANGERS_PER_S, STRANGERS_BURST)
+        self._renewals = TokenBucket(RENEWALS_PER_S, RENEWALS_BURST)
         self._sources: BoundedMap[PeerId, _Source] = BoundedMap(SOURCES_MAX)
         self._seen: BoundedMap[str, TokenBucket] = BoundedMap(SOURCES_MAX)
 
-    def admit(self, source: PeerId, seen: Origin | None, now: float) -> bool:
+    def admit(self, source: PeerId, seen: Origin | None, now: float, *, renews: bool = False) -> bool:
         """Whether this source may bring one more advert of a stranger. ``seen``: where that peer is connected
-        from."""
+        from; ``renews``: whether it has had a live advert for a while."""
+        if renews and self._renewals.take(now):
+            return True
         if seen is not None:
             of_origin = self._seen.use(seen.wide, lambda: TokenBucket(SEEN_PER_S, SEEN_BURST))
             if of_origin.take(now):

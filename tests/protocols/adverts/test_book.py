@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import count, islice
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +17,7 @@ from p2pnode.ids import PeerId
 from p2pnode.protocols.adverts.book import (
     FORGERIES_MAX,
     FORGERY_WINDOW_S,
+    RENEWAL_AFTER_S,
     SEEN_BURST,
     SOURCE_SHARE,
     SOURCES_MAX,
@@ -263,6 +266,48 @@ def test_the_rate_of_strangers_comes_back_with_time() -> None:
     assert taken == STRANGERS_BURST
     later = sum(sources.admit(PeerId(f"source {n % 7}"), None, WALL + 2) for n in range(2000))
     assert later == 2 * STRANGERS_PER_S
+
+
+def test_hosts_that_are_known_go_on_while_new_names_flood() -> None:
+    """One connection that brings 32 made-up hosts a second hid 12 of 20 hosts that were there before."""
+    book, hosts, flooders = (
+        Book(checks=UNSIGNED),
+        [Identity(f"host {number}") for number in range(20)],
+        count(),
+    )
+    for host in hosts:
+        book.offer_gossip(unsigned(host.peer, NOW), host.peer, NOW)
+    for now in (NOW + 10, NOW + 20, NOW + 30, NOW + 40, NOW + 50, NOW + 60):
+        flood(book, flooders, 320, now)
+        if (now - NOW) % 30 == 0:
+            said = [book.offer_gossip(unsigned(host.peer, now), host.peer, now)[0] for host in hosts]
+            assert said == ["accepted"] * 20
+    assert book.counts["rate"] > 500
+
+
+def test_changes_of_a_known_host_in_quick_succession_count_as_a_stranger_s() -> None:
+    book, flooders = Book(checks=UNSIGNED), count()
+    book.offer_gossip(unsigned(ALICE.peer, NOW), ALICE.peer, NOW)
+    flood(book, flooders, int(STRANGERS_BURST), NOW)
+    for now, said in ((NOW + RENEWAL_AFTER_S / 2, "rate"), (NOW + RENEWAL_AFTER_S + 1, "accepted")):
+        flood(book, flooders, int(STRANGERS_BURST), now)
+        assert book.offer_gossip(unsigned(ALICE.peer, now), ALICE.peer, now)[0] == said
+
+
+def flood(book: Book, numbers: Iterator[int], times: int, now: float) -> None:
+    """Adverts of ever new peers, each by another author."""
+    for number in islice(numbers, times):
+        book.offer_gossip(unsigned(f"flooder {number}", now), PeerId(f"author {number}"), now)
+
+
+UNSIGNED = AdvertChecks(verify=lambda _signed, _advert: True, is_bound=lambda _peer, _binding: True)
+
+
+def unsigned(peer: object, now: float) -> bytes:
+    """An advert of whomever, which lives for 90 s; for books that check no signature."""
+    whose = PeerId(str(peer))
+    advert = replace(ALICE.advert(), peer=whose, issued_at=int(now), expires_at=int(now) + 90, seq=int(now))
+    return encode(SignedAdvert(body=encode(advert), signature=bytes(64)))
 
 
 def test_a_privileged_peer_is_heard_during_a_flood() -> None:
