@@ -98,6 +98,16 @@ class FairShares(Generic[K]):
         """How many places the near origin holds."""
         return len(self._held.get(origin.wide, {}).get(origin.near, ()))
 
+    def holds_more(self, one: Origin, other: Origin) -> bool:
+        """Whether ``one`` holds more places than ``other``; of two in the same wide origin, the near ones
+        count: a wide origin has any number of near ones."""
+        if one.wide == other.wide:
+            return self.held_by(one) > self.held_by(other)
+        return self._held_within(one.wide) > self._held_within(other.wide)
+
+    def _held_within(self, wide: str) -> int:
+        return sum(map(len, self._held.get(wide, {}).values()))
+
     def holders(self, origin: Origin) -> list[K]:
         """Who holds the places of a near origin, the oldest first."""
         return list(self._held.get(origin.wide, {}).get(origin.near, ()))

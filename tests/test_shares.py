@@ -128,6 +128,16 @@ def test_many_near_prefixes_of_one_wide_one_have_one_share() -> None:
     assert shares.enter(10, place("c"), oldest)[0]
 
 
+def test_near_origins_are_compared_within_one_wide_one_only() -> None:
+    shares: FairShares[int] = FairShares(8)
+    for n, where in enumerate(("a.0", "a.1", "b")):
+        shares.enter(n, place(where), oldest)
+    assert not shares.holds_more(place("b"), place("a.2"))
+    assert shares.holds_more(place("a.0"), place("b"))
+    assert shares.holds_more(place("a.0"), place("a.2"))
+    assert not shares.holds_more(place("a.0"), place("a.1"))
+
+
 def test_within_a_wide_prefix_the_near_ones_share_too() -> None:
     shares: FairShares[int] = FairShares(4)
     for n in range(4):

@@ -131,13 +131,12 @@ class Admission(Generic[P]):
         _, victim = shares.enter(newcomer, newcomer.origin, _rests_longest)
         if victim is not None:
             return victim
-        own = shares.held_by(newcomer.origin)
         resting = [
             (len(self.places_of(each.peer)), now - each.rests_since, each)
             for each in others
             if each.rests_since is not None
             and now - each.rests_since >= REST_S
-            and (each.origin == newcomer.origin or shares.held_by(each.origin) > own)
+            and (each.origin == newcomer.origin or shares.holds_more(each.origin, newcomer.origin))
         ]
         return max(resting, key=lambda one: one[:2])[2] if resting else _full(detail)
 

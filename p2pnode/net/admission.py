@@ -211,19 +211,18 @@ class ConnectionPlaces(FairShares[H]):
             victim = self.largest(idlest)
         else:
             # Among origins with as few each, and within its own, a newcomer replaces what lies idle.
-            own = self.held_by(origin)
-            others = (each for each in self if each not in safe and self._yields(each, origin, own))
+            others = (each for each in self if each not in safe and self._yields(each, origin))
             victim = min(others, key=lambda each: each.active_at, default=None)
         if victim is None:
             return False, None
         self.leave(victim)
         return self.enter(newcomer, origin, idlest)[0], victim
 
-    def _yields(self, holder: H, origin: Origin, own: int) -> bool:
+    def _yields(self, holder: H, origin: Origin) -> bool:
         theirs = self.origin(holder)
         if self._standing_of(holder.peer) != "stranger" or trio.current_time() - holder.active_at < IDLE_S:
             return False
-        return theirs == origin or self.held_by(theirs) > own
+        return theirs == origin or self.holds_more(theirs, origin)
 
     def _may_reserve(self, newcomer: H) -> bool:
         if not newcomer.inbound:

@@ -151,6 +151,12 @@ def test_a_prefix_at_its_share_gets_no_more_at_the_cost_of_others() -> None:
     assert admission(*places, elsewhere(2)).decide_open(elsewhere(2), 100.0) is not None
 
 
+def test_ever_new_prefixes_of_one_ipv6_network_take_no_resting_session_of_others() -> None:
+    several = [Stand(PeerId(f"crowd {i}"), rests_since=None, host=f"2a01:4f8:{i}::1") for i in range(3)]
+    *places, newcomer = several[0], several[1], elsewhere(1), several[2]
+    assert code(admission(*places, newcomer).decide_open(newcomer, 100.0)) == "capacity"
+
+
 def test_the_places_of_one_peer_are_known() -> None:
     places = stands("a", "a", "b")
     subject = admission(*places)

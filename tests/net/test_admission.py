@@ -291,12 +291,13 @@ async def test_a_full_house_of_busy_strangers_is_full(now: MockClock) -> None:
     assert come(them, "newcomer") == (False, None)
 
 
-async def test_a_crowd_does_not_wear_out_the_idle_connections_of_others(now: MockClock) -> None:
+@pytest.mark.parametrize("crowd", ["8.8.8.1", "2a01:4f8:{:x}::1"], ids=["one /24", "one /32 of IPv6"])
+async def test_a_crowd_does_not_wear_out_the_idle_connections_of_others(crowd: str, now: MockClock) -> None:
     them = places(8)
     for i in range(4):
         come(them, f"idler {i}", f"9.9.{i}.1")
     for i in range(100):
-        come(them, f"crowd {i}", "8.8.8.1", active_at=1000.0 + i)
+        come(them, f"crowd {i}", crowd.format(i), active_at=1000.0 + i)
     assert all(held(them, origin_of(f"9.9.{i}.1", PeerId(""))) == 1 for i in range(4))
 
 
