@@ -13,13 +13,17 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from p2pnode.host.host import HostedModel
+from p2pnode.ids import ModelId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import scripted_model_id
+from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.net.address_policy import interface_addresses
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import wall_clock
+from p2pnode.node.finder import FoundHost
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.messages import PROTOCOL, Address, Advert, Load, Offer, SignedAdvert
@@ -28,6 +32,7 @@ from p2pnode.protocols.lookup.messages import provider_key
 from tests.net.memory_world import ip_of, seed_of
 from tests.node.world import Member, World, identity_of, scripted_host, world
 
+RARE = ModelId(b"a model that one host serves".ljust(32))
 GARBAGE = ("not a multiaddr", "/ip4/999.1.1.1/tcp/1", "/ip4/8.8.8.9", "/unix/x", "/ip4/8.8.8.9/udp/1")
 
 
@@ -117,6 +122,28 @@ async def _mute(w: World, target: Member, number: int) -> Network:
     await w.nursery.start(network.run)
     await network.connect(target.node.multiaddrs[0])
     return network
+
+
+async def test_a_peer_that_never_answers_does_not_keep_the_dht_from_being_asked(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(limits=replace(DEFAULT_LIMITS, peers_wanted=1)) as w:
+        first = await w.add([scripted_host()])
+        rare = await w.add(
+            [HostedModel(model=RARE, name="rare", engine=ScriptedEngine(), n_ctx=2048)],
+            bootstrap=first.node.multiaddrs[:1],
+        )
+        await trio.sleep(20)
+        searcher = await w.add(bootstrap=first.node.multiaddrs[:1])
+        await _mute(w, searcher, 1)
+        await trio.sleep(1)
+        for member in (first, searcher):  # nobody that is asked for adverts has this one: the DHT does
+            member.node.adverts.book.forget(rare.node.peer_id)
+        await searcher.node.network.disconnect(rare.node.peer_id)
+        found: list[FoundHost] = []
+        with trio.move_on_after(5):
+            await searcher.node.finder.find(RARE, seeds=first.node.multiaddrs[:1], on_found=found.append)
+        assert [each.advert.peer for each in found] == [rare.node.peer_id]
 
 
 async def test_peers_that_never_answer_do_not_keep_a_node_from_finding_others(
