@@ -183,20 +183,31 @@ class FairShares(Generic[K]):
 
 
 def one_of_each(groups: Iterable[Sequence[T]], count: int, draw: Draw) -> list[T]:
-    """Up to ``count`` of all, at random: one of each group before a second of any."""
-    order = shuffled([shuffled(group, draw) for group in groups], draw)
+    """Up to ``count`` of all, at random: one of each group before a second of any.
+
+    The work of choosing follows ``count``: a stranger may ask for a few of thousands again and again.
+    """
+    left = [list(group) for group in groups if group]
     chosen: list[T] = []
-    while order and len(chosen) < count:
-        chosen += [group.pop() for group in order][: count - len(chosen)]
-        order = [group for group in order if group]
+    while left and len(chosen) < count:
+        turns = min(count - len(chosen), len(left))
+        for first in range(turns):  # as many groups as are needed, in random order, come first
+            other = first + draw(len(left) - first)
+            left[first], left[other] = left[other], left[first]
+        chosen += [_taken(group, draw) for group in left[:turns]]
+        left = [group for group in left if group]
     return chosen
+
+
+def _taken(items: list[T], draw: Draw) -> T:
+    index = draw(len(items)) if len(items) > 1 else 0
+    items[index], items[-1] = items[-1], items[index]
+    return items.pop()
 
 
 def shuffled(items: Iterable[T], draw: Draw) -> list[T]:
     """The items in random order."""
     left, found = list(items), []
     while left:
-        index = draw(len(left))
-        left[index], left[-1] = left[-1], left[index]
-        found.append(left.pop())
+        found.append(_taken(left, draw))
     return found

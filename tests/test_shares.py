@@ -177,6 +177,18 @@ def test_shares_are_bounded_and_never_leave_a_place_unused(
             assert shares.held_by(place(each)) == Counter(inside.values())[each]
 
 
+def test_a_few_of_thousands_are_drawn_with_few_draws() -> None:
+    drawn: list[int] = []
+
+    def draw(count: int) -> int:
+        drawn.append(count)
+        return count - 1
+
+    chosen = one_of_each([[n, -n] for n in range(1, 3000)], 20, draw)
+    assert len({abs(each) for each in chosen}) == 20
+    assert len(drawn) == 40
+
+
 def test_groups_of_unequal_size_are_drawn_evenly() -> None:
     drawn = one_of_each([list(range(100)), [1000], [2000, 2001]], 5, random.Random(1).randrange)
     assert sum(each < 100 for each in drawn) == 2

@@ -39,12 +39,15 @@ from p2pnode.protocols.events import (
 )
 from p2pnode.protocols.gossipsub.commands import IGNORE, REJECT, Verdict
 from p2pnode.protocols.wire import encode
+from p2pnode.shares import Origin
 from p2pnode.words import span
 
 QUESTIONS_PER_STREAM: Final = 4
 QUESTIONS_PER_S: Final = 8.0
 QUESTIONS_BURST: Final = 64.0
 """Of one peer. A sample may walk the whole book and be answered with 32 kB."""
+ORIGIN_FACTOR: Final = 4
+"""So many times as many of one origin: peer ids are free."""
 ASKERS_MAX: Final = 1024
 SWEEP_S: Final = 5.0
 _SWEEP: Final = "sweep"
@@ -82,7 +85,10 @@ class AdvertExchange:
         peer: PeerId,
         instance: bytes,
         wall: Callable[[], float],
+        origin_of: Callable[[PeerId], Origin | None] = lambda _peer: None,
     ) -> None:
+        """``origin_of`` says where a peer is connected from; None where that isn't known."""
+        self._origin_of = origin_of
         self._book, self._publisher = book, publisher
         self._peer, self._instance, self._wall = peer, instance, wall
         self._started_wall = wall()
@@ -90,6 +96,7 @@ class AdvertExchange:
         self._asked: dict[StreamRef, int] = {}
         """Questions by stream, of those that are open."""
         self._askers: BoundedMap[PeerId, TokenBucket] = BoundedMap(ASKERS_MAX)
+        self._origins: BoundedMap[str, TokenBucket] = BoundedMap(ASKERS_MAX)
         self.topics: set[ModelId] = set()
         """The models whose gossip this node follows."""
         self.served: Counter[str] = Counter()
@@ -134,12 +141,18 @@ class AdvertExchange:
         """Who asks too much or too fast gets the stream's end for an answer."""
         asked = self._asked.get(event.stream, 0) + 1
         bucket = self._askers.use(event.peer, lambda: TokenBucket(QUESTIONS_PER_S, QUESTIONS_BURST))
-        if not bucket.take(now):
+        if not bucket.take(now) or not self._of_origin(event.peer).take(now):
             return [self._answered(event.stream)]
         self._asked[event.stream] = asked
         self.served[type(event.message).__name__] += 1
         answer = self._directory.handle(event, now)
         return [*answer, self._answered(event.stream)] if asked >= QUESTIONS_PER_STREAM else answer
+
+    def _of_origin(self, peer: PeerId) -> TokenBucket:
+        origin = self._origin_of(peer)
+        name = origin.wide if origin is not None else peer
+        most = ORIGIN_FACTOR * QUESTIONS_BURST
+        return self._origins.use(name, lambda: TokenBucket(ORIGIN_FACTOR * QUESTIONS_PER_S, most))
 
     def _answered(self, ref: StreamRef) -> Effect:
         self._asked.pop(ref, None)

@@ -64,7 +64,12 @@ class AdvertService:
         )
         self.publisher = Publisher(peer=key.peer_id, instance=instance, sign=key.sign, wall=wall, draw=draw)
         self._exchange = AdvertExchange(
-            self.book, self.publisher, peer=key.peer_id, instance=instance, wall=wall
+            self.book,
+            self.publisher,
+            peer=key.peer_id,
+            instance=instance,
+            wall=wall,
+            origin_of=self._seen_at,
         )
         self._driver = Driver(
             self._exchange, on_emit=self._emitted, write_deadline_s=limits.request_deadline_s

@@ -46,6 +46,8 @@ RENEWALS_BURST: Final = 256.0
 keep known hosts from going on. The binding of a known host isn't checked again, so it costs less, too."""
 RENEWAL_AFTER_S: Final = 10.0
 """Since the last advert of the same peer that gossip brought; sooner it counts as a stranger's."""
+GROUPED_S: Final = 1.0
+_GROUPED_MAX: Final = 16
 UNSEEN: Final = "unseen"
 """The wide origin of all adverts of peers that are not connected."""
 Verdict: TypeAlias = Literal[
@@ -83,6 +85,9 @@ class Entry:
         return not self.advert.withdrawn and now < self.advert.expires_at + self.late_s
 
 
+_Groups: TypeAlias = tuple[list[list[Entry]], list[list[Entry]]]
+
+
 class Book:
     """Keeps live adverts. Times are wall-clock seconds, given with each call."""
 
@@ -107,6 +112,10 @@ class Book:
         self._origin_of, self._draw = origin_of, draw
         self._shares: FairShares[PeerId] = FairShares(size_max - self._reserve)
         """Of those that were not privileged when they came."""
+        self._models: Counter[ModelId] = Counter()
+        """How many entries offer each model."""
+        self._changes = 0
+        self._groups: BoundedMap[ModelId | None, tuple[int, float, _Groups]] = BoundedMap(_GROUPED_MAX)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -134,9 +143,8 @@ class Book:
             if held is not None and not advert.withdrawn:
                 late_s = min(late_s, held.late_s)
             gossiped_at = unasked if asked else now
-            self._entries[advert.peer] = Entry(
-                signed, advert, gossiped_at, late_s, self._origin(advert), until
-            )
+            entry = Entry(signed, advert, gossiped_at, late_s, self._origin(advert), until)
+            self._put(advert.peer, entry)
         return verdict, advert
 
     def _judge(
@@ -205,7 +213,7 @@ class Book:
                 return False
             self._shares.enter(peer, origin, self._any)
         if victim is not None:
-            del self._entries[victim]
+            self._put(victim, None)
         return True
 
     def _replace(self, holders: Sequence[PeerId]) -> bool:
@@ -221,6 +229,16 @@ class Book:
     def sample(self, count: int, now: float, model: ModelId | None = None) -> list[Entry]:
         """Up to ``count`` live adverts, drawn: by turns of a peer that was seen and of one that wasn't, and
         of each kind one of every origin before a second of any."""
+        kinds = [one_of_each(groups, count, self._draw) for groups in self._grouped(now, model)]
+        turns = (kind[index] for index in range(count) for kind in kinds if index < len(kind))
+        return list(islice(turns, count))
+
+    def _grouped(self, now: float, model: ModelId | None) -> _Groups:
+        """Live adverts by origin: of peers that were seen, and of others. Kept until the book changes, for at
+        most a second: strangers ask for samples, and to walk over a full book takes long."""
+        known = self._groups.get(model)
+        if known is not None and known[0] == self._changes and 0 <= now - known[1] < GROUPED_S:
+            return known[2]
         seen: dict[str, list[Entry]] = {}
         unseen: dict[str, list[Entry]] = {}
         for entry in self.live(now, model):
@@ -231,9 +249,9 @@ class Book:
                 else seen.setdefault(origin.wide, [])
             )
             group.append(entry)
-        kinds = [one_of_each(each.values(), count, self._draw) for each in (seen, unseen)]
-        turns = (kind[index] for index in range(count) for kind in kinds if index < len(kind))
-        return list(islice(turns, count))
+        groups = (list(seen.values()), list(unseen.values()))
+        self._groups.put(model, (self._changes, now, groups))
+        return groups
 
     def expire(self, now: float) -> list[PeerId]:
         """Drop what has expired; returns whom."""
@@ -244,8 +262,21 @@ class Book:
 
     def forget(self, peer: PeerId) -> None:
         """Drop one peer's advert (it withdrew, or is banned)."""
-        self._entries.pop(peer, None)
+        self._put(peer, None)
         self._shares.leave(peer)
+
+    def _put(self, peer: PeerId, entry: Entry | None) -> None:
+        """Hold this instead of what was held of the peer, or nothing."""
+        before = self._entries.pop(peer, None) if entry is None else self._entries.get(peer)
+        if entry is not None:
+            self._entries[peer] = entry
+            self._models.update({offer.model for offer in entry.advert.offers})
+        if before is not None:
+            for model in {offer.model for offer in before.advert.offers}:
+                self._models[model] -= 1
+                if not self._models[model]:
+                    del self._models[model]
+        self._changes += 1
 
     def get(self, peer: PeerId, now: float) -> Entry | None:
         """A peer's live advert."""
@@ -254,6 +285,8 @@ class Book:
 
     def live(self, now: float, model: ModelId | None = None) -> Iterator[Entry]:
         """Live adverts, of one model or of all, in the order they came."""
+        if model is not None and model not in self._models:
+            return
         for entry in self._entries.values():
             if entry.is_live(now) and (model is None or entry.advert.offer(model) is not None):
                 yield entry

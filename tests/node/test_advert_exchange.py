@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from p2pnode.errors import ClockError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.node.advert_exchange import (
+    ORIGIN_FACTOR,
     QUESTIONS_BURST,
     QUESTIONS_PER_STREAM,
     SWEEP_S,
@@ -33,6 +35,7 @@ from p2pnode.protocols.events import (
     TimerFired,
 )
 from p2pnode.protocols.wire import encode
+from p2pnode.shares import Origin
 from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer
 
 ALICE, OWN = Identity("alice"), Identity("own")
@@ -43,14 +46,14 @@ QUESTION = GetAdvert(peer=ALICE.peer)
 class Subject:
     """An exchange whose wall clock the test sets."""
 
-    def __init__(self, book: Book | None = None) -> None:
+    def __init__(self, book: Book | None = None, **more: Any) -> None:
         self.wall = float(WALL)
         self.book = Book() if book is None else book
         self.publisher = Publisher(
             peer=OWN.peer, instance=bytes(8), sign=OWN.sign, wall=lambda: self.wall, draw=lambda: 0.0
         )
         self.exchange = AdvertExchange(
-            self.book, self.publisher, peer=OWN.peer, instance=bytes(8), wall=lambda: self.wall
+            self.book, self.publisher, peer=OWN.peer, instance=bytes(8), wall=lambda: self.wall, **more
         )
 
     def give(self, event: Event, now: float = 0.0) -> list[Effect]:
@@ -84,6 +87,18 @@ def test_whoever_asks_too_fast_gets_no_answer_and_others_do() -> None:
     assert subject.ask(stream=500) == [Emit(Answered(500))]
     assert len(answers(subject.ask(OTHER, stream=501))) == 1
     assert len(answers(subject.ask(stream=502, now=1.0))) == 1
+
+
+def test_of_one_origin_four_peers_worth_of_questions_are_answered() -> None:
+    subject = Subject(origin_of=lambda peer: None if peer == OTHER else Origin("8.8.8.0/24", "8.8.8.0/24"))
+    crowd = [PeerId(f"crowd {number}") for number in range(2 * ORIGIN_FACTOR)]
+    answered = [
+        len(answers(subject.ask(peer, stream=number)))
+        for peer in crowd
+        for number in range(int(QUESTIONS_BURST))
+    ]
+    assert sum(answered) == ORIGIN_FACTOR * QUESTIONS_BURST
+    assert len(answers(subject.ask(OTHER, stream=501))) == 1
 
 
 @pytest.mark.parametrize("end", [HalfClosed(ASKER, 1), Closed(ASKER, 1, "lost")], ids=["half", "whole"])

@@ -410,6 +410,21 @@ class Crowd:
         return identity(name).peer in {entry.advert.peer for entry in self.book.sample(count, NOW, MODEL)}
 
 
+def test_a_sample_is_of_the_book_as_it_is_now() -> None:
+    crowd = Crowd()
+    for name in ("first", "second"):
+        assert not crowd.sampled(name)
+        crowd.take(name)
+        assert crowd.sampled(name)
+    crowd.book.forget(identity("first").peer)
+    assert not crowd.sampled("first")
+    assert crowd.sampled("second")
+    later = NOW + 3600 + CLOCK_SKEW_S
+    assert crowd.book.sample(9, later, MODEL) == []
+    assert [entry.advert.peer for entry in crowd.book.sample(9, NOW, MODEL)] == [identity("second").peer]
+    assert crowd.book.sample(9, NOW, OTHER_MODEL) == []
+
+
 def test_a_host_that_joins_late_has_a_place_in_a_book_full_of_made_up_adverts() -> None:
     crowd = Crowd()
     for number in range(70):
