@@ -54,8 +54,9 @@ def frame(kind: int, flags: int, stream_id: int, length: int) -> bytes:
 # ---- the connection
 
 QUEUE_ROOM_BYTES: Final = 128 * 1024
-QUEUE_MAX_BYTES: Final = 2 * 1024 * 1024
-"""A peer that makes us answer (pings, resets) without reading the answers is cut off here."""
+HEADERS_MAX_BYTES: Final = 256 * 1024
+"""A peer that makes us answer (pings, resets) without reading the answers is cut off here: each of hundreds
+of connections may hold so much, besides ``QUEUE_ROOM_BYTES`` of what streams send."""
 PACKET_MAX_BYTES: Final = 65519
 """The plaintext of one Noise message."""
 OUTBOUND_STREAMS_MAX: Final = 256
@@ -114,6 +115,8 @@ class Yamux:
         self._body_stream: YamuxStream | None = None
         self._body_flags = 0
         self._out = bytearray()
+        self._headers = 0
+        """Bytes of frames without a body that may still be queued."""
         self._out_ready: trio.Event | None = None
         self._room: trio.Event | None = None
         self._ending = False
@@ -193,9 +196,10 @@ class Yamux:
 
     def send_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         """Queue one header; bounded by cutting off the peer."""
-        if len(self._out) > QUEUE_MAX_BYTES:
+        if self._headers > HEADERS_MAX_BYTES:
             self._scope.cancel()
             return
+        self._headers += HEADER_BYTES
         self._enqueue(frame(kind, flags, stream_id, length))
 
     def send_data(self, stream_id: int, body: bytes) -> None:
@@ -239,6 +243,7 @@ class Yamux:
                 self._scope.cancel()
                 return
             del self._out[: len(packet)]
+            self._headers = min(self._headers, len(self._out))
             self.bytes_out += len(packet)
             if self._room is not None:
                 self._room.set()

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import trio
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.network.connection.raw_connection import RawConnection
+from trio.testing import MockClock
 
+from p2pnode.limits import Limits
 from p2pnode.net import yamux as wire
+from p2pnode.net.memory import WINDOW_BYTES
+from p2pnode.net.upgrader import Upgrader
+from tests.net.memory_world import world
 from tests.net.support import ask_echo, eventually, make_client, running
 from tests.net.test_hostile import SMALL, attack_secured, read_until_closed, victim
 
@@ -22,6 +32,22 @@ async def test_credit_beyond_32_bits_ends_that_connection_only() -> None:
         await read_until_closed(conn)
         await conn.close()
         await ask_echo(honest, host)
+
+
+async def test_what_is_kept_for_a_peer_that_pings_and_never_reads_is_small(autojump_clock: MockClock) -> None:
+    async with world(1) as w:
+        [node] = w.nodes
+        bare = await w.net.dial("10.9.9.9", ("10.0.0.1", 4001))
+        upgrader = Upgrader(b"pinging".ljust(32), Limits())
+        conn = (await upgrader.upgrade_outbound(RawConnection(bare, True), node.peer_id)).secured_conn
+        await eventually(lambda: node.stats().connections == 1)
+        sent, pings = 0, wire.frame(wire.PING, wire.SYN, 0, 1) * 1000
+        while node.stats().connections and sent < 4 << 20:
+            with contextlib.suppress(IOException, RawConnError):
+                await conn.write(pings)
+            sent += len(pings)
+            await trio.sleep(0.1)
+        assert sent < WINDOW_BYTES + 2 * wire.HEADERS_MAX_BYTES
 
 
 async def test_credit_up_to_32_bits_is_taken() -> None:

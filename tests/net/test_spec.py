@@ -175,7 +175,7 @@ NUMBERS: Final = {
     "credit in all": [yamux.WINDOW_LIMIT],
     "streams of a connection that the peer opened": [DEFAULT_LIMITS.streams_per_peer + upgrader.OWN_STREAMS],
     "streams of a connection that we opened": [yamux.OUTBOUND_STREAMS_MAX],
-    "what is queued for a peer that doesn't read": [yamux.QUEUE_MAX_BYTES],
+    "what is queued for a peer that doesn't read": [yamux.HEADERS_MAX_BYTES],
     "connections with one peer": [swarm.CONNECTIONS_PER_PEER],
 }
 TIMES: Final = {
