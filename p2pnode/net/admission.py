@@ -8,13 +8,16 @@ sockets, and of peers only their ids and where they come from.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 import trio
 
+from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.yamux import YamuxStream
@@ -25,6 +28,9 @@ from p2pnode.shares import FairShares, Origin
 PATIENCE_S: Final = 1.0
 """A handshake takes milliseconds. One that has lasted so long is dropped when another waits."""
 PENDING_PER_HANDSHAKE: Final = 8
+TURNS_PER_S: Final = 16.0
+"""Of a public prefix that has used up one turn for each place that this node has."""
+_RATES_MAX: Final = 1024
 COUNTED_S: Final = 60.0
 _COUNTED_MAX: Final = 1 << 16
 
@@ -38,6 +44,8 @@ class Ticket:
     since: float = 0.0
     """When its handshake began."""
     begun: trio.Event = field(default_factory=trio.Event)
+    stirred: trio.Event = field(default_factory=trio.Event)
+    """It has begun, or has come to be the one that waits longest."""
     waits: bool = False
     """It has sent its first byte."""
 
@@ -46,12 +54,16 @@ class Handshakes:
     """Gives turns to connections that have sent a byte, and few places to those that haven't.
 
     A turn goes to the origin with the fewest turns in the last minute, by chance among equals. So an origin
-    that opens a hundred connections a second waits behind everybody else, and not before them. ``draw`` gives
-    numbers from 0 to 1.
+    that opens a hundred connections a second waits behind everybody else, and not before them. Whole
+    handshakes cost CPU, so a public prefix that had as many as there are connections gets a few a second from
+    then on. ``draw`` gives numbers from 0 to 1.
     """
 
     def __init__(self, limits: Limits, draw: Callable[[], float]) -> None:
         self._at_once = limits.inbound_handshakes_max
+        self._deadline_s = limits.handshake_deadline_s
+        self._new_rate = partial(TokenBucket, TURNS_PER_S, limits.connections_max)
+        self._rates: BoundedMap[str, TokenBucket] = BoundedMap(_RATES_MAX)
         self._draw = draw
         self._pending: FairShares[Ticket] = FairShares(PENDING_PER_HANDSHAKE * self._at_once)
         self._waiting: dict[Ticket, None] = {}
@@ -75,7 +87,7 @@ class Handshakes:
             self._pending.leave(victim)
             self._pending.enter(ticket, origin, _longest_silent)
         if victim is not None:
-            self._waiting.pop(victim, None)
+            self._forget_waiter(victim)
             self.refused["silent"] += 1
             victim.drop()
         return ticket
@@ -83,13 +95,30 @@ class Handshakes:
     async def begin(self, ticket: Ticket) -> None:
         """Wait for the turn. Call it after the first byte; the deadline is the caller's cancel scope."""
         ticket.waits = True
+        await self._space(ticket)
         self._waiting[ticket] = None
         self._next()
         while not ticket.begun.is_set():
-            # Some waiter must wake when the oldest handshake has lasted too long, so each of them does.
-            with trio.move_on_at(min(each.since for each in self.under_way) + PATIENCE_S):
-                await ticket.begun.wait()
+            # When the oldest handshake has lasted too long, one waiter must wake: the one that waits longest.
+            is_first = next(iter(self._waiting), None) is ticket
+            until = min(each.since for each in self.under_way) + PATIENCE_S if is_first else math.inf
+            ticket.stirred = trio.Event()
+            with trio.move_on_at(until):
+                await ticket.stirred.wait()
             self._next()
+
+    async def _space(self, ticket: Ticket) -> None:
+        """Hold up an origin that has had a turn for every connection that this node takes, and wants more."""
+        if not ticket.origin.is_prefix:
+            return
+        rate = self._rates.use(ticket.origin.wide, self._new_rate)
+        wait_s = rate.wait_s(trio.current_time())
+        if wait_s > self._deadline_s:
+            self.refused["handshake_rate"] += 1
+            ticket.drop()
+            await trio.sleep_forever()
+        rate.spend(1)
+        await trio.sleep(wait_s)
 
     def settle(self, ticket: Ticket) -> None:
         """Note that the handshake is over, whether it succeeded or not."""
@@ -99,9 +128,14 @@ class Handshakes:
 
     def leave(self, ticket: Ticket) -> None:
         """Note that the connection is gone."""
-        self._waiting.pop(ticket, None)
         self._pending.leave(ticket)
+        self._forget_waiter(ticket)
         self.settle(ticket)
+
+    def _forget_waiter(self, ticket: Ticket) -> None:
+        self._waiting.pop(ticket, None)
+        if (first := next(iter(self._waiting), None)) is not None:
+            first.stirred.set()
 
     def _next(self) -> None:
         now = trio.current_time()
@@ -115,12 +149,13 @@ class Handshakes:
                 oldest.drop()
             self._forget_turns(now)
             ticket = self._whose_turn()
-            del self._waiting[ticket]
+            self._forget_waiter(ticket)
             self._pending.leave(ticket)
             self._note_turn(ticket.origin, now)
             ticket.since = now
             self.under_way[ticket] = None
             ticket.begun.set()
+            ticket.stirred.set()
 
     def _note_turn(self, origin: Origin, now: float) -> None:
         self._begun.append((now, origin))
@@ -254,6 +289,21 @@ IDLE_S: Final = 1.0
 # ---- streams
 
 
-def idlest_stream(streams: Collection[YamuxStream]) -> YamuxStream | None:
-    """The one on which nothing came or went for longest gives way."""
-    return min(streams, key=lambda each: each.active_at, default=None)
+class StreamPlaces(FairShares[YamuxStream]):
+    """Places for streams that peers opened, in all or of one protocol."""
+
+    def __init__(self, places: int, standing_of: Callable[[PeerId], Standing]) -> None:
+        super().__init__(places)
+        self._standing_of = standing_of
+
+    def admit(self, newcomer: YamuxStream, origin: Origin) -> tuple[bool, YamuxStream | None]:
+        """Whether a stream has a place now, and which one must be reset for it.
+
+        Of the origin that has most, the stream on which nothing came or went for longest gives way, and one
+        of a peer that is served or pays only after the others: it may wait for its answer.
+        """
+
+        def idlest(streams: Collection[YamuxStream]) -> YamuxStream | None:
+            return min(streams, key=lambda each: (self._standing_of(each.peer) != "stranger", each.active_at))
+
+        return self.enter(newcomer, origin, idlest)

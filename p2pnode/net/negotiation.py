@@ -28,6 +28,10 @@ class NotSpokenError(RemoteError):
     """The peer answered, and speaks none of the protocols."""
 
 
+class CutShortError(ProtocolError):
+    """The other side ended before a protocol was agreed: it may have changed its mind, or have left."""
+
+
 class ByteStream(Protocol):
     """A stream or a bare connection."""
 
@@ -107,5 +111,5 @@ async def _read_exactly(stream: ByteStream, count: int) -> bytes:
             break
         data += more
     if len(data) < count:
-        raise ProtocolError("the end of a stream came before its protocol was agreed")
+        raise CutShortError("the end of a stream came before its protocol was agreed")
     return data

@@ -21,6 +21,7 @@ from libp2p.abc import ITransport
 from libp2p.io.abc import ReadWriteCloser
 from multiaddr import Multiaddr
 
+from p2pnode.bounded import TokenBucket
 from p2pnode.errors import ConfigError, LocalError, ProtocolError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
@@ -48,7 +49,7 @@ from p2pnode.net.multiaddrs import (
     to_id,
     with_peer,
 )
-from p2pnode.net.negotiation import NotSpokenError, propose
+from p2pnode.net.negotiation import CutShortError, NotSpokenError, propose
 from p2pnode.net.router import Handler, Router
 from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import Connection, OriginRule, Swarm
@@ -68,10 +69,15 @@ log = structlog.get_logger()
 SEED_BYTES = 32
 GREETING_S = 1.0
 """What identify takes at most where a first question to the DHT waits for it."""
+NEGOTIATION_WEIGHT = 4.0
+"""Of a stream whose opener says what is no multistream-select."""
 PING = "/ipfs/ping/1.0.0"
 PING_BYTES = 32
 PING_S = 10.0
 """A stream on which no ping arrives for so long is reset."""
+PINGS_PER_S = 16.0
+PINGS_BURST = 64.0
+"""Of one stream; further pings wait unread."""
 PeerChange = Literal["connected", "identified", "disconnected"]
 """The first connection with a peer is there; it has said what it speaks; its last connection is gone."""
 
@@ -178,7 +184,7 @@ class Network:
         self._conduct = Conduct()
         self._connected: set[PeerId] = set()
         self._watchers: list[Callable[[PeerId, PeerChange], object]] = []
-        self._router = Router(config.limits, self._swarm.guard, self.origin_of)
+        self._router = Router(config.limits, self._swarm.guard, self.origin_of, self._standing_of)
         self._gossip = self._make_gossip(upgrader.private_key.sign) if config.gossip else None
         self._dht: Dht | None = None
         if config.dht != "off":
@@ -505,7 +511,13 @@ class Network:
         self._router.serve(protocol, handler, streams_per_peer=streams_per_peer, idle_s=idle_s)
 
     async def _serve_stream(self, connection: Connection, stream: YamuxStream) -> None:
-        await self._router.run(connection, stream)
+        try:
+            await self._router.run(connection, stream)
+        except CutShortError:
+            raise
+        except ProtocolError:
+            self.charge(connection.peer, "malformed negotiation", NEGOTIATION_WEIGHT)
+            raise
 
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
         """A stream to a connected peer. Raises ``UnreachableError`` that says why there is none."""
@@ -645,10 +657,12 @@ class Network:
 
 
 async def _pong(stream: Stream) -> None:
-    """Send back each 32 bytes."""
-    waiting = b""
+    """Send back each 32 bytes, at a bounded rate."""
+    waiting, rate = b"", TokenBucket(PINGS_PER_S, PINGS_BURST)
     while data := await stream.receive_some(PING_BYTES):
         waiting += data
         if len(waiting) >= PING_BYTES:
+            await trio.sleep(rate.wait_s(trio.current_time()))
+            rate.spend(1)
             await stream.send_all(waiting[:PING_BYTES])
             waiting = waiting[PING_BYTES:]

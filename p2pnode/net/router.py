@@ -17,12 +17,12 @@ import trio
 from p2pnode.errors import RemoteError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
-from p2pnode.net.admission import idlest_stream
+from p2pnode.net.admission import Standing, StreamPlaces
 from p2pnode.net.negotiation import answer
 from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import Connection
 from p2pnode.net.yamux import YamuxStream
-from p2pnode.shares import FairShares, Origin
+from p2pnode.shares import Origin
 from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
@@ -36,15 +36,22 @@ class _Served:
     handler: Handler
     streams_per_peer: int
     idle_s: float | None
-    places: FairShares[YamuxStream]
+    places: StreamPlaces
     open: Counter[PeerId] = field(default_factory=Counter)
 
 
 class Router:
     """Serves the streams that peers open, and counts failures."""
 
-    def __init__(self, limits: Limits, guard: Guard, origin_of: Callable[[PeerId], Origin]) -> None:
-        self._limits, self._guard, self._origin_of = limits, guard, origin_of
+    def __init__(
+        self,
+        limits: Limits,
+        guard: Guard,
+        origin_of: Callable[[PeerId], Origin],
+        standing_of: Callable[[PeerId], Standing],
+    ) -> None:
+        self._limits, self._guard = limits, guard
+        self._origin_of, self._standing_of = origin_of, standing_of
         self._served: dict[str, _Served] = {}
         self._open: Counter[PeerId] = Counter()
         self.accepting = True
@@ -61,7 +68,7 @@ class Router:
     ) -> None:
         """Call ``handler`` for each stream of ``protocol``; see ``Network.serve``."""
         cap = self._limits.streams_per_peer if streams_per_peer is None else streams_per_peer
-        places: FairShares[YamuxStream] = FairShares(self._limits.streams_per_protocol)
+        places = StreamPlaces(self._limits.streams_per_protocol, self._standing_of)
         self._served[protocol] = _Served(handler, cap, idle_s, places)
 
     async def run(self, connection: Connection, raw: YamuxStream) -> None:
@@ -99,7 +106,7 @@ class Router:
             or served.open[peer] >= served.streams_per_peer
         ):
             return False
-        entered, victim = served.places.enter(raw, self._origin_of(peer), idlest_stream)
+        entered, victim = served.places.admit(raw, self._origin_of(peer))
         if victim is not None:
             victim.reset()
         return entered

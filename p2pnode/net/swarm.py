@@ -27,13 +27,13 @@ from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.address_policy import AddressPolicy, nearest_first, scope_of
-from p2pnode.net.admission import ConnectionPlaces, Handshakes, Standing, idlest_stream
+from p2pnode.net.admission import ConnectionPlaces, Handshakes, Standing, StreamPlaces
 from p2pnode.net.multiaddrs import check_address, host_of, without_peer
 from p2pnode.net.pace import ByteShares
 from p2pnode.net.upgrader import Upgrader
 from p2pnode.net.yamux import Yamux, YamuxStream
 from p2pnode.scopes import ip_of
-from p2pnode.shares import FairShares, Origin
+from p2pnode.shares import Origin
 from p2pnode.tasks import Guard
 
 log = structlog.get_logger()
@@ -93,7 +93,7 @@ class Swarm:
         self.origin_rule = origin_rule
         self.handshakes = Handshakes(limits, random.random)
         self.places: ConnectionPlaces[Connection] = ConnectionPlaces(limits.connections_max, standing_of)
-        self.stream_places: FairShares[YamuxStream] = FairShares(limits.streams_max)
+        self.stream_places = StreamPlaces(limits.streams_max, standing_of)
         self.bytes = ByteShares()
         self.guard = Guard()
         self.refused: Counter[str] = Counter()
@@ -349,8 +349,15 @@ class Swarm:
         if (fault := self._refuses(peer)) is not None:
             self.refused["conduct"] += 1
             raise UnreachableError(f"this node left {peer} for {fault}: try again in some minutes")
-        if inbound and (peer == self._upgrader.peer or len(self.live(peer)) >= CONNECTIONS_PER_PEER):
-            raise UnreachableError("too many connections with this peer")
+        if inbound and peer == self._upgrader.peer:
+            raise UnreachableError("that is this node's own peer id")
+        if inbound and len(self.live(peer)) >= CONNECTIONS_PER_PEER:
+            # A peer that moved to another network can't end what it had: the new one is the one it uses.
+            idlest = min((each for each in self.live(peer) if each.inbound), key=_active_at, default=None)
+            if idlest is None:
+                raise UnreachableError("too many connections with this peer")
+            self.forget(idlest)
+            self.start_task(idlest.close)
         connection = Connection(muxed, self, inbound=inbound, address=address)
         self._take_place(connection)
         self.nursery.start_soon(self.guard.run, muxed.start)
@@ -388,6 +395,10 @@ class Swarm:
             for connection in list(self.all_live()):
                 nursery.start_soon(connection.close)
         self._closing = True
+
+
+def _active_at(connection: Connection) -> float:
+    return connection.active_at
 
 
 def _no_address(peer: PeerId, heard: Sequence[str]) -> str:
@@ -447,9 +458,9 @@ class Connection:
         """Serve the streams that the peer opens; close when the muxer has ended."""
         async for stream in self.muxed.opened_by_peer:
             self._swarm.start_task(self._serve, stream)
-            if not self._streams.take(trio.current_time()):
-                await trio.sleep(1 / STREAMS_PER_S)
-                self._streams.take(trio.current_time())
+            if wait_s := self._streams.wait_s(trio.current_time()):
+                await trio.sleep(wait_s)
+            self._streams.spend(1)
         await self.close()
 
     async def close(self) -> None:
@@ -466,7 +477,7 @@ class Connection:
         if self not in self._swarm.places:
             stream.reset()
             return
-        entered, victim = places.enter(stream, self._swarm.places.origin(self), idlest_stream)
+        entered, victim = places.admit(stream, self._swarm.places.origin(self))
         if not entered or victim is not None:
             self._swarm.refused["streams"] += 1
             (victim or stream).reset()

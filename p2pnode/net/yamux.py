@@ -423,6 +423,11 @@ class YamuxStream:
         self._writable: trio.Event | None = None
         self._write_lock = trio.Lock()
 
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end."""
+        return self._conn.peer
+
     async def read(self, n: int | None = None) -> bytes:
         """At least one and at most ``n`` bytes; empty where the other side has finished writing.
 

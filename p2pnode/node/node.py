@@ -40,6 +40,10 @@ from p2pnode.shares import origin_of
 log = structlog.get_logger()
 
 
+BREACH_WEIGHT: Final = 4.0
+"""Of one breach of a protocol, for the peer's connections: read more slowly at the third within a minute."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSetup:
     """What a node is made of. Only tests give ``transport`` and the fields after it."""
@@ -171,6 +175,7 @@ class Node:
             fault = await handler(stream)
             if fault is not None:
                 self.faults.record(stream.peer, fault, trio.current_time())
+                self.network.charge(stream.peer, f"breach of {protocol}", BREACH_WEIGHT)
 
         self.network.serve(protocol, serve, streams_per_peer=streams_per_peer)
 

@@ -77,6 +77,21 @@ async def test_forty_peers_of_one_prefix_that_ask_without_end_keep_nobody_from_a
             await honest_answer(client)
 
 
+async def test_who_is_served_keeps_its_connection_and_is_a_stranger_again_afterwards(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(tokens_per_s=20)])
+        assert host.host is not None
+        async with attacker(w, host) as network:
+            assert host.host.standing_of(network.peer_id) == "stranger"
+            await attack(network, host, _question(40))
+            await trio.sleep(1)
+            assert host.host.standing_of(network.peer_id) == "served"
+            await trio.sleep(5)
+            assert host.host.standing_of(network.peer_id) == "stranger"
+
+
 async def _counted(network: Network, host: Member) -> object:
     body = encode(
         PromptBody(messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(tokens_max=1))

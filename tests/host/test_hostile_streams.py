@@ -15,6 +15,7 @@ from trio.testing import MockClock
 
 from p2pnode.errors import UnreachableError
 from p2pnode.models.manifest import scripted_model_id
+from p2pnode.net.conduct import SLOW_S
 from p2pnode.node.node import FAULTS_MAX
 from p2pnode.protocols.framing.codec import FRAME_MAX, pack_frame
 from p2pnode.protocols.inference.messages import (
@@ -118,6 +119,7 @@ async def test_a_peer_with_many_faults_is_shunned_and_others_are_not(autojump_cl
                 await trio.sleep(0.1)
             with contextlib.suppress(UnreachableError):
                 assert await read_to_end(await attack(evil, host, frame(OPEN))) == b""
+            assert host.node.network.stats().faults == {"breach of /p2pnode/inference/1": FAULTS_MAX}
             await honest_answer(client)
 
 
@@ -141,6 +143,7 @@ def test_four_hundred_random_frames_a_run_never_hurt_the_host(seed: int) -> None
                             stream = await attack(evil, host, prefix + noise)
                             await stream.reset()
                 await honest_answer(client)
+                await trio.sleep(2 * SLOW_S)  # what was said by peers that were slowed is read later
                 assert host.host is not None
                 assert host.host.sessions <= 1
 

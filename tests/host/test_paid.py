@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from p2pnode.client.client import Client
 from p2pnode.errors import HostFault, NoHostError, RefusedError, UnreachableError, WireCode
+from p2pnode.ids import PeerId
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.inference.commands import Ask
@@ -82,6 +83,24 @@ async def test_a_conversation_pays_for_all_its_turns_in_one_session(
         await trio.sleep(2)
         settled(w, due(sum(c[0] for c in counts), sum(c[1] for c in counts)))
         assert w.chain.block == 2
+
+
+async def test_a_payer_keeps_its_connection_from_its_first_voucher_until_the_linger_is_over(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host()
+        assert member.host is not None
+        standing_of, strangers = member.host.standing_of, member.node.network.connected_peers()
+        async with w.client(member) as client:
+            await answer(client)
+            (payer,) = set(member.node.network.connected_peers()) - set(strangers)
+            assert standing_of(payer) == "payer"
+            assert standing_of(PeerId("nobody")) == "stranger"
+        await trio.sleep(2)
+        assert standing_of(payer) == "payer"
+        await trio.sleep(member.node.limits.linger_s)
+        assert standing_of(payer) == "stranger"
 
 
 @pytest.mark.parametrize("tokens", [1, 31, 32, 33, 64, 65])

@@ -19,12 +19,16 @@ from p2pnode.net.admission import (
     IDLE_S,
     PATIENCE_S,
     PENDING_PER_HANDSHAKE,
+    TURNS_PER_S,
     ConnectionPlaces,
     Handshakes,
     Standing,
+    StreamPlaces,
     Ticket,
 )
+from p2pnode.net.yamux import Yamux, YamuxStream
 from p2pnode.shares import Origin, origin_of
+from tests.net.support import Wire
 
 HERE, THERE = origin_of("8.8.8.1", PeerId("")), origin_of("9.9.9.1", PeerId(""))
 
@@ -151,6 +155,35 @@ async def test_an_honest_handshake_is_next_while_one_origin_opens_a_hundred_a_se
     assert turns.refused["slow_handshakes"] > 100
 
 
+async def test_a_prefix_that_handshakes_without_end_gets_few_turns_a_second(
+    autojump_clock: MockClock,
+) -> None:
+    turns = Handshakes(Limits(inbound_handshakes_max=16, connections_max=64), random.Random(1).random)
+    served = 0
+
+    async def whole(origin: Origin) -> None:
+        nonlocal served
+        with trio.move_on_after(10) as scope:
+            if (ticket := turns.enter(origin, scope.cancel)) is not None:
+                try:
+                    await turns.begin(ticket)
+                    await trio.sleep(0.01)
+                    served += 1
+                finally:
+                    turns.leave(ticket)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(200 * 20):
+            nursery.start_soon(whole, HERE)
+            await trio.sleep(1 / 200)
+        assert 64 <= served <= 64 + 21 * TURNS_PER_S
+        before = served
+        with trio.fail_after(0.1):
+            await whole(THERE)
+        assert served >= before + 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_turns_go_round_the_origins_whatever_the_number_that_waits(autojump_clock: MockClock) -> None:
     turns = handshakes()
     served: list[Origin] = []
@@ -169,6 +202,23 @@ async def test_turns_go_round_the_origins_whatever_the_number_that_waits(autojum
         for _ in range(2):
             nursery.start_soon(one, THERE)
     assert served[:5].count(THERE) == 2
+
+
+@pytest.mark.parametrize(("drawn", "first"), [((0.1, 0.9), 0), ((0.9, 0.1), 1)])
+async def test_of_origins_with_as_many_turns_one_is_drawn(
+    autojump_clock: MockClock, drawn: tuple[float, float], first: int
+) -> None:
+    turns = Handshakes(Limits(inbound_handshakes_max=1), itertools.cycle(drawn).__next__)
+    busy = enter(turns, origin_of("7.7.7.7", PeerId("")))
+    await turns.begin(busy)
+    waiting = [enter(turns, HERE), enter(turns, THERE)]
+    async with trio.open_nursery() as nursery:
+        for ticket in waiting:
+            nursery.start_soon(turns.begin, ticket)
+            await trio.testing.wait_all_tasks_blocked()
+        turns.settle(busy)
+        assert [each.begun.is_set() for each in waiting] == [first == 0, first == 1]
+        turns.settle(waiting[first])
 
 
 async def test_a_ticket_that_left_while_it_waited_takes_no_turn(autojump_clock: MockClock) -> None:
@@ -337,3 +387,37 @@ async def test_who_is_served_gives_way_last(now: MockClock) -> None:
     for i in range(2):
         come(them, f"other {i}", f"9.9.{i}.1", active_at=1000.0)
     assert any(each.peer == "served" for each in them)
+
+
+# Streams.
+
+
+def streams(count: int, peer: str, *, active_at: float = 0.0) -> list[YamuxStream]:
+    muxed = Yamux(Wire(), PeerId(peer), is_initiator=True)
+    made = [muxed.open_stream() for _ in range(count)]
+    for each in made:
+        each.active_at = active_at
+    return made
+
+
+async def test_streams_of_one_prefix_give_way_to_those_of_another_the_idlest_first(now: MockClock) -> None:
+    subject = StreamPlaces(8, lambda _: "stranger")
+    held = streams(8, "crowd", active_at=900.0)
+    held[3].active_at = 800.0
+    assert all(subject.admit(each, HERE) == (True, None) for each in held)
+    (newcomer,) = streams(1, "other")
+    assert subject.admit(newcomer, THERE) == (True, held[3])
+    (another,) = streams(1, "of the crowd")
+    assert subject.admit(another, HERE) == (False, None)
+
+
+async def test_a_stream_that_waits_for_its_answer_gives_way_last(now: MockClock) -> None:
+    subject = StreamPlaces(3, lambda peer: "served" if peer == "served" else "stranger")
+    (waiting,), crowd = streams(1, "served", active_at=1.0), streams(2, "crowd", active_at=999.0)
+    for each in (waiting, *crowd):
+        subject.admit(each, HERE)
+    for origin in (THERE, origin_of("7.7.7.7", PeerId(""))):
+        (newcomer,) = streams(1, "other")
+        entered, victim = subject.admit(newcomer, origin)
+        assert entered
+        assert victim in crowd

@@ -21,6 +21,7 @@ from p2pnode.errors import UnreachableError
 from p2pnode.limits import Limits
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.network import Network, NetworkConfig
+from p2pnode.net.swarm import CONNECTIONS_PER_PEER
 from tests.net.memory_world import seed_of
 from tests.net.support import ECHO, echo
 
@@ -141,6 +142,18 @@ async def test_half_open_handshakes_keep_nobody_out(autojump_clock: MockClock, i
         s.nursery.start_soon(partial(half_open_for_ever, s.attackers(1, ips), per_s=112))
         await trio.sleep(5)
         assert [await s.is_served() for _ in range(8)] == [True] * 8
+
+
+async def test_a_peer_that_lost_its_connections_unnoticed_is_let_in_again(autojump_clock: MockClock) -> None:
+    async with scene() as s:
+        (moved,) = s.attackers(1, ONE_ADDRESS)
+        held = []
+        for _ in range(CONNECTIONS_PER_PEER + 1):
+            held.append(await moved.connect())
+            await trio.sleep(1)
+        assert [each.is_established for each in held] == [False] + [True] * CONNECTIONS_PER_PEER
+        assert s.host.stats().connections == CONNECTIONS_PER_PEER
+        assert s.host.stats().peers == 1
 
 
 async def test_a_crowd_on_one_prefix_is_served_whole_while_nobody_else_comes(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from libp2p.utils.varint import encode_delim
+from trio.testing import MockClock
 
+from p2pnode.bench.attackers import Attacker, Victim
 from p2pnode.errors import ProtocolError
 from p2pnode.net.negotiation import (
     LINE_MAX,
@@ -17,6 +21,9 @@ from p2pnode.net.negotiation import (
     answer,
     propose,
 )
+from p2pnode.net.network import PING, PINGS_BURST, PINGS_PER_S
+from tests.net.memory_world import world
+from tests.net.support import eventually
 
 HEADER = encode_delim(MULTISTREAM.encode())
 
@@ -117,6 +124,48 @@ async def test_who_proposes_one_unknown_protocol_after_another_is_cut_off() -> N
     with pytest.raises(ProtocolError, match="protocols proposed"):
         await answer(wire, {"/a"})
     assert wire.sent.count(encode_delim(b"na")) == PROPOSALS_MAX
+
+
+async def test_who_opens_a_stream_and_leaves_is_no_fault_but_noise_is(autojump_clock: MockClock) -> None:
+    async with world(2) as w:
+        host, client = w.nodes
+        async with trio.open_nursery() as nursery:
+            attacker = Attacker(
+                nursery,
+                Victim(host.peer_id, lambda _: w.net.dial("10.0.0.9", ("10.0.0.1", 4001))),
+                "10.0.0.9",
+                "noisy",
+            )
+            connection = await attacker.connect()
+            for _ in range(20):
+                connection.open_stream().close()
+            await trio.sleep(1)
+            assert host.stats().faults == {}
+            for _ in range(12):
+                with contextlib.suppress(Exception):
+                    await connection.open_stream().write(b"\xff" * 100)
+                await trio.sleep(0.1)
+            await eventually(lambda: len(host.connected_peers()) == 0)
+            assert host.stats().faults["malformed negotiation"] >= 10
+            nursery.cancel_scope.cancel()
+        await client.connect(host.multiaddrs[0])
+
+
+async def test_pings_are_answered_one_by_one_and_no_faster_than_a_peer_needs(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(2) as w:
+        host, client = w.nodes
+        await client.connect(host.multiaddrs[0])
+        stream = await client.open_stream(host.peer_id, PING)
+        await stream.send_all(bytes(range(32)))
+        assert await stream.receive_some() == bytes(range(32))
+        await stream.send_all(bytes(32 * 1000))
+        answered = 0
+        with trio.move_on_after(10):
+            while True:
+                answered += len(await stream.receive_some())
+        assert PINGS_BURST <= answered / 32 <= PINGS_BURST + 11 * PINGS_PER_S
 
 
 @given(st.binary(max_size=300), st.booleans())

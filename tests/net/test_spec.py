@@ -17,7 +17,7 @@ from multiaddr import Multiaddr
 from p2pnode.errors import ConfigError
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.net import conduct, multiaddrs, negotiation, swarm, transports, upgrader, yamux
+from p2pnode.net import conduct, multiaddrs, negotiation, network, swarm, transports, upgrader, yamux
 from p2pnode.net.multiaddrs import check_address
 from p2pnode.node import invite
 from p2pnode.protocols.crypto import public_key_of
@@ -160,7 +160,7 @@ async def test_a_listener_answers_as_the_file_says(each: dict[str, str], autojum
 
 # ---- numbers
 
-NUMBERS: Final = {
+NUMBERS: Final[dict[str, list[float]]] = {
     "a multiaddr as text": [multiaddrs.MULTIADDR_MAX],
     "an invite after its prefix": [2048],
     "addresses in an invite": [4],
@@ -176,6 +176,14 @@ NUMBERS: Final = {
     "streams of a connection that the peer opened": [DEFAULT_LIMITS.streams_per_peer + upgrader.OWN_STREAMS],
     "streams of a connection that we opened": [yamux.OUTBOUND_STREAMS_MAX],
     "what is queued for a peer that doesn't read": [yamux.HEADERS_MAX_BYTES],
+    "streams of a connection that are served, at once and in each second after": [
+        swarm.STREAMS_BURST,
+        swarm.STREAMS_PER_S,
+    ],
+    "pings of a stream that are answered, at once and in each second after": [
+        network.PINGS_BURST,
+        network.PINGS_PER_S,
+    ],
     "connections with one peer": [swarm.CONNECTIONS_PER_PEER],
 }
 TIMES: Final = {
