@@ -314,8 +314,9 @@ class Lookup:
         if known is None and path.has_room and (addresses := self._dialable(said)):
             where = self._origin(heard.peer, addresses)
             path.add(Candidate(heard.peer, addresses, where, tellers={teller.wide: None}))
-        # One that we know ourselves needs nobody's word, and who names a silent one late is not to blame.
-        elif known is not None and known.tellers and not known.silent:
+        # One that we know ourselves needs nobody's word. Who names one that is silent already is charged for
+        # it, too: liars name the same made-up peers.
+        elif known is not None and known.tellers:
             path.name(known, teller.wide)
             is_news = not set(said) <= {*known.addresses, *(each for other in known.others for each in other)}
             if is_news and heard.peer not in self._asked and len(known.others) + 1 < VERSIONS_MAX:
