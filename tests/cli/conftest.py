@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import Program, give, join, start, wallet
+from tests.cli.support import Program, join, join_for_pay, start
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +28,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def paid_host(tmp_path_factory: pytest.TempPathFactory, profile: Path) -> Iterator[Program]:
     """One that wants to be paid."""
-    folder = tmp_path_factory.mktemp("paid")
-    give(profile, wallet(folder / "h"), usdc="0", ether="1")
-    prices = ("--price-in", "0.000005", "--price-out", "0.000007", "--session-fee", "0.001")
-    with join(folder, "h", *prices, "--chain", profile) as program:
+    with join_for_pay(tmp_path_factory.mktemp("paid"), profile) as program:
         yield program
 
 

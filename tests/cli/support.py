@@ -190,3 +190,10 @@ def give(profile: Path, address: str, *, usdc: str, ether: str = "0") -> None:
     """From a development chain's faucet."""
     ran = run("chain", "faucet", address, usdc, "--ether", ether, "--chain", profile)
     assert ran.code == 0, ran
+
+
+def join_for_pay(folder: Path, profile: Path) -> Program:
+    """A host that wants to be paid; its data dir is ``folder/h``."""
+    give(profile, wallet(folder / "h"), usdc="0", ether="1")
+    prices = ("--price-in", "0.000005", "--price-out", "0.000007", "--session-fee", "0.001")
+    return join(folder, "h", *prices, "--chain", profile)

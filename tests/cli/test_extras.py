@@ -10,7 +10,7 @@ from typing import Any
 
 from p2pnode.extras import MODULES
 from tests.cli import without_extras
-from tests.cli.support import Program
+from tests.cli.support import Program, join_for_pay
 
 BEHIND_A_DOOR = (
     "p2pnode.http_server",
@@ -82,17 +82,19 @@ def test_a_client_needs_no_extra_to_ask_a_free_host_and_to_look_at_what_it_keeps
 
 
 def test_a_paid_offer_is_left_out_by_who_has_not_installed_what_paying_needs(
-    paid_host: Program, profile: Path, tmp_path: Path
+    profile: Path, tmp_path: Path
 ) -> None:
     place = f"--data-dir={tmp_path / 'data'}"
-    flags = [
-        "--model=scripted",
-        "--no-mdns",
-        f"--bootstrap={paid_host.multiaddr}",
-        f"--chain={profile}",
-        place,
-    ]
-    hosts, asked = _without([["hosts", "--why", *flags], ["ask", "hello", *flags]])["commands"]
+    # A host of its own: one that other tests have used may know free hosts by now, and tell of them.
+    with join_for_pay(tmp_path, profile) as host:
+        flags = [
+            "--model=scripted",
+            "--no-mdns",
+            f"--bootstrap={host.multiaddr}",
+            f"--chain={profile}",
+            place,
+        ]
+        hosts, asked = _without([["hosts", "--why", *flags], ["ask", "hello", *flags]])["commands"]
     assert hosts["code"] == asked["code"] == 3
     for each in (hosts, asked):
         assert "`pip install 'p2pnode[pay]'`" in each["said"], each
