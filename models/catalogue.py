@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,14 @@ from typing import Any, Final
 from p2pnode.errors import ConfigError
 from p2pnode.files import user_path
 from p2pnode.ids import ModelId
-from p2pnode.models.manifest import Manifest, model_id, parse_model_id
+from p2pnode.models.manifest import (
+    SCRIPTED,
+    Manifest,
+    model_id,
+    model_id_text,
+    parse_model_id,
+    scripted_model_id,
+)
 from p2pnode.models.pull.sources import Source, parse_source
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
@@ -95,6 +103,17 @@ class Catalogue:
         except ConfigError:
             return None
         return next((entry for entry in self if entry.model_id == wanted), None)
+
+
+@cache
+def _names() -> dict[ModelId, str]:
+    shipped = {entry.model_id: entry.name for entry in Catalogue.load() if entry.model_id is not None}
+    return {**shipped, scripted_model_id(): SCRIPTED}
+
+
+def shown_name(model: ModelId) -> str:
+    """What people call a model: its name in the catalogue that ships, else its id."""
+    return _names().get(model) or model_id_text(model)
 
 
 def _is_file(path: Path) -> bool:

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from p2pnode.protocols.inference.messages import FinishReason, SamplingParams
 from p2pnode.shares import Origin
 
 ANYBODY: Final = Origin("", "")
+EngineFeature: TypeAlias = Literal[
+    "tools", "schema", "reasoning", "logprobs", "embeddings", "vision", "grammar"
+]
+"""What an engine can do besides text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +77,23 @@ EngineEvent: TypeAlias = Started | Prefill | Tokens | Done
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What a loaded engine serves. ``n_ctx`` is the context of ONE request, in tokens."""
+    """What a loaded engine serves. ``n_ctx`` is the context of ONE request, in tokens.
+
+    The fields from ``build`` on say how it computes: its version, how many tokens it computes together, how
+    it keeps keys and values (as ``f16/f16``), its samplers in their order, and a hash of the logits that it
+    gave for a fixed prompt. Each may be empty.
+    """
 
     engine: str
     quantisation: str
     n_ctx: int
     slots: int
+    features: frozenset[EngineFeature] = frozenset()
+    build: str = ""
+    batch: int = 0
+    kv_types: str = ""
+    samplers: tuple[str, ...] = ()
+    arithmetic: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

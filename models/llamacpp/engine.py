@@ -16,6 +16,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,8 @@ from p2pnode.models.engine import (
 from p2pnode.models.gguf import unusable
 from p2pnode.models.llamacpp.http import LlamaCppGoneError, LlamaCppHungError, LlamaCppRefusedError
 from p2pnode.models.llamacpp.process import LlamaCppProcess
-from p2pnode.models.llamacpp.run import LlamaCppRun
+from p2pnode.models.llamacpp.run import SAMPLERS, LlamaCppRun
+from p2pnode.models.llamacpp.server import BATCH
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import MarkedMessages, Piece
 from p2pnode.models.slots import SlotQueue
@@ -106,6 +108,10 @@ class LlamaCppEngine:
             quantisation=self._model.manifest.quantisation,
             n_ctx=self._n_ctx,
             slots=self._config.slots,
+            build=version("xllamacpp"),
+            batch=BATCH,
+            kv_types="f16/f16",
+            samplers=SAMPLERS,
         )
 
     async def aclose(self) -> None:

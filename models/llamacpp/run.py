@@ -25,7 +25,7 @@ from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 
 _RANDOM_SEED: Final = 0xFFFFFFFF  # llama.cpp draws a seed of its own for this one
-_SAMPLERS: Final = ("penalties", "top_k", "top_p", "min_p", "temperature")
+SAMPLERS: Final = ("penalties", "top_k", "top_p", "min_p", "temperature")
 
 
 class LlamaCppRun:
@@ -144,7 +144,7 @@ class LlamaCppRun:
             "min_p": sampling.min_p,
             "repeat_penalty": sampling.repeat_penalty,
             "seed": (sampling.seed + len(self._ids)) % _RANDOM_SEED,
-            "samplers": _SAMPLERS,
+            "samplers": SAMPLERS,
             "stream": True,
             "return_tokens": True,
             "return_progress": True,

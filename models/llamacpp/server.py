@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-_BATCH: Final = 64
+BATCH: Final = 64
 """Small, so that a cancel during prefill takes effect within one batch of this many tokens."""
 _HTTP_THREADS_SPARE: Final = 4
 
@@ -54,7 +54,7 @@ def _serve(config: dict[str, Any]) -> object:
     params.model.path = config["model"]
     params.n_ctx = config["n_ctx"] * config["slots"]
     params.n_parallel = config["slots"]
-    params.n_batch = params.n_ubatch = _BATCH
+    params.n_batch = params.n_ubatch = BATCH
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config["threads"]
     params.n_threads_http = config["slots"] + _HTTP_THREADS_SPARE
     params.hostnames = [config["socket"]]

@@ -87,7 +87,7 @@ class _Host:
             peer=self.key.peer_id, instance=bytes(8), seq=self._seq, issued_at=now, expires_at=now + 90,
             binding=self._binding, load=Load(slots=4),
             addresses=(Address(multiaddr="/ip4/203.0.113.7/tcp/4001"),),
-            offers=(Offer(model=_MODEL, name="bench", engine="scripted", quantisation="", n_ctx=8192),),
+            offers=(Offer(model=_MODEL, n_ctx=8192),),
         )  # fmt: skip
         return seal(advert, self.key.sign), advert
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
-from p2pnode.words import one_line
+from p2pnode.words import one_line, span
 
 
 def hosts(
@@ -29,7 +30,14 @@ def hosts(
     max_price_in: Annotated[str | None, typer.Option(help="USDC per million input tokens.")] = None,
     max_price_out: Annotated[str | None, typer.Option(help="USDC per million output tokens.")] = None,
     min_context: Annotated[int, typer.Option(help="Tokens of context a host must offer.")] = 0,
-    quantisation: Annotated[str | None, typer.Option(help="As the host names it, e.g. Q4_1.")] = None,
+    needs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--needs",
+            help="What a host must be able to do: tools, schema, reasoning, logprobs, embeddings, vision, "
+            "parallel-turns, keep-time, grammar. May be repeated.",
+        ),
+    ] = None,
     bootstrap: BootstrapOption = None,
     chain: ChainOption = None,
     mdns: MdnsOption = None,
@@ -51,12 +59,14 @@ def hosts(
             price_in_max=None if max_price_in is None else units_of(max_price_in, "--max-price-in"),
             price_out_max=None if max_price_out is None else units_of(max_price_out, "--max-price-out"),
             n_ctx_min=min_context,
-            quantisation=quantisation,
+            caps=_capabilities(needs or ()),
         )
         async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain) as client:
             ranking = await client.hosts(model, filters)
             failures = client.last_failures
-        _print(output, ranking, failures if why else {}, why=why)
+            shown = (*ranking.chosen, *(ranking.excluded if why else ()))
+            sheets = await client.sheets(each.advert for each in shown)
+        _print(output, ranking, sheets, failures if why else {}, why=why)
         if not ranking.chosen:
             msg = (
                 "no host of this model may be chosen: start one with `p2pnode join`, name a first peer with "
@@ -67,9 +77,27 @@ def hosts(
     run_async(run, on_error=output.failed)
 
 
-def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
-    left_out = [_fields(candidate) for candidate in ranking.excluded] if why else []
-    chosen = [_fields(candidate) for candidate in ranking.chosen]
+def _capabilities(names: Iterable[str]) -> int:
+    """The bits of these names. Raises ``UsageError`` for one that there isn't."""
+    from p2pnode.errors import UsageError
+    from p2pnode.protocols.adverts.messages import Capability, capability_names
+
+    known = {capability_names(each)[0]: each for each in Capability}
+    wanted = 0
+    for name in names:
+        if name not in known:
+            msg = f"--needs: {name!r} is no capability: choose of {', '.join(known)}"
+            raise UsageError(msg)
+        wanted |= known[name]
+    return wanted
+
+
+def _print(output: Output, ranking: Any, sheets: Any, failures: Any, *, why: bool) -> None:
+    def fields_of(candidate: Any) -> dict[str, Any]:
+        return _fields(candidate, sheets.get(candidate.advert.peer))
+
+    left_out = list(map(fields_of, ranking.excluded)) if why else []
+    chosen = list(map(fields_of, ranking.chosen))
     if output.as_json:
         for fields in (*chosen, *left_out):
             output.event("host", fields)
@@ -79,6 +107,8 @@ def _print(output: Output, ranking: Any, failures: Any, *, why: bool) -> None:
     if chosen:
         columns = ("model", "peer", "USDC/M in/out", "fee", "context", "load", "score")
         output.table(columns, map(_row, chosen), folds="model")
+        for fields in chosen if why else ():
+            output.result(f"  {shorten(fields['peer'])}  {_abilities(fields)}")
     if left_out:
         output.result("left out:")
     for fields in left_out:
@@ -105,17 +135,35 @@ def _row(fields: dict[str, Any]) -> list[str]:
     ]
 
 
-def _fields(candidate: Any) -> dict[str, Any]:
+def _abilities(fields: dict[str, Any]) -> str:
+    """What a host that may be chosen can do, in words."""
+    can = ", ".join(fields["can"]) or "text only"
+    engine = f" ({fields['engine']})" if fields["engine"] else ""
+    kept = f"; keeps a session for {span(fields['keep_s'])} after you left" if fields["keep_s"] else ""
+    return f"can: {can}{engine}{kept}"
+
+
+def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
+    from p2pnode.models.catalogue import shown_name
     from p2pnode.models.manifest import model_id_text
+    from p2pnode.protocols.adverts.messages import capability_names
 
     advert, offer = candidate.advert, candidate.offer
+    more = sheet.offer(offer.model) if sheet is not None else None
+    profile = more.profile if more is not None else None
     return {
-        "model": offer.name,
+        "model": shown_name(offer.model),
         "model_id": model_id_text(offer.model),
         "peer": advert.peer,
-        "addresses": [address.multiaddr for address in advert.addresses],
-        "engine": offer.engine,
-        "quantisation": offer.quantisation,
+        "addresses": [
+            one_line(each)
+            for each in (sheet.addresses if sheet is not None else (a.multiaddr for a in advert.addresses))
+        ],
+        "engine": one_line(f"{profile.engine} {profile.build}".rstrip()) if profile is not None else "",
+        "quantisation": one_line(more.quantisation) if more is not None else "",
+        "can": list(capability_names(offer.caps)),
+        "turns_max": more.turns_max if more is not None else 1,
+        "keep_s": sheet.keep_s if sheet is not None else 0,
         "n_ctx": offer.n_ctx,
         "price_in": offer.price_in,
         "price_out": offer.price_out,

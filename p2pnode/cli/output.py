@@ -18,8 +18,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     ask         interrupted{text} cut_short{conversation, held}: `sessions resume` goes on with it
     chat        chat{} help{} new{} nothing_to_retry{} nothing_to_go_on{} unknown_command{command} stopped{}
                 turn.failed{error, message, code?}
-    hosts       host{model, model_id, peer, addresses, engine, quantisation, n_ctx, price_in, price_out,
-                session_fee, warm, slots, active, queued, score, excluded}
+    hosts       host{model, model_id, peer, addresses, engine, quantisation, can, turns_max, keep_s, n_ctx,
+                price_in, price_out, session_fee, warm, slots, active, queued, score, excluded}
                 and with --why not_found{peer, reason}
     join        identity.making{data_dir, making} identity{peer_id, new}
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}

@@ -29,12 +29,14 @@ def status(
         config = build_config(data_dir, mdns=False)
         async with Client(config) as client:
             advert = await client.advert_of(running.multiaddrs)
+            sheets = await client.sheets([advert] if advert is not None else [])
+        sheet = sheets.get(running.peer_id)
         fields = {
             "peer_id": running.peer_id,
             "pid": running.pid,
             "multiaddrs": list(running.multiaddrs),
             "reach": running.reach,
-            "models": [_offer(offer) for offer in advert.offers] if advert is not None else [],
+            "models": [_offer(offer, sheet) for offer in advert.offers] if advert is not None else [],
             "slots": advert.load.slots if advert is not None else 0,
             "active": advert.load.active if advert is not None else 0,
             "queued": advert.load.queued if advert is not None else 0,
@@ -49,8 +51,7 @@ def status(
             found = reachability(running.reach, running.multiaddrs)
             lines += [f"reach      {found.detail}"] + ([f"           {found.remedy}"] if found.remedy else [])
         lines += [
-            f"serving    {m['name']} ({m['engine']}{'' if m['warm'] else ', cold'}, {m['n_ctx']} tokens), "
-            + price_of(m)
+            f"serving    {m['name']} ({m['engine'] or 'cold'}, {m['n_ctx']} tokens), " + price_of(m)
             for m in fields["models"]
         ] or ["serving    nothing"]
         lines.append(f"load       {fields['active']} of {fields['slots']} slots, {fields['queued']} waiting")
@@ -149,10 +150,15 @@ def _running(output: Output, data_dir: Any) -> Any:
     return running
 
 
-def _offer(offer: Any) -> dict[str, Any]:
+def _offer(offer: Any, sheet: Any) -> dict[str, Any]:
+    """An offer as it is shown; ``sheet`` is the node's own, which has the names."""
+    from p2pnode.models.catalogue import shown_name
+
+    more = sheet.offer(offer.model) if sheet is not None else None
+    profile = more.profile if more is not None else None
     return {
-        "name": one_line(offer.name),
-        "engine": one_line(offer.engine),
+        "name": one_line(more.name) if more is not None else shown_name(offer.model),
+        "engine": one_line(profile.engine) if profile is not None else "",
         "n_ctx": offer.n_ctx,
         "price_in": offer.price_in,
         "price_out": offer.price_out,

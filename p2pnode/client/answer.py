@@ -38,6 +38,7 @@ from p2pnode.client.runtime import Runtime
 from p2pnode.client.session import Session
 from p2pnode.errors import HostFault, P2PNodeError, RefusedError, RemoteError
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.models.catalogue import shown_name
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -379,7 +380,7 @@ class Answer:
             raise failover.no_host(self._search.ranking(), self._search.failures)
         peer = candidate.advert.peer
         if anew:
-            self._runtime.tell("host", {"peer": peer, "model": candidate.offer.name})
+            self._runtime.tell("host", {"peer": peer, "model": shown_name(candidate.offer.model)})
         failover.begin()
         ask = self._make_ask(self._partial.next_prompt())
         self._session = session = await self._pool.open(candidate, ask)

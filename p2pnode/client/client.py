@@ -7,7 +7,7 @@ when a host that costs something is chosen, within the spending limits of the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from p2pnode.files import off_the_loop
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.node.node import Node
-from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.adverts.messages import Advert, Sheet
 from p2pnode.protocols.inference.messages import SamplingParams
 
 if TYPE_CHECKING:
@@ -179,6 +179,10 @@ class Client:
         return await self.conversations.resume(sid, options or ChatOptions())
 
     # ---- hosts
+
+    async def sheets(self, adverts: Iterable[Advert]) -> dict[PeerId, Sheet]:
+        """What these hosts say at length, asked of all at once; those that don't answer are left out."""
+        return await self.searches.sheets(adverts)
 
     async def advert_of(self, multiaddrs: Sequence[str]) -> Advert | None:
         """The current advert of the peer at these addresses. Raises ``RemoteError``."""

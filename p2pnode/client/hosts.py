@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Final, Protocol
@@ -39,11 +39,12 @@ from p2pnode.errors import (
 from p2pnode.files import read_text_or_none, write_atomic
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
+from p2pnode.models.catalogue import shown_name
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import failure_of
 from p2pnode.node.finder import FoundHost
-from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.adverts.messages import Advert, Sheet
 from p2pnode.words import one_line
 
 log = structlog.get_logger()
@@ -265,7 +266,7 @@ class Searches:
             raise RefusedError("model_not_available", msg)
         offer = advert.offer(model)
         if offer is None:
-            names = ", ".join(one_line(offer.name) for offer in advert.offers)
+            names = ", ".join(shown_name(offer.model) for offer in advert.offers)
             msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
             raise RefusedError("model_not_available", msg)
         if advert.draining:
@@ -367,6 +368,24 @@ class Searches:
             for peer in node.network.connected_peers():
                 nursery.start_soon(node.network.guard.run, self._sample, peer)
         return [entry.advert for entry in node.adverts.book.live(node.wall())]
+
+    async def sheets(self, adverts: Iterable[Advert]) -> dict[PeerId, Sheet]:
+        """What these hosts say at length, asked of all at once; those that don't answer are left out."""
+        node, found = self._runtime.node, dict[PeerId, Sheet]()
+
+        async def ask(advert: Advert) -> None:
+            try:
+                with trio.fail_after(self._runtime.limits.request_deadline_s):
+                    sheet = await node.adverts.sheet(advert)
+            except (RemoteError, trio.TooSlowError) as error:
+                log.debug("sheet.not_fetched", peer=advert.peer, reason=str(error))
+            else:
+                found.update({advert.peer: sheet} if sheet is not None else {})
+
+        async with trio.open_nursery() as nursery:
+            for advert in adverts:
+                nursery.start_soon(node.network.guard.run, ask, advert)
+        return found
 
     async def clock_offsets(self) -> list[float]:
         """By how many seconds the clock of each connected host is ahead of ours, asked of all at once.

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 from p2pnode.bounded import backoff_s
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.money import price_text, usdc_text
-from p2pnode.protocols.adverts.messages import Advert, Offer
+from p2pnode.protocols.adverts.messages import RELEASE, Advert, Offer, capability_names
 
 Payable: TypeAlias = Callable[[Advert, Offer], str]
 """Gives why this client can't pay an offer; "" where it can."""
@@ -93,7 +93,8 @@ class Filters:
     price_in_max: int | None = None
     price_out_max: int | None = None
     n_ctx_min: int = 0
-    quantisation: str | None = None
+    caps: int = 0
+    """What a host must be able to do: bits of ``Capability``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,10 @@ def rank(
 
 def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, now: float) -> str:
     """Why a host may not be chosen; "" where it may."""
+    if advert.release_min > RELEASE:
+        return (
+            f"talks with release {advert.release_min} and later only, and this is {RELEASE}: upgrade p2pnode"
+        )
     if advert.draining:
         return "draining: it is about to leave"
     if known.broken_until() > now:
@@ -159,8 +164,8 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
         return f"output price {usdc_text(offer.price_out)} is above the allowed {highest}"
     if offer.n_ctx < filters.n_ctx_min:
         return f"context of {offer.n_ctx} tokens is below the needed {filters.n_ctx_min}"
-    if filters.quantisation is not None and offer.quantisation != filters.quantisation:
-        return f"quantisation is {offer.quantisation or 'unknown'}, not {filters.quantisation}"
+    if lacking := capability_names(filters.caps & ~offer.caps):
+        return f"lacks {' and '.join(lacking)}, which is needed"
     return ""
 
 

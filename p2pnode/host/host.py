@@ -19,6 +19,7 @@ from p2pnode.host.admission import Admission
 from p2pnode.host.count import serve_counts
 from p2pnode.host.resumable import ResumableSessions
 from p2pnode.host.served_session import ServedSession
+from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
 from p2pnode.host.totals import Totals
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
@@ -31,7 +32,8 @@ from p2pnode.payments.checkpoints import serve_receipts
 from p2pnode.payments.escrow import EscrowIntake, HostMoney, Source
 from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
-from p2pnode.protocols.adverts.messages import Address, Load, Offer
+from p2pnode.protocols.adverts.messages import ADDRESSES_TOLD, Address, Load, Offer, Sheet
+from p2pnode.protocols.adverts.signatures import profile_hash
 from p2pnode.protocols.inference.channel import HostPayment
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
 from p2pnode.protocols.inference.host import HostSession
@@ -43,7 +45,6 @@ log = structlog.get_logger()
 Report: TypeAlias = Callable[[str, dict[str, object]], None]
 """Called with an event's name and fields, for people and for programs that watch."""
 _LOAD_INTERVAL_S = 10.0
-_ADDRESSES_MAX = 4
 _RENEW_AGAIN_S = 3600.0
 _PAYERS_MAX = 1024
 Renew: TypeAlias = Callable[[], Awaitable[HostIdentity]]
@@ -114,6 +115,7 @@ class Host:
                 wall=node.wall,
                 linger_s=node.limits.linger_s,
             )
+        self._grants = Grants()
         self.totals = Totals()
 
     @property
@@ -221,25 +223,37 @@ class Host:
         await self._node.adverts.update(
             Announcement(
                 binding=self._identity.binding,
-                addresses=tuple(Address(multiaddr=each) for each in self._node.advertised(_ADDRESSES_MAX)),
+                addresses=tuple(Address(multiaddr=each) for each in self._node.advertised(ADDRESSES_TOLD)),
                 offers=tuple(self._offer(model) for model in self._models.values()),
                 load=self._load(),
                 draining=self._admission.is_draining,
+                sheet=self._sheet(),
             )
         )
+
+    def _sheet(self) -> Sheet:
+        served = [
+            Served(
+                model=each.model,
+                name=each.name,
+                quantisation=each.quantisation,
+                info=self._warm.get(each.model),
+            )
+            for each in self._models.values()
+        ]
+        return sheet_of(self._node.peer_id, served, self._node.advertised(), self._grants)
 
     def _offer(self, model: HostedModel) -> Offer:
         info = self._warm.get(model.model)
         return Offer(
             model=model.model,
-            name=model.name,
-            engine=info.engine if info is not None else "cold",
-            quantisation=model.quantisation,
             n_ctx=info.n_ctx if info is not None else model.n_ctx,
             price_in=model.price_in,
             price_out=model.price_out,
             session_fee=model.session_fee if model.priced else 0,
             warm=info is not None,
+            caps=int(capabilities_of(info, self._grants)),
+            profile=profile_hash(profile_of(info)) if info is not None else bytes(8),
         )
 
     def _load(self) -> Load:

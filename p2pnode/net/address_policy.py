@@ -129,11 +129,14 @@ def check_announced(address: str) -> None:
 
 
 def mixed(addresses: Sequence[str], count: int) -> tuple[str, ...]:
-    """At most ``count`` addresses, with each kind of transport and IP version while there is room, in
-    order."""
-    kinds: dict[tuple[str, bool], list[str]] = {}
+    """At most ``count`` addresses in order, of each kind while there is room.
+
+    A kind is a transport, an IP version, and whether a relay stands between.
+    """
+    kinds: dict[tuple[str, bool, bool], list[str]] = {}
     for address in addresses:
-        kinds.setdefault((address.split("/")[1], address.endswith("/ws")), []).append(address)
+        kind = (address.split("/")[1], address.endswith("/ws"), "/p2p-circuit" in address)
+        kinds.setdefault(kind, []).append(address)
     rounds = max((len(each) for each in kinds.values()), default=0)
     turns = [each[i] for i in range(rounds) for each in kinds.values() if i < len(each)]
     return tuple(sorted(turns[:count], key=list(addresses).index))

@@ -92,7 +92,7 @@ class AdvertExchange:
         self._book, self._publisher = book, publisher
         self._peer, self._instance, self._wall = peer, instance, wall
         self._started_wall = wall()
-        self._directory = Directory(book, peer=peer, own=self._own, wall=wall)
+        self._directory = Directory(book, peer=peer, own=self._own, wall=wall, sheet=publisher.sheet)
         self._asked: dict[StreamRef, int] = {}
         """Questions by stream, of those that are open."""
         self._askers: BoundedMap[PeerId, TokenBucket] = BoundedMap(ASKERS_MAX)

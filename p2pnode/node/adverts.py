@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import structlog
 import trio
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.errors import ConfigError, ProtocolError, RemoteError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
@@ -29,15 +30,22 @@ from p2pnode.protocols.adverts.messages import (
     Advert,
     Adverts,
     GetAdvert,
+    GetSheet,
     SampleAdverts,
+    Sheet,
+    SheetAnswer,
     topic_of,
 )
+from p2pnode.protocols.adverts.signatures import read_sheet
 from p2pnode.protocols.events import Command, Emit
 from p2pnode.protocols.gossipsub.commands import Verdict
 from p2pnode.protocols.wire import encode
 from p2pnode.shares import Origin
 
 log = structlog.get_logger()
+Answer = TypeVar("Answer", Adverts, SheetAnswer)
+SHEETS_MAX: Final = 128
+"""Sheets of other hosts that are kept: 16 KiB each at most."""
 
 
 class AdvertService:
@@ -75,6 +83,8 @@ class AdvertService:
             self._exchange, on_emit=self._emitted, write_deadline_s=limits.request_deadline_s
         )
         self.served = self._exchange.served
+        self._sheets: BoundedMap[bytes, Sheet] = BoundedMap(SHEETS_MAX)
+        """By their hashes."""
         self._unpublished: Publish | None = None
         """The newest advert of this host that gossip was not given yet: an older one would tell nobody
         anything."""
@@ -121,17 +131,35 @@ class AdvertService:
         that its clock and ours differ too much; the caller sets the deadline.
         """
         wanted = subject or peer
-        answer = await self._ask(peer, GetAdvert(peer=wanted))
+        answer = await self._ask(peer, GetAdvert(peer=wanted), Adverts)
         found = self._exchange.fetched(answer.adverts, peer, wanted)
         self._check_copied()
         return found
 
     async def sample(self, peer: PeerId, model: ModelId | None = None) -> list[Advert]:
         """Live adverts that another peer knows, each verified: this is the peer exchange."""
-        answer = await self._ask(peer, SampleAdverts(model=model))
+        answer = await self._ask(peer, SampleAdverts(model=model), Adverts)
         taken = self._exchange.sampled(answer.adverts, peer)
         self._check_copied()
         return taken
+
+    async def sheet(self, advert: Advert) -> Sheet | None:
+        """What a host says at length, asked of the host itself where it isn't known yet.
+
+        None where the host has no sheet, or another one by now: its newest advert names that. Raises
+        ``UnreachableError``, and ``ProtocolError`` for a sheet that is not the one of this advert; the caller
+        sets the deadline.
+        """
+        if advert.sheet is None:
+            return None
+        known = self._sheets.get(advert.sheet)
+        if known is None:
+            answer = await self._ask(advert.peer, GetSheet(hash=advert.sheet), SheetAnswer)
+            if not answer.body:
+                return None
+            known = read_sheet(answer.body, advert)
+        self._sheets.put(advert.sheet, known)
+        return known
 
     # ---- running
 
@@ -199,9 +227,11 @@ class AdvertService:
         if self._exchange.is_copied:
             self._copied.set()
 
-    async def _ask(self, peer: PeerId, question: GetAdvert | SampleAdverts) -> Adverts:
+    async def _ask(
+        self, peer: PeerId, question: GetAdvert | SampleAdverts | GetSheet, kind: type[Answer]
+    ) -> Answer:
         answer = await ask_once(self._network, peer, PROTOCOL, CODEC, [question])
-        if not isinstance(answer, Adverts):
+        if not isinstance(answer, kind):
             msg = "the peer answered an advert question with something else"
             raise ProtocolError(msg)
         return answer

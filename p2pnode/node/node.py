@@ -147,14 +147,15 @@ class Node:
         network = self.network
         return reach_code(network.announced, network.multiaddrs, listens_on_all=network.listens_on_all)
 
-    def advertised(self, count: int) -> tuple[str, ...]:
-        """Up to ``count`` addresses for strangers, without ``/p2p``.
+    def advertised(self, count: int | None = None) -> tuple[str, ...]:
+        """Up to ``count`` addresses for strangers (None: all), without ``/p2p``.
 
-        Those that the user announces come first, then a mix of the others.
+        Those that the user announces come first, then the others, each time a mix of kinds.
         """
         addresses = [without_peer(each) for each in self.network.announced]
-        told = [each for each in addresses if each in self._announce][:count]
-        return (*told, *mixed([each for each in addresses if each not in told], count - len(told)))
+        most = len(addresses) if count is None else count
+        told = mixed([each for each in addresses if each in self._announce], most)
+        return (*told, *mixed([each for each in addresses if each not in told], most - len(told)))
 
     def before_close(self, action: Callable[[], Any]) -> None:
         """Await ``action()`` at shutdown, while the network is up; the last one registered runs first."""

@@ -20,6 +20,7 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.ledger import Ledger, UnavailableError
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
+from p2pnode.models.catalogue import shown_name
 from p2pnode.net.multiaddrs import without_peer
 from p2pnode.payments.funds import reconcile
 from p2pnode.payments.journal.journal import BoughtSession, Journal
@@ -143,8 +144,9 @@ class SessionSigner:
         # crash would leave a deposit that a host may take and nobody knows of.
         await self._journal.bought(record, rule, now)
         try:
-            words = describe(terms, valid_before, host=advert.peer, model=offer.name, chain=domains.chain_id)
-            self._on_sign(words, fields_of(session, terms, valid_before, advert.peer, offer.name))
+            name = shown_name(offer.model)
+            words = describe(terms, valid_before, host=advert.peer, model=name, chain=domains.chain_id)
+            self._on_sign(words, fields_of(session, terms, valid_before, advert.peer, name))
             authorisation = self._authorise(sign, session, terms, valid_before)
         except BaseException:
             with trio.CancelScope(shield=True):

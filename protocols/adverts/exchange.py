@@ -1,4 +1,5 @@
-"""Two machines for adverts: ``Publisher`` announces a host, ``Directory`` answers questions for adverts.
+"""Two machines for adverts: ``Publisher`` announces a host, ``Directory`` answers questions for adverts and
+for this host's own sheet.
 
 Gossip costs a node the same at 100 hosts and at 100,000: a publisher stretches its interval with the
 population so that a topic carries at most ``TOPIC_RATE_MAX`` adverts a second.
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, assert_never
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.messages import (
@@ -18,12 +20,15 @@ from p2pnode.protocols.adverts.messages import (
     Adverts,
     Binding,
     GetAdvert,
+    GetSheet,
     Load,
     Offer,
     SampleAdverts,
+    Sheet,
+    SheetAnswer,
     SignedAdvert,
 )
-from p2pnode.protocols.adverts.signatures import seal
+from p2pnode.protocols.adverts.signatures import encode_sheet, seal, sheet_hash
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.events import (
     CancelTimer,
@@ -46,6 +51,8 @@ TOPIC_RATE_MAX: Final = 2.0
 CHANGE_INTERVAL_S: Final = 2.0
 """An urgent change waits until this long after the last advert."""
 TTL_FACTOR: Final = 3
+SHEETS_KEPT: Final = 4
+"""A host's newest sheets, which it answers: who asks may have an advert that is a few changes old."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +64,8 @@ class Announcement:
     offers: tuple[Offer, ...]
     load: Load
     draining: bool = False
+    sheet: Sheet | None = None
+    release_min: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,8 @@ class Publisher:
         self._published_at: float | None = None
         self._urgent = False
         self._seq = 0
+        self._sheets: BoundedMap[bytes, bytes] = BoundedMap(SHEETS_KEPT)
+        """Bodies by their hashes."""
         self.current: Publish | None = None
         """The last advert sealed; None before the first and after ``Withdraw``."""
 
@@ -173,6 +184,10 @@ class Publisher:
         self.current = self._seal(self._announcement, self._ttl_s)
         return self.current
 
+    def sheet(self, wanted: bytes) -> bytes | None:
+        """The body of a sheet of this host by its hash; None where it has no such one, or not any more."""
+        return self._sheets.get(wanted)
+
     @property
     def _ttl_s(self) -> float:
         return TTL_FACTOR * refresh_interval(self._population)
@@ -206,6 +221,8 @@ class Publisher:
             offers=announcement.offers,
             load=announcement.load,
             draining=announcement.draining,
+            sheet=self._keep_sheet(announcement.sheet),
+            release_min=announcement.release_min,
         )
         while True:
             try:
@@ -215,6 +232,14 @@ class Publisher:
                     raise
                 advert = replace(advert, addresses=advert.addresses[:-1])
 
+    def _keep_sheet(self, sheet: Sheet | None) -> bytes | None:
+        if sheet is None:
+            return None
+        body = encode_sheet(sheet)
+        wanted = sheet_hash(body)
+        self._sheets.put(wanted, body)
+        return wanted
+
     def _timer(self, now: float) -> SetTimer:
         # Up to a tenth later, never earlier: hosts that started together don't speak together, and the
         # topic's rate holds.
@@ -222,16 +247,12 @@ class Publisher:
 
 
 def _matters(before: Announcement, after: Announcement) -> bool:
-    return (before.binding, before.addresses, before.offers, before.draining) != (
-        after.binding,
-        after.addresses,
-        after.offers,
-        after.draining,
-    )
+    # Of an announcement only the load may change and wait.
+    return replace(before, load=after.load) != after
 
 
 class Directory:
-    """Answers ``GetAdvert`` and ``SampleAdverts`` from the book and the publisher."""
+    """Answers ``GetAdvert`` and ``SampleAdverts`` from the book and the publisher, and ``GetSheet``."""
 
     def __init__(
         self,
@@ -240,8 +261,10 @@ class Directory:
         peer: PeerId,
         own: Callable[[float], SignedAdvert | None],
         wall: Callable[[], float],
+        sheet: Callable[[bytes], bytes | None] = lambda _hash: None,
     ) -> None:
         self._book, self._peer, self._own, self._wall = book, peer, own, wall
+        self._sheet = sheet
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """One answer for one question; anything else a peer sends is ignored."""
@@ -253,6 +276,8 @@ class Directory:
                 answer: tuple[SignedAdvert, ...] = (found,) if found is not None else ()
             case SampleAdverts() as question:
                 answer = self._sample(question, now)
+            case GetSheet(hash=wanted):
+                return [Send(event.peer, event.stream, SheetAnswer(body=self._sheet(wanted) or b""))]
             case _:
                 return []
         return [Send(event.peer, event.stream, Adverts(adverts=answer))]

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeAlias
 
 from p2pnode.ids import ModelId, PeerId
-from p2pnode.protocols.wire import U32, U63, Bytes20, Codec, Key, Range, Size, exactly, message
+from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Key, Range, Size, exactly, message
 
 PROTOCOL: Final = "/p2pnode/adverts/1"
 ADVERT_MAX: Final = 1024
 """Largest signed advert in bytes, as it travels."""
+ADDRESSES_TOLD: Final = 3
+"""Addresses that a host puts into its advert; all of them are in its sheet."""
 SAMPLE_MAX: Final = 32
+SHEET_MAX: Final = 16 * 1024
+"""Largest sheet in bytes."""
+KEEP_MAX_S: Final = 432_000
+"""The longest time for which a host may keep a session that its client left."""
+TURNS_MAX: Final = 64
+"""The most turns at once that a session may have."""
+RELEASE: Final = 1
+"""The number of this release: one more with each that an older one can't talk with in full."""
 
 PeerIdText = Annotated[PeerId, Size(8, 64)]
 ModelIdBytes = Annotated[ModelId, exactly(32)]
@@ -28,20 +39,45 @@ class Address:
     direct: Annotated[bool, Key("d")] = True
 
 
+class Capability(enum.IntFlag):
+    """What a host can do besides text: the bits of ``Offer.caps``. Bits that are not named here mean nothing
+    yet, and are ignored."""
+
+    TOOLS = 1 << 0
+    SCHEMA = 1 << 1
+    REASONING = 1 << 2
+    LOGPROBS = 1 << 3
+    EMBEDDINGS = 1 << 4
+    VISION = 1 << 5
+    PARALLEL_TURNS = 1 << 6
+    KEEP_TIME = 1 << 7
+    GRAMMAR = 1 << 8
+
+
+def capability_names(caps: int) -> tuple[str, ...]:
+    """The names of these bits, as people write them; bits that mean nothing yet have none."""
+    return tuple(str(each.name).lower().replace("_", "-") for each in Capability if each & caps)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """One model a host serves. Prices are USDC units (1e-6 USDC) per million tokens."""
 
     model: Annotated[ModelIdBytes, Key("m")]
-    name: Annotated[str, Size(1, 64), Key("n")]
-    engine: Annotated[str, Size(1, 24), Key("e")]
-    quantisation: Annotated[str, Size(0, 16), Key("q")]
     n_ctx: Annotated[U32, Key("c")]
     price_in: Annotated[U63, Key("i")] = 0
     price_out: Annotated[U63, Key("o")] = 0
     session_fee: Annotated[U63, Key("f")] = 0
     """What a session costs besides its tokens, in USDC units: the host's gas."""
     warm: Annotated[bool, Key("w")] = True
+    caps: Annotated[U32, Key("k")] = 0
+    """Bits of :class:`Capability`."""
+    profile: Annotated[bytes, exactly(8), Key("h")] = bytes(8)
+    """The beginning of the hash of the ``Profile`` in the sheet; zero while the model isn't loaded."""
+
+    def can(self, capability: Capability) -> bool:
+        """Whether all of these capabilities are there."""
+        return self.caps & capability == capability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +116,10 @@ class Advert:
     offers: Annotated[tuple[Offer, ...], Size(0, 8), Key("o")]
     load: Annotated[Load, Key("l")]
     draining: Annotated[bool, Key("d")] = False
+    sheet: Annotated[Bytes32 | None, Key("h")] = None
+    """The hash of the host's ``Sheet``; None where it has none."""
+    release_min: Annotated[U32, Key("v")] = 0
+    """The oldest release that can talk with this host."""
 
     @property
     def withdrawn(self) -> bool:
@@ -97,6 +137,57 @@ class Advert:
 
     def offer(self, model: ModelId) -> Offer | None:
         """This host's offer of a model, if it has one."""
+        return next((offer for offer in self.offers if offer.model == model), None)
+
+
+# ---- the sheet: what doesn't fit into an advert, fetched from the host itself by the advert's hash of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """How a host computes a model. Two hosts of one profile should give the same tokens at temperature 0."""
+
+    engine: Annotated[str, Size(1, 24)]
+    build: Annotated[str, Size(0, 64)] = ""
+    """The version of what computes; empty where it has none."""
+    batch: U32 = 0
+    """Tokens that are computed together at most; 0 where that makes no difference."""
+    kv_types: Annotated[str, Size(0, 32)] = ""
+    """How keys and values are kept, as ``f16/f16``."""
+    samplers: Annotated[tuple[Annotated[str, Size(1, 32)], ...], Size(0, 16)] = ()
+    """In their order."""
+    arithmetic: Bytes32 | None = None
+    """A hash of the logits of a fixed prompt, as measured on this host; None where it was not measured. A
+    name can't prove how numbers are rounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetOffer:
+    """More about one offer. ``slots`` is how many requests run at once, ``turns_max`` how many of one
+    session."""
+
+    model: ModelIdBytes
+    name: Annotated[str, Size(1, 64)]
+    quantisation: Annotated[str, Size(0, 16)] = ""
+    profile: Profile | None = None
+    """None while the model isn't loaded."""
+    slots: U32 = 0
+    turns_max: Annotated[int, Range(1, TURNS_MAX)] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """What a host says at length. ``keep_s``: how long it keeps a session that its client left, at most; 0 is
+    not at all. ``settle_above``: the unsettled pay, in token units, from which it settles such a session."""
+
+    peer: PeerIdText
+    offers: Annotated[tuple[SheetOffer, ...], Size(0, 8)] = ()
+    addresses: Annotated[tuple[Annotated[str, Size(4, 160)], ...], Size(0, 32)] = ()
+    keep_s: Annotated[int, Range(0, KEEP_MAX_S)] = 0
+    settle_above: U63 = 0
+
+    def offer(self, model: ModelId) -> SheetOffer | None:
+        """What it says of a model, if anything."""
         return next((offer for offer in self.offers if offer.model == model), None)
 
 
@@ -134,8 +225,24 @@ class Adverts:
     adverts: Annotated[tuple[SignedAdvert, ...], Size(0, SAMPLE_MAX)]
 
 
-AdvertsMessage: TypeAlias = SignedAdvert | GetAdvert | SampleAdverts | Adverts
-CODEC: Final = Codec(GetAdvert, SampleAdverts, Adverts)
+@message("get_sheet")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetSheet:
+    """Ask a host for its own sheet of this hash, which its advert has."""
+
+    hash: Bytes32
+
+
+@message("sheet")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetAnswer:
+    """The answer to ``GetSheet``: the msgpack of a ``Sheet``; empty where that sheet isn't kept any more."""
+
+    body: Annotated[bytes, Size(0, SHEET_MAX)]
+
+
+AdvertsMessage: TypeAlias = SignedAdvert | GetAdvert | SampleAdverts | Adverts | GetSheet | SheetAnswer
+CODEC: Final = Codec(GetAdvert, SampleAdverts, Adverts, GetSheet, SheetAnswer)
 
 
 def topic_of(model: ModelId) -> str:

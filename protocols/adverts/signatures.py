@@ -1,4 +1,4 @@
-"""How adverts are signed, read and verified, and how a wallet binds itself to a peer.
+"""How adverts are signed, read and verified, how a wallet binds itself to a peer, and how a sheet is hashed.
 
 Pure: keys are injected as signers. ``AdvertChecks`` is what the machines read and verify with.
 
@@ -19,11 +19,22 @@ from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
-from p2pnode.protocols.adverts.messages import ADVERT_MAX, Advert, Binding, SignedAdvert
+from p2pnode.protocols.adverts.messages import (
+    ADVERT_MAX,
+    SHEET_MAX,
+    Advert,
+    Binding,
+    Profile,
+    Sheet,
+    SignedAdvert,
+)
 from p2pnode.protocols.crypto import Signer, abi_encode, keccak256, recover_address, verify_peer
 from p2pnode.protocols.wire import decode_record, encode
 
 ADVERT_TAG: Final = b"p2pnode/advert/1\0"
+SHEET_TAG: Final = b"p2pnode/sheet/1\0"
+PROFILE_TAG: Final = b"p2pnode/profile/1\0"
+_PROFILE_BYTES: Final = 8
 BINDING_TTL_MAX_S: Final = 30 * 24 * 3600
 CLOCK_SKEW_S: Final = 120
 """How far two clocks may differ, both ways. A replay of what expired gains no more than this."""
@@ -127,6 +138,40 @@ def verify(signed: SignedAdvert, advert: Advert) -> bool:
     ``advert`` is what :func:`parse` made of ``signed``.
     """
     return verify_peer(advert.peer, ADVERT_TAG + signed.body, signed.signature)
+
+
+# ---- sheets
+
+
+def profile_hash(profile: Profile) -> bytes:
+    """The 8 bytes by which an offer names a profile."""
+    return keccak256(PROFILE_TAG + encode(profile))[:_PROFILE_BYTES]
+
+
+def sheet_hash(body: bytes) -> bytes:
+    """The 32 bytes by which an advert names a sheet, of which ``body`` is the msgpack."""
+    return keccak256(SHEET_TAG + body)
+
+
+def encode_sheet(sheet: Sheet) -> bytes:
+    """A sheet's bytes. Raises ``ValueError`` above ``SHEET_MAX``."""
+    body = encode(sheet)
+    if len(body) > SHEET_MAX:
+        msg = f"the sheet takes {len(body)} bytes of {SHEET_MAX}: serve fewer models or announce less"
+        raise ValueError(msg)
+    return body
+
+
+def read_sheet(body: bytes, advert: Advert) -> Sheet:
+    """The sheet that ``advert`` names, from what a peer answered. Raises ``ProtocolError`` for any other."""
+    if advert.sheet is None or sheet_hash(body) != advert.sheet:
+        msg = "the sheet is not the one that the advert names"
+        raise ProtocolError(msg)
+    sheet = decode_record(Sheet, body)
+    if sheet.peer != advert.peer:
+        msg = "the sheet is another host's"
+        raise ProtocolError(msg)
+    return sheet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

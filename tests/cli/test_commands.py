@@ -99,7 +99,7 @@ def test_hosts_lists_who_may_be_asked(
         (("--max-price-in", "0.000004"), "input price 0.000005 USDC is above the allowed 0.000004 USDC"),
         (("--max-price-out", "0.000006"), "output price 0.000007 USDC is above the allowed 0.000006 USDC"),
         (("--min-context", 4096), "context of 2048 tokens is below the needed 4096"),
-        (("--quantisation", "Q8_0"), "quantisation is unknown, not Q8_0"),
+        (("--needs", "vision"), "lacks vision, which is needed"),
     ],
 )
 def test_hosts_why_tells_each_exclusion(

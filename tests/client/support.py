@@ -30,9 +30,6 @@ def advert(index: int, *, model: ModelId = MODEL, draining: bool = False, **offe
     load = Load(slots=4, active=int(str(offer.pop("active", 0))), queued=int(str(offer.pop("queued", 0))))
     values: dict[str, object] = {
         "model": model,
-        "name": SCRIPTED,
-        "engine": "scripted",
-        "quantisation": "none",
         "n_ctx": 2048,
         "price_in": 0,
         "price_out": 0,

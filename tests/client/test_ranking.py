@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from p2pnode.client.ranking import (
     rank,
 )
 from p2pnode.ids import ModelId, PeerId
-from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.adverts.messages import RELEASE, Advert, Capability
 from tests.client.support import MODEL, NOW, advert, peer
 
 SLOW, FAST = Measured(ttft_s=2.0, tokens_per_s=5.0), Measured(ttft_s=0.1, tokens_per_s=90.0)
@@ -84,7 +85,11 @@ def test_a_host_of_another_model_is_no_candidate_at_all() -> None:
             "output price 0.000006 USDC is above the allowed 0.000005 USDC",
         ),
         (Filters(n_ctx_min=4096), {}, "context of 2048 tokens is below the needed 4096"),
-        (Filters(quantisation="Q8_0"), {}, "quantisation is none, not Q8_0"),
+        (
+            Filters(caps=Capability.TOOLS | Capability.VISION | Capability.SCHEMA),
+            {"caps": int(Capability.SCHEMA) | 1 << 31},
+            "lacks tools and vision, which is needed",
+        ),
         (Filters(), {"draining": True}, "draining: it is about to leave"),
     ],
 )
@@ -97,8 +102,16 @@ def test_each_exclusion_says_why_and_never_falls_back_to_the_worse_offer(
 
 
 def test_an_offer_at_the_limit_is_allowed() -> None:
-    filters = Filters(price_in_max=5, price_out_max=6, n_ctx_min=2048, quantisation="none")
-    assert _order(advert(1, price_in=5, price_out=6), filters=filters) == [peer(1)]
+    filters = Filters(price_in_max=5, price_out_max=6, n_ctx_min=2048, caps=Capability.TOOLS)
+    offered = advert(1, price_in=5, price_out=6, caps=int(Capability.TOOLS | Capability.GRAMMAR))
+    assert _order(offered, filters=filters) == [peer(1)]
+
+
+def test_a_host_that_takes_newer_releases_only_says_to_upgrade() -> None:
+    ranking = rank([replace(advert(1), release_min=RELEASE + 1)], MODEL, {}, Filters(), NOW)
+    (excluded,) = ranking.excluded
+    assert "upgrade p2pnode" in excluded.excluded
+    assert rank([replace(advert(1), release_min=RELEASE)], MODEL, {}, Filters(), NOW).chosen
 
 
 def test_the_breaker_opens_at_the_third_failure_in_a_row_and_closes_with_time() -> None:

@@ -36,7 +36,7 @@ def made_up(index: int) -> bytes:
     """A well signed advert of a host that is not there."""
     now = wall_clock()
     identity = identity_of(index, now)
-    offer = Offer(model=MODEL, name="scripted", engine="scripted", quantisation="", n_ctx=2048)
+    offer = Offer(model=MODEL, n_ctx=2048)
     advert = Advert(
         peer=identity.key.peer_id,
         instance=bytes(8),

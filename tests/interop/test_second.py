@@ -94,6 +94,8 @@ async def test_it_gets_a_checked_answer_from_a_host(other: Foreign, host: Progra
     (advert,) = await other.call("advert", peer=peer)
     model = scripted_model_id().hex()
     assert (advert["p"], advert["o"][0]["m"]) == (peer, model)
+    sheet = await other.call("sheet", peer=peer)
+    assert (sheet["offers"][0]["name"], sheet["offers"][0]["profile"]["engine"]) == ("scripted", "scripted")
     answer = await other.call("ask", 30, peer=peer, model=model, question=QUESTION, tokens_max=TOKENS)
     assert (len(answer["ids"]), answer["reason"]) == (TOKENS, "length")
     assert answer["text"]
@@ -140,6 +142,13 @@ def test_a_client_of_ours_gets_a_checked_answer_from_it(told: Told, tmp_path: Pa
     assert text == " ".join(str(number) for number in range(1, TOKENS + 1))
     (done,) = ran.named("done")
     assert (done["tokens_out"], done["checkpoints"], done["tokens_in"]) == (TOKENS, 3, len(QUESTION))
+
+
+def test_hosts_shows_what_its_sheet_says(told: Told, tmp_path: Path) -> None:
+    flags = ["--bootstrap", told.address, "--model", "scripted", "--no-mdns", "--json"]
+    ran = run("hosts", *flags, "--data-dir", tmp_path / "client")
+    (host,) = ran.named("host")
+    assert (host["engine"], host["addresses"]) == ("counting 1", [told.address.partition("/p2p/")[0]])
 
 
 def test_it_pays_a_host_of_ours_to_the_token(told: Told, tmp_path: Path) -> None:

@@ -133,9 +133,25 @@ async def test_a_shared_address_is_told_to_no_stranger_unless_its_user_says_so(
 async def test_what_the_user_announces_comes_first_to_everybody(autojump_clock: MockClock) -> None:
     told = ["/ip4/8.8.8.8/tcp/14001", "/dns4/node.example.org/tcp/4001", "/ip4/8.8.8.8/tcp/80/ws"]
     async with machine([*HOME, "8.8.4.4/24"], told) as m:
-        assert m.advertised() == [*told, "/ip4/8.8.4.4/tcp/4001"]
+        assert m.advertised() == told  # three, of different kinds
+        assert m.node.advertised() == (*told, "/ip4/8.8.4.4/tcp/4001", "/ip4/192.168.1.5/tcp/4001")
         assert [each.partition("/p2p/")[0] for each in m.node.multiaddrs[:3]] == told
         assert m.node.reach == "global"
+
+
+async def test_of_what_the_user_announces_strangers_learn_each_kind_before_a_second_of_any(
+    autojump_clock: MockClock,
+) -> None:
+    told = [
+        "/ip4/8.8.8.8/tcp/1",
+        "/ip4/8.8.8.8/tcp/2",
+        "/ip4/8.8.8.8/tcp/3",
+        "/ip4/8.8.8.8/tcp/4/ws",
+        "/ip6/2606:4700::1/tcp/5",
+    ]
+    async with machine(HOME, told) as m:
+        assert m.advertised() == [told[0], told[3], told[4]]
+        assert set(told) <= set(m.node.advertised())
 
 
 async def test_adverts_hold_addresses_without_the_peer_id_and_peers_dial_them(

@@ -40,7 +40,7 @@ def advert_of(index: int, *addresses: str) -> SignedAdvert:
     """What anybody can make: a well signed advert of a host that names any address."""
     now = wall_clock()
     identity = identity_of(index, now)
-    offer = Offer(model=scripted_model_id(), name="x", engine="x", quantisation="", n_ctx=2048)
+    offer = Offer(model=scripted_model_id(), n_ctx=2048)
     advert = Advert(
         peer=identity.key.peer_id,
         instance=bytes(8),

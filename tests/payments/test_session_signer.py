@@ -18,6 +18,7 @@ from p2pnode.contract_rules import SESSION_FEE_MAX
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
 from p2pnode.log import configure_logging
+from p2pnode.models.catalogue import shown_name
 from p2pnode.money import usdc_text
 from p2pnode.payments.funds import EXPIRED_S
 from p2pnode.payments.journal.journal import BoughtSession, Journal, SpendingRule
@@ -529,7 +530,7 @@ async def test_what_will_be_signed_is_said_in_words_and_in_fields(world: Spendin
         "0.20 USDC of input and 0.80 USDC of output",
         advert.peer,
         shown_address(advert.binding.wallet),
-        offer.name,
+        shown_name(offer.model),
         str(MEMORY_DOMAINS.chain_id),
         "until 2027-01-15 08:07 UTC",
         "the session ends by 2027-01-16 08:00 UTC",

@@ -16,7 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.adverts import messages as adverts
-from p2pnode.protocols.adverts.signatures import BindingTerms, bind, binding_digest, seal
+from p2pnode.protocols.adverts.signatures import (
+    BindingTerms,
+    bind,
+    binding_digest,
+    encode_sheet,
+    profile_hash,
+    seal,
+    sheet_hash,
+)
 from p2pnode.protocols.blob import messages as blob
 from p2pnode.protocols.checkpoint import messages as checkpoint
 from p2pnode.protocols.checkpoint.messages import fetch_digest
@@ -135,15 +143,38 @@ def advert() -> adverts.Advert:
         offers=(
             adverts.Offer(
                 model=MODEL,
-                name="small",
-                engine="llamacpp",
-                quantisation="Q8_0",
                 n_ctx=8192,
                 price_out=10,
                 session_fee=2500,
+                caps=int(adverts.Capability.TOOLS | adverts.Capability.KEEP_TIME),
+                profile=profile_hash(PROFILE),
             ),
         ),
         load=adverts.Load(slots=4, active=1),
+        sheet=sheet_hash(encode_sheet(sheet())),
+        release_min=1,
+    )
+
+
+PROFILE: Final = adverts.Profile(
+    engine="llamacpp",
+    build="2026.10.11549",
+    batch=64,
+    kv_types="f16/f16",
+    samplers=("penalties", "top_k", "top_p", "min_p", "temperature"),
+    arithmetic=b"\xa5" * 32,
+)
+
+
+def sheet() -> adverts.Sheet:
+    """What that host says at length."""
+    offer = adverts.SheetOffer(model=MODEL, name="small", quantisation="Q8_0", profile=PROFILE, slots=4)
+    return adverts.Sheet(
+        peer=PEER,
+        offers=(offer,),
+        addresses=("/ip4/192.0.2.1/tcp/4001", "/ip4/192.0.2.1/tcp/4002/ws"),
+        keep_s=432_000,
+        settle_above=50_000,
     )
 
 
@@ -164,8 +195,13 @@ def adverts_vectors() -> dict[str, Any]:
             vector(signed),
             vector(adverts.Adverts(adverts=(signed,))),
             vector(adverts.Adverts(adverts=()), "adverts, none"),
+            vector(adverts.GetSheet(hash=sheet_hash(encode_sheet(sheet())))),
+            vector(adverts.SheetAnswer(body=encode_sheet(sheet()))),
+            vector(adverts.SheetAnswer(body=b""), "sheet, not kept"),
         ],
-        "records": [vector(advert())],
+        "records": [vector(advert()), vector(sheet()), vector(PROFILE)],
+        "sheet_hash": sheet_hash(encode_sheet(sheet())).hex(),
+        "profile_hash": profile_hash(PROFILE).hex(),
         "topic": adverts.topic_of(MODEL),
     }
 

@@ -73,11 +73,9 @@ def high_s(signature: bytes) -> bytes:
     return signature[:32] + s.to_bytes(32, "big") + bytes([55 - signature[64]])
 
 
-def offer(model: ModelId = MODEL, name: str = "small", price_out: int = 10) -> Offer:
+def offer(model: ModelId = MODEL, price_out: int = 10) -> Offer:
     """An offer."""
-    return Offer(
-        model=model, name=name, engine="llamacpp", quantisation="Q8_0", n_ctx=8192, price_out=price_out
-    )
+    return Offer(model=model, n_ctx=8192, price_out=price_out)
 
 
 def sent(effects: Iterable[Effect]) -> list[Any]:

@@ -73,7 +73,16 @@ STORED_RECORDS = (
     records.WriterSeq,
     records.Manifest,
 )
-ADVERT_RECORDS = (adverts.Advert, adverts.Binding, adverts.Address, adverts.Offer, adverts.Load)
+ADVERT_RECORDS = (
+    adverts.Advert,
+    adverts.Binding,
+    adverts.Address,
+    adverts.Offer,
+    adverts.Load,
+    adverts.Sheet,
+    adverts.SheetOffer,
+    adverts.Profile,
+)
 INFERENCE_RECORDS = (
     inference.Receipt,
     inference.SessionTerms,
@@ -152,6 +161,9 @@ def default_of(cls: type, field: Any) -> str:
         return "absent"
     if is_dataclass(field.default):
         return "defaults"
+    if isinstance(field.default, bytes):
+        assert not any(field.default)
+        return "zeros"
     return json.dumps(field.default)
 
 
@@ -221,6 +233,13 @@ def test_the_score_of_the_spec_is_that_of_the_code() -> None:
         assert sentence in told, sentence
 
 
+def test_every_capability_stands_in_the_spec_of_adverts_with_its_bit() -> None:
+    text = spec("adverts").split("### Capabilities")[1].split("### ")[0]
+    told = {name: (int(bit), int(value)) for bit, value, name, _meaning in rows(text)}
+    known = {adverts.capability_names(each)[0]: each for each in adverts.Capability}
+    assert told == {name: (int(each).bit_length() - 1, int(each)) for name, each in known.items()}
+
+
 def test_every_verdict_stands_in_the_spec_of_adverts() -> None:
     text = spec("adverts").split("## Errors")[1].split("## Timers")[0]
     assert {row[0].strip("`") for row in rows(text)} == set(get_args(Verdict))
@@ -271,7 +290,7 @@ def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) 
 @pytest.mark.parametrize(
     ("protocol", "classes"),
     [
-        ("adverts", [adverts.Advert]),
+        ("adverts", [adverts.Advert, adverts.Sheet, adverts.Profile]),
         ("inference", [inference.PromptBody, inference.PromptBody, inference.Receipt]),
     ],
 )

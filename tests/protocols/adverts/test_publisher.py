@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from p2pnode.contract_rules import SESSION_FEE_MAX
+from p2pnode.money import USDC
 from p2pnode.protocols.adverts.book import TTL_MAX_S, Book
 from p2pnode.protocols.adverts.exchange import (
     CHANGE_INTERVAL_S,
     REFRESH_MAX_S,
     REFRESH_S,
+    SHEETS_KEPT,
     TOPIC_RATE_MAX,
     TTL_FACTOR,
     Announcement,
@@ -25,12 +29,39 @@ from p2pnode.protocols.adverts.exchange import (
     publish_probability,
     refresh_interval,
 )
-from p2pnode.protocols.adverts.messages import ADVERT_MAX, Address, Load
+from p2pnode.protocols.adverts.messages import (
+    ADDRESSES_TOLD,
+    ADVERT_MAX,
+    SHEET_MAX,
+    Address,
+    Load,
+    Offer,
+    Sheet,
+)
+from p2pnode.protocols.adverts.signatures import encode_sheet, read_sheet, seal
 from p2pnode.protocols.events import CancelTimer, Closed, Command, Effect, Received, SetTimer, TimerFired
 from p2pnode.protocols.wire import encode
-from tests.protocols.support import WALL, Identity, emitted, offer, only
+from tests.protocols.make_vectors import ROOT
+from tests.protocols.strategies import largest
+from tests.protocols.support import MODEL, WALL, Identity, emitted, offer, only
 
 ALICE = Identity("alice")
+RELAY = Identity("relay").peer
+LONGEST_ADDRESSES = (
+    Address(multiaddr="/ip4/255.255.255.255/tcp/65535"),
+    Address(multiaddr="/ip6/2001:db8:85a3:8d3:1319:8a2e:1370:7348/tcp/65535/ws"),
+    Address(multiaddr=f"/ip4/255.255.255.255/tcp/65535/p2p/{RELAY}/p2p-circuit", direct=False),
+)
+U32_MAX = 2**32 - 1
+LARGEST_OFFER = Offer(
+    model=MODEL,
+    n_ctx=1 << 20,
+    price_in=10_000 * USDC,
+    price_out=10_000 * USDC,
+    session_fee=SESSION_FEE_MAX,
+    caps=U32_MAX,
+    profile=b"\xff" * 8,
+)
 ANNOUNCED = Announcement(
     binding=ALICE.binding(),
     addresses=(Address(multiaddr="/ip4/192.0.2.1/tcp/4001"),),
@@ -88,8 +119,9 @@ def test_each_refresh_has_a_higher_sequence_even_when_the_clock_stands_still_or_
         {"offers": (replace(offer(), price_out=11),)},
         {"offers": (replace(offer(), warm=False),)},
         {"addresses": ()},
+        {"sheet": Sheet(peer=ALICE.peer)},
     ],
-    ids=["drain", "price", "cold", "addresses"],
+    ids=["drain", "price", "cold", "addresses", "sheet"],
 )
 def test_a_change_that_matters_goes_out_at_once(change: dict[str, Any]) -> None:
     desk = Desk()
@@ -187,30 +219,73 @@ def test_addresses_are_trimmed_until_the_advert_fits() -> None:
 
 
 def test_an_advert_that_can_not_fit_says_what_to_do() -> None:
-    offers = tuple(offer(name="n" * 64) for _ in range(8))
+    offers = tuple(replace(LARGEST_OFFER, caps=number) for number in range(8))
     with pytest.raises(ValueError, match="announce fewer models"):
         Desk().say(Update(replace(ANNOUNCED, offers=offers)))
 
 
-def test_a_realistic_advert_with_three_models_and_four_addresses_fits() -> None:
-    relay = Identity("relay").peer
+def test_the_largest_honest_advert_fits_and_takes_what_the_specification_says() -> None:
     announcement = replace(
         ANNOUNCED,
-        binding=replace(ALICE.binding(), chain_id=84532, node_registry=b"\x22" * 20),
-        addresses=(
-            Address(multiaddr="/ip4/203.0.113.77/tcp/41001"),
-            Address(multiaddr="/ip4/203.0.113.77/tcp/41002/ws"),
-            Address(multiaddr="/ip6/2001:db8:85a3:8d3:1319:8a2e:370:7348/tcp/41001"),
-            Address(multiaddr=f"/ip4/198.51.100.4/tcp/4001/p2p/{relay}/p2p-circuit", direct=False),
+        binding=replace(
+            ALICE.binding(),
+            chain_id=U32_MAX,
+            node_registry=b"\x22" * 20,
+            seq=1000 * U32_MAX,
+            expires_at=U32_MAX,
         ),
-        offers=tuple(
-            replace(offer(name=name), price_in=150_000, price_out=600_000, n_ctx=131_072)
-            for name in ("smollm2-135m-instruct", "llama-3.1-8b-instruct", "qwen2.5-72b-instruct")
-        ),
+        addresses=LONGEST_ADDRESSES,
+        offers=(LARGEST_OFFER,) * 4,
+        load=Load(slots=65_535, active=65_535, queued=65_535),
+        sheet=Sheet(peer=ALICE.peer),
+        release_min=65_535,
     )
-    publish = only(Publish, emitted(Desk().say(Update(announcement))))
-    assert len(publish.advert.addresses) == 4
-    assert len(encode(publish.signed)) <= ADVERT_MAX
+    advert = only(Publish, emitted(Desk().say(Update(announcement)))).advert
+    assert (advert.addresses, len(advert.addresses)) == (LONGEST_ADDRESSES, ADDRESSES_TOLD)
+    largest_one = replace(advert, seq=1000 * U32_MAX, issued_at=U32_MAX, expires_at=U32_MAX)
+    size = len(encode(seal(largest_one, ALICE.sign)))
+    statement = len(encode(replace(largest_one, addresses=(), offers=())))
+    binding, load = len(encode(advert.binding)), len(encode(advert.load))
+    kinds = ["TCP over IPv4", "WebSocket over IPv6", "a relayed one"]
+    assert _budget() == {
+        "the envelope": (size - len(encode(largest_one)), 1),
+        "the statement without what follows": (statement - binding - load, 1),
+        "the binding": (binding, 1),
+        "the load": (load, 1),
+        **{
+            f"an address: {kind}": (len(encode(each)), 1)
+            for kind, each in zip(kinds, LONGEST_ADDRESSES, strict=True)
+        },
+        "an offer": (len(encode(LARGEST_OFFER)), 4),
+    }
+    assert sum(bytes_ * times for bytes_, times in _budget().values()) == size <= ADVERT_MAX
+
+
+def _budget() -> dict[str, tuple[int, int]]:
+    """The byte budget in the SPEC: bytes and how often, by part."""
+    text = (ROOT / "protocols/adverts/SPEC.md").read_text(encoding="utf-8")
+    table = text.partition("### The byte budget")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| ([^|]+) \| (\d+) \| (\d+) \|$", table, re.MULTILINE)
+    return {part: (int(size), int(times)) for part, size, times in found}
+
+
+def test_the_largest_sheet_fits_what_a_sheet_may_take() -> None:
+    assert len(encode_sheet(largest(Sheet))) <= SHEET_MAX
+
+
+def test_a_sheet_is_answered_by_its_hash_as_long_as_an_advert_with_it_may_live() -> None:
+    desk, sheets = Desk(), []
+    for keep_s in range(SHEETS_KEPT + 1):
+        desk.now += CHANGE_INTERVAL_S
+        sheet = Sheet(peer=ALICE.peer, keep_s=keep_s)
+        advert = only(Publish, emitted(desk.say(Update(replace(ANNOUNCED, sheet=sheet))))).advert
+        assert advert.sheet is not None
+        sheets.append(advert.sheet)
+        body = desk.publisher.sheet(advert.sheet)
+        assert body is not None
+        assert read_sheet(body, advert) == sheet
+    assert desk.publisher.sheet(sheets[0]) is None
+    assert all(desk.publisher.sheet(each) for each in sheets[1:])
 
 
 # ---- what a topic carries

@@ -3,7 +3,9 @@
 import { randomBytes } from 'node:crypto'
 
 import { Malformed, join, pack, same, unpack, utf8 } from './codec.mjs'
-import { Messages, bindingDigest, nextRoot, receiptDigest, requestHash, rootZero, tokenHash } from './messages.mjs'
+import {
+  Messages, bindingDigest, nextRoot, profileHash, receiptDigest, requestHash, rootZero, sheetHash, tokenHash
+} from './messages.mjs'
 import { SCRIPTED } from './names.mjs'
 import { addressOf, signDigest } from './payment.mjs'
 
@@ -14,11 +16,18 @@ const DAY_S = 86400
 const NO_FINGERPRINT = Buffer.alloc(32)
 const OF_THE_PEER = ['open', 'prompt', 'ack', 'cancel', 'close', 'ping', 'pong', 'error']
 
+const PROFILE = { engine: 'counting', build: '1' }
+
+const makeSheet = (key, address) => pack({
+  peer: key.peer, offers: [{ model: SCRIPTED, name: 'counting', profile: PROFILE, slots: 1 }], addresses: [address]
+})
+
 export function makeAdvert (key, wallet, address, now = Math.floor(Date.now() / 1000)) {
   const binding = {
     w: addressOf(wallet), r: addressOf(wallet), c: 0, n: Buffer.alloc(20), s: now, x: now + 7 * DAY_S
   }
   binding.g = signDigest(wallet, bindingDigest(key.peer, binding))
+  const sheet = makeSheet(key, address)
   const body = pack({
     p: key.peer,
     i: randomBytes(8),
@@ -27,9 +36,11 @@ export function makeAdvert (key, wallet, address, now = Math.floor(Date.now() / 
     x: now + 90,
     b: binding,
     a: [{ a: address, d: true }],
-    o: [{ m: SCRIPTED, n: 'counting', e: 'counting', q: '', c: N_CTX, i: 0, o: 0, f: 0, w: true }],
+    o: [{ m: SCRIPTED, c: N_CTX, i: 0, o: 0, f: 0, w: true, k: 0, h: profileHash(PROFILE) }],
     l: { s: 1, a: 0, q: 0 },
-    d: false
+    d: false,
+    h: sheetHash(sheet),
+    v: 1
   })
   return { body, signature: key.sign(join(utf8('p2pnode/advert/1\0'), body)) }
 }
@@ -38,7 +49,12 @@ export function makeAdvert (key, wallet, address, now = Math.floor(Date.now() / 
 export async function serveAdverts (stream, key, wallet, address) {
   const messages = new Messages(stream)
   for (let asked = 0; asked < 4; asked++) {
-    const question = await messages.hear('get', 'sample')
+    const question = await messages.hear('get', 'sample', 'get_sheet')
+    if (question.t === 'get_sheet') {
+      const sheet = makeSheet(key, address)
+      messages.say('sheet', { body: same(sheetHash(sheet), question.hash) ? sheet : Buffer.alloc(0) })
+      continue
+    }
     const ours = question.t === 'sample' || question.peer === key.peer
     messages.say('adverts', { adverts: ours ? [makeAdvert(key, wallet, address)] : [] })
   }

@@ -69,6 +69,24 @@ export function readAdvert (signed) {
   return advert
 }
 
+export const sheetHash = (body) => hash(utf8('p2pnode/sheet/1\0'), body)
+export const profileHash = (profile) => hash(utf8('p2pnode/profile/1\0'), pack(profile)).subarray(0, 8)
+
+export function readSheet (body, advert) {
+  if (!same(sheetHash(body), advert.h)) throw new Malformed('not the sheet that the advert names')
+  const sheet = unpack(body)
+  if (sheet.peer !== advert.p) throw new Malformed('the sheet of another host')
+  return sheet
+}
+
+export async function askSheet (connection, advert) {
+  const messages = await Messages.open(connection, '/p2pnode/adverts/1')
+  messages.say('get_sheet', { hash: advert.h })
+  const { body } = await messages.hear('sheet')
+  messages.stream.finish()
+  return readSheet(body, advert)
+}
+
 export async function askAdvert (connection, peer = connection.peer) {
   const messages = await Messages.open(connection, '/p2pnode/adverts/1')
   messages.say('get', { peer })

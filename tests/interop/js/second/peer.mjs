@@ -6,7 +6,7 @@ import { createInterface } from 'node:readline'
 import { hex, unhex, utf8 } from './codec.mjs'
 import { Pair, answer, dial, listen, propose } from './connection.mjs'
 import { serveAdverts, serveSession } from './host.mjs'
-import { ask, askAdvert, openStore, promptBody, shown } from './messages.mjs'
+import { ask, askAdvert, askSheet, openStore, promptBody, shown } from './messages.mjs'
 import { Key, readInvite } from './names.mjs'
 import { Payment, addressOf, tokenDomain } from './payment.mjs'
 import { Keys, entropyOf, recover, write } from './storage.mjs'
@@ -79,6 +79,10 @@ const commands = {
     return 3
   },
   async advert ({ peer }) { return shown(await askAdvert(connections.get(peer))) },
+  async sheet ({ peer }) {
+    const [advert] = await askAdvert(connections.get(peer))
+    return shown(await askSheet(connections.get(peer), advert))
+  },
   async ask ({ peer, model, question, tokens_max: max }) {
     const body = promptBody([{ role: 'user', content: question }], { tokens_max: max })
     return ask(connections.get(peer), unhex(model), randomBytes(32), body)

@@ -8,7 +8,8 @@ import {
 import { Handshake, Pair, Yamux, Bytes, line, noiseFrame, payloadOf, peerIn, yamuxFrame } from './connection.mjs'
 import { manifestOf, overheadOf } from './gguf.mjs'
 import {
-  abi, bindingDigest, blake, hash, nextRoot, readAdvert, receiptDigest, requestHash, rootZero, signer, tokenHash
+  abi, bindingDigest, blake, hash, nextRoot, profileHash, readAdvert, readSheet, receiptDigest, requestHash, rootZero, sheetHash, signer,
+  tokenHash
 } from './messages.mjs'
 import {
   Key, SCRIPTED, addressBytes, addressText, canonical, holds, keyOf, makeInvite, modelId, modelText, parseAddress,
@@ -136,6 +137,12 @@ function adverts () {
   equal('binding', bindingDigest(advert.p, advert.b), told.binding_digest)
   equal('wallet', advert.b.w, told.wallet)
   equal('topic', `/p2pnode/adverts/1/${hex(advert.o[0].m)}`, told.topic)
+  const { body } = unpack(unhex(told.messages.find(({ type }) => type === 'sheet').hex))
+  const sheet = readSheet(body, advert)
+  equal('sheet', sheetHash(body), told.sheet_hash)
+  equal('sheet of the advert', advert.h, told.sheet_hash)
+  equal('profile', profileHash(sheet.offers[0].profile), told.profile_hash)
+  equal('profile of the offer', advert.o[0].h, told.profile_hash)
   for (const { model, key } of read('protocols', 'lookup').provider_keys) {
     equal('provider key', hash(utf8('p2pnode/provider/1\0'), unhex(model)), key)
   }
