@@ -31,6 +31,8 @@ _GAS: Final = ("ether_usd", "gas_day_max")
 MONEY: Final = (*_PRICES, "session_fee", *_SPENDING, *_GAS)
 """Settings that people write in USDC and that are token units in :class:`NodeConfig`."""
 _STORE_MAX: Final = 1 << 50
+N_CTX_MIN: Final = 256
+N_CTX_MAX: Final = 1 << 20
 _OWNER: Final = re.compile("[0-9a-fA-F]{64}")
 _KINDS: Final = {tuple: "a list of strings", bool: "true or false", int: "a whole number", str: "a string"}
 
@@ -59,6 +61,7 @@ class NodeConfig:
     node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
     ``s5_listen`` (host:port) serves S5's HTTP API, to programs and, with ``s5_accounts``, to whoever
     registers an account; ``s5_origins`` are the web pages that may use it (``https://app.example``).
+    ``n_ctx`` is the context of one request in tokens, 0 for what the model and the memory at hand allow.
     """
 
     data_dir: Path = field(default_factory=default_data_dir)
@@ -86,7 +89,7 @@ class NodeConfig:
     s5_accounts: bool = False
     s5_origins: tuple[str, ...] = ()
     s5_url: str = ""
-    n_ctx: int = 2048
+    n_ctx: int = 0
     slots: int = 4
     threads: int = 0
 
@@ -109,7 +112,10 @@ class NodeConfig:
             if rule not in ("sessions", "anyone") and _OWNER.fullmatch(rule) is None:
                 msg = f"store_for must name owner keys (64 hex digits), sessions or anyone, not {rule[:80]!r}"
                 raise ConfigError(msg)
-        for name, low, high in (("n_ctx", 256, 1 << 20), ("slots", 1, 64), ("threads", 0, 1024)):
+        if self.n_ctx and not N_CTX_MIN <= self.n_ctx <= N_CTX_MAX:
+            msg = f"n_ctx must be from {N_CTX_MIN} to {N_CTX_MAX}, or 0 for what the model and memory allow"
+            raise ConfigError(msg)
+        for name, low, high in (("slots", 1, 64), ("threads", 0, 1024)):
             if not low <= getattr(self, name) <= high:
                 msg = f"{name} must be from {low} to {high}"
                 raise ConfigError(msg)

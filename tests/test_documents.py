@@ -95,9 +95,11 @@ def test_decisions_are_all_in_the_index_and_have_three_parts() -> None:
     pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
     index = (folder / "README.md").read_text()
     assert sorted(re.findall(r"\]\((.*)\)", index)) == [page.name for page in pages]
-    for number, page in enumerate(pages, 1):
+    numbers = [re.match(r"\d{3}-", page.name) for page in pages]
+    assert None not in numbers
+    assert len({found.group() for found in numbers if found is not None}) == len(pages)
+    for page in pages:
         text = page.read_text()
-        assert page.name.startswith(f"{number:03}-")
         title = text.partition("\n")[0].removeprefix("# ")
         assert f"[{title}]({page.name})" in index
         assert [text.count(f"**{part}.**") for part in ("Context", "Decision", "Consequence")] == [1, 1, 1]

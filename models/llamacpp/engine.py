@@ -25,6 +25,7 @@ import trio
 
 from p2pnode.bounded import Backoff
 from p2pnode.errors import ConfigError, EngineError
+from p2pnode.models.context import allocated
 from p2pnode.models.engine import (
     EngineEvent,
     EngineInfo,
@@ -42,9 +43,6 @@ from p2pnode.models.slots import SlotQueue
 from p2pnode.models.validation import check_messages, check_text, tokens_allowed
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 
-# llama.cpp rounds a slot's context up to this, and needs a few tokens of room of its own.
-_CTX_STEP: Final = 256
-_CTX_SPARE: Final = 8
 _DEATH_NOTICE_S: Final = 1.0
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
@@ -216,11 +214,10 @@ class LlamaCppEngine:
 
     async def _start(self) -> LlamaCppProcess:
         config = self._config
-        n_ctx = -(-(self._n_ctx + _CTX_SPARE) // _CTX_STEP) * _CTX_STEP
         try:
             server = await LlamaCppProcess.start(
                 model=self._model.path,
-                n_ctx=n_ctx,
+                n_ctx=allocated(self._n_ctx),
                 slots=config.slots,
                 threads=config.threads,
                 runtime_dir=config.runtime_dir,

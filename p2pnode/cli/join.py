@@ -75,7 +75,10 @@ StoreForOption: TypeAlias = Annotated[
         "with an open session, the default) or anyone. May be repeated."
     ),
 ]
-ContextOption: TypeAlias = Annotated[int | None, typer.Option(help="Context of one request, in tokens.")]
+ContextOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(help="Context of one request, in tokens; without it what the model and memory allow."),
+]
 SlotsOption: TypeAlias = Annotated[int | None, typer.Option(help="Requests served at the same time.")]
 ThreadsOption: TypeAlias = Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")]
 S5ListenOption: TypeAlias = Annotated[
@@ -327,6 +330,20 @@ def _answered(fields: dict[str, Any]) -> str:
     return f"{time.strftime('%H:%M:%S')}   answered {shorten(str(fields['peer']))}: {counts}{ended}"
 
 
+def _context(fields: dict[str, Any]) -> str:
+    """The context of a model, what it takes and what it follows from, as a line."""
+    from p2pnode.models.context import gigabytes
+
+    why = {
+        "asked": "as asked",
+        "model": "the model was trained for no more",
+        "memory": f"half of the {gigabytes(fields['at_hand'])} at hand",
+        "default": "--n-ctx gives more",
+    }[fields["why"]]
+    each = f"{fields['n_ctx']} tokens for each of {count_of(fields['slots'], 'request')}"
+    return f"context    {each}, {gigabytes(fields['memory'])} with the model: {why}"
+
+
 def _gas(fields: dict[str, Any]) -> str:
     """What a host has for gas, and for how many sessions that is enough, as a line."""
     from p2pnode.money import ether_text
@@ -388,6 +405,8 @@ class JoinReporter:
                 return f"peer id    {fields['peer_id']}"
             case "model":
                 return f"model      {fields['name']}: verified, loading\n           {fields['id']}"
+            case "context":
+                return _context(fields)
             case "chain":
                 where = f"{fields['name']} (chain {fields['chain_id']}), at {fields['account']}"
                 return f"paid on    {where}\n{_gas(fields)}"

@@ -24,6 +24,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     join        identity.making{data_dir, making} identity{peer_id, new}
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
+                context{name, n_ctx, slots, memory, at_hand, why}: of one request; bytes with the model
                 ready{peer_id, multiaddrs, invite, reach, store_for, models}
                 addresses{multiaddrs, invite, reach}: they changed; reach is {code, detail, remedy}
                 stopping{} stopped{}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +25,13 @@ from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.context import choose_context, memory_at_hand, memory_of
+from p2pnode.models.gguf import read_header
+from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.registry import EngineSpec, make_engine
+from p2pnode.models.scripted import ScriptedConfig
 from p2pnode.money import price_text
 from p2pnode.net.multiaddrs import split_peer, without_peer
 from p2pnode.net.transports import free_listen
@@ -78,6 +82,7 @@ class Join:
         self._node: Node | None = None
         self._totals: TotalsFile | None = None
         self._stopping = False
+        self._memory_promised = 0
         self._starting = trio.CancelScope()
 
     def stop(self) -> None:
@@ -325,7 +330,7 @@ class Join:
         config = self._config
         spec = EngineSpec(
             name="scripted" if name == SCRIPTED else "llamacpp",
-            n_ctx=config.n_ctx,
+            n_ctx=config.n_ctx or None,
             slots=config.slots,
             threads=config.threads or None,
             queue_max=self._options.limits.engine_queue,
@@ -336,7 +341,7 @@ class Join:
                 model=scripted_model_id(),
                 name=SCRIPTED,
                 engine=make_engine(spec),
-                n_ctx=config.n_ctx,
+                n_ctx=config.n_ctx or ScriptedConfig().n_ctx,
                 price_in=config.price_in,
                 price_out=config.price_out,
                 session_fee=config.session_fee,
@@ -349,16 +354,28 @@ class Join:
 
         local = await pull(entry, self._data.models, progress=progress)
         self._report("model", {"name": local.name, "id": model_id_text(local.model_id)})
+        n_ctx = await self._context(local)
         return HostedModel(
             model=local.model_id,
             name=local.name,
-            engine=make_engine(spec, local),
+            engine=make_engine(replace(spec, n_ctx=n_ctx), local),
             quantisation=local.manifest.quantisation,
-            n_ctx=config.n_ctx,
+            n_ctx=n_ctx,
             price_in=config.price_in,
             price_out=config.price_out,
             session_fee=config.session_fee,
         )
+
+    async def _context(self, local: LocalModel) -> int:
+        """The context of one request, reported. Raises ``ConfigError`` where it can't fit into memory."""
+        header = await trio.to_thread.run_sync(read_header, local.path)
+        # What earlier models of this start will take isn't taken yet.
+        at_hand = max(0, memory_at_hand() - self._memory_promised)
+        slots = self._config.slots
+        choice = choose_context(memory_of(header), asked=self._config.n_ctx, slots=slots, at_hand=at_hand)
+        self._memory_promised += choice.memory
+        self._report("context", {"name": local.name, "slots": slots, "at_hand": at_hand, **asdict(choice)})
+        return choice.n_ctx
 
     @property
     def peer_id(self) -> PeerId | None:

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pnode.config import NodeConfig
+from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.errors import ConfigError
 from p2pnode.host import join as join_module
 from p2pnode.host.join import Join, JoinOptions
+from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import EngineInfo
+from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedEngine
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
@@ -88,3 +91,43 @@ async def test_a_download_that_takes_for_ever_does_not_hold_the_end_up(
             nursery.start_soon(join.run)
             await began.wait()
             join.stop()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"), [(0, "choose a smaller model"), (4096, "use --n-ctx 504 or less")]
+)
+async def test_a_context_that_can_not_fit_into_memory_is_refused_before_anything_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, says: str
+) -> None:
+    seen: list[str] = []
+    at_hand = {0: 150_000_000, 4096: 250_000_000}[asked]
+    monkeypatch.setattr(join_module, "memory_at_hand", lambda: at_hand)
+    monkeypatch.setattr(join_module, "make_engine", lambda *_: pytest.fail("an engine was made"))
+    config = NodeConfig(data_dir=tmp_path, listen=LISTEN, mdns=False, n_ctx=asked)
+    join = Join(config, JoinOptions(), lambda name, _fields: seen.append(name))
+    with pytest.raises(ConfigError, match=says), trio.fail_after(60):
+        await join.run()
+    assert "listening" not in seen
+
+
+async def test_a_second_model_has_what_the_first_one_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, object]] = []
+
+    def report(name: str, fields: dict[str, object]) -> None:
+        told.extend([fields] if name == "context" else [])
+        if name == "listening":
+            join.stop()
+
+    file = await pull(Catalogue.load().find(DEFAULT_MODEL), tmp_path / "models")
+    monkeypatch.setattr(join_module, "memory_at_hand", lambda: 4_000_000_000)
+    monkeypatch.setattr(join_module, "make_engine", lambda *_: ScriptedEngine())
+    models = (DEFAULT_MODEL, str(file.path))
+    config = NodeConfig(data_dir=tmp_path / "d", listen=LISTEN, mdns=False, models=models)
+    join = Join(config, JoinOptions(), report)
+    with trio.fail_after(60):
+        await join.run()
+    first, other = told
+    assert (first["n_ctx"], first["why"], first["at_hand"]) == (8192, "model", 4_000_000_000)
+    assert other["at_hand"] == 4_000_000_000 - int(str(first["memory"]))
