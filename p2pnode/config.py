@@ -20,6 +20,7 @@ import platformdirs
 from p2pnode.contract_rules import SESSION_FEE_MAX
 from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import read_text_or_none
+from p2pnode.ids import host_name
 from p2pnode.money import USDC, usdc_text, usdc_units
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -56,6 +57,7 @@ class NodeConfig:
     is one.
     ``ether_usd`` is the price of an ether, which a host's gas is held against (0: it is not known), and
     ``gas_day_max`` what opens may cost it a day.
+    ``trust`` names hosts by peer id or wallet: they go first, and what was said to one reaches no others.
     ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
     invites of nodes that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this
     node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
@@ -80,6 +82,7 @@ class NodeConfig:
     spend_session_max: int = 1_000_000
     spend_day_max: int = 5_000_000
     spend_host_max: int = 2_000_000
+    trust: tuple[str, ...] = ()
     save: bool = True
     stores: tuple[str, ...] = ()
     store_for: tuple[str, ...] = ("sessions",)
@@ -108,6 +111,7 @@ class NodeConfig:
             if not 0 <= getattr(self, name) <= _STORE_MAX:
                 msg = f"{name} must be from 0 to {_STORE_MAX} bytes"
                 raise ConfigError(msg)
+        self._check_trust()
         for rule in self.store_for:
             if rule not in ("sessions", "anyone") and _OWNER.fullmatch(rule) is None:
                 msg = f"store_for must name owner keys (64 hex digits), sessions or anyone, not {rule[:80]!r}"
@@ -119,6 +123,13 @@ class NodeConfig:
             if not low <= getattr(self, name) <= high:
                 msg = f"{name} must be from {low} to {high}"
                 raise ConfigError(msg)
+
+    def _check_trust(self) -> None:
+        for name in self.trust:
+            try:
+                host_name(name)
+            except ValueError as error:
+                raise ConfigError(f"trust: {error}") from error
 
 
 def load_config(path: Path, overrides: Mapping[str, Any]) -> NodeConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import typer
@@ -19,11 +21,14 @@ from p2pnode.cli.options import (
     NoSaveOption,
     S5UrlOption,
     StoreOption,
+    blaming,
     check_target,
     configure,
+    units_of,
 )
 from p2pnode.cli.output import Output, shorten
 from p2pnode.cli.user_input import read_all
+from p2pnode.words import one_line
 
 PeerOption = Annotated[
     str | None, typer.Option("--peer", help="Dial this multiaddr and no other; nothing is searched.")
@@ -40,6 +45,29 @@ StopOption = Annotated[
 ]
 MaxSpendOption = Annotated[
     str | None, typer.Option("--max-spend", help="Sign for at most this much a session, in USDC: 0.5.")
+]
+MaxCostOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-cost",
+        help="Ask no host where an answer could cost more than this, in USDC: 0.01. Nothing is signed then.",
+    ),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="Ask only this host: a peer id or a wallet (0x…). May be repeated."),
+]
+NeverOption = Annotated[
+    list[str] | None,
+    typer.Option("--never", help="Never ask this host: a peer id or a wallet (0x…). May be repeated."),
+]
+ContextOption = Annotated[
+    str,
+    typer.Option(
+        "--context",
+        help="For a conversation that is too long for every host: refuse it, or drop-oldest to leave out its "
+        "oldest messages, which is told.",
+    ),
 ]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that precedes the conversation.")]
 _MEASURABLE_S: Final = 0.05
@@ -59,6 +87,12 @@ def ask(
     system: SystemOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
+    max_cost: MaxCostOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it could cost at each host, and ask none.")
+    ] = False,
+    only: OnlyOption = None,
+    never: NeverOption = None,
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
     no_save: NoSaveOption = False,
@@ -90,12 +124,100 @@ def ask(
             s5_url=s5_url,
         )
         text = await _text_of(question)
-        options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling)
+        filters = make_filters(max_cost, only, never)
+        options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling, filters=filters)
         async with client:
+            if dry_run:
+                print_estimates(output, await client.estimate(text, options))
+                return
             conversation = await client.new_conversation(options, keep=not no_save)
             await stream(output, conversation, conversation.ask(text))
 
     run_async(run, on_error=output.failed)
+
+
+def make_filters(max_cost: str | None, only: list[str] | None, never: list[str] | None) -> Any:
+    """Which hosts may be asked. Raises ``UsageError`` that names the flag."""
+    from p2pnode.client.host_rules import HostRules
+    from p2pnode.client.ranking import Filters
+
+    with blaming("--only"):
+        rules = HostRules.of(only=only or ())
+    with blaming("--never"):
+        rules = replace(rules, never=HostRules.of(never=never or ()).never)
+    return Filters(cost_max=None if max_cost is None else units_of(max_cost, "--max-cost"), rules=rules)
+
+
+def checked_context(context: str) -> Any:
+    """The value of ``--context``. Raises ``UsageError``."""
+    from typing import get_args
+
+    from p2pnode.client.question import ContextChoice
+    from p2pnode.errors import UsageError
+
+    if context not in get_args(ContextChoice):
+        msg = f"--context: {context!r} is not one of {', '.join(get_args(ContextChoice))}"
+        raise UsageError(msg)
+    return context
+
+
+def print_estimates(output: Output, estimates: Sequence[Any]) -> None:
+    """What a question could cost at each host. Raises ``NoHostError`` where none may be asked."""
+    from p2pnode.errors import NoHostError
+
+    told = [_estimate_fields(each) for each in estimates]
+    if output.as_json:
+        for fields in told:
+            output.event("estimate", fields)
+    else:
+        _print_estimates(output, told)
+    if all(fields["excluded"] for fields in told):
+        msg = "no host of this model may be asked: allow more, or see `p2pnode hosts --why`"
+        raise NoHostError(msg)
+
+
+def _print_estimates(output: Output, told: Sequence[dict[str, Any]]) -> None:
+    from p2pnode.money import usdc_number
+
+    may = [fields for fields in told if not fields["excluded"]]
+    if may:
+        size = f"{may[0]['tokens_in_max']} tokens in and {may[0]['tokens_out_max']} out"
+        output.note(f"[at most {size}, in USDC; nothing is signed, and nobody was asked]")
+        rows = [
+            [
+                shorten(fields["peer"]),
+                usdc_number(fields["cost_in"]),
+                usdc_number(fields["cost_out"]),
+                usdc_number(fields["fee"]),
+                usdc_number(fields["cost_max"]) if fields["priced"] else "free",
+                str(fields["n_ctx"]),
+            ]
+            for fields in may
+        ]
+        output.table(("peer", "input", "output", "fee", "at most", "context"), rows)
+    for fields in told:
+        if fields["excluded"]:
+            why = output.with_data_dir(one_line(fields["excluded"]))
+            output.result(f"  {shorten(fields['peer'])}  {why}")
+
+
+def _estimate_fields(estimate: Any) -> dict[str, Any]:
+    from p2pnode.client.ranking import is_priced
+
+    candidate, turn, cost = estimate.candidate, estimate.turn, estimate.cost
+    return {
+        "peer": candidate.advert.peer,
+        "tokens_in_max": turn.tokens_in,
+        "tokens_out_max": turn.tokens_out,
+        "cost_in": cost.tokens_in,
+        "cost_out": cost.tokens_out,
+        "fee": cost.fee,
+        "cost_max": cost.total,
+        "priced": is_priced(candidate.offer),
+        "n_ctx": candidate.offer.n_ctx,
+        "trusted": candidate.trusted,
+        "excluded": candidate.excluded,
+    }
 
 
 async def stream(output: Output, conversation: Any, answer: Any) -> None:

@@ -8,16 +8,22 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from p2pnode.cli.ask import (
+    ContextOption,
     DiscoveryOption,
+    MaxCostOption,
     MaxSpendOption,
     MaxTokensOption,
+    NeverOption,
+    OnlyOption,
     PeerOption,
     SeedOption,
     StopOption,
     SystemOption,
     TemperatureOption,
     TopPOption,
+    checked_context,
     finish,
+    make_filters,
     make_sampling,
 )
 from p2pnode.cli.client import make_client
@@ -66,6 +72,10 @@ def chat(
     system: SystemOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
+    max_cost: MaxCostOption = None,
+    only: OnlyOption = None,
+    never: NeverOption = None,
+    context: ContextOption = "refuse",
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
     no_save: NoSaveOption = False,
@@ -97,7 +107,14 @@ def chat(
             stores=store,
             s5_url=s5_url,
         )
-        options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling)
+        options = ChatOptions(
+            model=model,
+            peer=peer,
+            system=system,
+            sampling=sampling,
+            filters=make_filters(max_cost, only, never),
+            context=checked_context(context),
+        )
         with UserInput(sys.stdin, quiet=as_json, edits=True) as lines:
             async with client:
 

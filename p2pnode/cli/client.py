@@ -74,6 +74,11 @@ class ClientReporter:
             case "host.slow":
                 then = "going on with another" if fields["leaving"] else "there is no other to go on with"
                 return f"[{shorten(str(fields['peer']))} gives {fields['tokens_per_s']:.2f} tokens/s: {then}]"
+            case "stranger":
+                return f"[no host that you trust is there: asking {shorten(str(fields['peer']))}, a stranger]"
+            case "context.dropped":
+                gone = count_of(fields["messages"], "message")
+                return f"[too long for every host: asking without the oldest {gone}]"
             case "failover":
                 return f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
             case "signing":

@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pnode.cli.ask import (
+    ContextOption,
+    MaxCostOption,
     MaxSpendOption,
     MaxTokensOption,
+    NeverOption,
+    OnlyOption,
     SeedOption,
     StopOption,
     TemperatureOption,
     TopPOption,
+    checked_context,
+    make_filters,
     make_sampling,
     stream,
 )
@@ -73,6 +79,10 @@ def resume(
     stop: StopOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
+    max_cost: MaxCostOption = None,
+    only: OnlyOption = None,
+    never: NeverOption = None,
+    context: ContextOption = "refuse",
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -92,7 +102,12 @@ def resume(
 
         check_target(model, None)
         sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
-        options = ChatOptions(model=model, sampling=sampling)
+        options = ChatOptions(
+            model=model,
+            sampling=sampling,
+            filters=make_filters(max_cost, only, never),
+            context=checked_context(context),
+        )
         client: Client = make_client(
             output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain,
             spend_session_max=max_spend, stores=store, s5_url=s5_url,

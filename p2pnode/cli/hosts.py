@@ -144,6 +144,7 @@ def _abilities(fields: dict[str, Any]) -> str:
 
 
 def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
+    from p2pnode.chain.addresses import shown_address
     from p2pnode.models.catalogue import shown_name
     from p2pnode.models.manifest import model_id_text
     from p2pnode.protocols.adverts.messages import capability_names
@@ -155,6 +156,7 @@ def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
         "model": shown_name(offer.model),
         "model_id": model_id_text(offer.model),
         "peer": advert.peer,
+        "wallet": shown_address(advert.binding.wallet),
         "addresses": [
             one_line(each)
             for each in (sheet.addresses if sheet is not None else (a.multiaddr for a in advert.addresses))
@@ -173,5 +175,7 @@ def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
         "active": advert.load.active,
         "queued": advert.load.queued,
         "score": round(candidate.score, 4),
+        "cost": round(candidate.cost),
+        "trusted": candidate.trusted,
         "excluded": candidate.excluded,
     }

@@ -15,11 +15,16 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 voucher{session, outcome, detail}: a host that had vanished is owed one, and got it or not
                 conversation.kept{conversation, replicas, kept, waiting, weak, refused, cut, gone},
                 conversation.moved{conversation, branched}, conversation.not_kept{reason}
-    ask         interrupted{text} cut_short{conversation, held}: `sessions resume` goes on with it
+                stranger{peer}: no host that you trust is there, and this one is asked
+                context.dropped{messages, left}: so many of the oldest messages were left out of the prompt
+    ask         with --dry-run estimate{peer, tokens_in_max, tokens_out_max, cost_in, cost_out, fee, cost_max,
+                priced, n_ctx, trusted, excluded}, for each host
+                interrupted{text} cut_short{conversation, held}: `sessions resume` goes on with it
     chat        chat{} help{} new{} nothing_to_retry{} nothing_to_go_on{} unknown_command{command} stopped{}
                 turn.failed{error, message, code?}
-    hosts       host{model, model_id, peer, addresses, engine, quantisation, can, turns_max, keep_s, n_ctx,
-                price_in, price_out, session_fee, warm, slots, active, queued, score, excluded}
+    hosts       host{model, model_id, peer, wallet, addresses, engine, quantisation, can, turns_max, keep_s,
+                n_ctx, price_in, price_out, session_fee, warm, slots, active, queued, score, cost, trusted,
+                excluded}: seconds and token units that a typical answer is expected to take
                 and with --why not_found{peer, reason}
     join        identity.making{data_dir, making} identity{peer_id, new}
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 import trio
 import trio.lowlevel
@@ -33,7 +33,7 @@ from p2pnode.client.failover import (
 )
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
-from p2pnode.client.ranking import Candidate
+from p2pnode.client.ranking import Candidate, TurnBound
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.session import Session
 from p2pnode.errors import HostFault, P2PNodeError, RefusedError, RemoteError
@@ -49,6 +49,9 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody
+
+Shorten: TypeAlias = Callable[[PromptBody], PromptBody | None]
+"""Gives a prompt without its oldest messages; None where none may be left out."""
 
 
 class Answers:
@@ -150,7 +153,11 @@ class Answer:
         make_ask: Callable[[PromptBody], Ask],
         answers: Answers,
         watcher: Watcher | None = None,
+        trusted: bool = False,
+        shorten: Shorten | None = None,
     ) -> None:
+        """``trusted``: a host that the user trusts knows the question already. ``shorten`` leaves the oldest
+        messages out of a prompt that fits no host; without it such a question is refused."""
         self._runtime, self._pool, self._searches = runtime, pool, searches
         self._open_search, self._make_ask = search, make_ask
         self._watcher, self._answers = watcher, answers
@@ -172,6 +179,11 @@ class Answer:
         """Text that came while the turn was ended by this side."""
         self._unread_error: P2PNodeError | None = None
         self._slow_reported = False
+        self._shorten = shorten
+        self.trusted = trusted
+        """Whether a host that the user trusts was asked."""
+        self.left_out = 0
+        """How many of the oldest messages were left out of the prompt."""
         self._asked_at = 0.0
         self._first_at: float | None = None
         self._done = False
@@ -233,6 +245,7 @@ class Answer:
             search=self._open_search,
             make_ask=self._make_ask,
             answers=self._answers,
+            trusted=self.trusted,
         )
 
     # ---- reading
@@ -370,19 +383,28 @@ class Answer:
     async def _next_session(self) -> Session:
         """Ask the next host, or the same one again, for the rest."""
         if self._search is None:
-            self._asked_at = trio.current_time()
+            self._asked_at = self._asked_at or trio.current_time()
             self._search = await self._open_search()
+            if self.trusted:
+                self._search.keep_to_trusted()
         failover, anew = self._failover, self._failover.wants_next_host
+        ask = self._make_ask(self._partial.next_prompt())
         if anew:
+            spent = sum(item.cost for item in self.bill)
+            tokens_out = ask.body.sampling.tokens_max
+            self._search.ask_for(TurnBound(tokens_in=ask.input_max, tokens_out=tokens_out, spent=spent))
             self._candidate = await self._search.next()
         candidate = self._candidate
         if candidate is None:
-            raise failover.no_host(self._search.ranking(), self._search.failures)
+            error = failover.no_host(self._search.ranking(), self._search.failures)
+            if self._shortened(error):
+                return await self._next_session()
+            raise error
         peer = candidate.advert.peer
         if anew:
             self._runtime.tell("host", {"peer": peer, "model": shown_name(candidate.offer.model)})
+        self._keep_trust(self._search, candidate)
         failover.begin()
-        ask = self._make_ask(self._partial.next_prompt())
         self._session = session = await self._pool.open(candidate, ask)
         failover.opened(
             Attempt(
@@ -402,6 +424,14 @@ class Answer:
             fields = {"from": left, "to": peer, "held": len(self.ids), "reason": reason}
             self._runtime.tell("failover", fields)
         return session
+
+    def _keep_trust(self, search: HostSearch, candidate: Candidate) -> None:
+        """Once a host that is trusted is asked, no stranger is; before that the user is told of one."""
+        if candidate.trusted:
+            self.trusted = True
+            search.keep_to_trusted()
+        elif search.trusts_some:
+            self._runtime.tell("stranger", {"peer": candidate.advert.peer})
 
     async def _next_piece(self, session: Session) -> str:
         event = await session.receive()
@@ -467,8 +497,28 @@ class Answer:
             self._ended(session, decision.ended)
         if decision.move == "finish":
             self._finish(decision.finish)
-        elif decision.error is not None:
+        elif decision.error is not None and not self._shortened(decision.error):
             self._stop(decision.error)
+
+    def _shortened(self, error: P2PNodeError) -> bool:
+        """Whether the oldest messages of a prompt that fits no host were left out, to ask all hosts again."""
+        overflows = isinstance(error, RefusedError) and error.code == "context_overflow"
+        if self._shorten is None or not overflows or self.ids or self._failover.cancelled:
+            return False
+        before = self._partial.body
+        body = self._shorten(before)
+        if body is None:
+            return False
+        left_out = len(before.messages) - len(body.messages)
+        self.left_out += left_out
+        self._runtime.tell("context.dropped", {"messages": left_out, "left": len(body.messages)})
+        self._partial = PartialAnswer(body)
+        self._failover.begin_anew(self._partial)
+        self._search, self._candidate = (
+            None,
+            None,
+        )  # hosts that the whole prompt did not fit may hold this one
+        return True
 
     def _blame(
         self,

@@ -22,7 +22,14 @@ from p2pnode.client.conversations import Conversations
 from p2pnode.client.failover import Held
 from p2pnode.client.hosts import Searches, load_measured, save_measured
 from p2pnode.client.pool import SessionPool
-from p2pnode.client.question import ChatOptions, Messages, Questions, resolve_model
+from p2pnode.client.question import (
+    ChatOptions,
+    ContextChoice,
+    Estimate,
+    Messages,
+    Questions,
+    resolve_model,
+)
 from p2pnode.client.ranking import Candidate, Filters, Ranking
 from p2pnode.client.runtime import Event, Runtime
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
@@ -146,18 +153,26 @@ class Client:
         system: str | None = None,
         sampling: SamplingParams | None = None,
         filters: Filters | None = None,
+        context: ContextChoice = "refuse",
         held: Held | None = None,
     ) -> Answer:
         """Ask a question; iterate over the result for pieces of text as they stream.
 
         ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of the
         catalogue or a model id; the default model otherwise. ``peer``: the multiaddr of the host to ask; then
-        none is searched. ``held``: what came of this answer before, to go on from. Raises, while iterating:
-        ``NoHostError``, ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this side can't or
-        may not pay; ``ConfigError`` for an unknown model or malformed multiaddr, at once.
+        none is searched. ``context``: see ``ChatOptions``. ``held``: what came of this answer before, to go
+        on from. Raises, while iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and
+        ``LocalError`` where this side can't or may not pay; ``ConfigError`` for an unknown model or malformed
+        multiaddr, at once.
         """
-        options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling, filters=filters)
+        options = ChatOptions(
+            model=model, peer=peer, system=system, sampling=sampling, filters=filters, context=context
+        )
         return self._questions.answer(messages, options, held=held)
+
+    async def estimate(self, messages: Messages, options: ChatOptions | None = None) -> list[Estimate]:
+        """What a question can cost at each host that may be asked; see ``Questions.estimate``."""
+        return await self._questions.estimate(messages, options or ChatOptions())
 
     def go_on(self, answer: Answer) -> Answer:
         """Go on with an answer that was cut short, from exactly what it holds: no token is asked for twice.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from p2pnode.client.answer import Answer
 from p2pnode.client.bill import BillItem
 from p2pnode.client.history import History, Message
+from p2pnode.client.host_rules import HostRules
 from p2pnode.client.question import ChatOptions, Questions
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
@@ -55,6 +56,10 @@ class Conversation:
         self._runtime, self._questions = runtime, questions
         self._options, self._model = options, model
         self._writer, self._on_host = writer, on_host
+        self._trusted = False
+        """Whether a host that its user trusts knows what was said."""
+        self._left_out = 0
+        """How many of the oldest messages, besides the system's, fitted no host."""
         self._branches = 0
         """How many branches the stored conversation had when it was read last."""
         self._open_sessions: set[SessionId] = set()
@@ -63,9 +68,13 @@ class Conversation:
         stored = self.stored
         if stored is not None:
             self._history = History.of_turns(stored.turns)
+            hosts = {str(piece.host) for turn in stored.turns for piece in turn.pieces}
+            self._trusted = bool(hosts & HostRules.of(trust=runtime.config.trust).trust)
             stored.moved, self._branches = False, len(stored.branches)
         if options.system and not self._history.messages:
             self._say("system", options.system)
+        # It stands in the history from now on: each prompt would begin with it twice.
+        self._options = replace(options, system=None)
 
     @property
     def stored(self) -> StoredConversation | None:
@@ -138,7 +147,12 @@ class Conversation:
     def _answer(self, message: Message) -> Answer:
         watcher = _AnswerWatcher(self, message)
         prompt = self._history.prompt_for(message)
-        return self._questions.answer(prompt, self._options, held=message.held, watcher=watcher)
+        system = [each for each in prompt if each["role"] == "system"]
+        # What was left out of an earlier prompt stays out: it would fit no host now either.
+        prompt = [*system, *[each for each in prompt if each["role"] != "system"][self._left_out :]]
+        return self._questions.answer(
+            prompt, self._options, held=message.held, watcher=watcher, trusted=self._trusted
+        )
 
     def _say(self, role: Role, text: str) -> None:
         self._history.say(role, text)
@@ -199,6 +213,11 @@ class Conversation:
             else:
                 self._open_sessions.add(session)
 
+    def note_course(self, *, trusted: bool, left_out: int) -> None:
+        """An answer is over: whether a trusted host was asked, and what its prompt went without."""
+        self._trusted = self._trusted or trusted
+        self._left_out += left_out
+
     def note_host(self, peer: PeerId) -> None:
         """A host serves it, and stores for whom it serves."""
         self._on_host(peer)
@@ -254,6 +273,7 @@ class _AnswerWatcher:
     def ended(self, answer: Answer, finish: Finish | None) -> None:
         """It is whole; or it was stopped or cut short, and may go on."""
         self.took(answer)
+        self._conversation.note_course(trusted=answer.trusted, left_out=answer.left_out)
         self._note(answer, answer.text_known)
         self._message.complete = finish in ("stop", "length")
         if self._message.complete:

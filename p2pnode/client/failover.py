@@ -347,7 +347,7 @@ class Failover:
         """Whether the user ended the answer."""
         self.context_used = self.n_ctx = 0
         """Tokens that the conversation takes at the last host, and that host's context."""
-        self._attempts_left = attempts_max
+        self._attempts_left = self._attempts_max = attempts_max
         self._move: Move = "next"
         self._same_host = False
         """Whether the attempt that runs, or could not begin, is at the host of the one before."""
@@ -371,6 +371,12 @@ class Failover:
     def opened(self, attempt: Attempt) -> None:
         """There is a session, in which the host is asked."""
         self.attempt = attempt
+
+    def begin_anew(self, partial: PartialAnswer) -> None:
+        """Ask for another answer instead, of which nothing is here: any host may be asked again."""
+        self.partial, self._attempts_left = partial, self._attempts_max
+        self._move, self._last_error = "next", None
+        self._fruitless = self._refusals = 0
 
     def spare_attempt(self) -> None:
         """The reader gives the host's place back: that is no attempt of the answer's."""
@@ -509,6 +515,9 @@ class Failover:
 
 def nobody(ranking: Ranking, failures: Mapping[PeerId, str]) -> NoHostError:
     """No host was found, or none that may be used."""
+    if ranking.excluded and not ranking.chosen and not failures:
+        why = "; ".join(f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded[:_REASONS_SHOWN])
+        return NoHostError(f"no host of this model may be asked ({why}). `p2pnode hosts --why` shows all")
     reasons = [f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded]
     reasons += [reason if peer in reason else f"{peer}: {reason}" for peer, reason in failures.items()]
     tried = "; ".join(reasons[:_REASONS_SHOWN]) if reasons else "nobody answered"
@@ -530,8 +539,9 @@ def nobody_left(last: P2PNodeError | None, ranking: Ranking) -> NoHostError:
 def overflow(error: RefusedError) -> RefusedError:
     """The same error, with what helps: asking the same again doesn't."""
     helps = (
-        "Asking again can't help: start a new conversation (in a chat /new), ask for less, or choose a host "
-        "with a larger context (`p2pnode hosts --why` shows them)"
+        "Asking again can't help: start a new conversation (in a chat /new), let the oldest messages go "
+        "(--context drop-oldest), ask for less, or choose a host with a larger context "
+        "(`p2pnode hosts --why` shows them)"
     )
     error.args = (f"{error}. {helps}", *error.args[1:])
     return error

@@ -6,12 +6,15 @@ and are left out of the prompt. Pure: it knows neither hosts nor where a convers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from p2pnode.client.failover import Held
 from p2pnode.protocols.inference.messages import Role
 from p2pnode.storage.conversations.turns import Turn
+
+M = TypeVar("M")
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +83,26 @@ class History:
         while before and before[-1].role == "assistant":
             before.pop()
         return prompt_of(before)
+
+
+def without_oldest(messages: Sequence[M], *, role: Callable[[M], str], size: Callable[[M], int]) -> list[M]:
+    """The messages without the oldest ones: about a quarter of what may be left out, by size.
+
+    What the system said and all from the last question on stays. What is left begins with a question, so that
+    no answer and no result of a tool stands without what it answers. All stay where none may be left out.
+    """
+    begins = next((at for at, each in enumerate(messages) if role(each) not in ("system", "developer")), 0)
+    questions = [at for at, each in enumerate(messages) if role(each) == "user" and at > begins]
+    if not questions:
+        return list(messages)
+    wanted = sum(size(each) for each in messages[begins : questions[-1]]) / 4
+    dropped, kept = 0, questions[-1]
+    for at in questions:
+        dropped = sum(size(each) for each in messages[begins:at])
+        if dropped >= wanted:
+            kept = at
+            break
+    return [*messages[:begins], *messages[kept:]]
 
 
 def _message(turn: Turn) -> Message:

@@ -25,6 +25,7 @@ from p2pnode.client.ranking import (
     Measured,
     Payable,
     Ranking,
+    TurnBound,
     why_not_free,
 )
 from p2pnode.client.runtime import Runtime
@@ -53,7 +54,7 @@ _TOO_SLOW: Final = "it did not answer in time"
 _MEASURED_MAX: Final = 512
 """Hosts in the file."""
 _MEASURED_KEYS: Final = frozenset(item.name for item in fields(Measured))
-_COUNTS: Final = frozenset({"failures_in_a_row", "faults"})
+_COUNTS: Final = frozenset({"failures_in_a_row", "faults", "left_closed"})
 
 
 class HostSearch:
@@ -73,9 +74,14 @@ class HostSearch:
         start_lookup: Callable[[HostSearch], None],
         payable: Payable = why_not_free,
         has_session: Callable[[PeerId], bool] = lambda _peer: False,
+        has_left: Callable[[PeerId], bool] = lambda _peer: False,
     ) -> None:
-        self._choice = HostChoice(model, filters, measured=measured, payable=payable, has_session=has_session)
+        self._choice = HostChoice(
+            model, filters, measured=measured, payable=payable, has_session=has_session, has_left=has_left
+        )
         self._limits, self._wall = limits, wall
+        self.trusts_some = bool(filters.rules.trust)
+        """Whether the user named any hosts as ones to trust."""
         self._changed = trio.Event()
         """Set at each change, and then made anew."""
         self._first_found_at: float | None = None
@@ -148,6 +154,14 @@ class HostSearch:
         """Leave out hosts whose context is smaller: they would refuse, perhaps after taking a fee."""
         self._choice.need_context(tokens)
 
+    def keep_to_trusted(self) -> None:
+        """A host that the user trusts knows what was said: no stranger is to learn it."""
+        self._choice.keep_to_trusted()
+
+    def ask_for(self, turn: TurnBound) -> None:
+        """This is the most that is asked of the next host."""
+        self._choice.turn = turn
+
     @property
     def standby(self) -> PeerId | None:
         """The host that is kept ready; it goes before its equals."""
@@ -189,9 +203,10 @@ class HostSearch:
             if self._first_found_at is not None and not self._ended:
                 with trio.move_on_at(self._first_found_at + self._limits.found_grace_s):
                     await self.wait_over()
-            best = self._choice.take_best(self._wall())
-            if best is not None:
-                return best
+            best = self._choice.best(self._wall())
+            # Strangers come when it is sure that no host is there that the user trusts.
+            if best is not None and (best.trusted or self._ended or not self.trusts_some):
+                return self._choice.take_best(self._wall())
             if self._ended:
                 return None
             await self._changed.wait()
@@ -248,7 +263,8 @@ class Searches:
         search = self.new(model, filters)
         for peer in self._sessions.peers(model):
             entry = self._runtime.node.adverts.book.get(peer, self._runtime.node.wall())
-            if entry is not None:
+            # A session with a stranger must not go before a host that the user trusts, and isn't found yet.
+            if entry is not None and (not filters.rules.trust or filters.rules.trusts(entry.advert)):
                 search.try_first(FoundHost(entry.advert, 0.0))
         return search
 
@@ -277,7 +293,7 @@ class Searches:
         search.disable_lookup()
         excluded = search.ranking().excluded
         if excluded:
-            raise RefusedError("model_not_available", f"that host's {one_line(excluded[0].excluded)}")
+            raise RefusedError("model_not_available", f"that host: {one_line(excluded[0].excluded)}")
         return search
 
     async def _look_up(self, search: HostSearch, model: ModelId) -> None:

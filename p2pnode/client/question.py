@@ -7,14 +7,16 @@ looked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 from p2pnode.client.answer import Answer, Answers, Watcher
 from p2pnode.client.failover import Held, PartialAnswer
+from p2pnode.client.history import without_oldest
+from p2pnode.client.host_rules import HostRules
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
-from p2pnode.client.ranking import Filters
+from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound, cost_bound
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError
@@ -31,6 +33,7 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
 )
 
+ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
 Messages: TypeAlias = str | Sequence[Mapping[str, str]]
 
 
@@ -108,6 +111,17 @@ class ChatOptions:
     system: str | None = None
     sampling: SamplingParams | None = None
     filters: Filters | None = None
+    context: ContextChoice = "refuse"
+    """What becomes of a conversation that fits no host: it is refused, or loses its oldest messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a question can cost at a host, before anything is signed."""
+
+    candidate: Candidate
+    turn: TurnBound
+    cost: CostBound
 
 
 class Questions:
@@ -124,19 +138,16 @@ class Questions:
         *,
         held: Held | None = None,
         watcher: Watcher | None = None,
+        trusted: bool = False,
     ) -> Answer:
         """The answer to ``messages``, or the rest of the answer of which ``held`` came before.
 
+        ``trusted``: a host that the user trusts knows what was said before.
+
         Raises ``ConfigError`` for an unknown model or a malformed multiaddr.
         """
-        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
-        body = PromptBody(
-            messages=chat_messages(messages, options.system), sampling=options.sampling or SamplingParams()
-        )
-        peer = pasted(options.peer) if options.peer is not None else None
-        if peer is not None:
-            split_peer(peer)
-        allowed = options.filters or Filters()
+        known, body = _question(messages, options)
+        peer, allowed = self._allowed(options)
 
         async def open_search() -> HostSearch:
             if peer is not None:
@@ -155,4 +166,56 @@ class Questions:
             make_ask=make_ask,
             answers=self.answers,
             watcher=watcher,
+            trusted=trusted,
+            shorten=_shortened if options.context == "drop-oldest" else None,
         )
+
+    async def estimate(self, messages: Messages, options: ChatOptions) -> list[Estimate]:
+        """What a question can cost at each host that is found, in the order of trial; those that may not be
+        asked come last. Nothing is signed, and no host learns the question.
+
+        Raises as :meth:`answer` does, and ``UnreachableError`` and ``RefusedError`` of a host that was named.
+        """
+        known, body = _question(messages, options)
+        peer, allowed = self._allowed(options)
+        turn = TurnBound(tokens_in=known.input_max(body), tokens_out=body.sampling.tokens_max)
+        if peer is not None:
+            search = await self._searches.of_named_host(peer, known.model, allowed)
+        else:
+            search = self._searches.with_idle_sessions(known.model, allowed)
+            search.start()
+            await search.wait_over()
+        search.ask_for(turn)
+        ranking = search.ranking()
+        return [
+            Estimate(candidate=each, turn=turn, cost=cost_bound(each.offer, turn, fee_paid=each.fee_paid))
+            for each in (*ranking.chosen, *ranking.excluded)
+        ]
+
+    def _allowed(self, options: ChatOptions) -> tuple[str | None, Filters]:
+        """The multiaddr of the host that is named, if any, and which hosts may be asked."""
+        allowed = options.filters or Filters()
+        trusted = HostRules.of(trust=self._runtime.config.trust).trust
+        rules = replace(allowed.rules, trust=allowed.rules.trust | trusted)
+        peer = pasted(options.peer) if options.peer is not None else None
+        if peer is not None:
+            # Who names a host wants it, stranger or not.
+            rules = replace(rules, only=rules.only | {split_peer(peer)[1]})
+        return peer, replace(allowed, rules=rules)
+
+
+def _shortened(body: PromptBody) -> PromptBody | None:
+    kept = without_oldest(
+        body.messages,
+        role=lambda message: message.role,
+        size=lambda message: len(message.content.encode()),
+    )
+    return replace(body, messages=tuple(kept)) if len(kept) < len(body.messages) else None
+
+
+def _question(messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
+    known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+    body = PromptBody(
+        messages=chat_messages(messages, options.system), sampling=options.sampling or SamplingParams()
+    )
+    return known, body

@@ -5,8 +5,10 @@ seconds, made worse by load and failures; lower is better::
 
     score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate)
 
-Hosts that ask for money come after those that don't; among equals the cheaper comes first. Hosts outside of
-what the user allows and can pay are left out, also where no other host is found.
+Hosts that the user trusts come first, then those that ask for no money. Those that do are ordered by score
+times expected cost: one that is twice as fast may cost twice as much. A fee that is paid already costs
+nothing; of one that is due a host that keeps sessions is charged a share, for it serves several turns. Hosts
+outside of what the user allows and can pay are left out, also where no other host is found.
 """
 
 from __future__ import annotations
@@ -16,15 +18,23 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from p2pnode.bounded import backoff_s
+from p2pnode.client.host_rules import HostRules
+from p2pnode.contract_rules import TOKENS_PER_PRICE
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.money import price_text, usdc_text
-from p2pnode.protocols.adverts.messages import RELEASE, Advert, Offer, capability_names
+from p2pnode.protocols.adverts.messages import RELEASE, Advert, Capability, Offer, capability_names
 
 Payable: TypeAlias = Callable[[Advert, Offer], str]
 """Gives why this client can't pay an offer; "" where it can."""
 WEIGHT: Final = 0.3
 """The share of the newest measurement in the exponentially weighted means."""
 TYPICAL_TOKENS: Final = 256
+TYPICAL_INPUT: Final = 1024
+"""Input tokens of a typical question, with the conversation before it."""
+SHARED_INPUT: Final = 0.5
+"""The share of them that a host had in an earlier turn, and bills anew only if it has forgotten them."""
+FEE_TURNS: Final = 5
+"""So many turns of a session share its fee, with a host that keeps the session between them."""
 BREAKER_FAILURES: Final = 3
 BREAKER_S: Final = 60.0
 BREAKER_MAX_S: Final = 3600.0
@@ -47,6 +57,18 @@ class Measured:
     failures_in_a_row: int = 0
     last_failure: float = 0.0
     faults: int = 0
+    left_closed: int = 0
+    """Sessions that were left with the host and that it closed before their time."""
+    reuse: float | None = None
+    """Of the input that an earlier turn had brought, the share that it didn't bill anew, from 0 to 1."""
+
+    def reused(self, share: float) -> Measured:
+        """With a turn whose quote took so much of what could be reused, from 0 to 1."""
+        return replace(self, reuse=_mean(self.reuse, min(1.0, max(0.0, share))))
+
+    def closed_early(self) -> Measured:
+        """With a session that was left there, and was gone before its time."""
+        return replace(self, left_closed=self.left_closed + 1)
 
     def connected(self, seconds: float) -> Measured:
         """With a dial that took so many seconds."""
@@ -93,17 +115,57 @@ class Filters:
     price_in_max: int | None = None
     price_out_max: int | None = None
     n_ctx_min: int = 0
+    cost_max: int | None = None
+    """Token units that one answer may cost in all, at the most that its hosts can bill."""
+    rules: HostRules = field(default_factory=HostRules)
     caps: int = 0
     """What a host must be able to do: bits of ``Capability``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnBound:
+    """The most that a question can take, in tokens. ``spent``: what its answer has cost so far, in token
+    units."""
+
+    tokens_in: int
+    tokens_out: int
+    spent: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostBound:
+    """The most that a host can bill for a turn, in token units: ``fee`` is 0 where it is paid already."""
+
+    tokens_in: int
+    tokens_out: int
+    fee: int
+    total: int
+    """Rounded once: at most one unit below the sum of the parts."""
+
+
+def cost_bound(offer: Offer, turn: TurnBound, *, fee_paid: bool) -> CostBound:
+    """The most that a turn of this size costs at this offer."""
+    fee = 0 if fee_paid or not is_priced(offer) else offer.session_fee
+    parts = turn.tokens_in * offer.price_in, turn.tokens_out * offer.price_out
+    each_in, each_out, total = (-(-part // TOKENS_PER_PRICE) for part in (*parts, sum(parts)))
+    return CostBound(tokens_in=each_in, tokens_out=each_out, fee=fee, total=fee + total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A host that was found, its offer of the model, and its score."""
+    """A host that was found, its offer of the model, and its score in seconds.
+
+    ``cost`` is what a typical answer is expected to cost there, in token units, with its share of the fee.
+    """
 
     advert: Advert
     offer: Offer
     score: float
+    cost: float = 0.0
+    fee_paid: bool = False
+    """Whether a session with it is open, or was left with it, so that no fee is due."""
+    trusted: bool = False
+    """Whether the user named it as one to trust."""
     excluded: str = ""
     """Why it may not be chosen; "" where it may."""
 
@@ -124,29 +186,76 @@ def rank(
     now: float,
     *,
     payable: Payable | None = None,
+    fee_paid: Callable[[PeerId], bool] = lambda _peer: False,
+    turn: TurnBound | None = None,
 ) -> Ranking:
-    """Order hosts of ``model``; the same input gives the same order."""
+    """Order hosts of ``model``; the same input gives the same order.
+
+    ``fee_paid`` says whether a session with a host is there, open or left; ``turn`` is the question.
+    """
     candidates = []
     for advert in adverts:
         offer = advert.offer(model)
         if offer is None:
             continue
-        known = measured.get(advert.peer, Measured())
+        known, paid = measured.get(advert.peer, Measured()), fee_paid(advert.peer)
         candidates.append(
             Candidate(
                 advert=advert,
                 offer=offer,
                 score=_score(advert, offer, known),
+                cost=expected_cost(offer, known, fee_paid=paid),
+                fee_paid=paid,
+                trusted=filters.rules.trusts(advert),
                 excluded=exclusion(advert, offer, known, filters, now)
-                or (payable or why_not_free)(advert, offer),
+                or (payable or why_not_free)(advert, offer)
+                or _too_dear(offer, filters, turn, fee_paid=paid),
             )
         )
-    candidates.sort(key=lambda c: (is_priced(c.offer), c.score, _price(c.offer), c.advert.peer))
+    candidates.sort(key=_order)
     return Ranking(tuple(c for c in candidates if not c.excluded), tuple(c for c in candidates if c.excluded))
+
+
+def _order(candidate: Candidate) -> tuple[bool, bool, float, int, PeerId]:
+    offer, priced = candidate.offer, is_priced(candidate.offer)
+    # One unit more: whoever costs next to nothing still has to be fast.
+    worth = candidate.score * (candidate.cost + 1 if priced else 1)
+    return not candidate.trusted, priced, worth, _price(offer), candidate.advert.peer
+
+
+def expected_cost(offer: Offer, known: Measured, *, fee_paid: bool) -> float:
+    """What a typical answer is expected to cost, in token units, the fee's share included.
+
+    A host that bills anew what it has read before costs more input. One that closed a session that was left
+    with it takes its fee with each visit, whatever it promises.
+    """
+    if not is_priced(offer):
+        return 0.0
+    keeps = offer.can(Capability.KEEP_TIME) and not known.left_closed
+    turns = FEE_TURNS if keeps else 1
+    fee = 0.0 if fee_paid else offer.session_fee / turns
+    reuse = 1.0 if known.reuse is None else known.reuse
+    tokens_in = TYPICAL_INPUT * (1 - SHARED_INPUT * reuse)
+    return fee + (tokens_in * offer.price_in + TYPICAL_TOKENS * offer.price_out) / TOKENS_PER_PRICE
+
+
+def _too_dear(offer: Offer, filters: Filters, turn: TurnBound | None, *, fee_paid: bool) -> str:
+    if filters.cost_max is None or turn is None:
+        return ""
+    bound = turn.spent + cost_bound(offer, turn, fee_paid=fee_paid).total
+    if bound <= filters.cost_max:
+        return ""
+    spent = f", with the {usdc_text(turn.spent)} that it cost so far" if turn.spent else ""
+    return (
+        f"can cost up to {usdc_text(bound)}{spent}, and --max-cost allows {usdc_text(filters.cost_max)}: "
+        "allow more, or lower --max-tokens"
+    )
 
 
 def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, now: float) -> str:
     """Why a host may not be chosen; "" where it may."""
+    if why := filters.rules.exclusion(advert):
+        return why
     if advert.release_min > RELEASE:
         return (
             f"talks with release {advert.release_min} and later only, and this is {RELEASE}: upgrade p2pnode"
@@ -187,7 +296,8 @@ def why_not_free(_advert: Advert, offer: Offer) -> str:
 class HostChoice:
     """Which host to ask next for one question, among those found so far. Each is given out once.
 
-    ``has_session`` says whether an idle session with a host is open. Each ``now`` is wall clock, in seconds.
+    ``has_session`` says whether an idle session with a host is open, ``has_left`` whether one was left with
+    it. Each ``now`` is wall clock, in seconds.
     """
 
     def __init__(
@@ -198,9 +308,13 @@ class HostChoice:
         measured: Mapping[PeerId, Measured],
         payable: Payable = why_not_free,
         has_session: Callable[[PeerId], bool] = lambda _peer: False,
+        has_left: Callable[[PeerId], bool] = lambda _peer: False,
     ) -> None:
         self._model, self._filters = model, filters
-        self._measured, self._payable, self._has_session = measured, payable, has_session
+        self._measured, self._payable = measured, payable
+        self._has_session, self._has_left = has_session, has_left
+        self.turn: TurnBound | None = None
+        """The most that is asked of the next host."""
         self._found: dict[PeerId, Advert] = {}
         self._tried: set[PeerId] = set()
         self._first: PeerId | None = None
@@ -224,22 +338,39 @@ class HostChoice:
         """Leave out hosts whose context is smaller."""
         self._filters = replace(self._filters, n_ctx_min=max(tokens, self._filters.n_ctx_min))
 
+    def keep_to_trusted(self) -> None:
+        """Leave out hosts that the user didn't name as ones to trust, where any were named."""
+        self._filters = replace(self._filters, rules=self._filters.rules.keep_to_trusted())
+
     def ranking(self, now: float) -> Ranking:
         """All hosts found so far."""
-        found = self._found.values()
-        return rank(found, self._model, self._measured, self._filters, now, payable=self._payable)
+        return rank(
+            self._found.values(),
+            self._model,
+            self._measured,
+            self._filters,
+            now,
+            payable=self._payable,
+            fee_paid=self._fee_paid,
+            turn=self.turn,
+        )
+
+    def _fee_paid(self, peer: PeerId) -> bool:
+        # Of a host that closed a session that was left with it, the next one's fee is as good as due.
+        closes = self._measured.get(peer, Measured()).left_closed > 0
+        return self._has_session(peer) or (self._has_left(peer) and not closes)
 
     def best(self, now: float, *, standby_first: bool = True) -> Candidate | None:
         """The host to give next, as far as is known now.
 
-        Free hosts go first. Among those that ask for money one with an open session goes first: it takes no
-        second fee. Then the standby goes first, if ``standby_first``: it answers at once. Then by rank.
+        Hosts that are trusted go first, then free ones. Among those that ask for money one whose fee is paid
+        goes first. Then the standby goes first, if ``standby_first``: it answers at once. Then by rank.
         """
 
-        def order(candidate: Candidate) -> tuple[bool, bool, bool]:
-            peer, priced = candidate.advert.peer, is_priced(candidate.offer)
-            ready = standby_first and peer == self.standby
-            return priced, not (priced and self._has_session(peer)), not ready
+        def order(candidate: Candidate) -> tuple[bool, bool, bool, bool]:
+            priced = is_priced(candidate.offer)
+            ready = standby_first and candidate.advert.peer == self.standby
+            return not candidate.trusted, priced, not (priced and candidate.fee_paid), not ready
 
         return min(self._untried(now), key=order, default=None)
 

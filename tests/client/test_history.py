@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from p2pnode.client.failover import Held
-from p2pnode.client.history import History, Message, prompt_of
+from p2pnode.client.history import History, Message, prompt_of, without_oldest
 from p2pnode.storage.conversations.records import Piece
 from p2pnode.storage.conversations.turns import numbered, turns_of
 
@@ -110,3 +114,49 @@ def test_a_kept_answer_with_an_end_is_complete_and_a_kept_question_waits_for_its
     waiting = turns(Piece(role="user", text="one"))
     assert waiting.unfinished is waiting.messages[-1]
     assert waiting.prompt_for(waiting.messages[-1]) == [user("one")]
+
+
+# ---- too long for every host
+
+
+def _left(roles: str, sizes: list[int] | None = None) -> str:
+    """What stays of messages, each given by the first letter of its role."""
+    names = {"s": "system", "d": "developer", "u": "user", "a": "assistant", "t": "tool"}
+    each = list(zip(roles, range(len(roles)), sizes or [1] * len(roles), strict=True))
+    kept = without_oldest(each, role=lambda it: names[it[0]], size=lambda it: it[2])
+    assert all(one in each for one in kept)
+    return "".join(letter for letter, _, _ in kept)
+
+
+@pytest.mark.parametrize(
+    ("roles", "stays"),
+    [
+        ("suauau", "suau"),
+        ("uau", "u"),
+        ("suau", "su"),
+        ("sduatauau", "sduau"),  # the call and its result go with their question
+        ("u", "u"),
+        ("su", "su"),
+        ("", ""),
+        ("s", "s"),
+        ("suauauauauauauauau", "suauauauauauau"),
+    ],
+)
+def test_the_oldest_exchanges_go_and_the_system_and_the_last_question_stay(roles: str, stays: str) -> None:
+    assert _left(roles) == stays
+
+
+def test_about_a_quarter_goes_at_a_time_and_a_long_message_alone_where_it_is_enough() -> None:
+    assert _left("uauauau", [100, 1, 1, 1, 1, 1, 1]) == "uauau"
+    assert _left("uauauau", [1, 1, 1, 1, 100, 1, 1]) == "u"
+
+
+@given(st.lists(st.sampled_from("uat"), max_size=30), st.integers(0, 2))
+def test_leaving_out_again_and_again_ends_with_the_last_question(roles: list[str], system: int) -> None:
+    text = "s" * system + "u" + "".join(roles) + "u"
+    steps = 0
+    while (shorter := _left(text)) != text:
+        assert shorter.startswith("s" * system + "u")
+        text, steps = shorter, steps + 1
+        assert steps <= len(roles) + 1
+    assert text == "s" * system + "u"

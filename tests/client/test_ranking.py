@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pnode.client.host_rules import HostRules
 from p2pnode.client.ranking import (
     BREAKER_FAILURES,
     BREAKER_MAX_S,
     BREAKER_S,
+    FEE_TURNS,
+    WEIGHT,
     Filters,
     HostChoice,
     Measured,
+    TurnBound,
+    cost_bound,
+    expected_cost,
     rank,
 )
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import RELEASE, Advert, Capability
+from p2pnode.protocols.typed_data import amount_due
 from tests.client.support import MODEL, NOW, advert, peer
+from tests.payments.journals import TERMS
 
 SLOW, FAST = Measured(ttft_s=2.0, tokens_per_s=5.0), Measured(ttft_s=0.1, tokens_per_s=90.0)
 
@@ -105,6 +115,136 @@ def test_an_offer_at_the_limit_is_allowed() -> None:
     filters = Filters(price_in_max=5, price_out_max=6, n_ctx_min=2048, caps=Capability.TOOLS)
     offered = advert(1, price_in=5, price_out=6, caps=int(Capability.TOOLS | Capability.GRAMMAR))
     assert _order(offered, filters=filters) == [peer(1)]
+
+
+# ---- money
+
+
+PAID: Any = {"price_in": 1_000_000, "price_out": 3_000_000, "session_fee": 5_000}
+TURN = TurnBound(tokens_in=100, tokens_out=10)
+
+
+def _paid_order(
+    *adverts: Advert, measured: Mapping[PeerId, Measured] | None = None, **more: Any
+) -> list[PeerId]:
+    ranking = rank(adverts, MODEL, measured or {}, Filters(), NOW, payable=lambda *_: "", **more)
+    return [candidate.advert.peer for candidate in ranking.chosen]
+
+
+def test_twice_as_fast_is_worth_twice_as_much_and_not_three_times() -> None:
+    quick = Measured(connect_s=0, ttft_s=0, tokens_per_s=200.0)
+    slow = Measured(connect_s=0, ttft_s=0, tokens_per_s=100.0)
+    measured = {peer(1): quick, peer(2): slow}
+    cheap = advert(2, price_in=1_000_000, price_out=1_000_000)
+    for price, first in ((1_900_000, 1), (2_100_000, 2)):
+        dear = advert(1, price_in=price, price_out=price)
+        assert _paid_order(dear, cheap, measured=measured)[0] == peer(first)
+
+
+def test_a_fee_counts_and_one_that_is_paid_does_not() -> None:
+    adverts = (advert(1, **PAID), advert(2, price_in=2_000_000, price_out=6_000_000))
+    assert _paid_order(*adverts) == [peer(2), peer(1)]
+    assert _paid_order(*adverts, fee_paid=lambda host: host == peer(1)) == [peer(1), peer(2)]
+
+
+def test_a_host_that_keeps_sessions_takes_its_fee_less_often() -> None:
+    keeps = advert(1, **PAID, caps=int(Capability.KEEP_TIME))
+    assert _paid_order(advert(2, **PAID), keeps) == [peer(1), peer(2)]
+
+
+def test_a_host_that_closed_a_left_session_early_takes_its_fee_each_time() -> None:
+    keeps = [advert(index, **PAID, caps=int(Capability.KEEP_TIME)) for index in (1, 2)]
+    closed = {peer(1): Measured().closed_early()}
+    assert _paid_order(*keeps, measured=closed) == [peer(2), peer(1)]
+    offer, known = keeps[0].offers[0], closed[peer(1)]
+    assert expected_cost(offer, known, fee_paid=False) - expected_cost(offer, known, fee_paid=True) == 5_000
+    kept = expected_cost(offer, Measured(), fee_paid=False) - expected_cost(offer, Measured(), fee_paid=True)
+    assert kept == 5_000 / FEE_TURNS
+
+
+def test_a_host_that_bills_again_what_it_has_read_comes_later() -> None:
+    measured = {peer(1): Measured().reused(0.0), peer(2): Measured().reused(1.0)}
+    adverts = (advert(1, **PAID), advert(2, **PAID))
+    assert _paid_order(*adverts, measured=measured) == [peer(2), peer(1)]
+    assert Measured().reused(7.0).reuse == 1.0  # a quote can't say more than all
+    assert Measured().reused(1.0).reused(0.0).reuse == pytest.approx(1 - WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("cost_max", "spent", "fee_paid", "allowed"),
+    [(5_130, 0, False, True), (5_129, 0, False, False), (130, 0, True, True), (229, 100, True, False)],
+)
+def test_a_host_that_could_cost_more_than_is_allowed_is_left_out(
+    cost_max: int, spent: int, fee_paid: bool, allowed: bool
+) -> None:
+    ranking = rank(
+        [advert(1, **PAID)], MODEL, {}, Filters(cost_max=cost_max), NOW,
+        payable=lambda *_: "", fee_paid=lambda _: fee_paid, turn=replace(TURN, spent=spent),
+    )  # fmt: skip
+    assert bool(ranking.chosen) is allowed
+    if not allowed:
+        assert "--max-cost allows" in ranking.excluded[0].excluded
+
+
+def test_a_free_host_costs_nothing_whatever_the_fee_that_it_names() -> None:
+    free = advert(1, session_fee=5_000)
+    assert cost_bound(free.offers[0], TURN, fee_paid=False).total == 0
+    assert rank([free], MODEL, {}, Filters(cost_max=0), NOW, turn=TURN).chosen
+
+
+@given(
+    price_in=st.integers(0, 10**10),
+    price_out=st.integers(1, 10**10),
+    fee=st.integers(0, 250_000),
+    used=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
+    more=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
+)
+def test_no_voucher_for_a_turn_within_the_bound_is_above_its_cost(
+    price_in: int, price_out: int, fee: int, used: tuple[int, int], more: tuple[int, int]
+) -> None:
+    offer = advert(1, price_in=price_in, price_out=price_out, session_fee=fee).offers[0]
+    bound = cost_bound(
+        offer, TurnBound(tokens_in=used[0] + more[0], tokens_out=used[1] + more[1]), fee_paid=False
+    )
+    terms = replace(TERMS, price_in=price_in, price_out=price_out, session_fee=fee)
+    assert amount_due(terms, *used) <= bound.total
+    assert bound.total <= bound.tokens_in + bound.tokens_out + bound.fee <= bound.total + 1
+
+
+# ---- trust
+
+
+def test_who_is_trusted_comes_before_who_is_free_and_fast() -> None:
+    filters = Filters(rules=HostRules.of(trust=[peer(1)]))
+    measured = {peer(1): SLOW, peer(2): FAST}
+    adverts = [advert(1, price_out=9), advert(2)]
+    assert _order(*adverts, measured=measured, filters=filters) == [peer(1), peer(2)]
+
+
+def test_the_next_host_is_a_trusted_one_also_where_a_session_with_a_stranger_is_open() -> None:
+    filters = Filters(rules=HostRules.of(trust=[peer(1)]))
+    choice = HostChoice(
+        MODEL, filters, measured={}, payable=lambda *_: "", has_session=lambda host: host == peer(2)
+    )
+    for each in (advert(1, **PAID), advert(2, **PAID)):
+        choice.found(each)
+    first = choice.take_best(NOW)
+    assert first is not None
+    assert (first.advert.peer, first.trusted) == (peer(1), True)
+    choice.keep_to_trusted()
+    assert choice.take_best(NOW) is None
+    assert "a stranger" in choice.ranking(NOW).excluded[0].excluded
+
+
+def test_a_session_that_was_left_counts_as_paid_unless_its_host_closes_them() -> None:
+    for known, paid in ((Measured(), True), (Measured().closed_early(), False)):
+        choice = HostChoice(
+            MODEL, Filters(), measured={peer(1): known}, payable=lambda *_: "", has_left=lambda _: True
+        )
+        choice.found(advert(1, **PAID))
+        best = choice.best(NOW)
+        assert best is not None
+        assert best.fee_paid is paid
 
 
 def test_a_host_that_takes_newer_releases_only_says_to_upgrade() -> None:
