@@ -27,7 +27,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _AMOUNT_MAX: Final = 10_000 * USDC
 """The most that a price or a spending limit may be: more than that was most likely meant in token units."""
 _PRICES: Final = ("price_in", "price_out")
-_SPENDING: Final = ("spend_session_max", "spend_day_max", "spend_host_max")
+_SPENDING: Final = ("spend_session_max", "spend_day_max", "spend_host_max", "spend_locked_max")
 _GAS: Final = ("ether_usd", "gas_day_max")
 MONEY: Final = (*_PRICES, "session_fee", *_SPENDING, *_GAS)
 """Settings that people write in USDC and that are token units in :class:`NodeConfig`."""
@@ -55,6 +55,7 @@ class NodeConfig:
     ``announce`` are the multiaddrs at which others reach this node (a forwarded port, a name), told to them
     first. ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there
     is one.
+    ``spend_locked_max`` bounds the deposits that are locked in sessions (0: as ``spend_day_max``).
     ``ether_usd`` is the price of an ether, which a host's gas is held against (0: it is not known), and
     ``gas_day_max`` what opens may cost it a day.
     ``trust`` names hosts by peer id or wallet: they go first, and what was said to one reaches no others.
@@ -83,6 +84,7 @@ class NodeConfig:
     spend_day_max: int = 5_000_000
     spend_host_max: int = 2_000_000
     trust: tuple[str, ...] = ()
+    spend_locked_max: int = 0
     save: bool = True
     stores: tuple[str, ...] = ()
     store_for: tuple[str, ...] = ("sessions",)

@@ -332,7 +332,7 @@ class _BothSides:
                 await journal.host_paid(session, voucher)
                 self._note("host journal", before)
             case Signed(voucher=voucher):
-                await journal.signed(session, voucher)
+                await journal.signed(session, voucher, int(time.time()))
                 self._note("client journal", before)
             case _:
                 pass

@@ -82,7 +82,7 @@ class Purchase:
         """
         match value:
             case Signed(voucher=voucher):
-                await self.journal.signed(self.session, voucher)
+                await self.journal.signed(self.session, voucher, self.now())
             case Disputed(receipt=receipt):
                 await self.journal.bought_shown(self.session, receipt, self.now())
             case Receipted(receipt=receipt):
@@ -205,6 +205,7 @@ def payer_of(
         session_max=config.spend_session_max,
         day_max=config.spend_day_max,
         host_max=config.spend_host_max,
+        locked_max=config.spend_locked_max or None,
     )
 
     @asynccontextmanager
@@ -258,6 +259,9 @@ def saved_of(record: BoughtSession, receipt: Receipt | None) -> SavedSession:
         voucher=last_voucher(record),
         receipt=receipt,
         over=record.state == "over",
+        keep_s=record.keep_s,
+        left_until=record.left_until,
+        generation=record.generation,
     )
 
 
@@ -273,6 +277,9 @@ def bought_of(saved: SavedSession) -> BoughtSession:
         opened_at=saved.opened_at,
         state="over" if saved.over else "signed",
         voucher=saved.voucher,
+        keep_s=saved.keep_s,
+        left_until=saved.left_until,
+        generation=saved.generation,
     )
 
 

@@ -44,7 +44,8 @@ log = structlog.get_logger()
 VALID_S: Final = 450
 """150 s below the 600 s that hosts take, and as much above what they need: clocks differ by up to 120 s."""
 _ADDRESSES_MAX: Final = 8
-EXPIRY_S: Final = 24 * 3600
+EXPIRY_S: Final = 48 * 3600
+"""A session that is left in the evening is there in the morning, and settled a day later."""
 
 
 class SessionSigner:

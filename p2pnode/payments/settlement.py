@@ -94,7 +94,9 @@ class Settler:
         now = int(self._wall())
         for record in self._mine("open", "relaying"):
             settle_at = policy.due_after_restart(record, now, self._limits)
-            await self._journal.host_left_open(record.session, settle_at, epoch)
+            kept = record.state == "open" and policy.keeps(record) and settle_at > now
+            left_until = settle_at if kept else None
+            await self._journal.host_left_open(record.session, settle_at, epoch, left_until)
         await self._journal.prune(now - PRUNE_S)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -15,7 +15,16 @@ from p2pnode.chain.ledger import Close, EscrowState, Release
 from p2pnode.contract_rules import CHALLENGE_S, CLAIMS_MAX
 from p2pnode.limits import Limits
 from p2pnode.payments.journal.records import BoughtSession, HostedSession
+from p2pnode.protocols.inference.messages import SessionTerms
 
+LEFT_PER_PAYER: Final = 16
+LEFT_PER_ORIGIN: Final = 64
+LEFT_MAX: Final = 1000
+"""Sessions that a host keeps for clients which left; beyond it the one that was left first is settled."""
+KEEP_MAX_S: Final = 86_400
+"""The longest that a host of this version keeps one: what is owed to it should not wait longer."""
+SETTLE_ABOVE_FEES: Final = 20
+_SETTLE_ABOVE_LEAST: Final = 100_000
 _LATE_S: Final = 120
 """So long past its end an authorisation may still be on its way into a block that we are shown."""
 
@@ -67,14 +76,35 @@ AfterRefusal: TypeAlias = Settled | Postpone | WaitUntil | BringRefund | BringAg
 
 
 def due_after_restart(record: HostedSession, now: int, limits: Limits) -> int:
-    """When to settle a session that an earlier start left open: its client has the linger to come back.
+    """When to settle a session that an earlier start left open: its client has the linger to come back, or as
+    long as this host keeps it.
 
-    A deposit that was still on its way is due at once, and so is a session that is about to expire.
+    A deposit that was still on its way is due at once, and so are a session that is about to expire and one
+    that owes too much to be kept.
     """
     if record.state != "open":
         return now
-    latest = int(record.terms.expiry - limits.expiry_margin_s)
-    return max(now, min(now + int(limits.linger_s), latest))
+    wait_s = record.keep_s if keeps(record) else int(limits.linger_s)
+    return left_until(record.terms, now + wait_s, wait_s, now, limits)
+
+
+def keeps(record: HostedSession) -> bool:
+    """Whether its host keeps the session when its client leaves, or is lost."""
+    return record.keep_s > 0 and record.due <= settle_above(record.terms.session_fee)
+
+
+def settle_above(session_fee: int) -> int:
+    """A session is settled, and not kept, when its host is owed more than this: so much waits at most."""
+    return max(SETTLE_ABOVE_FEES * session_fee, _SETTLE_ABOVE_LEAST)
+
+
+def left_until(terms: SessionTerms, wanted: int, keep_s: int, now: int, limits: Limits) -> int:
+    """Until when a session is kept whose client left and wants it until ``wanted``; ``now`` for not at all.
+
+    A payer may ask the chain for its rest from the expiry on, so it is settled well before.
+    """
+    latest = int(terms.expiry - limits.expiry_margin_s)
+    return max(now, min(wanted, now + min(keep_s, KEEP_MAX_S), latest))
 
 
 def due(records: Iterable[HostedSession], now: float) -> list[HostedSession]:

@@ -1,9 +1,11 @@
 """What a client may sign away, whatever a host asks: limits, the deposit of a session, and its words. Pure.
 
-The limits are per session, per day and per host. The journal holds them against everything that this data
-dir has at stake, in the transaction that records a session, before a wallet signs. Nothing here signs, asks
-a chain or holds a secret: ``session_signer.py`` does. Amounts are token units (1e-6 USDC), times are epoch
-seconds.
+Two amounts are bounded. What is *locked* are the deposits of all sessions that have not ended on the chain.
+What is *spent* is what fees and vouchers added in the last 24 hours, counted when they are signed. A deposit
+is held against the first before a wallet signs it, a turn against the second before it is asked: it may add
+what is left of the day at most, and ends honestly when that is used up. The journal does both inside a
+transaction, so that they hold for all processes on a data dir. Nothing here signs, asks a chain or holds a
+secret: ``session_signer.py`` does. Amounts are token units (1e-6 USDC), times are epoch seconds.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from p2pnode.protocols.inference.messages import WINDOW, SessionTerms
 from p2pnode.words import one_line
 
 LIMIT_MAX: Final = 10**15
-TURNS: Final = 8
+TURNS: Final = 5
 """Turns like the first that a deposit covers, where the limits and the wallet allow it."""
+DAYS: Final = 2
+"""Days like the last with the same host that a deposit covers, where the limits and the wallet allow it."""
 TIP: Final = 10_000
 """Goes to whoever brings the refund, if the host doesn't: about what that costs on an L2."""
 _NOBODY: Final = bytes(20)
@@ -40,14 +44,16 @@ class FundsError(ChainError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpendingLimits:
-    """Token units. Zero allows nothing. Implements ``SpendingRule``."""
+    """Token units. Zero allows nothing. Implements ``SpendingRule`` and ``TurnRule``."""
 
     session_max: int = 1_000_000
     """The deposit of one session."""
     day_max: int = 5_000_000
-    """What is at stake in all, and was spent in the last 24 hours."""
+    """What is spent in 24 hours."""
     host_max: int = 2_000_000
-    """The same, with one host."""
+    """What is locked with one host, and was spent in the last 24 hours in its sessions that have ended."""
+    locked_max: int | None = None
+    """What is locked in all; None: as ``day_max``."""
     fee_max: int = SESSION_FEE_MAX
     """The session fee of a host."""
 
@@ -56,6 +62,8 @@ class SpendingLimits:
             value, highest = getattr(self, item.name), LIMIT_MAX
             if item.name == "fee_max":
                 highest = SESSION_FEE_MAX
+            if item.name == "locked_max" and value is None:
+                continue
             if type(value) is not int or not 0 <= value <= highest:
                 msg = f"{item.name} must be a whole number of USDC units from 0 to {highest}"
                 raise ConfigError(msg)
@@ -75,21 +83,52 @@ class SpendingLimits:
                 "spend_session_max in config.toml"
             )
             raise SpendingLimitError(msg)
-        host_left, day_left = self.left(spending)
+        host_left, locked_left = self.left(spending)
         if spending.deposit > host_left:
-            raise _used_up("one host", self.host_max, spending.host_used, spending.deposit, "spend_host_max")
-        if spending.deposit > day_left:
-            raise _used_up("a day", self.day_max, spending.day_used, spending.deposit, "spend_day_max")
+            used = self.host_max - host_left
+            raise _used_up("one host", self.host_max, used, spending.deposit, "spend_host_max")
+        if spending.deposit > locked_left:
+            most, name = self._locked_max, "spend_locked_max"
+            raise _used_up("deposits", most, spending.locked, spending.deposit, name)
+        if spending.session_fee > self.day_left(spending):
+            raise _day_used_up(self.day_max, spending)
+
+    @property
+    def _locked_max(self) -> int:
+        return self.day_max if self.locked_max is None else self.locked_max
 
     def left(self, spending: Spending) -> tuple[int, int]:
-        """What may still be signed away to this host, and today."""
-        return max(0, self.host_max - spending.host_used), max(0, self.day_max - spending.day_used)
+        """What may still be locked with this host, and in all."""
+        at_host = spending.host_locked + spending.host_ended
+        return max(0, self.host_max - at_host), max(0, self._locked_max - spending.locked)
+
+    def day_left(self, spending: Spending) -> int:
+        """What may still be spent today. What other turns may still add counts as spent."""
+        return max(0, self.day_max - spending.day_spent - spending.day_reserved)
+
+    def grant(self, wanted: int, least: int, spending: Spending) -> int:
+        """How much a turn may add, ``wanted`` at most. Raises ``SpendingLimitError`` below ``least``."""
+        left = self.day_left(spending)
+        if left < min(wanted, least):
+            raise _day_used_up(self.day_max, spending)
+        return min(wanted, left)
+
+
+def _day_used_up(limit: int, spending: Spending) -> SpendingLimitError:
+    under_way = ""
+    if spending.day_reserved:
+        under_way = f", and answers that are under way may take {usdc_text(spending.day_reserved)}"
+    return SpendingLimitError(
+        f"your spending limit for a day is {usdc_text(limit)}: {usdc_text(spending.day_spent)} of it were "
+        f"spent in the last 24 hours{under_way}. Nothing was closed: wait, or raise spend_day_max in "
+        "config.toml"
+    )
 
 
 def _used_up(what: str, limit: int, used: int, deposit: int, setting: str) -> SpendingLimitError:
     return SpendingLimitError(
-        f"your spending limit for {what} is {usdc_text(limit)}: {usdc_text(used)} of it are spent or at "
-        f"stake, and this session needs a deposit of {usdc_text(deposit)}. Wait until other sessions are "
+        f"your spending limit for {what} is {usdc_text(limit)}: {usdc_text(used)} of it are locked or "
+        f"spent, and this session needs a deposit of {usdc_text(deposit)}. Wait until other sessions are "
         f"settled (`p2pnode funds` shows them), or raise {setting} in config.toml"
     )
 
@@ -118,9 +157,11 @@ class WalletRule:
             raise FundsError(msg)
 
     def deposit(self, offer: Offer, spending: Spending, tokens_in: int, tokens_out: int) -> tuple[int, int]:
-        """Deposit and tip of a session: for one turn of these sizes, for ``TURNS`` where that fits.
+        """Deposit and tip of a session: for one turn of these sizes, and for more where that fits.
 
-        The tip comes out of the host's fee: a host without a fee leaves the refund to its payer.
+        More is ``TURNS`` such turns, or ``DAYS`` days like the last with this host: a session that a host
+        keeps serves many commands for one fee. The tip comes out of the host's fee: a host without a fee
+        leaves the refund to its payer.
         """
         turn = offer_cost(offer, tokens_in, tokens_out) - offer.session_fee
         needed = offer.session_fee + turn
@@ -129,7 +170,7 @@ class WalletRule:
             *self.limits.left(spending),
             max(0, self.balance - spending.outstanding),
         )
-        wanted = offer.session_fee + TURNS * turn
+        wanted = offer.session_fee + max(TURNS * turn, DAYS * spending.host_spent)
         return max(needed, min(wanted, room)), min(TIP, offer.session_fee)
 
 

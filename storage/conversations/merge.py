@@ -1,8 +1,9 @@
 """What becomes of a log that several machines of the user wrote. Pure.
 
 The index is merged: in whatever order they read, all machines come to the same list. Of two records of one
-conversation "forgotten" wins, then the later one; of one session the one that is over, then the one with the
-highest voucher. The rule is commutative, associative and idempotent.
+conversation "forgotten" wins, then the later one; of one session the one that is over, then the one of the
+later generation, then the one with the highest voucher, then the one that says it was left. The rule is
+commutative, associative and idempotent.
 
 A conversation forks. The higher revision wins, at the same revision the smaller hash (``Entry.replaces``), so
 that both writers come to the same result. The other is never dropped: the winner's next manifest names it as
@@ -62,12 +63,12 @@ def parse_index(record: bytes) -> IndexRecord:
     return found
 
 
-def _weight(record: IndexRecord) -> tuple[int, int, int, bytes]:
+def _weight(record: IndexRecord) -> tuple[tuple[int, ...], bytes]:
     if isinstance(record, SavedConversation):
-        return int(record.gone), record.updated, 0, encode(record)
-    if record.voucher is None:
-        return int(record.over), -1, 0, encode(record)
-    return int(record.over), record.voucher.amount, record.voucher.seq, encode(record)
+        return (int(record.gone), record.updated), encode(record)
+    amount, seq = (-1, 0) if record.voucher is None else (record.voucher.amount, record.voucher.seq)
+    is_left = record.left_until is not None
+    return (int(record.over), record.generation, amount, seq, int(is_left)), encode(record)
 
 
 # ---- two writers of one log

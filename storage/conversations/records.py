@@ -116,6 +116,12 @@ class SavedSession:
     """The host's receipt that the voucher goes on from. Who hands the voucher over late must show it."""
     over: bool = False
     """Nothing more is signed for it, so ``voucher`` is the last. Another machine may hand that one over."""
+    keep_s: U32 = 0
+    """For how long its host keeps it when it is left; 0 for not at all."""
+    left_until: U63 | None = None
+    """It is left until then: another machine may resume it. Absent while a machine uses it."""
+    generation: U32 = 0
+    """How often it was resumed after it was left: of two records the later one counts."""
 
 
 IndexRecord: TypeAlias = SavedConversation | SavedSession

@@ -211,7 +211,7 @@ async def test_a_caps_end_in_mid_failover_leaves_the_part_and_the_reason(
             if held == 10:
                 w.kill(*running[0])
 
-        with pytest.raises(SpendingLimitError, match=r"spend_day_max.*10 tokens that came are kept"):
+        with pytest.raises(SpendingLimitError, match=r"spend_locked_max.*10 tokens that came are kept"):
             await read(answer, then)
         assert len(answer.ids) == len(answer.text) == 10
         (item,) = answer.bill

@@ -60,7 +60,7 @@ async def test_the_funds_are_the_sum_of_what_the_sessions_cost(tmp_path: Path) -
         await journal.bought_open(one)
         await journal.bought_over(one)  # it was opened, and its only question refused
         await journal.bought_open(two)
-        await journal.signed(two, voucher(1, FEE + 7))
+        await journal.signed(two, voucher(1, FEE + 7), NOW)
         await journal.bought_settled(three, FEE + 1, NOW)
         found = local_funds(journal, MARKET, TERMS.payer, NOW)
         assert (found.signed, found.spent) == (FEE + FEE + 7, FEE + 1)

@@ -35,7 +35,7 @@ from p2pnode.protocols.inference.channel import HostPayment, check_open
 from p2pnode.protocols.inference.messages import Open
 from p2pnode.protocols.typed_data import amount_due, voucher_digest
 from tests.chain.memory_world import MEMORY_DOMAINS
-from tests.payments.journals import DAY, NOW, voucher, writing
+from tests.payments.journals import DAY, NOW, PEER, voucher, writing
 from tests.payments.signers import (
     DOLLAR,
     PAYER,
@@ -174,7 +174,7 @@ async def test_a_deposit_covers_several_turns_and_the_tip_is_out_of_the_fee(worl
     terms = (await turn(world.signer(), *priced())).terms
     assert terms.tip == TIP
     assert terms.deposit == FEE + TURNS * TURN_COST
-    assert amount_due(terms, 8_000, 8_000) == terms.deposit
+    assert amount_due(terms, TURNS * 1_000, TURNS * 1_000) == terms.deposit
 
 
 async def test_a_host_without_a_fee_has_no_tip_and_the_payer_is_told_that_the_refund_is_its_own_errand(
@@ -232,17 +232,30 @@ async def test_the_limit_of_a_host_is_kept(world: SpendingWorld) -> None:
         await _spend(world, 1)
     with pytest.raises(SpendingLimitError, match="spend_host_max") as caught:
         await _spend(world, 1)
-    assert "limit for one host is 2.00 USDC: 2.00 USDC of it are spent or at stake" in str(caught.value)
+    assert "limit for one host is 2.00 USDC: 2.00 USDC of it are locked or spent" in str(caught.value)
     assert len(world.journal.purchases()) == 2
     await _spend(world, 2)
 
 
-async def test_the_limit_of_a_day_is_kept_over_all_hosts(world: SpendingWorld) -> None:
+async def test_the_limit_of_deposits_is_that_of_a_day_and_is_kept_over_all_hosts(
+    world: SpendingWorld,
+) -> None:
     for index in range(1, 6):
         await _spend(world, index)
-    with pytest.raises(SpendingLimitError, match="spend_day_max") as caught:
+    with pytest.raises(SpendingLimitError, match="spend_locked_max") as caught:
         await _spend(world, 6)
-    assert "limit for a day is 5.00 USDC: 5.00 USDC of it" in str(caught.value)
+    assert "limit for deposits is 5.00 USDC: 5.00 USDC of it" in str(caught.value)
+
+
+async def test_a_fee_that_is_more_than_is_left_of_the_day_is_not_signed(world: SpendingWorld) -> None:
+    world.limits = SpendingLimits(day_max=2 * FEE + 1, locked_max=DOLLAR)
+    for _ in range(2):
+        await turn(world.signer(), *priced())
+    with pytest.raises(SpendingLimitError, match=r"spend_day_max") as caught:
+        await turn(world.signer(), *priced())
+    assert f"{usdc_text(2 * FEE)} of it were spent in the last 24 hours" in str(caught.value)
+    world.clock[0] += DAY + 60
+    await turn(world.signer(), *priced())
 
 
 async def test_what_is_left_of_a_day_still_buys_a_turn(world: SpendingWorld) -> None:
@@ -252,7 +265,7 @@ async def test_what_is_left_of_a_day_still_buys_a_turn(world: SpendingWorld) -> 
     assert (terms.deposit, terms.tip) == (FEE + TURN_COST + 5, TIP)
 
 
-async def test_a_day_later_what_was_settled_is_forgotten_what_is_open_is_not(
+async def test_what_was_settled_is_locked_no_more_and_is_spent_for_a_day(
     world: SpendingWorld,
 ) -> None:
     world.limits = SpendingLimits(day_max=2 * DOLLAR)
@@ -263,10 +276,13 @@ async def test_a_day_later_what_was_settled_is_forgotten_what_is_open_is_not(
         world.relay(index, payment)
     spent = world.settle(1, payments[0], 0, 1_000)
     assert spent == FEE + DOLLAR // 2
-    with pytest.raises(SpendingLimitError, match=r"2\.00 USDC: 1\.52 USDC of it"):
-        await _spend(world, 3)
-    world.clock[0] += DAY + 1
     await _spend(world, 3)
+    assert world.journal.spending(payments[0].terms, PEER, world.now).day_spent == spent + 2 * FEE
+    with pytest.raises(SpendingLimitError, match=r"2\.00 USDC: 2\.00 USDC of it are locked"):
+        await _spend(world, 4)
+    world.clock[0] += DAY + 60
+    used = world.journal.spending(payments[0].terms, PEER, world.now)
+    assert (used.locked, used.day_spent) == (2 * DOLLAR, 0)
 
 
 async def test_an_authorisation_not_yet_used_counts_as_spent_from_the_wallet(tmp_path: Path) -> None:
@@ -325,7 +341,7 @@ async def test_a_chain_that_does_not_answer_frees_nothing(world: SpendingWorld) 
     world.limits = SpendingLimits(day_max=DOLLAR)
     await _spend(world, 1)
     world.clock[0] += DAY
-    with pytest.raises(SpendingLimitError, match="spend_day_max"):
+    with pytest.raises(SpendingLimitError, match="spend_locked_max"):
         await world.signer(ledger=Unavailable(world.chain)).open(
             *priced(2, **DEAR), tokens_in=0, tokens_out=1_960
         )
@@ -352,7 +368,7 @@ async def test_an_endpoint_that_says_closed_for_nothing_frees_no_limit(world: Sp
     for lying.amount, lying.agreed in ((0, True), (DOLLAR + 1, True), (FEE, False)):
         await world.signer(ledger=lying).reconcile()
         assert [each.state for each in world.journal.purchases()] == ["signed"]
-        with pytest.raises(SpendingLimitError, match="spend_day_max"):
+        with pytest.raises(SpendingLimitError, match="spend_locked_max"):
             await world.signer(ledger=lying).open(*priced(2, **DEAR), tokens_in=0, tokens_out=1_960)
     lying.amount, lying.agreed = FEE, True  # two of them say what may be so
     await world.signer(ledger=lying).reconcile()
@@ -533,8 +549,8 @@ async def test_what_will_be_signed_is_said_in_words_and_in_fields(world: Spendin
         shown_name(offer.model),
         str(MEMORY_DOMAINS.chain_id),
         "until 2027-01-15 08:07 UTC",
-        "the session ends by 2027-01-16 08:00 UTC",
-        "after 2027-01-17 08:00 UTC",
+        "the session ends by 2027-01-17 08:00 UTC",
+        "after 2027-01-18 08:00 UTC",
     ):
         assert part in words
     assert fields["session"] == payment.session.hex()

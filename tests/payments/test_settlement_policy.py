@@ -31,6 +31,43 @@ def test_what_a_restart_finds_open_waits_for_its_client_and_never_past_its_expir
     assert policy.due_after_restart(hosted(1, state="relaying"), NOW, limits) == NOW
 
 
+def test_what_a_restart_finds_open_and_is_kept_waits_for_its_client_as_long_as_was_granted() -> None:
+    limits = DEFAULT_LIMITS
+    live = hosted(1, state="open", keep_s=3600)
+    assert policy.due_after_restart(live, NOW, limits) == NOW + 3600
+    owed = policy.settle_above(TERMS.session_fee) + 1
+    rich = replace(live, voucher=voucher(1, owed))
+    assert policy.due_after_restart(rich, NOW, limits) == NOW + limits.linger_s
+    assert policy.keeps(replace(live, voucher=voucher(1, owed - 1)))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "keep_s", "until"),
+    [
+        (NOW + 10, 3600, NOW + 10),
+        (NOW + 7200, 3600, NOW + 3600),
+        (2**63 - 1, 2**31, NOW + policy.KEEP_MAX_S),  # however far in the future it asks for
+        (NOW + 7200, 0, NOW),
+        (5, 3600, NOW),
+    ],
+)
+def test_a_session_is_left_no_longer_than_was_granted(wanted: int, keep_s: int, until: int) -> None:
+    terms = replace(TERMS, expiry=NOW + 10 * DAY)
+    assert policy.left_until(terms, wanted, keep_s, NOW, DEFAULT_LIMITS) == until
+
+
+def test_a_session_is_left_until_a_margin_before_it_expires_at_the_longest() -> None:
+    terms = replace(TERMS, expiry=NOW + 5000)
+    assert policy.left_until(terms, NOW + DAY, DAY, NOW, DEFAULT_LIMITS) == NOW + 5000 - 900
+    late = replace(TERMS, expiry=NOW + 800)
+    assert policy.left_until(late, NOW + DAY, DAY, NOW, DEFAULT_LIMITS) == NOW
+
+
+def test_twenty_fees_may_wait_and_a_tenth_of_a_dollar_where_the_fee_is_small() -> None:
+    assert policy.settle_above(20_000) == 400_000
+    assert policy.settle_above(0) == policy.settle_above(5_000) == 100_000
+
+
 def test_a_session_is_due_from_its_time_on() -> None:
     records = [hosted(n, state="over", settle_at=at) for n, at in enumerate((NOW, NOW + 5, None))]
     assert policy.due(records, NOW - 1) == [records[2]]

@@ -134,6 +134,7 @@ def storage_vectors() -> dict[str, Any]:
             vector(SavedConversation(sid=SID, title="Ships", created=AT, updated=AT + 5, model=MODEL)),
             vector(SESSION),
             vector(replace(SESSION, voucher=VOUCHER, over=True), "session, over"),
+            vector(_LEFT, "session, left"),
         ],
         "conversation": _conversation(),
         "index": _index(),
@@ -268,6 +269,7 @@ def _index() -> dict[str, Any]:
 
 
 _LISTED: Final = SavedConversation(sid=SID, title="a", created=AT, updated=AT + 5)
+_LEFT: Final = replace(SESSION, voucher=VOUCHER, keep_s=86_400, left_until=AT + 86_400)
 PAIRS: Final[dict[str, tuple[IndexRecord, IndexRecord]]] = {
     "the later one": (_LISTED, replace(_LISTED, title="b", updated=AT + 6)),
     "forgotten": (replace(_LISTED, updated=AT, gone=True), _LISTED),
@@ -281,6 +283,8 @@ PAIRS: Final[dict[str, tuple[IndexRecord, IndexRecord]]] = {
         replace(SESSION, voucher=VOUCHER, over=True),
         replace(SESSION, voucher=replace(VOUCHER, amount=2502)),
     ),
+    "left": (replace(_LEFT, left_until=None), _LEFT),
+    "used since by another machine": (_LEFT, replace(_LEFT, left_until=None, generation=1)),
 }
 
 

@@ -33,6 +33,7 @@ from p2pnode.payments.journal.records import (
     HostedState,
     Spending,
     SpendingRule,
+    TurnRule,
 )
 from p2pnode.payments.journal.schema import journal_file
 from p2pnode.protocols.inference.messages import Checkpoint, Receipt, SessionTerms, Voucher
@@ -129,9 +130,21 @@ class Journal:
         """Record that the session is served no more, and is to be settled at ``settle_at``."""
         await self._writer.write(partial(payee.over, session=session, settle_at=settle_at))
 
-    async def host_left_open(self, session: SessionId, settle_at: int, epoch: int) -> None:
+    async def host_left(self, session: SessionId, until: int) -> None:
+        """Record that its client left the session, and may resume it until ``until``."""
+        await self._writer.write(partial(payee.left, session=session, until=until))
+
+    async def host_taken_up(self, session: SessionId, epoch: int, generation: int) -> None:
+        """Record that a client resumed what was left. The generation must be one above the last."""
+        await self._writer.write(partial(payee.taken_up, session=session, epoch=epoch, generation=generation))
+
+    async def host_left_open(
+        self, session: SessionId, settle_at: int, epoch: int, left_until: int | None = None
+    ) -> None:
         """Record that an earlier start than ``epoch`` left it open. Its client has until ``settle_at``."""
-        await self._writer.write(partial(payee.left_open, session=session, settle_at=settle_at, epoch=epoch))
+        await self._writer.write(
+            partial(payee.left_open, session=session, settle_at=settle_at, left_until=left_until, epoch=epoch)
+        )
 
     async def host_resumed(self, session: SessionId, epoch: int | None = None) -> None:
         """Record that its client came back in time. With an ``epoch`` it goes on under that one.
@@ -160,6 +173,10 @@ class Journal:
         """The receipts of a session, in order."""
         return self._read(partial(payee.receipts, session=session))
 
+    def last_issued(self, session: SessionId) -> Receipt | None:
+        """The last receipt that was issued, or None."""
+        return self._read(partial(payee.last_receipt, session=session))
+
     def issued(self, session: SessionId, epoch: int, seq: int) -> Receipt | None:
         """The receipt for a place, or None."""
         return self._read(partial(payee.receipt, session=session, epoch=epoch, seq=seq))
@@ -177,7 +194,62 @@ class Journal:
         What ``rule`` is shown holds for all processes on this data dir until this returns.
         """
         owner = self._name()
-        await self._writer.write(partial(payer.buy, record=record, rule=rule, now=now, owner=owner))
+        alive = partial(is_alive, self.path)
+        await self._writer.write(
+            partial(payer.buy, record=record, rule=rule, now=now, owner=owner, alive=alive)
+        )
+
+    async def bought_reserve(
+        self, session: SessionId, rule: TurnRule, wanted: int, least: int, now: int
+    ) -> int:
+        """Let a turn add what ``rule`` grants of ``wanted`` token units to what was spent; how much that is.
+
+        It holds for all processes on this data dir until vouchers use it or :meth:`bought_release` gives it
+        back. Raises what the rule raises.
+        """
+        granted: list[int] = []
+        asked: dict[str, Any] = {
+            "wanted": wanted, "least": least, "now": now, "alive": partial(is_alive, self.path),
+        }  # fmt: skip
+        await self._writer.write(lambda db: granted.append(payer.reserve(db, session, rule, **asked)))
+        return granted[0]
+
+    async def bought_release(self, session: SessionId, units: int) -> None:
+        """Give back what a turn did not use of what was reserved."""
+        await self._writer.write(partial(payer.release, session=session, units=units))
+
+    async def bought_left(
+        self, session: SessionId, until: int | None, generation: int, settle_above: int = 0
+    ) -> None:
+        """Record that nobody uses the session any more, and that its host keeps it."""
+        await self._writer.write(
+            partial(
+                payer.left_session,
+                session=session,
+                until=until,
+                generation=generation,
+                settle_above=settle_above,
+            )
+        )
+
+    async def bought_take(self, session: SessionId, now: int) -> BoughtSession | None:
+        """Take a session that was left; None where another process was quicker."""
+        found: list[BoughtSession | None] = []
+        owner, alive = self._name(), partial(is_alive, self.path)
+        await self._writer.write(lambda db: found.append(payer.take(db, session, owner, now, alive)))
+        return found[0]
+
+    async def bought_gone_on(self, session: SessionId, generation: int) -> None:
+        """Record that its host gave a session to us that was left."""
+        await self._writer.write(partial(payer.gone_on, session=session, generation=generation))
+
+    async def bought_given_back(self, session: SessionId) -> None:
+        """Record that a session was not resumed after all, and is left as before."""
+        await self._writer.write(partial(payer.given_back, session=session))
+
+    def purchases_kept(self, now: int) -> list[BoughtSession]:
+        """Sessions that were left and may be resumed, the one that was opened last first."""
+        return self._read(partial(payer.kept, now=now, alive=partial(is_alive, self.path)))
 
     async def bought_restored(self, record: BoughtSession, now: int, receipt: Receipt | None = None) -> None:
         """Put back a purchase recovered from elsewhere. Of one that is here no voucher is lowered.
@@ -207,9 +279,11 @@ class Journal:
             partial(payer.evidence_submitted, session=evidence.session, epoch=epoch, seq=seq, outcome=outcome)
         )
 
-    async def bought_open(self, session: SessionId) -> None:
-        """Record that the host accepted the session. Where that is known, nothing changes."""
-        await self._writer.write(partial(payer.opened, session=session))
+    async def bought_open(self, session: SessionId, keep_s: int = 0, settle_above: int = 0) -> None:
+        """Record that the host accepted the session, and for how long it keeps it."""
+        await self._writer.write(
+            partial(payer.opened, session=session, keep_s=keep_s, settle_above=settle_above)
+        )
 
     async def bought_mined(self, session: SessionId) -> None:
         """Record that the session is on the chain: its deposit has left the wallet."""
@@ -231,9 +305,9 @@ class Journal:
         """Record that it can't be opened: its authorisation is past, or never left this process."""
         await self._writer.write(partial(payer.expired, session=session))
 
-    async def signed(self, session: SessionId, voucher: Voucher) -> None:
-        """Record a voucher, before it is sent. The highest one stays."""
-        await self._writer.write(partial(payer.signed, session=session, voucher=voucher))
+    async def signed(self, session: SessionId, voucher: Voucher, now: int) -> None:
+        """Record a voucher, before it is sent. The highest one stays; what it adds is spent now."""
+        await self._writer.write(partial(payer.signed, session=session, voucher=voucher, now=now))
 
     def purchases(self, *states: BoughtState) -> list[BoughtSession]:
         """Purchases in any of these states (in any, without one), the oldest first."""
@@ -261,7 +335,8 @@ class Journal:
 
     def spending(self, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
         """What a rule would be shown now. Only :meth:`bought` holds it against other processes."""
-        return self._read(partial(payer.spending, terms=terms, peer=peer, now=now))
+        alive = partial(is_alive, self.path)
+        return self._read(partial(payer.spending, terms=terms, peer=peer, now=now, alive=alive))
 
     def outstanding(self, account: bytes, now: int) -> int:
         """Token units that hosts may still take from this wallet without anything more being signed."""

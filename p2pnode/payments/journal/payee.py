@@ -5,7 +5,8 @@
     relaying ──> open <──> over ──> settled
         └───> lost <──┴──────┘
 
-What the chain says may be heard twice: ``opened`` and ``settled`` change nothing where it is known.
+What the chain says may be heard twice: ``opened`` and ``settled`` change nothing where it is known. A session
+that is *left* is ``over``, to be settled when its time is up; until then its client may resume it.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ def relaying(db: sqlite3.Connection, record: HostedSession) -> None:
         raise StorageError(msg)
     db.execute(
         "INSERT INTO hosted (session, payer, session_fee, terms, salt, authorisation, valid_before, epoch,"
-        " peer, opened_at, state, voucher, voucher_amount, settle_at, amount, detail)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " peer, opened_at, state, voucher, voucher_amount, settle_at, amount, detail, keep_s, left_until,"
+        " generation, origin)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             record.session, terms.payer, terms.session_fee, pack(terms), record.salt, record.authorisation,
             record.valid_before, record.epoch, record.peer, record.opened_at, record.state,
             pack(record.voucher), -1 if record.voucher is None else record.voucher.amount,
-            record.settle_at, record.amount, record.detail,
+            record.settle_at, record.amount, record.detail, record.keep_s, record.left_until,
+            record.generation, record.origin,
         ),
     )  # fmt: skip
 
@@ -53,13 +56,46 @@ def opened(db: sqlite3.Connection, session: SessionId) -> None:
 def lost(db: sqlite3.Connection, session: SessionId, detail: str) -> None:
     """The session is not on the chain, or no longer."""
     move(db, "hosted", session, ("relaying", "open", "over", "lost"), "lost")
-    db.execute("UPDATE hosted SET detail = ?, settle_at = NULL WHERE session = ?", (detail, session))
+    db.execute(
+        "UPDATE hosted SET detail = ?, settle_at = NULL, left_until = NULL WHERE session = ?",
+        (detail, session),
+    )
 
 
 def over(db: sqlite3.Connection, session: SessionId, settle_at: int) -> None:
     """The session is served no more: it settles at ``settle_at``."""
     move(db, "hosted", session, ("relaying", "open", "over"), "over", same=("settled",))
-    db.execute("UPDATE hosted SET settle_at = ? WHERE session = ? AND state = 'over'", (settle_at, session))
+    db.execute(
+        "UPDATE hosted SET settle_at = ?, left_until = NULL WHERE session = ? AND state = 'over'",
+        (settle_at, session),
+    )
+
+
+def left(db: sqlite3.Connection, session: SessionId, until: int) -> None:
+    """Its client left it: it may be resumed until ``until``, and is settled then. Of one that is settled
+    nothing changes.
+    """
+    move(db, "hosted", session, ("open", "over"), "over", same=("settled",))
+    db.execute(
+        "UPDATE hosted SET settle_at = ?, left_until = ? WHERE session = ? AND state = 'over'",
+        (until, until, session),
+    )
+
+
+def taken_up(db: sqlite3.Connection, session: SessionId, epoch: int, generation: int) -> None:
+    """A client resumed what was left, for the ``generation``-th time, in the start ``epoch``."""
+    held = db.execute("SELECT epoch, generation FROM hosted WHERE session = ?", (session,)).fetchone()
+    move(db, "hosted", session, ("over",), "open", same=("open",))
+    if held["epoch"] > epoch or held["generation"] != generation - 1:
+        msg = (
+            f"session {session.hex()} went on elsewhere already: its receipts could contradict. Is another "
+            "node using a copy of this data dir?"
+        )
+        raise StorageError(msg)
+    db.execute(
+        "UPDATE hosted SET epoch = ?, generation = ?, settle_at = NULL, left_until = NULL WHERE session = ?",
+        (epoch, generation, session),
+    )
 
 
 def resumed(db: sqlite3.Connection, session: SessionId, epoch: int | None) -> None:
@@ -74,15 +110,17 @@ def resumed(db: sqlite3.Connection, session: SessionId, epoch: int | None) -> No
             )
             raise StorageError(msg)
         db.execute("UPDATE hosted SET epoch = ? WHERE session = ?", (epoch, session))
-    db.execute("UPDATE hosted SET settle_at = NULL WHERE session = ?", (session,))
+    db.execute("UPDATE hosted SET settle_at = NULL, left_until = NULL WHERE session = ?", (session,))
 
 
-def left_open(db: sqlite3.Connection, session: SessionId, settle_at: int, epoch: int) -> None:
+def left_open(
+    db: sqlite3.Connection, session: SessionId, settle_at: int, left_until: int | None, epoch: int
+) -> None:
     """An earlier start than ``epoch`` left it open: it settles at ``settle_at``, or its client comes back."""
     db.execute(
-        "UPDATE hosted SET state = 'over', settle_at = ?"
+        "UPDATE hosted SET state = 'over', settle_at = ?, left_until = ?"
         " WHERE session = ? AND state IN ('open', 'relaying') AND epoch < ?",
-        (settle_at, session, epoch),
+        (settle_at, left_until, session, epoch),
     )
 
 
@@ -90,7 +128,7 @@ def settled(db: sqlite3.Connection, session: SessionId, amount: int, detail: str
     """The chain paid ``amount``."""
     move(db, "hosted", session, ("relaying", "open", "over", "lost", "settled"), "settled")
     db.execute(
-        "UPDATE hosted SET settle_at = NULL, amount = ?, detail = ? WHERE session = ?",
+        "UPDATE hosted SET settle_at = NULL, left_until = NULL, amount = ?, detail = ? WHERE session = ?",
         (amount, detail, session),
     )
 
@@ -162,6 +200,16 @@ def receipts_after(
         (session, epoch, seq, limit),
     )
     return [_receipt_of(row) for row in rows]
+
+
+def last_receipt(db: sqlite3.Connection, session: SessionId) -> Receipt | None:
+    """The last one issued, or None."""
+    row = db.execute(
+        "SELECT epoch, previous, receipt FROM receipts WHERE session = ?"
+        " ORDER BY epoch DESC, seq DESC LIMIT 1",
+        (session,),
+    ).fetchone()
+    return None if row is None else _receipt_of(row)
 
 
 def receipt(db: sqlite3.Connection, session: SessionId, epoch: int, seq: int) -> Receipt | None:

@@ -6,7 +6,10 @@
         └──> expired <──┘ (a reorganisation)
 
 Two processes that buy at once go through ``buy`` one after the other, so that what one signs away counts
-for the other. What the chain says may be heard twice.
+for the other; so do turns, through ``reserve``. What the chain says may be heard twice.
+
+A session whose host keeps it may be *left*: it stays ``open``, no process is its owner, and ``take`` gives it
+to the next one. ``spent`` holds what was signed when: the fee with the deposit, then what each voucher adds.
 
 The first receipt for a place is kept; a second with another root makes both evidence, once for each place, as
 the contract punishes it. Whoever calls has checked that the host signed them. Receipts are bounded: of a
@@ -19,6 +22,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Final
 
+from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.payments.journal.owner import ELSEWHERE
 from p2pnode.payments.journal.records import (
@@ -27,6 +31,7 @@ from p2pnode.payments.journal.records import (
     Evidence,
     Spending,
     SpendingRule,
+    TurnRule,
     bought_of,
     move,
     pack,
@@ -41,24 +46,66 @@ TAKEN_MAX: Final = 8192
 """Receipts of one session: a quarter of a million tokens, some 2 MB."""
 TAKEN_KEPT_S: Final = 30 * DAY_S
 """Receipts of a session that is over stay for so long, as at the host."""
-_AT_STAKE: Final = """
-    SELECT COALESCE(SUM(CASE state
-        WHEN 'settled' THEN spent
-        WHEN 'over' THEN MAX(session_fee, voucher_amount)
-        ELSE deposit END), 0)
-    FROM bought
-    WHERE (state IN ('signed', 'open', 'over') OR (state = 'settled' AND settled_at > :since))
-"""
-"""What a session can cost at the most: its deposit, or what was signed where nothing more is signed. A
-deposit counts until the chain says that the session was never opened: its authorisation may have been used
-unseen."""
+SPENT_MINUTE_S: Final = 60
+_LOCKED: Final = "SELECT COALESCE(SUM(deposit), 0) FROM bought WHERE state IN ('signed', 'open', 'over')"
+"""A deposit counts until the chain says that the session has ended, or was never opened: its authorisation
+may have been used unseen."""
+_SPENT: Final = "SELECT COALESCE(SUM(units), 0) FROM spent JOIN bought USING (session) WHERE at > :since - 60"
+_OF_HOST: Final = " AND (host = :host OR peer = :peer)"
 
 
-def buy(db: sqlite3.Connection, record: BoughtSession, rule: SpendingRule, now: int, owner: str) -> None:
+def buy(
+    db: sqlite3.Connection,
+    record: BoughtSession,
+    rule: SpendingRule,
+    now: int,
+    *,
+    owner: str,
+    alive: Callable[[str], bool],
+) -> None:
     """Insert what is about to be signed, if ``rule`` allows it beside all that was signed before."""
-    rule.check(spending(db, record.terms, record.host, now))
+    rule.check(spending(db, record.terms, record.host, now, alive))
     _insert(db, record, now, owner)
+    _spend(db, record.session, record.terms.session_fee, now)
     prune_receipts(db, now - TAKEN_KEPT_S)
+    db.execute("DELETE FROM spent WHERE at < ?", (now - 2 * DAY_S,))
+
+
+def _spend(db: sqlite3.Connection, session: SessionId, units: int, now: int) -> None:
+    """Count what was signed. One row a minute, so that a day of vouchers stays small."""
+    if units > 0:
+        db.execute(
+            "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET units = units + excluded.units",
+            (session, now - now % SPENT_MINUTE_S, units),
+        )
+
+
+def reserve(
+    db: sqlite3.Connection,
+    session: SessionId,
+    rule: TurnRule,
+    *,
+    wanted: int,
+    least: int,
+    now: int,
+    alive: Callable[[str], bool],
+) -> int:
+    """Let a turn add what ``rule`` grants of ``wanted``, and hold it against all other turns until then.
+
+    Raises what the rule raises; then nothing is reserved.
+    """
+    found = one(db, session)
+    if found is None:
+        msg = f"session {session.hex()} is not in the journal: was an older journal restored?"
+        raise StorageError(msg)
+    granted = rule.grant(wanted, least, spending(db, found.terms, found.host, now, alive))
+    db.execute("UPDATE bought SET reserved = reserved + ? WHERE session = ?", (granted, session))
+    return granted
+
+
+def release(db: sqlite3.Connection, session: SessionId, units: int) -> None:
+    """A turn is over that used all but ``units`` of what was reserved for it."""
+    db.execute("UPDATE bought SET reserved = MAX(0, reserved - ?) WHERE session = ?", (units, session))
 
 
 def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | None, now: int) -> None:
@@ -67,24 +114,37 @@ def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | N
     ``receipt`` was checked there, and is the one that its voucher goes on from. A session that is not over
     may still be used there: its owner is ``ELSEWHERE``, for delivering its voucher would end it.
     """
-    row = db.execute("SELECT owner, state FROM bought WHERE session = ?", (record.session,)).fetchone()
+    row = db.execute(
+        "SELECT owner, state, generation FROM bought WHERE session = ?", (record.session,)
+    ).fetchone()
     if row is None:
-        _insert(db, record, now, "" if record.state == "over" else ELSEWHERE)
+        left_there = record.left_until is not None
+        _insert(db, record, now, "" if record.state == "over" or left_there else ELSEWHERE)
+        amount = -1 if record.voucher is None else record.voucher.amount
+        _spend(db, record.session, max(record.terms.session_fee, amount), record.opened_at)
     elif record.state == "over" and (row["owner"], row["state"]) in (
         (ELSEWHERE, "signed"),
         (ELSEWHERE, "open"),
     ):
         if record.voucher is not None:
-            signed(db, record.session, record.voucher)
+            signed(db, record.session, record.voucher, record.opened_at)
         over(db, record.session)
     else:
         for voucher in (record.voucher, record.final):
             if voucher is not None and voucher.amount > _amount(db, record.session):
-                signed(db, record.session, voucher)
+                signed(db, record.session, voucher, record.opened_at)
+        if record.generation > row["generation"]:
+            # Another machine has resumed it since, and perhaps left it again.
+            owner = ELSEWHERE if record.left_until is None else ""
+            db.execute(
+                "UPDATE bought SET owner = ?, left_until = ?, generation = ? WHERE session = ?",
+                (owner, record.left_until, record.generation, record.session),
+            )
     if receipt is not None:
         receipt_shown(db, record.session, receipt, held=True, now=now)
-    if record.voucher is not None:  # vouchers go to hosts that accepted: this one may be owed the last
-        opened(db, record.session)
+    if record.voucher is not None or record.left_until is not None:
+        # Vouchers go to hosts that accepted, and only what was accepted is left: it may be owed the last.
+        opened(db, record.session, record.keep_s, record.settle_above)
 
 
 def _amount(db: sqlite3.Connection, session: SessionId) -> int:
@@ -97,8 +157,8 @@ def _insert(db: sqlite3.Connection, record: BoughtSession, now: int, owner: str)
     db.execute(
         "INSERT INTO bought (session, payer, host, peer, addresses, deposit, session_fee, tip, terms,"
         " voucher_secret, valid_before, opened_at, state, voucher, voucher_amount, spent, settled_at,"
-        " final, delivered, owner)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " final, delivered, owner, keep_s, settle_above, left_until, generation)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             record.session, terms.payer, terms.host, record.host, pack_texts(record.addresses),
             terms.deposit, terms.session_fee, terms.tip, pack(terms), record.voucher_secret,
@@ -106,18 +166,32 @@ def _insert(db: sqlite3.Connection, record: BoughtSession, now: int, owner: str)
             -1 if record.voucher is None else record.voucher.amount, record.spent,
             None if record.spent is None else now,
             pack(record.final), record.delivered, owner,
+            record.keep_s, record.settle_above, record.left_until, record.generation,
         ),
     )  # fmt: skip
 
 
-def opened(db: sqlite3.Connection, session: SessionId) -> None:
+def opened(db: sqlite3.Connection, session: SessionId, keep_s: int = 0, settle_above: int = 0) -> None:
     """The host accepted the session. Its deposit may still be in the wallet."""
+    _spend_again(db, session)
     move(db, "bought", session, ("signed", "expired"), "open", same=("open", "over", "settled"))
-    db.execute("UPDATE bought SET accepted = 1 WHERE session = ?", (session,))
+    db.execute(
+        "UPDATE bought SET accepted = 1, keep_s = MAX(keep_s, ?), settle_above = MAX(settle_above, ?)"
+        " WHERE session = ?",
+        (keep_s, settle_above, session),
+    )
+
+
+def _spend_again(db: sqlite3.Connection, session: SessionId) -> None:
+    """Count a session again that was thought to be expired: a reorganisation brought it back."""
+    row = db.execute("SELECT * FROM bought WHERE session = ? AND state = 'expired'", (session,)).fetchone()
+    if row is not None:
+        _spend(db, session, max(row["session_fee"], row["voucher_amount"]), row["opened_at"])
 
 
 def mined(db: sqlite3.Connection, session: SessionId) -> None:
     """The session is on the chain: its deposit has left the wallet."""
+    _spend_again(db, session)
     move(db, "bought", session, ("signed", "expired"), "open", same=("open", "over", "settled"))
     db.execute("UPDATE bought SET seen_open = 1 WHERE session = ?", (session,))
 
@@ -125,6 +199,60 @@ def mined(db: sqlite3.Connection, session: SessionId) -> None:
 def over(db: sqlite3.Connection, session: SessionId) -> None:
     """Nothing more will be signed for the session."""
     move(db, "bought", session, ("signed", "open", "over"), "over")
+    db.execute("UPDATE bought SET left_until = NULL, reserved = 0 WHERE session = ?", (session,))
+
+
+def left_session(
+    db: sqlite3.Connection, session: SessionId, until: int | None, generation: int, settle_above: int = 0
+) -> None:
+    """Nobody uses the session any more. Its host keeps it until ``until``, where that is known."""
+    move(db, "bought", session, ("over",), "open", same=("open", "settled"))
+    db.execute(
+        "UPDATE bought SET left_until = ?, generation = ?, reserved = 0, owner = '',"
+        " settle_above = MAX(settle_above, ?) WHERE session = ?",
+        (until, generation, settle_above, session),
+    )
+
+
+def kept(db: sqlite3.Connection, now: int, alive: Callable[[str], bool]) -> list[BoughtSession]:
+    """The sessions that were left, and may be resumed; the one that was opened last first.
+
+    One whose process was killed counts: its host leaves it by itself. Of one that another machine may use
+    nothing is known, so it doesn't.
+    """
+    rows = db.execute(
+        "SELECT * FROM bought WHERE state = 'open' AND keep_s > 0"
+        " AND (left_until IS NULL OR left_until > ?) ORDER BY opened_at DESC, session",
+        (now,),
+    )
+    return [bought_of(row) for row in rows if not alive(row["owner"])]
+
+
+def take(
+    db: sqlite3.Connection, session: SessionId, owner: str, now: int, alive: Callable[[str], bool]
+) -> BoughtSession | None:
+    """Give a session that was left to ``owner``; None where another process was quicker.
+
+    ``left_until`` stays: where the host can't be reached now, it is as it was.
+    """
+    found = [each for each in kept(db, now, alive) if each.session == session]
+    if not found:
+        return None
+    db.execute("UPDATE bought SET owner = ?, reserved = 0 WHERE session = ?", (owner, session))
+    return found[0]
+
+
+def gone_on(db: sqlite3.Connection, session: SessionId, generation: int) -> None:
+    """Its host gave the session to us: it is in use, under this generation."""
+    db.execute(
+        "UPDATE bought SET left_until = NULL, generation = MAX(generation, ?) WHERE session = ?",
+        (generation, session),
+    )
+
+
+def given_back(db: sqlite3.Connection, session: SessionId) -> None:
+    """Its host could not be reached: the session is left as before."""
+    db.execute("UPDATE bought SET owner = '' WHERE session = ? AND state = 'open'", (session,))
 
 
 def resumed(db: sqlite3.Connection, session: SessionId) -> None:
@@ -133,25 +261,44 @@ def resumed(db: sqlite3.Connection, session: SessionId) -> None:
 
 
 def settled(db: sqlite3.Connection, session: SessionId, spent: int, now: int) -> None:
-    """The chain took ``spent`` and gave the rest back."""
+    """The chain took ``spent`` and gave the rest back. More than was signed here was signed elsewhere."""
+    row = db.execute(
+        "SELECT MAX(session_fee, voucher_amount) AS counted FROM bought WHERE session = ? AND spent IS NULL",
+        (session,),
+    ).fetchone()
+    if row is not None:
+        _spend_again(db, session)
+        _spend(db, session, spent - row["counted"], now)
     move(db, "bought", session, ("signed", "open", "over", "expired"), "settled", same=("settled",))
     db.execute(
         "UPDATE bought SET spent = ?, settled_at = COALESCE(settled_at, ?) WHERE session = ?",
         (spent, now, session),
     )
+    db.execute("UPDATE bought SET reserved = 0, left_until = NULL WHERE session = ?", (session,))
 
 
 def expired(db: sqlite3.Connection, session: SessionId) -> None:
-    """The session is not on the chain, and can't be opened any more."""
+    """The session is not on the chain, and can't be opened any more: nothing was spent."""
     move(db, "bought", session, ("signed", "open", "over"), "expired", same=("expired",))
+    db.execute("DELETE FROM spent WHERE session = ?", (session,))
+    db.execute("UPDATE bought SET reserved = 0, left_until = NULL WHERE session = ?", (session,))
 
 
-def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher) -> None:
+def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher, now: int) -> None:
     """Set the best voucher (the highest; of equal amounts the later) and the last one.
 
-    They differ where input was paid that a host never billed: what the host is owed is the last.
+    They differ where input was paid that a host never billed: what the host is owed is the last. What the
+    best one adds is spent, and comes out of what was reserved for it.
     """
-    state_of(db, "bought", session)
+    row = db.execute(
+        "SELECT MAX(session_fee, voucher_amount) AS before FROM bought WHERE session = ?", (session,)
+    ).fetchone()
+    if row is None:
+        state_of(db, "bought", session)  # raises
+        return
+    if (added := voucher.amount - row["before"]) > 0:
+        _spend(db, session, added, now)
+        release(db, session, added)
     db.execute(
         "UPDATE bought SET voucher = ?, voucher_amount = ? WHERE session = ? AND voucher_amount <= ?",
         (pack(voucher), voucher.amount, session, voucher.amount),
@@ -247,14 +394,23 @@ def one(db: sqlite3.Connection, session: SessionId) -> BoughtSession | None:
     return None if row is None else bought_of(row)
 
 
-def spending(db: sqlite3.Connection, terms: SessionTerms, peer: PeerId, now: int) -> Spending:
-    """A deposit, and all that is at stake beside it, for a rule to decide on."""
+def spending(
+    db: sqlite3.Connection, terms: SessionTerms, peer: PeerId, now: int, alive: Callable[[str], bool]
+) -> Spending:
+    """A deposit, and all that is locked and was spent beside it, for a rule to decide on."""
     marks = {"since": now - DAY_S, "host": terms.host, "peer": peer}
+    of_host = {key: marks[key] for key in ("host", "peer")}
+    reserved = db.execute("SELECT owner, reserved FROM bought WHERE reserved > 0").fetchall()
     return Spending(
         deposit=terms.deposit,
         session_fee=terms.session_fee,
-        day_used=_sum(db, _AT_STAKE, marks),
-        host_used=_sum(db, f"{_AT_STAKE} AND (host = :host OR peer = :peer)", marks),
+        locked=_sum(db, _LOCKED, {}),
+        day_spent=_sum(db, _SPENT, {"since": marks["since"]}),
+        # What a process that was killed had reserved is free again.
+        day_reserved=sum(row["reserved"] for row in reserved if alive(row["owner"])),
+        host_locked=_sum(db, f"{_LOCKED}{_OF_HOST}", of_host),
+        host_spent=_sum(db, f"{_SPENT}{_OF_HOST}", marks),
+        host_ended=_sum(db, f"{_SPENT}{_OF_HOST} AND state = 'settled'", marks),
         outstanding=outstanding(db, terms.payer, now),
     )
 

@@ -48,6 +48,14 @@ class HostedSession:
     amount: int | None = None
     """The amount at which it was settled."""
     detail: str = ""
+    keep_s: int = 0
+    """For how long this host keeps it for a client that left; 0: it lingers and is settled."""
+    left_until: int | None = None
+    """It is left: its client may resume it until then. None while a stream has it, and where none may."""
+    generation: int = 0
+    """How often a left session was resumed."""
+    origin: str = ""
+    """Where its client was last."""
 
     @property
     def due(self) -> int:
@@ -79,6 +87,14 @@ class BoughtSession:
     """The amount at which it was settled."""
     delivered: int = -1
     """The amount of the voucher that its host is known to have; -1 for none."""
+    keep_s: int = 0
+    """For how long its host keeps it when it is left; 0 for not at all."""
+    settle_above: int = 0
+    """Its host settles it, instead of keeping it, when it owes more than this."""
+    left_until: int | None = None
+    """It is left: its host keeps it until then. None while it is used, and where that isn't known."""
+    generation: int = 0
+    """How often it was resumed after it was left."""
 
     @property
     def due(self) -> int:
@@ -117,10 +133,18 @@ class Spending:
 
     deposit: int
     session_fee: int
-    day_used: int
-    """At stake now (whenever it was signed), or spent in the last 24 hours."""
-    host_used: int
-    """The same, of this host alone: its wallet or its peer id."""
+    locked: int
+    """Deposits of the sessions that have not ended on the chain, each once, whenever it was signed."""
+    day_spent: int
+    """What fees and vouchers added in the last 24 hours, counted when they were signed."""
+    day_reserved: int
+    """What the turns that are under way may still add, in all processes."""
+    host_locked: int
+    """``locked`` of this host alone: its wallet or its peer id."""
+    host_spent: int
+    """``day_spent`` at this host."""
+    host_ended: int
+    """The part of ``host_spent`` that was spent in sessions which have ended: nothing of it is locked."""
     outstanding: int
     """Of this payer: deposits that may still be taken out of its wallet."""
 
@@ -130,6 +154,13 @@ class SpendingRule(Protocol):
 
     def check(self, spending: Spending) -> None:
         """Raise an error to refuse: nothing is recorded then."""
+
+
+class TurnRule(Protocol):
+    """Decides how much a turn may add to what was spent. Called inside the transaction that reserves it."""
+
+    def grant(self, wanted: int, least: int, spending: Spending) -> int:
+        """Token units, ``wanted`` at most. Raises an error where not even ``least`` is left."""
 
 
 def _due(terms: SessionTerms, voucher: Voucher | None, settled: int | None, *, opened: bool) -> int:
@@ -177,6 +208,10 @@ def hosted_of(row: sqlite3.Row) -> HostedSession:
         settle_at=row["settle_at"],
         amount=row["amount"],
         detail=row["detail"],
+        keep_s=row["keep_s"],
+        left_until=row["left_until"],
+        generation=row["generation"],
+        origin=row["origin"],
     )
 
 
@@ -195,6 +230,10 @@ def bought_of(row: sqlite3.Row) -> BoughtSession:
         final=None if row["final"] is None else unpack(Voucher, row["final"]),
         spent=row["spent"],
         delivered=row["delivered"],
+        keep_s=row["keep_s"],
+        settle_above=row["settle_above"],
+        left_until=row["left_until"],
+        generation=row["generation"],
     )
 
 

@@ -1,8 +1,10 @@
 """The journal's file: its tables, and how a file of an earlier format becomes one of this.
 
 Format 2 gave receipts their epoch: in format 1 no session outlived a start of its host, so each receipt is of
-its session's one epoch, and follows the one before. Format 3 has orders to the chain. How the file is made,
-opened and written is ``durable.py``'s.
+its session's one epoch, and follows the one before. Format 3 has orders to the chain. Format 4 has sessions
+that are left and resumed later, and what was spent when: of what an earlier format holds, a settled session
+was spent when it was settled and any other when it was opened. How the file is made, opened and written is
+``durable.py``'s.
 """
 
 from __future__ import annotations
@@ -52,6 +54,16 @@ CREATE TABLE evidence (
 ) WITHOUT ROWID;
 """
 """What a client was shown, and what of it accuses a host."""
+SPENT_TABLE: Final = """
+CREATE TABLE spent (
+    session BLOB NOT NULL REFERENCES bought (session),
+    at INTEGER NOT NULL,
+    units INTEGER NOT NULL,
+    PRIMARY KEY (session, at)
+) WITHOUT ROWID;
+CREATE INDEX spent_by_time ON spent (at);
+"""
+"""What fees and vouchers of a session added in the minute that began at ``at``."""
 _SCHEMA: Final = f"""
 CREATE TABLE hosted (
     session BLOB PRIMARY KEY,
@@ -69,7 +81,11 @@ CREATE TABLE hosted (
     voucher_amount INTEGER NOT NULL DEFAULT -1,
     settle_at INTEGER,
     amount INTEGER,
-    detail TEXT NOT NULL DEFAULT ''
+    detail TEXT NOT NULL DEFAULT '',
+    keep_s INTEGER NOT NULL DEFAULT 0,
+    left_until INTEGER,
+    generation INTEGER NOT NULL DEFAULT 0,
+    origin TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE INDEX hosted_by_state ON hosted (state, opened_at);
 CREATE INDEX hosted_by_payer ON hosted (payer, state);
@@ -98,10 +114,16 @@ CREATE TABLE bought (
     settled_at INTEGER,
     final BLOB,
     delivered INTEGER NOT NULL DEFAULT -1,
-    owner TEXT NOT NULL DEFAULT ''
+    owner TEXT NOT NULL DEFAULT '',
+    keep_s INTEGER NOT NULL DEFAULT 0,
+    settle_above INTEGER NOT NULL DEFAULT 0,
+    left_until INTEGER,
+    generation INTEGER NOT NULL DEFAULT 0,
+    reserved INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX bought_by_state ON bought (state, opened_at);
 {TAKEN_TABLES}
+{SPENT_TABLE}
 {ORDERS_TABLES}
 
 CREATE TABLE cursors (name TEXT PRIMARY KEY, block INTEGER NOT NULL) WITHOUT ROWID;
@@ -115,6 +137,24 @@ ALTER TABLE bought ADD COLUMN delivered INTEGER NOT NULL DEFAULT -1;
 ALTER TABLE bought ADD COLUMN owner TEXT NOT NULL DEFAULT '';
 """
 """What format 2 added to a purchase."""
+_LEFT: Final = """
+ALTER TABLE hosted ADD COLUMN keep_s INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE hosted ADD COLUMN left_until INTEGER;
+ALTER TABLE hosted ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE hosted ADD COLUMN origin TEXT NOT NULL DEFAULT '';
+ALTER TABLE bought ADD COLUMN keep_s INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE bought ADD COLUMN settle_above INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE bought ADD COLUMN left_until INTEGER;
+ALTER TABLE bought ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE bought ADD COLUMN reserved INTEGER NOT NULL DEFAULT 0;
+"""
+_SPENT_BEFORE: Final = """
+INSERT INTO spent SELECT session, COALESCE(settled_at, opened_at) / 60 * 60,
+    CASE state WHEN 'settled' THEN spent ELSE MAX(session_fee, voucher_amount) END
+    FROM bought WHERE state != 'expired';
+"""
+"""What format 4 added, and what earlier formats know of it."""
+_ORDERS_VERSION: Final = 3
 
 
 def journal_file(path: Path, disk: SqliteDisk | None = None) -> SqliteFile:
@@ -123,14 +163,17 @@ def journal_file(path: Path, disk: SqliteDisk | None = None) -> SqliteFile:
 
 
 def _upgrade(db: sqlite3.Connection, found: int) -> None:
-    """From format 1 or 2. Raises ``sqlite3.Error``, and ``StorageError`` where a record is damaged."""
+    """From format 1, 2 or 3. Raises ``sqlite3.Error``, and ``StorageError`` where a record is damaged."""
     if found == 1:
         db.execute("ALTER TABLE receipts RENAME TO receipts_1")
         run_script(db, f"{RECEIPTS_TABLE}{TAKEN_TABLES}{_BOUGHT}")
         for row in db.execute("SELECT session, epoch, terms, salt FROM hosted").fetchall():
             _copy_receipts(db, row)
         db.execute("DROP TABLE receipts_1")
-    run_script(db, ORDERS_TABLES)
+    if found < _ORDERS_VERSION:
+        run_script(db, ORDERS_TABLES)
+    for script in (_LEFT, SPENT_TABLE, _SPENT_BEFORE):
+        run_script(db, script)
 
 
 def _copy_receipts(db: sqlite3.Connection, session: sqlite3.Row) -> None:
@@ -147,7 +190,7 @@ def _copy_receipts(db: sqlite3.Connection, session: sqlite3.Row) -> None:
 
 _FORMAT: Final = FileFormat(
     application=int.from_bytes(b"p2pn", "big"),
-    version=3,
+    version=4,
     tables=_SCHEMA,
     foreign="it is no journal. Restore it from your backup, or move it away to begin a new one",
     remedies={

@@ -17,9 +17,11 @@ from p2pnode.durable import QUEUE_MAX
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.payments.journal.journal import Journal, Spending
 from p2pnode.payments.journal.orders import WalletOnChain
+from p2pnode.payments.spending import SpendingLimitError, SpendingLimits
 from tests.payments.journals import (
     DAY,
     NOW,
+    PEER,
     TERMS,
     Anything,
     bought,
@@ -117,7 +119,7 @@ async def test_a_step_that_makes_no_sense_is_refused(
         lambda journal: journal.host_paid(session(9), voucher(1, 1)),
         lambda journal: journal.host_settled(session(9), 1),
         lambda journal: journal.bought_open(session(9)),
-        lambda journal: journal.signed(session(9), voucher(1, 1)),
+        lambda journal: journal.signed(session(9), voucher(1, 1), NOW),
     ],
 )
 async def test_a_session_nobody_wrote_down_is_told(
@@ -235,36 +237,122 @@ async def _used(journal: Journal, at: int, **terms: bytes) -> Spending:
     return seen.shown[0]
 
 
-async def test_what_is_at_stake_counts_until_it_is_settled_and_what_was_spent_for_a_day(
+async def test_a_deposit_is_locked_until_the_chain_settled_it_and_what_was_signed_is_spent_for_a_day(
     journal: Journal,
 ) -> None:
     one, rule, fee = session(1), Anything(), TERMS.session_fee
+    nothing = Spending(
+        deposit=TERMS.deposit, session_fee=fee, locked=0, day_spent=0, day_reserved=0, host_locked=0,
+        host_spent=0, host_ended=0, outstanding=0,
+    )  # fmt: skip
     await journal.bought(bought(1), rule, NOW)
-    assert rule.shown == [
-        Spending(deposit=TERMS.deposit, session_fee=fee, day_used=0, host_used=0, outstanding=0)
-    ]
-    assert (await _used(journal, NOW)).day_used == TERMS.deposit
+    assert rule.shown == [nothing]
+    used = await _used(journal, NOW)
+    assert (used.locked, used.day_spent) == (TERMS.deposit, fee)
     await journal.bought_open(one)
-    assert (await _used(journal, NOW + 10 * DAY)).day_used == TERMS.deposit
+    used = await _used(journal, NOW + 10 * DAY)
+    assert (used.locked, used.day_spent) == (TERMS.deposit, 0)  # locked whatever day, spent within one
+    await journal.signed(one, voucher(1, 70_000), NOW + DAY)
+    await journal.signed(one, voucher(1, 70_000), NOW + DAY)  # the same again adds nothing
+    await journal.signed(one, voucher(2, 75_000), NOW + DAY + 3600)
+    used = await _used(journal, NOW + DAY + 3600)
+    assert (used.locked, used.day_spent) == (TERMS.deposit, 55_000)
+    assert (await _used(journal, NOW + 2 * DAY + 60)).day_spent == 5_000
     await journal.bought_over(one)
-    assert (await _used(journal, NOW)).day_used == fee
-    await journal.signed(one, voucher(1, 70_000))
-    assert (await _used(journal, NOW)).day_used == 70_000
-    await journal.bought_settled(one, 70_000, NOW + 100)
-    assert (await _used(journal, NOW + 100 + DAY - 1)).day_used == 70_000
-    await journal.bought_settled(one, 70_000, NOW + 5000)  # heard again: the day still counts from the first
-    assert (await _used(journal, NOW + 100 + DAY)).day_used == 0
+    assert (await _used(journal, NOW)).locked == TERMS.deposit  # the chain still has it
+    await journal.bought_settled(one, 75_000, NOW + DAY + 4000)
+    used = await _used(journal, NOW + DAY + 4000)
+    assert (used.locked, used.day_spent, used.host_spent, used.host_ended) == (0, 55_000, 55_000, 55_000)
+    await journal.bought_settled(one, 75_000, NOW + 5 * DAY)  # heard again
+    assert (await _used(journal, NOW + 5 * DAY)) == nothing
 
 
 async def test_a_host_is_known_by_its_wallet_and_by_its_peer_id(journal: Journal) -> None:
     await journal.bought(bought(1), Anything(), NOW)
-    assert (await _used(journal, NOW)).host_used == TERMS.deposit
-    assert (await _used(journal, NOW, host=b"\x77" * 20)).host_used == TERMS.deposit  # the same peer id
+    assert (await _used(journal, NOW)).host_locked == TERMS.deposit
+    assert (await _used(journal, NOW, host=b"\x77" * 20)).host_locked == TERMS.deposit  # the same peer id
     await journal.bought(
         bought(2, terms=replace(TERMS, host=b"\x55" * 20), host="12D3KooWOther"), Anything(), NOW
     )
-    assert (await _used(journal, NOW, host=b"\x77" * 20)).host_used == TERMS.deposit
-    assert (await _used(journal, NOW, host=b"\x55" * 20)).host_used == 2 * TERMS.deposit
+    assert (await _used(journal, NOW, host=b"\x77" * 20)).host_locked == TERMS.deposit
+    used = await _used(journal, NOW, host=b"\x55" * 20)
+    assert (used.host_locked, used.host_spent) == (2 * TERMS.deposit, 2 * TERMS.session_fee)
+
+
+async def test_what_a_turn_may_still_add_is_held_against_the_turns_of_all_processes(
+    tmp_path: Path, journal: Journal
+) -> None:
+    limits, fee = SpendingLimits(day_max=100_000), TERMS.session_fee
+    await journal.bought(bought(1), Anything(), NOW)
+    async with writing(tmp_path / "journal.sqlite") as other:
+        await other.bought(bought(2), Anything(), NOW)
+        assert await journal.bought_reserve(session(1), limits, 50_000, 1_000, NOW) == 50_000
+        left = 100_000 - 2 * fee - 50_000
+        assert await other.bought_reserve(session(2), limits, 50_000, 1_000, NOW) == left
+        with pytest.raises(SpendingLimitError, match=r"answers that are under way may take 0\.06 USDC"):
+            await other.bought_reserve(session(2), limits, 50_000, 1_000, NOW)
+        await journal.signed(session(1), voucher(1, fee + 20_000), NOW)
+        used = other.spending(TERMS, PEER, NOW)
+        assert (used.day_spent, used.day_reserved) == (2 * fee + 20_000, 40_000)
+        await journal.bought_release(session(1), 30_000)
+        assert other.spending(TERMS, PEER, NOW).day_reserved == 10_000
+    # The process of the second session has ended: nothing that it reserved can be spent any more.
+    assert journal.spending(TERMS, PEER, NOW).day_reserved == 0
+
+
+async def test_a_session_that_was_left_is_taken_by_one_process_and_given_back_where_its_host_is_away(
+    tmp_path: Path, journal: Journal
+) -> None:
+    one, path = session(1), tmp_path / "journal.sqlite"
+    async with writing(path) as first:
+        await first.bought(bought(1), Anything(), NOW)
+        await first.bought_open(one, keep_s=3600, settle_above=400_000)
+        await first.signed(one, voucher(1, 70_000), NOW)
+        assert journal.purchases_kept(NOW) == []  # it is used
+        await first.bought_left(one, NOW + 3600, 0)
+        (kept,) = journal.purchases_kept(NOW)
+        assert (kept.left_until, kept.generation, kept.keep_s) == (NOW + 3600, 0, 3600)
+        assert await journal.bought_take(one, NOW) == kept
+        assert await first.bought_take(one, NOW) is None
+        assert first.purchases_kept(NOW) == []
+        await journal.bought_given_back(one)
+        assert await first.bought_take(one, NOW) == kept
+        await first.bought_gone_on(one, 1)
+    # That process was killed while it used the session: its host leaves it by itself.
+    (kept,) = journal.purchases_kept(NOW)
+    assert (kept.left_until, kept.generation, kept.state) == (None, 1, "open")
+    await journal.bought_left(one, NOW + 10, 1)
+    assert journal.purchases_kept(NOW + 10) == []  # its time is up
+    assert await journal.bought_take(one, NOW + 10) is None
+
+
+async def test_a_host_gives_a_left_session_to_one_resume_after_another_and_settles_it_in_its_time(
+    journal: Journal,
+) -> None:
+    one = session(1)
+    await journal.host_relaying(hosted(1, keep_s=DAY, origin="10.0.0.0/24"))
+    await journal.host_open(one)
+    await journal.host_left(one, NOW + DAY)
+    held = journal.hosted_one(one)
+    assert held is not None
+    assert (held.state, held.settle_at, held.left_until) == ("over", NOW + DAY, NOW + DAY)
+    await journal.host_taken_up(one, 1, 1)
+    with pytest.raises(StorageError, match="went on elsewhere already"):
+        await journal.host_taken_up(one, 1, 1)
+    held = journal.hosted_one(one)
+    assert held is not None
+    assert (held.state, held.settle_at, held.left_until, held.generation) == ("open", None, None, 1)
+    await journal.host_left_open(one, NOW + 60, 2, left_until=NOW + 60)  # the host was killed
+    await journal.host_taken_up(one, 2, 2)
+    with pytest.raises(StorageError, match="went on elsewhere already"):
+        await journal.host_taken_up(one, 1, 3)  # an epoch that is over
+    await journal.host_left(one, NOW + DAY)
+    await journal.host_settled(one, 31_000)
+    held = journal.hosted_one(one)
+    assert held is not None
+    assert (held.state, held.settle_at, held.left_until, held.epoch) == ("settled", None, None, 2)
+    await journal.host_left(one, NOW + DAY)  # said late, it changes nothing
+    assert journal.hosted_one(one) == held
 
 
 async def test_an_unexpired_authorisation_is_outstanding_until_it_is_seen_on_the_chain(
@@ -288,9 +376,13 @@ async def test_an_authorisation_past_its_time_still_counts_until_the_chain_was_a
     journal: Journal,
 ) -> None:
     await journal.bought(bought(1), Anything(), NOW)
-    assert (await _used(journal, NOW + DAY)).day_used == TERMS.deposit
+    assert (await _used(journal, NOW + DAY)).locked == TERMS.deposit
     await journal.bought_expired(session(1))
-    assert (await _used(journal, NOW)).day_used == 0
+    used = await _used(journal, NOW)
+    assert (used.locked, used.day_spent) == (0, 0)
+    await journal.bought_mined(session(1))  # a reorganisation brought it back
+    used = await _used(journal, NOW)
+    assert (used.locked, used.day_spent) == (TERMS.deposit, TERMS.session_fee)
 
 
 async def test_a_purchase_that_was_settled_can_not_expire_but_one_reorganised_away_can(
@@ -316,7 +408,7 @@ async def test_a_purchase_goes_on_after_a_resume(journal: Journal) -> None:
 async def test_a_client_keeps_its_highest_voucher(journal: Journal) -> None:
     await journal.bought(bought(1), Anything(), NOW)
     for each in (voucher(1, 30_000), voucher(3, 60_000), voucher(2, 50_000)):
-        await journal.signed(session(1), each)
+        await journal.signed(session(1), each, NOW)
     held = journal.purchase(session(1))
     assert held is not None
     assert held.voucher == voucher(3, 60_000)

@@ -13,10 +13,18 @@ from p2pnode.payments.journal.orders import WalletOnChain
 from p2pnode.payments.journal.records import pack
 from p2pnode.protocols.inference.messages import Checkpoint
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, receipt_holds, token_hash
-from tests.payments.journals import NOW, TERMS, Anything, bought, hosted, session, voucher, writing
+from tests.payments.journals import DAY, NOW, PEER, TERMS, Anything, bought, hosted, session, voucher, writing
 from tests.protocols.support import Identity
 
 SIGNER = Identity("receipts")
+BEFORE_4 = "DROP TABLE spent;" + "".join(
+    f"ALTER TABLE {table} DROP COLUMN {column};"
+    for table, columns in (
+        ("hosted", ("keep_s", "left_until", "generation", "origin")),
+        ("bought", ("keep_s", "settle_above", "left_until", "generation", "reserved")),
+    )
+    for column in columns
+)
 
 
 def chain(number: int, count: int) -> list[Checkpoint]:
@@ -41,12 +49,13 @@ async def old_journal(path: Path) -> None:
         for number in (1, 2):
             await journal.host_relaying(hosted(number))
         await journal.bought(bought(3), Anything(), NOW)
-        await journal.signed(session(3), voucher(1, 1000))
+        await journal.signed(session(3), voucher(1, 1000), NOW)
     db = sqlite3.connect(path)
     db.executescript(
         "DROP TABLE signed; DROP TABLE orders; DROP TABLE receipts; DROP TABLE taken; DROP TABLE evidence;"
         "ALTER TABLE bought DROP COLUMN final; ALTER TABLE bought DROP COLUMN delivered;"
         "ALTER TABLE bought DROP COLUMN owner;"
+        f"{BEFORE_4}"
         "CREATE TABLE receipts (session BLOB NOT NULL REFERENCES hosted (session), seq INTEGER NOT NULL,"
         " receipt BLOB NOT NULL, PRIMARY KEY (session, seq)) WITHOUT ROWID;"
         "PRAGMA user_version = 1;"
@@ -79,11 +88,31 @@ async def test_one_of_format_2_gets_its_orders_and_keeps_the_rest(tmp_path: Path
     async with writing(path) as journal:
         await journal.bought(bought(3), Anything(), NOW)
     db = sqlite3.connect(path)
-    db.executescript("DROP TABLE signed; DROP TABLE orders; PRAGMA user_version = 2;")
+    db.executescript(f"DROP TABLE signed; DROP TABLE orders; {BEFORE_4} PRAGMA user_version = 2;")
     db.close()
     journal = Journal.open(path)
     assert journal.orders(WalletOnChain(1, b"\x01" * 20)) == []
     assert [each.session for each in journal.purchases()] == [session(3)]
+    journal.close()
+
+
+async def test_of_one_of_format_3_it_is_known_what_was_spent_and_when(tmp_path: Path) -> None:
+    path, fee = tmp_path / "journal.sqlite", TERMS.session_fee
+    async with writing(path) as journal:
+        for number in range(1, 5):
+            await journal.bought(bought(number), Anything(), NOW)
+        await journal.signed(session(1), voucher(1, 70_000), NOW)
+        await journal.signed(session(2), voucher(1, 60_000), NOW)
+        await journal.bought_settled(session(2), 50_000, NOW + 7200)
+        await journal.bought_expired(session(4))
+    db = sqlite3.connect(path)
+    db.executescript(f"{BEFORE_4} PRAGMA user_version = 3;")
+    db.close()
+    journal = Journal.open(path)
+    now = journal.spending(TERMS, PEER, NOW)
+    assert (now.locked, now.day_spent, now.host_ended) == (2 * TERMS.deposit, 70_000 + 50_000 + fee, 50_000)
+    assert journal.spending(TERMS, PEER, NOW + DAY + 60).day_spent == 50_000
+    assert journal.purchases_kept(NOW) == []
     journal.close()
 
 
@@ -95,7 +124,7 @@ async def test_it_is_done_once_however_many_open_it(tmp_path: Path) -> None:
         assert len(journal.receipts(session(1))) == 3
         journal.close()
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (3,)
+    assert db.execute("PRAGMA user_version").fetchone() == (4,)
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     db.close()
     assert "receipts_1" not in names

@@ -38,7 +38,7 @@ async def test_receipts_that_were_checked_are_kept_with_the_voucher_that_answers
         commits = disk.commits
         for seq in (1, 2):
             journal.bought_receipt(session(1), receipt(seq, root=bytes([seq]) * 32), NOW)
-            await journal.signed(session(1), voucher(seq, 1000 * seq))
+            await journal.signed(session(1), voucher(seq, 1000 * seq), NOW)
         assert disk.commits == commits + 2
     async with writing(path) as journal:
         assert [each.checkpoint.seq for each in journal.taken(session(1))] == [1, 2]
@@ -56,7 +56,7 @@ async def test_two_receipts_for_one_place_are_evidence_once(tmp_path: Path, held
         for each in (true, lie) if held_first else (lie, true):
             if each is true:
                 journal.bought_receipt(session(1), each, NOW)
-                await journal.signed(session(1), voucher(1, 1000))
+                await journal.signed(session(1), voucher(1, 1000), NOW)
             else:
                 await journal.bought_shown(session(1), each, NOW)
         await journal.bought_shown(session(1), receipt(1, root=b"\xdd" * 32), NOW + 1)
@@ -86,7 +86,7 @@ async def test_only_the_newest_receipts_of_a_session_are_kept(
         for seq in range(1, 513):
             journal.bought_receipt(session(1), receipt(seq), NOW)
             if seq % 64 == 0:
-                await journal.signed(session(1), voucher(seq, seq))
+                await journal.signed(session(1), voucher(seq, seq), NOW)
         kept = [each.checkpoint.seq for each in journal.taken(session(1))]
         assert kept == list(range(413, 513))
 
@@ -115,7 +115,7 @@ async def test_the_last_voucher_is_owed_until_it_is_delivered(tmp_path: Path) ->
         await journal.bought(bought(1), Anything(), NOW)
         await journal.bought_open(session(1))
         for each in (voucher(1, 3000), voucher(2, 2000)):  # the first paid input that was never billed
-            await journal.signed(session(1), each)
+            await journal.signed(session(1), each, NOW)
         record = journal.purchase(session(1))
         assert record is not None
         assert (record.voucher, record.final, record.owed) == (voucher(1, 3000), *[voucher(2, 2000)] * 2)

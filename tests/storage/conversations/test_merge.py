@@ -40,7 +40,13 @@ INDEX: st.SearchStrategy[IndexRecord] = st.one_of(
         updated=st.integers(0, 3),
         gone=st.booleans(),
     ),
-    st.builds(session, st.integers(1, 2), amount=st.one_of(st.none(), st.integers(0, 3))),
+    st.builds(
+        session,
+        st.integers(1, 2),
+        amount=st.one_of(st.none(), st.integers(0, 3)),
+        left_until=st.one_of(st.none(), st.integers(0, 3)),
+        generation=st.integers(0, 2),
+    ),
 )
 
 
@@ -62,6 +68,14 @@ def test_forgotten_beats_later_and_a_higher_voucher_beats_all() -> None:
     assert better(new, old) == old
     assert better(session(1, amount=4), session(1, amount=5)) == session(1, amount=5)
     assert better(session(1), session(1, amount=0)) == session(1, amount=0)
+
+
+def test_of_one_session_the_last_machine_that_used_it_counts_and_leaving_is_the_last_that_it_does() -> None:
+    used, left = session(1, amount=5), session(1, amount=5, left_until=9)
+    assert better(used, left) == left
+    taken = session(1, amount=5, generation=1)
+    assert better(taken, left) == taken
+    assert better(session(1, amount=9), taken) == taken  # whatever the machine before it still wrote
 
 
 def test_a_session_stays_until_a_month_after_it_expired() -> None:

@@ -293,7 +293,14 @@ def texts(turns: tuple[Turn, ...]) -> list[str]:
     return [turn.text for turn in turns]
 
 
-def session(number: int = 1, *, amount: int | None = None, expiry: int = int(NOW) + 86_400) -> SavedSession:
+def session(
+    number: int = 1,
+    *,
+    amount: int | None = None,
+    expiry: int = int(NOW) + 86_400,
+    left_until: int | None = None,
+    generation: int = 0,
+) -> SavedSession:
     terms = SessionTerms(
         payer=bytes(20), host=bytes(20), voucher_key=bytes(20), receipt_key=bytes(20),
         model=ModelId(bytes(32)),
@@ -307,7 +314,7 @@ def session(number: int = 1, *, amount: int | None = None, expiry: int = int(NOW
     return SavedSession(
         session=SessionId(number.to_bytes(32, "big")), terms=terms, voucher_secret=b"\x07" * 32,
         host=PeerId("12D3KooWHost"), addresses=("/ip4/127.0.0.1/tcp/4001",), valid_before=int(NOW) + 600,
-        opened_at=int(NOW), voucher=voucher,
+        opened_at=int(NOW), voucher=voucher, left_until=left_until, generation=generation,
     )  # fmt: skip
 
 

@@ -1,0 +1,82 @@
+"""Which sessions a host keeps for clients that left, and which one is settled to make room. Pure.
+
+A session that is left costs its host a row of the journal, or nothing but an entry here where it is free: no
+stream, no slot, no exposure. So that nobody fills a host with them, each payer, each origin and the host as a
+whole have a bound; beyond it the one that was left first gives way. Times are epoch seconds, amounts token
+units. It asks no journal and settles nothing: ``resumable.py`` acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from p2pnode.ids import SessionId
+from p2pnode.payments.settlement_policy import LEFT_MAX, LEFT_PER_ORIGIN, LEFT_PER_PAYER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftSession:
+    """One session that is left. ``payer`` is its wallet or, of a free one, the address of its resume key."""
+
+    session: SessionId
+    payer: bytes
+    origin: str
+    until: int
+
+
+class LeftSessions:
+    """Those of one host, the one that was left first first."""
+
+    def __init__(self) -> None:
+        self._left: dict[SessionId, LeftSession] = {}
+        self._payers: dict[bytes, dict[SessionId, None]] = {}
+        self._origins: dict[str, dict[SessionId, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def __iter__(self) -> Iterator[SessionId]:
+        return iter(tuple(self._left))
+
+    def __contains__(self, session: SessionId) -> bool:
+        return session in self._left
+
+    def add(self, left: LeftSession) -> list[SessionId]:
+        """Keep it. Returns those that give way, which are not kept any more."""
+        self.remove(left.session)
+        self._left[left.session] = left
+        self._payers.setdefault(left.payer, {})[left.session] = None
+        self._origins.setdefault(left.origin, {})[left.session] = None
+        victims: list[SessionId] = []
+        for group, most in (
+            (self._payers[left.payer], LEFT_PER_PAYER),
+            (self._origins[left.origin], LEFT_PER_ORIGIN),
+            (self._left, LEFT_MAX),
+        ):
+            while len(group) > most:
+                victims.append(next(iter(group)))
+                self.remove(victims[-1])
+        return victims
+
+    def remove(self, session: SessionId) -> None:
+        """It is resumed, or settled. A second call does nothing."""
+        left = self._left.pop(session, None)
+        if left is not None:
+            _take_out(self._payers, left.payer, session)
+            _take_out(self._origins, left.origin, session)
+
+    def expired(self, now: float) -> list[SessionId]:
+        """Those whose time is up."""
+        return [each.session for each in self._left.values() if each.until <= now]
+
+
+K = TypeVar("K")
+
+
+def _take_out(groups: dict[K, dict[SessionId, None]], key: K, session: SessionId) -> None:
+    group = groups[key]
+    del group[session]
+    if not group:
+        del groups[key]
