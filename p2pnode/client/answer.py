@@ -448,6 +448,8 @@ class Answer:
                 return text
             case Quoted() as quoted:
                 attempt.quoted(quoted)
+                messages = self._partial.body.messages
+                self._searches.note_quote(attempt.peer, attempt.session, messages, quoted, attempt.prefix)
             case Receipted():
                 self.checkpoints += 1
                 self._partial.receipt()

@@ -28,6 +28,7 @@ from p2pnode.client.ranking import (
     TurnBound,
     why_not_free,
 )
+from p2pnode.client.reuse import PrefixMemory
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import (
     ClockError,
@@ -38,7 +39,7 @@ from p2pnode.errors import (
     UnreachableError,
 )
 from p2pnode.files import read_text_or_none, write_atomic
-from p2pnode.ids import ModelId, PeerId
+from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.models.catalogue import shown_name
 from p2pnode.net.multiaddrs import split_peer
@@ -46,6 +47,8 @@ from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import failure_of
 from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert, Sheet
+from p2pnode.protocols.inference.commands import Quoted
+from p2pnode.protocols.inference.messages import ChatMessage
 from p2pnode.words import one_line
 
 log = structlog.get_logger()
@@ -231,6 +234,7 @@ class Searches:
     def __init__(self, runtime: Runtime, sessions: IdleSessions, *, in_thread: bool = True) -> None:
         self._runtime, self._sessions, self._in_thread = runtime, sessions, in_thread
         self.measured: dict[PeerId, Measured] = {}
+        self._prefixes = PrefixMemory()
         self._unreached: set[PeerId] = set()
 
     # ---- searches for hosts of a model
@@ -317,6 +321,15 @@ class Searches:
         # Taken out and put in anew: the hosts of which something was noted last are those that are saved.
         known = self.measured.pop(peer, Measured())
         self.measured[peer] = known.answered(ttft_s, tokens_per_s)
+
+    def note_quote(
+        self, peer: PeerId, session: SessionId, messages: Sequence[ChatMessage], quoted: Quoted, prefix: int
+    ) -> None:
+        """A host counted a prompt, with ``prefix`` ids of a partial answer after its messages."""
+        quote = quoted.quote
+        share = self._prefixes.quoted(session, messages, tokens=quote.tokens_in - prefix, reused=quote.reused)
+        if share is not None:
+            self.measured[peer] = self.measured.pop(peer, Measured()).reused(share)
 
     def note_failure(self, peer: PeerId, *, fault: bool) -> None:
         """A host failed; ``fault`` where it broke the protocol."""

@@ -22,8 +22,7 @@ def test_a_dry_run_prints_the_bounds_and_neither_asks_nor_signs(
 ) -> None:
     give(profile, wallet(data_dir), usdc="1")
     answered = [each.names.count("answered") for each in (host, paid_host)]
-    hosts = [flag for each in (host, paid_host) for flag in ("--bootstrap", each.multiaddr)]
-    flags = ("--dry-run", "--max-tokens", 500_000, "--chain", profile, *hosts)
+    flags = ("--dry-run", "--max-tokens", 500_000, "--chain", profile, *_met(host, paid_host))
     told = ask(data_dir, "hello", *flags, "--json").named("estimate")
     free, paid = (next(e for e in told if e["peer"] == each.ready["peer_id"]) for each in (host, paid_host))
     assert (free["cost_max"], free["priced"], free["fee"]) == (0, False, 0)
@@ -58,26 +57,28 @@ def test_a_cost_that_could_be_too_high_is_refused_and_nothing_is_signed(
 
 
 def test_only_and_never_name_hosts_by_peer_id_and_by_wallet(
-    data_dir: Path, host: Program, slow_host: Program
+    data_dir: Path, host: Program, paid_host: Program, profile: Path
 ) -> None:
-    hosts = [flag for each in (host, slow_host) for flag in ("--bootstrap", each.multiaddr)]
-    wallets = {
-        event["peer"]: event["wallet"]
-        for event in run(
-            "hosts", "--json", "--model", "scripted", "--no-mdns", "--data-dir", data_dir, *hosts
-        ).named("host")
-    }
-    names = (slow_host.ready["peer_id"], wallets[slow_host.ready["peer_id"]])
-    for name in names:
-        ran = ask(data_dir, "hi", *hosts, "--max-tokens", 3, "--json", "--only", name)
-        assert [done["host"] for done in ran.named("done")] == [slow_host.ready["peer_id"]]
-        ran = ask(data_dir, "hi", *hosts, "--max-tokens", 3, "--json", "--never", name)
-        assert [done["host"] for done in ran.named("done")] == [host.ready["peer_id"]]
-    nobody = ask(
-        data_dir, "hi", *hosts, *(flag for name in names for flag in ("--never", name)), "--only", names[0]
-    )
+    give(profile, wallet(data_dir), usdc="1")
+    flags = ["--chain", profile, "--max-tokens", 3, "--json", *_met(host, paid_host)]
+    listed = run("hosts", *flags[:2], *flags[4:], "--model", "scripted", "--no-mdns", "--data-dir", data_dir)
+    wallets = {event["peer"]: event["wallet"] for event in listed.named("host")}
+    free, paid = (each.ready["peer_id"] for each in (host, paid_host))
+    for only, answers in ((paid, paid), (wallets[free], free)):
+        assert [done["host"] for done in ask(data_dir, "hi", *flags, "--only", only).named("done")] == [
+            answers
+        ]
+    # A free host goes first; without it the other one is asked.
+    assert [done["host"] for done in ask(data_dir, "hi", *flags, "--never", wallets[free]).named("done")] == [
+        paid
+    ]
+    nobody = ask(data_dir, "hi", *flags[:4], *_met(host), "--never", wallets[free], "--only", free)
     assert nobody.code == 3
     assert "you said never to ask it" in nobody.err
+
+
+def _met(*hosts: Program) -> list[str]:
+    return [flag for each in hosts for flag in ("--bootstrap", each.multiaddr)]
 
 
 @pytest.mark.parametrize(
@@ -98,21 +99,21 @@ def test_what_makes_no_sense_is_refused_with_the_flag(
 
 
 def test_a_host_that_config_toml_trusts_goes_first_and_a_stranger_is_told_of(
-    data_dir: Path, host: Program, slow_host: Program, tmp_path: Path
+    data_dir: Path, host: Program, paid_host: Program, profile: Path
 ) -> None:
-    hosts = [flag for each in (host, slow_host) for flag in ("--bootstrap", each.multiaddr)]
-    data_dir.mkdir()
+    give(profile, wallet(data_dir), usdc="1")
+    flags = ["--chain", profile, "--max-tokens", 3, *_met(host, paid_host)]
     config = data_dir / "config.toml"
-    config.write_text(f'trust = ["{slow_host.ready["peer_id"]}"]\n')
-    ran = ask(data_dir, "hi", *hosts, "--max-tokens", 3, "--json")
-    assert [done["host"] for done in ran.named("done")] == [slow_host.ready["peer_id"]]
+    config.write_text(f'trust = ["{paid_host.ready["peer_id"]}"]\n')
+    ran = ask(data_dir, "hi", *flags, "--json")
+    assert [done["host"] for done in ran.named("done")] == [paid_host.ready["peer_id"]]  # though it costs
     assert ran.named("stranger") == []
     config.write_text(f'trust = ["{"0x" + "12" * 20}"]\n')
-    ran = ask(data_dir, "hi", *hosts, "--max-tokens", 3)
+    ran = ask(data_dir, "hi", *flags)
     assert ran.code == 0
-    assert "no host that you trust is there: asking" in ran.err
+    assert f"no host that you trust is there: asking {shorten(host.ready['peer_id'])}, a stranger" in ran.err
     config.write_text('trust = ["bob"]\n')
-    ran = ask(data_dir, "hi", *hosts)
+    ran = ask(data_dir, "hi", *flags)
     assert (ran.code, "'bob' names no host" in ran.err) == (1, True)
 
 
