@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 VERSION: Final = 1
@@ -41,6 +41,10 @@ _OPENINGS: Final[dict[str, tuple[str, ...]]] = {
     "generic": (),
 }
 _HERMES_END: Final = "</tool_call>"
+MARKS: Final = frozenset(
+    {*_THINK, _HERMES_END, "[ARGS]", "[CALL_ID]", *(each for those in _OPENINGS.values() for each in those)}
+)
+"""What tells calls and thoughts from content. In many vocabularies these are tokens of their own."""
 _ARGUMENTS: Final = frozenset({"arguments", "parameters"})
 _FIRST_KEYS: Final = frozenset({"name", "type", "function", *_ARGUMENTS})
 _BLANK: Final = " \t\r\n"
@@ -352,6 +356,82 @@ class AnswerReader:
             self._waiting = text if another else text[1:]
             return self._go("call")
         return self._go("content")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of an answer in one channel, as it travels. ``name``: of a call, on its first piece."""
+
+    channel: Literal["content", "reasoning", "call"]
+    text: str
+    call: int = 0
+    name: str = ""
+
+
+class AnswerPieces:
+    """An answer in pieces by channel, without what its client has: its first ``has`` bytes, in UTF-8.
+
+    Bytes of text are counted in all channels, and those of the names of calls.
+    """
+
+    def __init__(self, reader: AnswerReader, *, has: int = 0) -> None:
+        self._reader, self._has = reader, has
+        self.calls = 0
+        """Calls that are whole."""
+
+    def feed(self, text: str) -> list[Said]:
+        """What ``text`` makes certain and the client lacks."""
+        return self._new(self._reader.feed(text))
+
+    def finish(self) -> list[Said]:
+        """The answer is over: what was held back."""
+        return self._new(self._reader.finish())
+
+    def _new(self, parts: list[Part]) -> list[Said]:
+        said: list[Said] = []
+        for part in parts:
+            match part:
+                case Text(channel=channel, text=text):
+                    said += self._lacking(Said(channel, text))
+                case CallBegun(index=index, name=name):
+                    said += self._lacking(Said("call", "", index, name))
+                case CallArguments(index=index, text=text):
+                    last = said[-1] if said else None
+                    if last is not None and (last.channel, last.call) == ("call", index):
+                        said[-1] = replace(last, text=last.text + self._rest(text))
+                    else:
+                        said += self._lacking(Said("call", text, index))
+                case CallEnded(whole=whole):
+                    self.calls += whole
+        return said
+
+    def _lacking(self, piece: Said) -> list[Said]:
+        if piece.name and self._has:
+            self._has = max(0, self._has - len(piece.name.encode()))
+            return []
+        text = self._rest(piece.text)
+        return [replace(piece, text=text)] if text or piece.name else []
+
+    def _rest(self, text: str) -> str:
+        if not self._has:
+            return text
+        raw = text.encode(errors="replace")
+        rest = raw[self._has :]
+        self._has = max(0, self._has - len(raw))
+        return rest.decode(errors="ignore")
+
+
+def reader_of(form: str, tools: Collection[str], *, reasons: bool, thinking: bool) -> AnswerReader:
+    """The reader of an answer, by its format as a quote names it: ``hermes/1``; "" has no calls.
+
+    Raises ``ValueError`` for a format or a version that is not known here.
+    """
+    name, _, version = form.partition("/")
+    if form and (name not in _OPENINGS or version != str(VERSION)):
+        msg = f"the answer's format {form[:40]!r} is not known here"
+        raise ValueError(msg)
+    known: ToolFormat = name if form else "generic"  # type: ignore[assignment]
+    return AnswerReader(known, tools if form else (), reasons=reasons, thinking=thinking)
 
 
 class _Call:

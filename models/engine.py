@@ -7,12 +7,13 @@ other users' prompts through timing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
-from p2pnode.protocols.inference.messages import FinishReason, SamplingParams
+from p2pnode.models.grammar import Grammar
+from p2pnode.protocols.inference.messages import FinishReason, PromptBody, SamplingParams
 from p2pnode.shares import Origin
 
 ANYBODY: Final = Origin("", "")
@@ -24,16 +25,43 @@ EngineFeature: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
-    """One completion. ``prompt_ids`` holds everything, also a partial answer that is to be continued."""
+    """One completion. ``prompt_ids`` holds everything, also a partial answer that is to be continued.
+
+    ``seed`` is of this call, from 0 to 2^32-2. The engine draws from its beginning with the first token.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    seed: int
     cache_key: bytes
     """Reuse of the prefix cache is allowed within one key only."""
     origin: Origin = ANYBODY
     """Whose turn it is when requests wait: a payer, or where a client that doesn't pay comes from."""
     text_pending: int = 0
     """How many ids at the prompt's end still need their text, which comes first, without these ids."""
+    grammar: Grammar | None = None
+    """What may follow the prompt; None where all may."""
+    logprobs: int = -1
+    """How many likely tokens are told beside each, with log-probabilities; -1: not even its own is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledPrompt:
+    """A prompt as an engine takes it: ``ids`` up to and with the prefix, and what reads the answer.
+
+    ``format`` is that of the answer's calls, "" where it has none; ``reasons`` and ``thinking`` are those of
+    ``AnswerReader``. ``text`` is that of the prefix but for its last ``text_pending`` ids, whose text may
+    still become something else.
+    """
+
+    ids: tuple[int, ...]
+    format: str = ""
+    reasons: bool = False
+    thinking: bool = False
+    grammar: Grammar | None = None
+    """What may follow; None where all may."""
+    text: str = ""
+    text_pending: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +80,28 @@ class Prefill:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """The log-probability of an output token, and the ids and log-probabilities of the likeliest ones.
+
+    Natural logarithms of the softmax of the raw logits, before any sampler. Nobody proves them.
+    """
+
+    own: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """Output ids in order, and the text they complete.
 
     ``text`` may lag ``ids`` (a partial UTF-8 character, a possible stop string) and catches up later.
+    ``logprobs`` has one for each id, or nothing.
     """
 
     ids: tuple[int, ...]
     text: str
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +166,11 @@ class Engine(Protocol):
         """Free everything. Requests under way end with ``EngineError``."""
         ...
 
-    async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """Token ids of a conversation under the model's chat template, ready for the answer.
+    async def prompt(self, body: PromptBody) -> CompiledPrompt:
+        """The prompt of a whole turn, rendered by the model's chat template, ready for the answer.
 
-        ``messages`` are ``{"role": "system"|"user"|"assistant", "content": text}``. A last message of the
-        assistant's is closed, not continued: to continue an answer, append its ids.
+        Rendering and grammars are ours (``models/prompt_compiler.py``); only the model's tokens are the
+        engine's. Everything that a stranger can make expensive happens here, within limits.
         """
         ...
 

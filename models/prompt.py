@@ -1,7 +1,7 @@
-"""``MarkedMessages``: a conversation's prompt in pieces, in which only the chat template puts special tokens.
+"""``Marks``: a prompt in pieces, in which only the chat template puts special tokens.
 
-The template is rendered with a mark in the place of each message's text. Marks are random, so that no text
-can hold one. Special tokens are then searched in what the template put out, and not in the messages:
+The template is rendered with a mark in the place of each text of a user. Marks are random, so that no text
+can hold one. Special tokens are then searched in what the template put out, and not in the texts:
 ``<|im_start|>`` in a question stays eleven letters. Neighbouring text of both kinds stays together, because a
 tokeniser joins letters across that border as in training.
 
@@ -11,8 +11,9 @@ Pure. This module knows no engine; its pieces are what llama.cpp's ``/tokenize``
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 from p2pnode.errors import EngineError
 from p2pnode.models.vocabulary import Vocabulary
@@ -22,47 +23,107 @@ Piece: TypeAlias = str | int
 _STRIPPED: Final = " \t\n\r"
 _PAD: Final = "\t"
 """Around each mark: a template that trims its messages takes it away, and then their text is trimmed too."""
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_ .,:/$-]{0,64}")
+"""A word that a template may compare, such as ``"string"``, and that no special token can hide in."""
 
 
-class MarkedMessages:
-    """``messages`` with a mark in the place of each text. ``nonce``: letters and digits that can't be
-    guessed."""
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of the prompt: what the template put out, or, ``of_user``, a text that was put in its place."""
 
-    def __init__(self, messages: Sequence[Mapping[str, str]], nonce: str) -> None:
-        self._texts = [message["content"] for message in messages]
+    text: str
+    of_user: bool
+
+
+class Marks:
+    """Marks for texts, and the texts for marks. ``nonce``: letters and digits that can't be guessed."""
+
+    def __init__(self, nonce: str) -> None:
+        self._nonce = nonce
         self._mark = re.compile(f"({_PAD}?){nonce}x([0-9]+)x({_PAD}?)")
-        self.messages: Final = [
-            {
-                "role": message["role"],
-                # A template may ask whether there is any text.
-                "content": f"{_PAD}{nonce}x{index}x{_PAD}" if message["content"] else "",
-            }
-            for index, message in enumerate(messages)
-        ]
+        self._texts: list[str] = []
+        self._places: dict[int, str] = {}
+        """Texts that must be in the prompt, and what they are."""
+        self._holds: dict[int, set[int]] = {}
+        """Texts that were made of others, and of which."""
 
-    def pieces(self, rendered: str, vocabulary: Vocabulary) -> list[Piece]:
+    def of(self, text: str, *, what: str = "") -> str:
+        """The mark of ``text``; "" for none, since a template may ask whether there is any.
+
+        The prompt must hold it where ``what`` names it.
+        """
+        if not text:
+            return ""
+        index = len(self._texts)
+        self._texts.append(text)
+        if what:
+            self._places[index] = what
+        return f"{_PAD}{self._nonce}x{index}x{_PAD}"
+
+    def within(self, value: Any) -> Any:
+        """JSON values with marks for all texts in them, but for plain words, which templates compare."""
+        if isinstance(value, str):
+            return value if _PLAIN.fullmatch(value) else self.of(value)
+        if isinstance(value, Mapping):
+            return {self.within(key): self.within(each) for key, each in value.items()}
+        return [self.within(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def of_json(self, value: Any, write: Callable[[Any], str]) -> str:
+        """The mark of ``value`` as ``write`` writes it, with the texts in the places of their marks."""
+        mark = self.of(write(self.undone(value)))
+        self._holds[len(self._texts) - 1] = {int(found[2]) for found in self._mark.finditer(write(value))}
+        return mark
+
+    def undone(self, value: Any) -> Any:
+        """JSON values with the texts back in the places of their marks."""
+        if isinstance(value, str):
+            return self._mark.sub(lambda found: self._texts[int(found[2])], value)
+        if isinstance(value, Mapping):
+            return {self.undone(key): self.undone(each) for key, each in value.items()}
+        return [self.undone(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def segments(self, rendered: str) -> list[Segment]:
         """The prompt: what the template rendered, with the texts in the places of the marks.
 
-        Raises ``EngineError`` where the template leaves a message out: nobody would notice that it is
-        missing.
+        Raises ``EngineError`` where the template leaves a text out, since nobody would notice that it is
+        missing, or changes one.
         """
-        pieces = _Pieces(vocabulary)
+        made: list[Segment] = []
         seen: set[int] = set()
         position = 0
         for found in self._mark.finditer(rendered):
             index = int(found[2])
-            seen.add(index)
-            pieces.add_template(rendered[position : found.start()])
+            seen |= {index, *self._holds.get(index, ())}
+            made.append(Segment(rendered[position : found.start()], of_user=False))
             text = self._texts[index]
             text = text if found[1] else text.lstrip(_STRIPPED)
-            pieces.add_text(text if found[3] else text.rstrip(_STRIPPED))
+            made.append(Segment(text if found[3] else text.rstrip(_STRIPPED), of_user=True))
             position = found.end()
-        pieces.add_template(rendered[position:])
-        for index, text in enumerate(self._texts):
-            if text and index not in seen:
-                msg = f"this model's chat template has no place for message {index + 1} of the conversation"
-                raise EngineError(msg, code="bad_request")
-        return pieces.made
+        made.append(Segment(rendered[position:], of_user=False))
+        if any(self._nonce in each.text.lower() for each in made if not each.of_user):
+            msg = "this model's chat template changes the texts of a conversation, which is not supported"
+            raise EngineError(msg, code="bad_request")
+        for index, what in self._places.items():
+            if index not in seen:
+                raise no_place(what)
+        return [each for each in made if each.text]
+
+
+def no_place(what: str) -> EngineError:
+    """The template leaves ``what`` out."""
+    msg = f"this model's chat template has no place for {what}"
+    return EngineError(msg, code="bad_request")
+
+
+def pieces_of(segments: Iterable[Segment], vocabulary: Vocabulary) -> list[Piece]:
+    """The segments with the special tokens of the template as ids."""
+    pieces = _Pieces(vocabulary)
+    for segment in segments:
+        if segment.of_user:
+            pieces.add_text(segment.text)
+        else:
+            pieces.add_template(segment.text)
+    return pieces.made
 
 
 class _Pieces:

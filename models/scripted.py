@@ -8,35 +8,55 @@ that trio's ``MockClock`` drives it.
 
 from __future__ import annotations
 
+import math
+import secrets
 import struct
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import Final, TypeAlias
 
 import trio
 
 from p2pnode.errors import EngineError
 from p2pnode.models.engine import (
+    CompiledPrompt,
     Done,
     EngineEvent,
     EngineInfo,
     EngineStats,
     GenerateRequest,
+    Logprob,
     Prefill,
     Started,
     Tokens,
 )
+from p2pnode.models.grammar import Grammar, spell
+from p2pnode.models.prompt import pieces_of
+from p2pnode.models.prompt_compiler import compile_prompt, text_of_prefix
+from p2pnode.models.renderer import ChatTemplate, Renderer
 from p2pnode.models.slots import QueuedRequest, SlotQueue
-from p2pnode.models.text import TextAssembler
-from p2pnode.models.validation import check_messages, check_text, tokens_allowed
+from p2pnode.models.text import Released, TextAssembler
+from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed
 from p2pnode.models.vocabulary import Vocabulary
-from p2pnode.protocols.inference.messages import FinishReason
+from p2pnode.protocols.inference.messages import FinishReason, PromptBody
 
 END: Final = 256
-ROLE_IDS: Final[Mapping[str, int]] = {"system": 257, "user": 258, "assistant": 259}
-VOCABULARY: Final = Vocabulary([bytes([byte]) for byte in range(256)] + [b""] * 4, ends=[END])
+ROLE_IDS: Final[Mapping[str, int]] = {"system": 257, "user": 258, "assistant": 259, "tool": 260}
+VOCABULARY: Final = Vocabulary(
+    [bytes([byte]) for byte in range(256)] + [b""] * 5,
+    ends=[END],
+    special={"<|end|>": END} | {f"<|{role}|>": token for role, token in ROLE_IDS.items()},
+)
+TEMPLATE: Final = ChatTemplate(
+    "{% if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif %}"
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% for call in message.tool_calls %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "<|end|>{% endfor %}<|assistant|>"
+)
+"""Each message as its role's token, its bytes and the end token. Calls are written in the form ``hermes``."""
 
 Script: TypeAlias = Callable[[tuple[int, ...], int], str]
 """(the prompt's ids up to the last assistant mark, the seed; 0 when greedy) -> the whole answer."""
@@ -50,6 +70,9 @@ _SPACE: Final = ord(" ")
 _PREFILL_BATCH: Final = 64
 _PACE_S: Final = 0.001
 _CHUNK: Final = 16
+_SPELLED_MAX: Final = 400
+"""Letters of an answer that a grammar shapes, about half of them freely."""
+_LOGPROB: Final = math.log(0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +105,7 @@ class ScriptedEngine:
     def __init__(self, config: ScriptedConfig | None = None) -> None:
         self._config = config or ScriptedConfig()
         self._queue = SlotQueue(self._config.slots, self._config.queue_max)
+        self._renderer = Renderer(TEMPLATE)
         self._broken = trio.Event()
         self._loaded = False
         self._closed = False
@@ -96,7 +120,13 @@ class ScriptedEngine:
             await trio.sleep(self._config.load_s)
             self._loaded = True
         config = self._config
-        return EngineInfo(engine="scripted", quantisation="none", n_ctx=config.n_ctx, slots=config.slots)
+        return EngineInfo(
+            engine="scripted",
+            quantisation="none",
+            n_ctx=config.n_ctx,
+            slots=config.slots,
+            features=frozenset({"tools", "schema", "logprobs"}),
+        )
 
     async def aclose(self) -> None:
         """End all requests under way."""
@@ -104,14 +134,29 @@ class ScriptedEngine:
         self._broken.set()
         await trio.lowlevel.checkpoint()
 
-    async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """Each message as its role's id, its bytes and the end id; the assistant's id comes last."""
+    async def prompt(self, body: PromptBody) -> CompiledPrompt:
+        """As ``TEMPLATE`` renders it, which is our own and needs no limits."""
         await self._ready()
-        check_messages(messages, n_ctx=self._config.n_ctx)
+        text, pending = text_of_prefix(VOCABULARY, body)
+        parts = compile_prompt(
+            self._renderer,
+            body,
+            text=text,
+            nonce=secrets.token_hex(8),
+            letters_max=self._config.n_ctx * BYTES_PER_TOKEN_MAX,
+        )
         ids: list[int] = []
-        for message in messages:
-            ids += [ROLE_IDS[message["role"]], *message["content"].encode(), END]
-        return (*ids, ROLE_IDS["assistant"])
+        for piece in pieces_of(parts.segments, VOCABULARY):
+            ids += piece.encode(errors="replace") if isinstance(piece, str) else [piece]
+        return CompiledPrompt(
+            ids=(*ids, *body.prefix),
+            format=parts.format,
+            reasons=parts.reasons,
+            thinking=parts.thinking,
+            grammar=parts.grammar,
+            text=text,
+            text_pending=pending,
+        )
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """The UTF-8 bytes of the text."""
@@ -176,14 +221,14 @@ class ScriptedEngine:
             released = text.feed(ids)
             if released.ids or released.text:
                 delivered += len(released.ids)
-                yield Tokens(ids=released.ids, text=released.text)
+                yield _tokens(request, released)
             if released.stopped:
                 reason = "stop"
         if not text.stopped:
             released = text.finish(complete=reason == "stop")
             if released.ids or released.text:
                 delivered += len(released.ids)
-                yield Tokens(ids=released.ids, text=released.text)
+                yield _tokens(request, released)
         self._queue.record(delivered, trio.current_time() - began)
         yield Done(reason=reason, tokens_out=delivered)
 
@@ -222,15 +267,34 @@ class ScriptedEngine:
             await trio.sleep_forever()
 
     def _ids(self, request: GenerateRequest) -> Iterator[int]:
-        seed = request.sampling.seed if request.sampling.temperature > 0 else 0
-        if self._config.script is None:
-            return _pseudo_words(request.prompt_ids, seed)
-        return _answer(self._config.script, request.prompt_ids, seed)
+        seed = request.seed if request.sampling.temperature > 0 else 0
+        if self._config.script is not None:
+            return _answer(self._config.script, request.prompt_ids, seed)
+        if request.grammar is not None:
+            return _spelled(request.grammar, request.prompt_ids, seed)
+        return _pseudo_words(request.prompt_ids, seed)
 
     async def _ready(self) -> None:
         if self._closed:
             raise EngineError("the engine is closed", code="shutting_down")
         await self.load()
+
+
+def _tokens(request: GenerateRequest, released: Released) -> Tokens:
+    """Log-probabilities are made up: each id has one in two, and the ids after it share the rest."""
+    told: tuple[Logprob, ...] = ()
+    if request.logprobs >= 0:
+        others = range(1, request.logprobs)
+        told = tuple(
+            Logprob(
+                _LOGPROB,
+                ((token, _LOGPROB), *(((token + n) % len(VOCABULARY), _LOGPROB - n) for n in others))
+                if request.logprobs
+                else (),
+            )
+            for token in released.ids
+        )
+    return Tokens(ids=released.ids, text=released.text, logprobs=told)
 
 
 def _answer(script: Script, prompt: tuple[int, ...], seed: int) -> Iterator[int]:
@@ -239,6 +303,12 @@ def _answer(script: Script, prompt: tuple[int, ...], seed: int) -> Iterator[int]
     begins = len(prompt) - prompt[::-1].index(mark) if mark in prompt else len(prompt)
     whole = script(prompt[:begins], seed).encode()
     yield from whole[len(prompt) - begins :]
+
+
+def _spelled(grammar: Grammar, prompt: tuple[int, ...], seed: int) -> Iterator[int]:
+    """A text of the grammar that follows from the prompt and the seed."""
+    state = zlib.crc32(b"".join(map(_ID.pack, prompt)), seed)
+    yield from spell(grammar, Random(state).randrange, letters_max=_SPELLED_MAX).encode()  # noqa: S311
 
 
 def _pseudo_words(prompt: tuple[int, ...], seed: int) -> Iterator[int]:

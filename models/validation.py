@@ -7,26 +7,28 @@ can stop it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Final
 
 from p2pnode.errors import EngineError
 from p2pnode.models.engine import GenerateRequest
 from p2pnode.protocols.inference.messages import SamplingParams
 
+SEED_MAX: Final = (1 << 32) - 2
+LOGIT_BIAS_MAX: Final = 300
 STOP_STRINGS_MAX: Final = 16
 STOP_BYTES_MAX: Final = 256
 
 _INTEGERS: Final = {
     "tokens_max": (1, 1 << 20),
     "top_k": (0, 100_000),
-    "seed": (0, (1 << 64) - 1),
 }
 _NUMBERS: Final = {
     "temperature": (0.0, 2.0),
     "top_p": (0.01, 1.0),
     "min_p": (0.0, 1.0),
     "repeat_penalty": (0.5, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
 }
 
 
@@ -41,6 +43,10 @@ def validate_sampling(sampling: SamplingParams) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not low <= value <= high:
             raise _bad(field, value, f"a number from {low:g} to {high:g}")
+    if len(sampling.logit_bias) > LOGIT_BIAS_MAX:
+        raise _bad("logit_bias", f"{len(sampling.logit_bias)} tokens", f"at most {LOGIT_BIAS_MAX} tokens")
+    if any(not -100 <= each.bias <= 100 for each in sampling.logit_bias):  # noqa: PLR2004 - as in the field
+        raise _bad("logit_bias", "one of its biases", "numbers from -100 to 100")
     if len(sampling.stop) > STOP_STRINGS_MAX:
         raise _bad("stop", f"{len(sampling.stop)} strings", f"at most {STOP_STRINGS_MAX} strings")
     for text in sampling.stop:
@@ -60,8 +66,7 @@ def _bad(field: str, value: object, wanted: str) -> EngineError:
     return EngineError(f"{field} is {str(value)[:40]}; it must be {wanted}", code="bad_request")
 
 
-ROLES: Final = ("system", "user", "assistant")
-_BYTES_PER_TOKEN_MAX: Final = 64
+BYTES_PER_TOKEN_MAX: Final = 64
 """No vocabulary in use has longer tokens on average, so that a longer text can't fit."""
 
 
@@ -83,6 +88,10 @@ def tokens_allowed(request: GenerateRequest, *, n_ctx: int, vocabulary: int) -> 
         )
     if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
         raise EngineError(f"prompt ids must be from 0 to {vocabulary - 1}", code="bad_request")
+    if any(each.id >= vocabulary for each in request.sampling.logit_bias):
+        raise EngineError(f"logit_bias names ids beyond {vocabulary - 1}", code="bad_request")
+    if not 0 <= request.seed <= SEED_MAX:
+        raise EngineError(f"the seed of a call is from 0 to {SEED_MAX}", code="bad_request")
     if not 0 <= request.text_pending <= len(request.prompt_ids):
         raise EngineError(
             f"text_pending is {request.text_pending}; it counts ids of the prompt, which has "
@@ -98,22 +107,8 @@ def check_text(text: str, *, n_ctx: int) -> None:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise EngineError("the text holds lone surrogates; send valid Unicode", code="bad_request") from error
-    if size > n_ctx * _BYTES_PER_TOKEN_MAX:
+    if size > n_ctx * BYTES_PER_TOKEN_MAX:
         raise EngineError(
             f"the text has {size} bytes, too many for a context of {n_ctx} tokens; shorten it",
             code="context_overflow",
         )
-
-
-def check_messages(messages: Sequence[Mapping[str, str]], *, n_ctx: int) -> None:
-    """Raise ``EngineError`` for messages that make no conversation, or too long a one."""
-    if not messages:
-        raise EngineError("the conversation is empty; send at least one message", code="bad_request")
-    for message in messages:
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES or not isinstance(content, str):
-            raise EngineError(
-                f"each message needs a role ({', '.join(ROLES)}) and a content that is text",
-                code="bad_request",
-            )
-    check_text("".join(message["content"] for message in messages), n_ctx=n_ctx)

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from p2pnode.models.answer import MARKS
 from p2pnode.models.gguf import GgufHeader, read_header, unusable
 from p2pnode.models.text import incomplete_tail
 
@@ -23,6 +24,7 @@ _BYTE_LEVEL: Final = frozenset({"gpt2"})
 _SENTENCE_PIECE: Final = frozenset({"llama", "gemma4"})
 _END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 _TAIL_TOKENS: Final = 4
+_MARKS: Final = frozenset(mark.encode() for mark in MARKS)
 
 
 class Vocabulary:
@@ -107,6 +109,10 @@ def load_vocabulary(path: Path) -> Vocabulary:
         pieces = [_sentence_piece(token, kind) for token, kind in zip(tokens, kinds, strict=True)]
     else:
         raise unusable(path, f"its tokenizer {kind!r} isn't supported (only {_supported()})")
+    for index, token in enumerate(tokens):
+        # What begins and ends calls and thoughts is told from the text, so it is in the text.
+        if kinds[index] == _CONTROL and token in _MARKS:
+            pieces[index] = token
     return Vocabulary(
         pieces,
         _ends(header),

@@ -12,7 +12,6 @@ Weights are loaded from a ``LocalModel`` only, whose hash ``models/pull/pull.py`
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,9 @@ from p2pnode.bounded import Backoff
 from p2pnode.errors import ConfigError, EngineError
 from p2pnode.models.context import allocated
 from p2pnode.models.engine import (
+    CompiledPrompt,
     EngineEvent,
+    EngineFeature,
     EngineInfo,
     EngineStats,
     GenerateRequest,
@@ -38,10 +39,13 @@ from p2pnode.models.llamacpp.process import LlamaCppProcess
 from p2pnode.models.llamacpp.run import SAMPLERS, LlamaCppRun
 from p2pnode.models.llamacpp.server import BATCH
 from p2pnode.models.local_models import LocalModel
-from p2pnode.models.prompt import MarkedMessages, Piece
+from p2pnode.models.prompt import Piece, pieces_of
+from p2pnode.models.prompt_compiler import PromptCompiler, text_of_prefix
+from p2pnode.models.renderer import ChatTemplate, load_template, reasons_of
 from p2pnode.models.slots import SlotQueue
-from p2pnode.models.validation import check_messages, check_text, tokens_allowed
+from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
+from p2pnode.protocols.inference.messages import PromptBody
 
 _DEATH_NOTICE_S: Final = 1.0
 _BACKOFF_FIRST_S: Final = 0.5
@@ -91,6 +95,8 @@ class LlamaCppEngine:
         self._n_ctx = min(self._config.n_ctx, model.manifest.n_ctx)
         self._queue = SlotQueue(self._config.slots, self._config.queue_max)
         self._vocabulary: Vocabulary | None = None
+        self._template: ChatTemplate | None = None
+        self._compiler_made: PromptCompiler | None = None
         self._server: LlamaCppProcess | None = None
         self._starting = trio.Lock()
         self._closed = False
@@ -110,7 +116,13 @@ class LlamaCppEngine:
             batch=BATCH,
             kv_types="f16/f16",
             samplers=SAMPLERS,
+            features=self._features(),
         )
+
+    def _features(self) -> frozenset[EngineFeature]:
+        reasons = self._template is not None and reasons_of(self._template)
+        features: tuple[EngineFeature, ...] = ("tools", "schema", "logprobs")
+        return frozenset((*features, "reasoning") if reasons else features)
 
     async def aclose(self) -> None:
         """End the child. Requests under way end with ``EngineError``."""
@@ -118,17 +130,30 @@ class LlamaCppEngine:
         server, self._server = self._server, None
         if server is not None:
             await server.stop()
+        if self._compiler_made is not None:
+            await self._compiler_made.aclose()
         await trio.lowlevel.checkpoint()
 
-    async def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """The prompt by the model's chat template. A last message of the assistant's is closed, not
-        continued."""
-        check_messages(messages, n_ctx=self._n_ctx)
-        marked = MarkedMessages(messages, secrets.token_hex(8))
-        answer = await self._call("/apply-template", {"messages": marked.messages})
-        pieces = marked.pieces(str(answer["prompt"]), await self._known_vocabulary())
+    async def prompt(self, body: PromptBody) -> CompiledPrompt:
+        """The prompt by the model's chat template, which runs in a process with limits."""
+        vocabulary = await self._known_vocabulary()
+        text, pending = text_of_prefix(vocabulary, body)
+        letters_max = self._n_ctx * BYTES_PER_TOKEN_MAX
+        parts = await self._compiler.compile(body, text=text, letters_max=letters_max)
+        pieces = pieces_of(parts.segments, vocabulary)
         # With the empty text first, a begin token that the model needs comes before everything.
-        return await self._tokenize(["", *pieces], begins=True)
+        ids = await self._tokenize(["", *pieces], begins=True)
+        if len(ids) > 1 and ids[0] == ids[1] == vocabulary.special.get(self._compiler.template.bos):
+            ids = ids[1:]  # the template wrote it, too
+        return CompiledPrompt(
+            ids=(*ids, *body.prefix),
+            format=parts.format,
+            reasons=parts.reasons,
+            thinking=parts.thinking,
+            grammar=parts.grammar,
+            text=text,
+            text_pending=pending,
+        )
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text. What looks like a special token in it stays text."""
@@ -180,6 +205,13 @@ class LlamaCppEngine:
             alive = server is not None and server is self._server
             self._queue.leave(place, run.held if alive else ())
 
+    @property
+    def _compiler(self) -> PromptCompiler:
+        if self._compiler_made is None:
+            assert self._template is not None  # noqa: S101 - read with the vocabulary
+            self._compiler_made = PromptCompiler(self._template)
+        return self._compiler_made
+
     async def _known_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
             await self._running()
@@ -208,7 +240,8 @@ class LlamaCppEngine:
                 await self._lost(self._server)
             await self._back_off()
             if self._vocabulary is None:
-                self._vocabulary = await trio.to_thread.run_sync(_checked_vocabulary, self._model)
+                self._template = await trio.to_thread.run_sync(_checked_template, self._model)
+                self._vocabulary = await trio.to_thread.run_sync(load_vocabulary, self._model.path)
             self._server = await self._start()
             return self._server
 
@@ -277,8 +310,8 @@ def _refusal(error: LlamaCppRefusedError) -> EngineError:
     return EngineError(f"the engine failed the request: {error}; ask again", retry_after_s=1.0)
 
 
-def _checked_vocabulary(model: LocalModel) -> Vocabulary:
-    """The vocabulary, if the file still has the size it had when it was hashed. Blocks on the disk."""
+def _checked_template(model: LocalModel) -> ChatTemplate:
+    """The chat template, if the file still has the size it had when it was hashed. Blocks on the disk."""
     try:
         size = model.path.stat().st_size
     except OSError as error:
@@ -287,4 +320,4 @@ def _checked_vocabulary(model: LocalModel) -> Vocabulary:
         ) from error
     if size != model.manifest.size_bytes:
         raise unusable(model.path, f"it has {size} bytes instead of {model.manifest.size_bytes}")
-    return load_vocabulary(model.path)
+    return load_template(model.path)

@@ -12,13 +12,15 @@ This module knows nothing of queues, processes or restarts.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
 import trio
 
-from p2pnode.models.engine import Done, EngineEvent, GenerateRequest, Prefill, Started, Tokens
+from p2pnode.models.engine import Done, EngineEvent, GenerateRequest, Logprob, Prefill, Started, Tokens
+from p2pnode.models.grammar import Matcher
 from p2pnode.models.llamacpp.http import LlamaCppGoneError, LlamaCppHttp
 from p2pnode.models.slots import Assignment
 from p2pnode.models.text import Released, TextAssembler
@@ -43,6 +45,8 @@ class LlamaCppRun:
         before = vocabulary.tail_of(request.prompt_ids[:known])
         self._text = TextAssembler(vocabulary.piece, request.sampling.stop, before=before)
         self._ids: list[int] = []
+        self._logprobs: deque[Logprob] = deque()
+        """Those of ids that were made and are not delivered."""
         self._started = False
         self.delivered = 0
         """Output tokens given to the caller so far."""
@@ -54,7 +58,7 @@ class LlamaCppRun:
         """Run the request; yield its events. Raises what ``http`` raises."""
         reuse = assignment.own
         while True:
-            ids = IdStream(self._vocabulary)
+            ids = IdStream(self._vocabulary, guesses=self._request.logprobs < 0)
             body = self._body(assignment.slot, reuse=reuse)
             async with aclosing(http.stream("/completion", body, stall_s=self._hang_s)) as bulks:
                 async for bulk in bulks:
@@ -98,6 +102,8 @@ class LlamaCppRun:
             certain += ids.take(frame)
             if ids.lost:
                 break
+            if not frame.get("stop"):
+                self._logprobs += _logprobs_of(frame)
         yield from self._deliver(certain)
 
     def _prefill(self, cached: int, processed: int) -> Iterator[EngineEvent]:
@@ -124,13 +130,16 @@ class LlamaCppRun:
     def _released(self, released: Released) -> Iterator[EngineEvent]:
         if released.ids or released.text:
             self.delivered += len(released.ids)
-            yield Tokens(ids=released.ids, text=released.text)
+            told = self._request.logprobs >= 0
+            logprobs = tuple(self._logprobs.popleft() for _ in released.ids) if told else ()
+            yield Tokens(ids=released.ids, text=released.text, logprobs=logprobs)
 
     async def _make_again(self, http: LlamaCppHttp, slot: int, lost: int) -> tuple[list[int], bool]:
         """Make the next ``lost`` ids again; return them, and whether the turn ended after them."""
         body = self._body(slot, reuse=True) | {"stream": False, "n_predict": lost}
         answer = await http.call("/completion", body, deadline_s=self._hang_s)
         ids, end_of_turn = [int(token) for token in answer["tokens"]], answer["stop_type"] == "eos"
+        self._logprobs += _logprobs_of(answer)
         return (ids[:-1] if end_of_turn else ids), end_of_turn
 
     def _body(self, slot: int, *, reuse: bool) -> dict[str, Any]:
@@ -143,21 +152,50 @@ class LlamaCppRun:
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,
             "repeat_penalty": sampling.repeat_penalty,
-            "seed": (sampling.seed + len(self._ids)) % _RANDOM_SEED,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "logit_bias": [[each.id, each.bias] for each in sampling.logit_bias],
+            # A call has one seed. Where ids were lost inside of a character, what follows is drawn anew.
+            "seed": (self._request.seed + len(self._ids)) % _RANDOM_SEED,
             "samplers": SAMPLERS,
             "stream": True,
             "return_tokens": True,
             "return_progress": True,
             "cache_prompt": reuse,
             "id_slot": slot,
+            **self._grammar(),
+            # One at least, for the ids' own are told with them.
+            **({"n_probs": max(1, self._request.logprobs)} if self._request.logprobs >= 0 else {}),
         }
+
+    def _grammar(self) -> dict[str, str]:
+        """What may follow, in llama.cpp's notation, which begins anew with each completion."""
+        grammar = self._request.grammar
+        if grammar is None:
+            return {}
+        if self._ids:
+            matcher = Matcher(grammar)
+            matcher.feed(b"".join(map(self._vocabulary.piece, self._ids)).decode("utf-8", "ignore"))
+            grammar = matcher.rest()
+        return {"grammar": grammar.gbnf()}
+
+
+def _logprobs_of(frame: Mapping[str, Any]) -> list[Logprob]:
+    """The log-probabilities that come with ids, if they were asked for: see llama.cpp's ``n_probs``."""
+    return [
+        Logprob(
+            float(each["logprob"]),
+            tuple((int(other["id"]), float(other["logprob"])) for other in each.get("top_logprobs", ())),
+        )
+        for each in frame.get("completion_probabilities", ())
+    ]
 
 
 class IdStream:
     """From the frames of one streamed completion to its ids, each exactly once. Pure."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, *, guesses: bool = True) -> None:
+        self._vocabulary, self._guesses = vocabulary, guesses
         self._predicted = 0
         self._silent: list[int] = []
         """Ids without text, held until it shows that they are not the end of the turn."""
@@ -178,7 +216,10 @@ class IdStream:
         *_, last = frame["tokens"]
         before: tuple[int, ...] | None = ()
         if made > 1:
-            before = self._vocabulary.recover(str(frame["content"]), last, made - 1)
+            # What is found out has no log-probability.
+            before = (
+                self._vocabulary.recover(str(frame["content"]), last, made - 1) if self._guesses else None
+            )
         certain = tuple(self._silent)
         self._silent.clear()
         if before is None:

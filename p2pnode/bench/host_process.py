@@ -33,7 +33,7 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind
 from p2pnode.protocols.crypto import key_address, sign_digest
-from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams
 from p2pnode.scopes import is_loopback
 from p2pnode.shares import Origin, origin_of
 
@@ -81,9 +81,11 @@ async def _generate(engine: Engine, command: dict[str, Any]) -> list[dict[str, f
     async def stream(text: str) -> None:
         clock = TokenClock(trio.current_time())
         clocks.append(clock)
-        prompt_ids = await engine.render([{"role": "user", "content": text}])
+        body = PromptBody(messages=(ChatMessage.of("user", text),), seed=bytes(16))
+        prompt = await engine.prompt(body)
         request = GenerateRequest(
-            prompt_ids=tuple(prompt_ids),
+            prompt_ids=prompt.ids,
+            seed=0,
             sampling=SamplingParams(tokens_max=command["tokens"], temperature=0.0),
             cache_key=secrets.token_bytes(32),
         )

@@ -277,8 +277,9 @@ class _BothSides:
         await self._do("host", self._host.start(0.0))
         await self._tell("client", Start())
         body = PromptBody(
-            messages=(ChatMessage(role="user", content="hello"),),
+            messages=(ChatMessage.of("user", "hello"),),
             sampling=SamplingParams(tokens_max=_N_CTX),
+            seed=bytes(16),
         )
         await self._tell("client", Ask(body, 1000))
         if not self._run:

@@ -111,7 +111,7 @@ def ask(
         from p2pnode.client.question import ChatOptions
 
         check_target(model, peer, no_discovery=no_discovery)
-        sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
+        sampling = make_sampling(max_tokens, temperature, top_p, stop)
         client = make_client(
             output,
             data_dir,
@@ -125,7 +125,14 @@ def ask(
         )
         text = await _text_of(question)
         filters = make_filters(max_cost, only, never)
-        options = ChatOptions(model=model, peer=peer, system=system, sampling=sampling, filters=filters)
+        options = ChatOptions(
+            model=model,
+            peer=peer,
+            system=system,
+            sampling=sampling,
+            seed=seed_given(seed),
+            filters=filters,
+        )
         async with client:
             if dry_run:
                 print_estimates(output, await client.estimate(text, options))
@@ -263,22 +270,16 @@ async def _text_of(question: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def make_sampling(
-    max_tokens: int, temperature: float, top_p: float, seed: int | None, stop: list[str] | None
-) -> Any:
+def make_sampling(max_tokens: int, temperature: float, top_p: float, stop: list[str] | None) -> Any:
     """Checked sampling values. Raises ``UsageError`` that names the flag."""
-    import secrets
-
     from p2pnode.errors import EngineError, UsageError
     from p2pnode.models.validation import validate_sampling
     from p2pnode.protocols.inference.messages import SamplingParams
 
-    drawn = seed if seed is not None else secrets.randbelow(1 << 32)
     values: dict[str, Any] = {
         "tokens_max": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
-        "seed": drawn,
         "stop": tuple(stop or ()),
     }
     sampling = SamplingParams(**values)
@@ -289,10 +290,18 @@ def make_sampling(
         field, _, rest = str(error).partition(" ")
         msg = f"--{flags.get(field, field)} {rest}"
         raise UsageError(msg) from error
-    if not 0 <= drawn < 1 << 32:
-        msg = f"--seed is {drawn}; it must be an integer from 0 to {(1 << 32) - 1}"
-        raise UsageError(msg)
     return sampling
+
+
+def seed_given(seed: int | None) -> bytes | None:
+    """The prompt's seed of ``--seed``; None where it is drawn. Raises ``UsageError``."""
+    from p2pnode.errors import UsageError
+    from p2pnode.protocols.inference.prompt_rules import seed_of
+
+    if seed is not None and not 0 <= seed < 1 << 63:
+        msg = f"--seed is {seed}; it must be an integer from 0 to {(1 << 63) - 1}"
+        raise UsageError(msg)
+    return seed_of(seed) if seed is not None else None
 
 
 def finish(output: Output, answer: Any) -> None:

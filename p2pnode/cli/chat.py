@@ -25,6 +25,7 @@ from p2pnode.cli.ask import (
     finish,
     make_filters,
     make_sampling,
+    seed_given,
 )
 from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
@@ -95,7 +96,7 @@ def chat(
         from p2pnode.client.question import ChatOptions
 
         check_target(model, peer, no_discovery=no_discovery)
-        sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
+        sampling = make_sampling(max_tokens, temperature, top_p, stop)
         client = make_client(
             output,
             data_dir,
@@ -112,6 +113,7 @@ def chat(
             peer=peer,
             system=system,
             sampling=sampling,
+            seed=seed_given(seed),
             filters=make_filters(max_cost, only, never),
             context=checked_context(context),
         )

@@ -26,6 +26,7 @@ from p2pnode.cli.ask import (
     checked_context,
     make_filters,
     make_sampling,
+    seed_given,
     stream,
 )
 from p2pnode.cli.client import SHORT, make_client
@@ -101,10 +102,11 @@ def resume(
         from p2pnode.client.question import ChatOptions
 
         check_target(model, None)
-        sampling = make_sampling(max_tokens, temperature, top_p, seed, stop)
+        sampling = make_sampling(max_tokens, temperature, top_p, stop)
         options = ChatOptions(
             model=model,
             sampling=sampling,
+            seed=seed_given(seed),
             filters=make_filters(max_cost, only, never),
             context=checked_context(context),
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.bill import BillItem
@@ -25,16 +25,13 @@ from p2pnode.client.question import ChatOptions, Questions
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.protocols.inference.messages import Role, SamplingParams
+from p2pnode.protocols.inference.messages import Role
+from p2pnode.protocols.inference.prompt_rules import next_seed
 from p2pnode.storage.conversations.records import Finish, Loss, Piece
 
 if TYPE_CHECKING:
     from p2pnode.storage.conversations.stored_conversation import StoredConversation
     from p2pnode.storage.conversations.writer import ConversationWriter
-
-
-_SEEDS: Final = 1 << 32
-"""A seed has 32 bits on the wire."""
 
 
 class Conversation:
@@ -130,10 +127,9 @@ class Conversation:
         if cut is not None:
             self._write(Piece(role="assistant", finish="cancelled", at=self._runtime.now()))
             cut.complete = True
-        sampling = self._options.sampling or SamplingParams()
-        # With the same seed a host would answer the same again; with the next one it is as repeatable.
-        sampling = replace(sampling, seed=(sampling.seed + 1) % _SEEDS)
-        self._options = replace(self._options, sampling=sampling)
+        if self._options.seed is not None:
+            # With the same seed a host would answer the same again; with the next one it is as repeatable.
+            self._options = replace(self._options, seed=next_seed(self._options.seed))
         return self._answer(self._history.begin_answer())
 
     def go_on(self) -> Answer:

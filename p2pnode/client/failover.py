@@ -126,7 +126,7 @@ class PartialAnswer:
             self.body,
             sampling=replace(self.body.sampling, tokens_max=self.room),
             prefix=tuple(self.ids),
-            text_known=self.text_known if self.text_known < len(self.ids) else None,
+            text_bytes=len(self.text.encode()),
         )
 
 

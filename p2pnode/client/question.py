@@ -6,9 +6,11 @@ looked for.
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 from p2pnode.client.answer import Answer, Answers, Watcher
 from p2pnode.client.failover import Held, PartialAnswer
@@ -19,9 +21,10 @@ from p2pnode.client.pool import SessionPool
 from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound, cost_bound
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, ProtocolError
 from p2pnode.ids import ModelId, pasted
 from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.generic_form import generic_messages, uses_tools
 from p2pnode.models.manifest import SCRIPTED, Manifest, parse_model_id, scripted_model_id
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.protocols.inference.commands import Ask
@@ -29,12 +32,22 @@ from p2pnode.protocols.inference.messages import (
     TEMPLATE_TOKENS_MAX,
     TEMPLATE_TOKENS_PER_MESSAGE_MAX,
     ChatMessage,
+    Part,
     PromptBody,
+    ResponseFormat,
+    Role,
     SamplingParams,
+    Tool,
+    ToolCall,
 )
+from p2pnode.protocols.inference.prompt_rules import check_prompt
+from p2pnode.protocols.wire import decode_record, encode
 
 ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
-Messages: TypeAlias = str | Sequence[Mapping[str, str]]
+Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
+_DAY_S: Final = 86_400
+JSON_AROUND_MAX: Final = 64
+"""Bytes that a template's JSON has around a tool or a call, beyond those of the tool's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +58,16 @@ class KnownModel:
     manifest: Manifest | None = None
 
     def input_max(self, body: PromptBody) -> int:
-        """The largest number of input tokens that a host can honestly quote for this prompt."""
-        size = sum(len(message.content.encode()) for message in body.messages)
-        count = len(body.messages)
+        """The largest number of input tokens that a host can honestly quote for this prompt.
+
+        A text has no more tokens than bytes, as JSON or in words. A template adds as much to a tool and to a
+        call as to a message.
+        """
+        messages = generic_messages(body) if uses_tools(body) else body.messages
+        calls = sum(len(message.tool_calls) for message in body.messages)
+        size = sum(len(message.text.encode(errors="replace")) for message in messages)
+        size += JSON_AROUND_MAX * (len(body.tools) + calls)
+        count = len(messages) + len(body.tools) + calls
         if self.manifest is not None:
             return len(body.prefix) + self.manifest.template_overhead.tokens_max(count, size)
         return len(body.prefix) + size + TEMPLATE_TOKENS_MAX + TEMPLATE_TOKENS_PER_MESSAGE_MAX * count
@@ -78,20 +98,87 @@ def resolve_model(name: str) -> KnownModel:
 def chat_messages(messages: Messages, system: str | None) -> tuple[ChatMessage, ...]:
     """The wire form of a question or a conversation. Raises ``ConfigError``."""
     given: Sequence[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    made = [ChatMessage(role="system", content=system)] if system else []
-    for message in given:
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            msg = 'each message is {"role": "system"|"user"|"assistant", "content": text}'
-            raise ConfigError(msg)
-        made.append(ChatMessage(role=role, content=content))
-    if not all(_is_text(message.content) for message in made):
+    made = [ChatMessage.of("system", system)] if system else []
+    made += [_chat_message(message) for message in given]
+    if not all(_is_text(part.text) for message in made for part in message.content):
         msg = "a message holds half of a character (a lone surrogate): decode it as UTF-8 first"
         raise ConfigError(msg)
     if not made:
         msg = "there is nothing to ask: give at least one message"
         raise ConfigError(msg)
     return tuple(made)
+
+
+def _chat_message(message: Mapping[str, Any]) -> ChatMessage:
+    """One message as OpenAI's API has it: content is text, parts, or none beside calls of tools."""
+    role, content = message.get("role"), message.get("content")
+    calls = message.get("tool_calls") or ()
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
+    try:
+        return ChatMessage(
+            role=_one_of_roles(role),
+            content=tuple(_part(part) for part in parts),
+            tool_calls=tuple(
+                ToolCall(
+                    id=_text(call["id"]),
+                    name=_text(call["function"]["name"]),
+                    arguments=_json_text(call["function"].get("arguments", "{}")),
+                )
+                for call in calls
+            ),
+            tool_call_id=message.get("tool_call_id"),
+            name=message.get("name") or "",
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        msg = (
+            'each message is {"role": "system"|"developer"|"user"|"assistant"|"tool", "content": text}; an '
+            'assistant\'s may have "tool_calls", a tool\'s has the "tool_call_id" that it answers'
+        )
+        raise ConfigError(msg) from error
+
+
+def _one_of_roles(role: object) -> Role:
+    if role not in get_args(Role):
+        raise ValueError
+    return cast("Role", role)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _json_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _part(part: Mapping[str, Any]) -> Part:
+    if part["type"] == "text":
+        return Part(text=_text(part["text"]))
+    if part["type"] == "image_url":
+        head, _, data = _text(part["image_url"]["url"]).partition(";base64,")
+        if not head.startswith("data:"):
+            raise ConfigError("an image comes as a data: URL with base64, for a host fetches nothing")
+        return Part(kind="image", data=b64decode(data, validate=True), mime=head.removeprefix("data:"))
+    raise ConfigError(f"a part of a message is {str(part['type'])[:40]!r}; known are text and image_url")
+
+
+def tools_of(given: Sequence[Mapping[str, Any]]) -> tuple[Tool, ...]:
+    """Tools as OpenAI's API has them, or their functions alone. Raises ``ConfigError``."""
+    try:
+        functions = [each.get("function", each) for each in given]
+        return tuple(
+            Tool(
+                name=_text(each["name"]),
+                description=_text(each.get("description") or ""),
+                parameters=_json_text(each["parameters"]) if each.get("parameters") else "",
+            )
+            for each in functions
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        msg = 'each tool is {"name": …, "description": …, "parameters": a JSON Schema of an object}'
+        raise ConfigError(msg) from error
 
 
 def _is_text(text: str) -> bool:
@@ -113,6 +200,15 @@ class ChatOptions:
     filters: Filters | None = None
     context: ContextChoice = "refuse"
     """What becomes of a conversation that fits no host: it is refused, or loses its oldest messages."""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat = field(default_factory=ResponseFormat)
+    logprobs: int = -1
+    seed: bytes | None = None
+    """16 bytes; drawn for each answer where there is none."""
+    cache_key: bytes | None = None
+    """16 bytes. Turns of one session share a host's cache where they have the same key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +240,9 @@ class Questions:
 
         ``trusted``: a host that the user trusts knows what was said before.
 
-        Raises ``ConfigError`` for an unknown model or a malformed multiaddr.
+        Raises ``ConfigError`` for an unknown model, a malformed multiaddr, and a prompt that no host takes.
         """
-        known, body = _question(messages, options)
+        known, body = self._question(messages, options)
         peer, allowed = self._allowed(options)
 
         async def open_search() -> HostSearch:
@@ -176,7 +272,7 @@ class Questions:
 
         Raises as :meth:`answer` does, and ``UnreachableError`` and ``RefusedError`` of a host that was named.
         """
-        known, body = _question(messages, options)
+        known, body = self._question(messages, options)
         peer, allowed = self._allowed(options)
         turn = TurnBound(tokens_in=known.input_max(body), tokens_out=body.sampling.tokens_max)
         if peer is not None:
@@ -203,19 +299,43 @@ class Questions:
             rules = replace(rules, only=rules.only | {split_peer(peer)[1]})
         return peer, replace(allowed, rules=rules)
 
+    def _question(self, messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
+        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        body = PromptBody(
+            messages=chat_messages(messages, options.system),
+            tools=options.tools,
+            tool_choice=options.tool_choice,
+            parallel_tool_calls=options.parallel_tool_calls,
+            response_format=options.response_format,
+            sampling=options.sampling or SamplingParams(),
+            seed=options.seed or self._runtime.node.draw(16),
+            logprobs=options.logprobs,
+            cache_key=options.cache_key,
+            # A day, and not the second: a host needs to know no more, and its cache stays good for the day.
+            now=int(self._runtime.now()) // _DAY_S * _DAY_S,
+        )
+        try:
+            check_prompt(body)
+            decode_record(PromptBody, encode(body))
+        except ProtocolError as error:
+            raise ConfigError(str(error)) from error
+        if body.tools and known.manifest is None and known.model != scripted_model_id():
+            msg = (
+                "tools go only to models of the catalogue, for what a host may bill for them is unknown "
+                "otherwise: name one with --model"
+            )
+            raise ConfigError(msg)
+        return known, body
+
 
 def _shortened(body: PromptBody) -> PromptBody | None:
     kept = without_oldest(
         body.messages,
         role=lambda message: message.role,
-        size=lambda message: len(message.content.encode()),
+        size=_size,
     )
     return replace(body, messages=tuple(kept)) if len(kept) < len(body.messages) else None
 
 
-def _question(messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
-    known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
-    body = PromptBody(
-        messages=chat_messages(messages, options.system), sampling=options.sampling or SamplingParams()
-    )
-    return known, body
+def _size(message: ChatMessage) -> int:
+    return len(message.text.encode()) + sum(len(call.arguments.encode()) for call in message.tool_calls)

@@ -30,7 +30,7 @@ from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.reachability import reach_code, reachability
-from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams
 from p2pnode.words import count_of
 
 DISK_MARGIN_BYTES: Final = 1 << 30
@@ -188,9 +188,12 @@ class MachineChecks:
         try:
             with trio.fail_after(ENGINE_DEADLINE_S):
                 info = await engine.load()
-                ids = await engine.render([{"role": "user", "content": "Hello"}])
+                body = PromptBody(messages=(ChatMessage.of("user", "Hello"),), seed=bytes(16))
+                prompt = await engine.prompt(body)
                 sampling = SamplingParams(tokens_max=4)
-                request = GenerateRequest(prompt_ids=ids, sampling=sampling, cache_key=b"doctor")
+                request = GenerateRequest(
+                    prompt_ids=prompt.ids, sampling=sampling, seed=0, cache_key=b"doctor"
+                )
                 started = trio.current_time()
                 async with engine.generate(request) as events:
                     async for _ in events:

@@ -48,6 +48,7 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PromptBody, Refuse
 from p2pnode.protocols.inference.open_session import OpenSession
+from p2pnode.protocols.inference.prompt_rules import call_seed
 from p2pnode.shares import Origin
 
 log = structlog.get_logger()
@@ -240,7 +241,7 @@ async def count_input(
     What the cache holds now is not billed, even if it is gone when the engine starts: the report promises it.
     """
     try:
-        prompt_ids = await _prompt_ids(engine, order.body)
+        prompt_ids = (await engine.prompt(order.body)).ids
     except EngineError as error:
         await report(CountFailed(order.turn, error.code, str(error), error.retry_after_s))
         return
@@ -253,13 +254,13 @@ async def count_input(
         detail = f"the conversation takes {len(prompt_ids)} tokens, this context holds {n_ctx}"
         await report(CountFailed(order.turn, "context_overflow", detail))
         return
-    reused = min(engine.reusable(cache_key, prompt_ids), len(prompt_ids))
+    reused = min(engine.reusable(cache_scope(cache_key, order.body), prompt_ids), len(prompt_ids))
     await report(Counted(order.turn, len(prompt_ids), reused))
 
 
-async def _prompt_ids(engine: Engine, body: PromptBody) -> tuple[int, ...]:
-    messages = [{"role": message.role, "content": message.content} for message in body.messages]
-    return (*await engine.render(messages), *body.prefix)
+def cache_scope(session: bytes, body: PromptBody) -> bytes:
+    """Whose prefix cache a prompt may use: that of its session and its own key."""
+    return session + (body.cache_key or b"")
 
 
 async def _try(
@@ -279,17 +280,22 @@ async def _try(
 async def _generate(
     engine: Engine, order: Generate, requester: Requester, limits: Limits, report: MachineReport
 ) -> None:
-    body = order.body
-    prompt_ids = (*await _prompt_ids(engine, body), *order.answer_ids)
+    body = replace(order.body, prefix=(*order.body.prefix, *order.answer_ids))
+    prompt = await engine.prompt(body)
     request = GenerateRequest(
-        prompt_ids=prompt_ids,
+        prompt_ids=prompt.ids,
         sampling=replace(body.sampling, tokens_max=order.tokens_max),
-        cache_key=requester.cache_key,
+        seed=call_seed(body.seed, len(body.prefix)),
+        cache_key=cache_scope(requester.cache_key, body),
         origin=requester.origin,
-        # With the first of the answer's own ids, the text of those before came too.
-        text_pending=0 if order.answer_ids else body.text_pending,
+        text_pending=prompt.text_pending,
+        grammar=prompt.grammar,
+        logprobs=body.logprobs,
     )
     flow = _Coalescer(order.run, len(order.answer_ids), limits, report)
+    # With the first of the answer's own ids, the text of those before came too.
+    has = None if order.answer_ids else body.text_bytes
+    known = _Known(prompt.text, len(prompt.text.encode()) if has is None else has)
     async with engine.generate(request) as events:
         async for event in events:
             match event:
@@ -299,10 +305,29 @@ async def _generate(
                 case Prefill(processed=processed, total=total):
                     await report(GenProgress(order.run, processed, total))
                 case Tokens():
-                    await flow.add(event)
+                    await flow.add(replace(event, text=known.add(event.text)))
                 case Done(reason=reason):
                     await flow.flush()
                     await report(GenDone(order.run, reason))
+
+
+class _Known:
+    """Leaves out of an answer's text what the client has of it: the first ``has`` bytes."""
+
+    def __init__(self, before: str, has: int) -> None:
+        self._waiting = before
+        """Text of the prefix that the client lacks, once :meth:`add` has taken the rest away."""
+        self._has = has
+
+    def add(self, text: str) -> str:
+        """What is new to the client of what was there before and ``text``."""
+        text, self._waiting = self._waiting + text, ""
+        if not self._has:
+            return text
+        raw = text.encode(errors="replace")
+        rest = raw[self._has :]
+        self._has = max(0, self._has - len(raw))
+        return rest.decode(errors="ignore")
 
 
 class _Coalescer:

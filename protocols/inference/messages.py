@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from p2pnode.errors import WireCode
 from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Key, Range, Size, exactly, message
+from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Range, Size, exactly, message
 
 PROTOCOL: Final = "/p2pnode/inference/1"
 WINDOW: Final = 64
@@ -35,6 +35,10 @@ TEMPLATE_TOKENS_PER_MESSAGE_MAX: Final = 64
 N_CTX_MAX: Final = 1 << 21
 PREFIX_MAX: Final = 8192
 """Ids of a partial answer that a prompt may hold."""
+TOOLS_MAX: Final = 128
+"""Tools of a prompt, and calls in one message."""
+LOGPROBS_MAX: Final = 20
+"""Other tokens beside each of an answer whose log-probability is told."""
 DETAIL_MAX: Final = 512
 RETRY_MAX_S: Final = 86_400
 
@@ -42,10 +46,12 @@ Signature = Annotated[bytes, Size(64, 2048)]
 SessionIdBytes = Annotated[SessionId, exactly(32)]
 ModelIdBytes = Annotated[ModelId, exactly(32)]
 Ids = Annotated[tuple[U32, ...], Size(0, TOKENS_PER_FRAME_MAX)]
+Name = Annotated[str, Size(1, 64)]
+JsonText = Annotated[str, Size(0, 1 << 16)]
 Seconds = Annotated[float, Range(0, RETRY_MAX_S)]
 Detail = Annotated[str, Size(0, DETAIL_MAX)]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
-Role: TypeAlias = Literal["system", "user", "assistant"]
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,11 +291,68 @@ CODEC: Final = Codec(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of what is said. An image has ``data`` of the type ``mime``."""
+
+    kind: Literal["text", "image"] = "text"
+    text: Annotated[str, Size(0, 1 << 24)] = ""
+    data: Annotated[bytes, Size(0, 1 << 24)] = b""
+    mime: Annotated[str, Size(0, 64)] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that the model made; ``arguments`` is JSON text of an object."""
+
+    id: Name
+    name: Name
+    arguments: JsonText = "{}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
-    """One message of a conversation."""
+    """One message of a conversation. A ``tool`` answers the call ``tool_call_id``."""
 
     role: Role
-    content: Annotated[str, Size(0, 1 << 24)]
+    content: Annotated[tuple[Part, ...], Size(0, 64)] = ()
+    tool_calls: Annotated[tuple[ToolCall, ...], Size(0, TOOLS_MAX)] = ()
+    tool_call_id: Name | None = None
+    name: Annotated[str, Size(0, 64)] = ""
+
+    @classmethod
+    def of(cls, role: Role, text: str) -> ChatMessage:
+        """A message of one text."""
+        return cls(role=role, content=(Part(text=text),))
+
+    @property
+    def text(self) -> str:
+        """The text of all parts."""
+        return "".join(part.text for part in self.content)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call; ``parameters`` is JSON text of a JSON Schema, "" for any object."""
+
+    name: Name
+    description: Annotated[str, Size(0, 8192)] = ""
+    parameters: JsonText = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseFormat:
+    """What the content of the answer is; ``body`` is JSON text of a JSON Schema, or a grammar."""
+
+    kind: Literal["text", "json_object", "json_schema", "grammar"] = "text"
+    body: JsonText = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitBias:
+    """``bias`` is added to the logit of the token ``id`` before anything is drawn."""
+
+    id: U32
+    bias: Annotated[float, Range(-100, 100)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +365,9 @@ class SamplingParams:
     top_k: Annotated[int, Range(0, 1 << 20)] = 40
     min_p: Annotated[float, Range(0, 1)] = 0.05
     repeat_penalty: Annotated[float, Range(0.1, 10)] = 1.0
-    seed: U32 = 0
+    presence_penalty: Annotated[float, Range(-2, 2)] = 0.0
+    frequency_penalty: Annotated[float, Range(-2, 2)] = 0.0
+    logit_bias: Annotated[tuple[LogitBias, ...], Size(0, 300)] = ()
     stop: Annotated[tuple[Annotated[str, Size(1, 256)], ...], Size(0, 8)] = ()
 
 
@@ -310,18 +375,24 @@ class SamplingParams:
 class PromptBody:
     """A whole turn: the whole conversation, and ``prefix``, the ids of a partial answer to go on from.
 
-    ``text_known`` of these have their text at the client; all of them where it is absent.
+    ``seed`` is the client's, always: see ``prompt_rules.call_seed``. ``text_bytes`` are those of the partial
+    answer's text, in all channels and names of calls, that the client has; all of them where it is absent.
+    ``prompt_rules.check_prompt`` checks what the bounds of the fields don't say.
     """
 
-    messages: Annotated[tuple[ChatMessage, ...], Size(1, 1024)]
+    messages: Annotated[tuple[ChatMessage, ...], Size(0, 1024)] = ()
+    embed: Annotated[tuple[Annotated[str, Size(1, 1 << 20)], ...], Size(0, 256)] = ()
+    tools: Annotated[tuple[Tool, ...], Size(0, TOOLS_MAX)] = ()
+    tool_choice: Annotated[str, Size(0, 70)] = "auto"
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat = ResponseFormat()
     sampling: SamplingParams = SamplingParams()
+    seed: Annotated[bytes, exactly(16)]
+    logprobs: Annotated[int, Range(-1, LOGPROBS_MAX)] = -1
+    cache_key: Annotated[bytes, exactly(16)] | None = None
+    now: U63 | None = None
     prefix: Annotated[tuple[U32, ...], Size(0, PREFIX_MAX)] = ()
-    text_known: Annotated[U32 | None, Key("told")] = None
-
-    @property
-    def text_pending(self) -> int:
-        """How many ids at the end of ``prefix`` still need their text."""
-        return 0 if self.text_known is None else max(0, len(self.prefix) - self.text_known)
+    text_bytes: U63 | None = None
 
 
 def prompt_bytes_max(n_ctx: int) -> int:

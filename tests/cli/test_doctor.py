@@ -28,6 +28,7 @@ from p2pnode.doctor.network import CLOCK_SKEW_MAX_S, NetworkChecks
 from p2pnode.doctor.storage import StorageChecks
 from p2pnode.files import write_private
 from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.engine import CompiledPrompt
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.node.datadir import DataDir, RunningNode
@@ -170,7 +171,7 @@ async def test_the_model(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class _Broken(ScriptedEngine):
-    async def render(self, messages: object) -> tuple[int, ...]:
+    async def prompt(self, body: object) -> CompiledPrompt:
         from p2pnode.errors import EngineError
 
         raise EngineError("out of memory")

@@ -192,7 +192,7 @@ def test_a_conversation_too_long_in_tokens_is_refused_by_the_host(data_dir: Path
         ("--top-p", 0, "it must be a number from 0.01 to 1"),
         ("--top-p", math.inf, "it must be a number from 0.01 to 1"),
         ("--seed", -1, "it must be an integer from 0"),
-        ("--seed", 1 << 32, "it must be an integer from 0 to 4294967295"),
+        ("--seed", 1 << 63, f"it must be an integer from 0 to {(1 << 63) - 1}"),
         ("--stop", "", "1 to 256 bytes of valid text each"),
         ("--stop", "x" * 257, "1 to 256 bytes of valid text each"),
     ],

@@ -14,7 +14,7 @@ from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.engine import GenerateRequest, Tokens
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import ScriptedEngine
-from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams
 from tests.node.world import Member, World, scripted_host, world
 
 TOKENS = 40
@@ -26,9 +26,13 @@ QUESTION = "hello"
 async def unkilled(question: str = QUESTION, tokens: int = TOKENS) -> tuple[list[int], str]:
     """What the engine alone says."""
     engine = ScriptedEngine()
-    prompt = await engine.render([{"role": "user", "content": question}])
+    body = PromptBody(messages=(ChatMessage.of("user", question),), seed=bytes(16))
+    prompt = await engine.prompt(body)
     request = GenerateRequest(
-        prompt_ids=prompt, sampling=SamplingParams(tokens_max=tokens, temperature=0), cache_key=b"alone"
+        prompt_ids=prompt.ids,
+        sampling=SamplingParams(tokens_max=tokens, temperature=0),
+        seed=0,
+        cache_key=b"alone",
     )
     ids: list[int] = []
     text = ""

@@ -443,7 +443,7 @@ async def test_leaving_while_the_stream_opens_leaves_no_session_at_the_host(
         assert host.host is not None
         async with w.client(host.node.multiaddrs[:1]) as client:
             (candidate,) = (await client.hosts(SCRIPTED)).chosen
-            wanted = Ask(PromptBody(messages=(ChatMessage(role="user", content="hi"),)), 100)
+            wanted = Ask(PromptBody(messages=(ChatMessage.of("user", "hi"),), seed=bytes(16)), 100)
             opened = False
             for milliseconds in range(5, 200, 5):
                 with trio.move_on_after(milliseconds / 1000):

@@ -17,6 +17,7 @@ from p2pnode.errors import ConfigError, NoHostError
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.protocols.inference.prompt_rules import call_seed, next_seed, seed_of
 from p2pnode.storage.conversations.records import Piece
 from tests.client.machines import machine, options, read, say
 from tests.client.support import Events
@@ -199,12 +200,13 @@ async def test_a_question_asked_again_is_asked_with_the_next_seed(tmp_path: Path
 
     host = await w.add([scripted_host(script=script)])
     async with machine(w, tmp_path / "a", knows=[host], keeps=False) as client:
-        last = SamplingParams(tokens_max=5, temperature=1, seed=(1 << 32) - 1)
-        conversation = await client.new_conversation(ChatOptions(model=SCRIPTED, sampling=last))
+        hot, seed = SamplingParams(tokens_max=5, temperature=1), seed_of(7)
+        conversation = await client.new_conversation(ChatOptions(model=SCRIPTED, sampling=hot, seed=seed))
         await say(conversation, "one")
         await read(conversation.again())
         await read(conversation.again())
-    assert seeds == [(1 << 32) - 1, 0, 1]
+    later = next_seed(seed)
+    assert seeds == [call_seed(each, 0) for each in (seed, later, next_seed(later))]
 
 
 async def asked_in_vain(w: World, tmp_path: Path) -> bytes:

@@ -41,7 +41,7 @@ from p2pnode.protocols.inference.messages import (
 from tests.client.support import advert, peer
 
 BODY = PromptBody(
-    messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(tokens_max=10, seed=7)
+    messages=(ChatMessage.of("user", "hi"),), sampling=SamplingParams(tokens_max=10), seed=bytes(16)
 )
 PACES = {"floor": 0.2, "ceiling": 2.0}
 MIDWAY = Situation(held=10, room=30, attempts_left=5, progressed=True, lost=True)
@@ -172,13 +172,14 @@ def test_the_next_is_asked_for_the_rest_from_exactly_what_is_held() -> None:
     partial = PartialAnswer(BODY)
     partial.take((1, 2, 3), "abc")
     rest = partial.next_prompt()
-    assert (rest.prefix, rest.text_known, rest.sampling.tokens_max) == ((1, 2, 3), None, 7)
-    assert (rest.messages, rest.sampling.seed) == (BODY.messages, 7)
+    assert (rest.prefix, rest.text_bytes, rest.sampling.tokens_max) == ((1, 2, 3), 3, 7)
+    assert (rest.messages, rest.seed) == (BODY.messages, BODY.seed)
     partial.take((4, 5), "")
-    assert (partial.next_prompt().text_known, partial.next_prompt().text_pending) == (3, 2)
-    partial.take((), "de")
-    assert partial.next_prompt().text_known is None
-    assert partial.text == "abcde"
+    assert partial.next_prompt().text_bytes == 3
+    partial.take((), "dé")
+    assert partial.next_prompt().text_bytes == 6
+    partial.take((), "")
+    assert partial.text == "abcdé"
 
 
 def test_a_faulty_host_costs_what_nobody_saw_and_no_receipt_covers() -> None:
@@ -192,11 +193,13 @@ def test_a_faulty_host_costs_what_nobody_saw_and_no_receipt_covers() -> None:
     partial.take((4,), "")
     partial.receipt()
     assert partial.drop_unproven() == 0  # its receipt stands for it, and the next host tells its text
-    assert partial.next_prompt().text_pending == 1
+    assert (partial.next_prompt().prefix, partial.next_prompt().text_bytes) == ((1, 2, 3, 4), 3)
 
 
 def test_what_no_prompt_can_hold_can_not_go_on() -> None:
-    long = PromptBody(messages=BODY.messages, sampling=SamplingParams(tokens_max=PREFIX_MAX + 10))
+    long = PromptBody(
+        messages=BODY.messages, sampling=SamplingParams(tokens_max=PREFIX_MAX + 10), seed=bytes(16)
+    )
     partial = PartialAnswer(long)
     partial.take(tuple(range(PREFIX_MAX)), "x")
     assert partial.continuable

@@ -37,7 +37,9 @@ ELSEWHERE = "9.9.9.9"
 def _question(tokens: int) -> bytes:
     body = encode(
         PromptBody(
-            messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(tokens_max=tokens)
+            messages=(ChatMessage.of("user", "hi"),),
+            sampling=SamplingParams(tokens_max=tokens),
+            seed=bytes(16),
         )
     )
     prompt = Prompt(turn=1, part=0, last=True, total=len(body), body=body)
@@ -94,7 +96,9 @@ async def test_who_is_served_keeps_its_connection_and_is_a_stranger_again_afterw
 
 async def _counted(network: Network, host: Member) -> object:
     body = encode(
-        PromptBody(messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(tokens_max=1))
+        PromptBody(
+            messages=(ChatMessage.of("user", "hi"),), sampling=SamplingParams(tokens_max=1), seed=bytes(16)
+        )
     )
     question = Count(model=scripted_model_id(), total=len(body))
     prompt = Prompt(turn=1, part=0, last=True, total=len(body), body=body)

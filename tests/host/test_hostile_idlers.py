@@ -36,7 +36,9 @@ PLACES = 4
 
 def _long_prompt() -> Prompt:
     body = encode(
-        PromptBody(messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(tokens_max=60))
+        PromptBody(
+            messages=(ChatMessage.of("user", "hi"),), sampling=SamplingParams(tokens_max=60), seed=bytes(16)
+        )
     )
     return Prompt(turn=1, part=0, last=True, total=len(body), body=body)
 

@@ -37,7 +37,9 @@ OPEN = Open(model=scripted_model_id(), salt=bytes(32))
 def _prompt(tokens_max: int = 10_000) -> Prompt:
     body = encode(
         PromptBody(
-            messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(tokens_max=tokens_max)
+            messages=(ChatMessage.of("user", "hi"),),
+            sampling=SamplingParams(tokens_max=tokens_max),
+            seed=bytes(16),
         )
     )
     return Prompt(turn=1, part=0, last=True, total=len(body), body=body)

@@ -123,7 +123,7 @@ async def test_a_session_without_a_token_costs_its_fee_and_nothing_else(
         member, money = await w.host()
         async with w.client(member) as client:
             (candidate,) = (await client.hosts("scripted")).chosen
-            body = PromptBody(messages=(ChatMessage(role="user", content="hello"),))
+            body = PromptBody(messages=(ChatMessage.of("user", "hello"),), seed=bytes(16))
             client.pool.release(await client.pool.open(candidate, Ask(body, 100)))
         await trio.sleep(5)
         settled(w, FEE)

@@ -279,7 +279,7 @@ async def test_a_host_with_an_open_session_of_this_payer_is_preferred_and_takes_
         await read(earlier)
         ranking = await client.hosts(SCRIPTED)
         (candidate,) = (each for each in ranking.chosen if each.advert.peer == third.peer_id)
-        kept = await client.pool.open(candidate, Ask(PromptBody(messages=()), 1))
+        kept = await client.pool.open(candidate, Ask(PromptBody(messages=(), seed=bytes(16)), 1))
         assert kept.reused
         await meet(client, [member for member, _ in running])
 

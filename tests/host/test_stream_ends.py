@@ -135,7 +135,9 @@ async def test_a_host_that_breaks_the_protocol_is_told_so(autojump_clock: MockCl
 def prompt(tokens_max: int, *, last: bool = True) -> inference.Prompt:
     sampling = inference.SamplingParams(tokens_max=tokens_max, temperature=0)
     body = encode(
-        inference.PromptBody(messages=(inference.ChatMessage(role="user", content="hi"),), sampling=sampling)
+        inference.PromptBody(
+            messages=(inference.ChatMessage.of("user", "hi"),), sampling=sampling, seed=bytes(16)
+        )
     )
     total = len(body) if last else len(body) + 1
     return inference.Prompt(turn=1, part=0, last=last, total=total, body=body)

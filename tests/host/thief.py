@@ -127,8 +127,9 @@ class Thief:
         self._channel = MessageChannel(stream, CODEC)
         driver = Driver(self.machine, _Filtered(stream, keep), on_emit=self._emitted, write_deadline_s=30)
         body = PromptBody(
-            messages=(ChatMessage(role="user", content=question),),
+            messages=(ChatMessage.of("user", question),),
             sampling=SamplingParams(tokens_max=tokens, temperature=0),
+            seed=bytes(16),
         )
         self._driver = driver
         driver.command_nowait(Start())

@@ -40,7 +40,7 @@ class TestScripted(EngineConformance):
 
 async def test_tokens_come_at_their_rate_from_the_start_on(autojump_clock: MockClock) -> None:
     engine = ScriptedEngine(ScriptedConfig(tokens_per_s=2000.0))
-    prompt = await engine.render(QUESTION)
+    prompt = (await engine.prompt(QUESTION)).ids
     began = trio.current_time()
     answer = await ask(engine, prompt, replace(GREEDY, tokens_max=1000))
     assert len(answer.ids) == 1000
@@ -52,7 +52,10 @@ async def test_tokens_come_at_their_rate_from_the_start_on(autojump_clock: MockC
 async def test_a_late_reader_gets_all_that_is_due_at_once(autojump_clock: MockClock) -> None:
     engine = ScriptedEngine(ScriptedConfig(tokens_per_s=100.0))
     request = GenerateRequest(
-        prompt_ids=await engine.render(QUESTION), sampling=replace(GREEDY, tokens_max=200), cache_key=b""
+        prompt_ids=(await engine.prompt(QUESTION)).ids,
+        sampling=replace(GREEDY, tokens_max=200),
+        seed=0,
+        cache_key=b"",
     )
     async with engine.generate(request) as stream:
         async for event in stream:
@@ -77,7 +80,7 @@ async def test_prefill_takes_its_time_and_a_reused_prefix_takes_none(autojump_cl
 
 async def test_a_script_is_told_in_full_and_continues_where_a_part_of_it_ends() -> None:
     engine = ScriptedEngine(ScriptedConfig(script=lambda prompt, _seed: f"né {len(prompt)} 🙂"))
-    prompt = await engine.render(QUESTION)
+    prompt = (await engine.prompt(QUESTION)).ids
     whole = await ask(engine, prompt)
     assert whole.text == f"né {len(prompt)} 🙂"
     assert whole.done == Done(reason="stop", tokens_out=len(whole.text.encode()))
@@ -91,7 +94,7 @@ async def test_a_script_is_told_in_full_and_continues_where_a_part_of_it_ends() 
 async def test_a_crash_costs_every_request_an_error_and_the_next_one_works() -> None:
     engine = ScriptedEngine(CONFIG)
     prompt = await question(engine)
-    bystander = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, cache_key=b"by")
+    bystander = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, seed=0, cache_key=b"by")
     async with engine.generate(bystander) as stream:
         assert isinstance(await anext(stream), Started)
         engine.faults = Faults(crash_after_tokens=5)
@@ -117,7 +120,7 @@ async def test_a_hang_lasts_until_the_caller_gives_up(autojump_clock: MockClock)
 async def test_closing_ends_requests_with_an_error_that_says_so() -> None:
     engine = ScriptedEngine(ScriptedConfig(tokens_per_s=1.0))
     request = GenerateRequest(
-        prompt_ids=await question(engine), sampling=SamplingParams(tokens_max=5), cache_key=b""
+        prompt_ids=await question(engine), sampling=SamplingParams(tokens_max=5), seed=0, cache_key=b""
     )
     async with engine.generate(request) as stream:
         assert isinstance(await anext(stream), Started)

@@ -17,6 +17,9 @@ from p2pnode.models.manifest import (
     model_id_text,
     scripted_model_id,
 )
+from p2pnode.models.renderer import Renderer
+from p2pnode.protocols.wire import encode
+from tests.models import chat_templates
 from tests.models.gguf_files import PAIRS, gguf
 
 SMALL: Final = Manifest(
@@ -65,6 +68,26 @@ def models_vectors() -> dict[str, Any]:
             }
             for each in TEMPLATES
         ],
+        "prompts": [
+            _prompt(template, prompt)
+            for template in chat_templates.TEMPLATES
+            for prompt in chat_templates.PROMPTS
+        ],
+    }
+
+
+def _prompt(template: str, prompt: str) -> dict[str, Any]:
+    chat, body = chat_templates.TEMPLATES[template], chat_templates.PROMPTS[prompt]
+    renderer = Renderer(chat)
+    made = renderer.render(body, "n0nce", letters_max=1 << 20)
+    return {
+        "name": f"{template}, {prompt}",
+        **asdict(chat),
+        "body": encode(body).hex(),
+        "segments": [[each.text, each.of_user] for each in made.segments],
+        "format": renderer.form,
+        "reasons": renderer.reasons,
+        "thinking": made.thinking,
     }
 
 

@@ -256,16 +256,17 @@ def prompt() -> inference.PromptBody:
     """A short conversation."""
     return inference.PromptBody(
         messages=(
-            inference.ChatMessage(role="system", content="Be brief."),
-            inference.ChatMessage(role="user", content="Grüße"),
+            inference.ChatMessage.of("system", "Be brief."),
+            inference.ChatMessage.of("user", "Grüße"),
         ),
         sampling=inference.SamplingParams(tokens_max=3, temperature=0.0, stop=("\n",)),
+        seed=bytes(16),
     )
 
 
 def continuation() -> inference.PromptBody:
     """The same when a host died that had sent three ids, and text for two of them."""
-    return replace(prompt(), prefix=(1, 2, 49_151), text_known=2)
+    return replace(prompt(), prefix=(1, 2, 49_151), text_bytes=5)
 
 
 def inference_vectors() -> dict[str, Any]:

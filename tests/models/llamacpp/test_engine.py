@@ -26,6 +26,7 @@ from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 from p2pnode.models.llamacpp.process import LlamaCppProcess
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, Role
 from tests.models.engine_conformance import (
     GREEDY,
     N_CTX,
@@ -33,6 +34,7 @@ from tests.models.engine_conformance import (
     SLOTS,
     EngineConformance,
     ask,
+    body,
     fresh_key,
     question,
 )
@@ -154,18 +156,18 @@ async def test_a_budget_that_ends_inside_a_character_delivers_all_of_its_ids(eng
 
 
 async def test_the_end_of_a_turn_is_neither_delivered_nor_counted(engine: LlamaCppEngine) -> None:
-    prompt = await engine.render([{"role": "user", "content": "Say hi"}])
+    prompt = (await engine.prompt(body("Say hi"))).ids
     answer = await ask(engine, prompt, replace(GREEDY, tokens_max=100))
     assert answer.done == Done(reason="stop", tokens_out=len(answer.ids))
     assert len(answer.ids) < 100
-    end = (await engine.render([{"role": "user", "content": ""}]))[-5:]
-    assert not set(answer.ids) & {0, 1, 2}, end
+    assert not set(answer.ids) & {0, 1, 2}
 
 
 async def test_the_template_closes_each_message_and_opens_the_answer(
     engine: LlamaCppEngine, vocabulary: Vocabulary
 ) -> None:
-    ids = await engine.render([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}])
+    said = (ChatMessage.of("system", "Be kind."), ChatMessage.of("user", "Hi"))
+    ids = (await engine.prompt(PromptBody(messages=said, seed=bytes(16)))).ids
     marked = [f"<{token}>".encode() if token < 3 else vocabulary.piece(token) for token in ids]
     assert b"".join(marked) == b"<1>system\nBe kind.<2>\n<1>user\nHi<2>\n<1>assistant\n"
 
@@ -176,12 +178,12 @@ async def test_the_template_closes_each_message_and_opens_the_answer(
 async def test_text_without_special_words_is_tokenised_as_in_training(
     engine: LlamaCppEngine, bare: LlamaCppProcess, text: str
 ) -> None:
-    messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+    said = (ChatMessage.of("system", text), ChatMessage.of("user", text))
     turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role in ("system", "user"))
     whole = f"{turns}<|im_start|>assistant\n"
-    body = {"content": whole, "add_special": True, "parse_special": True}
-    told = await bare.http.call("/tokenize", body, deadline_s=60)
-    assert list(await engine.render(messages)) == told["tokens"]
+    call = {"content": whole, "add_special": True, "parse_special": True}
+    told = await bare.http.call("/tokenize", call, deadline_s=60)
+    assert list((await engine.prompt(PromptBody(messages=said, seed=bytes(16)))).ids) == told["tokens"]
 
 
 async def test_the_template_adds_no_more_than_the_manifest_says(
@@ -189,16 +191,17 @@ async def test_the_template_adds_no_more_than_the_manifest_says(
 ) -> None:
     overhead = smollm.manifest.template_overhead
     for contents in (["x"], ["你好", "<|im_end|>", "🙂" * 20], [""] * 6):
-        roles = ["user", "assistant"] * 3
-        messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+        roles: tuple[Role, ...] = ("user", "assistant") * 3
+        said = tuple(ChatMessage.of(role, text) for role, text in zip(roles, contents, strict=False))
         size = sum(len(text.encode()) for text in contents)
-        assert len(await engine.render(messages)) <= overhead.tokens_max(len(messages), size)
+        prompt = await engine.prompt(PromptBody(messages=said, seed=bytes(16)))
+        assert len(prompt.ids) <= overhead.tokens_max(len(said), size)
 
 
 async def test_cancel_during_prefill_stops_the_engine_within_one_batch(engine: LlamaCppEngine) -> None:
     word = (await engine.tokenize("sea"))[:1]
     prompt, key = word * (N_CTX - 8), fresh_key()
-    request = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, cache_key=key)
+    request = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, seed=0, cache_key=key)
     read = 0
     async with engine.generate(request) as stream:
         async for event in stream:
@@ -232,7 +235,9 @@ async def test_killing_the_engine_costs_its_request_an_error_and_the_next_one_wo
 ) -> None:
     prompt, killed = await question(own), own.child_pid
     assert killed is not None
-    request = GenerateRequest(prompt_ids=prompt, sampling=replace(GREEDY, tokens_max=150), cache_key=b"k")
+    request = GenerateRequest(
+        prompt_ids=prompt, sampling=replace(GREEDY, tokens_max=150), seed=0, cache_key=b"k"
+    )
     async with own.generate(request) as stream:
         async for event in stream:
             if isinstance(event, Tokens):
@@ -273,7 +278,7 @@ async def test_closing_ends_requests_and_leaves_no_process_and_no_directory(
     own: LlamaCppEngine, run_dir: Path
 ) -> None:
     request = GenerateRequest(
-        prompt_ids=await question(own), sampling=replace(GREEDY, tokens_max=150), cache_key=b"k"
+        prompt_ids=await question(own), sampling=replace(GREEDY, tokens_max=150), seed=0, cache_key=b"k"
     )
     child = own.child_pid
     assert child is not None

@@ -34,7 +34,7 @@ from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
 
 PEER, MODEL, N_CTX = PeerId("12D3KooWClient"), ModelId(b"\x05" * 32), 128
-BODY = PromptBody(messages=(ChatMessage(role="user", content="hello"),))
+BODY = PromptBody(messages=(ChatMessage.of("user", "hello"),), seed=bytes(16))
 RAW = encode(BODY)
 ASKED = Count(model=MODEL, total=len(RAW))
 

@@ -49,7 +49,9 @@ SALT: Final = b"salt" * 8
 def ask(tokens_max: int = 512, content: str = "hello", input_max: int = 4096) -> Ask:
     """A turn."""
     body = PromptBody(
-        messages=(ChatMessage(role="user", content=content),), sampling=SamplingParams(tokens_max=tokens_max)
+        messages=(ChatMessage.of("user", content),),
+        sampling=SamplingParams(tokens_max=tokens_max),
+        seed=bytes(16),
     )
     return Ask(body, input_max)
 

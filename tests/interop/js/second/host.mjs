@@ -104,7 +104,7 @@ class Session {
 
   async answer (turn, body) {
     const prompt = unpack(body)
-    const tokensIn = prompt.messages.reduce((sum, { content }) => sum + utf8(content).length, 0)
+    const tokensIn = prompt.messages.flatMap(({ content }) => content).reduce((sum, { text }) => sum + utf8(text).length, 0)
     this.messages.say('quote', { turn, tokens_in: tokensIn, reused: 0 })
     this.billed += tokensIn
     const most = Math.min(prompt.sampling?.tokens_max ?? 512, N_CTX - tokensIn)

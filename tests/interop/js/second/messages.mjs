@@ -111,8 +111,9 @@ export const promptBody = (messages, sampling) => pack({
   messages,
   sampling: {
     tokens_max: 512, temperature: new Float(0.7), top_p: new Float(0.95), top_k: 40, min_p: new Float(0.05),
-    repeat_penalty: new Float(1), seed: 0, stop: [], ...sampling
+    repeat_penalty: new Float(1), stop: [], ...sampling
   },
+  seed: crypto.getRandomValues(new Uint8Array(16)),
   prefix: []
 })
 

@@ -84,7 +84,7 @@ const commands = {
     return shown(await askSheet(connections.get(peer), advert))
   },
   async ask ({ peer, model, question, tokens_max: max }) {
-    const body = promptBody([{ role: 'user', content: question }], { tokens_max: max })
+    const body = promptBody([{ role: 'user', content: [{ kind: 'text', text: question }] }], { tokens_max: max })
     return ask(connections.get(peer), unhex(model), randomBytes(32), body)
   },
   async payer () { return `0x${hex(addressOf(wallet))}` },
@@ -94,7 +94,7 @@ const commands = {
     const market = { name: 'JobMarketplace', version: '1', chain_id: chain.id, contract: chain.market }
     const token = await tokenDomain(chain.url, chain.id, chain.token)
     const payment = new Payment({ payer: wallet, advert, model: unhex(model), deposit, market, token })
-    const body = promptBody([{ role: 'user', content: question }], { tokens_max: max })
+    const body = promptBody([{ role: 'user', content: [{ kind: 'text', text: question }] }], { tokens_max: max })
     return { session: hex(payment.session), ...await ask(connection, unhex(model), randomBytes(32), body, payment) }
   },
   async store ({ peer, words, title, turns }) {

@@ -1,0 +1,401 @@
+"""``Grammar``: which texts an answer may be, as rules, and ``Matcher``, which follows a text through them.
+
+An engine is given a grammar as GBNF, llama.cpp's notation. An answer that was cut goes on under
+:meth:`Matcher.rest`: the grammar of what may follow the text that is there already. So a call of a tool that
+one host began is ended by another one.
+
+What a grammar costs an engine grows with the number of places at which it may stand after a text. The matcher
+counts them, and stops at ``PLACES_MAX``.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+PLACES_MAX: Final = 256
+"""Places at which a text may stand in a grammar. llama.cpp tries each token of a vocabulary at each."""
+RULES_MAX: Final = 20_000
+_REFERENCES_MAX: Final = 64 * PLACES_MAX
+"""Rules that are opened at most before the next letter."""
+_PRINTED: Final = ord("~") - ord(" ")
+
+
+class GrammarError(ValueError):
+    """The grammar cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """One letter out of ``ranges`` of code points, both ends included; or, ``negated``, none of them."""
+
+    ranges: tuple[tuple[int, int], ...]
+    negated: bool = False
+
+    def has(self, letter: str) -> bool:
+        """Whether ``letter`` is one."""
+        code = ord(letter)
+        return any(low <= code <= high for low, high in self.ranges) != self.negated
+
+    def pick(self, choose: Callable[[int], int]) -> str:
+        """One of them; ``choose(n)`` gives a number below ``n``."""
+        if not self.negated:
+            low, high = self.ranges[choose(len(self.ranges))]
+            return chr(low + choose(high - low + 1))
+        code = ord(" ") + choose(_PRINTED)
+        while not self.has(chr(code)):
+            code += 1
+        return chr(code)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the rule of this name says."""
+
+    name: str
+
+
+Symbol: TypeAlias = str | Letters | Rule
+"""A text as it stands, a letter, or another rule."""
+Alternative: TypeAlias = tuple[Symbol, ...]
+
+
+def letters(*spans: str, negated: bool = False) -> Letters:
+    """Each span is one letter, or two that are the ends of a range."""
+    return Letters(tuple((ord(span[0]), ord(span[-1])) for span in spans), negated)
+
+
+class Grammar:
+    """Rules by name. ``root`` says what the whole text is."""
+
+    def __init__(self) -> None:
+        self.rules: dict[str, tuple[Alternative, ...]] = {}
+        self._made: dict[tuple[Alternative, ...], Rule] = {}
+        self._next = 0
+
+    def set(self, name: str, *alternatives: Sequence[Symbol]) -> Rule:
+        """Define the rule of this name."""
+        if len(self.rules) >= RULES_MAX:
+            msg = f"it takes more than {RULES_MAX} rules: make it smaller"
+            raise GrammarError(msg)
+        self.rules[name] = tuple(dict.fromkeys(tuple(filter(None, each)) for each in alternatives))
+        return Rule(name)
+
+    def rule(self, *alternatives: Sequence[Symbol]) -> Rule:
+        """A rule that says one of these, under a name of its own. Equal ones are the same rule."""
+        key = tuple(tuple(each) for each in alternatives)
+        if (known := self._made.get(key)) is not None:
+            return known
+        made = self._made[key] = self.set(self.reserve(), *alternatives)
+        return made
+
+    def reserve(self) -> str:
+        """A name that is free."""
+        self._next += 1
+        return f"r{self._next}"
+
+    # ---- how things repeat
+
+    def optional(self, *symbols: Symbol) -> Rule:
+        """These, or nothing."""
+        return self.rule(symbols, ())
+
+    def many(self, *symbols: Symbol) -> Rule:
+        """These any number of times, also none."""
+        key: tuple[Alternative, ...] = (("many", *symbols), ("",))
+        if (known := self._made.get(key)) is None:
+            name = self.reserve()
+            known = self._made[key] = self.set(name, (*symbols, Rule(name)), ())
+        return known
+
+    def repeat(self, symbol: Symbol, least: int, most: int | None) -> list[Symbol]:
+        """``symbol`` so many times. Symbols to stand in an alternative."""
+        if most is None:
+            return [symbol] * least + [self.many(symbol)]
+        rest: Symbol = ""
+        for _ in range(most - least):
+            rest = self.optional(symbol, rest) if rest else self.optional(symbol)
+        return [symbol] * least + ([rest] if rest else [])
+
+    def require_progress(self) -> None:
+        """Raise ``GrammarError`` where a rule may come to itself before any letter: it would never end."""
+        empty: set[str] = set()
+        grows = True
+        while grows:
+            grows = False
+            for name, ways in self.rules.items():
+                if name not in empty and any(all(_is_empty(each, empty) for each in way) for way in ways):
+                    empty.add(name)
+                    grows = True
+        first = {name: _firsts(ways, empty) for name, ways in self.rules.items()}
+        over: set[str] = set()
+        for name, begins in first.items():
+            path: list[tuple[str, list[str]]] = [(name, list(begins))] if name not in over else []
+            on_path = {name}
+            while path:
+                at, waiting = path[-1]
+                if not waiting:
+                    over.add(at)
+                    on_path.discard(at)
+                    path.pop()
+                elif (then := waiting.pop()) in on_path:
+                    raise GrammarError("it refers to itself before anything else: it would never end")
+                elif then not in over:
+                    on_path.add(then)
+                    path.append((then, list(first[then])))
+
+    # ---- as text
+
+    def plain(self) -> dict[str, Any]:
+        """The rules as JSON values, for another process: see :meth:`of_plain`."""
+        return {
+            name: [[_plain(symbol) for symbol in each] for each in ways] for name, ways in self.rules.items()
+        }
+
+    @classmethod
+    def of_plain(cls, rules: Mapping[str, Any]) -> Grammar:
+        """The grammar of :meth:`plain`."""
+        grammar = cls()
+        for name, ways in rules.items():
+            grammar.rules[name] = tuple(tuple(map(_of_plain, each)) for each in ways)
+        return grammar
+
+    def gbnf(self) -> str:
+        """The grammar in llama.cpp's notation."""
+        lines = []
+        for name, alternatives in self.rules.items():
+            said = " | ".join(" ".join(map(_gbnf, each)) or '""' for each in alternatives)
+            lines.append(f"{name} ::= {said}")
+        return "\n".join(lines)
+
+
+def _is_empty(symbol: Symbol, empty: set[str]) -> bool:
+    return isinstance(symbol, Rule) and symbol.name in empty
+
+
+def _firsts(ways: tuple[Alternative, ...], empty: set[str]) -> set[str]:
+    """The rules that may stand before any letter."""
+    found: set[str] = set()
+    for way in ways:
+        for symbol in way:
+            if isinstance(symbol, Rule):
+                found.add(symbol.name)
+            if not _is_empty(symbol, empty):
+                break
+    return found
+
+
+def _plain(symbol: Symbol) -> Any:
+    if isinstance(symbol, Letters):
+        return {"letters": symbol.ranges, "negated": symbol.negated}
+    return symbol if isinstance(symbol, str) else {"rule": symbol.name}
+
+
+def _of_plain(symbol: Any) -> Symbol:
+    if isinstance(symbol, str):
+        return symbol
+    if "rule" in symbol:
+        return Rule(symbol["rule"])
+    return Letters(tuple((low, high) for low, high in symbol["letters"]), symbol["negated"])
+
+
+def _gbnf(symbol: Symbol) -> str:
+    if isinstance(symbol, Rule):
+        return symbol.name
+    if isinstance(symbol, str):
+        return '"' + "".join(map(_quoted, symbol)) + '"'
+    spans = (_bracketed(low) + (f"-{_bracketed(high)}" if high > low else "") for low, high in symbol.ranges)
+    return f"[{'^' if symbol.negated else ''}{''.join(spans)}]"
+
+
+def _quoted(letter: str) -> str:
+    if letter in '"\\':
+        return f"\\{letter}"
+    return letter if " " <= letter <= "~" else _escaped(ord(letter))
+
+
+def _bracketed(code: int) -> str:
+    # Only letters and digits stand for themselves whatever is beside them.
+    return chr(code) if code < 0x80 and chr(code).isalnum() else _escaped(code)  # noqa: PLR2004 - ASCII
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02X}" if code <= 0xFF else f"\\u{code:04X}" if code <= 0xFFFF else f"\\U{code:08X}"  # noqa: PLR2004
+
+
+class _Place:
+    """What is still to come at one place of a grammar: a symbol, and what follows it.
+
+    Places that say the same are one object, so that they are compared by identity: comparing what follows
+    would take a call for each symbol of it.
+    """
+
+    __slots__ = ("rest", "symbol")
+
+    def __init__(self, symbol: Symbol, rest: _Place | None) -> None:
+        self.symbol, self.rest = symbol, rest
+
+
+class _State:
+    """The places after a text. ``ends``: whether the text may end here. ``after``: states by letter."""
+
+    __slots__ = ("after", "ends", "places")
+
+    def __init__(self, places: tuple[_Place, ...], *, ends: bool) -> None:
+        self.places, self.ends = places, ends
+        self.after: dict[str, _State | None] = {}
+
+
+class Matcher:
+    """Follows one text through a grammar, letter by letter. Raises ``GrammarError`` where it explodes."""
+
+    def __init__(self, grammar: Grammar, root: str = "root") -> None:
+        self._rules: Mapping[str, tuple[Alternative, ...]] = grammar.rules
+        self._places: dict[tuple[Symbol, int], _Place] = {}
+        self._states: dict[tuple[frozenset[int], bool], _State] = {}
+        self._state: _State | None = self._open([self._place(Rule(root), None)], ends=False)
+
+    @property
+    def fits(self) -> bool:
+        """Whether what was fed is the beginning of a text of the grammar."""
+        return self._state is not None
+
+    @property
+    def may_end(self) -> bool:
+        """Whether what was fed is a whole text of the grammar."""
+        return self._state is not None and self._state.ends
+
+    @property
+    def places(self) -> int:
+        """At how many places of the grammar the text stands."""
+        return 0 if self._state is None else len(self._state.places)
+
+    def feed(self, text: str) -> bool:
+        """Go on with ``text``. Returns :attr:`fits`."""
+        for letter in text:
+            state = self._state
+            if state is None:
+                break
+            if letter not in state.after:
+                state.after[letter] = self._step(state, letter)
+            self._state = state.after[letter]
+        return self.fits
+
+    def next_symbols(self) -> list[str | Letters]:
+        """What may follow at each place, in the order of the grammar: the first letter counts."""
+        places = self._state.places if self._state is not None else ()
+        return [place.symbol for place in places if not isinstance(place.symbol, Rule)]
+
+    def rest(self) -> Grammar:
+        """The grammar of what may follow."""
+        state = self._state
+        if state is None:
+            msg = "the text is none of the grammar"
+            raise GrammarError(msg)
+        made = Grammar()
+        names: dict[int, str] = {}
+
+        def name_of(place: _Place) -> str:
+            # From the end on, for a place may have thousands after it.
+            chain = [place]
+            while (after := chain[-1].rest) is not None and id(after) not in names:
+                chain.append(after)
+            for each in reversed(chain):
+                names[id(each)] = f"p{len(names)}"
+                tail = () if each.rest is None else (Rule(names[id(each.rest)]),)
+                made.set(names[id(each)], (each.symbol, *tail))
+            return names[id(place)]
+
+        begins = [(Rule(names.get(id(place)) or name_of(place)),) for place in state.places]
+        made.set("root", *begins, *([()] if state.ends else []))
+        wanted = _named(chain for rule in made.rules.values() for chain in rule)
+        while wanted:
+            name = wanted.pop()
+            if name not in made.rules:
+                made.set(name, *self._rules[name])
+                wanted += _named(self._rules[name])
+        return made
+
+    # ---- states
+
+    def _place(self, symbol: Symbol, rest: _Place | None) -> _Place:
+        key = (symbol, id(rest))
+        if (known := self._places.get(key)) is None:
+            known = self._places[key] = _Place(symbol, rest)
+        return known
+
+    def _step(self, state: _State, letter: str) -> _State | None:
+        begun: list[_Place] = []
+        ends = False
+        for place in state.places:
+            symbol, rest = place.symbol, place.rest
+            if isinstance(symbol, str):
+                if symbol[0] != letter:
+                    continue
+                if len(symbol) > 1:
+                    rest = self._place(symbol[1:], rest)
+            elif isinstance(symbol, Rule) or not symbol.has(letter):
+                continue
+            if rest is None:
+                ends = True
+            else:
+                begun.append(rest)
+        return self._open(begun, ends=ends) if begun or ends else None
+
+    def _open(self, begun: Iterable[_Place], *, ends: bool) -> _State:
+        """The state of these places, with rules opened until each place begins with a letter."""
+        found: dict[int, _Place] = {}
+        seen: set[int] = set()
+        waiting = list(begun)[::-1]
+        while waiting:
+            place = waiting.pop()
+            if id(place) in seen:
+                continue
+            seen.add(id(place))
+            if len(found) >= PLACES_MAX or len(seen) > _REFERENCES_MAX:
+                msg = (
+                    f"a text may stand at more than {PLACES_MAX} places of it at once: make fewer "
+                    "alternatives, or let them differ earlier"
+                )
+                raise GrammarError(msg)
+            if not isinstance(place.symbol, Rule):
+                found[id(place)] = place
+                continue
+            for alternative in reversed(self._rules[place.symbol.name]):
+                rest = place.rest
+                for symbol in reversed(alternative):
+                    rest = self._place(symbol, rest)
+                if rest is None:
+                    ends = True
+                else:
+                    waiting.append(rest)
+        key = (frozenset(found), ends)
+        if (known := self._states.get(key)) is None:
+            known = self._states[key] = _State(tuple(found.values()), ends=ends)
+        return known
+
+
+def _named(alternatives: Iterable[Alternative]) -> list[str]:
+    return [symbol.name for each in alternatives for symbol in each if isinstance(symbol, Rule)]
+
+
+def spell(grammar: Grammar, choose: Callable[[int], int], *, letters_max: int) -> str:
+    """A text of the grammar; ``choose(n)`` gives a number below ``n`` for each choice.
+
+    After half of ``letters_max`` letters it takes the last way each time, which in our grammars leads to an
+    end. It stops at ``letters_max``, perhaps in the middle.
+    """
+    matcher = Matcher(grammar)
+    said: list[str] = []
+    while len(said) < letters_max:
+        ways, late = matcher.next_symbols(), len(said) * 2 >= letters_max
+        if not ways or (matcher.may_end and (late or choose(4) == 0)):
+            break
+        way = ways[-1] if late else ways[choose(len(ways))]
+        letter = way[0] if isinstance(way, str) else way.pick(choose)
+        matcher.feed(letter)
+        said.append(letter)
+    return "".join(said)

@@ -1,0 +1,265 @@
+"""``PromptCompiler``: renders prompts and compiles their grammars in a process with limits, before a quote.
+
+Templates are programs of whoever made a model, and schemas come from strangers: either may take for ever or
+fill the memory. One child process has compiled the template. For each prompt it forks a process that has
+``CPU_S`` of processor time and ``MEMORY_BYTES`` beyond what it inherits, and is killed by the kernel beyond
+that. So a prompt that explodes costs its sender an error, and nobody else anything.
+
+:func:`compile_prompt` is what runs there, pure; engines whose template is our own call it directly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import secrets
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import Any, Final, NoReturn
+
+import trio
+
+from p2pnode.errors import EngineError, ProtocolError
+from p2pnode.models.answer import VERSION as READER_VERSION
+from p2pnode.models.answer_grammar import answer_grammar
+from p2pnode.models.grammar import Grammar, GrammarError, Matcher
+from p2pnode.models.prompt import Segment
+from p2pnode.models.renderer import ChatTemplate, Renderer
+from p2pnode.models.text import TextAssembler
+from p2pnode.models.vocabulary import Vocabulary
+from p2pnode.protocols.inference.messages import PromptBody
+from p2pnode.protocols.inference.prompt_rules import check_prompt
+from p2pnode.protocols.wire import decode_record, encode
+
+CPU_S: Final = 0.1
+CPU_S_PER_LETTER: Final = 20e-6
+"""More, for each letter of a partial answer that is followed through its grammar. Its ids were paid for."""
+MEMORY_BYTES: Final = 64 << 20
+_MODULE: Final = "p2pnode.models.prompt_compiler"
+_DEADLINE_S: Final = 30.0
+"""On the wall's clock: other programs may have the processor."""
+_START_S: Final = 60.0
+_ANSWER_MAX: Final = 64 << 20
+_LENGTH: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptParts:
+    """What ``compile_prompt`` makes of a prompt. ``grammar``: of what follows the prefix, None where it is
+    free."""
+
+    segments: tuple[Segment, ...]
+    format: str
+    reasons: bool
+    thinking: bool
+    grammar: Grammar | None
+
+
+def compile_prompt(
+    renderer: Renderer, body: PromptBody, *, text: str, nonce: str, letters_max: int
+) -> PromptParts:
+    """Render ``body`` and compile its grammar. ``text`` is that of its prefix.
+
+    Raises ``EngineError`` with code ``bad_request`` or ``context_overflow``.
+    """
+    try:
+        check_prompt(body)
+    except ProtocolError as error:
+        raise EngineError(str(error), code="bad_request") from error
+    rendered = renderer.render(body, nonce, letters_max=letters_max)
+    tools = body.tools and body.tool_choice != "none"
+    reasons, thinking = renderer.reasons, rendered.thinking
+    try:
+        grammar = answer_grammar(body, renderer.form, reasons=reasons, thinking=thinking)
+        if grammar is not None and text:
+            matcher = Matcher(grammar)
+            matcher.feed(text)
+            grammar = matcher.rest()
+    except GrammarError as error:
+        raise EngineError(str(error), code="bad_request") from error
+    return PromptParts(
+        segments=rendered.segments,
+        format=f"{renderer.form}/{READER_VERSION}" if tools else "",
+        reasons=reasons,
+        thinking=thinking,
+        grammar=grammar,
+    )
+
+
+def text_of_prefix(vocabulary: Vocabulary, body: PromptBody) -> tuple[str, int]:
+    """The text of the prompt's prefix that is certain, and how many ids at its end still need theirs."""
+    text = TextAssembler(vocabulary.piece, body.sampling.stop)
+    released = text.feed(body.prefix)
+    return released.text, len(body.prefix) - len(released.ids)
+
+
+class PromptCompiler:
+    """Compiles the prompts of one template, one at a time, in a child process that it starts when it must."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.template: Final = template
+        self._turn = trio.Lock()
+        self._process: trio.Process | None = None
+
+    async def compile(self, body: PromptBody, *, text: str, letters_max: int) -> PromptParts:
+        """As :func:`compile_prompt`. Raises ``EngineError``, also where the limits are reached."""
+        job = {
+            "cpu_s": CPU_S + CPU_S_PER_LETTER * len(text),
+            "text": text,
+            "nonce": secrets.token_hex(8),
+            "letters_max": letters_max,
+        }
+        async with self._turn:
+            try:
+                with trio.fail_after(_DEADLINE_S):
+                    process = self._process or await self._start()
+                    answer = await _exchange(process, json.dumps(job).encode(), encode(body))
+            except (trio.BrokenResourceError, trio.TooSlowError, ValueError) as error:
+                await self._end()
+                raise EngineError("the prompt's compiler failed: ask again", retry_after_s=1.0) from error
+            except BaseException:
+                await self._end()  # it may be in the middle of an answer
+                raise
+        if "error" in answer:
+            raise EngineError(answer["error"], code=answer["code"])
+        segments = tuple(Segment(said, of_user=of_user) for said, of_user in answer.pop("segments"))
+        rules = answer.pop("grammar")
+        return PromptParts(
+            segments=segments, grammar=None if rules is None else Grammar.of_plain(rules), **answer
+        )
+
+    async def aclose(self) -> None:
+        """End the child."""
+        await self._end()
+        await trio.lowlevel.checkpoint()
+
+    async def _start(self) -> trio.Process:
+        process = await trio.lowlevel.open_process(
+            # A session of its own: Ctrl-C in a terminal goes to a whole group, and answers must end first.
+            [sys.executable, "-P", "-m", _MODULE],
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            start_new_session=True,
+        )
+        self._process = process
+        ready = await _exchange(process, json.dumps(asdict(self.template)).encode())
+        if "error" in ready:
+            raise EngineError(ready["error"], code=ready["code"])
+        return process
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with trio.CancelScope(shield=True):
+                process.kill()
+                await process.wait()
+                for stream in (process.stdin, process.stdout):
+                    if stream is not None:
+                        await stream.aclose()
+
+
+async def _exchange(process: trio.Process, *frames: bytes) -> dict[str, Any]:
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None  # noqa: S101 - both are pipes
+    assert stdout is not None  # noqa: S101
+    await stdin.send_all(b"".join(len(frame).to_bytes(_LENGTH, "big") + frame for frame in frames))
+    held = b""
+    while len(held) < _LENGTH or len(held) - _LENGTH < int.from_bytes(held[:_LENGTH], "big"):
+        data = await stdout.receive_some(1 << 16)
+        if not data:
+            raise trio.BrokenResourceError
+        held += data
+    answer: dict[str, Any] = json.loads(held[_LENGTH:])
+    return answer
+
+
+# ---- the child
+
+
+def main() -> NoReturn:
+    """Serve one parent until it closes the pipe."""
+    try:
+        renderer = Renderer(ChatTemplate(**json.loads(_read())))
+    except EngineError as error:
+        _write(1, _error(str(error), error.code))
+        sys.exit(1)
+    _write(1, b"{}")
+    while job := _read():
+        body = _read()
+        _write(1, _limited(renderer, json.loads(job), body))
+    sys.exit(0)
+
+
+def _limited(renderer: Renderer, job: dict[str, Any], body: bytes) -> bytes:
+    """Do ``job`` in a process of its own, with limits."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reads)
+        _work(writes, renderer, job, body)
+    os.close(writes)
+    with os.fdopen(reads, "rb") as pipe:
+        answer = pipe.read(_ANSWER_MAX)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and not os.WEXITSTATUS(status) and answer:
+        return answer
+    what = (
+        f"takes more than {job['cpu_s'] * 1000:.0f} ms"
+        if os.WIFSIGNALED(status)
+        else "takes more memory than it may"
+    )
+    return _error(f"to compile this prompt {what}: send a smaller schema or conversation", "bad_request")
+
+
+def _work(writes: int, renderer: Renderer, job: dict[str, Any], body: bytes) -> NoReturn:
+    size = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, size + MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])  # its signal kills, whatever runs
+    try:
+        parts = compile_prompt(
+            renderer,
+            decode_record(PromptBody, body),
+            text=job["text"],
+            nonce=job["nonce"],
+            letters_max=job["letters_max"],
+        )
+        made = {
+            "segments": [(each.text, each.of_user) for each in parts.segments],
+            "format": parts.format,
+            "reasons": parts.reasons,
+            "thinking": parts.thinking,
+            "grammar": None if parts.grammar is None else parts.grammar.plain(),
+        }
+        answer = json.dumps(made).encode()
+    except EngineError as error:
+        answer = _error(str(error), error.code)
+    except BaseException:  # noqa: BLE001 - out of memory, above all
+        os._exit(1)
+    with os.fdopen(writes, "wb") as pipe:
+        pipe.write(answer)
+    os._exit(0)
+
+
+def _error(message: str, code: str) -> bytes:
+    return json.dumps({"error": message, "code": code}).encode()
+
+
+def _read() -> bytes:
+    head = sys.stdin.buffer.read(_LENGTH)
+    return sys.stdin.buffer.read(int.from_bytes(head, "big")) if head else b""
+
+
+def _write(descriptor: int, frame: bytes) -> None:
+    data = memoryview(len(frame).to_bytes(_LENGTH, "big") + frame)
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+if __name__ == "__main__":
+    main()
