@@ -114,6 +114,10 @@ class HostSearch:
             self._first_found_at = trio.current_time()
         self._wake()
 
+    def lacks(self, advert: Advert) -> None:
+        """A lookup heard of a host that lacks what is needed, and did not dial it."""
+        self._choice.found(advert)
+
     def lookup_ended(self, failures: Mapping[PeerId, str]) -> None:
         """The lookup is over; ``failures`` says why peers could not be asked."""
         self.failures.update(failures)
@@ -240,16 +244,24 @@ class Searches:
     # ---- searches for hosts of a model
 
     def new(
-        self, model: ModelId, filters: Filters, *, measured: Mapping[PeerId, Measured] | None = None
+        self,
+        model: ModelId,
+        filters: Filters,
+        *,
+        measured: Mapping[PeerId, Measured] | None = None,
+        caps: int = 0,
     ) -> HostSearch:
-        """A search by lookup, which begins when the first host is asked for."""
+        """A search by lookup, which begins when the first host is asked for.
+
+        Hosts without all of ``caps`` are not dialled where that is known before.
+        """
 
         def start_lookup(search: HostSearch) -> None:
             if not self._runtime.discovers:
                 search.lookup_ended({})
                 return
             guard = self._runtime.node.network.guard
-            self._runtime.tasks.start_soon(guard.run, self._look_up, search, model)
+            self._runtime.tasks.start_soon(guard.run, self._look_up, search, model, caps)
 
         return HostSearch(
             model,
@@ -264,7 +276,7 @@ class Searches:
 
     def with_idle_sessions(self, model: ModelId, filters: Filters) -> HostSearch:
         """A search that gives a host first with which a session is open; then no lookup is needed."""
-        search = self.new(model, filters)
+        search = self.new(model, filters, caps=filters.caps)
         for peer in self._sessions.peers(model):
             entry = self._runtime.node.adverts.book.get(peer, self._runtime.node.wall())
             # A session with a stranger must not go before a host that the user trusts, and isn't found yet.
@@ -300,7 +312,7 @@ class Searches:
             raise RefusedError("model_not_available", f"that host: {one_line(excluded[0].excluded)}")
         return search
 
-    async def _look_up(self, search: HostSearch, model: ModelId) -> None:
+    async def _look_up(self, search: HostSearch, model: ModelId, caps: int) -> None:
         def on_found(host: FoundHost) -> None:
             known = self.measured.get(host.advert.peer, Measured())
             self.measured[host.advert.peer] = known.connected(host.connect_s)
@@ -309,7 +321,9 @@ class Searches:
         failures: Mapping[PeerId, str] = {}
         try:
             seeds = await self.first_peers()
-            failures = await self._runtime.node.finder.find(model, seeds=seeds, on_found=on_found)
+            failures = await self._runtime.node.finder.find(
+                model, seeds=seeds, on_found=on_found, on_lacking=search.lacks, caps=caps
+            )
         finally:
             self._unreached.update(failures)
             search.lookup_ended(failures)

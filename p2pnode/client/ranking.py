@@ -322,8 +322,10 @@ class HostChoice:
         """The host that is kept ready."""
 
     def found(self, advert: Advert) -> None:
-        """A host was found, or a newer advert of one."""
-        self._found[advert.peer] = advert
+        """A host was found, or a newer advert of one. An older one changes nothing."""
+        held = self._found.get(advert.peer)
+        if held is None or (advert.binding.seq, advert.seq) >= (held.binding.seq, held.seq):
+            self._found[advert.peer] = advert
 
     def try_first(self, advert: Advert) -> None:
         """Give this host first: a session with it is open. Of several the last one named is given."""

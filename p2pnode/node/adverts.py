@@ -136,9 +136,12 @@ class AdvertService:
         self._check_copied()
         return found
 
-    async def sample(self, peer: PeerId, model: ModelId | None = None) -> list[Advert]:
-        """Live adverts that another peer knows, each verified: this is the peer exchange."""
-        answer = await self._ask(peer, SampleAdverts(model=model), Adverts)
+    async def sample(self, peer: PeerId, model: ModelId | None = None, *, caps: int = 0) -> list[Advert]:
+        """Live adverts that another peer knows, each verified: this is the peer exchange.
+
+        ``caps``: only of hosts that offer the model with all of these capabilities.
+        """
+        answer = await self._ask(peer, SampleAdverts(model=model, caps=caps), Adverts)
         taken = self._exchange.sampled(answer.adverts, peer)
         self._check_copied()
         return taken

@@ -68,9 +68,15 @@ class Finder:
         *,
         seeds: Sequence[str],
         on_found: Callable[[FoundHost], None],
+        on_lacking: Callable[[Advert], None] = lambda _advert: None,
+        caps: int = 0,
         sources: frozenset[Source] = frozenset({"book", "bootstrap", "exchange", "dht", "mdns"}),
     ) -> dict[PeerId, str]:
-        """Search until no source has more, or until cancelled. Returns by peer why it is no host to use."""
+        """Search until no source has more, or until cancelled. Returns by peer why it is no host to use.
+
+        A host whose advert lacks any of ``caps`` isn't dialled, where the advert is known before:
+        ``on_lacking`` is called instead.
+        """
         run = _Run(
             self._network,
             self._adverts,
@@ -80,6 +86,8 @@ class Finder:
             seeds=seeds,
             contact=self.contact,
             on_found=on_found,
+            on_lacking=on_lacking,
+            caps=caps,
             sources=sources - self._off,
             draw=self._draw,
         )
@@ -109,12 +117,15 @@ class _Run:
         seeds: Sequence[str],
         contact: Callable[..., Awaitable[Advert | None]],
         on_found: Callable[[FoundHost], None],
+        on_lacking: Callable[[Advert], None],
+        caps: int,
         sources: frozenset[Source],
         draw: Draw,
     ) -> None:
         self._network, self._adverts, self._limits, self._wall = network, adverts, limits, wall
         self._draw = draw
         self._model, self._dial, self._on_found = model, contact, on_found
+        self._caps, self._on_lacking = caps, on_lacking
         self._seeds = [split_peer(seed) for seed in seeds]
         self._sources = sources
         self._search = Search(
@@ -180,7 +191,10 @@ class _Run:
 
     async def _read_book(self) -> None:
         # Drawn by origin: a book that is full of one liar's adverts must not hide the others.
-        for entry in self._adverts.book.sample(self._limits.dials_per_lookup, self._wall(), self._model):
+        book, most = self._adverts.book, self._limits.dials_per_lookup
+        for entry in book.sample(most, self._wall(), self._model) if self._caps else ():
+            self._lacks(entry.advert)
+        for entry in book.sample(most, self._wall(), self._model, caps=self._caps):
             addresses = tuple(a.multiaddr for a in entry.advert.addresses)
             seen = frozenset[str]() if entry.origin.wide == UNSEEN else frozenset({entry.origin.wide})
             await self._driver.command(
@@ -216,7 +230,9 @@ class _Run:
             with trio.fail_after(self._limits.exchange_deadline_s):
                 if not self._network.is_connected(peer):
                     await self._network.connect_peer(peer, (), trusted=addresses)
-                adverts = await self._adverts.sample(peer, self._model)
+                adverts = await self._adverts.sample(peer, self._model, caps=self._caps)
+                if not adverts and self._caps:  # who is there, and lacks what is needed, is to be told
+                    adverts = await self._adverts.sample(peer, self._model)
         except (RemoteError, trio.TooSlowError):
             return  # the contact of the same peer reports why
         except Exception as error:  # noqa: BLE001  of one peer of many: the others are asked on
@@ -224,11 +240,18 @@ class _Run:
             return
         told_by = frozenset({self._network.origin_of(peer).wide})
         for advert in adverts:
-            if advert.offer(self._model) is not None:
+            if advert.offer(self._model) is not None and not self._lacks(advert):
                 where = tuple(a.multiaddr for a in advert.addresses)
                 await self._driver.command(
                     Hint(peer=advert.peer, addresses=where, source="exchange", tellers=told_by)
                 )
+
+    def _lacks(self, advert: Advert) -> bool:
+        """Whether this host offers the model and lacks what is needed; then it is told, and not dialled."""
+        lacks = advert.offer(self._model) is not None and not advert.serves(self._model, self._caps)
+        if lacks:
+            self._on_lacking(advert)
+        return lacks
 
     async def _read_dht(self) -> None:
         if "bootstrap" in self._sources:

@@ -226,10 +226,18 @@ class Book:
     def _any(self, holders: Collection[PeerId]) -> PeerId:
         return list(holders)[self._draw(len(holders))]
 
-    def sample(self, count: int, now: float, model: ModelId | None = None) -> list[Entry]:
+    def sample(self, count: int, now: float, model: ModelId | None = None, *, caps: int = 0) -> list[Entry]:
         """Up to ``count`` live adverts, drawn: by turns of a peer that was seen and of one that wasn't, and
-        of each kind one of every origin before a second of any."""
-        kinds = [one_of_each(groups, count, self._draw) for groups in self._grouped(now, model)]
+        of each kind one of every origin before a second of any. ``caps`` of a model's offers leaves out those
+        that lack any of them."""
+        grouped = self._grouped(now, model)
+        if caps and model is not None:
+            able = [
+                [[entry for entry in group if entry.advert.serves(model, caps)] for group in groups]
+                for groups in grouped
+            ]
+            grouped = (able[0], able[1])
+        kinds = [one_of_each([group for group in groups if group], count, self._draw) for groups in grouped]
         turns = (kind[index] for index in range(count) for kind in kinds if index < len(kind))
         return list(islice(turns, count))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, assert_never
 
 from p2pnode.bounded import BoundedMap
-from p2pnode.ids import ModelId, PeerId
+from p2pnode.ids import PeerId
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.messages import (
     Address,
@@ -289,10 +289,11 @@ class Directory:
     def _sample(self, question: SampleAdverts, now: float) -> tuple[SignedAdvert, ...]:
         """Our own first, if it offers the model, then others as the book draws them."""
         own = self._own(now)
-        answer = [own] if own is not None and self._offers(own, question.model) else []
-        drawn = self._book.sample(question.count, self._wall(), question.model)
+        answer = [own] if own is not None and self._offers(own, question) else []
+        drawn = self._book.sample(question.count, self._wall(), question.model, caps=question.caps)
         answer += [entry.signed for entry in drawn if entry.advert.peer != self._peer]
         return tuple(answer[: question.count])
 
-    def _offers(self, signed: SignedAdvert, model: ModelId | None) -> bool:
-        return model is None or self._book.checks.parse(signed).offer(model) is not None
+    def _offers(self, signed: SignedAdvert, question: SampleAdverts) -> bool:
+        model = question.model
+        return model is None or self._book.checks.parse(signed).serves(model, question.caps)

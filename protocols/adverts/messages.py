@@ -75,9 +75,9 @@ class Offer:
     profile: Annotated[bytes, exactly(8), Key("h")] = bytes(8)
     """The beginning of the hash of the ``Profile`` in the sheet; zero while the model isn't loaded."""
 
-    def can(self, capability: Capability) -> bool:
-        """Whether all of these capabilities are there."""
-        return self.caps & capability == capability
+    def can(self, caps: int) -> bool:
+        """Whether it has all of these capabilities."""
+        return self.caps & caps == caps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +138,10 @@ class Advert:
     def offer(self, model: ModelId) -> Offer | None:
         """This host's offer of a model, if it has one."""
         return next((offer for offer in self.offers if offer.model == model), None)
+
+    def serves(self, model: ModelId, caps: int = 0) -> bool:
+        """Whether it offers a model with all of these capabilities."""
+        return any(offer.model == model and offer.can(caps) for offer in self.offers)
 
 
 # ---- the sheet: what doesn't fit into an advert, fetched from the host itself by the advert's hash of it
@@ -211,10 +215,14 @@ class GetAdvert:
 @message("sample")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleAdverts:
-    """Ask for up to ``count`` live adverts, of one model or of any (peer exchange)."""
+    """Ask for up to ``count`` live adverts, of one model or of any (peer exchange).
+
+    With a model, ``caps`` leaves out offers of it without all of these capabilities.
+    """
 
     count: Annotated[int, Range(1, SAMPLE_MAX)] = SAMPLE_MAX
     model: ModelIdBytes | None = None
+    caps: U32 = 0
 
 
 @message("adverts")

@@ -211,6 +211,15 @@ def test_no_voucher_for_a_turn_within_the_bound_is_above_its_cost(
     assert bound.total <= bound.tokens_in + bound.tokens_out + bound.fee <= bound.total + 1
 
 
+def test_an_older_advert_does_not_replace_what_the_host_said_itself() -> None:
+    choice = HostChoice(MODEL, Filters(caps=int(Capability.TOOLS)), measured={})
+    choice.found(replace(advert(1, caps=int(Capability.TOOLS)), seq=2))
+    choice.found(advert(1))  # of a book, before it could
+    assert choice.has_untried(NOW)
+    choice.found(replace(advert(1), seq=3))
+    assert not choice.has_untried(NOW)
+
+
 # ---- trust
 
 

@@ -192,6 +192,9 @@ def adverts_vectors() -> dict[str, Any]:
             vector(adverts.GetAdvert(peer=PEER)),
             vector(adverts.SampleAdverts(count=8, model=MODEL)),
             vector(adverts.SampleAdverts(), "sample of any model"),
+            vector(
+                adverts.SampleAdverts(model=MODEL, caps=int(adverts.Capability.TOOLS)), "sample with tools"
+            ),
             vector(signed),
             vector(adverts.Adverts(adverts=(signed,))),
             vector(adverts.Adverts(adverts=()), "adverts, none"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -14,8 +15,11 @@ from p2pnode.protocols.adverts.messages import (
     CODEC,
     SAMPLE_MAX,
     Adverts,
+    Capability,
     GetAdvert,
+    GetSheet,
     SampleAdverts,
+    SheetAnswer,
     SignedAdvert,
     topic_of,
 )
@@ -63,6 +67,29 @@ def test_a_sample_holds_only_hosts_of_the_model_that_was_asked_for(model: ModelI
     found = ask(directory(peers=5, own=OWN.signed()), SampleAdverts(model=model))
     assert len(found) == count
     assert all(model is None or parse(each).offer(model) is not None for each in found)
+
+
+def test_a_sample_of_capabilities_holds_only_offers_that_have_them_all() -> None:
+    both, one = Identity("both"), Identity("one")
+    tools, vision = Capability.TOOLS, Capability.VISION
+    heard = [
+        both.signed(offers=(replace(offer(), caps=int(tools | vision)),)),
+        one.signed(offers=(replace(offer(), caps=int(tools)), replace(offer(OTHER_MODEL), caps=int(vision)))),
+    ]
+    subject = directory(peers=5, own=OWN.signed(), heard=heard)
+    for caps, found in ((0, 8), (tools, 2), (tools | vision, 1), (Capability.GRAMMAR, 0)):
+        assert len(ask(subject, SampleAdverts(model=MODEL, caps=int(caps)))) == found
+    (only_one,) = ask(subject, SampleAdverts(model=MODEL, caps=int(tools | vision)))
+    assert parse(only_one).peer == both.peer
+
+
+def test_a_sheet_is_answered_to_who_names_its_hash_and_nothing_to_others() -> None:
+    subject = Directory(
+        Book(), peer=OWN.peer, own=lambda _now: None, wall=lambda: WALL, sheet={b"h" * 32: b"body"}.get
+    )
+    for wanted, body in ((b"h" * 32, b"body"), (b"x" * 32, b"")):
+        effects = subject.handle(Received(ASKER, 3, GetSheet(hash=wanted)), 0)
+        assert sent(effects) == [SheetAnswer(body=body)]
 
 
 def test_samples_are_drawn_so_that_the_first_in_the_book_are_not_the_only_ones_known() -> None:

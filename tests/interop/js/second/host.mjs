@@ -55,7 +55,7 @@ export async function serveAdverts (stream, key, wallet, address) {
       messages.say('sheet', { body: same(sheetHash(sheet), question.hash) ? sheet : Buffer.alloc(0) })
       continue
     }
-    const ours = question.t === 'sample' || question.peer === key.peer
+    const ours = question.t === 'sample' ? !question.caps : question.peer === key.peer
     messages.say('adverts', { adverts: ours ? [makeAdvert(key, wallet, address)] : [] })
   }
   stream.finish()
