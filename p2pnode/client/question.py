@@ -18,7 +18,7 @@ from p2pnode.client.history import without_oldest
 from p2pnode.client.host_rules import HostRules
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
-from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound, cost_bound
+from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound, cost_bound, needs_of
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError, ProtocolError
@@ -243,7 +243,7 @@ class Questions:
         Raises ``ConfigError`` for an unknown model, a malformed multiaddr, and a prompt that no host takes.
         """
         known, body = self._question(messages, options)
-        peer, allowed = self._allowed(options)
+        peer, allowed = self._allowed(options, body)
 
         async def open_search() -> HostSearch:
             if peer is not None:
@@ -273,7 +273,7 @@ class Questions:
         Raises as :meth:`answer` does, and ``UnreachableError`` and ``RefusedError`` of a host that was named.
         """
         known, body = self._question(messages, options)
-        peer, allowed = self._allowed(options)
+        peer, allowed = self._allowed(options, body)
         turn = TurnBound(tokens_in=known.input_max(body), tokens_out=body.sampling.tokens_max)
         if peer is not None:
             search = await self._searches.of_named_host(peer, known.model, allowed)
@@ -288,8 +288,8 @@ class Questions:
             for each in (*ranking.chosen, *ranking.excluded)
         ]
 
-    def _allowed(self, options: ChatOptions) -> tuple[str | None, Filters]:
-        """The multiaddr of the host that is named, if any, and which hosts may be asked."""
+    def _allowed(self, options: ChatOptions, body: PromptBody) -> tuple[str | None, Filters]:
+        """The multiaddr of the host that is named, if any, and which hosts may be asked for this."""
         allowed = options.filters or Filters()
         trusted = HostRules.of(trust=self._runtime.config.trust).trust
         rules = replace(allowed.rules, trust=allowed.rules.trust | trusted)
@@ -297,7 +297,7 @@ class Questions:
         if peer is not None:
             # Who names a host wants it, stranger or not.
             rules = replace(rules, only=rules.only | {split_peer(peer)[1]})
-        return peer, replace(allowed, rules=rules)
+        return peer, replace(allowed, rules=rules, caps=allowed.caps | needs_of(body))
 
     def _question(self, messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)

@@ -23,6 +23,7 @@ from p2pnode.contract_rules import TOKENS_PER_PRICE
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.money import price_text, usdc_text
 from p2pnode.protocols.adverts.messages import RELEASE, Advert, Capability, Offer, capability_names
+from p2pnode.protocols.inference.messages import PromptBody
 
 Payable: TypeAlias = Callable[[Advert, Offer], str]
 """Gives why this client can't pay an offer; "" where it can."""
@@ -120,6 +121,29 @@ class Filters:
     rules: HostRules = field(default_factory=HostRules)
     caps: int = 0
     """What a host must be able to do: bits of ``Capability``."""
+
+
+def needs_of(body: PromptBody) -> Capability:
+    """What a host must be able to do to answer this prompt as it is meant.
+
+    A conversation in which tools were called needs a host that can tell its model of them, also where no tool
+    may be called any more.
+    """
+    needs = Capability(0)
+    called = any(message.role == "tool" or message.tool_calls for message in body.messages)
+    if body.tools or called:
+        needs |= Capability.TOOLS
+    if body.response_format.kind in ("json_object", "json_schema"):
+        needs |= Capability.SCHEMA
+    if body.response_format.kind == "grammar":
+        needs |= Capability.GRAMMAR
+    if body.logprobs >= 0:
+        needs |= Capability.LOGPROBS
+    if body.embed:
+        needs |= Capability.EMBEDDINGS
+    if any(part.kind == "image" for message in body.messages for part in message.content):
+        needs |= Capability.VISION
+    return needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,19 @@ from p2pnode.client.ranking import (
     TurnBound,
     cost_bound,
     expected_cost,
+    needs_of,
     rank,
 )
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import RELEASE, Advert, Capability
+from p2pnode.protocols.inference.messages import (
+    ChatMessage,
+    Part,
+    PromptBody,
+    ResponseFormat,
+    Tool,
+    ToolCall,
+)
 from p2pnode.protocols.typed_data import amount_due
 from tests.client.support import MODEL, NOW, advert, peer
 from tests.payments.journals import TERMS
@@ -115,6 +124,37 @@ def test_an_offer_at_the_limit_is_allowed() -> None:
     filters = Filters(price_in_max=5, price_out_max=6, n_ctx_min=2048, caps=Capability.TOOLS)
     offered = advert(1, price_in=5, price_out=6, caps=int(Capability.TOOLS | Capability.GRAMMAR))
     assert _order(offered, filters=filters) == [peer(1)]
+
+
+# ---- what a question needs
+
+
+def _body(*messages: ChatMessage, **fields: Any) -> PromptBody:
+    return PromptBody(messages=messages or (ChatMessage.of("user", "hi"),), seed=bytes(16), **fields)
+
+
+CALL = ChatMessage(role="assistant", tool_calls=(ToolCall(id="1", name="f"),))
+
+
+@pytest.mark.parametrize(
+    ("body", "needs"),
+    [
+        (_body(), Capability(0)),
+        (_body(tools=(Tool(name="f"),)), Capability.TOOLS),
+        (_body(tools=(Tool(name="f"),), tool_choice="none"), Capability.TOOLS),
+        (_body(CALL), Capability.TOOLS),
+        (_body(ChatMessage(role="tool", tool_call_id="1")), Capability.TOOLS),
+        (_body(response_format=ResponseFormat(kind="json_object")), Capability.SCHEMA),
+        (_body(response_format=ResponseFormat(kind="json_schema", body="{}")), Capability.SCHEMA),
+        (_body(response_format=ResponseFormat(kind="grammar", body="root ::= [a]")), Capability.GRAMMAR),
+        (_body(logprobs=0), Capability.LOGPROBS),
+        (PromptBody(embed=("a",), seed=bytes(16)), Capability.EMBEDDINGS),
+        (_body(ChatMessage(role="user", content=(Part(kind="image", data=b"x"),))), Capability.VISION),
+        (_body(tools=(Tool(name="f"),), logprobs=3), Capability.TOOLS | Capability.LOGPROBS),
+    ],
+)
+def test_what_a_question_needs_follows_from_its_prompt(body: PromptBody, needs: Capability) -> None:
+    assert needs_of(body) == needs
 
 
 # ---- money

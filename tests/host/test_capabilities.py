@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pnode.client.question import ChatOptions
 from p2pnode.client.ranking import Filters
+from p2pnode.errors import RefusedError
 from p2pnode.models.engine import EngineInfo
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.protocols.adverts.messages import Capability
+from p2pnode.protocols.inference.messages import Tool
 from tests.node.world import Member, World, scripted_host, world
 
 
@@ -76,3 +80,21 @@ async def test_no_dial_is_spent_on_a_host_whose_advert_says_what_it_lacks(autoju
             await find()
             # A node that knows none that has it says who is there, so that the user learns why.
             assert (found, lacking) == ([], [plain.node.peer_id])
+
+
+async def test_a_question_with_a_tool_goes_to_a_host_that_takes_tools_and_is_refused_in_words_by_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        relay, plain, able = await _hosts(w)
+        tools = (Tool(name="weather", parameters='{"type": "object"}'),)
+        async with w.client([relay.node.multiaddrs[0]]) as client:
+            client.searches.note_answer(plain.node.peer_id, 0.001, 10_000.0)  # the faster one
+            estimates = await client.estimate("hello", ChatOptions(model=SCRIPTED, tools=tools))
+            told = {each.candidate.advert.peer: each.candidate.excluded for each in estimates}
+            assert told == {able.node.peer_id: "", plain.node.peer_id: "lacks tools, which is needed"}
+            plain_one = await client.estimate("hello", ChatOptions(model=SCRIPTED))
+            assert [each.candidate.excluded for each in plain_one] == ["", ""]
+            named = ChatOptions(model=SCRIPTED, tools=tools, peer=plain.node.multiaddrs[0])
+            with pytest.raises(RefusedError, match="that host: lacks tools, which is needed"):
+                await client.estimate("hello", named)
