@@ -84,9 +84,9 @@ export const wins = (one, other) => one.revision !== other.revision
 // ---- the index: which of two records is kept
 
 function weight (record) {
-  const { t, gone, updated, over, voucher } = unpack(record)
+  const { t, gone, updated, over, voucher, generation, left_until: left } = unpack(record)
   if (t === 'conversation') return [gone ? 1 : 0, updated, 0]
-  return voucher == null ? [over ? 1 : 0, -1, 0] : [over ? 1 : 0, voucher.amount, voucher.seq]
+  return [over ? 1 : 0, generation ?? 0, voucher?.amount ?? -1, voucher?.seq ?? 0, left == null ? 0 : 1]
 }
 
 export function better (one, other) {
