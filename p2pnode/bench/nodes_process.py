@@ -70,7 +70,7 @@ class _Host:
             peer=self.key.peer_id, instance=instance, sign=self.key.sign, wall=time.time, draw=random.random
         )
         self._exchange = AdvertExchange(
-            book, publisher, peer=self.key.peer_id, instance=instance, wall=time.time
+            book, publisher, peer=self.key.peer_id, starts=[instance], wall=time.time
         )
 
     def judge(self, author: Any, data: bytes) -> Any:

@@ -82,16 +82,18 @@ class NetworkChecks:
         key = peer_key(self._data)
         if key is None:
             return ok("identity", "none yet")
+        ours = self._data.known_starts()
         running = self.own.instance if self.own is not None else None
         strangers = [
             advert
             for advert in self.adverts
             if advert.peer == key.peer_id
             and advert.instance != running
+            and advert.instance not in ours
             and (running is not None or self._running is None)
         ]
         newest = max((advert.issued_at for advert in strangers), default=0)
-        # What an earlier start of ours signed may live on for its lifetime: only newer ones count.
+        # What a start that is not known any more signed may live on for its lifetime: only newer ones count.
         since = self.own.issued_at if self.own is not None else self.now - CLOCK_SKEW_MAX_S
         if strangers and newest > since:
             remedy = "a data dir was copied: stop one of them, and give it a data dir of its own (--data-dir)"

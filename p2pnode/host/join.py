@@ -113,9 +113,11 @@ class Join:
             if self._stopping or identity is None:
                 return
             listen = config.listen or free_listen(LISTEN_DEFAULT)
+            starts = await off_the_loop(data.new_start)  # here: starts that fail before add nothing to it
             self._node = node = Node(
                 NodeSetup(
                     key=identity.key,
+                    starts=starts,
                     listen=listen,
                     announce=_own_addresses(config.announce, identity.key.peer_id),
                     bootstrap=bootstrap,

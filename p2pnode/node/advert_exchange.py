@@ -8,7 +8,7 @@ drives exactly this. It knows no network: ``adverts.py`` acts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
 
@@ -74,7 +74,8 @@ ExchangeEmission: TypeAlias = Publish | Answered | Expired
 class AdvertExchange:
     """Of one node. Messages are questions for adverts, commands ``PublisherCommand``.
 
-    ``wall`` gives epoch seconds, which adverts are dated in; ``instance`` is this start's own.
+    ``wall`` gives epoch seconds, which adverts are dated in. ``starts`` are the instances of this start and
+    of the earlier ones that are known: adverts under another are a copy's.
     """
 
     def __init__(
@@ -83,14 +84,14 @@ class AdvertExchange:
         publisher: Publisher,
         *,
         peer: PeerId,
-        instance: bytes,
+        starts: Collection[bytes],
         wall: Callable[[], float],
         origin_of: Callable[[PeerId], Origin | None] = lambda _peer: None,
     ) -> None:
         """``origin_of`` says where a peer is connected from; None where that isn't known."""
         self._origin_of = origin_of
         self._book, self._publisher = book, publisher
-        self._peer, self._instance, self._wall = peer, instance, wall
+        self._peer, self._starts, self._wall = peer, frozenset(starts), wall
         self._started_wall = wall()
         self._directory = Directory(book, peer=peer, own=self._own, wall=wall, sheet=publisher.sheet)
         self._asked: dict[StreamRef, int] = {}
@@ -219,10 +220,12 @@ class AdvertExchange:
         if advert.peer != self._peer:
             return
         self._book.forget(advert.peer)
-        # What an earlier start of ours signed may live on for its lifetime: only newer ones count.
-        # Its clock may have been ahead then: by more than others take, nobody has it.
-        newer = advert.issued_at > self._started_wall + CLOCK_SKEW_S
-        if advert.instance != self._instance and newer:
+        if advert.instance in self._starts:
+            # Ours. What we signed while our clock was ahead, somebody may have kept until its date came.
+            self._publisher.surpass(advert.seq)
+            return
+        # An earlier start that is not known any more may have signed what is older than this one.
+        if advert.issued_at > self._started_wall + CLOCK_SKEW_S:
             self.is_copied = True
 
     def _check_clock(self, signed: SignedAdvert, peer: PeerId) -> None:

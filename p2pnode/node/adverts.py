@@ -6,7 +6,7 @@ the node: somebody runs a copy of our identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -57,11 +57,12 @@ class AdvertService:
         key: PeerKey,
         *,
         limits: Limits,
-        instance: bytes,
+        starts: Sequence[bytes],
         wall: Callable[[], float],
         draw: Callable[[], float],
         privileged: Callable[[PeerId], bool],
     ) -> None:
+        """``starts`` are the instances of the node's starts; the last is this one's."""
         self._network, self._limits = network, limits
         self.wall = wall
         self.book = Book(
@@ -70,12 +71,12 @@ class AdvertService:
             origin_of=self._seen_at,
             draw=lambda count: int(draw() * count),
         )
-        self.publisher = Publisher(peer=key.peer_id, instance=instance, sign=key.sign, wall=wall, draw=draw)
+        self.publisher = Publisher(peer=key.peer_id, instance=starts[-1], sign=key.sign, wall=wall, draw=draw)
         self._exchange = AdvertExchange(
             self.book,
             self.publisher,
             peer=key.peer_id,
-            instance=instance,
+            starts=starts,
             wall=wall,
             origin_of=self._seen_at,
         )

@@ -1,7 +1,8 @@
 """The data dir: it holds a node's identity, and keeps two nodes from using the same one.
 
 ``join`` and ``gateway`` hold ``node.lock`` and write ``node.json``; ``ask`` and ``chat`` only read. The dir
-records its own place in ``place.json``, because a copy of it would use the same peer id as the original.
+records its own place in ``place.json``, because a copy of it would use the same peer id as the original, and
+in ``starts.json`` what tells its own adverts from a copy's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -31,10 +32,12 @@ from p2pnode.ids import PeerId
 
 _READY_NAMES: Final = frozenset({"peer_id", "url"})
 _READY_MAX: Final = 1 << 16
+INSTANCE_BYTES: Final = 8
+STARTS_MAX: Final = 1024
 _OURS: Final = frozenset(
     {
         "", "binding", "chain", "config", "devchain", "journal", "measured", "models", "node", "peer",
-        "peers", "phrase", "place", "receipt", "s5", "storage", "store", "told", "totals", "wallet",
+        "peers", "phrase", "place", "receipt", "s5", "starts", "storage", "store", "told", "totals", "wallet",
     }
 )  # fmt: skip
 """The first part of each name that this package makes in a data dir."""
@@ -244,6 +247,27 @@ class DataDir:
                 "own: --data-dir FOLDER"
             )
             raise ConfigError(msg)
+
+    @property
+    def starts(self) -> Path:
+        return self.root / "starts.json"
+
+    def known_starts(self) -> tuple[bytes, ...]:
+        """The instances of the last starts, newest last; none where the file is missing or damaged."""
+        try:
+            return tuple(bytes.fromhex(each) for each in json.loads(read_text_or_none(self.starts) or "[]"))
+        except (ValueError, TypeError):
+            return ()
+
+    def new_start(self, draw: Callable[[int], bytes] = os.urandom) -> tuple[bytes, ...]:
+        """Draw an instance for this start, write it down, and return those of the last starts, newest last.
+
+        It is on disk before anything is signed with it, so that no advert of ours is ever taken for a copy's.
+        Raises ``ConfigError``.
+        """
+        starts = (*self.known_starts(), draw(INSTANCE_BYTES))[-STARTS_MAX:]
+        write_atomic(self.starts, json.dumps([each.hex() for each in starts]).encode())
+        return starts
 
     @contextmanager
     def locked(self) -> Iterator[None]:

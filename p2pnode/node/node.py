@@ -28,6 +28,7 @@ from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import OriginRule
 from p2pnode.node.adverts import AdvertService
+from p2pnode.node.datadir import INSTANCE_BYTES
 from p2pnode.node.finder import Finder
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.peers import Peers
@@ -49,6 +50,8 @@ class NodeSetup:
     """What a node is made of. Only tests give ``transport`` and the fields after it."""
 
     key: PeerKey
+    starts: Sequence[bytes] = ()
+    """See ``DataDir.new_start``. A node without a data dir knows of no earlier start."""
     listen: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
@@ -76,7 +79,6 @@ class Node:
     def __init__(self, setup: NodeSetup) -> None:
         self.limits = setup.limits
         self.wall, self.draw, self.key = setup.wall, setup.draw, setup.key
-        self.instance = setup.draw(8)
         rng = setup.rng or random.SystemRandom()
         self.network = Network(
             NetworkConfig(
@@ -100,7 +102,7 @@ class Node:
             self.network,
             setup.key,
             limits=setup.limits,
-            instance=self.instance,
+            starts=setup.starts or (setup.draw(INSTANCE_BYTES),),
             wall=setup.wall,
             draw=rng.random,
             privileged=lambda peer: peer in self.peers.selection.reached,

@@ -152,6 +152,11 @@ class Publisher:
             case _:
                 assert_never(event)
 
+    def surpass(self, seq: int) -> None:
+        """Number what is signed from now on above ``seq``, which an advert of ours has that others hold."""
+        if seq > self._seq:
+            self._seq, self._stale = seq, True
+
     def _command(self, command: PublisherCommand, now: float) -> Sequence[Effect]:
         match command:
             case Update(announcement=announcement):

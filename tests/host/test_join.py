@@ -15,6 +15,7 @@ from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import EngineInfo
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedEngine
+from p2pnode.node.datadir import DataDir
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 
@@ -56,6 +57,7 @@ async def test_a_start_can_be_given_up_at_each_step(tmp_path: Path, stop_at: str
     assert seen == steps
     assert not (tmp_path / "ready").exists()
     assert not (tmp_path / "node.json").exists()
+    assert len(DataDir(tmp_path).known_starts()) == ("listening" in steps)
 
 
 async def test_a_model_that_loads_for_ever_does_not_hold_the_end_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,14 +47,21 @@ QUESTION = GetAdvert(peer=ALICE.peer)
 class Subject:
     """An exchange whose wall clock the test sets."""
 
-    def __init__(self, book: Book | None = None, **more: Any) -> None:
+    def __init__(
+        self, book: Book | None = None, *, starts: Sequence[bytes] = (bytes(8),), **more: Any
+    ) -> None:
         self.wall = float(WALL)
         self.book = Book() if book is None else book
         self.publisher = Publisher(
             peer=OWN.peer, instance=bytes(8), sign=OWN.sign, wall=lambda: self.wall, draw=lambda: 0.0
         )
         self.exchange = AdvertExchange(
-            self.book, self.publisher, peer=OWN.peer, instance=bytes(8), wall=lambda: self.wall, **more
+            self.book,
+            self.publisher,
+            peer=OWN.peer,
+            wall=lambda: self.wall,
+            starts=starts,
+            **more,
         )
 
     def give(self, event: Event, now: float = 0.0) -> list[Effect]:
@@ -218,6 +226,39 @@ def test_an_advert_of_our_own_that_we_did_not_make_is_a_copy_unless_an_earlier_s
     subject.exchange.judge(encode(signed), OTHER, MODEL)
     assert subject.exchange.is_copied == copied
     assert subject.book.get(OWN.peer, subject.wall) is None
+
+
+@pytest.mark.parametrize(("starts", "copied"), [([b"earlier!", bytes(8)], False), ([bytes(8)], True)])
+@pytest.mark.parametrize("way", ["gossip", "answer"])
+def test_what_an_earlier_start_signed_while_its_clock_was_ahead_is_no_copy_when_it_is_replayed(
+    way: str, starts: list[bytes], copied: bool
+) -> None:
+    subject = Subject(starts=starts)
+    ahead = int(subject.wall) + 3600
+    recorded = OWN.signed(instance=b"earlier!", issued_at=ahead, expires_at=ahead + 90, seq=ahead * 1000)
+    subject.wall += 3490
+    if way == "gossip":
+        subject.exchange.judge(encode(recorded), OTHER, MODEL)
+    else:
+        subject.exchange.sampled([recorded], OTHER)
+    assert subject.exchange.is_copied == copied
+    assert subject.book.get(OWN.peer, subject.wall) is None
+
+
+def test_what_is_signed_after_such_a_replay_is_newer_than_it_to_everybody() -> None:
+    subject, reader = Subject(starts=[b"earlier!", bytes(8)]), Book()
+    announcement = Announcement(
+        binding=OWN.advert().binding, addresses=(), offers=(offer(MODEL),), load=Load(slots=1)
+    )
+    subject.give(Command(Update(announcement)))
+    ahead = int(subject.wall) + 3600
+    recorded = OWN.signed(instance=b"earlier!", issued_at=ahead, expires_at=ahead + 90, seq=ahead * 1000)
+    subject.wall += 3490
+    for book in (subject.book, reader):
+        assert book.offer(recorded, OTHER, subject.wall, asked=True)[0] == "accepted"
+    subject.exchange.sampled([recorded], OTHER)
+    (own,) = answers(subject.give(Received(ASKER, 1, GetAdvert(peer=OWN.peer))))[0]
+    assert reader.offer(own, OWN.peer, subject.wall, asked=True)[0] == "accepted"
 
 
 def test_this_hosts_advert_goes_out_on_the_topics_that_are_followed() -> None:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from p2pnode.errors import ConfigError
 from p2pnode.files import read_secret_or_none, read_text_or_none, write_atomic, write_private
 from p2pnode.ids import PeerId
-from p2pnode.node.datadir import DataDir
+from p2pnode.node.datadir import INSTANCE_BYTES, STARTS_MAX, DataDir
 from p2pnode.node.keys import load_or_create_seed
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.storage.key_file import save_storage_key
@@ -169,6 +169,22 @@ def test_a_place_of_an_earlier_version_opens_whatever_number_the_disk_has_now(da
     data.place.write_text(json.dumps({"device": here.st_dev, "inode": here.st_ino + 1}))
     with pytest.raises(ConfigError, match="copied, moved or restored"):
         data.check_place()
+
+
+def test_the_instances_of_the_last_starts_are_kept_newest_last(data: DataDir) -> None:
+    assert data.known_starts() == ()
+    drawn = [number.to_bytes(INSTANCE_BYTES, "big") for number in range(STARTS_MAX + 2)]
+    assert data.new_start(lambda _count: drawn[0]) == (drawn[0],)
+    data.starts.write_text(json.dumps([each.hex() for each in drawn[:-1]]))
+    assert data.new_start(lambda _count: drawn[-1]) == tuple(drawn[2:])
+    assert data.known_starts() == tuple(drawn[2:])
+
+
+@pytest.mark.parametrize("text", ["", "{", "7", "[1]", '["xy"]', "[[]]"])
+def test_a_damaged_list_of_starts_begins_anew(data: DataDir, text: str) -> None:
+    data.starts.write_text(text)
+    assert data.known_starts() == ()
+    assert len(data.new_start()) == 1
 
 
 def test_no_remedy_for_a_copy_loses_an_identity(data: DataDir, tmp_path: Path) -> None:
