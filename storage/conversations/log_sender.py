@@ -101,7 +101,7 @@ class LogSender:
                 backoff.reset()
 
     async def send(self, *, behind: bool = False) -> list[Sent]:
-        """Send each log that lags once.
+        """Send once each log that lags, or that was kept by fewer than what counts now.
 
         ``behind``: also those that a quorum has, but some replica did not get. Raises ``StorageError``.
         """
@@ -109,7 +109,11 @@ class LogSender:
             self._renewing.cancel()  # it has the turn that is waited for below, and may take minutes
         async with self._turn:
             heads = await self._context.state.heads()
-            lacking = {local.sid for local in heads if behind and self._some_lack(local.sid)}
+            lacking = {
+                local.sid
+                for local in heads
+                if self._is_outgrown(local.sid) or (behind and self._some_lack(local.sid))
+            }
             first, then = to_send(heads, lacking=lacking)
             sent = [await self._send(local, check="new") for local in first]
             slots = trio.CapacityLimiter(self._context.limits.archive_pushes_at_once)
@@ -138,6 +142,16 @@ class LogSender:
     def _some_lack(self, sid: bytes) -> bool:
         last = self.last.get(sid)
         return last is not None and last.written is not None and bool(last.written.failures)
+
+    def _is_outgrown(self, sid: bytes) -> bool:
+        """Whether the replicas that have it were enough only while no others were known.
+
+        The serving host, say, counts until there are enough others, and who comes later has nothing then.
+        """
+        last = self.last.get(sid)
+        if last is None or last.written is None or not last.written.reached:
+            return False
+        return not self._context.replication.counted().reached(last.written.acks)
 
     async def _send(self, local: LocalHead, *, check: Check) -> Sent:
         keys = keys_of(self._keys, local.sid)

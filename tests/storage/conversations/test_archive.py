@@ -275,3 +275,33 @@ async def test_the_host_that_serves_is_no_part_of_a_quorum_where_others_are(
         status = await archive.flush()
         assert status.kept
         assert "the host that serves" in status.counted.weak
+
+
+async def test_what_was_kept_while_there_were_too_few_others_reaches_those_that_come(
+    world: World, autojump_clock: MockClock
+) -> None:
+    serving, first, *later = world.replicas
+    serving.place = "serving"
+    world.replicas[:] = [serving, first]
+    async with world.machine().on() as archive:
+        conversation = await archive.new()  # and the list, which the next turn does not change
+        assert "the host that serves" in (await archive.flush()).counted.weak
+        world.replicas += later
+        await conversation.append(asked("one"))
+        status = await archive.flush()
+        assert (status.kept, status.counted.weak) == (True, "")
+    world.replicas[:] = later  # the others are silent
+    async with world.machine("new").on() as archive:
+        recovered = await archive.recover()
+        assert [each.sid for each in recovered.conversations] == [conversation.sid]
+
+
+async def test_where_no_others_come_nothing_is_sent_twice(world: World, autojump_clock: MockClock) -> None:
+    world.replicas[0].place = "serving"
+    del world.replicas[2:]
+    async with world.machine().on() as archive:
+        await archive.new()
+        assert (await archive.flush()).kept
+        orders = [list(replica.order) for replica in world.replicas]
+        assert (await archive.flush()).kept
+        assert [replica.order for replica in world.replicas] == orders
