@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import socket
+import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -75,6 +78,60 @@ async def eventually(condition: Any, seconds: float = 10) -> None:
     with trio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
             await trio.sleep(0.01)
+
+
+class Cable:
+    """Between two networks on loopback; see :func:`cable_to`."""
+
+    def __init__(self, multiaddr: str) -> None:
+        self.multiaddr = multiaddr
+        """Of the network at its far end, for who dials through it."""
+        self._ends: list[trio.SocketStream] = []
+
+    async def carry(self, here: trio.SocketStream, there: trio.SocketStream) -> None:
+        """Bring each end what the other one sends, until one of them is gone."""
+        self._ends += (here, there)
+
+        async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                async for piece in source:
+                    await sink.send_all(piece)
+            nursery.cancel_scope.cancel()
+
+        async with here, there, trio.open_nursery() as nursery:
+            nursery.start_soon(copy, here, there)
+            nursery.start_soon(copy, there, here)
+
+    def cut(self) -> None:
+        """Each end gets an RST, without a word from the other one."""
+        for end in self._ends:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            end.socket.close()
+
+
+@contextlib.asynccontextmanager
+async def cable_to(network: Network) -> AsyncIterator[Cable]:
+    """A way to a network that can be cut."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    cable = Cable(network.multiaddrs[0].replace(f"/tcp/{port_of(network)}", f"/tcp/{port}"))
+
+    async def handle(here: trio.SocketStream) -> None:
+        await cable.carry(here, await trio.open_tcp_stream("127.0.0.1", port_of(network)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        yield cable
+        nursery.cancel_scope.cancel()
+
+
+def sockets_open() -> int:
+    """How many sockets this process has."""
+    links = []
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder was open while it was read
+            links.append(str(each.readlink()))
+    return sum(link.startswith("socket:") for link in links)
 
 
 class Wire:

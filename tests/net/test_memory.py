@@ -15,10 +15,11 @@ from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.ids import PeerId
 from p2pnode.net.gossip import Subscription
 from p2pnode.net.memory import MemoryNet
+from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
 from p2pnode.net.virtual_time import EPOCH_S, virtual_time
 from p2pnode.protocols.gossipsub.commands import ACCEPT, REJECT, Verdict
-from tests.net.memory_world import World, ip_of, world
+from tests.net.memory_world import World, config_of, ip_of, world
 from tests.net.support import ECHO, echo, eventually
 
 COUNT = 20
@@ -169,7 +170,7 @@ async def test_a_lossy_slow_wire_still_carries_everything_in_order(autojump_cloc
 async def test_a_taken_port_is_a_config_error_in_memory_too(autojump_clock: MockClock) -> None:
     async with world(1) as w:
         with pytest.raises(ConfigError, match="already taken"):
-            await type(w.nodes[0])(w.nodes[0]._config).run()
+            await Network(config_of(w.net, 0)).run()
 
 
 async def test_what_came_before_a_reset_is_read(autojump_clock: MockClock) -> None:

@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 import socket
-import struct
-from typing import Any
 
 import pytest
 
 from p2pnode.errors import ConfigError
-from p2pnode.net.network import Network
-from p2pnode.net.transports import WsStream, free_listen, is_free
-from tests.net.support import ECHO, ask_echo, echo, eventually, make, make_client, port_of, running
+from p2pnode.net.transports import free_listen, is_free
+from tests.net.support import (
+    ECHO,
+    ask_echo,
+    cable_to,
+    echo,
+    eventually,
+    make,
+    make_client,
+    port_of,
+    running,
+    sockets_open,
+)
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0/ws",)
-
-
-def only_stream(network: Network) -> WsStream:
-    """The WebSocket under its one connection."""
-    [connection] = network._swarm.all_live()
-    muxed: Any = connection.muxed
-    stream = muxed.secured_conn.conn.read_writer.read_write_closer.stream
-    assert isinstance(stream, WsStream)
-    return stream
 
 
 async def test_a_peer_that_vanishes_without_a_close_frame_leaves_no_socket_open() -> None:
     host, client = make("host", listen=LISTEN), make_client("client")
     host.serve(ECHO, echo)
     async with running(host, client):
-        await client.connect(host.multiaddrs[0])
-        await eventually(lambda: host.stats().connections == 1)
-        ours, theirs = only_stream(client)._socket, only_stream(host)._socket
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        theirs.socket.close()  # RST, without a word from WebSocket
-        await eventually(lambda: ours.socket.fileno() == -1)
-        await eventually(lambda: not client.connected_peers())
+        async with cable_to(host) as cable:
+            before = sockets_open()
+            await client.connect(cable.multiaddr)
+            await eventually(lambda: host.stats().connections == 1)
+            assert sockets_open() == before + 4
+            cable.cut()
+            await eventually(lambda: sockets_open() == before)
+            await eventually(lambda: not client.connected_peers())
         await ask_echo(client, host)
 
 
 async def test_a_connection_that_ends_in_order_leaves_no_socket_open_either() -> None:
     host, client = make("host", listen=LISTEN), make_client("client")
     async with running(host, client):
+        before = sockets_open()
         await client.connect(host.multiaddrs[0])
         await eventually(lambda: host.stats().connections == 1)
-        sockets = only_stream(client)._socket, only_stream(host)._socket
+        assert sockets_open() == before + 2
         await client.disconnect(host.peer_id)
-        await eventually(lambda: [each.socket.fileno() for each in sockets] == [-1, -1])
+        await eventually(lambda: sockets_open() == before)
 
 
 def _has_ipv6() -> bool:
