@@ -7,6 +7,7 @@ or in an overlay network. It is neither private nor global, and Python's ``ipadd
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 Scope: TypeAlias = Literal["global", "private", "shared", "link-local", "loopback"]
@@ -16,9 +17,12 @@ _Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _SHARED: Final = ipaddress.ip_network("100.64.0.0/10")
 _THIS_NETWORK: Final = ipaddress.ip_network("0.0.0.0/8")  # Linux takes it for loopback
 _NAT64: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+_KNOWN_MAX: Final = 1024
+"""Addresses that need not be parsed again: each advert brings those of the last one."""
 _LOCAL_NAMES: Final = (".localhost", ".local", ".lan", ".home", ".internal", ".home.arpa")
 
 
+@lru_cache(_KNOWN_MAX)
 def scope_of_host(host: str) -> Scope | None:
     """The scope of a name or an IP address, which may have brackets and a zone; None for no host's address.
 
@@ -33,6 +37,7 @@ def scope_of_host(host: str) -> Scope | None:
     return "private" if "." not in name or name.endswith(_LOCAL_NAMES) else "global"
 
 
+@lru_cache(_KNOWN_MAX)
 def ip_of(host: str) -> _Ip | None:
     """The IP address that ``host`` is; None for a name."""
     try:

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 import structlog
@@ -37,7 +38,7 @@ from p2pnode.protocols.events import (
     SetTimer,
     TimerFired,
 )
-from p2pnode.protocols.framing.codec import FrameDecoder, frame_head
+from p2pnode.protocols.framing.codec import FrameDecoder, frame_head, only_payload
 from p2pnode.protocols.gossipsub.commands import (
     FAULT_WEIGHTS,
     IGNORE,
@@ -104,7 +105,8 @@ class Subscription:
         return self
 
     async def __anext__(self) -> tuple[PeerId, bytes]:
-        await trio.lowlevel.checkpoint()
+        if self._queue:
+            await trio.lowlevel.checkpoint()
         while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
@@ -394,6 +396,7 @@ class Gossip:
 
     async def _read(self, link: _Link, stream: Stream) -> None:
         decoder, since = FrameDecoder(RPC_MAX, frame_min=0), math.inf
+        stream.take_with(partial(self._take, link, decoder))
         while self._links.get(link.peer) is link:
             if not decoder.pending:  # between RPCs silence is honest, and a scope costs more than a read
                 data = await stream.receive_some()
@@ -423,6 +426,19 @@ class Gossip:
                 since = math.inf
             elif payloads or since == math.inf:
                 since = trio.current_time()
+
+    def _take(self, link: _Link, decoder: FrameDecoder, data: bytes | bytearray) -> bool:
+        """Handle what came where it is one whole RPC; what is less or more is left to the reader."""
+        if decoder.pending or link.conduct != "ok":
+            return False
+        payload = only_payload(data, RPC_MAX)
+        if payload is None:
+            return False
+        try:
+            self._give(Received(link.peer, 0, payload))
+        except Exception as error:  # noqa: BLE001  in the task of the connection, which must go on
+            self._guard.note("gossip.received", error)
+        return True
 
     def _leave(self, subscription: Subscription) -> None:
         subscriptions = self._subscriptions.get(subscription.topic, [])

@@ -6,6 +6,8 @@ Knows nothing of frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from p2pnode.errors import UnreachableError
@@ -64,6 +66,13 @@ class Stream:
         except StreamLostError as error:
             raise UnreachableError(f"{self.peer} is gone or aborted the stream while we read") from error
         raise UnreachableError(f"{self.peer} has said nothing for {self._idle_s:g} s")
+
+    def take_with(self, taker: Callable[[bytes | bytearray], bool]) -> None:
+        """While a task waits in :meth:`receive_some`, offer ``taker`` first what comes. True: it took all.
+
+        It runs in the task of the connection, and neither waits nor raises.
+        """
+        self._stream.taker = taker
 
     async def send_eof(self) -> None:
         """Tell the other side that nothing more will be sent; reading goes on. Never raises."""

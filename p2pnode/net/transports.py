@@ -47,11 +47,15 @@ _REFUSED: Final = "connection refused (nothing listens there)"
 
 
 class TcpStream(ReadWriteCloser):
-    """A socket with a read buffer, so that the encryption's 2-byte lengths take no system call of their
-    own."""
+    """A socket with a read buffer, so that a handshake's 2-byte lengths take no system call of their own.
 
-    def __init__(self, stream: trio.SocketStream, remote: tuple[str, int] | None) -> None:
-        self._stream = stream
+    trio's own stream asks the kernel before each wait, mostly in vain, and passes through the scheduler after
+    each call that need not wait. With small packets that costs more than what is in them.
+    """
+
+    def __init__(self, sock: socket.socket, remote: tuple[str, int] | None) -> None:
+        """``sock`` must not block."""
+        self._socket = sock
         self._remote = remote
         self._buffer = b""
 
@@ -60,11 +64,14 @@ class TcpStream(ReadWriteCloser):
         if n == 0:
             return b""
         data = self._buffer
-        if not data:
+        while not data:
+            await self.wait_readable()
             try:
-                data = await self._stream.receive_some(READ_BYTES)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise ConnectionClosedError("the connection was lost", transport="tcp") from error
+                data = self._socket.recv(READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise _lost() from error
             if not data:
                 raise ConnectionClosedError("the other side closed the connection", transport="tcp")
         if n is None or n >= len(data):
@@ -74,37 +81,62 @@ class TcpStream(ReadWriteCloser):
         return data[:n]
 
     async def wait_readable(self) -> None:
-        """Wait until there is something to read, or the end. Reads nothing."""
-        await trio.lowlevel.wait_readable(self._stream.socket)
+        """Wait until there is something to read, or the end. Reads nothing.
+
+        Raises ``ConnectionClosedError`` where it was closed on this side.
+        """
+        try:
+            await trio.lowlevel.wait_readable(self._open_socket())
+        except trio.ClosedResourceError as error:
+            raise _lost() from error
 
     async def write(self, data: bytes) -> None:
-        """Send all of ``data``."""
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionClosedError("the connection was lost", transport="tcp") from error
+        """Send all of ``data``; doesn't yield where the socket takes it at once."""
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                try:
+                    await trio.lowlevel.wait_writable(self._open_socket())
+                except trio.ClosedResourceError as error:
+                    raise _lost() from error
+            except OSError as error:
+                raise _lost() from error
+
+    def _open_socket(self) -> socket.socket:
+        if self._socket.fileno() < 0:
+            raise _lost()
+        return self._socket
 
     async def close(self) -> None:
         """Close the socket."""
-        await trio.aclose_forcefully(self._stream)
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """Host and port of the other side."""
         return self._remote
 
-    @property
     def socket_stream(self) -> trio.SocketStream:
-        """The bare socket, for a protocol that takes it over."""
-        return self._stream
+        """The bare socket, for a protocol that takes it over before anything was read."""
+        return trio.SocketStream(trio.socket.from_stdlib_socket(self._socket))
+
+
+def _lost() -> ConnectionClosedError:
+    return ConnectionClosedError("the connection was lost", transport="tcp")
 
 
 def wrap(stream: trio.SocketStream) -> TcpStream:
-    """A stream that knows its peer even after the peer has left."""
+    """A stream in place of trio's, which is over. It knows its peer even after the peer has left."""
     try:
         name = stream.socket.getpeername()
+        remote = (str(name[0]), int(name[1]))
     except OSError:
-        return TcpStream(stream, None)
-    return TcpStream(stream, (str(name[0]), int(name[1])))
+        remote = None
+    return TcpStream(socket.socket(fileno=stream.socket.detach()), remote)
 
 
 class TcpListener(IListener):
@@ -237,8 +269,10 @@ def _bind_message(error: OSError, maddr: Multiaddr, host: str, port: int) -> str
 
 # ---- WebSocket
 
-MESSAGE_MAX_BYTES: Final = 1 << 20
-QUEUED_MESSAGES: Final = 4
+MESSAGE_MAX_BYTES: Final = 256 * 1024
+"""Implementations send one packet of Noise (64 kB) as one message, or join a few."""
+QUEUED_MESSAGES: Final = 1
+"""Besides the one that comes and the one that is read: so much each of hundreds of connections may hold."""
 CLOSE_S: Final = 0.5
 
 
@@ -293,17 +327,19 @@ class WsStream(ReadWriteCloser):
 async def upgrade(stream: TcpStream, start_task: StartTask) -> WsStream:
     """Answer the HTTP upgrade on an accepted socket. Raises ``HandshakeError`` for what is no request."""
 
+    bare = stream.socket_stream()
+
     async def answer(reader: Any) -> WebSocketConnection:
         request = await wrap_server_stream(
             reader,
-            stream.socket_stream,
+            bare,
             message_queue_size=QUEUED_MESSAGES,
             max_message_size=MESSAGE_MAX_BYTES,
         )
         return await request.accept()
 
-    connection = await shake_hands(start_task, stream.socket_stream, answer)
-    return WsStream(connection, stream.socket_stream, stream.get_remote_address())
+    connection = await shake_hands(start_task, bare, answer)
+    return WsStream(connection, bare, stream.get_remote_address())
 
 
 class WsTransport(ITransport):

@@ -1,12 +1,12 @@
 """From a bare connection to an encrypted, multiplexed one: Noise, then yamux, and nothing else.
 
-A peer that offers plaintext, TLS or another muxer is refused by the negotiation itself. Noise is the
-library's; the negotiation and yamux are ours.
+A peer that offers plaintext, TLS or another muxer is refused by the negotiation itself. The handshake of
+Noise is the library's; its packets, the negotiation and yamux are ours.
 """
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from libp2p.abc import IRawConnection, ISecureConn
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -22,23 +22,23 @@ from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.multiaddrs import from_id
 from p2pnode.net.negotiation import answer, propose
+from p2pnode.net.noise import NoiseConn
 from p2pnode.net.yamux import PROTOCOL as YAMUX
 from p2pnode.net.yamux import Yamux
 
-HANDSHAKE_MESSAGE_MAX: Final = 1024
-"""Bytes of one message of the Noise handshake: room for the largest identity in use, an RSA key of 3,072
-bits. To parse one of 60 kB takes seconds, and that comes before any signature is checked."""
+HANDSHAKE_MESSAGE_MAX: Final = 1280
+"""Bytes of one message of the Noise handshake: room for the largest identity in use, an RSA key of 4,096
+bits (1,169 bytes). To parse what fits takes 3 ms at most; one of 60 kB takes seconds, and that comes before
+any signature is checked."""
 OWN_STREAMS: Final = 32
 """Streams that gossip, the DHT, identify and ping may have open, besides the node's other protocols."""
 
 
-class _Bounded(RawConnection):
+class _Handshake(RawConnection):
     """A bare connection that refuses a handshake's message by its length, before its bytes have come."""
 
-    secured = False
-
     async def read(self, n: int | None = None) -> bytes:
-        if not self.secured and n is not None and n > HANDSHAKE_MESSAGE_MAX:
+        if n is not None and n > HANDSHAKE_MESSAGE_MAX:
             msg = f"a message of {n} bytes in the Noise handshake; {HANDSHAKE_MESSAGE_MAX} are allowed"
             raise ProtocolError(msg)
         return await super().read(n)
@@ -58,35 +58,42 @@ class Upgrader:
 
     async def upgrade_outbound(self, raw: IRawConnection, peer: PeerId) -> Yamux:
         """Secure a connection that we dialled. Raises ``UnreachableError`` when another peer answers."""
-        bare = _Bounded(raw.stream if isinstance(raw, RawConnection) else cast("ReadWriteCloser", raw), True)
+        wire = raw.stream if isinstance(raw, RawConnection) else cast("ReadWriteCloser", raw)
+        bare = _Handshake(wire, True)
         await propose(bare, [NOISE])
         # Checked here, because the library's own check doesn't say which peer answered.
         nobody = cast("ID", None)
         secured = await self._noise.secure_outbound(bare, nobody)
-        bare.secured = True
         actual = from_id(secured.get_remote_peer())
         if actual != peer:
             raise UnreachableError(
                 f"peer id mismatch: expected {peer}, but {actual} answers there. "
                 "The address belongs to another node now; ask for a fresh multiaddr."
             )
-        await propose(secured, [YAMUX])
-        return self._multiplexed(secured, peer)
+        conn = _packets(wire, secured)
+        await propose(conn, [YAMUX])
+        return self._multiplexed(conn, peer, is_initiator=True)
 
-    async def upgrade_inbound(self, stream: ReadWriteCloser) -> Yamux:
+    async def upgrade_inbound(self, wire: ReadWriteCloser) -> Yamux:
         """Secure a connection that was accepted, from whichever peer it comes."""
-        bare = _Bounded(stream, False)
+        bare = _Handshake(wire, False)
         await answer(bare, [NOISE])
         secured = await self._noise.secure_inbound(bare)
-        bare.secured = True
-        await answer(secured, [YAMUX])
-        return self._multiplexed(secured, from_id(secured.get_remote_peer()))
+        conn = _packets(wire, secured)
+        await answer(conn, [YAMUX])
+        return self._multiplexed(conn, from_id(secured.get_remote_peer()), is_initiator=False)
 
-    def _multiplexed(self, secured: ISecureConn, peer: PeerId) -> Yamux:
+    def _multiplexed(self, conn: NoiseConn, peer: PeerId, *, is_initiator: bool) -> Yamux:
         return Yamux(
-            secured,
+            conn,
             peer,
-            is_initiator=secured.is_initiator,
+            is_initiator=is_initiator,
             streams_inbound_max=self._limits.streams_per_peer + OWN_STREAMS,
             window_max=self._limits.stream_window_bytes,
         )
+
+
+def _packets(wire: ReadWriteCloser, secured: ISecureConn) -> NoiseConn:
+    """What follows the handshake. The library read that to its last byte, and nothing beyond."""
+    state = cast("Any", secured).conn.noise_state.noise_protocol
+    return NoiseConn(wire, sends=state.cipher_state_encrypt.k, receives=state.cipher_state_decrypt.k)

@@ -63,6 +63,9 @@ OUTBOUND_STREAMS_MAX: Final = 256
 KEEPALIVE_S: Final = 30.0
 ABANDONED_S: Final = 60.0
 FLUSH_S: Final = 0.5
+TAKEN_PER_READ: Final = 8
+"""So many arrivals of one read are taken in the task of the connection (see ``YamuxStream.taker``): a read
+may bring thousands, and the other connections wait."""
 
 
 class _Breach(Exception):  # noqa: N818  (internal)
@@ -115,6 +118,8 @@ class Yamux:
         self._body_stream: YamuxStream | None = None
         self._body_flags = 0
         self._out = bytearray()
+        self._may_take = 0
+        """Arrivals of this read that may still be taken at once."""
         self._headers = 0
         """Bytes of frames without a body that may still be queued."""
         self._out_ready: trio.Event | None = None
@@ -259,15 +264,16 @@ class Yamux:
                 return
             self._heard = True
             self.bytes_in += len(data)
+            self._may_take = TAKEN_PER_READ
+            now = trio.current_time()
             try:
-                if not self._feed(data):
+                if not self._feed(data, now):
                     return
             except _Breach:
                 self._enqueue(frame(GO_AWAY, 0, 0, GO_AWAY_PROTOCOL_ERROR))
                 with trio.move_on_after(FLUSH_S):
                     await self.wait_room(0)
                 return
-            now = trio.current_time()
             if (until := max(self._slow_until, now + self.pace(len(data)))) > now:
                 await trio.sleep_until(until)
                 self._heard = True  # the silence was ours
@@ -287,7 +293,12 @@ class Yamux:
                 if stream.closed_at and stream.closed_at < before:
                     stream.reset()
 
-    def _feed(self, data: bytes) -> bool:
+    def may_take(self) -> bool:
+        """Whether one more arrival may be taken at once; counts it."""
+        self._may_take -= 1
+        return self._may_take >= 0
+
+    def _feed(self, data: bytes, now: float) -> bool:
         """Parse what arrived. False after GO_AWAY."""
         buffer = self._in
         buffer += data
@@ -309,7 +320,7 @@ class Yamux:
             if version != 0:
                 raise _Breach
             if kind == DATA:
-                self._on_data_header(flags, stream_id, length)
+                self._on_data_header(flags, stream_id, length, now)
             elif kind == WINDOW_UPDATE:
                 stream = self._stream_of(flags, stream_id)
                 if stream is not None and length:
@@ -327,14 +338,14 @@ class Yamux:
         del buffer[:at]
         return True
 
-    def _on_data_header(self, flags: int, stream_id: int, length: int) -> None:
+    def _on_data_header(self, flags: int, stream_id: int, length: int, now: float) -> None:
         stream = self._stream_of(flags, stream_id)
         if length > (stream.recv_window if stream is not None else self._window_max):
             raise _Breach
-        if stream is not None:
-            stream.recv_window -= length
-            self.active_at = stream.active_at = trio.current_time()
         if length:
+            if stream is not None:
+                stream.recv_window -= length
+                self.active_at = stream.active_at = now
             self._body_left, self._body_stream, self._body_flags = length, stream, flags
         else:
             self._finish(stream, flags)
@@ -413,6 +424,9 @@ class YamuxStream:
         self.was_reset = False
         self.discarding = False
         self.closed_at = 0.0
+        self.taker: Callable[[bytes | bytearray], bool] | None = None
+        """Asked first for what comes while a reader waits, in the task of the connection: true where it took
+        all of it. It neither waits nor raises. To wake a reader costs more than most small messages do."""
         self._conn = conn
         self._buffer = bytearray()
         self._target = WINDOW_INITIAL
@@ -529,6 +543,10 @@ class YamuxStream:
             if not listened_to:
                 self.reset()  # so that the writer learns that nobody reads
         elif not self.was_reset:
+            taker = self.taker if self._readable is not None else None
+            if taker is not None and self._conn.may_take() and taker(data):
+                self._give_credit(len(data))
+                return
             self._buffer += data
             self._wake_reader()
 

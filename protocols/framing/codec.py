@@ -17,6 +17,10 @@ ITEMS_MAX: Final = 16 * 1024
 _VARINT_BYTES_MAX: Final = 4
 
 
+class OversizedError(ProtocolError):
+    """More than this side takes. Where a protocol is others', too, its sender may mean well."""
+
+
 def pack_frame(payload: bytes, frame_max: int = FRAME_MAX) -> bytes:
     """One frame. Raises ``ValueError`` for a payload that no peer would accept."""
     length = len(payload)
@@ -34,6 +38,18 @@ def frame_head(length: int) -> bytes:
         length >>= 7
     prefix.append(length)
     return bytes(prefix)
+
+
+def only_payload(data: bytes | bytearray, frame_max: int) -> bytes | None:
+    """The payload of ``data`` where that is one whole frame of at most ``frame_max`` bytes; else None."""
+    length = 0
+    for index, byte in enumerate(data[:_VARINT_BYTES_MAX]):
+        length |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            begins = index + 1
+            is_whole = length == len(data) - begins <= frame_max and not (index and not byte)
+            return bytes(data[begins:]) if is_whole else None
+    return None
 
 
 class FrameDecoder:
@@ -96,7 +112,7 @@ class FrameDecoder:
                     raise ProtocolError(msg)
                 if not self._frame_min <= length <= self._frame_max:
                     msg = f"a frame of {length} bytes; {self._frame_min} to {self._frame_max} are allowed"
-                    raise ProtocolError(msg)
+                    raise OversizedError(msg)
                 return length, index + 1
             shift += 7
         if len(self._buffer) - start >= _VARINT_BYTES_MAX:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
+import trio
+import trio.testing
+from libp2p.io.exceptions import ConnectionClosedError
 
 from p2pnode.errors import ConfigError
-from p2pnode.net.transports import free_listen, is_free
+from p2pnode.net.transports import TcpStream, free_listen, is_free, wrap
 from tests.net.support import (
     ECHO,
     ask_echo,
@@ -48,6 +53,61 @@ async def test_a_connection_that_ends_in_order_leaves_no_socket_open_either() ->
         assert sockets_open() == before + 2
         await client.disconnect(host.peer_id)
         await eventually(lambda: sockets_open() == before)
+
+
+async def pair() -> tuple[TcpStream, TcpStream]:
+    """Both ends of a TCP connection."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        here = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        return wrap(here), wrap(await listener.accept())
+
+
+async def test_all_bytes_arrive_in_order_while_the_reader_is_slow_and_both_ends_know_each_other() -> None:
+    here, there = await pair()
+    data, got = bytes(range(256)) * 40_000, b""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.write, data)  # more than the kernel takes at once
+        while len(got) < len(data):
+            got += await there.read(100_000)
+    assert got == data
+    assert await there.read(0) == b""
+    remote = here.get_remote_address()
+    assert remote is not None
+    assert remote[0] == "127.0.0.1"
+    await here.close()
+    await there.close()
+
+
+async def test_what_was_read_beyond_what_was_asked_for_comes_next() -> None:
+    here, there = await pair()
+    await here.write(b"abcdef")
+    assert [await there.read(2), await there.read(2), await there.read()] == [b"ab", b"cd", b"ef"]
+    await here.close()
+    with pytest.raises(ConnectionClosedError, match="the other side closed"):
+        await there.read()
+    await there.close()
+
+
+async def test_a_stream_that_is_closed_on_this_side_wakes_its_reader_and_its_writer() -> None:
+    here, there = await pair()
+    ended: list[str] = []
+
+    async def expect(work: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(ConnectionClosedError, match="lost"):
+            await work()
+        ended.append("")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, here.read)
+        nursery.start_soon(expect, partial(here.write, bytes(64 << 20)))
+        await trio.testing.wait_all_tasks_blocked()
+        await here.close()
+    assert len(ended) == 2
+    for work in (here.read, here.wait_readable, partial(here.write, b"x")):
+        await expect(work)
+    await here.close()
+    await there.close()
 
 
 def _has_ipv6() -> bool:

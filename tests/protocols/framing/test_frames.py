@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, frame_head, pack_frame
+from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, frame_head, only_payload, pack_frame
 
 payloads = st.lists(st.binary(min_size=1, max_size=300), max_size=12)
 
@@ -31,6 +31,18 @@ def feed_in_pieces(data: bytes, cuts: list[int]) -> tuple[list[bytes], bool]:
 def test_any_split_of_any_frames_decodes_the_same(frames: list[bytes], cuts: list[int]) -> None:
     data = b"".join(pack_frame(frame) for frame in frames)
     assert feed_in_pieces(data, cuts) == (frames, False)
+
+
+@given(st.binary(max_size=40) | st.binary(max_size=300).map(lambda body: frame_head(len(body)) + body))
+def test_one_whole_frame_and_nothing_else_gives_its_payload_at_once(data: bytes) -> None:
+    decoder = FrameDecoder(200, frame_min=0)
+    try:
+        payloads = decoder.feed(data)
+        decoder.check()
+    except ProtocolError:
+        payloads = []
+    is_one = len(payloads) == 1 and not decoder.pending
+    assert only_payload(data, 200) == (payloads[0] if is_one else None)
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=20))

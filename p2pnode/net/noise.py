@@ -1,0 +1,98 @@
+"""``NoiseConn``: a connection that is encrypted with Noise, after the handshake, which is the library's.
+
+The library's own session asks for the two bytes of a packet's length and then for its body, through six
+layers. This one takes all bytes that are there and decrypts each packet that is whole. It knows nothing of
+handshakes, peers or what is said. See ``protocols/transport/SPEC.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from p2pnode.errors import ProtocolError
+
+LENGTH_BYTES: Final = 2
+PLAINTEXT_MAX: Final = 65519
+"""Of one packet: 65,535 bytes with the 16 of its tag."""
+
+
+class Wire(Protocol):
+    """What carries the packets."""
+
+    async def read(self, n: int | None = None, /) -> bytes:
+        """At least one byte. Raises at the end."""
+        ...
+
+    async def write(self, data: bytes, /) -> None: ...
+    async def close(self) -> None: ...
+
+
+class NoiseConn:
+    """Reads and writes may run at the same time, each in one task.
+
+    ``sends`` and ``receives`` are the keys of the two directions, of 32 bytes each, which encrypted nothing
+    yet. A cancelled write may have sent a part of a packet: close the connection.
+    """
+
+    def __init__(self, wire: Wire, *, sends: bytes, receives: bytes) -> None:
+        self._wire = wire
+        self._sends, self._receives = ChaCha20Poly1305(sends), ChaCha20Poly1305(receives)
+        self._sent = self._received = 0
+        """Packets. Their numbers are the nonces, so that none can be repeated or left out unnoticed."""
+        self._came = bytearray()
+        """The beginning of a packet that is not whole yet."""
+        self._plain = b""
+        """What was decrypted and not read yet."""
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Between 1 and ``n`` bytes, all that is there without ``n``.
+
+        Raises at the end, and ``ProtocolError`` where a packet was forged or has nothing in it.
+        """
+        while not self._plain:
+            self._came += await self._wire.read()
+            self._decrypt()
+        plain = self._plain
+        if n is None or n >= len(plain):
+            self._plain = b""
+            return plain
+        self._plain = plain[n:]
+        return plain[:n]
+
+    def _decrypt(self) -> None:
+        """Decrypt the packets that have come whole."""
+        came, at = self._came, 0
+        pieces: list[bytes] = []
+        while (begins := at + LENGTH_BYTES) <= len(came):
+            ends = begins + int.from_bytes(came[at:begins], "big")
+            if ends > len(came):
+                break
+            try:
+                piece = self._receives.decrypt(_nonce(self._received), came[begins:ends], None)
+            except InvalidTag as error:
+                raise ProtocolError("a packet of Noise that was forged, repeated or left out") from error
+            if not piece:  # nobody sends one, and to decrypt it is work that no byte is counted for
+                raise ProtocolError("an empty packet of Noise")
+            self._received += 1
+            pieces.append(piece)
+            at = ends
+        del came[:at]
+        self._plain = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def write(self, data: bytes) -> None:
+        """Encrypt and send all of ``data``."""
+        for at in range(0, len(data), PLAINTEXT_MAX):
+            packet = self._sends.encrypt(_nonce(self._sent), data[at : at + PLAINTEXT_MAX], None)
+            self._sent += 1
+            await self._wire.write(len(packet).to_bytes(LENGTH_BYTES, "big") + packet)
+
+    async def close(self) -> None:
+        """Close what carries the packets."""
+        await self._wire.close()
+
+
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(8, "little").rjust(12, b"\0")
