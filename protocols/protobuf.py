@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from p2pnode.errors import ProtocolError
+from p2pnode.protocols.framing.codec import OversizedError
 
 Scalar: TypeAlias = Literal["bytes", "bool", "int32", "uint64"]
 _TYPES: Final = {"bytes": 12, "bool": 8, "int32": 5, "uint64": 4}
@@ -77,7 +78,7 @@ class Schema:
             left -= 1
             if left < 0:
                 msg = f"a {self.name} message of more than {most} entries"
-                raise ProtocolError(msg)
+                raise OversizedError(msg)
             key, at = self._varint(data, at, end)
             wire_type = key & 7
             if wire_type == 0:

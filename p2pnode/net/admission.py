@@ -26,7 +26,10 @@ from p2pnode.shares import FairShares, Origin
 # ---- before and during the handshake
 
 PATIENCE_S: Final = 1.0
-"""A handshake takes milliseconds. One that has lasted so long is dropped when another waits."""
+"""A handshake takes two or three round trips. One that has lasted so long is dropped when another waits."""
+FIRST_PATIENCE_S: Final = 3.0
+"""The same for the first handshake of an origin in a minute. Round trips to a peer far away take most of a
+second, and who floods has few origins."""
 PENDING_PER_HANDSHAKE: Final = 8
 TURNS_PER_S: Final = 16.0
 """Of a public prefix that has used up one turn for each place that this node has."""
@@ -41,8 +44,8 @@ class Ticket:
 
     origin: Origin
     drop: Callable[[], object]
-    since: float = 0.0
-    """When its handshake began."""
+    until: float = 0.0
+    """So long its handshake may last while others wait."""
     begun: trio.Event = field(default_factory=trio.Event)
     stirred: trio.Event = field(default_factory=trio.Event)
     """It has begun, or has come to be the one that waits longest."""
@@ -101,7 +104,7 @@ class Handshakes:
         while not ticket.begun.is_set():
             # When the oldest handshake has lasted too long, one waiter must wake: the one that waits longest.
             is_first = next(iter(self._waiting), None) is ticket
-            until = min(each.since for each in self.under_way) + PATIENCE_S if is_first else math.inf
+            until = min(each.until for each in self.under_way) if is_first else math.inf
             ticket.stirred = trio.Event()
             with trio.move_on_at(until):
                 await ticket.stirred.wait()
@@ -141,18 +144,18 @@ class Handshakes:
         now = trio.current_time()
         while self._waiting:
             if len(self.under_way) >= self._at_once:
-                oldest = next(iter(self.under_way))
-                if now < oldest.since + PATIENCE_S:
+                slowest = min(self.under_way, key=_until)
+                if now < slowest.until:
                     return
-                del self.under_way[oldest]
+                del self.under_way[slowest]
                 self.refused["slow_handshakes"] += 1
-                oldest.drop()
+                slowest.drop()
             self._forget_turns(now)
             ticket = self._whose_turn()
             self._forget_waiter(ticket)
             self._pending.leave(ticket)
             self._note_turn(ticket.origin, now)
-            ticket.since = now
+            ticket.until = now + (FIRST_PATIENCE_S if self._by_wide[ticket.origin.wide] == 1 else PATIENCE_S)
             self.under_way[ticket] = None
             ticket.begun.set()
             ticket.stirred.set()
@@ -179,6 +182,10 @@ class Handshakes:
             first.setdefault(ticket.origin, ticket)
         turn = min(first, key=lambda each: (wide[each.wide], near[each.near], self._draw()))
         return first[turn]
+
+
+def _until(ticket: Ticket) -> float:
+    return ticket.until
 
 
 def _longest_silent(tickets: Collection[Ticket]) -> Ticket | None:

@@ -3,7 +3,8 @@
 Pure: the time is an argument. Sums are kept by peer and by origin. An origin's sum alone never harms a peer
 that did nothing wrong itself: neighbours of a flooder stay. It lowers the bound of those of its peers that
 are at fault, so that twenty peer ids of one prefix don't get twenty times the patience. This module knows
-neither connections nor protocols: ``network.py`` acts.
+neither connections nor protocols: ``network.py`` acts. Whom the roles use at all is another question, with a
+longer memory: ``FaultLedger`` in ``node/node.py``.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from p2pnode.protocols.events import (
     SetTimer,
     TimerFired,
 )
-from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
+from p2pnode.protocols.framing.codec import FrameDecoder, OversizedError, pack_frame
 from p2pnode.protocols.kademlia.lookup import ANSWER_S
 from p2pnode.protocols.kademlia.messages import (
     ANSWER_MAX,
@@ -249,6 +249,9 @@ class Dht:
                 if not self._network.is_connected(peer):
                     await self._network.connect_peer(peer, to_text(ask.addresses))
                 report = Answered(asked.id, peer, await self._exchange(peer, ask.question))
+        except OversizedError as error:
+            # Implementations differ in what they keep and send: it is no answer, and no fault.
+            log.debug("dht.oversized", peer=peer, error=str(error))
         except ProtocolError as error:
             log.debug("dht.malformed", peer=peer, error=str(error))
             self._network.charge(peer, MALFORMED, MALFORMED_WEIGHT)

@@ -264,7 +264,13 @@ _PEERS_MAX: Final = 4096
 
 
 class FaultLedger:
-    """Counts the faults of each peer over ten minutes, of the 4096 peers with the latest faults."""
+    """Counts the faults of each peer over ten minutes, of the 4096 peers with the latest faults.
+
+    It is about what is said in the node's own protocols: a peer with ten faults is neither served nor used as
+    a replica any more, and stays connected. ``net/conduct.py`` protects the node from work and bytes: it
+    counts all layers, forgets in a minute, and slows or closes connections. Who breaks a protocol once a
+    minute never costs much work, and is still no use.
+    """
 
     def __init__(self) -> None:
         self._faults: BoundedMap[PeerId, tuple[float, int]] = BoundedMap(_PEERS_MAX)

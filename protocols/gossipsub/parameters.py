@@ -71,7 +71,8 @@ class Parameters:
     unsubscribe_backoff_s: int = 10
     backoff_max_s: int = 600
     """A longer one that a peer asks for is cut to this."""
-    backoffs_max: int = 4096
+    backoffs_max: int = 64
+    """Topics of one peer, connected or among ``scores_kept_max``."""
 
     gossip_window: int = 3
     """Heartbeats for which a message is offered."""
@@ -118,7 +119,7 @@ class Parameters:
     forgery_window_s: float = 60.0
     """A peer that brought so many refused messages in this time is not listened to for the rest of it."""
     scores_kept_max: int = 1024
-    """Peers that left and whose faults are remembered."""
+    """Peers that left and whose faults and back-offs are remembered."""
 
     score: ScoreParameters = field(default_factory=ScoreParameters)
 

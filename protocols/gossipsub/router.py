@@ -64,7 +64,7 @@ from p2pnode.protocols.gossipsub.messages import (
     signed_bytes,
 )
 from p2pnode.protocols.gossipsub.parameters import Parameters
-from p2pnode.protocols.gossipsub.scoring import Faults, Standing
+from p2pnode.protocols.gossipsub.scoring import Record, Standing
 
 HEARTBEAT: Final = "heartbeat"
 FORWARD: Final = "forward"
@@ -164,8 +164,7 @@ class GossipRouter:
         self._draw, self._seqno, self._known_topic = draw, seqno, known_topic
         self._peers: dict[PeerId, _Peer] = {}
         self._topics: dict[bytes, _Topic] = {}
-        self._left: BoundedMap[PeerId, Faults] = BoundedMap(limits.scores_kept_max)
-        self._backoffs: BoundedMap[tuple[PeerId, bytes], float] = BoundedMap(limits.backoffs_max)
+        self._left: BoundedMap[PeerId, Record] = BoundedMap(limits.scores_kept_max)
         self._seen: SeenIds[bytes] = SeenIds(limits.seen_s, limits.seen_max)
         self._said: SeenIds[tuple[bytes, bytes]] = SeenIds(limits.duplicate_s, limits.duplicates_max)
         self._brought: BoundedMap[tuple[bytes, bytes], Counter[PeerId]] = BoundedMap(limits.duplicates_max)
@@ -208,7 +207,7 @@ class GossipRouter:
             "names": sum(len(peer.topics) for peer in self._peers.values()),
             "mesh": sum(len(topic.mesh) for topic in self._topics.values()),
             "unwanted": sum(len(peer.unwanted) for peer in self._peers.values()),
-            "backoffs": len(self._backoffs),
+            "backoffs": sum(len(each.backoffs) for each in self._records()),
             "seen": len(self._seen),
             "said": len(self._said),
             "forwards": len(self._forwards),
@@ -218,6 +217,9 @@ class GossipRouter:
             "asked": self._promises.asked,
             "scores": len(self._left),
         }
+
+    def _records(self) -> list[Record]:
+        return [*(peer.standing.record for peer in self._peers.values()), *self._left.values()]
 
     # ---- the machine
 
@@ -276,7 +278,7 @@ class GossipRouter:
             case PeerDown(peer=peer):
                 if (gone := self._peers.pop(peer, None)) is not None:
                     self._leave_meshes(gone, now)
-                    self._left.put(peer, gone.standing.faults)
+                    self._left.put(peer, gone.standing.record)
                     self._promises.forget(peer)
             case Join(topic=name, validator=validator):
                 self._join(name, validator, now)
@@ -714,13 +716,13 @@ class GossipRouter:
         return not any(self._is_small(topic, peer) for topic in shared)
 
     def _backs_off(self, peer: _Peer, topic: bytes, now: float) -> bool:
-        until = self._backoffs.get((peer.id, topic))
+        until = peer.standing.record.backoffs.get(topic)
         return until is not None and until > now
 
     def _back_off(self, peer: _Peer, topic: bytes, now: float, seconds: float) -> None:
         if seconds > 0:
-            until = max(now + seconds, self._backoffs.get((peer.id, topic)) or 0.0)
-            self._backoffs.put((peer.id, topic), until)
+            backoffs = peer.standing.record.backoffs
+            backoffs.put(topic, max(now + seconds, backoffs.get(topic) or 0.0))
 
     def _graft(self, topic: bytes, joined: _Topic, peer: _Peer, now: float) -> None:
         joined.mesh[peer.id] = peer
@@ -788,8 +790,8 @@ class GossipRouter:
         self._said.sweep(now)
         if now >= self._sweep_at:
             self._sweep_at = now + BACKOFF_SWEEP_S
-            for key in [key for key in self._backoffs if (self._backoffs.get(key) or 0.0) <= now]:
-                self._backoffs.pop(key)
+            for record in self._records():
+                record.sweep(now)
         for peer in self._peers.values():
             _sweep(peer.unwanted, now)
 
@@ -890,7 +892,7 @@ class GossipRouter:
     def _next_candidate_at(self, topic: bytes, joined: _Topic, now: float) -> float | None:
         """When a mesh that is too small can be filled: as soon as the first back-off is over."""
         waits = [
-            self._backoffs.get((peer.id, topic)) or now
+            peer.standing.record.backoffs.get(topic) or now
             for peer in self._on(topic)
             if peer.id not in joined.mesh
         ]

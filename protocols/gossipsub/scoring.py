@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from p2pnode.bounded import TokenBucket
+from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.protocols.gossipsub.parameters import Parameters
 
 ZERO: Final = 0.1
@@ -44,22 +44,34 @@ class Decaying:
         return left if left >= ZERO else 0.0
 
 
-class Faults:
-    """What is remembered of a peer when it leaves: else it would come back with a clean name."""
+class Record:
+    """What is remembered of a peer when it leaves: else it would come back with a clean name.
 
-    __slots__ = ("behaviour", "invalid")
+    Back-offs stand here, and not in one table of all peers: there, whoever comes under ever new names could
+    push out those of others, and whoever forgets a back-off that was asked of it is at fault.
+    """
 
-    def __init__(self, half_life_s: float) -> None:
+    __slots__ = ("backoffs", "behaviour", "invalid")
+
+    def __init__(self, parameters: Parameters) -> None:
+        half_life_s = parameters.score.half_life_s
         self.invalid, self.behaviour = Decaying(half_life_s), Decaying(half_life_s)
+        self.backoffs: BoundedMap[bytes, float] = BoundedMap(parameters.backoffs_max)
+        """Until when it isn't grafted, by topic."""
+
+    def sweep(self, now: float) -> None:
+        """Forget the back-offs that are over."""
+        for topic in [each for each in self.backoffs if (self.backoffs.get(each) or 0.0) <= now]:
+            self.backoffs.pop(topic)
 
 
 class Standing:
     """One connected peer's score and allowances."""
 
-    def __init__(self, parameters: Parameters, faults: Faults | None = None) -> None:
+    def __init__(self, parameters: Parameters, record: Record | None = None) -> None:
         score = parameters.score
         self._parameters, self._score = parameters, score
-        self.faults = faults or Faults(score.half_life_s)
+        self.record = record or Record(parameters)
         self._first = Decaying(score.half_life_s)
         self._mesh_since: float | None = None
         self._meshes = 0
@@ -71,15 +83,15 @@ class Standing:
     @property
     def is_blameless(self) -> bool:
         """Whether it never did anything wrong, so that its score is not below 0."""
-        return self.faults.invalid.is_zero and self.faults.behaviour.is_zero
+        return self.record.invalid.is_zero and self.record.behaviour.is_zero
 
     def score(self, now: float) -> float:
         """Its score: above 0 for who serves us well, below for who misbehaves."""
         score = self._score
         earned = score.first_weight * self._first.value(now)
         earned += score.mesh_weight * min(score.mesh_minutes_max, self._in_mesh_s(now) / _MINUTE_S)
-        invalid = self.faults.invalid.value(now)
-        beyond = max(0.0, self.faults.behaviour.value(now) - score.behaviour_tolerance)
+        invalid = self.record.invalid.value(now)
+        beyond = max(0.0, self.record.behaviour.value(now) - score.behaviour_tolerance)
         return earned + score.invalid_weight * invalid**2 + score.behaviour_weight * beyond**2
 
     def grafted(self, now: float) -> None:
@@ -100,14 +112,14 @@ class Standing:
 
     def invalid(self, now: float) -> None:
         """It brought a message that every node refuses (P4)."""
-        self.faults.invalid.add(1.0, now)
+        self.record.invalid.add(1.0, now)
         if not 0 <= now - self._refused_since < self._parameters.forgery_window_s:
             self._refused, self._refused_since = 0, now
         self._refused += 1
 
     def misbehaved(self, now: float) -> None:
         """It broke a promise, grafted in its back-off, or flooded (P7)."""
-        self.faults.behaviour.add(1.0, now)
+        self.record.behaviour.add(1.0, now)
 
     def muted(self, now: float) -> bool:
         """Whether it brought so many refused messages of late that none is looked at."""

@@ -16,6 +16,7 @@ from p2pnode.limits import Limits
 from p2pnode.net.admission import (
     CONNECTIONS_PER_PAYER,
     COUNTED_S,
+    FIRST_PATIENCE_S,
     IDLE_S,
     PATIENCE_S,
     PENDING_PER_HANDSHAKE,
@@ -103,7 +104,7 @@ async def test_a_handshake_that_says_nothing_is_dropped_for_the_next(autojump_cl
     silent = turns.enter(HERE, dropped.set)
     assert silent is not None
     await turns.begin(silent)
-    with trio.fail_after(PATIENCE_S * 2):
+    with trio.fail_after(FIRST_PATIENCE_S + 0.1):
         await turns.begin(enter(turns, THERE))
     assert dropped.is_set()
 
@@ -114,9 +115,33 @@ async def test_a_slow_handshake_that_nobody_waits_behind_goes_on(autojump_clock:
     slow = turns.enter(HERE, dropped.set)
     assert slow is not None
     await turns.begin(slow)
-    await trio.sleep(PATIENCE_S * 3)
+    await trio.sleep(FIRST_PATIENCE_S * 2)
     await turns.begin(enter(turns, THERE))
     assert not dropped.is_set()
+
+
+@pytest.mark.parametrize(("more_s", "ends"), [(-0.5, True), (0.5, False)])
+async def test_the_first_handshake_of_an_origin_may_take_longer_while_another_floods(
+    autojump_clock: MockClock, more_s: float, *, ends: bool
+) -> None:
+    turns = handshakes(4)
+    dropped: list[str] = []
+
+    async def flood() -> None:
+        for number in range(40):
+            ticket = turns.enter(HERE, partial(dropped.append, f"silent {number}"))
+            assert ticket is not None
+            await turns.begin(ticket)
+
+    far = turns.enter(THERE, partial(dropped.append, "far"))
+    assert far is not None
+    await turns.begin(far)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flood)
+        await trio.sleep(FIRST_PATIENCE_S + more_s)
+        assert len(dropped) >= 4  # the second of that origin, and all after it
+        assert ("far" not in dropped) == ends
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_honest_handshake_is_next_while_one_origin_opens_a_hundred_a_second(

@@ -106,6 +106,24 @@ async def test_an_answer_of_a_dht_peer_costs_that_question_only(name: str) -> No
         assert node.stats().tasks_failed == {}
 
 
+@pytest.mark.parametrize(
+    ("answer", "faults"),
+    [
+        (Message(type=KINDS.GET_PROVIDERS, record={"key": b"k", "value": bytes(300_000)}), set()),
+        (Message(type=KINDS.GET_PROVIDERS, closerPeers=[Message.Peer(id=b"x")] * 3000), set()),
+        (None, {"kad_malformed"}),
+    ],
+    ids=["300 kB", "6,000 fields", "no message"],
+)
+async def test_an_answer_that_is_too_large_is_none_and_no_fault(
+    answer: Message | None, faults: set[str]
+) -> None:
+    data = answer.SerializeToString() if answer is not None else b"\xff" * 64
+    async with node_beside_a_liar(data) as (node, _honest):
+        await node.find_providers(bytes(32), limit=3)
+        assert set(node.stats().faults) == faults
+
+
 # ---- those who ask
 
 ATTACKED, HOST, CLIENT, FIRST_ATTACKER = range(4)

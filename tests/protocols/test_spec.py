@@ -427,7 +427,7 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "messages sent because it asked, in a heartbeat": [MESH.answer_bytes_per_heartbeat],
         "ids that it does not want": [MESH.unwanted_max, MESH.promise_s],
         "bytes that wait to be sent to it": [DEFAULT_LIMITS.gossip_send_bytes],
-        "back-offs, of all peers": [MESH.backoffs_max, MESH.backoff_max_s],
+        "back-offs, of one peer": [MESH.backoffs_max, MESH.backoff_max_s],
         "ids seen, of all peers": [MESH.seen_max, MESH.seen_s],
         "adverts accepted, of all peers": [MESH.duplicates_max, MESH.duplicate_s],
         "messages kept to be served, of all peers": [MESH.cache_messages_max, MESH.cache_bytes_max, OVERHEAD],

@@ -35,7 +35,7 @@ PEERS = 6
 TOPICS = ["one", "two", "three"]
 NAMES = [*(each.encode() for each in TOPICS), b"four", b"five", b"six", b"", b"x" * 200, b"\xff\xfe"]
 LIMITS = Parameters(
-    topics_per_peer=4, backoffs_max=5, seen_max=7, duplicates_max=6, promises_max=5, asked_max=6,
+    topics_per_peer=4, backoffs_max=2, seen_max=7, duplicates_max=6, promises_max=5, asked_max=6,
     cache_messages_max=5, cache_bytes_max=5 * (OVERHEAD + 40), unwanted_max=4, entries_per_list=6,
     ids_per_rpc=8,
     wants_per_rpc=4, wants_per_heartbeat=6, answer_bytes_per_heartbeat=200, scores_kept_max=3,
@@ -43,11 +43,12 @@ LIMITS = Parameters(
     bytes_per_s=20_000.0, bytes_burst=60_000.0, entries_per_s=300.0, entries_burst=1000.0, checks_burst=8.0,
     forwards_max=2,
 )  # fmt: skip
+KNOWN = PEERS + LIMITS.scores_kept_max
 BOUNDS = {
     "peers": PEERS, "topics": len(TOPICS), "names": PEERS * LIMITS.topics_per_peer,
     # A peer grafts itself up to the high mark, one that we dialled beyond it, until the next heartbeat.
     "mesh": len(TOPICS) * PEERS,
-    "unwanted": PEERS * LIMITS.unwanted_max, "backoffs": LIMITS.backoffs_max, "seen": LIMITS.seen_max,
+    "unwanted": PEERS * LIMITS.unwanted_max, "backoffs": KNOWN * LIMITS.backoffs_max, "seen": LIMITS.seen_max,
     "said": LIMITS.duplicates_max, "forwards": LIMITS.forwards_max, "messages": LIMITS.cache_messages_max,
     "message_bytes": LIMITS.cache_bytes_max, "promises": LIMITS.promises_max, "asked": LIMITS.asked_max,
     "scores": LIMITS.scores_kept_max,

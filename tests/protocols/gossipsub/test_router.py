@@ -583,15 +583,37 @@ def test_who_leaves_a_topic_prunes_its_neighbours_for_a_short_time() -> None:
 
 
 def test_back_offs_are_bounded_and_expire() -> None:
-    limits = Parameters(backoffs_max=8)
-    subject, peers = joined(20, parameters=limits)
-    for peer in peers:
-        subject.hear(peer, prune(backoff=5))
-    assert subject.router.held()["backoffs"] == 8
+    subject, peers = joined(3, parameters=Parameters(backoffs_max=8))
+    names = [b"/p2pnode/adverts/1/%064x" % number for number in range(20)]
+    for name in names:
+        subject.join(topic=name.decode())
+        for peer in peers:
+            subject.hear(peer, prune(name, 5))
+    assert subject.router.held()["backoffs"] == 3 * 8
     subject.rest(120)
     subject.command(Publish(TOPIC, b"a heartbeat's reason"))
     subject.rest(5)
     assert subject.router.held()["backoffs"] == 0
+
+
+def test_nobody_pushes_out_the_back_off_that_another_asked_for() -> None:
+    subject, [peer] = joined(1)
+    subject.hear(peer, prune(backoff=600))
+    for number in range(5000):
+        stranger = subject.connect(1 + number)
+        subject.hear(stranger, prune(backoff=600))
+        subject.command(PeerDown(stranger))
+    assert told(subject.rest(500), "graft") == {}
+    assert told(subject.rest(120), "graft").keys() == {peer}
+
+
+def test_a_back_off_outlives_the_connection() -> None:
+    subject, [peer] = joined(1)
+    subject.hear(peer, prune(backoff=30))
+    subject.command(PeerDown(peer))
+    subject.connect(0)
+    assert told(subject.rest(28), "graft") == {}
+    assert faults(subject.hear(peer, graft(NAME))) == [(peer, "graft")]
 
 
 @pytest.mark.parametrize(
