@@ -189,6 +189,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def arithmetic(self) -> bytes:
+        """The hash of the logits for a fixed prompt (``models/arithmetic.py``); empty where there are none.
+
+        It takes a slot for a prompt's time, and is the same each time unless other requests run meanwhile.
+        """
+        ...
+
     def stats(self) -> EngineStats:
         """A snapshot of the load."""
         ...

@@ -24,8 +24,10 @@ import trio
 
 from p2pnode.bounded import Backoff
 from p2pnode.errors import ConfigError, EngineError
+from p2pnode.models.arithmetic import LIKELIEST, arithmetic_hash, fixed_prompt
 from p2pnode.models.context import allocated
 from p2pnode.models.engine import (
+    ANYBODY,
     CompiledPrompt,
     EngineEvent,
     EngineFeature,
@@ -53,6 +55,8 @@ _BACKOFF_MAX_S: Final = 30.0
 _WAIT_FOR_RESTART_S: Final = 1.0
 _RETRY_LEAST_S: Final = 0.5
 _BAD_REQUEST: Final = 400
+_ARITHMETIC_KEY: Final = b"arithmetic"
+"""Of no session: their keys have 16 bytes and more."""
 
 log = structlog.get_logger(__name__)
 
@@ -163,6 +167,29 @@ class LlamaCppEngine:
     def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
         """As the slot table says."""
         return self._queue.table.reusable(cache_key, prompt_ids)
+
+    async def arithmetic(self) -> bytes:
+        """The hash for the fixed prompt, computed anew."""
+        prompt = fixed_prompt(len(await self._known_vocabulary()))
+        place = self._queue.enter(_ARITHMETIC_KEY, prompt, ANYBODY)
+        try:
+            assignment = await place.wait_assigned()
+            answer = await self._call(
+                "/completion",
+                {
+                    "prompt": prompt,
+                    "n_predict": 1,
+                    "n_probs": LIKELIEST,
+                    "temperature": 0.0,
+                    "samplers": ["temperature"],
+                    "cache_prompt": False,
+                    "id_slot": assignment.slot,
+                },
+            )
+            likeliest = answer["completion_probabilities"][0]["top_logprobs"]
+            return arithmetic_hash((each["id"], each["logprob"]) for each in likeliest)
+        finally:
+            self._queue.leave(place, ())
 
     def stats(self) -> EngineStats:
         """A snapshot of the load. ``extra`` has ``up``, which is 1 while the child runs."""

@@ -6,6 +6,7 @@ It advertises what it serves, and brings together what decides about a session: 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -14,7 +15,7 @@ import structlog
 import trio
 
 from p2pnode.bounded import BoundedMap
-from p2pnode.errors import P2PNodeError, StorageError, first_error
+from p2pnode.errors import EngineError, P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission
 from p2pnode.host.count import serve_counts
 from p2pnode.host.resumable import ResumableSessions
@@ -45,6 +46,7 @@ log = structlog.get_logger()
 Report: TypeAlias = Callable[[str, dict[str, object]], None]
 """Called with an event's name and fields, for people and for programs that watch."""
 _LOAD_INTERVAL_S = 10.0
+_MEASUREMENTS_MAX = 3
 _RENEW_AGAIN_S = 3600.0
 _PAYERS_MAX = 1024
 Renew: TypeAlias = Callable[[], Awaitable[HostIdentity]]
@@ -116,6 +118,8 @@ class Host:
                 linger_s=node.limits.linger_s,
             )
         self._grants = Grants()
+        self._measurements: Counter[ModelId] = Counter()
+        """How often an engine's arithmetic was asked for."""
         self.totals = Totals()
 
     @property
@@ -265,9 +269,30 @@ class Host:
         )
 
     async def _watch_load(self) -> None:
+        idle: set[ModelId] = set()
+        """Models that nobody had asked anything when that was looked at last."""
         while True:
             await trio.sleep(_LOAD_INTERVAL_S)
+            was_idle, idle = idle, {each.model for each in self._models.values() if _is_idle(each.engine)}
+            for model in idle & was_idle & self._warm.keys():
+                if self._measurements[model] < _MEASUREMENTS_MAX:
+                    await self._measure(model)
             await self._advertise()
+
+    async def _measure(self, model: ModelId) -> None:
+        """Have an engine measured that is not needed now: what its profile then says is the engine's own."""
+        self._measurements[model] += 1
+        engine = self._models[model].engine
+        try:
+            first, again = await engine.arithmetic(), await engine.arithmetic()
+        except EngineError as error:
+            log.debug("arithmetic.not_measured", reason=str(error))
+            return
+        if first != again:  # somebody else was served meanwhile, with whom it was computed together
+            log.debug("arithmetic.unsteady", model=self._models[model].name)
+            return
+        self._measurements[model] = _MEASUREMENTS_MAX
+        self._warm[model] = replace(self._warm[model], arithmetic=first)
 
     # ---- serving
 
@@ -449,6 +474,11 @@ class Host:
             },
         )
         log.info("turn.served", tokens_in=turn.tokens_in, tokens_out=turn.tokens_out, reason=turn.reason)
+
+
+def _is_idle(engine: Engine) -> bool:
+    stats = engine.stats()
+    return not stats.active and not stats.queued
 
 
 def _has_paid(session: ServedSession) -> bool:

@@ -12,6 +12,7 @@ from p2pnode.errors import ProtocolError
 from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
 from p2pnode.models.engine import EngineFeature, EngineInfo
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
+from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.adverts.messages import (
@@ -20,6 +21,7 @@ from p2pnode.protocols.adverts.messages import (
     Advert,
     Capability,
     GetSheet,
+    Profile,
     Sheet,
     SheetAnswer,
     SheetOffer,
@@ -179,3 +181,54 @@ async def test_a_host_that_answers_with_another_sheet_breaks_the_protocol(autoju
         host.node.network.serve(PROTOCOL, lie)
         with pytest.raises(ProtocolError, match="not the one"), trio.fail_after(60):
             await asker.node.adverts.sheet(found)
+
+
+# ---- measured
+
+
+class _Measured(ScriptedEngine):
+    """An engine with logits: its arithmetic is what the test says, one answer after another."""
+
+    def __init__(self, *answers: bytes) -> None:
+        super().__init__()
+        self.answers, self.asked = list(answers), 0
+
+    async def arithmetic(self) -> bytes:
+        self.asked += 1
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+async def _profile_after(engine: _Measured, seconds: float) -> Profile | None:
+    async with world() as w:
+        host, asker = await w.add([replace(scripted_host(), engine=engine)]), await w.add()
+        await trio.sleep(seconds)
+        sheet = await asker.node.adverts.sheet(await _advert_of(asker, host))
+        assert sheet is not None
+        return sheet.offers[0].profile
+
+
+async def test_an_idle_engine_is_measured_and_its_profile_says_so(autojump_clock: MockClock) -> None:
+    engine = _Measured(b"a" * 32)
+    profile = await _profile_after(engine, 60)
+    assert profile is not None
+    assert (profile.arithmetic, engine.asked) == (b"a" * 32, 2)  # and not again
+
+
+async def test_an_engine_is_not_measured_as_soon_as_it_is_loaded(autojump_clock: MockClock) -> None:
+    engine = _Measured(b"a" * 32)
+    profile = await _profile_after(engine, 5)
+    assert profile is not None
+    assert (profile.arithmetic, engine.asked) == (None, 0)
+
+
+async def test_numbers_that_do_not_stay_the_same_are_measured_again_a_few_times(
+    autojump_clock: MockClock,
+) -> None:
+    settles = _Measured(b"a" * 32, b"b" * 32, b"c" * 32)
+    profile = await _profile_after(settles, 120)
+    assert profile is not None
+    assert (profile.arithmetic, settles.asked) == (b"c" * 32, 4)
+    never = _Measured(*(bytes([number]) * 32 for number in range(40)))
+    profile = await _profile_after(never, 600)
+    assert profile is not None
+    assert (profile.arithmetic, never.asked) == (None, 6)

@@ -95,6 +95,15 @@ class EngineConformance:
         assert info == await engine.load()
         assert (info.n_ctx, info.slots) == (N_CTX, SLOTS)
 
+    async def test_its_arithmetic_is_the_same_each_time_and_takes_no_slot_for_long(
+        self, engine: Engine
+    ) -> None:
+        first = await engine.arithmetic()
+        assert len(first) in (0, 32)
+        assert await engine.arithmetic() == first
+        assert (engine.stats().active, engine.stats().queued) == (0, 0)
+        assert engine.reusable(b"arithmetic", (1,)) == 0
+
     async def test_events_come_in_order_and_done_counts_the_ids_delivered(self, engine: Engine) -> None:
         prompt = await question(engine)
         answer = await ask(engine, prompt)

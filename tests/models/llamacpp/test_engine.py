@@ -359,3 +359,13 @@ def test_settings_that_make_no_sense_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="threads is 0; it must be from 1 to"):
         LlamaCppConfig(threads=0)
     assert LlamaCppConfig().threads >= 1
+
+
+async def test_another_process_with_other_slots_computes_the_same_numbers(
+    smollm: LocalModel, engine: LlamaCppEngine
+) -> None:
+    other = LlamaCppEngine(smollm, LlamaCppConfig(n_ctx=512, slots=1, threads=1))
+    try:
+        assert await other.arithmetic() == await engine.arithmetic() != b""
+    finally:
+        await other.aclose()
