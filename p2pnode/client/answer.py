@@ -387,14 +387,16 @@ class Answer:
             self._search = await self._open_search()
             if self.trusted:
                 self._search.keep_to_trusted()
-        failover, anew = self._failover, self._failover.wants_next_host
+        failover, candidate = self._failover, self._candidate
         ask = self._make_ask(self._partial.next_prompt())
+        spent = sum(item.cost for item in self.bill)
+        tokens_out = ask.body.sampling.tokens_max
+        self._search.ask_for(TurnBound(tokens_in=ask.input_max, tokens_out=tokens_out, spent=spent))
+        if candidate is not None and not self._search.within_cost(candidate.advert.peer):
+            failover.leave_host()  # another session with it could cost more than the user allows
+        anew = failover.wants_next_host
         if anew:
-            spent = sum(item.cost for item in self.bill)
-            tokens_out = ask.body.sampling.tokens_max
-            self._search.ask_for(TurnBound(tokens_in=ask.input_max, tokens_out=tokens_out, spent=spent))
-            self._candidate = await self._search.next()
-        candidate = self._candidate
+            self._candidate = candidate = await self._search.next()
         if candidate is None:
             error = failover.no_host(self._search.ranking(), self._search.failures)
             if self._shortened(error):

@@ -169,6 +169,10 @@ class HostSearch:
         """This is the most that is asked of the next host."""
         self._choice.turn = turn
 
+    def within_cost(self, peer: PeerId) -> bool:
+        """Whether this host may be asked once more, as far as its cost goes: it may take another fee."""
+        return self._choice.within_cost(peer)
+
     @property
     def standby(self) -> PeerId | None:
         """The host that is kept ready; it goes before its equals."""

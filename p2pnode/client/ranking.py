@@ -364,6 +364,13 @@ class HostChoice:
         """Leave out hosts whose context is smaller."""
         self._filters = replace(self._filters, n_ctx_min=max(tokens, self._filters.n_ctx_min))
 
+    def within_cost(self, peer: PeerId) -> bool:
+        """Whether :attr:`turn` may be asked of this host once more, as far as its cost goes."""
+        advert = self._found.get(peer)
+        offer = advert.offer(self._model) if advert is not None else None
+        paid = self._fee_paid(peer)
+        return offer is None or not _too_dear(offer, self._filters, self.turn, fee_paid=paid)
+
     def keep_to_trusted(self) -> None:
         """Leave out hosts that the user didn't name as ones to trust, where any were named."""
         self._filters = replace(self._filters, rules=self._filters.rules.keep_to_trusted())

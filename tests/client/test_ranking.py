@@ -226,6 +226,21 @@ def test_a_host_that_could_cost_more_than_is_allowed_is_left_out(
         assert "--max-cost allows" in ranking.excluded[0].excluded
 
 
+def test_a_host_whose_session_is_gone_may_be_too_dear_to_ask_once_more() -> None:
+    open_with = {peer(1)}
+    choice = HostChoice(
+        MODEL, Filters(cost_max=5_200), measured={}, payable=lambda *_: "", has_session=open_with.__contains__
+    )
+    choice.found(advert(1, **PAID))
+    choice.turn = replace(TURN, spent=5_070)  # the fee, and a part of the answer
+    assert choice.within_cost(peer(1))
+    open_with.clear()
+    assert not choice.within_cost(peer(1))  # another fee
+    choice.turn = TURN
+    assert choice.within_cost(peer(1))
+    assert choice.within_cost(peer(2))  # of which nothing is known
+
+
 def test_a_free_host_costs_nothing_whatever_the_fee_that_it_names() -> None:
     free = advert(1, session_fee=5_000)
     assert cost_bound(free.offers[0], TURN, fee_paid=False).total == 0
