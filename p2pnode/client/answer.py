@@ -221,6 +221,11 @@ class Answer:
         return attempt.session if attempt is not None else None
 
     @property
+    def wallet(self) -> bytes | None:
+        """The wallet of the host that was asked last, by its binding; 20 bytes."""
+        return self._candidate.advert.binding.wallet if self._candidate is not None else None
+
+    @property
     def standby(self) -> PeerId | None:
         """The next host, if one is ready to go on."""
         return self._search.standby if self._search is not None else None

@@ -65,8 +65,10 @@ class Conversation:
         stored = self.stored
         if stored is not None:
             self._history = History.of_turns(stored.turns)
-            hosts = {str(piece.host) for turn in stored.turns for piece in turn.pieces}
-            self._trusted = bool(hosts & HostRules.of(trust=runtime.config.trust).trust)
+            rules = HostRules.of(trust=runtime.config.trust)
+            self._trusted = any(
+                rules.knows(piece.host, piece.wallet) for turn in stored.turns for piece in turn.pieces
+            )
             stored.moved, self._branches = False, len(stored.branches)
         if options.system and not self._history.messages:
             self._say("system", options.system)
@@ -176,12 +178,13 @@ class Conversation:
             )
         )  # fmt: skip
 
-    def note_bill(self, item: BillItem) -> None:
-        """Write down what a host's part of the answer cost, and the voucher that pays for it."""
+    def note_bill(self, item: BillItem, wallet: bytes | None) -> None:
+        """Write down what the part of a host with this wallet cost, and the voucher that pays for it."""
         self._write(
             Piece(
-                role="assistant", host=item.peer, session=item.session, tokens_in=item.tokens_in,
-                reused=item.reused, tokens_out=item.tokens_out, cost=item.cost, at=self._runtime.now(),
+                role="assistant", host=item.peer, wallet=wallet, session=item.session,
+                tokens_in=item.tokens_in, reused=item.reused, tokens_out=item.tokens_out, cost=item.cost,
+                at=self._runtime.now(),
             )
         )  # fmt: skip
         self.note_purchases(item.session)
@@ -264,7 +267,7 @@ class _AnswerWatcher:
         self._note(answer, answer.text_known)
         # In a piece of their own: a piece with a text says that all ids so far have theirs.
         self._note(answer, len(answer.ids))
-        self._conversation.note_bill(item)
+        self._conversation.note_bill(item, answer.wallet)
 
     def ended(self, answer: Answer, finish: Finish | None) -> None:
         """It is whole; or it was stopped or cut short, and may go on."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.errors import ConfigError
-from p2pnode.ids import host_name
+from p2pnode.ids import PeerId, host_name
 from p2pnode.protocols.adverts.messages import Advert
 
 
@@ -45,6 +45,10 @@ class HostRules:
         """Whether its user named this host as one to trust."""
         return bool(names_of(advert) & self.trust)
 
+    def knows(self, peer: PeerId | None, wallet: bytes | None) -> bool:
+        """Whether this peer, or this wallet (20 bytes), is one to trust."""
+        return bool(_names(peer, wallet) & self.trust)
+
     def keep_to_trusted(self) -> HostRules:
         """These rules, once a host that is trusted knows what was said."""
         return replace(self, trusted_only=bool(self.trust))
@@ -63,4 +67,10 @@ class HostRules:
 
 def names_of(advert: Advert) -> frozenset[str]:
     """The names of a host, in the form that :func:`~p2pnode.ids.host_name` gives."""
-    return frozenset({str(advert.peer), host_name(shown_address(advert.binding.wallet))})
+    return _names(advert.peer, advert.binding.wallet)
+
+
+def _names(peer: PeerId | None, wallet: bytes | None) -> frozenset[str]:
+    named = [str(peer)] if peer is not None else []
+    named += [host_name(shown_address(wallet))] if wallet is not None else []
+    return frozenset(named)

@@ -65,6 +65,7 @@ def _part(piece: Piece) -> dict[str, Any]:
         "ids": list(piece.ids),
         "model": _hex(piece.model),
         "host": piece.host,
+        "wallet": _hex(piece.wallet),
         "session": _hex(piece.session),
         "receipt": _hex(piece.receipt),
         "tokens_in": piece.tokens_in,

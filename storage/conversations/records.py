@@ -22,7 +22,7 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.s5.ids import BlobHash
-from p2pnode.protocols.wire import U32, U63, Bytes32, Codec, Key, Range, Size, exactly, message
+from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Key, Range, Size, exactly, message
 
 PIECE_TEXT_MAX: Final = 1 << 19
 """Bytes of text in one piece; longer text takes several."""
@@ -70,6 +70,7 @@ class Piece:
     finish: Annotated[Finish | None, Key("f")] = None
     model: Annotated[ModelIdBytes | None, Key("m")] = None
     host: Annotated[PeerId | None, Size(1, _PEER_MAX), Key("h")] = None
+    wallet: Annotated[Bytes20 | None, Key("w")] = None
     session: Annotated[SessionIdBytes | None, Key("s")] = None
     receipt: Annotated[Bytes32 | None, Key("r")] = None
     tokens_in: Annotated[U63, Key("ti")] = 0

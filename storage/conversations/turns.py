@@ -137,6 +137,7 @@ def _join(first: Piece, then: Piece) -> Piece:
         text=first.text + then.text,
         ids=first.ids + then.ids,
         finish=then.finish,
+        wallet=then.wallet or first.wallet,
         receipt=then.receipt or first.receipt,
         tokens_in=first.tokens_in + then.tokens_in,
         reused=first.reused + then.reused,

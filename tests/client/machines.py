@@ -37,6 +37,7 @@ async def machine(
     keeps: bool = True,
     told: Events | None = None,
     wall: Callable[[], float] = wall_clock,
+    trust: Sequence[str] = (),
 ) -> AsyncIterator[Client]:
     """A client with a data dir of its own. ``knows`` are its first peers, ``stores`` keep its replicas."""
     data = DataDir(folder)
@@ -50,7 +51,12 @@ async def machine(
             transport=w.net.transport(ip), wall=wall, draw=rng.randbytes, rng=rng,
         )
     )  # fmt: skip
-    config = NodeConfig(data_dir=folder, stores=tuple(each.node.multiaddrs[0] for each in stores), mdns=False)
+    config = NodeConfig(
+        data_dir=folder,
+        stores=tuple(each.node.multiaddrs[0] for each in stores),
+        mdns=False,
+        trust=tuple(trust),
+    )
     await w.nursery.start(node.run)
     async with Client(
         config,

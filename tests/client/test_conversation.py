@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pnode.chain.addresses import shown_address
 from p2pnode.cli.client import conversation_text
 from p2pnode.client.conversation import Conversation
 from p2pnode.client.question import ChatOptions
@@ -21,7 +22,7 @@ from p2pnode.protocols.inference.prompt_rules import call_seed, next_seed, seed_
 from p2pnode.storage.conversations.records import Piece
 from tests.client.machines import machine, options, read, say
 from tests.client.support import Events
-from tests.node.world import Member, World, scripted_host, world
+from tests.node.world import Member, World, identity_of, scripted_host, world
 from tests.storage.blob_world import serve_store
 
 
@@ -88,6 +89,29 @@ async def test_a_conversation_goes_on_in_a_later_run_on_the_same_machine(
     async with machine(w, tmp_path / "a", ip="10.0.9.7") as client:
         conversation = await client.resume(sid)
         assert [message.text for message in conversation.messages] == ["one", first, "two", second]
+
+
+@pytest.mark.parametrize("by", ["peer id", "wallet"])
+async def test_in_a_later_run_no_stranger_learns_what_a_host_that_is_trusted_was_told(
+    by: str, tmp_path: Path, w: World, host: Member, autojump_clock: MockClock
+) -> None:
+    stranger = await w.add([scripted_host()], bootstrap=host.node.multiaddrs[:1])
+    wallet = shown_address(identity_of(host.index, 0).binding.wallet)
+    trust = [host.node.peer_id if by == "peer id" else wallet]
+    async with machine(w, tmp_path / "a", knows=[host], trust=trust) as client:
+        conversation = await client.new_conversation(options())
+        await say(conversation, "one")
+        sid = await written(conversation)
+    w.crash(host)
+    async with machine(w, tmp_path / "a", knows=[stranger], ip="10.0.9.8", trust=trust) as client:
+        conversation = await client.resume(sid)
+        with pytest.raises(NoHostError, match="a stranger"):
+            await say(conversation, "two")
+    assert stranger.host is not None
+    assert stranger.host.totals.turns == 0
+    async with machine(w, tmp_path / "a", knows=[stranger], ip="10.0.9.7") as client:
+        conversation = await client.resume(sid)  # who trusts nobody has no strangers
+        await say(conversation, "three")
 
 
 async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alone(
