@@ -28,7 +28,7 @@ from tests.storage.blob_world import serve_store
 
 @pytest.fixture
 async def w(autojump_clock: MockClock) -> AsyncIterator[World]:
-    """An empty world on a clock that jumps."""
+    """An empty world on a clock that jumps, where the test itself asks for that clock, too."""
     async with world() as made:
         yield made
 
@@ -73,7 +73,7 @@ async def written(conversation: Conversation) -> bytes:
 
 
 async def test_a_conversation_goes_on_in_a_later_run_on_the_same_machine(
-    tmp_path: Path, w: World, host: Member
+    tmp_path: Path, w: World, host: Member, autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path / "a", knows=[host]) as client:
         conversation = await client.new_conversation(options())
@@ -115,7 +115,7 @@ async def test_in_a_later_run_no_stranger_learns_what_a_host_that_is_trusted_was
 
 
 async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alone(
-    tmp_path: Path, w: World, host: Member, stores: list[Member], told: Events
+    tmp_path: Path, w: World, host: Member, *, stores: list[Member], told: Events, autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path / "a", knows=[host], stores=stores, told=told) as client:
         conversation = await client.new_conversation(options())
@@ -134,7 +134,7 @@ async def test_a_conversation_is_taken_up_on_another_machine_from_the_words_alon
 
 
 async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_the_next_run(
-    tmp_path: Path, w: World, host: Member, told: Events
+    tmp_path: Path, w: World, host: Member, told: Events, autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path / "a", knows=[host], told=told) as client:
         await say(await client.new_conversation(options()), "one")
@@ -156,7 +156,7 @@ async def test_without_replicas_it_is_kept_here_and_that_is_said_and_sent_with_t
 
 
 async def test_an_answer_that_was_cut_short_goes_on_from_its_last_token_on_another_machine(
-    tmp_path: Path, w: World
+    tmp_path: Path, w: World, autojump_clock: MockClock
 ) -> None:
     host = await w.add([scripted_host(tokens_per_s=50)])
     other = await w.add([scripted_host()], bootstrap=host.node.multiaddrs[:1])
@@ -194,7 +194,9 @@ async def test_an_answer_that_was_cut_short_goes_on_from_its_last_token_on_anoth
         assert not conversation.cut_short
 
 
-async def test_an_answer_that_is_whole_can_not_go_on(tmp_path: Path, w: World, host: Member) -> None:
+async def test_an_answer_that_is_whole_can_not_go_on(
+    tmp_path: Path, w: World, host: Member, autojump_clock: MockClock
+) -> None:
     async with machine(w, tmp_path / "a", knows=[host]) as client:
         conversation = await client.new_conversation(options())
         await say(conversation, "one")
@@ -203,7 +205,7 @@ async def test_an_answer_that_is_whole_can_not_go_on(tmp_path: Path, w: World, h
 
 
 async def test_a_question_asked_again_leaves_the_answer_before_out_of_the_prompt(
-    tmp_path: Path, w: World, host: Member
+    tmp_path: Path, w: World, host: Member, autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path / "a", knows=[host]) as client:
         conversation = await client.new_conversation(options())
@@ -215,7 +217,9 @@ async def test_a_question_asked_again_leaves_the_answer_before_out_of_the_prompt
         assert [message.role for message in conversation.messages] == ["user", "assistant", "assistant"]
 
 
-async def test_a_question_asked_again_is_asked_with_the_next_seed(tmp_path: Path, w: World) -> None:
+async def test_a_question_asked_again_is_asked_with_the_next_seed(
+    tmp_path: Path, w: World, autojump_clock: MockClock
+) -> None:
     seeds: list[int] = []
 
     def script(_prompt: tuple[int, ...], seed: int) -> str:
@@ -242,7 +246,9 @@ async def asked_in_vain(w: World, tmp_path: Path) -> bytes:
         return await written(conversation)
 
 
-async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(tmp_path: Path, w: World) -> None:
+async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(
+    tmp_path: Path, w: World, autojump_clock: MockClock
+) -> None:
     sid = await asked_in_vain(w, tmp_path)
     host = await w.add([scripted_host()])
     async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
@@ -256,7 +262,9 @@ async def test_a_question_that_nobody_answered_is_answered_in_a_later_run(tmp_pa
         ]
 
 
-async def test_another_question_takes_the_place_of_one_that_nobody_answered(tmp_path: Path, w: World) -> None:
+async def test_another_question_takes_the_place_of_one_that_nobody_answered(
+    tmp_path: Path, w: World, autojump_clock: MockClock
+) -> None:
     sid = await asked_in_vain(w, tmp_path)
     host = await w.add([scripted_host()])
     async with machine(w, tmp_path / "a", knows=[host], ip="10.0.9.8") as client:
@@ -265,7 +273,7 @@ async def test_another_question_takes_the_place_of_one_that_nobody_answered(tmp_
 
 
 async def test_a_conversation_that_is_only_looked_at_is_not_told_of(
-    tmp_path: Path, w: World, host: Member, stores: list[Member]
+    tmp_path: Path, w: World, host: Member, stores: list[Member], autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path / "a", knows=[host], stores=stores) as client:
         conversation = await client.new_conversation(options())
@@ -278,7 +286,7 @@ async def test_a_conversation_that_is_only_looked_at_is_not_told_of(
 
 
 async def test_stores_that_are_named_without_a_key_to_seal_with_are_not_passed_over_in_silence(
-    tmp_path: Path, w: World, host: Member, told: Events
+    tmp_path: Path, w: World, host: Member, told: Events, autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path / "a", knows=[host], stores=[host], keeps=False, told=told) as client:
         await say(await client.new_conversation(options(5), keep=False), "one")
@@ -289,7 +297,7 @@ async def test_stores_that_are_named_without_a_key_to_seal_with_are_not_passed_o
 
 
 async def test_a_client_without_a_storage_key_talks_and_keeps_nothing(
-    tmp_path: Path, w: World, host: Member, told: Events
+    tmp_path: Path, w: World, host: Member, told: Events, autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path / "a", knows=[host], keeps=False, told=told) as client:
         conversation = await client.new_conversation(options())
@@ -303,7 +311,7 @@ async def test_a_client_without_a_storage_key_talks_and_keeps_nothing(
 
 
 async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_down(
-    tmp_path: Path, w: World, host: Member, told: Events
+    tmp_path: Path, w: World, host: Member, told: Events, autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path, knows=[host], told=told) as client:
         conversation = await client.new_conversation(options())
@@ -323,7 +331,9 @@ async def test_a_client_leaves_in_time_when_what_was_said_can_not_be_written_dow
     assert [each["reason"] for each in told.named("conversation.not_kept")]
 
 
-async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(tmp_path: Path, w: World) -> None:
+async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(
+    tmp_path: Path, w: World, autojump_clock: MockClock
+) -> None:
     host = await w.add([scripted_host(tokens_per_s=20)])
     told = Events()
     with trio.CancelScope() as interrupted:
@@ -343,7 +353,7 @@ async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(tmp_path:
 
 
 async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept_that_is_not(
-    tmp_path: Path, w: World, host: Member, told: Events
+    tmp_path: Path, w: World, host: Member, told: Events, autojump_clock: MockClock
 ) -> None:
     with contextlib.ExitStack() as failing:
         async with machine(w, tmp_path, knows=[host], told=told) as client:
@@ -371,7 +381,7 @@ async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept
 
 
 async def test_a_question_is_answered_where_the_store_can_not_be_opened(
-    tmp_path: Path, w: World, host: Member, told: Events
+    tmp_path: Path, w: World, host: Member, told: Events, autojump_clock: MockClock
 ) -> None:
     async with machine(w, tmp_path, knows=[host], told=told) as client:
         (tmp_path / "store").mkdir()
@@ -382,7 +392,9 @@ async def test_a_question_is_answered_where_the_store_can_not_be_opened(
     assert len(told.named("conversation.not_kept")) == 1
 
 
-async def test_two_answers_at_once_in_one_conversation_do_not_become_one(tmp_path: Path, w: World) -> None:
+async def test_two_answers_at_once_in_one_conversation_do_not_become_one(
+    tmp_path: Path, w: World, autojump_clock: MockClock
+) -> None:
     host = await w.add([scripted_host(tokens_per_s=50)])
     async with machine(w, tmp_path, knows=[host]) as one:
         first = await one.new_conversation(options())
