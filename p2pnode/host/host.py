@@ -33,7 +33,7 @@ from p2pnode.payments.checkpoints import serve_receipts
 from p2pnode.payments.escrow import EscrowIntake, HostMoney, Source
 from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
-from p2pnode.protocols.adverts.messages import ADDRESSES_TOLD, Address, Load, Offer, Sheet
+from p2pnode.protocols.adverts.messages import ADDRESSES_TOLD, RELEASE_MIN, Address, Load, Offer, Sheet
 from p2pnode.protocols.adverts.signatures import profile_hash
 from p2pnode.protocols.inference.channel import HostPayment
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
@@ -232,6 +232,7 @@ class Host:
                 load=self._load(),
                 draining=self._admission.is_draining,
                 sheet=self._sheet(),
+                release_min=RELEASE_MIN,
             )
         )
 

@@ -23,6 +23,8 @@ TURNS_MAX: Final = 64
 """The most turns at once that a session may have."""
 RELEASE: Final = 1
 """The number of this release: one more with each that an older one can't talk with in full."""
+RELEASE_MIN: Final = 1
+"""The oldest release that this one can talk with."""
 
 PeerIdText = Annotated[PeerId, Size(8, 64)]
 ModelIdBytes = Annotated[ModelId, exactly(32)]

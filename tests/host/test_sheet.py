@@ -18,6 +18,8 @@ from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.adverts.messages import (
     CODEC,
     PROTOCOL,
+    RELEASE,
+    RELEASE_MIN,
     Advert,
     Capability,
     GetSheet,
@@ -154,6 +156,7 @@ async def test_a_hosts_sheet_is_fetched_once_and_has_what_the_advert_has_no_room
         assert (offer.name, offer.profile.engine, offer.slots) == (SCRIPTED, "scripted", 4)
         assert found.offers[0].profile == profile_hash(offer.profile)
         assert sheet.addresses == ("/ip4/10.0.0.1/tcp/4001",)
+        assert found.release_min == RELEASE_MIN <= RELEASE
         assert host.node.adverts.served["GetSheet"] == 1
 
 
