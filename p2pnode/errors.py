@@ -36,6 +36,7 @@ WireCode = Literal[
     "stalled",
     "shutting_down",
     "internal",
+    "in_use",
 ]
 WIRE_CODES: Final[frozenset[str]] = frozenset(get_args(WireCode))
 

@@ -59,6 +59,7 @@ def exactly(length: int) -> Size:
 U32 = Annotated[int, Range(0, 2**32 - 1)]
 U63 = Annotated[int, Range(0, 2**63 - 1)]
 """Counts, epoch seconds and amounts in token units: never negative, fits SQLite and JSON readers."""
+Bytes16 = Annotated[bytes, exactly(16)]
 Bytes20 = Annotated[bytes, exactly(20)]
 Bytes32 = Annotated[bytes, exactly(32)]
 Bytes64 = Annotated[bytes, exactly(64)]

@@ -295,11 +295,11 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """Output; ``seq`` counts over the session."""
+    """Output; ``index`` counts in the turn."""
 
     at: float
     session: SessionId
-    seq: int
+    index: int
     ids: tuple[int, ...]
 
 
@@ -331,15 +331,13 @@ class Trace:
 
     def places(self) -> Iterator[tuple[SessionId, int, int]]:
         """(session, place, id) of each token that came."""
-        came: Counter[SessionId] = Counter()
         base: dict[SessionId, int] = {}
         for each in self.noted:
             if isinstance(each, Asked):
-                base[each.session] = len(each.prefix) - came[each.session]
+                base[each.session] = len(each.prefix)
             elif isinstance(each, Came):
                 for offset, token in enumerate(each.ids):
-                    yield each.session, base[each.session] + each.seq + offset, token
-                came[each.session] += len(each.ids)
+                    yield each.session, base[each.session] + each.index + offset, token
 
     def judge(self, ids: Sequence[int], signed: Mapping[SessionId, int]) -> Verdict:
         """``ids`` are the answer's; ``signed`` says how many output tokens each session's voucher pays."""
@@ -379,8 +377,9 @@ def traced_sessions() -> Iterator[Trace]:
         value = await receive(session)
         if session.accept is not None:
             match value:
-                case Delivered(seq=seq, ids=ids):
-                    trace.noted.append(Came(trio.current_time(), session.accept.session, seq, ids))
+                case Delivered(tokens=tokens):
+                    now = trio.current_time()
+                    trace.noted.append(Came(now, session.accept.session, tokens.index, tokens.ids))
                 case Quoted(quote=quote):
                     noted = Counted(trio.current_time(), session.accept.session, quote.tokens_in)
                     trace.noted.append(noted)

@@ -37,21 +37,22 @@ from p2pnode.payments.books import open_journal
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
 from p2pnode.protocols.crypto import keccak256, key_address, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Effect, Emit, Received, Send
-from p2pnode.protocols.inference.channel import ClientPayment, HostPayment
+from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, HostTerms
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     Ask,
     Count,
     Counted,
+    Delivered,
     Escrowed,
     Generate,
-    GenStarted,
     GenTokens,
     Issued,
     Paid,
     Relay,
     Signed,
     Start,
+    TokensTaken,
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import (
@@ -62,7 +63,7 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
     SessionTerms,
 )
-from p2pnode.protocols.inference.open_session import HostTerms
+from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.typed_data import Domain
 
 _STREAMS: Final = 4
@@ -75,6 +76,7 @@ _SETTLED_S: Final = 4.0
 _PRICES: Final = ("--price-in=1", "--price-out=2", "--session-fee=0.001")
 _SHORTEST: Final = 0.9
 _CLIENT: Final = PeerId("bench client")
+_PIECE: Final = Piece(ids=tuple(range(16)), text="word " * 16)
 _N_CTX: Final = 1 << 20
 _WARM: Final = 10
 _PLENTY: Final = 10**15
@@ -258,7 +260,7 @@ class _BothSides:
             sign=key.sign, epoch=1, draw=bytes, terms=HostTerms(n_ctx=_N_CTX),
         )  # fmt: skip
         self._client = ClientSession(
-            host=key.peer_id, stream=0, model=scripted_model_id(), salt=bytes(32),
+            host=key.peer_id, stream=0, model=scripted_model_id(), salt=bytes(32), holder=bytes(16),
             payment=buying if paid else None,
         )  # fmt: skip
 
@@ -285,12 +287,11 @@ class _BothSides:
         if not self._run:
             msg = "the session did not come to its first token"
             raise LocalError(msg)
-        await self._tell("host", GenStarted(self._run, 10, 0))
 
     async def checkpoint(self) -> None:
         """32 tokens, in frames of 16, and all that follows from them."""
-        for start in range(0, CHECKPOINT_EVERY, 16):
-            await self._tell("host", GenTokens(self._run, tuple(range(start, start + 16)), "word " * 16))
+        for _ in range(0, CHECKPOINT_EVERY, len(_PIECE.ids)):
+            await self._tell("host", GenTokens(self._run, _PIECE))
 
     async def _tell(self, side: str, command: object) -> None:
         await self._handle(side, Command(command))
@@ -332,6 +333,8 @@ class _BothSides:
             case Paid(voucher=voucher):
                 await journal.host_paid(session, voucher)
                 self._note("host journal", before)
+            case Delivered(tokens=tokens):
+                await self._tell("client", TokensTaken(tokens.index + len(tokens.ids)))
             case Signed(voucher=voucher):
                 await journal.signed(session, voucher, int(time.time()))
                 self._note("client journal", before)

@@ -409,7 +409,7 @@ class Failover:
         blames = self._blames(error, attempt, state)
         ended = None
         if attempt is not None and state is not None:
-            lost = situation.lost or attempt.turn_over
+            lost = situation.lost or attempt.restarted
             ended = self._end(attempt, state, reason_of(error, lost=lost), dropped=dropped)
         if attempt is not None or not self._same_host:  # that it can't be reached again says less
             self._last_error = error

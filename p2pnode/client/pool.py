@@ -105,6 +105,7 @@ class SessionPool:
             model,
             limits=self._runtime.limits,
             draw=self._runtime.node.draw,
+            holder=self._runtime.holder,
             purchase=purchase,
             addresses=[address.multiaddr for address in candidate.advert.addresses],
             sleep=self._runtime.node.sleep,

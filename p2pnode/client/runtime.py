@@ -52,6 +52,8 @@ class Runtime:
         )
         self.data = DataDir(config.data_dir)
         self.owns_node, self.payer = node is None, payer
+        self.holder = secrets.token_bytes(16)
+        """Tells this client from others of the same wallet."""
         self.on_event = on_event
         """The listener of this client's events."""
         self.local: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -32,6 +33,7 @@ from p2pnode.protocols.inference.commands import (
     Receipted,
     SessionFailed,
     Start,
+    TokensTaken,
     TurnDone,
     TurnFailed,
 )
@@ -60,6 +62,7 @@ class Session:
         *,
         limits: Limits,
         draw: Callable[[int], bytes],
+        holder: bytes,
         purchase: Purchase | None = None,
         addresses: Sequence[str] = (),
         sleep: SleepWatch | None = None,
@@ -67,10 +70,13 @@ class Session:
         self._sleep = sleep
         self.host, self.model, self._addresses = host, model, addresses
         self._network, self._limits, self._purchase = network, limits, purchase
+        self._holder = holder
         self._machine = self._first_machine(draw(32))
         self._driver: Driver | None = None
-        # Full when the application does not read: then nothing is acknowledged, and the host pauses.
-        self._send, self._receive = trio.open_memory_channel[ClientEmission](64)
+        # What the application has not read waits here: no more than a turn's read credit, and its text.
+        self._send, self._receive = trio.open_memory_channel[ClientEmission](math.inf)
+        self._key = 0
+        """Of the turn that was asked last."""
         self._on_open: Callable[[], None] = lambda: None
         self.accept: Accept | None = None
         self.failure: SessionFailed | None = None
@@ -104,6 +110,7 @@ class Session:
             stream=0,
             model=self.model,
             salt=salt,
+            holder=self._holder,
             times=self._times,
             payment=None if self._purchase is None else self._purchase.payment,
         )
@@ -218,6 +225,7 @@ class Session:
                     stream=0,
                     model=self.model,
                     salt=b"",
+                    holder=self._holder,
                     times=self._times,
                     resume=held,
                     peer=self._network.peer_id,
@@ -311,6 +319,8 @@ class Session:
         """Begin a turn; read it with :meth:`receive`. Raises :meth:`error` where it is over."""
         if self._driver is None or self.over:
             raise self.error()
+        self._key += 1
+        ask = replace(ask, key=self._key)
         self._asked, self._turns_before = ask, self._turns
         if self._back.is_set():
             self._driver.command_nowait(ask)
@@ -334,8 +344,13 @@ class Session:
             event = await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise self.error() from None
-        if isinstance(event, SessionFailed):
-            raise self.error()
+        match event:
+            case SessionFailed():
+                raise self.error()
+            case Delivered(tokens=tokens, key=key):
+                self._command(TokensTaken(tokens.index + len(tokens.ids), key))
+            case _:
+                pass
         return event
 
     @property
@@ -347,7 +362,7 @@ class Session:
         """Stop the turn; its remaining events still come, if there is a stream."""
         if not self._back.is_set():
             self._asked = None  # so that a resume does not ask it again
-        self._command(CancelTurn())
+        self._command(CancelTurn(self._key))
 
     def close(self) -> None:
         """End the session in order."""
@@ -359,7 +374,7 @@ class Session:
         self._receive.close()
         self._command(End())
 
-    def _command(self, value: CancelTurn | End) -> None:
+    def _command(self, value: CancelTurn | TokensTaken | End) -> None:
         if self._driver is not None and not self.over:
             self._driver.command_nowait(value)
 
@@ -431,4 +446,4 @@ class Session:
     def _turns(self) -> int:
         """How many turns the machine has begun."""
         held = self._machine.held
-        return held.turns if held is not None else 0
+        return held.asked if held is not None else 0

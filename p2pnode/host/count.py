@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from p2pnode.errors import WireCode
-from p2pnode.host.served_session import count_input
+from p2pnode.host.served_session import counted
 from p2pnode.ids import ModelId
 from p2pnode.models.engine import Engine
 from p2pnode.net.stream import Stream
@@ -129,7 +129,8 @@ class _Counting:
 
     async def _count(self, engine: Engine, order: commands.Count) -> None:
         async with self._engine_places:
-            await count_input(engine, order, _NO_CACHE, self._machine.n_ctx, self._driver.command)
+            news, _ = await counted(engine, order, _NO_CACHE, self._machine.n_ctx)
+            await self._driver.command(news)
 
 
 def _oldest_incomplete(places: Collection[_Counting]) -> _Counting | None:

@@ -19,7 +19,7 @@ from p2pnode.errors import EngineError, P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission
 from p2pnode.host.count import serve_counts
 from p2pnode.host.resumable import ResumableSessions
-from p2pnode.host.served_session import ServedSession
+from p2pnode.host.served_session import ServedSession, SessionWork
 from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
 from p2pnode.host.totals import Totals
 from p2pnode.ids import ModelId, PeerId, SessionId
@@ -35,11 +35,12 @@ from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
 from p2pnode.protocols.adverts.messages import ADDRESSES_TOLD, RELEASE_MIN, Address, Load, Offer, Sheet
 from p2pnode.protocols.adverts.signatures import profile_hash
-from p2pnode.protocols.inference.channel import HostPayment
+from p2pnode.protocols.inference.channel import HostPayment, HostTerms
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
-from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession, OpenSession
+from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
+from p2pnode.protocols.inference.prompts import PromptRoom
 from p2pnode.protocols.typed_data import amount_due
 
 log = structlog.get_logger()
@@ -97,6 +98,9 @@ class Host:
         self._epoch = int(node.wall() * 1000)
         self.escrow: EscrowIntake | None = None
         self._resumable: ResumableSessions | None = None
+        self._work: dict[SessionId, SessionWork] = {}
+        """Of the paid sessions that are open, their streams lost or not."""
+        self._prompt_room = PromptRoom()
         if money is not None:
             self._epoch = money.journal.next_epoch(self._epoch)
             self.escrow = EscrowIntake(
@@ -116,6 +120,7 @@ class Host:
                 grants=self._granted,
                 wall=node.wall,
                 linger_s=node.limits.linger_s,
+                on_gone=self._stop_work,
             )
         self._grants = Grants()
         self._measurements: Counter[ModelId] = Counter()
@@ -313,6 +318,7 @@ class Host:
             machine,
             stream,
             limits=node.limits,
+            work_of=lambda opened: self._work_of(session, opened),
             on_opened=lambda opened: self._opened(session, opened),
             on_turn=lambda turn: self._served(session, turn),
             on_relay=lambda order: self._relay(session, order),
@@ -349,6 +355,8 @@ class Host:
             return
         lingers = stream.fault is None and (stream.finished is None or stream.finished.lingers)
         lingers = lingers and not self._admission.is_draining
+        if not lingers and not (stream.finished is not None and stream.finished.replaced):
+            self._stop_work(stream.session)
         with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
             await self._resumable.ended(stream.session, stream, lingers=lingers)
         if lingers and not self._admission.is_draining:  # draining may have begun during that write
@@ -437,13 +445,38 @@ class Host:
         return HostTerms(
             n_ctx=n_ctx,
             stall_s=limits.stall_s,
+            room=self._prompt_room,
             idle_s=limits.idle_session_s,
             open_s=limits.first_frame_deadline_s,
             relay_s=limits.escrow_deadline_s + limits.chain_deadline_s,
             payment=payment,
         )
 
-    async def _opened(self, stream: ServedSession, opened: Opened) -> Engine | None:
+    def _work_of(self, stream: ServedSession, opened: Opened) -> SessionWork | None:
+        """The work of a session that opens, or that goes on; None where its model is not served any more."""
+        if (work := self._work.get(opened.session)) is not None:
+            return work
+        model, node = self._models.get(opened.model), self._node
+        if model is None:
+            return None
+        work = SessionWork(
+            model.engine,
+            stream.origin,
+            limits=node.limits,
+            start_soon=lambda function, *args: node.start_soon(node.network.guard.run, function, *args),
+            escrow=self.escrow,
+            on_turn=lambda turn: self._served(stream, turn),
+        )
+        if stream.paid:
+            self._work[opened.session] = work
+        return work
+
+    def _stop_work(self, session: SessionId) -> None:
+        work = self._work.pop(session, None)
+        if work is not None:
+            work.stop()
+
+    async def _opened(self, stream: ServedSession, opened: Opened) -> None:
         record, model = stream.record, self._models.get(opened.model)
         if self._resumable is not None and record is not None and stream.paid:
             if opened.recovered:
@@ -455,7 +488,6 @@ class Host:
                 await self._resumable.began(record, stream)
         name = model.name if model is not None else opened.model.hex()[:16]
         log.info("session.opened", session=opened.session.hex()[:16], model=name, recovered=opened.recovered)
-        return model.engine if model is not None else None
 
     def _settled(self, record: HostedSession, amount: int) -> None:
         self._report("settled", {"session": record.session.hex(), "amount": amount})

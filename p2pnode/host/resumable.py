@@ -15,14 +15,16 @@ from p2pnode.host.served_session import ServedSession
 from p2pnode.ids import SessionId
 from p2pnode.payments.escrow import EscrowIntake
 from p2pnode.payments.journal.journal import HostedSession
+from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.messages import Refuse, Resume
-from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession, OpenSession
+from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
 
 
 class ResumableSessions:
     """Holds, by session id, the record that outlives streams and the stream that has the session now.
 
     ``grants`` returns what a session from the journal is granted, or None if this host can't sign for it.
+    ``on_gone`` is told of each session that no stream has and none can have any more.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class ResumableSessions:
         grants: Callable[[HostedSession], HostTerms | None],
         wall: Callable[[], float],
         linger_s: float,
+        on_gone: Callable[[SessionId], None],
     ) -> None:
         self._escrow, self._wall, self._linger_s = escrow, wall, linger_s
+        self._on_gone = on_gone
         self._epoch, self._grants = epoch, grants
         self._records: dict[SessionId, OpenSession] = {}
         self._lapsed: dict[SessionId, LapsedSession] = {}
@@ -145,6 +149,7 @@ class ResumableSessions:
         """Let no stream have the session again. A second call does nothing."""
         record = self._records.pop(session, None)
         if record is not None:
+            self._on_gone(session)
             self._escrow.given_up(session, unpaid=unpaid(record))
 
 
@@ -152,4 +157,4 @@ def unpaid(record: OpenSession) -> int:
     """Token units that this host delivered and no voucher covers."""
     channel = record.channel
     signed = channel.best.amount if channel.best is not None else channel.terms.session_fee
-    return max(0, channel.cost(record.meter) - signed)
+    return max(0, channel.cost - signed)

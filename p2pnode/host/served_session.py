@@ -1,4 +1,4 @@
-"""One stream that a host serves: it drives the host machine, and runs one engine request at a time for it.
+"""One stream that a host serves, and the work of a session: its counts and engine requests.
 
 What the machine decides about money is handed to ``EscrowIntake``, which writes it to the disk before the
 driver goes on. An engine's tokens are gathered here, by time and by count, and become the machine's commands;
@@ -7,9 +7,10 @@ the machine never sees this clock. The first tokens of a run go out at once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import trio
@@ -17,11 +18,20 @@ import trio
 from p2pnode.errors import EngineError
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
-from p2pnode.models.engine import Done, Engine, GenerateRequest, Prefill, Started, Tokens
+from p2pnode.models.engine import (
+    CompiledPrompt,
+    Done,
+    Engine,
+    GenerateRequest,
+    Prefill,
+    Started,
+    Tokens,
+)
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.sleep import SleepWatch
 from p2pnode.payments.escrow import EscrowIntake
+from p2pnode.protocols.events import Emit
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     Count,
@@ -34,7 +44,6 @@ from p2pnode.protocols.inference.commands import (
     Generate,
     GenFailed,
     GenProgress,
-    GenStarted,
     GenTokens,
     HostEmission,
     Issued,
@@ -49,13 +58,17 @@ from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PromptBody, Refuse
 from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.protocols.inference.prompt_rules import call_seed
+from p2pnode.protocols.inference.receipts import ids_hash
+from p2pnode.protocols.inference.replay import Piece
 from p2pnode.shares import Origin
 
 log = structlog.get_logger()
+_NO_PROMPT: Final = CompiledPrompt(ids=())
 
 
 class ServedSession:
-    """Drives one ``HostSession``. ``on_opened`` gives the engine once the session is open."""
+    """Drives one ``HostSession``. ``work_of`` gives the work of a session once it is open: that of the stream
+    before, where it goes on."""
 
     def __init__(
         self,
@@ -63,7 +76,8 @@ class ServedSession:
         stream: Stream,
         *,
         limits: Limits,
-        on_opened: Callable[[Opened], Awaitable[Engine | None]],
+        work_of: Callable[[Opened], SessionWork | None],
+        on_opened: Callable[[Opened], Awaitable[None]],
         on_turn: Callable[[TurnServed], None],
         on_relay: Callable[[Relay], None] = lambda _order: None,
         escrow: EscrowIntake | None = None,
@@ -74,7 +88,7 @@ class ServedSession:
         """Where the client comes from."""
         self._on_relay, self._escrow = on_relay, escrow
         self._machine, self._stream, self._limits = machine, stream, limits
-        self._on_opened, self._on_turn = on_opened, on_turn
+        self._work_of, self._on_opened, self._on_turn = work_of, on_opened, on_turn
         self._driver = Driver(
             machine,
             MessageChannel(stream, CODEC),
@@ -82,10 +96,8 @@ class ServedSession:
             write_deadline_s=limits.stall_s,
             sleep=sleep,
         )
-        self._engine: Engine | None = None
+        self._work: SessionWork | None = None
         self.session: SessionId | None = None
-        self._scopes: dict[int, trio.CancelScope] = {}
-        self._turn = trio.Lock()
         self.finished: Finished | None = None
         self.peer, self.address = stream.peer, stream.remote_addr
         self.paid = False
@@ -110,7 +122,15 @@ class ServedSession:
 
     async def run(self) -> None:
         """Serve until the session is over, then close the stream."""
-        await self._driver.run_to_close(self._stream, self._machine.start(trio.current_time()))
+        try:
+            await self._driver.run_to_close(self._stream, self._machine.start(trio.current_time()))
+        finally:
+            if self._work is not None and self._work.driver is self._driver:
+                if self.finished is not None and self.finished.lingers:
+                    self._work.detach()
+                elif self.finished is not None or not self.paid:
+                    self._work.stop()
+                # Else this side failed: whoever resumes the session goes on with its work.
 
     def drain(self) -> None:
         """End after the present turn."""
@@ -142,26 +162,35 @@ class ServedSession:
         match value:
             case Opened(session=session, resumed=resumed):
                 self.session, self.paid = session, self.paid or resumed
-                self._engine = await self._on_opened(value)
-            case Relay() | Count() | Issued() | Paid():
+                # Before the first await: no report of an engine may be lost between two streams.
+                self._work = self._work_of(value)
+                if self._work is not None and self.record is not None:
+                    self._work.attach(self._driver, self.record)
+                self._note_rest()
+                await self._on_opened(value)
+            case Relay() | Issued() | Paid():
                 await self._money(value)
-            case Generate(run=run):
-                self.rests_since, self.is_yielding = None, self._is_draining
-                # Made here, not in the task: the machine may cancel the run before the task has begun.
-                self._scopes[run] = trio.CancelScope()
-                self._driver.start_soon(self._generate, value, self._scopes[run])
-            case CancelGenerate(run=run):
-                self._scopes.get(run, trio.CancelScope()).cancel()
-            case TurnServed():
-                self.rests_since = trio.current_time()
-                self._on_turn(value)
+            case Count() | Generate() | CancelGenerate() | TurnServed():
+                if self._work is not None:
+                    self._work.perform(value)
+                if isinstance(value, TurnServed):
+                    self._on_turn(value)
+                elif isinstance(value, Generate):
+                    self.is_yielding = self._is_draining
+                self._note_rest()
             case Finished():
                 self.finished = value
-                for scope in self._scopes.values():
-                    scope.cancel()
                 self._driver.stop()
 
-    async def _money(self, value: Relay | Count | Issued | Paid) -> None:
+    def _note_rest(self) -> None:
+        """Note whether the engine is asked for anything."""
+        turns = self.record.turns.values() if self.record is not None else ()
+        if any(turn.state == "serving" for turn in turns):
+            self.rests_since = None
+        elif self.rests_since is None:
+            self.rests_since = trio.current_time()
+
+    async def _money(self, value: Relay | Issued | Paid) -> None:
         """Write down what the machine decided about money.
 
         The driver sends and handles nothing before this returns, so that nothing is served or said that a
@@ -172,8 +201,6 @@ class ServedSession:
             case Relay():
                 self.session, self.paid = value.session, True
                 self._on_relay(value)
-            case Count():
-                self._driver.start_soon(self._count, value)
             case Issued(receipt=receipt) if escrow is not None and session is not None:
                 await escrow.issued(session, receipt)
             case Paid(voucher=voucher) if escrow is not None and session is not None:
@@ -181,31 +208,183 @@ class ServedSession:
             case _:
                 pass
 
-    async def _count(self, order: Count) -> None:
-        if self._engine is not None and self.session is not None:
-            n_ctx = self.record.granted.n_ctx if self.record is not None else 0
-            await count_input(self._engine, order, self.session, n_ctx, self._driver.command)
 
-    def _turns_go_to(self) -> Origin:
-        """Slots of the engine go round by payer where a session is paid, else by where the client is."""
-        if self.record is None or not self.paid:
-            return self.origin
-        payer = f"payer/{self.record.channel.terms.payer.hex()}"
-        return Origin(payer, payer)
+class SessionWork:
+    """The counts and engine requests of one session. A paid one's go on when its stream is lost.
 
-    async def _generate(self, order: Generate, scope: trio.CancelScope) -> None:
-        if self._engine is None or self.session is None:
+    What they report goes to the driver of the stream that has the session; while there is none, to the
+    session itself, which keeps it for whoever resumes it. ``start_soon`` runs a task that outlives streams.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        origin: Origin,
+        *,
+        limits: Limits,
+        start_soon: Callable[..., None],
+        escrow: EscrowIntake | None,
+        on_turn: Callable[[TurnServed], None],
+    ) -> None:
+        self._engine, self._origin, self._limits = engine, origin, limits
+        self._start_soon, self._escrow, self._on_turn = start_soon, escrow, on_turn
+        self._record: OpenSession | None = None
+        self.driver: Driver | None = None
+        """Of the stream that has the session."""
+        self._rerouted = trio.Event()
+        """Set when reports have somewhere else to go; then made anew."""
+        self._missed: deque[Any] = deque()
+        """Reports that no driver gave to its machine, the oldest first."""
+        self._detached = trio.Lock()
+        self._prompts: dict[int, CompiledPrompt] = {}
+        """Of each turn, once it was counted."""
+        self._scopes: dict[int, trio.CancelScope] = {}
+        """Of the engine requests that run, by their numbers."""
+        self._calls: dict[int, trio.Lock] = {}
+        """By turn: held while a request of it has, or releases, its slot of the engine."""
+        self._is_over = False
+
+    @property
+    def session(self) -> SessionId | None:
+        """Whose work it is."""
+        return self._record.session if self._record is not None else None
+
+    def attach(self, driver: Driver, record: OpenSession) -> None:
+        """A stream has the session now. What the one before was not told is told to this one, first."""
+        if self.driver is not None:
+            self._missed.extend(self.driver.take_reports())
+        self.driver, self._record = driver, record
+        while self._missed:
+            driver.command_nowait(self._missed.popleft())
+        self._reroute()
+
+    def detach(self) -> None:
+        """No stream has the session: the turns go on as far as their credit reaches."""
+        if self.driver is not None:
+            self._missed.extend(self.driver.take_reports())
+        self.driver = None
+        self._start_soon(self._catch_up)
+        self._reroute()
+
+    def stop(self) -> None:
+        """The session is over."""
+        self._is_over = True
+        for scope in self._scopes.values():
+            scope.cancel()
+        self._reroute()
+
+    def perform(self, value: Count | Generate | CancelGenerate | TurnServed) -> None:
+        """Do what the machine asks for."""
+        match value:
+            case Count(turn=turn):
+                self._run(-turn, self._count, value)
+            case Generate(run=run):
+                self._run(run, self._generate, value)
+            case CancelGenerate(run=run):
+                self._cancel(run)
+            case TurnServed(turn=turn):
+                self._cancel(-turn)
+                self._prompts.pop(turn, None)
+                self._calls.pop(turn, None)
+
+    def _run(self, number: int, function: Callable[..., Awaitable[None]], order: Count | Generate) -> None:
+        # Made here, not in the task: the machine may cancel the work before the task has begun.
+        scope = self._scopes[number] = trio.CancelScope()
+        self._start_soon(self._work, number, scope, function, order)
+
+    def _cancel(self, number: int) -> None:
+        if (scope := self._scopes.get(number)) is not None:
+            scope.cancel()
+
+    async def _work(
+        self,
+        number: int,
+        scope: trio.CancelScope,
+        function: Callable[..., Awaitable[None]],
+        order: Count | Generate,
+    ) -> None:
+        try:
+            with scope:
+                await function(order)
+        finally:
+            del self._scopes[number]
+
+    def _reroute(self) -> None:
+        self._rerouted.set()
+        self._rerouted = trio.Event()
+
+    # ---- reports
+
+    async def report(self, value: Any) -> None:
+        """Tell whoever has the session."""
+        while not self._is_over:
+            driver, rerouted = self.driver, self._rerouted
+            if driver is not None:
+                if await driver.command(value):
+                    return
+                if self.driver is driver:
+                    await rerouted.wait()  # its stream is over: another one comes, or none does
+                continue
+            async with self._detached:
+                if self.driver is None:
+                    self._missed.append(value)
+                    await self._tell_missed()
+                    return
+
+    async def _catch_up(self) -> None:
+        async with self._detached:
+            await self._tell_missed()
+
+    async def _tell_missed(self) -> None:
+        while self._missed and self.driver is None:
+            await self._tell_record(self._missed.popleft())
+
+    async def _tell_record(self, value: Any) -> None:
+        """Give a report to the session itself, and do what it decides. There is nobody to send to."""
+        record = self._record
+        if record is None:
             return
-        with scope:
-            # One at a time: the run before may still be releasing its slot of the engine.
-            async with self._turn:
-                requester = Requester(self.session, self._turns_go_to())
-                await generate(self._engine, order, requester, self._limits, self._driver.command)
-        del self._scopes[order.run]
+        for effect in record.report_detached(value, trio.current_time()):
+            match effect:
+                case Emit(value=(Count() | Generate() | CancelGenerate() | TurnServed()) as order):
+                    self.perform(order)
+                    if isinstance(order, TurnServed):
+                        self._on_turn(order)
+                case Emit(value=Issued(receipt=receipt)) if self._escrow is not None:
+                    await self._escrow.issued(record.session, receipt)
+                case _:
+                    pass
+
+    # ---- the engine
+
+    async def _count(self, order: Count) -> None:
+        record = self._record
+        if record is None:
+            return
+        news, prompt = await counted(self._engine, order, record.session, record.granted.n_ctx)
+        self._prompts[order.turn] = prompt
+        await self.report(news)
+
+    async def _generate(self, order: Generate) -> None:
+        record = self._record
+        if record is None:
+            return
+        # One at a time: the run before may still be releasing its slot of the engine.
+        async with self._calls.setdefault(order.turn, trio.Lock()):
+            requester = Requester(record.session, self._turns_go_to(record))
+            prompt = self._prompts.get(order.turn, _NO_PROMPT)
+            await generate(self._engine, order, prompt, requester, limits=self._limits, report=self.report)
+
+    def _turns_go_to(self, record: OpenSession) -> Origin:
+        """Slots of the engine go round by payer where a session is paid, else by where the client is."""
+        if record.channel.free:
+            return self._origin
+        payer = f"payer/{record.channel.terms.payer.hex()}"
+        return Origin(payer, payer)
 
 
 MachineReport = Callable[[Any], Awaitable[None]]
-"""Gives the machine a report of work: ``Driver.command``."""
+"""Gives the machine a report of work: ``SessionWork.report``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +396,17 @@ class Requester:
 
 
 async def generate(
-    engine: Engine, order: Generate, requester: Requester, limits: Limits, report: MachineReport
+    engine: Engine,
+    order: Generate,
+    prompt: CompiledPrompt,
+    requester: Requester,
+    *,
+    limits: Limits,
+    report: MachineReport,
 ) -> None:
     """Run ``order`` to its end and report ``HostCommand`` values. Cancelling it frees the engine's slot."""
     try:
-        while not await _try(engine, order, requester, limits, report):
+        while not await _try(engine, order, prompt, requester, limits=limits, report=report):
             pass
     except EngineError as error:
         await report(GenFailed(order.run, error.code, str(error), error.retry_after_s))
@@ -233,29 +418,36 @@ async def generate(
         )
 
 
-async def count_input(
-    engine: Engine, order: Count, cache_key: bytes, n_ctx: int, report: MachineReport
-) -> None:
-    """Count a turn's prompt before anything is generated; report ``Counted`` or ``CountFailed``.
+async def counted(
+    engine: Engine, order: Count, cache_key: bytes, n_ctx: int
+) -> tuple[Counted | CountFailed, CompiledPrompt]:
+    """What a turn's prompt takes, before anything is generated; and the prompt as the engine takes it.
 
-    What the cache holds now is not billed, even if it is gone when the engine starts: the report promises it.
+    What the cache holds now is not billed, even if it is gone when the engine starts: the count promises it.
     """
     try:
-        prompt_ids = (await engine.prompt(order.body)).ids
+        prompt = await engine.prompt(order.body)
     except EngineError as error:
-        await report(CountFailed(order.turn, error.code, str(error), error.retry_after_s))
-        return
+        return CountFailed(order.turn, error.code, str(error), error.retry_after_s), _NO_PROMPT
     except Exception:
         log.exception("engine.failed")
         detail = "the engine failed: try again or use another host"
-        await report(CountFailed(order.turn, "internal", detail, 1.0))
-        return
-    if len(prompt_ids) >= n_ctx:
-        detail = f"the conversation takes {len(prompt_ids)} tokens, this context holds {n_ctx}"
-        await report(CountFailed(order.turn, "context_overflow", detail))
-        return
-    reused = min(engine.reusable(cache_scope(cache_key, order.body), prompt_ids), len(prompt_ids))
-    await report(Counted(order.turn, len(prompt_ids), reused))
+        return CountFailed(order.turn, "internal", detail, 1.0), _NO_PROMPT
+    tokens_in = len(prompt.ids)
+    if tokens_in >= n_ctx:
+        detail = f"the conversation takes {tokens_in} tokens, this context holds {n_ctx}"
+        return CountFailed(order.turn, "context_overflow", detail), _NO_PROMPT
+    reused = min(engine.reusable(cache_scope(cache_key, order.body), prompt.ids), tokens_in)
+    news = Counted(
+        order.turn,
+        tokens_in,
+        reused,
+        prompt_hash=ids_hash(prompt.ids),
+        format=prompt.format,
+        reasons=prompt.reasons,
+        thinking=prompt.thinking,
+    )
+    return news, prompt
 
 
 def cache_scope(session: bytes, body: PromptBody) -> bytes:
@@ -264,11 +456,17 @@ def cache_scope(session: bytes, body: PromptBody) -> bytes:
 
 
 async def _try(
-    engine: Engine, order: Generate, requester: Requester, limits: Limits, report: MachineReport
+    engine: Engine,
+    order: Generate,
+    prompt: CompiledPrompt,
+    requester: Requester,
+    *,
+    limits: Limits,
+    report: MachineReport,
 ) -> bool:
     """Run once; False where an answer under way found the queue full: it was admitted before, so it waits."""
     try:
-        await _generate(engine, order, requester, limits, report)
+        await _generate(engine, order, prompt, requester, limits=limits, report=report)
     except EngineError as error:
         if error.code != "capacity" or not order.answer_ids:
             raise
@@ -278,10 +476,19 @@ async def _try(
 
 
 async def _generate(
-    engine: Engine, order: Generate, requester: Requester, limits: Limits, report: MachineReport
+    engine: Engine,
+    order: Generate,
+    prompt: CompiledPrompt,
+    requester: Requester,
+    *,
+    limits: Limits,
+    report: MachineReport,
 ) -> None:
-    body = replace(order.body, prefix=(*order.body.prefix, *order.answer_ids))
-    prompt = await engine.prompt(body)
+    body = order.body
+    before = len(prompt.text.encode()) if body.text_bytes is None else body.text_bytes
+    if order.answer_ids:
+        body = replace(body, prefix=(*body.prefix, *order.answer_ids))
+        prompt = await engine.prompt(body)
     request = GenerateRequest(
         prompt_ids=prompt.ids,
         sampling=replace(body.sampling, tokens_max=order.tokens_max),
@@ -293,15 +500,12 @@ async def _generate(
         logprobs=body.logprobs,
     )
     flow = _Coalescer(order.run, len(order.answer_ids), limits, report)
-    # With the first of the answer's own ids, the text of those before came too.
-    has = None if order.answer_ids else body.text_bytes
-    known = _Known(prompt.text, len(prompt.text.encode()) if has is None else has)
+    known = _Known(prompt.text, before + order.answer_text_bytes)
     async with engine.generate(request) as events:
         async for event in events:
             match event:
-                case Started(tokens_in=tokens_in, reused=reused):
-                    # A continuation after lost credit re-reads the answer: the client never pays for that.
-                    await report(GenStarted(order.run, tokens_in - len(order.answer_ids), reused))
+                case Started():
+                    pass  # what it found in its cache changes no quote
                 case Prefill(processed=processed, total=total):
                     await report(GenProgress(order.run, processed, total))
                 case Tokens():
@@ -345,7 +549,9 @@ class _Coalescer:
 
     async def add(self, tokens: Tokens) -> None:
         room = CHECKPOINT_EVERY - self._made % CHECKPOINT_EVERY
-        if self._ids and len(self._ids) + len(tokens.ids) > room:
+        # A report's text completes all of its ids: ids without text can't follow ids with text in one.
+        lags = bool(tokens.ids) and not tokens.text and any(self._texts)
+        if self._ids and (lags or len(self._ids) + len(tokens.ids) > room):
             await self.flush()
             room = CHECKPOINT_EVERY - self._made % CHECKPOINT_EVERY
         self._ids.extend(tokens.ids)
@@ -360,5 +566,5 @@ class _Coalescer:
             self._ids.clear()
             self._texts.clear()
             self._made += len(ids)
-            await self._report(GenTokens(self._run, ids, text))
+            await self._report(GenTokens(self._run, Piece(ids=ids, text=text)))
         self._flushed_at = trio.current_time()

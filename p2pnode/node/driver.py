@@ -144,17 +144,28 @@ class Driver:
         """Whether :meth:`stop` was called, and the peer's bytes made sense."""
         return self._is_over and self.fault is None
 
-    async def command(self, value: Any) -> None:
-        """Give the machine a report; waits while others wait, or no peer takes anything. Ignored at the end.
+    async def command(self, value: Any) -> bool:
+        """Give the machine a report; waits while others wait, or no peer takes anything. False at the end.
 
-        It may be handled after a :meth:`command_nowait` that was given later.
+        It may be handled after a :meth:`command_nowait` that was given later. What is not handled before the
+        end is given back by :meth:`take_reports`.
         """
         while len(self._reports) >= _REPORTS_MAX and not self._stopped:
             await self._room.wait()
-        if not self._stopped:
-            self._reports.append(Command(value))
-            self._work.set()
+        if self._stopped:
+            await trio.lowlevel.checkpoint()
+            return False
+        self._reports.append(Command(value))
+        self._work.set()
         await trio.lowlevel.checkpoint()
+        return True
+
+    def take_reports(self) -> list[Any]:
+        """The reports that the machine was not given yet, in order: another one may need them."""
+        reports = [event.value for event in self._reports if isinstance(event, Command)]
+        self._reports.clear()
+        self._make_room()
+        return reports
 
     def command_nowait(self, value: Any) -> None:
         """Give the machine a command of the role's own; never fails. Ignored after the end."""

@@ -163,6 +163,7 @@ class _Stream:
             stream=0,
             model=record.terms.model,
             salt=b"",
+            holder=bytes(16),  # it hands over, and holds nothing
             times=ClientTimes(open_s=limits.request_deadline_s, stall_s=limits.stall_s),
             resume=held_from_journal(payment, receipt, voucher),
             peer=self_peer,

@@ -12,7 +12,7 @@ from p2pnode.protocols.inference.messages import Detail, Receipt, SessionIdBytes
 from p2pnode.protocols.wire import U63, Bytes32, Codec, Size, message
 
 PROTOCOL: Final = "/p2pnode/checkpoint/1"
-PAGE_MAX: Final = 24
+PAGE_MAX: Final = 14
 """Receipts in one page: within a frame, however long their signatures are."""
 RECEIPTS_MAX: Final = 65_536
 """A client takes no more of one session: two million tokens."""

@@ -12,8 +12,8 @@ prompts, engines or streams. All amounts are token units; only the price of the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from p2pnode.contract_rules import DURATION_MAX_S, TOKENS_PER_PRICE
@@ -24,6 +24,8 @@ from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Issued, Paid, Receipted, Signed
 from p2pnode.protocols.inference.messages import (
     N_CTX_MAX,
+    READ_STALL_S,
+    WINDOW,
     Accept,
     Ack,
     Checkpoint,
@@ -34,7 +36,8 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.replay import ReplayBuffer, SendQueue
+from p2pnode.protocols.inference.prompts import PromptRoom
+from p2pnode.protocols.inference.replay import PayCredit, ReplayBuffer
 from p2pnode.protocols.typed_data import (
     Domain,
     amount_due,
@@ -67,6 +70,9 @@ _FREE: Final = SessionTerms(
     salt=bytes(32),
 )
 """What a free session costs. Never on the wire."""
+_INPUTS_UNANSWERED_MAX: Final = 2
+_VOUCHERS_MAX: Final = 1024
+"""How many of the last vouchers a client can send again; a host that lost more has broken the window."""
 _UNMATCHED: Final = "a voucher that is not for what was delivered"
 
 
@@ -95,6 +101,26 @@ class HostPayment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostTerms:
+    """What this host grants a session of one model. ``payment`` is there for a paid session.
+
+    ``turns_max`` turns may be under way at once, ``window`` output tokens unpaid. ``room`` is shared by all
+    sessions of the host.
+    """
+
+    n_ctx: int
+    turns_max: int = 1
+    window: int = WINDOW
+    stall_s: float = 30.0
+    idle_s: float = 900.0
+    open_s: float = 10.0
+    relay_s: float = 100.0
+    read_stall_s: float = READ_STALL_S
+    payment: HostPayment | None = None
+    room: PromptRoom = field(default_factory=PromptRoom)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPayment:
     """What a client opens a paid session with. ``sign`` is the voucher key: 65 bytes over a digest."""
 
@@ -110,33 +136,29 @@ class ClientPayment:
         return session_id(self.market, self.terms)
 
 
+# ---- the host's side
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
-    """One voucher as it must be. ``frames`` counted messages were sent before it could be signed."""
+class Point:
+    """A receipt that a voucher may name, or where the session began; its place in what was sent."""
 
     seq: int
-    tokens_in: int
     tokens_out: int
-    amount: int
     root: bytes
     frames: int = 0
-
-    def matches(self, voucher: Voucher) -> bool:
-        """Whether the voucher says exactly this."""
-        claimed = (voucher.seq, voucher.tokens_in, voucher.tokens_out, voucher.amount, voucher.root)
-        return claimed == (self.seq, self.tokens_in, self.tokens_out, self.amount, self.root)
-
-
-# ---- the host's side
+    """Counted messages up to it."""
+    receipt: Receipt | None = None
 
 
 class ChannelReceiver:
     """The vouchers that a host would take now, and the best one it took. Without ``market`` it is free.
 
-    A voucher that is not exactly a due one is a violation, with one exception. A client that counted its
-    input itself pays together with the prompt, before it can know what the host's cache makes free. Such an
-    *advance* is exact for another count. One per turn is let through, and it is used only if it turns out
-    to be exactly what the quote makes due.
+    A voucher is exact if it says what the one before it said, plus the input of the one quote that it names,
+    and the output of the receipt that it names. Anything else is a violation, with one exception. A client
+    that counted its input itself pays together with the prompt, before it can know what the host's cache
+    makes free. Such an *advance* is exact for another count. One a turn is let through, one at a time, and it
+    is used only if it turns out to be exactly what the quote makes due.
 
     Every voucher must be durable before anything is served for it, every receipt before its voucher counts.
     """
@@ -145,22 +167,26 @@ class ChannelReceiver:
         self,
         session: SessionId,
         sign: Signer,
+        meter: Meter,
         *,
         market: Domain | None = None,
         terms: SessionTerms = _FREE,
         replay: ReplayBuffer | None = None,
+        window: int = WINDOW,
     ) -> None:
-        self.terms = terms
+        self.terms, self.meter = terms, meter
+        self.credit = PayCredit(meter.tokens_out, window)
         self.replay = replay if replay is not None else ReplayBuffer()  # an empty one is false
         """Stays empty in a free session, which nobody can resume."""
         self.best: Voucher | None = None
         """The last voucher taken, which no earlier one exceeds."""
-        self.dues: deque[Due] = deque()
-        """The vouchers that are due, oldest first."""
+        self.quoted: dict[int, int] = {}
+        """The billed input of quotes that no voucher has paid yet, by turn."""
         self._session, self._sign, self._market = session, sign, market
-        self._unpaid: deque[Receipt] = deque()
-        self._start: Due | None = None  # where the present turn began
-        self._advance_open = False
+        self._points = deque([Point(seq=meter.seq, tokens_out=meter.tokens_out, root=meter.root)])
+        """The receipt of the last voucher, and those after it."""
+        self._advances: dict[int, bool] = {}
+        """Turns that may still bring an advance, and whether it could be used: the turn isn't quoted yet."""
         self._advance: Voucher | None = None
 
     @property
@@ -170,77 +196,109 @@ class ChannelReceiver:
 
     @property
     def owed(self) -> bool:
-        """Whether anything is due that the client has not signed for."""
-        return bool(self.dues)
+        """Whether a receipt was sent that the client has not signed for."""
+        return len(self._points) > 1
 
-    def cost(self, meter: Meter) -> int:
+    @property
+    def newest(self) -> Point:
+        """The last receipt."""
+        return self._points[-1]
+
+    @property
+    def cost(self) -> int:
         """Token units of the session so far."""
-        return amount_due(self.terms, meter.tokens_in, meter.tokens_out)
+        return amount_due(self.terms, self.meter.tokens_in, self.meter.tokens_out)
 
-    def affordable(self, meter: Meter) -> int:
-        """Output tokens that the deposit still covers."""
-        return tokens_affordable(self.terms, meter.tokens_in, meter.tokens_out)
+    @property
+    def affordable(self) -> int:
+        """Output tokens that the deposit still covers when every quote is paid."""
+        tokens_in = self.meter.tokens_in + sum(self.quoted.values())
+        return tokens_affordable(self.terms, tokens_in, self.meter.tokens_out)
 
-    def begin_turn(self, meter: Meter) -> None:
-        """A prompt comes. Its client holds all that was sent before, and may pay an advance."""
-        self.replay.forget(self.replay.count)
-        self._unpaid.clear()
-        self._start = self.due(
-            seq=meter.seq, tokens_in=meter.tokens_in, tokens_out=meter.tokens_out, root=meter.root
-        )
-        self._advance = None
-        self.allow_advance()
+    def needed(self, billed: int, tokens_out: int) -> int:
+        """Token units that the session costs with ``billed`` more input and ``tokens_out`` more output."""
+        tokens_in = self.meter.tokens_in + sum(self.quoted.values()) + billed
+        return amount_due(self.terms, tokens_in, self.meter.tokens_out + tokens_out)
 
-    def allow_advance(self) -> None:
-        """Let one advance through, or the one that a lost stream swallowed once more."""
-        self._advance_open = self._start is not None
+    def begin_turn(self, turn: int, turns_max: int) -> None:
+        """A prompt comes, and perhaps an advance with it. All but ``turns_max`` - 1 turns before are over."""
+        self.replay.forget_answers(turn - turns_max)
+        for other in [each for each in self._advances if each <= turn - turns_max]:
+            del self._advances[other]
+        for other in [each for each in self.quoted if each <= turn - turns_max]:
+            del self.quoted[other]  # the client knows that this turn failed, and will not pay for it
+        if not self.free:
+            self._advances[turn] = True
 
-    def issue(self, meter: Meter, effects: Effects) -> None:
+    def end_turn(self, turn: int) -> None:
+        """A turn is over, and its quote will not be paid. Its advance may still be on its way."""
+        self.quoted.pop(turn, None)
+        if turn in self._advances:
+            self._advances[turn] = False
+        if self._advance is not None and self._advance.turn == turn:
+            self._advance = None
+
+    def resumed(self, turns: Collection[int], under_way: Collection[int]) -> None:
+        """Another stream has the session. Its client has no answer of these turns, and brings their advances
+        once more; only those that are ``under_way`` still need them."""
+        if not self.free:
+            self._advances = {turn: turn in under_way and turn not in self.quoted for turn in turns}
+
+    def issue(self, effects: Effects) -> None:
         """Send a receipt. In a paid session it is written down first, and its voucher is due from now on."""
-        receipt = meter.issue(self._sign)
+        receipt = self.meter.issue(self._sign)
+        checkpoint = receipt.checkpoint
         if self.free:
-            effects.send(receipt.checkpoint)
+            effects.send(checkpoint)
             return
-        self._unpaid.append(receipt)
         # In this order: a shell performs effects one after another, so the journal has the receipt before the
         # client can. Two receipts for one place of an epoch would cost the host its stake.
         effects.emit(Issued(receipt))
-        effects.send(receipt.checkpoint)
+        effects.send(checkpoint)
         # Counted after it was sent: the client can't have signed before it had the receipt.
-        self.owe(
-            self.due(
-                seq=meter.seq,
-                tokens_in=meter.tokens_in,
-                tokens_out=meter.tokens_out,
-                root=meter.root,
+        self._points.append(
+            Point(
+                seq=checkpoint.seq,
+                tokens_out=checkpoint.tokens_out,
+                root=checkpoint.root,
                 frames=self.replay.count,
+                receipt=receipt,
             )
         )
 
     def issue_again(self, checkpoint: Checkpoint, effects: Effects) -> None:
         """Send a receipt of the replay buffer once more. Whoever issued it may still be writing it down."""
-        for receipt in self._unpaid:
-            if receipt.checkpoint == checkpoint:
-                effects.emit(Issued(receipt))
+        for point in self._points:
+            if point.receipt is not None and point.receipt.checkpoint == checkpoint:
+                effects.emit(Issued(point.receipt))
         effects.send(checkpoint)
 
-    def owe_input(self, meter: Meter, billed: int, queue: SendQueue, effects: Effects) -> None:
-        """``billed`` input tokens were quoted just now. An advance that is exactly right is taken at once."""
-        if billed == 0:
-            return  # its voucher would say what the last one said
-        due = self.due(
-            seq=meter.seq,
-            tokens_in=meter.tokens_in + billed,
-            tokens_out=meter.tokens_out,
-            root=meter.root,
-            frames=self.replay.count - 1,  # an advance was signed before the quote was seen
-        )
-        advance = self.owe(due)
-        if advance is not None:
-            self.credit(advance, queue, effects)
+    def quote(self, turn: int, billed: int, effects: Effects) -> bool:
+        """``billed`` input tokens of a turn were quoted just now. True where nothing more has to be paid.
 
-    def credit(self, message: Ack | Voucher, queue: SendQueue, effects: Effects) -> bool:
-        """Take an ack or a voucher; True when it brings credit.
+        An advance that is exactly right is taken at once.
+        """
+        advance = self._advance if self._advance is not None and self._advance.turn == turn else None
+        if advance is not None:
+            self._advance = None
+        if turn in self._advances:
+            self._advances[turn] = False
+        if self.free:
+            self.meter.tokens_in += billed
+            return True
+        if billed == 0:  # its voucher would say what the last one said
+            return True
+        self.quoted[turn] = billed
+        if advance is None:
+            return False
+        point = self._point(advance.seq)
+        if point is None or not self._matches(advance, point, billed):
+            return False
+        self._take(advance, point, effects)
+        return True
+
+    def take(self, message: Ack | Voucher, effects: Effects) -> int | None:
+        """Take an ack or a voucher. Returns the turn whose input it pays, or 0; None when it changes nothing.
 
         Raises ``ProtocolError`` for the one that this session doesn't use, for an ack of more than was sent
         and for a voucher that is not exact.
@@ -250,62 +308,25 @@ class ChannelReceiver:
             msg = f"{type(message).__name__} is out of place in a {kind} session"
             raise ProtocolError(msg)
         if isinstance(message, Ack):
-            return queue.acknowledge(message.seq)
-        due = self.take(message)
-        if due is None:
-            return False
-        # Before the caller sends anything that this pays for: it is durable by then.
-        effects.emit(Paid(message))
-        self.replay.forget(due.frames)
-        while self._unpaid and self._unpaid[0].checkpoint.seq <= due.seq:
-            self._unpaid.popleft()
-        queue.acknowledge(due.tokens_out)
-        return True
-
-    # ---- which vouchers are exact
-
-    def due(self, *, seq: int, tokens_in: int, tokens_out: int, root: bytes, frames: int = 0) -> Due:
-        """The voucher for these counts."""
-        amount = amount_due(self.terms, tokens_in, tokens_out)
-        return Due(
-            seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, amount=amount, root=root, frames=frames
-        )
-
-    def owe(self, due: Due) -> Voucher | None:
-        """From now on this is due. Returns the advance if it is exactly that; it still has to be taken."""
-        self.dues.append(due)
-        advance, self._advance = self._advance, None
-        return advance if advance is not None and due.matches(advance) else None
-
-    def waive_last(self) -> None:
-        """The input that was quoted last is not billed after all."""
-        self._advance = None
-        if self.dues:
-            self.dues.pop()
-
-    def take(self, voucher: Voucher) -> Due | None:
-        """What it pays; None when it changes nothing. Raises ``ProtocolError`` for any that isn't exact."""
-        if voucher == self.best:
+            return 0 if self.credit.acknowledge(message.seq) else None
+        if same_voucher(message, self.best) or message == self._advance:
             return None
-        for place, due in enumerate(self.dues):
-            if due.matches(voucher):
-                self._check_signature(voucher)
-                for _ in range(place + 1):
-                    self.dues.popleft()
-                self.best = voucher
-                # It was signed after the quote, so an advance would have come before it.
-                self._advance_open, self._advance = False, None
-                return due
-        self._hold(voucher)
-        return None
+        point, billed = self._point(message.seq), self.quoted.get(message.turn, 0)
+        if point is None:
+            raise ProtocolError(_UNMATCHED)
+        says_more = bool(billed) if message.turn else point.seq > self._points[0].seq
+        if not (says_more and self._matches(message, point, billed)):
+            self._hold(message, point)
+            return None
+        self._check_signature(message)
+        self._take(message, point, effects)
+        return message.turn
 
     def why_not_final(self, voucher: Voucher) -> str:
         """What is wrong with a voucher for what a client received in all, or ""."""
-        exact = self.due(
-            seq=voucher.seq, tokens_in=voucher.tokens_in, tokens_out=voucher.tokens_out, root=voucher.root
-        )
-        if not exact.matches(voucher):
-            return f"a voucher of {voucher.amount} for counts that cost {exact.amount}"
+        exact = amount_due(self.terms, voucher.tokens_in, voucher.tokens_out)
+        if voucher.amount != exact:
+            return f"a voucher of {voucher.amount} for counts that cost {exact}"
         if voucher.amount > self.terms.deposit:
             return f"a voucher of {voucher.amount} above the deposit of {self.terms.deposit}"
         best = self.best
@@ -321,18 +342,40 @@ class ChannelReceiver:
             return str(error)
         return ""
 
-    def _hold(self, voucher: Voucher) -> None:
-        """Keep an advance until the quote shows whether it is exact."""
-        start = self._start
-        if not self._advance_open or start is None or voucher.tokens_in <= start.tokens_in:
-            raise ProtocolError(_UNMATCHED)
-        other = self.due(
-            seq=start.seq, tokens_in=voucher.tokens_in, tokens_out=start.tokens_out, root=start.root
-        )
-        if not other.matches(voucher):
+    def _point(self, seq: int) -> Point | None:
+        return next((point for point in self._points if point.seq == seq), None)
+
+    def _matches(self, voucher: Voucher, point: Point, billed: int) -> bool:
+        """Whether a voucher says exactly what it must, naming this receipt and this much more input."""
+        tokens_in = self.meter.tokens_in + billed
+        amount = amount_due(self.terms, tokens_in, point.tokens_out)
+        claimed = (voucher.tokens_in, voucher.tokens_out, voucher.amount, voucher.root)
+        return claimed == (tokens_in, point.tokens_out, amount, point.root)
+
+    def _take(self, voucher: Voucher, point: Point, effects: Effects) -> None:
+        self.best = voucher
+        self.meter.tokens_in = voucher.tokens_in
+        self.quoted.pop(voucher.turn, None)
+        # It was signed after the quote, so an advance would have come before it.
+        self._advances.pop(voucher.turn, None)
+        while self._points[0].seq < point.seq:
+            self._points.popleft()
+        # Before the caller sends anything that this pays for: it is durable by then.
+        effects.emit(Paid(voucher))
+        self.replay.forget(point.frames)
+        self.credit.acknowledge(point.tokens_out)
+
+    def _hold(self, voucher: Voucher, point: Point) -> None:
+        """Keep an advance until the quote shows whether it is exact; drop one that can't be any more."""
+        more = voucher.tokens_in - self.meter.tokens_in
+        if voucher.turn not in self._advances or more <= 0 or not self._matches(voucher, point, more):
             raise ProtocolError(_UNMATCHED)
         self._check_signature(voucher)
-        self._advance_open, self._advance = False, voucher
+        if self._advances.pop(voucher.turn):
+            if self._advance is not None:
+                msg = "a second advance before the quote that the first one waits for"
+                raise ProtocolError(msg)
+            self._advance = voucher
 
     def _check_signature(self, voucher: Voucher) -> None:
         market = self._market
@@ -346,11 +389,23 @@ class ChannelReceiver:
 # ---- the client's side
 
 
+@dataclass(frozen=True, slots=True)
+class _Advance:
+    """A voucher for input that the host has not quoted yet, and the one before it."""
+
+    turn: int
+    voucher: Voucher
+    before: Voucher | None
+
+
 class ChannelSender:
     """The vouchers that a client signed, each for what it counted and checked, never above the deposit.
 
     Without ``payment`` the session is free: then ``verify(digest, signature)`` checks its receipts, which the
     host's peer key signs. A voucher must be durable before it is sent.
+
+    Input is paid in the order of the quotes. Until a host has finished a turn, only one input is paid whose
+    first token has not come, later two: so much a host can take without giving anything.
     """
 
     def __init__(
@@ -363,9 +418,29 @@ class ChannelSender:
         self.terms = payment.terms if payment is not None else _FREE
         self.last_voucher: Voucher | None = None
         """The last one that was sent."""
+        self.has_finished = False
+        """Whether the host has finished a turn."""
         self._verify = verify
         self._session = payment.session if payment is not None else SessionId(b"")
         self._unsent: Voucher | None = None
+        self._meter: Meter | None = None
+        self._receipt = (0, 0, b"")
+        """Of the last receipt: its number, the output that a voucher of it pays for, and its root."""
+        self._sent: deque[Voucher] = deque(maxlen=_VOUCHERS_MAX)
+        self._waiting: dict[int, int] = {}
+        """The billed input of quotes that are to be paid, by turn, in their order."""
+        self._paid_turns: set[int] = set()
+        """Turns under way whose input was paid, or costs nothing."""
+        self._unanswered: set[int] = set()
+        """Those that cost something, and whose first token has not come."""
+        self._advance: _Advance | None = None
+        self._owes = False
+        """Whether a receipt holds that no voucher names yet."""
+
+    def begin(self, meter: Meter) -> None:
+        """The session is open; ``meter`` counts what it costs."""
+        self._meter = meter
+        self._receipt = (meter.seq, meter.tokens_out, meter.root)
 
     @property
     def free(self) -> bool:
@@ -373,18 +448,30 @@ class ChannelSender:
         return self.payment is None
 
     @property
+    def meter(self) -> Meter:
+        """What the session costs so far: input that was paid, and all output."""
+        assert self._meter is not None  # noqa: S101 - only after the session was accepted
+        return self._meter
+
+    @property
     def final_voucher(self) -> Voucher | None:
         """What a host that was lost is handed when it returns."""
         return self._unsent or self.last_voucher
 
-    def request(self, model: ModelId, salt: bytes) -> Open:
+    @property
+    def paid_ahead(self) -> bool:
+        """Whether input was paid that the host has not quoted yet."""
+        return self._advance is not None
+
+    def request(self, model: ModelId, salt: bytes, holder: bytes) -> Open:
         """What opens the session."""
         payment = self.payment
         if payment is None:
-            return Open(model=model, salt=salt)
+            return Open(model=model, salt=salt, holder=holder)
         return Open(
             model=model,
             salt=salt,
+            holder=holder,
             terms=payment.terms,
             authorisation=payment.authorisation,
             valid_before=payment.valid_before,
@@ -408,65 +495,171 @@ class ChannelSender:
         return recover_address(digest, signature) == self.terms.receipt_key
 
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
-        """Whether the deposit is enough for these cumulative counts."""
-        return amount_due(self.terms, tokens_in, tokens_out) <= self.terms.deposit
+        """Whether the deposit is enough for so much more than was delivered and quoted."""
+        meter = self.meter
+        tokens_in += meter.tokens_in + sum(self._waiting.values())
+        return amount_due(self.terms, tokens_in, meter.tokens_out + tokens_out) <= self.terms.deposit
 
-    def cost(self, meter: Meter) -> int:
-        """Token units of the session so far."""
-        return amount_due(self.terms, meter.tokens_in, meter.tokens_out)
+    def accepts_total(self, tokens_in: int) -> bool:
+        """Whether a receipt may name this input: a total of our vouchers, and never less than before."""
+        meter = self.meter
+        if self.free:
+            return tokens_in == meter.tokens_in
+        totals = {meter.receipted[0], *(voucher.tokens_in for voucher in self._sent)}
+        return tokens_in in totals and tokens_in >= meter.receipted[0]
 
-    def pay_advance(self, meter: Meter, tokens_in: int, effects: Effects) -> bool:
-        """Pay for input before the host quoted it, at most once a turn. False where nothing is to be paid."""
-        return self._pay(meter.seq, meter.tokens_in + tokens_in, meter.tokens_out, meter.root, effects)
+    # ---- paying
 
-    def pay_input(self, meter: Meter, effects: Effects) -> None:
-        """Pay for what the meter holds, before any output."""
-        self._pay(meter.seq, meter.tokens_in, meter.tokens_out, meter.root, effects)
+    def advance(self, turn: int, tokens_in: int, effects: Effects) -> None:
+        """Pay for input before the host quoted it, where nothing else stands out."""
+        if self.free or self._advance is not None or self._waiting or self._unanswered:
+            return
+        before = self.last_voucher
+        voucher = self._sign(turn, self.meter.tokens_in + tokens_in, effects)
+        if voucher is not None:
+            self._advance = _Advance(turn, voucher, before)
 
-    def settle(self, receipt: Receipt, effects: Effects) -> None:
+    def quoted(self, turn: int, billed: int, effects: Effects, *, wanted: bool) -> None:
+        """Pay for a turn's input as soon as not too much stands out, if it is ``wanted``."""
+        advance, meter = self._advance, self.meter
+        if self.free:
+            meter.tokens_in += billed
+            billed = 0
+        elif advance is not None and advance.turn == turn:
+            if advance.voucher.tokens_in == meter.tokens_in + billed:
+                self._advance = None
+                self._paid(turn, advance.voucher)
+                billed = 0
+            else:
+                self._drop(advance)
+        if not billed:
+            self._paid_turns.add(turn)
+        elif wanted:
+            self._waiting[turn] = billed
+        self._pay(effects)
+
+    def is_paid(self, turn: int) -> bool:
+        """Whether a turn may be served: it was quoted, and its input was paid or costs nothing."""
+        return turn in self._paid_turns
+
+    def first_token(self, turn: int, effects: Effects) -> None:
+        """The host has begun to answer: the next input may be paid."""
+        if turn in self._unanswered:
+            self._unanswered.discard(turn)
+            self._pay(effects)
+
+    def cancel_turn(self, turn: int, effects: Effects) -> None:
+        """A turn is not wanted any more: what was not paid of it is not paid."""
+        self._waiting.pop(turn, None)
+        self._pay(effects)
+
+    def end_turn(self, turn: int, effects: Effects) -> None:
+        """A turn is over."""
+        self._waiting.pop(turn, None)
+        self._unanswered.discard(turn)
+        self._paid_turns.discard(turn)
+        if self._advance is not None and self._advance.turn == turn:
+            self._drop(self._advance)
+        self._pay(effects)
+
+    def settle(self, receipt: Receipt, keys: tuple[int, ...], effects: Effects) -> None:
         """Answer a receipt that holds: by an ack where it is free, otherwise by its exact voucher."""
         checkpoint = receipt.checkpoint
         if self.free:
             effects.send(Ack(seq=checkpoint.tokens_out))
-        effects.emit(Receipted(receipt))
-        self._pay(checkpoint.seq, checkpoint.tokens_in, checkpoint.tokens_out, checkpoint.root, effects)
+        effects.emit(Receipted(receipt, keys))
+        self._receipt = (checkpoint.seq, checkpoint.tokens_out, checkpoint.root)
+        self._owes = not self.free
+        self._pay(effects)
 
-    def conclude(self, meter: Meter, effects: Effects) -> None:
+    def conclude(self, effects: Effects) -> None:
         """The host was lost: sign for exactly what came, also for what no receipt covers. It isn't sent.
 
-        A session that goes on forgets it: the exact vouchers of its receipts follow there.
+        A session that goes on forgets it: the exact vouchers of its receipts follow there. After an advance
+        that was not quoted the last voucher says more: a final one, below it, would be refused.
         """
-        last = self.final_voucher
-        counts = (meter.tokens_in, meter.tokens_out)
-        if self.payment is None or counts == ((0, 0) if last is None else (last.tokens_in, last.tokens_out)):
+        if self.payment is None or self.paid_ahead:
             return
+        last, meter = self.final_voucher, self.meter
+        counts = (meter.tokens_in, meter.tokens_out)
+        if counts == ((0, 0) if last is None else (last.tokens_in, last.tokens_out)):
+            return
+        seq, _, root = self._receipt
         self._unsent = exact_voucher(
-            self.payment,
-            self._session,
-            seq=meter.seq,
-            tokens_in=counts[0],
-            tokens_out=counts[1],
-            root=meter.root,
+            self.payment, self._session, seq=seq, tokens_in=counts[0], tokens_out=counts[1], root=root
         )
         effects.emit(Signed(self._unsent))
+
+    def rejoin(self, best: Voucher | None, effects: Effects) -> str | None:
+        """Send again what follows ``best``, the last voucher that the host took. Returns why it can't be."""
+        sent = list(self._sent)
+        if best is not None:
+            places = [place for place, each in enumerate(sent) if same_voucher(each, best)]
+            if not places:
+                return "goes on from a voucher that this client did not send"
+            sent = sent[places[0] + 1 :]
+        for voucher in sent:
+            effects.send(voucher)
+        return None
 
     def handed_over(self) -> None:
         """The host took the final voucher: it is the last one that both sides know."""
         self.last_voucher, self._unsent = self.final_voucher, None
+        last = self.last_voucher
+        self._sent.clear()
+        self._waiting.clear()
+        self._unanswered.clear()
+        self._paid_turns.clear()
+        self._advance, self._owes = None, False
+        if last is not None:
+            self._sent.append(last)
+        seq, _, root = self._receipt
+        self._receipt = (seq, 0 if last is None else last.tokens_out, root)
 
-    def _pay(self, seq: int, tokens_in: int, tokens_out: int, root: bytes, effects: Effects) -> bool:
-        """Sign and send the exact voucher. False in a free session, where there is none."""
+    def _pay(self, effects: Effects) -> None:
+        """Sign what is due. Nothing is signed on top of an advance that may not count."""
+        if self._advance is not None:
+            return
+        most = _INPUTS_UNANSWERED_MAX if self.has_finished else 1
+        while self._waiting and len(self._unanswered) < most:
+            turn, billed = next(iter(self._waiting.items()))
+            del self._waiting[turn]
+            voucher = self._sign(turn, self.meter.tokens_in + billed, effects)
+            if voucher is not None:
+                self._paid(turn, voucher)
+        if self._owes:
+            self._sign(0, self.meter.tokens_in, effects)
+
+    def _paid(self, turn: int, voucher: Voucher) -> None:
+        self.meter.tokens_in = voucher.tokens_in
+        self._paid_turns.add(turn)
+        self._unanswered.add(turn)
+
+    def _drop(self, advance: _Advance) -> None:
+        self._advance, self.last_voucher = None, advance.before
+        self._sent.remove(advance.voucher)
+
+    def _sign(self, turn: int, tokens_in: int, effects: Effects) -> Voucher | None:
+        """Sign and send the exact voucher. None in a free session, where there is none."""
         if self.payment is None:
-            return False
+            return None
+        seq, tokens_out, root = self._receipt
         voucher = exact_voucher(
-            self.payment, self._session, seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, root=root
+            self.payment,
+            self._session,
+            seq=seq,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            root=root,
+            turn=turn,
         )
-        self.last_voucher, self._unsent = voucher, None
+        self.last_voucher, self._unsent, self._owes = voucher, None, False
+        self._sent.append(voucher)
         # In this order: no host may hold a voucher that our journal doesn't know. One that a crash kept from
         # being sent is in the journal, and a resume sends it.
         effects.emit(Signed(voucher))
         effects.send(voucher)
-        return True
+        return voucher
 
 
 # ---- opening
@@ -566,14 +759,31 @@ def _wrong_times(request: Open, terms: SessionTerms, payment: HostPayment, now: 
 
 
 def exact_voucher(
-    payment: ClientPayment, session: SessionId, *, seq: int, tokens_in: int, tokens_out: int, root: bytes
+    payment: ClientPayment,
+    session: SessionId,
+    *,
+    seq: int,
+    tokens_in: int,
+    tokens_out: int,
+    root: bytes,
+    turn: int = 0,
 ) -> Voucher:
     """The one voucher that is right for these cumulative counts."""
-    amount = amount_due(payment.terms, tokens_in, tokens_out)
     unsigned = Voucher(
-        seq=seq, tokens_in=tokens_in, tokens_out=tokens_out, amount=amount, root=root, signature=b""
+        seq=seq,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        amount=amount_due(payment.terms, tokens_in, tokens_out),
+        root=root,
+        signature=b"",
+        turn=turn,
     )
     return replace(unsigned, signature=payment.sign(voucher_digest(payment.market, session, unsigned)))
+
+
+def same_voucher(one: Voucher, other: Voucher | None) -> bool:
+    """Whether the key signed the same in both. The turn that a voucher names is not signed."""
+    return other is not None and replace(one, turn=0) == replace(other, turn=0)
 
 
 def tokens_affordable(terms: SessionTerms, tokens_in: int, tokens_out: int) -> int:

@@ -1,22 +1,24 @@
 """The client's side of a session: it checks everything before it counts. It holds no key and no host list.
 
-States (``SPEC.md`` has the whole table)::
+States (``SPEC.md`` has the whole tables, those of a turn too)::
 
-    fresh --Start--> opening --Accept--> idle --Ask--> asking --Done or Error--> idle
+    fresh --Start--> opening --Accept--> idle --Ask--> busy --the last turn's Done or Error--> idle
     any --violation, Refuse, silence, Closed--> over
 
 A host that sends more than was asked, out of order, or a receipt that doesn't match what arrived
-has broken the protocol: the session ends with ``fault`` and the role remembers the host. Each turn
-ends in exactly one ``TurnDone``, ``TurnFailed`` or (with the session) ``SessionFailed`` or ``Ended``.
+has broken the protocol: the session ends with ``fault`` and the role remembers the host. Several turns may be
+under way. Each ends in exactly one ``TurnDone``, ``TurnFailed`` or (with the session) ``SessionFailed`` or
+``Ended``.
 
 A paid session whose stream was lost can be resumed: a new machine takes ``held`` of the old one, which
-must be over, says ``Resume`` instead of ``Open``, and then ends the turn that was under way. A host that
-restarted answers by a ``Challenge``: it is shown its own last receipt and the final voucher, which was signed
-when it was lost, and the session goes on from there under the host's new epoch.
+must be over, says ``Resume`` instead of ``Open``, and its turns go on. A host that restarted answers by a
+``Challenge``: it is shown its own last receipt and the final voucher, which was signed when it was lost, and
+the session goes on from there under the host's new epoch, without the turns.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -49,6 +51,8 @@ from p2pnode.protocols.inference.commands import (
     SessionCause,
     SessionFailed,
     Start,
+    TokensTaken,
+    TurnDone,
     TurnFailed,
 )
 from p2pnode.protocols.inference.messages import (
@@ -56,31 +60,38 @@ from p2pnode.protocols.inference.messages import (
     Challenge,
     Checkpoint,
     Close,
+    Done,
     Error,
     Ping,
     Pong,
+    Progress,
     PromptBody,
+    PromptReceived,
+    Quote,
     Receipt,
     Refuse,
     Resume,
+    Tokens,
     Voucher,
     detail_of,
     prompt_bytes_max,
 )
-from p2pnode.protocols.inference.meter import Meter, MisstatedError
-from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.inference.meter import Meter, MeteredTurn, MisstatedError
+from p2pnode.protocols.inference.prompts import Upload
 from p2pnode.protocols.inference.receipts import ReceiptChain, request_hash
+from p2pnode.protocols.inference.replay import is_counted
 from p2pnode.protocols.wire import decode_record, encode
 
-State: TypeAlias = Literal["fresh", "opening", "idle", "asking", "over"]
+State: TypeAlias = Literal["fresh", "opening", "idle", "busy", "over"]
 _PINGS_UNANSWERED: Final = 2  # and the silence before the first: three thirds of the stall time
 
 
 class ClientSession:
     """One session with one host over one stream.
 
-    ``payment`` makes it a paid one. ``resume`` (the ``held`` of an earlier machine) needs ``peer``, the id
-    this client has on the new stream; ``model``, ``salt`` and ``payment`` mean nothing then.
+    ``payment`` makes it a paid one. ``holder`` is what this process drew for all its sessions. ``resume``
+    (the ``held`` of an earlier machine) needs ``peer``, the id this client has on the new stream; ``model``,
+    ``salt`` and ``payment`` mean nothing then.
     """
 
     def __init__(
@@ -90,6 +101,7 @@ class ClientSession:
         stream: StreamRef,
         model: ModelId,
         salt: bytes,
+        holder: bytes,
         times: ClientTimes | None = None,
         verify: Callable[[str, bytes, bytes], bool] = verify_peer,
         payment: ClientPayment | None = None,
@@ -97,6 +109,7 @@ class ClientSession:
         peer: PeerId | None = None,
     ) -> None:
         self._host, self._peer, self._model, self._salt = host, peer, model, salt
+        self._holder = holder
         self._times = times or ClientTimes()
         self._effects = Effects(host, stream)
         if resume is not None and (peer is None or resume.channel.free):
@@ -109,13 +122,15 @@ class ClientSession:
         self._challenged = False
         self._phase: Literal["fresh", "opening", "open", "over"] = "fresh"
         self._pings = 0
+        self._upload = Upload()
+        self._progress_at = 0.0
 
     @property
     def state(self) -> State:
         """Where the session stands."""
         if self._phase != "open":
             return self._phase
-        return "asking" if self._held is not None and self._held.turn is not None else "idle"
+        return "busy" if self._held is not None and self._held.turns else "idle"
 
     @property
     def held(self) -> HeldSession | None:
@@ -152,6 +167,8 @@ class ClientSession:
                         self._over(None, detail, cause="lost")
                 case _:
                     assert_never(event)
+        if self._phase == "open" and self._held is not None:
+            self._go_on(self._held, now)
         return self._effects.take()
 
     # ---- what the role says
@@ -163,9 +180,13 @@ class ClientSession:
                     self._start(now)
             case Ask():
                 self._ask(command, now)
-            case CancelTurn():
-                if self._phase == "open" and self._held is not None and self._held.turn is not None:
-                    self._held.turn.cancel(self._effects, now)
+            case CancelTurn(key=key):
+                if (turn := self._turn_of(key)) is not None:
+                    self._upload.drop(turn.number)
+                    turn.cancel(self._effects, now)
+            case TokensTaken(key=key, index=index):
+                if (turn := self._turn_of(key)) is not None:
+                    turn.taken(index, self._effects, now)
             case End():
                 self._effects.send(Close())
                 self._phase = "over"
@@ -174,6 +195,11 @@ class ClientSession:
             case _:
                 assert_never(command)
 
+    def _turn_of(self, key: int) -> ClientTurn | None:
+        if self._phase != "open" or self._held is None:
+            return None
+        return next((turn for turn in self._held.turns.values() if turn.key == key), None)
+
     def _start(self, now: float) -> None:
         self._phase = "opening"
         patience_s = self._times.open_s
@@ -181,12 +207,18 @@ class ClientSession:
             nonce = None if self._held.from_journal else self._held.accept.nonce
             self._effects.send(self._resume(self._held, nonce))
         else:
-            self._effects.send(self._channel.request(self._model, self._salt))
+            self._effects.send(self._channel.request(self._model, self._salt, self._holder))
             patience_s = self._times.open_paid_s if not self._channel.free else patience_s
         self._effects.set_timer("open", now + patience_s)
 
     def _resume(self, held: HeldSession, nonce: bytes | None) -> Resume:
-        request = Resume(session=held.accept.session, received=held.received, turn=held.turns)
+        request = Resume(
+            session=held.accept.session,
+            holder=self._holder,
+            received=held.received,
+            turn=held.asked,
+            turns=tuple(sorted(held.turns)),
+        )
         payment = self._channel.payment
         if nonce is None or payment is None or self._peer is None:
             return request
@@ -201,19 +233,18 @@ class ClientSession:
 
     def _ask(self, ask: Ask, now: float) -> None:
         held = self._held
-        if self.state != "idle" or held is None:
+        if self._phase != "open" or held is None or len(held.turns) >= held.accept.turns_max:
             detail = f"the session can't take a turn while {self.state}"
-            self._effects.emit(TurnFailed(None, detail, cause="invalid"))
+            self._effects.emit(TurnFailed(None, detail, cause="invalid", key=ask.key))
             return
         raw = encode(ask.body)
         if (failure := self._why_not(held, ask, raw)) is not None:
             self._effects.emit(failure)
             return
-        held.turns += 1
-        held.turn = ClientTurn(held.turns, ask, held, self._times)
-        for part in prompt_parts(held.turns, raw):
-            self._effects.send(part)
-        held.turn.start(request_hash(raw), self._effects, now)
+        held.asked += 1
+        turn = held.turns[held.asked] = ClientTurn(held.asked, ask, held, self._times, len(raw))
+        turn.metered.request = request_hash(raw)
+        self._upload.add(turn.number, raw)
         self._heard(now)
 
     def _why_not(self, held: HeldSession, ask: Ask, raw: bytes) -> TurnFailed | None:
@@ -224,18 +255,29 @@ class ClientSession:
                 f"the conversation takes {len(raw)} bytes; this host's context of {held.accept.n_ctx} "
                 f"tokens takes {bytes_max}"
             )
-            return TurnFailed("context_overflow", detail, cause="foreseen")
+            return TurnFailed("context_overflow", detail, cause="foreseen", key=ask.key)
         try:
             decode_record(PromptBody, raw)
         except ProtocolError as error:
-            return TurnFailed(None, f"no host takes this prompt: {error}", cause="invalid")
-        meter, exact = held.meter, ask.input_exact or 0
+            return TurnFailed(None, f"no host takes this prompt: {error}", cause="invalid", key=ask.key)
         # What the host's cache holds isn't billed. That it holds nothing is known of a first turn only.
-        tokens_in = meter.tokens_in + (exact if held.turns == 0 else 0)
-        if not self._channel.covers(tokens_in, meter.tokens_out + 1):
+        if not self._channel.covers((ask.input_exact or 0) if held.asked == 0 else 0, 1):
             detail = "the session's deposit is used up: open another session"
-            return TurnFailed("payment_required", detail, cause="foreseen")
+            return TurnFailed("payment_required", detail, cause="foreseen", key=ask.key)
         return None
+
+    def _send_prompts(self, held: HeldSession, now: float) -> None:
+        """Send the parts of prompts that the host has room for."""
+        for part in self._upload.parts():
+            self._effects.send(part)
+            turn = held.turns.get(part.turn)
+            if turn is None:
+                continue
+            if part.part == 0:
+                turn.begin(now)
+            # Nothing can be reused in a first turn, so its price is known before the host names it.
+            if part.last and turn.number == 1 and turn.ask.input_exact:
+                self._channel.advance(turn.number, turn.ask.input_exact, self._effects)
 
     # ---- what the host says
 
@@ -254,12 +296,61 @@ class ClientSession:
                 self._over(code, detail, retry_after_s)
             case Error(turn=None, code=code, detail=detail, retry_after_s=retry_after_s):
                 self._over(code, detail, retry_after_s)
-            case _ if self._phase == "open" and self._held is not None and self._held.turn is not None:
-                self._turn_message(self._held, self._held.turn, message, now)
+            case _ if self._phase == "open" and self._held is not None:
+                try:
+                    self._in_session(self._held, message, now)
+                except ProtocolError as error:
+                    if isinstance(error, MisstatedError):
+                        self._dispute(error.receipt)
+                    self._violation(str(error))
             case _:
-                if isinstance(message, Checkpoint) and self._held is not None:
-                    self._dispute(self._held.meter.signed(message, self._channel.verify))
-                self._violation(f"{type(message).__name__} is out of place while {self.state}")
+                self._out_of_place(message)
+
+    def _in_session(self, held: HeldSession, message: object, now: float) -> None:
+        match message:
+            case PromptReceived():
+                self._upload.confirm(message)
+            case Checkpoint():
+                self._checkpoint(held, message)
+            case Quote() | Progress() | Tokens() | Done() | Error():
+                turn = held.turns.get(message.turn or 0)
+                if turn is None:
+                    self._out_of_place(message)
+                    return
+                turn.hear(message, self._effects, now)
+                if turn.outcome is not None:
+                    self._end_turn(held, turn, turn.outcome)
+            case _:
+                self._out_of_place(message)
+                return
+        held.received += is_counted(message)
+
+    def _checkpoint(self, held: HeldSession, message: Checkpoint) -> None:
+        meter, channel = held.meter, self._channel
+        if not channel.accepts_total(message.tokens_in):
+            msg = f"a receipt for {message.tokens_in} input tokens; our vouchers paid for other counts"
+            raise MisstatedError(msg, meter.signed(message, channel.verify))
+
+        def metered(number: int) -> MeteredTurn | None:
+            turn = held.turns.get(number)
+            return turn.metered if turn is not None else None
+
+        keys = tuple(held.turns[number].key for number in meter.moved if number in held.turns)
+        held.receipt = meter.check(message, metered, channel.verify)
+        channel.settle(held.receipt, keys, self._effects)
+
+    def _end_turn(self, held: HeldSession, turn: ClientTurn, outcome: TurnDone | TurnFailed) -> None:
+        del held.turns[turn.number]
+        self._upload.drop(turn.number)
+        if isinstance(outcome, TurnDone):
+            self._channel.has_finished = True
+        self._channel.end_turn(turn.number, self._effects)
+        self._effects.emit(outcome)
+
+    def _out_of_place(self, message: object) -> None:
+        if isinstance(message, Checkpoint) and self._held is not None:
+            self._dispute(self._held.meter.signed(message, self._channel.verify))
+        self._violation(f"{type(message).__name__} is out of place while {self.state}")
 
     def _accepted(self, accept: Accept, now: float) -> None:
         held = self._held
@@ -274,7 +365,8 @@ class ClientSession:
         self._phase = "open"
         if held is None:
             chain = ReceiptChain.begin(accept.session, self._model, self._salt, accept.epoch)
-            self._held = HeldSession(accept, Meter(chain), self._channel)
+            self._channel.begin(Meter(chain))
+            self._held = HeldSession(accept, self._channel)
             self._effects.emit(Accepted(accept))
             return
         held.accept = accept
@@ -282,11 +374,14 @@ class ClientSession:
         if recovered:
             self._recovered(held)
             return
-        if self._channel.last_voucher is not None:  # the old stream may have swallowed it
-            self._effects.send(self._channel.last_voucher)
-        if held.turn is not None:
-            held.turn.carry_over(self._effects, now)
-            self._heard(now)
+        if not held.from_journal:  # the old stream may have swallowed what was sent last
+            fault = self._channel.rejoin(accept.voucher, self._effects)
+            if fault is not None:
+                self._violation(fault)
+                return
+        for turn in held.turns.values():
+            turn.carry_over(self._effects, now)
+        self._heard(now)
 
     def _recovered(self, held: HeldSession) -> None:
         """The host goes on from our last receipt, and from what the final voucher says is paid."""
@@ -294,33 +389,34 @@ class ClientSession:
         counts = (0, 0) if final is None else (final.tokens_in, final.tokens_out)
         held.meter.rebase(held.accept.epoch, *counts)
         self._channel.handed_over()
-        if held.turn is not None:
-            held.turn = None
+        turns, held.turns = held.turns, {}
+        for turn in turns.values():
             detail = "the host restarted in the middle of this turn; what came of it is paid: ask again"
-            self._effects.emit(TurnFailed(None, detail, cause="restarted"))
+            self._effects.emit(TurnFailed(None, detail, cause="restarted", key=turn.key))
 
     def _dispute(self, receipt: Receipt | None) -> None:
         if receipt is not None and not self._channel.free:
             self._effects.emit(Disputed(receipt))
 
-    def _turn_message(self, held: HeldSession, turn: ClientTurn, message: object, now: float) -> None:
-        try:
-            turn.hear(message, self._effects, now)
-        except ProtocolError as error:
-            if isinstance(error, MisstatedError):
-                self._dispute(error.receipt)
-            self._violation(str(error))
-            return
-        if turn.outcome is not None:
-            held.turn = None
-            self._effects.cancel_timer("progress", "silence")
-            self._effects.emit(turn.outcome)
-
     # ---- time
+
+    def _go_on(self, held: HeldSession, now: float) -> None:
+        """Send what may be sent, and wait for what must come."""
+        self._send_prompts(held, now)
+        for turn in held.turns.values():
+            turn.follow_payment(now)
+        at = min((turn.deadline for turn in held.turns.values()), default=math.inf)
+        if at == math.inf:
+            self._effects.cancel_timer("progress")
+        elif at != self._progress_at or not self._effects.armed("progress"):
+            self._effects.set_timer("progress", at)
+        self._progress_at = at
+        if not held.turns:
+            self._effects.cancel_timer("silence")
 
     def _heard(self, now: float) -> None:
         self._pings = 0
-        if self.state == "asking":
+        if self.state == "busy":
             self._effects.set_timer("silence", now + self._times.stall_s / 3)
 
     def _timer(self, key: str, now: float) -> None:
@@ -331,11 +427,22 @@ class ClientSession:
         elif self._pings >= _PINGS_UNANSWERED or (key == "progress" and self._pings):
             self._over(None, "the host went silent", cause="silent")
         elif key == "progress":
-            self._over(None, "the host stopped making progress", cause="stuck")
+            self._give_up(now)
         else:
             self._pings += 1
             self._effects.send(Ping(nonce=self._pings))
             self._effects.set_timer("silence", now + self._times.stall_s / 3)
+
+    def _give_up(self, now: float) -> None:
+        """Cancel the turns for which nothing is done; leave a host that doesn't end them either."""
+        for turn in tuple(self._held.turns.values() if self._held is not None else ()):
+            if turn.deadline > max(now, self._progress_at):
+                continue
+            if turn.cancelled:
+                self._over(None, "the host stopped making progress", cause="stuck")
+                return
+            self._upload.drop(turn.number)
+            turn.give_up(self._effects, now)
 
     # ---- endings
 
@@ -351,11 +458,8 @@ class ClientSession:
         *,
         cause: SessionCause = "answered",
     ) -> None:
-        held = self._held
-        # After an advance the last voucher says more than the meter: a final one, below it, would be refused.
-        ahead = held is not None and held.turn is not None and held.turn.paid_ahead
-        if held is not None and self._phase == "open" and cause != "fault" and not ahead:
-            self._channel.conclude(held.meter, self._effects)
+        if self._held is not None and self._phase == "open" and cause != "fault":
+            self._channel.conclude(self._effects)
         self._phase = "over"
         self._effects.cancel_timers()
         self._effects.emit(SessionFailed(code, detail, retry_after_s, cause))

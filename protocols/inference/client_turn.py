@@ -1,13 +1,14 @@
 """One turn at the client: everything that the host says of it is checked before it counts.
 
-A ``ProtocolError`` means that the host broke the protocol. ``HeldSession`` is what the turn needs of its
-session; both outlive a stream. It knows nothing of opening or closing.
+A ``ProtocolError`` means that the host broke the protocol. ``HeldSession`` is what the turns need of their
+session; both outlive a stream. It knows nothing of opening or closing, or of what other turns do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import math
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.effects import Effects
@@ -22,11 +23,13 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
+    READ_CREDIT,
     TEXT_PER_TOKEN_MAX,
     TEXT_SLACK_BYTES,
+    UNCONFIRMED_MAX,
     Accept,
     Cancel,
-    Checkpoint,
+    Credit,
     Done,
     Error,
     Progress,
@@ -35,10 +38,11 @@ from p2pnode.protocols.inference.messages import (
     Tokens,
     Voucher,
 )
-from p2pnode.protocols.inference.meter import Meter
+from p2pnode.protocols.inference.meter import Meter, MeteredTurn
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.receipts import ReceiptChain
-from p2pnode.protocols.inference.replay import is_counted
 
+TurnState: TypeAlias = Literal["asked", "quoted", "paid"]
 PREFILL_S_PER_TOKEN: Final = 0.1
 """How much longer a client waits for each prompt token that its host newly reports as read."""
 
@@ -58,16 +62,22 @@ class HeldSession:
     """What a session is to its client besides the stream it is on."""
 
     accept: Accept
-    meter: Meter
     channel: ChannelSender
-    turns: int = 0
+    turns: dict[int, ClientTurn] = field(default_factory=dict)
+    """Those under way, by number."""
+    asked: int = 0
+    """The last turn that was asked."""
     received: int = 0
     """How many messages of turns were taken, as a resume counts them."""
-    turn: ClientTurn | None = None
     receipt: Receipt | None = None
     """The last one that was checked."""
     from_journal: bool = False
     """Whether it is made of what a journal keeps: the last nonce and what came since are not known then."""
+
+    @property
+    def meter(self) -> Meter:
+        """What was received and paid."""
+        return self.channel.meter
 
 
 def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: Voucher) -> HeldSession:
@@ -86,107 +96,150 @@ def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: 
     )
     channel = ChannelSender(payment)
     channel.last_voucher = voucher
+    channel.begin(Meter(chain))
     accept = Accept(session=payment.session, nonce=bytes(32), epoch=epoch, n_ctx=1)
-    return HeldSession(accept, Meter(chain), channel, receipt=receipt, from_journal=True)
+    return HeldSession(accept, channel, receipt=receipt, from_journal=True)
 
 
 class ClientTurn:
-    """Turn ``number``, which is over when ``outcome`` is set."""
+    """Turn ``number``, which is over when ``outcome`` is set. ``total`` is the bytes of its prompt."""
 
-    def __init__(self, number: int, ask: Ask, held: HeldSession, times: ClientTimes) -> None:
-        self.number = number
+    def __init__(self, number: int, ask: Ask, held: HeldSession, times: ClientTimes, total: int) -> None:
+        self.number, self.ask = number, ask
         self.outcome: TurnDone | TurnFailed | None = None
         self.cancelled = False
-        self._ask, self._held, self._times = ask, held, times
-        self._meter, self._channel = held.meter, held.channel
-        self._first_token_by = 0.0
-        self._quoted = self._billed = self._carried = False
-        self._tokens_in = self._reused = self._tokens_out = self._text_bytes = 0
+        self.metered = MeteredTurn(number=number)
+        self.deadline = math.inf
+        """By when the host must do something for it."""
+        self._held, self._times, self._total = held, times, total
+        self._channel = held.channel
+        self._first_token_by = math.inf
+        self._quote: Quote | None = None
+        self._is_paid = self._carried = False
+        self._text_bytes = 0
         self._processed = -1
-        self._advanced = False
+        self._read_upto = READ_CREDIT
+        self._last_start = 0
+        self._restarted = False
         self._refused: TurnFailed | None = None
 
     @property
-    def paid_ahead(self) -> bool:
-        """Whether it paid for input that the host has not quoted yet."""
-        return self._advanced and not self._quoted
+    def key(self) -> int:
+        """The role's name for it."""
+        return self.ask.key
 
-    def start(self, request: bytes, effects: Effects, now: float) -> None:
-        """Begin: the prompt was sent, and ``request`` is its hash."""
-        self._meter.begin_turn(request)
-        self._first_token_by = now + self._times.first_token_s
-        effects.set_timer("progress", self._first_token_by)
-        # Nothing can be reused in a first turn, so its price is known before the host names it.
-        if self._ask.input_exact and self.number == 1:
-            self._advanced = self._channel.pay_advance(self._meter, self._ask.input_exact, effects)
+    @property
+    def state(self) -> TurnState:
+        """Where it stands."""
+        if self._quote is None:
+            return "asked"
+        return "paid" if self._channel.is_paid(self.number) else "quoted"
+
+    def begin(self, now: float) -> None:
+        """The first part of its prompt is sent."""
+        # A host takes in 16 KiB a second at least; what may be on its way unconfirmed costs no time here.
+        upload_s = max(0, self._total - UNCONFIRMED_MAX) / PROMPT_RATE_MIN
+        self.deadline = self._first_token_by = now + upload_s + self._times.first_token_s
 
     def cancel(self, effects: Effects, now: float) -> None:
         """The user wants no more. From here on nothing that the host says gives it more time."""
         if not self.cancelled:
             self.cancelled = True
             effects.send(Cancel(turn=self.number))
-            effects.set_timer("progress", now + self._times.stall_s)
+            self._channel.cancel_turn(self.number, effects)
+            self.deadline = now + self._times.stall_s
+
+    def give_up(self, effects: Effects, now: float) -> None:
+        """The host does nothing for it: cancel it, so that the session is not lost with it."""
+        detail = "the host stopped making progress"
+        self._refused = TurnFailed(None, detail, cause="stuck", key=self.key)
+        self.cancel(effects, now)
+
+    def taken(self, index: int, effects: Effects, now: float) -> None:
+        """The application has the ids below ``index``: let the host send on, now and then."""
+        upto = min(index, self.metered.tokens_out) + READ_CREDIT
+        if upto - self._read_upto < READ_CREDIT // 4:
+            return
+        if self.deadline == math.inf and self.is_paid and not self.cancelled:
+            self.deadline = now + self._times.stall_s
+        self._read_upto = upto
+        effects.send(Credit(turn=self.number, upto=upto))
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether the host serves it."""
+        return self._channel.is_paid(self.number)
 
     def carry_over(self, effects: Effects, now: float) -> None:
-        """The session was resumed on another stream."""
+        """The session was resumed on another stream: say again what the old one may have swallowed."""
         self._carried = True
-        effects.set_timer("progress", now + self._times.stall_s)
+        if self._read_upto > READ_CREDIT:
+            effects.send(Credit(turn=self.number, upto=self._read_upto))
+        if self.cancelled:
+            effects.send(Cancel(turn=self.number))
+        # One whose prompt was not whole is ended by the host at once.
+        self.deadline = (
+            now + self._times.stall_s
+            if self._quote is None
+            else max(self.deadline, now + self._times.stall_s)
+        )
+
+    def follow_payment(self, now: float) -> None:
+        """Note when its input is paid: the host's time begins then."""
+        if self._quote is None or self._is_paid or self.cancelled:
+            return
+        if self.is_paid:
+            self._is_paid = True
+            if self.deadline == math.inf:
+                self.deadline = self._first_token_by = now + self._times.first_token_s
+        else:
+            self.deadline = math.inf  # it waits for us
+
+    # ---- what the host says
 
     def hear(self, message: object, effects: Effects, now: float) -> None:
         """Take a message of the host's. Raises ``ProtocolError``."""
         match message:
-            case Quote() if not self._quoted and message.turn == self.number:
-                self._quote(message, effects, now)
-            case Progress() if message.turn == self.number:
+            case Quote() if self._quote is None:
+                self._take_quote(message, effects, now)
+            case Progress():
                 self._progress(message, effects)
-            case Tokens() if self._billed:
+            case Tokens() if self.is_paid:
                 self._tokens(message, effects, now)
-            case Checkpoint():
-                self._held.receipt = self._meter.check(message, self._channel.verify)
-                self._channel.settle(self._held.receipt, effects)
-            case Done() if message.turn == self.number:
+            case Done():
                 self._done(message)
-            case Error(code=code, detail=detail, retry_after_s=retry_after_s) if message.turn == self.number:
-                if self._meter.due:
-                    msg = "a turn that failed without a receipt for what was delivered"
-                    raise ProtocolError(msg)
-                self.outcome = self._refused or TurnFailed(code, detail, retry_after_s)
+            case Error():
+                self._error(message)
             case _:
                 msg = f"{type(message).__name__} is out of place in turn {self.number}"
                 raise ProtocolError(msg)
-        if is_counted(message):
-            self._held.received += 1
 
-    def _quote(self, quote: Quote, effects: Effects, now: float) -> None:
-        exact = self._ask.input_exact
+    def _take_quote(self, quote: Quote, effects: Effects, now: float) -> None:
+        exact, rendered = self.ask.input_exact, self.ask.prompt_hash
         fault = ""
-        if quote.tokens_in > self._ask.input_max:
-            fault = f"quoted {quote.tokens_in} input tokens; at most {self._ask.input_max} are possible"
+        if quote.tokens_in > self.ask.input_max:
+            fault = f"quoted {quote.tokens_in} input tokens; at most {self.ask.input_max} are possible"
         elif exact is not None and quote.tokens_in != exact:
             fault = f"quoted {quote.tokens_in} input tokens; there are {exact}"
+        elif rendered is not None and quote.prompt_hash != rendered:
+            fault = "quoted another prompt than the one that was rendered here"
         elif quote.reused > quote.tokens_in:
             fault = f"quoted {quote.reused} reused of {quote.tokens_in} input tokens"
         if fault:
             raise ProtocolError(fault)
-        self._quoted = True
-        effects.emit(Quoted(quote))
-        billed, meter = quote.tokens_in - quote.reused, self._meter
-        paid_already = self._advanced and quote.reused == 0
-        if not self._channel.free and billed and (self.cancelled or self._carried) and not paid_already:
-            return  # unpaid input is not billed: the host ends the turn with 0
-        if not self._channel.covers(meter.tokens_in + billed, meter.tokens_out):
+        self._quote = quote
+        self.metered.prompt = quote.prompt_hash
+        effects.emit(Quoted(quote, self.key))
+        billed = quote.tokens_in - quote.reused
+        covered = self._channel.covers(billed, 0)
+        self._channel.quoted(self.number, billed, effects, wanted=covered and not self.cancelled)
+        if not (covered or self.cancelled):
             detail = (
                 f"the turn's {billed} input tokens cost more than is left of the session's deposit: "
                 "open another session or shorten the conversation"
             )
-            self._refused = TurnFailed("payment_required", detail, cause="foreseen")
+            self._refused = TurnFailed("payment_required", detail, cause="foreseen", key=self.key)
             self.cancel(effects, now)
-            return
-        self._billed = True
-        self._tokens_in, self._reused = quote.tokens_in, quote.reused
-        meter.bill(billed)
-        if billed and not paid_already:
-            self._channel.pay_input(meter, effects)
 
     def _progress(self, message: Progress, effects: Effects) -> None:
         if message.processed > message.total:
@@ -195,53 +248,88 @@ class ClientTurn:
         if message.processed <= self._processed:
             return  # says nothing new
         self._processed = message.processed
-        if not (self._tokens_out or self.cancelled or self._carried):
-            earned_s = min(message.processed, self._ask.input_max) * PREFILL_S_PER_TOKEN
-            effects.set_timer("progress", self._first_token_by + earned_s)
-        effects.emit(Progressed(message))
+        if not (self.metered.tokens_out or self.cancelled) and self._first_token_by < math.inf:
+            earned_s = min(message.processed, self.ask.input_max) * PREFILL_S_PER_TOKEN
+            self.deadline = max(self.deadline, self._first_token_by + earned_s)
+        effects.emit(Progressed(message, self.key))
 
     def _tokens(self, message: Tokens, effects: Effects, now: float) -> None:
         if (fault := self._fault_of(message)) is not None:
             raise ProtocolError(fault)
-        self._tokens_out += len(message.ids)
-        self._text_bytes += len(message.text.encode())
-        self._meter.count(message.ids)
-        if message.ids and not self.cancelled:
-            effects.set_timer("progress", now + self._times.stall_s)
-        effects.emit(Delivered(message.seq, message.ids, message.text))
+        self._text_bytes += len(message.text.encode()) + len(message.name.encode())
+        if message.start:
+            self._last_start = message.index
+            self._restarted = self._restarted or message.start == "restart"
+        self._channel.meter.count(self.metered, message)
+        if message.ids:
+            self._channel.first_token(self.number, effects)
+            if not self.cancelled:
+                reads = self.metered.tokens_out < self._read_upto
+                self.deadline = now + self._times.stall_s if reads else math.inf
+        effects.emit(Delivered(message, self.key))
 
     def _fault_of(self, message: Tokens) -> str | None:
         """What is wrong with these tokens, if anything."""
-        meter, count = self._meter, self._tokens_out + len(message.ids)
-        text_bytes = self._text_bytes + len(message.text.encode())
-        if message.seq != meter.tokens_out:
-            return f"tokens from {message.seq} on; {meter.tokens_out} were next"
-        if not message.ids and not message.text:
+        meter, count = self._channel.meter, self.metered.tokens_out + len(message.ids)
+        text_bytes = self._text_bytes + len(message.text.encode()) + len(message.name.encode())
+        if message.index != self.metered.tokens_out:
+            return f"tokens from {message.index} on; {self.metered.tokens_out} were next"
+        if not (message.ids or message.text or message.name):
             return "empty tokens"
-        if count > self._ask.body.sampling.tokens_max:
+        if count > self.ask.body.sampling.tokens_max:
             return "more tokens than were asked for"
         if meter.unreceipted + len(message.ids) > CHECKPOINT_EVERY:
             return f"more than {CHECKPOINT_EVERY} tokens without a checkpoint"
+        if count > self._read_upto:
+            return f"tokens up to {count}; this client reads up to {self._read_upto}"
         if text_bytes > TEXT_SLACK_BYTES + TEXT_PER_TOKEN_MAX * count:
             return "more text than its tokens can hold"
-        if not self._channel.covers(meter.tokens_in, meter.tokens_out + len(message.ids)):
+        if message.logprobs and len(message.logprobs) != len(message.ids):
+            return "as many log-probabilities as ids, or none"
+        if not self._channel.covers(0, len(message.ids)):
             return "more tokens than the deposit covers"
+        return self._fault_of_start(message)
+
+    def _fault_of_start(self, message: Tokens) -> str | None:
+        """Whether another engine call may begin here: each one is a chance to draw again."""
+        if not message.start:
+            return None
+        if not message.ids or (message.start == "restart" and self._restarted):
+            return "an engine call that may not begin here"
+        if message.start == "credit" and message.index - self._last_start < CHECKPOINT_EVERY:
+            return f"another engine call within {CHECKPOINT_EVERY} tokens"
         return None
 
+    # ---- how it ends
+
+    @property
+    def _is_billed(self) -> bool:
+        quote = self._quote
+        return quote is not None and self.is_paid and quote.tokens_in > quote.reused
+
     def _done(self, message: Done) -> None:
-        meter = self._meter
         if message.reason == "cancelled" and not (self.cancelled or self._carried):
             msg = "a turn that is called cancelled, which nobody cancelled"
             raise ProtocolError(msg)
-        claimed = (message.tokens_in, message.reused, message.tokens_out)
-        if self._carried and claimed == (0, 0, 0) and self._tokens_out == 0 and meter.due:
-            # The voucher for the input was lost with the old stream, and with it the bill.
-            meter.waive()
-            self._tokens_in = self._reused = 0
-        if claimed != (self._tokens_in, self._reused, self._tokens_out) or meter.due:
+        quote = self._quote if self.is_paid else None
+        counts = (0, 0) if quote is None else (quote.tokens_in, quote.reused)
+        if (message.tokens_in, message.reused, message.tokens_out) != (*counts, self.metered.tokens_out):
             msg = "a bill that does not match what was received"
             raise ProtocolError(msg)
-        if message.cost != self._channel.cost(meter):
-            msg = f"a cost of {message.cost}; what was received costs {self._channel.cost(meter)}"
+        expected = message.reason if self._is_billed or self.metered.has_frames else None
+        if self.metered.ended != expected:
+            msg = f"a turn that ended as {message.reason}, and by its receipts as {self.metered.ended}"
             raise ProtocolError(msg)
-        self.outcome = self._refused or TurnDone(message)
+        self.outcome = self._refused or TurnDone(message, self.key)
+
+    def _error(self, message: Error) -> None:
+        ended = "stalled" if message.code == "stalled" else "failed"
+        # Of a turn that brought nothing the voucher for its input may have crossed this message.
+        unsure = not (self._channel.free or self.metered.has_frames) and self.metered.ended is None
+        billed = self._is_billed or self.metered.has_frames
+        if self.metered.ended != (ended if billed else None) and not unsure:
+            msg = "a turn that failed without a receipt for what was delivered"
+            raise ProtocolError(msg)
+        self.outcome = self._refused or TurnFailed(
+            message.code, message.detail, message.retry_after_s, key=self.key
+        )

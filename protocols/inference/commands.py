@@ -1,7 +1,7 @@
 """What the roles say to the inference machines, and what the machines say to them. Never on the wire.
 
 ``run`` numbers the engine requests of a session: a turn takes several when its credit runs out in
-between, and what an earlier run still reports is ignored.
+between, and what an earlier run still reports is ignored. Several turns of a session may be under way.
 """
 
 from __future__ import annotations
@@ -22,19 +22,12 @@ from p2pnode.protocols.inference.messages import (
     Quote,
     Receipt,
     Refuse,
+    Tokens,
     Voucher,
 )
+from p2pnode.protocols.inference.replay import Piece
 
 # ---- host role -> HostSession
-
-
-@dataclass(frozen=True, slots=True)
-class GenStarted:
-    """The engine took the request: it has ``tokens_in`` prompt tokens, ``reused`` of them cached."""
-
-    run: int
-    tokens_in: int
-    reused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +44,7 @@ class GenTokens:
     """Output, coalesced by the shell. A non-empty text completes every id up to here."""
 
     run: int
-    ids: tuple[int, ...]
-    text: str
+    piece: Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +84,19 @@ class NotEscrowed:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The input of ``turn``: ``tokens_in``, of which the host promises not to bill ``reused``."""
+    """The input of ``turn``: ``tokens_in``, of which the host promises not to bill ``reused``.
+
+    ``prompt_hash`` is ``receipts.ids_hash`` of the rendered ids. ``format``, ``reasons`` and ``thinking`` say
+    how the answer's channels are read.
+    """
 
     turn: int
     tokens_in: int
     reused: int = 0
+    prompt_hash: bytes = bytes(32)
+    format: str = ""
+    reasons: bool = False
+    thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Replaced:
 
 
 HostCommand: TypeAlias = (
-    GenStarted | GenProgress | GenTokens | GenDone | GenFailed | Drain
+    GenProgress | GenTokens | GenDone | GenFailed | Drain
     | Escrowed | NotEscrowed | Counted | CountFailed | Replaced
 )  # fmt: skip
 
@@ -137,12 +137,18 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Run the engine: the rendered messages, then the body's prefix, then ``answer_ids``."""
+    """Run the engine for a turn: the rendered messages, then the body's prefix, then ``answer_ids``.
 
+    ``answer_text_bytes`` of text and names of calls were made of ``answer_ids`` so far: what is missing of
+    their text comes first.
+    """
+
+    turn: int
     run: int
     body: PromptBody
     answer_ids: tuple[int, ...]
     tokens_max: int
+    answer_text_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +160,9 @@ class CancelGenerate:
 
 @dataclass(frozen=True, slots=True)
 class TurnServed:
-    """A turn is over, for the log and the totals."""
+    """A turn is over, for the log and the totals: the host forgets it."""
 
+    turn: int
     tokens_in: int
     tokens_out: int
     reason: str
@@ -171,7 +178,7 @@ class Relay:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Count the tokens of a turn's prompt before anything is generated. Only in a paid session."""
+    """Count the tokens of a turn's prompt, before anything is generated."""
 
     turn: int
     body: PromptBody
@@ -235,16 +242,30 @@ class Ask:
     """Send a turn. ``input_max`` is the largest quote to accept, in tokens.
 
     ``input_exact`` is what a client counted itself: it then takes that quote only, and pays with the prompt.
+    ``prompt_hash`` is that of the ids which it rendered itself. ``key`` is the role's name for the turn: what
+    is emitted of it says it again.
     """
 
     body: PromptBody
     input_max: int
     input_exact: int | None = None
+    prompt_hash: bytes | None = None
+    key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CancelTurn:
     """The user wants no more of this turn."""
+
+    key: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokensTaken:
+    """The application has taken the turn's output tokens below ``index``."""
+
+    index: int
+    key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +273,7 @@ class End:
     """Close the session."""
 
 
-ClientCommand: TypeAlias = Start | Ask | CancelTurn | End
+ClientCommand: TypeAlias = Start | Ask | CancelTurn | TokensTaken | End
 
 # ---- ClientSession -> client role
 
@@ -269,6 +290,7 @@ class Quoted:
     """The host counted the input."""
 
     quote: Quote
+    key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,22 +298,36 @@ class Progressed:
     """The host reads the prompt."""
 
     progress: Progress
+    key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Output tokens, in order, each once. ``seq`` is the session's count before them."""
+    """Output of a turn, in order, each id once. Its client tells ``TokensTaken`` when it has read it."""
 
-    seq: int
-    ids: tuple[int, ...]
-    text: str
+    tokens: Tokens
+    key: int = 0
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The output ids."""
+        return self.tokens.ids
+
+    @property
+    def text(self) -> str:
+        """The text that they complete, whatever its channel."""
+        return self.tokens.text
 
 
 @dataclass(frozen=True, slots=True)
 class Receipted:
-    """A checkpoint that was checked against everything received. Durable with the voucher that follows."""
+    """A checkpoint that was checked against everything received. Durable with the voucher that follows.
+
+    ``keys`` names the turns of which something was delivered before it.
+    """
 
     receipt: Receipt
+    keys: tuple[int, ...] = ()
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -321,11 +357,13 @@ class TurnDone:
     """The turn is over and its receipt holds."""
 
     done: Done
+    key: int = 0
 
 
-TurnCause: TypeAlias = Literal["answered", "foreseen", "invalid", "restarted"]
+TurnCause: TypeAlias = Literal["answered", "foreseen", "invalid", "restarted", "stuck"]
 """Why a turn failed. ``answered``: the host said ``code``. ``foreseen``: it would, so it was not asked.
-``invalid``: no host takes this prompt. ``restarted``: the host did, in the middle of the turn."""
+``invalid``: no host takes this prompt. ``restarted``: the host did, in the middle of the turn. ``stuck``: the
+host did nothing for it, and ended it when it was told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +374,7 @@ class TurnFailed:
     detail: str
     retry_after_s: float | None = None
     cause: TurnCause = "answered"
+    key: int = 0
 
 
 SessionCause: TypeAlias = Literal["answered", "fault", "lost", "silent", "stuck", "broken"]

@@ -20,7 +20,7 @@ It knows nothing of turns, and of time only what it has to wait for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import Signer
@@ -28,6 +28,7 @@ from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.channel import (
     ChannelReceiver,
     HostPayment,
+    HostTerms,
     resume_digest,
     resume_holds,
 )
@@ -35,6 +36,7 @@ from p2pnode.protocols.inference.commands import Issued, Opened, Paid, Relay
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     N_CTX_MAX,
+    TURNS_MAX,
     Accept,
     Challenge,
     Checkpoint,
@@ -45,15 +47,9 @@ from p2pnode.protocols.inference.messages import (
     SessionTerms,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.open_session import (
-    Admit,
-    FindSession,
-    HostTerms,
-    LapsedSession,
-    OpenSession,
-)
+from p2pnode.protocols.inference.open_session import Admit, FindSession, LapsedSession, OpenSession
 from p2pnode.protocols.inference.receipts import ReceiptChain, receipt_holds
-from p2pnode.protocols.inference.replay import ReplayBuffer, SendQueue
+from p2pnode.protocols.inference.replay import ReplayBuffer
 from p2pnode.protocols.typed_data import session_id
 
 
@@ -64,7 +60,6 @@ class _Relayed:
     request: Open
     granted: HostTerms
     session: SessionId
-    channel: ChannelReceiver
 
 
 class Handshake:
@@ -108,17 +103,14 @@ class Handshake:
         self._effects.cancel_timer("open")
         if request.terms is None and verdict.payment is None:
             session = SessionId(self._draw(32))
-            return self._accept(request, verdict, session, ChannelReceiver(session, self._sign))
+            return self._accept(request, verdict, session)
         if request.terms is None or verdict.payment is None:
             # A paid session must fail loudly rather than run free, and a free one never be billed.
             asked, served = ("paid", "free") if request.terms is not None else ("free", "paid")
             detail = f"this host serves {served} sessions only, not {asked} ones"
             return Refuse(code="bad_request", detail=detail)
         session = session_id(verdict.payment.market, request.terms)
-        channel = ChannelReceiver(
-            session, verdict.payment.sign, market=verdict.payment.market, terms=request.terms
-        )
-        self._relayed = _Relayed(request, verdict, session, channel)
+        self._relayed = _Relayed(request, verdict, session)
         self._effects.set_timer("relay", now + verdict.relay_s)
         self._effects.emit(Relay(session, request))
         return None
@@ -129,7 +121,7 @@ class Handshake:
         if relayed is None:
             return None
         self._effects.cancel_timer("relay")
-        return self._accept(relayed.request, relayed.granted, relayed.session, relayed.channel)
+        return self._accept(relayed.request, relayed.granted, relayed.session)
 
     def resume(self, request: Resume) -> OpenSession | Refuse | None:
         """The session, taken from whichever stream had it; why there is none; or None for a challenge."""
@@ -195,9 +187,7 @@ class Handshake:
         take_over(request, session, proof_nonce=proof_nonce, holder=holder, nonce=nonce, effects=effects)
         return session
 
-    def _accept(
-        self, request: Open, granted: HostTerms, session: SessionId, channel: ChannelReceiver
-    ) -> OpenSession:
+    def _accept(self, request: Open, granted: HostTerms, session: SessionId) -> OpenSession:
         chain = ReceiptChain.begin(session, request.model, request.salt, self._epoch)
         opened = OpenSession(
             session=session,
@@ -205,15 +195,39 @@ class Handshake:
             granted=granted,
             epoch=self._epoch,
             nonce=self._draw(32),
-            meter=Meter(chain),
-            channel=channel,
+            channel=_channel(session, self._sign, Meter(chain), granted, terms=request.terms),
+            effects=self._effects,
             holder=self._holder,
         )
-        if not channel.free:
-            self._effects.on_send = channel.replay.add
+        if not opened.channel.free:
+            self._effects.on_send = opened.channel.replay.add
         self._effects.send(accept_of(opened))
         self._effects.emit(Opened(session, request.model))
         return opened
+
+
+def _channel(
+    session: SessionId,
+    sign: Signer,
+    meter: Meter,
+    granted: HostTerms,
+    *,
+    terms: SessionTerms | None,
+    replay: ReplayBuffer | None = None,
+) -> ChannelReceiver:
+    """The account of a session: a free one's receipts are signed by the peer key, that is ``sign``."""
+    payment = granted.payment
+    if payment is None or terms is None:
+        return ChannelReceiver(session, sign, meter, window=granted.window)
+    return ChannelReceiver(
+        session,
+        payment.sign,
+        meter,
+        market=payment.market,
+        terms=terms,
+        replay=replay,
+        window=granted.window,
+    )
 
 
 def _gone() -> Refuse:
@@ -230,11 +244,19 @@ def _unproved() -> Refuse:
 
 def goes_on(request: Resume, session: OpenSession) -> bool:
     """Whether the client stands where this session can go on from."""
-    replay = session.channel.replay
-    # A client asks its next turn only when it has all of the one before.
-    next_turn = request.turn == session.turns + 1 and replay.answered == session.turns
-    begins = request.received == replay.count if next_turn else request.turn == session.turns
-    return begins and replay.since(request.received) is not None
+    replay, turns = session.channel.replay, request.turns
+    if replay.since(request.received) is None or request.turn < session.asked:
+        return False
+    arrived = {turn for turn in turns if turn <= session.asked}
+    unasked = tuple(turn for turn in turns if turn > session.asked)
+    # Each turn that it has no answer of is under way here, or its answer is sent again, or it never arrived.
+    known = {*session.turns, *replay.answered_since(request.received)}
+    return (
+        turns == tuple(sorted(set(turns)))
+        and (arrived == known or session.unheard)  # it may not know yet that a restart ended its turns
+        and unasked == tuple(range(session.asked + 1, request.turn + 1))
+        and len(turns) <= session.granted.turns_max
+    )
 
 
 def proved(
@@ -268,8 +290,8 @@ def hand_over(request: Resume, session: OpenSession, *, holder: object, effects:
     if (wrong := channel.why_not_final(voucher)) != "":
         return Refuse(code="bad_request", detail=wrong)
     effects.emit(Opened(session.session, session.model, resumed=True))
-    effects.muted = True
-    session.interrupt(effects)
+    effects.muted, session.effects = True, effects
+    session.end_all()
     effects.muted = False
     session.holder = holder
     channel.best = voucher
@@ -287,23 +309,22 @@ def take_over(
     nonce: bytes,
     effects: Effects,
 ) -> None:
-    """End what was under way, accept, and send again what the client doesn't have.
+    """Accept, and send again what the client doesn't have; its turns go on from there.
 
     Only where it ``goes_on`` and was ``proved`` over ``proof_nonce``.
     """
     channel = session.channel
     # What ends here is not sent but counted: the replay below sends it, if the client doesn't have it.
-    effects.on_send, effects.muted = channel.replay.add, True
-    session.interrupt(effects)
-    if request.turn > session.turns:  # of which nothing arrived here
-        session.begin_turn(request.turn)
-        session.cancel_unserved(request.turn, effects)
+    effects.on_send, effects.muted, session.effects = channel.replay.add, True, effects
+    session.end_prompts()
+    session.answer_unasked([turn for turn in request.turns if turn > session.asked], request.turn)
+    channel.resumed(request.turns, session.turns)
     effects.on_send, effects.muted = None, False
     session.former_nonce = proof_nonce
     session.holder, session.nonce = holder, nonce
     if channel.best is not None:  # the old stream's role may still be writing it down
         effects.emit(Paid(channel.best))
-    effects.send(accept_of(session))
+    effects.send(replace(accept_of(session), voucher=channel.best))
     for message in channel.replay.since(request.received) or ():
         if isinstance(message, Checkpoint):
             channel.issue_again(message, effects)
@@ -319,7 +340,9 @@ def accept_of(session: OpenSession) -> Accept:
         nonce=session.nonce,
         epoch=session.epoch,
         n_ctx=session.granted.n_ctx,
+        window=session.granted.window,
         session_fee=session.channel.terms.session_fee,
+        turns_max=session.granted.turns_max,
     )
 
 
@@ -338,22 +361,18 @@ def recover(
 ) -> OpenSession | Refuse:
     """The session, open again under ``epoch``, or why not. Only after the proof held."""
     session, terms = lapsed.session, lapsed.terms
-    channel = ChannelReceiver(
-        session,
-        payment.sign,
-        market=payment.market,
-        terms=terms,
-        replay=ReplayBuffer(request.received, request.turn),
-    )
-    channel.best = lapsed.voucher
     chain = ReceiptChain.begin(session, terms.model, lapsed.salt, epoch)
-    if (wrong := _wrong(request, lapsed, channel, chain)) != "":
-        return Refuse(code="bad_request", detail=f"{wrong}: open a new session")
     receipt, voucher = request.receipt, request.voucher
+    known = _channel(session, payment.sign, Meter(chain), lapsed.granted, terms=terms)
+    known.best = lapsed.voucher
+    if (wrong := _wrong(request, lapsed, known, chain)) != "":
+        return Refuse(code="bad_request", detail=f"{wrong}: open a new session")
     if receipt is not None:
         chain.root, chain.seq = receipt.checkpoint.root, receipt.checkpoint.seq
     if voucher is not None:
         chain.tokens_in, chain.tokens_out = voucher.tokens_in, voucher.tokens_out
+    replay = ReplayBuffer(request.received, request.turn)
+    channel = _channel(session, payment.sign, Meter(chain), lapsed.granted, terms=terms, replay=replay)
     channel.best = voucher
     opened = OpenSession(
         session=session,
@@ -361,10 +380,9 @@ def recover(
         granted=lapsed.granted,
         epoch=epoch,
         nonce=nonce,
-        meter=Meter(chain),
         channel=channel,
-        queue=SendQueue(chain.tokens_out),
-        turns=request.turn,
+        effects=effects,
+        asked=request.turn,
         holder=holder,
         unheard=True,
     )
@@ -402,8 +420,11 @@ def _wrong(request: Resume, lapsed: LapsedSession, channel: ChannelReceiver, cha
     known_in, known_out = (
         base[2:] if best is None else (max(base[2], best.tokens_in), max(base[3], best.tokens_out))
     )
-    if voucher.tokens_in > known_in + N_CTX_MAX or voucher.tokens_out > known_out + CHECKPOINT_EVERY:
-        return "the voucher is for more than one turn's input and what a receipt would cover"
+    if (
+        voucher.tokens_in > known_in + TURNS_MAX * N_CTX_MAX
+        or voucher.tokens_out > known_out + CHECKPOINT_EVERY
+    ):
+        return "the voucher is for more than the input of all turns and what a receipt would cover"
     return channel.why_not_final(voucher)
 
 

@@ -1,27 +1,26 @@
-"""One turn at the host: the engine's reports in; frames, receipts and the turn's answer out.
+"""One turn at the host: prompt parts and the engine's reports in; frames, receipts and the turn's answer out.
 
 ::
 
-    free   Generate -> GenStarted -> Quote -> Tokens, receipts -> Done or Error
-    paid   Count -> Counted -> Quote -> the input's voucher -> Generate -> Tokens, receipts -> Done or Error
+    reading --the last part--> quoting --Counted--> Quote --the input's voucher, if any--> serving --> over
 
-In a paid session the engine is not asked and nothing is billed until the input's voucher is there: a turn
-that ends before that says 0. The engine is kept no further ahead of the client's credit than a window. Beyond
-it the engine request is cancelled, the ids are kept, and the engine goes on from them at the token level when
-credit comes. It is never asked for a token that the session can't pay for. Every turn is answered exactly
-once, by ``Done`` or ``Error``, unless the session ends under it.
+Several turns of a session may be under way, each on its own. Nothing is generated and nothing billed before
+the input is paid: a turn that ends before that says 0. The engine is kept no further ahead of the client's
+credit than a window. Beyond it the engine request is cancelled, the ids are kept, and the engine goes on
+from them at the token level when credit comes. Every turn is answered exactly once, by ``Done`` or
+``Error``, unless the session ends under it.
 
-It knows nothing of how a turn came to be, of what follows, or of what a voucher must say.
+It knows nothing of what other turns do, or of what a voucher must say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias, assert_never
+from dataclasses import replace
+from typing import Final, Literal, Protocol, TypeAlias, assert_never
 
-from p2pnode.errors import WireCode
+from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.inference.channel import ChannelReceiver
+from p2pnode.protocols.inference.channel import ChannelReceiver, HostTerms
 from p2pnode.protocols.inference.commands import (
     CancelGenerate,
     Count,
@@ -31,7 +30,6 @@ from p2pnode.protocols.inference.commands import (
     Generate,
     GenFailed,
     GenProgress,
-    GenStarted,
     GenTokens,
     TurnServed,
 )
@@ -41,190 +39,247 @@ from p2pnode.protocols.inference.messages import (
     TEXT_SLACK_BYTES,
     WINDOW,
     Done,
+    EndReason,
     Error,
     FinishReason,
     Progress,
+    Prompt,
     PromptBody,
+    PromptReceived,
     Quote,
+    StartCause,
+    Tokens,
     detail_of,
     retry_of,
 )
-from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.replay import SendQueue
-from p2pnode.protocols.typed_data import amount_due
+from p2pnode.protocols.inference.meter import Meter, MeteredTurn
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
+from p2pnode.protocols.inference.replay import Piece, ReadCredit, SendQueue
 
-Report: TypeAlias = GenStarted | GenProgress | GenTokens | GenDone | GenFailed
+Report: TypeAlias = GenProgress | GenTokens | GenDone | GenFailed
+TurnState: TypeAlias = Literal["reading", "quoting", "serving"]
+AHEAD_MAX: Final = WINDOW
+"""Output tokens of a turn that wait for credit before its engine is paused, besides its last report."""
+
+
+class TurnSession(Protocol):
+    """What a turn needs of its session."""
+
+    granted: HostTerms
+    channel: ChannelReceiver
+    effects: Effects
+    turns: dict[int, HostTurn]
+
+    @property
+    def meter(self) -> Meter:
+        """What was delivered and paid."""
+        ...
+
+    @property
+    def reserved_out(self) -> int:
+        """Output tokens of the turns that were quoted, for which the deposit must have room."""
+        ...
+
+    def next_run(self) -> int:
+        """A number for an engine request."""
+        ...
 
 
 class HostTurn:
-    """Turn ``number`` of a session, with that session's meter, channel and send queue.
+    """Turn ``number`` of a session, whose prompt has ``total`` bytes."""
 
-    ``next_run`` numbers an engine request. ``stall_s`` is how long the turn waits for credit, or for the
-    input's voucher.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        body: PromptBody,
-        *,
-        meter: Meter,
-        channel: ChannelReceiver,
-        queue: SendQueue,
-        next_run: Callable[[], int],
-        stall_s: float,
-        effects: Effects,
-    ) -> None:
+    def __init__(self, number: int, total: int, session: TurnSession, now: float) -> None:
         self.number = number
-        self.quoting = not channel.free
-        """Whether its input is still to be counted or paid."""
-        self.over = False
-        """Whether it was answered, or its session ended under it."""
-        self._body, self._effects = body, effects
-        self._meter, self._channel, self._queue = meter, channel, queue
-        self._next_run, self._stall_s = next_run, stall_s
+        self.read = ReadCredit()
+        self.queue = SendQueue()
+        self.last_sent = 0
+        """Its place in the rotation of turns: the lowest is next."""
+        self.read_by: float | None = None
+        """When it ends because nobody takes its output; None while there is credit."""
+        # Set once: a client that trickles its prompt must not keep its place for ever.
+        self.prompt_by = now + session.granted.stall_s + total / PROMPT_RATE_MIN
+        self._session = session
+        self._reader: PromptReader | None = PromptReader(number, total)
+        self._body: PromptBody | None = None
         self._quote: Quote | None = None
-        self._billed = Quote(turn=number, tokens_in=0)
+        self._metered = MeteredTurn(number=number)
+        self._serving = False
         self._tokens_max = 0
         self._made: list[int] = []  # every id the engine made and we kept
-        self._sent = 0
         self._text_bytes = 0
         self._ended: FinishReason | None = None
         self._run = 0
         self._running = False
+        self._start: StartCause = ""
 
-    def start(self) -> None:
-        """Have the input counted where it is paid first; otherwise ask the engine at once."""
-        if self.quoting:
-            self._effects.emit(Count(self.number, self._body))
-        else:
-            self._serve()
+    @property
+    def state(self) -> TurnState:
+        """Where it stands."""
+        if self._reader is not None:
+            return "reading"
+        return "serving" if self._serving else "quoting"
 
-    def counted(self, news: Counted | CountFailed, now: float) -> None:
-        """Take what the count gave. That of another turn comes too late and means nothing."""
-        if news.turn != self.number or not self.quoting or self._quote is not None or self.over:
+    @property
+    def is_quoted(self) -> bool:
+        """Whether its input was counted, and it is not cancelled."""
+        return self._quote is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its client has room for what comes next."""
+        return bool(self.queue) and (not self.queue.needs_credit or self.read.left > 0)
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether it waits for its client to take what was sent."""
+        return self.queue.needs_credit and self.read.left <= 0
+
+    @property
+    def reserved_out(self) -> int:
+        """Output tokens for which the deposit must have room while it is under way."""
+        body = self._body
+        return (
+            0 if body is None else min(CHECKPOINT_EVERY, body.sampling.tokens_max - self._metered.tokens_out)
+        )
+
+    # ---- the prompt
+
+    def add(self, part: Prompt) -> None:
+        """Take a part. Raises ``ProtocolError`` when it isn't the one that follows."""
+        reader, session = self._reader, self._session
+        if reader is None:
+            msg = f"turn {self.number} had its last part"
+            raise ProtocolError(msg)
+        is_last = reader.add(part)
+        session.effects.send(PromptReceived(turn=self.number, bytes=reader.size))
+        if not is_last:
+            return
+        self._close_reader()
+        try:
+            self._body, self._metered.request = reader.body()
+        except ProtocolError as error:
+            self.fail("bad_request", str(error))
+            return
+        session.effects.emit(Count(self.number, self._body))
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._session.granted.room.leave(self._reader.total)
+            self._reader = None
+
+    # ---- the input
+
+    def counted(self, news: Counted | CountFailed) -> None:
+        """Take what the count gave. A second one means nothing."""
+        body, session = self._body, self._session
+        if self._quote is not None or body is None:
             return
         if isinstance(news, CountFailed):
-            self._fail(news.code, news.detail, news.retry_after_s)
+            self.fail(news.code, news.detail, news.retry_after_s)
             return
         reused = min(news.reused, news.tokens_in)
         billed = news.tokens_in - reused
-        meter, terms = self._meter, self._channel.terms
-        # An input after which not one token could follow is no use to anybody.
-        needed = amount_due(terms, meter.tokens_in + billed, meter.tokens_out + 1)
-        if needed > terms.deposit:
+        # An input after which not one receipt's output could follow is no use to anybody.
+        needed = session.channel.needed(billed, session.reserved_out + self.reserved_out)
+        if needed > session.channel.terms.deposit:
             detail = (
-                f"with this turn's {billed} input tokens and one of output the session costs {needed} USDC "
-                f"units, the deposit is {terms.deposit}: open another session or shorten the conversation"
+                f"with this turn's {billed} input tokens and some output of each turn the session costs "
+                f"{needed} USDC units, the deposit is {session.channel.terms.deposit}: open another session "
+                "or shorten the conversation"
             )
-            self._fail("payment_required", detail, None)
+            self.fail("payment_required", detail)
             return
-        self._quote = Quote(turn=self.number, tokens_in=news.tokens_in, reused=reused)
-        self._effects.send(self._quote)
-        self._channel.owe_input(meter, billed, self._queue, self._effects)
-        self.pump(now)
+        self._metered.prompt = news.prompt_hash
+        self._quote = Quote(
+            turn=self.number,
+            tokens_in=news.tokens_in,
+            prompt_hash=news.prompt_hash,
+            reused=reused,
+            format=news.format,
+            reasons=news.reasons,
+            thinking=news.thinking,
+        )
+        session.effects.send(self._quote)
+        if session.channel.quote(self.number, billed, session.effects):
+            self.serve()
 
-    def report(self, report: Report, now: float) -> None:
+    def serve(self) -> None:
+        """The input is paid: ask the engine."""
+        if self._quote is None or self._body is None or self._serving:
+            return
+        self._serving = True
+        self._tokens_max = min(self._body.sampling.tokens_max, self._session.channel.affordable)
+        self._generate()
+
+    @property
+    def _billed(self) -> int:
+        return self._quote.tokens_in - self._quote.reused if self._quote is not None and self._serving else 0
+
+    # ---- the engine
+
+    def report(self, report: Report) -> None:
         """Take what the engine says. What an earlier run still reports is ignored."""
         if not self._running or report.run != self._run:
             return
         match report:
-            case GenStarted(tokens_in=tokens_in, reused=reused):
-                if self._quote is None:
-                    self._quote = Quote(turn=self.number, tokens_in=tokens_in, reused=min(reused, tokens_in))
-                    self._bill(self._quote)
-                    self._effects.send(self._quote)
             case GenProgress(processed=processed, total=total):
                 if not self._made:
-                    self._effects.send(Progress(turn=self.number, processed=processed, total=total))
-            case GenTokens(ids=ids, text=text):
-                # An engine that overshoots must not make us break the protocol.
-                ids = ids[: self._tokens_max - len(self._made)]
-                self._made.extend(ids)
-                self._queue.add(ids, self._within_bounds(text))
-                self.pump(now)
+                    self._session.effects.send(
+                        Progress(turn=self.number, processed=min(processed, total), total=total)
+                    )
+            case GenTokens(piece=piece):
+                self._made_more(piece)
             case GenDone(reason=reason):
                 self._running = False
                 self._ended = reason
-                self.pump(now)
             case GenFailed(code=code, detail=detail, retry_after_s=retry_after_s):
                 self._running = False
-                self._fail(code, detail, retry_after_s)
+                self.fail(code, detail, retry_after_s)
             case _:
                 assert_never(report)
 
-    def pump(self, now: float) -> None:
-        """Do what credit allows; called whenever something was paid, acknowledged or made."""
-        if self.quoting:
-            if self._quote is None:
-                return
-            if not self._channel.owed:
-                self._effects.cancel_timer("stall")
-                self.quoting = False
-                self._bill(self._quote)
-                self._serve()
-            elif not self._effects.armed("stall"):
-                self._effects.set_timer("stall", now + self._stall_s)
-            return
-        while (frame := self._queue.take(CHECKPOINT_EVERY - self._meter.unreceipted)) is not None:
-            self._effects.send(frame)
-            self._meter.count(frame.ids)
-            self._sent += len(frame.ids)
-            if self._meter.unreceipted == CHECKPOINT_EVERY:
-                self._receipt()
-        self._steer()
-        if self._ended is not None and not self._queue:
-            self._conclude(self._ended)
-        elif self._starving and not self._effects.armed("stall"):
-            # Set once, not pushed out by new output: only credit counts.
-            self._effects.set_timer("stall", now + self._stall_s)
-
-    def cancel(self) -> None:
-        """The client wants no more; what was delivered stays billed, and unpaid input isn't."""
-        self._finish("cancelled")
-
-    def abandon(self, reason: str) -> None:
-        """The session ends under the turn: there is nobody to answer."""
-        self._stop_engine()
-        self._close(reason)
-
-    def interrupt(self, effects: Effects) -> None:
-        """The stream is gone, the session isn't: end here, for whoever resumes it."""
-        self._effects = effects
-        self._finish("cancelled")
-
-    def _bill(self, quote: Quote) -> None:
-        self._billed = quote
-        self._meter.bill(quote.tokens_in - quote.reused)
-
-    # ---- the engine
-
-    def _serve(self) -> None:
-        self._tokens_max = min(self._body.sampling.tokens_max, self._channel.affordable(self._meter))
-        self._generate()
+    def _made_more(self, piece: Piece) -> None:
+        # An engine that overshoots must not make us break the protocol.
+        ids = piece.ids[: self._tokens_max - len(self._made)]
+        self._made.extend(ids)
+        text, name = self._within_bounds(piece.text), self._within_bounds(piece.name)
+        start: StartCause = ""
+        if ids:
+            start, self._start = self._start, ""
+        logprobs = piece.logprobs[: len(ids)]
+        self.queue.add(replace(piece, ids=ids, text=text, name=name, start=start, logprobs=logprobs))
 
     def _generate(self) -> None:
         tokens_max = self._tokens_max - len(self._made)
         if tokens_max <= 0:  # the pause came between the engine's last token and its Done
             self._ended = "length"
             return
-        self._run = self._next_run()
-        self._running = True
-        self._effects.emit(Generate(self._run, self._body, tuple(self._made), tokens_max))
+        if self._body is None:
+            return
+        self._start = "credit" if self._run else ""
+        self._run, self._running = self._session.next_run(), True
+        order = Generate(
+            self.number,
+            self._run,
+            self._body,
+            tuple(self._made),
+            tokens_max,
+            answer_text_bytes=self._text_bytes,
+        )
+        self._session.effects.emit(order)
 
-    def _steer(self) -> None:
+    def steer(self) -> None:
+        """Pause the engine, or let it go on, by how much waits for credit."""
         if self._running:
-            if self._queue.waiting > WINDOW:
+            if self.queue.waiting > AHEAD_MAX:
                 self._stop_engine()
-                if dropped := self._queue.drop_text_pending():
-                    del self._made[-dropped:]
-        elif self._ended is None and self._queue.waiting <= WINDOW // 2:
+        elif self._serving and self._ended is None and self.queue.waiting <= AHEAD_MAX // 2:
             self._generate()
 
     def _stop_engine(self) -> None:
         if self._running:
             self._running = False
-            self._effects.emit(CancelGenerate(self._run))
+            self._session.effects.emit(CancelGenerate(self._run))
 
     def _within_bounds(self, text: str) -> str:
         """``text``, cut where an engine makes more than a turn's tokens may hold: the client would object."""
@@ -233,55 +288,88 @@ class HostTurn:
         self._text_bytes += min(len(raw), room)
         return text if len(raw) <= room else raw[:room].decode(errors="ignore")
 
-    @property
-    def _starving(self) -> bool:
-        stopped = not self._running and self._ended is None
-        return self._queue.credit <= 0 and (self._queue.waiting > 0 or stopped)
+    # ---- what is sent
+
+    def next_frame(self, ids_max: int) -> Tokens:
+        """The next frame, which is sent now."""
+        frame = self.queue.take(self.number, self._metered.tokens_out, ids_max)
+        self.read.spend(len(frame.ids))
+        self._session.meter.count(self._metered, frame)
+        return frame
+
+    def watch_reading(self, now: float) -> None:
+        """Note since when nobody takes its output."""
+        if not self.is_unread:
+            self.read_by = None
+        elif self.read_by is None:
+            self.read_by = now + self._session.granted.read_stall_s
 
     # ---- answers
 
-    def _conclude(self, reason: FinishReason) -> None:
-        if reason == "length" and len(self._made) == self._tokens_max < self._body.sampling.tokens_max:
-            detail = (
-                f"the deposit is used up: the session cost {self._channel.cost(self._meter)} USDC units; "
-                "open another one to go on"
-            )
-            self._fail("payment_required", detail, None)
+    def conclude(self) -> None:
+        """Answer it when the engine is done and everything was sent."""
+        reason, body = self._ended, self._body
+        if reason is None or self.queue or body is None:
+            return
+        if reason == "length" and len(self._made) == self._tokens_max < body.sampling.tokens_max:
+            self.lacks_deposit()
         else:
             self._finish(reason)
 
-    def _finish(self, reason: FinishReason) -> None:
+    def lacks_deposit(self) -> None:
+        """The deposit is used up: nothing more can be sent."""
+        cost = self._session.channel.cost
+        detail = f"the deposit is used up: the session cost {cost} USDC units; open another one to go on"
+        self.fail("payment_required", detail)
+
+    def cancel(self) -> None:
+        """The client wants no more; what was delivered stays billed, and unpaid input isn't."""
+        self._session.channel.end_turn(self.number)
+        self._finish("cancelled")
+
+    def abandon(self, reason: str) -> None:
+        """The session ends under the turn: there is nobody to answer."""
         self._stop_engine()
-        self._receipt()
-        self._effects.send(
-            Done(
-                turn=self.number,
-                reason=reason,
-                tokens_in=self._billed.tokens_in,
-                reused=self._billed.reused,
-                tokens_out=self._sent,
-                cost=self._channel.cost(self._meter),
-            )
-        )
         self._close(reason)
 
-    def _fail(self, code: WireCode, detail: str, retry_after_s: float | None) -> None:
-        self._receipt()
-        self._effects.send(
+    def fail(
+        self, code: WireCode, detail: str, retry_after_s: float | None = None, *, as_: EndReason = "failed"
+    ) -> None:
+        """End it with an error of its own."""
+        self._stop_engine()
+        self._receipt(as_)
+        self._session.effects.send(
             Error(
                 code=code, detail=detail_of(detail), retry_after_s=retry_of(retry_after_s), turn=self.number
             )
         )
         self._close(code)
 
-    def _receipt(self) -> None:
-        if self._meter.due:
-            self._channel.issue(self._meter, self._effects)
+    def _finish(self, reason: FinishReason) -> None:
+        self._stop_engine()
+        self._receipt(reason)
+        quote = self._quote if self._serving else None
+        self._session.effects.send(
+            Done(
+                turn=self.number,
+                reason=reason,
+                tokens_in=quote.tokens_in if quote is not None else 0,
+                reused=quote.reused if quote is not None else 0,
+                tokens_out=self._metered.tokens_out,
+            )
+        )
+        self._close(reason)
+
+    def _receipt(self, reason: EndReason) -> None:
+        """Say by a receipt how it ended, where anything of it was billed or delivered."""
+        if self._billed or self._metered.has_frames:
+            self._session.meter.end(self._metered, reason)
+            self._session.channel.issue(self._session.effects)
 
     def _close(self, reason: str) -> None:
-        self.over = True
-        self._queue.clear()
-        self._effects.cancel_timer("stall")
-        if self.quoting and self._quote is not None and self._quote.tokens_in > self._quote.reused:
-            self._channel.waive_last()
-        self._effects.emit(TurnServed(self._billed.tokens_in - self._billed.reused, self._sent, reason))
+        self._close_reader()
+        if not self.is_quoted:  # no voucher can follow but an advance
+            self._session.channel.end_turn(self.number)
+        self._session.turns.pop(self.number, None)
+        tokens_out = self._metered.tokens_out
+        self._session.effects.emit(TurnServed(self.number, self._billed, tokens_out, reason))

@@ -1,7 +1,8 @@
 """Messages of ``/p2pnode/inference/1``. See ``SPEC.md`` for states, limits and byte vectors.
 
-Counts are cumulative over the session unless a field says otherwise. ``Tokens.seq`` and ``Ack.seq``
-count output tokens; ``Checkpoint.seq`` and ``Voucher.seq`` number checkpoints from 1.
+Counts are cumulative over the session unless a field says otherwise. ``Tokens.index`` counts the output
+tokens of its turn, ``Ack.seq`` those of the session; ``Checkpoint.seq`` and ``Voucher.seq`` number
+checkpoints from 1.
 """
 
 from __future__ import annotations
@@ -11,18 +12,42 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from p2pnode.errors import WireCode
 from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Range, Size, exactly, message
+from p2pnode.protocols.wire import (
+    U32,
+    U63,
+    Bytes16,
+    Bytes20,
+    Bytes32,
+    Codec,
+    Range,
+    Size,
+    exactly,
+    message,
+)
 
 PROTOCOL: Final = "/p2pnode/inference/1"
-WINDOW: Final = 64
-"""Output tokens a host may deliver past the last ``Ack`` or ``Voucher``."""
 CHECKPOINT_EVERY: Final = 32
+"""Output tokens of a session that no receipt covers, at most."""
+WINDOW: Final = 2 * CHECKPOINT_EVERY
+"""Pay credit of a session where no more is granted: output tokens past the last ``Ack`` or ``Voucher``."""
+WINDOW_MAX: Final = 1 << 16
+TURNS_MAX: Final = 64
+"""Turns of one session that may be under way at once, whatever a host grants."""
+READ_CREDIT: Final = 256
+"""Output tokens of a turn that may be sent past those that the application at the client has taken."""
+READ_STALL_S: Final = 120.0
+"""How long a turn may have no read credit; then it ends."""
+UNCONFIRMED_MAX: Final = 32 * 1024
+"""Bytes of prompts that a client may have sent and the host not confirmed by ``Received``."""
 PROMPT_BYTES_PER_CTX: Final = 8
 """A whole prompt takes at most this many bytes per token of context."""
 PROMPT_SLACK_BYTES: Final = 4096
 """This many bytes more, so that the smallest context still takes its sampling and stop strings."""
-PROMPT_PART_MAX: Final = 60_000
-TOKENS_PER_FRAME_MAX: Final = WINDOW
+PROMPT_PART_MAX: Final = 8 * 1024
+"""Small, so that a voucher never waits long behind an upload."""
+TOKENS_PER_FRAME_MAX: Final = CHECKPOINT_EVERY
+KEEP_MAX_S: Final = 432_000
+"""How long a session may be left with its host, at most."""
 TEXT_MAX: Final = 32_768
 """Bytes of text in one ``Tokens``."""
 TEXT_SLACK_BYTES: Final = 4096
@@ -50,7 +75,10 @@ Name = Annotated[str, Size(1, 64)]
 JsonText = Annotated[str, Size(0, 1 << 16)]
 Seconds = Annotated[float, Range(0, RETRY_MAX_S)]
 Detail = Annotated[str, Size(0, DETAIL_MAX)]
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "tool_calls"]
+EndReason: TypeAlias = Literal["stop", "length", "cancelled", "tool_calls", "failed", "stalled"]
+TextChannel: TypeAlias = Literal["content", "reasoning", "call"]
+StartCause: TypeAlias = Literal["", "credit", "restart"]
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -75,17 +103,22 @@ class SessionTerms:
 @message("open")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Ask for a session. Free sessions leave all but ``model`` and ``salt`` out.
+    """Ask for a session. Free sessions have neither terms nor an authorisation.
 
     ``authorisation`` is the payer's EIP-3009 signature (its nonce: the session id), good until
     ``valid_before``. ``salt`` is the receipt chain's secret, not that of the terms.
+    ``keep_s`` asks for how long the session may be left; ``resume_key`` proves a resume of a free one.
     """
 
     model: ModelIdBytes
     salt: Bytes32
+    holder: Bytes16
+    """Drawn once by each process of a client."""
     terms: SessionTerms | None = None
     authorisation: Signature | None = None
     valid_before: U63 = 0
+    keep_s: Annotated[int, Range(0, KEEP_MAX_S)] = 0
+    resume_key: Bytes20 | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +135,17 @@ class Receipt:
 class Resume:
     """Take a paid session to this stream. ``proof`` is the voucher key's: see ``channel.resume_digest``.
 
-    ``received`` counts the ``Quote``, ``Tokens``, ``Checkpoint``, ``Done`` and turns' ``Error`` that the
-    client took, over the session; ``turn`` is the last one it asked. Without a proof it asks for a
-    ``Challenge``; what answers one brings the last receipt and the final voucher, for a host that restarted.
+    ``received`` counts the ``Quote``, ``Tokens``, ``Vector``, ``Checkpoint``, ``Done`` and turns' ``Error``
+    that the client took, over the session; ``turn`` is the last one it asked, ``turns`` are those without an
+    answer, ascending. Without a proof it asks for a ``Challenge``; what answers one brings the last receipt
+    and the final voucher, for a host that restarted.
     """
 
     session: SessionIdBytes
+    holder: Bytes16
     received: U63
     turn: U32
+    turns: Annotated[tuple[U32, ...], Size(0, TURNS_MAX)] = ()
     proof: Signature | None = None
     receipt: Receipt | None = None
     voucher: Voucher | None = None
@@ -126,14 +162,24 @@ class Challenge:
 @message("accept")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accept:
-    """The session is open. The next ``Resume`` signs ``nonce``; later starts have a higher ``epoch``."""
+    """The session is open. The next ``Resume`` signs ``nonce``; later starts have a higher ``epoch``.
+
+    ``turns_max`` turns may be under way at once, ``window`` is the session's pay credit. After a ``Resume``
+    ``voucher`` is the best that the host took.
+    """
 
     session: SessionIdBytes
     nonce: Bytes32
     epoch: U63
     n_ctx: Annotated[int, Range(1, N_CTX_MAX)]
-    window: Annotated[int, Range(CHECKPOINT_EVERY, 1 << 16)] = WINDOW
+    window: Annotated[int, Range(CHECKPOINT_EVERY, WINDOW_MAX)] = WINDOW
     session_fee: U63 = 0
+    turns_max: Annotated[int, Range(1, TURNS_MAX)] = 1
+    keep_s: Annotated[int, Range(0, KEEP_MAX_S)] = 0
+    settle_above: U63 = 0
+    generation: U32 = 0
+    voucher: Voucher | None = None
+    receipt: Receipt | None = None
 
 
 @message("refuse")
@@ -151,7 +197,8 @@ class Refuse:
 class Prompt:
     """A part of a turn's ``PromptBody``: parts count from 0, ``total`` bytes in all, ``last`` ends it.
 
-    Turns count from 1. No part is empty, so a prompt has no more parts than bytes.
+    Turns count from 1, in the order of their first parts; parts of several prompts may interleave. No part is
+    empty, so a prompt has no more parts than bytes.
     """
 
     turn: U32
@@ -161,14 +208,30 @@ class Prompt:
     body: Annotated[bytes, Size(1, PROMPT_PART_MAX)]
 
 
+@message("received")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptReceived:
+    """The host has read ``bytes`` of this turn's prompt: the client may send more."""
+
+    turn: U32
+    bytes: U63
+
+
 @message("quote")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quote:
-    """What this turn's input costs: ``tokens_in`` in all, of which ``reused`` are not billed."""
+    """What this turn's input costs: ``tokens_in`` in all, of which ``reused`` are not billed.
+
+    ``prompt_hash`` is that of the rendered ids. The rest says how the answer's channels are read.
+    """
 
     turn: U32
     tokens_in: U32
+    prompt_hash: Bytes32
     reused: U32 = 0
+    format: Annotated[str, Size(0, 32)] = ""
+    reasons: bool = False
+    thinking: bool = False
 
 
 @message("progress")
@@ -181,14 +244,59 @@ class Progress:
     total: U32
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopToken:
+    """A token that might have been drawn."""
+
+    id: U32
+    logprob: Annotated[float, Range(-1e6, 0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Of one id: the natural logarithm of its probability, before any sampler. Advisory, in no receipt."""
+
+    logprob: Annotated[float, Range(-1e6, 0)]
+    top: Annotated[tuple[TopToken, ...], Size(0, LOGPROBS_MAX)] = ()
+
+
 @message("tokens")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Output from ``seq`` on: billed ``ids`` and the text they complete (which may lag). Never both empty."""
+    """Output of a turn from ``index`` on: billed ``ids`` and the text they complete (which may lag).
 
-    seq: U63
+    A frame says something: ids, text, or the ``name`` of a call. Its text belongs to one channel. ``start``:
+    why these ids are the first of another engine call than the turn's first one.
+    """
+
+    turn: U32
+    index: U32
     ids: Ids
     text: Annotated[str, Size(0, TEXT_MAX)] = ""
+    channel: TextChannel = "content"
+    call: U32 = 0
+    name: Annotated[str, Size(0, 64)] = ""
+    start: StartCause = ""
+    logprobs: Annotated[tuple[TokenLogprob, ...], Size(0, TOKENS_PER_FRAME_MAX)] = ()
+
+
+@message("vector")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vector:
+    """The embedding of one input of a turn: float32, little-endian."""
+
+    turn: U32
+    index: U32
+    data: Annotated[bytes, Size(4, 1 << 15)]
+
+
+@message("credit")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """The application takes this turn's ids: those below ``upto`` may be sent."""
+
+    turn: U32
+    upto: U32
 
 
 @message("ack")
@@ -199,10 +307,21 @@ class Ack:
     seq: U63
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnEnd:
+    """A turn ends with this receipt."""
+
+    turn: U32
+    reason: EndReason
+
+
 @message("checkpoint")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """The host's receipt: what it has delivered, chained to all before. See ``receipts.py``."""
+    """The host's receipt: what it has delivered, chained to all before. See ``receipts.py``.
+
+    ``tokens_in`` is what the vouchers that the host had taken pay for; in a free session what was quoted.
+    """
 
     seq: U63
     tokens_in: U63
@@ -211,12 +330,16 @@ class Checkpoint:
     fingerprint_hash: Bytes32
     root: Bytes32
     signature: Signature
+    ended: Annotated[tuple[TurnEnd, ...], Size(0, TURNS_MAX)] = ()
 
 
 @message("voucher")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voucher:
-    """The client's payment: cumulative, exact, implies an ``Ack`` of ``tokens_out``."""
+    """The client's payment: cumulative, exact, implies an ``Ack`` of ``tokens_out``.
+
+    ``turn`` names the one quote whose input it newly pays, 0 for none. It is not signed: see ``SPEC.md``.
+    """
 
     seq: U63
     tokens_in: U63
@@ -224,6 +347,7 @@ class Voucher:
     amount: U63
     root: Bytes32
     signature: Signature
+    turn: U32 = 0
 
 
 @message("cancel")
@@ -237,14 +361,13 @@ class Cancel:
 @message("done")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The turn is over. Counts are this turn's; ``cost`` is the session's so far, in token units."""
+    """The turn is over. Counts are this turn's."""
 
     turn: U32
     reason: FinishReason
     tokens_in: U32
     reused: U32
     tokens_out: U32
-    cost: U63 = 0
 
 
 @message("ping")
@@ -269,6 +392,24 @@ class Close:
     """The client ends the session; a paid one settles at once."""
 
 
+@message("leave")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """Keep the session until ``until`` (epoch seconds), for a ``Resume``."""
+
+    until: U63
+
+
+@message("left")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """The session is kept until ``until``; it is settled once ``settle_above`` token units are unsettled."""
+
+    until: U63
+    generation: U32
+    settle_above: U63
+
+
 @message("error")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Error:
@@ -280,13 +421,16 @@ class Error:
     turn: U32 | None = None
 
 
-ClientMessage: TypeAlias = Open | Resume | Prompt | Ack | Voucher | Cancel | Ping | Pong | Close | Error
-HostMessage: TypeAlias = (
-    Challenge | Accept | Refuse | Quote | Progress | Tokens | Checkpoint | Done | Ping | Pong | Error
+ClientMessage: TypeAlias = (
+    Open | Resume | Prompt | Credit | Ack | Voucher | Cancel | Leave | Ping | Pong | Close | Error
 )
+HostMessage: TypeAlias = (
+    Challenge | Accept | Refuse | PromptReceived | Quote | Progress | Tokens | Vector | Checkpoint | Done
+    | Left | Ping | Pong | Error
+)  # fmt: skip
 CODEC: Final = Codec(
-    Open, Resume, Challenge, Accept, Refuse, Prompt, Quote, Progress, Tokens, Ack, Checkpoint, Voucher,
-    Cancel, Done, Ping, Pong, Close, Error,
+    Open, Resume, Challenge, Accept, Refuse, Prompt, PromptReceived, Quote, Progress, Tokens, Vector,
+    Credit, Ack, Checkpoint, Voucher, Cancel, Done, Leave, Left, Ping, Pong, Close, Error,
 )  # fmt: skip
 
 

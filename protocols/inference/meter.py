@@ -1,20 +1,22 @@
 """The meter that both sides keep: what was billed in all and since the last receipt, and the receipts of it.
 
-The host issues a link of the receipt chain, the client checks it against what it counted itself. It knows
-nothing of credit, of text or of time.
+The host issues a link of the receipt chain, the client checks it against what it counted itself. Output is
+counted by turn: a receipt has a leaf for each turn that moved. The meter knows nothing of credit or of time.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.inference.messages import Checkpoint, Receipt
+from p2pnode.protocols.inference.messages import Checkpoint, EndReason, Receipt, Tokens, TurnEnd
 from p2pnode.protocols.inference.receipts import (
     NO_FINGERPRINT,
+    Leaf,
     ReceiptChain,
     link_root,
     receipt_digest,
@@ -33,25 +35,31 @@ class MisstatedError(ProtocolError):
         self.receipt = receipt
 
 
+@dataclass(slots=True, kw_only=True)
+class MeteredTurn:
+    """A turn whose output is counted. ``request`` and ``prompt`` are the hashes that its leaves name."""
+
+    number: int
+    request: bytes = bytes(32)
+    prompt: bytes = bytes(32)
+    tokens_out: int = 0
+    """Its output so far."""
+    has_frames: bool = False
+    """Whether anything of it was delivered, if only text."""
+    ended: EndReason | None = None
+    """How it ended, once a receipt says so."""
+
+
 class Meter:
-    """Cumulative counts over a session, and the output ids that no receipt covers yet (at most 32)."""
+    """Cumulative counts over a session, and what turns did that no receipt covers yet (at most 32 ids)."""
 
     def __init__(self, chain: ReceiptChain) -> None:
         self._chain = chain
-        self._ids: list[int] = []
-        self._request = b""
+        self._leaves: dict[int, Leaf] = {}
         self._previous: deque[tuple[int, bytes]] = deque(maxlen=_PLACES_MAX)
-        self.tokens_in, self.tokens_out = chain.tokens_in, chain.tokens_out
-
-    @property
-    def unreceipted(self) -> int:
+        self.unreceipted = 0
         """Output tokens since the last receipt."""
-        return len(self._ids)
-
-    @property
-    def due(self) -> bool:
-        """Whether anything was billed since the last receipt."""
-        return (self.tokens_in, self.tokens_out) != (self._chain.tokens_in, self._chain.tokens_out)
+        self.tokens_in, self.tokens_out = chain.tokens_in, chain.tokens_out
 
     @property
     def seq(self) -> int:
@@ -63,22 +71,36 @@ class Meter:
         """The last root of the receipt chain."""
         return self._chain.root
 
-    def begin_turn(self, request: bytes) -> None:
-        """The next receipt is a turn's first: it covers ``request``, the hash of the prompt."""
-        self._request = request
+    @property
+    def receipted(self) -> tuple[int, int]:
+        """Input and output tokens that the last receipt names."""
+        return self._chain.tokens_in, self._chain.tokens_out
 
-    def bill(self, tokens_in: int) -> None:
-        """Add ``tokens_in`` input tokens, which are charged."""
-        self.tokens_in += tokens_in
+    @property
+    def moved(self) -> Collection[int]:
+        """The turns of which something was delivered since the last receipt."""
+        return self._leaves.keys()
 
-    def waive(self) -> None:
-        """Take back input tokens that no receipt covers: they are not charged after all."""
-        self.tokens_in = self._chain.tokens_in
+    def count(self, turn: MeteredTurn, frame: Tokens) -> None:
+        """Add a frame of a turn."""
+        self._leaf(turn).add(frame)
+        count = len(frame.ids)
+        self.unreceipted += count
+        self.tokens_out += count
+        turn.tokens_out += count
+        turn.has_frames = True
 
-    def count(self, ids: Sequence[int]) -> None:
-        """Add output tokens, in order."""
-        self._ids.extend(ids)
-        self.tokens_out += len(ids)
+    def end(self, turn: MeteredTurn, reason: EndReason) -> None:
+        """The next receipt says that a turn ended."""
+        self._leaf(turn).ended = turn.ended = reason
+
+    def _leaf(self, turn: MeteredTurn) -> Leaf:
+        leaf = self._leaves.get(turn.number)
+        if leaf is None:
+            leaf = self._leaves[turn.number] = Leaf(
+                turn=turn.number, first=turn.tokens_out, request=turn.request, prompt=turn.prompt
+            )
+        return leaf
 
     def rebase(self, epoch: int, tokens_in: int, tokens_out: int) -> None:
         """Go on from the last receipt's root under another epoch, with these counts as paid for.
@@ -88,14 +110,19 @@ class Meter:
         chain = self._chain
         chain.epoch, chain.tokens_in, chain.tokens_out = epoch, tokens_in, tokens_out
         self.tokens_in, self.tokens_out = tokens_in, tokens_out
-        self._ids.clear()
-        self._request = b""
+        self.unreceipted = 0
+        self._leaves.clear()
         self._previous.clear()
 
     def issue(self, sign: Signer) -> Receipt:
         """Sign the next receipt."""
         previous = self.root
-        tokens, root = self._advance(NO_FINGERPRINT)
+        ended = tuple(
+            TurnEnd(turn=turn, reason=leaf.ended)
+            for turn, leaf in sorted(self._leaves.items())
+            if leaf.ended is not None
+        )
+        tokens, root = self._advance(self.tokens_in, NO_FINGERPRINT)
         chain = self._chain
         checkpoint = Checkpoint(
             seq=chain.seq,
@@ -105,24 +132,37 @@ class Meter:
             fingerprint_hash=NO_FINGERPRINT,
             root=root,
             signature=sign(chain.digest()),
+            ended=ended,
         )
         return Receipt(epoch=chain.epoch, previous=previous, checkpoint=checkpoint)
 
-    def check(self, claimed: Checkpoint, verify: Callable[[bytes, bytes], bool]) -> Receipt:
-        """Take the host's receipt; ``verify(digest, signature)`` checks its signature.
+    def check(
+        self,
+        claimed: Checkpoint,
+        turns: Callable[[int], MeteredTurn | None],
+        verify: Callable[[bytes, bytes], bool],
+    ) -> Receipt:
+        """Take the host's receipt, whose ``tokens_in`` the caller has judged.
 
-        Raises ``MisstatedError`` for one that does not hold. Then the chain has moved on, and the session
-        must end.
+        ``turns`` gives a turn that is under way by its number, ``verify(digest, signature)`` checks a
+        signature. Raises ``MisstatedError`` for a receipt that does not hold. Then the chain has moved on,
+        and the session must end.
         """
         shown = self.signed(claimed, verify)
-        if not self.due:
+        for end in claimed.ended:
+            turn = turns(end.turn)
+            if turn is None or turn.ended is not None:
+                msg = f"a receipt that ends turn {end.turn}, which is not under way"
+                raise MisstatedError(msg, shown)
+            self.end(turn, end.reason)
+        if not self._leaves:
             msg = "a receipt for nothing new"
             raise MisstatedError(msg, shown)
         previous = self.root
-        tokens, root = self._advance(claimed.fingerprint_hash)
+        tokens, root = self._advance(claimed.tokens_in, claimed.fingerprint_hash)
         chain = self._chain
-        said = (claimed.seq, claimed.tokens_in, claimed.tokens_out, claimed.token_hash, claimed.root)
-        if said != (chain.seq, chain.tokens_in, chain.tokens_out, tokens, root):
+        said = (claimed.seq, claimed.tokens_out, claimed.token_hash, claimed.root)
+        if said != (chain.seq, chain.tokens_out, tokens, root):
             msg = "a receipt that does not match what was received"
             raise MisstatedError(msg, shown)
         if shown is None:
@@ -141,8 +181,8 @@ class Meter:
                     return Receipt(epoch=chain.epoch, previous=previous, checkpoint=claimed)
         return None
 
-    def _advance(self, fingerprint: bytes) -> tuple[bytes, bytes]:
-        tokens = token_hash(self._ids, self._request)
-        self._request = b""  # only the turn's first link covers it
-        self._ids.clear()
-        return tokens, self._chain.advance(self.tokens_in, self.tokens_out, tokens, fingerprint)
+    def _advance(self, tokens_in: int, fingerprint: bytes) -> tuple[bytes, bytes]:
+        tokens = token_hash([leaf.digest() for _, leaf in sorted(self._leaves.items())])
+        self._leaves.clear()
+        self.unreceipted = 0
+        return tokens, self._chain.advance(tokens_in, self.tokens_out, tokens, fingerprint)

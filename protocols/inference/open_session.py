@@ -1,43 +1,47 @@
-"""What a session is to its host besides the stream it is on. A paid one outlives its streams.
+"""What a session is to its host besides the stream it is on: its turns and its account.
 
-Exactly one machine holds an open session, or none. A machine that finds another holder must not touch
-it again. It knows nothing of prompts being read, of timers or of the chain.
+Exactly one machine holds an open session, or none. A machine that finds another holder must not touch it
+again. A paid session outlives its streams: while no machine holds it, its turns go on as far as their credit
+reaches, and what they would have sent waits in the replay buffer. It knows nothing of the chain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.inference.channel import ChannelReceiver, HostPayment
-from p2pnode.protocols.inference.host_turn import HostTurn
+from p2pnode.protocols.events import Effect
+from p2pnode.protocols.inference.channel import ChannelReceiver, HostTerms
+from p2pnode.protocols.inference.commands import (
+    Counted,
+    CountFailed,
+    GenDone,
+    GenFailed,
+    GenProgress,
+    GenTokens,
+)
+from p2pnode.protocols.inference.host_turn import HostTurn, Report
 from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
+    Ack,
     Done,
+    Error,
     Open,
-    PromptBody,
+    Prompt,
     Receipt,
     Refuse,
     Resume,
     SessionTerms,
     Voucher,
+    prompt_bytes_max,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.replay import SendQueue
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostTerms:
-    """What this host grants a session of one model. ``payment`` is there for a paid session."""
-
-    n_ctx: int
-    stall_s: float = 30.0
-    idle_s: float = 900.0
-    open_s: float = 10.0
-    relay_s: float = 100.0
-    payment: HostPayment | None = None
+_ROOM_RETRY_S: Final = 2.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -50,57 +54,234 @@ class OpenSession:
     epoch: int
     nonce: bytes
     """The next resume signs it."""
-    meter: Meter
     channel: ChannelReceiver
-    queue: SendQueue = field(default_factory=SendQueue)
-    turns: int = 0
+    effects: Effects
+    """Of the machine that holds it, or held it last: then they are muted."""
+    turns: dict[int, HostTurn] = field(default_factory=dict)
+    """Those under way, by number."""
+    asked: int = 0
+    """The last turn that was asked."""
     runs: int = 0
     """Engine requests of all its turns. Their numbers tell a late report of one from a report of the next."""
-    turn: HostTurn | None = None
     holder: object | None = None
     """The machine whose stream it is on."""
     former_nonce: bytes | None = None
     """Good too until the client is heard on its new stream: the ``Accept`` that renewed it may be lost."""
     unheard: bool = False
     """Rebuilt from the journal, and the client not heard since: it may know neither nonce."""
+    _frames: int = 0
 
-    def interrupt(self, effects: Effects) -> None:
-        """The stream of a paid session is gone: the turn under way ends as cancelled, for whoever resumes."""
-        turn, self.turn = self.turn, None
-        if turn is not None:
-            turn.interrupt(effects)
-        elif self.channel.replay.answered < self.turns:  # its prompt never came whole
-            self.cancel_unserved(self.turns, effects)
-        self.channel.allow_advance()
+    @property
+    def meter(self) -> Meter:
+        """What was delivered and paid."""
+        return self.channel.meter
 
-    def cancel_unserved(self, turn: int, effects: Effects) -> None:
-        """Answer a turn of which nothing was billed."""
-        cost = self.channel.cost(self.meter)
-        effects.send(Done(turn=turn, reason="cancelled", tokens_in=0, reused=0, tokens_out=0, cost=cost))
+    @property
+    def reserved_out(self) -> int:
+        """Output tokens that the deposit must have room for: some of each turn that was quoted."""
+        return sum(turn.reserved_out for turn in self.turns.values() if turn.is_quoted)
 
-    def begin_turn(self, turn: int) -> None:
-        """The first part of a prompt came."""
-        self.turns = turn
-        self.channel.begin_turn(self.meter)
-
-    def start_turn(self, number: int, body: PromptBody, request: bytes, effects: Effects) -> None:
-        """All of a prompt came; ``request`` is its hash."""
-        self.meter.begin_turn(request)
-        self.turn = HostTurn(
-            number,
-            body,
-            meter=self.meter,
-            channel=self.channel,
-            queue=self.queue,
-            next_run=self._next_run,
-            stall_s=self.granted.stall_s,
-            effects=effects,
+    @property
+    def is_starving(self) -> bool:
+        """Whether nothing more can be done before the client pays or acknowledges."""
+        serving = [turn for turn in self.turns.values() if turn.state == "serving"]
+        if not serving:
+            return any(turn.is_quoted for turn in self.turns.values())
+        return self.channel.credit.left <= 0 and any(
+            turn.queue.needs_credit and not turn.is_unread for turn in serving
         )
-        self.turn.start()
 
-    def _next_run(self) -> int:
+    @property
+    def is_unread(self) -> bool:
+        """Whether a turn waits for its client to take what was sent."""
+        return any(turn.is_unread for turn in self.turns.values())
+
+    @property
+    def prompt_by(self) -> float | None:
+        """Until when the first of the prompts that are read must be whole."""
+        return min((turn.prompt_by for turn in self.turns.values() if turn.state == "reading"), default=None)
+
+    @property
+    def read_by(self) -> float | None:
+        """When the first turn ends whose output nobody takes."""
+        return min((turn.read_by for turn in self.turns.values() if turn.read_by is not None), default=None)
+
+    def next_run(self) -> int:
+        """A number for an engine request."""
         self.runs += 1
         return self.runs
+
+    # ---- what the client says of its turns
+
+    def prompt(self, part: Prompt, now: float, *, draining: bool) -> None:
+        """Take a part of a prompt. One of a turn that is over means nothing.
+
+        Raises ``ProtocolError`` when it isn't one that may follow.
+        """
+        turn = self.turns.get(part.turn)
+        if turn is None and not 0 < part.turn <= self.asked:
+            turn = self._begin(part, now, draining=draining)
+        if turn is not None:
+            turn.add(part)
+
+    def _begin(self, first: Prompt, now: float, *, draining: bool) -> HostTurn | None:
+        """The turn that a first part begins; None where it has its answer at once."""
+        number, granted = first.turn, self.granted
+        if number != self.asked + 1 or first.part != 0:
+            msg = f"turn {self.asked + 1} starts with part 0"
+            raise ProtocolError(msg)
+        if len(self.turns) >= granted.turns_max:
+            msg = (
+                f"turn {number} while {len(self.turns)} turns are under way: {granted.turns_max} were granted"
+            )
+            raise ProtocolError(msg)
+        self.asked = number
+        self.channel.begin_turn(number, granted.turns_max)
+        bytes_max = prompt_bytes_max(granted.n_ctx)
+        refusal = None
+        if draining:
+            refusal = Error(code="shutting_down", detail="this host is going away: try another", turn=number)
+        elif first.total > bytes_max:
+            detail = (
+                f"a prompt of {first.total} bytes; a context of {granted.n_ctx} tokens "
+                f"takes {bytes_max}: shorten the conversation"
+            )
+            refusal = Error(code="context_overflow", detail=detail, turn=number)
+        elif not granted.room.enter(first.total):
+            detail = "this host reads as much of other prompts as it has room for: try again"
+            refusal = Error(code="capacity", detail=detail, retry_after_s=_ROOM_RETRY_S, turn=number)
+        if refusal is not None:
+            self.channel.end_turn(number)
+            self.effects.send(refusal)
+            return None
+        turn = self.turns[number] = HostTurn(number, first.total, self, now)
+        return turn
+
+    def credit(self, message: Ack | Voucher) -> bool:
+        """Take an ack or a voucher; True when it is news. Raises ``ProtocolError``."""
+        paid = self.channel.take(message, self.effects)
+        if paid is None:
+            return False
+        if (turn := self.turns.get(paid)) is not None:
+            turn.serve()
+        return True
+
+    def grant(self, number: int, upto: int) -> None:
+        """The client takes output of a turn. Raises ``ProtocolError`` for more than it may give."""
+        if number > self.asked:
+            msg = f"read credit of turn {number}, which was not asked"
+            raise ProtocolError(msg)
+        if (turn := self.turns.get(number)) is not None:
+            turn.read.grant(upto)
+
+    def cancel(self, number: int) -> None:
+        """Cancel a turn; one that is not under way means nothing, for its answer may cross the cancel."""
+        if (turn := self.turns.get(number)) is not None:
+            turn.cancel()
+
+    # ---- what the role says of them
+
+    def report(self, report: Report | Counted | CountFailed) -> None:
+        """Take what a count or an engine request gave. What comes too late means nothing."""
+        match report:
+            case Counted() | CountFailed():
+                if (turn := self.turns.get(report.turn)) is not None:
+                    turn.counted(report)
+            case GenProgress() | GenTokens() | GenDone() | GenFailed():
+                for turn in tuple(self.turns.values()):
+                    turn.report(report)
+
+    def report_detached(self, report: Report | Counted | CountFailed, now: float) -> list[Effect]:
+        """The same while no stream has the session: its output waits for whoever resumes it.
+
+        Of the effects only what the machine emits counts.
+        """
+        if self.holder is not None:
+            return []
+        self.report(report)
+        self.pump(now)
+        return list(self.effects.take())
+
+    # ---- what goes out
+
+    def pump(self, now: float) -> None:
+        """Send what credit allows, steer the engines, and answer the turns that are done."""
+        while (turn := self._next_to_send()) is not None:
+            self._send_frame(turn)
+        if self.channel.affordable <= 0 and any(turn.queue.needs_credit for turn in self.turns.values()):
+            for turn in tuple(self.turns.values()):
+                if turn.is_quoted:
+                    turn.lacks_deposit()
+        for turn in tuple(self.turns.values()):
+            turn.steer()
+            turn.conclude()
+            turn.watch_reading(now)
+
+    def _next_to_send(self) -> HostTurn | None:
+        """Of the turns that may send, the one that did so longest ago."""
+        has_credit = min(self.channel.credit.left, self.channel.affordable) > 0
+        ready = [
+            turn
+            for turn in self.turns.values()
+            if turn.is_ready and (has_credit or not turn.queue.needs_credit)
+        ]
+        return min(ready, key=lambda turn: turn.last_sent, default=None)
+
+    def _send_frame(self, turn: HostTurn) -> None:
+        """Send a turn's next frame: its share of the pay credit at most, and up to the next receipt."""
+        others = sum(each.is_ready and each.queue.needs_credit for each in self.turns.values())
+        share = max(1, self.channel.credit.left // max(1, others))
+        most = min(share, turn.read.left, self.channel.affordable, CHECKPOINT_EVERY - self.meter.unreceipted)
+        frame = turn.next_frame(max(1, most))
+        self.channel.credit.spend(len(frame.ids))
+        self._frames += 1
+        turn.last_sent = self._frames
+        self.effects.send(frame)
+        if self.meter.unreceipted >= CHECKPOINT_EVERY:
+            self.channel.issue(self.effects)
+
+    def end_unread(self, now: float) -> None:
+        """End the turns whose output nobody has taken for too long."""
+        for turn in tuple(self.turns.values()):
+            if turn.read_by is not None and turn.read_by <= now:
+                turn.fail("stalled", "the output of this turn was not taken in time", as_="stalled")
+
+    # ---- endings
+
+    def detach(self) -> None:
+        """The stream is gone: prompts that are not whole end, and the other turns go on."""
+        self.effects.muted = True
+        self.end_prompts()
+        self.holder = None
+
+    def end_prompts(self) -> None:
+        """End the turns whose prompt never came whole."""
+        for turn in tuple(self.turns.values()):
+            if turn.state == "reading":
+                turn.cancel()
+
+    def end_all(self) -> None:
+        """End all turns as cancelled, for a client that does not know them any more."""
+        for turn in tuple(self.turns.values()):
+            turn.cancel()
+
+    def abandon(self, reason: str) -> None:
+        """The session is over: nobody is answered."""
+        for turn in tuple(self.turns.values()):
+            turn.abandon(reason)
+        self.holder = None
+
+    def fail_prompts(self, code: WireCode, detail: str) -> None:
+        """End the turns whose prompt can't come whole, or is not wanted any more, each with an error."""
+        for turn in tuple(self.turns.values()):
+            if turn.state == "reading":
+                turn.fail(code, detail)
+
+    def answer_unasked(self, turns: Collection[int], last: int) -> None:
+        """Answer turns of which nothing arrived here; ``last`` is the last that was asked."""
+        for number in sorted(turns):
+            self.effects.send(Done(turn=number, reason="cancelled", tokens_in=0, reused=0, tokens_out=0))
+        self.asked = max(self.asked, last)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -4,9 +4,12 @@
 
     root_0 = keccak(abi.encode(TAG, session, model, keccak(salt)))
     root_i = keccak(abi.encode(root_{i-1}, seq, tokens_in, tokens_out, token_hash, fingerprint_hash))
-    token_hash = keccak([request hash, in a turn's first checkpoint] + ids as big-endian uint32)
+    token_hash = keccak(leaves, in order of turn)
+    leaf = keccak(abi.encode(LEAF_TAG, turn, first output index in the turn, request hash, prompt hash,
+                             ids hash, text hash, starts hash, end reason or 0))
     signed digest = keccak(abi.encode(RECEIPT_TAG, session, epoch, root_i))
 
+A leaf covers what one turn did since the receipt before. It can be shown alone, the others by their hash.
 A free session's receipts are signed by the host's peer key (Ed25519). Free of I/O and of keys.
 """
 
@@ -14,17 +17,35 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.crypto import abi_encode, keccak256, recover_address
-from p2pnode.protocols.inference.messages import Checkpoint, Receipt
+from p2pnode.protocols.inference.messages import (
+    Checkpoint,
+    EndReason,
+    Receipt,
+    StartCause,
+    TextChannel,
+    Tokens,
+)
 from p2pnode.protocols.wire import encode
 
 _SESSION_TAG: Final = keccak256(b"p2pnode/session/1")
 _RECEIPT_TAG: Final = keccak256(b"p2pnode/receipt/1")
+_LEAF_TAG: Final = keccak256(b"p2pnode/leaf/1")
 NO_FINGERPRINT: Final = bytes(32)
+CHANNEL_NUMBERS: Final[dict[TextChannel, int]] = {"content": 0, "reasoning": 1, "call": 2}
+START_NUMBERS: Final[dict[StartCause, int]] = {"credit": 1, "restart": 2}
+END_NUMBERS: Final[dict[EndReason, int]] = {
+    "stop": 1,
+    "length": 2,
+    "cancelled": 3,
+    "tool_calls": 4,
+    "failed": 5,
+    "stalled": 6,
+}
 
 
 def request_hash(body: object) -> bytes:
@@ -32,9 +53,58 @@ def request_hash(body: object) -> bytes:
     return keccak256(body if isinstance(body, bytes) else encode(body))
 
 
-def token_hash(ids: Sequence[int], request: bytes = b"") -> bytes:
-    """Hash of the ids since the last checkpoint; ``request`` leads in a turn's first."""
-    return keccak256(request + struct.pack(f">{len(ids)}I", *ids))
+def ids_hash(ids: Sequence[int]) -> bytes:
+    """Hash of token ids, each four bytes big-endian: a leaf's output, or a prompt as it was rendered."""
+    return keccak256(struct.pack(f">{len(ids)}I", *ids))
+
+
+def token_hash(leaves: Sequence[bytes]) -> bytes:
+    """What a checkpoint says of the turns that moved: the hash of their leaves, in order of turn."""
+    return keccak256(b"".join(leaves))
+
+
+@dataclass(slots=True, kw_only=True)
+class Leaf:
+    """What one turn did since the last receipt. Mutable: both sides add each frame to it."""
+
+    turn: int
+    first: int
+    """Output index in the turn from which it goes on."""
+    request: bytes
+    """Hash of the prompt as it travelled."""
+    prompt: bytes
+    """Hash of the prompt's ids."""
+    ids: list[int] = field(default_factory=list)
+    text: bytearray = field(default_factory=bytearray)
+    """Each frame's text with its channel, call and name."""
+    starts: bytearray = field(default_factory=bytearray)
+    ended: EndReason | None = None
+
+    def add(self, frame: Tokens) -> None:
+        """Add a frame of the turn, in order."""
+        self.ids.extend(frame.ids)
+        if frame.text or frame.name:
+            name, text = (each.encode(errors="replace") for each in (frame.name, frame.text))
+            head = (CHANNEL_NUMBERS[frame.channel], frame.call, len(name))
+            self.text += struct.pack(">BIH", *head) + name + struct.pack(">I", len(text)) + text
+        if frame.start:
+            self.starts += struct.pack(">IB", frame.index, START_NUMBERS[frame.start])
+
+    def digest(self) -> bytes:
+        """The leaf."""
+        return keccak256(
+            abi_encode(
+                _LEAF_TAG,
+                self.turn,
+                self.first,
+                self.request,
+                self.prompt,
+                ids_hash(self.ids),
+                keccak256(bytes(self.text)),
+                keccak256(bytes(self.starts)),
+                END_NUMBERS[self.ended] if self.ended is not None else 0,
+            )
+        )
 
 
 def receipt_digest(session: SessionId, epoch: int, root: bytes) -> bytes:

@@ -1,26 +1,43 @@
-"""What a host has yet to send of an answer, and what it may have to send again.
+"""What a host has yet to send of an answer, how much it may send, and what it may have to send again.
 
-``SendQueue`` holds output that the client's credit doesn't cover yet. ``ReplayBuffer`` holds what was sent of
-a paid session's turns until it is known to have arrived. Neither knows anything of streams or of the engine.
+``SendQueue`` holds a turn's output that credit doesn't cover yet: ``PayCredit`` is the session's,
+``ReadCredit`` the turn's. ``ReplayBuffer`` holds what was sent of a paid session's turns until it is known
+to have arrived.
+None of them knows anything of streams or of the engine.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.inference.messages import TEXT_MAX, WINDOW, Checkpoint, Done, Error, Quote, Tokens
+from p2pnode.protocols.inference.messages import (
+    READ_CREDIT,
+    TEXT_MAX,
+    WINDOW,
+    Checkpoint,
+    Done,
+    Error,
+    Quote,
+    StartCause,
+    TextChannel,
+    TokenLogprob,
+    Tokens,
+    Vector,
+)
 
 _TEXT_CHARACTERS: Final = TEXT_MAX // 4
 """A character takes at most four bytes."""
 
 
 def is_counted(message: object) -> bool:
-    """Whether both sides count it: ``quote``, ``tokens``, ``checkpoint``, ``done``, a turn's ``error``."""
-    return isinstance(message, Quote | Tokens | Checkpoint | Done) or (
+    """Whether both sides count it: ``quote``, ``tokens``, ``vector``, ``checkpoint``, ``done``, a turn's
+    ``error``."""
+    return isinstance(message, Quote | Tokens | Vector | Checkpoint | Done) or (
         isinstance(message, Error) and message.turn is not None
     )
 
@@ -28,14 +45,16 @@ def is_counted(message: object) -> bool:
 class ReplayBuffer:
     """Counted messages, oldest first. Their count over the session says where a replay begins.
 
-    The window bounds it: a voucher and a new turn both prove what was received.
+    ``count`` and ``answers`` are those of an earlier start. A voucher proves what was received; so does a new
+    turn, because no more than so many turns may be under way.
     """
 
-    def __init__(self, count: int = 0, answered: int = 0) -> None:
+    def __init__(self, count: int = 0, answers: int = 0) -> None:
         self._messages: deque[object] = deque()
         self._forgotten = count
-        self.answered = answered
-        """The last turn that had its ``done`` or ``error``."""
+        self._answers: deque[tuple[int, int]] = deque()
+        """Of each ``done`` or turn's ``error`` that is here: the count up to it, and its turn."""
+        self._answers_forgotten = answers
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -51,13 +70,21 @@ class ReplayBuffer:
             return
         self._messages.append(message)
         if isinstance(message, Done | Error) and message.turn is not None:
-            self.answered = message.turn
+            self._answers.append((self.count, message.turn))
 
     def forget(self, count: int) -> None:
         """The client holds the first ``count``."""
         while self._forgotten < count and self._messages:
             self._messages.popleft()
             self._forgotten += 1
+        while self._answers and self._answers[0][0] <= self._forgotten:
+            self._answers.popleft()
+            self._answers_forgotten += 1
+
+    def forget_answers(self, number: int) -> None:
+        """The client holds the session's first ``number`` answers, and all before them."""
+        while self._answers and self._answers_forgotten < number:
+            self.forget(self._answers[0][0])
 
     def since(self, count: int) -> Sequence[object] | None:
         """All but the first ``count``; None where some of these are forgotten or were never sent."""
@@ -65,27 +92,27 @@ class ReplayBuffer:
             return None
         return tuple(islice(self._messages, count - self._forgotten, None))
 
+    def answered_since(self, count: int) -> frozenset[int]:
+        """The turns whose answer is not among the first ``count``."""
+        return frozenset(turn for place, turn in self._answers if place > count)
 
-class SendQueue:
-    """A queue of (ids, the text that completes them), and the credit to send from it.
 
-    It counts what was sent and acknowledged over the whole session.
-    """
+class PayCredit:
+    """The output tokens of a session that may be sent past the last ack or voucher, whatever their turn."""
 
-    def __init__(self, sent: int = 0) -> None:
-        self._pending: deque[tuple[tuple[int, ...], str]] = deque()
+    def __init__(self, sent: int = 0, window: int = WINDOW) -> None:
+        self._window = window
         self.acknowledged = sent
         self.sent = sent
-        self.waiting = 0
-        """Output tokens that wait for credit."""
-
-    def __bool__(self) -> bool:
-        return bool(self._pending)
 
     @property
-    def credit(self) -> int:
+    def left(self) -> int:
         """Output tokens that may be sent now."""
-        return self.acknowledged + WINDOW - self.sent
+        return self.acknowledged + self._window - self.sent
+
+    def spend(self, count: int) -> None:
+        """So many were sent."""
+        self.sent += count
 
     def acknowledge(self, seq: int) -> bool:
         """The client holds all below ``seq``. True when that is news.
@@ -99,43 +126,93 @@ class SendQueue:
         self.acknowledged = max(self.acknowledged, seq)
         return news
 
-    def add(self, ids: tuple[int, ...], text: str) -> None:
-        """Queue output. Text that no frame could carry at once follows in frames of its own."""
-        if not ids and not text:
-            return
-        self._pending.append((ids, text[:_TEXT_CHARACTERS]))
-        self.waiting += len(ids)
-        for start in range(_TEXT_CHARACTERS, len(text), _TEXT_CHARACTERS):
-            self._pending.append(((), text[start : start + _TEXT_CHARACTERS]))
 
-    def take(self, ids_max: int) -> Tokens | None:
-        """The next frame, of at most ``ids_max`` (1 or more) ids and what credit covers; None to wait."""
-        if not self._pending:
-            return None
-        ids, text = self._pending[0]
-        room = min(self.credit, ids_max)
-        if ids and room <= 0:
-            return None
-        if len(ids) > room:
-            ids, rest = ids[:room], ids[room:]
-            self._pending[0], text = (rest, text), ""
+class ReadCredit:
+    """The output tokens of a turn that may be sent: as many as its client has room for."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self._upto = READ_CREDIT
+
+    @property
+    def left(self) -> int:
+        """Output tokens that may be sent now."""
+        return self._upto - self.sent
+
+    def spend(self, count: int) -> None:
+        """So many were sent."""
+        self.sent += count
+
+    def grant(self, upto: int) -> None:
+        """Those below ``upto`` may be sent. Raises ``ProtocolError`` for more than a client may give."""
+        if upto > self.sent + READ_CREDIT:
+            msg = f"read credit up to {upto} when {self.sent} tokens were sent; {READ_CREDIT} past it is most"
+            raise ProtocolError(msg)
+        self._upto = max(self._upto, upto)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Output of a turn as its engine made it: ids, and the text of one channel that they complete."""
+
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    channel: TextChannel = "content"
+    call: int = 0
+    name: str = ""
+    start: StartCause = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class SendQueue:
+    """A turn's output that waits for credit, in order."""
+
+    def __init__(self) -> None:
+        self._pending: deque[Piece] = deque()
+        self.waiting = 0
+        """Output tokens that wait."""
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    @property
+    def needs_credit(self) -> bool:
+        """Whether what comes next has ids. Text alone needs no credit."""
+        return bool(self._pending and self._pending[0].ids)
+
+    def add(self, piece: Piece) -> None:
+        """Queue output. Text that no frame could carry at once follows in frames of its own."""
+        if not (piece.ids or piece.text or piece.name):
+            return
+        text = piece.text
+        self._pending.append(replace(piece, text=text[:_TEXT_CHARACTERS]))
+        self.waiting += len(piece.ids)
+        for start in range(_TEXT_CHARACTERS, len(text), _TEXT_CHARACTERS):
+            rest = text[start : start + _TEXT_CHARACTERS]
+            self._pending.append(Piece(text=rest, channel=piece.channel, call=piece.call))
+
+    def take(self, turn: int, index: int, ids_max: int) -> Tokens:
+        """The next frame, with at most ``ids_max`` (1 or more) ids. Only where something waits."""
+        piece = self._pending[0]
+        if len(piece.ids) > ids_max:  # its text completes the last of them
+            first, rest = piece.ids[:ids_max], piece.ids[ids_max:]
+            told, later = piece.logprobs[:ids_max], piece.logprobs[ids_max:]
+            self._pending[0] = replace(piece, ids=rest, start="", logprobs=later)
+            piece = Piece(ids=first, start=piece.start, logprobs=told)
         else:
             self._pending.popleft()
-        frame = Tokens(seq=self.sent, ids=ids, text=text)
-        self.sent += len(ids)
-        self.waiting -= len(ids)
-        return frame
-
-    def drop_text_pending(self) -> int:
-        """Drop waiting ids whose text has not come, and return how many.
-
-        An engine can't continue from inside them: it would lose that text.
-        """
-        dropped = 0
-        while self._pending and not self._pending[-1][1]:
-            dropped += len(self._pending.pop()[0])
-        self.waiting -= dropped
-        return dropped
+        self.waiting -= len(piece.ids)
+        return Tokens(
+            turn=turn,
+            index=index,
+            ids=piece.ids,
+            text=piece.text,
+            channel=piece.channel,
+            call=piece.call,
+            name=piece.name,
+            start=piece.start,
+            logprobs=piece.logprobs,
+        )
 
     def clear(self) -> None:
         """Forget what was not sent."""

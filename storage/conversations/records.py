@@ -44,7 +44,7 @@ _LENGTH_MAX: Final = 4 << 20
 Sid = Annotated[bytes, exactly(16)]
 HashBytes = Annotated[BlobHash, exactly(32)]
 Title = Annotated[str, Size(0, TITLE_MAX)]
-Finish: TypeAlias = Literal["stop", "length", "cancelled", "failed"]
+Finish: TypeAlias = Literal["stop", "length", "cancelled", "failed", "tool_calls"]
 
 
 class ArchiveError(StorageError):

@@ -31,7 +31,7 @@ def test_a_whole_answer_of_two_hosts_has_no_fault() -> None:
 
 
 def test_a_second_turn_of_one_session_goes_on_where_its_prefix_ends() -> None:
-    resumed = trace(Asked(0, A, ()), Came(1, A, 0, IDS[:3]), Asked(2, A, IDS[:3]), Came(3, A, 3, IDS[3:]))
+    resumed = trace(Asked(0, A, ()), Came(1, A, 0, IDS[:3]), Asked(2, A, IDS[:3]), Came(3, A, 0, IDS[3:]))
     assert resumed.judge(list(IDS), {A: 5}) == Verdict(0, 0, 0)
 
 

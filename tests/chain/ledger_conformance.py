@@ -129,7 +129,7 @@ class Scene:
         chain = ReceiptChain.begin(self.id_of(terms), terms.model, b"secret salt", epoch)
         previous, hashed = b"", b""
         for number in range(1, links + 1):
-            previous, hashed = chain.root, token_hash(list(answer.encode()), b"request")
+            previous, hashed = chain.root, token_hash([answer.encode()])
             chain.advance(10, 32 * number, hashed, NO_FINGERPRINT)
         checkpoint = Checkpoint(
             seq=links, tokens_in=10, tokens_out=32 * links, token_hash=hashed,

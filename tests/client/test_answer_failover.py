@@ -306,9 +306,11 @@ async def test_what_a_faulty_host_showed_stays_and_what_nobody_saw_is_asked_for_
             seq=1, tokens_in=9, tokens_out=10, token_hash=bytes(32), fingerprint_hash=bytes(32),
             root=bytes(32), signature=bytes(64),
         )  # fmt: skip
-        shown = Tokens(seq=0, ids=tuple(ids[:6]), text=text[:6])
-        unseen = Tokens(seq=6, ids=(1, 2, 3, 4))  # not what a model made
-        answer = await after(w, client, members, [Quote(turn=1, tokens_in=8), shown, unseen, forged])
+        shown = Tokens(turn=1, index=0, ids=tuple(ids[:6]), text=text[:6])
+        unseen = Tokens(turn=1, index=6, ids=(1, 2, 3, 4))  # not what a model made
+        answer = await after(
+            w, client, members, [Quote(turn=1, prompt_hash=bytes(32), tokens_in=8), shown, unseen, forged]
+        )
         first, second = answer.bill
         assert (first.tokens_out, first.reason) == (6, "fault")
         assert second.tokens_in == 8 + 6
@@ -319,9 +321,9 @@ async def test_ids_whose_text_a_dead_host_kept_are_told_by_the_next(autojump_clo
     async with stage(2) as (w, members, client):
         ids, text = await unkilled()
         messages = [
-            Quote(turn=1, tokens_in=8),
-            Tokens(seq=0, ids=tuple(ids[:6]), text=text[:6]),
-            Tokens(seq=6, ids=tuple(ids[6:9])),
+            Quote(turn=1, prompt_hash=bytes(32), tokens_in=8),
+            Tokens(turn=1, index=0, ids=tuple(ids[:6]), text=text[:6]),
+            Tokens(turn=1, index=6, ids=tuple(ids[6:9])),
         ]
 
         async def handler(stream: Stream) -> None:

@@ -258,7 +258,7 @@ def done(reason: str, tokens_in: int = 5, tokens_out: int = 0) -> TurnDone:
 def test_an_answer_of_one_host_is_finished_with_one_item() -> None:
     failover = policy()
     attempt = start(failover, reused=True)
-    attempt.quoted(Quoted(Quote(turn=1, tokens_in=5)))
+    attempt.quoted(Quoted(Quote(turn=1, prompt_hash=bytes(32), tokens_in=5)))
     bring(failover, 3)
     decision = failover.turn_ended(done("stop", tokens_out=3), STATE)
     assert (decision.move, decision.finish) == ("finish", "stop")
@@ -350,7 +350,7 @@ def test_an_honest_refusal_counts_against_a_host_only_where_it_took_money_for_th
     for tokens_in, covers_more, blames in [(5, True, True), (5, False, False), (0, True, False)]:
         paid = policy()
         attempt = start(paid, paid=True)
-        attempt.quoted(Quoted(Quote(turn=1, tokens_in=tokens_in)))
+        attempt.quoted(Quoted(Quote(turn=1, prompt_hash=bytes(32), tokens_in=tokens_in)))
         assert paid.failed(busy, replace(STATE, covers_more=covers_more)).blames == blames
 
 

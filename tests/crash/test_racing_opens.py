@@ -88,6 +88,7 @@ async def signed_open(client: Party, peer: str) -> AsyncIterator[tuple[Network, 
             OpenMessage(
                 model=offer.model,
                 salt=bytes(32),
+                holder=bytes(16),
                 terms=payment.terms,
                 authorisation=payment.authorisation,
                 valid_before=payment.valid_before,

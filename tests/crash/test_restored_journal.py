@@ -67,6 +67,7 @@ def the_open_of(record: HostedSession) -> Open:
     return Open(
         model=terms.model,
         salt=record.salt,
+        holder=bytes(16),
         terms=terms,
         authorisation=record.authorisation,
         valid_before=record.valid_before,
@@ -113,7 +114,7 @@ async def test_a_host_restored_from_yesterdays_journal_settles_what_it_knows_and
         async with joined(host) as peer:
             await wait_settled(w, host, best.session)
             replayed = the_open_of(lived[known.wallet.address])
-            resumed = Resume(session=best.session, received=0, turn=1, proof=bytes(65))
+            resumed = Resume(holder=bytes(16), session=best.session, received=0, turn=1, proof=bytes(65))
             assert isinstance(await say(known, peer, replayed), Refuse)
             assert isinstance(await say(known, peer, resumed), Refuse)
             # One that it forgot, and that is in escrow: whatever it signs now is of another epoch.

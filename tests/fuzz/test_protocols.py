@@ -130,7 +130,7 @@ class Spoken:
 
 
 def _inference() -> list[bytes]:
-    opens = Open(model=scripted_model_id(), salt=bytes(32), valid_before=0)
+    opens = Open(model=scripted_model_id(), salt=bytes(32), holder=bytes(16), valid_before=0)
     return [INFERENCE.encode(opens), *messages("inference")]
 
 

@@ -43,7 +43,7 @@ def _question(tokens: int) -> bytes:
         )
     )
     prompt = Prompt(turn=1, part=0, last=True, total=len(body), body=body)
-    return frame(Open(model=scripted_model_id(), salt=bytes(32)), prompt)
+    return frame(Open(model=scripted_model_id(), salt=bytes(32), holder=bytes(16)), prompt)
 
 
 async def _ask_for_ever(network: Network, host: Member) -> None:

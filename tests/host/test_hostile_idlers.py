@@ -30,7 +30,7 @@ from p2pnode.protocols.wire import encode
 from tests.host.support import attack, attacker, frame, honest_answer
 from tests.node.world import scripted_host, world
 
-OPEN = Open(model=scripted_model_id(), salt=bytes(32))
+OPEN = Open(model=scripted_model_id(), salt=bytes(32), holder=bytes(16))
 PLACES = 4
 
 

@@ -31,7 +31,7 @@ from p2pnode.protocols.wire import encode
 from tests.host.support import attack, attacker, frame, honest_answer, read_to_end
 from tests.node.world import Member, World, scripted_host, world
 
-OPEN = Open(model=scripted_model_id(), salt=bytes(32))
+OPEN = Open(model=scripted_model_id(), salt=bytes(32), holder=bytes(16))
 
 
 def _prompt(tokens_max: int = 10_000) -> Prompt:

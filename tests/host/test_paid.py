@@ -144,7 +144,7 @@ async def test_a_host_that_asks_for_more_than_it_sent_is_dropped_and_remembered(
                 seq=1, tokens_in=5, tokens_out=20, token_hash=bytes(32), fingerprint_hash=bytes(32),
                 root=bytes(32), signature=bytes(65),
             )  # fmt: skip
-            await channel.send([Tokens(seq=0, ids=tuple(range(10)), text="ten words"), receipt])
+            await channel.send([Tokens(turn=1, index=0, ids=tuple(range(10)), text="ten words"), receipt])
             with suppress(UnreachableError):
                 while (more := await channel.receive()) is not None:
                     paid.append(more)
@@ -184,7 +184,7 @@ async def test_a_session_is_resumed_only_where_its_host_says_that_it_keeps_it(
                 [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
             )
             await channel.receive()
-            await channel.send([Quote(turn=1, tokens_in=5)])
+            await channel.send([Quote(turn=1, prompt_hash=bytes(32), tokens_in=5)])
             await channel.receive()
             await channel.send([Error(code=code, detail="so there")])
 

@@ -324,7 +324,7 @@ async def test_a_host_whose_journal_can_not_be_read_says_so_and_blames_nobody(
                 )
             stream = await client.node.network.open_stream(member.node.peer_id, PROTOCOL)
             channel = MessageChannel(stream, CODEC)
-            await channel.send([Resume(session=record.session, received=0, turn=0)])
+            await channel.send([Resume(holder=bytes(16), session=record.session, received=0, turn=0)])
             refused = await channel.receive()
             assert isinstance(refused, Refuse)
             assert refused.code == "internal"

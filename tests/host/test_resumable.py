@@ -36,7 +36,7 @@ class Escrow:
 
 def record() -> Any:
     """An open session that owes nothing."""
-    channel = SimpleNamespace(best=None, terms=SimpleNamespace(session_fee=0), cost=lambda _meter: 0)
+    channel = SimpleNamespace(best=None, terms=SimpleNamespace(session_fee=0), cost=0)
     return SimpleNamespace(session=SESSION, channel=channel, meter=None, epoch=1)
 
 
@@ -53,7 +53,12 @@ def stream() -> Any:
 
 def resumable(escrow: Any) -> ResumableSessions:
     return ResumableSessions(
-        escrow, epoch=1, grants=lambda _record: None, wall=lambda: 0.0, linger_s=LINGER_S
+        escrow,
+        epoch=1,
+        grants=lambda _record: None,
+        wall=lambda: 0.0,
+        linger_s=LINGER_S,
+        on_gone=lambda _session: None,
     )
 
 

@@ -28,6 +28,7 @@ from p2pnode.protocols.inference.messages import (
     Open,
     Ping,
     Pong,
+    PromptReceived,
     Refuse,
     Tokens,
 )
@@ -39,7 +40,7 @@ from tests.host.test_payment_attacks import honest
 from tests.host.thief import payment, thief
 from tests.node.world import Member, World, scripted_host, world
 
-OPEN = Open(model=scripted_model_id(), salt=bytes(32))
+OPEN = Open(model=scripted_model_id(), salt=bytes(32), holder=bytes(16))
 
 
 def messages_of(data: bytes, codec: Codec = inference.CODEC) -> list[Any]:
@@ -75,7 +76,7 @@ async def test_two_opens_back_to_back_are_answered_by_an_error(autojump_clock: M
 async def test_a_refusal_arrives_though_the_client_goes_on_talking(autojump_clock: MockClock) -> None:
     async with world() as w:
         host = await _host(w)
-        wrong = Open(model=ModelId(bytes(32)), salt=bytes(32))
+        wrong = Open(model=ModelId(bytes(32)), salt=bytes(32), holder=bytes(16))
         async with attacker(w, host) as evil:
             stream = await attack(evil, host, frame(wrong))
             for nonce in range(20):
@@ -114,7 +115,7 @@ async def test_a_host_that_breaks_the_protocol_is_told_so(autojump_clock: MockCl
     async def lies(stream: Stream) -> None:
         channel = MessageChannel(stream, inference.CODEC)
         await channel.receive()
-        await channel.send([inference.Tokens(seq=0, ids=(1,)), *[Ping(nonce=1)] * 50])
+        await channel.send([inference.Tokens(turn=1, index=0, ids=(1,)), *[Ping(nonce=1)] * 50])
         await trio.sleep(1)
         while (message := await channel.receive()) is not None:
             heard.append(message)
@@ -188,8 +189,8 @@ async def test_half_a_prompt_before_a_half_close_is_answered_at_once(autojump_cl
         host = await _host(w)
         async with attacker(w, host) as peer:
             answers, took_s = await half_closed(peer, host, OPEN, prompt(WINDOW, last=False))
-            assert [type(message) for message in answers] == [Accept, Error]
-            assert answers[-1].code == "stalled"
+            assert [type(message) for message in answers] == [Accept, PromptReceived, Error]
+            assert (answers[-1].code, answers[-1].turn) == ("stalled", 1)
             assert took_s < 1
 
 
@@ -216,7 +217,7 @@ async def test_a_paid_session_of_a_client_that_half_closed_ends_with_a_word_and_
                 with trio.fail_after(5):
                     await two.told.wait()
                 assert isinstance(two.outcome, TurnDone)
-                assert two.outcome.done.reason == "cancelled"
+                assert two.outcome.done.reason == "length", "the turn went on"
                 assert two.outcome.done.tokens_out == received + len(two.ids)
                 two.close()
                 await trio.sleep(10)

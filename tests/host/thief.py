@@ -119,6 +119,7 @@ class Thief:
             stream=0,
             model=scripted_model_id(),
             salt=bytes(32),
+            holder=bytes(16),
             payment=self.payment,
             resume=resume,
             peer=self.network.peer_id,
@@ -216,5 +217,5 @@ async def quoted(stream: Stream, *, tokens_in: int) -> MessageChannel:
     session = session_id(domains().market, request.terms)
     await channel.send([Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)])
     await channel.receive()
-    await channel.send([Quote(turn=1, tokens_in=tokens_in)])
+    await channel.send([Quote(turn=1, prompt_hash=bytes(32), tokens_in=tokens_in)])
     return channel

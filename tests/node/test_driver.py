@@ -29,7 +29,7 @@ from p2pnode.protocols.events import (
     SetTimer,
 )
 from p2pnode.protocols.framing.codec import pack_frame
-from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Error, Ping, Pong, Prompt
+from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Error, Ping, Pong, Vector
 from tests.net.memory_world import world
 from tests.net.support import make, make_client, running
 
@@ -50,7 +50,7 @@ class Echo:
         self.seen.append((event, now))
         match event:
             case Received(message=Ping(nonce=nonce)):
-                part = Prompt(turn=0, part=nonce, last=False, total=0, body=bytes(50_000))
+                part = Vector(turn=0, index=nonce, data=bytes(32_768))
                 answer = Send(self.peer, 0, part if self.large else Pong(nonce=nonce))
                 return [Emit(nonce), answer] if self.emits else [answer]
             case Command(value="arm"):
@@ -185,7 +185,7 @@ async def test_a_peer_that_takes_everything_is_answered_everything(autojump_cloc
         channel = MessageChannel(pair.stream, CODEC)
         await pair.stream.send_all(pings(200))
         parts = [await channel.receive() for _ in range(200)]
-        assert [part.part for part in parts if isinstance(part, Prompt)] == list(range(200))
+        assert [part.index for part in parts if isinstance(part, Vector)] == list(range(200))
         assert pair.ended_at is None
 
 
@@ -306,7 +306,7 @@ class Many:
         match event:
             case Received(peer=peer, stream=ref, message=Ping(nonce=nonce)):
                 self.heard.append((ref, nonce))
-                part = Prompt(turn=0, part=nonce, last=False, total=0, body=bytes(50_000))
+                part = Vector(turn=0, index=nonce, data=bytes(32_768))
                 answer = Send(peer, ref, part if nonce >= 100 else Pong(nonce=nonce))
                 return [answer, Emit(ref)] if nonce == 9 else [answer]
             case Closed(stream=ref) | HalfClosed(stream=ref):

@@ -105,6 +105,7 @@ async def test_a_host_of_this_offer_takes_it_also_with_a_clock_two_minutes_off(w
     request = Open(
         model=offer.model,
         salt=bytes(32),
+        holder=bytes(16),
         terms=payment.terms,
         authorisation=payment.authorisation,
         valid_before=payment.valid_before,

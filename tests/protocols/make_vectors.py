@@ -36,7 +36,14 @@ from p2pnode.protocols.identify import messages as identify
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher, resume_digest
 from p2pnode.protocols.inference.prompts import prompt_parts
-from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, request_hash, token_hash
+from p2pnode.protocols.inference.receipts import (
+    NO_FINGERPRINT,
+    Leaf,
+    ReceiptChain,
+    ids_hash,
+    request_hash,
+    token_hash,
+)
 from p2pnode.protocols.kademlia import messages as kademlia
 from p2pnode.protocols.lookup.messages import provider_key
 from p2pnode.protocols.s5.entries import EntryKey, make_entry, pointer_to
@@ -65,6 +72,7 @@ MODEL: Final = ModelId(hashlib.sha256(b"model").digest())
 SESSION: Final = SessionId(b"\x5e" * 32)
 SALT: Final = b"\x5a" * 32
 EPOCH: Final = 7
+HOLDER: Final = b"\x48" * 16
 ISSUED_AT: Final = 1_700_000_000
 
 _KEY = Ed25519PrivateKey.from_private_bytes(PEER_SECRET)
@@ -273,16 +281,27 @@ def continuation() -> inference.PromptBody:
 
 
 def inference_vectors() -> dict[str, Any]:
-    """Every message; the receipts of a free session of one turn of three tokens; a paid one, whole."""
-    raw, ids = encode(prompt()), (1, 2, 49_151)
-    chain = ReceiptChain.begin(SESSION, MODEL, SALT, EPOCH)
-    root_0, hashed = chain.root, token_hash(ids, request_hash(raw))
-    root_1 = chain.advance(5, 3, hashed, NO_FINGERPRINT)
+    """Every message; one receipt over two turns of a free session; a paid session, whole."""
+    m, raw, ids, prompt_ids = inference, encode(prompt()), (1, 2, 49_151), (11, 12, 13, 14, 15)
+    chain, rendered = ReceiptChain.begin(SESSION, MODEL, SALT, EPOCH), ids_hash(prompt_ids)
+    frames = (
+        m.Tokens(turn=1, index=0, ids=ids, text="Hi!"),
+        m.Tokens(turn=2, index=64, ids=(7, 8), text="", start="credit"),
+        m.Tokens(turn=2, index=66, ids=(9,), text="", channel="call", call=0, name="weather"),
+        m.Tokens(turn=2, index=67, ids=(), text='{"city":"Köln"', channel="call", call=0),
+    )
+    leaves = [
+        Leaf(turn=1, first=0, request=request_hash(raw), prompt=rendered, ended="length"),
+        Leaf(turn=2, first=64, request=b"\x72" * 32, prompt=b"\x70" * 32),
+    ]
+    for frame in frames:
+        leaves[frame.turn - 1].add(frame)
+    root_0, hashed = chain.root, token_hash([leaf.digest() for leaf in leaves])
+    root_1 = chain.advance(10, 6, hashed, NO_FINGERPRINT)
     signature, digest = _KEY.sign(chain.digest()), chain.digest()
-    m = inference
     receipt = m.Checkpoint(
-        seq=1, tokens_in=5, tokens_out=3, token_hash=hashed, fingerprint_hash=NO_FINGERPRINT, root=root_1,
-        signature=signature,
+        seq=1, tokens_in=10, tokens_out=6, token_hash=hashed, fingerprint_hash=NO_FINGERPRINT, root=root_1,
+        signature=signature, ended=(m.TurnEnd(turn=1, reason="length"),),
     )  # fmt: skip
     terms = m.SessionTerms(
         payer=b"\x01" * 20, host=b"\x02" * 20, voucher_key=b"\x03" * 20, receipt_key=b"\x11" * 20,
@@ -291,27 +310,40 @@ def inference_vectors() -> dict[str, Any]:
         expiry=ISSUED_AT + 3600, salt=SALT,
     )  # fmt: skip
     said: list[tuple[str, Any]] = [
-        ("", m.Open(model=MODEL, salt=SALT)),
+        ("", m.Open(model=MODEL, salt=SALT, holder=HOLDER)),
         ("open, paid", m.Open(
-            model=MODEL, salt=SALT, terms=terms, authorisation=bytes(65), valid_before=ISSUED_AT + 300,
+            model=MODEL, salt=SALT, holder=HOLDER, terms=terms, authorisation=bytes(65),
+            valid_before=ISSUED_AT + 300,
         )),
-        ("", m.Resume(session=SESSION, received=3, turn=1, proof=bytes(65))),
-        ("resume without a proof", m.Resume(session=SESSION, received=3, turn=1)),
+        ("", m.Resume(session=SESSION, holder=HOLDER, received=3, turn=4, turns=(2, 4), proof=bytes(65))),
+        ("resume without a proof", m.Resume(session=SESSION, holder=HOLDER, received=3, turn=1)),
         ("", m.Challenge(nonce=b"\x43" * 32)),
-        ("", m.Accept(session=SESSION, nonce=b"\x4e" * 32, epoch=EPOCH, n_ctx=8192)),
+        ("", m.Accept(
+            session=SESSION, nonce=b"\x4e" * 32, epoch=EPOCH, n_ctx=8192, window=288, turns_max=8,
+        )),
         ("", m.Refuse(code="capacity", detail="full: try again later", retry_after_s=2.5)),
         ("", m.Prompt(turn=1, part=0, last=True, total=len(raw), body=raw)),
-        ("", m.Quote(turn=1, tokens_in=5)),
+        ("", m.PromptReceived(turn=1, bytes=len(raw))),
+        ("", m.Quote(turn=1, tokens_in=5, prompt_hash=rendered)),
         ("", m.Progress(turn=1, processed=5, total=5)),
-        ("", m.Tokens(seq=0, ids=ids, text="Hi!")),
-        ("tokens, text only", m.Tokens(seq=3, ids=(), text="…")),
+        *[("", frame) for frame in frames],
+        ("tokens with logarithms of probabilities", m.Tokens(
+            turn=1, index=3, ids=(5,), text="…",
+            logprobs=(m.TokenLogprob(logprob=-0.5, top=(m.TopToken(id=5, logprob=-0.5),)),),
+        )),
+        ("", m.Vector(turn=3, index=0, data=bytes.fromhex("0000803f000000bf"))),
+        ("", m.Credit(turn=1, upto=512)),
         ("", receipt),
         ("", m.Ack(seq=3)),
-        ("", m.Voucher(seq=1, tokens_in=5, tokens_out=3, amount=2501, root=root_1, signature=bytes(65))),
+        ("", m.Voucher(
+            seq=1, tokens_in=5, tokens_out=3, amount=2501, root=root_1, signature=bytes(65), turn=2,
+        )),
         ("", m.Cancel(turn=1)),
         ("", m.Done(turn=1, reason="stop", tokens_in=5, reused=0, tokens_out=3)),
         ("", m.Ping(nonce=1)),
         ("", m.Pong(nonce=1)),
+        ("", m.Leave(until=ISSUED_AT + 3600)),
+        ("", m.Left(until=ISSUED_AT + 3600, generation=1, settle_above=50_000)),
         ("", m.Close()),
         ("error of a turn", m.Error(code="context_overflow", detail="too long", turn=2)),
         ("error of the session", m.Error(code="shutting_down")),
@@ -325,7 +357,16 @@ def inference_vectors() -> dict[str, Any]:
         ],
         "receipts": {
             "session": SESSION.hex(), "model": MODEL.hex(), "salt": SALT.hex(), "epoch": EPOCH,
-            "root_0": root_0.hex(), "request_hash": request_hash(raw).hex(), "ids": list(ids),
+            "root_0": root_0.hex(), "request_hash": request_hash(raw).hex(),
+            "prompt_ids": list(prompt_ids), "prompt_hash": rendered.hex(),
+            "frames": [vector(frame) for frame in frames],
+            "leaves": [
+                {
+                    "turn": leaf.turn, "first": leaf.first, "request": leaf.request.hex(),
+                    "prompt": leaf.prompt.hex(), "ended": leaf.ended or "", "leaf": leaf.digest().hex(),
+                }
+                for leaf in leaves
+            ],
             "token_hash": hashed.hex(), "root_1": root_1.hex(), "digest": digest.hex(),
             "peer": PEER, "signature": signature.hex(),
         },
@@ -386,7 +427,11 @@ def paid_session() -> dict[str, Any]:
 
     The second turn, of five tokens more, was broken off after two, which no receipt covers.
     """
-    m, raw, ids = inference, encode(prompt()), (1, 2, 49_151)
+    m, raw = inference, encode(prompt())
+    rendered, tokens = (
+        ids_hash((11, 12, 13, 14, 15)),
+        m.Tokens(turn=1, index=0, ids=(1, 2, 49_151), text="Hi!"),
+    )
     market = market_domain(31_337, b"\x4d" * 20)
     token = Domain(name="USDC", version="2", chain_id=31_337, contract=b"\x55" * 20)
     secrets = {
@@ -418,12 +463,15 @@ def paid_session() -> dict[str, Any]:
         sign=lambda digest: sign_digest(secrets["voucher_key"], digest),
     )  # fmt: skip
     chain = ReceiptChain.begin(session, MODEL, SALT, EPOCH)
-    root_0, hashed = chain.root, token_hash(ids, request_hash(raw))
-    for_input = exact_voucher(payment, session, seq=0, tokens_in=5, tokens_out=0, root=root_0)
+    leaf = Leaf(turn=1, first=0, request=request_hash(raw), prompt=rendered, ended="length")
+    leaf.add(tokens)
+    root_0, hashed = chain.root, token_hash([leaf.digest()])
+    for_input = exact_voucher(payment, session, seq=0, tokens_in=5, tokens_out=0, root=root_0, turn=1)
     root_1 = chain.advance(5, 3, hashed, NO_FINGERPRINT)
     receipt = m.Checkpoint(
         seq=1, tokens_in=5, tokens_out=3, token_hash=hashed, fingerprint_hash=NO_FINGERPRINT, root=root_1,
         signature=sign_digest(secrets["receipt_key"], chain.digest()),
+        ended=(m.TurnEnd(turn=1, reason="length"),),
     )  # fmt: skip
     for_all = exact_voucher(payment, session, seq=1, tokens_in=5, tokens_out=3, root=root_1)
     nonce, again = b"\x4e" * 32, b"\x4f" * 32
@@ -431,27 +479,28 @@ def paid_session() -> dict[str, Any]:
     accept = m.Accept(session=session, nonce=nonce, epoch=EPOCH, n_ctx=8192, session_fee=terms.session_fee)
     said: list[tuple[str, Any]] = [
         ("client", m.Open(
-            model=MODEL, salt=SALT, terms=terms, authorisation=payment.authorisation,
+            model=MODEL, salt=SALT, holder=HOLDER, terms=terms, authorisation=payment.authorisation,
             valid_before=valid_before,
         )),
         ("host", accept),
         ("client", m.Prompt(turn=1, part=0, last=True, total=len(raw), body=raw)),
-        ("host", m.Quote(turn=1, tokens_in=5)),
+        ("host", m.PromptReceived(turn=1, bytes=len(raw))),
+        ("host", m.Quote(turn=1, tokens_in=5, prompt_hash=rendered)),
         ("client", for_input),
-        ("host", m.Tokens(seq=0, ids=ids, text="Hi!")),
+        ("host", tokens),
         ("host", receipt),
         ("client", for_all),
-        ("host", m.Done(turn=1, reason="length", tokens_in=5, reused=0, tokens_out=3, cost=for_all.amount)),
+        ("host", m.Done(turn=1, reason="length", tokens_in=5, reused=0, tokens_out=3)),
     ]  # fmt: skip
-    resume = m.Resume(session=session, received=4, turn=1, proof=sign_digest(secrets["voucher_key"], resumed))
+    proof = sign_digest(secrets["voucher_key"], resumed)
+    resume = m.Resume(session=session, holder=HOLDER, received=4, turn=1, proof=proof)
     back: list[tuple[str, Any]] = [
-        ("client", resume), ("host", replace(accept, nonce=again)), ("client", for_all),
-        ("client", m.Close()),
+        ("client", resume), ("host", replace(accept, nonce=again, voucher=for_all)), ("client", m.Close()),
     ]  # fmt: skip
     drawn = b"\x43" * 32
     challenged = resume_digest(drawn, session, PEER, CLIENT)
     final = exact_voucher(payment, session, seq=1, tokens_in=10, tokens_out=5, root=root_1)
-    asks = m.Resume(session=session, received=6, turn=2)
+    asks = m.Resume(session=session, holder=HOLDER, received=6, turn=2, turns=(2,))
     shows = replace(
         asks,
         proof=sign_digest(secrets["voucher_key"], challenged),

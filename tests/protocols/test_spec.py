@@ -38,10 +38,11 @@ from p2pnode.protocols.identify import identifier
 from p2pnode.protocols.identify import messages as identify
 from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
+from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.client_turn import ClientTimes
-from p2pnode.protocols.inference.open_session import HostTerms
+from p2pnode.protocols.inference.host_turn import AHEAD_MAX
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN
-from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, ReceiptChain, token_hash
+from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, Leaf, ReceiptChain, ids_hash, token_hash
 from p2pnode.protocols.lookup import messages as lookup
 from p2pnode.protocols.s5.entries import DATA_MAX, EntryKey
 from p2pnode.protocols.wire import Codec, Range, Size, decode_record, encode, wire_keys, wire_name
@@ -86,6 +87,9 @@ ADVERT_RECORDS = (
 INFERENCE_RECORDS = (
     inference.Receipt,
     inference.SessionTerms,
+    inference.TurnEnd,
+    inference.TokenLogprob,
+    inference.TopToken,
     inference.PromptBody,
     inference.ChatMessage,
     inference.Part,
@@ -358,9 +362,24 @@ def test_the_receipts_can_be_built_from_what_the_file_says() -> None:
     session, model = SessionId(bytes.fromhex(told["session"])), ModelId(bytes.fromhex(told["model"]))
     chain = ReceiptChain.begin(session, model, bytes.fromhex(told["salt"]), told["epoch"])
     assert chain.root.hex() == told["root_0"]
-    hashed = token_hash(told["ids"], bytes.fromhex(told["request_hash"]))
+    assert ids_hash(told["prompt_ids"]).hex() == told["prompt_hash"]
+    leaves = [
+        Leaf(
+            turn=each["turn"],
+            first=each["first"],
+            request=bytes.fromhex(each["request"]),
+            prompt=bytes.fromhex(each["prompt"]),
+            ended=each["ended"] or None,
+        )
+        for each in told["leaves"]
+    ]
+    for frame in told["frames"]:
+        message = inference.CODEC.decode(bytes.fromhex(frame["hex"]))
+        next(leaf for leaf in leaves if leaf.turn == message.turn).add(message)
+    assert [leaf.digest().hex() for leaf in leaves] == [each["leaf"] for each in told["leaves"]]
+    hashed = token_hash([leaf.digest() for leaf in leaves])
     assert hashed.hex() == told["token_hash"]
-    assert chain.advance(5, 3, hashed, NO_FINGERPRINT).hex() == told["root_1"]
+    assert chain.advance(10, 6, hashed, NO_FINGERPRINT).hex() == told["root_1"]
     assert chain.digest().hex() == told["digest"]
     assert verify_peer(told["peer"], chain.digest(), bytes.fromhex(told["signature"]))
 
@@ -377,8 +396,12 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "values in a payload, keys and containers counted": [codec.ITEMS_MAX],
     },
     ("inference", "Limits"): {
-        "window": [inference.WINDOW],
+        "window": [inference.WINDOW, inference.CHECKPOINT_EVERY, 1],
         "checkpoint": [inference.CHECKPOINT_EVERY],
+        "turns at once": [inference.TURNS_MAX],
+        "read credit": [inference.READ_CREDIT],
+        "ids that wait at the host": [AHEAD_MAX],
+        "prompts not confirmed": [inference.UNCONFIRMED_MAX],
         "a prompt": [
             inference.PROMPT_BYTES_PER_CTX,
             inference.PROMPT_SLACK_BYTES,
@@ -387,8 +410,6 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         ],
         "values in a `PromptBody`": [codec.ITEMS_MAX],
         "text of a turn": [inference.TEXT_SLACK_BYTES, inference.TEXT_PER_TOKEN_MAX],
-        "kept for a resume": [inference.WINDOW],
-        "vouchers due at once": [inference.WINDOW],
         "a session that can be resumed": [DEFAULT_LIMITS.linger_s],
         "`expiry` in `terms`": [payment.EXPIRY_MIN_S, DURATION_MAX_S],
         "`valid_before` in `open`": [payment.VALID_MIN_S, payment.VALID_MAX_S],
@@ -399,6 +420,7 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "host `relay`": [TERMS.relay_s],
         "host `idle`": [TERMS.idle_s],
         "host `prompt`": [TERMS.stall_s, PROMPT_RATE_MIN],
+        "host `read`": [TERMS.read_stall_s],
         "host `stall`": [TERMS.stall_s],
         "client `open`": [TIMES.open_s, TIMES.open_paid_s],
         "client `progress`": [TIMES.first_token_s, TIMES.stall_s],

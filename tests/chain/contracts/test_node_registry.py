@@ -68,7 +68,7 @@ def link(
     chain = ReceiptChain.begin(world.id_of(terms), terms.model, b"secret salt", epoch)
     previous, hashed = b"", b""
     for number in range(1, links + 1):
-        previous, hashed = chain.root, token_hash(list(answer.encode()), b"request")
+        previous, hashed = chain.root, token_hash([answer.encode()])
         chain.advance(10, 32 * number, hashed, NO_FINGERPRINT)
     signature = sign(signer, chain.digest())
     return previous, 10, 32 * links, hashed, NO_FINGERPRINT, signature

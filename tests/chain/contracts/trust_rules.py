@@ -126,7 +126,7 @@ class TrustRules(MarketRules):
         name = NAME[terms.host]
         said = b"always this" if name == HONEST else answer
         chain = ReceiptChain.begin(self.world.id_of(terms), terms.model, b"salt", epoch)
-        previous, hashed = chain.root, token_hash(list(said))
+        previous, hashed = chain.root, token_hash([said])
         root = chain.advance(1, 32, hashed, NO_FINGERPRINT)
         link = (previous, 1, 32, hashed, NO_FINGERPRINT, sign(RECEIPT_KEYS[name], chain.digest()))
         self.receipts.append(Signed(terms, epoch, root, link))

@@ -33,7 +33,7 @@ def chain(number: int, count: int) -> list[Checkpoint]:
     made = ReceiptChain.begin(record.session, TERMS.model, record.salt, record.epoch)
     receipts = []
     for place in range(count):
-        hashed = token_hash([place])
+        hashed = token_hash([bytes([place])])
         root = made.advance(10, 32 * (place + 1), hashed, NO_FINGERPRINT)
         checkpoint = Checkpoint(
             seq=made.seq, tokens_in=10, tokens_out=made.tokens_out, token_hash=hashed,

@@ -52,7 +52,7 @@ def chain(count: int, epoch: int = 3, base: Receipt | None = None) -> list[Recei
         made.root, made.seq = base.checkpoint.root, base.checkpoint.seq
     receipts = []
     for _ in range(count):
-        previous, hashed = made.root, token_hash([made.seq])
+        previous, hashed = made.root, token_hash([bytes([made.seq])])
         root = made.advance(15, 32 * (made.seq + 1), hashed, NO_FINGERPRINT)
         checkpoint = Checkpoint(
             seq=made.seq,

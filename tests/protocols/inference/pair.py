@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from p2pnode.errors import WireCode
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import verify_peer
 from p2pnode.protocols.events import Closed, Command, Effect, Emit, Received, Send, TimerFired
+from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     Ask,
     CancelGenerate,
+    CancelTurn,
+    Count,
+    Counted,
     Delivered,
     Ended,
     Finished,
@@ -26,24 +30,33 @@ from p2pnode.protocols.inference.commands import (
     Generate,
     GenFailed,
     GenProgress,
-    GenStarted,
     GenTokens,
     SessionFailed,
     Start,
+    TokensTaken,
     TurnDone,
     TurnFailed,
     TurnServed,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.messages import CODEC, WINDOW, ChatMessage, PromptBody, SamplingParams
-from p2pnode.protocols.inference.open_session import HostTerms
-from p2pnode.protocols.inference.replay import SendQueue
+from p2pnode.protocols.inference.host_turn import AHEAD_MAX, HostTurn
+from p2pnode.protocols.inference.messages import (
+    CODEC,
+    WINDOW,
+    ChatMessage,
+    PromptBody,
+    PromptReceived,
+    SamplingParams,
+)
+from p2pnode.protocols.inference.replay import PayCredit, Piece
 from tests.protocols.support import MODEL, Identity
 
 HOST, CLIENT = Identity("host"), PeerId("client")
 STREAM: Final = 1
 TERMS: Final = HostTerms(n_ctx=4096)
 SALT: Final = b"salt" * 8
+HOLDER: Final = b"process of client"[:16]
+PROMPT_HASH: Final = b"rendered" * 4
 
 
 def ask(tokens_max: int = 512, content: str = "hello", input_max: int = 4096) -> Ask:
@@ -85,19 +98,24 @@ Step = tuple[str, int, bool]
 
 
 class Pair:
-    """The stage."""
+    """The stage. A turn's key is its number."""
 
     def __init__(self, terms: HostTerms = TERMS, answer_tokens: int = 100) -> None:
         self.now = 0.0
         self.answer_tokens = answer_tokens
+        self.window = terms.window
         self.host, self.client = self.cast_sides(terms)
         self.to_host: deque[bytes] = deque()
         self.to_client: deque[bytes] = deque()
-        self.run: Run | None = None
+        self.live: dict[int, Run] = {}
+        """The engine requests that run, by their numbers."""
         self.old_runs: list[Run] = []
+        self.counts: list[Count] = []
         self.turn = 0
-        self.delivered: list[int] = []
-        self.text = ""
+        self.ids_of: dict[int, list[int]] = {}
+        self.text_of: dict[int, str] = {}
+        self.reads = True
+        """Whether the application takes what comes."""
         self.outcomes: list[TurnDone | TurnFailed | SessionFailed | Ended] = []
         self.served: list[TurnServed] = []
         self.finished: list[Finished] = []
@@ -109,6 +127,21 @@ class Pair:
     def cast_sides(self, terms: HostTerms) -> tuple[HostSession, ClientSession]:
         return new_host(terms), new_client()
 
+    @property
+    def delivered(self) -> list[int]:
+        """The ids of the last turn that was asked."""
+        return self.ids_of.setdefault(self.turn, [])
+
+    @property
+    def text(self) -> str:
+        """Its text."""
+        return self.text_of.get(self.turn, "")
+
+    @property
+    def run(self) -> Run | None:
+        """The engine request that was made last, if it runs."""
+        return list(self.live.values())[-1] if self.live else None
+
     # ---- what a test can do
 
     def open(self) -> None:
@@ -119,8 +152,11 @@ class Pair:
     def ask(self, order: Ask) -> None:
         """Begin a turn."""
         self.turn += 1
-        self.delivered, self.text = [], ""
-        self.client_does(order)
+        self.client_does(replace(order, key=self.turn))
+
+    def cancel(self) -> None:
+        """The user wants no more of the last turn."""
+        self.client_does(CancelTurn(self.turn))
 
     def client_does(self, command: Any) -> None:
         self.client_did(self.client.handle(Command(command), self.now))
@@ -137,11 +173,21 @@ class Pair:
         return True
 
     def deliver_to_client(self) -> bool:
-        """One message, if there is one."""
+        """One message, if there is one; what confirms prompts before it comes along with it."""
         if not self.to_client:
             return False
         message = CODEC.decode(self.to_client.popleft())
         self.client_did(self.client.handle(Received(HOST.peer, STREAM, message), self.now))
+        if isinstance(message, PromptReceived):
+            self.deliver_to_client()
+        return True
+
+    def count(self) -> bool:
+        """A prompt is counted."""
+        if not self.counts:
+            return False
+        order = self.counts.pop(0)
+        self.host_does(Counted(order.turn, 20 + len(order.body.prefix), 5, PROMPT_HASH))
         return True
 
     def engine(self, count: int = 16, *, hold: bool = False, run: Run | None = None) -> bool:
@@ -151,7 +197,6 @@ class Pair:
             return False
         if not run.started:
             run.started = True
-            self._report(run, GenStarted(run.order.run, 20 + len(run.order.body.prefix), 5))
             self._report(run, GenProgress(run.order.run, 20, 20))
             return True
         made = min(count, run.end - run.position)
@@ -163,11 +208,10 @@ class Pair:
         if over or not hold or run.position - run.told > WINDOW // 2:
             text = "".join(text_of(run.turn, n) for n in range(run.told, run.position))
             run.told = run.position
-        self._report(run, GenTokens(run.order.run, ids, text))
-        if over and run is self.run:
+        self._report(run, GenTokens(run.order.run, Piece(ids=ids, text=text)))
+        if over and run.order.run in self.live:
             self._report(run, GenDone(run.order.run, run.reason))  # type: ignore[arg-type]
-            if run is self.run:
-                self.run = None
+            self.live.pop(run.order.run, None)
         return True
 
     def late_engine(self) -> bool:
@@ -176,8 +220,9 @@ class Pair:
 
     def fail_engine(self, code: WireCode = "internal", detail: str = "boom") -> bool:
         """The present engine request fails."""
-        run, self.run = self.run, None
+        run = self.run
         if run is not None:
+            del self.live[run.order.run]
             self._report(run, GenFailed(run.order.run, code, detail, 1.0))
         return run is not None
 
@@ -207,7 +252,8 @@ class Pair:
                 raise AssertionError(kind)
 
     def moves(self, count: int) -> list[bool]:
-        return [self.deliver_to_host(), self.deliver_to_client(), self.engine(count)]
+        moved = [self.deliver_to_host(), self.deliver_to_client()]
+        return [*moved, *[self.engine(count, run=run) for run in tuple(self.live.values())]]
 
     def close(self) -> None:
         """The connection is lost; what was under way is gone."""
@@ -232,14 +278,21 @@ class Pair:
 
     def check(self) -> None:
         """At any moment."""
-        queue = queue_of(self.host)
-        assert queue.sent - queue.acknowledged <= WINDOW, "past the window"
-        assert queue.waiting <= WINDOW + self.chunk_max, "too much buffered"
-        if queue.waiting > WINDOW:
-            assert self.run is None, "the engine runs on"
-        assert self.delivered == [token(self.turn, n) for n in range(len(self.delivered))]
+        credit = credit_of(self.host)
+        assert credit.sent - credit.acknowledged <= self.window, "past the window"
+        for turn in turns_of(self.host):
+            assert turn.queue.waiting <= AHEAD_MAX + self.chunk_max, "too much buffered"
+            assert turn.read.left >= 0, "past what the client reads"
+            if turn.queue.waiting > AHEAD_MAX:
+                assert not [run for run in self.live.values() if run.turn == turn.number], "it runs on"
+        for number, ids in self.ids_of.items():
+            assert ids == [token(number, n) for n in range(len(ids))]
         assert len(self.finished) <= 1
         assert len(self.outcomes) <= self.turn + 1
+
+    def taken(self, key: int) -> None:
+        """The application takes all that came of a turn."""
+        self.client_did(self.client.handle(Command(TokensTaken(len(self.ids_of[key]), key)), self.now))
 
     def _report(self, run: Run, command: Any) -> None:
         self.host_does(command)
@@ -249,38 +302,51 @@ class Pair:
             match effect:
                 case Send(message=message):
                     self.to_client.append(CODEC.encode(message))
+                case Emit(value=Count() as order):
+                    self.counts.append(order)
                 case Emit(value=Generate() as order):
-                    assert self.run is None or self.run.cancelled, "two engine requests at once"
+                    assert order.turn not in [run.turn for run in self.live.values()], "two for one turn"
                     self._generate(order)
                 case Emit(value=CancelGenerate(run=number)):
-                    assert self.run is None or self.run.order.run == number
-                    if self.run is not None:
-                        self.old_runs.append(self.run)
-                    self.run = None
+                    if number in self.live:
+                        self.old_runs.append(self.live.pop(number))
                 case Emit(value=TurnServed() as served):
                     self.served.append(served)
                 case Emit(value=Finished() as finished):
                     self.finished.append(finished)
                 case _:
                     pass
+        self.after_host()
         self.check()
+
+    def after_host(self) -> None:
+        """Here prompts are counted at once."""
+        self.count()
 
     def _generate(self, order: Generate) -> None:
         self.runs += 1
         made = len(order.answer_ids)
-        assert list(order.answer_ids) == [token(self.turn, n) for n in range(made)]
+        assert list(order.answer_ids) == [token(order.turn, n) for n in range(made)]
         end = min(self.answer_tokens, made + order.tokens_max)
         reason = "stop" if end == self.answer_tokens else "length"
-        self.run = Run(order, self.turn, made, made, end, reason)
+        told, known = 0, 0
+        while known < order.answer_text_bytes:
+            known += len(text_of(order.turn, told))
+            told += 1
+        assert known == order.answer_text_bytes, "in the middle of a text"
+        self.live[order.run] = Run(order, order.turn, made, told, end, reason)
 
     def client_did(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send(message=message):
                     self.to_host.append(CODEC.encode(message))
-                case Emit(value=Delivered(ids=ids, text=text)):
-                    self.delivered.extend(ids)
-                    self.text += text
+                case Emit(value=Delivered(tokens=tokens, key=key)):
+                    assert tokens.turn == key
+                    self.ids_of.setdefault(key, []).extend(tokens.ids)
+                    self.text_of[key] = self.text_of.get(key, "") + tokens.text
+                    if self.reads:
+                        self.taken(key)
                 case Emit(value=(TurnDone() | TurnFailed() | SessionFailed() | Ended()) as outcome):
                     self.outcomes.append(outcome)
                 case _:
@@ -288,9 +354,20 @@ class Pair:
         self.check()
 
 
-def queue_of(host: HostSession) -> SendQueue:
-    """A host's queue; an empty one before the session."""
-    return host.session.queue if host.session is not None else SendQueue()
+def credit_of(host: HostSession) -> PayCredit:
+    """A host's pay credit; untouched before the session."""
+    return host.session.channel.credit if host.session is not None else PayCredit()
+
+
+def turns_of(host: HostSession) -> list[HostTurn]:
+    """A host's turns under way."""
+    return list(host.session.turns.values()) if host.session is not None else []
+
+
+def turn_of(host: HostSession) -> HostTurn:
+    """The one turn that is under way."""
+    (turn,) = turns_of(host)
+    return turn
 
 
 def new_host(terms: HostTerms = TERMS) -> HostSession:
@@ -308,4 +385,6 @@ def new_host(terms: HostTerms = TERMS) -> HostSession:
 
 def new_client() -> ClientSession:
     """A client of that host."""
-    return ClientSession(host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, verify=verify_peer)
+    return ClientSession(
+        host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, holder=HOLDER, verify=verify_peer
+    )

@@ -20,9 +20,9 @@ from tests.protocols.inference.paid_pair import (
     TERMS,
     PaidPair,
     client_payment,
+    resumed_client,
 )
 from tests.protocols.inference.pair import HOST, SALT, STREAM
-from tests.protocols.support import MODEL
 
 
 class Restarts(PaidPair):
@@ -53,7 +53,7 @@ class Restarts(PaidPair):
         unpaid = [place for place in sorted(self.journal) if place[0] == self.epoch and place[1] > paid]
         for place in unpaid[len(unpaid) - forgets :] if forgets else []:
             del self.journal[place]
-        self.run = None
+        self.live.clear()
         self.client_did(self.client.handle(Closed(HOST.peer, STREAM, "lost"), self.now))
 
     def lapsed(self) -> LapsedSession:
@@ -75,7 +75,8 @@ class Restarts(PaidPair):
         held = self.client.held
         self._base = held.receipt.checkpoint.seq if held is not None and held.receipt is not None else 0
         final = self.client.final_voucher
-        self.sent_out = final.tokens_out if final is not None else 0
+        self.sent_before = final.tokens_out if final is not None else 0
+        self.sent_of.clear()
         self.host = self.new_host(kept=self.lapsed())
         self.host_did(self.host.start(self.now))
         return self.host
@@ -85,9 +86,7 @@ class Restarts(PaidPair):
         held = self.client.held
         assert held is not None
         assert isinstance(self.outcomes.pop(), SessionFailed)
-        self.client = ClientSession(
-            host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, resume=held, peer=CLIENT_ID.peer
-        )
+        self.client = resumed_client(held)
         self.client_does(Start())
         while self.deliver_to_host() or (in_time and self.deliver_to_client()):
             pass
@@ -117,9 +116,7 @@ def serving(heard: int = 0, answer_tokens: int = 200) -> Restarts:
 def deliverer(receipt: m.Receipt | None, voucher: m.Voucher) -> ClientSession:
     """A new process of the client that knows its journal only."""
     held = held_from_journal(client_payment(), receipt, voucher)
-    return ClientSession(
-        host=HOST.peer, stream=STREAM, model=MODEL, salt=b"", resume=held, peer=CLIENT_ID.peer
-    )
+    return resumed_client(held)
 
 
 def hears(host: HostSession, message: object) -> Sequence[Effect]:

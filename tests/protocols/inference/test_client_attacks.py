@@ -27,7 +27,7 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.wire import wire_name
-from tests.protocols.inference.pair import HOST, STREAM, Pair, ask, new_client
+from tests.protocols.inference.pair import HOST, PROMPT_HASH, STREAM, Pair, ask, new_client
 from tests.protocols.strategies import messages
 from tests.protocols.support import Identity, emitted, only, sent
 
@@ -50,7 +50,7 @@ def asking(order: Ask | None = None, *, quoted: bool = True) -> ClientSession:
     hear(client, ACCEPT)
     client.handle(Command(order or ask(input_max=100)), 0.0)
     if quoted:
-        hear(client, m.Quote(turn=1, tokens_in=20, reused=5))
+        hear(client, quote(turn=1, tokens_in=20, reused=5))
     return client
 
 
@@ -63,8 +63,12 @@ def progress_timers(client: ClientSession, message: Any, now: float) -> list[flo
     return [effect.at for effect in effects if isinstance(effect, SetTimer) and effect.key == "progress"]
 
 
-def tokens(seq: int = 0, ids: tuple[int, ...] = (1,), text: str = "a") -> m.Tokens:
-    return m.Tokens(seq=seq, ids=ids, text=text)
+def tokens(index: int = 0, ids: tuple[int, ...] = (1,), text: str = "a", **more: Any) -> m.Tokens:
+    return m.Tokens(turn=1, index=index, ids=ids, text=text, **more)
+
+
+def quote(turn: int = 1, tokens_in: int = 20, reused: int = 0) -> m.Quote:
+    return m.Quote(turn=turn, tokens_in=tokens_in, prompt_hash=PROMPT_HASH, reused=reused)
 
 
 # ---- what a host may not say
@@ -74,12 +78,12 @@ def tokens(seq: int = 0, ids: tuple[int, ...] = (1,), text: str = "a") -> m.Toke
     "said",
     [
         pytest.param([ACCEPT], id="accept replayed"),
-        pytest.param([m.Quote(turn=1, tokens_in=20)], id="a second quote"),
-        pytest.param([tokens(seq=1)], id="a gap"),
+        pytest.param([quote(turn=1, tokens_in=20)], id="a second quote"),
+        pytest.param([tokens(index=1)], id="a gap"),
         pytest.param([tokens(), tokens()], id="tokens replayed"),
         pytest.param([tokens(ids=(), text="")], id="empty tokens"),
         pytest.param([tokens(ids=(1,) * 33)], id="33 tokens without a checkpoint"),
-        pytest.param([tokens(ids=(1,) * 20), tokens(seq=20, ids=(1,) * 13)], id="33 in two frames"),
+        pytest.param([tokens(ids=(1,) * 20), tokens(index=20, ids=(1,) * 13)], id="33 in two frames"),
         pytest.param([tokens(text="x" * 5121)], id="more text than a token holds"),
         pytest.param([tokens(ids=(), text="x" * 4000)] * 2, id="text for ever"),
         pytest.param([m.Progress(turn=1, processed=3, total=2)], id="more than all"),
@@ -105,9 +109,9 @@ def test_what_breaks_the_protocol_ends_the_session_and_names_the_host(said: list
 @pytest.mark.parametrize(
     "quote",
     [
-        pytest.param(m.Quote(turn=1, tokens_in=101), id="more than possible"),
-        pytest.param(m.Quote(turn=1, tokens_in=20, reused=21), id="more reused than there is"),
-        pytest.param(m.Quote(turn=2, tokens_in=20), id="another turn"),
+        pytest.param(quote(turn=1, tokens_in=101), id="more than possible"),
+        pytest.param(quote(turn=1, tokens_in=20, reused=21), id="more reused than there is"),
+        pytest.param(quote(turn=2, tokens_in=20), id="another turn"),
     ],
 )
 def test_a_quote_that_can_not_be_is_a_violation(quote: m.Quote) -> None:
@@ -115,7 +119,7 @@ def test_a_quote_that_can_not_be_is_a_violation(quote: m.Quote) -> None:
 
 
 def test_the_largest_possible_quote_is_taken() -> None:
-    assert not violated(hear(asking(quoted=False), m.Quote(turn=1, tokens_in=100)))
+    assert not violated(hear(asking(quoted=False), quote(turn=1, tokens_in=100)))
 
 
 def test_tokens_before_the_quote_are_a_violation() -> None:
@@ -125,7 +129,7 @@ def test_tokens_before_the_quote_are_a_violation() -> None:
 def test_more_tokens_than_were_asked_for_are_not_even_delivered() -> None:
     client = asking(ask(3, input_max=100))
     assert not violated(hear(client, tokens(ids=(1, 2, 3))))
-    out = hear(client, tokens(seq=3))
+    out = hear(client, tokens(index=3))
     assert violated(out)
     assert not [value for value in out if isinstance(value, Delivered)]
 
@@ -187,7 +191,7 @@ def test_a_bill_that_differs_is_a_violation(change: dict[str, int]) -> None:
 
 def test_an_honest_bill_ends_the_turn() -> None:
     pair, done = honest("done")
-    assert hear(pair.client, done) == [TurnDone(done)]
+    assert hear(pair.client, done) == [TurnDone(done, key=1)]
     assert violated(hear(pair.client, done))  # and only once
 
 
@@ -203,8 +207,20 @@ def test_contentless_messages_do_not_keep_a_client_waiting() -> None:
         assert progress_timers(client, m.Pong(nonce=now), float(now)) == []
     assert progress_timers(client, tokens(ids=(), text="…"), 50.0) == []
     out = client.handle(TimerFired("progress"), TIMES.first_token_s)
+    assert sent(out) == [m.Cancel(turn=1)]
+    assert only(SetTimer, out) == SetTimer("progress", TIMES.first_token_s + TIMES.stall_s)
+    out = client.handle(TimerFired("progress"), TIMES.first_token_s + TIMES.stall_s)
     failed = only(SessionFailed, emitted(out))
     assert (failed.code, failed.cause) == (None, "stuck")
+
+
+def test_a_turn_for_which_nothing_is_done_ends_alone_where_the_host_ends_it() -> None:
+    done = m.Done(turn=1, reason="cancelled", tokens_in=20, reused=20, tokens_out=0)
+    client = asking(quoted=False)
+    hear(client, quote(tokens_in=20, reused=20))
+    client.handle(TimerFired("progress"), TIMES.first_token_s)
+    failed = only(TurnFailed, hear(client, done))
+    assert (failed.code, failed.cause, client.state) == (None, "stuck", "idle")
 
 
 def test_progress_buys_time_by_the_token_and_never_twice() -> None:
@@ -250,7 +266,7 @@ def test_a_host_that_answers_pings_is_not_silent() -> None:
     for now in range(10, 200, 10):
         client.handle(TimerFired("silence"), float(now))
         hear(client, m.Pong(nonce=1), now=float(now))
-    assert client.state == "asking"
+    assert client.state == "busy"
 
 
 def test_timers_that_fire_late_do_nothing_in_idle() -> None:
@@ -337,14 +353,18 @@ def test_text_without_a_utf8_form_can_be_asked() -> None:
     assert isinstance(pair.outcomes[0], TurnDone)
 
 
-def test_a_long_prompt_goes_in_parts_that_fit_a_frame() -> None:
+def test_a_long_prompt_goes_in_small_parts_as_far_as_they_are_confirmed() -> None:
     client = new_client()
     client.handle(Command(Start()), 0.0)
     hear(client, replace(ACCEPT, n_ctx=32_768))
-    parts = sent(client.handle(Command(ask(content="x" * 200_000)), 0.0))
+    parts = sent(client.handle(Command(ask(content="x" * 100_000)), 0.0))
     assert [part.part for part in parts] == [0, 1, 2, 3]
-    assert [part.last for part in parts] == [False, False, False, True]
-    assert sum(len(part.body) for part in parts) == parts[0].total
+    read = 0
+    while read < parts[0].total:
+        read = sum(len(part.body) for part in parts)
+        parts += hear(client, m.PromptReceived(turn=1, bytes=read))
+    assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert violated(hear(client, m.PromptReceived(turn=1, bytes=read + 1)))
 
 
 # ---- anything at all
@@ -352,11 +372,12 @@ def test_a_long_prompt_goes_in_parts_that_fit_a_frame() -> None:
 turns = st.integers(0, 2)
 hosts = st.one_of(
     st.just(ACCEPT),
-    st.builds(m.Quote, turn=turns, tokens_in=st.integers(0, 120), reused=st.integers(0, 30)),
+    st.builds(quote, turn=turns, tokens_in=st.integers(0, 120), reused=st.integers(0, 30)),
     st.builds(m.Progress, turn=turns, processed=st.integers(0, 30), total=st.integers(0, 30)),
     st.builds(
         m.Tokens,
-        seq=st.integers(0, 5),
+        turn=turns,
+        index=st.integers(0, 5),
         ids=st.lists(st.integers(0, 9), max_size=40).map(tuple),
         text=st.text(max_size=9),
     ),
@@ -398,9 +419,9 @@ def test_no_sequence_of_events_makes_the_client_raise_or_end_a_turn_twice(
                 assert under_way
             if isinstance(value, SessionFailed | Ended):
                 ended += 1
-        if before != "asking" and client.state == "asking":
+        if before != "busy" and client.state == "busy":
             under_way = True
-        elif client.state != "asking":
+        elif client.state != "busy":
             under_way = False
         held = client.held
         assert held is None or held.meter.unreceipted <= m.CHECKPOINT_EVERY

@@ -12,25 +12,40 @@ from hypothesis import strategies as st
 
 from p2pnode.protocols.events import CancelTimer, Command, Received, SetTimer, TimerFired
 from p2pnode.protocols.inference import messages as m
+from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.commands import (
+    Count,
+    Counted,
+    CountFailed,
     Drain,
     Finished,
     GenDone,
     Generate,
     GenFailed,
     GenProgress,
-    GenStarted,
     GenTokens,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.open_session import HostTerms
-from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, prompt_parts
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptRoom, prompt_parts
+from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.wire import encode
-from tests.protocols.inference.pair import CLIENT, HOST, STREAM, TERMS, Pair, ask, new_host, queue_of
+from tests.protocols.inference.pair import (
+    CLIENT,
+    HOLDER,
+    HOST,
+    PROMPT_HASH,
+    STREAM,
+    TERMS,
+    Pair,
+    ask,
+    credit_of,
+    new_host,
+    turns_of,
+)
 from tests.protocols.strategies import messages
 from tests.protocols.support import MODEL, emitted, only, sent
 
-OPEN = m.Open(model=MODEL, salt=bytes(32))
+OPEN = m.Open(model=MODEL, salt=bytes(32), holder=HOLDER)
 RAW = encode(ask(content="x" * 1000).body)
 
 
@@ -42,11 +57,15 @@ def opened(terms: HostTerms = TERMS) -> HostSession:
 
 
 def say(host: HostSession, *said: Any, now: float = 0.0) -> list[Any]:
-    """What the host answers and emits."""
+    """What the host answers and emits; prompts are counted at once."""
     out: list[Any] = []
     for message in said:
         effects = host.handle(Received(CLIENT, STREAM, message), now)
-        out += [*sent(effects), *emitted(effects)]
+        heard = [*sent(effects), *emitted(effects)]
+        out += [each for each in heard if not isinstance(each, m.PromptReceived | Count)]
+        for order in heard:
+            if isinstance(order, Count):
+                out += tell(host, Counted(order.turn, 20, 5, PROMPT_HASH), now=now)
     return out
 
 
@@ -120,7 +139,7 @@ def test_a_prompt_in_many_parts_is_put_together() -> None:
         pytest.param([part(part=1)], id="not from part 0"),
         pytest.param([part(), part()], id="a part twice"),
         pytest.param([part(), part(part=2)], id="a part left out"),
-        pytest.param([part(), part(part=1, turn=2)], id="another turn between"),
+        pytest.param([part(), part(part=0, turn=2)], id="more turns than were granted"),
         pytest.param([part(), part(part=1, total=len(RAW) + 1)], id="another total"),
         pytest.param([part(total=50)], id="more than announced"),
         pytest.param([part(total=0)], id="nothing announced"),
@@ -165,13 +184,27 @@ def test_a_prompt_beyond_the_context_is_refused_at_its_first_part_and_nothing_of
     assert only(Generate, say(host, *prompt_parts(2, RAW))).run == 1
 
 
-def test_the_rest_of_a_refused_prompt_must_still_follow_and_end() -> None:
+def test_the_rest_of_a_prompt_that_was_refused_means_nothing() -> None:
     host = opened()
     total = 2**63 - 1
-    effects = host.handle(Received(CLIENT, STREAM, part(total=total)), 0.0)
-    timer = only(SetTimer, effects)
-    assert timer.at <= TERMS.stall_s + m.prompt_bytes_max(TERMS.n_ctx) / PROMPT_RATE_MIN
-    assert violated(say(host, *prompt_parts(2, RAW)))
+    assert only(m.Error, say(host, part(total=total))).code == "context_overflow"
+    assert say(host, part(part=1, total=total), part(part=7, total=3, last=True)) == []
+    assert host.state == "idle"
+    assert only(Generate, say(host, *prompt_parts(2, RAW))).run == 1
+
+
+def test_a_prompt_for_which_the_host_has_no_room_is_refused_and_the_room_is_given_back() -> None:
+    room = PromptRoom(len(RAW) + 50)
+    terms = replace(TERMS, turns_max=2, room=room)
+    first, second = opened(terms), opened(terms)
+    say(first, part())
+    error = only(m.Error, say(second, part()))
+    assert (error.code, error.retry_after_s) == ("capacity", 2.0)
+    say(first, m.Cancel(turn=1))
+    assert only(Generate, say(second, *prompt_parts(2, RAW))).turn == 2
+    say(first, part(turn=2))
+    say(first, m.Close())
+    assert room.enter(len(RAW) + 50)
 
 
 def test_endless_tiny_parts_hold_no_more_than_was_announced() -> None:
@@ -201,9 +234,8 @@ def test_a_trickled_prompt_runs_into_a_deadline_that_no_part_moves() -> None:
 
 def test_a_cancel_while_the_prompt_is_read_answers_it_once_and_drops_the_rest() -> None:
     host = opened()
-    assert say(host, part(), m.Cancel(turn=1)) == [
-        m.Done(turn=1, reason="cancelled", tokens_in=0, reused=0, tokens_out=0)
-    ]
+    out = say(host, part(), m.Cancel(turn=1))
+    assert only(m.Done, out) == m.Done(turn=1, reason="cancelled", tokens_in=0, reused=0, tokens_out=0)
     assert say(host, m.Cancel(turn=1), part(part=1), part(part=2, last=True)) == []
     assert host.state == "idle"
     assert only(Generate, say(host, *prompt_parts(2, RAW))).run == 1
@@ -215,13 +247,12 @@ def test_a_cancel_while_the_prompt_is_read_answers_it_once_and_drops_the_rest() 
 def serving(tokens_max: int = 512) -> HostSession:
     host = opened()
     say(host, *prompt_parts(1, encode(ask(tokens_max).body)))
-    tell(host, GenStarted(1, 20, 5))
     return host
 
 
 def test_an_ack_of_what_was_never_sent_is_a_violation() -> None:
     host = serving()
-    tell(host, GenTokens(1, tuple(range(10)), "x"))
+    tell(host, GenTokens(1, Piece(ids=tuple(range(10)), text="x")))
     assert say(host, m.Ack(seq=10)) == []
     assert violated(say(host, m.Ack(seq=11)))
 
@@ -229,7 +260,7 @@ def test_an_ack_of_what_was_never_sent_is_a_violation() -> None:
 @pytest.mark.parametrize("seq", [0, 5, 10])
 def test_an_ack_that_is_not_news_does_nothing(seq: int) -> None:
     host = serving()
-    tell(host, GenTokens(1, tuple(range(10)), "x"))
+    tell(host, GenTokens(1, Piece(ids=tuple(range(10)), text="x")))
     say(host, m.Ack(seq=10))
     assert host.handle(Received(CLIENT, STREAM, m.Ack(seq=seq)), 9.0) == []
 
@@ -237,7 +268,7 @@ def test_an_ack_that_is_not_news_does_nothing(seq: int) -> None:
 def test_a_client_that_never_acknowledges_is_left_after_the_stall_time_whatever_the_engine_makes() -> None:
     host, timers = serving(), []
     for number in range(30):
-        effects = host.handle(Command(GenTokens(1, (number,) * 3, "abc")), float(number))
+        effects = host.handle(Command(GenTokens(1, Piece(ids=(number,) * 3, text="abc"))), float(number))
         timers += [effect for effect in effects if isinstance(effect, SetTimer)]
     (stall,) = timers
     assert (stall.key, stall.at) == ("stall", 21 + TERMS.stall_s)  # 3 x 22 ids are more than a window
@@ -248,18 +279,26 @@ def test_a_client_that_never_acknowledges_is_left_after_the_stall_time_whatever_
 
 def test_new_credit_takes_the_stall_timer_back() -> None:
     host = serving()
-    tell(host, GenTokens(1, tuple(range(60)), "x"), GenTokens(1, tuple(range(20)), "x"))
+    tell(
+        host,
+        GenTokens(1, Piece(ids=tuple(range(60)), text="x")),
+        GenTokens(1, Piece(ids=tuple(range(20)), text="x")),
+    )
     effects = host.handle(Received(CLIENT, STREAM, m.Ack(seq=64)), 1.0)
     assert CancelTimer("stall") in effects
     assert host.handle(TimerFired("stall"), 50.0) == []
-    assert host.state == "serving"
+    assert host.state == "busy"
 
 
 def test_slow_acknowledgements_wake_the_engine_at_most_once_per_half_window() -> None:
     host, generated, run = serving(4000), 1, 1
     for acked in range(1, 401):
-        tell(host, GenTokens(run, tuple(range(40)), "x"), GenTokens(run, tuple(range(40)), "x"))
-        for value in say(host, m.Ack(seq=acked)):
+        tell(
+            host,
+            GenTokens(run, Piece(ids=tuple(range(40)), text="x")),
+            GenTokens(run, Piece(ids=tuple(range(40)), text="x")),
+        )
+        for value in say(host, m.Ack(seq=acked), m.Credit(turn=1, upto=acked + 128)):
             if isinstance(value, Generate):
                 generated, run = generated + 1, value.run
     assert 1 < generated <= 400 / 32 + 2
@@ -276,7 +315,7 @@ def test_a_client_that_acknowledges_one_by_one_gets_every_token_once() -> None:
             pass
         pair.to_host.clear()  # its own acknowledgements are lost
         acked += 1
-        if pair.host.state == "serving":
+        if pair.host.state == "busy":
             pair.host_did(pair.host.handle(Received(CLIENT, STREAM, m.Ack(seq=acked)), 0.0))
     assert pair.delivered == pair.expected(512)
     assert pair.runs > 2
@@ -286,16 +325,17 @@ def test_a_client_that_acknowledges_one_by_one_gets_every_token_once() -> None:
 def test_a_cancel_of_another_turn_means_nothing(turn: int) -> None:
     host = serving()
     assert say(host, m.Cancel(turn=turn)) == []
-    assert host.state == "serving"
+    assert host.state == "busy"
 
 
 def test_a_cancel_before_the_engine_began_costs_nothing() -> None:
     host = opened()
-    say(host, *prompt_parts(1, RAW))
+    for piece in prompt_parts(1, RAW):
+        host.handle(Received(CLIENT, STREAM, piece), 0.0)  # its count comes too late
     out = say(host, m.Cancel(turn=1))
     assert only(m.Done, out) == m.Done(turn=1, reason="cancelled", tokens_in=0, reused=0, tokens_out=0)
     assert not [value for value in out if isinstance(value, m.Checkpoint)]
-    assert tell(host, GenStarted(1, 20, 0), GenTokens(1, (1,), "a"), GenDone(1, "stop")) == []
+    assert tell(host, GenTokens(1, Piece(ids=(1,), text="a")), GenDone(1, "stop")) == []
 
 
 def test_a_turn_without_output_is_still_receipted_for_its_input() -> None:
@@ -304,19 +344,26 @@ def test_a_turn_without_output_is_still_receipted_for_its_input() -> None:
     assert only(m.Done, out).tokens_out == 0
 
 
-def test_an_engine_that_failed_before_it_began_leaves_no_receipt() -> None:
+def test_a_prompt_that_could_not_be_counted_leaves_no_receipt() -> None:
     host = opened()
-    say(host, *prompt_parts(1, RAW))
-    out = tell(host, GenFailed(1, "capacity", "", float("nan")))
+    for piece in prompt_parts(1, RAW):
+        host.handle(Received(CLIENT, STREAM, piece), 0.0)
+    out = tell(host, CountFailed(1, "capacity", "", float("nan")))
     assert [type(value) for value in out[:1]] == [m.Error]
     assert out[0].retry_after_s is None
     assert m.CODEC.decode(m.CODEC.encode(out[0])) == out[0]
 
 
+def test_an_engine_that_failed_leaves_a_receipt_for_the_input_that_says_so() -> None:
+    out = tell(serving(), GenFailed(1, "capacity", "full"))
+    assert only(m.Checkpoint, out).ended == (m.TurnEnd(turn=1, reason="failed"),)
+    assert only(m.Error, out).turn == 1
+
+
 def test_progress_is_passed_on_until_the_first_token() -> None:
     host = serving()
     assert tell(host, GenProgress(1, 3, 20)) == [m.Progress(turn=1, processed=3, total=20)]
-    tell(host, GenTokens(1, (1,), "a"))
+    tell(host, GenTokens(1, Piece(ids=(1,), text="a")))
     assert tell(host, GenProgress(1, 4, 20)) == []
 
 
@@ -335,7 +382,7 @@ def test_a_timer_that_fires_late_ends_nothing() -> None:
     host = serving()
     for key in ("open", "idle", "prompt", "stall", "unknown"):
         assert host.handle(TimerFired(key), 1e6) == []
-    assert host.state == "serving"
+    assert host.state == "busy"
 
 
 @pytest.mark.parametrize(("key", "state"), [("open", "opening"), ("idle", "idle")])
@@ -351,7 +398,11 @@ def test_a_silent_client_is_left(key: str, state: str) -> None:
 
 def test_all_timers_are_taken_back_at_the_end() -> None:
     host = serving()
-    tell(host, GenTokens(1, tuple(range(60)), "x"), GenTokens(1, tuple(range(20)), "x"))
+    tell(
+        host,
+        GenTokens(1, Piece(ids=tuple(range(60)), text="x")),
+        GenTokens(1, Piece(ids=tuple(range(20)), text="x")),
+    )
     effects = host.handle(Received(CLIENT, STREAM, m.Close()), 1.0)
     assert CancelTimer("stall") in effects
 
@@ -370,15 +421,21 @@ clients = st.one_of(
     *[messages(cls) for cls in m.CODEC.classes],
 )
 runs = st.integers(0, 3)
+pieces = st.builds(
+    Piece,
+    ids=st.lists(st.integers(0, 9), max_size=70).map(tuple),
+    text=st.text(max_size=9),
+    name=st.text(max_size=9),
+)
 engines = st.one_of(
-    st.builds(GenStarted, runs, st.integers(0, 50), st.integers(0, 60)),
+    st.builds(Counted, turns, st.integers(0, 50), st.integers(0, 60)),
     st.builds(GenProgress, runs, st.integers(0, 50), st.integers(0, 50)),
-    st.builds(GenTokens, runs, st.lists(st.integers(0, 9), max_size=70).map(tuple), st.text(max_size=9)),
+    st.builds(GenTokens, runs, pieces),
     st.builds(GenDone, runs, st.sampled_from(["stop", "length", "cancelled"])),
     st.builds(GenFailed, runs, st.sampled_from(["internal", "capacity"]), st.text(max_size=9)),
     st.just(Drain()),
 )
-keys = st.sampled_from(["open", "idle", "prompt", "stall", "nonsense"])
+keys = st.sampled_from(["open", "idle", "prompt", "read", "stall", "nonsense"])
 events = st.one_of(
     st.builds(Received, st.just(CLIENT), st.just(STREAM), clients),
     st.builds(Received, st.just(CLIENT), st.just(STREAM), clients),
@@ -402,6 +459,6 @@ def test_no_sequence_of_events_makes_the_host_raise_or_answer_what_can_not_be_se
         for message in sent(effects):
             assert m.CODEC.decode(m.CODEC.encode(message)) == message
         finished += sum(isinstance(value, Finished) for value in emitted(effects))
-        assert queue_of(host).waiting <= m.WINDOW + 70
-        assert queue_of(host).sent - queue_of(host).acknowledged <= m.WINDOW
+        assert all(turn.queue.waiting <= m.WINDOW + 70 for turn in turns_of(host))
+        assert credit_of(host).sent - credit_of(host).acknowledged <= m.WINDOW
     assert finished == (host.state == "over")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
-    CancelTurn,
+    Ask,
     CountFailed,
     Drain,
     End,
@@ -25,10 +26,9 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Ack, Quote, Refuse, SessionTerms, Voucher
-from p2pnode.protocols.inference.open_session import HostTerms
 from p2pnode.protocols.typed_data import session_id
 from tests.protocols.inference.paid_pair import MARKET, TERMS, PaidPair
-from tests.protocols.inference.pair import Step, ask, new_host
+from tests.protocols.inference.pair import Step, ask, new_host, turn_of
 
 ONE_A_TOKEN = replace(TERMS, price_in=1_000_000, price_out=1_000_000, session_fee=10, tip=0)
 
@@ -40,7 +40,7 @@ def opened(terms: SessionTerms = TERMS, answer_tokens: int = 100, **counts: int)
     return pair
 
 
-def exact_ask(tokens_max: int = 512, tokens_in: int = 20) -> object:
+def exact_ask(tokens_max: int = 512, tokens_in: int = 20) -> Ask:
     return replace(ask(tokens_max), input_exact=tokens_in)
 
 
@@ -101,7 +101,7 @@ def test_an_answer_costs_exactly_what_was_delivered_whatever_its_length(answer: 
     assert isinstance(outcome, TurnDone)
     count = min(answer, tokens_max)
     assert pair.delivered == pair.expected(tokens_max)
-    assert outcome.done.cost == pair.due(15, count)
+    assert pair.cost == pair.due(15, count)
     assert (pair.billed_in, pair.billed_out) == (15, count)
     pair.settled()
 
@@ -113,7 +113,7 @@ def test_turn_after_turn_is_one_cumulative_account() -> None:
         pair.settle()
         pair.settled()
         assert isinstance(pair.outcomes[-1], TurnDone)
-        assert pair.outcomes[-1].done.cost == pair.due(15 * turn, 40 * turn)
+        assert pair.cost == pair.due(15 * turn, 40 * turn)
     assert [each.seq for each in pair.issued] == list(range(1, 11))
 
 
@@ -124,7 +124,7 @@ def test_one_token_at_a_price_of_one_per_million_costs_one_unit() -> None:
     pair.ask(ask())
     pair.settle()
     assert isinstance(pair.outcomes[0], TurnDone)
-    assert pair.outcomes[0].done.cost == 1
+    assert pair.cost == 1
     pair.settled()
 
 
@@ -133,7 +133,7 @@ def test_a_session_without_a_token_costs_its_fee() -> None:
     pair.ask(ask())
     pair.settle()
     assert isinstance(pair.outcomes[0], TurnDone)
-    assert pair.outcomes[0].done.cost == TERMS.session_fee
+    assert pair.cost == TERMS.session_fee
     assert pair.signed == pair.paid == []
 
 
@@ -168,21 +168,20 @@ def test_the_engine_is_asked_only_when_the_input_is_paid() -> None:
     pair.ask(ask())
     while pair.deliver_to_host():
         pass
-    assert (pair.host.state, pair.run) == ("quoting", None)
+    assert (turn_of(pair.host).state, pair.run) == ("quoting", None)
     pair.count()
-    assert (pair.host.state, pair.run) == ("quoting", None)
+    assert (turn_of(pair.host).state, pair.run) == ("quoting", None)
     pair.deliver_to_client()
     assert [type(CODEC.decode(data)) for data in pair.to_host] == [Voucher]
     pair.deliver_to_host()
-    assert pair.host.state == "serving"
+    assert turn_of(pair.host).state == "serving"
     assert pair.run is not None
     assert [voucher.amount for voucher in pair.paid] == [pair.due(15, 0)]
 
 
 def test_a_client_that_counts_pays_with_its_prompt_and_saves_a_round_trip() -> None:
     pair = opened(reused=0)
-    pair.client_does(exact_ask())
-    pair.turn += 1
+    pair.ask(exact_ask())
     assert [type(CODEC.decode(data)).__name__ for data in pair.to_host] == ["Prompt", "Voucher"]
     while pair.deliver_to_host():
         pass
@@ -198,8 +197,7 @@ def test_a_client_that_counts_pays_with_its_prompt_and_saves_a_round_trip() -> N
 @pytest.mark.parametrize("late", [False, True], ids=["before the quote", "crossing the quote"])
 def test_an_early_voucher_that_is_not_the_quotes_is_dropped_and_the_right_one_follows(late: bool) -> None:
     pair = opened(reused=5)
-    pair.client_does(exact_ask())
-    pair.turn += 1
+    pair.ask(exact_ask())
     pair.deliver_to_host()
     if late:
         pair.count()
@@ -216,8 +214,7 @@ def test_an_early_voucher_that_is_not_the_quotes_is_dropped_and_the_right_one_fo
 
 def test_an_early_voucher_for_a_turn_that_is_refused_does_no_harm() -> None:
     pair = opened(reused=0)
-    pair.client_does(exact_ask())
-    pair.turn += 1
+    pair.ask(exact_ask())
     pair.deliver_to_host()
     pair.host_does(CountFailed(1, "capacity", "full", 1.0))
     pair.counts.clear()
@@ -233,9 +230,7 @@ def test_an_early_voucher_for_a_turn_that_is_refused_does_no_harm() -> None:
 def test_only_a_first_turn_is_paid_before_its_quote() -> None:
     pair = opened(answer_tokens=5, reused=0)
     for expected in (2, 1):
-        pair.turn += 1
-        pair.delivered = []
-        pair.client_does(exact_ask())
+        pair.ask(exact_ask())
         assert len(pair.to_host) == expected
         pair.settle()
     pair.settled()
@@ -248,7 +243,7 @@ def test_a_prompt_that_can_not_be_counted_fails_its_turn_and_costs_nothing() -> 
     pair.counts.clear()
     pair.host_does(CountFailed(1, "context_overflow", "too long"))
     pair.settle()
-    assert pair.outcomes == [TurnFailed("context_overflow", "too long")]
+    assert pair.outcomes == [TurnFailed("context_overflow", "too long", key=1)]
     assert pair.signed == []
     assert [served.reason for served in pair.served] == ["context_overflow"]
     pair.ask(ask())
@@ -266,7 +261,7 @@ def test_a_turn_cancelled_before_its_input_is_paid_costs_nothing(moment: str) ->
         pair.count()
     if moment == "paid":
         pair.deliver_to_client()
-    pair.client_does(CancelTurn())
+    pair.cancel()
     pair.settle()
     (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnDone)
@@ -282,9 +277,8 @@ def test_a_turn_cancelled_before_its_input_is_paid_costs_nothing(moment: str) ->
 def test_an_early_voucher_and_a_cancel_at_once_leave_both_sides_agreed() -> None:
     for counted_first in (False, True):
         pair = opened(reused=0)
-        pair.client_does(exact_ask())
-        pair.turn += 1
-        pair.client_does(CancelTurn())
+        pair.ask(exact_ask())
+        pair.cancel()
         pair.deliver_to_host()
         if counted_first:
             pair.count()
@@ -345,7 +339,7 @@ def test_an_input_beyond_the_deposit_is_refused_with_numbers_and_not_billed() ->
     (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnFailed)
     assert outcome.code == "payment_required"
-    assert "26" in outcome.detail
+    assert "57" in outcome.detail  # with the output of one receipt
     assert "25" in outcome.detail
     assert pair.runs == 0
     assert pair.signed == []
@@ -354,7 +348,7 @@ def test_an_input_beyond_the_deposit_is_refused_with_numbers_and_not_billed() ->
 def test_a_client_that_counts_does_not_even_send_a_prompt_it_can_not_pay() -> None:
     terms = replace(ONE_A_TOKEN, deposit=30)
     pair = opened(terms, reused=0)
-    pair.client_does(exact_ask())
+    pair.ask(exact_ask())
     assert [outcome.code for outcome in pair.outcomes] == ["payment_required"]  # type: ignore[union-attr]
     assert not pair.to_host
 
@@ -464,14 +458,14 @@ def test_any_interleaving_bills_what_was_delivered_and_nothing_else(
             assert isinstance(outcome, TurnFailed)
             assert outcome.code == "payment_required"
             assert pair.delivered == whole[: len(pair.delivered)]
-            one_more = pair.due(20 * (turn + 1), len(whole) * (turn + 1) + 1)
+            one_more = pair.due(20 * (turn + 1), len(whole) * (turn + 1) + 32)
             assert one_more > terms.deposit, "refused what could be paid"
         assert not pair.finished
         pair.settled()
 
 
 ENDINGS: dict[str, Callable[[PaidPair], object]] = {
-    "cancel": lambda pair: pair.client_does(CancelTurn()),
+    "cancel": lambda pair: pair.cancel(),
     "fail": lambda pair: pair.fail_engine(),
     "drain": lambda pair: pair.host_does(Drain()),
     "end": lambda pair: pair.client_does(End()),

@@ -13,22 +13,23 @@ from p2pnode.protocols import typed_data
 from p2pnode.protocols.crypto import abi_encode, keccak256, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Event, Received
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, check_open
+from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, HostTerms, check_open
 from p2pnode.protocols.inference.client import ClientSession
-from p2pnode.protocols.inference.client_turn import ClientTimes, held_from_journal
+from p2pnode.protocols.inference.client_turn import ClientTimes, ClientTurn, held_from_journal
 from p2pnode.protocols.inference.commands import (
     Ask,
     Counted,
     End,
     Escrowed,
     GenDone,
-    GenStarted,
     GenTokens,
     HostCommand,
     Start,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.open_session import HostTerms, LapsedSession
+from p2pnode.protocols.inference.open_session import LapsedSession
+from p2pnode.protocols.inference.receipts import ids_hash
+from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.typed_data import Domain
 from p2pnode.protocols.wire import decode_record
 from tests.protocols.support import sent
@@ -132,17 +133,20 @@ def test_our_client_says_in_the_paid_session_exactly_what_the_file_says() -> Non
         sign=lambda digest: sign_digest(voucher_key, digest),
     )
     host, salt = PeerId(told["host_peer"]), opened.salt
-    client = ClientSession(host=host, stream=1, model=opened.model, salt=salt, payment=payment)
-    heard = play(client, host, [each for each in said if not isinstance(each[1], m.Resume)][:9])
+    client = ClientSession(
+        host=host, stream=1, model=opened.model, salt=salt, holder=opened.holder, payment=payment
+    )
+    heard = play(client, host, [each for each in said if not isinstance(each[1], m.Resume)][:10])
     again = ClientSession(
         host=host,
         stream=2,
         model=opened.model,
         salt=salt,
+        holder=opened.holder,
         resume=client.held,
         peer=PeerId(told["client_peer"]),
     )
-    heard += play(again, host, said[9:])
+    heard += play(again, host, said[10:])
     assert heard == [message for side, message in said if side == "client"]
 
 
@@ -198,8 +202,8 @@ def test_our_host_takes_the_paid_session_of_the_file_and_says_its_part() -> None
 
     reports: dict[type, list[HostCommand]] = {
         m.Open: [Escrowed()],
-        m.Prompt: [Counted(1, 5)],
-        m.Voucher: [GenStarted(1, 5, 0), GenTokens(1, (1, 2, 49_151), "Hi!"), GenDone(1, "length")],
+        m.Prompt: [Counted(1, 5, prompt_hash=ids_hash((11, 12, 13, 14, 15)))],
+        m.Voucher: [GenTokens(1, Piece(ids=(1, 2, 49_151), text="Hi!")), GenDone(1, "length")],
     }
     heard: list[Any] = []
     for side, message in said:
@@ -230,9 +234,17 @@ def test_our_client_answers_a_restarted_host_exactly_as_the_file_says() -> None:
         sign=lambda digest: sign_digest(voucher_key, digest),
     )
     shown = recovery(told)[2][1]
-    held = replace(held_from_journal(payment, shown.receipt, shown.voucher), received=6, turns=2)
+    held = replace(held_from_journal(payment, shown.receipt, shown.voucher), received=6, asked=2)
+    broken_off = Ask(m.PromptBody(messages=(), seed=bytes(16)), input_max=100)
+    held.turns[2] = ClientTurn(2, broken_off, held, ClientTimes(), 10)
     client = ClientSession(
-        host=host, stream=3, model=opened.model, salt=b"", resume=held, peer=PeerId(told["client_peer"])
+        host=host,
+        stream=3,
+        model=opened.model,
+        salt=b"",
+        holder=opened.holder,
+        resume=held,
+        peer=PeerId(told["client_peer"]),
     )
     heard = play(client, host, recovery(told))
     assert heard == [message for side, message in recovery(told) if side == "client"]
@@ -298,6 +310,7 @@ def test_the_timers_of_the_spec_are_those_of_the_machines() -> None:
         ("host", "relay"): {host.relay_s},
         ("host", "idle"): {host.idle_s},
         ("host", "prompt"): {host.stall_s},
+        ("host", "read"): {host.read_stall_s},
         ("host", "stall"): {host.stall_s},
         ("client", "open"): {client.open_s, client.open_paid_s},
         ("client", "progress"): {client.first_token_s, client.stall_s},

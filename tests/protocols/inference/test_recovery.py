@@ -16,7 +16,6 @@ from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.channel import exact_voucher, resume_digest
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
-    CancelTurn,
     Disputed,
     End,
     Finished,
@@ -40,8 +39,10 @@ from tests.protocols.inference.paid_pair import (
     TERMS,
     VOUCHERS,
     client_payment,
+    paid_client,
+    resumed_client,
 )
-from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, Step, ask
+from tests.protocols.inference.pair import HOLDER, HOST, SALT, STREAM, Pair, Step, ask
 from tests.protocols.inference.restarts import Restarts, deliverer, hears, restarts, serving
 from tests.protocols.inference.test_resume import steps
 from tests.protocols.support import MODEL, Identity, emitted, only, sent
@@ -109,7 +110,7 @@ def test_a_quote_that_a_cancelled_turn_did_not_pay_is_not_in_it_either() -> None
     pair.ask(ask())
     pair.deliver_to_host()
     pair.count()
-    pair.client_does(CancelTurn())
+    pair.cancel()
     pair.deliver_to_client()
     pair.die()
     assert pair.client.final_voucher is None
@@ -136,8 +137,7 @@ def test_input_whose_voucher_was_on_its_way_is_paid_once(taken: bool) -> None:
 @pytest.mark.parametrize("taken", [True, False])
 def test_input_paid_in_advance_is_handed_over_as_it_was_signed(quoted: bool, taken: bool) -> None:
     pair = restarts(reused=0)
-    pair.turn += 1
-    pair.client_does(replace(ask(), input_exact=20))
+    pair.ask(replace(ask(), input_exact=20))
     while taken and pair.deliver_to_host():
         pass
     pair.count()
@@ -198,15 +198,15 @@ def test_an_acceptance_that_is_lost_after_a_restart_locks_nobody_out() -> None:
 
 
 def test_a_deposit_is_never_exceeded_by_the_final_voucher() -> None:
-    terms = replace(TERMS, deposit=TERMS.session_fee + TERMS.tip, price_out=100_000_000, tip=1_000)
+    terms = replace(TERMS, deposit=TERMS.session_fee + 3_300, price_out=100_000_000, tip=1_000)
     pair = restarts(terms=terms)
     pair.ask(ask())
-    for _ in range(8):
+    for _ in range(14):
         pair.moves(4)
     pair.die()
     final = pair.client.final_voucher
     assert final is not None
-    assert 0 < final.tokens_out <= 9
+    assert 0 < final.tokens_out <= 33
     assert final.amount <= terms.deposit
 
 
@@ -226,8 +226,7 @@ def test_whatever_dies_whenever_every_token_is_paid_once_and_no_receipt_signed_t
             pair.ask(replace(ask(), input_exact=exact))
         pair.play(script)
         if cancels:
-            pair.client_does(CancelTurn())
-        pair.counts.clear()
+            pair.cancel()
         if dies:
             pair.die(forgets=forgets)
             pair.start_again()
@@ -250,13 +249,15 @@ def test_whatever_dies_whenever_every_token_is_paid_once_and_no_receipt_signed_t
 def test_a_client_signs_for_what_came_when_a_host_stalls() -> None:
     pair = serving(40)
     pair.fire("progress", host=False)
+    assert m.CODEC.decode(pair.to_host.pop()) == m.Cancel(turn=1), "a host that ends it keeps the session"
+    pair.fire("progress", host=False)
     assert (pair.signed[-1].seq, pair.signed[-1].tokens_out) == (1, 40)
     assert pair.to_host == pair.to_host.__class__(), "it is not sent to a host that does not answer"
 
 
 def test_a_client_signs_nothing_more_for_a_host_that_broke_the_protocol() -> None:
     for event in (
-        Received(HOST.peer, STREAM, m.Tokens(seq=99, ids=(1,))),
+        Received(HOST.peer, STREAM, m.Tokens(turn=1, index=99, ids=(1,))),
         Closed(HOST.peer, STREAM, "malformed: a frame of no bytes", malformed=True),
     ):
         pair = serving(40)
@@ -295,7 +296,7 @@ def test_a_session_that_is_resumed_alive_forgets_its_final_voucher() -> None:
 def challenged(pair: Restarts) -> tuple[HostSession, bytes]:
     """The host after its restart, asked by somebody, and its nonce."""
     host = pair.start_again()
-    out = hears(host, m.Resume(session=SESSION, received=0, turn=0))
+    out = hears(host, m.Resume(holder=HOLDER, session=SESSION, received=0, turn=0))
     return host, only(m.Challenge, sent(out)).nonce
 
 
@@ -305,9 +306,11 @@ def honest(pair: Restarts, nonce: bytes, **changes: Any) -> m.Resume:
     assert held is not None
     digest = resume_digest(nonce, SESSION, HOST.peer, CLIENT_ID.peer)
     request = m.Resume(
+        holder=HOLDER,
         session=SESSION,
         received=held.received,
-        turn=held.turns,
+        turn=held.asked,
+        turns=tuple(held.turns),
         proof=VOUCHERS.sign_wallet(digest),
         receipt=held.receipt,
         voucher=pair.client.final_voucher,
@@ -397,8 +400,8 @@ Forgery = Callable[[Restarts, bytes], m.Resume]
             lambda d, n: honest(d, n, voucher=final(d, tokens_out=64 + 33)), id="output without its receipt"
         ),
         pytest.param(
-            lambda d, n: honest(d, n, voucher=final(d, tokens_in=15 + m.N_CTX_MAX + 1)),
-            id="more input than any turn has",
+            lambda d, n: honest(d, n, voucher=final(d, tokens_in=15 + m.TURNS_MAX * m.N_CTX_MAX + 1)),
+            id="more input than all turns have",
         ),
         pytest.param(
             lambda d, n: honest(d, n, voucher=replace(final(d), signature=bytes(65))),
@@ -454,7 +457,7 @@ def test_a_client_that_keeps_its_final_voucher_back_costs_its_host_a_window_once
     assert len(pair.delivered) - best.tokens_out <= m.WINDOW
     again = pair.new_host(kept=host.session)
     again.start(0.0)
-    out = hears(again, m.Resume(session=SESSION, received=0, turn=0))
+    out = hears(again, m.Resume(holder=HOLDER, session=SESSION, received=0, turn=0))
     second = only(m.Challenge, sent(out)).nonce
     out = hears(again, honest(pair, second, receipt=receipt(pair, 1), voucher=pair.signed[0]))
     assert [each.voucher for each in emitted(out) if isinstance(each, Paid)] == [best]
@@ -488,8 +491,8 @@ def test_a_receipt_that_a_crash_lost_is_written_down_again() -> None:
 @pytest.mark.parametrize(
     "second",
     [
-        m.Resume(session=SESSION, received=0, turn=0),
-        m.Open(model=MODEL, salt=SALT),
+        m.Resume(holder=HOLDER, session=SESSION, received=0, turn=0),
+        m.Open(model=MODEL, salt=SALT, holder=HOLDER),
         m.Cancel(turn=1),
         m.Challenge(nonce=bytes(32)),
     ],
@@ -520,9 +523,14 @@ def test_a_stranger_who_is_challenged_ends_no_stream_that_lives() -> None:
     assert session is not None
     second = pair.new_host(kept=session)
     second.start(0.0)
-    nonce = only(m.Challenge, sent(hears(second, m.Resume(session=SESSION, received=0, turn=0)))).nonce
+    nonce = only(
+        m.Challenge, sent(hears(second, m.Resume(holder=HOLDER, session=SESSION, received=0, turn=0)))
+    ).nonce
     thief = Identity("thief").sign_wallet(resume_digest(nonce, SESSION, HOST.peer, CLIENT_ID.peer))
-    out = hears(second, m.Resume(session=SESSION, received=0, turn=0, proof=thief, voucher=pair.paid[-1]))
+    out = hears(
+        second,
+        m.Resume(holder=HOLDER, session=SESSION, received=0, turn=0, proof=thief, voucher=pair.paid[-1]),
+    )
     assert only(m.Refuse, sent(out)).code == "bad_request"
     assert session.holder is pair.host
     pair.settle()
@@ -539,7 +547,7 @@ def test_two_streams_that_prove_at_once_recover_it_once() -> None:
     nonces = []
     for host in (first, second):
         host.start(0.0)
-        out = hears(host, m.Resume(session=SESSION, received=0, turn=0))
+        out = hears(host, m.Resume(holder=HOLDER, session=SESSION, received=0, turn=0))
         nonces.append(only(m.Challenge, sent(out)).nonce)
     assert len({nonce, *nonces}) == 3
     told = [
@@ -557,6 +565,7 @@ def test_two_streams_that_prove_at_once_recover_it_once() -> None:
 
 resumes = st.builds(
     m.Resume,
+    holder=st.just(HOLDER),
     session=st.just(SESSION),
     received=st.integers(0, 9),
     turn=st.integers(0, 3),
@@ -675,7 +684,8 @@ def test_a_live_session_that_was_handed_over_serves_nothing_more() -> None:
     said, _ = exchange(host, client)
     assert host.state == "over"
     assert session is not None
-    assert session.holder is session.turn is None
+    assert session.holder is None
+    assert not session.turns
     assert not hears(host, m.Prompt(turn=2, part=0, last=True, total=1, body=b"x"))
     assert not [each for each in said if isinstance(each, Generate)]
     assert run is not None
@@ -697,11 +707,9 @@ def test_a_new_process_hands_over_after_a_restart_too_and_closes() -> None:
 # ---- hosts that cheat
 
 
-def resumed_client(pair: Restarts) -> ClientSession:
+def returned_client(pair: Restarts) -> ClientSession:
     held = pair.client.held
-    client = ClientSession(
-        host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, resume=held, peer=CLIENT_ID.peer
-    )
+    client = resumed_client(held)
     client.handle(Command(Start()), 0.0)
     return client
 
@@ -709,14 +717,14 @@ def resumed_client(pair: Restarts) -> ClientSession:
 def test_a_host_that_challenges_twice_is_at_fault() -> None:
     pair = serving(40)
     pair.die()
-    client = resumed_client(pair)
+    client = returned_client(pair)
     challenge = Received(HOST.peer, STREAM, m.Challenge(nonce=bytes(32)))
     assert sent(client.handle(challenge, 0.0))[0].voucher == pair.client.final_voucher
     assert only(SessionFailed, emitted(client.handle(challenge, 0.0))).fault
 
 
 def test_a_host_that_challenges_an_open_is_at_fault() -> None:
-    client = ClientSession(host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, payment=client_payment())
+    client = paid_client()
     client.handle(Command(Start()), 0.0)
     out = client.handle(Received(HOST.peer, STREAM, m.Challenge(nonce=bytes(32))), 0.0)
     assert only(SessionFailed, emitted(out)).fault
@@ -726,7 +734,7 @@ def test_a_host_that_challenges_an_open_is_at_fault() -> None:
 def test_a_host_that_claims_a_restart_it_may_not_claim_is_at_fault(challenges: bool, epoch: int) -> None:
     pair = serving(40)
     pair.die()
-    client = resumed_client(pair)
+    client = returned_client(pair)
     held = pair.client.held
     assert held is not None
     if challenges:

@@ -16,12 +16,10 @@ from p2pnode.protocols.inference import messages as m
 from p2pnode.protocols.inference.channel import resume_digest
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
-    CancelGenerate,
-    CancelTurn,
     Finished,
+    GenDone,
     Generate,
     GenTokens,
-    Issued,
     Opened,
     Paid,
     Replaced,
@@ -29,13 +27,13 @@ from p2pnode.protocols.inference.commands import (
     Start,
     TurnDone,
     TurnFailed,
-    TurnServed,
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
+from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.wire import encode
-from tests.protocols.inference.paid_pair import CLIENT_ID, VOUCHERS, PaidPair
-from tests.protocols.inference.pair import HOST, SALT, STREAM, Pair, Step, ask, text_of
+from tests.protocols.inference.paid_pair import CLIENT_ID, VOUCHERS, PaidPair, resumed_client
+from tests.protocols.inference.pair import HOLDER, HOST, STREAM, Pair, Step, ask, text_of, turn_of
 from tests.protocols.support import MODEL, Identity, emitted, high_s, only, sent
 
 
@@ -74,15 +72,40 @@ def test_a_stream_lost_in_the_middle_of_an_answer(heard: int, host_notices: bool
     pair = serving(heard, 200)
     pair.engine(20)  # on its way when the stream breaks
     pair.lose(host_notices=host_notices)
+    pair.engine(30)  # made while there is none
     pair.resume()
-    assert pair.run is None
     pair.settle()
-    (outcome,) = pair.outcomes
-    assert isinstance(outcome, TurnDone)
-    assert outcome.done.reason == "cancelled"
-    assert outcome.done.tokens_out == len(pair.delivered) >= heard
-    assert pair.text.count(" ") == len(pair.delivered)
+    whole_after_resume(pair)
+    assert len(pair.counts) == 0
+    assert pair.billed_in == 15, "no second input"
     finish(pair)
+
+
+def whole_after_resume(pair: PaidPair) -> None:
+    """The turn that was under way ended by itself, whole."""
+    (outcome,) = pair.outcomes
+    assert isinstance(outcome, TurnDone), outcome
+    assert outcome.done.reason in ("stop", "length")
+    assert pair.delivered == pair.expected(512)
+    assert pair.text.count(" ") == len(pair.delivered)
+
+
+def test_a_turn_goes_on_without_a_stream_as_far_as_its_credit_reaches() -> None:
+    pair = serving(40, 1000)
+    pair.lose()
+    while pair.engine(16):
+        pass
+    session = pair.host.session
+    assert session is not None
+    assert session.holder is None
+    assert session.channel.credit.sent == 32 + m.WINDOW, "not past the window"
+    assert pair.run is None, "and the engine is paused"
+    pair.resume()
+    runs = pair.runs
+    pair.settle()
+    assert pair.runs > runs
+    assert len(pair.outcomes) == 1
+    assert pair.delivered == pair.expected(512)
 
 
 @pytest.mark.parametrize("host_notices", [True, False])
@@ -96,7 +119,8 @@ def test_a_stream_lost_between_a_checkpoint_and_its_voucher(host_notices: bool) 
     assert pair.channel.owed
     pair.resume()
     pair.settle()
-    assert pair.paid[-1].tokens_out == 32
+    assert 32 in [voucher.tokens_out for voucher in pair.paid]
+    whole_after_resume(pair)
     finish(pair)
 
 
@@ -130,7 +154,9 @@ def test_a_stream_lost_at_rest(host_notices: bool) -> None:
 
 @pytest.mark.parametrize("host_notices", [True, False])
 @pytest.mark.parametrize("moment", ["prompt", "part", "count", "quote", "voucher"])
-def test_a_stream_lost_before_the_input_was_paid_leaves_it_unbilled(moment: str, host_notices: bool) -> None:
+def test_a_stream_lost_before_the_input_was_paid_bills_it_once_if_the_prompt_came_whole(
+    moment: str, host_notices: bool
+) -> None:
     pair = opened()
     long = ask(content="x" * (30_000 if moment == "part" else 10), input_max=40_000)
     pair.granted = replace(pair.granted, n_ctx=32_768)
@@ -139,7 +165,7 @@ def test_a_stream_lost_before_the_input_was_paid_leaves_it_unbilled(moment: str,
         first = m.CODEC.decode(pair.to_host.popleft())
         half = replace(first, body=first.body[:100], last=False)
         pair.host_did(pair.host.handle(Received(CLIENT_ID.peer, STREAM, half), 0.0))
-        assert pair.host.state == "reading"
+        assert turn_of(pair.host).state == "reading"
     elif moment != "prompt":
         pair.deliver_to_host()
     if moment in ("quote", "voucher"):
@@ -147,25 +173,26 @@ def test_a_stream_lost_before_the_input_was_paid_leaves_it_unbilled(moment: str,
     if moment == "voucher":
         pair.deliver_to_client()
         assert len(pair.signed) == 1
-    pair.counts.clear()
     pair.lose(host_notices=host_notices)
     pair.resume()
     pair.settle()
-    (outcome,) = pair.outcomes
-    assert isinstance(outcome, TurnDone)
-    done = outcome.done
-    assert (done.reason, done.tokens_in, done.tokens_out) == ("cancelled", 0, 0)
-    assert done.cost == pair.due(0, 0)
-    assert pair.paid == []
-    assert len(pair.signed) == (moment == "voucher"), "nothing is signed for a turn that is over"
+    if moment in ("prompt", "part"):
+        (outcome,) = pair.outcomes
+        assert isinstance(outcome, TurnDone)
+        done = outcome.done
+        assert (done.reason, done.tokens_in, done.tokens_out) == ("cancelled", 0, 0)
+        assert pair.paid == pair.signed == []
+    else:  # the host has the prompt: it goes on where it was
+        whole_after_resume(pair)
+        assert pair.billed_in == 15
+        assert [voucher.tokens_in for voucher in pair.signed].count(15) >= 1
     finish(pair)
 
 
 @pytest.mark.parametrize("reused", [0, 20], ids=["paid in advance", "nothing to pay"])
 def test_a_quote_that_was_served_on_and_lost_is_said_again(reused: int) -> None:
     pair = opened(reused=reused)
-    pair.turn += 1
-    pair.client_does(replace(ask(), input_exact=20))
+    pair.ask(replace(ask(), input_exact=20))
     while pair.deliver_to_host():
         pass
     pair.count()
@@ -175,10 +202,8 @@ def test_a_quote_that_was_served_on_and_lost_is_said_again(reused: int) -> None:
     pair.lose()
     pair.resume()
     pair.settle()
-    (outcome,) = pair.outcomes
-    assert isinstance(outcome, TurnDone)
-    assert (outcome.done.tokens_in, outcome.done.tokens_out) == (20, 8)
-    assert pair.delivered == pair.expected(8)
+    whole_after_resume(pair)
+    assert pair.billed_in == (20 - reused)
     finish(pair)
 
 
@@ -201,8 +226,7 @@ def test_a_refused_turn_whose_refusal_was_lost_still_fails() -> None:
 
 def test_a_right_voucher_lost_after_a_dropped_advance_does_no_harm_when_it_is_said_again() -> None:
     pair = opened(reused=5)
-    pair.turn += 1
-    pair.client_does(replace(ask(), input_exact=20))
+    pair.ask(replace(ask(), input_exact=20))
     while pair.deliver_to_host():
         pass
     pair.count()  # 5 are cached: the advance is dropped
@@ -211,8 +235,8 @@ def test_a_right_voucher_lost_after_a_dropped_advance_does_no_harm_when_it_is_sa
     pair.lose()
     pair.resume()
     pair.settle()
-    assert isinstance(pair.outcomes[0], TurnDone)
-    assert pair.outcomes[0].done.tokens_in == 0
+    whole_after_resume(pair)
+    assert pair.billed_in == 15
     finish(pair)
 
 
@@ -240,12 +264,14 @@ def test_text_that_came_without_ids_comes_once() -> None:
     assert pair.run is not None
     run = pair.run.order.run
     for ids, text in (((1, 2), ""), ((), "a"), ((), "b"), ((3,), "c")):
-        pair.host_does(GenTokens(run, ids, text))
+        pair.host_does(GenTokens(run, Piece(ids=ids, text=text)))
     pair.deliver_to_client()
     pair.deliver_to_client()
     pair.deliver_to_client()
     assert pair.text == "a"
     pair.lose()
+    pair.host_does(GenDone(run, "stop"))
+    pair.live.clear()
     pair.resume()
     pair.settle()
     assert (pair.text, pair.delivered) == ("abc", [1, 2, 3])
@@ -261,7 +287,7 @@ def test_a_turn_that_stalled_for_want_of_vouchers_can_be_gone_on_from() -> None:
     pair.lose()
     pair.resume()
     pair.settle()
-    assert len(pair.delivered) == m.WINDOW
+    whole_after_resume(pair)
     finish(pair)
 
 
@@ -280,7 +306,7 @@ def test_what_is_kept_for_a_replay_stays_within_the_window() -> None:
     for turn in range(2, 50):  # turns that end before anything is paid
         pair.ask(ask())
         pair.deliver_to_host()
-        pair.client_does(CancelTurn())
+        pair.cancel()
         pair.settle()
         assert pair.turn == turn
     assert len(pair.channel.replay) <= 2
@@ -312,9 +338,9 @@ def test_wherever_streams_break_every_token_arrives_once_and_is_paid_once(
             pair.ask(replace(ask(), input_exact=exact))
         pair.play(script)
         if cancels:
-            pair.client_does(CancelTurn())
-        pair.counts.clear()
+            pair.cancel()
         pair.lose(host_notices=host_notices)
+        pair.play([step for step in script if step[0] in ("engine", "count")])
         pair.resume()
         pair.play(script)
     pair.settle()
@@ -346,9 +372,11 @@ def honest(pair: PaidPair, **changes: Any) -> m.Resume:
     assert held is not None
     digest = resume_digest(session.nonce, session.session, HOST.peer, CLIENT_ID.peer)
     request = m.Resume(
+        holder=HOLDER,
         session=session.session,
         received=held.received,
-        turn=held.turns,
+        turn=held.asked,
+        turns=tuple(held.turns),
         proof=VOUCHERS.sign_wallet(digest),
     )
     return replace(request, **changes)
@@ -390,8 +418,12 @@ def malleable(pair: PaidPair) -> m.Resume:
         pytest.param(lambda pair: honest(pair, received=10**6), id="more received than sent"),
         pytest.param(lambda pair: honest(pair, received=0), id="what was paid for asked again"),
         pytest.param(lambda pair: honest(pair, turn=0), id="a turn before"),
-        pytest.param(lambda pair: honest(pair, turn=2), id="the next turn before this one ended"),
-        pytest.param(lambda pair: honest(pair, turn=3), id="a turn far ahead"),
+        pytest.param(lambda pair: honest(pair, turn=2), id="another turn that is not listed"),
+        pytest.param(lambda pair: honest(pair, turn=2, turns=(1, 2)), id="more turns than were granted"),
+        pytest.param(lambda pair: honest(pair, turn=3, turns=(1, 3)), id="a turn left out"),
+        pytest.param(lambda pair: honest(pair, turns=()), id="a turn that was not answered"),
+        pytest.param(lambda pair: honest(pair, turns=(1, 1)), id="a turn twice"),
+        pytest.param(lambda pair: honest(pair, turns=(0, 1)), id="a turn that never was"),
     ],
 )
 def test_a_second_stream_without_the_proof_leaves_the_first_untouched(
@@ -420,11 +452,19 @@ def test_a_second_stream_with_the_proof_replaces_the_first_which_touches_nothing
     assert only(m.Accept, sent(effects)).nonce == session.nonce
     values = emitted(effects)
     assert isinstance(values[0], Opened)  # the role must know the session before its receipts
-    assert [type(value) for value in values[1:]] == [CancelGenerate, Issued, TurnServed, Paid, Issued]
-    assert values[2] == values[5], "the receipt is durable before the replay, whatever the old stream does"
-    before = (session.meter.tokens_out, session.queue.sent, session.runs, pair.channel.replay.count)
+    assert [type(value) for value in values[1:]] == [Paid]
+
+    def counts() -> tuple[int, ...]:
+        return (
+            session.meter.tokens_out,
+            session.channel.credit.sent,
+            session.runs,
+            pair.channel.replay.count,
+        )
+
+    before = counts()
     late: list[Event] = [
-        Command(GenTokens(session.runs, (1, 2, 3), "late")),
+        Command(GenTokens(session.runs, Piece(ids=(1, 2, 3), text="late"))),
         Received(CLIENT_ID.peer, STREAM, m.Close()),
         Command(Replaced()),
     ]
@@ -433,8 +473,8 @@ def test_a_second_stream_with_the_proof_replaces_the_first_which_touches_nothing
         assert sent(out) == []
         expected = [Finished("the session goes on on another stream", replaced=True)] if number == 0 else []
         assert emitted(out) == expected
-    assert before == (session.meter.tokens_out, session.queue.sent, session.runs, pair.channel.replay.count)
-    assert (second.state, session.holder) == ("idle", second)
+    assert before == counts()
+    assert (second.state, session.holder) == ("busy", second)
 
 
 def test_a_resume_proof_replayed_is_refused() -> None:
@@ -442,11 +482,11 @@ def test_a_resume_proof_replayed_is_refused() -> None:
     second, request = kept(pair)
     second.handle(Received(CLIENT_ID.peer, STREAM, request), 0.0)
     second.handle(Received(CLIENT_ID.peer, STREAM, m.Ping(nonce=1)), 0.0)  # it holds the new nonce
-    assert second.state == "idle"
+    assert second.state == "busy"
     third = pair.new_host(kept=pair.host.session)
     third.start(0.0)
     assert refused(third, request).code == "bad_request"
-    assert second.state == "idle"
+    assert second.state == "busy"
 
 
 def test_a_proof_on_the_stream_of_another_peer_is_refused() -> None:
@@ -467,9 +507,7 @@ def test_a_free_session_can_not_be_resumed() -> None:
     request = honest(paid, session=free.host.session.session)
     assert "free session" in refused(second, request).detail
     with pytest.raises(ValueError, match="only paid sessions"):
-        ClientSession(
-            host=HOST.peer, stream=1, model=MODEL, salt=SALT, resume=free.client.held, peer=CLIENT_ID.peer
-        )
+        resumed_client(free.client.held)
 
 
 def test_a_host_that_keeps_no_session_refuses_a_resume() -> None:
@@ -482,9 +520,7 @@ def test_a_host_that_keeps_no_session_refuses_a_resume() -> None:
 def resuming(pair: PaidPair) -> ClientSession:
     """The client, having asked for its session again."""
     pair.lose()
-    client = ClientSession(
-        host=HOST.peer, stream=STREAM, model=MODEL, salt=SALT, resume=pair.client.held, peer=CLIENT_ID.peer
-    )
+    client = resumed_client(pair.client.held)
     only(m.Resume, sent(client.handle(Command(Start()), 0.0)))
     return client
 
@@ -498,7 +534,7 @@ def test_a_host_that_resumes_another_session_than_the_clients_is_at_fault(change
     pair = serving(40)
     client = resuming(pair)
     assert pair.client.held is not None
-    accept = replace(pair.client.held.accept, nonce=b"n" * 32, **change)
+    accept = replace(pair.client.held.accept, nonce=b"n" * 32, voucher=pair.paid[-1], **change)
     out = client.handle(Received(HOST.peer, STREAM, accept), 0.0)
     assert only(SessionFailed, emitted(out)).fault
 
@@ -508,8 +544,10 @@ def test_a_host_that_replays_what_the_client_holds_bills_it_once() -> None:
     client = resuming(pair)
     held = pair.client.held
     assert held is not None
-    client.handle(Received(HOST.peer, STREAM, replace(held.accept, nonce=b"n" * 32)), 0.0)
-    again = m.Tokens(seq=32, ids=tuple(pair.delivered[32:40]), text="")
+    client.handle(
+        Received(HOST.peer, STREAM, replace(held.accept, nonce=b"n" * 32, voucher=pair.paid[-1])), 0.0
+    )
+    again = m.Tokens(turn=1, index=32, ids=tuple(pair.delivered[32:40]), text="")
     out = client.handle(Received(HOST.peer, STREAM, again), 0.0)
     assert only(SessionFailed, emitted(out)).fault
 
@@ -520,7 +558,9 @@ def test_a_host_that_issues_another_receipt_for_a_number_after_a_resume_is_at_fa
     client = resuming(pair)
     held = pair.client.held
     assert held is not None
-    client.handle(Received(HOST.peer, STREAM, replace(held.accept, nonce=b"n" * 32)), 0.0)
+    client.handle(
+        Received(HOST.peer, STREAM, replace(held.accept, nonce=b"n" * 32, voucher=pair.paid[-1])), 0.0
+    )
     out = client.handle(Received(HOST.peer, STREAM, first), 0.0)
     assert only(SessionFailed, emitted(out)).fault
 
@@ -529,9 +569,9 @@ def test_a_client_that_claims_a_turn_it_never_asked_gains_nothing() -> None:
     pair = serving(answer_tokens=10)
     pair.settle()
     second, request = kept(pair)
-    effects = second.handle(Received(CLIENT_ID.peer, STREAM, replace(request, turn=2)), 0.0)
+    effects = second.handle(Received(CLIENT_ID.peer, STREAM, replace(request, turn=2, turns=(2,))), 0.0)
     assert only(m.Done, sent(effects)) == m.Done(
-        turn=2, reason="cancelled", tokens_in=0, reused=0, tokens_out=0, cost=pair.due(15, 10)
+        turn=2, reason="cancelled", tokens_in=0, reused=0, tokens_out=0
     )
     for part in prompt_parts(3, encode(ask().body)):
         assert not [
@@ -539,4 +579,4 @@ def test_a_client_that_claims_a_turn_it_never_asked_gains_nothing() -> None:
             for v in emitted(second.handle(Received(CLIENT_ID.peer, STREAM, part), 0.0))
             if isinstance(v, Generate)
         ]
-    assert second.state == "quoting"
+    assert turn_of(second).state == "quoting"

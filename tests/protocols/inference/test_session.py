@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.protocols.inference.commands import (
-    CancelTurn,
     Drain,
     End,
     Ended,
@@ -20,7 +19,8 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Checkpoint, Done, Tokens
-from tests.protocols.inference.pair import Pair, Step, ask, queue_of, text_of, token
+from p2pnode.protocols.inference.replay import Piece
+from tests.protocols.inference.pair import Pair, Step, ask, credit_of, text_of, token, turn_of
 
 
 def opened(answer_tokens: int = 100) -> Pair:
@@ -69,8 +69,8 @@ def test_a_client_whose_acks_are_late_pauses_the_engine_and_loses_nothing() -> N
     while pair.deliver_to_host() or pair.engine():
         pass  # the client hears nothing, so it acknowledges nothing
     assert pair.run is None
-    assert queue_of(pair.host).sent == WINDOW
-    assert WINDOW < queue_of(pair.host).waiting <= WINDOW + 16
+    assert credit_of(pair.host).sent == WINDOW
+    assert WINDOW < turn_of(pair.host).queue.waiting <= WINDOW + 16
     pair.settle()
     assert pair.runs > 1
     assert pair.delivered == pair.expected(512)
@@ -90,8 +90,8 @@ def test_a_pause_between_the_last_token_and_done_still_ends_the_turn(tokens_max:
     order = pair.run.order
     pair.engine(WINDOW)  # sent
     pair.engine(tokens_max - WINDOW)  # all of the rest, in one chunk that trips the pause
-    pair.run = None
-    pair.host_does(GenTokens(order.run, (), "late"))
+    assert pair.run is None
+    pair.host_does(GenTokens(order.run, Piece(text="late")))
     pair.settle()
     (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnDone)
@@ -120,13 +120,13 @@ def test_a_text_only_tail_needs_no_credit() -> None:
     run = pair.run.order.run
     pair.engine(40)
     pair.engine(23, hold=True)
-    assert queue_of(pair.host).sent == 63
-    pair.host_does(GenTokens(run, (1,), ""))
+    assert credit_of(pair.host).sent == 63
+    pair.host_does(GenTokens(run, Piece(ids=(1,))))
     before = len(pair.to_client)
-    pair.host_does(GenTokens(run, (), "the tail"))
-    assert queue_of(pair.host).credit == 0
+    pair.host_does(GenTokens(run, Piece(text="the tail")))
+    assert credit_of(pair.host).left == 0
     frames = [CODEC.decode(data) for data in list(pair.to_client)[before:]]
-    assert frames == [Tokens(seq=WINDOW, ids=(), text="the tail")]
+    assert frames == [Tokens(turn=1, index=WINDOW, ids=(), text="the tail")]
 
 
 def test_cancelling_at_the_host_stops_the_engine_and_bills_what_was_delivered() -> None:
@@ -136,8 +136,8 @@ def test_cancelling_at_the_host_stops_the_engine_and_bills_what_was_delivered() 
         pair.deliver_to_host()
         pair.engine(10)
         pair.deliver_to_client()
-    pair.client_does(CancelTurn())
-    pair.client_does(CancelTurn())
+    pair.cancel()
+    pair.cancel()
     pair.settle()
     (outcome,) = pair.outcomes
     assert isinstance(outcome, TurnDone)
@@ -154,7 +154,7 @@ def test_a_cancel_that_crosses_done_is_harmless() -> None:
     pair.ask(ask())
     while pair.deliver_to_host() or pair.engine():
         pass
-    pair.client_does(CancelTurn())  # Done is on its way already
+    pair.cancel()  # Done is on its way already
     pair.settle()
     pair.ask(ask())
     pair.settle()
@@ -217,7 +217,7 @@ def test_long_text_is_cut_into_frames_any_peer_takes() -> None:
     pair.deliver_to_host()
     pair.engine()
     assert pair.run is not None
-    pair.host_does(GenTokens(pair.run.order.run, tuple(range(60)), "€" * 20_000))
+    pair.host_does(GenTokens(pair.run.order.run, Piece(ids=tuple(range(60)), text="€" * 20_000)))
     frames = [CODEC.decode(data) for data in pair.to_client]
     texts = [frame.text for frame in frames if isinstance(frame, Tokens)]
     assert "".join(texts) == "€" * 20_000
@@ -243,15 +243,15 @@ def test_an_engine_that_babbles_does_not_make_the_host_break_the_protocol() -> N
     pair.engine()
     assert pair.run is not None
     for _ in range(5):
-        pair.host_does(GenTokens(pair.run.order.run, (), "€" * 1_000))
+        pair.host_does(GenTokens(pair.run.order.run, Piece(text="€" * 1_000)))
     while pair.deliver_to_client():
         pass
-    assert pair.client.state == "asking"
+    assert pair.client.state == "busy"
     assert pair.text == "€" * (4096 // 3)
-    pair.host_does(GenTokens(pair.run.order.run, (token(1, 0),), "more"))
+    pair.host_does(GenTokens(pair.run.order.run, Piece(ids=(token(1, 0),), text="more")))
     while pair.deliver_to_client():
         pass
-    assert pair.client.state == "asking"
+    assert pair.client.state == "busy"
     assert pair.text.endswith("€more")
 
 
@@ -262,7 +262,7 @@ def test_an_engine_that_says_nothing_in_a_chunk_sends_no_frame() -> None:
     pair.engine()
     assert pair.run is not None
     before = len(pair.to_client)
-    pair.host_does(GenTokens(pair.run.order.run, (), ""))
+    pair.host_does(GenTokens(pair.run.order.run, Piece(text="")))
     assert len(pair.to_client) == before
 
 
@@ -306,7 +306,7 @@ def test_any_interleaving_delivers_every_token_once_in_order(
 
 
 ENDINGS: dict[str, Callable[[Pair], object]] = {
-    "cancel": lambda pair: pair.client_does(CancelTurn()),
+    "cancel": lambda pair: pair.cancel(),
     "fail": lambda pair: pair.fail_engine(),
     "drain": lambda pair: pair.host_does(Drain()),
     "end": lambda pair: pair.client_does(End()),
