@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from p2pnode.models.engine import EngineInfo
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.node.datadir import DataDir
+from p2pnode.node.node import NodeSetup
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 
@@ -58,6 +60,23 @@ async def test_a_start_can_be_given_up_at_each_step(tmp_path: Path, stop_at: str
     assert not (tmp_path / "ready").exists()
     assert not (tmp_path / "node.json").exists()
     assert len(DataDir(tmp_path).known_starts()) == ("listening" in steps)
+
+
+async def test_a_node_knows_the_instances_of_its_earlier_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[bytes, ...]] = []
+
+    def setup(**fields: Any) -> NodeSetup:
+        given.append(fields["starts"])
+        return NodeSetup(**fields)
+
+    monkeypatch.setattr(join_module, "NodeSetup", setup)
+    with trio.fail_after(20):
+        for _ in range(2):
+            await _join(tmp_path, "listening", []).run()
+    first, second = given
+    assert (len(first), second[:1], second) == (1, first, DataDir(tmp_path).known_starts())
 
 
 async def test_a_model_that_loads_for_ever_does_not_hold_the_end_up(
