@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +13,22 @@ from hypothesis import strategies as st
 
 from p2pnode.models.answer import (
     CALLS_MAX,
+    AnswerPieces,
     AnswerReader,
     CallArguments,
     CallBegun,
     CallEnded,
     Part,
+    Said,
     Text,
     ToolFormat,
     format_of,
+    reader_of,
 )
 
+ANSWERS: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parents[2] / "models" / "vectors.json").read_text("utf-8")
+)["answers"]
 TOOLS = ("weather", "add", "find.all-files")
 FORMATS: tuple[ToolFormat, ...] = ("hermes", "llama3", "mistral", "generic")
 WEATHER = '{"city": "Paris", "days": [1, 2], "note": "a } \\" b"}'
@@ -51,8 +58,61 @@ def call(index: int, name: str, arguments: str, *, whole: bool = True) -> list[P
     return [CallBegun(index, name), CallArguments(index, arguments), CallEnded(index, whole)]
 
 
+def pieces(vector: dict[str, Any], cuts: Iterable[int], *, has: int = 0) -> tuple[list[Said], int]:
+    """The answer of a vector, cut at these places."""
+    reader = reader_of(
+        vector["format"], vector["tools"], reasons=vector["reasons"], thinking=vector["thinking"]
+    )
+    made, text, said, last = AnswerPieces(reader, has=has), vector["text"], list[Said](), 0
+    for cut in [*cuts, len(text)]:
+        said += made.feed(text[last:cut])
+        last = cut
+    return [*said, *made.finish()], made.calls
+
+
+def flat(said: Iterable[Said]) -> list[tuple[str, int, str]]:
+    """Letter by letter: a name, or a letter of a text, with its channel."""
+    letters: list[tuple[str, int, str]] = []
+    for piece in said:
+        letters += [(piece.channel, piece.call, piece.name)] if piece.name else []
+        letters += [(piece.channel, piece.call, letter) for letter in piece.text]
+    return letters
+
+
 def content(text: str) -> list[Part]:
     return [Text("content", text)]
+
+
+@pytest.mark.parametrize("vector", ANSWERS, ids=lambda each: str(each["name"]))
+def test_an_answer_is_read_as_its_vector_says_however_it_comes(vector: dict[str, Any]) -> None:
+    text = vector["text"]
+    for cuts in ([], [1, 5, 6], range(len(text))):
+        said, calls = pieces(vector, cuts)
+        assert flat(said) == flat([Said(*each) for each in vector["said"]])
+        assert calls == vector["calls"]
+
+
+@pytest.mark.parametrize("vector", ANSWERS, ids=lambda each: str(each["name"]))
+def test_what_a_client_has_is_left_out_to_the_letter(vector: dict[str, Any]) -> None:
+    whole = flat(pieces(vector, [])[0])
+    at = 0
+    for first in range(len(whole) + 1):
+        said, _ = pieces(vector, [3, 10], has=at)
+        assert flat(said) == whole[first:]
+        if first < len(whole):
+            at += len(whole[first][-1].encode())
+
+
+@pytest.mark.parametrize("form", ["hermes/0", "hermes", "unknown/1", "/1"])
+def test_a_format_of_another_version_is_refused(form: str) -> None:
+    with pytest.raises(ValueError, match="not known here"):
+        reader_of(form, (), reasons=False, thinking=False)
+
+
+def test_without_a_format_there_are_no_calls() -> None:
+    reader = reader_of("", ("f",), reasons=False, thinking=False)
+    text = '{"tool_calls": [{"name": "f", "arguments": {}}]}'
+    assert [*reader.feed(text), *reader.finish()] == [Text("content", text)]
 
 
 CASES: list[tuple[ToolFormat, str, list[Part] | None]] = [

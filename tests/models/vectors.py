@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from p2pnode.models.answer import AnswerPieces, reader_of
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.gguf import describe, read_header, template_overhead
 from p2pnode.models.manifest import (
@@ -31,6 +32,28 @@ SMALL: Final = Manifest(
     tokenizer="22" * 32,
     chat_template="33" * 32,
     template_overhead=TemplateOverhead(fixed=10, per_message=5),
+)
+TOOLS: Final = ("weather", "add")
+_CALL: Final = '{"name": "weather", "arguments": {"city": "Zürich", "days": [1, 2]}}'
+ANSWERS: Final = (
+    ("words", "", "", "Hello, <tool_call> is a word."),
+    ("thoughts and words", "", "reasons", "<think>hm\n</think>\nHello."),
+    (
+        "thoughts that the prompt has begun",
+        "hermes/1",
+        "thinking",
+        f"so</think>Hi.<tool_call>{_CALL}</tool_call>",
+    ),
+    ("a call", "hermes/1", "", f"Let me see.\n<tool_call>\n{_CALL}\n</tool_call>"),
+    ("two calls", "hermes/1", "", f"<tool_call>{_CALL}</tool_call>\n<tool_call>{_CALL}</tool_call> done"),
+    ("a call of no tool", "hermes/1", "", '<tool_call>{"name": "rm", "arguments": {}}</tool_call>'),
+    ("a call that is cut", "hermes/1", "", '<tool_call>{"name": "add", "arguments": {"a": 1'),
+    ("a whole answer that is a call", "llama3/1", "", '{"name": "add", "parameters": {"a": 1}}'),
+    ("JSON that is none", "llama3/1", "", '{"a": 1}'),
+    ("an array of calls", "mistral/1", "", f"[TOOL_CALLS][{_CALL}, {_CALL}]"),
+    ("a name and arguments", "mistral/1", "", 'Sure. [TOOL_CALLS]add{"a": 1}'),
+    ("calls in the generic form", "generic/1", "", f'{{"tool_calls": [{_CALL}, {_CALL}]}}'),
+    ("words in the generic form", "generic/1", "", '{"response": "Gr\\u00fc\\u00dfe \\ud83d\\ude42\\n"}'),
 )
 CONTROL: Final = ("<s>", "<s>more")
 TEMPLATES: Final = (
@@ -73,6 +96,23 @@ def models_vectors() -> dict[str, Any]:
             for template in chat_templates.TEMPLATES
             for prompt in chat_templates.PROMPTS
         ],
+        "answers": [_answer(*each) for each in ANSWERS],
+    }
+
+
+def _answer(name: str, form: str, how: str, text: str) -> dict[str, Any]:
+    reader = reader_of(form, TOOLS, reasons=bool(how), thinking=how == "thinking")
+    pieces = AnswerPieces(reader)
+    said = [*pieces.feed(text), *pieces.finish()]
+    return {
+        "name": name,
+        "format": form,
+        "tools": list(TOOLS),
+        "reasons": bool(how),
+        "thinking": how == "thinking",
+        "text": text,
+        "said": [[each.channel, each.text, each.call, each.name] for each in said],
+        "calls": pieces.calls,
     }
 
 
