@@ -137,6 +137,11 @@ class AnswerReader:
         self._calls = 0
         self._parts: list[Part] = []
 
+    @property
+    def has_marks(self) -> bool:
+        """Whether anything in a text may mean more than it says."""
+        return bool(self._tools or self._marks) or self._state == "reasoning"
+
     def feed(self, text: str) -> list[Part]:
         """What ``text`` makes certain."""
         self._waiting += text
@@ -376,6 +381,8 @@ class AnswerPieces:
 
     def __init__(self, reader: AnswerReader, *, has: int = 0) -> None:
         self._reader, self._has = reader, has
+        self.bytes = 0
+        """Bytes of all that was read, also of what the client has."""
         self.calls = 0
         """Calls that are whole."""
 
@@ -383,19 +390,26 @@ class AnswerPieces:
         """What ``text`` makes certain and the client lacks."""
         return self._new(self._reader.feed(text))
 
-    def finish(self) -> list[Said]:
-        """The answer is over: what was held back."""
-        return self._new(self._reader.finish())
+    def finish(self, *, whole: bool) -> list[Said]:
+        """The answer is over: what was held back.
+
+        One that is not ``whole`` may go on, and then what was held back may turn out to be something else: it
+        is told only where it can't.
+        """
+        return self._new(self._reader.finish()) if whole or not self._reader.has_marks else []
 
     def _new(self, parts: list[Part]) -> list[Said]:
         said: list[Said] = []
         for part in parts:
             match part:
                 case Text(channel=channel, text=text):
+                    self.bytes += len(text.encode(errors="replace"))
                     said += self._lacking(Said(channel, text))
                 case CallBegun(index=index, name=name):
+                    self.bytes += len(name.encode(errors="replace"))
                     said += self._lacking(Said("call", "", index, name))
                 case CallArguments(index=index, text=text):
+                    self.bytes += len(text.encode(errors="replace"))
                     last = said[-1] if said else None
                     if last is not None and (last.channel, last.call) == ("call", index):
                         said[-1] = replace(last, text=last.text + self._rest(text))

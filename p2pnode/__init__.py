@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from p2pnode.host.host import Host, HostedModel
     from p2pnode.node.node import Node, NodeSetup
-    from p2pnode.protocols.inference.messages import SamplingParams
+    from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
 
 _WHERE = {
     "Answer": "p2pnode.client.answer",
@@ -57,6 +57,7 @@ _WHERE = {
     "ProtocolError": "p2pnode.errors",
     "RefusedError": "p2pnode.errors",
     "RemoteError": "p2pnode.errors",
+    "ResponseFormat": "p2pnode.protocols.inference.messages",
     "SamplingParams": "p2pnode.protocols.inference.messages",
     "StorageError": "p2pnode.errors",
     "UnreachableError": "p2pnode.errors",
@@ -84,6 +85,7 @@ __all__ = [
     "ProtocolError",
     "RefusedError",
     "RemoteError",
+    "ResponseFormat",
     "SamplingParams",
     "StorageError",
     "UnreachableError",

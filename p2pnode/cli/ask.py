@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -70,11 +72,36 @@ ContextOption = Annotated[
     ),
 ]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that precedes the conversation.")]
+ToolOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--tool",
+        help="A JSON file with a tool, or a list of them, as OpenAI's API has them. May be repeated. "
+        "Calls are printed; nothing is run.",
+    ),
+]
+ToolChoiceOption = Annotated[
+    str, typer.Option("--tool-choice", help="auto, none, required, or the name of the tool to call.")
+]
+SchemaOption = Annotated[
+    Path | None, typer.Option("--schema", help="A JSON Schema that the answer fits: a file.")
+]
+FormatOption = Annotated[str, typer.Option("--format", help="text, or json for an answer that is JSON.")]
+MessagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--messages",
+        help="A JSON file with the conversation so far, as OpenAI's API has it, calls and their results too. "
+        "It is not kept.",
+    ),
+]
 _MEASURABLE_S: Final = 0.05
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    question: Annotated[
+        str | None, typer.Argument(help="The question; - reads it from standard input.")
+    ] = None,
     model: ModelOption = None,
     peer: PeerOption = None,
     no_discovery: DiscoveryOption = False,
@@ -85,6 +112,11 @@ def ask(
     seed: SeedOption = None,
     stop: StopOption = None,
     system: SystemOption = None,
+    tool: ToolOption = None,
+    tool_choice: ToolChoiceOption = "auto",
+    schema: SchemaOption = None,
+    answer_format: FormatOption = "text",
+    messages: MessagesOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
     max_cost: MaxCostOption = None,
@@ -123,7 +155,7 @@ def ask(
             stores=store,
             s5_url=s5_url,
         )
-        text = await _text_of(question)
+        said = await _conversation_of(messages, question)
         filters = make_filters(max_cost, only, never)
         options = ChatOptions(
             model=model,
@@ -132,15 +164,78 @@ def ask(
             sampling=sampling,
             seed=seed_given(seed),
             filters=filters,
+            **prompt_options(tool, tool_choice, schema, answer_format),
         )
         async with client:
             if dry_run:
-                print_estimates(output, await client.estimate(text, options))
+                print_estimates(output, await client.estimate(said, options))
                 return
-            conversation = await client.new_conversation(options, keep=not no_save)
-            await stream(output, conversation, conversation.ask(text))
+            if isinstance(said, str) and not options.tools:
+                conversation = await client.new_conversation(options, keep=not no_save)
+                with blaming(""):
+                    answer = conversation.ask(said)
+                await stream(output, conversation, answer)
+            else:  # what is kept of a conversation has no calls
+                with blaming(""):
+                    answer = client.answer(said, options)
+                await stream(output, None, answer)
 
     run_async(run, on_error=output.failed)
+
+
+def prompt_options(
+    tool: list[Path] | None, tool_choice: str, schema: Path | None, answer_format: str
+) -> dict[str, Any]:
+    """What the flags say of tools and of the answer's form. Raises ``UsageError`` that names the flag."""
+    from p2pnode.client.question import tools_of
+    from p2pnode.errors import UsageError
+    from p2pnode.protocols.inference.messages import ResponseFormat
+
+    given: list[Any] = []
+    for path in tool or ():
+        read = _json_of(path, "--tool")
+        given += read if isinstance(read, list) else [read]
+    with blaming("--tool"):
+        tools = tools_of(given)
+    if answer_format not in ("text", "json"):
+        msg = f"--format: {answer_format!r} is neither text nor json"
+        raise UsageError(msg)
+    form = ResponseFormat(kind="json_object") if answer_format == "json" else ResponseFormat()
+    if schema is not None:
+        form = ResponseFormat(kind="json_schema", body=json.dumps(_json_of(schema, "--schema")))
+    named = tool_choice in ("auto", "none", "required")
+    return {
+        "tools": tools,
+        "tool_choice": tool_choice if named else f"name:{tool_choice}",
+        "response_format": form,
+    }
+
+
+def _json_of(path: Path, flag: str) -> Any:
+    from p2pnode.errors import UsageError
+
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{flag}: {path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{flag}: {path} is no JSON: {error}") from error
+
+
+async def _conversation_of(messages: Path | None, question: str | None) -> Any:
+    """The question, or a conversation with the question at its end, if there is one."""
+    from p2pnode.errors import UsageError
+
+    if messages is None:
+        if question is None:
+            msg = "ask something: give a question, or a conversation with --messages"
+            raise UsageError(msg)
+        return await _text_of(question)
+    said = _json_of(messages, "--messages")
+    if not isinstance(said, list):
+        msg = f"--messages: {messages} is no list of messages"
+        raise UsageError(msg)
+    return said if question is None else [*said, {"role": "user", "content": await _text_of(question)}]
 
 
 def make_filters(max_cost: str | None, only: list[str] | None, never: list[str] | None) -> Any:
@@ -236,8 +331,7 @@ async def stream(output: Output, conversation: Any, answer: Any) -> None:
     hopeless = False
     try:
         async with answer:
-            async for piece in answer:
-                output.piece(piece)
+            await show(output, answer)
     except P2PNodeError as error:
         # Asked again it would be refused again.
         hopeless = isinstance(error, RefusedError) and error.code == "context_overflow"
@@ -248,7 +342,7 @@ async def stream(output: Output, conversation: Any, answer: Any) -> None:
         output.event("interrupted", {"text": answer.text}, text="[interrupted]")
         raise
     finally:
-        if conversation.cut_short and conversation.is_kept and not hopeless:
+        if conversation is not None and conversation.cut_short and conversation.is_kept and not hopeless:
             with trio.CancelScope(shield=True):
                 await conversation.wait_written()
             sid = conversation.stored.sid.hex() if conversation.stored is not None else ""
@@ -258,6 +352,46 @@ async def stream(output: Output, conversation: Any, answer: Any) -> None:
             text = f"[{what}: {output.command(f'sessions resume {sid[:8]}')} {then}]"
             output.event("cut_short", {"conversation": sid, "held": len(answer.ids)}, text=text)
     finish(output, answer)
+
+
+async def show(output: Output, answer: Any) -> None:
+    """Print an answer as it comes: its content as text, calls of tools each on a line, thoughts for scripts.
+
+    Scripts get an event for each piece, so that arguments stream.
+    """
+    shown = 0
+    async for said in answer.events():
+        shown = _show_calls(output, answer, shown, upto=said.call if said.channel == "call" else None)
+        match said.channel:
+            case "content":
+                output.piece(said.text)
+            case "reasoning":
+                output.event("reasoning", {"text": said.text})
+            case "call":
+                fields = {"index": said.call, "arguments": said.text}
+                if said.name:
+                    fields |= {"id": answer.tool_calls[said.call].id, "name": said.name}
+                output.event("tool_call", fields)
+            case _:
+                pass
+    _show_calls(output, answer, shown, upto=len(answer.tool_calls))
+    if answer.tool_calls and not answer.text_checked:
+        output.event(
+            "not_checked",
+            {},
+            text="[text not checked against the tokens: `p2pnode models pull` fetches what that needs]",
+        )
+
+
+def _show_calls(output: Output, answer: Any, shown: int, *, upto: int | None) -> int:
+    """Print calls that are over; returns how many are printed."""
+    calls = answer.tool_calls
+    over = len(calls) if upto is None else upto
+    for call in calls[shown:over]:
+        output.end_line()
+        if not output.as_json:
+            output.result(f"{call.name}({call.arguments})")
+    return max(shown, over)
 
 
 async def _text_of(question: str) -> str:

@@ -26,6 +26,7 @@ from p2pnode.cli.ask import (
     make_filters,
     make_sampling,
     seed_given,
+    show,
 )
 from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
@@ -215,8 +216,7 @@ class Chat:
         try:
             with self._lines.held_back(), trio.CancelScope() as self._scope:
                 async with answer:
-                    async for piece in answer:
-                        self._output.piece(piece)
+                    await show(self._output, answer)
         except P2PNodeError as error:
             # Ours ends the conversation, but not one that holds a part of an answer.
             if isinstance(error, LocalError) and not answer.ids:

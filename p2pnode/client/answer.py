@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
@@ -36,9 +36,12 @@ from p2pnode.client.pool import SessionPool
 from p2pnode.client.ranking import Candidate, TurnBound
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.session import Session
+from p2pnode.client.text_check import TextCheck
 from p2pnode.errors import HostFault, P2PNodeError, RefusedError, RemoteError
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.models.answer import Said
 from p2pnode.models.catalogue import shown_name
+from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -48,7 +51,8 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import FinishReason, PromptBody
+from p2pnode.protocols.inference.messages import FinishReason, PromptBody, TokenLogprob, ToolCall
+from p2pnode.protocols.inference.prompt_rules import call_id
 
 Shorten: TypeAlias = Callable[[PromptBody], PromptBody | None]
 """Gives a prompt without its oldest messages; None where none may be left out."""
@@ -155,14 +159,21 @@ class Answer:
         watcher: Watcher | None = None,
         trusted: bool = False,
         shorten: Shorten | None = None,
+        vocabulary: Callable[[], Awaitable[Vocabulary | None]] | None = None,
     ) -> None:
-        """``trusted``: a host that the user trusts knows the question already. ``shorten`` leaves the oldest
+        """``vocabulary`` fetches the model's, where it is here: text and calls are checked against the ids.
+        ``trusted``: a host that the user trusts knows the question already. ``shorten`` leaves the oldest
         messages out of a prompt that fits no host; without it such a question is refused."""
         self._runtime, self._pool, self._searches = runtime, pool, searches
         self._open_search, self._make_ask = search, make_ask
         self._watcher, self._answers = watcher, answers
         self._failover = Failover(partial, attempts_max=runtime.limits.hosts_per_answer)
         self._partial = partial
+        self._fetch_vocabulary = vocabulary
+        self._vocabulary: Vocabulary | None = None
+        self._asked: PromptBody | None = None
+        """What the attempt that runs asks for."""
+        self._check: TextCheck | None = None
         self._search: HostSearch | None = None
         self._candidate: Candidate | None = None
         self._session: Session | None = None
@@ -175,8 +186,8 @@ class Answer:
         """When the last piece was given out; infinite while one is waited for."""
         self._early = ""
         """Why this side ends the turn that runs: nobody reads, or its host is slow."""
-        self._unread = ""
-        """Text that came while the turn was ended by this side."""
+        self._unread: deque[Said] = deque()
+        """What came while the turn was ended by this side."""
         self._unread_error: P2PNodeError | None = None
         self._slow_reported = False
         self._shorten = shorten
@@ -193,6 +204,25 @@ class Answer:
         """Set once the answer is whole."""
         self.checkpoints = 0
         """How many receipts were checked."""
+        self.logprobs: list[TokenLogprob] = []
+        """Of the ids that this answer brought, where they were asked for. No host proves them."""
+
+    @property
+    def text_checked(self) -> bool:
+        """Whether text and calls of tools were compared with the ids that hosts were paid for."""
+        return self._vocabulary is not None
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought so far."""
+        return self._partial.reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls so far; the last one may be cut where the answer is. Each has an id that stays."""
+        seed = self._partial.body.seed
+        calls = enumerate(self._partial.calls)
+        return tuple(ToolCall(id=call_id(seed, at), name=name, arguments=said) for at, (name, said) in calls)
 
     @property
     def text(self) -> str:
@@ -250,6 +280,7 @@ class Answer:
             search=self._open_search,
             make_ask=self._make_ask,
             answers=self._answers,
+            vocabulary=self._fetch_vocabulary,
             trusted=self.trusted,
         )
 
@@ -260,6 +291,22 @@ class Answer:
 
     async def __anext__(self) -> str:
         self._answers.begin(self)
+        while True:
+            said = await self._next_said()
+            if said.channel == "content" and said.text:
+                return said.text
+
+    async def events(self) -> AsyncGenerator[Said, None]:
+        """All that the model says as it comes: content, reasoning, and calls of tools in pieces.
+
+        Use it instead of ``async for`` over the answer, which gives the content only.
+        """
+        with suppress(StopAsyncIteration):
+            while True:
+                yield await self._next_said()
+
+    async def _next_said(self) -> Said:
+        self._answers.begin(self)
         async with self._reader:
             self._read_at = math.inf
             try:
@@ -267,11 +314,10 @@ class Answer:
             finally:
                 self._read_at = trio.current_time()
 
-    async def _read(self) -> str:
+    async def _read(self) -> Said:
         while True:
             if self._unread:
-                unread, self._unread = self._unread, ""
-                return unread
+                return self._unread.popleft()
             if self._unread_error is not None:
                 error, self._unread_error = self._unread_error, None
                 raise error
@@ -289,7 +335,7 @@ class Answer:
             except P2PNodeError as error:
                 self._failed(error)
                 continue
-            if piece:
+            if piece is not None:
                 return piece
 
     async def __aenter__(self) -> Self:
@@ -315,13 +361,13 @@ class Answer:
             self._ended(session, self._failover.abandon(self._state(session)))
         self._end("cancelled")
 
-    async def _drain(self, session: Session) -> str:
+    async def _drain(self, session: Session) -> Said | None:
         """The next piece of a turn that this side has cancelled."""
         try:
             return await self._next_piece(session)
         except P2PNodeError as error:
             self._failed(error)
-            return ""
+            return None
 
     # ---- a reader that is gone
 
@@ -353,7 +399,8 @@ class Answer:
         with trio.move_on_after(self._runtime.limits.close_deadline_s):
             try:
                 while self._session is session and not self._done:
-                    self._unread += await self._drain(session)
+                    if (said := await self._drain(session)) is not None:
+                        self._unread.append(said)
             except P2PNodeError as error:
                 self._unread_error = error
         self._early = ""
@@ -390,10 +437,13 @@ class Answer:
         if self._search is None:
             self._asked_at = self._asked_at or trio.current_time()
             self._search = await self._open_search()
+            if self._fetch_vocabulary is not None:
+                self._vocabulary = await self._fetch_vocabulary()
             if self.trusted:
                 self._search.keep_to_trusted()
         failover, candidate = self._failover, self._candidate
         ask = self._make_ask(self._partial.next_prompt())
+        self._asked, self._check = ask.body, None
         spent = sum(item.cost for item in self.bill)
         tokens_out = ask.body.sampling.tokens_max
         self._search.ask_for(TurnBound(tokens_in=ask.input_max, tokens_out=tokens_out, spent=spent))
@@ -440,21 +490,27 @@ class Answer:
         elif search.trusts_some:
             self._runtime.tell("stranger", {"peer": candidate.advert.peer})
 
-    async def _next_piece(self, session: Session) -> str:
+    async def _next_piece(self, session: Session) -> Said | None:
         event = await session.receive()
         attempt = self._failover.attempt
         if attempt is None:
-            return ""
+            return None
         match event:
-            case Delivered(ids=ids, text=text):
-                attempt.delivered(len(ids), trio.current_time())
-                self._partial.take(ids, text)
+            case Delivered(tokens=tokens):
+                attempt.delivered(len(tokens.ids), trio.current_time())
+                if self._check is not None:
+                    self._check.take(tokens)
+                said = Said(tokens.channel, tokens.text, tokens.call, tokens.name)
+                self._partial.take(tokens.ids, said)
+                self.logprobs += tokens.logprobs
                 if self._watcher is not None:
                     self._watcher.took(self)
                 self._flows()
-                return text
+                return said if said.text or said.name else None
             case Quoted() as quoted:
                 attempt.quoted(quoted)
+                if self._vocabulary is not None and self._asked is not None:
+                    self._check = TextCheck(self._vocabulary, self._asked, quoted.quote)
                 messages = self._partial.body.messages
                 self._searches.note_quote(attempt.peer, attempt.session, messages, quoted, attempt.prefix)
             case Receipted():
@@ -468,10 +524,12 @@ class Answer:
                 attempt.failed(failed)
                 raise turn_error(failed)
             case TurnDone() as over:
+                if self._check is not None:
+                    self._check.finish(over.done.reason)
                 self._turn_ended(session, attempt, over)
             case _:
                 pass
-        return ""
+        return None
 
     def _flows(self) -> None:
         """Output came: from now on the next host is kept ready."""

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
@@ -29,6 +29,7 @@ from p2pnode.client.question import (
     Messages,
     Questions,
     resolve_model,
+    tools_of,
 )
 from p2pnode.client.ranking import Candidate, Filters, Ranking
 from p2pnode.client.runtime import Event, Runtime
@@ -38,7 +39,8 @@ from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.node.node import Node
 from p2pnode.protocols.adverts.messages import Advert, Sheet
-from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
+from p2pnode.protocols.inference.prompt_rules import seed_of
 
 if TYPE_CHECKING:
     from p2pnode.payments.payer import Payer
@@ -154,20 +156,43 @@ class Client:
         sampling: SamplingParams | None = None,
         filters: Filters | None = None,
         context: ContextChoice = "refuse",
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str = "auto",
+        response_format: ResponseFormat | None = None,
+        logprobs: int = -1,
+        seed: int | None = None,
         held: Held | None = None,
     ) -> Answer:
         """Ask a question; iterate over the result for pieces of text as they stream.
 
-        ``messages``: a question, or a conversation as ``{"role", "content"}`` maps. ``model``: a name of the
-        catalogue or a model id; the default model otherwise. ``peer``: the multiaddr of the host to ask; then
-        none is searched. ``context``: see ``ChatOptions``. ``held``: what came of this answer before, to go
-        on from. Raises, while iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and
+        ``messages``: a question, or a conversation as ``{"role", "content"}`` maps, as OpenAI's API has them.
+        ``tools`` has functions that the model may call, in the same form; ``Answer.events`` brings calls as
+        they stream, ``Answer.tool_calls`` has them. ``tool_choice`` is "auto", "none", "required" or "name:"
+        and a tool's name. ``response_format`` shapes the content. ``logprobs`` asks for those of the answer's
+        tokens and so many likely ones, ``seed`` makes sampling repeatable on one engine. ``model``: a name of
+        the catalogue or a model id; the default model otherwise. ``peer``: the multiaddr of the host to ask;
+        then none is searched. ``context``: see ``ChatOptions``. ``held``: what came of this answer before, to
+        go on from. Raises, while iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and
         ``LocalError`` where this side can't or may not pay; ``ConfigError`` for an unknown model or malformed
         multiaddr, at once.
         """
         options = ChatOptions(
-            model=model, peer=peer, system=system, sampling=sampling, filters=filters, context=context
+            model=model,
+            peer=peer,
+            system=system,
+            sampling=sampling,
+            filters=filters,
+            context=context,
+            tools=tools_of(tools),
+            tool_choice=tool_choice,
+            response_format=response_format or ResponseFormat(),
+            logprobs=logprobs,
+            seed=None if seed is None else seed_of(seed),
         )
+        return self.answer(messages, options, held=held)
+
+    def answer(self, messages: Messages, options: ChatOptions, *, held: Held | None = None) -> Answer:
+        """As :meth:`chat`, with all options in one."""
         return self._questions.answer(messages, options, held=held)
 
     async def estimate(self, messages: Messages, options: ChatOptions | None = None) -> list[Estimate]:

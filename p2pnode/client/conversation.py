@@ -274,7 +274,7 @@ class _AnswerWatcher:
         self.took(answer)
         self._conversation.note_course(trusted=answer.trusted, left_out=answer.left_out)
         self._note(answer, answer.text_known)
-        self._message.complete = finish in ("stop", "length")
+        self._message.complete = finish in ("stop", "length", "tool_calls")
         if self._message.complete:
             self._conversation.note_end(finish)
 

@@ -25,6 +25,7 @@ from p2pnode.errors import (
     UsageError,
 )
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.models.answer import Said
 from p2pnode.protocols.inference.commands import Quoted, TurnDone, TurnFailed
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, PREFIX_MAX, FinishReason, PromptBody
 
@@ -51,11 +52,22 @@ E = TypeVar("E", bound=P2PNodeError)
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A partial answer to go on from. ``text`` is that of the first ``text_known`` of its ``ids``."""
+    """A partial answer to go on from. ``text`` is that of the first ``text_known`` of its ``ids``.
+
+    ``calls`` are names and arguments of tools that were called, the last perhaps in part.
+    """
 
     ids: tuple[int, ...]
     text: str
     text_known: int
+    reasoning: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all that it says, in every channel: see ``PromptBody``."""
+        said = (self.text, self.reasoning, *(part for call in self.calls for part in call))
+        return sum(len(part.encode(errors="replace")) for part in said)
 
 
 @dataclass(slots=True)
@@ -71,6 +83,9 @@ class PartialAnswer:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     text_known: int = 0
+    reasoning: str = ""
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    """Names and arguments of the tools that were called."""
     receipted: int = 0
     """How many ids a host's receipt covers. When a host is gone, the ids it left count as covered."""
 
@@ -79,19 +94,39 @@ class PartialAnswer:
         """The answer to ``body`` that goes on from ``held``."""
         if held is None:
             return cls(body)
-        return cls(body, list(held.ids), held.text, min(held.text_known, len(held.ids)))
+        known = min(held.text_known, len(held.ids))
+        return cls(body, list(held.ids), held.text, known, held.reasoning, list(held.calls))
 
     @property
     def held(self) -> Held:
         """What another answer can go on from."""
-        return Held(tuple(self.ids), self.text, self.text_known)
+        return Held(tuple(self.ids), self.text, self.text_known, self.reasoning, tuple(self.calls))
 
-    def take(self, ids: Sequence[int], text: str) -> None:
-        """Add what a host sent. A text that is not empty completes the text of all ids so far."""
+    def take(self, ids: Sequence[int], said: Said) -> None:
+        """Add what a host sent. A text that is not empty completes the text of all ids so far.
+
+        Raises ``HostFault`` for a piece of a call that was not begun.
+        """
         self.ids.extend(ids)
-        self.text += text
-        if text:
+        match said.channel:
+            case "content":
+                self.text += said.text
+            case "reasoning":
+                self.reasoning += said.text
+            case "call":
+                self._take_call(said)
+        if said.text:
             self.text_known = len(self.ids)
+
+    def _take_call(self, said: Said) -> None:
+        if said.name and said.call == len(self.calls):
+            self.calls.append((said.name, said.text))
+        elif not said.name and said.call == len(self.calls) - 1:
+            name, arguments = self.calls[-1]
+            self.calls[-1] = (name, arguments + said.text)
+        else:
+            msg = f"the host sent a piece of call {said.call} when {len(self.calls)} were begun"
+            raise HostFault(msg)
 
     def receipt(self) -> None:
         """The host's receipt over everything so far was checked."""
@@ -126,7 +161,7 @@ class PartialAnswer:
             self.body,
             sampling=replace(self.body.sampling, tokens_max=self.room),
             prefix=tuple(self.ids),
-            text_bytes=len(self.text.encode()),
+            text_bytes=self.held.text_bytes,
         )
 
 

@@ -10,7 +10,11 @@ import json
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
+
+import trio
 
 from p2pnode.client.answer import Answer, Answers, Watcher
 from p2pnode.client.failover import Held, PartialAnswer
@@ -25,7 +29,9 @@ from p2pnode.errors import ConfigError, ProtocolError
 from p2pnode.ids import ModelId, pasted
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.generic_form import generic_messages, uses_tools
+from p2pnode.models.local_models import installed
 from p2pnode.models.manifest import SCRIPTED, Manifest, parse_model_id, scripted_model_id
+from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
@@ -226,6 +232,7 @@ class Questions:
     def __init__(self, runtime: Runtime, pool: SessionPool, searches: Searches) -> None:
         self._runtime, self._pool, self._searches = runtime, pool, searches
         self.answers = Answers(runtime)
+        self._vocabularies: dict[ModelId, Vocabulary | None] = {}
 
     def answer(
         self,
@@ -264,7 +271,19 @@ class Questions:
             watcher=watcher,
             trusted=trusted,
             shorten=_shortened if options.context == "drop-oldest" else None,
+            vocabulary=(lambda: self._vocabulary(known)) if body.tools else None,
         )
+
+    async def _vocabulary(self, known: KnownModel) -> Vocabulary | None:
+        """The model's, where its file is on this machine: calls of tools are then checked against the ids."""
+        if known.model == scripted_model_id():
+            from p2pnode.models.scripted import VOCABULARY
+
+            return VOCABULARY
+        if known.model not in self._vocabularies:
+            load = partial(_installed_vocabulary, self._runtime.data.models, known.model)
+            self._vocabularies[known.model] = await trio.to_thread.run_sync(load)
+        return self._vocabularies[known.model]
 
     async def estimate(self, messages: Messages, options: ChatOptions) -> list[Estimate]:
         """What a question can cost at each host that is found, in the order of trial; those that may not be
@@ -326,6 +345,13 @@ class Questions:
             )
             raise ConfigError(msg)
         return known, body
+
+
+def _installed_vocabulary(models_dir: Path, model: ModelId) -> Vocabulary | None:
+    """Blocks on the disk."""
+    models = installed(models_dir) if models_dir.is_dir() else []
+    path = next((each.path for each in models if each.model_id == model), None)
+    return None if path is None else load_vocabulary(path)
 
 
 def _shortened(body: PromptBody) -> PromptBody | None:

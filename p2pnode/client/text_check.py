@@ -1,4 +1,4 @@
-"""``TextCheck``: whether the text, channels and calls of an answer are those of the ids that a host is paid for.
+"""``TextCheck``: whether text, channels and calls of an answer are those of the ids that a host is paid for.
 
 Receipts prove ids. A host could send harmless ids and a malicious call of a tool beside them. Whoever has the
 model's vocabulary derives the text from the ids, as a host must (``models/answer.py``), and compares. Who has
@@ -25,7 +25,10 @@ _Letter = tuple[str, int, str, bool]
 
 
 class TextCheck:
-    """Checks one turn. ``quote`` says how its answer is read. Raises ``HostFault`` for a format of no version."""
+    """Checks one turn. ``quote`` says how its answer is read.
+
+    Raises ``HostFault`` for a format or version that is not known.
+    """
 
     def __init__(self, vocabulary: Vocabulary, body: PromptBody, quote: Quote) -> None:
         tools = [tool.name for tool in body.tools] if body.tool_choice != "none" else []
@@ -53,17 +56,18 @@ class TextCheck:
         self._derived += _letters(self._pieces.feed(self._text.feed(tokens.ids).text))
         self._told += _letters([Said(tokens.channel, tokens.text, tokens.call, tokens.name)])
         self._compare()
-        # Text never comes before its ids, but for what a host held back for a stop string and lets go at the end.
+        # Text never comes before its ids, but for what was held back for a stop string until the end.
         early = self._told[0] if self._told else None
         if early is not None and (len(self._told) > _EARLY_MAX or (early[0] == "call" and not self._stops)):
             raise _lie(early)
 
     def finish(self, reason: str) -> None:
         """The turn is over. Raises ``HostFault`` where text is left that no id says."""
+        whole = reason in ("stop", "tool_calls")
         if not self._text.stopped:
-            released = self._text.finish(complete=reason in ("stop", "tool_calls"))
+            released = self._text.finish(complete=whole)
             self._derived += _letters(self._pieces.feed(released.text))
-        self._derived += _letters(self._pieces.finish())
+        self._derived += _letters(self._pieces.finish(whole=whole))
         self._compare()
         if self._told:
             raise _lie(self._told[0])

@@ -18,11 +18,13 @@ import trio
 from p2pnode.errors import EngineError
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
+from p2pnode.models.answer import AnswerPieces, Said, reader_of
 from p2pnode.models.engine import (
     CompiledPrompt,
     Done,
     Engine,
     GenerateRequest,
+    Logprob,
     Prefill,
     Started,
     Tokens,
@@ -55,7 +57,15 @@ from p2pnode.protocols.inference.commands import (
     TurnServed,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PromptBody, Refuse
+from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
+    CODEC,
+    FinishReason,
+    PromptBody,
+    Refuse,
+    TokenLogprob,
+    TopToken,
+)
 from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.protocols.inference.prompt_rules import call_seed
 from p2pnode.protocols.inference.receipts import ids_hash
@@ -63,6 +73,7 @@ from p2pnode.protocols.inference.replay import Piece
 from p2pnode.shares import Origin
 
 log = structlog.get_logger()
+_LOGPROB_LEAST: Final = 1e6
 _NO_PROMPT: Final = CompiledPrompt(ids=())
 
 
@@ -485,7 +496,11 @@ async def _generate(
     report: MachineReport,
 ) -> None:
     body = order.body
-    before = len(prompt.text.encode()) if body.text_bytes is None else body.text_bytes
+    has = body.text_bytes
+    if has is None:
+        known = _pieces(prompt, body)
+        known.feed(prompt.text)
+        has = known.bytes
     if order.answer_ids:
         body = replace(body, prefix=(*body.prefix, *order.answer_ids))
         prompt = await engine.prompt(body)
@@ -499,8 +514,9 @@ async def _generate(
         grammar=prompt.grammar,
         logprobs=body.logprobs,
     )
-    flow = _Coalescer(order.run, len(order.answer_ids), limits, report)
-    known = _Known(prompt.text, before + order.answer_text_bytes)
+    pieces = _pieces(prompt, body, has=has + order.answer_text_bytes)
+    flow = _AnswerFlow(order.run, len(order.answer_ids), pieces, limits, report)
+    await flow.add(Tokens(ids=(), text=prompt.text))
     async with engine.generate(request) as events:
         async for event in events:
             match event:
@@ -509,42 +525,33 @@ async def _generate(
                 case Prefill(processed=processed, total=total):
                     await report(GenProgress(order.run, processed, total))
                 case Tokens():
-                    await flow.add(replace(event, text=known.add(event.text)))
+                    await flow.add(event)
                 case Done(reason=reason):
-                    await flow.flush()
-                    await report(GenDone(order.run, reason))
+                    await flow.finish(reason)
 
 
-class _Known:
-    """Leaves out of an answer's text what the client has of it: the first ``has`` bytes."""
-
-    def __init__(self, before: str, has: int) -> None:
-        self._waiting = before
-        """Text of the prefix that the client lacks, once :meth:`add` has taken the rest away."""
-        self._has = has
-
-    def add(self, text: str) -> str:
-        """What is new to the client of what was there before and ``text``."""
-        text, self._waiting = self._waiting + text, ""
-        if not self._has:
-            return text
-        raw = text.encode(errors="replace")
-        rest = raw[self._has :]
-        self._has = max(0, self._has - len(raw))
-        return rest.decode(errors="ignore")
+def _pieces(prompt: CompiledPrompt, body: PromptBody, *, has: int = 0) -> AnswerPieces:
+    tools = [tool.name for tool in body.tools]
+    reader = reader_of(prompt.format, tools, reasons=prompt.reasons, thinking=prompt.thinking)
+    return AnswerPieces(reader, has=has)
 
 
-class _Coalescer:
-    """Gathers tokens until the interval, the count or the turn's next checkpoint is reached.
+class _AnswerFlow:
+    """Gathers tokens until the interval, the count or the turn's next checkpoint is reached, and reports them
+    in pieces by channel. The first piece has the ids.
 
     No report reaches over a checkpoint unless one event of the engine does: the machine would have to send
     the ids of such a report in two parts, the first one without its text.
     """
 
-    def __init__(self, run: int, made: int, limits: Limits, report: MachineReport) -> None:
-        self._run, self._made, self._limits, self._report = run, made, limits, report
+    def __init__(
+        self, run: int, made: int, pieces: AnswerPieces, limits: Limits, report: MachineReport
+    ) -> None:
+        self._run, self._made, self._pieces = run, made, pieces
+        self._limits, self._report = limits, report
         self._ids: list[int] = []
         self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
         self._flushed_at = -1.0
 
     async def add(self, tokens: Tokens) -> None:
@@ -556,15 +563,47 @@ class _Coalescer:
             room = CHECKPOINT_EVERY - self._made % CHECKPOINT_EVERY
         self._ids.extend(tokens.ids)
         self._texts.append(tokens.text)
+        self._logprobs += map(_logprob, tokens.logprobs)
         due = trio.current_time() - self._flushed_at >= self._limits.flush_interval_s
         if due or len(self._ids) >= min(room, self._limits.flush_tokens):
             await self.flush()
 
     async def flush(self) -> None:
+        """Report what was gathered."""
         if self._ids or any(self._texts):
-            ids, text = tuple(self._ids), "".join(self._texts)
+            ids, text, logprobs = tuple(self._ids), "".join(self._texts), tuple(self._logprobs)
             self._ids.clear()
             self._texts.clear()
+            self._logprobs.clear()
             self._made += len(ids)
-            await self._report(GenTokens(self._run, Piece(ids=ids, text=text)))
+            await self._tell(self._pieces.feed(text), ids, logprobs)
         self._flushed_at = trio.current_time()
+
+    async def finish(self, reason: FinishReason) -> None:
+        """The engine is done."""
+        await self.flush()
+        await self._tell(self._pieces.finish(whole=reason == "stop"))
+        called = reason == "stop" and self._pieces.calls
+        await self._report(GenDone(self._run, "tool_calls" if called else reason))
+
+    async def _tell(
+        self, said: list[Said], ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> None:
+        first = said[0] if said else Said("content", "")
+        pieces = [Piece(ids=ids, logprobs=logprobs, **_fields(first))] if said or ids else []
+        for piece in [*pieces, *(Piece(ids=(), **_fields(each)) for each in said[1:])]:
+            await self._report(GenTokens(self._run, piece))
+
+
+def _fields(said: Said) -> dict[str, Any]:
+    return {"text": said.text, "channel": said.channel, "call": said.call, "name": said.name}
+
+
+def _logprob(told: Logprob) -> TokenLogprob:
+    top = tuple(TopToken(id=token, logprob=_bounded(logprob)) for token, logprob in told.top)
+    return TokenLogprob(logprob=_bounded(told.own), top=top)
+
+
+def _bounded(logprob: float) -> float:
+    """Within what the wire carries: rounding makes some a little more than 0."""
+    return max(-_LOGPROB_LEAST, min(0.0, logprob))

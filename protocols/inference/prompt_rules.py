@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b32encode
 from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
@@ -21,6 +22,7 @@ JSON_BYTES_MAX: Final = 64 * 1024
 """UTF-8 bytes of all schemas of a prompt together."""
 _SEED_TAG: Final = b"p2pnode/seed/1"
 _INTEGER_TAG: Final = b"p2pnode/seed/int"
+_CALL_TAG: Final = b"p2pnode/call"
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SEED_DRAWN: Final = 0xFFFFFFFF
 """llama.cpp draws a seed of its own for this one, so no call has it."""
@@ -47,6 +49,12 @@ def seed_of(number: int) -> bytes:
 def next_seed(seed: bytes) -> bytes:
     """Another seed that follows from ``seed``."""
     return keccak256(_INTEGER_TAG + seed)[:16]
+
+
+def call_id(seed: bytes, index: int) -> str:
+    """The id of an answer's call: 9 letters and digits, as some templates demand; the same at any host."""
+    digest = keccak256(_CALL_TAG + seed + index.to_bytes(4, "big"))
+    return b32encode(digest)[:9].decode("ascii").lower()
 
 
 def check_prompt(body: PromptBody) -> None:

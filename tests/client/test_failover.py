@@ -29,6 +29,7 @@ from p2pnode.errors import (
     UnreachableError,
 )
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.models.answer import Said
 from p2pnode.protocols.inference.commands import Quoted, TurnDone
 from p2pnode.protocols.inference.messages import (
     PREFIX_MAX,
@@ -170,27 +171,49 @@ def test_the_first_host_is_asked_what_was_asked() -> None:
 
 def test_the_next_is_asked_for_the_rest_from_exactly_what_is_held() -> None:
     partial = PartialAnswer(BODY)
-    partial.take((1, 2, 3), "abc")
+    partial.take((1, 2, 3), Said("content", "abc"))
     rest = partial.next_prompt()
     assert (rest.prefix, rest.text_bytes, rest.sampling.tokens_max) == ((1, 2, 3), 3, 7)
     assert (rest.messages, rest.seed) == (BODY.messages, BODY.seed)
-    partial.take((4, 5), "")
+    partial.take((4, 5), Said("content", ""))
     assert partial.next_prompt().text_bytes == 3
-    partial.take((), "dé")
+    partial.take((), Said("content", "dé"))
     assert partial.next_prompt().text_bytes == 6
-    partial.take((), "")
+    partial.take((), Said("content", ""))
     assert partial.text == "abcdé"
+
+
+def test_all_that_an_answer_says_is_counted_and_goes_on_in_its_channel() -> None:
+    partial = PartialAnswer(BODY)
+    partial.take((1,), Said("reasoning", "hm"))
+    partial.take((2,), Said("content", "é"))
+    partial.take((3, 4), Said("call", "", 0, "weather"))
+    partial.take((5,), Said("call", '{"city"'))
+    assert partial.next_prompt().text_bytes == 2 + 2 + 7 + 7
+    rest = PartialAnswer.of(BODY, partial.held)
+    rest.take((), Said("call", ": 1}"))
+    rest.take((6,), Said("call", "{}", 1, "add"))
+    assert (rest.text, rest.reasoning) == ("é", "hm")
+    assert rest.calls == [("weather", '{"city": 1}'), ("add", "{}")]
+    for wrong in (
+        Said("call", "x", 0),
+        Said("call", "x", 2),
+        Said("call", "", 3, "add"),
+        Said("call", "", 1, "add"),
+    ):
+        with pytest.raises(HostFault, match="call"):
+            rest.take((), wrong)
 
 
 def test_a_faulty_host_costs_what_nobody_saw_and_no_receipt_covers() -> None:
     partial = PartialAnswer(BODY)
-    partial.take((1, 2), "ab")
+    partial.take((1, 2), Said("content", "ab"))
     partial.receipt()
-    partial.take((3,), "c")
-    partial.take((4, 5), "")
+    partial.take((3,), Said("content", "c"))
+    partial.take((4, 5), Said("content", ""))
     assert partial.drop_unproven() == 2
     assert (partial.ids, partial.text) == ([1, 2, 3], "abc")
-    partial.take((4,), "")
+    partial.take((4,), Said("content", ""))
     partial.receipt()
     assert partial.drop_unproven() == 0  # its receipt stands for it, and the next host tells its text
     assert (partial.next_prompt().prefix, partial.next_prompt().text_bytes) == ((1, 2, 3, 4), 3)
@@ -201,9 +224,9 @@ def test_what_no_prompt_can_hold_can_not_go_on() -> None:
         messages=BODY.messages, sampling=SamplingParams(tokens_max=PREFIX_MAX + 10), seed=bytes(16)
     )
     partial = PartialAnswer(long)
-    partial.take(tuple(range(PREFIX_MAX)), "x")
+    partial.take(tuple(range(PREFIX_MAX)), Said("content", "x"))
     assert partial.continuable
-    partial.take((1,), "y")
+    partial.take((1,), Said("content", "y"))
     assert not partial.continuable
 
 
@@ -211,7 +234,7 @@ def test_what_no_prompt_can_hold_can_not_go_on() -> None:
 def test_text_known_and_receipted_never_exceed_what_is_held(pieces: list[tuple[list[int], str]]) -> None:
     partial = PartialAnswer(BODY)
     for number, (ids, text) in enumerate(pieces):
-        partial.take(ids, text)
+        partial.take(ids, Said("content", text))
         if number % 3 == 2:
             partial.receipt()
         if number % 4 == 3:
@@ -246,7 +269,7 @@ def start(failover: Failover, host: PeerId = PEER, *, paid: bool = False, reused
 def bring(failover: Failover, count: int, now: float = 1.0) -> None:
     assert failover.attempt is not None
     failover.attempt.delivered(count, now)
-    failover.partial.take(range(count), "x" * count)
+    failover.partial.take(range(count), Said("content", "x" * count))
 
 
 def done(reason: str, tokens_in: int = 5, tokens_out: int = 0) -> TurnDone:
@@ -335,7 +358,7 @@ def test_a_faulty_host_is_not_billed_for_what_was_dropped() -> None:
     bring(failover, 2)
     assert failover.attempt is not None
     failover.attempt.delivered(3, 2.0)
-    failover.partial.take((7, 8, 9), "")
+    failover.partial.take((7, 8, 9), Said("content", ""))
     decision = failover.failed(HostFault("it lied"), STATE)
     assert (decision.move, decision.blames) == ("next", True)
     assert failover.partial.ids == [0, 1]

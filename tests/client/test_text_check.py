@@ -26,7 +26,9 @@ def frame(ids: tuple[int, ...] = (), text: str = "", **more: Any) -> Tokens:
 def frames(answer: str, step: int, body: PromptBody = BODY) -> list[Tokens]:
     """What an honest host sends, so many ids at a time."""
     text = TextAssembler(VOCABULARY.piece, body.sampling.stop)
-    pieces = AnswerPieces(reader_of(QUOTE.format, ["pay"], reasons=True, thinking=False), has=body.text_bytes or 0)
+    pieces = AnswerPieces(
+        reader_of(QUOTE.format, ["pay"], reasons=True, thinking=False), has=body.text_bytes or 0
+    )
     before = pieces.feed(text.feed(body.prefix).text)
     made = [frame(text=each.text, channel=each.channel, call=each.call, name=each.name) for each in before]
     ids = tuple(answer.encode())[len(body.prefix) :]
@@ -34,8 +36,10 @@ def frames(answer: str, step: int, body: PromptBody = BODY) -> list[Tokens]:
         said = pieces.feed(text.feed(ids[at : at + step]).text)
         made.append(frame(ids[at : at + step]))
         made += [frame(text=each.text, channel=each.channel, call=each.call, name=each.name) for each in said]
-    rest = pieces.feed(text.finish(complete=True).text) + pieces.finish()
-    return made + [frame(text=each.text, channel=each.channel, call=each.call, name=each.name) for each in rest]
+    rest = pieces.feed(text.finish(complete=True).text) + pieces.finish(whole=True)
+    return made + [
+        frame(text=each.text, channel=each.channel, call=each.call, name=each.name) for each in rest
+    ]
 
 
 @pytest.mark.parametrize("step", [1, 3, 16, 200])

@@ -67,7 +67,7 @@ def pieces(vector: dict[str, Any], cuts: Iterable[int], *, has: int = 0) -> tupl
     for cut in [*cuts, len(text)]:
         said += made.feed(text[last:cut])
         last = cut
-    return [*said, *made.finish()], made.calls
+    return [*said, *made.finish(whole=True)], made.calls
 
 
 def flat(said: Iterable[Said]) -> list[tuple[str, int, str]]:

@@ -103,7 +103,7 @@ def models_vectors() -> dict[str, Any]:
 def _answer(name: str, form: str, how: str, text: str) -> dict[str, Any]:
     reader = reader_of(form, TOOLS, reasons=bool(how), thinking=how == "thinking")
     pieces = AnswerPieces(reader)
-    said = [*pieces.feed(text), *pieces.finish()]
+    said = [*pieces.feed(text), *pieces.finish(whole=True)]
     return {
         "name": name,
         "format": form,

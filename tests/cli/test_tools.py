@@ -1,0 +1,128 @@
+"""``ask`` with tools, schemas and conversations from files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.cli.support import Program, ask
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 10}, "days": {"enum": [1, 2, 3]}},
+            "required": ["city", "days"],
+        },
+    },
+}
+SCHEMA_OF_WEATHER: Any = WEATHER["function"]["parameters"]  # type: ignore[index]
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["n"],
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Any:
+    """Writes a value into a file."""
+
+    def write(name: str, value: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(value if isinstance(value, str) else json.dumps(value), "utf-8")
+        return path
+
+    return write
+
+
+def at(host: Program) -> tuple[str, ...]:
+    return ("--peer", host.multiaddr, "--no-mdns")
+
+
+def test_a_tool_that_must_be_called_is_printed_with_its_arguments(
+    host: Program, data_dir: Path, files: Any
+) -> None:
+    flags = ("--tool", files("t.json", WEATHER), "--tool-choice", "weather", "--max-tokens", 500)
+    ran = ask(data_dir, "Rain?", *at(host), *flags)
+    assert ran.code == 0, ran.err
+    for line in filter(None, ran.out.splitlines()):  # of parallel calls there may be several
+        name, _, rest = line.partition("(")
+        assert name == "weather"
+        jsonschema.validate(json.loads(rest.removesuffix(")")), SCHEMA_OF_WEATHER)
+
+
+def test_a_script_gets_the_call_in_pieces(host: Program, data_dir: Path, files: Any) -> None:
+    flags = ("--tool", files("t.json", [WEATHER]), "--tool-choice", "required", "--max-tokens", 500, "--json")
+    ran = ask(data_dir, "Rain?", *at(host), *flags)
+    pieces = [each for each in ran.events if each["event"] == "tool_call"]
+    assert pieces[0]["name"] == "weather"
+    assert len(pieces[0]["id"]) == 9
+    arguments = json.loads("".join(each["arguments"] for each in pieces if each["index"] == 0))
+    assert arguments["days"] in (1, 2, 3)
+    assert ran.named("done")[0]["reason"] == "tool_calls"
+
+
+def test_an_answer_fits_the_schema_of_a_file(host: Program, data_dir: Path, files: Any) -> None:
+    ran = ask(data_dir, "How many?", *at(host), "--schema", files("s.json", SCHEMA))
+    jsonschema.validate(json.loads(ran.out), SCHEMA)
+
+
+def test_a_conversation_comes_from_a_file_with_calls_and_results(
+    host: Program, data_dir: Path, files: Any
+) -> None:
+    call = {
+        "id": "abcdefghi",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city":"Oslo"}'},
+    }
+    said = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "rain"},
+    ]
+    flags = ("--tool", files("t.json", WEATHER), "--messages", files("m.json", said), "--max-tokens", 10)
+    for question in ((), ("And tomorrow?",)):
+        ran = ask(data_dir, *question, *at(host), *flags)
+        assert (ran.code, len(ran.out) > 5) == (0, True), ran.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--tool", "nowhere.json"), "--tool: nowhere.json can't be read"),
+        (("--tool-choice", "rain"), "none of the tools"),
+        (("--format", "xml"), "--format: 'xml' is neither"),
+        (("--messages", "nowhere.json"), "--messages: nowhere.json can't be read"),
+    ],
+)
+def test_files_and_words_that_make_no_sense_are_named(
+    data_dir: Path, flags: tuple[str, str], why: str
+) -> None:
+    ran = ask(data_dir, "hi", "--no-mdns", *flags)
+    assert ran.code == 2
+    assert why in ran.err
+
+
+def test_files_that_hold_something_else_are_named(data_dir: Path, files: Any) -> None:
+    for flag, content, why in (
+        ("--tool", "{", "is no JSON"),
+        ("--tool", {"description": "x"}, "each tool is"),
+        ("--schema", [1], "it must be an object"),
+        ("--schema", {"items": [[[]] * 5000]}, "4096 values"),
+        ("--messages", {}, "no list of messages"),
+        ("--messages", [{"role": "wizard", "content": "x"}], "each message is"),
+    ):
+        ran = ask(data_dir, "hi", "--no-mdns", flag, files("x.json", content))
+        assert (ran.code, why in ran.err) == (2, True), (flag, ran.err)
+
+
+def test_nothing_to_ask_is_said(data_dir: Path) -> None:
+    ran = ask(data_dir, "--no-mdns")
+    assert (ran.code, "give a question" in ran.err) == (2, True)

@@ -1,0 +1,207 @@
+"""Tools over whole nodes in memory: calls stream, go on elsewhere when a host dies, and are checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.client.answer import Answer
+from p2pnode.errors import ConfigError, HostFault, P2PNodeError
+from p2pnode.models.answer import Said
+from p2pnode.models.engine import EngineEvent, GenerateRequest, Tokens
+from p2pnode.models.manifest import SCRIPTED
+from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
+from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
+from tests.client.failing import ONE_BY_ONE, meet, seeds
+from tests.node.world import Member, World, scripted_host, world
+
+ARGUMENTS = '{"city": "Zürich", "days": [1, 2, 3], "note": "</tool_call> \\"quoted\\""}'
+CALL = f'Let me see.\n<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+GREEDY = SamplingParams(tokens_max=400, temperature=0)
+
+
+def script(prompt: tuple[int, ...], _seed: int) -> str:
+    """Call the tool; once it has answered, say what it said."""
+    said = bytes(each for each in prompt if each < 256).decode()
+    return f"It says: {said.rpartition('rain')[1] or 'nothing'}." if "rain" in said else CALL
+
+
+@asynccontextmanager
+async def stage(count: int = 1, **config: Any) -> AsyncIterator[tuple[World, list[Member], Any]]:
+    async with world(limits=ONE_BY_ONE) as w:
+        members: list[Member] = []
+        for _ in range(count):
+            first = members[0].node.multiaddrs[:1] if members else ()
+            members.append(await w.add([scripted_host(**{"script": script, **config})], bootstrap=first))
+        await trio.sleep(5)
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+            yield w, members, client
+
+
+async def heard(answer: Answer) -> list[Said]:
+    async with answer:
+        return [said async for said in answer.events()]
+
+
+def whole(said: list[Said]) -> list[tuple[str, int, str, str]]:
+    """Neighbours of one channel as one: channel, call, name, text."""
+    made: list[tuple[str, int, str, str]] = []
+    for each in said:
+        if made and made[-1][:2] == (each.channel, each.call) and not each.name:
+            made[-1] = (*made[-1][:3], made[-1][3] + each.text)
+        else:
+            made.append((each.channel, each.call, each.name, each.text))
+    return made
+
+
+EXPECTED = [("content", 0, "", "Let me see.\n"), ("call", 0, "weather", ARGUMENTS)]
+
+
+async def test_a_call_streams_its_arguments_is_answered_and_the_answer_uses_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with stage(tokens_per_s=50.0) as (_, _, client):
+        messages: list[dict[str, Any]] = [{"role": "user", "content": "Weather?"}]
+        asked = client.chat(messages, model=SCRIPTED, tools=TOOLS, sampling=GREEDY)
+        said = await heard(asked)
+        assert whole(said) == EXPECTED
+        assert sum(1 for each in said if each.channel == "call") > 10
+        assert asked.usage.reason == "tool_calls"
+        assert asked.text_checked
+        (call,) = asked.tool_calls
+        assert (call.name, json.loads(call.arguments)["city"], len(call.id)) == ("weather", "Zürich", 9)
+        function = {"name": call.name, "arguments": call.arguments}
+        messages += [
+            {"role": "assistant", "tool_calls": [{"id": call.id, "type": "function", "function": function}]},
+            {"role": "tool", "tool_call_id": call.id, "content": "rain"},
+        ]
+        last = client.chat(messages, model=SCRIPTED, tools=TOOLS, sampling=GREEDY)
+        assert whole(await heard(last)) == [("content", 0, "", "It says: rain.")]
+        assert last.usage.reason == "stop"
+        assert last.tool_calls == ()
+
+
+@pytest.mark.parametrize("at", [1, 14, 31, 60, 90, 120])
+async def test_a_call_whose_host_dies_in_its_middle_is_ended_by_another_one(
+    autojump_clock: MockClock, at: int
+) -> None:
+    async with stage(2, tokens_per_s=50.0) as (w, members, client):
+        answer = client.chat("Weather?", model=SCRIPTED, tools=TOOLS, sampling=GREEDY)
+        said: list[Said] = []
+        async for each in answer.events():
+            said.append(each)
+            if len(answer.ids) >= at and members[0].host is not None and len(answer.bill) == 0:
+                w.crash(members[0])
+                at = 10_000
+        assert whole(said) == EXPECTED
+        assert bytes(answer.ids).decode() == CALL
+        assert len(answer.bill) == 2
+        assert sum(item.tokens_out for item in answer.bill) == len(answer.ids)
+        assert answer.usage.reason == "tool_calls"
+        assert answer.text_checked
+
+
+async def test_the_content_alone_is_what_a_plain_reader_gets(autojump_clock: MockClock) -> None:
+    async with stage() as (_, _, client):
+        answer = client.chat("Weather?", model=SCRIPTED, tools=TOOLS, sampling=GREEDY)
+        assert "".join([piece async for piece in answer]) == answer.text == "Let me see.\n"
+
+
+async def test_without_tools_a_call_is_text(autojump_clock: MockClock) -> None:
+    async with stage() as (_, _, client):
+        for options in ({}, {"tools": TOOLS, "tool_choice": "none"}):
+            answer = client.chat("Weather?", model=SCRIPTED, sampling=GREEDY, **options)
+            assert whole(await heard(answer)) == [("content", 0, "", CALL)]
+            assert answer.usage.reason == "stop"
+
+
+async def test_a_schema_shapes_an_answer_across_a_host_that_dies(autojump_clock: MockClock) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 40},
+            "n": {"type": "integer", "minimum": 0, "maximum": 9},
+        },
+        "required": ["name", "n"],
+    }
+    form = ResponseFormat(kind="json_schema", body=json.dumps(schema))
+    async with stage(2, script=None, tokens_per_s=50.0) as (w, members, client):
+        answer = client.chat("Hello", model=SCRIPTED, response_format=form, sampling=GREEDY)
+        async for _ in answer:
+            if len(answer.ids) == 12:
+                w.crash(members[0])
+        assert answer.usage.reason == "stop"
+        assert len(answer.bill) == 2
+        jsonschema.validate(json.loads(answer.text), schema)
+
+
+async def test_logprobs_come_one_for_each_id(autojump_clock: MockClock) -> None:
+    async with stage() as (_, _, client):
+        answer = client.chat("Hi", model=SCRIPTED, sampling=replace(GREEDY, tokens_max=20), logprobs=2)
+        await heard(answer)
+        assert len(answer.logprobs) == len(answer.ids) == 20
+        assert all(len(each.top) == 2 for each in answer.logprobs)
+
+
+class Liar(ScriptedEngine):
+    """Makes harmless ids, and tells another text."""
+
+    @asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        async with super().generate(request) as events:
+
+            async def lies() -> AsyncGenerator[EngineEvent, None]:
+                told = False
+                async for event in events:
+                    if isinstance(event, Tokens):
+                        yield replace(event, text="" if told else CALL.replace("weather", "pay"))
+                        told = True
+                    else:
+                        yield event
+
+            yield lies()
+
+
+async def test_harmless_ids_with_a_malicious_call_reach_nobody(autojump_clock: MockClock) -> None:
+    pay = [{"name": "pay", "parameters": {"type": "object"}}]
+    liar = replace(scripted_host(), engine=Liar(ScriptedConfig(script=lambda *_: "Hello there.")))
+    async with world(limits=ONE_BY_ONE) as w:
+        member = await w.add([liar])
+        async with w.client(member.node.multiaddrs[:1]) as client:
+            answer = client.chat("Hi", model=SCRIPTED, tools=pay, sampling=GREEDY)
+            heard_so_far: list[Said] = []
+            with pytest.raises(P2PNodeError) as error:  # noqa: PT012
+                async for said in answer.events():
+                    heard_so_far += [said]
+            assert not [said for said in heard_so_far if said.channel == "call"]
+            assert answer.tool_calls == ()
+            fault = error.value if isinstance(error.value, HostFault) else error.value.__cause__
+            assert "do not say" in str(fault or error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"tools": [{"name": "a b"}]}, "letters, digits"),
+        ({"tools": [{"description": "x"}]}, "each tool is"),
+        ({"tools": TOOLS, "tool_choice": "name:rain"}, "none of the tools"),
+        ({"tools": [{"name": "f", "parameters": {"a": ["x"] * 5000}}]}, "4096 values"),
+        ({"response_format": ResponseFormat(kind="json_schema", body="[")}, "no JSON"),
+    ],
+)
+async def test_what_no_host_would_take_is_said_before_one_is_looked_for(
+    options: dict[str, Any], why: str
+) -> None:
+    async with world() as w, w.client([]) as client:
+        with pytest.raises(ConfigError, match=why):
+            client.chat("Hi", model=SCRIPTED, **options)
