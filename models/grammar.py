@@ -12,7 +12,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -382,20 +382,19 @@ def _named(alternatives: Iterable[Alternative]) -> list[str]:
     return [symbol.name for each in alternatives for symbol in each if isinstance(symbol, Rule)]
 
 
-def spell(grammar: Grammar, choose: Callable[[int], int], *, letters_max: int) -> str:
-    """A text of the grammar; ``choose(n)`` gives a number below ``n`` for each choice.
+def spell(grammar: Grammar, choose: Callable[[int], int], *, bytes_max: int, begun: int = 0) -> Iterator[str]:
+    """A text of the grammar, letter by letter; ``choose(n)`` gives a number below ``n`` for each choice.
 
-    After half of ``letters_max`` letters it takes the last way each time, which in our grammars leads to an
-    end. It stops at ``letters_max``, perhaps in the middle.
+    ``begun`` bytes of the text came before. After half of ``bytes_max`` it takes the last way each time; this
+    leads to an end in our grammars. It stops at ``bytes_max``, perhaps in the middle.
     """
-    matcher = Matcher(grammar)
-    said: list[str] = []
-    while len(said) < letters_max:
-        ways, late = matcher.next_symbols(), len(said) * 2 >= letters_max
+    matcher, size = Matcher(grammar), begun
+    while size < bytes_max:
+        ways, late = matcher.next_symbols(), size * 2 >= bytes_max
         if not ways or (matcher.may_end and (late or choose(4) == 0)):
             break
         way = ways[-1] if late else ways[choose(len(ways))]
         letter = way[0] if isinstance(way, str) else way.pick(choose)
         matcher.feed(letter)
-        said.append(letter)
-    return "".join(said)
+        size += len(letter.encode())
+        yield letter

@@ -15,7 +15,6 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from random import Random
 from typing import Final, TypeAlias
 
 import trio
@@ -71,7 +70,7 @@ _PREFILL_BATCH: Final = 64
 _PACE_S: Final = 0.001
 _CHUNK: Final = 16
 _SPELLED_MAX: Final = 400
-"""Letters of an answer that a grammar shapes, about half of them freely."""
+"""Bytes of an answer that a grammar shapes, about half of them freely."""
 _LOGPROB: Final = math.log(0.5)
 
 
@@ -304,16 +303,33 @@ def _tokens(request: GenerateRequest, released: Released) -> Tokens:
 
 def _answer(script: Script, prompt: tuple[int, ...], seed: int) -> Iterator[int]:
     """The scripted answer without the part that the prompt already holds."""
-    mark = ROLE_IDS["assistant"]
-    begins = len(prompt) - prompt[::-1].index(mark) if mark in prompt else len(prompt)
+    begins = _answer_begins(prompt)
     whole = script(prompt[:begins], seed).encode()
     yield from whole[len(prompt) - begins :]
 
 
+def _answer_begins(prompt: tuple[int, ...]) -> int:
+    """Where the answer begins, of which the prompt may hold a part: after the last assistant mark."""
+    mark = ROLE_IDS["assistant"]
+    return len(prompt) - prompt[::-1].index(mark) if mark in prompt else len(prompt)
+
+
 def _spelled(grammar: Grammar, prompt: tuple[int, ...], seed: int) -> Iterator[int]:
-    """A text of the grammar that follows from the prompt and the seed."""
-    state = zlib.crc32(b"".join(map(_ID.pack, prompt)), seed)
-    yield from spell(grammar, Random(state).randrange, letters_max=_SPELLED_MAX).encode()  # noqa: S311
+    """A text of the grammar, each letter drawn by the seed and all ids so far, like :func:`_pseudo_words`."""
+    state = zlib.crc32(b"".join(map(_ID.pack, prompt)), zlib.crc32(seed.to_bytes(8, "big")))
+    drawn = 0
+
+    def choose(below: int) -> int:
+        nonlocal drawn
+        drawn += 1
+        return ((zlib.crc32(_ID.pack(drawn), state) * 2654435761) & 0xFFFFFFFF) % below
+
+    begun = len(prompt) - _answer_begins(prompt)
+    for letter in spell(grammar, choose, bytes_max=_SPELLED_MAX, begun=begun):
+        for byte in letter.encode():
+            yield byte
+            state = zlib.crc32(_ID.pack(byte), state)
+        drawn = 0
 
 
 def _pseudo_words(prompt: tuple[int, ...], seed: int) -> Iterator[int]:

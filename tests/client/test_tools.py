@@ -142,6 +142,8 @@ async def test_a_schema_shapes_an_answer_across_a_host_that_dies(autojump_clock:
                 w.crash(members[0])
         assert answer.usage.reason == "stop"
         assert len(answer.bill) == 2
+        alone = client.chat("Hello", model=SCRIPTED, response_format=form, sampling=GREEDY)
+        assert "".join([piece async for piece in alone]) == answer.text  # as one host would have said it
         jsonschema.validate(json.loads(answer.text), schema)
 
 

@@ -31,7 +31,7 @@ def test_a_text_fits_a_grammar_or_does_not(text: str, fits: bool, may_end: bool)
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_left_of_a_grammar_allows_exactly_the_rest(seed: int) -> None:
     rng = Random(seed)
-    text = spell(word(), rng.randrange, letters_max=20)
+    text = "".join(spell(word(), rng.randrange, bytes_max=20))
     for cut in range(len(text) + 1):
         begun = Matcher(word())
         begun.feed(text[:cut])
