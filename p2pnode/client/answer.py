@@ -511,8 +511,8 @@ class Answer:
                 attempt.quoted(quoted)
                 if self._vocabulary is not None and self._asked is not None:
                     self._check = TextCheck(self._vocabulary, self._asked, quoted.quote)
-                messages = self._partial.body.messages
-                self._searches.note_quote(attempt.peer, attempt.session, messages, quoted, attempt.prefix)
+                body = self._partial.body
+                self._searches.note_quote(attempt.peer, attempt.session, body, quoted, attempt.prefix)
             case Receipted():
                 self.checkpoints += 1
                 self._partial.receipt()

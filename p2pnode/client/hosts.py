@@ -48,7 +48,7 @@ from p2pnode.node.adverts import failure_of
 from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert, Sheet
 from p2pnode.protocols.inference.commands import Quoted
-from p2pnode.protocols.inference.messages import ChatMessage
+from p2pnode.protocols.inference.messages import PromptBody
 from p2pnode.words import one_line
 
 log = structlog.get_logger()
@@ -341,11 +341,11 @@ class Searches:
         self.measured[peer] = known.answered(ttft_s, tokens_per_s)
 
     def note_quote(
-        self, peer: PeerId, session: SessionId, messages: Sequence[ChatMessage], quoted: Quoted, prefix: int
+        self, peer: PeerId, session: SessionId, body: PromptBody, quoted: Quoted, prefix: int
     ) -> None:
         """A host counted a prompt, with ``prefix`` ids of a partial answer after its messages."""
         quote = quoted.quote
-        share = self._prefixes.quoted(session, messages, tokens=quote.tokens_in - prefix, reused=quote.reused)
+        share = self._prefixes.quoted(session, body, tokens=quote.tokens_in - prefix, reused=quote.reused)
         if share is not None:
             self.measured[peer] = self.measured.pop(peer, Measured()).reused(share)
 

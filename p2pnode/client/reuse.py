@@ -7,16 +7,15 @@ no more. The earlier answer isn't counted: its text may be cut into other tokens
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.ids import SessionId
-from p2pnode.protocols.inference.messages import ChatMessage
+from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
 from p2pnode.protocols.wire import encode
 
-SESSIONS_MAX: Final = 256
+CACHES_MAX: Final = 256
 LEAST: Final = 64
 """Fewer tokens than this tell nothing: an engine may compute its last batch anew."""
 
@@ -31,30 +30,31 @@ class _Sent:
 
 
 class PrefixMemory:
-    """The last prompt of each session of one client, of the newest 256 sessions."""
+    """The last prompt of each cache of one client, of the newest 256: one for each key of a session."""
 
     def __init__(self) -> None:
-        self._sent: BoundedMap[SessionId, _Sent] = BoundedMap(SESSIONS_MAX)
+        self._sent: BoundedMap[tuple[SessionId, bytes | None], _Sent] = BoundedMap(CACHES_MAX)
 
-    def quoted(
-        self, session: SessionId, messages: Sequence[ChatMessage], *, tokens: int, reused: int
-    ) -> float | None:
-        """A host counted these messages, ``tokens`` in all, and says that it had ``reused`` of them.
+    def quoted(self, session: SessionId, body: PromptBody, *, tokens: int, reused: int) -> float | None:
+        """A host counted this prompt, ``tokens`` without its prefix, and says that it had ``reused`` of them.
 
         Returns the share that it had of what it could have had, from 0 to 1; None where too little, or
         nothing, is the same as before.
         """
-        before = self._sent.get(session)
-        self._sent.put(session, _Sent(len(messages), _digest(messages), tokens))
-        if before is None or before.tokens < LEAST or len(messages) < before.messages:
+        before = self._sent.get((session, body.cache_key))
+        count = len(body.messages)
+        self._sent.put((session, body.cache_key), _Sent(count, _digest(body, count), tokens))
+        if before is None or before.tokens < LEAST or count < before.messages:
             return None
-        if _digest(messages[: before.messages]) != before.digest:
+        if _digest(body, before.messages) != before.digest:
             return None
         return min(1.0, reused / min(before.tokens, tokens))
 
 
-def _digest(messages: Sequence[ChatMessage]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for message in messages:
-        digest.update(encode(message))  # msgpack: no two lists of messages have the same bytes
-    return digest.digest()
+def _digest(body: PromptBody, count: int) -> bytes:
+    """The hash of all that a model reads up to the end of the first ``count`` messages.
+
+    A template may tell of tools and of the date at the beginning.
+    """
+    head = replace(body, messages=body.messages[:count], sampling=SamplingParams(), seed=bytes(16), prefix=())
+    return hashlib.blake2b(encode(replace(head, text_bytes=None, logprobs=-1)), digest_size=16).digest()

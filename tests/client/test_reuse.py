@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from trio.testing import MockClock
 
 from p2pnode.client.question import chat_messages
-from p2pnode.client.reuse import LEAST, SESSIONS_MAX, PrefixMemory
+from p2pnode.client.reuse import CACHES_MAX, LEAST, PrefixMemory
 from p2pnode.ids import SessionId
 from p2pnode.models.manifest import SCRIPTED
-from p2pnode.protocols.inference.messages import ChatMessage, SamplingParams
+from p2pnode.protocols.inference.messages import PromptBody, SamplingParams, Tool
 from tests.client.failing import read
 from tests.node.world import scripted_host, world
 
 ONE, OTHER = SessionId(b"1" * 32), SessionId(b"2" * 32)
 
 
-def said(*texts: str) -> tuple[ChatMessage, ...]:
+def said(*texts: str, system: str | None = None, **fields: Any) -> PromptBody:
     """A conversation: questions and answers by turns."""
     roles = ("user", "assistant")
-    return chat_messages([{"role": roles[at % 2], "content": text} for at, text in enumerate(texts)], None)
+    messages = [{"role": roles[at % 2], "content": text} for at, text in enumerate(texts)]
+    return PromptBody(messages=chat_messages(messages, system), seed=bytes(16), **fields)
 
 
 @pytest.mark.parametrize(
@@ -33,21 +37,40 @@ def test_the_share_is_that_of_the_earlier_prompt(reused: int, share: float) -> N
 
 @pytest.mark.parametrize(
     "again",
-    [said("x", "b", "c"), said("b"), chat_messages("a", "a system message")],
-    ids=["other", "next", "system"],
+    [
+        said("x", "b", "c"),
+        said("b"),
+        said("a", system="a system message"),
+        said("a", "b", "c", tools=(Tool(name="f"),)),
+        said("a", "b", "c", now=1_700_000_000),
+    ],
+    ids=["other", "next", "system", "tools", "date"],
 )
-def test_a_prompt_that_does_not_begin_with_the_earlier_one_says_nothing(
-    again: tuple[ChatMessage, ...],
-) -> None:
+def test_a_prompt_that_does_not_begin_with_the_earlier_one_says_nothing(again: PromptBody) -> None:
     memory = PrefixMemory()
     memory.quoted(ONE, said("a"), tokens=100, reused=0)
     assert memory.quoted(ONE, again, tokens=150, reused=0) is None
+
+
+def test_how_the_answer_is_drawn_and_where_it_goes_on_makes_no_difference() -> None:
+    memory = PrefixMemory()
+    memory.quoted(ONE, said("a"), tokens=100, reused=0)
+    again = said("a", sampling=SamplingParams(tokens_max=7), prefix=(1, 2), text_bytes=1, logprobs=3)
+    assert memory.quoted(ONE, replace(again, seed=b"s" * 16), tokens=100, reused=50) == 0.5
 
 
 def test_another_session_has_another_cache() -> None:
     memory = PrefixMemory()
     memory.quoted(ONE, said("a"), tokens=100, reused=0)
     assert memory.quoted(OTHER, said("a"), tokens=100, reused=0) is None
+
+
+def test_another_cache_key_has_another_cache_in_the_same_session() -> None:
+    memory = PrefixMemory()
+    one, other = (said("a", cache_key=bytes([number]) * 16) for number in (1, 2))
+    memory.quoted(ONE, one, tokens=100, reused=0)
+    assert memory.quoted(ONE, other, tokens=100, reused=0) is None
+    assert memory.quoted(ONE, one, tokens=100, reused=50) == 0.5
 
 
 def test_a_short_prompt_says_nothing() -> None:
@@ -59,9 +82,9 @@ def test_a_short_prompt_says_nothing() -> None:
 
 def test_the_oldest_sessions_are_forgotten() -> None:
     memory = PrefixMemory()
-    for number in range(SESSIONS_MAX + 1):
+    for number in range(CACHES_MAX + 1):
         memory.quoted(SessionId(number.to_bytes(32, "big")), said("a"), tokens=100, reused=0)
-    first, last = SessionId(bytes(32)), SessionId(SESSIONS_MAX.to_bytes(32, "big"))
+    first, last = SessionId(bytes(32)), SessionId(CACHES_MAX.to_bytes(32, "big"))
     assert memory.quoted(last, said("a"), tokens=100, reused=100) == 1.0
     assert memory.quoted(first, said("a"), tokens=100, reused=100) is None
 
