@@ -127,15 +127,22 @@ def _made(name: str, count: int, mutate: Mutate = msgpack_values) -> Iterator[In
 async def test_an_answer_about_adverts_is_taken_or_refused(
     count: int, counted: Counted, autojump_clock: MockClock
 ) -> None:
-    async with world() as w, asking(w) as (_, asker):
+    async with world() as w, asking(w) as (host, asker):
         node = asker.node
+        publish = host.node.adverts.publisher.current
+        assert publish is not None
+        honest = parse(publish.signed)
 
         async def ask(other: Liar) -> None:
             await node.network.connect_peer(other.network.peer_id, other.network.multiaddrs)
-            if len(other.data) % 2:
-                await node.adverts.sample(other.network.peer_id)
-            else:
-                await node.adverts.fetch(other.network.peer_id)
+            match len(other.data) % 3:
+                case 0:
+                    await node.adverts.sample(other.network.peer_id)
+                case 1:
+                    await node.adverts.fetch(other.network.peer_id)
+                case _:
+                    own = replace(honest, peer=other.network.peer_id, sheet=bytes(32))
+                    assert await node.adverts.sheet(own) is None  # nobody has the sheet of this hash
 
         with counted("adverts answers") as tally:
             await ask_all(w, ADVERTS_PROTOCOL, _made("adverts", count), tally, ask)

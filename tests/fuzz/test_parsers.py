@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.messages import CODEC as ADVERTS
+from p2pnode.protocols.adverts.signatures import decode_gossip, read_sheet, sheet_hash
+from p2pnode.protocols.adverts.signatures import parse as parse_advert
 from p2pnode.protocols.blob.messages import CODEC as BLOB
 from p2pnode.protocols.checkpoint.messages import CODEC as CHECKPOINT
 from p2pnode.protocols.crypto import keccak256
@@ -155,6 +157,14 @@ def _sse(data: bytes) -> None:
     parser.check()
 
 
+def _sheet(data: bytes) -> None:
+    """As of a host whose advert names just these bytes: its owner may write what it likes."""
+    (body,) = (each for each in vectors("adverts")["messages"] if each["type"] == "advert")
+    advert = parse_advert(decode_gossip(bytes.fromhex(body["hex"])))
+    sheet = read_sheet(data, replace(advert, sheet=sheet_hash(data)))
+    assert sheet.peer == advert.peer
+
+
 def _book(data: bytes) -> None:
     Book(size_max=8, privileged=lambda _peer: False).offer_gossip(data, PeerId(SOMEBODY), 1_700_000_001.0)
 
@@ -266,6 +276,8 @@ def _all(folder: Path) -> Iterator[Parser]:  # noqa: PLR0915  a list
         yield Parser(f"{name} message", codec.decode, messages(name), mutate=msgpack_values)
     gossip = [each for each in messages("adverts") if len(each) > 200]
     yield Parser("gossiped advert", _book, gossip, (), msgpack_values)
+    sheets = [bytes.fromhex(each["hex"]) for each in vectors("adverts")["records"] if each["type"] == "Sheet"]
+    yield Parser("sheet of a host", _sheet, sheets, mutate=msgpack_values)
     segment = Segment(records=(encode(Piece(role="user", text="hello", ids=(1, 2), host=SOMEBODY)),))
     digest = hash_of(b"")
     link = Link(seq=1, hash=digest)
