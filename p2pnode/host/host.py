@@ -251,7 +251,13 @@ class Host:
             )
             for each in self._models.values()
         ]
-        return sheet_of(self._node.peer_id, served, self._node.advertised(), self._grants)
+        return sheet_of(
+            self._node.peer_id,
+            served,
+            self._node.advertised(),
+            self._grants,
+            paid=self.escrow is not None,
+        )
 
     def _offer(self, model: HostedModel) -> Offer:
         info = self._warm.get(model.model)

@@ -11,7 +11,7 @@ from typing import Final
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.models.engine import EngineFeature, EngineInfo
-from p2pnode.protocols.adverts.messages import Capability, Profile, Sheet, SheetOffer
+from p2pnode.protocols.adverts.messages import RECEIPTS, Capability, Profile, Sheet, SheetOffer
 
 _OF_ENGINES: Final[Mapping[EngineFeature, Capability]] = {
     "tools": Capability.TOOLS,
@@ -71,8 +71,13 @@ def profile_of(info: EngineInfo) -> Profile:
     )
 
 
-def sheet_of(peer: PeerId, models: Iterable[Served], addresses: Sequence[str], grants: Grants) -> Sheet:
-    """The sheet of a host; ``addresses`` are all that strangers may learn, best first, without ``/p2p``."""
+def sheet_of(
+    peer: PeerId, models: Iterable[Served], addresses: Sequence[str], grants: Grants, *, paid: bool
+) -> Sheet:
+    """The sheet of a host; ``addresses`` are all that strangers may learn, best first, without ``/p2p``.
+
+    ``paid``: whether it takes paid sessions, whose receipts it then shows again.
+    """
     return Sheet(
         peer=peer,
         offers=tuple(
@@ -89,4 +94,5 @@ def sheet_of(peer: PeerId, models: Iterable[Served], addresses: Sequence[str], g
         addresses=tuple(addresses[:_ADDRESSES_MAX]),
         keep_s=grants.keep_s,
         settle_above=grants.settle_above,
+        evidence=(RECEIPTS,) if paid else (),
     )

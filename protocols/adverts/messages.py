@@ -21,6 +21,8 @@ KEEP_MAX_S: Final = 432_000
 """The longest time for which a host may keep a session that its client left."""
 TURNS_MAX: Final = 64
 """The most turns at once that a session may have."""
+RECEIPTS: Final = "receipts/1"
+"""A kind of evidence: the receipts of a paid session, by ``/p2pnode/checkpoint/1``."""
 RELEASE: Final = 1
 """The number of this release: one more with each that an older one can't talk with in full."""
 RELEASE_MIN: Final = 1
@@ -191,6 +193,8 @@ class Sheet:
     addresses: Annotated[tuple[Annotated[str, Size(4, 160)], ...], Size(0, 32)] = ()
     keep_s: Annotated[int, Range(0, KEEP_MAX_S)] = 0
     settle_above: U63 = 0
+    evidence: Annotated[tuple[Annotated[str, Size(1, 32)], ...], Size(0, 16)] = ()
+    """What it shows of what it did, to whoever may ask. See ``RECEIPTS``."""
 
     def offer(self, model: ModelId) -> SheetOffer | None:
         """What it says of a model, if anything."""

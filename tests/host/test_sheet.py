@@ -18,6 +18,7 @@ from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.adverts.messages import (
     CODEC,
     PROTOCOL,
+    RECEIPTS,
     RELEASE,
     RELEASE_MIN,
     Advert,
@@ -92,11 +93,13 @@ def test_a_sheet_tells_of_warm_and_of_cold_models_and_all_addresses() -> None:
     ]
     addresses = [f"/ip4/10.0.0.{number}/tcp/4001" for number in range(40)]
     grants = Grants(turns_max=8, keep_s=3600, settle_above=7)
-    sheet = sheet_of(peer(1), served, addresses, grants)
+    sheet = sheet_of(peer(1), served, addresses, grants, paid=True)
     warm, cold = sheet.offers
     assert (warm.profile, warm.slots, warm.turns_max) == (profile_of(INFO), 4, 8)
     assert (cold.profile, cold.slots) == (None, 0)
     assert (sheet.addresses, sheet.keep_s, sheet.settle_above) == (tuple(addresses[:32]), 3600, 7)
+    assert sheet.evidence == (RECEIPTS,)
+    assert sheet_of(peer(1), served, addresses, grants, paid=False).evidence == ()
 
 
 # ---- by its hash

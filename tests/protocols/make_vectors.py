@@ -183,6 +183,7 @@ def sheet() -> adverts.Sheet:
         addresses=("/ip4/192.0.2.1/tcp/4001", "/ip4/192.0.2.1/tcp/4002/ws"),
         keep_s=432_000,
         settle_above=50_000,
+        evidence=(adverts.RECEIPTS,),
     )
 
 
