@@ -282,6 +282,7 @@ class Answer:
             answers=self._answers,
             vocabulary=self._fetch_vocabulary,
             trusted=self.trusted,
+            shorten=self._shorten,
         )
 
     # ---- reading
@@ -581,10 +582,8 @@ class Answer:
         self._runtime.tell("context.dropped", {"messages": left_out, "left": len(body.messages)})
         self._partial = PartialAnswer(body)
         self._failover.begin_anew(self._partial)
-        self._search, self._candidate = (
-            None,
-            None,
-        )  # hosts that the whole prompt did not fit may hold this one
+        # All hosts once more: some that the whole prompt did not fit may hold this one.
+        self._search, self._candidate = None, None
         return True
 
     def _blame(
