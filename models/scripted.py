@@ -38,7 +38,7 @@ from p2pnode.models.prompt_compiler import compile_prompt, text_of_prefix
 from p2pnode.models.renderer import ChatTemplate, Renderer
 from p2pnode.models.slots import QueuedRequest, SlotQueue
 from p2pnode.models.text import Released, TextAssembler
-from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed
+from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed, validate_sampling
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody
 
@@ -136,6 +136,7 @@ class ScriptedEngine:
     async def prompt(self, body: PromptBody) -> CompiledPrompt:
         """As ``TEMPLATE`` renders it, which is our own and needs no limits."""
         await self._ready()
+        validate_sampling(body.sampling, len(VOCABULARY))
         text, pending = text_of_prefix(VOCABULARY, body)
         parts = compile_prompt(
             self._renderer,

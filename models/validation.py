@@ -32,8 +32,11 @@ _NUMBERS: Final = {
 }
 
 
-def validate_sampling(sampling: SamplingParams) -> None:
-    """Raise ``EngineError(code="bad_request")`` that names the first wrong field and its range."""
+def validate_sampling(sampling: SamplingParams, vocabulary: int | None = None) -> None:
+    """Raise ``EngineError(code="bad_request")`` that names the first wrong field and its range.
+
+    ``vocabulary`` counts the model's tokens, where they are known.
+    """
     for field, (least, most) in _INTEGERS.items():
         value = getattr(sampling, field)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -47,6 +50,8 @@ def validate_sampling(sampling: SamplingParams) -> None:
         raise _bad("logit_bias", f"{len(sampling.logit_bias)} tokens", f"at most {LOGIT_BIAS_MAX} tokens")
     if any(not -100 <= each.bias <= 100 for each in sampling.logit_bias):  # noqa: PLR2004 - as in the field
         raise _bad("logit_bias", "one of its biases", "numbers from -100 to 100")
+    if vocabulary is not None and any(each.id >= vocabulary for each in sampling.logit_bias):
+        raise _bad("logit_bias", "of ids that are no tokens", f"of ids from 0 to {vocabulary - 1}")
     if len(sampling.stop) > STOP_STRINGS_MAX:
         raise _bad("stop", f"{len(sampling.stop)} strings", f"at most {STOP_STRINGS_MAX} strings")
     for text in sampling.stop:
@@ -76,7 +81,7 @@ def tokens_allowed(request: GenerateRequest, *, n_ctx: int, vocabulary: int) -> 
     Raises ``EngineError``: ``context_overflow`` when not even one fits, ``bad_request`` for any other
     mistake.
     """
-    validate_sampling(request.sampling)
+    validate_sampling(request.sampling, vocabulary)
     if not request.prompt_ids:
         raise EngineError("the prompt is empty; send at least one token", code="bad_request")
     room = n_ctx - len(request.prompt_ids)
@@ -88,8 +93,6 @@ def tokens_allowed(request: GenerateRequest, *, n_ctx: int, vocabulary: int) -> 
         )
     if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
         raise EngineError(f"prompt ids must be from 0 to {vocabulary - 1}", code="bad_request")
-    if any(each.id >= vocabulary for each in request.sampling.logit_bias):
-        raise EngineError(f"logit_bias names ids beyond {vocabulary - 1}", code="bad_request")
     if not 0 <= request.seed <= SEED_MAX:
         raise EngineError(f"the seed of a call is from 0 to {SEED_MAX}", code="bad_request")
     if not 0 <= request.text_pending <= len(request.prompt_ids):

@@ -45,7 +45,7 @@ from p2pnode.models.prompt import Piece, pieces_of
 from p2pnode.models.prompt_compiler import PromptCompiler, text_of_prefix
 from p2pnode.models.renderer import ChatTemplate, load_template, reasons_of
 from p2pnode.models.slots import SlotQueue
-from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed
+from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed, validate_sampling
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.protocols.inference.messages import PromptBody
 
@@ -141,6 +141,7 @@ class LlamaCppEngine:
     async def prompt(self, body: PromptBody) -> CompiledPrompt:
         """The prompt by the model's chat template, which runs in a process with limits."""
         vocabulary = await self._known_vocabulary()
+        validate_sampling(body.sampling, len(vocabulary))
         text, pending = text_of_prefix(vocabulary, body)
         letters_max = self._n_ctx * BYTES_PER_TOKEN_MAX
         parts = await self._compiler.compile(body, text=text, letters_max=letters_max)

@@ -13,7 +13,8 @@ import structlog
 import trio
 
 from p2pnode.errors import WireCode
-from p2pnode.host.served_session import counted
+from p2pnode.host.served_session import TOO_MUCH, counted
+from p2pnode.host.unpaid_work import UnpaidWork
 from p2pnode.ids import ModelId
 from p2pnode.models.engine import Engine
 from p2pnode.net.stream import Stream
@@ -39,7 +40,7 @@ Serves = Callable[[ModelId], tuple[Engine, int] | Refuse]
 """The engine of a model and its context in tokens, or why it is not served now."""
 
 
-def serve_counts(node: Node, serves: Serves) -> None:
+def serve_counts(node: Node, serves: Serves, unpaid: UnpaidWork) -> None:
     """Answer ``/p2pnode/count/1`` while the node runs."""
     places: FairShares[_Counting] = FairShares(_TAKEN_AT_ONCE)
     engine_places = trio.CapacityLimiter(_COUNTED_AT_ONCE)
@@ -58,7 +59,7 @@ def serve_counts(node: Node, serves: Serves) -> None:
         return True
 
     async def serve(stream: Stream) -> str | None:
-        counting = _Counting(node, stream, serves, enter, engine_places)
+        counting = _Counting(node, stream, serves, enter, engine_places, unpaid=unpaid)
         try:
             return await counting.run()
         finally:
@@ -77,7 +78,10 @@ class _Counting:
         serves: Serves,
         enter: Callable[[_Counting], bool],
         engine_places: trio.CapacityLimiter,
+        *,
+        unpaid: UnpaidWork,
     ) -> None:
+        self._unpaid = unpaid
         self._stream, self._serves, self._enter, self._engine_places = stream, serves, enter, engine_places
         self.origin = node.network.origin_of(stream.peer)
         self.since = trio.current_time()
@@ -128,6 +132,10 @@ class _Counting:
                 pass
 
     async def _count(self, engine: Engine, order: commands.Count) -> None:
+        wait_s = self._unpaid.begin(self.origin, None, trio.current_time())
+        if wait_s:
+            await self._driver.command(commands.CountFailed(TURN, *TOO_MUCH, wait_s))
+            return
         async with self._engine_places:
             news, _ = await counted(engine, order, _NO_CACHE, self._machine.n_ctx)
             await self._driver.command(news)

@@ -22,6 +22,7 @@ from p2pnode.host.resumable import ResumableSessions
 from p2pnode.host.served_session import ServedSession, SessionWork
 from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
 from p2pnode.host.totals import Totals
+from p2pnode.host.unpaid_work import UnpaidWork
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
 from p2pnode.money import price_text
@@ -99,6 +100,7 @@ class Host:
         self.escrow: EscrowIntake | None = None
         self._resumable: ResumableSessions | None = None
         self._work: dict[SessionId, SessionWork] = {}
+        self._unpaid = UnpaidWork()
         """Of the paid sessions that are open, their streams lost or not."""
         self._prompt_room = PromptRoom()
         if money is not None:
@@ -162,7 +164,7 @@ class Host:
         node.network.standing_of = self.standing_of
         node.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
         if any(model.priced for model in self._models.values()):
-            serve_counts(node, self._countable)
+            serve_counts(node, self._countable, self._unpaid)
         node.before_close(self.drain)
         if self.escrow is not None:
             node.start_soon(self.escrow.run)
@@ -472,6 +474,7 @@ class Host:
             start_soon=lambda function, *args: node.start_soon(node.network.guard.run, function, *args),
             escrow=self.escrow,
             on_turn=lambda turn: self._served(stream, turn),
+            unpaid=self._unpaid,
         )
         if stream.paid:
             self._work[opened.session] = work

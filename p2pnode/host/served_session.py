@@ -15,7 +15,8 @@ from typing import Any, Final
 import structlog
 import trio
 
-from p2pnode.errors import EngineError
+from p2pnode.errors import EngineError, WireCode
+from p2pnode.host.unpaid_work import UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.models.answer import AnswerPieces, Said, reader_of
@@ -73,6 +74,10 @@ from p2pnode.protocols.inference.replay import Piece
 from p2pnode.shares import Origin
 
 log = structlog.get_logger()
+TOO_MUCH: Final[tuple[WireCode, str]] = (
+    "rate_limited",
+    "too many of your prompts were counted and led to no answer: wait, or ask for less at once",
+)
 _LOGPROB_LEAST: Final = 1e6
 _NO_PROMPT: Final = CompiledPrompt(ids=())
 
@@ -236,8 +241,12 @@ class SessionWork:
         start_soon: Callable[..., None],
         escrow: EscrowIntake | None,
         on_turn: Callable[[TurnServed], None],
+        unpaid: UnpaidWork,
     ) -> None:
         self._engine, self._origin, self._limits = engine, origin, limits
+        self._unpaid = unpaid
+        self._unrewarded: set[int] = set()
+        """Turns whose count has led to nothing yet."""
         self._start_soon, self._escrow, self._on_turn = start_soon, escrow, on_turn
         self._record: OpenSession | None = None
         self.driver: Driver | None = None
@@ -296,6 +305,7 @@ class SessionWork:
             case TurnServed(turn=turn):
                 self._cancel(-turn)
                 self._prompts.pop(turn, None)
+                self._unrewarded.discard(turn)
                 self._calls.pop(turn, None)
 
     def _run(self, number: int, function: Callable[..., Awaitable[None]], order: Count | Generate) -> None:
@@ -372,6 +382,11 @@ class SessionWork:
         record = self._record
         if record is None:
             return
+        wait_s = self._unpaid.begin(self._origin, self._payer(record), trio.current_time())
+        if wait_s:
+            await self.report(CountFailed(order.turn, *TOO_MUCH, wait_s))
+            return
+        self._unrewarded.add(order.turn)
         news, prompt = await counted(self._engine, order, record.session, record.granted.n_ctx)
         self._prompts[order.turn] = prompt
         await self.report(news)
@@ -380,6 +395,9 @@ class SessionWork:
         record = self._record
         if record is None:
             return
+        if order.turn in self._unrewarded:
+            self._unrewarded.remove(order.turn)
+            self._unpaid.paid(self._origin, self._payer(record))
         # One at a time: the run before may still be releasing its slot of the engine.
         async with self._calls.setdefault(order.turn, trio.Lock()):
             requester = Requester(record.session, self._turns_go_to(record))
@@ -388,8 +406,13 @@ class SessionWork:
 
     def _turns_go_to(self, record: OpenSession) -> Origin:
         """Slots of the engine go round by payer where a session is paid, else by where the client is."""
+        return self._payer(record) or self._origin
+
+    @staticmethod
+    def _payer(record: OpenSession) -> Origin | None:
+        """Who pays; None in a free session."""
         if record.channel.free:
-            return self._origin
+            return None
         payer = f"payer/{record.channel.terms.payer.hex()}"
         return Origin(payer, payer)
 

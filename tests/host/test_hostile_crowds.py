@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from p2pnode.errors import UnreachableError
 from p2pnode.host.count import serve_counts
+from p2pnode.host.unpaid_work import UnpaidWork
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import scripted_model_id
 from p2pnode.models.scripted import ScriptedEngine
@@ -120,7 +121,7 @@ async def test_prompts_that_never_end_do_not_keep_others_from_being_counted(
         host = await w.add()
         engine = ScriptedEngine()
         await engine.load()
-        serve_counts(host.node, lambda _: (engine, 4096))
+        serve_counts(host.node, lambda _: (engine, 4096), UnpaidWork())
         for number in range(20):
             ip = f"8.8.8.{number + 1}" if same else f"8.8.{number}.1"
             slow = await stack.enter_async_context(attacker(w, host, number, ip))
@@ -136,7 +137,7 @@ async def test_a_prompt_that_gives_way_is_told_to_try_again(autojump_clock: Mock
         host = await w.add()
         engine = ScriptedEngine()
         await engine.load()
-        serve_counts(host.node, lambda _: (engine, 4096))
+        serve_counts(host.node, lambda _: (engine, 4096), UnpaidWork())
         streams = []
         for number in range(16):
             slow = await stack.enter_async_context(attacker(w, host, number, f"8.8.8.{number + 1}"))
