@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,10 +97,18 @@ async def test_it_gets_a_checked_answer_from_a_host(other: Foreign, host: Progra
     assert (advert["p"], advert["o"][0]["m"]) == (peer, model)
     sheet = await other.call("sheet", peer=peer)
     assert (sheet["offers"][0]["name"], sheet["offers"][0]["profile"]["engine"]) == ("scripted", "scripted")
-    answer = await other.call("ask", 30, peer=peer, model=model, question=QUESTION, tokens_max=TOKENS)
-    assert (len(answer["ids"]), answer["reason"]) == (TOKENS, "length")
+    await other.call("open", peer=peer, model=model)
+    said = await other.call("turns", 30, turns=[user(QUESTION, tokens_max=TOKENS)])
+    (answer,) = said["answers"]
+    assert (answer["ids"], answer["reason"]) == (TOKENS, "length")
     assert answer["text"]
-    assert answer["receipts"] == -(-TOKENS // 32)
+    assert len(said["receipts"]) == -(-TOKENS // 32)
+    await other.call("close")
+
+
+def user(text: str, **others: Any) -> dict[str, Any]:
+    """A turn of one question; what else the prompt says goes by its names on the wire."""
+    return {"messages": [{"role": "user", "text": text}], **others}
 
 
 class Told:
@@ -151,33 +160,36 @@ def test_hosts_shows_what_its_sheet_says(told: Told, tmp_path: Path) -> None:
     assert (host["engine"], host["addresses"]) == ("counting 1", [told.address.partition("/p2p/")[0]])
 
 
-def test_it_pays_a_host_of_ours_to_the_token(told: Told, tmp_path: Path) -> None:
+@contextmanager
+def paid_session(told: Told, folder: Path) -> Iterator[tuple[Program, dict[str, Any]]]:
+    """A host of ours with a chain, and what the process says of the paid session that it opened there."""
     prices = ("--price-in", "0.5", "--price-out", "2", "--session-fee", "0.001")
-    with start(tmp_path, "chain", ["chain", "dev", "--port", 0, "--data-dir", tmp_path / "chain"]) as chain:
+    with start(folder, "chain", ["chain", "dev", "--port", 0, "--data-dir", folder / "chain"]) as chain:
         profile = Path(chain.wait_event("chain.ready")["profile"])
-        give(profile, wallet(tmp_path / "paid"), usdc="0", ether="1")
+        give(profile, wallet(folder / "paid"), usdc="0", ether="1")
         give(profile, told.call("payer"), usdc="1")
         known = load_profile(profile)
-        with join(tmp_path, "paid", *prices, "--chain", profile) as host:
+        contracts = {
+            "id": known.chain_id,
+            "url": known.rpc_urls[0],
+            "market": known.job_marketplace.hex(),
+            "token": known.usdc.hex(),
+        }
+        with join(folder, "paid", *prices, "--chain", profile) as host:
             told.call("dial", addr=host.multiaddr)
-            paid = told.call(
-                "pay",
-                peer=host.multiaddr.rsplit("/", 1)[1],
-                model=scripted_model_id().hex(),
-                question=QUESTION,
-                tokens_max=TOKENS,
-                deposit=100_000,
-                chain={
-                    "id": known.chain_id,
-                    "url": known.rpc_urls[0],
-                    "market": known.job_marketplace.hex(),
-                    "token": known.usdc.hex(),
-                },
-            )
-            assert (len(paid["ids"]), paid["reason"], paid["receipts"]) == (TOKENS, "length", 3)
-            assert paid["cost"] > 1000  # the fee, and what the tokens cost
-            settled = host.wait_event("settled")
-            assert (settled["session"], settled["amount"]) == (paid["session"], paid["cost"])
+            peer, model = host.multiaddr.rsplit("/", 1)[1], scripted_model_id().hex()
+            yield host, told.call("open", peer=peer, model=model, deposit=100_000, chain=contracts)
+
+
+def test_it_pays_a_host_of_ours_to_the_token(told: Told, tmp_path: Path) -> None:
+    with paid_session(told, tmp_path) as (host, opened):
+        said = told.call("turns", turns=[user(QUESTION, tokens_max=TOKENS)])
+        (answer,) = said["answers"]
+        assert (answer["ids"], answer["reason"], len(said["receipts"])) == (TOKENS, "length", 3)
+        assert said["cost"] > 1000  # the fee, and what the tokens cost
+        told.call("close")
+        settled = host.wait_event("settled")
+        assert (settled["session"], settled["amount"]) == (opened["session"], said["cost"])
 
 
 async def test_it_recovers_what_a_client_of_ours_stored(

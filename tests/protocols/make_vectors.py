@@ -35,6 +35,7 @@ from p2pnode.protocols.gossipsub import messages as gossipsub
 from p2pnode.protocols.identify import messages as identify
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher, resume_digest
+from p2pnode.protocols.inference.prompt_rules import call_seed
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.receipts import (
     NO_FINGERPRINT,
@@ -72,6 +73,7 @@ MODEL: Final = ModelId(hashlib.sha256(b"model").digest())
 SESSION: Final = SessionId(b"\x5e" * 32)
 SALT: Final = b"\x5a" * 32
 EPOCH: Final = 7
+SEED: Final = bytes(range(16))
 HOLDER: Final = b"\x48" * 16
 ISSUED_AT: Final = 1_700_000_000
 
@@ -281,8 +283,39 @@ def continuation() -> inference.PromptBody:
     return replace(prompt(), prefix=(1, 2, 49_151), text_bytes=5)
 
 
+def tool_turn() -> inference.PromptBody:
+    """The turn that follows a call of a tool, with most of what a prompt can say."""
+    m = inference
+    return m.PromptBody(
+        messages=(
+            m.ChatMessage.of("user", "Weather in Köln?"),
+            m.ChatMessage(
+                role="assistant",
+                tool_calls=(m.ToolCall(id="c1", name="weather", arguments='{"city":"Köln"}'),),
+            ),
+            m.ChatMessage(role="tool", content=(m.Part(text="rain"),), tool_call_id="c1"),
+        ),
+        tools=(
+            m.Tool(
+                name="weather",
+                description="What falls from the sky.",
+                parameters='{"type":"object","properties":{"city":{"type":"string"}}}',
+            ),
+        ),
+        tool_choice="name:weather",
+        parallel_tool_calls=False,
+        sampling=m.SamplingParams(
+            tokens_max=64, presence_penalty=0.5, logit_bias=(m.LogitBias(id=7, bias=-1.5),)
+        ),
+        seed=SEED,
+        logprobs=2,
+        cache_key=b"\x6b" * 16,
+        now=ISSUED_AT - ISSUED_AT % 86_400,
+    )
+
+
 def inference_vectors() -> dict[str, Any]:
-    """Every message; one receipt over two turns of a free session; a paid session, whole."""
+    """Every message; one receipt over two turns of a free session; a paid session, whole; seeds of calls."""
     m, raw, ids, prompt_ids = inference, encode(prompt()), (1, 2, 49_151), (11, 12, 13, 14, 15)
     chain, rendered = ReceiptChain.begin(SESSION, MODEL, SALT, EPOCH), ids_hash(prompt_ids)
     frames = (
@@ -354,6 +387,7 @@ def inference_vectors() -> dict[str, Any]:
         "records": [
             vector(prompt()),
             vector(continuation()),
+            vector(tool_turn(), "PromptBody after a call of a tool"),
             vector(m.Receipt(epoch=EPOCH, previous=root_0, checkpoint=receipt)),
         ],
         "receipts": {
@@ -372,6 +406,9 @@ def inference_vectors() -> dict[str, Any]:
             "peer": PEER, "signature": signature.hex(),
         },
         "paid": paid_session(),
+        "seeds": [
+            {"seed": SEED.hex(), "start": start, "call": call_seed(SEED, start)} for start in (0, 3, 300)
+        ],
     }  # fmt: skip
 
 

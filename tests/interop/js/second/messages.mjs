@@ -1,9 +1,10 @@
-// Messages on streams: protocols/framing, adverts, inference, blob. Each stream is read message by message.
+// Messages on streams, and what they are signed with: protocols/framing, adverts, blob. Each stream is read message
+// by message; sessions of inference are in client.mjs and host.mjs.
 import { secp256k1 } from '@noble/curves/secp256k1.js'
 import { blake3 } from '@noble/hashes/blake3.js'
 import { keccak_256 as keccak } from '@noble/hashes/sha3.js'
 
-import { Float, Malformed, frame, hex, join, pack, same, u32, unhex, unpack, utf8 } from './codec.mjs'
+import { Malformed, frame, hex, join, pack, same, unhex, unpack, utf8 } from './codec.mjs'
 import { propose } from './connection.mjs'
 import { holds, keyOf } from './names.mjs'
 
@@ -93,84 +94,6 @@ export async function askAdvert (connection, peer = connection.peer) {
   const { adverts } = await messages.hear('adverts')
   messages.stream.finish()
   return adverts.map(readAdvert)
-}
-
-// ---- a session of one turn, free or paid (see payment.mjs)
-
-export const requestHash = (body) => hash(body)
-export const tokenHash = (ids, request = Buffer.alloc(0)) => hash(request, ...ids.map(u32))
-export const rootZero = (session, model, salt) => hash(abi(hash(utf8('p2pnode/session/1')), session, model, hash(salt)))
-export const nextRoot = (root, seq, tokensIn, tokensOut, tokens, fingerprint) =>
-  hash(abi(root, seq, tokensIn, tokensOut, tokens, fingerprint))
-export const receiptDigest = (session, epoch, root) => hash(abi(hash(utf8('p2pnode/receipt/1')), session, epoch, root))
-
-const PART = 60000
-const violation = (why) => { throw new Malformed(why) }
-
-export const promptBody = (messages, sampling) => pack({
-  messages,
-  sampling: {
-    tokens_max: 512, temperature: new Float(0.7), top_p: new Float(0.95), top_k: 40, min_p: new Float(0.05),
-    repeat_penalty: new Float(1), stop: [], ...sampling
-  },
-  seed: crypto.getRandomValues(new Uint8Array(16)),
-  prefix: []
-})
-
-// The text of an answer, its ids, its cost, and how many receipts were checked.
-export async function ask (connection, model, salt, body, payment) {
-  const messages = await Messages.open(connection, '/p2pnode/inference/1')
-  const { terms, authorisation, validBefore } = payment ?? { validBefore: 0 }
-  messages.say('open', { model, salt, terms, authorisation, valid_before: validBefore })
-  const accepted = await messages.hear('accept')
-  payment?.accepted(accepted)
-  const { session, epoch } = accepted
-  const signed = (digest, signature) => payment === undefined
-    ? holds(keyOf(connection.peer), digest, signature)
-    : same(signer(digest, signature), terms.receipt_key)
-  for (let at = 0, part = 0; at < body.length; at += PART, part++) {
-    const rest = body.subarray(at, at + PART)
-    messages.say('prompt', { turn: 1, part, last: at + rest.length === body.length, total: body.length, body: rest })
-  }
-  let root = rootZero(session, model, salt)
-  const told = { text: '', ids: [], receipts: 0, reason: '', cost: 0 }
-  let [billed, receipted] = [undefined, 0]
-  while (told.reason === '') {
-    const message = await messages.hear('quote', 'progress', 'tokens', 'checkpoint', 'done', 'ping')
-    switch (message.t) {
-      case 'ping': messages.say('pong', { nonce: message.nonce }); break
-      case 'quote':
-        billed = message.tokens_in - (message.reused ?? 0)
-        if (payment !== undefined) messages.say('voucher', payment.voucher(0, billed, 0, root))
-        break
-      case 'tokens':
-        if (billed === undefined || message.seq !== told.ids.length) violation('tokens out of place')
-        told.ids.push(...message.ids)
-        told.text += message.text ?? ''
-        break
-      case 'checkpoint': {
-        const tokens = tokenHash(told.ids.slice(receipted), told.receipts === 0 ? requestHash(body) : undefined)
-        if (message.seq !== told.receipts + 1 || message.tokens_in !== billed) violation('a wrong count')
-        if (message.tokens_out !== told.ids.length || !same(message.token_hash, tokens)) violation('wrong tokens')
-        root = nextRoot(root, message.seq, billed, told.ids.length, tokens, message.fingerprint_hash)
-        if (!same(root, message.root)) violation('a wrong root')
-        if (!signed(receiptDigest(session, epoch, root), message.signature)) violation('not signed')
-        receipted = told.ids.length
-        told.receipts++
-        if (payment === undefined) messages.say('ack', { seq: receipted })
-        else messages.say('voucher', payment.voucher(told.receipts, billed, receipted, root))
-        break
-      }
-      case 'done':
-        if (message.tokens_out !== told.ids.length || receipted !== told.ids.length) violation('a wrong end')
-        told.cost = message.cost ?? 0
-        if (told.cost !== (payment?.amount(billed, receipted) ?? 0)) violation('a wrong bill')
-        told.reason = message.reason
-    }
-  }
-  messages.say('close', {})
-  messages.stream.finish()
-  return told
 }
 
 // ---- blobs and entries

@@ -3,7 +3,7 @@ import { secp256k1 } from '@noble/curves/secp256k1.js'
 import { randomBytes } from 'node:crypto'
 
 import { Malformed, same, unhex, utf8 } from './codec.mjs'
-import { abi, hash } from './messages.mjs'
+import { abi, hash, signer } from './messages.mjs'
 
 export const TERMS = 'SessionTerms(address payer,address host,address voucherKey,address receiptKey,bytes32 modelId,' +
   'uint64 deposit,uint64 pricePerMTokIn,uint64 pricePerMTokOut,uint64 sessionFee,uint64 tip,' +
@@ -14,7 +14,7 @@ export const RECEIVE = 'ReceiveWithAuthorization(address from,address to,uint256
 const DOMAIN = 'EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)'
 const VALID_S = 450
 const EXPIRY_S = 7200
-const MILLION = 1_000_000
+const MILLION = 1_000_000n
 
 export const addressOf = (secret) => hash(secp256k1.getPublicKey(secret, false).subarray(1)).subarray(12)
 
@@ -63,16 +63,23 @@ export class Payment {
     if (!same(session, this.session) || fee !== this.terms.session_fee) throw new Malformed('another session')
   }
 
+  // Exact where the products are beyond 2^53; what is signed is at most the deposit.
   amount (tokensIn, tokensOut) {
-    const cost = tokensIn * this.terms.price_in + tokensOut * this.terms.price_out
-    return this.terms.session_fee + Math.ceil(cost / MILLION)
+    const { price_in: priceIn, price_out: priceOut, session_fee: fee } = this.terms
+    const cost = BigInt(tokensIn) * BigInt(priceIn) + BigInt(tokensOut) * BigInt(priceOut)
+    return Number(BigInt(fee) + (cost + MILLION - 1n) / MILLION)
   }
 
-  voucher (seq, tokensIn, tokensOut, root) {
+  covers (tokensIn, tokensOut) { return this.amount(tokensIn, tokensOut) <= this.terms.deposit }
+
+  signedReceipt (digest, signature) { return same(signer(digest, signature), this.terms.receipt_key) }
+
+  // `turn`: the quote whose input it newly pays, or 0.
+  voucher (seq, tokensIn, tokensOut, root, turn) {
+    if (!this.covers(tokensIn, tokensOut)) throw new Error('more than the deposit')
     const amount = this.amount(tokensIn, tokensOut)
-    if (amount > this.terms.deposit) throw new Malformed('more than the deposit')
     const digest = digestOf(this.market, VOUCHER, this.session, seq, tokensIn, tokensOut, amount, root)
-    return { seq, tokens_in: tokensIn, tokens_out: tokensOut, amount, root, signature: signDigest(this.key, digest) }
+    return { seq, tokens_in: tokensIn, tokens_out: tokensOut, amount, root, signature: signDigest(this.key, digest), turn }
   }
 }
 

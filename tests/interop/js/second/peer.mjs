@@ -3,10 +3,11 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
 
+import { Session, promptOf, says } from './client.mjs'
 import { hex, unhex, utf8 } from './codec.mjs'
 import { Pair, answer, dial, listen, propose } from './connection.mjs'
 import { serveAdverts, serveSession } from './host.mjs'
-import { ask, askAdvert, askSheet, openStore, promptBody, shown } from './messages.mjs'
+import { askAdvert, askSheet, openStore, shown } from './messages.mjs'
 import { Key, readInvite } from './names.mjs'
 import { Payment, addressOf, tokenDomain } from './payment.mjs'
 import { Keys, entropyOf, recover, write } from './storage.mjs'
@@ -63,6 +64,16 @@ async function identify (connection) {
 
 const address = await listen(key, fixed, opened, connected)
 
+let session
+const whole = ({ text, ...others }) => ({ ...others, ...says(others.role, text) })
+
+async function payTo (connection, model, chain, deposit) {
+  const [advert] = await askAdvert(connection)
+  const market = { name: 'JobMarketplace', version: '1', chain_id: chain.id, contract: chain.market }
+  const token = await tokenDomain(chain.url, chain.id, chain.token)
+  return new Payment({ payer: wallet, advert, model, deposit, market, token })
+}
+
 const commands = {
   async dial ({ addr }) { connected(await dial(addr, key, fixed, opened)) },
   async join ({ invite }) { connected(await dial(readInvite(invite)[0], key, fixed, opened)) },
@@ -83,20 +94,22 @@ const commands = {
     const [advert] = await askAdvert(connections.get(peer))
     return shown(await askSheet(connections.get(peer), advert))
   },
-  async ask ({ peer, model, question, tokens_max: max }) {
-    const body = promptBody([{ role: 'user', content: [{ kind: 'text', text: question }] }], { tokens_max: max })
-    return ask(connections.get(peer), unhex(model), randomBytes(32), body)
-  },
   async payer () { return `0x${hex(addressOf(wallet))}` },
-  async pay ({ peer, model, question, tokens_max: max, deposit, chain }) {
+  // A session, paid where there is a `chain`.
+  async open ({ peer, model, chain, deposit }) {
     const connection = connections.get(peer)
-    const [advert] = await askAdvert(connection)
-    const market = { name: 'JobMarketplace', version: '1', chain_id: chain.id, contract: chain.market }
-    const token = await tokenDomain(chain.url, chain.id, chain.token)
-    const payment = new Payment({ payer: wallet, advert, model: unhex(model), deposit, market, token })
-    const body = promptBody([{ role: 'user', content: [{ kind: 'text', text: question }] }], { tokens_max: max })
-    return { session: hex(payment.session), ...await ask(connection, unhex(model), randomBytes(32), body, payment) }
+    const payment = chain === undefined ? undefined : await payTo(connection, unhex(model), chain, deposit)
+    session = await Session.open(connection, unhex(model), payment)
+    return { session: hex(session.session), turns_max: session.turnsMax }
   },
+  // Turns, all asked at once: their answers, and the session so far.
+  async turns ({ turns }) {
+    const answers = await Promise.all(turns.map(({ late, tokens_max: max, ...said }) =>
+      session.ask(promptOf({ ...said, messages: said.messages.map(whole), sampling: { tokens_max: max } }), { late })))
+    const { receipts, vouchers, order, cost } = session
+    return { answers, receipts, vouchers, order, cost }
+  },
+  async close () { session.close() },
   async store ({ peer, words, title, turns }) {
     const store = await openStore(connections.get(peer))
     const entropy = entropyOf(words)

@@ -7,15 +7,18 @@ import {
 } from './codec.mjs'
 import { Handshake, Pair, Yamux, Bytes, line, noiseFrame, payloadOf, peerIn, yamuxFrame } from './connection.mjs'
 import { manifestOf, overheadOf } from './gguf.mjs'
+import { promptOf, says } from './client.mjs'
 import {
-  abi, bindingDigest, blake, hash, nextRoot, profileHash, readAdvert, readSheet, receiptDigest, requestHash, rootZero, sheetHash, signer,
-  tokenHash
+  abi, bindingDigest, blake, hash, profileHash, readAdvert, readSheet, sheetHash, signer
 } from './messages.mjs'
 import {
   Key, SCRIPTED, addressBytes, addressText, canonical, holds, keyOf, makeInvite, modelId, modelText, parseAddress,
   publicProtobuf, readInvite, sha256
 } from './names.mjs'
-import { RECEIVE, TERMS, VOUCHER, addressOf, digestOf } from './payment.mjs'
+import { Payment, RECEIVE, TERMS, VOUCHER, addressOf, digestOf } from './payment.mjs'
+import {
+  Leaf, callSeed, idsHash, nextRoot, receiptDigest, requestHash, rootZero, tokenHash
+} from './receipts.mjs'
 import {
   Keys, better, entropyOf, joined, link, makeEntry, padded, readEntry, seal, segmentOf, unseal, walletSecret,
   wins, wordsOf
@@ -150,14 +153,30 @@ function adverts () {
 
 function inference () {
   const all = read('protocols', 'inference')
+  for (const { name, hex: bytes } of all.records) equal(`inference: ${name}`, pack(unpack(unhex(bytes))), bytes)
+  for (const { name, hex: bytes, fields } of all.records.filter(({ type }) => type === 'PromptBody')) {
+    equal(`made: ${name}`, pack(promptOf(prompted(fields))), bytes)
+  }
+  for (const { seed, start, call } of all.seeds) equal('seed of a call', callSeed(unhex(seed), start), call)
   const told = all.receipts
   const [session, model, salt] = [told.session, told.model, told.salt].map(unhex)
-  const body = unhex(all.records[0].hex)
   equal('root 0', rootZero(session, model, salt), told.root_0)
-  equal('request hash', requestHash(body), told.request_hash)
-  const tokens = tokenHash(told.ids, requestHash(body))
+  equal('request hash', requestHash(unhex(all.records[0].hex)), told.request_hash)
+  equal('prompt hash', idsHash(told.prompt_ids), told.prompt_hash)
+  const frames = told.frames.map(({ hex: bytes }) => unpack(unhex(bytes)))
+  const leaves = told.leaves.map(({ turn, first, request, prompt, ended, leaf: wanted }) => {
+    const leaf = new Leaf(turn, unhex(request), first)
+    leaf.prompt = unhex(prompt)
+    for (const frame of frames.filter((each) => each.turn === turn)) leaf.take(frame)
+    const made = leaf.cut(ended)
+    equal(`leaf of turn ${turn}`, made, wanted)
+    return made
+  })
+  const tokens = tokenHash(leaves)
   equal('token hash', tokens, told.token_hash)
-  const next = nextRoot(unhex(told.root_0), 1, 5, 3, tokens, Buffer.alloc(32))
+  const { seq, tokens_in: tokensIn, tokens_out: tokensOut, ...checkpoint } =
+    unpack(unhex(all.messages.find(({ type }) => type === 'checkpoint').hex))
+  const next = nextRoot(unhex(told.root_0), seq, tokensIn, tokensOut, tokens, checkpoint.fingerprint_hash)
   equal('root 1', next, told.root_1)
   const digest = receiptDigest(session, told.epoch, next)
   equal('digest', digest, told.digest)
@@ -165,9 +184,27 @@ function inference () {
   paid(all.paid)
 }
 
+// What a vector says of a prompt, in values: what is a float there is one here.
+function prompted ({ messages, sampling, seed, ...others }) {
+  const floats = Object.entries(sampling).filter(([name]) => !['tokens_max', 'top_k', 'logit_bias', 'stop'].includes(name))
+  const biases = sampling.logit_bias.map(({ id, bias }) => ({ id, bias: new Float(bias) }))
+  return {
+    ...others,
+    messages: messages.map((message) => {
+      if (message.content.some(({ data }) => data !== '')) throw new Error('no images')
+      return { ...message, content: message.content.flatMap(({ text }) => says('user', text).content) }
+    }),
+    sampling: {
+      ...sampling, ...Object.fromEntries(floats.map(([name, value]) => [name, new Float(value)])), logit_bias: biases
+    },
+    seed: unhex(seed),
+    ...(others.cache_key === undefined ? {} : { cache_key: unhex(others.cache_key) })
+  }
+}
+
 function paid (told) {
   const said = (list) => list.map(({ hex: bytes }) => unpack(unhex(bytes)))
-  const [open, accept, , , input, , checkpoint, output] = said(told.turn)
+  const [open, accept, prompt, , quote, input, frame, checkpoint, output] = said(told.turn)
   const terms = open.terms
   const session = digestOf(told.market, TERMS, ...Object.values(terms))
   equal('session', session, told.session)
@@ -177,21 +214,29 @@ function paid (told) {
   )
   equal('authorisation', authorised, told.authorisation_digest)
   equal('payer', signer(authorised, open.authorisation), terms.payer)
-  equal('root 0 of a paid session', rootZero(session, open.model, open.salt), told.root_0)
-  for (const [place, each] of [input, output].entries()) {
+  const zero = rootZero(session, open.model, open.salt)
+  equal('root 0 of a paid session', zero, told.root_0)
+  const [resume, again] = [said(told.resume)[0], said(told.recovery)[2]]
+  const digests = [...told.voucher_digests, told.final_voucher_digest]
+  for (const [place, each] of [input, output, again.voucher].entries()) {
     const digest = digestOf(
       told.market, VOUCHER, session, each.seq, each.tokens_in, each.tokens_out, each.amount, each.root
     )
-    equal('voucher', digest, told.voucher_digests[place])
+    equal('voucher', digest, digests[place])
     equal('voucher key', signer(digest, each.signature), terms.voucher_key)
-    const cost = each.tokens_in * terms.price_in + each.tokens_out * terms.price_out
-    equal('amount', terms.session_fee + Math.ceil(cost / 1e6), each.amount)
+    equal('amount', Payment.prototype.amount.call({ terms }, each.tokens_in, each.tokens_out), each.amount)
   }
+  const leaf = new Leaf(quote.turn, requestHash(prompt.body))
+  leaf.prompt = quote.prompt_hash
+  leaf.take(frame)
+  equal('tokens of a paid turn', tokenHash([leaf.cut(checkpoint.ended[0].reason)]), hex(checkpoint.token_hash))
+  const { seq, tokens_in: tokensIn, tokens_out: tokensOut } = checkpoint
+  const root = nextRoot(zero, seq, tokensIn, tokensOut, checkpoint.token_hash, checkpoint.fingerprint_hash)
+  equal('root of a paid receipt', root, hex(checkpoint.root))
   const receipt = receiptDigest(session, accept.epoch, checkpoint.root)
   equal('paid receipt', receipt, told.receipt_digest)
   equal('receipt key', signer(receipt, checkpoint.signature), terms.receipt_key)
   const peers = [told.host_peer, told.client_peer].map((peer) => hash(utf8(peer)))
-  const [resume, again] = [said(told.resume)[0], said(told.recovery)[2]]
   for (const [nonce, wanted, { proof }] of [
     [accept.nonce, told.resume_digest, resume], [said(told.recovery)[1].nonce, told.challenge_digest, again]
   ]) {

@@ -1,0 +1,346 @@
+// A client's session, free or paid (see payment.mjs), with as many turns at once as the host grants. It has no
+// timers. Written from protocols/inference/SPEC.md.
+import { randomBytes } from 'node:crypto'
+
+import { Float, Malformed, pack, same, utf8 } from './codec.mjs'
+import { Messages } from './messages.mjs'
+import { holds, keyOf } from './names.mjs'
+import { CHECKPOINT, Leaf, nextRoot, receiptDigest, requestHash, rootZero, tokenHash } from './receipts.mjs'
+
+const PART = 8192
+const UPLOAD_MAX = 32768
+const READ_CREDIT = 256
+const START_DISTANCE = 32
+const TEXT_FIXED = 4096
+const TEXT_PER_ID = 1024
+const HOLDER = randomBytes(16)
+const violation = (why) => { throw new Malformed(why) }
+
+// ---- prompts
+
+export const says = (role, text) => ({ role, content: [{ kind: 'text', text, data: Buffer.alloc(0), mime: '' }] })
+
+// A `PromptBody`, whole: what is not given has its default. `sampling` has floats as `Float`.
+export const promptOf = ({ messages, tools = [], sampling = {}, ...others }) => ({
+  messages: messages.map(({ role, content = [], tool_calls: calls = [], tool_call_id: answers, name = '' }) =>
+    ({ role, content, tool_calls: calls, tool_call_id: answers, name })),
+  embed: [],
+  tools: tools.map(({ name, description = '', parameters = '' }) => ({ name, description, parameters })),
+  tool_choice: 'auto',
+  parallel_tool_calls: true,
+  response_format: { kind: 'text', body: '' },
+  sampling: {
+    tokens_max: 512,
+    temperature: new Float(0.7),
+    top_p: new Float(0.95),
+    top_k: 40,
+    min_p: new Float(0.05),
+    repeat_penalty: new Float(1),
+    presence_penalty: new Float(0),
+    frequency_penalty: new Float(0),
+    logit_bias: [],
+    stop: [],
+    ...sampling
+  },
+  seed: randomBytes(16),
+  logprobs: -1,
+  cache_key: undefined,
+  now: undefined,
+  prefix: [],
+  text_bytes: undefined,
+  ...others
+})
+
+// A quote's bound for a client that has neither the model's tokenizer nor its manifest.
+const TEMPLATE_FIXED = 512
+const TEMPLATE_PER_MESSAGE = 64
+
+function quoteMax ({ messages, prefix }) {
+  const texts = messages.flatMap(({ content }) => content.map(({ text }) => utf8(text).length))
+  return texts.reduce((sum, bytes) => sum + bytes, 0) + prefix.length +
+    TEMPLATE_FIXED + TEMPLATE_PER_MESSAGE * messages.length
+}
+
+// ---- turns
+
+// One turn: 'asked' until its quote, 'quoted' until its input is paid, then 'paid', at last 'over'.
+class Turn {
+  constructor (number, prompt, body, late) {
+    Object.assign(this, {
+      number, prompt, late, state: 'asked', leaf: new Leaf(number, requestHash(body)), upto: READ_CREDIT, quote: undefined,
+      ids: 0, bytes: 0, text: '', reasoning: '', calls: [], starts: [], ended: undefined, cancelled: false, unconfirmed: 0
+    })
+    this.answer = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }))
+    this.answer.catch(() => {}) // whoever awaits it is told, whenever that is
+  }
+
+  get billed () { return this.quote === undefined ? 0 : this.quote.tokens_in - (this.quote.reused ?? 0) }
+
+  take (message) {
+    const { index, ids, text = '', channel = 'content', call = 0, name = '', start = '', logprobs = [] } = message
+    if (index !== this.ids) violation('tokens at a wrong index')
+    if (ids.length === 0 && text === '' && name === '') violation('tokens of nothing')
+    if (this.ids + ids.length > this.prompt.sampling.tokens_max) violation('too many tokens')
+    if (this.ids + ids.length > this.upto) violation('tokens past the read credit')
+    if (logprobs.length > 0 && logprobs.length !== ids.length) violation('logprobs of other ids')
+    if (start !== '') this.begin(start, index)
+    this.leaf.take(message)
+    this.ids += ids.length
+    this.bytes += utf8(text).length + utf8(name).length
+    if (this.bytes > TEXT_FIXED + TEXT_PER_ID * this.ids) violation('too much text')
+    if (channel === 'call') this.takeCall(call, name, text)
+    else if (name !== '' || call !== 0) violation('a call on another channel')
+    else if (channel === 'reasoning') this.reasoning += text
+    else this.text += text
+  }
+
+  takeCall (call, name, text) {
+    if (call > this.calls.length) violation('a call out of order')
+    if (call === this.calls.length) {
+      if (name === '') violation('a call without a name')
+      this.calls.push({ name, arguments: '', pieces: 0 })
+    } else if (name !== '') { violation('a name after the first piece') }
+    this.calls[call].arguments += text
+    if (text !== '') this.calls[call].pieces++
+  }
+
+  begin (cause, index) {
+    const before = this.starts.filter((start) => start.cause === cause).at(-1)
+    if (before !== undefined && (cause === 'restart' || index - before.index < START_DISTANCE)) violation('too many starts')
+    this.starts.push({ cause, index })
+  }
+
+  told (reason, code) {
+    const { number, text, reasoning, ids, calls, starts, quote } = this
+    return { turn: number, text, reasoning, ids, calls, starts, reason, code, tokens_in: quote?.tokens_in ?? 0 }
+  }
+}
+
+// ---- the session
+
+export class Session {
+  static async open (connection, model, payment) {
+    const messages = await Messages.open(connection, '/p2pnode/inference/1')
+    const salt = randomBytes(32)
+    const { terms, authorisation, validBefore = 0 } = payment ?? {}
+    messages.say('open', { model, salt, holder: HOLDER, terms, authorisation, valid_before: validBefore, keep_s: 0 })
+    const accepted = await messages.hear('accept')
+    payment?.accepted(accepted)
+    return new Session(messages, connection.peer, accepted, rootZero(accepted.session, model, salt), payment)
+  }
+
+  constructor (messages, host, { session, epoch, turns_max: turnsMax = 1 }, root, payment) {
+    Object.assign(this, { messages, host, session, epoch, turnsMax, root, payment })
+    this.turns = [] // all that were asked; turn n is at n - 1
+    this.unpaid = []
+    this.finished = 0
+    this.out = 0
+    this.receipts = []
+    this.billed = 0 // input, as the vouchers pay for it; of a free session as it was quoted
+    this.billedBefore = [0]
+    this.receipted = { in: 0, out: 0 }
+    this.vouchers = 0
+    this.order = [] // of the turns, as their tokens came
+    this.closed = false
+    this.wakes = []
+    this.run().catch((error) => this.fail(error))
+  }
+
+  get underWay () { return this.turns.filter(({ state }) => state !== 'over') }
+  get cost () { return this.payment?.amount(this.billed, this.out) ?? 0 }
+
+  changed () { return new Promise((resolve) => this.wakes.push(resolve)) }
+  wake () { for (const each of this.wakes.splice(0)) each() }
+
+  // The answer of a turn. `late`: read credit comes as soon as no other turn is under way.
+  async ask (prompt, { late = false } = {}) {
+    const body = pack(prompt)
+    // Its number is drawn where nothing is awaited before its first part is sent.
+    while (this.underWay.length >= this.turnsMax || !this.mayUpload(body.subarray(0, PART))) await this.orFailure()
+    const turn = new Turn(this.turns.length + 1, prompt, body, late)
+    this.turns.push(turn)
+    await this.upload(turn, body)
+    return turn.answer
+  }
+
+  async orFailure () {
+    if (this.failure !== undefined) throw this.failure
+    await this.changed()
+    if (this.failure !== undefined) throw this.failure
+  }
+
+  mayUpload (part) {
+    return this.turns.reduce((sum, { unconfirmed }) => sum + unconfirmed, 0) + part.length <= UPLOAD_MAX
+  }
+
+  async upload (turn, body) {
+    for (let at = 0, part = 0; at < body.length; at += PART, part++) {
+      const rest = body.subarray(at, at + PART)
+      while (!this.mayUpload(rest) && turn.state !== 'over') await this.orFailure()
+      if (turn.state === 'over') return
+      turn.unconfirmed += rest.length
+      turn.sent = at + rest.length
+      this.messages.say('prompt', {
+        turn: turn.number, part, last: turn.sent === body.length, total: body.length, body: rest
+      })
+    }
+  }
+
+  cancel (turn) {
+    turn.cancelled = true
+    this.messages.say('cancel', { turn: turn.number })
+  }
+
+  close () {
+    this.closed = true
+    this.messages.say('close', {})
+    this.messages.stream.finish()
+  }
+
+  fail (error) {
+    if (this.closed) return
+    if (error instanceof Malformed) this.messages.say('error', { code: 'bad_request', detail: error.message })
+    this.messages.stream.finish()
+    this.failure = error
+    for (const { reject } of this.underWay) reject(error)
+    this.wake()
+  }
+
+  async run () {
+    const takes = ['received', 'quote', 'progress', 'tokens', 'checkpoint', 'done', 'error', 'ping', 'pong']
+    for (;;) {
+      const message = await this.messages.hear()
+      if (!takes.includes(message.t)) violation(`${message.t} out of place`)
+      this[message.t](message)
+      this.wake()
+    }
+  }
+
+  turnOf ({ turn: number }, ...states) {
+    const turn = this.turns[number - 1]
+    if (turn === undefined || !states.includes(turn.state)) violation(`a turn that is ${turn?.state}`)
+    return turn
+  }
+
+  ping ({ nonce }) { this.messages.say('pong', { nonce }) }
+  pong () {}
+
+  received (message) {
+    const turn = this.turnOf(message, 'asked', 'quoted', 'paid', 'over')
+    if (message.bytes > turn.sent || message.bytes <= turn.sent - turn.unconfirmed) violation('a wrong count of bytes')
+    turn.unconfirmed = turn.sent - message.bytes
+  }
+
+  progress (message) { this.turnOf(message, 'asked', 'quoted', 'paid') }
+
+  quote (message) {
+    const turn = this.turnOf(message, 'asked')
+    if (turn.unconfirmed > 0) violation('a quote before the prompt was read')
+    if (message.tokens_in > quoteMax(turn.prompt)) violation('a quote above what the prompt allows')
+    if ((message.reused ?? 0) > message.tokens_in) violation('more reused than there is')
+    turn.quote = message
+    turn.leaf.prompt = message.prompt_hash
+    if (this.payment === undefined) this.bill(turn)
+    else if (turn.billed === 0) turn.state = 'paid'
+    else { turn.state = 'quoted'; this.unpaid.push(turn); this.payInputs() }
+  }
+
+  bill (turn) {
+    this.billed += turn.billed
+    this.billedBefore.push(this.billed)
+    turn.state = 'paid'
+  }
+
+  // At most one input is paid whose first token has not come; two, once the host has finished a turn.
+  payInputs () {
+    this.unpaid = this.unpaid.filter(({ cancelled, state }) => !cancelled && state === 'quoted')
+    const atRisk = () => this.underWay.filter(({ state, billed, ids }) => state === 'paid' && billed > 0 && ids === 0)
+    while (this.unpaid.length > 0 && atRisk().length < (this.finished > 0 ? 2 : 1)) {
+      const turn = this.unpaid.shift()
+      if (!this.payment.covers(this.billed + turn.billed, this.out)) { this.cancel(turn); continue }
+      this.bill(turn)
+      this.pay(turn.number)
+    }
+  }
+
+  pay (turn) {
+    this.vouchers++
+    this.messages.say('voucher', this.payment.voucher(this.receipts.length, this.billed, this.receipted.out, this.root, turn))
+  }
+
+  tokens (message) {
+    const turn = this.turnOf(message, 'paid')
+    if (turn.ended !== undefined) violation('tokens after the end')
+    turn.take(message)
+    this.out += message.ids.length
+    if (this.out - this.receipted.out > CHECKPOINT) violation('too many tokens without a receipt')
+    if (this.payment?.covers(this.billed, this.out) === false) violation('tokens beyond the deposit')
+    this.order.push(turn.number)
+    this.giveCredit(turn)
+    this.payInputs()
+  }
+
+  giveCredit (turn) {
+    if (turn.late && this.underWay.some(({ late }) => !late)) return
+    const upto = turn.ids + READ_CREDIT
+    if (turn.state !== 'paid' || upto - turn.upto < READ_CREDIT / 2) return
+    turn.upto = upto
+    this.messages.say('credit', { turn: turn.number, upto })
+  }
+
+  checkpoint (message) {
+    const { seq, tokens_in: tokensIn, tokens_out: tokensOut, fingerprint_hash: fingerprint, ended = [] } = message
+    const ends = new Map(ended.map(({ turn, reason }) => [turn, reason]))
+    for (const { turn } of ended) {
+      if (this.turnOf({ turn }, 'paid').ended !== undefined) violation('a second end')
+    }
+    if (ended.some(({ turn }, place) => place > 0 && turn <= ended[place - 1].turn)) violation('ends out of order')
+    const moved = this.underWay.filter(({ leaf, number }) => leaf.moved || ends.has(number))
+    if (moved.length === 0) violation('a receipt for nothing')
+    if (seq !== this.receipts.length + 1 || tokensOut !== this.out) violation('a wrong count')
+    if (this.payment === undefined
+      ? tokensIn !== this.billed
+      : tokensIn < this.receipted.in || !this.billedBefore.includes(tokensIn)) violation('a wrong count of input')
+    const tokens = tokenHash(moved.map(({ leaf, number }) => leaf.cut(ends.get(number))))
+    if (!same(tokens, message.token_hash)) violation('other tokens')
+    const root = nextRoot(this.root, seq, tokensIn, tokensOut, tokens, fingerprint)
+    if (!same(root, message.root)) violation('a wrong root')
+    const digest = receiptDigest(this.session, this.epoch, root)
+    const signed = this.payment?.signedReceipt(digest, message.signature) ?? holds(keyOf(this.host), digest, message.signature)
+    if (!signed) violation('not signed')
+    for (const [number, reason] of ends) this.turns[number - 1].ended = reason
+    this.root = root
+    this.receipted = { in: tokensIn, out: tokensOut }
+    this.receipts.push({ turns: moved.map(({ number }) => number), ended: [...ends.keys()] })
+    if (this.payment === undefined) this.messages.say('ack', { seq: tokensOut })
+    else this.pay(0)
+  }
+
+  done (message) {
+    const turn = this.turnOf(message, 'asked', 'quoted', 'paid')
+    const paid = turn.state === 'paid'
+    const needed = paid && (turn.billed > 0 || turn.bytes > 0 || turn.ids > 0)
+    if (turn.ended === undefined ? needed : turn.ended !== message.reason) violation('another end than receipted')
+    if (message.tokens_out !== turn.ids || message.tokens_in !== (paid ? turn.quote.tokens_in : 0)) violation('a wrong end')
+    if (paid && message.reused !== (turn.quote.reused ?? 0)) violation('a wrong end')
+    this.end(turn, message.reason)
+  }
+
+  error (message) {
+    const { turn: number, code, detail = '' } = message
+    if (number == null) throw new Error(`the host ended the session: ${code} ${detail}`)
+    const turn = this.turnOf(message, 'asked', 'quoted', 'paid')
+    const wanted = code === 'stalled' ? 'stalled' : 'failed'
+    if (turn.ended === undefined ? turn.ids > 0 || turn.bytes > 0 : turn.ended !== wanted) violation('another end than receipted')
+    this.end(turn, 'error', code)
+  }
+
+  end (turn, reason, code) {
+    turn.state = 'over'
+    turn.unconfirmed = 0
+    this.finished += reason === 'error' ? 0 : 1
+    turn.resolve(turn.told(reason, code))
+    for (const each of this.underWay) this.giveCredit(each)
+    if (this.payment !== undefined) this.payInputs()
+  }
+}
