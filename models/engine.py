@@ -35,6 +35,8 @@ class GenerateRequest:
     seed: int
     cache_key: bytes
     """Reuse of the prefix cache is allowed within one key only."""
+    session: bytes = b""
+    """Requests of one origin go round its sessions."""
     origin: Origin = ANYBODY
     """Whose turn it is when requests wait: a payer, or where a client that doesn't pay comes from."""
     text_pending: int = 0

@@ -182,7 +182,7 @@ class ScriptedEngine:
         """Run one request."""
         await self._ready()
         allowed = tokens_allowed(request, n_ctx=self._config.n_ctx, vocabulary=len(VOCABULARY))
-        place = self._queue.enter(request.cache_key, request.prompt_ids, request.origin)
+        place = self._queue.enter(request.cache_key, request.prompt_ids, request.origin, request.session)
         made: list[int] = []
         try:
             async with aclosing(self._events(request, place, allowed, made)) as events:

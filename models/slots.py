@@ -31,8 +31,9 @@ _ORIGINS_MAX = 1024
 class QueuedRequest:
     """One request, from its place in the queue to the slot it is given."""
 
-    def __init__(self, key: bytes, prompt_ids: tuple[int, ...], origin: Origin) -> None:
+    def __init__(self, key: bytes, prompt_ids: tuple[int, ...], origin: Origin, session: bytes) -> None:
         self.key = key
+        self.session = session
         self.prompt_ids = prompt_ids
         self.origin = origin
         self._decided = trio.Event()
@@ -66,8 +67,9 @@ class QueuedRequest:
 class SlotQueue:
     """Gives out ``slots`` slots. At most ``queue_max`` requests wait for one, with fair shares by origin.
 
-    A slot that is free goes to the origin that has the fewest now, then to the one that got one longest ago.
-    A request that has a slot keeps it.
+    A slot that is free goes to the origin that has the fewest now, then to the one that got one longest ago;
+    of one origin's requests by the same rule to a session, and of one session's to the oldest. A request that
+    has a slot keeps it.
     """
 
     def __init__(self, slots: int, queue_max: int) -> None:
@@ -76,17 +78,22 @@ class SlotQueue:
         self._waiting: FairShares[QueuedRequest] = FairShares(queue_max)
         self._active: Counter[Origin] = Counter()
         self._last_turn: BoundedMap[Origin, int] = BoundedMap(_ORIGINS_MAX)
+        self._active_of: Counter[bytes] = Counter()
+        self._last_of: BoundedMap[bytes, int] = BoundedMap(_ORIGINS_MAX)
+        """The same for sessions."""
         self._turns = count(1)
         self._duration_s = 0.0
         self._tokens_per_s = 0.0
         self._tokens_out = 0
 
-    def enter(self, key: bytes, prompt_ids: tuple[int, ...], origin: Origin = ANYBODY) -> QueuedRequest:
+    def enter(
+        self, key: bytes, prompt_ids: tuple[int, ...], origin: Origin = ANYBODY, session: bytes = b""
+    ) -> QueuedRequest:
         """Take a place in the queue. Raises ``EngineError`` with code ``capacity`` when the queue is full.
 
         Of a full queue, the newest request of the origin with most gives way to one of an origin with few.
         """
-        place = QueuedRequest(key, prompt_ids, origin)
+        place = QueuedRequest(key, prompt_ids, origin, session)
         if self.table.busy < self._slots:
             # Then nobody waits.
             self._give(place)
@@ -107,19 +114,30 @@ class SlotQueue:
         self._active[place.origin] -= 1
         if not self._active[place.origin]:
             del self._active[place.origin]
+        self._active_of[place.session] -= 1
+        if not self._active_of[place.session]:
+            del self._active_of[place.session]
         while len(self._waiting) and self.table.busy < self._slots:
             first = min(self._waiting, key=self._order)  # the oldest of those that are equal
             self._waiting.leave(first)
             self._give(first)
 
-    def _order(self, place: QueuedRequest) -> tuple[int, int]:
-        return self._active[place.origin], self._last_turn.get(place.origin) or 0
+    def _order(self, place: QueuedRequest) -> tuple[int, int, int, int]:
+        return (
+            self._active[place.origin],
+            self._last_turn.get(place.origin) or 0,
+            self._active_of[place.session],
+            self._last_of.get(place.session) or 0,
+        )
 
     def _give(self, place: QueuedRequest) -> None:
         assignment = self.table.assign(place.key, place.prompt_ids)
         assert assignment is not None  # noqa: S101 - a slot is free
         self._active[place.origin] += 1
-        self._last_turn.put(place.origin, next(self._turns))
+        self._active_of[place.session] += 1
+        turn = next(self._turns)
+        self._last_turn.put(place.origin, turn)
+        self._last_of.put(place.session, turn)
         place.give(assignment)
 
     def _full(self) -> EngineError:

@@ -65,6 +65,10 @@ class Limits:
     # inference
     sessions_max: int = 64
     sessions_per_peer: int = 8
+    turns_per_session: int = 8
+    """Turns of one session under way at once; no more than the engine has slots."""
+    turns_per_origin: int = 16
+    """Turns under way of one payer or, in free sessions, of one origin."""
     engine_queue: int = 32
     flush_interval_s: float = 0.06
     flush_tokens: int = 16

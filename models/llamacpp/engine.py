@@ -207,7 +207,7 @@ class LlamaCppEngine:
         """Run one request."""
         vocabulary = await self._known_vocabulary()
         allowed = tokens_allowed(request, n_ctx=self._n_ctx, vocabulary=len(vocabulary))
-        place = self._queue.enter(request.cache_key, request.prompt_ids, request.origin)
+        place = self._queue.enter(request.cache_key, request.prompt_ids, request.origin, request.session)
         run = LlamaCppRun(request, allowed, vocabulary, hang_s=self._config.hang_s)
         server: LlamaCppProcess | None = None
 

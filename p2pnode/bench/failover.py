@@ -30,7 +30,7 @@ from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.client.failover import Held
-from p2pnode.client.session import Session
+from p2pnode.client.session import Session, SessionTurn
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId, SessionId
@@ -366,15 +366,15 @@ class Trace:
 def traced_sessions() -> Iterator[Trace]:
     """Record what all sessions of this process ask and receive while the block runs."""
     trace = Trace()
-    ask, receive = Session.ask, Session.receive
+    ask, receive = Session.ask, SessionTurn.receive
 
-    async def noting_ask(session: Session, asked: Ask) -> None:
+    async def noting_ask(session: Session, asked: Ask) -> SessionTurn:
         if session.accept is not None:
             trace.noted.append(Asked(trio.current_time(), session.accept.session, asked.body.prefix))
-        await ask(session, asked)
+        return await ask(session, asked)
 
-    async def noting_receive(session: Session) -> ClientEmission:
-        value = await receive(session)
+    async def noting_receive(turn: SessionTurn) -> ClientEmission:
+        value, session = await receive(turn), turn.session
         if session.accept is not None:
             match value:
                 case Delivered(tokens=tokens):
@@ -388,9 +388,9 @@ def traced_sessions() -> Iterator[Trace]:
         return value
 
     setattr(Session, "ask", noting_ask)  # noqa: B010 - a method, replaced on purpose
-    setattr(Session, "receive", noting_receive)  # noqa: B010
+    setattr(SessionTurn, "receive", noting_receive)  # noqa: B010
     try:
         yield trace
     finally:
         setattr(Session, "ask", ask)  # noqa: B010
-        setattr(Session, "receive", receive)  # noqa: B010
+        setattr(SessionTurn, "receive", receive)  # noqa: B010

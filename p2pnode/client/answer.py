@@ -35,7 +35,7 @@ from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.ranking import Candidate, TurnBound
 from p2pnode.client.runtime import Runtime
-from p2pnode.client.session import Session
+from p2pnode.client.session import Session, SessionTurn
 from p2pnode.client.text_check import TextCheck
 from p2pnode.errors import HostFault, P2PNodeError, RefusedError, RemoteError
 from p2pnode.ids import PeerId, SessionId
@@ -177,7 +177,8 @@ class Answer:
         self._search: HostSearch | None = None
         self._candidate: Candidate | None = None
         self._session: Session | None = None
-        """That of the attempt that runs."""
+        """That of the attempt that runs, and its turn there."""
+        self._turn: SessionTurn | None = None
         self._left: tuple[PeerId, str] | None = None
         """The host of the attempt before, and why that ended."""
         self._standby: trio.CancelScope | None = None
@@ -322,17 +323,17 @@ class Answer:
             if self._unread_error is not None:
                 error, self._unread_error = self._unread_error, None
                 raise error
-            if not self._done and self._session is None and self.ids and not self._partial.room:
+            if not self._done and self._turn is None and self.ids and not self._partial.room:
                 self._finish("length")  # it went on from a whole answer
             if self._done:
                 raise StopAsyncIteration
-            session = self._session
-            if session is not None and self._leaves_slow_host(session):
-                await self._end_early(session, "slow")
+            turn = self._turn
+            if turn is not None and self._leaves_slow_host(turn):
+                await self._end_early(turn, "slow")
                 self._failover.leave_host()
                 continue
             try:
-                piece = await self._next_piece(session or await self._next_session())
+                piece = await self._next_piece(turn or await self._next_turn())
             except P2PNodeError as error:
                 self._failed(error)
                 continue
@@ -350,22 +351,22 @@ class Answer:
     async def aclose(self) -> None:
         """Stop the turn if it still runs. What was delivered, and is billed, is in ``text`` and ``ids``."""
         self._failover.cancelled = True
-        if self._session is not None and not self._done:
-            self._session.cancel_turn()
+        if self._turn is not None and not self._done:
+            self._turn.cancel()
         # Shielded: a cancelled caller must free the host's slot too.
         with trio.move_on_after(self._runtime.limits.close_deadline_s, shield=True):
             async with self._reader:
-                while self._session is not None and not self._done:
-                    await self._drain(self._session)
-        session = self._session
-        if session is not None and not self._done:
-            self._ended(session, self._failover.abandon(self._state(session)))
+                while self._turn is not None and not self._done:
+                    await self._drain(self._turn)
+        turn = self._turn
+        if turn is not None and not self._done:
+            self._ended(turn.session, self._failover.abandon(self._state(turn.session, turn)))
         self._end("cancelled")
 
-    async def _drain(self, session: Session) -> Said | None:
+    async def _drain(self, turn: SessionTurn) -> Said | None:
         """The next piece of a turn that this side has cancelled."""
         try:
-            return await self._next_piece(session)
+            return await self._next_piece(turn)
         except P2PNodeError as error:
             self._failed(error)
             return None
@@ -375,32 +376,32 @@ class Answer:
     def __del__(self) -> None:
         """``break``, an error and Ctrl-C leave ``async for`` without telling the iterator."""
         # The attribute is missing where the constructor raised.
-        if getattr(self, "_session", None) is not None and not self._done:
+        if getattr(self, "_turn", None) is not None and not self._done:
             self._answers.dropped(self)
 
     def unread_for(self, now: float) -> float:
         """Seconds since the last piece was given out; 0 while one is waited for, and after the end."""
-        return 0.0 if self._done or self._session is None else max(0.0, now - self._read_at)
+        return 0.0 if self._done or self._turn is None else max(0.0, now - self._read_at)
 
     async def set_aside(self) -> None:
         """End the turn, so that its host's slot is free. Who reads on asks for the rest."""
         async with self._reader:
-            session = self._session
-            if session is None or self._done:
+            turn = self._turn
+            if turn is None or self._done:
                 return
             self._failover.spare_attempt()  # its host did nothing wrong
             # A host that does not answer may be lost: whoever reads on is told of it.
-            await self._end_early(session, "cancelled")
+            await self._end_early(turn, "cancelled")
             self._left = None  # to ask again is no failover
 
-    async def _end_early(self, session: Session, why: str) -> None:
+    async def _end_early(self, turn: SessionTurn, why: str) -> None:
         """Have the turn ended in order; what still comes of it is kept for the reader."""
-        session.cancel_turn()
+        turn.cancel()
         self._early = why
         with trio.move_on_after(self._runtime.limits.close_deadline_s):
             try:
-                while self._session is session and not self._done:
-                    if (said := await self._drain(session)) is not None:
+                while self._turn is turn and not self._done:
+                    if (said := await self._drain(turn)) is not None:
                         self._unread.append(said)
             except P2PNodeError as error:
                 self._unread_error = error
@@ -408,11 +409,11 @@ class Answer:
 
     # ---- a host that is slow
 
-    def _leaves_slow_host(self, session: Session) -> bool:
+    def _leaves_slow_host(self, turn: SessionTurn) -> bool:
         """Whether the host is slow, and another one is to go on."""
         runtime, attempt, search = self._runtime, self._failover.attempt, self._search
         limits, now = runtime.limits, trio.current_time()
-        if attempt is None or search is None or session.has_unread:
+        if attempt is None or search is None or turn.has_unread:
             return False  # with unread tokens it is the reader who is slow
         pace = attempt.pace(now, limits.pace_window_s)
         if pace is None or runtime.node.sleep.slept_since(now - limits.pace_window_s):
@@ -433,7 +434,7 @@ class Answer:
 
     # ---- an attempt
 
-    async def _next_session(self) -> Session:
+    async def _next_turn(self) -> SessionTurn:
         """Ask the next host, or the same one again, for the rest."""
         if self._search is None:
             self._asked_at = self._asked_at or trio.current_time()
@@ -456,7 +457,7 @@ class Answer:
         if candidate is None:
             error = failover.no_host(self._search.ranking(), self._search.failures)
             if self._shortened(error):
-                return await self._next_session()
+                return await self._next_turn()
             raise error
         peer = candidate.advert.peer
         if anew:
@@ -471,17 +472,16 @@ class Answer:
                 paid=session.paid,
                 reused=session.reused,
                 prefix=len(ask.body.prefix),
-                cost_before=session.cost if session.reused else 0,
                 started_at=trio.current_time(),
             )
         )
-        await session.ask(ask)
+        self._turn = turn = await session.ask(ask)
         self.host = peer
         if self._left is not None:
             left, reason = self._left
             fields = {"from": left, "to": peer, "held": len(self.ids), "reason": reason}
             self._runtime.tell("failover", fields)
-        return session
+        return turn
 
     def _keep_trust(self, search: HostSearch, candidate: Candidate) -> None:
         """Once a host that is trusted is asked, no stranger is; before that the user is told of one."""
@@ -491,8 +491,8 @@ class Answer:
         elif search.trusts_some:
             self._runtime.tell("stranger", {"peer": candidate.advert.peer})
 
-    async def _next_piece(self, session: Session) -> Said | None:
-        event = await session.receive()
+    async def _next_piece(self, turn: SessionTurn) -> Said | None:
+        event = await turn.receive()
         attempt = self._failover.attempt
         if attempt is None:
             return None
@@ -527,7 +527,7 @@ class Answer:
             case TurnDone() as over:
                 if self._check is not None:
                     self._check.finish(over.done.reason)
-                self._turn_ended(session, attempt, over)
+                self._turn_ended(turn, attempt, over)
             case _:
                 pass
         return None
@@ -541,12 +541,13 @@ class Answer:
 
     # ---- when an attempt is over
 
-    def _turn_ended(self, session: Session, attempt: Attempt, over: TurnDone) -> None:
-        decision = self._failover.turn_ended(over, self._state(session), early=self._early)
+    def _turn_ended(self, turn: SessionTurn, attempt: Attempt, over: TurnDone) -> None:
+        state = self._state(turn.session, turn)
+        decision = self._failover.turn_ended(over, state, early=self._early)
         if decision.move == "finish":
             now = trio.current_time()
             self._searches.note_answer(attempt.peer, attempt.ttft_s(now), attempt.speed(now))
-        self._act(session, decision)
+        self._act(turn.session, decision)
 
     def _failed(self, error: P2PNodeError) -> None:
         """Go on with another host; raises where none can, or should."""
@@ -555,7 +556,8 @@ class Answer:
             self._stop(error)
             return
         slept_s = self._slept_s()
-        decision = self._failover.failed(error, self._state(session) if session is not None else None)
+        state = self._state(session, self._turn) if session is not None else None
+        decision = self._failover.failed(error, state)
         if isinstance(error, RemoteError) and not self._failover.cancelled:
             self._blame(search, candidate, error, decision, slept_s)
         self._act(session, decision)
@@ -612,18 +614,19 @@ class Answer:
         attempt = self._failover.attempt
         return 0.0 if attempt is None else self._runtime.node.sleep.slept_since(attempt.started_at)
 
-    def _state(self, session: Session) -> SessionState:
+    def _state(self, session: Session, turn: SessionTurn | None) -> SessionState:
         return SessionState(
-            cost=session.cost,
+            cost=session.take_cost(turn),
             n_ctx=session.accepted.n_ctx,
             lost=session.lost,
-            covers_more=session.covers(0, 1),
+            covers_more=session.can_pay_more,
             slept=self._slept_s() > 0,
         )
 
     def _ended(self, session: Session, ended: AttemptEnd) -> None:
         """An attempt is over: its session is kept for another turn, or closed."""
-        self._session, self._left = None, (ended.item.peer, ended.item.reason)
+        self._session = self._turn = None
+        self._left = ended.item.peer, ended.item.reason
         if self._watcher is not None:
             self._watcher.billed(self, ended.item)
         if ended.context_needed is not None and self._search is not None:
@@ -631,7 +634,7 @@ class Answer:
         if ended.attempt.turn_over or session.dormant:
             self._pool.release(session)
         else:
-            session.close()
+            self._pool.leave(session)
 
     # ---- the end
 

@@ -180,8 +180,6 @@ class Attempt:
     """Whether the session served an earlier turn."""
     prefix: int
     """How many ids of the answer went along with the prompt."""
-    cost_before: int
-    """What the session had cost before, in token units."""
     started_at: float
     first_at: float | None = None
     """When the first token came."""
@@ -248,7 +246,7 @@ class SessionState:
     """What the session of an attempt is like when the attempt is over."""
 
     cost: int = 0
-    """What its host can claim in all, in token units."""
+    """What its host can claim for the attempt, in token units."""
     n_ctx: int = 0
     lost: bool = False
     """Whether the connection broke, and the session with it."""
@@ -538,7 +536,7 @@ class Failover:
             tokens_in=attempt.tokens_in,
             reused=attempt.tokens_cached,
             tokens_out=attempt.tokens_out - dropped,
-            cost=state.cost - attempt.cost_before,
+            cost=state.cost,
             reason=reason,
         )
         self.bill.add(item)

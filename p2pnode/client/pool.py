@@ -36,67 +36,114 @@ _WAIT_TOLD_S: Final = 8.0
 
 class SessionPool:
     """The sessions of one client. A paid one is used until its deposit is used up: its fee was paid for all
-    of it.
+    of it. Several turns use it at once where its host grants them.
 
     ``redeliver`` is called between turns: hosts that vanished may be back for their last vouchers.
     """
 
     def __init__(self, runtime: Runtime, redeliver: Callable[[], None]) -> None:
         self._runtime, self._redeliver = runtime, redeliver
-        self._idle_sessions: list[Session] = []
+        self._sessions: list[Session] = []
         """Of one host and model the session that was used last comes last: its cache is the warmest."""
+        self._wanted: dict[tuple[PeerId, ModelId], list[Ask]] = {}
+        """The turns that look for a session with a host."""
+        self._openings: dict[tuple[PeerId, ModelId], trio.Event] = {}
+        """Hosts with which a session is being opened; set when that is over."""
 
     def peers(self, model: ModelId) -> Sequence[PeerId]:
-        """Hosts with an idle session of this model that can take a turn now."""
-        idle = (
-            each for each in self._idle_sessions if each.model == model and not (each.over or each.dormant)
+        """Hosts with a session of this model that can take a turn now, or is worth waiting for."""
+        open_now = (
+            each
+            for each in self._sessions
+            if each.model == model and not (each.over or each.dormant) and (each.places > 0 or each.paid)
         )
-        return list(dict.fromkeys(session.host for session in idle))
+        return list(dict.fromkeys(session.host for session in open_now))
 
     def close(self) -> None:
-        """End all idle sessions in order."""
-        for session in self._idle_sessions:
+        """End all sessions in order."""
+        for session in self._sessions:
             session.close()
 
     async def wait_closed(self) -> None:
         """Until each host has heard of the end of its session, or can't be reached."""
-        for session in self._idle_sessions:
+        for session in self._sessions:
             await session.wait_over()
 
     def has(self, peer: PeerId, model: ModelId) -> bool:
-        """Whether there is an idle session with this host, a dormant one included."""
-        return bool(self._idle(peer, model))
+        """Whether there is a session with this host, a dormant one included."""
+        return bool(self._of(peer, model))
 
-    def _idle(self, peer: PeerId, model: ModelId) -> list[Session]:
-        self._idle_sessions = [session for session in self._idle_sessions if not session.over]
-        return [session for session in self._idle_sessions if (session.host, session.model) == (peer, model)]
+    def _of(self, peer: PeerId, model: ModelId) -> list[Session]:
+        self._sessions = [session for session in self._sessions if not session.over]
+        return [session for session in self._sessions if (session.host, session.model) == (peer, model)]
 
     async def open(self, candidate: Candidate, ask: Ask) -> Session:
-        """A session with a host that can pay for a turn: an idle one, or one that is opened now.
+        """A session with a host that can pay for a turn, with a place for it: one that is open, or a new one.
 
-        Raises ``RemoteError``, and ``LocalError`` when this client can't or may not pay.
+        A paid session whose places are taken is waited for: another one would cost another fee. Raises
+        ``RemoteError``, and ``LocalError`` when this client can't or may not pay.
         """
-        peer, model = candidate.advert.peer, candidate.offer.model
-        tokens_out = ask.body.sampling.tokens_max
-        idle = self._idle(peer, model)
-        for session in reversed(idle):
-            if session.covers(ask.input_max, tokens_out):
-                self._idle_sessions.remove(session)
+        key = (candidate.advert.peer, candidate.offer.model)
+        wanted = self._wanted.setdefault(key, [])
+        wanted.append(ask)
+        try:
+            while True:
+                session = self._ready(*key, ask)
+                if session is None and (busy := self._worth_waiting(*key)) is not None:
+                    await busy.wait_changed()
+                elif session is None and key in self._openings:
+                    await self._openings[key].wait()
+                else:
+                    session = session or await self._open_one(key, candidate, wanted)
+                    session.reserve()
+                    return session
+        finally:
+            wanted.remove(ask)
+            if not wanted:
+                self._wanted.pop(key, None)
+
+    def _ready(self, peer: PeerId, model: ModelId, ask: Ask) -> Session | None:
+        """An open session that can take this turn now. One whose deposit is nearly used up is closed."""
+        for session in reversed(self._of(peer, model)):
+            if session.places > 0 and session.covers(ask.input_max, ask.body.sampling.tokens_max):
+                self._sessions.remove(session)
+                self._sessions.append(session)
                 session.reused = True
                 return session
-        for session in idle:  # their deposits are nearly used up: a new session brings a new one
-            self._idle_sessions.remove(session)
-            session.close()
+            if session.paid and not session.is_busy:
+                self._sessions.remove(session)  # a new session brings a new deposit
+                session.close()
+        return None
+
+    def _worth_waiting(self, peer: PeerId, model: ModelId) -> Session | None:
+        """A paid session whose turns are under way: when one is over there is a place."""
+        return next((each for each in self._of(peer, model) if each.paid and each.is_busy), None)
+
+    async def _open_one(
+        self, key: tuple[PeerId, ModelId], candidate: Candidate, wanted: Sequence[Ask]
+    ) -> Session:
+        """Open a session whose deposit is enough for all turns that look for one."""
+        over = self._openings[key] = trio.Event()
+        try:
+            session = await self._opened(candidate, wanted)
+            self._sessions.append(session)
+            return session
+        finally:
+            del self._openings[key]
+            over.set()
+
+    async def _opened(self, candidate: Candidate, wanted: Sequence[Ask]) -> Session:
+        peer, model = candidate.advert.peer, candidate.offer.model
         await self._connect(candidate.advert)
         purchase = None
         if self._runtime.payer is not None and is_priced(candidate.offer):
-            await self._require_fit(candidate, ask)
+            await self._require_fit(candidate, wanted[0])
             purchase = await self._runtime.payer.buy(
                 self._runtime.tasks,
                 candidate.advert,
                 candidate.offer,
-                tokens_in=ask.input_max,
-                tokens_out=tokens_out,
+                tokens_in=sum(ask.input_max for ask in wanted),
+                tokens_out=sum(ask.body.sampling.tokens_max for ask in wanted),
                 addresses=self._runtime.node.network.addresses_of(peer),
             )
         session = Session(
@@ -192,15 +239,21 @@ class SessionPool:
         return scope
 
     def release(self, session: Session) -> None:
-        """Keep a session open for the next turn with the same host."""
+        """A turn is over: keep its session open for the next one with the same host."""
         self._redeliver()
-        if session.over:
+        if session.over or session.paid or session.is_busy:
             return
-        if not session.paid:  # a second free one would only take a place at the host
-            for other in self._idle(session.host, session.model):
-                self._idle_sessions.remove(other)
+        for other in self._of(session.host, session.model):  # a second free one would only take a place
+            if other is not session and not other.is_busy:
+                self._sessions.remove(other)
                 other.close()
-        self._idle_sessions.append(session)
+
+    def leave(self, session: Session) -> None:
+        """A turn was given up before its end: close its session, unless other turns need it."""
+        if not session.is_busy or session.over:
+            if session in self._sessions:
+                self._sessions.remove(session)
+            session.close()
 
 
 Contact = Callable[[PeerId, Sequence[str]], Awaitable[Advert | None]]

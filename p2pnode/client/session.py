@@ -1,12 +1,13 @@
-"""A session of a client with one host, free or paid: its machine, its stream, the queue of its events."""
+"""A session of a client with one host, free or paid: its machine, its stream, and the turns that share it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -38,20 +39,82 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept
+from p2pnode.protocols.typed_data import amount_due
 
 if TYPE_CHECKING:
     from p2pnode.payments.payer import Purchase
 
 log = structlog.get_logger()
+_RESUMES_FRUITLESS_MAX: Final = 2
+_AT_ONCE_S: Final = 1.0
+
+
+class SessionTurn:
+    """One turn of a session, asked by :meth:`Session.ask`; :meth:`receive` gives its events in order."""
+
+    def __init__(self, session: Session, ask: Ask) -> None:
+        self.session, self.ask = session, ask
+        # What the application has not read waits here: no more than the read credit, and its text.
+        self._send, self._receive = trio.open_memory_channel[ClientEmission](math.inf)
+        self.is_cancelled = False
+        self.asker_waits = False
+        """Whether :meth:`Session.ask` waits until it can be asked."""
+        self.tokens_in = self.tokens_out = 0
+        """What it costs: input that is billed, and output."""
+        self.cost: int | None = None
+        """Its share of the session's cost, once it was asked for."""
+
+    async def receive(self) -> ClientEmission:
+        """The next event. Raises what :meth:`Session.error` says when the session is over, or dormant."""
+        try:
+            event = await self._receive.receive()
+        except (trio.EndOfChannel, trio.ClosedResourceError):
+            raise self.session.error() from None
+        match event:
+            case SessionFailed():
+                raise self.session.error()
+            case Delivered(tokens=tokens):
+                self.session.taken(self, tokens.index + len(tokens.ids))
+            case _:
+                pass
+        return event
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are events that nobody has received yet."""
+        return self._receive.statistics().current_buffer_used > 0
+
+    def cancel(self) -> None:
+        """Stop it; its remaining events still come, if there is a stream."""
+        self.is_cancelled = True
+        self.session.cancel(self)
+
+    def hand_on(self, value: ClientEmission) -> None:
+        """Give its reader an event."""
+        match value:
+            case Quoted(quote=quote):
+                self.tokens_in = quote.tokens_in - quote.reused
+            case Delivered(ids=ids):
+                self.tokens_out += len(ids)
+            case TurnDone(done=done):
+                self.tokens_in = done.tokens_in - done.reused
+            case _:
+                pass
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            self._send.send_nowait(value)
+
+    def close(self) -> None:
+        """No event follows."""
+        self._send.close()
 
 
 class Session:
-    """A session with one host: ``run`` it in a nursery, then ``ask`` and ``receive``.
+    """A session with one host: ``run`` it in a nursery, then ``ask`` turns, as many at once as it has places.
 
-    A paid session whose connection is lost is resumed on a new stream; a turn that ran ends there as
-    ``cancelled``. While a turn is asked the resume may take ``reconnect_patience_s`` only. A session whose
-    host fell silent and can't be reached is dormant for ``dormant_s``, because the host may sleep. It is
-    resumed when the host is back or a turn is asked, and costs no second fee.
+    A paid session whose connection is lost is resumed on a new stream, and its turns go on there. While
+    turns are under way the resume may take ``reconnect_patience_s`` only. A session whose host fell silent
+    and can't be reached is dormant for ``dormant_s``, because the host may sleep. It is resumed when the host
+    is back or a turn is asked, and costs no second fee.
     """
 
     def __init__(
@@ -73,10 +136,20 @@ class Session:
         self._holder = holder
         self._machine = self._first_machine(draw(32))
         self._driver: Driver | None = None
-        # What the application has not read waits here: no more than a turn's read credit, and its text.
-        self._send, self._receive = trio.open_memory_channel[ClientEmission](math.inf)
-        self._key = 0
-        """Of the turn that was asked last."""
+        self._keys = itertools.count(1)
+        self._turns: dict[int, SessionTurn] = {}
+        """Those that have no outcome yet, by the key that the machine knows them by."""
+        self._begun: set[int] = set()
+        """Those that the machine had begun when the last stream was lost."""
+        self._reserved = 0
+        """Places that were given out for turns that are about to be asked."""
+        self._unaccounted: set[SessionTurn] = set()
+        """Turns whose share of the cost was not asked for."""
+        self._accounted = 0
+        """Token units of those whose share was, and what they were for."""
+        self._accounted_in = self._accounted_out = 0
+        self._changed = trio.Event()
+        """Set when a place becomes free, and at the end; then replaced."""
         self._on_open: Callable[[], None] = lambda: None
         self.accept: Accept | None = None
         self.failure: SessionFailed | None = None
@@ -86,23 +159,21 @@ class Session:
         self._closing = False
         self._heard = False
         self._ended = trio.Event()
-        self._asked: Ask | None = None
-        """The turn that has no outcome yet."""
-        self._turns_before = 0
         self._back = trio.Event()
         """Set while there is a stream on which turns can be asked, and at the end."""
         self._back.set()
         self._resuming: trio.CancelScope | None = None
         self._resumed_at = -1
-        """How many tokens had been received at the last resume."""
+        """How many messages had been received at the last resume."""
+        self._fruitless = 0
+        """Resumes in a row before which nothing had come since the last one."""
+        self._reached = False
+        """Whether the last resume that failed had a stream, which broke."""
         self._refused = False
         """Whether the host refused to go on, or ended a session in which nothing was asked."""
         self._wanted, self._tried = trio.Event(), trio.Event()
         """Set when a turn is asked of a dormant session, and after each attempt to resume; then replaced."""
-        self._asker_waits = False
         self._dormant: trio.CancelScope | None = None
-        self._dropping = False
-        """Whether what comes belongs to a turn that was given up while the session was dormant."""
 
     def _first_machine(self, salt: bytes) -> ClientSession:
         return ClientSession(
@@ -140,7 +211,9 @@ class Session:
             self._ended.set()
             self._back.set()
             self._tried.set()
-            self._send.close()
+            self._note_change()
+            for turn in self._turns.values():
+                turn.close()
             if self._purchase is not None and self.accept is not None:
                 await self._note_end(self._purchase)
 
@@ -179,15 +252,20 @@ class Session:
         held, failure = self._machine.held, self.failure
         if held is None or failure is None or not failure.resumable or self._broken or self._refused:
             return False
-        # Not again unless something came since the last resume: else the host would be dialled for ever.
-        return self._purchase is not None and not self._closing and held.received > self._resumed_at
+        # Not for ever unless something came since the last resume: a host could have us dial it all day.
+        fruitful = held.received > self._resumed_at or self._fruitless < _RESUMES_FRUITLESS_MAX
+        return self._purchase is not None and not self._closing and fruitful
 
     async def _goes_on(self) -> bool:
         """Resume a lost session, and drive it to the end of its new stream; False where it can't be."""
         dormant_until = trio.current_time() + self._limits.dormant_s
         while self._resumable:
+            began = trio.current_time()
             if await self._resume():
                 return True
+            # It was there, or its network said at once that it isn't: that may be the same interruption.
+            if self._reached or trio.current_time() - began < _AT_ONCE_S:
+                continue
             # A connection that broke says that the host is gone. Silence says nothing: the host may sleep.
             silent = self.failure is not None and self.failure.cause != "lost"
             if not (self._resumable and silent and await self._wait_wanted(dormant_until)):
@@ -197,12 +275,12 @@ class Session:
     async def _wait_wanted(self, until: float) -> bool:
         """Until a turn is asked or it is time to try again; False where it is time to give up."""
         self._wanted, self._tried = trio.Event(), trio.Event()
-        given_up = self.failure if self._asked is not None and not self._asker_waits else None
         retry_at = trio.current_time() + self._limits.dormant_retry_s
         with trio.CancelScope(deadline=min(until, retry_at)) as self._dormant:
-            if given_up is not None:  # who reads the turn need not wait for the host
-                self._asked, self._dropping = None, self._turns > self._turns_before
-                await self._hand_on(given_up)
+            if self.failure is not None:  # who reads a turn need not wait for the host
+                for key in [key for key, turn in self._turns.items() if not turn.asker_waits]:
+                    self._turns.pop(key).hand_on(self.failure)
+                self._note_change()
             await self._wanted.wait()
         self._dormant = None
         return not self._closing and trio.current_time() < until
@@ -211,10 +289,13 @@ class Session:
         """Resume the session on a new stream and drive it there; False where it can't be."""
         lost, self.failure = self.failure, None
         self._back, held = trio.Event(), self._machine.held
+        self._reached, received = False, held.received if held is not None else 0
+        self._fruitless = 0 if received > self._resumed_at else self._fruitless + 1
+        self._begun = {turn.key for turn in held.turns.values()} if held is not None else set()
         if self._tried.is_set():
             self._tried = trio.Event()
         limits = self._limits
-        patience_s = limits.dial_deadline_s if self._asked is None else limits.reconnect_patience_s
+        patience_s = limits.reconnect_patience_s if self._turns else limits.dial_deadline_s
         log.info("session.resuming", host=self.host)
         with trio.move_on_after(patience_s) as self._resuming:
             try:
@@ -238,6 +319,7 @@ class Session:
         if self._back.is_set():
             return True
         failure: SessionFailed | None = self.failure
+        self._reached = failure is not None and failure.cause == "lost"
         self._refused = (
             failure is not None and failure.cause in ("answered", "fault") and not failure.resumable
         )
@@ -285,13 +367,78 @@ class Session:
         voucher = self._machine.final_voucher
         return self.accept.session_fee if voucher is None else voucher.amount
 
+    def take_cost(self, turn: SessionTurn | None) -> int:
+        """Token units of the session's cost that are a turn's, asked for when it is over.
+
+        The shares of all turns are the session's cost, to the unit: what is rounded, or was paid for nothing,
+        is the last one's.
+        """
+        if turn is not None and turn.cost is not None:
+            return turn.cost
+        if turn is not None:
+            self._unaccounted.discard(turn)
+        share = self.cost - self._accounted
+        if self._purchase is not None and self._unaccounted:
+            if turn is None:
+                return 0
+            paid_in = turn.tokens_in if turn.tokens_out else 0
+            self._accounted_in += paid_in
+            self._accounted_out += turn.tokens_out
+            terms = self._purchase.payment.terms
+            share = min(share, amount_due(terms, self._accounted_in, self._accounted_out) - self._accounted)
+        elif turn is not None:
+            self._accounted_in += turn.tokens_in
+            self._accounted_out += turn.tokens_out
+        self._accounted += share
+        if turn is not None:
+            turn.cost = share
+        return share
+
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
-        """Whether its deposit is enough for a turn of these sizes; always where it is free."""
+        """Whether its deposit is enough for a turn of these sizes besides those under way."""
         held = self._machine.held
         if self._purchase is None or held is None:
             return True
-        meter = held.meter
-        return self._purchase.covers(meter.tokens_in + tokens_in, meter.tokens_out + tokens_out)
+        tokens_in += held.meter.tokens_in
+        tokens_out += held.meter.tokens_out
+        for turn in self._turns.values():
+            if not turn.tokens_in:  # not quoted, or nothing is billed
+                tokens_in += turn.ask.input_max
+            tokens_out += max(0, turn.ask.body.sampling.tokens_max - turn.tokens_out)
+        return self._purchase.covers(tokens_in, tokens_out)
+
+    @property
+    def can_pay_more(self) -> bool:
+        """Whether its deposit is enough for one more output token."""
+        held = self._machine.held
+        if self._purchase is None or held is None:
+            return True
+        return self._purchase.covers(held.meter.tokens_in, held.meter.tokens_out + 1)
+
+    @property
+    def places(self) -> int:
+        """How many more turns it can take now."""
+        if self.accept is None or self.over:
+            return 0
+        return self.accept.turns_max - len(self._turns) - self._reserved
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether turns are under way, or about to be asked."""
+        return bool(self._turns or self._reserved)
+
+    def reserve(self) -> None:
+        """Take a place for the turn that is asked next."""
+        self._reserved += 1
+
+    async def wait_changed(self) -> None:
+        """Until a place becomes free, or the session is over."""
+        if not self._ended.is_set():
+            await self._changed.wait()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     @property
     def over(self) -> bool:
@@ -315,54 +462,40 @@ class Session:
             return UnreachableError(failure.detail)
         return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s, said=True)
 
-    async def ask(self, ask: Ask) -> None:
-        """Begin a turn; read it with :meth:`receive`. Raises :meth:`error` where it is over."""
+    async def ask(self, ask: Ask) -> SessionTurn:
+        """Begin a turn in a place that was reserved. Raises :meth:`error` where the session is over."""
+        self._reserved = max(0, self._reserved - 1)
         if self._driver is None or self.over:
             raise self.error()
-        self._key += 1
-        ask = replace(ask, key=self._key)
-        self._asked, self._turns_before = ask, self._turns
+        key = next(self._keys)
+        turn = self._turns[key] = SessionTurn(self, replace(ask, key=key))
+        self._unaccounted.add(turn)
         if self._back.is_set():
-            self._driver.command_nowait(ask)
-            return
+            self._driver.command_nowait(turn.ask)
+            return turn
         if self._resuming is not None:  # until now nobody waited for the resume
             patience_ends = trio.current_time() + self._limits.reconnect_patience_s
             self._resuming.deadline = min(self._resuming.deadline, patience_ends)
         self._wanted.set()
-        self._asker_waits = True
+        turn.asker_waits = True
         try:
             await self._tried.wait()
         finally:
-            self._asker_waits = False
+            turn.asker_waits = False
         if self.over or not self._back.is_set():
-            self._asked = None
+            self._turns.pop(key, None)
+            self._unaccounted.discard(turn)
+            self._note_change()
             raise self.error()
+        return turn
 
-    async def receive(self) -> ClientEmission:
-        """The next event of the turn. Raises what :meth:`error` says when the session is over, or dormant."""
-        try:
-            event = await self._receive.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError):
-            raise self.error() from None
-        match event:
-            case SessionFailed():
-                raise self.error()
-            case Delivered(tokens=tokens, key=key):
-                self._command(TokensTaken(tokens.index + len(tokens.ids), key))
-            case _:
-                pass
-        return event
+    def taken(self, turn: SessionTurn, index: int) -> None:
+        """The application has the turn's output tokens below ``index``."""
+        self._command(TokensTaken(index, turn.ask.key))
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether there are events that nobody has received yet."""
-        return self._receive.statistics().current_buffer_used > 0
-
-    def cancel_turn(self) -> None:
-        """Stop the turn; its remaining events still come, if there is a stream."""
-        if not self._back.is_set():
-            self._asked = None  # so that a resume does not ask it again
-        self._command(CancelTurn(self._key))
+    def cancel(self, turn: SessionTurn) -> None:
+        """Stop a turn. One that no machine knows yet is not asked any more."""
+        self._command(CancelTurn(turn.ask.key))
 
     def close(self) -> None:
         """End the session in order."""
@@ -371,7 +504,6 @@ class Session:
             self._resuming.cancel()
         if self._dormant is not None:
             self._dormant.cancel()
-        self._receive.close()
         self._command(End())
 
     def _command(self, value: CancelTurn | TokensTaken | End) -> None:
@@ -380,8 +512,6 @@ class Session:
 
     async def _emitted(self, value: ClientEmission) -> None:
         if self._purchase is not None and await self._purchase.noted(value):
-            return
-        if self._dropping and self._drop(value):
             return
         match value:
             case Accepted(accept=accept):
@@ -395,43 +525,39 @@ class Session:
             case SessionFailed():
                 self.failure = value
                 # What the host ends because nothing was asked is over, although it would keep it a while.
-                idle = value.resumable and value.cause != "lost" and self._asked is None
+                idle = value.resumable and value.cause != "lost" and not self._turns
                 self._refused = self._refused or idle
                 if self._driver is not None:
                     self._driver.stop()
                 attempt = self._resuming is not None and not self._back.is_set() and not value.fault
                 if self._resumable or attempt:  # why a resume was refused is no verdict on the turn
                     return
+                for turn in self._turns.values():
+                    turn.hand_on(value)
             case Ended():
                 if self._driver is not None:
                     self._driver.stop()
-            case TurnDone() | TurnFailed():
-                self._asked = None
+            case _:
+                self._turn_emitted(value)
+
+    def _turn_emitted(self, value: ClientEmission) -> None:
+        """Give what concerns turns to whoever reads them; nobody waits for one that was given up."""
+        match value:
+            case TurnDone(key=key) | TurnFailed(key=key):
+                self._hand_on(key, value)
+                self._turns.pop(key, None)
+                self._note_change()
+            case Receipted(keys=keys):
+                for key in keys:
+                    self._hand_on(key, value)
+            case Delivered(key=key) | Quoted(key=key) | Progressed(key=key):
+                self._hand_on(key, value)
             case _:
                 pass
-        await self._hand_on(value)
 
-    async def _hand_on(self, value: ClientEmission) -> None:
-        try:
-            await self._send.send(value)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return
-
-    def _drop(self, value: ClientEmission) -> bool:
-        """Whether it belongs to the turn that was given up; the outcome is the last of that.
-
-        Nobody reads what the host still sent of it. That is paid for, and a window of tokens at most.
-        """
-        if isinstance(value, TurnDone | TurnFailed):
-            self._dropping = False
-            self._ask_now()
-            return True
-        return isinstance(value, Delivered | Progressed | Quoted | Receipted)
-
-    def _ask_now(self) -> None:
-        """Ask the turn that was asked meanwhile: it was lost with the old stream."""
-        if self._asked is not None and self._driver is not None and self._turns == self._turns_before:
-            self._driver.command_nowait(self._asked)
+    def _hand_on(self, key: int, value: ClientEmission) -> None:
+        if (turn := self._turns.get(key)) is not None:
+            turn.hand_on(value)
 
     def _resumed(self, scope: trio.CancelScope) -> None:
         scope.deadline = math.inf
@@ -439,11 +565,14 @@ class Session:
         self._resumed_at = held.received if held is not None else 0
         self._back.set()
         self._tried.set()
-        if not self._dropping:
-            self._ask_now()
-
-    @property
-    def _turns(self) -> int:
-        """How many turns the machine has begun."""
-        held = self._machine.held
-        return held.asked if held is not None else 0
+        if self._driver is None:
+            return
+        for key in self._begun - set(self._turns):  # given up while the session was dormant
+            self._driver.command_nowait(CancelTurn(key))
+        for key, turn in tuple(self._turns.items()):
+            if key in self._begun:
+                continue
+            if turn.is_cancelled:  # it was lost with the old stream, and nobody wants it any more
+                del self._turns[key]
+            else:
+                self._driver.command_nowait(turn.ask)

@@ -39,9 +39,16 @@ from p2pnode.protocols.adverts.signatures import profile_hash
 from p2pnode.protocols.inference.channel import HostPayment, HostTerms
 from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.messages import PROTOCOL, Open, Refuse, Resume
+from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
+    PROTOCOL,
+    WINDOW,
+    Open,
+    Refuse,
+    Resume,
+)
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
-from p2pnode.protocols.inference.prompts import PromptRoom
+from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
 from p2pnode.protocols.typed_data import amount_due
 
 log = structlog.get_logger()
@@ -103,6 +110,8 @@ class Host:
         self._unpaid = UnpaidWork()
         """Of the paid sessions that are open, their streams lost or not."""
         self._prompt_room = PromptRoom()
+        self._turn_places: BoundedMap[str, TurnPlaces] = BoundedMap(_PAYERS_MAX)
+        """By payer or, in free sessions, by origin."""
         if money is not None:
             self._epoch = money.journal.next_epoch(self._epoch)
             self.escrow = EscrowIntake(
@@ -174,6 +183,8 @@ class Host:
             node.start_soon(node.provide, model.model)
             info = await model.engine.load()
             self._warm[model.model] = info
+            turns_max = max(map(self._turns_max, self._warm.values()))
+            self._grants = replace(self._grants, turns_max=turns_max)
             self._admission.warm.add(model.model)
             log.info("model.warm", model=model.name, engine=info.engine, n_ctx=info.n_ctx, slots=info.slots)
             await self._advertise()
@@ -396,7 +407,10 @@ class Host:
         if (payment.wallet, payment.receipt_key) != (terms.host, terms.receipt_key):
             return None
         info = self._warm.get(terms.model)
-        return self._terms(info.n_ctx if info is not None else 1, payment)
+        if info is None:
+            return self._terms(1, payment)
+        who = f"payer/{terms.payer.hex()}"
+        return replace(self._terms(info.n_ctx, payment, who), turns_max=self._turns_max(info))
 
     def _countable(self, model: ModelId) -> tuple[Engine, int] | Refuse:
         refusal = self._admission.refuses_model(model)
@@ -417,7 +431,27 @@ class Host:
         if refusal := self._made_room(self._admission.decide_open(session, trio.current_time())):
             return refusal
         self.totals.sessions += 1
-        return self._terms(info.n_ctx, payment)
+        turns_max, window = self._turns_max(info), WINDOW
+        who = str(session.origin)
+        if message.terms is not None:
+            who = f"payer/{message.terms.payer.hex()}"
+        if turns_max > 1:
+            window = CHECKPOINT_EVERY * (turns_max + 1)
+            if message.terms is not None and self.escrow is not None:
+                window = self.escrow.window(message.terms, session.address, window)
+        granted = self._terms(info.n_ctx, payment, who)
+        return replace(granted, turns_max=turns_max, window=window)
+
+    def _turns_max(self, info: EngineInfo) -> int:
+        """Turns that one session may have under way: no more than can be served at once."""
+        return max(1, min(self._node.limits.turns_per_session, info.slots))
+
+    def _places_of(self, who: str) -> TurnPlaces:
+        places = self._turn_places.get(who)
+        if places is None:
+            places = TurnPlaces(self._node.limits.turns_per_origin)
+            self._turn_places.put(who, places)
+        return places
 
     @staticmethod
     def _refuses(escrow: EscrowIntake, message: Open, payment: HostPayment) -> Refuse | None:
@@ -438,7 +472,7 @@ class Host:
         payment = self._payment(model)
         if self.escrow is not None and payment is not None:
             source = Source(stream.peer, stream.address, self._epoch)
-            self.escrow.take(order.request, payment, source, stream.tell)
+            self.escrow.take(order, payment, source, stream.tell)
 
     @staticmethod
     def _made_room(decision: Refuse | ServedSession | None) -> Refuse | None:
@@ -448,12 +482,13 @@ class Host:
             return None
         return decision
 
-    def _terms(self, n_ctx: int, payment: HostPayment | None = None) -> HostTerms:
+    def _terms(self, n_ctx: int, payment: HostPayment | None = None, who: str = "") -> HostTerms:
         limits = self._node.limits
         return HostTerms(
             n_ctx=n_ctx,
             stall_s=limits.stall_s,
             room=self._prompt_room,
+            places=self._places_of(who) if who else TurnPlaces(),
             idle_s=limits.idle_session_s,
             open_s=limits.first_frame_deadline_s,
             relay_s=limits.escrow_deadline_s + limits.chain_deadline_s,

@@ -532,6 +532,7 @@ async def _generate(
         sampling=replace(body.sampling, tokens_max=order.tokens_max),
         seed=call_seed(body.seed, len(body.prefix)),
         cache_key=cache_scope(requester.cache_key, body),
+        session=requester.cache_key,
         origin=requester.origin,
         text_pending=prompt.text_pending,
         grammar=prompt.grammar,

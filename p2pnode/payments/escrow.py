@@ -33,7 +33,7 @@ from p2pnode.payments.journal.journal import HostedSession, Journal
 from p2pnode.payments.settlement import OnEnding, OnSettled, Settler
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.inference.channel import HostPayment, check_open
-from p2pnode.protocols.inference.commands import Escrowed, NotEscrowed
+from p2pnode.protocols.inference.commands import Escrowed, NotEscrowed, Relay
 from p2pnode.protocols.inference.messages import WINDOW, Open, Receipt, Refuse, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import amount_due, session_id
 
@@ -57,6 +57,8 @@ class _Deposit:
     """A deposit that is on its way (until ``decided``), or in escrow."""
 
     terms: SessionTerms
+    window: int
+    """Output tokens that the session may owe."""
     decided: bool = False
     abandoned: bool = False
     settle_at: int | None = None
@@ -139,15 +141,21 @@ class EscrowIntake:
 
     # ---- a deposit
 
-    def take(self, request: Open, payment: HostPayment, source: Source, report: Report) -> None:
+    def window(self, terms: SessionTerms, address: str | None, wanted: int) -> int:
+        """Output tokens that a new session may owe: ``wanted`` where the limits allow it."""
+        owed = amount_due(terms, 0, wanted) - terms.session_fee
+        return WINDOW if self.exposure.why_not(terms.payer, address, owed, self._wall()) else wanted
+
+    def take(self, order: Relay, payment: HostPayment, source: Source, report: Report) -> None:
         """Take the deposit into escrow in the background; ``report`` hears how it went, once."""
+        request = order.request
         if self._nursery is None or request.terms is None or request.authorisation is None:
             msg = "a deposit needs terms and a escrow that runs"
             raise ChainError(msg)
         session = session_id(payment.market, request.terms)
         # Here, not in the task: nothing runs between ``refuses`` and this line, so that of two streams that
         # bring the same terms only the first gets so far.
-        self._deposits[session] = _Deposit(request.terms)
+        self._deposits[session] = _Deposit(request.terms, order.window)
         record = HostedSession(
             session=session,
             terms=request.terms,
@@ -263,7 +271,7 @@ class EscrowIntake:
 
     def _exposed(self, record: HostedSession, address: str | None) -> Refuse | None:
         terms = record.terms
-        owed = amount_due(terms, 0, WINDOW) - terms.session_fee
+        owed = amount_due(terms, 0, self._deposits[record.session].window) - terms.session_fee
         why = self.exposure.reserve(record.session, terms.payer, address, owed, self._wall())
         return Refuse(code="capacity", detail=why, retry_after_s=_RETRY_S) if why else None
 
@@ -288,7 +296,7 @@ class EscrowIntake:
         if record is None:
             return "it is not in the journal"
         # Also where it is refused below: ``over`` notes when to settle only for what stands here.
-        self._deposits[session] = _Deposit(record.terms, decided=True)
+        self._deposits[session] = _Deposit(record.terms, WINDOW, decided=True)
         if (refusal := self._exposed(record, address)) is not None:
             return refusal.detail
         if self._nursery is not None:

@@ -55,8 +55,17 @@ class Exposure:
 
     def reserve(self, session: SessionId, payer: bytes, address: str | None, units: int, now: float) -> str:
         """Let this session owe up to ``units``, in place of what it could before. Returns why not, or ""."""
-        self._forget(now)
         self.release(session)  # its own reservation must not count against itself
+        why = self.why_not(payer, address, units, now)
+        if why == "":
+            amount = _Amount(payer, prefix_of(address), units)
+            self._reserved[session] = amount
+            self._add(amount, +1)
+        return why
+
+    def why_not(self, payer: bytes, address: str | None, units: int, now: float) -> str:
+        """Why no new session of this payer may owe up to ``units``; "" where one may."""
+        self._forget(now)
         amount = _Amount(payer, prefix_of(address), units)
         limits = self._limits
         for what, held, limit in (
@@ -70,8 +79,6 @@ class Exposure:
                     f"{what} may owe this host {usdc_text(limit)} unpaid at most; "
                     f"{usdc_text(held)} stand out, this session could owe {usdc_text(units)}"
                 )
-        self._reserved[session] = amount
-        self._add(amount, +1)
         return ""
 
     def release(self, session: SessionId) -> None:

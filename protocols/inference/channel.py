@@ -36,7 +36,7 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.prompts import PromptRoom
+from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
 from p2pnode.protocols.inference.replay import PayCredit, ReplayBuffer
 from p2pnode.protocols.typed_data import (
     Domain,
@@ -105,7 +105,7 @@ class HostTerms:
     """What this host grants a session of one model. ``payment`` is there for a paid session.
 
     ``turns_max`` turns may be under way at once, ``window`` output tokens unpaid. ``room`` is shared by all
-    sessions of the host.
+    sessions of the host, ``places`` by those of one payer or origin.
     """
 
     n_ctx: int
@@ -118,6 +118,7 @@ class HostTerms:
     read_stall_s: float = READ_STALL_S
     payment: HostPayment | None = None
     room: PromptRoom = field(default_factory=PromptRoom)
+    places: TurnPlaces = field(default_factory=TurnPlaces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,10 +170,14 @@ class TurnServed:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """A paid ``Open`` that was admitted: put it on the chain, then say ``Escrowed`` or ``NotEscrowed``."""
+    """A paid ``Open`` that was admitted: put it on the chain, then say ``Escrowed`` or ``NotEscrowed``.
+
+    ``window`` is what the session may owe, in output tokens.
+    """
 
     session: SessionId
     request: Open
+    window: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class Handshake:
         session = session_id(verdict.payment.market, request.terms)
         self._relayed = _Relayed(request, verdict, session)
         self._effects.set_timer("relay", now + verdict.relay_s)
-        self._effects.emit(Relay(session, request))
+        self._effects.emit(Relay(session, request, verdict.window))
         return None
 
     def landed(self) -> OpenSession | None:

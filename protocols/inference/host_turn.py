@@ -368,6 +368,7 @@ class HostTurn:
 
     def _close(self, reason: str) -> None:
         self._close_reader()
+        self._session.granted.places.leave()
         if not self.is_quoted:  # no voucher can follow but an advance
             self._session.channel.end_turn(self.number)
         self._session.turns.pop(self.number, None)

@@ -147,7 +147,11 @@ class OpenSession:
                 f"takes {bytes_max}: shorten the conversation"
             )
             refusal = Error(code="context_overflow", detail=detail, turn=number)
+        elif not granted.places.enter():
+            detail = "too many turns of yours are under way here: ask again when one is over"
+            refusal = Error(code="rate_limited", detail=detail, retry_after_s=_ROOM_RETRY_S, turn=number)
         elif not granted.room.enter(first.total):
+            granted.places.leave()
             detail = "this host reads as much of other prompts as it has room for: try again"
             refusal = Error(code="capacity", detail=detail, retry_after_s=_ROOM_RETRY_S, turn=number)
         if refusal is not None:

@@ -12,6 +12,7 @@ from typing import Final
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.inference.messages import (
     PROMPT_PART_MAX,
+    TURNS_MAX,
     UNCONFIRMED_MAX,
     Prompt,
     PromptBody,
@@ -98,6 +99,24 @@ class PromptRoom:
     def leave(self, count: int) -> None:
         """Give that room back."""
         self._left += count
+
+
+class TurnPlaces:
+    """How many turns of one payer or origin are under way at once, over all its sessions."""
+
+    def __init__(self, turns_max: int = TURNS_MAX) -> None:
+        self._left = turns_max
+
+    def enter(self) -> bool:
+        """Take a place for a turn; False where there is none."""
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        return True
+
+    def leave(self) -> None:
+        """A turn is over."""
+        self._left += 1
 
 
 class PromptReader:

@@ -79,7 +79,7 @@ async def test_an_answer_says_how_much_of_the_context_its_conversation_takes(
             assert used == sorted(set(used))
 
 
-async def test_two_answers_at_once_take_two_sessions_and_both_are_whole(autojump_clock: MockClock) -> None:
+async def test_two_answers_at_once_share_one_session_and_both_are_whole(autojump_clock: MockClock) -> None:
     async with world() as w:
         host = await w.add([scripted_host(tokens_per_s=100)])
         async with w.client(host.node.multiaddrs[:1]) as client:
@@ -94,7 +94,7 @@ async def test_two_answers_at_once_take_two_sessions_and_both_are_whole(autojump
             assert texts["a"] != texts["b"]
             assert {await whole(ask(client, "a"))} == {texts["a"]}
         assert host.host is not None
-        assert host.host.totals.sessions == 2
+        assert host.host.totals.sessions == 1
 
 
 async def crash(w: World, host: Member) -> None:

@@ -260,7 +260,7 @@ def start(failover: Failover, host: PeerId = PEER, *, paid: bool = False, reused
     failover.begin()
     attempt = Attempt(
         peer=host, session=SessionId(host.encode()[:32].ljust(32)), paid=paid, reused=reused,
-        prefix=len(failover.partial.ids), cost_before=10 if reused else 0, started_at=0.0,
+        prefix=len(failover.partial.ids), started_at=0.0,
     )  # fmt: skip
     failover.opened(attempt)
     return attempt
@@ -286,7 +286,7 @@ def test_an_answer_of_one_host_is_finished_with_one_item() -> None:
     decision = failover.turn_ended(done("stop", tokens_out=3), STATE)
     assert (decision.move, decision.finish) == ("finish", "stop")
     (item,) = failover.bill.items
-    assert (item.tokens_in, item.tokens_out, item.cost, item.reason) == (5, 3, 20, "stop")
+    assert (item.tokens_in, item.tokens_out, item.cost, item.reason) == (5, 3, 30, "stop")
     assert (failover.context_used, failover.n_ctx) == (8, 100)
     assert decision.ended is not None
     assert decision.ended.context_needed == 9

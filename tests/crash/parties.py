@@ -14,8 +14,9 @@ from p2pnode.config import NodeConfig
 from p2pnode.ids import SessionId
 from p2pnode.node.datadir import DataDir
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
-from p2pnode.protocols.inference.messages import WINDOW, Checkpoint
+from p2pnode.protocols.inference.messages import Checkpoint
 from tests.crash.mortal import config_of
+from tests.host.support import WINDOW
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 PRICE_IN, PRICE_OUT, FEE = 1_000_000, 3_000_000, 5_000

@@ -8,14 +8,17 @@ from collections.abc import AsyncIterator
 import trio
 
 from p2pnode.client.client import Client
+from p2pnode.models.scripted import ScriptedConfig
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.stream import Stream
 from p2pnode.protocols.framing.codec import pack_frame
-from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, SamplingParams
+from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PROTOCOL, SamplingParams
 from tests.net.memory_world import seed_of
 from tests.node.world import Member, World
 
 TOKENS = 80
+WINDOW = CHECKPOINT_EVERY * (ScriptedConfig().slots + 1)
+"""What a host with a scripted engine grants."""
 
 
 @contextlib.asynccontextmanager

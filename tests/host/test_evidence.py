@@ -66,6 +66,7 @@ async def test_what_a_host_signed_is_shown_again_and_is_what_the_client_holds(
         async with w.client(member) as client:
             for turn in range(3):
                 await answer(client, f"question {turn}", 80)
+            await trio.sleep(1)  # the last voucher arrives, and with it its receipt is on the disk
             record, journal = bought(client), books_of(client)
             held = journal.taken(record.session)
             assert len(held) == 9
@@ -84,6 +85,7 @@ async def test_lost_copies_come_back_and_left_out_ones_are_counted(
         member, money = await w.host()
         async with w.client(member) as client:
             await answer(client, tokens=200)
+            await trio.sleep(1)  # the last voucher arrives, and with it its receipt is on the disk
             record, journal = bought(client), books_of(client)
             held = journal.taken(record.session)
             with closing(sqlite3.connect(journal.path)) as db, db:
@@ -102,6 +104,7 @@ async def test_nobody_else_is_shown_a_session(tmp_path: Path, autojump_clock: Mo
         member, _ = await w.host()
         async with w.client(member) as client:
             await answer(client)
+            await trio.sleep(1)  # the last voucher arrives, and with it its receipt is on the disk
             record = bought(client)
             with pytest.raises(RefusedError, match="not the voucher key's signature"):
                 await fetched(client, replace(record, voucher_secret=keccak256(b"a thief's")))
@@ -121,6 +124,7 @@ async def test_a_host_that_shows_what_it_did_not_sign_is_at_fault_and_accuses_no
         member, money = await w.host()
         async with w.client(member) as client:
             await answer(client)
+            await trio.sleep(1)  # the last voucher arrives, and with it its receipt is on the disk
             record = bought(client)
             (first, *_) = money.journal.issued_after(record.session, 0, 0, 9)
             lie = replace(first, checkpoint=replace(first.checkpoint, tokens_out=1))
@@ -142,6 +146,7 @@ async def test_a_host_that_shows_a_second_receipt_for_a_place_loses_its_stake(
         member, money = await w.host()
         async with w.client(member) as client:
             await answer(client, tokens=80)
+            await trio.sleep(1)  # the last voucher arrives, and with it its receipt is on the disk
             record = bought(client)
             real = money.journal.issued_after(record.session, 0, 0, 9)
             lie = told_otherwise(member, record, real[0], tokens_out=31)
@@ -183,6 +188,7 @@ async def test_a_thieving_host_that_is_caught_live_loses_its_stake_to_its_client
                 await answer(client, tokens=80)
             journal = books_of(client)
             await trio.sleep(1)
+            await trio.sleep(1)  # the last voucher arrives, and with it its receipt is on the disk
             record = bought(client)
             assert record.final is not None
             assert record.final.tokens_out == 32, "nothing is signed for what came with a lie"
@@ -212,6 +218,7 @@ async def test_evidence_that_could_not_be_sent_is_sent_again(
         w.chain.registry.stake(wallet_address("host 0"), _receipt_key(member), STAKE)
         async with w.client(member) as client:
             await answer(client, tokens=80)
+            await trio.sleep(1)  # the last voucher arrives, and with it its receipt is on the disk
             record = bought(client)
             real = money.journal.issued_after(record.session, 0, 0, 9)
             lie = told_otherwise(member, record, real[0], token_hash=bytes(32))

@@ -32,7 +32,6 @@ from p2pnode.payments.exposure import ExposureLimits
 from p2pnode.protocols.inference.commands import SessionFailed, TurnDone
 from p2pnode.protocols.inference.messages import (
     CODEC,
-    WINDOW,
     Close,
     Refuse,
     Resume,
@@ -50,6 +49,7 @@ from tests.host.paid import (
     priced,
     wallet_address,
 )
+from tests.host.support import WINDOW
 from tests.host.test_paid import answer, due, settled
 from tests.host.thief import Thief, payment, takes_and_refuses, thief
 

@@ -24,10 +24,11 @@ from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.payments.payer import bought_of
 from p2pnode.payments.redelivery import Redelivery, redeliver, redeliver_all, undelivered
-from p2pnode.protocols.inference.messages import WINDOW, SamplingParams
+from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.typed_data import session_id
 from p2pnode.storage.conversations.records import INDEX_CODEC, SavedSession
 from tests.host.paid import FEE, LIMITS, RICH, PaidWorld, domains, paid_world, priced
+from tests.host.support import WINDOW
 from tests.host.test_paid import answer, due, settled
 from tests.host.test_payment_faults import books_of
 from tests.net.memory_world import seed_of

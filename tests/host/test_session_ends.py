@@ -18,7 +18,7 @@ from p2pnode.limits import Limits
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import Exposure
-from p2pnode.protocols.inference.messages import WINDOW, Ack, SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import Ack, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import amount_due, voucher_digest
 from tests.host.paid import (
     LIMITS,
@@ -28,6 +28,7 @@ from tests.host.paid import (
     paid_world,
     wallet_address,
 )
+from tests.host.support import WINDOW
 from tests.host.test_paid import answer
 from tests.host.test_payment_attacks import keeps_vouchers_back, later
 from tests.host.thief import Thief, payment, thief

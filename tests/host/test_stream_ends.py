@@ -21,7 +21,6 @@ from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.commands import SessionFailed, TurnDone
 from p2pnode.protocols.inference.messages import (
-    WINDOW,
     Accept,
     Done,
     Error,
@@ -35,7 +34,7 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.wire import Codec, encode
 from tests.client.support import misbehave
 from tests.host.paid import RICH, paid_world, priced, wallet_address
-from tests.host.support import attack, attacker, frame, honest_answer, read_to_end
+from tests.host.support import WINDOW, attack, attacker, frame, honest_answer, read_to_end
 from tests.host.test_payment_attacks import honest
 from tests.host.thief import payment, thief
 from tests.node.world import Member, World, scripted_host, world

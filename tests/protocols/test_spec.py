@@ -300,7 +300,7 @@ def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) 
     ("protocol", "classes"),
     [
         ("adverts", [adverts.Advert, adverts.Sheet, adverts.Profile]),
-        ("inference", [inference.PromptBody, inference.PromptBody, inference.Receipt]),
+        ("inference", [*[inference.PromptBody] * 3, inference.Receipt]),
     ],
 )
 def test_the_records_round_trip(protocol: str, classes: list[type]) -> None:

@@ -1,0 +1,169 @@
+"""Several questions at once from one client to one host: one escrow, one fee, no wait for a slow reader."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.client.answer import Answer
+from p2pnode.client.client import Client
+from p2pnode.protocols.inference.messages import SamplingParams
+from tests.client.support import whole
+from tests.host.paid import paid_world, priced
+from tests.host.test_paid import due, settled
+from tests.node.world import scripted_host, world
+
+EIGHT: Final = 8
+TOKENS: Final = 200
+
+
+def asked(client: Client, number: int, tokens: int = TOKENS) -> Answer:
+    """A question of its own, answered greedily."""
+    sampling = SamplingParams(tokens_max=tokens, temperature=0)
+    return client.chat(f"question {number}", model="scripted", sampling=sampling)
+
+
+async def read_all(answers: list[Answer]) -> None:
+    """All of them at once, to their ends."""
+    async with trio.open_nursery() as nursery:
+        for answer in answers:
+            nursery.start_soon(whole, answer)
+
+
+async def alone(tokens: int = TOKENS) -> dict[int, str]:
+    """What a host answers when it is asked one question after another."""
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            return {number: await whole(asked(client, number, tokens)) for number in range(EIGHT)}
+
+
+@pytest.mark.parametrize("slots", [1, EIGHT])
+async def test_eight_questions_at_once_are_one_open_one_fee_and_settled_to_the_unit(
+    tmp_path: Path, autojump_clock: MockClock, slots: int
+) -> None:
+    texts = await alone()
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(model=priced(slots=slots, tokens_per_s=50))
+        async with w.client(member) as client:
+            answers = [asked(client, number) for number in range(EIGHT)]
+            began = trio.current_time()
+            await read_all(answers)
+            took_s = trio.current_time() - began
+            assert [answer.text for answer in answers] == list(texts.values())
+            (hosted,) = money.journal.hosted()
+            assert {answer.bill[0].session for answer in answers} == {hosted.session}
+            items = [item for answer in answers for item in answer.bill]
+            assert len(items) == EIGHT
+            in_all = due(
+                sum(item.tokens_in - item.reused for item in items), sum(item.tokens_out for item in items)
+            )
+            assert sum(item.cost for item in items) == in_all
+            at_best_s = EIGHT / slots * TOKENS / 50
+            assert at_best_s <= took_s < 1.3 * at_best_s + 5
+        await trio.sleep(10)
+        settled(w, in_all)
+
+
+async def test_one_of_eight_answers_that_is_never_read_and_one_read_slowly_hold_up_no_other(
+    autojump_clock: MockClock,
+) -> None:
+    async def seconds(*, idle: bool) -> float:
+        async with world() as w:
+            host = await w.add([scripted_host(slots=EIGHT, tokens_per_s=20)])
+            async with w.client(host.node.multiaddrs[:1]) as client:
+                others = [asked(client, number, 400) for number in range(6)]
+                unread, slow = asked(client, 6, 1000), asked(client, 7, 1000)
+                if idle:
+                    await anext(unread)
+                    await anext(slow)
+                began = trio.current_time()
+
+                async def trickle() -> None:
+                    async for _ in slow:
+                        await trio.sleep(1)
+
+                async with trio.open_nursery() as nursery:
+                    if idle:
+                        nursery.start_soon(trickle)
+                    await read_all(others)
+                    took_s = trio.current_time() - began
+                    nursery.cancel_scope.cancel()
+                return took_s
+
+    six_alone = await seconds(idle=False)
+    assert await seconds(idle=True) <= 1.05 * six_alone
+
+
+async def test_a_turn_that_is_cancelled_or_fails_leaves_the_others_of_its_session_alone(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    texts = await alone()
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(model=priced(slots=EIGHT, tokens_per_s=50))
+        async with w.client(member) as client:
+            answers = [asked(client, number) for number in range(EIGHT)]
+
+            async def stop(answer: Answer) -> None:
+                async for _ in answer:
+                    if len(answer.ids) > 40:
+                        break
+                await answer.aclose()
+
+            async with trio.open_nursery() as nursery:
+                for number, answer in enumerate(answers):
+                    nursery.start_soon(stop if number % 2 else whole, answer)
+            assert [answer.text for answer in answers[::2]] == list(texts.values())[::2]
+            (hosted,) = money.journal.hosted()
+            cost = sum(item.cost for answer in answers for item in answer.bill)
+        await trio.sleep(10)
+        settled(w, cost)
+        assert money.journal.hosted()[0].session == hosted.session
+
+
+async def cut_at_random(tmp_path: Path, seed: int) -> None:
+    """Eight answers through a connection that breaks at random; nothing is lost or billed twice."""
+    rng = random.Random(seed)
+    texts = await alone()
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(model=priced(slots=EIGHT, tokens_per_s=50))
+        async with w.client(member) as client:
+            answers = [asked(client, number) for number in range(EIGHT)]
+
+            async def break_off() -> None:
+                await trio.sleep(0.5)  # until a session is open: before, another host would be asked
+                for _ in range(rng.randint(1, 4)):
+                    await trio.sleep(rng.uniform(0.05, 2.5))
+                    w.world.net.partition(["10.0.9.9"], ["10.0.0.1"])
+                    w.world.net.heal()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(break_off)
+                await read_all(answers)
+            assert [answer.text for answer in answers] == list(texts.values())
+            items = [item for answer in answers for item in answer.bill]
+            assert len({item.session for item in items}) == 1, "one open, one fee"
+            cost = sum(item.cost for item in items)
+        await trio.sleep(400)
+        settled(w, cost)
+        assert len(money.journal.hosted()) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_connections_that_break_at_random_lose_and_bill_nothing_twice(
+    tmp_path: Path, autojump_clock: MockClock, seed: int
+) -> None:
+    await cut_at_random(tmp_path, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3, 33))
+async def test_connections_that_break_at_random_lose_and_bill_nothing_twice_thirty_times(
+    tmp_path: Path, autojump_clock: MockClock, seed: int
+) -> None:
+    await cut_at_random(tmp_path, seed)
