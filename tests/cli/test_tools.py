@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.cli.support import Program, ask
+from tests.cli.support import Program, ask, join, run, start
 
 WEATHER = {
     "type": "function",
@@ -126,3 +126,65 @@ def test_files_that_hold_something_else_are_named(data_dir: Path, files: Any) ->
 def test_nothing_to_ask_is_said(data_dir: Path) -> None:
     ran = ask(data_dir, "--no-mdns")
     assert (ran.code, "give a question" in ran.err) == (2, True)
+
+
+@pytest.mark.long
+def test_a_call_of_the_real_model_goes_on_when_its_host_is_killed_and_its_result_is_answered(
+    tmp_path: Path, files: Any
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "minLength": 40, "maxLength": 60},
+            "days": {"enum": [1, 2, 3]},
+        },
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+    tool = {"name": "weather", "description": "The weather of a city", "parameters": schema}
+    model, flags = "smollm2-135m-instruct", ("--threads", 1)
+    with (
+        join(tmp_path, "a", *flags, model=model) as one,
+        join(tmp_path, "b", *flags, "--bootstrap", one.multiaddr, model=model) as two,
+    ):
+        data_dir = tmp_path / "c"
+        run("models", "pull", model, "--data-dir", data_dir)
+        common = (
+            "--model",
+            model,
+            "--no-mdns",
+            "--temperature",
+            0,
+            "--data-dir",
+            data_dir,
+            "--tool",
+            files("t", tool),
+        )
+        common += ("--bootstrap", one.multiaddr, "--bootstrap", two.multiaddr)
+        asked = ["ask", "What is the weather in Oslo?", *common, "--tool-choice", "required", "--json"]
+        with start(tmp_path, "ask", asked) as asking:
+            asking.wait_event("tool_call", count=4)
+            peer = asking.wait_event("host")["peer"]
+            next(host for host in (one, two) if host.ready["peer_id"] == peer).kill()
+            assert asking.wait() == 0
+            done, calls = asking.wait_event("done"), [e for e in asking.events if e["event"] == "tool_call"]
+            assert asking.wait_event("failover")["held"] > 0
+        first, second = done["bill"]
+        assert first["tokens_out"] + second["tokens_out"] == done["tokens_out"]
+        assert second["tokens_in"] == first["tokens_in"] + first["tokens_out"]
+        assert "not_checked" not in asking.names  # both hosts' pieces are those of their tokens
+        arguments = "".join(each["arguments"] for each in calls if each["index"] == 0)
+        assert calls[0]["name"] == "weather"
+        jsonschema.validate(json.loads(arguments), schema)
+        function = {"name": "weather", "arguments": arguments}
+        said = [
+            {"role": "user", "content": "What is the weather in Oslo?"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": calls[0]["id"], "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": calls[0]["id"], "content": "Rain, 8 degrees."},
+        ]
+        ran = run("ask", *common, "--messages", files("m", said), "--max-tokens", 60, "--json")
+        assert ran.code == 0, ran.err
+        assert [event["event"] for event in ran.events if event["event"] in ("text", "tool_call")]
