@@ -86,6 +86,7 @@ class ScriptedConfig:
     load_s: float = 0.0
     script: Script | None = None
     """``None``: pseudo-words without end."""
+    template: ChatTemplate = TEMPLATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class ScriptedEngine:
     def __init__(self, config: ScriptedConfig | None = None) -> None:
         self._config = config or ScriptedConfig()
         self._queue = SlotQueue(self._config.slots, self._config.queue_max)
-        self._renderer = Renderer(TEMPLATE)
+        self._renderer = Renderer(self._config.template)
         self._broken = trio.Event()
         self._loaded = False
         self._closed = False

@@ -236,6 +236,11 @@ class Answer:
         return self._partial.ids
 
     @property
+    def said_aside(self) -> int:
+        """UTF-8 bytes of what it said beside its text: thoughts, and names and arguments of calls."""
+        return self._partial.said_aside
+
+    @property
     def text_known(self) -> int:
         """How many of ``ids`` have their text in ``text``."""
         return self._partial.text_known

@@ -51,7 +51,9 @@ class Conversation:
         on_host: Callable[[PeerId], None] = lambda _peer: None,
     ) -> None:
         self._runtime, self._questions = runtime, questions
-        self._options, self._model = options, model
+        # No host's cache of one conversation tells anything of another one by what it costs or takes.
+        self._options = replace(options, cache_key=options.cache_key or runtime.node.draw(16))
+        self._model = model
         self._writer, self._on_host = writer, on_host
         self._trusted = False
         """Whether a host that its user trusts knows what was said."""
@@ -73,7 +75,7 @@ class Conversation:
         if options.system and not self._history.messages:
             self._say("system", options.system)
         # It stands in the history from now on: each prompt would begin with it twice.
-        self._options = replace(options, system=None)
+        self._options = replace(self._options, system=None)
 
     @property
     def stored(self) -> StoredConversation | None:
@@ -168,13 +170,19 @@ class Conversation:
     # ---- what its watcher notes
 
     def note_text(
-        self, text: str, ids: Sequence[int], host: PeerId | None, session: SessionId | None
+        self,
+        text: str,
+        ids: Sequence[int],
+        host: PeerId | None,
+        session: SessionId | None,
+        *,
+        aside: int = 0,
     ) -> None:
-        """Write down more of the answer."""
+        """Write down more of the answer. ``aside``: so many bytes were said beside the text."""
         self._write(
             Piece(
                 role="assistant", text=text, ids=tuple(ids), host=host, session=session,
-                model=self._model, at=self._runtime.now(),
+                model=self._model, at=self._runtime.now(), aside=aside,
             )
         )  # fmt: skip
 
@@ -245,12 +253,14 @@ class _AnswerWatcher:
     def __init__(self, conversation: Conversation, message: Message) -> None:
         self._conversation, self._message = conversation, message
         self._ids_noted, self._text_noted = len(message.ids), len(message.text)
+        self._aside_noted = message.aside
         self._sessions: set[SessionId] = set()
 
     def took(self, answer: Answer) -> None:
         """Tokens came."""
         message = self._message
         message.text, message.ids, message.text_known = answer.text, answer.ids, answer.text_known
+        message.aside = answer.said_aside
 
     def receipted(self, answer: Answer) -> None:
         """The host's receipt over everything so far was checked: a good moment to write it down."""
@@ -280,6 +290,8 @@ class _AnswerWatcher:
 
     def _note(self, answer: Answer, ids_until: int) -> None:
         ids, text = answer.ids[self._ids_noted : ids_until], answer.text[self._text_noted :]
+        said = answer.said_aside
         if ids or text:
             self._ids_noted, self._text_noted = max(self._ids_noted, ids_until), len(answer.text)
-            self._conversation.note_text(text, ids, answer.host, answer.session)
+            aside, self._aside_noted = said - self._aside_noted, said
+            self._conversation.note_text(text, ids, answer.host, answer.session, aside=aside)

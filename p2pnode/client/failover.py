@@ -62,12 +62,14 @@ class Held:
     text_known: int
     reasoning: str = ""
     calls: tuple[tuple[str, str], ...] = ()
+    aside: int = 0
+    """Bytes that it said in thoughts and calls which are not here: they were not kept."""
 
     @property
-    def text_bytes(self) -> int:
-        """UTF-8 bytes of all that it says, in every channel: see ``PromptBody``."""
-        said = (self.text, self.reasoning, *(part for call in self.calls for part in call))
-        return sum(len(part.encode(errors="replace")) for part in said)
+    def said_aside(self) -> int:
+        """UTF-8 bytes of all that it says beside its text."""
+        said = (self.reasoning, *(part for call in self.calls for part in call))
+        return self.aside + sum(len(part.encode(errors="replace")) for part in said)
 
 
 @dataclass(slots=True)
@@ -86,6 +88,10 @@ class PartialAnswer:
     reasoning: str = ""
     calls: list[tuple[str, str]] = field(default_factory=list)
     """Names and arguments of the tools that were called."""
+    aside: int = 0
+    """Bytes said in thoughts and calls of which nothing is here."""
+    said_aside: int = 0
+    """Bytes said in all thoughts and calls."""
     receipted: int = 0
     """How many ids a host's receipt covers. When a host is gone, the ids it left count as covered."""
 
@@ -95,12 +101,23 @@ class PartialAnswer:
         if held is None:
             return cls(body)
         known = min(held.text_known, len(held.ids))
-        return cls(body, list(held.ids), held.text, known, held.reasoning, list(held.calls))
+        return cls(
+            body,
+            list(held.ids),
+            held.text,
+            known,
+            held.reasoning,
+            list(held.calls),
+            held.aside,
+            held.said_aside,
+        )
 
     @property
     def held(self) -> Held:
         """What another answer can go on from."""
-        return Held(tuple(self.ids), self.text, self.text_known, self.reasoning, tuple(self.calls))
+        return Held(
+            tuple(self.ids), self.text, self.text_known, self.reasoning, tuple(self.calls), self.aside
+        )
 
     def take(self, ids: Sequence[int], said: Said) -> None:
         """Add what a host sent. A text that is not empty completes the text of all ids so far.
@@ -108,6 +125,10 @@ class PartialAnswer:
         Raises ``HostFault`` for a piece of a call that was not begun.
         """
         self.ids.extend(ids)
+        if said.channel != "content":
+            self.said_aside += len(said.text.encode(errors="replace")) + len(
+                said.name.encode(errors="replace")
+            )
         match said.channel:
             case "content":
                 self.text += said.text
@@ -119,6 +140,10 @@ class PartialAnswer:
             self.text_known = len(self.ids)
 
     def _take_call(self, said: Said) -> None:
+        if self.aside and said.call >= len(self.calls):
+            # Earlier calls, or the beginning of this one, were not kept.
+            begun = said.call + (not said.name)
+            self.calls += [("", "")] * (begun - len(self.calls))
         if said.name and said.call == len(self.calls):
             self.calls.append((said.name, said.text))
         elif not said.name and said.call == len(self.calls) - 1:
@@ -161,7 +186,7 @@ class PartialAnswer:
             self.body,
             sampling=replace(self.body.sampling, tokens_max=self.room),
             prefix=tuple(self.ids),
-            text_bytes=self.held.text_bytes,
+            text_bytes=len(self.text.encode(errors="replace")) + self.said_aside,
         )
 
 

@@ -25,13 +25,15 @@ class Message:
     text: str = field(default="", repr=False)
     ids: list[int] = field(default_factory=list, repr=False)
     text_known: int = 0
+    aside: int = 0
+    """Bytes that it said beside its text: see ``Held``."""
     complete: bool = True
     """Whether nothing more comes; False for an answer that runs or was cut short."""
 
     @property
     def held(self) -> Held:
         """What an answer goes on from."""
-        return Held(tuple(self.ids), self.text, self.text_known)
+        return Held(tuple(self.ids), self.text, self.text_known, aside=self.aside)
 
 
 class History:
@@ -109,9 +111,9 @@ def _message(turn: Turn) -> Message:
     text_known = count = 0
     for piece in turn.pieces:
         count += len(piece.ids)
-        text_known = count if piece.text else text_known
+        text_known = count if piece.text or piece.aside else text_known
     complete = turn.role != "assistant" or turn.finish is not None
-    return Message(turn.role, turn.text, list(turn.ids), text_known, complete)
+    return Message(turn.role, turn.text, list(turn.ids), text_known, turn.aside, complete)
 
 
 def prompt_of(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -60,8 +60,9 @@ class Piece:
 
     The conversation numbers ``turn``, ``part`` (how many pieces of the turn came before this one) and
     ``parts`` (how many were joined in it). Counts and ``cost`` (token units) are those of this piece, so that
-    they add up. ``receipt`` is the root of the host's receipt chain. ``finish`` ends the turn. ``at`` is in
-    epoch seconds.
+    they add up. ``aside`` counts the bytes of what an answer said beside its text, in thoughts and calls:
+    they are not kept, and another host has to know that they came. ``receipt`` is the root of the host's
+    receipt chain. ``finish`` ends the turn. ``at`` is in epoch seconds.
     """
 
     role: Role
@@ -81,6 +82,7 @@ class Piece:
     turn: Annotated[U32, Key("n")] = 0
     part: Annotated[U32, Key("p")] = 0
     parts: Annotated[U32, Key("q")] = 1
+    aside: Annotated[U63, Key("a")] = 0
 
 
 # ---- what the index is made of

@@ -30,6 +30,11 @@ class Turn:
         return tuple(each for piece in self.pieces for each in piece.ids)
 
     @property
+    def aside(self) -> int:
+        """Bytes that it said beside its text."""
+        return sum(piece.aside for piece in self.pieces)
+
+    @property
     def finish(self) -> Finish | None:
         """How it ended; None while it has not."""
         return self.pieces[-1].finish
@@ -142,6 +147,7 @@ def _join(first: Piece, then: Piece) -> Piece:
         tokens_in=first.tokens_in + then.tokens_in,
         reused=first.reused + then.reused,
         tokens_out=first.tokens_out + then.tokens_out,
+        aside=first.aside + then.aside,
         cost=first.cost + then.cost,
         at=max(first.at, then.at),
         parts=first.parts + then.parts,

@@ -149,7 +149,7 @@ def test_a_call_of_the_real_model_goes_on_when_its_host_is_killed_and_its_result
     ):
         data_dir = tmp_path / "c"
         run("models", "pull", model, "--data-dir", data_dir)
-        common = (
+        common: tuple[object, ...] = (
             "--model",
             model,
             "--no-mdns",

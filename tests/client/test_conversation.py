@@ -14,12 +14,16 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.cli.client import conversation_text
 from p2pnode.client.conversation import Conversation
 from p2pnode.client.question import ChatOptions
-from p2pnode.errors import ConfigError, NoHostError
+from p2pnode.errors import ConfigError, NoHostError, P2PNodeError
+from p2pnode.host.host import HostedModel
 from p2pnode.models.manifest import SCRIPTED
+from p2pnode.models.renderer import ChatTemplate
+from p2pnode.models.scripted import TEMPLATE
 from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.protocols.inference.prompt_rules import call_seed, next_seed, seed_of
 from p2pnode.storage.conversations.records import Piece
+from tests.client.failing import ONE_BY_ONE
 from tests.client.machines import machine, options, read, say
 from tests.client.support import Events
 from tests.node.world import Member, World, identity_of, scripted_host, world
@@ -420,3 +424,40 @@ async def test_two_answers_at_once_in_one_conversation_do_not_become_one(
             ours = [turn for turn, told in zip(turns, of, strict=True) if answer.bill[0].session in told]
             assert "".join(turn.text for turn in ours) == answer.text
         assert kept.missing == ()
+
+
+THINKS = "<think>hm, so</think>Because it is."
+GREEDY = ChatOptions(model=SCRIPTED, sampling=SamplingParams(tokens_max=100, temperature=0))
+
+
+def thinking_host() -> HostedModel:
+    """A host whose model thinks before it answers, slowly enough to die in the middle of both."""
+    template = ChatTemplate(TEMPLATE.source + "{# </think> #}")
+    return scripted_host(script=lambda *_: THINKS, template=template, tokens_per_s=20.0)
+
+
+async def test_an_answer_that_thought_goes_on_on_another_machine_where_it_stopped(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        for cut in (4, 10, 16, 24, 30):
+            host = await w.add([thinking_host()])
+            folder = tmp_path / str(cut)
+            async with machine(w, folder, knows=[host]) as client:
+                conversation = await client.new_conversation(GREEDY)
+                answer = conversation.ask("Why?")
+                with pytest.raises(P2PNodeError):  # noqa: PT012
+                    async for _ in answer.events():
+                        if len(answer.ids) >= cut:
+                            w.crash(host)
+                before, reasoning = answer.text, answer.reasoning
+                sid = await written(conversation)
+            other = await w.add([thinking_host()])
+            async with machine(w, folder, knows=[other], ip="10.0.9.8") as client:
+                conversation = await client.resume(sid, GREEDY)
+                assert conversation.messages[-1].text == before
+                rest = conversation.go_on()
+                said = [each async for each in rest.events()]
+            assert rest.text == "Because it is."
+            thought = "".join(each.text for each in said if each.channel == "reasoning")
+            assert reasoning + thought == "hm, so"

@@ -149,6 +149,15 @@ def test_a_journal_is_read_to_the_letter(old: Old, who: str) -> None:
     assert found == EXPECTED[who]
 
 
+def known(found: Any, expected: Any) -> Any:
+    """``found`` without the fields that its version did not know: of those maps that ``expected`` has."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return {key: known(found[key], each) for key, each in expected.items() if key in found}
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        return [known(*pair) for pair in zip(found, expected, strict=True)]
+    return found
+
+
 def test_conversations_and_sessions_are_listed_and_exported_unchanged(old: Old) -> None:
     place = ("--data-dir", old.client.root)
     listed = run("sessions", "list", "--json", *place).events
@@ -156,7 +165,9 @@ def test_conversations_and_sessions_are_listed_and_exported_unchanged(old: Old) 
     for conversation, exported in EXPECTED["exported"].items():
         ran = run("sessions", "export", conversation, "--no-mdns", *place)
         assert ran.code == 0, ran
-        assert json.loads(ran.out) == exported
+        # A seed has its place in a prompt now, and each prompt has its own.
+        exported["sampling"].pop("seed", None)
+        assert known(json.loads(ran.out), exported) == exported
 
 
 @pytest.mark.parametrize("who", ["client", "host"])
