@@ -42,6 +42,8 @@ class NoiseConn:
         self._sends, self._receives = ChaCha20Poly1305(sends), ChaCha20Poly1305(receives)
         self._sent = self._received = 0
         """Packets. Their numbers are the nonces, so that none can be repeated or left out unnoticed."""
+        self.taken = 0
+        """Bytes of the wire so far. Small packets cost as many of them as they cost work, or more."""
         self._came = bytearray()
         """The beginning of a packet that is not whole yet."""
         self._plain = b""
@@ -53,7 +55,9 @@ class NoiseConn:
         Raises at the end, and ``ProtocolError`` where a packet was forged or has nothing in it.
         """
         while not self._plain:
-            self._came += await self._wire.read()
+            came = await self._wire.read()
+            self.taken += len(came)
+            self._came += came
             self._decrypt()
         plain = self._plain
         if n is None or n >= len(plain):

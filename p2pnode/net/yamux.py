@@ -79,6 +79,9 @@ class StreamLostError(Exception):
 class SecuredConn(Protocol):
     """What the muxer stands on: reads and writes of whole packets, each encrypted by itself."""
 
+    taken: int
+    """Bytes that came so far, as they came."""
+
     async def read(self, n: int | None = None, /) -> bytes: ...
     async def write(self, data: bytes, /) -> None: ...
     async def close(self) -> None: ...
@@ -97,7 +100,7 @@ class Yamux:
         window_max: int = 1 << 20,
         pace: Callable[[int], float] = lambda _: 0.0,
     ) -> None:
-        """``pace(n)`` is told of each ``n`` bytes read; the seconds to wait before the next ones."""
+        """``pace(n)`` is told of each ``n`` bytes that came; the seconds to wait before the next ones."""
         self.secured_conn = secured_conn
         self.peer = peer
         self.event_started = trio.Event()
@@ -256,6 +259,7 @@ class Yamux:
 
     async def _read_loop(self) -> None:
         while True:
+            before = self.secured_conn.taken
             try:
                 data = await self.secured_conn.read()
             except Exception:  # noqa: BLE001  closed, reset, or forged: the connection is over
@@ -274,7 +278,7 @@ class Yamux:
                 with trio.move_on_after(FLUSH_S):
                     await self.wait_room(0)
                 return
-            if (until := max(self._slow_until, now + self.pace(len(data)))) > now:
+            if (until := max(self._slow_until, now + self.pace(self.secured_conn.taken - before))) > now:
                 await trio.sleep_until(until)
                 self._heard = True  # the silence was ours
 

@@ -139,15 +139,18 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent = b""
+        self.taken = 0
         self._say, self._hear = trio.open_memory_channel[bytes](8)
 
     async def read(self, n: int | None = None) -> bytes:
         """The next bytes that the test says, and none at the end."""
         del n
         try:
-            return await self._hear.receive()
+            data = await self._hear.receive()
         except trio.EndOfChannel:
             return b""
+        self.taken += len(data)
+        return data
 
     async def write(self, data: bytes) -> None:
         """Note what would be sent."""

@@ -96,6 +96,14 @@ async def test_packets_are_those_of_the_library() -> None:
         assert await ours.read() == message[::-1]
 
 
+async def test_what_came_is_counted_as_it_came() -> None:
+    """Of packets with a byte each, 19 bytes come for one that is read."""
+    data = await sent(*[b"x"] * 100)
+    conn = reader(data[:50], data[50:])
+    assert await read_whole(conn) == b"x" * 100
+    assert conn.taken == len(data) == 100 * (LENGTH_BYTES + 1 + 16)
+
+
 async def test_more_than_a_packet_holds_goes_out_in_several() -> None:
     message = bytes(range(256)) * 600
     data = await sent(message)

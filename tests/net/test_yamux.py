@@ -93,3 +93,21 @@ async def test_only_bytes_count_as_activity(autojump_clock: MockClock, body: byt
         now = trio.current_time()
         assert (muxed.active_at == now, stream.active_at == now) == (active, active)
         nursery.cancel_scope.cancel()
+
+
+async def test_the_pace_is_told_what_came_and_not_what_was_in_it(autojump_clock: MockClock) -> None:
+    conn, told = Wire(), list[int]()
+
+    def pace(count: int) -> float:
+        told.append(count)
+        return 0.0
+
+    muxed = wire.Yamux(conn, PeerId("peer"), is_initiator=False, pace=pace)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(muxed.start)
+        for overhead in (0, 1000):
+            conn.taken += overhead
+            conn.say(OPEN if not overhead else data(b"x"))
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert told == [len(OPEN), 1000 + len(data(b"x"))]
