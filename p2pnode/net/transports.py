@@ -131,12 +131,16 @@ def _lost() -> ConnectionClosedError:
 
 def wrap(stream: trio.SocketStream) -> TcpStream:
     """A stream in place of trio's, which is over. It knows its peer even after the peer has left."""
+    bare = stream.socket
     try:
-        name = stream.socket.getpeername()
+        name = bare.getpeername()
         remote = (str(name[0]), int(name[1]))
     except OSError:
         remote = None
-    return TcpStream(socket.socket(fileno=stream.socket.detach()), remote)
+    # With its family named: to ask a socket that was reset for it raises on some systems.
+    sock = socket.socket(bare.family, bare.type, bare.proto, fileno=bare.detach())
+    sock.setblocking(False)
+    return TcpStream(sock, remote)
 
 
 class TcpListener(IListener):

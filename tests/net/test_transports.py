@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -108,6 +109,18 @@ async def test_a_stream_that_is_closed_on_this_side_wakes_its_reader_and_its_wri
         await expect(work)
     await here.close()
     await there.close()
+
+
+async def test_a_connection_that_was_reset_before_it_was_accepted_is_over_and_raises_nothing_else() -> None:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        here = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        here.socket.close()
+        stream = wrap(await listener.accept())
+        with pytest.raises(ConnectionClosedError):
+            await stream.read()
+        await stream.close()
 
 
 def _has_ipv6() -> bool:
