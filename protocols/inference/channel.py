@@ -221,15 +221,16 @@ class ChannelReceiver:
         tokens_in = self.meter.tokens_in + sum(self.quoted.values()) + billed
         return amount_due(self.terms, tokens_in, self.meter.tokens_out + tokens_out)
 
-    def begin_turn(self, turn: int, turns_max: int) -> None:
-        """A prompt comes, and perhaps an advance with it. All but ``turns_max`` - 1 turns before are over."""
+    def begin_turn(self, turn: int, turns_max: int, under_way: Collection[int]) -> None:
+        """A prompt comes, perhaps with an advance. Its client has all but ``turns_max`` - 1 answers."""
+        if self.free:
+            return
         self.replay.forget_answers(turn - turns_max)
-        for other in [each for each in self._advances if each <= turn - turns_max]:
-            del self._advances[other]
-        for other in [each for each in self.quoted if each <= turn - turns_max]:
-            del self.quoted[other]  # the client knows that this turn failed, and will not pay for it
-        if not self.free:
-            self._advances[turn] = True
+        # Of a turn whose answer the client has no voucher can come any more.
+        known = {*under_way, *self.replay.answered_since(0)}
+        self._advances = {each: open_ for each, open_ in self._advances.items() if each in known}
+        self.quoted = {each: billed for each, billed in self.quoted.items() if each in known}
+        self._advances[turn] = True
 
     def end_turn(self, turn: int) -> None:
         """A turn is over, and its quote will not be paid. Its advance may still be on its way."""

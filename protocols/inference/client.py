@@ -342,7 +342,7 @@ class ClientSession:
     def _end_turn(self, held: HeldSession, turn: ClientTurn, outcome: TurnDone | TurnFailed) -> None:
         del held.turns[turn.number]
         self._upload.drop(turn.number)
-        if isinstance(outcome, TurnDone):
+        if isinstance(outcome, TurnDone) and outcome.done.reason != "cancelled":
             self._channel.has_finished = True
         self._channel.end_turn(turn.number, self._effects)
         self._effects.emit(outcome)

@@ -136,7 +136,7 @@ class OpenSession:
             )
             raise ProtocolError(msg)
         self.asked = number
-        self.channel.begin_turn(number, granted.turns_max)
+        self.channel.begin_turn(number, granted.turns_max, self.turns)
         bytes_max = prompt_bytes_max(granted.n_ctx)
         refusal = None
         if draining:

@@ -114,8 +114,8 @@ class Pair:
         self.turn = 0
         self.ids_of: dict[int, list[int]] = {}
         self.text_of: dict[int, str] = {}
-        self.reads = True
-        """Whether the application takes what comes."""
+        self.idle: set[int] = set()
+        """The turns whose output the application does not take."""
         self.outcomes: list[TurnDone | TurnFailed | SessionFailed | Ended] = []
         self.served: list[TurnServed] = []
         self.finished: list[Finished] = []
@@ -294,6 +294,12 @@ class Pair:
         """The application takes all that came of a turn."""
         self.client_did(self.client.handle(Command(TokensTaken(len(self.ids_of[key]), key)), self.now))
 
+    def taken_again(self, key: int) -> None:
+        """The application takes a turn's output again, what has come of it too."""
+        self.idle.discard(key)
+        if self.ids_of.get(key):
+            self.taken(key)
+
     def _report(self, run: Run, command: Any) -> None:
         self.host_does(command)
 
@@ -345,7 +351,7 @@ class Pair:
                     assert tokens.turn == key
                     self.ids_of.setdefault(key, []).extend(tokens.ids)
                     self.text_of[key] = self.text_of.get(key, "") + tokens.text
-                    if self.reads:
+                    if key not in self.idle:
                         self.taken(key)
                 case Emit(value=(TurnDone() | TurnFailed() | SessionFailed() | Ended()) as outcome):
                     self.outcomes.append(outcome)

@@ -275,7 +275,7 @@ class Channel:
 
     def begin(self, *turns: int) -> Channel:
         for turn in turns:
-            self.receiver.begin_turn(turn, 8)
+            self.receiver.begin_turn(turn, 8, self.turns)
             self.turns[turn] = MeteredTurn(number=turn)
         return self
 
@@ -525,7 +525,7 @@ class Crossing:
         if turn > 64:
             return
         self.host.turns[turn], self.theirs[turn] = MeteredTurn(number=turn), MeteredTurn(number=turn)
-        self.host.receiver.begin_turn(turn, 64)
+        self.host.receiver.begin_turn(turn, 64, self.host.turns)
         if turn == 1 and number % 2:
             self.client.advance(turn, number, self.effects)
             self.client_says()
