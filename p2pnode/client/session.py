@@ -7,21 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
 
-from p2pnode.client.kept_sessions import Lease
-from p2pnode.errors import (
-    ConfigError,
-    HostFault,
-    LocalError,
-    P2PNodeError,
-    RefusedError,
-    UnreachableError,
-    first_of_kind,
-)
+from p2pnode.errors import HostFault, LocalError, P2PNodeError, RefusedError, UnreachableError, first_of_kind
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -38,7 +29,6 @@ from p2pnode.protocols.inference.commands import (
     Delivered,
     End,
     Ended,
-    LeaveSession,
     Progressed,
     Quoted,
     Receipted,
@@ -48,8 +38,11 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept, Left
+from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept
 from p2pnode.protocols.typed_data import amount_due
+
+if TYPE_CHECKING:
+    from p2pnode.payments.payer import Purchase
 
 log = structlog.get_logger()
 _RESUMES_FRUITLESS_MAX: Final = 2
@@ -131,17 +124,17 @@ class Session:
         model: ModelId,
         *,
         limits: Limits,
+        draw: Callable[[int], bytes],
         holder: bytes,
-        lease: Lease,
+        purchase: Purchase | None = None,
         addresses: Sequence[str] = (),
         sleep: SleepWatch | None = None,
     ) -> None:
-        """``holder`` is what this process drew for all its sessions."""
-        self._sleep, self._holder, self._lease = sleep, holder, lease
-        purchase = lease.purchase
+        self._sleep = sleep
         self.host, self.model, self._addresses = host, model, addresses
         self._network, self._limits, self._purchase = network, limits, purchase
-        self._machine = self._first_machine()
+        self._holder = holder
+        self._machine = self._first_machine(draw(32))
         self._driver: Driver | None = None
         self._keys = itertools.count(1)
         self._turns: dict[int, SessionTurn] = {}
@@ -152,8 +145,9 @@ class Session:
         """Places that were given out for turns that are about to be asked."""
         self._unaccounted: set[SessionTurn] = set()
         """Turns whose share of the cost was not asked for."""
-        self._accounted, self._accounted_in, self._accounted_out = lease.billed
+        self._accounted = 0
         """Token units of those whose share was, and what they were for."""
+        self._accounted_in = self._accounted_out = 0
         self._changed = trio.Event()
         """Set when a place becomes free, and at the end; then replaced."""
         self._on_open: Callable[[], None] = lambda: None
@@ -162,9 +156,7 @@ class Session:
         self.reused = False
         """Whether it served an earlier turn."""
         self._broken: LocalError | None = None
-        self._closing = self._leaving = False
-        self._left: Left | None = None
-        """What its host said when it was left."""
+        self._closing = False
         self._heard = False
         self._ended = trio.Event()
         self._back = trio.Event()
@@ -179,26 +171,19 @@ class Session:
         """Whether the last resume that failed had a stream, which broke."""
         self._refused = False
         """Whether the host refused to go on, or ended a session in which nothing was asked."""
-        self._idled = False
-        """Whether the host ended it because nothing was asked: then it may still keep it."""
         self._wanted, self._tried = trio.Event(), trio.Event()
         """Set when a turn is asked of a dormant session, and after each attempt to resume; then replaced."""
         self._dormant: trio.CancelScope | None = None
 
-    def _first_machine(self) -> ClientSession:
-        lease = self._lease
+    def _first_machine(self, salt: bytes) -> ClientSession:
         return ClientSession(
             host=self.host,
             stream=0,
             model=self.model,
-            salt=lease.salt,
+            salt=salt,
             holder=self._holder,
             times=self._times,
-            payment=None if lease.purchase is None else lease.purchase.payment,
-            resume_key=lease.resume_key,
-            keep_s=lease.keep_s,
-            resume=lease.resume,
-            peer=self._network.peer_id,
+            payment=None if self._purchase is None else self._purchase.payment,
         )
 
     @property
@@ -229,27 +214,15 @@ class Session:
             self._note_change()
             for turn in self._turns.values():
                 turn.close()
-            if self.accept is not None:
-                await self._note_end(self.accept)
+            if self._purchase is not None and self.accept is not None:
+                await self._note_end(self._purchase)
 
-    async def _note_end(self, accept: Accept) -> None:
+    async def _note_end(self, purchase: Purchase) -> None:
         with trio.move_on_after(self._limits.close_deadline_s, shield=True):
             try:
-                if self._left is not None:
-                    await self._lease.left(accept, self._left)
-                elif self._may_be_kept:
-                    await self._lease.lost(accept)
-                else:
-                    await self._lease.over(heard=self._heard)
+                await purchase.over(heard=self._heard)
             except LocalError as error:  # the chain will say what became of it
-                log.warning("session.not_noted", session=accept.session.hex()[:16], reason=str(error))
-
-    @property
-    def _may_be_kept(self) -> bool:
-        """Whether its host may keep it although it did not say so: the stream was lost, or time was short."""
-        if self._broken is not None or (self._refused and not self._idled):
-            return False
-        return self._leaving if self.failure is None else self.failure.resumable
+                log.warning("purchase.not_noted", session=purchase.session.hex()[:16], reason=str(error))
 
     @property
     def accepted(self) -> Accept:
@@ -371,7 +344,7 @@ class Session:
                 # What can't be written down is not sent, so this side can't go on.
                 self._broken = first_of_kind(group, LocalError)
                 self.failure = SessionFailed(None, str(self._broken), cause="broken")
-            if self.failure is None and self._purchase is not None and self._left is None:
+            if self.failure is None and self._purchase is not None:
                 await self._wait_heard(stream)
         finally:
             if self.failure is None or (self.failure.fault and self._driver.fault is None):  # it was told why
@@ -491,15 +464,7 @@ class Session:
 
     async def ask(self, ask: Ask) -> SessionTurn:
         """Begin a turn in a place that was reserved. Raises :meth:`error` where the session is over."""
-        try:
-            ask = await self._lease.reserve(ask)
-        except ConfigError as error:  # a limit of the user's: it ends this turn, and closes nothing
-            turn = SessionTurn(self, ask)
-            turn.hand_on(TurnFailed(None, str(error), cause="capped", key=ask.key))
-            return turn
-        finally:
-            self._reserved = max(0, self._reserved - 1)
-            self._note_change()
+        self._reserved = max(0, self._reserved - 1)
         if self._driver is None or self.over:
             raise self.error()
         key = next(self._keys)
@@ -532,16 +497,6 @@ class Session:
         """Stop a turn. One that no machine knows yet is not asked any more."""
         self._command(CancelTurn(turn.ask.key))
 
-    def leave(self) -> None:
-        """Leave the session with its host, where that keeps it and no turn is under way; else close it."""
-        accept = self.accept
-        if accept is None or not accept.keep_s or self.is_busy or not self._back.is_set():
-            self._leaving = accept is not None and accept.keep_s > 0 and not self._back.is_set()
-            self.close()
-            return
-        self._closing = self._leaving = True
-        self._command(LeaveSession(int(self._lease.wall()) + accept.keep_s))
-
     def close(self) -> None:
         """End the session in order."""
         self._closing = True
@@ -551,7 +506,7 @@ class Session:
             self._dormant.cancel()
         self._command(End())
 
-    def _command(self, value: CancelTurn | TokensTaken | LeaveSession | End) -> None:
+    def _command(self, value: CancelTurn | TokensTaken | End) -> None:
         if self._driver is not None and not self.over:
             self._driver.command_nowait(value)
 
@@ -560,8 +515,8 @@ class Session:
             return
         match value:
             case Accepted(accept=accept):
-                if self.accept is None or accept.generation > self.accept.generation:
-                    await self._lease.accepted(accept)
+                if self._purchase is not None and self.accept is None:
+                    await self._purchase.accepted()
                 self.accept = accept
                 self._on_open()
                 if self._resuming is not None:
@@ -571,7 +526,6 @@ class Session:
                 self.failure = value
                 # What the host ends because nothing was asked is over, although it would keep it a while.
                 idle = value.resumable and value.cause != "lost" and not self._turns
-                self._idled = idle
                 self._refused = self._refused or idle
                 if self._driver is not None:
                     self._driver.stop()
@@ -580,28 +534,19 @@ class Session:
                     return
                 for turn in self._turns.values():
                     turn.hand_on(value)
-            case Ended(left=left):
-                self._left = left
+            case Ended():
                 if self._driver is not None:
                     self._driver.stop()
-            case TurnDone(key=key) | TurnFailed(key=key):
-                await self._outcome(self._turns.pop(key) if key in self._turns else None, value)
             case _:
                 self._turn_emitted(value)
-
-    async def _outcome(self, turn: SessionTurn | None, value: ClientEmission) -> None:
-        """A turn is over; None where it was given up before. What it did not use it no longer holds."""
-        if not self.is_busy:
-            await self._lease.rest()
-        elif turn is not None:
-            await self._lease.release(turn.ask, turn.tokens_in, turn.tokens_out)
-        if turn is not None:
-            turn.hand_on(value)
-        self._note_change()
 
     def _turn_emitted(self, value: ClientEmission) -> None:
         """Give what concerns turns to whoever reads them; nobody waits for one that was given up."""
         match value:
+            case TurnDone(key=key) | TurnFailed(key=key):
+                self._hand_on(key, value)
+                self._turns.pop(key, None)
+                self._note_change()
             case Receipted(keys=keys):
                 for key in keys:
                     self._hand_on(key, value)

@@ -32,8 +32,6 @@ PROMISED = {
     "gas.break_even",
     "paid.voucher_cpu",
     "paid.throughput",
-    "economy.opens",
-    "economy.fee_share",
     "failover.duplicated",
     "failover.missing",
     "failover.billed_twice",

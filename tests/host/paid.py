@@ -17,7 +17,6 @@ from p2pnode.chain.ledger import Domains, Ledger, UnavailableError
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.client import Client
 from p2pnode.host.host import Host, HostedModel
-from p2pnode.host.sheet import Grants
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.virtual_time import wall_clock
@@ -28,7 +27,7 @@ from p2pnode.payments.books import open_journal
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import ExposureLimits
 from p2pnode.payments.gas_budget import GasBudget
-from p2pnode.payments.journal.journal import BoughtSession, Journal
+from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.payer import OpenPayer, Payer
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import Market, SpendingLimits
@@ -92,17 +91,6 @@ def journal_on(disk: WatchedDisk, path: Path) -> AbstractAsyncContextManager[Jou
     return open_journal(path, disk=disk, in_thread=isinstance(disk, SlowDisk))
 
 
-def left_in(path: Path) -> list[BoughtSession]:
-    """The sessions that were left, as a journal has them that nobody has opened yet."""
-    if not path.exists():
-        return []
-    journal = Journal.open(path, in_thread=False)
-    try:
-        return journal.purchases_kept(int(wall_clock()))
-    finally:
-        journal.close()
-
-
 class Mortal:
     """A ledger that a killed process can't use any more."""
 
@@ -138,7 +126,6 @@ class PaidWorld:
         model: HostedModel | None = None,
         disk: WatchedDisk | None = None,
         budget: GasBudget | None = None,
-        keep_s: int = 0,
     ) -> tuple[Member, HostMoney]:
         """A host that runs; ``ledger`` may wrap its ledger. With ``index`` the same host starts again."""
         world = self.world
@@ -172,8 +159,7 @@ class PaidWorld:
         )
         self.disks[money.journal] = disk
         await world.nursery.start(self._run, member)
-        grants = Grants(keep_s=keep_s)
-        member.host = Host(node, identity, [model or priced()], money, grants=grants)
+        member.host = Host(node, identity, [model or priced()], money)
         await member.host.start()
         return member, money
 
@@ -205,44 +191,37 @@ class PaidWorld:
         ip: str = "10.0.9.9",
         ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
         disk: WatchedDisk | None = None,
-        journal: Path | None = None,
-        keep_s: int = 0,
         on_event: Callable[[str, dict[str, object]], None] = lambda _name, _fields: None,
     ) -> AsyncIterator[Client]:
         """A client with USDC and no ether that knows one host. Its journal is on ``disk``."""
-        number = next(self._names)
-        path = journal or self.folder / f"client {name} {number}.sqlite"
+        path = self.folder / f"client {name} {next(self._names)}.sqlite"
         rules = limits or SpendingLimits()
         secret = wallet_secret(name)
         missing = units - self.chain.account(wallet_address(name)).usdc
         if missing > 0:
             self.chain.mint(wallet_address(name), missing)
-        rng = random.Random(f"{self.world.seed} payer {name} {number if journal else ''}")
+        rng = random.Random(f"{self.world.seed} payer {name}")
 
         async def unlock() -> Signer:
             return lambda digest: sign_digest(secret, digest)
 
         @contextlib.asynccontextmanager
         async def make() -> AsyncIterator[OpenPayer]:
-            async with journal_on(disk or WatchedDisk(), path) as opened:
+            async with journal_on(disk or WatchedDisk(), path) as journal:
                 signer = SessionSigner(
                     address=wallet_address(name),
                     sign=unlock,
                     ledger=ledger(MemoryLedger(self.chain)),
-                    journal=opened,
+                    journal=journal,
                     limits=rules,
                     wall=wall_clock,
                     draw=rng.randbytes,
                     on_sign=lambda _words, _fields: None,
                 )
-                yield OpenPayer(signer, opened)
+                yield OpenPayer(signer, journal)
 
         payer = Payer(
-            market=Market(CHAIN_ID, REGISTRY, MARKET),
-            limits=rules,
-            address=wallet_address(name),
-            make=make,
-            look=lambda: left_in(path),
+            market=Market(CHAIN_ID, REGISTRY, MARKET), limits=rules, address=wallet_address(name), make=make
         )
         node = Node(
             NodeSetup(
@@ -264,7 +243,6 @@ class PaidWorld:
             bootstrap=member.node.multiaddrs[:1],
             limits=self.world.limits,
             remember=False,
-            keep_s=keep_s,
             payer=payer,
         ) as client:
             yield client

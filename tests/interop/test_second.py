@@ -7,13 +7,17 @@ import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trio
 
+import p2pnode
 from p2pnode.chain.profile import load_profile
 from p2pnode.chain.wallet.phrase import words_in
+from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.models.manifest import scripted_model_id
 from p2pnode.node.invite import make_invite
 from p2pnode.protocols.adverts.messages import PROTOCOL as ADVERTS
@@ -29,6 +33,20 @@ ROOT: Final = Path(__file__).parents[2]
 VECTORS_MIN: Final = 300
 TOKENS: Final = 80
 """More than a window: without an `ack` for each receipt the answer would not end."""
+PACE: Final = ("--scripted-tokens-per-s", 300)
+"""So slow that turns that were asked together are answered together."""
+READ_CREDIT: Final = 256
+LONG: Final = 400
+"""More than the read credit that a turn begins with."""
+PLACES: Final = "Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch, " * 5
+"""So long that a call with it takes more than the read credit of the turn beside it."""
+WEATHER: Final = {
+    "name": "weather",
+    "parameters": json.dumps(
+        {"type": "object", "properties": {"places": {"enum": [PLACES]}}, "required": ["places"]}
+    ),
+}
+COUNT: Final = {"type": "object", "properties": {"numbers": {"type": "string"}}, "required": ["numbers"]}
 QUESTION: Final = "which ships?"
 WORDS: Final = "abandon amount liar amount expire adjust cage candy arch gather drum buyer"
 
@@ -45,7 +63,7 @@ async def other(second: Path, tmp_path: Path) -> AsyncIterator[Foreign]:
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Program]:
     """A host of ours with the scripted engine."""
-    with join(tmp_path, "host") as program:
+    with join(tmp_path, "host", *PACE) as program:
         yield program
 
 
@@ -98,7 +116,7 @@ async def test_it_gets_a_checked_answer_from_a_host(other: Foreign, host: Progra
     sheet = await other.call("sheet", peer=peer)
     assert (sheet["offers"][0]["name"], sheet["offers"][0]["profile"]["engine"]) == ("scripted", "scripted")
     await other.call("open", peer=peer, model=model)
-    said = await other.call("turns", 30, turns=[user(QUESTION, tokens_max=TOKENS)])
+    said = await other.call("turns", 30, turns=[user(QUESTION, sampling={"tokens_max": TOKENS})])
     (answer,) = said["answers"]
     assert (answer["ids"], answer["reason"]) == (TOKENS, "length")
     assert answer["text"]
@@ -109,6 +127,43 @@ async def test_it_gets_a_checked_answer_from_a_host(other: Foreign, host: Progra
 def user(text: str, **others: Any) -> dict[str, Any]:
     """A turn of one question; what else the prompt says goes by its names on the wire."""
     return {"messages": [{"role": "user", "text": text}], **others}
+
+
+def hold_a_session(told: Told, opened: dict[str, Any]) -> dict[str, Any]:
+    """Two turns at once, one of them with a call of a tool; the turn with its result; the long one again.
+
+    Returns what the process says of the session at its end.
+    """
+    assert opened["turns_max"] > 1
+    long = user("Tell me all.", sampling={"tokens_max": LONG, "temperature": 0})
+    asked = user("Rain?", tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
+    both = told.call("turns", turns=[{**long, "late": True}, asked])
+    answer, call = both["answers"]
+    assert (answer["ids"], answer["reason"]) == (LONG, "length")
+    (called,) = call["calls"]
+    assert (call["reason"], call["text"], called["name"]) == ("tool_calls", "", "weather")
+    assert called["pieces"] > 1
+    assert json.loads(called["arguments"]) == {"places": PLACES}
+    assert any(receipt["turns"] == [1, 2] for receipt in both["receipts"])
+    # The long one gets new read credit when it has used up what it had and the other one is over.
+    order = [turn for turn, count in both["order"] for _ in range(count)]
+    call_over = len(order) - order[::-1].index(2)
+    assert 0 < order[:call_over].count(1) <= READ_CREDIT
+    assert answer["stops"] == 1
+    assert {start["cause"] for start in answer["starts"]} <= {"credit"}
+    made = {"id": "c1", "name": "weather", "arguments": called["arguments"]}
+    said = [
+        *asked["messages"],
+        {"role": "assistant", "tool_calls": [made]},
+        {"role": "tool", "tool_call_id": "c1", "text": "rain, all day"},
+    ]
+    more = {"messages": said, "tools": [WEATHER], "sampling": {"tokens_max": 20}}
+    whole: dict[str, Any] = told.call("turns", turns=[more, long])
+    rain, again = whole["answers"]
+    assert (rain["ids"], rain["calls"], len(rain["text"])) == (20, [], 20)
+    assert again["text"] == answer["text"]
+    told.call("close")
+    return whole
 
 
 class Told:
@@ -145,7 +200,7 @@ def told(second: Path) -> Iterator[Told]:
 
 def test_a_client_of_ours_gets_a_checked_answer_from_it(told: Told, tmp_path: Path) -> None:
     flags = ["--peer", told.address, "--max-tokens", TOKENS, "--json"]
-    ran = ask(tmp_path / "client", QUESTION, *flags)
+    ran = ask(tmp_path / "client", QUESTION, *flags, model=told.call("model"))
     assert ran.code == 0, ran
     text = "".join(each["text"] for each in ran.named("text"))
     assert text == " ".join(str(number) for number in range(1, TOKENS + 1))
@@ -153,8 +208,40 @@ def test_a_client_of_ours_gets_a_checked_answer_from_it(told: Told, tmp_path: Pa
     assert (done["tokens_out"], done["checkpoints"], done["tokens_in"]) == (TOKENS, 3, len(QUESTION))
 
 
+async def test_a_client_of_ours_asks_it_two_questions_at_once_in_one_session(
+    other: Foreign, tmp_path: Path
+) -> None:
+    tool = {"type": "function", "function": {"name": "count", "parameters": COUNT}}
+    said: dict[str, p2pnode.Answer] = {}
+
+    async def ask_one(question: str, **others: Any) -> None:
+        sampling = p2pnode.SamplingParams(tokens_max=LONG)
+        said[question] = client.chat(
+            question, model=DEFAULT_MODEL, peer=other.addrs[0], sampling=sampling, **others
+        )
+        assert "".join([piece async for piece in said[question]]) == said[question].text
+
+    # Tools go only to models of which it is known what a host may bill for them.
+    model = Catalogue.load().find(DEFAULT_MODEL).model_id
+    assert model is not None
+    await other.call("serve", model=model.hex())
+    client = p2pnode.Client(discovery=False, data_dir=tmp_path)
+    async with client, trio.open_nursery() as nursery:
+        nursery.start_soon(ask_one, "all of them")
+        nursery.start_soon(partial(ask_one, "by a tool", tools=[tool]))
+    numbers = [str(number) for number in range(1, LONG + 1)]
+    assert said["all of them"].text == " ".join(numbers)
+    (call,) = said["by a tool"].tool_calls
+    assert call.name == "count"
+    assert json.loads(call.arguments) == {"numbers": " ".join(numbers[: LONG // 2 - 1])}
+    (order,) = await other.call("served")
+    assert sorted(set(order)) == [1, 2]
+    assert order != sorted(order)
+    assert order != sorted(order, reverse=True)
+
+
 def test_hosts_shows_what_its_sheet_says(told: Told, tmp_path: Path) -> None:
-    flags = ["--bootstrap", told.address, "--model", "scripted", "--no-mdns", "--json"]
+    flags = ["--bootstrap", told.address, "--model", told.call("model"), "--no-mdns", "--json"]
     ran = run("hosts", *flags, "--data-dir", tmp_path / "client")
     (host,) = ran.named("host")
     assert (host["engine"], host["addresses"]) == ("counting 1", [told.address.partition("/p2p/")[0]])
@@ -175,15 +262,32 @@ def paid_session(told: Told, folder: Path) -> Iterator[tuple[Program, dict[str, 
             "market": known.job_marketplace.hex(),
             "token": known.usdc.hex(),
         }
-        with join(folder, "paid", *prices, "--chain", profile) as host:
+        with join(folder, "paid", *PACE, *prices, "--chain", profile) as host:
             told.call("dial", addr=host.multiaddr)
             peer, model = host.multiaddr.rsplit("/", 1)[1], scripted_model_id().hex()
             yield host, told.call("open", peer=peer, model=model, deposit=100_000, chain=contracts)
 
 
+def test_it_has_two_turns_at_once_and_a_call_of_a_tool_in_one_session(told: Told, host: Program) -> None:
+    told.call("dial", addr=host.multiaddr)
+    peer, model = host.multiaddr.rsplit("/", 1)[1], scripted_model_id().hex()
+    opened = told.call("open", peer=peer, model=model)
+    said = hold_a_session(told, opened)
+    assert (said["vouchers"], said["cost"]) == (0, 0)
+
+
+def test_it_pays_for_two_turns_at_once_in_one_session(told: Told, tmp_path: Path) -> None:
+    with paid_session(told, tmp_path) as (host, opened):
+        said = hold_a_session(told, opened)
+        # One for the input of each turn, and one for each receipt.
+        assert said["vouchers"] == 4 + len(said["receipts"])
+        settled = host.wait_event("settled")
+        assert (settled["session"], settled["amount"]) == (opened["session"], said["cost"])
+
+
 def test_it_pays_a_host_of_ours_to_the_token(told: Told, tmp_path: Path) -> None:
     with paid_session(told, tmp_path) as (host, opened):
-        said = told.call("turns", turns=[user(QUESTION, tokens_max=TOKENS)])
+        said = told.call("turns", turns=[user(QUESTION, sampling={"tokens_max": TOKENS})])
         (answer,) = said["answers"]
         assert (answer["ids"], answer["reason"], len(said["receipts"])) == (TOKENS, "length", 3)
         assert said["cost"] > 1000  # the fee, and what the tokens cost

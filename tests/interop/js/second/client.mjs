@@ -18,30 +18,39 @@ const violation = (why) => { throw new Malformed(why) }
 
 // ---- prompts
 
-export const says = (role, text) => ({ role, content: [{ kind: 'text', text, data: Buffer.alloc(0), mime: '' }] })
+const SAMPLING = {
+  tokens_max: 512,
+  temperature: new Float(0.7),
+  top_p: new Float(0.95),
+  top_k: 40,
+  min_p: new Float(0.05),
+  repeat_penalty: new Float(1),
+  presence_penalty: new Float(0),
+  frequency_penalty: new Float(0),
+  logit_bias: [],
+  stop: []
+}
 
-// A `PromptBody`, whole: what is not given has its default. `sampling` has floats as `Float`.
+const messageOf = ({ role, text, content, tool_calls: calls = [], tool_call_id: answers, name = '' }) => ({
+  role,
+  content: content ?? (text === undefined ? [] : [{ kind: 'text', text, data: Buffer.alloc(0), mime: '' }]),
+  tool_calls: calls.map(({ id, name: tool, arguments: given }) => ({ id, name: tool, arguments: given })),
+  tool_call_id: answers,
+  name
+})
+
+// A `PromptBody`, whole: what is not given has its default. Of a message `text` may stand for its `content`.
 export const promptOf = ({ messages, tools = [], sampling = {}, ...others }) => ({
-  messages: messages.map(({ role, content = [], tool_calls: calls = [], tool_call_id: answers, name = '' }) =>
-    ({ role, content, tool_calls: calls, tool_call_id: answers, name })),
+  messages: messages.map(messageOf),
   embed: [],
   tools: tools.map(({ name, description = '', parameters = '' }) => ({ name, description, parameters })),
   tool_choice: 'auto',
   parallel_tool_calls: true,
   response_format: { kind: 'text', body: '' },
-  sampling: {
-    tokens_max: 512,
-    temperature: new Float(0.7),
-    top_p: new Float(0.95),
-    top_k: 40,
-    min_p: new Float(0.05),
-    repeat_penalty: new Float(1),
-    presence_penalty: new Float(0),
-    frequency_penalty: new Float(0),
-    logit_bias: [],
-    stop: [],
-    ...sampling
-  },
+  sampling: Object.fromEntries(Object.entries(SAMPLING).map(([name, usual]) => {
+    const value = sampling[name] ?? usual
+    return [name, usual instanceof Float && !(value instanceof Float) ? new Float(value) : value]
+  })),
   seed: randomBytes(16),
   logprobs: -1,
   cache_key: undefined,
@@ -51,14 +60,21 @@ export const promptOf = ({ messages, tools = [], sampling = {}, ...others }) => 
   ...others
 })
 
-// A quote's bound for a client that has neither the model's tokenizer nor its manifest.
+// A quote's bound for a client that has neither the model's tokenizer nor its manifest. What it takes for tools and
+// calls is our own: JSON that is written anew with blanks is at most twice as long.
 const TEMPLATE_FIXED = 512
-const TEMPLATE_PER_MESSAGE = 64
+const TEMPLATE_EACH = 64 // message, tool and call
 
-function quoteMax ({ messages, prefix }) {
-  const texts = messages.flatMap(({ content }) => content.map(({ text }) => utf8(text).length))
-  return texts.reduce((sum, bytes) => sum + bytes, 0) + prefix.length +
-    TEMPLATE_FIXED + TEMPLATE_PER_MESSAGE * messages.length
+function quoteMax ({ messages, tools, prefix }) {
+  const calls = messages.flatMap((message) => message.tool_calls)
+  const plain = [
+    ...messages.flatMap(({ content, name, tool_call_id: id = '' }) => [...content.map(({ text }) => text), name, id]),
+    ...[...calls, ...tools].flatMap(({ name, id = '' }) => [name, id])
+  ]
+  const twice = [...calls.map((call) => call.arguments), ...tools.flatMap((tool) => [tool.description, tool.parameters])]
+  const bytes = (texts) => texts.reduce((sum, text) => sum + utf8(text).length, 0)
+  return bytes(plain) + 2 * bytes(twice) + prefix.length +
+    TEMPLATE_FIXED + TEMPLATE_EACH * (messages.length + tools.length + calls.length)
 }
 
 // ---- turns
@@ -68,8 +84,9 @@ class Turn {
   constructor (number, prompt, body, late) {
     Object.assign(this, {
       number, prompt, late, state: 'asked', leaf: new Leaf(number, requestHash(body)), upto: READ_CREDIT, quote: undefined,
-      ids: 0, bytes: 0, text: '', reasoning: '', calls: [], starts: [], ended: undefined, cancelled: false, unconfirmed: 0
+      ids: 0, bytes: 0, text: '', reasoning: '', calls: [], starts: [], ended: undefined, cancelled: false, unconfirmed: 0, stops: 0
     })
+    // `stops`: how often its read credit was used up.
     this.answer = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }))
     this.answer.catch(() => {}) // whoever awaits it is told, whenever that is
   }
@@ -82,6 +99,7 @@ class Turn {
     if (ids.length === 0 && text === '' && name === '') violation('tokens of nothing')
     if (this.ids + ids.length > this.prompt.sampling.tokens_max) violation('too many tokens')
     if (this.ids + ids.length > this.upto) violation('tokens past the read credit')
+    if (this.ids < this.upto && this.ids + ids.length === this.upto) this.stops++
     if (logprobs.length > 0 && logprobs.length !== ids.length) violation('logprobs of other ids')
     if (start !== '') this.begin(start, index)
     this.leaf.take(message)
@@ -111,8 +129,8 @@ class Turn {
   }
 
   told (reason, code) {
-    const { number, text, reasoning, ids, calls, starts, quote } = this
-    return { turn: number, text, reasoning, ids, calls, starts, reason, code, tokens_in: quote?.tokens_in ?? 0 }
+    const { number, text, reasoning, ids, calls, starts, stops, quote } = this
+    return { turn: number, text, reasoning, ids, calls, starts, stops, reason, code, tokens_in: quote?.tokens_in ?? 0 }
   }
 }
 
@@ -140,7 +158,7 @@ export class Session {
     this.billedBefore = [0]
     this.receipted = { in: 0, out: 0 }
     this.vouchers = 0
-    this.order = [] // of the turns, as their tokens came
+    this.order = [] // [turn, ids] of each `tokens`
     this.closed = false
     this.wakes = []
     this.run().catch((error) => this.fail(error))
@@ -152,7 +170,7 @@ export class Session {
   changed () { return new Promise((resolve) => this.wakes.push(resolve)) }
   wake () { for (const each of this.wakes.splice(0)) each() }
 
-  // The answer of a turn. `late`: read credit comes as soon as no other turn is under way.
+  // The answer of a turn. `late`: its application reads on when the credit is used up and no other turn is under way.
   async ask (prompt, { late = false } = {}) {
     const body = pack(prompt)
     // Its number is drawn where nothing is awaited before its first part is sent.
@@ -275,13 +293,13 @@ export class Session {
     this.out += message.ids.length
     if (this.out - this.receipted.out > CHECKPOINT) violation('too many tokens without a receipt')
     if (this.payment?.covers(this.billed, this.out) === false) violation('tokens beyond the deposit')
-    this.order.push(turn.number)
+    this.order.push([turn.number, message.ids.length])
     this.giveCredit(turn)
     this.payInputs()
   }
 
   giveCredit (turn) {
-    if (turn.late && this.underWay.some(({ late }) => !late)) return
+    if (turn.late && (turn.ids < turn.upto || this.underWay.length > 1)) return
     const upto = turn.ids + READ_CREDIT
     if (turn.state !== 'paid' || upto - turn.upto < READ_CREDIT / 2) return
     turn.upto = upto

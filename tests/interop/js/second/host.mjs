@@ -4,12 +4,14 @@ import { randomBytes } from 'node:crypto'
 
 import { Malformed, join, pack, same, unpack, utf8 } from './codec.mjs'
 import { Messages, bindingDigest, profileHash, sheetHash } from './messages.mjs'
-import { SCRIPTED } from './names.mjs'
+import { sha256 } from './names.mjs'
 import { addressOf, signDigest } from './payment.mjs'
 import {
   CHECKPOINT, Leaf, NO_HASH, idsHash, nextRoot, receiptDigest, requestHash, rootZero, tokenHash
 } from './receipts.mjs'
 
+// Made as the id of the scripted engine is: the hash of no manifest.
+export const offered = { model: sha256(utf8('p2pnode/model/1\0counting')) }
 const TURNS_MAX = 2
 const WINDOW = CHECKPOINT * (TURNS_MAX + 1)
 const READ_CREDIT = 256
@@ -21,7 +23,7 @@ const CAPS = 1 + 64 // tools, parallel turns
 const PROFILE = { engine: 'counting', build: '1' }
 
 const makeSheet = (key, address) => pack({
-  peer: key.peer, offers: [{ model: SCRIPTED, name: 'counting', profile: PROFILE, slots: TURNS_MAX, turns_max: TURNS_MAX }], addresses: [address]
+  peer: key.peer, offers: [{ model: offered.model, name: 'counting', profile: PROFILE, slots: TURNS_MAX, turns_max: TURNS_MAX }], addresses: [address]
 })
 
 export function makeAdvert (key, wallet, address, now = Math.floor(Date.now() / 1000)) {
@@ -38,7 +40,7 @@ export function makeAdvert (key, wallet, address, now = Math.floor(Date.now() / 
     x: now + 90,
     b: binding,
     a: [{ a: address, d: true }],
-    o: [{ m: SCRIPTED, c: N_CTX, i: 0, o: 0, f: 0, w: true, k: CAPS, h: profileHash(PROFILE) }],
+    o: [{ m: offered.model, c: N_CTX, i: 0, o: 0, f: 0, w: true, k: CAPS, h: profileHash(PROFILE) }],
     l: { s: TURNS_MAX, a: 0, q: 0 },
     d: false,
     h: sheetHash(sheet),
@@ -146,6 +148,9 @@ class Turn {
   }
 }
 
+// Of each session the turn of each id, as they were sent.
+export const orders = []
+
 export async function serveSession (stream, key) {
   await new Session(new Messages(stream), key).run()
   stream.finish()
@@ -154,7 +159,7 @@ export async function serveSession (stream, key) {
 class Session {
   constructor (messages, key) {
     Object.assign(this, { messages, key, turns: [], place: 0, out: 0, acked: 0, billed: 0, receipts: 0, receipted: 0 })
-    Object.assign(this, { over: false, halfClosed: false, wake: () => {} })
+    Object.assign(this, { over: false, halfClosed: false, wake: () => {}, order: [] })
   }
 
   get underWay () { return this.turns.filter(({ state }) => state !== 'over') }
@@ -163,10 +168,11 @@ class Session {
     const open = await this.messages.hear('open', 'resume')
     if (open.t === 'resume') return this.messages.say('refuse', { code: 'bad_request', detail: 'free sessions end here' })
     if (open.terms != null) return this.messages.say('refuse', { code: 'payment_required', detail: 'free only' })
-    if (!same(open.model, SCRIPTED)) return this.messages.say('refuse', { code: 'model_not_available', detail: '' })
+    if (!same(open.model, offered.model)) return this.messages.say('refuse', { code: 'model_not_available', detail: '' })
     this.session = randomBytes(32)
     this.epoch = Date.now()
     this.root = rootZero(this.session, open.model, open.salt)
+    orders.push(this.order)
     this.messages.say('accept', {
       session: this.session,
       nonce: randomBytes(32),
@@ -241,7 +247,7 @@ class Session {
       return
     }
     this.billed += turn.tokensIn
-    // Where there are calls the format has to be one; no client has the vocabulary of this engine.
+    // A format, since there may be calls; nobody else has the vocabulary of this engine.
     this.messages.say('quote', {
       turn: turn.number,
       tokens_in: turn.tokensIn,
@@ -292,6 +298,7 @@ class Session {
     turn.leaf.take(message)
     turn.sent++
     this.out++
+    this.order.push(turn.number)
     if (this.out - this.receipted === CHECKPOINT) this.checkpoint([])
   }
 

@@ -3,12 +3,12 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
 
-import { Session, promptOf, says } from './client.mjs'
+import { Session, promptOf } from './client.mjs'
 import { hex, unhex, utf8 } from './codec.mjs'
 import { Pair, answer, dial, listen, propose } from './connection.mjs'
-import { serveAdverts, serveSession } from './host.mjs'
+import { offered, orders, serveAdverts, serveSession } from './host.mjs'
 import { askAdvert, askSheet, openStore, shown } from './messages.mjs'
-import { Key, readInvite } from './names.mjs'
+import { Key, modelText, readInvite } from './names.mjs'
 import { Payment, addressOf, tokenDomain } from './payment.mjs'
 import { Keys, entropyOf, recover, write } from './storage.mjs'
 import { Dht, Gossip, identityOf, readIdentity, sized } from './topics.mjs'
@@ -52,8 +52,10 @@ const opened = (stream) => guarded((async () => {
 function connected (connection) {
   connections.set(connection.peer, connection)
   connection.over.then(() => connections.delete(connection.peer))
-  guarded(gossip.connected(connection))
-  guarded(identify(connection).then(({ protocols }) => { if (protocols.includes(dhtName)) dht.connected(connection) }))
+  guarded(identify(connection).then(({ protocols }) => {
+    if (protocols.includes(dhtName)) dht.connected(connection)
+    if (MESHSUB.some((each) => protocols.includes(each))) return gossip.connected(connection)
+  }))
 }
 
 async function identify (connection) {
@@ -65,7 +67,6 @@ async function identify (connection) {
 const address = await listen(key, fixed, opened, connected)
 
 let session
-const whole = ({ text, ...others }) => ({ ...others, ...says(others.role, text) })
 
 async function payTo (connection, model, chain, deposit) {
   const [advert] = await askAdvert(connection)
@@ -104,12 +105,15 @@ const commands = {
   },
   // Turns, all asked at once: their answers, and the session so far.
   async turns ({ turns }) {
-    const answers = await Promise.all(turns.map(({ late, tokens_max: max, ...said }) =>
-      session.ask(promptOf({ ...said, messages: said.messages.map(whole), sampling: { tokens_max: max } }), { late })))
+    const answers = await Promise.all(turns.map(({ late, ...said }) => session.ask(promptOf(said), { late })))
     const { receipts, vouchers, order, cost } = session
     return { answers, receipts, vouchers, order, cost }
   },
   async close () { session.close() },
+  async model () { return modelText(offered.model) },
+  // Counts as another model from now on.
+  async serve ({ model }) { offered.model = unhex(model) },
+  async served () { return orders },
   async store ({ peer, words, title, turns }) {
     const store = await openStore(connections.get(peer))
     const entropy = entropyOf(words)

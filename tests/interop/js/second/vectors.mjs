@@ -7,7 +7,7 @@ import {
 } from './codec.mjs'
 import { Handshake, Pair, Yamux, Bytes, line, noiseFrame, payloadOf, peerIn, yamuxFrame } from './connection.mjs'
 import { manifestOf, overheadOf } from './gguf.mjs'
-import { promptOf, says } from './client.mjs'
+import { promptOf } from './client.mjs'
 import {
   abi, bindingDigest, blake, hash, profileHash, readAdvert, readSheet, sheetHash, signer
 } from './messages.mjs'
@@ -184,23 +184,15 @@ function inference () {
   paid(all.paid)
 }
 
-// What a vector says of a prompt, in values: what is a float there is one here.
-function prompted ({ messages, sampling, seed, ...others }) {
-  const floats = Object.entries(sampling).filter(([name]) => !['tokens_max', 'top_k', 'logit_bias', 'stop'].includes(name))
-  const biases = sampling.logit_bias.map(({ id, bias }) => ({ id, bias: new Float(bias) }))
-  return {
-    ...others,
-    messages: messages.map((message) => {
-      if (message.content.some(({ data }) => data !== '')) throw new Error('no images')
-      return { ...message, content: message.content.flatMap(({ text }) => says('user', text).content) }
-    }),
-    sampling: {
-      ...sampling, ...Object.fromEntries(floats.map(([name, value]) => [name, new Float(value)])), logit_bias: biases
-    },
-    seed: unhex(seed),
-    ...(others.cache_key === undefined ? {} : { cache_key: unhex(others.cache_key) })
-  }
-}
+// What a vector says of a prompt, in values.
+const prompted = ({ messages, sampling, seed, cache_key: key, ...others }) => ({
+  ...others,
+  messages: messages.map(({ content, ...message }) =>
+    ({ ...message, content: content.map((part) => ({ ...part, data: unhex(part.data) })) })),
+  sampling: { ...sampling, logit_bias: sampling.logit_bias.map(({ id, bias }) => ({ id, bias: new Float(bias) })) },
+  seed: unhex(seed),
+  cache_key: key === undefined ? undefined : unhex(key)
+})
 
 function paid (told) {
   const said = (list) => list.map(({ hex: bytes }) => unpack(unhex(bytes)))
