@@ -376,15 +376,21 @@ class Said:
 class AnswerPieces:
     """An answer in pieces by channel, without what its client has: its first ``has`` bytes, in UTF-8.
 
-    Bytes of text are counted in all channels, and those of the names of calls.
+    Bytes of text are counted in all channels, and those of the names of calls. ``calls_max``: the answer ends
+    with so many calls, whatever the model says after them.
     """
 
-    def __init__(self, reader: AnswerReader, *, has: int = 0) -> None:
-        self._reader, self._has = reader, has
+    def __init__(self, reader: AnswerReader, *, has: int = 0, calls_max: int = CALLS_MAX) -> None:
+        self._reader, self._has, self._calls_max = reader, has, calls_max
         self.bytes = 0
         """Bytes of all that was read, also of what the client has."""
         self.calls = 0
         """Calls that are whole."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is told."""
+        return self.calls >= self._calls_max
 
     def feed(self, text: str) -> list[Said]:
         """What ``text`` makes certain and the client lacks."""
@@ -401,6 +407,8 @@ class AnswerPieces:
     def _new(self, parts: list[Part]) -> list[Said]:
         said: list[Said] = []
         for part in parts:
+            if self.is_over:
+                break
             match part:
                 case Text(channel=channel, text=text):
                     self.bytes += len(text.encode(errors="replace"))

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from p2pnode.errors import HostFault
-from p2pnode.models.answer import AnswerPieces, Said, reader_of
+from p2pnode.models.answer import CALLS_MAX, AnswerPieces, Said, reader_of
 from p2pnode.models.text import TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import PromptBody, Quote, Tokens
@@ -39,15 +39,11 @@ class TextCheck:
         self._text = TextAssembler(vocabulary.piece, body.sampling.stop)
         self._stops = bool(body.sampling.stop)
         prefix = self._text.feed(body.prefix).text
-        pieces = AnswerPieces(reader)
         has = body.text_bytes
-        if has is None:
-            pieces.feed(prefix)
-            self._derived = deque[_Letter]()
-        else:
-            pieces = AnswerPieces(reader, has=has)
-            self._derived = deque(_letters(pieces.feed(prefix)))
-        self._pieces = pieces
+        calls_max = CALLS_MAX if body.parallel_tool_calls else 1
+        self._pieces = AnswerPieces(reader, has=has or 0, calls_max=calls_max)
+        before = _letters(self._pieces.feed(prefix))
+        self._derived = deque(before if has is not None else ())
         self._told: deque[_Letter] = deque()
         """What the host said that has not been compared."""
 

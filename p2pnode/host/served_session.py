@@ -19,7 +19,7 @@ from p2pnode.errors import EngineError, WireCode
 from p2pnode.host.unpaid_work import UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
-from p2pnode.models.answer import AnswerPieces, Said, reader_of
+from p2pnode.models.answer import CALLS_MAX, AnswerPieces, Said, reader_of
 from p2pnode.models.engine import (
     CompiledPrompt,
     Done,
@@ -550,6 +550,9 @@ async def _generate(
                     await report(GenProgress(order.run, processed, total))
                 case Tokens():
                     await flow.add(event)
+                    if pieces.is_over:  # one call was asked for: what would follow is nobody's
+                        await flow.finish("stop")
+                        return
                 case Done(reason=reason):
                     await flow.finish(reason)
 
@@ -557,7 +560,7 @@ async def _generate(
 def _pieces(prompt: CompiledPrompt, body: PromptBody, *, has: int = 0) -> AnswerPieces:
     tools = [tool.name for tool in body.tools]
     reader = reader_of(prompt.format, tools, reasons=prompt.reasons, thinking=prompt.thinking)
-    return AnswerPieces(reader, has=has)
+    return AnswerPieces(reader, has=has, calls_max=CALLS_MAX if body.parallel_tool_calls else 1)
 
 
 class _AnswerFlow:

@@ -14,6 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.answer import Answer
+from p2pnode.client.question import ChatOptions, tools_of
 from p2pnode.errors import ConfigError, HostFault, P2PNodeError
 from p2pnode.models.answer import Said
 from p2pnode.models.engine import EngineEvent, GenerateRequest, Tokens
@@ -109,6 +110,25 @@ async def test_a_call_whose_host_dies_in_its_middle_is_ended_by_another_one(
         assert sum(item.tokens_out for item in answer.bill) == len(answer.ids)
         assert answer.usage.reason == "tool_calls"
         assert answer.text_checked
+
+
+async def test_where_one_call_is_asked_for_the_answer_ends_with_it(autojump_clock: MockClock) -> None:
+    async with stage(script=lambda *_: f"{CALL}\n{CALL} and more", tokens_per_s=100.0) as (
+        _,
+        members,
+        client,
+    ):
+        for several, calls in ((True, 2), (False, 1)):
+            options = ChatOptions(
+                model=SCRIPTED, tools=tools_of(TOOLS), sampling=GREEDY, parallel_tool_calls=several
+            )
+            answer = client.answer("Weather?", options)
+            said = whole(await heard(answer))
+            assert [each[2] for each in said if each[0] == "call"] == ["weather"] * calls
+            assert answer.usage.reason == "tool_calls"
+            assert said[-1][0] == ("content" if several else "call")
+        assert members[0].host is not None
+        assert members[0].host.models[0].engine.stats().active == 0
 
 
 async def test_the_content_alone_is_what_a_plain_reader_gets(autojump_clock: MockClock) -> None:
