@@ -6,9 +6,9 @@ order, numbers no exponent, and blanks stand after ``:`` and ``,`` only.
 
 Supported: ``type`` (also a list), ``enum``, ``const``, ``$ref`` within the schema, ``anyOf``, ``oneOf`` whose
 members exclude one another, ``allOf``, ``properties``, ``required``, ``additionalProperties``, ``items``,
-``prefixItems``, ``minItems``, ``maxItems``, ``minLength``, ``maxLength``, ``minimum``, ``maximum`` and their
-exclusive forms, and the ``format`` of dates, times and UUIDs. Annotations and unknown words mean nothing, as
-in JSON Schema.
+``prefixItems``, ``minItems``, ``maxItems``, ``minLength``, ``maxLength``, plain ``pattern``s, ``minimum``,
+``maximum`` and their exclusive forms, and the ``format`` of dates, times and UUIDs. Annotations and unknown
+words mean nothing, as in JSON Schema.
 
 Pure. Drafts 7 and 2020-12: https://json-schema.org/draft/2020-12/schema
 """
@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from p2pnode.models.grammar import Grammar, GrammarError, Letters, Rule, Symbol, letters
+from p2pnode.models.pattern import pattern_rule
 
 ITEMS_MAX: Final = 1000
 """The highest ``minItems``, ``maxItems``, ``minLength`` and ``maxLength``."""
@@ -35,14 +36,14 @@ _DIGITS_MAX: Final = 15
 _DEPTH_MAX: Final = 64
 _JSON_TYPES: Final = ("string", "number", "integer", "boolean", "null", "object", "array")
 _REFUSED: Final = (
-    "not", "if", "then", "else", "pattern", "patternProperties", "propertyNames", "dependencies",
+    "not", "if", "then", "else", "patternProperties", "propertyNames", "dependencies",
     "dependentRequired", "dependentSchemas", "contains", "minContains", "maxContains", "unevaluatedItems",
     "$dynamicRef", "$recursiveRef",
 )  # fmt: skip
 _OF_TYPE: Final[Mapping[str, frozenset[str]]] = {
     "object": frozenset({"properties", "required", "additionalProperties", "minProperties", "maxProperties"}),
     "array": frozenset({"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"}),
-    "string": frozenset({"minLength", "maxLength", "format"}),
+    "string": frozenset({"minLength", "maxLength", "format", "pattern"}),
     "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}),
 }
 _COMBINED: Final = ("anyOf", "oneOf", "allOf", "$ref")
@@ -436,12 +437,25 @@ class _Compiler:
         least = least or 0
         if most is not None and least > most:
             self._refuse(at, f"must have {least} letters and may have {most}")
+        if "pattern" in schema:
+            if least or most is not None or schema.get("format") in _FORMATS:
+                self._refuse(at, "has a pattern and a length or format: say it all in the pattern")
+            if not isinstance(schema["pattern"], str):
+                self._refuse(at, "has a pattern that is no text")
+            return self._matching(schema["pattern"], at)
         if not least and most is None:
             form = schema.get("format")
             return self._formatted(form) if form in _FORMATS else self._any_string()
         if schema.get("format") in _FORMATS:
             self._refuse(at, "has a format and a length: leave one out")
         return self._grammar.rule(('"', *self._grammar.repeat(self._letter(), least, most), '"'))
+
+    def _matching(self, pattern: str, at: str) -> Rule:
+        anything = self._grammar.many(self._letter())
+        try:
+            return self._grammar.rule(('"', *pattern_rule(self._grammar, pattern, anything), '"'))
+        except GrammarError as error:
+            self._refuse(at, str(error))
 
     def _formatted(self, form: str) -> Rule:
         grammar = self._grammar

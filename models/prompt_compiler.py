@@ -42,7 +42,6 @@ MEMORY_BYTES: Final = 64 << 20
 _MODULE: Final = "p2pnode.models.prompt_compiler"
 _DEADLINE_S: Final = 30.0
 """On the wall's clock: other programs may have the processor."""
-_START_S: Final = 60.0
 _ANSWER_MAX: Final = 64 << 20
 _LENGTH: Final = 4
 
@@ -115,15 +114,15 @@ class PromptCompiler:
         }
         async with self._turn:
             try:
-                with trio.fail_after(_DEADLINE_S):
+                # Shielded: whoever cancels must not cost others a new process. The work itself is bounded.
+                with trio.fail_after(_DEADLINE_S, shield=True):
                     process = self._process or await self._start()
                     answer = await _exchange(process, json.dumps(job).encode(), encode(body))
-            except (trio.BrokenResourceError, trio.TooSlowError, ValueError) as error:
+            except (trio.BrokenResourceError, trio.TooSlowError, ValueError, EngineError) as error:
                 await self._end()
+                if isinstance(error, EngineError):
+                    raise
                 raise EngineError("the prompt's compiler failed: ask again", retry_after_s=1.0) from error
-            except BaseException:
-                await self._end()  # it may be in the middle of an answer
-                raise
         if "error" in answer:
             raise EngineError(answer["error"], code=answer["code"])
         segments = tuple(Segment(said, of_user=of_user) for said, of_user in answer.pop("segments"))

@@ -64,7 +64,13 @@ def test_values_fit_or_do_not(schema: Any, text: str, fits: bool) -> None:
 @pytest.mark.parametrize(
     ("schema", "why"),
     [
-        ({"type": "string", "pattern": "a+"}, "'pattern'"),
+        ({"type": "string", "pattern": "a(?=b)"}, "looks around"),
+        ({"type": "string", "pattern": "(a)\\1"}, "the escape"),
+        ({"type": "string", "pattern": "^a|b$"}, "put the alternatives in brackets"),
+        ({"type": "string", "pattern": "(a{100}){100}"}, "more than 200 letters"),
+        ({"type": "string", "pattern": "(a*)*"}, "never end"),
+        ({"type": "string", "pattern": "(a"}, "not closed"),
+        ({"type": "string", "pattern": "a", "minLength": 2}, "say it all in the pattern"),
         ({"properties": {"a": {"not": {}}}}, "at #/properties/a uses 'not'"),
         ({"type": "array", "uniqueItems": True}, "'uniqueItems'"),
         ({"type": "integer", "multipleOf": 3}, "'multipleOf'"),
@@ -83,6 +89,28 @@ def test_values_fit_or_do_not(schema: Any, text: str, fits: bool) -> None:
 def test_what_no_grammar_says_is_refused_by_name(schema: Any, why: str) -> None:
     with pytest.raises(GrammarError, match=why):
         grammar_of(schema)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "^[A-Z]{2,3}-[0-9]{4}$", "^(red|green|blue)$", "^\\d+(\\.\\d{1,2})?$", "^[^@ ]+@[a-z]+\\.(com|org)$",
+        "ab+c?", "^[|)]$",
+        "^a.c$", "^\\w{3,}$", "^[\\w.-]*$", "^(?:[a-f0-9]{2}:){5}[a-f0-9]{2}$", '^"q"$', "^\\u00e9[à-ü]*$",
+        "^\\$\\(x\\)$",
+        "^[!-~]{5}$", "^(a|b*)c$", "^\\S\\D\\W$", "x$", "^x", "",
+    ],
+)  # fmt: skip
+def test_what_a_pattern_spells_it_matches(pattern: str) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    grammar, whole = grammar_of(schema), 0
+    for seed in range(30):
+        matcher, text = Matcher(grammar), "".join(spell(grammar, Random(seed).randrange, bytes_max=200))
+        assert matcher.feed(text)
+        if matcher.may_end:
+            jsonschema.validate(json.loads(text), schema)
+            whole += 1
+    assert whole >= 10
 
 
 def test_ways_that_begin_alike_do_not_multiply_without_end() -> None:

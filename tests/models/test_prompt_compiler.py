@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import trio
 
 from p2pnode.errors import EngineError
 from p2pnode.models.prompt_compiler import PromptCompiler, compile_prompt
@@ -96,6 +97,18 @@ async def test_a_schema_beyond_the_limits_is_refused_there(
     with pytest.raises(EngineError, match=why) as refused:
         await compilers(ChatTemplate(CHATML)).compile(body, text="", letters_max=100_000)
     assert refused.value.code == "bad_request"
+
+
+async def test_who_cancels_costs_others_no_new_process(compilers: Any) -> None:
+    compiler = compilers(ChatTemplate(CHATML))
+    await compiler.compile(HELLO, text="", letters_max=1000)
+    (child,) = psutil.Process().children()
+    with trio.move_on_after(0.001) as scope:
+        await compiler.compile(HELLO, text="", letters_max=1000)
+        await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert (await compiler.compile(HELLO, text="", letters_max=1000)).format == ""
+    assert [each.pid for each in psutil.Process().children()] == [child.pid]
 
 
 async def test_a_template_that_is_none_is_said_to_be_none(compilers: Any) -> None:

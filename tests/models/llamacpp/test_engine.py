@@ -26,7 +26,7 @@ from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 from p2pnode.models.llamacpp.process import LlamaCppProcess
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
-from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, Role
+from p2pnode.protocols.inference.messages import ChatMessage, LogitBias, PromptBody, Role
 from tests.models.engine_conformance import (
     GREEDY,
     N_CTX,
@@ -196,6 +196,28 @@ async def test_the_template_adds_no_more_than_the_manifest_says(
         size = sum(len(text.encode()) for text in contents)
         prompt = await engine.prompt(PromptBody(messages=said, seed=bytes(16)))
         assert len(prompt.ids) <= overhead.tokens_max(len(said), size)
+
+
+async def test_a_bias_and_penalties_change_what_is_drawn(
+    engine: LlamaCppEngine, vocabulary: Vocabulary
+) -> None:
+    prompt = await question(engine)
+    plain = await ask(engine, prompt)
+    (word,) = await engine.tokenize(" sea")
+    wanted = replace(GREEDY, logit_bias=(LogitBias(id=word, bias=100.0),))
+    assert set((await ask(engine, prompt, wanted)).ids) == {word}
+    unwanted = replace(GREEDY, logit_bias=tuple(LogitBias(id=each, bias=-100.0) for each in set(plain.ids)))
+    assert not set((await ask(engine, prompt, unwanted)).ids) & set(plain.ids)
+    repeating = replace(wanted, logit_bias=(LogitBias(id=word, bias=30.0),))
+    for penalty in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repeat_penalty": 2.0}):
+        told = [
+            event.logprobs
+            for event in (await ask(engine, prompt, replace(repeating, **penalty), logprobs=0)).events  # type: ignore[arg-type]
+            if isinstance(event, Tokens)
+        ]
+        assert told  # taken by the engine, and told before any sampler
+    strong = replace(repeating, frequency_penalty=2.0, tokens_max=40)
+    assert len(set((await ask(engine, prompt, strong)).ids)) > 1
 
 
 async def test_cancel_during_prefill_stops_the_engine_within_one_batch(engine: LlamaCppEngine) -> None:
