@@ -14,14 +14,19 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.answer import Answer
-from p2pnode.client.question import ChatOptions, tools_of
+from p2pnode.client.question import ChatOptions, KnownModel, tools_of
 from p2pnode.errors import ConfigError, HostFault, P2PNodeError
+from p2pnode.ids import ModelId
 from p2pnode.models.answer import Said
 from p2pnode.models.engine import EngineEvent, GenerateRequest, Tokens
+from p2pnode.models.gguf import template_overhead
 from p2pnode.models.manifest import SCRIPTED
+from p2pnode.models.renderer import Renderer
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
 from tests.client.failing import ONE_BY_ONE, meet, seeds
+from tests.models import chat_templates
+from tests.models.vectors import SMALL
 from tests.node.world import Member, World, scripted_host, world
 
 ARGUMENTS = '{"city": "Zürich", "days": [1, 2, 3], "note": "</tool_call> \\"quoted\\""}'
@@ -209,6 +214,17 @@ async def test_harmless_ids_with_a_malicious_call_reach_nobody(autojump_clock: M
             assert answer.tool_calls == ()
             fault = error.value if isinstance(error.value, HostFault) else error.value.__cause__
             assert "do not say" in str(fault or error.value)
+
+
+@pytest.mark.parametrize("template", chat_templates.TEMPLATES)
+@pytest.mark.parametrize("prompt", chat_templates.PROMPTS)
+def test_no_family_puts_more_into_a_prompt_than_a_client_allows_for(template: str, prompt: str) -> None:
+    chat, body = chat_templates.TEMPLATES[template], chat_templates.PROMPTS[prompt]
+    said = Renderer(chat).render(body, "n0nce", letters_max=1 << 20)
+    size = sum(len(each.text.encode()) for each in said.segments)
+    overhead = template_overhead(chat.source)
+    known = KnownModel(ModelId(bytes(32)), replace(SMALL, template_overhead=overhead))
+    assert size <= known.input_max(body)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from p2pnode.errors import ConfigError
 from p2pnode.models import gguf
+from p2pnode.models.generic_form import generic_messages
 from p2pnode.models.manifest import (
     Manifest,
     model_id,
@@ -19,6 +20,7 @@ from p2pnode.models.manifest import (
     parse_model_id,
     scripted_model_id,
 )
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, Tool
 
 FOLDER: Final = Path(__file__).parents[2] / "models"
 VECTORS: Final[dict[str, Any]] = json.loads((FOLDER / "vectors.json").read_text(encoding="utf-8"))
@@ -84,3 +86,16 @@ def test_the_kinds_of_weights_are_those_of_the_code(tmp_path: Path) -> None:
         if kind != f"ftype{number}":
             found[number] = kind
     assert found == stated
+
+
+def test_the_words_that_tell_of_tools_are_those_of_the_spec() -> None:
+    body = PromptBody(messages=(ChatMessage.of("user", "hi"),), tools=(Tool(name="f"),), seed=bytes(16))
+    told, *_ = generic_messages(body)
+    words, _, tools = told.text.partition("\n")
+    block = (FOLDER / "SPEC.md").read_text("utf-8").split("a line each:\n\n```\n")[1].split("\n```")[0]
+    assert words == block.replace("\n", " ")
+    assert json.loads(tools) == {
+        "name": "f",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    }
