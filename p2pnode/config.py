@@ -56,6 +56,8 @@ class NodeConfig:
     first. ``chain`` is the path of a chain profile; empty means ``chain.toml`` in the data dir, where there
     is one.
     ``spend_locked_max`` bounds the deposits that are locked in sessions (0: as ``spend_day_max``).
+    ``keep_hours`` is for how long a host keeps a session that its client left, and for how long a client asks
+    for it; 0 for not at all.
     ``ether_usd`` is the price of an ether, which a host's gas is held against (0: it is not known), and
     ``gas_day_max`` what opens may cost it a day.
     ``trust`` names hosts by peer id or wallet: they go first, and what was said to one reaches no others.
@@ -85,6 +87,7 @@ class NodeConfig:
     spend_host_max: int = 2_000_000
     trust: tuple[str, ...] = ()
     spend_locked_max: int = 0
+    keep_hours: int = 24
     save: bool = True
     stores: tuple[str, ...] = ()
     store_for: tuple[str, ...] = ("sessions",)
@@ -121,7 +124,7 @@ class NodeConfig:
         if self.n_ctx and not N_CTX_MIN <= self.n_ctx <= N_CTX_MAX:
             msg = f"n_ctx must be from {N_CTX_MIN} to {N_CTX_MAX}, or 0 for what the model and memory allow"
             raise ConfigError(msg)
-        for name, low, high in (("slots", 1, 64), ("threads", 0, 1024)):
+        for name, low, high in (("slots", 1, 64), ("threads", 0, 1024), ("keep_hours", 0, 120)):
             if not low <= getattr(self, name) <= high:
                 msg = f"{name} must be from {low} to {high}"
                 raise ConfigError(msg)

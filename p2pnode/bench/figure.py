@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 SuiteName: TypeAlias = Literal[
-    "stream", "dial", "gossip", "attacks", "cli", "idle", "gas", "paid", "failover", "storage"
+    "stream", "dial", "gossip", "attacks", "cli", "idle", "gas", "paid", "economy", "failover", "storage"
 ]
 
 
@@ -180,6 +180,22 @@ GOALS: Final = (
         target=0.97,
         meaning="tokens/s of four paid streams of a scripted engine at 500 tokens/s each",
         baseline="four free streams of another host of the same engine, paired runs; 1 means as fast",
+    ),
+    Goal(
+        name="economy.opens",
+        unit="sessions",
+        bound="at most",
+        target=1.0,
+        meaning="sessions opened for fifty questions of one user in a day, with one host and with three",
+        baseline="hosts that answered; 1 means one fee a host",
+    ),
+    Goal(
+        name="economy.fee_share",
+        unit="ratio",
+        bound="at most",
+        target=0.75,
+        meaning="the part of what these questions cost that was session fees, one host at the demo's prices",
+        baseline="the same with a session for each question",
     ),
     Goal(
         name="failover.duplicated",

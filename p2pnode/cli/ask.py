@@ -71,6 +71,18 @@ ContextOption = Annotated[
         "oldest messages, which is told.",
     ),
 ]
+CloseOption = Annotated[
+    bool,
+    typer.Option(
+        "--close", help="End the session with the host, which then settles: the next one has a fee."
+    ),
+]
+WaitOption = Annotated[
+    float,
+    typer.Option(
+        "--wait", min=0, help="Wait this many seconds for a session that another of your commands uses."
+    ),
+]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that precedes the conversation.")]
 ToolOption = Annotated[
     list[Path] | None,
@@ -119,6 +131,8 @@ def ask(
     messages: MessagesOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
+    close: CloseOption = False,
+    wait: WaitOption = 0.0,
     max_cost: MaxCostOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it could cost at each host, and ask none.")
@@ -152,6 +166,8 @@ def ask(
             discovery=not no_discovery and peer is None,
             chain=chain,
             spend_session_max=max_spend,
+            closes=close,
+            wait_s=wait,
             stores=store,
             s5_url=s5_url,
         )

@@ -24,7 +24,9 @@ _LONG_S: Final = 120
 def bench(
     suite: Annotated[
         str,
-        typer.Argument(help="stream, dial, gossip, cli, idle, gas, paid, failover, storage, or all."),
+        typer.Argument(
+            help="stream, dial, gossip, cli, idle, gas, paid, economy, failover, storage, or all."
+        ),
     ] = "all",
     pairs: Annotated[
         int, typer.Option(help="Pairs of runs, ours and the baseline in turn, per stream figure.")

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from p2pnode.cli.ask import (
+    CloseOption,
     ContextOption,
     DiscoveryOption,
     MaxCostOption,
@@ -21,6 +22,7 @@ from p2pnode.cli.ask import (
     SystemOption,
     TemperatureOption,
     TopPOption,
+    WaitOption,
     checked_context,
     finish,
     make_filters,
@@ -74,6 +76,8 @@ def chat(
     system: SystemOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
+    close: CloseOption = False,
+    wait: WaitOption = 0.0,
     max_cost: MaxCostOption = None,
     only: OnlyOption = None,
     never: NeverOption = None,
@@ -106,6 +110,8 @@ def chat(
             discovery=not no_discovery and peer is None,
             chain=chain,
             spend_session_max=max_spend,
+            closes=close,
+            wait_s=wait,
             stores=store,
             s5_url=s5_url,
         )

@@ -37,6 +37,8 @@ def make_client(
     *,
     mdns: bool | None,
     discovery: bool,
+    closes: bool = False,
+    wait_s: float = 0.0,
     **flags: Any,
 ) -> Client:
     """A client of these flags that reports to ``output``. Raises ``UsageError`` that names the flag."""
@@ -51,7 +53,9 @@ def make_client(
     with blaming("--bootstrap"):
         first = [one for each in bootstrap or () for one in read_bootstrap(each)]
     reporter = ClientReporter(output, DataDir(config.data_dir))
-    return Client(config, bootstrap=first, discovery=discovery, on_event=reporter)
+    return Client(
+        config, bootstrap=first, discovery=discovery, closes=closes, wait_s=wait_s, on_event=reporter
+    )
 
 
 class ClientReporter:
@@ -90,6 +94,8 @@ class ClientReporter:
                     f"[waiting for {shorten(str(fields['peer']))} to bring the deposit to the chain: "
                     f"{fields['waited_s']:.0f} s of {fields['most_s']:.0f} s at most]"
                 )
+            case "session.gone" | "session.in_use":
+                return _left_text(name, shorten(str(fields["peer"])))
             case "voucher" if fields["outcome"] == "delivered":
                 session = str(fields["session"])[:8]
                 return f"[a host that had vanished got its last voucher, for session {session}]"
@@ -109,6 +115,13 @@ class ClientReporter:
         most, host = usdc_text(units["deposit"]), shorten(str(fields["host"]))
         terms = self._output.command(f"sessions show {str(fields['session'])[:8]}")
         return f"[paying {host} at most {most}, the rest comes back: {price_of(units)}; terms: {terms}]"
+
+
+def _left_text(name: str, host: str) -> str:
+    """What became of a session that was left with a host, as a line for people."""
+    if name == "session.in_use":
+        return f"[another of your commands uses the session with {host}: waiting]"
+    return f"[{host} closed the session that was left with it before its time: the next one has a fee]"
 
 
 def conversation_text(name: str, fields: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pnode.cli.ask import (
+    CloseOption,
     ContextOption,
     MaxCostOption,
     MaxSpendOption,
@@ -23,6 +24,7 @@ from p2pnode.cli.ask import (
     StopOption,
     TemperatureOption,
     TopPOption,
+    WaitOption,
     checked_context,
     make_filters,
     make_sampling,
@@ -80,6 +82,8 @@ def resume(
     stop: StopOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
+    close: CloseOption = False,
+    wait: WaitOption = 0.0,
     max_cost: MaxCostOption = None,
     only: OnlyOption = None,
     never: NeverOption = None,
@@ -112,7 +116,7 @@ def resume(
         )
         client: Client = make_client(
             output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain,
-            spend_session_max=max_spend, stores=store, s5_url=s5_url,
+            spend_session_max=max_spend, stores=store, s5_url=s5_url, closes=close, wait_s=wait,
         )  # fmt: skip
         async with client:
             saved = await find_anywhere(client, conversation, output)

@@ -18,7 +18,7 @@ from p2pnode.cli.options import (
     configure,
     units_of,
 )
-from p2pnode.cli.output import Output
+from p2pnode.cli.output import Output, shorten
 from p2pnode.cli.user_input import confirm
 from p2pnode.words import count_of
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from p2pnode.chain.evm.order_book import SentOrder
     from p2pnode.cli.output import Output
     from p2pnode.payments.books import Books
-    from p2pnode.payments.funds import Funds
+    from p2pnode.payments.funds import Funds, LeftDeposit
     from p2pnode.payments.orders import Tell
 
 
@@ -163,12 +163,17 @@ def _print(output: Output, found: Funds, account: str) -> None:
         {"session": each.session.hex(), "units": each.units, "why": each.why, "until": each.until}
         for each in found.stuck
     ]
+    left = [
+        {"session": each.session.hex(), "host": each.host, "units": each.units, "signed": each.signed,
+         "until": each.until, "refund_at": each.refund_at}
+        for each in found.left
+    ]  # fmt: skip
     fields: dict[str, Any] = {
         "account": account, "wallet": found.wallet, "ether_wei": found.ether_wei,
         "authorised": found.authorised, "escrow": found.escrow, "signed": found.signed, "spent": found.spent,
         "owed": found.owed, "earned": found.earned, "withdrawable": found.withdrawable,
         "elsewhere": found.elsewhere, "elsewhere_open": [each.hex() for each in found.elsewhere_open],
-        "stuck": stuck,
+        "stuck": stuck, "left": left,
     }  # fmt: skip
     if output.as_json:
         output.event("funds", fields)
@@ -195,10 +200,23 @@ def _print(output: Output, found: Funds, account: str) -> None:
         if found.elsewhere_open:
             close = output.command("sessions close ID --chain PROFILE")
             output.result(f"  {close} settles one on the chain it is of")
+    for left_there in found.left:
+        output.result(_left_text(left_there))
     for each in found.stuck:
         output.result(
             f"stuck: {usdc_text(each.units)} in {each.session.hex()[:16]}: {each.why}{_when(each.until)}"
         )
+
+
+def _left_text(left: LeftDeposit) -> str:
+    """A deposit that is left with a host, as a line for people."""
+    from p2pnode.money import usdc_text
+
+    kept = f", kept there{_when(left.until)}" if left.until is not None else ""
+    return (
+        f"left: {usdc_text(left.units)} with {shorten(str(left.host))} in {left.session.hex()[:16]}, "
+        f"{usdc_text(left.signed)} of it signed{kept}; the rest is free at the latest{_when(left.refund_at)}"
+    )
 
 
 def _elsewhere(count: int) -> str:

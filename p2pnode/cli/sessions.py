@@ -40,10 +40,12 @@ from p2pnode.cli.options import (
 )
 from p2pnode.cli.output import Output, shorten
 from p2pnode.cli.user_input import confirm
+from p2pnode.words import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from p2pnode.client.client import Client
     from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
     from p2pnode.storage.conversations.records import SavedConversation
     from p2pnode.storage.conversations.stored_conversation import StoredConversation
@@ -55,6 +57,9 @@ EitherArgument = Annotated[
 ]
 RecoverOption = Annotated[
     bool, typer.Option("--recover", help="Ask the replicas first, as on a machine that knows nothing yet.")
+]
+OnChainOption = Annotated[
+    bool, typer.Option("--on-chain", help="Ask the chain, also where the host keeps the session: takes gas.")
 ]
 BranchOption = Annotated[
     int | None, typer.Option(min=1, help="Show a line that lost against another machine's, by its number.")
@@ -182,12 +187,15 @@ def show(
 def close(
     session: SessionArgument,
     yes: YesOption = False,
+    on_chain: OnChainOption = False,
+    bootstrap: BootstrapOption = None,
     chain: ChainOption = None,
+    mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """End a session by hand, asking first: settle it as its host, or ask the chain for the deposit's rest."""
+    """End a session by hand, asking first: its host closes it, or you settle it as host, or ask the chain."""
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
@@ -209,6 +217,10 @@ def close(
         what = f"session {meant.session.hex()[:16]} with {shorten(_fields(meant)['peer'])} will be ended"
         await confirm(output, f"{what}: nothing more can be bought or sold in it", yes=yes)
         config = build_config(data_dir, chain=chain)
+        if _is_left(meant) and not on_chain:
+            client = make_client(output, data_dir, bootstrap, mdns=mdns, discovery=False, chain=chain)
+            await _close_left(output, client, meant)
+            return
         async with books_of(config, sends=True, tell=order_reporter(output)) as books:
             found = _find(books.journal, meant.session.hex())
             done = await close_session(found, books, int(time.time()))
@@ -216,6 +228,48 @@ def close(
         output.event("closed", fields, text=done.words)
 
     run_async(run, on_error=output.failed)
+
+
+def _is_left(record: BoughtSession | HostedSession) -> bool:
+    """Whether it is a client's session that its host keeps."""
+    from p2pnode.payments.journal.journal import BoughtSession
+
+    return isinstance(record, BoughtSession) and record.state == "open" and record.keep_s > 0
+
+
+async def _close_left(output: Output, client: Client, record: Any) -> None:
+    """Have its host close a session that was left, and say which of three it is: settled now, asked of the
+    host when it is back, or free at a date at the latest."""
+    from p2pnode.contract_rules import CHALLENGE_S
+    from p2pnode.errors import UsageError
+    from p2pnode.money import usdc_text
+    from p2pnode.payments.books import need_profile, open_journal
+    from p2pnode.payments.redelivery import close_at_host
+    from p2pnode.payments.settlement import CALL_GAS
+    from p2pnode.protocols.typed_data import market_domain
+
+    profile = need_profile(client.runtime.config)
+    async with client, open_journal(client.runtime.data.journal) as journal:
+        node = client.node
+        if await journal.bought_take(record.session, int(node.wall())) is None:
+            msg = "another command uses this session now, or its time with its host is up: try again later"
+            raise UsageError(msg)
+        market = market_domain(profile.chain_id, profile.job_marketplace)
+        why = await close_at_host(record, journal, market, node.network, limits=node.limits)
+    rest, free_at = record.terms.deposit - record.due, record.terms.expiry + CHALLENGE_S
+    short = record.session.hex()[:8]
+    outcome, words = "settled", f"its host settles it now: {usdc_text(rest)} come back"
+    if why:
+        outcome = "asked"
+        words = (
+            f"its host does not answer ({one_line(why)}): the next commands ask it again, and it "
+            "settles then. "
+            f"{usdc_text(rest)} are free at the latest at {_shown('expiry', free_at)}, when anyone may bring "
+            f"the refund. {output.command(f'sessions close {short} --on-chain')} asks the chain now, for the "
+            f"gas of a call (about {CALL_GAS:,}) and a day's wait"
+        )
+    fields = {"session": record.session.hex(), "outcome": outcome, "until": free_at if why else None}
+    output.event("closed", fields, text=words)
 
 
 def _journal(data_dir: Any) -> Journal | None:

@@ -21,6 +21,7 @@ from p2pnode.client.conversation import Conversation
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.failover import Held
 from p2pnode.client.hosts import Searches, load_measured, save_measured
+from p2pnode.client.kept_sessions import KeptSessions
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.question import (
     ChatOptions,
@@ -62,6 +63,9 @@ class Client:
         remember: bool = True,
         payer: Payer | None = None,
         in_thread: bool = True,
+        keep_s: int | None = None,
+        closes: bool = False,
+        wait_s: float = 0.0,
         on_event: Event = lambda _name, _fields: None,
     ) -> None:
         self._remember, self._in_thread = remember, in_thread
@@ -77,10 +81,15 @@ class Client:
             on_event=on_event,
         )
         self._redeliverer: Redeliverer | None = None
-        self.pool = SessionPool(self.runtime, self._redeliver)
+        wanted = 3600 * self.runtime.config.keep_hours if keep_s is None else keep_s
+        kept = KeptSessions(self.runtime, in_thread=in_thread, keep_s=wanted, remember=remember)
+        self.pool = SessionPool(self.runtime, self._redeliver, kept)
         self.searches = Searches(self.runtime, self.pool, in_thread=in_thread)
+        self.pool.on_gone = self.searches.note_closed_early
+        self.pool.closes, self.pool.wait_s = closes, wait_s
         self._questions = Questions(self.runtime, self.pool, self.searches)
         self.conversations = Conversations(self.runtime, self.searches, self._questions, in_thread=in_thread)
+        self.pool.on_taken = self.conversations.note_taken
 
     # ---- lifetime
 
@@ -106,7 +115,7 @@ class Client:
             with trio.CancelScope(shield=True):  # each answer has its own deadline
                 await self._questions.answers.finish()
             # Before the sessions are closed: hosts store for clients with an open session.
-            await self.conversations.finish()
+            await self.conversations.finish(leaves=not self.pool.closes)
             if self._remember and runtime.owns_node and not runtime.local and runtime.data.root.is_dir():
                 with trio.CancelScope(shield=True):
                     await self.searches.save_peers()  # where a node runs, it alone writes the file

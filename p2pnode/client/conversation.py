@@ -225,6 +225,18 @@ class Conversation:
         self._trusted = self._trusted or trusted
         self._left_out += left_out
 
+    def note_leaving(self) -> None:
+        """Write down that the sessions of this conversation are about to be left with their hosts.
+
+        Before they are: after that no host may take this, and another machine finds them by it.
+        """
+        if self._writer is None:
+            return
+        for session in self._open_sessions:
+            saved = self._runtime.purchase(session)
+            if saved is not None and saved.keep_s and not saved.over:
+                self._writer.paid_with(replace(saved, left_until=self._runtime.now() + saved.keep_s))
+
     def note_host(self, peer: PeerId) -> None:
         """A host serves it, and stores for whom it serves."""
         self._on_host(peer)

@@ -18,7 +18,7 @@ from p2pnode.client.question import ChatOptions, Questions, resolve_model
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import P2PNodeError, StorageError
-from p2pnode.ids import ModelId, PeerId
+from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.manifest import model_id_text
 from p2pnode.protocols.inference.messages import SamplingParams
 
@@ -119,11 +119,31 @@ class Conversations:
         await replicator.archive.forget(sid)
         self._forgotten.append(sid)
 
-    async def finish(self) -> None:
-        """Before the client ends: write down all that was said, and send it to replicas while time allows."""
+    async def note_taken(self, session: SessionId) -> None:
+        """Write down that a session which was left is used here, before anything is signed in it.
+
+        Other machines of this user leave it alone then. A store that fails must not cost the answer: the host
+        decides anyway who has the session.
+        """
+        saved = self._runtime.purchase(session)
+        if saved is None or not self.are_kept:
+            return
+        try:
+            await (await self.replicator()).archive.save_session(saved)
+        except StorageError as error:
+            log.warning("session.not_marked", session=session.hex()[:16], reason=str(error))
+
+    async def finish(self, *, leaves: bool = True) -> None:
+        """Before the client ends: write down all that was said, and send it to replicas while time allows.
+
+        ``leaves``: sessions are left with the hosts that keep them, and not closed.
+        """
         replicator = self._replicator
         if replicator is None:
             return
+        if leaves:
+            for conversation in self._conversations:
+                conversation.note_leaving()
         with trio.CancelScope(shield=True):
             try:
                 await self._wait_written()

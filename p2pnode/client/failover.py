@@ -16,6 +16,7 @@ from p2pnode.client.bill import Bill, BillItem
 from p2pnode.client.ranking import Candidate, Ranking, is_priced
 from p2pnode.errors import (
     WIRE_CODES,
+    ConfigError,
     HostFault,
     LocalError,
     NoHostError,
@@ -624,6 +625,8 @@ def turn_error(failed: TurnFailed) -> P2PNodeError:
     if failed.code is not None:
         said = failed.cause != "foreseen"
         return RefusedError(failed.code, failed.detail, retry_after_s=failed.retry_after_s, said=said)
+    if failed.cause == "capped":
+        return ConfigError(failed.detail)
     return UsageError(failed.detail) if failed.cause == "invalid" else UnreachableError(failed.detail)
 
 

@@ -232,6 +232,9 @@ class IdleSessions(Protocol):
     def has(self, peer: PeerId, model: ModelId) -> bool:
         """Whether there is an idle session with this host."""
 
+    def has_left(self, peer: PeerId, model: ModelId) -> bool:
+        """Whether a session was left with this host."""
+
 
 class Searches:
     """The searches of one client, and ``measured``: what it knows of hosts from its own dealings with them.
@@ -276,6 +279,7 @@ class Searches:
             start_lookup=start_lookup,
             payable=self._runtime.payable,
             has_session=lambda peer: self._sessions.has(peer, model),
+            has_left=lambda peer: self._sessions.has_left(peer, model),
         )
 
     def with_idle_sessions(self, model: ModelId, filters: Filters) -> HostSearch:
@@ -348,6 +352,10 @@ class Searches:
         share = self._prefixes.quoted(session, body, tokens=quote.tokens_in - prefix, reused=quote.reused)
         if share is not None:
             self.measured[peer] = self.measured.pop(peer, Measured()).reused(share)
+
+    def note_closed_early(self, peer: PeerId) -> None:
+        """A host closed a session that was left with it, before its time."""
+        self.measured[peer] = self.measured.pop(peer, Measured()).closed_early()
 
     def note_failure(self, peer: PeerId, *, fault: bool) -> None:
         """A host failed; ``fault`` where it broke the protocol."""

@@ -13,11 +13,12 @@ import structlog
 import trio
 
 from p2pnode.client.hosts import HostSearch
+from p2pnode.client.kept_sessions import KeptSessions, Lease
 from p2pnode.client.ranking import Candidate, is_priced
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.session import Session
 from p2pnode.errors import HostFault, P2PNodeError, ProtocolError, RefusedError, RemoteError, UnreachableError
-from p2pnode.ids import ModelId, PeerId
+from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
 from p2pnode.node.driver import ask_once
@@ -30,8 +31,13 @@ from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
 
 log = structlog.get_logger()
+_IN_USE_RETRY_S: Final = 15.0
 _WAIT_TOLD_S: Final = 8.0
 """How often the user is told that a deposit is waited for."""
+
+
+async def _nothing(_session: SessionId) -> None:
+    """Nobody is told."""
 
 
 class SessionPool:
@@ -41,8 +47,16 @@ class SessionPool:
     ``redeliver`` is called between turns: hosts that vanished may be back for their last vouchers.
     """
 
-    def __init__(self, runtime: Runtime, redeliver: Callable[[], None]) -> None:
-        self._runtime, self._redeliver = runtime, redeliver
+    def __init__(self, runtime: Runtime, redeliver: Callable[[], None], kept: KeptSessions) -> None:
+        self._runtime, self._redeliver, self._kept = runtime, redeliver, kept
+        self.on_gone: Callable[[PeerId], None] = lambda _peer: None
+        """Told of a host that closed a session which was left with it, before its time."""
+        self.on_taken: Callable[[SessionId], Awaitable[None]] = _nothing
+        """Told of a session that was left and is used from now on, before anything is signed in it."""
+        self.closes = False
+        """Whether sessions are closed at the end, and not left with the hosts that keep them."""
+        self.wait_s = 0.0
+        """How long a session that another process or machine uses is waited for."""
         self._sessions: list[Session] = []
         """Of one host and model the session that was used last comes last: its cache is the warmest."""
         self._wanted: dict[tuple[PeerId, ModelId], list[Ask]] = {}
@@ -60,9 +74,12 @@ class SessionPool:
         return list(dict.fromkeys(session.host for session in open_now))
 
     def close(self) -> None:
-        """End all sessions in order."""
+        """Leave all idle sessions with the hosts that keep them, and end the others in order."""
         for session in self._sessions:
-            session.close()
+            if self.closes:
+                session.close()
+            else:
+                session.leave()
 
     async def wait_closed(self) -> None:
         """Until each host has heard of the end of its session, or can't be reached."""
@@ -72,6 +89,10 @@ class SessionPool:
     def has(self, peer: PeerId, model: ModelId) -> bool:
         """Whether there is a session with this host, a dormant one included."""
         return bool(self._of(peer, model))
+
+    def has_left(self, peer: PeerId, model: ModelId) -> bool:
+        """Whether a session was left with this host, by this client or another process."""
+        return self._kept.has(peer, model)
 
     def _of(self, peer: PeerId, model: ModelId) -> list[Session]:
         self._sessions = [session for session in self._sessions if not session.over]
@@ -135,6 +156,8 @@ class SessionPool:
     async def _opened(self, candidate: Candidate, wanted: Sequence[Ask]) -> Session:
         peer, model = candidate.advert.peer, candidate.offer.model
         await self._connect(candidate.advert)
+        if (left := await self._resume_left(candidate, wanted[0])) is not None:
+            return left
         purchase = None
         if self._runtime.payer is not None and is_priced(candidate.offer):
             await self._require_fit(candidate, wanted[0])
@@ -146,14 +169,55 @@ class SessionPool:
                 tokens_out=sum(ask.body.sampling.tokens_max for ask in wanted),
                 addresses=self._runtime.node.network.addresses_of(peer),
             )
+        return await self._begin(candidate, self._kept.new(peer, model, purchase))
+
+    async def _resume_left(self, candidate: Candidate, ask: Ask) -> Session | None:
+        """The session that was left with this host; None where there is none, or the host has it no more."""
+        lease = await self._kept.take(candidate, ask)
+        if lease is None:
+            return None
+        try:
+            session = await self._resume_or_wait(candidate, lease)
+            await self.on_taken(session.accepted.session)
+        except P2PNodeError as error:
+            log.debug("session.not_resumed", peer=lease.host, reason=str(error))
+            if not await lease.not_resumed(error):
+                raise
+            self._runtime.tell("session.gone", {"peer": lease.host, "reason": str(error)})
+            self.on_gone(lease.host)
+            return None
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await lease.not_resumed(UnreachableError("it was not waited for"))
+            raise
+        session.reused = True  # its fee is on an earlier bill
+        return session
+
+    async def _resume_or_wait(self, candidate: Candidate, lease: Lease) -> Session:
+        """Resume it; where another process or machine uses it, wait for that as long as the user said.
+
+        The host is asked rarely and a bounded number of times: who lost must not press it.
+        """
+        until = trio.current_time() + self.wait_s
+        while True:
+            try:
+                return await self._begin(candidate, lease)
+            except RefusedError as error:
+                if error.code != "in_use" or trio.current_time() + _IN_USE_RETRY_S > until:
+                    raise
+            self._runtime.tell("session.in_use", {"peer": lease.host, "wait_s": until - trio.current_time()})
+            await trio.sleep(_IN_USE_RETRY_S)
+
+    async def _begin(self, candidate: Candidate, lease: Lease) -> Session:
+        """Open a session, or resume one that was left."""
+        peer, model = candidate.advert.peer, candidate.offer.model
         session = Session(
             self._runtime.node.network,
             peer,
             model,
             limits=self._runtime.limits,
-            draw=self._runtime.node.draw,
             holder=self._runtime.holder,
-            purchase=purchase,
+            lease=lease,
             addresses=[address.multiaddr for address in candidate.advert.addresses],
             sleep=self._runtime.node.sleep,
         )
@@ -173,7 +237,7 @@ class SessionPool:
 
         self._runtime.tasks.start_soon(run)
         try:
-            await self._wait_opened(opened, peer, paid=purchase is not None)
+            await self._wait_opened(opened, peer, paid=session.paid and lease.resume is None)
         except BaseException:
             session.close()
             raise

@@ -58,6 +58,8 @@ class Runtime:
         """The listener of this client's events."""
         self.local: tuple[str, ...] = ()
         """Multiaddrs of the node that runs on this data dir, the nearest first."""
+        self.holder = secrets.token_bytes(16)
+        """What tells this process from others of its user, at hosts that keep sessions."""
         self._networks: tuple[str, ...] = ()
         self.browses = False
         """Whether it looks for peers on the local network."""

@@ -7,12 +7,21 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 import trio
 
-from p2pnode.errors import HostFault, LocalError, P2PNodeError, RefusedError, UnreachableError, first_of_kind
+from p2pnode.client.kept_sessions import Lease
+from p2pnode.errors import (
+    ConfigError,
+    HostFault,
+    LocalError,
+    P2PNodeError,
+    RefusedError,
+    UnreachableError,
+    first_of_kind,
+)
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
@@ -29,6 +38,7 @@ from p2pnode.protocols.inference.commands import (
     Delivered,
     End,
     Ended,
+    LeaveSession,
     Progressed,
     Quoted,
     Receipted,
@@ -38,11 +48,8 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept
+from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept, Left
 from p2pnode.protocols.typed_data import amount_due
-
-if TYPE_CHECKING:
-    from p2pnode.payments.payer import Purchase
 
 log = structlog.get_logger()
 _RESUMES_FRUITLESS_MAX: Final = 2
@@ -124,17 +131,17 @@ class Session:
         model: ModelId,
         *,
         limits: Limits,
-        draw: Callable[[int], bytes],
         holder: bytes,
-        purchase: Purchase | None = None,
+        lease: Lease,
         addresses: Sequence[str] = (),
         sleep: SleepWatch | None = None,
     ) -> None:
-        self._sleep = sleep
+        """``holder`` is what this process drew for all its sessions."""
+        self._sleep, self._holder, self._lease = sleep, holder, lease
+        purchase = lease.purchase
         self.host, self.model, self._addresses = host, model, addresses
         self._network, self._limits, self._purchase = network, limits, purchase
-        self._holder = holder
-        self._machine = self._first_machine(draw(32))
+        self._machine = self._first_machine()
         self._driver: Driver | None = None
         self._keys = itertools.count(1)
         self._turns: dict[int, SessionTurn] = {}
@@ -145,9 +152,8 @@ class Session:
         """Places that were given out for turns that are about to be asked."""
         self._unaccounted: set[SessionTurn] = set()
         """Turns whose share of the cost was not asked for."""
-        self._accounted = 0
+        self._accounted, self._accounted_in, self._accounted_out = lease.billed
         """Token units of those whose share was, and what they were for."""
-        self._accounted_in = self._accounted_out = 0
         self._changed = trio.Event()
         """Set when a place becomes free, and at the end; then replaced."""
         self._on_open: Callable[[], None] = lambda: None
@@ -156,7 +162,9 @@ class Session:
         self.reused = False
         """Whether it served an earlier turn."""
         self._broken: LocalError | None = None
-        self._closing = False
+        self._closing = self._leaving = False
+        self._left: Left | None = None
+        """What its host said when it was left."""
         self._heard = False
         self._ended = trio.Event()
         self._back = trio.Event()
@@ -171,19 +179,26 @@ class Session:
         """Whether the last resume that failed had a stream, which broke."""
         self._refused = False
         """Whether the host refused to go on, or ended a session in which nothing was asked."""
+        self._idled = False
+        """Whether the host ended it because nothing was asked: then it may still keep it."""
         self._wanted, self._tried = trio.Event(), trio.Event()
         """Set when a turn is asked of a dormant session, and after each attempt to resume; then replaced."""
         self._dormant: trio.CancelScope | None = None
 
-    def _first_machine(self, salt: bytes) -> ClientSession:
+    def _first_machine(self) -> ClientSession:
+        lease = self._lease
         return ClientSession(
             host=self.host,
             stream=0,
             model=self.model,
-            salt=salt,
+            salt=lease.salt,
             holder=self._holder,
             times=self._times,
-            payment=None if self._purchase is None else self._purchase.payment,
+            payment=None if lease.purchase is None else lease.purchase.payment,
+            resume_key=lease.resume_key,
+            keep_s=lease.keep_s,
+            resume=lease.resume,
+            peer=self._network.peer_id,
         )
 
     @property
@@ -214,15 +229,27 @@ class Session:
             self._note_change()
             for turn in self._turns.values():
                 turn.close()
-            if self._purchase is not None and self.accept is not None:
-                await self._note_end(self._purchase)
+            if self.accept is not None:
+                await self._note_end(self.accept)
 
-    async def _note_end(self, purchase: Purchase) -> None:
+    async def _note_end(self, accept: Accept) -> None:
         with trio.move_on_after(self._limits.close_deadline_s, shield=True):
             try:
-                await purchase.over(heard=self._heard)
+                if self._left is not None:
+                    await self._lease.left(accept, self._left)
+                elif self._may_be_kept:
+                    await self._lease.lost(accept)
+                else:
+                    await self._lease.over(heard=self._heard)
             except LocalError as error:  # the chain will say what became of it
-                log.warning("purchase.not_noted", session=purchase.session.hex()[:16], reason=str(error))
+                log.warning("session.not_noted", session=accept.session.hex()[:16], reason=str(error))
+
+    @property
+    def _may_be_kept(self) -> bool:
+        """Whether its host may keep it although it did not say so: the stream was lost, or time was short."""
+        if self._broken is not None or (self._refused and not self._idled):
+            return False
+        return self._leaving if self.failure is None else self.failure.resumable
 
     @property
     def accepted(self) -> Accept:
@@ -344,7 +371,7 @@ class Session:
                 # What can't be written down is not sent, so this side can't go on.
                 self._broken = first_of_kind(group, LocalError)
                 self.failure = SessionFailed(None, str(self._broken), cause="broken")
-            if self.failure is None and self._purchase is not None:
+            if self.failure is None and self._purchase is not None and self._left is None:
                 await self._wait_heard(stream)
         finally:
             if self.failure is None or (self.failure.fault and self._driver.fault is None):  # it was told why
@@ -464,7 +491,15 @@ class Session:
 
     async def ask(self, ask: Ask) -> SessionTurn:
         """Begin a turn in a place that was reserved. Raises :meth:`error` where the session is over."""
-        self._reserved = max(0, self._reserved - 1)
+        try:
+            ask = await self._lease.reserve(ask)
+        except ConfigError as error:  # a limit of the user's: it ends this turn, and closes nothing
+            turn = SessionTurn(self, ask)
+            turn.hand_on(TurnFailed(None, str(error), cause="capped", key=ask.key))
+            return turn
+        finally:
+            self._reserved = max(0, self._reserved - 1)
+            self._note_change()
         if self._driver is None or self.over:
             raise self.error()
         key = next(self._keys)
@@ -497,6 +532,16 @@ class Session:
         """Stop a turn. One that no machine knows yet is not asked any more."""
         self._command(CancelTurn(turn.ask.key))
 
+    def leave(self) -> None:
+        """Leave the session with its host, where that keeps it and no turn is under way; else close it."""
+        accept = self.accept
+        if accept is None or not accept.keep_s or self.is_busy or not self._back.is_set():
+            self._leaving = accept is not None and accept.keep_s > 0 and not self._back.is_set()
+            self.close()
+            return
+        self._closing = self._leaving = True
+        self._command(LeaveSession(int(self._lease.wall()) + accept.keep_s))
+
     def close(self) -> None:
         """End the session in order."""
         self._closing = True
@@ -506,7 +551,7 @@ class Session:
             self._dormant.cancel()
         self._command(End())
 
-    def _command(self, value: CancelTurn | TokensTaken | End) -> None:
+    def _command(self, value: CancelTurn | TokensTaken | LeaveSession | End) -> None:
         if self._driver is not None and not self.over:
             self._driver.command_nowait(value)
 
@@ -515,8 +560,8 @@ class Session:
             return
         match value:
             case Accepted(accept=accept):
-                if self._purchase is not None and self.accept is None:
-                    await self._purchase.accepted()
+                if self.accept is None or accept.generation > self.accept.generation:
+                    await self._lease.accepted(accept)
                 self.accept = accept
                 self._on_open()
                 if self._resuming is not None:
@@ -526,6 +571,7 @@ class Session:
                 self.failure = value
                 # What the host ends because nothing was asked is over, although it would keep it a while.
                 idle = value.resumable and value.cause != "lost" and not self._turns
+                self._idled = idle
                 self._refused = self._refused or idle
                 if self._driver is not None:
                     self._driver.stop()
@@ -534,19 +580,28 @@ class Session:
                     return
                 for turn in self._turns.values():
                     turn.hand_on(value)
-            case Ended():
+            case Ended(left=left):
+                self._left = left
                 if self._driver is not None:
                     self._driver.stop()
+            case TurnDone(key=key) | TurnFailed(key=key):
+                await self._outcome(self._turns.pop(key) if key in self._turns else None, value)
             case _:
                 self._turn_emitted(value)
+
+    async def _outcome(self, turn: SessionTurn | None, value: ClientEmission) -> None:
+        """A turn is over; None where it was given up before. What it did not use it no longer holds."""
+        if not self.is_busy:
+            await self._lease.rest()
+        elif turn is not None:
+            await self._lease.release(turn.ask, turn.tokens_in, turn.tokens_out)
+        if turn is not None:
+            turn.hand_on(value)
+        self._note_change()
 
     def _turn_emitted(self, value: ClientEmission) -> None:
         """Give what concerns turns to whoever reads them; nobody waits for one that was given up."""
         match value:
-            case TurnDone(key=key) | TurnFailed(key=key):
-                self._hand_on(key, value)
-                self._turns.pop(key, None)
-                self._note_change()
             case Receipted(keys=keys):
                 for key in keys:
                     self._hand_on(key, value)

@@ -21,7 +21,7 @@ SESSION_FEE: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One host's part of one answer, in a session that served nothing else; ``cost`` in USDC units."""
+    """One host's part of one answer; ``cost`` in USDC units, with the fee where the session was new."""
 
     session: str
     peer: str
@@ -31,14 +31,40 @@ class Item:
     cost: int
 
     @property
-    def price(self) -> int:
-        """What these counts cost."""
-        return price_of(self.tokens_in - self.reused, self.tokens_out)
+    def billed_in(self) -> int:
+        """Input tokens that cost something."""
+        return self.tokens_in - self.reused
+
+    @property
+    def fee(self) -> int:
+        """The part of the cost that is no tokens: the session's fee, or nothing in one that was left."""
+        return self.cost - tokens_price(self.billed_in, self.tokens_out)
+
+
+def tokens_price(tokens_in: int, tokens_out: int) -> int:
+    """What tokens cost, in USDC units: at these prices no part of a unit is ever rounded."""
+    return -(-(tokens_in * PRICE_IN + tokens_out * PRICE_OUT) // 1_000_000)
 
 
 def price_of(tokens_in: int, tokens_out: int) -> int:
     """What a session of these counts costs, in USDC units."""
-    return SESSION_FEE + -(-(tokens_in * PRICE_IN + tokens_out * PRICE_OUT) // 1_000_000)
+    return SESSION_FEE + tokens_price(tokens_in, tokens_out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionBill:
+    """All that one session served, for one fee; ``price`` in USDC units."""
+
+    session: str
+    peer: str
+    billed_in: int
+    tokens_out: int
+    answers: int
+
+    @property
+    def price(self) -> int:
+        """What it costs."""
+        return price_of(self.billed_in, self.tokens_out)
 
 
 def items_of(done: Mapping[str, Any]) -> list[Item]:
@@ -51,8 +77,9 @@ def items_of(done: Mapping[str, Any]) -> list[Item]:
             msg = f"the items of the bill have {total} {name} together, the answer {done[name]}"
             raise LocalError(msg)
     for item in items:
-        if item.cost != item.price:
-            msg = f"session {item.session[:16]} is billed {item.cost} units; its tokens cost {item.price}"
+        if item.fee not in (0, SESSION_FEE):
+            price = price_of(item.billed_in, item.tokens_out)
+            msg = f"session {item.session[:16]} is billed {item.cost} units; its tokens cost {price}"
             raise LocalError(msg)
     return items
 
@@ -78,25 +105,37 @@ def check_failover(items: Sequence[Item], *, killed: str, held: int) -> tuple[It
     return first, second
 
 
-def by_session(items: Iterable[Item]) -> dict[str, Item]:
-    """Raises ``LocalError`` when a session was billed twice."""
-    found: dict[str, Item] = {}
+def by_session(items: Iterable[Item]) -> dict[str, SessionBill]:
+    """What each session served. Raises ``LocalError`` where its fee was billed twice, or never."""
+    found: dict[str, list[Item]] = {}
     for item in items:
-        if found.setdefault(item.session, item) is not item:
-            msg = f"session {item.session[:16]} was billed twice"
+        found.setdefault(item.session, []).append(item)
+    for session, parts in found.items():
+        if sum(part.fee for part in parts) != SESSION_FEE:
+            fees = sum(part.fee == SESSION_FEE for part in parts)
+            msg = f"the fee of session {session[:16]} was billed {fees} times for {len(parts)} answers"
             raise LocalError(msg)
-    return found
+    return {
+        session: SessionBill(
+            session=session,
+            peer=parts[0].peer,
+            billed_in=sum(part.billed_in for part in parts),
+            tokens_out=sum(part.tokens_out for part in parts),
+            answers=len(parts),
+        )
+        for session, parts in found.items()
+    }
 
 
-def dues(items: Iterable[Item], host_of: Mapping[str, str]) -> dict[str, int]:
+def dues(bills: Iterable[SessionBill], host_of: Mapping[str, str]) -> dict[str, int]:
     """Who must have how much more than before, in USDC units, by what the client received.
 
     ``host_of`` names peers. Of what tokens cost, a tenth (rounded down) is the treasury's.
     """
     due = dict.fromkeys((*host_of.values(), "treasury", "client"), 0)
-    for item in items:
-        treasury = treasury_share(item.price - SESSION_FEE)
-        due[host_of[item.peer]] += item.price - treasury
+    for bill in bills:
+        treasury = treasury_share(bill.price - SESSION_FEE)
+        due[host_of[bill.peer]] += bill.price - treasury
         due["treasury"] += treasury
-        due["client"] -= item.price
+        due["client"] -= bill.price
     return due

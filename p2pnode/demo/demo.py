@@ -1,10 +1,12 @@
 """``p2pnode demo``: a chain, hosts that are paid, nodes that store and a client, all on loopback.
 
 Each is a process of its own and everything runs through the command line a user has. The client knows one
-bootstrap multiaddr and has USDC and no ether. It lists the hosts, streams an answer, and dials another host
-with discovery off. Then a host is lost to SIGKILL in the middle of an answer: another one goes on with it.
-A new machine takes the conversation up from the twelve words alone, and hands the killed host, which is
-back, what it is still owed. In the end every unit must be where the tokens say.
+bootstrap multiaddr and has USDC and no ether. It lists the hosts and asks one question by two commands: the
+second finds the session that the first one left, signs nothing and pays no fee. It dials another host with
+discovery off. Then a host is lost to SIGKILL in the middle of an answer: another one goes on with it. A new
+machine takes the conversation up from the twelve words alone, finds the sessions that were left, and hands
+the killed host, which is back, what it is still owed. In the end the sessions are closed, one fee for each
+host that was used, and every unit must be where the tokens say.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any, Final
 
 import trio
 
-from p2pnode.demo.bills import SESSION_FEE, Item, check_failover
+from p2pnode.demo.bills import SESSION_FEE, Item, by_session, check_failover
 from p2pnode.demo.machine import Asked, Machine, kept_on
 from p2pnode.demo.nodes import HOSTS, Nodes
 from p2pnode.demo.processes import STEP_DEADLINE_S, NodeProcess, Processes, each_event, program
@@ -25,8 +27,9 @@ from p2pnode.demo.recovery import resume_elsewhere
 from p2pnode.demo.wallets import MoneyRow, Wallets
 from p2pnode.errors import LocalError
 from p2pnode.money import usdc_text
+from p2pnode.words import count_of
 
-_PER_SESSION: Final = 2
+_TWICE: Final = "What is a peer-to-peer network? Answer in two sentences."
 QUESTION: Final = "Describe in detail how a letter travels from the sender to the receiver."
 _KILLED_AFTER_PIECES: Final = 5
 """Some 20 to 40 tokens; twice as many where the machine is busy."""
@@ -97,7 +100,7 @@ class Demo:
         first = nodes.hosts[0].multiaddrs[0]
         self._say(f"\nthe client knows one multiaddr: {first}")
         await self._list(client, first)
-        await self._count_transactions(wallets, client, await self._ask(client, first))
+        await self._ask_twice(wallets, client, first)
         await self._dial_directly(client, nodes.hosts[2])
         lost = await lose_a_host(client, nodes, first)
         self._itemise(lost)
@@ -112,6 +115,7 @@ class Demo:
             owed=lost.killed,
         )
         self._record("resumed elsewhere", asked)
+        await self._close(new, first)
         await self._settle(wallets, [client, new], lost)
 
     # ---- the steps
@@ -134,20 +138,36 @@ class Demo:
                 f"{event['n_ctx']} tokens, {event['engine']}"
             )
 
-    async def _ask(self, client: Machine, bootstrap: str) -> str:
-        question = "What is a peer-to-peer network? Answer in two sentences."
-        self._say(f'\n$ p2pnode ask --bootstrap … "{question}"')
-        asked = await client.answer("ask", question, "--max-tokens=64", f"--bootstrap={bootstrap}")
-        self._record("found and asked", asked)
-        return self._name(asked.host)
-
-    async def _count_transactions(self, wallets: Wallets, client: Machine, host: str) -> None:
-        await wallets.wait_settled(client)
-        sent, paid = await wallets.transactions(host), await wallets.transactions("client")
-        if (sent, paid) != (_PER_SESSION, 0):
-            msg = f"host {host} sent {sent} transactions for one session and the client {paid}"
+    async def _ask_twice(self, wallets: Wallets, client: Machine, bootstrap: str) -> None:
+        """Ask one question by two commands: one session, one signature, one transaction, one fee."""
+        answers = []
+        for step in ("found and asked", "asked again, no fee"):
+            self._say(f'\n$ p2pnode ask --bootstrap … "{_TWICE}"')
+            asked = await client.answer("ask", _TWICE, "--max-tokens=64", f"--bootstrap={bootstrap}")
+            self._record(step, asked)
+            answers.append(asked)
+        first, second = answers
+        (one,), (other,) = first.items, second.items
+        if one.session != other.session or other.fee or "signing" in second.events:
+            msg = f"the second command opened a session of its own: it paid {usdc_text(other.fee)} of fees"
             raise LocalError(msg)
-        self._say(f"  on the chain: {sent} transactions, both sent by host {host}: open and settle")
+        host = self._name(first.host)
+        sent, paid = await wallets.transactions(host), await wallets.transactions("client")
+        if (sent, paid) != (1, 0):
+            msg = f"host {host} sent {sent} transactions for one open session and the client {paid}"
+            raise LocalError(msg)
+        self._say(
+            f"  the second command found the session that the first one left with host {host}: it signed "
+            f"nothing,\n  read {other.reused} of {other.tokens_in} tokens from the host's cache, and paid "
+            f"{usdc_text(other.cost)} instead of {usdc_text(one.cost)}\n"
+            f"  on the chain: 1 transaction, the open, sent by host {host}"
+        )
+        (told,) = await client.run("funds", client.chain)
+        (left,) = told["left"]
+        self._say(
+            f"$ p2pnode funds   (a deposit of {usdc_text(left['units'])} lies with host {host}, "
+            f"{usdc_text(left['signed'])} of it signed, for the next command)"
+        )
 
     async def _dial_directly(self, client: Machine, host: NodeProcess) -> None:
         question = "Name three colours."
@@ -159,18 +179,38 @@ class Demo:
             raise LocalError(msg)
         self._record("dialled directly", asked)
 
+    async def _close(self, machine: Machine, bootstrap: str) -> None:
+        """Close what is left: by its hosts, which settle then."""
+        listed = await machine.run("sessions", "list")
+        left = [each for each in listed if each["event"] == "session" and each["state"] == "open"]
+        self._say("\n$ p2pnode sessions close …   (each session that was left: its host settles it now)")
+        for each in left:
+            seed = (f"--bootstrap={bootstrap}", "--no-mdns", machine.chain)
+            (closed,) = await machine.run("sessions", "close", each["session"], "--yes", *seed)
+            if closed["outcome"] != "settled":
+                msg = f"session {each['session'][:16]} was not closed by its host: {closed['outcome']}"
+                raise LocalError(msg)
+
     async def _settle(self, wallets: Wallets, machines: list[Machine], lost: Lost) -> None:
         self.money = await wallets.audit(machines, self._nodes.host_of)
         items = [item for machine in machines for item in machine.items]
-        fees = SESSION_FEE * len(items)
-        tokens = sum(item.price for item in items) - fees
+        bills = by_session(items).values()
+        fees = SESSION_FEE * len(bills)
+        tokens = sum(bill.price for bill in bills) - fees
         treasury = next(row.after for row in self.money if row.who == "treasury")
-        killed, cost = self._name(lost.killed.peer), lost.killed.cost
+        killed = self._name(lost.killed.peer)
+        got = sum(bill.price for bill in bills if bill.session == lost.killed.session)
+        hosts = len({bill.peer for bill in bills})
+        if len(bills) != hosts:
+            msg = f"{len(bills)} sessions were opened with {hosts} hosts: one fee a host was promised"
+            raise LocalError(msg)
+        answers, sessions = count_of(len(items), "answer"), count_of(len(bills), "session")
         self._say(
-            f"\n{len(items)} sessions, settled to the unit: {usdc_text(fees)} of session fees, "
-            f"{usdc_text(tokens)} for tokens:\n{usdc_text(tokens - treasury)} for the hosts, "
-            f"{usdc_text(treasury)} for the treasury (a tenth, rounded down)\n"
-            f"host {killed}, which was killed, got {usdc_text(cost)}: its fee, and exactly what came of it"
+            f"\n{answers} in {sessions}, one with each host that was used, settled to the unit:\n"
+            f"{usdc_text(fees)} of session fees, {usdc_text(tokens)} for tokens: "
+            f"{usdc_text(tokens - treasury)} for the hosts, {usdc_text(treasury)} for the treasury (a tenth, "
+            "rounded down)\n"
+            f"host {killed}, which was killed, got {usdc_text(got)}: its fee, and exactly what came of it"
         )
 
     # ---- the tables
@@ -223,10 +263,15 @@ async def lose_a_host(client: Machine, nodes: Nodes, bootstrap: str) -> Lost:
         raise LocalError(msg)
     held = asked.events["failover"][-1]["held"]
     first, second = check_failover(asked.items, killed=killed[0].peer_id, held=held)
-    deposit = usdc_text(asked.events["signing"][-1]["deposit"])
+    signed = asked.events.get("signing", [])[-1:]
+    deposit = (
+        f"for a deposit of {usdc_text(signed[0]['deposit'])}"
+        if signed
+        else "in the session it has left there"
+    )
     client.say(
         f"  SIGKILL to host {nodes.name(first.peer)}: host {nodes.name(second.peer)} went on after {held} "
-        f"tokens, {asked.gap_s:.2f} s later, for a deposit of {deposit}\n"
+        f"tokens, {asked.gap_s:.2f} s later, {deposit}\n"
         f"  the conversation is kept, sealed, on {kept_on(asked, len(stores))} other nodes"
     )
     return Lost(asked, first, second)

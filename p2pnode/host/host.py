@@ -30,6 +30,7 @@ from p2pnode.net.admission import Standing
 from p2pnode.net.stream import Stream
 from p2pnode.node.identity import HostIdentity, is_due
 from p2pnode.node.node import Node
+from p2pnode.payments import settlement_policy as policy
 from p2pnode.payments.checkpoints import serve_receipts
 from p2pnode.payments.escrow import EscrowIntake, HostMoney, Source
 from p2pnode.payments.journal.journal import HostedSession
@@ -37,7 +38,15 @@ from p2pnode.protocols.adverts.exchange import Announcement
 from p2pnode.protocols.adverts.messages import ADDRESSES_TOLD, RELEASE_MIN, Address, Load, Offer, Sheet
 from p2pnode.protocols.adverts.signatures import profile_hash
 from p2pnode.protocols.inference.channel import HostPayment, HostTerms
-from p2pnode.protocols.inference.commands import Opened, Relay, TurnServed
+from p2pnode.protocols.inference.commands import (
+    Alive,
+    Kept,
+    Leaving,
+    Opened,
+    Probe,
+    Relay,
+    TurnServed,
+)
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
@@ -93,6 +102,7 @@ class Host:
         report: Report = lambda _name, _fields: None,
         *,
         renew: Renew | None = None,
+        grants: Grants | None = None,
     ) -> None:
         self._node, self._identity, self._report, self._renew = node, identity, report, renew
         self._models = {each.model: each for each in models}
@@ -105,13 +115,13 @@ class Host:
         self._session_ended = trio.Event()
         self._epoch = int(node.wall() * 1000)
         self.escrow: EscrowIntake | None = None
-        self._resumable: ResumableSessions | None = None
         self._work: dict[SessionId, SessionWork] = {}
+        """Of the sessions that outlive a stream, their streams lost or not."""
         self._unpaid = UnpaidWork()
-        """Of the paid sessions that are open, their streams lost or not."""
         self._prompt_room = PromptRoom()
         self._turn_places: BoundedMap[str, TurnPlaces] = BoundedMap(_PAYERS_MAX)
         """By payer or, in free sessions, by origin."""
+        self._grants = grants or Grants()
         if money is not None:
             self._epoch = money.journal.next_epoch(self._epoch)
             self.escrow = EscrowIntake(
@@ -125,15 +135,14 @@ class Host:
                 exposure_limits=money.exposure_limits,
                 budget=money.budget,
             )
-            self._resumable = ResumableSessions(
-                self.escrow,
-                epoch=self._epoch,
-                grants=self._granted,
-                wall=node.wall,
-                linger_s=node.limits.linger_s,
-                on_gone=self._stop_work,
-            )
-        self._grants = Grants()
+        self._resumable = ResumableSessions(
+            self.escrow,
+            epoch=self._epoch,
+            grants=self._granted,
+            wall=node.wall,
+            limits=node.limits,
+            on_gone=self._stop_work,
+        )
         self._measurements: Counter[ModelId] = Counter()
         """How often an engine's arithmetic was asked for."""
         self.totals = Totals()
@@ -169,6 +178,7 @@ class Host:
         node = self._node
         if self.escrow is not None:
             await self.escrow.prepare(self._epoch)
+            await self._resumable.prepare()
             serve_receipts(node, self.escrow.journal)
         node.network.standing_of = self.standing_of
         node.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
@@ -228,8 +238,7 @@ class Host:
                     # Nothing runs between the look and the new event, so that no end of a session is missed.
                     self._session_ended = trio.Event()
                     await self._session_ended.wait()
-            if self._resumable is not None:
-                self._resumable.give_up_all()
+            self._resumable.give_up_all()
             await self._node.adverts.withdraw()
             if self.escrow is not None:
                 with trio.move_on_after(self._node.limits.settle_deadline_s):
@@ -341,6 +350,8 @@ class Host:
             on_opened=lambda opened: self._opened(session, opened),
             on_turn=lambda turn: self._served(session, turn),
             on_relay=lambda order: self._relay(session, order),
+            on_leaving=lambda order: self._leave(session, order),
+            on_claim=lambda value: self._claimed(session, value),
             escrow=self.escrow,
             sleep=node.sleep,
             origin=node.network.origin_of(stream.peer),
@@ -370,8 +381,11 @@ class Host:
 
     async def _put_down(self, stream: ServedSession) -> None:
         """Write down what a paid session owes when its stream is over, also while this task is cancelled."""
-        if self._resumable is None or stream.session is None or not stream.paid:
+        kept = stream.record is not None and stream.record.granted.keep_s > 0
+        if stream.session is None or not (stream.paid or kept):
             return
+        if stream.finished is not None and stream.finished.left:
+            return  # that is written down already
         lingers = stream.fault is None and (stream.finished is None or stream.finished.lingers)
         lingers = lingers and not self._admission.is_draining
         if not lingers and not (stream.finished is not None and stream.finished.replaced):
@@ -382,17 +396,29 @@ class Host:
             self._node.start_soon(self._node.network.guard.run, self._resumable.wait_given_up, stream.session)
 
     def _end(self, session: SessionId, why: str, now: bool) -> bool:
-        return self._resumable is not None and self._resumable.end(session, why, now)
+        return self._resumable.end(session, why, now)
+
+    async def _leave(self, stream: ServedSession, order: Leaving) -> Kept:
+        record = stream.record
+        assert record is not None  # noqa: S101 - only an open session is left
+        # A host that goes away keeps nothing: the time is past, and it settles.
+        wanted = 0 if self._admission.is_draining else order.until
+        return Kept(await self._resumable.leave(record, stream, wanted))
+
+    def _claimed(self, stream: ServedSession, value: Probe | Alive) -> None:
+        """Somebody claims a session that another stream has, or that other stream has answered."""
+        if isinstance(value, Probe):
+            self._resumable.probe(value.session, stream)
+        else:
+            self._resumable.alive(value.session)
 
     def _find(self, stream: ServedSession, message: Resume) -> OpenSession | LapsedSession | Refuse:
         if refusal := self._admission.refuses_all():
             return refusal
-        if self._resumable is None:
-            return Refuse(code="bad_request", detail="no such session here: open a new one")
         if refusal := self._made_room(self._admission.decide_resume(stream, trio.current_time())):
             return refusal
         try:
-            return self._resumable.find(message)
+            return self._resumable.find(message, stream)
         except StorageError as error:
             return _unreadable(error)
 
@@ -407,10 +433,11 @@ class Host:
         if (payment.wallet, payment.receipt_key) != (terms.host, terms.receipt_key):
             return None
         info = self._warm.get(terms.model)
+        keep_s, who = journalled.keep_s, f"payer/{terms.payer.hex()}"
         if info is None:
-            return self._terms(1, payment)
-        who = f"payer/{terms.payer.hex()}"
-        return replace(self._terms(info.n_ctx, payment, who), turns_max=self._turns_max(info))
+            return self._terms(1, payment, keep_s=keep_s)
+        granted = self._terms(info.n_ctx, payment, who, keep_s)
+        return replace(granted, turns_max=self._turns_max(info))
 
     def _countable(self, model: ModelId) -> tuple[Engine, int] | Refuse:
         refusal = self._admission.refuses_model(model)
@@ -439,7 +466,8 @@ class Host:
             window = CHECKPOINT_EVERY * (turns_max + 1)
             if message.terms is not None and self.escrow is not None:
                 window = self.escrow.window(message.terms, session.address, window)
-        granted = self._terms(info.n_ctx, payment, who)
+        provable = message.terms is not None or message.resume_key is not None
+        granted = self._terms(info.n_ctx, payment, who, message.keep_s if provable else 0)
         return replace(granted, turns_max=turns_max, window=window)
 
     def _turns_max(self, info: EngineInfo) -> int:
@@ -471,7 +499,13 @@ class Host:
         model = self._models[order.request.model]
         payment = self._payment(model)
         if self.escrow is not None and payment is not None:
-            source = Source(stream.peer, stream.address, self._epoch)
+            source = Source(
+                stream.peer,
+                stream.address,
+                self._epoch,
+                stream.origin.near,
+                min(order.request.keep_s, self._grants.keep_s),
+            )
             self.escrow.take(order, payment, source, stream.tell)
 
     @staticmethod
@@ -482,10 +516,15 @@ class Host:
             return None
         return decision
 
-    def _terms(self, n_ctx: int, payment: HostPayment | None = None, who: str = "") -> HostTerms:
+    def _terms(
+        self, n_ctx: int, payment: HostPayment | None = None, who: str = "", keep_s: int = 0
+    ) -> HostTerms:
         limits = self._node.limits
         return HostTerms(
             n_ctx=n_ctx,
+            host=self._node.peer_id,
+            keep_s=min(keep_s, self._grants.keep_s),
+            settle_above=policy.settle_above(payment.session_fee) if payment is not None else 0,
             stall_s=limits.stall_s,
             room=self._prompt_room,
             places=self._places_of(who) if who else TurnPlaces(),
@@ -511,7 +550,7 @@ class Host:
             on_turn=lambda turn: self._served(stream, turn),
             unpaid=self._unpaid,
         )
-        if stream.paid:
+        if stream.paid or (stream.record is not None and stream.record.granted.keep_s):
             self._work[opened.session] = work
         return work
 
@@ -522,7 +561,7 @@ class Host:
 
     async def _opened(self, stream: ServedSession, opened: Opened) -> None:
         record, model = stream.record, self._models.get(opened.model)
-        if self._resumable is not None and record is not None and stream.paid:
+        if record is not None and (stream.paid or record.granted.keep_s):
             if opened.recovered:
                 why = await self._resumable.recovered(record, stream)
                 if why or opened.model not in self._warm:  # the voucher is taken, and no turn is served
@@ -534,6 +573,7 @@ class Host:
         log.info("session.opened", session=opened.session.hex()[:16], model=name, recovered=opened.recovered)
 
     def _settled(self, record: HostedSession, amount: int) -> None:
+        self._resumable.settled(record.session)
         self._report("settled", {"session": record.session.hex(), "amount": amount})
 
     def _served(self, stream: ServedSession, turn: TurnServed) -> None:

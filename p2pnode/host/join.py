@@ -21,6 +21,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.extras import need
 from p2pnode.files import off_the_loop
 from p2pnode.host.host import Host, HostedModel, Renew, Report
+from p2pnode.host.sheet import Grants
 from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
@@ -49,6 +50,7 @@ from p2pnode.node.reachability import reachability
 from p2pnode.payments.books import profile_of_config
 from p2pnode.payments.escrow import HostMoney, open_host_money
 from p2pnode.payments.gas_budget import SESSION_GAS, GasBudget
+from p2pnode.payments.settlement_policy import settle_above
 from p2pnode.storage.key_file import ensure_storage_key
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.node_store import LOCAL_OWNER, StoreFor, keep_for_peers, open_store
@@ -295,7 +297,15 @@ class Join:
         policy = StoreFor(self._config.store_for)
         keep_for_peers(node, store, policy.admits)
         if models:
-            host = Host(node, identity, models, money, self._on_host_event, renew=renew)
+            host = Host(
+                node,
+                identity,
+                models,
+                money,
+                self._on_host_event,
+                renew=renew,
+                grants=grants_of(self._config),
+            )
             policy.has_session = host.has_session
             self._totals = TotalsFile(self._data.totals, host.totals)
             await host.start()
@@ -402,3 +412,9 @@ def _reach_fields(node: Node) -> dict[str, object]:
         "invite": make_invite(addresses) if addresses else "",
         "reach": asdict(found),
     }
+
+
+def grants_of(config: NodeConfig) -> Grants:
+    """What a configured host grants with each session."""
+    keep_s = 3600 * config.keep_hours
+    return Grants(keep_s=keep_s, settle_above=settle_above(config.session_fee) if keep_s else 0)

@@ -67,6 +67,11 @@ class LeftSessions:
             _take_out(self._payers, left.payer, session)
             _take_out(self._origins, left.origin, session)
 
+    def is_over(self, session: SessionId, now: float) -> bool:
+        """Whether its time is up, or it is not kept."""
+        left = self._left.get(session)
+        return left is None or left.until <= now
+
     def expired(self, now: float) -> list[SessionId]:
         """Those whose time is up."""
         return [each.session for each in self._left.values() if each.until <= now]

@@ -36,6 +36,8 @@ from p2pnode.node.sleep import SleepWatch
 from p2pnode.payments.escrow import EscrowIntake
 from p2pnode.protocols.events import Emit
 from p2pnode.protocols.inference.commands import (
+    Alive,
+    AskAlive,
     CancelGenerate,
     Count,
     Counted,
@@ -49,10 +51,14 @@ from p2pnode.protocols.inference.commands import (
     GenProgress,
     GenTokens,
     HostEmission,
+    InUse,
     Issued,
+    Kept,
+    Leaving,
     NotEscrowed,
     Opened,
     Paid,
+    Probe,
     Relay,
     Replaced,
     TurnServed,
@@ -96,6 +102,8 @@ class ServedSession:
         on_opened: Callable[[Opened], Awaitable[None]],
         on_turn: Callable[[TurnServed], None],
         on_relay: Callable[[Relay], None] = lambda _order: None,
+        on_leaving: Callable[[Leaving], Awaitable[Kept]] | None = None,
+        on_claim: Callable[[Probe | Alive], None] = lambda _value: None,
         escrow: EscrowIntake | None = None,
         sleep: SleepWatch | None = None,
         origin: Origin,
@@ -103,6 +111,7 @@ class ServedSession:
         self.origin = origin
         """Where the client comes from."""
         self._on_relay, self._escrow = on_relay, escrow
+        self._on_leaving, self._on_claim = on_leaving, on_claim
         self._machine, self._stream, self._limits = machine, stream, limits
         self._work_of, self._on_opened, self._on_turn = work_of, on_opened, on_turn
         self._driver = Driver(
@@ -157,6 +166,14 @@ class ServedSession:
         """Another stream has the session now."""
         self._driver.command_nowait(Replaced())
 
+    def ask_alive(self) -> None:
+        """Another process of the client has proved that the session is its own: ask this one."""
+        self._driver.command_nowait(AskAlive())
+
+    def in_use(self) -> None:
+        """The stream that has the session which this one wants has answered."""
+        self._driver.command_nowait(InUse())
+
     def end(self, why: str) -> None:
         """End now, because what follows could not be paid any more."""
         self.tell(NotEscrowed(Refuse(code="payment_required", detail=why)))
@@ -176,14 +193,20 @@ class ServedSession:
 
     async def _emitted(self, value: HostEmission) -> None:
         match value:
-            case Opened(session=session, resumed=resumed):
-                self.session, self.paid = session, self.paid or resumed
+            case Opened(session=session):
+                self.session = session
+                self.paid = self.paid or (self.record is not None and not self.record.channel.free)
                 # Before the first await: no report of an engine may be lost between two streams.
                 self._work = self._work_of(value)
                 if self._work is not None and self.record is not None:
                     self._work.attach(self._driver, self.record)
                 self._note_rest()
                 await self._on_opened(value)
+            case Leaving() if self._on_leaving is not None:
+                # Nothing is sent before this returns: that the session is left is on the disk by then.
+                self._driver.command_nowait(await self._on_leaving(value))
+            case Probe() | Alive():
+                self._on_claim(value)
             case Relay() | Issued() | Paid():
                 await self._money(value)
             case Count() | Generate() | CancelGenerate() | TurnServed():
@@ -197,6 +220,8 @@ class ServedSession:
             case Finished():
                 self.finished = value
                 self._driver.stop()
+            case _:
+                pass
 
     def _note_rest(self) -> None:
         """Note whether the engine is asked for anything."""

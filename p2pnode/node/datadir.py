@@ -36,7 +36,7 @@ INSTANCE_BYTES: Final = 8
 STARTS_MAX: Final = 1024
 _OURS: Final = frozenset(
     {
-        "", "binding", "chain", "config", "devchain", "journal", "measured", "models", "node", "peer",
+        "", "binding", "chain", "config", "devchain", "free", "journal", "measured", "models", "node", "peer",
         "peers", "phrase", "place", "receipt", "s5", "starts", "storage", "store", "told", "totals", "wallet",
     }
 )  # fmt: skip
@@ -118,6 +118,11 @@ class DataDir:
     @property
     def measured(self) -> Path:
         return self.root / "measured.json"
+
+    @property
+    def free_sessions(self) -> Path:
+        """Free sessions that were left with hosts, and their keys."""
+        return self.root / "free.json"
 
     @property
     def models(self) -> Path:

@@ -50,6 +50,9 @@ class Source:
     peer: PeerId
     address: str | None
     epoch: int
+    origin: str = ""
+    keep_s: int = 0
+    """For how long the session is kept when its client leaves."""
 
 
 @dataclass(slots=True)
@@ -165,6 +168,8 @@ class EscrowIntake:
             epoch=source.epoch,
             peer=source.peer,
             opened_at=int(self._wall()),
+            keep_s=source.keep_s,
+            origin=source.origin,
         )
         self._nursery.start_soon(self._take_or_refuse, request, payment, record, source.address, report)
 
@@ -331,6 +336,37 @@ class EscrowIntake:
     def given_up(self, session: SessionId, *, unpaid: int) -> None:
         """Count the loss of a session that nobody resumed in time, or that nobody may resume any more."""
         self._lost(session, unpaid)
+
+    async def note_left(self, session: SessionId, until: int) -> None:
+        """Journal that its client left the session, or is lost, and that it is settled at ``until``."""
+        deposit = self._deposits.get(session)
+        if deposit is not None:
+            deposit.settle_at = until
+        await self.journal.host_left(session, until)
+        self.settler.due()
+
+    def readmit(self, session: SessionId, terms: SessionTerms, address: str | None) -> Refuse | None:
+        """Let a session that was left owe a window again. Returns why not: then it stays as it is."""
+        owed = amount_due(terms, 0, WINDOW) - terms.session_fee
+        why = self.exposure.reserve(session, terms.payer, address, owed, self._wall())
+        if why:
+            return Refuse(code="rate_limited", detail=why, retry_after_s=_RETRY_S)
+        self._deposits[session] = _Deposit(terms, WINDOW, decided=True)
+        return None
+
+    async def taken_up(self, session: SessionId, epoch: int, generation: int) -> None:
+        """Journal that a session that was left goes on, before anything is signed in it.
+
+        The chain is asked in the background: its payer may have asked to close it since.
+        """
+        await self.journal.host_taken_up(session, epoch, generation)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._look_again, session)
+
+    async def settle(self, session: SessionId) -> None:
+        """Settle a session that was left, now: another one needs its place."""
+        await self.journal.host_over(session, int(self._wall()))
+        self.settler.due()
 
     async def resumed(self, session: SessionId) -> None:
         """Keep a session from being settled: another stream has it now."""

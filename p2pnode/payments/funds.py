@@ -18,7 +18,7 @@ import trio
 from p2pnode.chain.ledger import EscrowState, Ledger
 from p2pnode.contract_rules import CHALLENGE_S
 from p2pnode.errors import LocalError
-from p2pnode.ids import SessionId
+from p2pnode.ids import PeerId, SessionId
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
 from p2pnode.payments.settlement_policy import deadline
 from p2pnode.protocols.typed_data import Domain, session_id
@@ -40,6 +40,21 @@ class Stuck:
     why: str
     until: int | None = None
     """Epoch seconds at which it can move without the other side; None where that isn't known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftDeposit:
+    """A deposit in a session that is left with its host, or in use there: the next command goes on in it."""
+
+    session: SessionId
+    host: PeerId
+    units: int
+    signed: int
+    """The part of it that the last voucher gives to the host."""
+    until: int | None
+    """Epoch seconds until which the host keeps it; None where that isn't known."""
+    refund_at: int
+    """From then on anyone may bring the rest, whatever its host does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +81,7 @@ class Funds:
     elsewhere_open: tuple[SessionId, ...]
     """The unsettled ones of these sessions: their own profile settles them."""
     stuck: tuple[Stuck, ...] = field(default=())
+    left: tuple[LeftDeposit, ...] = field(default=())
 
 
 def of_market(records: Iterable[Record], market: Domain) -> list[Record]:
@@ -103,6 +119,18 @@ def local_funds(journal: Journal, market: Domain, payer: bytes, now: int) -> Fun
             if session_id(market, each.terms) != each.session
             and each.state in ("signed", "relaying", "open", "over")
         ),
+        left=tuple(
+            LeftDeposit(
+                session=each.session,
+                host=each.host,
+                units=each.terms.deposit,
+                signed=each.due,
+                until=each.left_until,
+                refund_at=each.terms.expiry + CHALLENGE_S,
+            )
+            for each in bought
+            if each.state == "open" and each.keep_s > 0
+        ),
     )
 
 
@@ -138,6 +166,7 @@ async def funds(journal: Journal, ledger: Ledger, address: bytes, now: int) -> F
         elsewhere=local.elsewhere,
         elsewhere_open=local.elsewhere_open,
         stuck=tuple(sorted(stuck, key=lambda each: each.session)),
+        left=local.left,
     )
 
 

@@ -2,14 +2,15 @@
 
 ``Payer`` says which offers can be paid at all, from the chain profile alone; the wallet, the ledger and
 the journal follow when they are needed. ``Purchase`` is one paid session: what its machine needs, and
-its line in the journal. Neither knows anything of streams.
+its line in the journal. It was bought now, or was left by an earlier command, or on another machine, and is
+taken again: then its fee is paid already. Neither knows anything of streams.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -17,9 +18,9 @@ import trio
 
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import NodeConfig
-from p2pnode.errors import ChainError, RefusedError
+from p2pnode.errors import ChainError, RefusedError, StorageError
 from p2pnode.extras import why_missing
-from p2pnode.ids import SessionId
+from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
 from p2pnode.payments.books import open_books, open_journal, profile_of_config
@@ -27,15 +28,27 @@ from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import Market, SpendingLimits, why_unpayable
 from p2pnode.protocols.adverts.messages import Advert, Offer
-from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment
 from p2pnode.protocols.inference.commands import ClientEmission, Disputed, Receipted, Signed
-from p2pnode.protocols.inference.messages import Receipt, Voucher
-from p2pnode.protocols.typed_data import amount_due
+from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
+    WINDOW,
+    Accept,
+    Receipt,
+    Voucher,
+)
+from p2pnode.protocols.typed_data import amount_due, session_id
 from p2pnode.storage.conversations.records import SavedSession
 from p2pnode.tasks import background_task
 
 _RECONCILE_S: Final = 3.0
+_SALT_TAG: Final = b"p2pnode/salt/1"
+LEAST_TOKENS: Final = WINDOW + CHECKPOINT_EVERY
+"""What may be on its way when a turn is told to end: it is asked only where so much can be paid."""
+DEPOSIT_MAX: Final = 2**63 - 1
+_LEFT_MARGIN_S: Final = 60
+"""A session whose time is up so soon is not resumed: its host may be settling it."""
 _DAY_S: Final = 86_400
 _WAIT_TOLD_S: Final = 2.0
 _TAKEN_MAX: Final = 2
@@ -61,6 +74,11 @@ class Purchase:
     journal: Journal
     now: Callable[[], int]
     """Epoch seconds."""
+    limits: SpendingLimits
+    salt: bytes = field(repr=False)
+    """The secret of its receipt chain."""
+    left: LeftPurchase | None = None
+    """What it goes on from, where it was left before."""
 
     @property
     def session(self) -> SessionId:
@@ -71,9 +89,65 @@ class Purchase:
         """Whether the deposit is enough for these cumulative counts."""
         return amount_due(self.payment.terms, tokens_in, tokens_out) <= self.payment.terms.deposit
 
-    async def accepted(self) -> None:
-        """The host accepted the session."""
-        await self.journal.bought_open(self.session)
+    async def accepted(self, accept: Accept) -> None:
+        """The host accepted the session or, where it was left, gave it to us. Durable when it returns.
+
+        What the host shows of a left session was checked: it may be newer than this journal, where another
+        machine used the session since.
+        """
+        session, now = self.session, self.now()
+        if self.left is None:
+            await self.journal.bought_open(session, accept.keep_s, accept.settle_above)
+            return
+        if accept.receipt is not None:
+            self.journal.bought_receipt(session, accept.receipt, now)
+        if accept.voucher is not None:
+            await self.journal.signed(session, accept.voucher, now)
+            await self.journal.bought_delivered(session, accept.voucher.amount)
+        await self.journal.bought_gone_on(session, accept.generation)
+
+    async def reserve(self, tokens_in: int, tokens_out: int) -> int:
+        """Token units that a turn of at most these sizes may add to what is spent today.
+
+        Less than it might cost where little is left of the day: the turn then ends when that is used up.
+        Raises ``SpendingLimitError`` where it could not even begin, and ``StorageError``.
+        """
+        wanted = self._price(tokens_in, tokens_out)
+        least = self._price(0, min(tokens_out, LEAST_TOKENS))
+        return await self.journal.bought_reserve(self.session, self.limits, wanted, least, self.now())
+
+    async def release(self, granted: int, tokens_in: int, tokens_out: int) -> None:
+        """A turn is over that was billed these tokens: give back what it did not use."""
+        unused = granted - self._price(tokens_in, tokens_out)
+        if unused > 0:
+            await self.journal.bought_release(self.session, unused)
+
+    async def release_all(self) -> None:
+        """No turn is under way: give back all that was reserved."""
+        await self.journal.bought_release(self.session, DEPOSIT_MAX)
+
+    def _price(self, tokens_in: int, tokens_out: int) -> int:
+        terms = self.payment.terms
+        return amount_due(terms, tokens_in, tokens_out) - terms.session_fee
+
+    async def leave(self, until: int, generation: int, settle_above: int = 0) -> None:
+        """Record that nobody uses it any more and its host, which has all vouchers, keeps it."""
+        bought = self.journal.purchase(self.session)
+        if bought is not None and bought.owed is not None:
+            await self.journal.bought_delivered(self.session, bought.owed.amount)
+        await self.journal.bought_left(self.session, until, generation, settle_above)
+
+    async def lose(self, keep_s: int, generation: int) -> None:
+        """Record that its stream was lost: its host leaves it by itself, and may lack the last voucher."""
+        await self.journal.bought_left(self.session, self.now() + keep_s, generation)
+
+    async def give_back(self) -> None:
+        """It could not be resumed now: it is left as before."""
+        await self.journal.bought_given_back(self.session)
+
+    async def used_elsewhere(self) -> None:
+        """Another machine of this wallet uses it."""
+        await self.journal.bought_elsewhere(self.session)
 
     async def noted(self, value: ClientEmission) -> bool:
         """Durable when it returns, but a receipt: that is with the voucher that answers it.
@@ -99,6 +173,20 @@ class Purchase:
         await self.journal.bought_over(self.session)
 
 
+@dataclass(frozen=True, slots=True)
+class LeftPurchase:
+    """What this side knows of a session that was left: enough to resume it, and to be paid up."""
+
+    voucher: Voucher | None
+    receipt: Receipt | None
+    generation: int
+
+
+def receipt_salt(voucher_secret: bytes) -> bytes:
+    """The salt of a session's receipt chain: derived, so that whoever has the voucher key has it too."""
+    return keccak256(_SALT_TAG + voucher_secret)
+
+
 class Payer:
     """One per client. ``make`` opens what it pays with for as long as its block lasts."""
 
@@ -110,9 +198,14 @@ class Payer:
         address: bytes | None = None,
         make: Callable[[], AbstractAsyncContextManager[OpenPayer]],
         on_wait: Callable[[], None] = lambda: None,
+        look: Callable[[], Sequence[BoughtSession]] = lambda: (),
     ) -> None:
-        """``on_wait`` is called when the chain has not answered for two seconds as it is asked first."""
-        self._on_wait = on_wait
+        """``on_wait`` is called when the chain has not answered for two seconds as it is asked first.
+
+        ``look`` gives the sessions that were left, as the journal has them before it is opened for good.
+        """
+        self._on_wait, self._look = on_wait, look
+        self._looked: Sequence[BoughtSession] | None = None
         self._market, self._limits, self._address, self._make = market, limits, address, make
         self._opening = trio.Lock()
         self._open: OpenPayer | None = None
@@ -138,6 +231,72 @@ class Payer:
         root = voucher.root if voucher is not None else b""
         return saved_of(record, journal.taken_with_root(session, root))
 
+    def left(self, peer: PeerId, model: ModelId) -> list[BoughtSession]:
+        """Sessions with this host that were left and may be resumed, the one that was opened last first.
+
+        Empty where the journal can't be read: then it is bought anew, or said why not.
+        """
+        try:
+            if self._open is not None:
+                kept: Sequence[BoughtSession] = self._open.journal.purchases_kept(self._open.signer.now())
+            else:
+                if self._looked is None:
+                    self._looked = self._look()
+                kept = self._looked
+        except StorageError:
+            return []
+        return [each for each in kept if (each.host, each.terms.model) == (peer, model)]
+
+    async def take_left(
+        self, nursery: trio.Nursery, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int
+    ) -> Purchase | None:
+        """A session with this host that was left, where one covers a turn of these sizes: no fee is due.
+
+        None where there is none. It is ours until it is left, over, or given back. Raises ``LocalError``.
+        """
+        if not self.left(advert.peer, offer.model):
+            return None
+        opened = await self._opened(nursery)
+        for found in self.left(advert.peer, offer.model):
+            if not _fits(found, advert, offer, opened.signer.now()) or not _covers(
+                found, tokens_in, tokens_out
+            ):
+                continue
+            if session_id(opened.signer.market, found.terms) != found.session:
+                continue  # of another chain
+            taken = await opened.journal.bought_take(found.session, opened.signer.now())
+            if taken is not None:
+                return self._purchase_left(taken, opened)
+        return None
+
+    def _purchase_left(self, taken: BoughtSession, opened: OpenPayer) -> Purchase:
+        secret, voucher = taken.voucher_secret, taken.final or taken.voucher
+        payment = ClientPayment(
+            market=opened.signer.market,
+            terms=taken.terms,
+            valid_before=taken.valid_before,
+            authorisation=b"",
+            sign=lambda digest: sign_digest(secret, digest),
+        )
+        receipt = None
+        if voucher is not None:
+            receipt = opened.journal.taken_with_root(taken.session, voucher.root)
+        return Purchase(
+            payment,
+            opened.journal,
+            opened.signer.now,
+            self._limits,
+            receipt_salt(secret),
+            LeftPurchase(voucher, receipt, taken.generation),
+        )
+
+    async def _opened(self, nursery: trio.Nursery) -> OpenPayer:
+        async with self._opening:
+            if self._open is None:
+                async with background_task(self._tell_of_wait):
+                    self._open = await nursery.start(self._hold)
+        return self._open
+
     async def buy(
         self,
         nursery: trio.Nursery,
@@ -152,17 +311,15 @@ class Payer:
 
         ``addresses`` are where the host was reached: it is looked for there when something is owed to it.
         """
-        async with self._opening:
-            if self._open is None:
-                async with background_task(self._tell_of_wait):
-                    self._open = await nursery.start(self._hold)
-        opened = self._open
+        opened = await self._opened(nursery)
         if (reason := await self._why_not_again(opened, advert)) != "":
             raise RefusedError("payment_required", reason)
         payment = await opened.signer.open(
             advert, offer, tokens_in=tokens_in, tokens_out=tokens_out, addresses=addresses
         )
-        return Purchase(payment, opened.journal, opened.signer.now)
+        bought = opened.journal.purchase(payment.session)
+        secret = bought.voucher_secret if bought is not None else b""
+        return Purchase(payment, opened.journal, opened.signer.now, self._limits, receipt_salt(secret))
 
     async def _why_not_again(self, opened: OpenPayer, advert: Advert) -> str:
         """Why this host gets no session: today it took two fees and accepted neither session. Or ""."""
@@ -231,11 +388,46 @@ def payer_of(
             )
             yield OpenPayer(signer, books.journal)
 
+    def look() -> Sequence[BoughtSession]:
+        path = DataDir(config.data_dir).journal
+        if not path.exists():
+            return ()
+        journal = Journal.open(path)
+        try:
+            return journal.purchases_kept(int(wall()))
+        finally:
+            journal.close()
+
     market = Market(profile.chain_id, profile.node_registry, profile.job_marketplace)
     wallet = open_wallet(wallet_files(DataDir(config.data_dir)))
     address = None if wallet is None else wallet.address
     on_wait_here = partial(on_wait, profile.shown_name)
-    return Payer(market=market, limits=limits, address=address, make=make, on_wait=on_wait_here)
+    return Payer(market=market, limits=limits, address=address, make=make, on_wait=on_wait_here, look=look)
+
+
+# ---- sessions that were left
+
+
+def _fits(record: BoughtSession, advert: Advert, offer: Offer, now: int) -> bool:
+    """Whether a session that was left is with the host of this advert as it is now, and not dearer.
+
+    A host that changed its keys could not sign in it; what it asks more than before, it asks in new ones.
+    """
+    terms, binding = record.terms, advert.binding
+    ends = min(terms.expiry, record.left_until or terms.expiry)
+    return (
+        (terms.host, terms.receipt_key) == (binding.wallet, binding.receipt_key)
+        and terms.price_in <= offer.price_in
+        and terms.price_out <= offer.price_out
+        and now + _LEFT_MARGIN_S < ends
+    )
+
+
+def _covers(record: BoughtSession, tokens_in: int, tokens_out: int) -> bool:
+    """Whether what is left of its deposit pays for a turn of these sizes."""
+    voucher, terms = record.final or record.voucher, record.terms
+    used_in, used_out = (0, 0) if voucher is None else (voucher.tokens_in, voucher.tokens_out)
+    return amount_due(terms, used_in + tokens_in, used_out + tokens_out) <= terms.deposit
 
 
 # ---- paid sessions in the sealed index of conversations, so that twelve words recover them, too

@@ -3,8 +3,9 @@
 The journal tells what a host may lack: sessions that no running process uses, and whose last voucher their
 host is not known to have. A host that is away keeps its claim, and the next client tries again; so it does
 with a host that says it does not know the session (it is settled, or its journal is gone), until the chain
-says what became of it. Nothing is signed here, no wallet is opened and no chain is asked: a voucher that is
-delivered again was signed before. Knows nothing of answers.
+says what became of it. A session that its host keeps is left with it again, and not while another command may
+want to resume it: that brings the voucher, too. Nothing is signed here, no wallet is opened and no chain is
+asked: a voucher that is delivered again was signed before. Knows nothing of answers.
 """
 
 from __future__ import annotations
@@ -35,12 +36,20 @@ from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.node import Node
 from p2pnode.payments.books import open_journal, profile_of_config
 from p2pnode.payments.journal.journal import BoughtSession, Journal
-from p2pnode.payments.payer import OpenPayer
+from p2pnode.payments.payer import OpenPayer, receipt_salt
 from p2pnode.protocols.crypto import sign_digest
-from p2pnode.protocols.inference.channel import ClientPayment
+from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment
 from p2pnode.protocols.inference.client import ClientSession
-from p2pnode.protocols.inference.client_turn import ClientTimes, held_from_journal
-from p2pnode.protocols.inference.commands import Accepted, ClientEmission, End, Ended, SessionFailed, Start
+from p2pnode.protocols.inference.client_turn import ClientTimes, held_from_journal, held_left
+from p2pnode.protocols.inference.commands import (
+    Accepted,
+    ClientEmission,
+    End,
+    Ended,
+    LeaveSession,
+    SessionFailed,
+    Start,
+)
 from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Voucher
 from p2pnode.protocols.typed_data import Domain, market_domain, session_id
 
@@ -57,18 +66,27 @@ class Redelivery:
     detail: str = ""
 
 
-def undelivered(journal: Journal, now: int) -> list[BoughtSession]:
-    """Sessions whose host may lack the last voucher and can still use it, the newest first."""
+def undelivered(journal: Journal, now: int, *, kept: bool = True) -> list[BoughtSession]:
+    """Sessions whose host may lack the last voucher and can still use it, the newest first.
+
+    Without ``kept`` those are left out that their hosts keep.
+    """
     left = [
         record
         for record in journal.purchases_left()
-        if record.owed is not None and record.terms.expiry + CHALLENGE_S > now
+        if record.owed is not None
+        and record.terms.expiry + CHALLENGE_S > now
+        and (kept or not _is_kept(record))
     ]
     return left[::-1]
 
 
+def _is_kept(record: BoughtSession) -> bool:
+    return record.keep_s > 0 and record.state == "open"
+
+
 async def redeliver_all(
-    journal: Journal, market: Domain, network: Network, *, limits: Limits, now: int
+    journal: Journal, market: Domain, network: Network, *, limits: Limits, now: int, kept: bool = True
 ) -> list[Redelivery]:
     """Deliver all such vouchers of this market, a few at once, each within its deadline.
 
@@ -79,9 +97,15 @@ async def redeliver_all(
 
     async def deliver(record: BoughtSession) -> None:
         async with limiter:
-            done.append(await _try(record, journal, market, network, limits))
+            if _is_kept(record) and await journal.bought_take(record.session, now) is None:
+                return  # another command resumes it
+            outcome = await _try(record, journal, market, network, limits)
+            if _is_kept(record) and outcome.outcome != "delivered":
+                await journal.bought_given_back(record.session)
+            done.append(outcome)
 
-    records = [each for each in undelivered(journal, now) if session_id(market, each.terms) == each.session]
+    owed = undelivered(journal, now, kept=kept)
+    records = [each for each in owed if session_id(market, each.terms) == each.session]
     async with trio.open_nursery() as nursery:
         for record in records[: limits.redeliveries_max]:
             nursery.start_soon(deliver, record)
@@ -130,8 +154,46 @@ async def redeliver(
         market=market,
         self_peer=network.peer_id,
         limits=limits,
+        leaves=_is_kept(record),
     )
     await delivering.run()
+
+
+async def close_at_host(
+    record: BoughtSession, journal: Journal, market: Domain, network: Network, *, limits: Limits
+) -> str:
+    """Have a session that was left closed by its host, which settles it then. Returns why that failed, or "".
+
+    Where the host is away, or busy, nothing more is signed in the session all the same, and it is asked again
+    by a later command. Raises ``StorageError``.
+    """
+    why = ""
+    try:
+        with trio.fail_after(limits.redelivery_deadline_s):
+            await network.connect_peer(record.host, (), trusted=record.addresses)
+            stream = await network.open_stream(record.host, PROTOCOL)
+            closing = _Stream(
+                stream=stream,
+                record=record,
+                voucher=record.final or record.voucher,
+                journal=journal,
+                market=market,
+                self_peer=network.peer_id,
+                limits=limits,
+                leaves=False,
+            )
+            await closing.run()
+    except trio.TooSlowError:
+        why = "it did not answer in time"
+    except LocalError:
+        raise
+    except P2PNodeError as error:
+        why = str(error)
+    if why:
+        await journal.bought_close_later(record.session)
+    else:
+        await journal.bought_over(record.session)
+    return why
 
 
 class _Stream:
@@ -142,12 +204,14 @@ class _Stream:
         *,
         stream: Stream,
         record: BoughtSession,
-        voucher: Voucher,
+        voucher: Voucher | None,
         journal: Journal,
         market: Domain,
         self_peer: PeerId,
         limits: Limits,
+        leaves: bool,
     ) -> None:
+        self._leaves = leaves
         secret = record.voucher_secret
         payment = ClientPayment(
             market=market,
@@ -156,7 +220,21 @@ class _Stream:
             authorisation=b"",
             sign=lambda digest: sign_digest(secret, digest),
         )
-        receipt = journal.taken_with_root(record.session, voucher.root)
+        root = voucher.root if voucher is not None else b""
+        receipt = journal.taken_with_root(record.session, root)
+        held = (
+            held_from_journal(payment, receipt, voucher)
+            if voucher is not None
+            else held_left(
+                ChannelSender(payment),
+                record.session,
+                model=record.terms.model,
+                salt=receipt_salt(secret),
+                receipt=None,
+                voucher=None,
+                generation=record.generation,
+            )
+        )
         self._stream, self._record, self._voucher, self._journal = stream, record, voucher, journal
         machine = ClientSession(
             host=record.host,
@@ -165,7 +243,7 @@ class _Stream:
             salt=b"",
             holder=bytes(16),  # it hands over, and holds nothing
             times=ClientTimes(open_s=limits.request_deadline_s, stall_s=limits.stall_s),
-            resume=held_from_journal(payment, receipt, voucher),
+            resume=held,
             peer=self_peer,
         )
         self._driver = Driver(
@@ -173,6 +251,7 @@ class _Stream:
         )
         self._failure: SessionFailed | None = None
         self._taken = False
+        self._generation = record.generation
 
     async def run(self) -> None:
         """Until the host has the voucher, or it is certain that this stream won't bring it."""
@@ -191,22 +270,30 @@ class _Stream:
 
     async def _emitted(self, value: ClientEmission) -> None:
         match value:
-            case Accepted():
+            case Accepted(accept=accept):
                 # A host answers a resume only once the voucher is on its disk: it can't be lost any more.
-                await self._journal.bought_delivered(self._record.session, self._voucher.amount)
-                self._taken = True
-                self._driver.command_nowait(End())
+                if self._voucher is not None:
+                    await self._journal.bought_delivered(self._record.session, self._voucher.amount)
+                self._taken, self._generation = True, accept.generation
+                keeps = accept.keep_s and self._leaves
+                until = self._record.terms.expiry  # the host says what it grants of this
+                self._driver.command_nowait(LeaveSession(until) if keeps else End())
             case SessionFailed():
                 self._failure = value
                 self._driver.stop()
-            case Ended():
+            case Ended(left=left):
+                if left is not None:
+                    session, until = self._record.session, left.until
+                    await self._journal.bought_left(session, until, self._generation, left.settle_above)
                 self._driver.stop()
             case _:
                 pass
 
 
 async def redeliver_from_journal(config: NodeConfig, node: Node) -> list[Redelivery]:
-    """Deliver what the journal of a data dir holds. Empty without a chain, or where there is nothing.
+    """Deliver what the journal of a data dir holds, of sessions that no host keeps.
+
+    Empty without a chain, or where there is nothing.
 
     Raises ``LocalError``.
     """
@@ -215,10 +302,10 @@ async def redeliver_from_journal(config: NodeConfig, node: Node) -> list[Redeliv
         return []
     now = int(node.wall())
     async with open_journal(path) as journal:
-        if not undelivered(journal, now):
+        if not undelivered(journal, now, kept=False):
             return []
         market = market_domain(profile.chain_id, profile.job_marketplace)
-        return await redeliver_all(journal, market, node.network, limits=node.limits, now=now)
+        return await redeliver_all(journal, market, node.network, limits=node.limits, now=now, kept=False)
 
 
 class Redeliverer:
@@ -237,6 +324,9 @@ class Redeliverer:
         self._config, self._node, self._tasks, self._tell = config, node, tasks, tell
         self._tried: trio.Event | None = None
         self._running = False
+        self._done = trio.Event()
+        """Set while nothing is delivered."""
+        self._done.set()
 
     def begin(self) -> None:
         """Deliver what earlier runs left: their hosts may be back."""
@@ -244,14 +334,15 @@ class Redeliverer:
         self._tasks.start_soon(self._node.network.guard.run, self._begin, self._tried)
 
     async def wait_tried(self) -> None:
-        """Until what earlier runs left was tried, where :meth:`begin` was called."""
+        """Until what earlier runs left was tried, where :meth:`begin` was called, and what this run left."""
         if self._tried is not None:
             await self._tried.wait()
+        await self._done.wait()
 
     def soon(self, opened: OpenPayer) -> None:
         """Deliver what this run left, unless that is under way."""
         if not self._running and undelivered(opened.journal, opened.signer.now()):
-            self._running = True
+            self._running, self._done = True, trio.Event()
             self._tasks.start_soon(self._node.network.guard.run, self._deliver, opened)
 
     async def _begin(self, tried: trio.Event) -> None:
@@ -271,6 +362,7 @@ class Redeliverer:
             log.warning("vouchers.not_redelivered", reason=str(first_error(group)))
         finally:
             self._running = False
+            self._done.set()
 
     def _report(self, done: Sequence[Redelivery]) -> None:
         for each in done:

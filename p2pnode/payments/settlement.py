@@ -370,7 +370,8 @@ class Settler:
 
 
 Done: TypeAlias = Literal["settled", "requested", "waiting", "nothing"]
-_CALL_GAS: Final = 150_000
+CALL_GAS: Final = 150_000
+"""The most that a payer's call takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +438,7 @@ async def _as_payer(record: BoughtSession, books: Books, state: EscrowState, now
 async def _transact(books: Books, call: RequestClose | Refund, due: int) -> None:
     """Send a payer's call. A payer never needs ether: the refund comes without, but later."""
     head = await books.ledger.head()
-    if (await books.ledger.balances(books.wallet.address)).ether < _CALL_GAS * head.gas_price_wei:
+    if (await books.ledger.balances(books.wallet.address)).ether < CALL_GAS * head.gas_price_wei:
         msg = (
             "closing by hand takes a little ether for gas, and this wallet has none. Without it the refund "
             f"comes all the same: from {_moment(due)} on anyone is paid to bring it"

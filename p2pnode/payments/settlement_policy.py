@@ -85,7 +85,7 @@ def due_after_restart(record: HostedSession, now: int, limits: Limits) -> int:
     if record.state != "open":
         return now
     wait_s = record.keep_s if keeps(record) else int(limits.linger_s)
-    return left_until(record.terms, now + wait_s, wait_s, now, limits)
+    return left_until(record.terms, now + wait_s, wait_s, now, limits.expiry_margin_s)
 
 
 def keeps(record: HostedSession) -> bool:
@@ -98,12 +98,12 @@ def settle_above(session_fee: int) -> int:
     return max(SETTLE_ABOVE_FEES * session_fee, _SETTLE_ABOVE_LEAST)
 
 
-def left_until(terms: SessionTerms, wanted: int, keep_s: int, now: int, limits: Limits) -> int:
+def left_until(terms: SessionTerms, wanted: int, keep_s: int, now: int, margin_s: float) -> int:
     """Until when a session is kept whose client left and wants it until ``wanted``; ``now`` for not at all.
 
-    A payer may ask the chain for its rest from the expiry on, so it is settled well before.
+    A payer may ask the chain for its rest from the expiry on, so it is settled ``margin_s`` before.
     """
-    latest = int(terms.expiry - limits.expiry_margin_s)
+    latest = int(terms.expiry - margin_s)
     return max(now, min(wanted, now + min(keep_s, KEEP_MAX_S), latest))
 
 

@@ -27,6 +27,8 @@ from p2pnode.words import one_line
 LIMIT_MAX: Final = 10**15
 TURNS: Final = 5
 """Turns like the first that a deposit covers, where the limits and the wallet allow it."""
+FEES: Final = 10
+"""Session fees that a deposit covers: a smaller one would be used up, and the next fee due, all too soon."""
 DAYS: Final = 2
 """Days like the last with the same host that a deposit covers, where the limits and the wallet allow it."""
 TIP: Final = 10_000
@@ -159,9 +161,9 @@ class WalletRule:
     def deposit(self, offer: Offer, spending: Spending, tokens_in: int, tokens_out: int) -> tuple[int, int]:
         """Deposit and tip of a session: for one turn of these sizes, and for more where that fits.
 
-        More is ``TURNS`` such turns, or ``DAYS`` days like the last with this host: a session that a host
-        keeps serves many commands for one fee. The tip comes out of the host's fee: a host without a fee
-        leaves the refund to its payer.
+        More is ``TURNS`` such turns, ``FEES`` fees, or ``DAYS`` days like the last with this host: a session
+        that a host keeps serves many commands for one fee. The tip comes out of the host's fee: a host
+        without a fee leaves the refund to its payer.
         """
         turn = offer_cost(offer, tokens_in, tokens_out) - offer.session_fee
         needed = offer.session_fee + turn
@@ -170,7 +172,7 @@ class WalletRule:
             *self.limits.left(spending),
             max(0, self.balance - spending.outstanding),
         )
-        wanted = offer.session_fee + max(TURNS * turn, DAYS * spending.host_spent)
+        wanted = offer.session_fee + max(TURNS * turn, FEES * offer.session_fee, DAYS * spending.host_spent)
         return max(needed, min(wanted, room)), min(TIP, offer.session_fee)
 
 

@@ -37,6 +37,7 @@ from p2pnode.protocols.inference.messages import (
 )
 from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
+from p2pnode.protocols.inference.receipts import link_root, receipt_digest
 from p2pnode.protocols.inference.replay import PayCredit, ReplayBuffer
 from p2pnode.protocols.typed_data import (
     Domain,
@@ -73,6 +74,13 @@ _FREE: Final = SessionTerms(
 _INPUTS_UNANSWERED_MAX: Final = 2
 _VOUCHERS_MAX: Final = 1024
 """How many of the last vouchers a client can send again; a host that lost more has broken the window."""
+
+
+def free_terms(model: ModelId, resume_key: bytes | None) -> SessionTerms:
+    """What a free session costs, and the key that proves a resume of it, if there is one."""
+    return replace(_FREE, model=model, voucher_key=resume_key or _NOBODY)
+
+
 _UNMATCHED: Final = "a voucher that is not for what was delivered"
 
 
@@ -100,6 +108,14 @@ class HostPayment:
     valid_max_s: int = VALID_MAX_S
 
 
+@dataclass(frozen=True, slots=True)
+class ResumeKey:
+    """What proves a resume of a free session, as the voucher key does in a paid one."""
+
+    address: bytes
+    sign: Signer
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostTerms:
     """What this host grants a session of one model. ``payment`` is there for a paid session.
@@ -109,8 +125,14 @@ class HostTerms:
     """
 
     n_ctx: int
+    host: PeerId | None = None
+    """This host's own id, which a resume's proof names; that of ``payment`` in a paid session."""
     turns_max: int = 1
     window: int = WINDOW
+    keep_s: int = 0
+    """For how long the session may be left with this host; 0 for not at all."""
+    settle_above: int = 0
+    """It is settled, and not kept, when this host is owed more token units than this."""
     stall_s: float = 30.0
     idle_s: float = 900.0
     open_s: float = 10.0
@@ -181,6 +203,8 @@ class ChannelReceiver:
         """Stays empty in a free session, which nobody can resume."""
         self.best: Voucher | None = None
         """The last voucher taken, which no earlier one exceeds."""
+        self.last_receipt: Receipt | None = None
+        """The last that was issued."""
         self.quoted: dict[int, int] = {}
         """The billed input of quotes that no voucher has paid yet, by turn."""
         self._session, self._sign, self._market = session, sign, market
@@ -248,7 +272,7 @@ class ChannelReceiver:
 
     def issue(self, effects: Effects) -> None:
         """Send a receipt. In a paid session it is written down first, and its voucher is due from now on."""
-        receipt = self.meter.issue(self._sign)
+        receipt = self.last_receipt = self.meter.issue(self._sign)
         checkpoint = receipt.checkpoint
         if self.free:
             effects.send(checkpoint)
@@ -415,9 +439,15 @@ class ChannelSender:
         payment: ClientPayment | None,
         *,
         verify: Callable[[bytes, bytes], bool] | None = None,
+        resume_key: ResumeKey | None = None,
+        keep_s: int = 0,
     ) -> None:
+        """``resume_key`` proves a resume of a free session; ``keep_s`` asks for how long it may be left."""
         self.payment = payment
         self.terms = payment.terms if payment is not None else _FREE
+        self.prove = payment.sign if payment is not None else resume_key.sign if resume_key else None
+        """Signs the proof of a resume; None where nothing is ever resumed."""
+        self._resume_key, self._keep_s = resume_key, keep_s
         self.last_voucher: Voucher | None = None
         """The last one that was sent."""
         self.has_finished = False
@@ -469,7 +499,8 @@ class ChannelSender:
         """What opens the session."""
         payment = self.payment
         if payment is None:
-            return Open(model=model, salt=salt, holder=holder)
+            key = self._resume_key.address if self._resume_key is not None else None
+            return Open(model=model, salt=salt, holder=holder, keep_s=self._keep_s, resume_key=key)
         return Open(
             model=model,
             salt=salt,
@@ -477,7 +508,52 @@ class ChannelSender:
             terms=payment.terms,
             authorisation=payment.authorisation,
             valid_before=payment.valid_before,
+            keep_s=self._keep_s,
         )
+
+    def go_on_from(self, voucher: Voucher | None, receipt: Receipt | None, meter: Meter) -> None:
+        """The session was left, and goes on from what its host showed; ``meter`` counts from there."""
+        self.begin(meter)
+        self.last_voucher, self._unsent = voucher, None
+        self._sent.clear()
+        if voucher is not None:
+            self._sent.append(voucher)
+        self._waiting.clear()
+        self._unanswered.clear()
+        self._paid_turns.clear()
+        self._advance, self._owes = None, False
+        self.has_finished = receipt is not None
+
+    def fault_of_left(self, accept: Accept, session: SessionId) -> str | None:
+        """What is wrong with what a host shows of a session that was left: both must be signed, and agree.
+
+        It may be newer than what this client knows, for another machine may have used the session since.
+        """
+        receipt, voucher = accept.receipt, accept.voucher
+        if accept.session != session:
+            return "resumed another session than the one that was asked for"
+        if receipt is not None and (
+            receipt.epoch > accept.epoch
+            or link_root(receipt.previous, receipt.checkpoint) != receipt.checkpoint.root
+            or not self.verify(
+                receipt_digest(session, receipt.epoch, receipt.checkpoint.root), receipt.checkpoint.signature
+            )
+        ):
+            return "showed a receipt that it did not sign"
+        payment = self.payment
+        if payment is None or voucher is None:
+            return None if voucher is None else "showed a voucher of a free session"
+        seq = receipt.checkpoint.seq if receipt is not None else 0
+        amount = amount_due(self.terms, voucher.tokens_in, voucher.tokens_out)
+        if (
+            voucher.seq > seq
+            or voucher.amount != amount
+            or amount > self.terms.deposit
+            or recover_address(voucher_digest(payment.market, session, voucher), voucher.signature)
+            != self.terms.voucher_key
+        ):
+            return "showed a voucher that this client did not sign"
+        return None
 
     def fault_of(self, accept: Accept) -> str | None:
         """What is wrong with what the host accepted, if anything."""

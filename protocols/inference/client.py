@@ -38,7 +38,7 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
-from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment, resume_digest
+from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment, ResumeKey, resume_digest
 from p2pnode.protocols.inference.client_turn import ClientTimes, ClientTurn, HeldSession
 from p2pnode.protocols.inference.commands import (
     Accepted,
@@ -48,6 +48,7 @@ from p2pnode.protocols.inference.commands import (
     Disputed,
     End,
     Ended,
+    LeaveSession,
     SessionCause,
     SessionFailed,
     Start,
@@ -62,6 +63,8 @@ from p2pnode.protocols.inference.messages import (
     Close,
     Done,
     Error,
+    Leave,
+    Left,
     Ping,
     Pong,
     Progress,
@@ -82,7 +85,7 @@ from p2pnode.protocols.inference.receipts import ReceiptChain, request_hash
 from p2pnode.protocols.inference.replay import is_counted
 from p2pnode.protocols.wire import decode_record, encode
 
-State: TypeAlias = Literal["fresh", "opening", "idle", "busy", "over"]
+State: TypeAlias = Literal["fresh", "opening", "idle", "busy", "leaving", "over"]
 _PINGS_UNANSWERED: Final = 2  # and the silence before the first: three thirds of the stall time
 
 
@@ -107,20 +110,24 @@ class ClientSession:
         payment: ClientPayment | None = None,
         resume: HeldSession | None = None,
         peer: PeerId | None = None,
+        resume_key: ResumeKey | None = None,
+        keep_s: int = 0,
     ) -> None:
         self._host, self._peer, self._model, self._salt = host, peer, model, salt
         self._holder = holder
         self._times = times or ClientTimes()
         self._effects = Effects(host, stream)
-        if resume is not None and (peer is None or resume.channel.free):
-            msg = "only paid sessions can be resumed, and only by a peer with an id"
+        if resume is not None and (peer is None or resume.channel.prove is None):
+            msg = "only sessions with a key can be resumed, and only by a peer with an id"
             raise ValueError(msg)
         self._channel = (
-            resume.channel if resume is not None else ChannelSender(payment, verify=partial(verify, host))
+            resume.channel
+            if resume is not None
+            else ChannelSender(payment, verify=partial(verify, host), resume_key=resume_key, keep_s=keep_s)
         )
         self._held = resume
         self._challenged = False
-        self._phase: Literal["fresh", "opening", "open", "over"] = "fresh"
+        self._phase: Literal["fresh", "opening", "open", "leaving", "over"] = "fresh"
         self._pings = 0
         self._upload = Upload()
         self._progress_at = 0.0
@@ -187,13 +194,21 @@ class ClientSession:
             case TokensTaken(key=key, index=index):
                 if (turn := self._turn_of(key)) is not None:
                     turn.taken(index, self._effects, now)
-            case End():
-                self._effects.send(Close())
-                self._phase = "over"
+            case LeaveSession(until=until) if self.state == "idle":
+                self._effects.send(Leave(until=until))
+                self._phase = "leaving"
                 self._effects.cancel_timers()
-                self._effects.emit(Ended())
+                self._effects.set_timer("open", now + self._times.open_s)
+            case LeaveSession() | End():
+                self._effects.send(Close())
+                self._end(None)
             case _:
                 assert_never(command)
+
+    def _end(self, left: Left | None) -> None:
+        self._phase = "over"
+        self._effects.cancel_timers()
+        self._effects.emit(Ended(left))
 
     def _turn_of(self, key: int) -> ClientTurn | None:
         if self._phase != "open" or self._held is None:
@@ -219,11 +234,11 @@ class ClientSession:
             turn=held.asked,
             turns=tuple(sorted(held.turns)),
         )
-        payment = self._channel.payment
-        if nonce is None or payment is None or self._peer is None:
+        prove = self._channel.prove
+        if nonce is None or prove is None or self._peer is None:
             return request
         digest = resume_digest(nonce, held.accept.session, self._host, self._peer)
-        return replace(request, proof=payment.sign(digest))
+        return replace(request, proof=prove(digest))
 
     def _answer(self, challenge: Challenge, held: HeldSession) -> None:
         """The host knows no nonce of ours. It may have restarted: show it our last receipt and voucher."""
@@ -296,6 +311,8 @@ class ClientSession:
                 self._over(code, detail, retry_after_s)
             case Error(turn=None, code=code, detail=detail, retry_after_s=retry_after_s):
                 self._over(code, detail, retry_after_s)
+            case Left() if self._phase == "leaving":
+                self._end(message)
             case _ if self._phase == "open" and self._held is not None:
                 try:
                     self._in_session(self._held, message, now)
@@ -312,6 +329,9 @@ class ClientSession:
                 self._upload.confirm(message)
             case Checkpoint():
                 self._checkpoint(held, message)
+                for each in held.turns.values():
+                    if each.is_capped and not each.cancelled:
+                        each.cap(self._effects, now)
             case Quote() | Progress() | Tokens() | Done() | Error():
                 turn = held.turns.get(message.turn or 0)
                 if turn is None:
@@ -355,6 +375,9 @@ class ClientSession:
     def _accepted(self, accept: Accept, now: float) -> None:
         held = self._held
         fault = self._channel.fault_of(accept)
+        if held is not None and fault is None and accept.generation > held.accept.generation:
+            self._resumed_left(held, accept)
+            return
         recovered = held is not None and self._challenged and accept.epoch > held.accept.epoch
         if held is not None and accept.epoch != held.accept.epoch and not recovered:
             fault = "resumed a session under another epoch"
@@ -366,7 +389,7 @@ class ClientSession:
         if held is None:
             chain = ReceiptChain.begin(accept.session, self._model, self._salt, accept.epoch)
             self._channel.begin(Meter(chain))
-            self._held = HeldSession(accept, self._channel)
+            self._held = HeldSession(accept, self._channel, model=self._model, salt=self._salt)
             self._effects.emit(Accepted(accept))
             return
         held.accept = accept
@@ -382,6 +405,36 @@ class ClientSession:
         for turn in held.turns.values():
             turn.carry_over(self._effects, now)
         self._heard(now)
+
+    def _resumed_left(self, held: HeldSession, accept: Accept) -> None:
+        """The session was left, and goes on from the voucher and the receipt that the host shows.
+
+        Messages and turns are counted anew on both sides. What was under way is over.
+        """
+        fault = self._channel.fault_of_left(accept, held.accept.session)
+        if fault is not None:
+            self._violation(fault)
+            return
+        self._effects.cancel_timer("open")
+        self._phase = "open"
+        receipt, voucher = accept.receipt, accept.voucher
+        chain = ReceiptChain.begin(accept.session, held.model, held.salt, accept.epoch)
+        if receipt is not None:
+            shown = receipt.checkpoint
+            chain.root, chain.seq = shown.root, shown.seq
+            chain.tokens_in, chain.tokens_out = shown.tokens_in, shown.tokens_out
+        if not self._channel.free:
+            counts = (0, 0) if voucher is None else (voucher.tokens_in, voucher.tokens_out)
+            chain.tokens_in, chain.tokens_out = counts
+        self._channel.go_on_from(voucher, receipt, Meter(chain))
+        turns, held.turns = held.turns, {}
+        held.accept, held.receipt, held.received, held.asked = accept, receipt, 0, 0
+        held.from_journal = False
+        self._upload = Upload()
+        self._effects.emit(Accepted(accept))
+        for turn in turns.values():
+            detail = "the host had left this session meanwhile; what came of the turn is paid: ask again"
+            self._effects.emit(TurnFailed(None, detail, cause="restarted", key=turn.key))
 
     def _recovered(self, held: HeldSession) -> None:
         """The host goes on from our last receipt, and from what the final voucher says is paid."""
@@ -423,7 +476,8 @@ class ClientSession:
         if not self._effects.fired(key):
             return
         if key == "open":
-            self._over(None, "the host did not answer", cause="stuck")
+            cause: SessionCause = "lost" if self._phase == "leaving" else "stuck"
+            self._over(None, "the host did not answer", cause=cause)
         elif self._pings >= _PINGS_UNANSWERED or (key == "progress" and self._pings):
             self._over(None, "the host went silent", cause="silent")
         elif key == "progress":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from p2pnode.errors import ProtocolError
+from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment
 from p2pnode.protocols.inference.commands import (
@@ -41,8 +42,10 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.meter import Meter, MeteredTurn
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.receipts import ReceiptChain
+from p2pnode.protocols.typed_data import amount_due
 
 TurnState: TypeAlias = Literal["asked", "quoted", "paid"]
+_NO_MODEL: Final = ModelId(bytes(32))
 PREFILL_S_PER_TOKEN: Final = 0.1
 """How much longer a client waits for each prompt token that its host newly reports as read."""
 
@@ -73,6 +76,8 @@ class HeldSession:
     """The last one that was checked."""
     from_journal: bool = False
     """Whether it is made of what a journal keeps: the last nonce and what came since are not known then."""
+    model: ModelId = _NO_MODEL
+    salt: bytes = field(default=b"", repr=False)
 
     @property
     def meter(self) -> Meter:
@@ -101,6 +106,30 @@ def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: 
     return HeldSession(accept, channel, receipt=receipt, from_journal=True)
 
 
+def held_left(
+    channel: ChannelSender,
+    session: SessionId,
+    *,
+    model: ModelId,
+    salt: bytes,
+    receipt: Receipt | None,
+    voucher: Voucher | None,
+    generation: int,
+) -> HeldSession:
+    """A session that was left, as a journal or the sealed index has it: enough to resume it.
+
+    ``receipt`` and ``voucher`` are the last that are known. What came since, by another machine, its host
+    shows.
+    """
+    epoch = receipt.epoch if receipt is not None else 0
+    chain = ReceiptChain.begin(session, model, salt, epoch)
+    if receipt is not None:
+        chain.root, chain.seq = receipt.checkpoint.root, receipt.checkpoint.seq
+    channel.go_on_from(voucher, receipt, Meter(chain))
+    accept = Accept(session=session, nonce=bytes(32), epoch=epoch, n_ctx=1, generation=generation)
+    return HeldSession(accept, channel, receipt=receipt, from_journal=True, model=model, salt=salt)
+
+
 class ClientTurn:
     """Turn ``number``, which is over when ``outcome`` is set. ``total`` is the bytes of its prompt."""
 
@@ -120,6 +149,7 @@ class ClientTurn:
         self._processed = -1
         self._read_upto = READ_CREDIT
         self._last_start = 0
+        self._billed = 0
         self._restarted = False
         self._refused: TurnFailed | None = None
 
@@ -153,6 +183,27 @@ class ClientTurn:
         """The host does nothing for it: cancel it, so that the session is not lost with it."""
         detail = "the host stopped making progress"
         self._refused = TurnFailed(None, detail, cause="stuck", key=self.key)
+        self.cancel(effects, now)
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether the turn might cost more than it may before it could be ended."""
+        if self.ask.spend_max is None:
+            return False
+        out, terms = self.metered.tokens_out, self._channel.terms
+        # A window past a voucher that is on its way may come after it was told to end.
+        unstopped = self._held.accept.window + CHECKPOINT_EVERY
+        more = min(unstopped, self.ask.body.sampling.tokens_max - out)
+        cost = amount_due(terms, self._billed, out + more) - terms.session_fee
+        return more > 0 and cost > self.ask.spend_max
+
+    def cap(self, effects: Effects, now: float) -> None:
+        """End the turn: what was delivered is paid, and nothing is closed."""
+        detail = (
+            "your spending limit for a day is reached (spend_day_max in config.toml): what came is paid, and "
+            "nothing was closed"
+        )
+        self._refused = TurnFailed(None, detail, cause="capped", key=self.key)
         self.cancel(effects, now)
 
     def taken(self, index: int, effects: Effects, now: float) -> None:
@@ -232,7 +283,11 @@ class ClientTurn:
         effects.emit(Quoted(quote, self.key))
         billed = quote.tokens_in - quote.reused
         covered = self._channel.covers(billed, 0)
-        self._channel.quoted(self.number, billed, effects, wanted=covered and not self.cancelled)
+        self._billed = billed
+        capped = covered and self.is_capped
+        self._channel.quoted(self.number, billed, effects, wanted=covered and not (capped or self.cancelled))
+        if capped and not self.cancelled:
+            self.cap(effects, now)
         if not (covered or self.cancelled):
             detail = (
                 f"the turn's {billed} input tokens cost more than is left of the session's deposit: "

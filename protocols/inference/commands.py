@@ -16,6 +16,7 @@ from p2pnode.protocols.inference.messages import (
     Checkpoint,
     Done,
     FinishReason,
+    Left,
     Open,
     Progress,
     PromptBody,
@@ -110,13 +111,30 @@ class CountFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A session that its client left is on this host's disk as such: it may be resumed until ``until``."""
+
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskAlive:
+    """Another process of the client has proved that the session is its own: is this one still there?"""
+
+
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """The stream that has the session answered: whoever wants to resume it is refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class Replaced:
     """Another stream proved that the session is its own. This one ends, and the session goes on there."""
 
 
 HostCommand: TypeAlias = (
     GenProgress | GenTokens | GenDone | GenFailed | Drain
-    | Escrowed | NotEscrowed | Counted | CountFailed | Replaced
+    | Escrowed | NotEscrowed | Counted | CountFailed | Kept | AskAlive | InUse | Replaced
 )  # fmt: skip
 
 # ---- HostSession -> host role
@@ -126,13 +144,41 @@ HostCommand: TypeAlias = (
 class Opened:
     """A session began, or, ``resumed``, goes on here: whatever other stream it had is to be ``Replaced``.
 
-    ``recovered``: from the journal, under this start's epoch. That must be durable before anything else is.
+    ``recovered``: from what this host keeps of it, under this start's epoch and, if it was left, the next
+    generation. That must be durable before anything else is.
     """
 
     session: SessionId
     model: ModelId
     resumed: bool = False
     recovered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Somebody proved that a session is its own which another stream has: ask that stream (``AskAlive``).
+
+    Where it answers, say ``InUse``; this machine waits for that and takes the session over otherwise.
+    """
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The client of this stream was heard after ``AskAlive``."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The client leaves the session, all is paid, and it wants it kept until ``until`` (epoch seconds).
+
+    Make that durable, then say ``Kept``.
+    """
+
+    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,18 +266,20 @@ class Finished:
     """The stream is over: flush and close it. ``fault`` is True when the peer broke the protocol.
 
     A paid session that was opened settles now. Where ``lingers``, it settles only if nobody resumes it;
-    where ``replaced``, it goes on on another stream.
+    where ``replaced``, it goes on on another stream; where ``left``, it was left as was made durable.
     """
 
     reason: str
     fault: bool = False
     lingers: bool = False
     replaced: bool = False
+    left: bool = False
 
 
 HostEmission: TypeAlias = (
-    Opened | Relay | Count | Generate | CancelGenerate | Issued | Paid | TurnServed | Finished
-)
+    Opened | Relay | Count | Generate | CancelGenerate | Issued | Paid | TurnServed | Probe | Alive
+    | Leaving | Finished
+)  # fmt: skip
 
 # ---- client role -> ClientSession
 
@@ -255,6 +303,8 @@ class Ask:
     input_exact: int | None = None
     prompt_hash: bytes | None = None
     key: int = 0
+    spend_max: int | None = None
+    """What the turn may add to what is spent, in token units: it ends when that is used up. None: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +323,21 @@ class TokensTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveSession:
+    """Leave the session: its host keeps it until ``until`` (epoch seconds) for whoever resumes it.
+
+    Only while no turn is under way; otherwise it is closed.
+    """
+
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """Close the session."""
 
 
-ClientCommand: TypeAlias = Start | Ask | CancelTurn | TokensTaken | End
+ClientCommand: TypeAlias = Start | Ask | CancelTurn | TokensTaken | LeaveSession | End
 
 # ---- ClientSession -> client role
 
@@ -364,10 +424,10 @@ class TurnDone:
     key: int = 0
 
 
-TurnCause: TypeAlias = Literal["answered", "foreseen", "invalid", "restarted", "stuck"]
+TurnCause: TypeAlias = Literal["answered", "foreseen", "invalid", "restarted", "stuck", "capped"]
 """Why a turn failed. ``answered``: the host said ``code``. ``foreseen``: it would, so it was not asked.
 ``invalid``: no host takes this prompt. ``restarted``: the host did, in the middle of the turn. ``stuck``: the
-host did nothing for it, and ended it when it was told to."""
+host did nothing for it, and ended it when it was told to. ``capped``: it would cost more than it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +469,9 @@ class SessionFailed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The session was closed as asked."""
+    """The session was closed as asked. ``left``: its host keeps it, as it was asked to."""
+
+    left: Left | None = None
 
 
 ClientEmission: TypeAlias = (

@@ -36,6 +36,8 @@ from p2pnode.protocols.events import (
 )
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.commands import (
+    Alive,
+    AskAlive,
     Counted,
     CountFailed,
     Drain,
@@ -46,6 +48,9 @@ from p2pnode.protocols.inference.commands import (
     GenProgress,
     GenTokens,
     HostCommand,
+    InUse,
+    Kept,
+    Leaving,
     NotEscrowed,
     Replaced,
 )
@@ -56,6 +61,8 @@ from p2pnode.protocols.inference.messages import (
     Close,
     Credit,
     Error,
+    Leave,
+    Left,
     Open,
     Ping,
     Pong,
@@ -114,6 +121,10 @@ class HostSession:
         """Whether the client says nothing more: then nothing is waited for that it would have to say."""
         self._deadlines: dict[str, float] = {}
         """When the timers fire that follow the turns."""
+        self._leaving = False
+        """Whether the client leaves, and the role writes that down."""
+        self._asked_alive = False
+        """Whether the next message is to be told: somebody else wants the session."""
         self._over = False
 
     @property
@@ -146,7 +157,7 @@ class HostSession:
             case Received(message=message):
                 self._received(message, now)
             case Command(value=value):
-                self._command(value)
+                self._command(value, now)
             case TimerFired(key=key):
                 self._timer(key, now)
             case HalfClosed():
@@ -166,6 +177,10 @@ class HostSession:
         session = self._session
         if session is not None:
             session.former_nonce, session.unheard = None, False  # it has our Accept
+            session.heard_at = now
+            if self._asked_alive:
+                self._asked_alive = False
+                self._effects.emit(Alive(session.session))
         match message:
             case Ping(nonce=nonce):
                 self._effects.send(Pong(nonce=nonce))
@@ -182,8 +197,8 @@ class HostSession:
                     self._violation(str(error))
             case Open() if not (self._handshake.relaying or self._handshake.challenged):
                 self._began(self._handshake.request(message, now))
-            case Resume() if not self._handshake.relaying:
-                self._began(self._handshake.resume(message))
+            case Resume() if not (self._handshake.relaying or self._handshake.probing):
+                self._began(self._handshake.resume(message, now))
             case _:
                 self._out_of_place(message)
 
@@ -198,6 +213,9 @@ class HostSession:
                     self._effects.cancel_timer("stall")
             case Cancel(turn=turn):
                 session.cancel(turn)
+            case Leave(until=until) if session.may_be_left and not self._leaving:
+                self._leaving = True
+                self._effects.emit(Leaving(until))
             case _:
                 self._out_of_place(message)
 
@@ -213,7 +231,7 @@ class HostSession:
 
     # ---- what the role says
 
-    def _command(self, command: HostCommand) -> None:
+    def _command(self, command: HostCommand, now: float) -> None:
         session = self._session
         match command:
             case Drain():
@@ -223,7 +241,7 @@ class HostSession:
                 else:
                     session.fail_prompts("shutting_down", _GOING_AWAY)
             case Escrowed():
-                self._began(self._handshake.landed())
+                self._began(self._handshake.landed(now))
             case NotEscrowed(refusal=refusal):
                 if session is not None and not session.channel.free:
                     self._fail(refusal.code, refusal.detail, reason="the deposit was lost")
@@ -232,6 +250,19 @@ class HostSession:
             case Counted() | CountFailed() | GenProgress() | GenTokens() | GenDone() | GenFailed():
                 if session is not None:
                     session.report(command)
+            case Kept(until=until) if session is not None and self._leaving:
+                settle_above = session.granted.settle_above
+                self._effects.send(
+                    Left(until=until, generation=session.generation, settle_above=settle_above)
+                )
+                self._finish("left by the client", left=True)
+            case AskAlive() if session is not None:
+                self._asked_alive = True
+                self._effects.send(Ping(nonce=0))
+            case InUse():
+                self._began(self._handshake.in_use())
+            case Kept() | AskAlive():
+                pass
             case Replaced():
                 pass  # seen before: another machine holds the session
             case _:
@@ -299,6 +330,9 @@ class HostSession:
             if self._session is not None:
                 self._session.end_unread(max(now, self._deadlines[key]))
             return
+        if key == "probe":
+            self._began(self._handshake.unanswered(now))
+            return
         detail = _STALLED[key]
         if key == "relay":
             self._refuse(Refuse(code="stalled", detail=detail))
@@ -326,15 +360,21 @@ class HostSession:
         self._finish(f"refused: {refusal.code}")
 
     def _finish(
-        self, reason: str, *, fault: bool = False, lingers: bool = False, replaced: bool = False
+        self,
+        reason: str,
+        *,
+        fault: bool = False,
+        lingers: bool = False,
+        replaced: bool = False,
+        left: bool = False,
     ) -> None:
         self._over = True
         session = self._session
-        lingers = lingers and session is not None and not session.channel.free
+        lingers = lingers and session is not None and (not session.channel.free or session.granted.keep_s > 0)
         if session is not None and not replaced:
             if lingers:
                 session.detach()
             else:
                 session.abandon(reason)
         self._effects.cancel_timers()
-        self._effects.emit(Finished(reason, fault, lingers, replaced))
+        self._effects.emit(Finished(reason, fault, lingers, replaced, left))

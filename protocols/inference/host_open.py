@@ -21,18 +21,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.channel import (
     ChannelReceiver,
-    HostPayment,
     HostTerms,
+    free_terms,
     resume_digest,
     resume_holds,
 )
-from p2pnode.protocols.inference.commands import Issued, Opened, Paid, Relay
+from p2pnode.protocols.inference.commands import Issued, Opened, Paid, Probe, Relay
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     N_CTX_MAX,
@@ -45,12 +46,16 @@ from p2pnode.protocols.inference.messages import (
     Refuse,
     Resume,
     SessionTerms,
+    Voucher,
 )
 from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.open_session import Admit, FindSession, LapsedSession, OpenSession
 from p2pnode.protocols.inference.receipts import ReceiptChain, receipt_holds
 from p2pnode.protocols.inference.replay import ReplayBuffer
 from p2pnode.protocols.typed_data import session_id
+
+PROBE_S: Final = 10.0
+"""A stream that was heard within this time keeps its session from another process of the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ class Handshake:
         self._sign, self._epoch, self._draw = sign, epoch, draw
         self._effects, self._holder = effects, holder
         self._relayed: _Relayed | None = None
+        self._probed: tuple[Resume, bytes] | None = None
+        """A resume that was proved, over this nonce, while another process may use the session."""
         self._challenge: bytes | None = None
         self.handed_over = False
         """Whether the session was only resumed to be paid. Then it ends."""
@@ -89,6 +96,11 @@ class Handshake:
     def challenged(self) -> bool:
         """Whether a proof over our nonce must follow."""
         return self._challenge is not None
+
+    @property
+    def probing(self) -> bool:
+        """Whether the stream that has the session is asked whether it is still there."""
+        return self._probed is not None
 
     @property
     def relaying(self) -> bool:
@@ -103,7 +115,7 @@ class Handshake:
         self._effects.cancel_timer("open")
         if request.terms is None and verdict.payment is None:
             session = SessionId(self._draw(32))
-            return self._accept(request, verdict, session)
+            return self._accept(request, verdict, session, now)
         if request.terms is None or verdict.payment is None:
             # A paid session must fail loudly rather than run free, and a free one never be billed.
             asked, served = ("paid", "free") if request.terms is not None else ("free", "paid")
@@ -115,28 +127,80 @@ class Handshake:
         self._effects.emit(Relay(session, request, verdict.window))
         return None
 
-    def landed(self) -> OpenSession | None:
+    def landed(self, now: float) -> OpenSession | None:
         """The deposit was taken: the session. None from the second time on."""
         relayed, self._relayed = self._relayed, None
         if relayed is None:
             return None
         self._effects.cancel_timer("relay")
-        return self._accept(relayed.request, relayed.granted, relayed.session)
+        return self._accept(relayed.request, relayed.granted, relayed.session, now)
 
-    def resume(self, request: Resume) -> OpenSession | Refuse | None:
-        """The session, taken from whichever stream had it; why there is none; or None for a challenge."""
-        found = _gone() if self._find is None else self._find(request)
-        if isinstance(found, LapsedSession) and found.rebuilt is not None:
-            found = found.rebuilt
+    def resume(self, request: Resume, now: float) -> OpenSession | Refuse | None:
+        """The session, taken from whichever stream had it, or why there is none.
+
+        None for a challenge, and while the stream that has it is asked whether it is still there.
+        """
+        found = self._look_up(request)
         if isinstance(found, Refuse):
             return found
+        if isinstance(found, OpenSession) and found.channel.free and not found.granted.keep_s:
+            return Refuse(code="bad_request", detail="this free session is not kept: open a new one")
         if self._challenge is None and self._needs_challenge(request, found):
             self._challenge = self._draw(32)
             self._effects.send(Challenge(nonce=self._challenge))
             return None
-        answer = self._recover(request, found) if isinstance(found, LapsedSession) else None
-        if answer is None and isinstance(found, OpenSession):
-            answer = self._take_over(request, found)
+        proof_nonce = self._proof_nonce(request, found)
+        if proof_nonce is None:
+            return _unproved()
+        if isinstance(found, OpenSession) and self._is_used(request, found):
+            if now - found.heard_at < PROBE_S:
+                return _in_use()
+            self._probed = (request, proof_nonce)
+            self._effects.cancel_timer("open")
+            self._effects.set_timer("probe", now + PROBE_S)
+            self._effects.emit(Probe(found.session))
+            return None
+        return self._proceed(request, found, proof_nonce, now)
+
+    def in_use(self) -> Refuse | None:
+        """The stream that has the session has answered. None where nobody waits for that."""
+        probed, self._probed = self._probed, None
+        return _in_use() if probed is not None else None
+
+    def unanswered(self, now: float) -> OpenSession | Refuse | None:
+        """The stream that has the session did not answer: whoever proved itself gets the session."""
+        probed, self._probed = self._probed, None
+        if probed is None:
+            return None
+        request, proof_nonce = probed
+        found = self._look_up(request)
+        return found if isinstance(found, Refuse) else self._proceed(request, found, proof_nonce, now)
+
+    def _look_up(self, request: Resume) -> OpenSession | LapsedSession | Refuse:
+        return _gone() if self._find is None else self._find(request)
+
+    @staticmethod
+    def _is_used(request: Resume, session: OpenSession) -> bool:
+        """Whether a stream of another process has it, which may be alive."""
+        return session.holder is not None and session.holder_id != request.holder
+
+    def _proceed(
+        self, request: Resume, found: OpenSession | LapsedSession, proof_nonce: bytes, now: float
+    ) -> OpenSession | Refuse:
+        """Give the session to this stream. Only after the proof held."""
+        knows = self._challenge is None and isinstance(found, OpenSession) and goes_on(request, found)
+        if isinstance(found, OpenSession) and not knows and found.granted.keep_s:
+            # Its client knows no more of it than what was paid: it goes on as if it had been left.
+            found.detach()
+            again = self._look_up(request)
+            if isinstance(again, Refuse):
+                return again
+            found = again
+        answer: OpenSession | Refuse
+        if isinstance(found, LapsedSession):
+            answer = self._recover(request, found, now)
+        else:
+            answer = self._take_over(request, found, proof_nonce, now)
         if isinstance(answer, OpenSession):
             self._effects.cancel_timer("open")
         return answer
@@ -147,47 +211,42 @@ class Handshake:
             return True
         return found.unheard and self._proof_nonce(request, found) is None
 
-    def _proof_nonce(self, request: Resume, session: OpenSession) -> bytes | None:
-        payment = session.granted.payment
-        if payment is None:
+    def _proof_nonce(self, request: Resume, found: OpenSession | LapsedSession) -> bytes | None:
+        payment = found.granted.payment
+        host = payment.peer if payment is not None else found.granted.host
+        if host is None:
             return None
-        nonces = [session.nonce, session.former_nonce] if self._challenge is None else [self._challenge]
-        return proved(request, session.channel.terms, nonces, host=payment.peer, client=self._peer)
+        if self._challenge is not None:
+            nonces: list[bytes | None] = [self._challenge]
+        else:
+            nonces = [found.nonce, found.former_nonce] if isinstance(found, OpenSession) else []
+        terms = found.channel.terms if isinstance(found, OpenSession) else found.terms
+        return proved(request, terms, nonces, host=host, client=self._peer)
 
-    def _recover(self, request: Resume, lapsed: LapsedSession) -> OpenSession | Refuse:
-        payment = lapsed.granted.payment
-        if payment is None:
-            return _gone()
-        if not proved(request, lapsed.terms, [self._challenge], host=payment.peer, client=self._peer):
-            return _unproved()
-        return recover(
-            request,
-            lapsed,
-            payment=payment,
-            epoch=self._epoch,
-            nonce=self._draw(32),
-            holder=self._holder,
-            effects=self._effects,
+    def _recover(self, request: Resume, lapsed: LapsedSession, now: float) -> OpenSession | Refuse:
+        rebuilt = rebuild(request, lapsed, sign=self._sign, epoch=self._epoch)
+        if isinstance(rebuilt, Refuse):
+            return rebuilt
+        return rebuilt.open(
+            request, nonce=self._draw(32), holder=self._holder, effects=self._effects, now=now
         )
 
-    def _take_over(self, request: Resume, session: OpenSession) -> OpenSession | Refuse:
+    def _take_over(
+        self, request: Resume, session: OpenSession, proof_nonce: bytes, now: float
+    ) -> OpenSession | Refuse:
         effects = self._effects
-        if session.channel.free:
-            return Refuse(code="bad_request", detail="a free session can't be resumed: open a new one")
-        proof_nonce = self._proof_nonce(request, session)
-        if proof_nonce is None:
-            return _unproved()
         if not goes_on(request, session):
             refusal = hand_over(request, session, holder=self._holder, effects=effects)
             self.handed_over = refusal is None
             return refusal or session
+        session.holder_id, session.heard_at = request.holder, now
         # First: the role must know whose session this is before it is given receipts and vouchers of it.
         effects.emit(Opened(session.session, session.model, resumed=True))
         nonce, holder = self._draw(32), self._holder
         take_over(request, session, proof_nonce=proof_nonce, holder=holder, nonce=nonce, effects=effects)
         return session
 
-    def _accept(self, request: Open, granted: HostTerms, session: SessionId) -> OpenSession:
+    def _accept(self, request: Open, granted: HostTerms, session: SessionId, now: float) -> OpenSession:
         chain = ReceiptChain.begin(session, request.model, request.salt, self._epoch)
         opened = OpenSession(
             session=session,
@@ -195,9 +254,18 @@ class Handshake:
             granted=granted,
             epoch=self._epoch,
             nonce=self._draw(32),
-            channel=_channel(session, self._sign, Meter(chain), granted, terms=request.terms),
+            channel=_channel(
+                session,
+                self._sign,
+                Meter(chain),
+                granted,
+                terms=request.terms or free_terms(request.model, request.resume_key),
+            ),
             effects=self._effects,
             holder=self._holder,
+            salt=request.salt,
+            holder_id=request.holder,
+            heard_at=now,
         )
         if not opened.channel.free:
             self._effects.on_send = opened.channel.replay.add
@@ -212,13 +280,13 @@ def _channel(
     meter: Meter,
     granted: HostTerms,
     *,
-    terms: SessionTerms | None,
+    terms: SessionTerms,
     replay: ReplayBuffer | None = None,
 ) -> ChannelReceiver:
     """The account of a session: a free one's receipts are signed by the peer key, that is ``sign``."""
     payment = granted.payment
-    if payment is None or terms is None:
-        return ChannelReceiver(session, sign, meter, window=granted.window)
+    if payment is None:
+        return ChannelReceiver(session, sign, meter, terms=terms, window=granted.window)
     return ChannelReceiver(
         session,
         payment.sign,
@@ -228,6 +296,10 @@ def _channel(
         replay=replay,
         window=granted.window,
     )
+
+
+def _in_use() -> Refuse:
+    return Refuse(code="in_use", detail="another process or machine uses this session now: wait, or open one")
 
 
 def _gone() -> Refuse:
@@ -343,73 +415,113 @@ def accept_of(session: OpenSession) -> Accept:
         window=session.granted.window,
         session_fee=session.channel.terms.session_fee,
         turns_max=session.granted.turns_max,
+        keep_s=session.granted.keep_s,
+        settle_above=session.granted.settle_above,
+        generation=session.generation,
     )
 
 
-# ---- rebuilding one of an earlier start
+# ---- rebuilding one that no stream has
 
 
-def recover(
-    request: Resume,
-    lapsed: LapsedSession,
-    *,
-    payment: HostPayment,
-    epoch: int,
-    nonce: bytes,
-    holder: object,
-    effects: Effects,
-) -> OpenSession | Refuse:
-    """The session, open again under ``epoch``, or why not. Only after the proof held."""
-    session, terms = lapsed.session, lapsed.terms
-    chain = ReceiptChain.begin(session, terms.model, lapsed.salt, epoch)
-    receipt, voucher = request.receipt, request.voucher
-    known = _channel(session, payment.sign, Meter(chain), lapsed.granted, terms=terms)
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A session as it goes on: from the root of ``receipt``, with what ``voucher`` says as paid."""
+
+    lapsed: LapsedSession
+    chain: ReceiptChain
+    sign: Signer
+    receipt: Receipt | None
+    voucher: Voucher | None
+
+    def open(
+        self, request: Resume, *, nonce: bytes, holder: object, effects: Effects, now: float
+    ) -> OpenSession | Refuse:
+        """The session, open again, or why the role does not take it. What is counted begins anew where it was
+        left; otherwise its client counts on."""
+        lapsed, chain = self.lapsed, self.chain
+        counts = (0, 0) if lapsed.left else (request.received, request.turn)
+        channel = _channel(
+            lapsed.session,
+            self.sign,
+            Meter(chain),
+            lapsed.granted,
+            terms=lapsed.terms,
+            replay=ReplayBuffer(*counts),
+        )
+        channel.best, channel.last_receipt = self.voucher, self.receipt
+        opened = OpenSession(
+            session=lapsed.session,
+            model=lapsed.model,
+            granted=lapsed.granted,
+            epoch=chain.epoch,
+            nonce=nonce,
+            channel=channel,
+            effects=effects,
+            asked=counts[1],
+            holder=holder,
+            unheard=True,
+            salt=lapsed.salt,
+            holder_id=request.holder,
+            heard_at=now,
+            generation=lapsed.generation + lapsed.left,
+        )
+        if (refusal := lapsed.take(opened)) is not None:
+            return refusal
+        # First: that this start's epoch has the session must be durable before a receipt of the epoch can be.
+        effects.emit(Opened(lapsed.session, lapsed.model, resumed=True, recovered=True))
+        if self.receipt is not None and not channel.free and _written(self.receipt, lapsed) is None:
+            effects.emit(Issued(self.receipt))  # a crash took ours; it completes the chain
+        if self.voucher is not None and self.voucher != lapsed.voucher:
+            effects.emit(Paid(self.voucher))
+        accept = accept_of(opened)
+        if lapsed.left:
+            accept = replace(accept, voucher=self.voucher, receipt=self.receipt)
+        effects.send(accept)
+        if not channel.free:
+            effects.on_send = channel.replay.add
+        return opened
+
+
+def rebuild(request: Resume, lapsed: LapsedSession, *, sign: Signer, epoch: int) -> Rebuilt | Refuse:
+    """The session as it goes on under ``epoch``, or why it can't. Only after the proof held."""
+    chain = ReceiptChain.begin(lapsed.session, lapsed.model, lapsed.salt, epoch)
+    known = _channel(lapsed.session, sign, Meter(chain), lapsed.granted, terms=lapsed.terms)
     known.best = lapsed.voucher
-    if (wrong := _wrong(request, lapsed, known, chain)) != "":
+    wrong = _wrong(request, lapsed, known, chain)
+    if wrong and not lapsed.left:
         return Refuse(code="bad_request", detail=f"{wrong}: open a new session")
+    receipt, voucher = request.receipt, request.voucher
+    if lapsed.left:
+        # What this host has is enough: its client goes on from an old journal, too. What the client has and
+        # this host lacks (a crash took it, or it came while nobody listened) counts where it holds.
+        ours, best = lapsed.receipt, lapsed.voucher
+        receipt = ours if wrong or receipt is None or (ours and _place(receipt) < _place(ours)) else receipt
+        voucher = best if wrong or voucher is None or (best and voucher.amount <= best.amount) else voucher
     if receipt is not None:
-        chain.root, chain.seq = receipt.checkpoint.root, receipt.checkpoint.seq
-    if voucher is not None:
-        chain.tokens_in, chain.tokens_out = voucher.tokens_in, voucher.tokens_out
-    replay = ReplayBuffer(request.received, request.turn)
-    channel = _channel(session, payment.sign, Meter(chain), lapsed.granted, terms=terms, replay=replay)
-    channel.best = voucher
-    opened = OpenSession(
-        session=session,
-        model=terms.model,
-        granted=lapsed.granted,
-        epoch=epoch,
-        nonce=nonce,
-        channel=channel,
-        effects=effects,
-        asked=request.turn,
-        holder=holder,
-        unheard=True,
-    )
-    lapsed.rebuilt = opened
-    # First: that this start's epoch has the session must be durable before a receipt of the epoch can be.
-    effects.emit(Opened(session, terms.model, resumed=True, recovered=True))
-    if receipt is not None and _written(receipt, lapsed) is None:
-        effects.emit(Issued(receipt))  # a crash took ours; it completes the chain
-    if voucher is not None and voucher != lapsed.voucher:
-        effects.emit(Paid(voucher))
-    effects.send(accept_of(opened))
-    effects.on_send = channel.replay.add
-    return opened
+        shown = receipt.checkpoint
+        chain.root, chain.seq = shown.root, shown.seq
+        chain.tokens_in, chain.tokens_out = shown.tokens_in, shown.tokens_out
+    if not known.free:
+        counts = (0, 0) if voucher is None else (voucher.tokens_in, voucher.tokens_out)
+        chain.tokens_in, chain.tokens_out = counts
+    return Rebuilt(lapsed, chain, sign, receipt, voucher)
 
 
 def _wrong(request: Resume, lapsed: LapsedSession, channel: ChannelReceiver, chain: ReceiptChain) -> str:
     """What is wrong with what the client shows, or ""."""
     receipt, voucher = request.receipt, request.voucher
     base = (0, chain.root, 0, 0)
+    if channel.free:
+        return "" if receipt is None and voucher is None else "a free session has no vouchers"
     if receipt is not None:
         shown = receipt.checkpoint
         base = (shown.seq, shown.root, shown.tokens_in, shown.tokens_out)
         if not receipt_holds(lapsed.session, receipt, lapsed.terms.receipt_key):
             return "this is no receipt of this host"
-        if receipt.epoch >= chain.epoch:
-            return "this receipt is of no earlier start of this host"
         written = _written(receipt, lapsed)
+        if receipt.epoch >= chain.epoch and (written is None or not lapsed.left):
+            return "this receipt is of no earlier start of this host"
         if written is not None and written.checkpoint.root != shown.root:
             return "this host wrote down another receipt for that place"
     best = lapsed.voucher
@@ -426,6 +538,10 @@ def _wrong(request: Resume, lapsed: LapsedSession, channel: ChannelReceiver, cha
     ):
         return "the voucher is for more than the input of all turns and what a receipt would cover"
     return channel.why_not_final(voucher)
+
+
+def _place(receipt: Receipt) -> tuple[int, int]:
+    return receipt.epoch, receipt.checkpoint.seq
 
 
 def _written(receipt: Receipt, lapsed: LapsedSession) -> Receipt | None:

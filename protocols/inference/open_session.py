@@ -57,6 +57,13 @@ class OpenSession:
     channel: ChannelReceiver
     effects: Effects
     """Of the machine that holds it, or held it last: then they are muted."""
+    salt: bytes = field(repr=False)
+    holder_id: bytes
+    """What the process of its client drew."""
+    heard_at: float
+    """When its client was heard last."""
+    generation: int = 0
+    """How often it was resumed after it was left."""
     turns: dict[int, HostTurn] = field(default_factory=dict)
     """Those under way, by number."""
     asked: int = 0
@@ -75,6 +82,29 @@ class OpenSession:
     def meter(self) -> Meter:
         """What was delivered and paid."""
         return self.channel.meter
+
+    @property
+    def may_be_left(self) -> bool:
+        """Whether its client may leave it now: this host keeps it, nothing is under way, and all is paid."""
+        return self.granted.keep_s > 0 and not self.turns and not self.channel.owed
+
+    def lapse(
+        self, take: Callable[[OpenSession], Refuse | None], issued: Callable[[int, int], Receipt | None]
+    ) -> LapsedSession:
+        """What this host keeps of it for a client that left, or that lost its memory: no stream has it."""
+        return LapsedSession(
+            session=self.session,
+            model=self.model,
+            terms=self.channel.terms,
+            salt=self.salt,
+            granted=self.granted,
+            voucher=self.channel.best,
+            receipt=self.channel.last_receipt,
+            generation=self.generation,
+            left=True,
+            issued=issued,
+            take=take,
+        )
 
     @property
     def reserved_out(self) -> int:
@@ -288,23 +318,32 @@ class OpenSession:
         self.asked = max(self.asked, last)
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LapsedSession:
-    """A session of an earlier start, as this host's journal has it. ``host_open.recover`` rebuilds it.
+    """A session that no stream has and no machine holds, as this host keeps it. ``host_open`` rebuilds it.
 
-    Its epoch must be below that of this start: within one start, a session is rebuilt once.
+    It was *left*, or an earlier start of this host served it. One that was left is rebuilt from what is here;
+    of the other its client must show as much as it has paid for. Within one start a session that wasn't left
+    is rebuilt once, for this host may not know what it signed in it before.
     """
 
     session: SessionId
+    model: ModelId
     terms: SessionTerms
+    """Of a free one: no prices, and its resume key in the voucher key's place."""
     salt: bytes = field(repr=False)
     granted: HostTerms
     voucher: Voucher | None
     """The best there is."""
+    receipt: Receipt | None = None
+    """The last that was issued, where it was left."""
+    generation: int = 0
+    left: bool = False
     issued: Callable[[int, int], Receipt | None]
     """The receipt that was written down for an epoch and a place."""
-    rebuilt: OpenSession | None = None
-    """What it became; it is used in its place from then on."""
+    take: Callable[[OpenSession], Refuse | None]
+    """The role's last word, once the proof held: it refuses, or this is the session from now on, for whoever
+    looks for it."""
 
 
 Admit: TypeAlias = Callable[[Open], HostTerms | Refuse]

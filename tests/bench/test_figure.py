@@ -32,6 +32,8 @@ PROMISED = {
     "gas.break_even",
     "paid.voucher_cpu",
     "paid.throughput",
+    "economy.opens",
+    "economy.fee_share",
     "failover.duplicated",
     "failover.missing",
     "failover.billed_twice",

@@ -79,10 +79,20 @@ def test_any_other_failover_is_told(items: list[Item], held: int, why: str) -> N
         check_failover(items, killed="peer a", held=held)
 
 
-def test_a_session_on_two_bills_is_told() -> None:
-    assert by_session([KILLED, OTHER]) == {"01": KILLED, "02": OTHER}
-    with pytest.raises(LocalError, match="billed twice"):
+def test_a_session_may_serve_many_answers_for_one_fee() -> None:
+    again = replace(KILLED, tokens_in=10, reused=8, tokens_out=5, cost=12)
+    first, second = by_session([KILLED, OTHER, again]).values()
+    assert (first.session, first.peer, first.answers) == ("01", "peer a", 2)
+    assert first.price == KILLED.cost + 12 == price_of(44 + 2, 30 + 5)
+    assert second.price == OTHER.cost
+    assert (KILLED.fee, again.fee) == (SESSION_FEE, 0)
+
+
+def test_a_fee_that_is_billed_twice_or_never_is_told() -> None:
+    with pytest.raises(LocalError, match="was billed 2 times for 2 answers"):
         by_session([KILLED, replace(KILLED)])
+    with pytest.raises(LocalError, match="was billed 0 times for 1 answers"):
+        by_session([replace(KILLED, cost=KILLED.cost - SESSION_FEE)])
 
 
 @given(
@@ -96,7 +106,8 @@ def test_a_session_on_two_bills_is_told() -> None:
     )
 )
 def test_what_the_client_pays_is_what_the_others_get(items: list[Item]) -> None:
-    due = dues(items, NAMES)
+    items = [replace(each, session=str(number)) for number, each in enumerate(items)]
+    due = dues(by_session(items).values(), NAMES)
     assert sum(due.values()) == 0
     assert due["client"] == -sum(each.cost for each in items)
     for_tokens = sum(each.cost - SESSION_FEE for each in items)

@@ -17,6 +17,7 @@ from p2pnode.chain.ledger import Domains, Ledger, UnavailableError
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.client import Client
 from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.sheet import Grants
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.virtual_time import wall_clock
@@ -27,7 +28,7 @@ from p2pnode.payments.books import open_journal
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import ExposureLimits
 from p2pnode.payments.gas_budget import GasBudget
-from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.payments.payer import OpenPayer, Payer
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import Market, SpendingLimits
@@ -91,6 +92,17 @@ def journal_on(disk: WatchedDisk, path: Path) -> AbstractAsyncContextManager[Jou
     return open_journal(path, disk=disk, in_thread=isinstance(disk, SlowDisk))
 
 
+def left_in(path: Path) -> list[BoughtSession]:
+    """The sessions that were left, as a journal has them that nobody has opened yet."""
+    if not path.exists():
+        return []
+    journal = Journal.open(path, in_thread=False)
+    try:
+        return journal.purchases_kept(int(wall_clock()))
+    finally:
+        journal.close()
+
+
 class Mortal:
     """A ledger that a killed process can't use any more."""
 
@@ -126,6 +138,7 @@ class PaidWorld:
         model: HostedModel | None = None,
         disk: WatchedDisk | None = None,
         budget: GasBudget | None = None,
+        keep_s: int = 0,
     ) -> tuple[Member, HostMoney]:
         """A host that runs; ``ledger`` may wrap its ledger. With ``index`` the same host starts again."""
         world = self.world
@@ -159,7 +172,8 @@ class PaidWorld:
         )
         self.disks[money.journal] = disk
         await world.nursery.start(self._run, member)
-        member.host = Host(node, identity, [model or priced()], money)
+        grants = Grants(keep_s=keep_s)
+        member.host = Host(node, identity, [model or priced()], money, grants=grants)
         await member.host.start()
         return member, money
 
@@ -191,37 +205,44 @@ class PaidWorld:
         ip: str = "10.0.9.9",
         ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
         disk: WatchedDisk | None = None,
+        journal: Path | None = None,
+        keep_s: int = 0,
         on_event: Callable[[str, dict[str, object]], None] = lambda _name, _fields: None,
     ) -> AsyncIterator[Client]:
         """A client with USDC and no ether that knows one host. Its journal is on ``disk``."""
-        path = self.folder / f"client {name} {next(self._names)}.sqlite"
+        number = next(self._names)
+        path = journal or self.folder / f"client {name} {number}.sqlite"
         rules = limits or SpendingLimits()
         secret = wallet_secret(name)
         missing = units - self.chain.account(wallet_address(name)).usdc
         if missing > 0:
             self.chain.mint(wallet_address(name), missing)
-        rng = random.Random(f"{self.world.seed} payer {name}")
+        rng = random.Random(f"{self.world.seed} payer {name} {number if journal else ''}")
 
         async def unlock() -> Signer:
             return lambda digest: sign_digest(secret, digest)
 
         @contextlib.asynccontextmanager
         async def make() -> AsyncIterator[OpenPayer]:
-            async with journal_on(disk or WatchedDisk(), path) as journal:
+            async with journal_on(disk or WatchedDisk(), path) as opened:
                 signer = SessionSigner(
                     address=wallet_address(name),
                     sign=unlock,
                     ledger=ledger(MemoryLedger(self.chain)),
-                    journal=journal,
+                    journal=opened,
                     limits=rules,
                     wall=wall_clock,
                     draw=rng.randbytes,
                     on_sign=lambda _words, _fields: None,
                 )
-                yield OpenPayer(signer, journal)
+                yield OpenPayer(signer, opened)
 
         payer = Payer(
-            market=Market(CHAIN_ID, REGISTRY, MARKET), limits=rules, address=wallet_address(name), make=make
+            market=Market(CHAIN_ID, REGISTRY, MARKET),
+            limits=rules,
+            address=wallet_address(name),
+            make=make,
+            look=lambda: left_in(path),
         )
         node = Node(
             NodeSetup(
@@ -243,6 +264,7 @@ class PaidWorld:
             bootstrap=member.node.multiaddrs[:1],
             limits=self.world.limits,
             remember=False,
+            keep_s=keep_s,
             payer=payer,
         ) as client:
             yield client

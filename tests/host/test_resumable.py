@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ from trio.testing import MockClock
 
 from p2pnode.host.resumable import ResumableSessions
 from p2pnode.ids import SessionId
+from p2pnode.limits import DEFAULT_LIMITS
 
 SESSION = SessionId(bytes(32))
 LINGER_S = 300
@@ -36,8 +38,9 @@ class Escrow:
 
 def record() -> Any:
     """An open session that owes nothing."""
-    channel = SimpleNamespace(best=None, terms=SimpleNamespace(session_fee=0), cost=0)
-    return SimpleNamespace(session=SESSION, channel=channel, meter=None, epoch=1)
+    channel = SimpleNamespace(best=None, terms=SimpleNamespace(session_fee=0, expiry=0), cost=0, free=False)
+    granted = SimpleNamespace(keep_s=0, settle_above=0)
+    return SimpleNamespace(session=SESSION, channel=channel, meter=None, epoch=1, granted=granted)
 
 
 def stream() -> Any:
@@ -48,6 +51,8 @@ def stream() -> Any:
         replaced=lambda: told.append("replaced"),
         drain=lambda: told.append("drain"),
         end=told.append,
+        origin=SimpleNamespace(near="here"),
+        record=None,
     )
 
 
@@ -57,7 +62,7 @@ def resumable(escrow: Any) -> ResumableSessions:
         epoch=1,
         grants=lambda _record: None,
         wall=lambda: 0.0,
-        linger_s=LINGER_S,
+        limits=replace(DEFAULT_LIMITS, linger_s=LINGER_S),
         on_gone=lambda _session: None,
     )
 

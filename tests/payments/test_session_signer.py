@@ -24,6 +24,7 @@ from p2pnode.payments.funds import EXPIRED_S
 from p2pnode.payments.journal.journal import BoughtSession, Journal, SpendingRule
 from p2pnode.payments.session_signer import EXPIRY_S, VALID_S
 from p2pnode.payments.spending import (
+    FEES,
     TIP,
     TURNS,
     FundsError,
@@ -174,8 +175,9 @@ async def test_a_wallet_that_was_exchanged_signs_nothing_of_use(world: SpendingW
 async def test_a_deposit_covers_several_turns_and_the_tip_is_out_of_the_fee(world: SpendingWorld) -> None:
     terms = (await turn(world.signer(), *priced())).terms
     assert terms.tip == TIP
-    assert terms.deposit == FEE + TURNS * TURN_COST
-    assert amount_due(terms, TURNS * 1_000, TURNS * 1_000) == terms.deposit
+    assert terms.deposit == FEE + FEES * FEE
+    small = (await turn(world.signer(), *priced(2, session_fee=0))).terms
+    assert small.deposit == amount_due(small, TURNS * 1_000, TURNS * 1_000)
 
 
 async def test_a_host_without_a_fee_has_no_tip_and_the_payer_is_told_that_the_refund_is_its_own_errand(

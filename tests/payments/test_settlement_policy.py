@@ -53,14 +53,14 @@ def test_what_a_restart_finds_open_and_is_kept_waits_for_its_client_as_long_as_w
 )
 def test_a_session_is_left_no_longer_than_was_granted(wanted: int, keep_s: int, until: int) -> None:
     terms = replace(TERMS, expiry=NOW + 10 * DAY)
-    assert policy.left_until(terms, wanted, keep_s, NOW, DEFAULT_LIMITS) == until
+    assert policy.left_until(terms, wanted, keep_s, NOW, 900.0) == until
 
 
 def test_a_session_is_left_until_a_margin_before_it_expires_at_the_longest() -> None:
     terms = replace(TERMS, expiry=NOW + 5000)
-    assert policy.left_until(terms, NOW + DAY, DAY, NOW, DEFAULT_LIMITS) == NOW + 5000 - 900
+    assert policy.left_until(terms, NOW + DAY, DAY, NOW, 900.0) == NOW + 5000 - 900
     late = replace(TERMS, expiry=NOW + 800)
-    assert policy.left_until(late, NOW + DAY, DAY, NOW, DEFAULT_LIMITS) == NOW
+    assert policy.left_until(late, NOW + DAY, DAY, NOW, 900.0) == NOW
 
 
 def test_twenty_fees_may_wait_and_a_tenth_of_a_dollar_where_the_fee_is_small() -> None:

@@ -12,6 +12,7 @@ from p2pnode.contract_rules import SESSION_FEE_MAX
 from p2pnode.errors import ConfigError
 from p2pnode.payments.journal.records import Spending
 from p2pnode.payments.spending import (
+    FEES,
     LIMIT_MAX,
     TIP,
     TURNS,
@@ -100,33 +101,44 @@ def test_a_name_from_a_stranger_can_not_pretend_to_be_our_words() -> None:
     assert "\x1b" not in words
 
 
+SMALL_FEE = 100
+"""So small that a deposit is of turns, and not of fees."""
+
+
 @pytest.mark.parametrize(
     ("balance", "limits", "turns"),
     [
         (10**9, {}, TURNS),
-        (10**9, {"session_max": 20_000 + 3 * TURN_COST}, 3),
-        (10**9, {"host_max": 20_000 + 2 * TURN_COST}, 2),
-        (20_000 + 4 * TURN_COST, {}, 4),
-        (10**9, {"locked_max": 20_000 + 3 * TURN_COST}, 3),
+        (10**9, {"session_max": SMALL_FEE + 3 * TURN_COST}, 3),
+        (10**9, {"host_max": SMALL_FEE + 2 * TURN_COST}, 2),
+        (SMALL_FEE + 4 * TURN_COST, {}, 4),
+        (10**9, {"locked_max": SMALL_FEE + 3 * TURN_COST}, 3),
         (0, {}, 1),
     ],
 )
 def test_a_deposit_covers_as_many_turns_as_limits_and_wallet_allow_and_one_at_least(
     balance: int, limits: dict[str, int], turns: int
 ) -> None:
-    _, offer = priced()
+    _, offer = priced(session_fee=SMALL_FEE)
     rule = WalletRule(SpendingLimits(**limits), balance, "0x01")
-    assert rule.deposit(offer, NOTHING, 1_000, 1_000) == (20_000 + turns * TURN_COST, TIP)
+    assert rule.deposit(offer, NOTHING, 1_000, 1_000) == (SMALL_FEE + turns * TURN_COST, SMALL_FEE)
 
 
 @pytest.mark.parametrize(("spent", "turns"), [(2 * TURN_COST, TURNS), (6 * TURN_COST, 12)])
 def test_a_deposit_covers_two_days_like_the_last_with_a_host_that_is_used_much(
     spent: int, turns: int
 ) -> None:
-    _, offer = priced()
+    _, offer = priced(session_fee=SMALL_FEE)
     rule = WalletRule(SpendingLimits(), 10**9, "0x01")
     spending = replace(NOTHING, host_spent=spent)
-    assert rule.deposit(offer, spending, 1_000, 1_000) == (20_000 + turns * TURN_COST, TIP)
+    assert rule.deposit(offer, spending, 1_000, 1_000) == (SMALL_FEE + turns * TURN_COST, SMALL_FEE)
+
+
+def test_a_deposit_covers_ten_fees_where_these_are_more_than_the_tokens() -> None:
+    _, offer = priced()
+    rule = WalletRule(SpendingLimits(), 10**9, "0x01")
+    fee = offer.session_fee
+    assert rule.deposit(offer, NOTHING, 1_000, 1_000) == (fee + FEES * fee, TIP)
 
 
 def test_a_wallet_that_holds_too_little_says_what_is_missing_and_where_to_send_it() -> None:

@@ -16,6 +16,7 @@ from p2pnode.errors import STORE_CODES, WIRE_CODES, EngineError, ProtocolError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.validation import validate_sampling
+from p2pnode.payments import settlement_policy as policy
 from p2pnode.payments.session_signer import EXPIRY_S, VALID_S
 from p2pnode.protocols.adverts import messages as adverts
 from p2pnode.protocols.adverts.book import Book, Verdict
@@ -40,6 +41,7 @@ from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.client_turn import ClientTimes
+from p2pnode.protocols.inference.host_open import PROBE_S
 from p2pnode.protocols.inference.host_turn import AHEAD_MAX
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN
 from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, Leaf, ReceiptChain, ids_hash, token_hash
@@ -411,6 +413,9 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "values in a `PromptBody`": [codec.ITEMS_MAX],
         "text of a turn": [inference.TEXT_SLACK_BYTES, inference.TEXT_PER_TOKEN_MAX],
         "a session that can be resumed": [DEFAULT_LIMITS.linger_s],
+        "a session that is left": [policy.KEEP_MAX_S, DEFAULT_LIMITS.expiry_margin_s],
+        "sessions left with a host": [policy.LEFT_PER_PAYER, policy.LEFT_PER_ORIGIN, policy.LEFT_MAX],
+        "`settle_above`": [policy.SETTLE_ABOVE_FEES, policy.settle_above(0)],
         "`expiry` in `terms`": [payment.EXPIRY_MIN_S, DURATION_MAX_S],
         "`valid_before` in `open`": [payment.VALID_MIN_S, payment.VALID_MAX_S],
         "`detail`": [inference.DETAIL_MAX],
@@ -418,6 +423,7 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
     ("inference", "Timers"): {
         "host `open`": [TERMS.open_s],
         "host `relay`": [TERMS.relay_s],
+        "host `probe`": [PROBE_S],
         "host `idle`": [TERMS.idle_s],
         "host `prompt`": [TERMS.stall_s, PROMPT_RATE_MIN],
         "host `read`": [TERMS.read_stall_s],

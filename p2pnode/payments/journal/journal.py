@@ -247,6 +247,14 @@ class Journal:
         """Record that a session was not resumed after all, and is left as before."""
         await self._writer.write(partial(payer.given_back, session=session))
 
+    async def bought_close_later(self, session: SessionId) -> None:
+        """Record that nothing more will be signed, and that its host is to be told when it is there again."""
+        await self._writer.write(partial(payer.close_later, session=session))
+
+    async def bought_elsewhere(self, session: SessionId) -> None:
+        """Record that another machine of the user has the session."""
+        await self._writer.write(partial(payer.used_elsewhere, session=session))
+
     def purchases_kept(self, now: int) -> list[BoughtSession]:
         """Sessions that were left and may be resumed, the one that was opened last first."""
         return self._read(partial(payer.kept, now=now, alive=partial(is_alive, self.path)))

@@ -250,6 +250,18 @@ def gone_on(db: sqlite3.Connection, session: SessionId, generation: int) -> None
     )
 
 
+def close_later(db: sqlite3.Connection, session: SessionId) -> None:
+    """Nothing more will be signed for it, and its host is to be told when it is there: it is owed the last
+    voucher once more."""
+    over(db, session)
+    db.execute("UPDATE bought SET delivered = -1, owner = '' WHERE session = ?", (session,))
+
+
+def used_elsewhere(db: sqlite3.Connection, session: SessionId) -> None:
+    """Another machine of the user has it: this one leaves it alone until the sealed index says more."""
+    db.execute("UPDATE bought SET owner = ? WHERE session = ? AND state = 'open'", (ELSEWHERE, session))
+
+
 def given_back(db: sqlite3.Connection, session: SessionId) -> None:
     """Its host could not be reached: the session is left as before."""
     db.execute("UPDATE bought SET owner = '' WHERE session = ? AND state = 'open'", (session,))

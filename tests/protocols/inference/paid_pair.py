@@ -174,7 +174,7 @@ class PaidPair(Pair):
         def find(request: Resume) -> OpenSession | LapsedSession | Refuse:
             if kept is None or request.session != kept.session:
                 return Refuse(code="bad_request", detail="no such session")
-            return kept
+            return self.rebuilt if self.rebuilt is not None and isinstance(kept, LapsedSession) else kept
 
         return HostSession(
             peer=peer,
@@ -186,6 +186,13 @@ class PaidPair(Pair):
             terms=self.granted,
             resume=find,
         )
+
+    rebuilt: OpenSession | None = None
+    """What the present start of the host made of a session that lapsed."""
+
+    def rebuilt_as(self, session: OpenSession) -> None:
+        """The role's part: from now on this is found."""
+        self.rebuilt = session
 
     _drawn = 0
 

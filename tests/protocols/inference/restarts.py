@@ -23,6 +23,7 @@ from tests.protocols.inference.paid_pair import (
     resumed_client,
 )
 from tests.protocols.inference.pair import HOST, SALT, STREAM
+from tests.protocols.support import MODEL
 
 
 class Restarts(PaidPair):
@@ -60,16 +61,19 @@ class Restarts(PaidPair):
         """As the journal has it."""
         return LapsedSession(
             session=session_id(MARKET, self.money),
+            model=MODEL,
             terms=self.money,
             salt=SALT,
             granted=self.granted,
             voucher=self.paid[-1] if self.paid else None,
             issued=lambda epoch, seq: self.journal.get((epoch, seq)),
+            take=self.rebuilt_as,
         )
 
     def start_again(self) -> HostSession:
         """A new start of the host, and a stream to it."""
         self.epoch += 1
+        self.rebuilt = None
         self.issued.clear()
         self.finished.clear()
         held = self.client.held

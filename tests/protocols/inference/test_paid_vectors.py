@@ -27,6 +27,7 @@ from p2pnode.protocols.inference.commands import (
     Start,
 )
 from p2pnode.protocols.inference.host import HostSession
+from p2pnode.protocols.inference.host_open import PROBE_S
 from p2pnode.protocols.inference.open_session import LapsedSession
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.inference.replay import Piece
@@ -273,6 +274,8 @@ def test_our_host_recovers_the_session_of_the_file_and_says_its_part() -> None:
     granted, nonces = HostTerms(n_ctx=8192, payment=payment), iter([b"\x43" * 32, b"\x50" * 32])
     best = [message for _, message in said if isinstance(message, m.Voucher)][-1]
     lapsed = LapsedSession(
+        model=terms.model,
+        take=lambda _opened: None,
         session=SessionId(bytes.fromhex(told["session"])),
         terms=terms,
         salt=opened.salt,
@@ -308,6 +311,7 @@ def test_the_timers_of_the_spec_are_those_of_the_machines() -> None:
     assert told == {
         ("host", "open"): {host.open_s},
         ("host", "relay"): {host.relay_s},
+        ("host", "probe"): {PROBE_S},
         ("host", "idle"): {host.idle_s},
         ("host", "prompt"): {host.stall_s},
         ("host", "read"): {host.read_stall_s},

@@ -506,7 +506,7 @@ def test_a_free_session_can_not_be_resumed() -> None:
     second.start(0.0)
     request = honest(paid, session=free.host.session.session)
     assert "free session" in refused(second, request).detail
-    with pytest.raises(ValueError, match="only paid sessions"):
+    with pytest.raises(ValueError, match="only sessions with a key"):
         resumed_client(free.client.held)
 
 
