@@ -3,6 +3,7 @@
 import { randomBytes } from 'node:crypto'
 
 import { Float, Malformed, pack, same, utf8 } from './codec.mjs'
+import { quoteMax } from './generic.mjs'
 import { Messages } from './messages.mjs'
 import { holds, keyOf } from './names.mjs'
 import { CHECKPOINT, Leaf, nextRoot, receiptDigest, requestHash, rootZero, tokenHash } from './receipts.mjs'
@@ -59,23 +60,6 @@ export const promptOf = ({ messages, tools = [], sampling = {}, ...others }) => 
   text_bytes: undefined,
   ...others
 })
-
-// A quote's bound for a client that has neither the model's tokenizer nor its manifest. What it takes for tools and
-// calls is our own: JSON that is written anew with blanks is at most twice as long.
-const TEMPLATE_FIXED = 512
-const TEMPLATE_EACH = 64 // message, tool and call
-
-function quoteMax ({ messages, tools, prefix }) {
-  const calls = messages.flatMap((message) => message.tool_calls)
-  const plain = [
-    ...messages.flatMap(({ content, name, tool_call_id: id = '' }) => [...content.map(({ text }) => text), name, id]),
-    ...[...calls, ...tools].flatMap(({ name, id = '' }) => [name, id])
-  ]
-  const twice = [...calls.map((call) => call.arguments), ...tools.flatMap((tool) => [tool.description, tool.parameters])]
-  const bytes = (texts) => texts.reduce((sum, text) => sum + utf8(text).length, 0)
-  return bytes(plain) + 2 * bytes(twice) + prefix.length +
-    TEMPLATE_FIXED + TEMPLATE_EACH * (messages.length + tools.length + calls.length)
-}
 
 // ---- turns
 

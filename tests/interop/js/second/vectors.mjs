@@ -6,6 +6,7 @@ import {
   Float, first, frame, hex, join, pack, readProtobuf, readVarint, same, unbase58, unhex, unpack, utf8
 } from './codec.mjs'
 import { Handshake, Pair, Yamux, Bytes, line, noiseFrame, payloadOf, peerIn, yamuxFrame } from './connection.mjs'
+import { genericForm } from './generic.mjs'
 import { manifestOf, overheadOf } from './gguf.mjs'
 import { promptOf } from './client.mjs'
 import {
@@ -302,6 +303,11 @@ function models () {
   }
   for (const { template, control, fixed, per_message: perMessage } of told.templates) {
     equal(`overhead of ${template}`, overheadOf(template, control), { fixed, per_message: perMessage })
+  }
+  for (const { name, body, segments } of told.prompts.filter(({ format }) => format === 'generic')) {
+    const texts = segments.filter(([, ofThePrompt]) => ofThePrompt).map(([text]) => text)
+    const prompt = unpack(unhex(body))
+    if (prompt.tools.length > 0) equal(name, genericForm(prompt).map(({ text }) => text), texts)
   }
   equal('scripted', SCRIPTED, told.scripted.id)
   equal('scripted', modelText(SCRIPTED), told.scripted.text)
