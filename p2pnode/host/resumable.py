@@ -251,6 +251,7 @@ class ResumableSessions:
         if not lingers:
             # Before the first await: nobody may resume it while the journal is written.
             del self._records[session]
+            record.abandon("ended")
         else:
             self._origins[session] = stream.origin.near
         if record.channel.free or self._escrow is None:
@@ -318,6 +319,7 @@ class ResumableSessions:
         record = self._records.pop(session, None)
         if record is None:
             return
+        record.abandon("given up")  # what its turns hold of this host is free
         self._on_gone(session)
         if not record.channel.free and self._escrow is not None:
             self._escrow.given_up(session, unpaid=unpaid(record))

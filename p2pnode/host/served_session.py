@@ -155,6 +155,8 @@ class ServedSession:
                     self._work.detach()
                 elif self.finished is not None or not self.paid:
                     self._work.stop()
+                    if self.record is not None:
+                        self.record.abandon("over")
                 # Else this side failed: whoever resumes the session goes on with its work.
 
     def drain(self) -> None:

@@ -40,7 +40,9 @@ def record() -> Any:
     """An open session that owes nothing."""
     channel = SimpleNamespace(best=None, terms=SimpleNamespace(session_fee=0, expiry=0), cost=0, free=False)
     granted = SimpleNamespace(keep_s=0, settle_above=0)
-    return SimpleNamespace(session=SESSION, channel=channel, meter=None, epoch=1, granted=granted)
+    return SimpleNamespace(
+        session=SESSION, channel=channel, epoch=1, granted=granted, abandon=lambda _reason: None
+    )
 
 
 def stream() -> Any:

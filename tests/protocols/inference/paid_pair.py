@@ -41,6 +41,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import (
+    TURNS_MAX,
     Checkpoint,
     Open,
     Quote,
@@ -51,6 +52,7 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
+from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
 from p2pnode.protocols.typed_data import Domain, amount_due, authorisation_digest, market_domain, session_id
 from tests.protocols.inference.pair import HOLDER, HOST, PROMPT_HASH, SALT, STREAM, Pair, ask
 from tests.protocols.support import MODEL, Identity
@@ -149,7 +151,9 @@ class PaidPair(Pair):
         self.sent_of: dict[int, int] = {}
         """Output tokens of each turn that the host has sent, on whatever stream."""
         self.sent_before = 0
-        granted = replace(self.grants, payment=accepts(terms))
+        granted = replace(
+            self.grants, payment=accepts(terms), room=PromptRoom(), places=TurnPlaces(TURNS_MAX)
+        )
         super().__init__(granted, answer_tokens)
 
     def cast_sides(self, terms: HostTerms) -> tuple[HostSession, ClientSession]:

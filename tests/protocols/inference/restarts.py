@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from p2pnode.protocols.events import Closed, Effect, Emit, Received
 from p2pnode.protocols.inference import messages as m
@@ -11,6 +12,7 @@ from p2pnode.protocols.inference.client_turn import held_from_journal
 from p2pnode.protocols.inference.commands import Issued, SessionFailed, Start
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.open_session import LapsedSession
+from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
 from p2pnode.protocols.inference.receipts import receipt_holds
 from p2pnode.protocols.typed_data import session_id
 from tests.protocols.inference.paid_pair import (
@@ -74,6 +76,7 @@ class Restarts(PaidPair):
         """A new start of the host, and a stream to it."""
         self.epoch += 1
         self.rebuilt = None
+        self.granted = replace(self.granted, room=PromptRoom(), places=TurnPlaces())
         self.issued.clear()
         self.finished.clear()
         held = self.client.held
