@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -175,12 +176,20 @@ class Told:
 
     def call(self, command: str, **arguments: Any) -> Any:
         """The result of a command."""
+        answer = self._answer(command, arguments)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def failure(self, command: str, **arguments: Any) -> str:
+        """Why a command failed."""
+        error: str = self._answer(command, arguments)["error"]
+        return error
+
+    def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"id": 1, "do": command, **arguments}).encode() + b"\n")
         self._process.stdin.flush()
-        answer = self._line()
-        assert "error" not in answer, answer
-        return answer["result"]
+        return self._line()
 
     def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -248,7 +257,7 @@ def test_hosts_shows_what_its_sheet_says(told: Told, tmp_path: Path) -> None:
 
 
 @contextmanager
-def paid_session(told: Told, folder: Path) -> Iterator[tuple[Program, dict[str, Any]]]:
+def paid_session(told: Told, folder: Path, keep_s: int = 0) -> Iterator[tuple[Program, dict[str, Any]]]:
     """A host of ours with a chain, and what the process says of the paid session that it opened there."""
     prices = ("--price-in", "0.5", "--price-out", "2", "--session-fee", "0.001")
     with start(folder, "chain", ["chain", "dev", "--port", 0, "--data-dir", folder / "chain"]) as chain:
@@ -265,7 +274,8 @@ def paid_session(told: Told, folder: Path) -> Iterator[tuple[Program, dict[str, 
         with join(folder, "paid", *PACE, *prices, "--chain", profile) as host:
             told.call("dial", addr=host.multiaddr)
             peer, model = host.multiaddr.rsplit("/", 1)[1], scripted_model_id().hex()
-            yield host, told.call("open", peer=peer, model=model, deposit=100_000, chain=contracts)
+            terms = {"deposit": 100_000, "chain": contracts, "keep_s": keep_s}
+            yield host, told.call("open", peer=peer, model=model, **terms)
 
 
 def test_it_has_two_turns_at_once_and_a_call_of_a_tool_in_one_session(told: Told, host: Program) -> None:
@@ -281,6 +291,40 @@ def test_it_pays_for_two_turns_at_once_in_one_session(told: Told, tmp_path: Path
         said = hold_a_session(told, opened)
         # One for the input of each turn, and one for each receipt.
         assert said["vouchers"] == 4 + len(said["receipts"])
+        settled = host.wait_event("settled")
+        assert (settled["session"], settled["amount"]) == (opened["session"], said["cost"])
+
+
+def leave_and_go_on(told: Told, peer: str, opened: dict[str, Any]) -> dict[str, Any]:
+    """A turn, the session is left, resumed and has two turns more; meanwhile another holder is refused.
+
+    Returns what the process says of the session at its end.
+    """
+    assert opened["keep_s"] > 0
+    question = user(QUESTION, sampling={"tokens_max": TOKENS})
+    before = told.call("turns", turns=[question])
+    left = told.call("leave", seconds=600)
+    assert (left["until"] > time.time(), left["generation"]) == (True, 0)
+    resumed = told.call("resume", peer=peer)
+    assert (resumed["session"], resumed["generation"]) == (opened["session"], 1)
+    assert "in_use" in told.failure("resume", peer=peer)  # it draws a holder each time
+    said: dict[str, Any] = told.call("turns", turns=[question, question])
+    assert [answer["turn"] for answer in said["answers"]] == [1, 2]
+    assert [answer["ids"] for answer in said["answers"]] == [TOKENS, TOKENS]
+    assert said["cost"] >= before["cost"]
+    told.call("close")
+    return said
+
+
+def test_it_leaves_a_free_session_and_goes_on_with_it(told: Told, host: Program) -> None:
+    told.call("dial", addr=host.multiaddr)
+    peer, model = host.multiaddr.rsplit("/", 1)[1], scripted_model_id().hex()
+    leave_and_go_on(told, peer, told.call("open", peer=peer, model=model, keep_s=3600))
+
+
+def test_it_leaves_a_paid_session_and_goes_on_with_it(told: Told, tmp_path: Path) -> None:
+    with paid_session(told, tmp_path, keep_s=3600) as (host, opened):
+        said = leave_and_go_on(told, host.multiaddr.rsplit("/", 1)[1], opened)
         settled = host.wait_event("settled")
         assert (settled["session"], settled["amount"]) == (opened["session"], said["cost"])
 

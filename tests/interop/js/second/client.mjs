@@ -4,8 +4,9 @@ import { randomBytes } from 'node:crypto'
 
 import { Float, Malformed, pack, same, utf8 } from './codec.mjs'
 import { quoteMax } from './generic.mjs'
-import { Messages } from './messages.mjs'
+import { Messages, abi, hash } from './messages.mjs'
 import { holds, keyOf } from './names.mjs'
+import { addressOf, signDigest } from './payment.mjs'
 import { CHECKPOINT, Leaf, nextRoot, receiptDigest, requestHash, rootZero, tokenHash } from './receipts.mjs'
 
 const PART = 8192
@@ -120,27 +121,81 @@ class Turn {
 
 // ---- the session
 
+const signedByHost = ({ payment, host }, digest, signature) =>
+  payment === undefined ? holds(keyOf(host), digest, signature) : payment.signedReceipt(digest, signature)
+
+export const resumeDigest = (nonce, session, host, client) =>
+  hash(abi(hash(utf8('p2pnode/resume/1')), nonce, session, hash(utf8(host)), hash(utf8(client))))
+
+// Where a session goes on that was left: what the host shows is checked, by our key and by its own.
+function goesOn (known, { epoch, receipt, voucher }, begin) {
+  const { session, payment } = known
+  const from = { ...begin }
+  if (receipt != null) {
+    const { previous, checkpoint } = receipt
+    const { seq, tokens_in: tokensIn, tokens_out: tokensOut, token_hash: tokens, root } = checkpoint
+    const made = nextRoot(previous, seq, tokensIn, tokensOut, tokens, checkpoint.fingerprint_hash)
+    const signed = signedByHost(known, receiptDigest(session, receipt.epoch, root), checkpoint.signature)
+    if (!same(made, root) || !signed || receipt.epoch > epoch) violation('a receipt that does not hold')
+    Object.assign(from, { root, seq, in: tokensIn, out: tokensOut })
+  }
+  if (payment === undefined) return from
+  if (voucher == null) return { ...from, in: 0, out: 0 }
+  if (!payment.holds(voucher) || voucher.seq > from.seq) violation('a voucher that does not hold')
+  return { ...from, in: voucher.tokens_in, out: voucher.tokens_out }
+}
+
 export class Session {
-  static async open (connection, model, payment) {
+  // `keepS`: for how many seconds it may be left.
+  static async open (connection, model, payment, keepS = 0) {
     const messages = await Messages.open(connection, '/p2pnode/inference/1')
-    const salt = randomBytes(32)
+    const [salt, secret] = [randomBytes(32), payment?.key ?? randomBytes(32)]
     const { terms, authorisation, validBefore = 0 } = payment ?? {}
-    messages.say('open', { model, salt, holder: HOLDER, terms, authorisation, valid_before: validBefore, keep_s: 0 })
+    messages.say('open', {
+      model,
+      salt,
+      holder: HOLDER,
+      terms,
+      authorisation,
+      valid_before: validBefore,
+      keep_s: keepS,
+      resume_key: payment === undefined && keepS > 0 ? addressOf(secret) : undefined
+    })
     const accepted = await messages.hear('accept')
     payment?.accepted(accepted)
-    return new Session(messages, connection.peer, accepted, rootZero(accepted.session, model, salt), payment)
+    const begin = { root: rootZero(accepted.session, model, salt), seq: 0, in: 0, out: 0 }
+    return new Session(messages, connection.peer, accepted, begin, { payment, secret })
   }
 
-  constructor (messages, host, { session, epoch, turns_max: turnsMax = 1 }, root, payment) {
-    Object.assign(this, { messages, host, session, epoch, turnsMax, root, payment })
+  // Goes on with a session by what `leave` gave, as another process. `us` is our peer id.
+  static async resume (connection, us, { session, begin, payment, secret, receipt, voucher, generation }) {
+    const messages = await Messages.open(connection, '/p2pnode/inference/1')
+    const said = { session, holder: randomBytes(16), received: 0, turn: 0, turns: [] }
+    messages.say('resume', said)
+    const { nonce } = await messages.hear('challenge')
+    const proof = signDigest(secret, resumeDigest(nonce, session, connection.peer, us))
+    messages.say('resume', { ...said, proof, receipt, voucher })
+    const accepted = await messages.hear('accept')
+    payment?.accepted(accepted)
+    if (!same(accepted.session, session) || accepted.generation !== generation + 1) violation('another session')
+    const known = { messages, host: connection.peer, session, payment, secret }
+    const from = goesOn(known, accepted, begin)
+    return new Session(messages, connection.peer, accepted, begin, { payment, secret, from, ...accepted })
+  }
+
+  // `begin`: where the chain began; `from`: where it goes on.
+  constructor (messages, host, accepted, begin, { payment, secret, from = begin, receipt, voucher }) {
+    const { session, epoch, turns_max: turnsMax = 1, keep_s: keepS = 0, generation = 0 } = accepted
+    Object.assign(this, { messages, host, session, epoch, turnsMax, keepS, generation, payment, secret, begin })
+    Object.assign(this, { root: from.root, seq: from.seq, receipt, voucher })
     this.turns = [] // all that were asked; turn n is at n - 1
     this.unpaid = []
     this.finished = 0
-    this.out = 0
+    this.out = from.out
     this.receipts = []
-    this.billed = 0 // input, as the vouchers pay for it; of a free session as it was quoted
-    this.billedBefore = [0]
-    this.receipted = { in: 0, out: 0 }
+    this.billed = from.in // input, as the vouchers pay for it; of a free session as it was quoted
+    this.billedBefore = [from.in]
+    this.receipted = { in: from.in, out: from.out }
     this.vouchers = 0
     this.order = [] // [turn, ids] of each `tokens`
     this.closed = false
@@ -199,6 +254,24 @@ export class Session {
     this.messages.stream.finish()
   }
 
+  // Leaves it with the host: what a later resume needs. No turn is under way.
+  async leave (seconds) {
+    const asked = Math.floor(Date.now() / 1000) + seconds
+    this.messages.say('leave', { until: asked })
+    this.leaving = true
+    while (this.leftUntil === undefined) await this.orFailure()
+    if (this.leftUntil > asked) violation('left for longer than was asked')
+    const { session, begin, payment, secret, receipt, voucher, generation } = this
+    return { until: this.leftUntil, session, begin, payment, secret, receipt, voucher, generation }
+  }
+
+  left ({ until, generation }) {
+    if (generation !== this.generation) violation('another generation')
+    this.leftUntil = until
+    this.closed = true
+    this.messages.stream.finish()
+  }
+
   fail (error) {
     if (this.closed) return
     if (error instanceof Malformed) this.messages.say('error', { code: 'bad_request', detail: error.message })
@@ -212,7 +285,8 @@ export class Session {
     const takes = ['received', 'quote', 'progress', 'tokens', 'checkpoint', 'done', 'error', 'ping', 'pong']
     for (;;) {
       const message = await this.messages.hear()
-      if (!takes.includes(message.t)) violation(`${message.t} out of place`)
+      const expected = this.leaving ? ['left', 'ping', 'pong', 'error'] : takes
+      if (!expected.includes(message.t)) violation(`${message.t} out of place`)
       this[message.t](message)
       this.wake()
     }
@@ -267,7 +341,8 @@ export class Session {
 
   pay (turn) {
     this.vouchers++
-    this.messages.say('voucher', this.payment.voucher(this.receipts.length, this.billed, this.receipted.out, this.root, turn))
+    this.voucher = this.payment.voucher(this.seq, this.billed, this.receipted.out, this.root, turn)
+    this.messages.say('voucher', this.voucher)
   }
 
   tokens (message) {
@@ -299,7 +374,7 @@ export class Session {
     if (ended.some(({ turn }, place) => place > 0 && turn <= ended[place - 1].turn)) violation('ends out of order')
     const moved = this.underWay.filter(({ leaf, number }) => leaf.moved || ends.has(number))
     if (moved.length === 0) violation('a receipt for nothing')
-    if (seq !== this.receipts.length + 1 || tokensOut !== this.out) violation('a wrong count')
+    if (seq !== this.seq + 1 || tokensOut !== this.out) violation('a wrong count')
     if (this.payment === undefined
       ? tokensIn !== this.billed
       : tokensIn < this.receipted.in || !this.billedBefore.includes(tokensIn)) violation('a wrong count of input')
@@ -308,10 +383,12 @@ export class Session {
     const root = nextRoot(this.root, seq, tokensIn, tokensOut, tokens, fingerprint)
     if (!same(root, message.root)) violation('a wrong root')
     const digest = receiptDigest(this.session, this.epoch, root)
-    const signed = this.payment?.signedReceipt(digest, message.signature) ?? holds(keyOf(this.host), digest, message.signature)
-    if (!signed) violation('not signed')
+    if (!signedByHost(this, digest, message.signature)) violation('not signed')
     for (const [number, reason] of ends) this.turns[number - 1].ended = reason
+    const { t, ...said } = message
+    this.receipt = { epoch: this.epoch, previous: this.root, checkpoint: said }
     this.root = root
+    this.seq = seq
     this.receipted = { in: tokensIn, out: tokensOut }
     this.receipts.push({ turns: moved.map(({ number }) => number), ended: [...ends.keys()] })
     if (this.payment === undefined) this.messages.say('ack', { seq: tokensOut })

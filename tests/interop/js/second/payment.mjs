@@ -77,9 +77,19 @@ export class Payment {
   // `turn`: the quote whose input it newly pays, or 0.
   voucher (seq, tokensIn, tokensOut, root, turn) {
     if (!this.covers(tokensIn, tokensOut)) throw new Error('more than the deposit')
-    const amount = this.amount(tokensIn, tokensOut)
-    const digest = digestOf(this.market, VOUCHER, this.session, seq, tokensIn, tokensOut, amount, root)
-    return { seq, tokens_in: tokensIn, tokens_out: tokensOut, amount, root, signature: signDigest(this.key, digest), turn }
+    const made = { seq, tokens_in: tokensIn, tokens_out: tokensOut, amount: this.amount(tokensIn, tokensOut), root }
+    return { ...made, signature: signDigest(this.key, this.voucherDigest(made)), turn }
+  }
+
+  voucherDigest ({ seq, tokens_in: tokensIn, tokens_out: tokensOut, amount, root }) {
+    return digestOf(this.market, VOUCHER, this.session, seq, tokensIn, tokensOut, amount, root)
+  }
+
+  // Whether a voucher is our own, exact, and within the deposit.
+  holds (voucher) {
+    const { tokens_in: tokensIn, tokens_out: tokensOut, amount } = voucher
+    return amount === this.amount(tokensIn, tokensOut) && this.covers(tokensIn, tokensOut) &&
+      same(signer(this.voucherDigest(voucher), voucher.signature), this.terms.voucher_key)
   }
 }
 

@@ -67,6 +67,7 @@ async function identify (connection) {
 const address = await listen(key, fixed, opened, connected)
 
 let session
+let left
 
 async function payTo (connection, model, chain, deposit) {
   const [advert] = await askAdvert(connection)
@@ -97,11 +98,19 @@ const commands = {
   },
   async payer () { return `0x${hex(addressOf(wallet))}` },
   // A session, paid where there is a `chain`.
-  async open ({ peer, model, chain, deposit }) {
+  async open ({ peer, model, chain, deposit, keep_s: keepS }) {
     const connection = connections.get(peer)
     const payment = chain === undefined ? undefined : await payTo(connection, unhex(model), chain, deposit)
-    session = await Session.open(connection, unhex(model), payment)
-    return { session: hex(session.session), turns_max: session.turnsMax }
+    session = await Session.open(connection, unhex(model), payment, keepS)
+    return { session: hex(session.session), turns_max: session.turnsMax, keep_s: session.keepS }
+  },
+  async leave ({ seconds }) {
+    left = await session.leave(seconds)
+    return { until: left.until, generation: left.generation }
+  },
+  async resume ({ peer }) {
+    session = await Session.resume(connections.get(peer), key.peer, left)
+    return { session: hex(session.session), turns_max: session.turnsMax, generation: session.generation }
   },
   // Turns, all asked at once: their answers, and the session so far.
   async turns ({ turns }) {

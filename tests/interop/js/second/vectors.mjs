@@ -8,9 +8,9 @@ import {
 import { Handshake, Pair, Yamux, Bytes, line, noiseFrame, payloadOf, peerIn, yamuxFrame } from './connection.mjs'
 import { genericForm } from './generic.mjs'
 import { manifestOf, overheadOf } from './gguf.mjs'
-import { promptOf } from './client.mjs'
+import { promptOf, resumeDigest } from './client.mjs'
 import {
-  abi, bindingDigest, blake, hash, profileHash, readAdvert, readSheet, sheetHash, signer
+  bindingDigest, blake, hash, profileHash, readAdvert, readSheet, sheetHash, signer
 } from './messages.mjs'
 import {
   Key, SCRIPTED, addressBytes, addressText, canonical, holds, keyOf, makeInvite, modelId, modelText, parseAddress,
@@ -229,11 +229,10 @@ function paid (told) {
   const receipt = receiptDigest(session, accept.epoch, checkpoint.root)
   equal('paid receipt', receipt, told.receipt_digest)
   equal('receipt key', signer(receipt, checkpoint.signature), terms.receipt_key)
-  const peers = [told.host_peer, told.client_peer].map((peer) => hash(utf8(peer)))
   for (const [nonce, wanted, { proof }] of [
     [accept.nonce, told.resume_digest, resume], [said(told.recovery)[1].nonce, told.challenge_digest, again]
   ]) {
-    const digest = hash(abi(hash(utf8('p2pnode/resume/1')), nonce, session, ...peers))
+    const digest = resumeDigest(nonce, session, told.host_peer, told.client_peer)
     equal('resume', digest, wanted)
     equal('proof', signer(digest, proof), terms.voucher_key)
   }
