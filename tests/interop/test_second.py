@@ -143,6 +143,7 @@ def hold_a_session(told: Told, opened: dict[str, Any]) -> dict[str, Any]:
     assert (answer["ids"], answer["reason"]) == (LONG, "length")
     (called,) = call["calls"]
     assert (call["reason"], call["text"], called["name"]) == ("tool_calls", "", "weather")
+    assert call["format"] == "hermes/1"
     assert called["pieces"] > 1
     assert json.loads(called["arguments"]) == {"places": PLACES}
     assert any(receipt["turns"] == [1, 2] for receipt in both["receipts"])

@@ -115,7 +115,8 @@ class Turn {
 
   told (reason, code) {
     const { number, text, reasoning, ids, calls, starts, stops, quote } = this
-    return { turn: number, text, reasoning, ids, calls, starts, stops, reason, code, tokens_in: quote?.tokens_in ?? 0 }
+    const { format = '' } = quote ?? {}
+    return { turn: number, format, text, reasoning, ids, calls, starts, stops, reason, code, tokens_in: quote?.tokens_in ?? 0 }
   }
 }
 
@@ -401,7 +402,7 @@ export class Session {
     const needed = paid && (turn.billed > 0 || turn.bytes > 0 || turn.ids > 0)
     if (turn.ended === undefined ? needed : turn.ended !== message.reason) violation('another end than receipted')
     if (message.tokens_out !== turn.ids || message.tokens_in !== (paid ? turn.quote.tokens_in : 0)) violation('a wrong end')
-    if (paid && message.reused !== (turn.quote.reused ?? 0)) violation('a wrong end')
+    if (message.reused !== (paid ? turn.quote.reused ?? 0 : 0)) violation('a wrong end')
     this.end(turn, message.reason)
   }
 
