@@ -54,6 +54,8 @@ from p2pnode.protocols.typed_data import amount_due
 log = structlog.get_logger()
 _RESUMES_FRUITLESS_MAX: Final = 2
 _AT_ONCE_S: Final = 1.0
+_AT_ONCE_MAX: Final = 2
+"""Attempts to resume, one after another, that may fail at once before the session is given up."""
 
 
 class SessionTurn:
@@ -285,13 +287,15 @@ class Session:
 
     async def _goes_on(self) -> bool:
         """Resume a lost session, and drive it to the end of its new stream; False where it can't be."""
-        dormant_until = trio.current_time() + self._limits.dormant_s
+        dormant_until, at_once = trio.current_time() + self._limits.dormant_s, 0
         while self._resumable:
             began = trio.current_time()
             if await self._resume():
                 return True
             # It was there, or its network said at once that it isn't: that may be the same interruption.
-            if self._reached or trio.current_time() - began < _AT_ONCE_S:
+            # Not for ever: of a host whose process is gone its network says so at once, each time.
+            if at_once < _AT_ONCE_MAX and (self._reached or trio.current_time() - began < _AT_ONCE_S):
+                at_once += 1
                 continue
             # A connection that broke says that the host is gone. Silence says nothing: the host may sleep.
             silent = self.failure is not None and self.failure.cause != "lost"

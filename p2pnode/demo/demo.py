@@ -158,8 +158,7 @@ class Demo:
             raise LocalError(msg)
         self._say(
             f"  the second command found the session that the first one left with host {host}: it signed "
-            f"nothing,\n  read {other.reused} of {other.tokens_in} tokens from the host's cache, and paid "
-            f"{usdc_text(other.cost)} instead of {usdc_text(one.cost)}\n"
+            f"nothing,\n  and paid {usdc_text(other.cost)} instead of {usdc_text(one.cost)}\n"
             f"  on the chain: 1 transaction, the open, sent by host {host}"
         )
         (told,) = await client.run("funds", client.chain)

@@ -311,7 +311,7 @@ async def test_a_session_whose_deposit_is_nearly_used_up_is_ended_when_a_turn_ne
     async with market(tmp_path, 1) as (_, running, client):
         money = running[0][1]
         await both(client, "one", "other")
-        sampling = SamplingParams(tokens_max=200 * TOKENS, temperature=0)
+        sampling = SamplingParams(tokens_max=2000 * TOKENS, temperature=0)
         long = client.chat("all of it", model=SCRIPTED, sampling=sampling)
         await anext(long)
         await long.aclose()
