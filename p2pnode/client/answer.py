@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
@@ -299,20 +299,19 @@ class Answer:
     async def __anext__(self) -> str:
         self._answers.begin(self)
         while True:
-            said = await self._next_said()
+            said = await self.next_said()
             if said.channel == "content" and said.text:
                 return said.text
 
-    async def events(self) -> AsyncGenerator[Said, None]:
+    def events(self) -> AsyncIterator[Said]:
         """All that the model says as it comes: content, reasoning, and calls of tools in pieces.
 
         Use it instead of ``async for`` over the answer, which gives the content only.
         """
-        with suppress(StopAsyncIteration):
-            while True:
-                yield await self._next_said()
+        return _Events(self)
 
-    async def _next_said(self) -> Said:
+    async def next_said(self) -> Said:
+        """The next piece in any channel. Raises ``StopAsyncIteration`` at the end."""
         self._answers.begin(self)
         async with self._reader:
             self._read_at = math.inf
@@ -672,3 +671,16 @@ class Answer:
         self._done = True
         if self._standby is not None:
             self._standby.cancel()
+
+
+class _Events:
+    """See ``Answer.events``. No generator: one that is left half read has to be closed, and is often not."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Said:
+        return await self._answer.next_said()

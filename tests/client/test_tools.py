@@ -142,6 +142,18 @@ async def test_the_content_alone_is_what_a_plain_reader_gets(autojump_clock: Moc
         assert "".join([piece async for piece in answer]) == answer.text == "Let me see.\n"
 
 
+async def test_a_reader_that_leaves_in_the_middle_of_a_call_frees_the_host(autojump_clock: MockClock) -> None:
+    async with stage(tokens_per_s=50.0) as (_, members, client):
+        async with client.chat("Weather?", model=SCRIPTED, tools=TOOLS, sampling=GREEDY) as answer:
+            async for said in answer.events():
+                if said.channel == "call":
+                    break
+        assert answer.tool_calls[0].name == "weather"
+        assert members[0].host is not None
+        await trio.sleep(1)
+        assert members[0].host.models[0].engine.stats().active == 0
+
+
 async def test_without_tools_a_call_is_text(autojump_clock: MockClock) -> None:
     async with stage() as (_, _, client):
         for options in ({}, {"tools": TOOLS, "tool_choice": "none"}):
