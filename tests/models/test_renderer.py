@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from p2pnode.errors import EngineError
+from p2pnode.models.answer import VERSION
 from p2pnode.models.renderer import ChatTemplate, Renderer
 from p2pnode.protocols.inference.messages import ChatMessage, Part, PromptBody, Tool, ToolCall
 from p2pnode.protocols.wire import decode_record
@@ -32,7 +33,7 @@ def test_each_family_is_rendered_as_its_vector_says(vector: dict[str, Any]) -> N
     body = decode_record(PromptBody, bytes.fromhex(vector["body"]))
     made = renderer.render(body, "abc123", letters_max=10_000)
     assert [[each.text, each.of_user] for each in made.segments] == vector["segments"]
-    assert (renderer.form, renderer.reasons, made.thinking) == tuple(
+    assert (f"{renderer.form}/{VERSION}", renderer.reasons, made.thinking) == tuple(
         vector[key] for key in ("format", "reasons", "thinking")
     )
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from p2pnode.models.answer import AnswerPieces, reader_of
+from p2pnode.models.answer import VERSION, AnswerPieces, reader_of
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.gguf import describe, read_header, template_overhead
 from p2pnode.models.manifest import (
@@ -125,7 +125,7 @@ def _prompt(template: str, prompt: str) -> dict[str, Any]:
         **asdict(chat),
         "body": encode(body).hex(),
         "segments": [[each.text, each.of_user] for each in made.segments],
-        "format": renderer.form,
+        "format": f"{renderer.form}/{VERSION}",
         "reasons": renderer.reasons,
         "thinking": made.thinking,
     }
