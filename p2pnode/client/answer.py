@@ -623,7 +623,7 @@ class Answer:
             cost=session.take_cost(turn),
             n_ctx=session.accepted.n_ctx,
             lost=session.lost,
-            covers_more=session.can_pay_more,
+            covers_more=session.can_pay_more(turn),
             slept=self._slept_s() > 0,
         )
 

@@ -277,7 +277,7 @@ class SessionState:
     lost: bool = False
     """Whether the connection broke, and the session with it."""
     covers_more: bool = True
-    """Whether its deposit is enough for more output; always where it is free."""
+    """Whether its deposit is enough for another turn like this; always where it is free."""
     slept: bool = False
     """Whether this machine slept during the attempt: then the host is as good as before."""
 
@@ -313,6 +313,8 @@ class Situation:
     """Whether the host restarted in the middle of the turn: then it is there, and the session goes on."""
     slept: bool = False
     """Whether this machine slept during the attempt: then the host is as good as before."""
+    used_up: bool = False
+    """Whether the deposit of its session is used up: then the host is there, and takes another one."""
     paid: bool = False
     """Whether the session is paid. Then it was tried to resume it, and another one costs another fee."""
 
@@ -341,7 +343,7 @@ def after_failure(error: P2PNodeError, situation: Situation) -> Move:
     # A free session ends with its connection, and the host may live. A paid one was tried to resume already.
     broke = situation.lost and situation.progressed and not situation.paid
     slept = situation.slept and not honest
-    same_host = aged or broke or slept or situation.restarted
+    same_host = aged or broke or slept or situation.restarted or (situation.used_up and honest)
     return "again" if same_host and situation.fruitless <= 1 else "next"
 
 
@@ -543,6 +545,7 @@ class Failover:
             restarted=attempt.restarted,
             paid=attempt.paid,
             slept=state.slept,
+            used_up=attempt.paid and not state.covers_more,
         )
 
     def _fruitless_with(self, attempt: Attempt) -> int:

@@ -7,7 +7,7 @@ while an answer streams. Answers and conversations are unknown here.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -29,6 +29,9 @@ from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import Refuse, prompt_bytes_max
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
+
+if TYPE_CHECKING:
+    from p2pnode.payments.payer import Payer, Purchase
 
 log = structlog.get_logger()
 _IN_USE_RETRY_S: Final = 15.0
@@ -161,15 +164,28 @@ class SessionPool:
         purchase = None
         if self._runtime.payer is not None and is_priced(candidate.offer):
             await self._require_fit(candidate, wanted[0])
-            purchase = await self._runtime.payer.buy(
-                self._runtime.tasks,
-                candidate.advert,
-                candidate.offer,
-                tokens_in=sum(ask.input_max for ask in wanted),
-                tokens_out=sum(ask.body.sampling.tokens_max for ask in wanted),
-                addresses=self._runtime.node.network.addresses_of(peer),
-            )
+            purchase = await self._buy(self._runtime.payer, candidate, list(wanted))
         return await self._begin(candidate, self._kept.new(peer, model, purchase))
+
+    async def _buy(self, payer: Payer, candidate: Candidate, wanted: Sequence[Ask]) -> Purchase:
+        """A deposit for all of these turns, or, where a limit forbids that, for as many as it allows."""
+        from p2pnode.payments.spending import FundsError, SpendingLimitError
+
+        count = len(wanted)
+        while True:
+            try:
+                return await payer.buy(
+                    self._runtime.tasks,
+                    candidate.advert,
+                    candidate.offer,
+                    tokens_in=sum(ask.input_max for ask in wanted[:count]),
+                    tokens_out=sum(ask.body.sampling.tokens_max for ask in wanted[:count]),
+                    addresses=self._runtime.node.network.addresses_of(candidate.advert.peer),
+                )
+            except (FundsError, SpendingLimitError):
+                if count == 1:
+                    raise
+                count //= 2
 
     async def _resume_left(self, candidate: Candidate, ask: Ask) -> Session | None:
         """The session that was left with this host; None where there is none, or the host has it no more."""

@@ -48,7 +48,7 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import CODEC, PROTOCOL, Accept, Left
+from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PROTOCOL, Accept, Left
 from p2pnode.protocols.typed_data import amount_due
 
 log = structlog.get_logger()
@@ -438,13 +438,15 @@ class Session:
             tokens_out += max(0, turn.ask.body.sampling.tokens_max - turn.tokens_out)
         return self._purchase.covers(tokens_in, tokens_out)
 
-    @property
-    def can_pay_more(self) -> bool:
-        """Whether its deposit is enough for one more output token."""
+    def can_pay_more(self, turn: SessionTurn | None) -> bool:
+        """Whether its deposit is enough for a turn's input and what one receipt covers."""
         held = self._machine.held
         if self._purchase is None or held is None:
             return True
-        return self._purchase.covers(held.meter.tokens_in, held.meter.tokens_out + 1)
+        tokens_in = turn.ask.input_max if turn is not None else 0
+        return self._purchase.covers(
+            held.meter.tokens_in + tokens_in, held.meter.tokens_out + CHECKPOINT_EVERY
+        )
 
     @property
     def places(self) -> int:

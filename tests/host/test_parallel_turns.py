@@ -12,10 +12,13 @@ from trio.testing import MockClock
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.payments.spending import SpendingLimits
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.client.support import whole
 from tests.host.paid import paid_world, priced
+from tests.host.support import WINDOW
 from tests.host.test_paid import due, settled
+from tests.host.test_paid_failover import market, purchase
 from tests.node.world import scripted_host, world
 
 EIGHT: Final = 8
@@ -167,3 +170,73 @@ async def test_connections_that_break_at_random_lose_and_bill_nothing_twice_thir
     tmp_path: Path, autojump_clock: MockClock, seed: int
 ) -> None:
     await cut_at_random(tmp_path, seed)
+
+
+async def killed_at_random(tmp_path: Path, seed: int) -> None:
+    """Eight answers of a host that dies at a random moment; another host goes on with all of them."""
+    rng = random.Random(seed)
+    texts = await alone()
+    async with market(tmp_path, 2) as (w, running, client):
+        answers = [asked(client, number) for number in range(EIGHT)]
+
+        async def kill() -> None:
+            await trio.sleep(rng.uniform(0.5, 6))
+            w.kill(*running[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill)
+            await read_all(answers)
+        assert [answer.text for answer in answers] == list(texts.values())
+        assert [len(money.journal.hosted()) for _, money in running] == [1, 1], "two opens, two fees"
+        first = [
+            item for answer in answers for item in answer.bill if item.peer == running[0][0].node.peer_id
+        ]
+        assert len({item.session for item in first}) == 1
+        voucher = purchase(client, first[0]).voucher
+        best = running[0][1].journal.hosted()[0].voucher
+        assert voucher is not None
+        assert best is not None
+        # The client signed for exactly what it received; what the host holds lags by no more than a window
+        # and the inputs whose first token had not come.
+        assert (
+            sum(item.cost for item in first) == voucher.amount == due(voucher.tokens_in, voucher.tokens_out)
+        )
+        assert sum(item.tokens_out for item in first) == voucher.tokens_out
+        inputs = sorted(item.tokens_in for item in first)[-2:]
+        assert best.amount <= voucher.amount
+        assert voucher.tokens_out - best.tokens_out <= WINDOW
+        assert voucher.tokens_in - best.tokens_in <= sum(inputs)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_host_that_is_killed_loses_a_window_at_most_and_its_eight_answers_nothing(
+    tmp_path: Path, autojump_clock: MockClock, seed: int
+) -> None:
+    await killed_at_random(tmp_path, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2, 32))
+async def test_a_host_that_is_killed_loses_a_window_at_most_and_its_eight_answers_nothing_thirty_times(
+    tmp_path: Path, autojump_clock: MockClock, seed: int
+) -> None:
+    await killed_at_random(tmp_path, seed)
+
+
+async def test_a_deposit_that_is_used_up_by_many_turns_is_followed_by_one_new_escrow_for_all_of_them(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    texts = await alone()
+    limits = SpendingLimits(session_max=due(60, 3 * TOKENS))
+    async with market(tmp_path, 1, limits=limits) as (_, running, client):
+        answers = [asked(client, number) for number in range(EIGHT)]
+        await read_all(answers)
+        assert [answer.text for answer in answers] == list(texts.values())
+        await trio.sleep(5)  # the last voucher arrives
+        sessions = running[0][1].journal.hosted()
+        # 8 x 200 tokens of output in escrows for about 600 each, and one or two more for what was cut.
+        assert 3 <= len(sessions) <= 5
+        items = [item for answer in answers for item in answer.bill]
+        assert sum(item.cost for item in items) == sum(
+            record.voucher.amount for record in sessions if record.voucher is not None
+        )
