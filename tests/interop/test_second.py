@@ -296,6 +296,19 @@ def test_it_pays_for_two_turns_at_once_in_one_session(told: Told, tmp_path: Path
         assert (settled["session"], settled["amount"]) == (opened["session"], said["cost"])
 
 
+def test_two_turns_of_a_paid_session_go_on_where_a_stream_was_lost(told: Told, tmp_path: Path) -> None:
+    with paid_session(told, tmp_path) as (host, opened):
+        one, two = (user(text, sampling={"tokens_max": LONG, "temperature": 0}) for text in ("One?", "Two?"))
+        cut = told.call("turns", turns=[one, two], lose_at=LONG)
+        assert [answer["ids"] for answer in cut["answers"]] == [LONG, LONG]
+        assert {turn for turn, _ in cut["order"]} == {1, 2}
+        said = told.call("turns", turns=[one, two])
+        assert [each["text"] for each in said["answers"]] == [each["text"] for each in cut["answers"]]
+        told.call("close")
+        settled = host.wait_event("settled")
+        assert (settled["session"], settled["amount"]) == (opened["session"], said["cost"])
+
+
 def leave_and_go_on(told: Told, peer: str, opened: dict[str, Any]) -> dict[str, Any]:
     """A turn, the session is left, resumed and has two turns more; meanwhile another holder is refused.
 

@@ -16,6 +16,8 @@ const START_DISTANCE = 32
 const TEXT_FIXED = 4096
 const TEXT_PER_ID = 1024
 const HOLDER = randomBytes(16)
+const COUNTED = ['quote', 'tokens', 'checkpoint', 'done', 'error']
+const TAKEN = ['received', 'progress', 'ping', 'pong', ...COUNTED]
 const violation = (why) => { throw new Malformed(why) }
 
 // ---- prompts
@@ -67,11 +69,12 @@ export const promptOf = ({ messages, tools = [], sampling = {}, ...others }) => 
 // One turn: 'asked' until its quote, 'quoted' until its input is paid, then 'paid', at last 'over'.
 class Turn {
   constructor (number, prompt, body, late) {
-    Object.assign(this, {
-      number, prompt, late, state: 'asked', leaf: new Leaf(number, requestHash(body)), upto: READ_CREDIT, quote: undefined,
-      ids: 0, bytes: 0, text: '', reasoning: '', calls: [], starts: [], ended: undefined, cancelled: false, unconfirmed: 0, stops: 0
-    })
-    // `stops`: how often its read credit was used up.
+    Object.assign(this, { number, prompt, late, state: 'asked', quote: undefined, cancelled: false, ended: undefined })
+    Object.assign(this, { text: '', reasoning: '', calls: [], starts: [], ids: 0, bytes: 0 })
+    this.leaf = new Leaf(number, requestHash(body))
+    this.unconfirmed = 0 // bytes of its prompt
+    this.upto = READ_CREDIT
+    this.stops = 0 // how often that was used up
     this.answer = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }))
     this.answer.catch(() => {}) // whoever awaits it is told, whenever that is
   }
@@ -171,7 +174,8 @@ export class Session {
   // Goes on with a session by what `leave` gave, as another process. `us` is our peer id.
   static async resume (connection, us, { session, begin, payment, secret, receipt, voucher, generation }) {
     const messages = await Messages.open(connection, '/p2pnode/inference/1')
-    const said = { session, holder: randomBytes(16), received: 0, turn: 0, turns: [] }
+    const holder = randomBytes(16)
+    const said = { session, holder, received: 0, turn: 0, turns: [] }
     messages.say('resume', said)
     const { nonce } = await messages.hear('challenge')
     const proof = signDigest(secret, resumeDigest(nonce, session, connection.peer, us))
@@ -181,14 +185,14 @@ export class Session {
     if (!same(accepted.session, session) || accepted.generation !== generation + 1) violation('another session')
     const known = { messages, host: connection.peer, session, payment, secret }
     const from = goesOn(known, accepted, begin)
-    return new Session(messages, connection.peer, accepted, begin, { payment, secret, from, ...accepted })
+    return new Session(messages, connection.peer, accepted, begin, { ...accepted, payment, secret, from, holder })
   }
 
   // `begin`: where the chain began; `from`: where it goes on.
-  constructor (messages, host, accepted, begin, { payment, secret, from = begin, receipt, voucher }) {
-    const { session, epoch, turns_max: turnsMax = 1, keep_s: keepS = 0, generation = 0 } = accepted
-    Object.assign(this, { messages, host, session, epoch, turnsMax, keepS, generation, payment, secret, begin })
-    Object.assign(this, { root: from.root, seq: from.seq, receipt, voucher })
+  constructor (messages, host, accepted, begin, { payment, secret, from = begin, receipt, voucher, holder = HOLDER }) {
+    const { session, nonce, epoch, turns_max: turnsMax = 1, keep_s: keepS = 0, generation = 0 } = accepted
+    Object.assign(this, { messages, host, session, nonce, epoch, turnsMax, keepS, generation })
+    Object.assign(this, { begin, payment, secret, receipt, voucher, holder, root: from.root, seq: from.seq })
     this.turns = [] // all that were asked; turn n is at n - 1
     this.unpaid = []
     this.finished = 0
@@ -197,11 +201,12 @@ export class Session {
     this.billed = from.in // input, as the vouchers pay for it; of a free session as it was quoted
     this.billedBefore = [from.in]
     this.receipted = { in: from.in, out: from.out }
-    this.vouchers = 0
+    this.vouchers = []
+    this.counted = 0 // messages that count for a resume
     this.order = [] // [turn, ids] of each `tokens`
     this.closed = false
     this.wakes = []
-    this.run().catch((error) => this.fail(error))
+    this.read(messages)
   }
 
   get underWay () { return this.turns.filter(({ state }) => state !== 'over') }
@@ -282,11 +287,46 @@ export class Session {
     this.wake()
   }
 
-  async run () {
-    const takes = ['received', 'quote', 'progress', 'tokens', 'checkpoint', 'done', 'error', 'ping', 'pong']
+  // Takes the session, paid and with turns under way, from a stream that it loses to a new one. `us` is our peer id.
+  async move (connection, us) {
+    const before = this.messages
+    this.messages = undefined
+    before.stream.reset()
+    const messages = await Messages.open(connection, '/p2pnode/inference/1')
+    messages.say('resume', {
+      session: this.session,
+      holder: this.holder,
+      received: this.counted,
+      turn: this.turns.length,
+      turns: this.underWay.map(({ number }) => number),
+      proof: signDigest(this.secret, resumeDigest(this.nonce, this.session, this.host, us))
+    })
+    const accepted = await messages.hear('accept')
+    this.payment.accepted(accepted)
+    if (accepted.epoch !== this.epoch) violation('another epoch')
+    this.nonce = accepted.nonce
+    this.messages = messages
+    const taken = this.vouchers.findIndex(({ signature }) => same(signature, accepted.voucher?.signature ?? []))
+    for (const voucher of this.vouchers.slice(taken + 1)) messages.say('voucher', voucher)
+    for (const { number, upto, cancelled } of this.underWay) {
+      if (upto > READ_CREDIT) messages.say('credit', { turn: number, upto })
+      if (cancelled) messages.say('cancel', { turn: number })
+    }
+    this.read(messages)
+  }
+
+  async has (ids) { while (this.out < ids) await this.orFailure() }
+
+  read (messages) {
+    this.run(messages).catch((error) => { if (this.messages === messages) this.fail(error) })
+  }
+
+  async run (messages) {
     for (;;) {
-      const message = await this.messages.hear()
-      const expected = this.leaving ? ['left', 'ping', 'pong', 'error'] : takes
+      const message = await messages.hear()
+      if (this.messages !== messages) return
+      if (COUNTED.includes(message.t)) this.counted++
+      const expected = this.leaving ? ['left', 'ping', 'pong', 'error'] : TAKEN
       if (!expected.includes(message.t)) violation(`${message.t} out of place`)
       this[message.t](message)
       this.wake()
@@ -341,8 +381,8 @@ export class Session {
   }
 
   pay (turn) {
-    this.vouchers++
     this.voucher = this.payment.voucher(this.seq, this.billed, this.receipted.out, this.root, turn)
+    this.vouchers.push(this.voucher)
     this.messages.say('voucher', this.voucher)
   }
 
@@ -401,7 +441,8 @@ export class Session {
     const paid = turn.state === 'paid'
     const needed = paid && (turn.billed > 0 || turn.bytes > 0 || turn.ids > 0)
     if (turn.ended === undefined ? needed : turn.ended !== message.reason) violation('another end than receipted')
-    if (message.tokens_out !== turn.ids || message.tokens_in !== (paid ? turn.quote.tokens_in : 0)) violation('a wrong end')
+    if (message.tokens_out !== turn.ids) violation('a wrong end')
+    if (message.tokens_in !== (paid ? turn.quote.tokens_in : 0)) violation('a wrong end')
     if (message.reused !== (paid ? turn.quote.reused ?? 0 : 0)) violation('a wrong end')
     this.end(turn, message.reason)
   }
@@ -411,7 +452,8 @@ export class Session {
     if (number == null) throw new Error(`the host ended the session: ${code} ${detail}`)
     const turn = this.turnOf(message, 'asked', 'quoted', 'paid')
     const wanted = code === 'stalled' ? 'stalled' : 'failed'
-    if (turn.ended === undefined ? turn.ids > 0 || turn.bytes > 0 : turn.ended !== wanted) violation('another end than receipted')
+    const delivered = turn.ids > 0 || turn.bytes > 0
+    if (turn.ended === undefined ? delivered : turn.ended !== wanted) violation('another end than receipted')
     this.end(turn, 'error', code)
   }
 

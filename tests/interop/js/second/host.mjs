@@ -1,5 +1,5 @@
-// A host of free sessions whose engine counts: its answer is "1 2 3 …". Written from protocols/adverts/SPEC.md
-// and protocols/inference/SPEC.md.
+// A host of free sessions whose engine counts: its answer is "1 2 3 …", or a call of a tool with these numbers. Two
+// turns of a session at once. Written from protocols/adverts/SPEC.md and protocols/inference/SPEC.md.
 import { randomBytes } from 'node:crypto'
 
 import { Malformed, join, pack, same, unpack, utf8 } from './codec.mjs'
@@ -23,7 +23,9 @@ const CAPS = 1 + 64 // tools, parallel turns
 const PROFILE = { engine: 'counting', build: '1' }
 
 const makeSheet = (key, address) => pack({
-  peer: key.peer, offers: [{ model: offered.model, name: 'counting', profile: PROFILE, slots: TURNS_MAX, turns_max: TURNS_MAX }], addresses: [address]
+  peer: key.peer,
+  offers: [{ model: offered.model, name: 'counting', profile: PROFILE, slots: TURNS_MAX, turns_max: TURNS_MAX }],
+  addresses: [address]
 })
 
 export function makeAdvert (key, wallet, address, now = Math.floor(Date.now() / 1000)) {

@@ -112,10 +112,16 @@ const commands = {
     session = await Session.resume(connections.get(peer), key.peer, left)
     return { session: hex(session.session), turns_max: session.turnsMax, generation: session.generation }
   },
-  // Turns, all asked at once: their answers, and the session so far.
-  async turns ({ turns }) {
-    const answers = await Promise.all(turns.map(({ late, ...said }) => session.ask(promptOf(said), { late })))
-    const { receipts, vouchers, order, cost } = session
+  // Turns, all asked at once: their answers, and the session so far. `lose_at`: of how many ids in the session the
+  // stream is lost, and the session goes on on another one.
+  async turns ({ turns, lose_at: loseAt }) {
+    const asked = Promise.all(turns.map(({ late, ...said }) => session.ask(promptOf(said), { late })))
+    if (loseAt !== undefined) {
+      await session.has(loseAt)
+      await session.move(connections.get(session.host), key.peer)
+    }
+    const answers = await asked
+    const { receipts, vouchers: { length: vouchers }, order, cost } = session
     return { answers, receipts, vouchers, order, cost }
   },
   async close () { session.close() },
