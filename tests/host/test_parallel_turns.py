@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +14,8 @@ from trio.testing import MockClock
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.net.memory import MemoryNet
 from p2pnode.payments.spending import SpendingLimits
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.client.support import whole
@@ -101,6 +105,32 @@ async def test_one_of_eight_answers_that_is_never_read_and_one_read_slowly_hold_
 
     six_alone = await seconds(idle=False)
     assert await seconds(idle=True) <= 1.05 * six_alone
+
+
+@pytest.mark.parametrize("round_trip_s", [0.0, 0.1])
+async def test_eight_turns_of_one_session_are_as_fast_as_eight_sessions(
+    autojump_clock: MockClock, round_trip_s: float
+) -> None:
+    async def seconds(*, clients: int) -> float:
+        net = MemoryNet(latency=round_trip_s / 2)
+        limits = replace(DEFAULT_LIMITS, sessions_per_peer=EIGHT)
+        async with world(net=net, limits=limits) as w, contextlib.AsyncExitStack() as stack:
+            host = await w.add([scripted_host(slots=EIGHT, tokens_per_s=100)])
+            asking = [
+                await stack.enter_async_context(w.client(host.node.multiaddrs[:1], f"10.0.9.{10 + number}"))
+                for number in range(clients)
+            ]
+            for client in asking:  # the search is over, and a session is open
+                await whole(asked(client, 99, 1))
+            answers = [asked(asking[number % clients], number, 500) for number in range(EIGHT)]
+            began = trio.current_time()
+            await read_all(answers)
+            assert host.host is not None
+            assert host.host.totals.sessions == clients
+            return trio.current_time() - began
+
+    eight, one = await seconds(clients=EIGHT), await seconds(clients=1)
+    assert eight >= 0.97 * one
 
 
 async def test_a_turn_that_is_cancelled_or_fails_leaves_the_others_of_its_session_alone(
