@@ -212,10 +212,11 @@ def _left_text(left: LeftDeposit) -> str:
     """A deposit that is left with a host, as a line for people."""
     from p2pnode.money import usdc_text
 
-    kept = f", kept there{_when(left.until)}" if left.until is not None else ""
+    kept = f", kept there until {_day(left.until)}" if left.until is not None else ""
+    free_at = _day(left.refund_at)
     return (
         f"left: {usdc_text(left.units)} with {shorten(str(left.host))} in {left.session.hex()[:16]}, "
-        f"{usdc_text(left.signed)} of it signed{kept}; the rest is free at the latest{_when(left.refund_at)}"
+        f"{usdc_text(left.signed)} of it signed{kept}; the rest is free on {free_at} at the latest"
     )
 
 
@@ -227,9 +228,13 @@ def _elsewhere(count: int) -> str:
 
 
 def _when(until: int | None) -> str:
+    return "" if until is None else f" ({_day(until)})"
+
+
+def _day(at: int) -> str:
     from datetime import UTC, datetime
 
-    return "" if until is None else f" ({datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC)"
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 # ---- orders to the chain

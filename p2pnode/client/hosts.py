@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Final, Protocol
@@ -90,6 +90,8 @@ class HostSearch:
         self._first_found_at: float | None = None
         self._start_lookup: Callable[[HostSearch], None] | None = start_lookup
         self._started = self._ended = False
+        self._awaited: set[PeerId] = set()
+        """Hosts that are waited for, a moment: no fee is due there."""
         self.failures: dict[PeerId, str] = {}
         """Why other peers were not found, or failed when they were tried."""
 
@@ -112,6 +114,15 @@ class HostSearch:
         self._choice.found(host.advert)
         if self._first_found_at is None:
             self._first_found_at = trio.current_time()
+        self._wake()
+
+    def wait_for(self, peers: Collection[PeerId]) -> None:
+        """Give no other host, for a moment, until :meth:`heard_of` each of these."""
+        self._awaited.update(peers)
+
+    def heard_of(self, peer: PeerId) -> None:
+        """This host was found, or is not there."""
+        self._awaited.discard(peer)
         self._wake()
 
     def lacks(self, advert: Advert) -> None:
@@ -210,6 +221,10 @@ class HostSearch:
         if first is not None:
             return first
         self.start()
+        with trio.move_on_after(self._limits.reconnect_patience_s):
+            while self._awaited:
+                await self._changed.wait()
+        self._awaited.clear()
         while True:
             if self._first_found_at is not None and not self._ended:
                 with trio.move_on_at(self._first_found_at + self._limits.found_grace_s):
@@ -234,6 +249,9 @@ class IdleSessions(Protocol):
 
     def has_left(self, peer: PeerId, model: ModelId) -> bool:
         """Whether a session was left with this host."""
+
+    def left_hosts(self, model: ModelId) -> Mapping[PeerId, Sequence[str]]:
+        """Hosts with which paid sessions of a model were left, and where they were then."""
 
 
 class Searches:
@@ -268,6 +286,10 @@ class Searches:
                 search.lookup_ended({})
                 return
             guard = self._runtime.node.network.guard
+            left = self._sessions.left_hosts(model)
+            search.wait_for(left)
+            for peer, addresses in left.items():
+                self._runtime.tasks.start_soon(guard.run, self._look_at, search, peer, addresses)
             self._runtime.tasks.start_soon(guard.run, self._look_up, search, model, caps)
 
         return HostSearch(
@@ -319,6 +341,19 @@ class Searches:
         if excluded:
             raise RefusedError("model_not_available", f"that host: {one_line(excluded[0].excluded)}")
         return search
+
+    async def _look_at(self, search: HostSearch, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Find a host where it was: a lookup may find others first, which cost a fee."""
+        began = trio.current_time()
+        try:
+            with trio.move_on_after(self._runtime.limits.standby_reach_s):
+                advert = await self._runtime.node.finder.contact(peer, addresses)
+                if advert is not None:
+                    search.found(FoundHost(advert, trio.current_time() - began))
+        except RemoteError as error:
+            log.debug("host.not_where_it_was", peer=peer, reason=str(error))
+        finally:
+            search.heard_of(peer)
 
     async def _look_up(self, search: HostSearch, model: ModelId, caps: int) -> None:
         def on_found(host: FoundHost) -> None:

@@ -7,7 +7,7 @@ of streams: ``session.py`` drives them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -182,6 +182,11 @@ class KeptSessions:
         if payer is not None and payer.left(peer, model):
             return True
         return self._free.has(peer, model, self._runtime.now())
+
+    def hosts(self, model: ModelId) -> Mapping[PeerId, Sequence[str]]:
+        """Hosts with which paid sessions of a model were left, and where they were then."""
+        payer = self._runtime.payer
+        return payer.left_hosts(model) if payer is not None else {}
 
     async def take(self, candidate: Candidate, ask: Ask) -> Lease | None:
         """A session with this host that was left and can pay for a turn; None where there is none.

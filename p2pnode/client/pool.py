@@ -6,7 +6,7 @@ while an answer streams. Answers and conversations are unknown here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -96,6 +96,10 @@ class SessionPool:
     def has_left(self, peer: PeerId, model: ModelId) -> bool:
         """Whether a session was left with this host, by this client or another process."""
         return self._kept.has(peer, model)
+
+    def left_hosts(self, model: ModelId) -> Mapping[PeerId, Sequence[str]]:
+        """Hosts with which paid sessions of a model were left, and where they were then."""
+        return self._kept.hosts(model)
 
     def _of(self, peer: PeerId, model: ModelId) -> list[Session]:
         self._sessions = [session for session in self._sessions if not session.over]

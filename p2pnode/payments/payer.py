@@ -236,6 +236,13 @@ class Payer:
 
         Empty where the journal can't be read: then it is bought anew, or said why not.
         """
+        return [each for each in self._kept() if (each.host, each.terms.model) == (peer, model)]
+
+    def left_hosts(self, model: ModelId) -> dict[PeerId, tuple[str, ...]]:
+        """Hosts with which sessions of a model were left, and where they were then."""
+        return {each.host: each.addresses for each in self._kept() if each.terms.model == model}
+
+    def _kept(self) -> Sequence[BoughtSession]:
         try:
             if self._open is not None:
                 kept: Sequence[BoughtSession] = self._open.journal.purchases_kept(self._open.signer.now())
@@ -245,7 +252,7 @@ class Payer:
                 kept = self._looked
         except StorageError:
             return []
-        return [each for each in kept if (each.host, each.terms.model) == (peer, model)]
+        return kept
 
     async def take_left(
         self, nursery: trio.Nursery, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int

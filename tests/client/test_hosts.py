@@ -156,3 +156,31 @@ def test_only_the_newest_five_hundred_and_twelve_hosts_are_kept(tmp_path: Path) 
 def test_a_disk_that_takes_nothing_costs_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     save_measured(tmp_path / "file" / "measured.json", {peer(1): Measured()})
+
+
+@pytest.mark.parametrize(("at_s", "given"), [(0.5, 2), (5.0, 1)])
+async def test_a_host_that_keeps_a_session_is_waited_for_a_moment(
+    at_s: float, given: int, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def look(search: HostSearch) -> None:
+            nursery.start_soon(_find, search, 1, 0.05)
+            await trio.sleep(0.3)
+            search.lookup_ended({})
+            await trio.sleep(at_s - 0.3)
+            search.found(FoundHost(advert(2), 0.1))
+            search.heard_of(advert(2).peer)
+
+        search = HostSearch(
+            MODEL,
+            Filters(),
+            measured={},
+            limits=DEFAULT_LIMITS,
+            wall=partial(float, NOW),
+            start_lookup=lambda search: nursery.start_soon(look, search),
+            has_left=lambda peer: peer == advert(2).peer,
+        )
+        search.wait_for([advert(2).peer])
+        assert await _next(search) == advert(given).peer
+        nursery.cancel_scope.cancel()
