@@ -68,7 +68,8 @@ class Limits:
     turns_per_session: int = 8
     """Turns of one session under way at once; no more than the engine has slots."""
     turns_per_origin: int = 16
-    """Turns under way of one payer or, in free sessions, of one origin."""
+    """Turns under way of one payer or, in free sessions, of one origin, besides the first of each session:
+    whoever asks one question at a time is never refused because of neighbours."""
     engine_queue: int = 32
     flush_interval_s: float = 0.06
     flush_tokens: int = 16

@@ -86,9 +86,14 @@ class TurnSession(Protocol):
 
 
 class HostTurn:
-    """Turn ``number`` of a session, whose prompt has ``total`` bytes."""
+    """Turn ``number`` of a session, whose prompt has ``total`` bytes.
 
-    def __init__(self, number: int, total: int, session: TurnSession, now: float) -> None:
+    ``is_parallel``: others were under way when it began, so that it has a place of its payer or origin.
+    """
+
+    def __init__(
+        self, number: int, total: int, session: TurnSession, now: float, *, is_parallel: bool
+    ) -> None:
         self.number = number
         self.read = ReadCredit()
         self.queue = SendQueue()
@@ -99,6 +104,7 @@ class HostTurn:
         # Set once: a client that trickles its prompt must not keep its place for ever.
         self.prompt_by = now + session.granted.stall_s + total / PROMPT_RATE_MIN
         self._session = session
+        self._is_parallel = is_parallel
         self._reader: PromptReader | None = PromptReader(number, total)
         self._body: PromptBody | None = None
         self._quote: Quote | None = None
@@ -368,7 +374,8 @@ class HostTurn:
 
     def _close(self, reason: str) -> None:
         self._close_reader()
-        self._session.granted.places.leave()
+        if self._is_parallel:
+            self._session.granted.places.leave()
         if not self.is_quoted:  # no voucher can follow but an advance
             self._session.channel.end_turn(self.number)
         self._session.turns.pop(self.number, None)

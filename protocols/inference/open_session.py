@@ -169,6 +169,7 @@ class OpenSession:
         self.channel.begin_turn(number, granted.turns_max, self.turns)
         bytes_max = prompt_bytes_max(granted.n_ctx)
         refusal = None
+        is_parallel = bool(self.turns)  # one turn of each session needs no place
         if draining:
             refusal = Error(code="shutting_down", detail="this host is going away: try another", turn=number)
         elif first.total > bytes_max:
@@ -177,18 +178,19 @@ class OpenSession:
                 f"takes {bytes_max}: shorten the conversation"
             )
             refusal = Error(code="context_overflow", detail=detail, turn=number)
-        elif not granted.places.enter():
+        elif is_parallel and not granted.places.enter():
             detail = "too many turns of yours are under way here: ask again when one is over"
             refusal = Error(code="rate_limited", detail=detail, retry_after_s=_ROOM_RETRY_S, turn=number)
         elif not granted.room.enter(first.total):
-            granted.places.leave()
+            if is_parallel:
+                granted.places.leave()
             detail = "this host reads as much of other prompts as it has room for: try again"
             refusal = Error(code="capacity", detail=detail, retry_after_s=_ROOM_RETRY_S, turn=number)
         if refusal is not None:
             self.channel.end_turn(number)
             self.effects.send(refusal)
             return None
-        turn = self.turns[number] = HostTurn(number, first.total, self, now)
+        turn = self.turns[number] = HostTurn(number, first.total, self, now, is_parallel=is_parallel)
         return turn
 
     def credit(self, message: Ack | Voucher) -> bool:

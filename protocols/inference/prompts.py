@@ -102,7 +102,7 @@ class PromptRoom:
 
 
 class TurnPlaces:
-    """How many turns of one payer or origin are under way at once, over all its sessions."""
+    """How many turns of one payer or origin may be under way besides the first of each of its sessions."""
 
     def __init__(self, turns_max: int = TURNS_MAX) -> None:
         self._left = turns_max

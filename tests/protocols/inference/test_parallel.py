@@ -283,7 +283,7 @@ def test_a_turn_that_the_deposit_can_not_pay_besides_the_others_is_refused_befor
 
 
 def test_more_turns_than_a_payer_may_have_over_all_its_sessions_are_refused_in_words() -> None:
-    places = TurnPlaces(3)
+    places = TurnPlaces(1)
     first, second = (free(50, replace(EIGHT, places=places)) for _ in range(2))
     for pair in (first, first, second, second):
         pair.ask(ask())
@@ -297,6 +297,14 @@ def test_more_turns_than_a_payer_may_have_over_all_its_sessions_are_refused_in_w
     second.ask(ask())
     second.settle()
     assert isinstance(second.outcomes[-1], TurnDone)
+
+
+def test_who_asks_one_question_at_a_time_needs_no_place_of_its_origin() -> None:
+    crowded = free(50, replace(EIGHT, places=TurnPlaces(0)))
+    for turn in range(1, 4):
+        crowded.ask(ask())
+        crowded.settle()
+        assert isinstance(ended(crowded)[turn], TurnDone)
 
 
 def test_a_ninth_turn_at_once_fails_here_and_is_a_violation_there() -> None:
