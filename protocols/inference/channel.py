@@ -431,7 +431,8 @@ class ChannelSender:
     host's peer key signs. A voucher must be durable before it is sent.
 
     Input is paid in the order of the quotes. Until a host has finished a turn, only one input is paid whose
-    first token has not come, later two: so much a host can take without giving anything.
+    first token has not come, later two: so much a host can take without giving anything. That of a turn which
+    the host failed without a token stays counted until it finishes another one, or none is under way.
     """
 
     def __init__(
@@ -465,6 +466,8 @@ class ChannelSender:
         """Turns under way whose input was paid, or costs nothing."""
         self._unanswered: set[int] = set()
         """Those that cost something, and whose first token has not come."""
+        self._lost = 0
+        """Turns that cost something, and that the host failed without a token since it last finished one."""
         self._advance: _Advance | None = None
         self._owes = False
         """Whether a receipt holds that no voucher names yet."""
@@ -489,6 +492,15 @@ class ChannelSender:
     def final_voucher(self) -> Voucher | None:
         """What a host that was lost is handed when it returns."""
         return self._unsent or self.last_voucher
+
+    @property
+    def _unanswered_max(self) -> int:
+        return _INPUTS_UNANSWERED_MAX if self.has_finished else 1
+
+    @property
+    def trusts(self) -> bool:
+        """Whether the host may be paid for more input: not one that took some and gave nothing for it."""
+        return self._lost < self._unanswered_max
 
     @property
     def paid_ahead(self) -> bool:
@@ -626,14 +638,23 @@ class ChannelSender:
             self._unanswered.discard(turn)
             self._pay(effects)
 
+    def finished(self) -> None:
+        """The host has finished a turn and given something for it."""
+        self.has_finished, self._lost = True, 0
+
+    def begin_anew(self) -> None:
+        """No turn is under way: inputs that brought nothing are forgotten."""
+        self._lost = 0
+
     def cancel_turn(self, turn: int, effects: Effects) -> None:
         """A turn is not wanted any more: what was not paid of it is not paid."""
         self._waiting.pop(turn, None)
         self._pay(effects)
 
-    def end_turn(self, turn: int, effects: Effects) -> None:
-        """A turn is over."""
+    def end_turn(self, turn: int, effects: Effects, *, failed: bool) -> None:
+        """A turn is over; ``failed`` by the host, and not cancelled by this side."""
         self._waiting.pop(turn, None)
+        self._lost += failed and turn in self._unanswered
         self._unanswered.discard(turn)
         self._paid_turns.discard(turn)
         if self._advance is not None and self._advance.turn == turn:
@@ -698,8 +719,7 @@ class ChannelSender:
         """Sign what is due. Nothing is signed on top of an advance that may not count."""
         if self._advance is not None:
             return
-        most = _INPUTS_UNANSWERED_MAX if self.has_finished else 1
-        while self._waiting and len(self._unanswered) < most:
+        while self._waiting and len(self._unanswered) + self._lost < self._unanswered_max:
             turn, billed = next(iter(self._waiting.items()))
             del self._waiting[turn]
             voucher = self._sign(turn, self.meter.tokens_in + billed, effects)

@@ -339,7 +339,7 @@ class ClientSession:
                     return
                 turn.hear(message, self._effects, now)
                 if turn.outcome is not None:
-                    self._end_turn(held, turn, turn.outcome)
+                    self._end_turn(held, turn, turn.outcome, now)
             case _:
                 self._out_of_place(message)
                 return
@@ -359,13 +359,22 @@ class ClientSession:
         held.receipt = meter.check(message, metered, channel.verify)
         channel.settle(held.receipt, keys, self._effects)
 
-    def _end_turn(self, held: HeldSession, turn: ClientTurn, outcome: TurnDone | TurnFailed) -> None:
+    def _end_turn(
+        self, held: HeldSession, turn: ClientTurn, outcome: TurnDone | TurnFailed, now: float
+    ) -> None:
         del held.turns[turn.number]
         self._upload.drop(turn.number)
-        if isinstance(outcome, TurnDone) and outcome.done.reason != "cancelled":
-            self._channel.has_finished = True
-        self._channel.end_turn(turn.number, self._effects)
+        whole = isinstance(outcome, TurnDone) and outcome.done.reason != "cancelled"
+        if whole and turn.metered.has_frames:
+            self._channel.finished()
+        failed = isinstance(outcome, TurnFailed) and turn.is_wanted
+        self._channel.end_turn(turn.number, self._effects, failed=failed)
         self._effects.emit(outcome)
+        if not self._channel.trusts:
+            for other in held.turns.values():
+                other.refuse_to_pay(self._effects, now)
+        if not held.turns:  # what is asked from now on, the role asks knowing how these ended
+            self._channel.begin_anew()
 
     def _out_of_place(self, message: object) -> None:
         if isinstance(message, Checkpoint) and self._held is not None:

@@ -46,6 +46,7 @@ from p2pnode.protocols.typed_data import amount_due
 
 TurnState: TypeAlias = Literal["asked", "quoted", "paid"]
 _NO_MODEL: Final = ModelId(bytes(32))
+UNANSWERED: Final = "the host was paid for a prompt and answered nothing: nothing more is paid to it here"
 PREFILL_S_PER_TOKEN: Final = 0.1
 """How much longer a client waits for each prompt token that its host newly reports as read."""
 
@@ -206,6 +207,17 @@ class ClientTurn:
         self._refused = TurnFailed(None, detail, cause="capped", key=self.key)
         self.cancel(effects, now)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the user still wanted it, and it ends by what the host does or doesn't do."""
+        return not self.cancelled or (self._refused is not None and self._refused.cause == "stuck")
+
+    def refuse_to_pay(self, effects: Effects, now: float) -> None:
+        """Give it up if it is quoted and not paid: its host took other input and answered nothing."""
+        if self.state == "quoted" and not self.cancelled:
+            self._refused = TurnFailed(None, UNANSWERED, cause="stuck", key=self.key)
+            self.cancel(effects, now)
+
     def taken(self, index: int, effects: Effects, now: float) -> None:
         """The application has the ids below ``index``: let the host send on, now and then."""
         upto = min(index, self.metered.tokens_out) + READ_CREDIT
@@ -295,6 +307,8 @@ class ClientTurn:
             )
             self._refused = TurnFailed("payment_required", detail, cause="foreseen", key=self.key)
             self.cancel(effects, now)
+        elif not self._channel.trusts:
+            self.refuse_to_pay(effects, now)
 
     def _progress(self, message: Progress, effects: Effects) -> None:
         if message.processed > message.total:
@@ -327,6 +341,8 @@ class ClientTurn:
         """What is wrong with these tokens, if anything."""
         meter, count = self._channel.meter, self.metered.tokens_out + len(message.ids)
         text_bytes = self._text_bytes + len(message.text.encode()) + len(message.name.encode())
+        if self.metered.ended is not None:
+            return "tokens of a turn that a receipt has ended"
         if message.index != self.metered.tokens_out:
             return f"tokens from {message.index} on; {self.metered.tokens_out} were next"
         if not (message.ids or message.text or message.name):
@@ -363,7 +379,8 @@ class ClientTurn:
         return quote is not None and self.is_paid and quote.tokens_in > quote.reused
 
     def _done(self, message: Done) -> None:
-        if message.reason == "cancelled" and not (self.cancelled or self._carried):
+        # Where the stream was lost, a turn ends so whose prompt the host doesn't have.
+        if message.reason == "cancelled" and not (self.cancelled or (self._carried and self._quote is None)):
             msg = "a turn that is called cancelled, which nobody cancelled"
             raise ProtocolError(msg)
         quote = self._quote if self.is_paid else None

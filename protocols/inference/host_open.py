@@ -316,8 +316,11 @@ def _unproved() -> Refuse:
 
 def goes_on(request: Resume, session: OpenSession) -> bool:
     """Whether the client stands where this session can go on from."""
-    replay, turns = session.channel.replay, request.turns
-    if replay.since(request.received) is None or request.turn < session.asked:
+    replay, turns, turns_max = session.channel.replay, request.turns, session.granted.turns_max
+    # Bounded before anything is counted up to it.
+    if not session.asked <= request.turn <= session.asked + turns_max:
+        return False
+    if replay.since(request.received) is None:
         return False
     arrived = {turn for turn in turns if turn <= session.asked}
     unasked = tuple(turn for turn in turns if turn > session.asked)
@@ -327,7 +330,7 @@ def goes_on(request: Resume, session: OpenSession) -> bool:
         turns == tuple(sorted(set(turns)))
         and (arrived == known or session.unheard)  # it may not know yet that a restart ended its turns
         and unasked == tuple(range(session.asked + 1, request.turn + 1))
-        and len(turns) <= session.granted.turns_max
+        and len(turns) <= turns_max
     )
 
 

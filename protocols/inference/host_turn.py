@@ -101,6 +101,8 @@ class HostTurn:
         """Its place in the rotation of turns: the lowest is next."""
         self.read_by: float | None = None
         """When it ends because nobody takes its output; None while there is credit."""
+        self._read_from = 0
+        """How much of it could be sent when that was set."""
         # Set once: a client that trickles its prompt must not keep its place for ever.
         self.prompt_by = now + session.granted.stall_s + total / PROMPT_RATE_MIN
         self._session = session
@@ -304,11 +306,12 @@ class HostTurn:
         return frame
 
     def watch_reading(self, now: float) -> None:
-        """Note since when nobody takes its output."""
+        """Note since when nobody takes its output, or less than a receipt's."""
+        sent = self._metered.tokens_out
         if not self.is_unread:
             self.read_by = None
-        elif self.read_by is None:
-            self.read_by = now + self._session.granted.read_stall_s
+        elif self.read_by is None or sent >= self._read_from + CHECKPOINT_EVERY:
+            self.read_by, self._read_from = now + self._session.granted.read_stall_s, sent
 
     # ---- answers
 

@@ -26,7 +26,7 @@ from p2pnode.protocols.inference.commands import (
     GenTokens,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptRoom, prompt_parts
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptRoom, TurnPlaces, prompt_parts
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.wire import encode
 from tests.protocols.inference.pair import (
@@ -302,6 +302,40 @@ def test_slow_acknowledgements_wake_the_engine_at_most_once_per_half_window() ->
             if isinstance(value, Generate):
                 generated, run = generated + 1, value.run
     assert 1 < generated <= 400 / 32 + 2
+
+
+@pytest.mark.parametrize(
+    ("step", "every_s", "ends"),
+    [
+        pytest.param(64, 64.0, False, id="one a second"),
+        pytest.param(32, 119.0, False, id="a receipt's in time"),
+        pytest.param(1, 60.0, True, id="one a minute"),
+    ],
+)
+def test_a_reader_may_be_slow_and_not_hold_a_turn_for_ever(step: int, every_s: float, ends: bool) -> None:
+    pair = Pair(replace(TERMS, places=TurnPlaces(1)), answer_tokens=2000)
+    pair.open()
+    pair.idle.add(1)
+    pair.ask(ask(2000))
+    pair.settle()
+    upto = m.READ_CREDIT
+    for _ in range(8):
+        pair.now += every_s
+        (turn,) = turns_of(pair.host) or (None,)
+        if turn is None:
+            break
+        if turn.read_by is not None and turn.read_by <= pair.now:
+            pair.fire("read", host=True)
+        else:
+            upto += step
+            data = Received(CLIENT, STREAM, m.Credit(turn=1, upto=upto))
+            pair.host_did(pair.host.handle(data, pair.now))
+        pair.to_client.clear()
+        while pair.run is not None and pair.engine(16):
+            pair.to_client.clear()
+        credit = credit_of(pair.host)
+        pair.host_did(pair.host.handle(Received(CLIENT, STREAM, m.Ack(seq=credit.sent)), pair.now))
+    assert (not turns_of(pair.host)) is ends
 
 
 def test_a_client_that_acknowledges_one_by_one_gets_every_token_once() -> None:

@@ -35,6 +35,7 @@ from p2pnode.protocols.inference.commands import (
     SessionFailed,
     Signed,
     Start,
+    TurnDone,
     TurnFailed,
 )
 from p2pnode.protocols.inference.host import HostSession
@@ -700,3 +701,123 @@ def test_no_sequence_of_events_makes_a_paid_client_raise_or_sign_for_more_than_i
                 assert voucher.tokens_out <= client.held.meter.tokens_out
                 assert voucher.amount == amount_due(TERMS, voucher.tokens_in, voucher.tokens_out)
                 assert voucher.amount <= TERMS.deposit
+
+
+# ---- several turns of one session
+
+
+def several(turns_max: int, *, answer_tokens: int = 100, tokens_in: int = 20) -> PaidPair:
+    """An open session in which so many turns may be under way."""
+    pair = PaidPair(answer_tokens=answer_tokens, tokens_in=tokens_in)
+    window = m.CHECKPOINT_EVERY * (turns_max + 1)
+    pair.granted, pair.window = replace(pair.granted, turns_max=turns_max, window=window), window
+    pair.host = pair.new_host()
+    pair.host.start(0.0)
+    pair.open()
+    return pair
+
+
+def run_without_engine(pair: PaidPair) -> None:
+    while pair.deliver_to_host() or pair.deliver_to_client() or pair.count():
+        pass
+
+
+@pytest.mark.parametrize("turns", [8, 20])
+def test_a_host_that_fails_every_turn_it_was_paid_for_gets_one_input(turns: int) -> None:
+    pair = several(turns)
+    for _ in range(turns):
+        pair.ask(ask())
+    run_without_engine(pair)
+    while pair.fail_engine():
+        run_without_engine(pair)
+    assert pair.paid[-1].tokens_in == 15, "one of so many inputs"
+    failed = [outcome for outcome in pair.outcomes if isinstance(outcome, TurnFailed)]
+    assert len(failed) == turns
+    assert [outcome.cause for outcome in failed[1:]] == ["stuck"] * (turns - 1)
+    assert pair.runs == 1
+
+
+def test_a_host_that_finished_turns_and_then_fails_them_gets_two_inputs() -> None:
+    pair = several(8, answer_tokens=10)
+    pair.ask(ask())
+    pair.settle()
+    before = pair.paid[-1].tokens_in
+    for _ in range(8):
+        pair.ask(ask())
+    run_without_engine(pair)
+    while pair.fail_engine():
+        run_without_engine(pair)
+    assert pair.paid[-1].tokens_in - before == 2 * 15
+
+
+def test_a_host_that_fails_now_and_then_is_paid_on_while_it_finishes_turns() -> None:
+    pair = several(2, answer_tokens=10)
+    for _ in range(4):
+        pair.ask(ask())
+        pair.settle()
+        pair.ask(ask())
+        run_without_engine(pair)
+        assert pair.fail_engine()
+        run_without_engine(pair)
+    assert pair.runs == 8
+
+
+def test_a_quote_outlives_later_turns_that_were_over_sooner() -> None:
+    pair = several(2, answer_tokens=8)
+    pair.ask(ask())
+    pair.ask(ask())
+    while pair.deliver_to_host():
+        pass
+    slow = pair.counts.pop(0)
+    pair.settle()
+    assert [type(outcome) for outcome in pair.outcomes] == [TurnDone], "the second turn is over"
+    pair.ask(ask())  # on its way when the first one's quote is sent
+    pair.host_does(Counted(slow.turn, 20, 5, PROMPT_HASH))
+    pair.settle()
+    assert [type(outcome) for outcome in pair.outcomes] == [TurnDone] * 3
+    pair.settled()
+
+
+@pytest.mark.parametrize("turns_max", [1, 2, 8, 20])
+def test_a_client_that_never_signs_for_output_gets_one_window_and_pays_every_input(turns_max: int) -> None:
+    pair = several(turns_max)
+    held = pair.client.held
+    assert held is not None
+    held.channel.finished()  # a client that pays two inputs ahead
+    for _ in range(turns_max):
+        pair.ask(ask())
+    paid: list[m.Voucher] = []
+    for _ in range(2000):
+        data = [m.CODEC.decode(each) for each in pair.to_host]
+        kept = [each for each in data if not isinstance(each, m.Voucher) or each.turn]
+        pair.to_host.clear()
+        pair.to_host.extend(m.CODEC.encode(each) for each in kept)
+        paid += [each for each in kept if isinstance(each, m.Voucher)]
+        if not any(pair.moves(8)):
+            break
+    best = pair.channel.best
+    assert best is not None
+    window = max(64, 32 * (turns_max + 1))
+    assert pair.sent_out - best.tokens_out == min(window, 100 * turns_max - best.tokens_out)
+    assert best.tokens_in == 15 * len({each.turn for each in paid})
+
+
+def test_tokens_of_a_turn_that_a_receipt_has_ended_are_a_violation() -> None:
+    pair, done = honest("done")
+    late = m.Tokens(turn=1, index=done.tokens_out, ids=(), text="rm -rf /", channel="call", name="run")
+    assert blamed(hear(pair.client, late))
+
+
+def test_a_host_that_cancels_a_quoted_turn_after_a_resume_is_at_fault() -> None:
+    pair = PaidPair(answer_tokens=100)
+    pair.open()
+    pair.serve(0)
+    pair.lose()
+    pair.resume()
+    while pair.deliver_to_client():
+        pass
+    pair.host_does(GenDone(pair.runs, "cancelled"))
+    while pair.deliver_to_client():
+        pass
+    assert isinstance(pair.outcomes[-1], SessionFailed)
+    assert pair.outcomes[-1].fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -495,6 +496,17 @@ def test_a_proof_on_the_stream_of_another_peer_is_refused() -> None:
     second = pair.new_host(PeerId("thief"), kept=session)
     second.start(0.0)
     assert refused(second, honest(pair)).code == "bad_request"
+
+
+def test_a_client_that_claims_millions_of_turns_costs_no_memory() -> None:
+    pair = opened()
+    pair.lose()
+    second, request = kept(pair)
+    tracemalloc.start()
+    assert refused(second, replace(request, turn=1 << 20)).code == "bad_request"
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
 
 
 def test_a_free_session_can_not_be_resumed() -> None:
