@@ -50,6 +50,10 @@ _FIRST_KEYS: Final = frozenset({"name", "type", "function", *_ARGUMENTS})
 _BLANK: Final = " \t\r\n"
 _BLANKS_MAX: Final = 256
 """Blanks that are held back: whether what follows them is a call decides whether they are content."""
+_OPENING_MAX: Final = 512
+"""Characters within which a generic answer says which of its two forms it has."""
+_FED_AT_ONCE: Final = 4096
+"""Characters: each step copies what waits."""
 _NAMED: Final = re.compile(
     r"([A-Za-z0-9_.-]{1,64})\s*(?:\[CALL_ID\][A-Za-z0-9]{0,64})?(?:\[ARGS\])?\s*(?=\{)"
 )
@@ -144,9 +148,10 @@ class AnswerReader:
 
     def feed(self, text: str) -> list[Part]:
         """What ``text`` makes certain."""
-        self._waiting += text
-        while self._step():
-            pass
+        for at in range(0, len(text), _FED_AT_ONCE):
+            self._waiting += text[at : at + _FED_AT_ONCE]
+            while self._step():
+                pass
         return self._take()
 
     def finish(self) -> list[Part]:
@@ -204,21 +209,26 @@ class AnswerReader:
     def _start(self) -> bool:
         """The beginning of an answer, which in two formats decides what the whole is."""
         text = self._waiting.lstrip(_BLANK)
-        if not text and len(self._waiting) < _BLANKS_MAX:
+        blanks = len(self._waiting) - len(text)
+        if not text and blanks < _BLANKS_MAX:
             return False
+        if blanks >= _BLANKS_MAX:
+            return self._go("content")
         if not self._tools or not text.startswith("{") or self._form in ("hermes", "mistral"):
             return self._go("content")
         if self._form == "llama3":
             return self._expect_call(len(self._waiting) - len(text))
         for pattern in (_CALLS, _RESPONSE):
-            if found := pattern.match(self._waiting):
+            if found := pattern.match(self._waiting, 0, _OPENING_MAX):
                 self._begins, self._in_array = self._waiting[: found.end()], pattern is _CALLS
                 if self._in_array:
                     return self._go("call", found.end())
                 self._begins = ""
                 return self._go("response", found.end())
-        tight = re.sub(r"\s", "", self._waiting)
-        if any(begin.startswith(tight) for begin in ('{"tool_calls":[', '{"response":"')):
+        tight = re.sub(r"\s", "", self._waiting[:_OPENING_MAX])
+        if len(self._waiting) < _OPENING_MAX and any(
+            begin.startswith(tight) for begin in ('{"tool_calls":[', '{"response":"')
+        ):
             return False
         return self._go("content")
 
@@ -304,6 +314,8 @@ class AnswerReader:
         blanks = len(self._waiting) - len(text)
         if not text and blanks < _BLANKS_MAX:
             return False
+        if blanks >= _BLANKS_MAX:
+            return self._no_call()
         name = ""
         if self._form == "mistral" and not self._in_array:
             if text.startswith("["):
@@ -311,7 +323,7 @@ class AnswerReader:
                 self._begins += self._waiting[: blanks + 1]
                 return self._go("call", blanks + 1)
             if not text.startswith("{"):
-                found = _NAMED.match(text)
+                found = _NAMED.match(text, 0, _NAMED_MAX + 1)
                 if found is None:
                     return self._no_call() if "{" in text or len(text) > _NAMED_MAX else False
                 name, blanks = found[1], blanks + found.end()
@@ -344,8 +356,11 @@ class AnswerReader:
             if self._in_array and text.startswith(","):
                 return self._go("call", 1)
             return bool(text) and self._go("rest")
-        if not text and len(self._waiting) < _BLANKS_MAX:
+        blanks = len(self._waiting) - len(text)
+        if not text and blanks < _BLANKS_MAX:
             return False
+        if blanks >= _BLANKS_MAX:
+            return self._go("content")
         if self._form == "hermes":
             if text.startswith(_HERMES_END):
                 self._waiting = text[len(_HERMES_END) :]

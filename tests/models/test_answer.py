@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,48 @@ def test_a_long_call_that_comes_letter_by_letter_costs_a_like_effort_for_each_le
     ]
     assert (parts[0], parts[-1]) == (CallBegun(0, "add"), CallEnded(0, whole=True))
     assert "".join(part.text for part in parts if isinstance(part, CallArguments)) == arguments
+
+
+@pytest.mark.parametrize("blanks", [255, 256, 300, 600])
+@pytest.mark.parametrize(
+    ("form", "before", "after"),
+    [
+        ("hermes", "<tool_call>", '{"name": "add", "arguments": {}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "add", "arguments": {}}', "</tool_call>"),
+        ("llama3", "", '{"name": "add", "parameters": {}}'),
+        ("llama3", '{"name": "add", "parameters": {}}', '{"name": "add", "parameters": {}}'),
+        ("mistral", "[TOOL_CALLS]", '[{"name": "add", "arguments": {}}]'),
+        ("mistral", "[TOOL_CALLS]add", '{"a": 1}'),
+        ("mistral", '[TOOL_CALLS][{"name": "add", "arguments": {}}', "]"),
+        ("generic", "", '{"response": "x"}'),
+        ("generic", "{", '"tool_calls": [{"name": "add", "arguments": {}}]}'),
+    ],
+)
+def test_many_blanks_are_read_alike_however_they_come(
+    form: ToolFormat, before: str, after: str, blanks: int
+) -> None:
+    text = before + " " * blanks + after
+    assert read(form, [text]) == read(form, list(text))
+
+
+@pytest.mark.parametrize(
+    ("form", "before", "unit", "size"),
+    [
+        ("mistral", "[TOOL_CALLS]", " ", 1),
+        ("generic", "{", " ", 1),
+        ("hermes", "", '<tool_call>{"a', 1 << 20),
+    ],
+)
+def test_no_text_makes_the_effort_grow_with_what_was_read(
+    form: ToolFormat, before: str, unit: str, size: int
+) -> None:
+    def seconds(letters: int) -> float:
+        text = before + unit * (letters // len(unit))
+        begun = time.process_time()
+        read(form, [text[at : at + size] for at in range(0, len(text), size)])
+        return time.process_time() - begun
+
+    assert seconds(128_000) < 4 * 3 * seconds(32_000), "four times as much text"
 
 
 def test_blanks_are_held_back_for_a_while_only() -> None:
