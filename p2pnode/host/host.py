@@ -152,6 +152,11 @@ class Host:
         """The number of streams that have, or ask for, a session now."""
         return len(self._admission.places)
 
+    @property
+    def sessions_left(self) -> int:
+        """The number of sessions that their clients left, and that are kept for them."""
+        return self._resumable.left
+
     def has_session(self, peer: PeerId) -> bool:
         """Whether this peer has a session that is open now."""
         return any(each.peer == peer and each.record is not None for each in self._admission.places)

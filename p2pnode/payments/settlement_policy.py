@@ -24,7 +24,8 @@ LEFT_MAX: Final = 1000
 KEEP_MAX_S: Final = 86_400
 """The longest that a host of this version keeps one: what is owed to it should not wait longer."""
 SETTLE_ABOVE_FEES: Final = 20
-_SETTLE_ABOVE_LEAST: Final = 100_000
+SETTLE_ABOVE_LEAST: Final = 100_000
+"""How much may wait to be settled, in session fees and at least in token units: see ``settle_above``."""
 _LATE_S: Final = 120
 """So long past its end an authorisation may still be on its way into a block that we are shown."""
 
@@ -95,7 +96,7 @@ def keeps(record: HostedSession) -> bool:
 
 def settle_above(session_fee: int) -> int:
     """A session is settled, and not kept, when its host is owed more than this: so much waits at most."""
-    return max(SETTLE_ABOVE_FEES * session_fee, _SETTLE_ABOVE_LEAST)
+    return max(SETTLE_ABOVE_FEES * session_fee, SETTLE_ABOVE_LEAST)
 
 
 def left_until(terms: SessionTerms, wanted: int, keep_s: int, now: int, margin_s: float) -> int:

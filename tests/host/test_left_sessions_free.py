@@ -80,7 +80,7 @@ async def test_the_second_command_pays_no_prefill_for_what_the_first_one_asked(
         assert first == (second[0], 0)
         assert second[1] > 0
         assert member.host is not None
-        assert member.host._resumable.left == 1
+        assert member.host.sessions_left == 1
 
 
 async def test_another_user_has_a_session_and_a_cache_of_its_own(
@@ -92,7 +92,7 @@ async def test_another_user_has_a_session_and_a_cache_of_its_own(
             (tmp_path / name).mkdir()
             assert (await ask(w, member, tmp_path / name, number))[1] == 0
         assert member.host is not None
-        assert member.host._resumable.left == 2
+        assert member.host.sessions_left == 2
 
 
 async def test_it_is_forgotten_when_its_time_is_up(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -102,7 +102,7 @@ async def test_it_is_forgotten_when_its_time_is_up(tmp_path: Path, autojump_cloc
         await trio.sleep(KEEP_S + 1)
         assert (await ask(w, member, tmp_path, 1))[1] == 0
         assert member.host is not None
-        assert member.host._resumable.left == 1
+        assert member.host.sessions_left == 1
 
 
 # ---- what it costs a host

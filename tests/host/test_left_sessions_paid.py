@@ -180,7 +180,7 @@ async def test_a_host_that_stops_settles_what_is_left_once(tmp_path: Path, autoj
 async def test_one_that_owes_more_than_is_worth_waiting_for_is_settled_when_it_is_left(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy, "_SETTLE_ABOVE_LEAST", 0)
+    monkeypatch.setattr(policy, "SETTLE_ABOVE_LEAST", 0)
     monkeypatch.setattr(policy, "SETTLE_ABOVE_FEES", 1)
     async with paid_world(tmp_path) as w:
         member, money = await w.host(keep_s=KEEP_S)
