@@ -11,6 +11,7 @@ asked: a voucher that is delivered again was signed before. Knows nothing of ans
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -250,7 +251,7 @@ class _Stream:
             machine, MessageChannel(stream, CODEC), on_emit=self._emitted, write_deadline_s=limits.stall_s
         )
         self._failure: SessionFailed | None = None
-        self._taken = False
+        self._taken, self._close_s = False, limits.close_deadline_s
         self._generation = record.generation
 
     async def run(self) -> None:
@@ -258,6 +259,10 @@ class _Stream:
         self._driver.command_nowait(Start())
         try:
             await self._driver.run()
+            if self._taken:  # the host ends the stream when it has read what we sent last
+                with trio.move_on_after(self._close_s), suppress(UnreachableError):
+                    while await self._stream.receive_some():
+                        pass
         finally:
             await (self._stream.aclose() if self._taken else self._stream.reset())
         if not self._taken:
