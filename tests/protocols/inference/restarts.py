@@ -57,6 +57,7 @@ class Restarts(PaidPair):
         for place in unpaid[len(unpaid) - forgets :] if forgets else []:
             del self.journal[place]
         self.live.clear()
+        self.old_runs.clear()
         self.client_did(self.client.handle(Closed(HOST.peer, STREAM, "lost"), self.now))
 
     def lapsed(self) -> LapsedSession:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2pnode.protocols.events import Command, Received, SetTimer
@@ -433,6 +433,11 @@ step = st.tuples(st.sampled_from([*kinds, "count", "late"]), st.integers(0, 90),
 scripts = st.lists(step, max_size=90)
 
 
+def moves_of(*names: str) -> list[tuple[str, int, bool]]:
+    """These moves, each in its least form."""
+    return [(name, 0, False) for name in names]
+
+
 def play(pair: Pair, script: list[tuple[str, int, bool]]) -> None:
     """Make these moves, with up to eight turns; all is taken in the end."""
     for kind, number, hold in script:
@@ -514,6 +519,15 @@ def test_paid_turns_in_any_order_cost_exactly_what_came(
     st.lists(st.tuples(scripts, st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=4),
     st.integers(0, 200),
     st.sampled_from([0, 5, 20]),
+)
+@example(  # an engine request that was cancelled before its host died is not there after it
+    [
+        (moves_of("ask", "cancel", "host", "count", "host"), False, False, 0),
+        ([], True, False, 0),
+        (moves_of("ask", "host", "count", "late"), False, False, 0),
+    ],
+    1,
+    20,
 )
 def test_wherever_streams_break_and_hosts_die_every_turn_ends_once_and_each_token_is_paid_once(
     lives: list[tuple[list[tuple[str, int, bool]], bool, bool, int]], answer: int, reused: int
