@@ -22,7 +22,7 @@ from p2pnode.host.resumable import ResumableSessions
 from p2pnode.host.served_session import ServedSession, SessionWork
 from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
 from p2pnode.host.totals import Totals
-from p2pnode.host.unpaid_work import UnpaidWork
+from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.models.engine import Engine, EngineInfo
 from p2pnode.money import price_text
@@ -117,7 +117,7 @@ class Host:
         self.escrow: EscrowIntake | None = None
         self._work: dict[SessionId, SessionWork] = {}
         """Of the sessions that outlive a stream, their streams lost or not."""
-        self._unpaid = UnpaidWork()
+        self._unpaid, self._compiling = UnpaidWork(), CompileTurns()
         self._prompt_room = PromptRoom()
         self._turn_places: BoundedMap[str, TurnPlaces] = BoundedMap(_PAYERS_MAX)
         """By payer or, in free sessions, by origin."""
@@ -554,6 +554,7 @@ class Host:
             escrow=self.escrow,
             on_turn=lambda turn: self._served(stream, turn),
             unpaid=self._unpaid,
+            compiling=self._compiling,
         )
         if stream.paid or (stream.record is not None and stream.record.granted.keep_s):
             self._work[opened.session] = work

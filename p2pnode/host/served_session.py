@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from p2pnode.errors import EngineError, WireCode
-from p2pnode.host.unpaid_work import UnpaidWork
+from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.models.answer import CALLS_MAX, AnswerPieces, Said, reader_of
@@ -269,9 +269,10 @@ class SessionWork:
         escrow: EscrowIntake | None,
         on_turn: Callable[[TurnServed], None],
         unpaid: UnpaidWork,
+        compiling: CompileTurns,
     ) -> None:
         self._engine, self._origin, self._limits = engine, origin, limits
-        self._unpaid = unpaid
+        self._unpaid, self._compiling = unpaid, compiling
         self._unrewarded: set[int] = set()
         """Turns whose count has led to nothing yet."""
         self._start_soon, self._escrow, self._on_turn = start_soon, escrow, on_turn
@@ -414,7 +415,8 @@ class SessionWork:
             await self.report(CountFailed(order.turn, *TOO_MUCH, wait_s))
             return
         self._unrewarded.add(order.turn)
-        news, prompt = await counted(self._engine, order, record.session, record.granted.n_ctx)
+        async with self._compiling.turn_of(self._turns_go_to(record)):
+            news, prompt = await counted(self._engine, order, record.session, record.granted.n_ctx)
         self._prompts[order.turn] = prompt
         await self.report(news)
 
@@ -422,14 +424,19 @@ class SessionWork:
         record = self._record
         if record is None:
             return
-        if order.turn in self._unrewarded:
-            self._unrewarded.remove(order.turn)
-            self._unpaid.paid(self._origin, self._payer(record))
+
+        async def report(value: Any) -> None:
+            # From here on it is no work for nothing. Not before: in a free session nothing is paid for it.
+            if isinstance(value, GenTokens) and order.turn in self._unrewarded:
+                self._unrewarded.remove(order.turn)
+                self._unpaid.paid(self._origin, self._payer(record))
+            await self.report(value)
+
         # One at a time: the run before may still be releasing its slot of the engine.
         async with self._calls.setdefault(order.turn, trio.Lock()):
             requester = Requester(record.session, self._turns_go_to(record))
             prompt = self._prompts.get(order.turn, _NO_PROMPT)
-            await generate(self._engine, order, prompt, requester, limits=self._limits, report=self.report)
+            await generate(self._engine, order, prompt, requester, limits=self._limits, report=report)
 
     def _turns_go_to(self, record: OpenSession) -> Origin:
         """Slots of the engine go round by payer where a session is paid, else by where the client is."""

@@ -1,14 +1,18 @@
-"""``UnpaidWork``: how much a host does for a payer, and for an origin, before anything is paid.
+"""``UnpaidWork``: how much a host does for a payer, and for an origin, before anything is paid;
+``CompileTurns``: whose prompt is compiled next.
 
 To count a prompt is work: a template runs, a schema is compiled. Whoever has prompts counted that lead to
 nothing (one that is refused, a quote that is not paid, a turn that is cancelled first) is let wait. For a
-prompt that an engine then answers, its place is given back. Pure.
+prompt that an engine then answers, its place is given back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Final
+
+import trio
 
 from p2pnode.bounded import BoundedMap, TokenBucket
 from p2pnode.shares import Origin
@@ -45,3 +49,27 @@ class UnpaidWork:
         yield self._buckets.use(origin.near, lambda: TokenBucket(ORIGIN_PER_S, ORIGIN_BURST))
         if payer is not None:
             yield self._buckets.use(payer.near, lambda: TokenBucket(PAYER_PER_S, PAYER_BURST))
+
+
+class CompileTurns:
+    """Who may have a prompt compiled: a payer, or an origin that doesn't pay, has one at a time.
+
+    An engine compiles one prompt after another. So a stranger's prompts wait for one another, and everybody
+    else's waits for at most one of each stranger.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[str, trio.Lock] = {}
+        """Of those who have, or wait for, a turn."""
+
+    @asynccontextmanager
+    async def turn_of(self, who: Origin) -> AsyncIterator[None]:
+        """Wait until the earlier prompts of ``who`` are compiled."""
+        lock = self._locks.setdefault(who.near, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            # A lock that others wait for is theirs already. One that nobody holds is forgotten.
+            if not lock.locked():
+                self._locks.pop(who.near, None)

@@ -349,7 +349,8 @@ def proved(
 def hand_over(request: Resume, session: OpenSession, *, holder: object, effects: Effects) -> Refuse | None:
     """Take the last voucher of a client that lost its memory; the session then ends.
 
-    It pays for no more than was sent and for no less than was paid before. What it leaves unpaid is lost to
+    It pays for no more than was sent or quoted and for no less than was paid before: a voucher for an input
+    may have been lost on its way. What it leaves unpaid is lost to
     the host, as when the client had not come back, and so nothing more is served.
     """
     channel, voucher = session.channel, request.voucher
@@ -358,7 +359,7 @@ def hand_over(request: Resume, session: OpenSession, *, holder: object, effects:
     meter = session.meter
     if (voucher.seq, voucher.tokens_in, voucher.tokens_out) != (
         min(voucher.seq, meter.seq),
-        min(voucher.tokens_in, meter.tokens_in),
+        min(voucher.tokens_in, meter.tokens_in + sum(channel.quoted.values())),
         min(voucher.tokens_out, meter.tokens_out),
     ):
         return Refuse(code="bad_request", detail="a voucher for more than was sent in this session")

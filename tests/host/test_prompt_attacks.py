@@ -13,18 +13,21 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.host.unpaid_work import ORIGIN_BURST, ORIGIN_PER_S, PAYER_BURST, UnpaidWork
+from p2pnode.host.unpaid_work import ORIGIN_BURST, ORIGIN_PER_S, PAYER_BURST, CompileTurns, UnpaidWork
 from p2pnode.models.manifest import scripted_model_id
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.inference.messages import (
     CODEC,
     Accept,
+    Cancel,
     ChatMessage,
     Close,
+    Done,
     Error,
     Open,
     Part,
     PromptBody,
+    Quote,
     ResponseFormat,
     SamplingParams,
     Tool,
@@ -36,6 +39,8 @@ from tests.host.support import attack, attacker, frame, honest_answer
 from tests.node.world import Member, scripted_host, world
 
 OPEN = Open(model=scripted_model_id(), salt=bytes(32), holder=bytes(16))
+AT_ONCE = 4
+"""Turns of one session: as many as the scripted engine has slots."""
 ASKED = PromptBody(
     messages=(ChatMessage.of("user", "hi"),), sampling=SamplingParams(tokens_max=8), seed=bytes(16)
 )
@@ -175,6 +180,50 @@ async def test_who_has_prompts_counted_for_nothing_is_let_wait_and_others_are_no
             await trio.sleep(2)
             assert (await _answer(channel, ORIGIN_BURST + 300, body))[-1].code == "bad_request"
             await channel.send([Close()])
+
+
+async def test_who_has_prompts_counted_and_cancels_them_is_let_wait_in_a_free_session_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(prefill_tokens_per_s=1.0)])
+        async with _session(w, host) as (_, channel):
+            codes: list[str] = []
+            for first in range(1, 2 * ORIGIN_BURST, AT_ONCE):
+                turns = range(first, first + AT_ONCE)
+                for turn in turns:
+                    await channel.send(prompt_parts(turn, encode(ASKED)))
+                ended = 0
+                while ended < AT_ONCE:
+                    message = await _next(channel)
+                    ended += isinstance(message, Done | Error)
+                    codes += [message.code] if isinstance(message, Error) else []
+                    if isinstance(message, Quote):
+                        await channel.send([Cancel(turn=message.turn)])
+            assert set(codes) == {"rate_limited"}
+            await channel.send([Close()])
+
+
+async def test_the_prompts_of_one_wait_for_one_another_and_not_those_of_others(
+    autojump_clock: MockClock,
+) -> None:
+    turns, compiler, done = CompileTurns(), trio.Lock(), list[str]()
+
+    async def compiled(name: str) -> None:
+        async with turns.turn_of(Origin(name, name)), compiler:
+            await trio.sleep(1)
+        done.append(name)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(compiled, "stranger")
+        await trio.sleep(0.5)
+        nursery.start_soon(compiled, "honest")
+        with trio.move_on_after(0.1) as gives_up:
+            await compiled("stranger")
+        assert gives_up.cancelled_caught
+    assert done.index("honest") <= 2  # after the one that is compiled, and at most one that waits
+    assert done.count("stranger") == 20
 
 
 def test_a_count_that_leads_to_an_answer_costs_no_share() -> None:

@@ -676,6 +676,19 @@ def test_a_live_session_is_not_ended_by_a_voucher_for_other_than_it_may_be(chang
     assert session.holder is None  # it lingers on
 
 
+def test_a_new_process_hands_over_the_pay_for_an_input_that_was_lost_on_its_way() -> None:
+    pair = restarts()
+    pair.ask(ask())
+    pair.deliver_to_host()
+    pair.count()
+    pair.deliver_to_client()
+    pair.to_host.clear()
+    host, client = lost_client(pair)
+    said, _ = exchange(host, client)
+    assert [each.voucher for each in said if isinstance(each, Paid)] == [pair.signed[-1]]
+    assert pair.signed[-1].tokens_in == 15
+
+
 def test_a_live_session_that_was_handed_over_serves_nothing_more() -> None:
     """Else a client could have a window for nothing as often as it likes: the host loses one, once."""
     pair = serving(40)
