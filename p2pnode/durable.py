@@ -10,7 +10,6 @@ file holds, and what its words are, its owner says with a :class:`FileFormat`.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sqlite3
 import tempfile
@@ -24,6 +23,7 @@ import structlog
 import trio
 
 from p2pnode.errors import StorageError
+from p2pnode.files import locked
 
 T = TypeVar("T")
 ContextT = TypeVar("ContextT")
@@ -440,18 +440,6 @@ def run_script(db: sqlite3.Connection, script: str) -> None:
     if statement.strip():
         msg = f"a statement of a script has no end: {statement.strip()[:80]}"
         raise ValueError(msg)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time looks whether a file is there. What it made is durable when it lets go."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def trouble_of(error: Exception) -> Trouble:

@@ -8,10 +8,12 @@ other tasks running, it is handed to :func:`off_the_loop`.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -134,6 +136,18 @@ def read_secret_or_none(path: Path) -> str | None:
     """Read a secret as :func:`read_text_or_none` does, and close it to others where they could read it."""
     close_to_others(path)
     return read_text_or_none(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time looks whether a file is there. What it made is durable when it lets go."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 async def off_the_loop(work: Callable[[], T], *, in_thread: bool = True) -> T:

@@ -16,9 +16,8 @@ from typing import Any, Final
 
 import structlog
 
-from p2pnode.durable import locked
 from p2pnode.errors import ConfigError
-from p2pnode.files import read_secret_or_none, write_private
+from p2pnode.files import locked, read_secret_or_none, write_private
 from p2pnode.ids import ModelId, PeerId, SessionId
 
 log = structlog.get_logger()

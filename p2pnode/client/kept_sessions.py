@@ -173,7 +173,8 @@ class KeptSessions:
     """Of one client. ``keep_s`` is for how long sessions are to be kept that this client leaves."""
 
     def __init__(self, runtime: Runtime, *, in_thread: bool, keep_s: int, remember: bool) -> None:
-        self._runtime, self._in_thread, self.keep_s = runtime, in_thread, keep_s
+        # What is in memory only needs no thread, for which a mock clock would not wait.
+        self._runtime, self._in_thread, self.keep_s = runtime, in_thread and remember, keep_s
         self._free = FreeSessions(runtime.data.free_sessions if remember else None)
 
     def has(self, peer: PeerId, model: ModelId) -> bool:

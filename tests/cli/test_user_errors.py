@@ -214,7 +214,7 @@ def test_too_many_stop_texts(data_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ask",), "Missing argument"),
+        (("ask",), "give a question, or a conversation with --messages"),
         (("ask", "hello", "--colour"), "No such option"),
         (("ask", "hello", "--seed", "x"), "valid integer"),
         (("frobnicate",), "No such command"),
