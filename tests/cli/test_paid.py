@@ -34,9 +34,8 @@ def test_a_client_without_ether_asks_pays_and_sees_every_unit(
     data_dir: Path, paid_host: Program, profile: Path
 ) -> None:
     give(profile, wallet(data_dir), usdc="1")
-    ran = ask(
-        data_dir, "hello", "--peer", paid_host.multiaddr, "--chain", profile, "--json", "--max-tokens", 40
-    )
+    flags = ("--peer", paid_host.multiaddr, "--chain", profile, "--json", "--max-tokens", 40)
+    ran = ask(data_dir, "hello", *flags, "--close")
     assert ran.code == 0, ran
     (signing,), (done,) = ran.named("signing"), ran.named("done")
     assert signing["session_fee"] == FEE
@@ -68,7 +67,8 @@ def test_a_session_that_was_settled_is_not_closed_again(
     data_dir: Path, paid_host: Program, profile: Path
 ) -> None:
     give(profile, wallet(data_dir), usdc="1")
-    assert ask(data_dir, "hi", "--peer", paid_host.multiaddr, "--chain", profile, "--max-tokens", 3).code == 0
+    flags = ("--peer", paid_host.multiaddr, "--chain", profile, "--max-tokens", 3)
+    assert ask(data_dir, "hi", *flags, "--close").code == 0
     wait_settled(data_dir, profile)
     (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).named("session")
     closed = run(
@@ -121,7 +121,7 @@ def test_a_host_at_work_says_what_it_serves_and_earns_and_status_adds_it_up(
     give(profile, wallet(tmp_path / "payer"), usdc="1")
     prices = ("--price-out", "0.5", "--session-fee", "0.01", "--chain", profile)
     with join(tmp_path, "h", *prices) as host:
-        asked = ("--peer", host.multiaddr, "--chain", profile, "--max-tokens", 10)
+        asked = ("--peer", host.multiaddr, "--chain", profile, "--max-tokens", 10, "--close")
         for _ in range(2):
             assert ask(tmp_path / "payer", "hello", *asked).code == 0
         for number in (1, 2):

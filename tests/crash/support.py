@@ -65,10 +65,10 @@ class CrashWorld:
         return Party(data, wallet, values)
 
     async def host(self, name: str = "host") -> Party:
-        """A host with ether for its gas."""
+        """A host with ether for its gas. It keeps no session that a client left: it settles it at once."""
         return await self.party(
             name, ether=ETHER, models=["scripted"], listen=[LISTEN],
-            price_in=PRICE_IN, price_out=PRICE_OUT, session_fee=FEE,
+            price_in=PRICE_IN, price_out=PRICE_OUT, session_fee=FEE, keep_hours=0,
         )  # fmt: skip
 
     async def client(self, name: str = "client") -> Party:
