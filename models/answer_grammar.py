@@ -10,11 +10,14 @@ Pure.
 from __future__ import annotations
 
 import json
+from typing import Final
 
 from p2pnode.models.answer import ToolFormat
 from p2pnode.models.grammar import Grammar, GrammarError, Rule, Symbol, letters
-from p2pnode.models.json_schema import add_object, add_schema
+from p2pnode.models.json_schema import add_object, add_schema, check_schema
 from p2pnode.protocols.inference.messages import PromptBody, Tool
+
+_RESPONSE_FORMAT: Final = "the schema of the response format"
 
 
 def answer_grammar(
@@ -50,6 +53,19 @@ def answer_grammar(
     return grammar
 
 
+def check_answer_form(body: PromptBody) -> None:
+    """Check that hosts can force the answer's form, and that the tools' parameters are schemas.
+
+    For a client, before it looks for a host. What depends on a model's template is left to hosts, and so is
+    a grammar in an engine's own notation. Raises ``GrammarError``.
+    """
+    if body.response_format.kind == "json_schema":
+        add_schema(Grammar(), body.response_format.body, _RESPONSE_FORMAT)
+    for tool in body.tools:
+        if tool.parameters:
+            check_schema(tool.parameters, f"the parameters of {tool.name}")
+
+
 def _content(grammar: Grammar, body: PromptBody) -> Rule | None:
     match body.response_format.kind:
         case "text":
@@ -57,7 +73,7 @@ def _content(grammar: Grammar, body: PromptBody) -> Rule | None:
         case "json_object":
             return add_object(grammar)
         case "json_schema":
-            return add_schema(grammar, body.response_format.body, "the schema of the response format")
+            return add_schema(grammar, body.response_format.body, _RESPONSE_FORMAT)
         case "grammar":
             msg = "this engine takes no grammar of its own notation: send a JSON schema"
             raise GrammarError(msg)

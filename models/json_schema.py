@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from p2pnode.models.grammar import Grammar, GrammarError, Letters, Rule, Symbol, letters
-from p2pnode.models.pattern import pattern_rule
+from p2pnode.models.pattern import BrokenPatternError, pattern_rule
 
 ITEMS_MAX: Final = 1000
 """The highest ``minItems``, ``maxItems``, ``minLength`` and ``maxLength``."""
@@ -47,6 +47,14 @@ _OF_TYPE: Final[Mapping[str, frozenset[str]]] = {
     "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}),
 }
 _COMBINED: Final = ("anyOf", "oneOf", "allOf", "$ref")
+_INNER_NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_INNER: Final = (
+    *_INNER_NAMED, "items", "prefixItems", "additionalItems", "additionalProperties", "propertyNames",
+    "contains", "anyOf", "oneOf", "allOf", "not", "if", "then", "else",
+)  # fmt: skip
+"""Words whose values are schemas, or hold some."""
+_PLACE_MAX: Final = 80
+"""Letters of a place that an error names."""
 _HEX: Final = letters("09", "af", "AF")
 _DIGIT: Final = letters("09")
 _NOT_ZERO: Final = letters("19")
@@ -70,6 +78,21 @@ def add_schema(grammar: Grammar, text: str, where: str) -> Rule:
         msg = f"{where} is too deep, or refers to itself and to nothing else"
         raise GrammarError(msg) from error
     return rule
+
+
+def check_schema(text: str, where: str) -> None:
+    """Check the schema ``text`` of a tool's parameters, which may say more than a grammar can force.
+
+    ``where`` names it in errors. Raises ``GrammarError`` for a type or a pattern that is none.
+    """
+    compiler = _Compiler(Grammar(), True, where)
+    try:
+        compiler.check(json.loads(text), "#")
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, GrammarError):
+            raise
+        msg = f"{where} is no JSON: {error}"
+        raise GrammarError(msg) from error
 
 
 def add_object(grammar: Grammar) -> Rule:
@@ -110,6 +133,30 @@ class _Compiler:
         kinds = self._types(schema, at)
         rules = [self._of_type(kind, schema, at, depth) for kind in kinds]
         return rules[0] if len(rules) == 1 else self._grammar.rule(*[(rule,) for rule in rules])
+
+    def check(self, schema: Any, at: str) -> None:
+        """Refuse what is no schema, and types and patterns that mean nothing, here and in what is inside."""
+        if isinstance(schema, bool):
+            return
+        if not isinstance(schema, Mapping):
+            self._refuse(at, "is no schema: it must be an object")
+        self._types(schema, at)
+        if "pattern" in schema:
+            try:
+                self._string({"pattern": schema["pattern"]}, at)
+            except GrammarError as error:
+                if not isinstance(schema["pattern"], str) or isinstance(error.__cause__, BrokenPatternError):
+                    raise
+        for word in _INNER:
+            inner = schema.get(word)
+            if word in _INNER_NAMED and isinstance(inner, Mapping):
+                for name, each in inner.items():
+                    self.check(each, f"{at}/{word}/{name}")
+            elif isinstance(inner, list):
+                for index, each in enumerate(inner):
+                    self.check(each, f"{at}/{word}/{index}")
+            elif isinstance(inner, Mapping):
+                self.check(inner, f"{at}/{word}")
 
     def _types(self, schema: Schema, at: str) -> Sequence[str]:
         given = schema.get("type")
@@ -455,7 +502,8 @@ class _Compiler:
         try:
             return self._grammar.rule(('"', *pattern_rule(self._grammar, pattern, anything), '"'))
         except GrammarError as error:
-            self._refuse(at, str(error))
+            msg = f"{self._where} at {at[:_PLACE_MAX]} {error}"
+            raise GrammarError(msg) from error
 
     def _formatted(self, form: str) -> Rule:
         grammar = self._grammar
@@ -591,7 +639,7 @@ class _Compiler:
         return value
 
     def _refuse(self, at: str, why: str) -> NoReturn:
-        msg = f"{self._where} at {at[:80]} {why}"
+        msg = f"{self._where} at {at[:_PLACE_MAX]} {why}"
         raise GrammarError(msg)
 
 

@@ -4,6 +4,7 @@ The common part of ECMA-262's and Python's expressions: letters, classes, ``.``,
 quantifiers ``* + ? {m} {m,} {m,n}``, with ``^`` at the beginning and ``$`` at the end. Without an anchor any
 letters may stand on that side. What else there is (looking around, references back, word borders) is refused
 by name. Control letters, and ``"`` and a backslash out of a class, are never made: a subset is allowed.
+What is no expression in either of the two raises ``BrokenPatternError``.
 
 Pure.
 """
@@ -26,6 +27,10 @@ _NEVER: Final = (("\x00", "\x1f"), ('"', '"'), ("\\", "\\"), ("\ud800", "\udfff"
 """What a JSON string does not hold as it stands."""
 _SPECIAL: Final = frozenset("^$\\.*+?()[]{}|/-")
 Span = tuple[str, str]
+
+
+class BrokenPatternError(GrammarError):
+    """It is no regular expression, whoever reads it."""
 
 
 def pattern_rule(grammar: Grammar, pattern: str, anything: Symbol) -> tuple[Symbol, ...]:
@@ -51,7 +56,7 @@ class _Parser:
             self._refuse_top_alternatives()
         made = self._alternatives()
         if self._at < self._end:
-            self._refuse("a bracket that closes nothing")
+            self._blame("a bracket that closes nothing")
         return made
 
     def _refuse_top_alternatives(self) -> None:
@@ -130,7 +135,7 @@ class _Parser:
         if letter in "^$":
             self._refuse("an anchor in its middle")
         if letter in "*+?{)":
-            self._refuse(f"{letter!r} where nothing stands before it")
+            self._blame(f"{letter!r} where nothing stands before it")
         if letter == "(":
             return self._group()
         if letter == "[":
@@ -146,7 +151,7 @@ class _Parser:
             self._at += 2
         made = self._alternatives()
         if self._at >= self._end:
-            self._refuse("a bracket that is not closed")
+            self._blame("a bracket that is not closed")
         self._at += 1
         return made
 
@@ -170,7 +175,7 @@ class _Parser:
                 if high == "\\":
                     high = chr(self._escape().ranges[0][0])
             if high < letter:
-                self._refuse("a range that is none")
+                self._blame("a range that is none")
             spans.append((letter, high))
         if negated:
             return self._letter(Letters((*_codes(spans), *_codes(_NEVER)), negated=True))
@@ -217,9 +222,13 @@ class _Parser:
 
     def _next(self) -> str:
         if self._at >= self._end:
-            self._refuse("an end where more is expected")
+            self._blame("an end where more is expected")
         self._at += 1
         return self._pattern[self._at - 1]
+
+    def _blame(self, what: str) -> NoReturn:
+        msg = f"has a pattern with {what}: mend it"
+        raise BrokenPatternError(msg)
 
     def _refuse(self, what: str) -> NoReturn:
         msg = f"has a pattern with {what}, which no grammar can force here"

@@ -203,9 +203,9 @@ def prompt_options(
     tool: list[Path] | None, tool_choice: str, schema: Path | None, answer_format: str
 ) -> dict[str, Any]:
     """What the flags say of tools and of the answer's form. Raises ``UsageError`` that names the flag."""
-    from p2pnode.client.question import tools_of
+    from p2pnode.client.question import check_question, tools_of
     from p2pnode.errors import UsageError
-    from p2pnode.protocols.inference.messages import ResponseFormat
+    from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, ResponseFormat
 
     given: list[Any] = []
     for path in tool or ():
@@ -219,22 +219,30 @@ def prompt_options(
     form = ResponseFormat(kind="json_object") if answer_format == "json" else ResponseFormat()
     if schema is not None:
         form = ResponseFormat(kind="json_schema", body=json.dumps(_json_of(schema, "--schema")))
-    named = tool_choice in ("auto", "none", "required")
-    return {
-        "tools": tools,
-        "tool_choice": tool_choice if named else f"name:{tool_choice}",
-        "response_format": form,
-    }
+    choice = tool_choice if tool_choice in ("auto", "none", "required") else f"name:{tool_choice}"
+    # Each flag by itself, and before a node starts: hosts would say the same, later.
+    body = PromptBody(messages=(ChatMessage.of("user", "?"),), seed=bytes(16), tools=tools)
+    with blaming("--tool"):
+        check_question(body)
+    with blaming("--tool-choice"):
+        check_question(replace(body, tool_choice=choice))
+    with blaming("--schema"):
+        check_question(replace(body, response_format=form))
+    return {"tools": tools, "tool_choice": choice, "response_format": form}
 
 
 def _json_of(path: Path, flag: str) -> Any:
     from p2pnode.errors import UsageError
+    from p2pnode.protocols.inference.prompt_rules import JSON_DEPTH_MAX
 
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{flag}: {path} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        msg = f"{flag}: {path} is nested deeper than {JSON_DEPTH_MAX} levels, the most that is taken"
+        raise UsageError(msg) from error
+    except ValueError as error:
         raise UsageError(f"{flag}: {path} is no JSON: {error}") from error
 
 

@@ -27,8 +27,10 @@ from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError, ProtocolError
 from p2pnode.ids import ModelId, pasted
+from p2pnode.models.answer_grammar import check_answer_form
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.generic_form import generic_messages, uses_tools
+from p2pnode.models.grammar import GrammarError
 from p2pnode.models.local_models import installed
 from p2pnode.models.manifest import SCRIPTED, Manifest, parse_model_id, scripted_model_id
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
@@ -46,7 +48,7 @@ from p2pnode.protocols.inference.messages import (
     Tool,
     ToolCall,
 )
-from p2pnode.protocols.inference.prompt_rules import check_prompt
+from p2pnode.protocols.inference.prompt_rules import JSON_DEPTH_MAX, check_prompt
 from p2pnode.protocols.wire import decode_record, encode
 
 ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
@@ -185,6 +187,8 @@ def tools_of(given: Sequence[Mapping[str, Any]]) -> tuple[Tool, ...]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         msg = 'each tool is {"name": …, "description": …, "parameters": a JSON Schema of an object}'
         raise ConfigError(msg) from error
+    except RecursionError as error:
+        raise ConfigError(f"a tool nests deeper than {JSON_DEPTH_MAX} levels") from error
 
 
 def _is_text(text: str) -> bool:
@@ -224,6 +228,16 @@ class Estimate:
     candidate: Candidate
     turn: TurnBound
     cost: CostBound
+
+
+def check_question(body: PromptBody) -> None:
+    """Check all of a prompt that can be checked here. Raises ``ConfigError`` where no host would take it."""
+    try:
+        check_prompt(body)
+        decode_record(PromptBody, encode(body))
+        check_answer_form(body)
+    except (ProtocolError, GrammarError) as error:
+        raise ConfigError(str(error)) from error
 
 
 class Questions:
@@ -333,11 +347,7 @@ class Questions:
             # A day, and not the second: a host needs to know no more, and its cache stays good for the day.
             now=int(self._runtime.now()) // _DAY_S * _DAY_S,
         )
-        try:
-            check_prompt(body)
-            decode_record(PromptBody, encode(body))
-        except ProtocolError as error:
-            raise ConfigError(str(error)) from error
+        check_question(body)
         if body.tools and known.manifest is None and known.model != scripted_model_id():
             msg = (
                 "tools go only to models of the catalogue, for what a host may bill for them is unknown "

@@ -9,6 +9,7 @@ import json
 import re
 from base64 import b32encode
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from p2pnode.errors import ProtocolError
@@ -89,8 +90,8 @@ def _check_messages(body: PromptBody) -> None:
             if part.kind == "text" and (part.data or part.mime):
                 _refuse(f"message {index + 1} has a part that is text and carries data")
         for call in message.tool_calls:
-            value, _, depth = _measured(call.arguments, f"the arguments of {call.name}")
-            if not isinstance(value, dict) or depth > JSON_DEPTH_MAX:
+            value, _, deepest = _measured(call.arguments, f"the arguments of {call.name}")
+            if not isinstance(value, dict) or deepest.depth > JSON_DEPTH_MAX:
                 _refuse(f"the arguments of {call.name} are an object of JSON, at most {JSON_DEPTH_MAX} deep")
 
 
@@ -105,39 +106,63 @@ def _check_json(body: PromptBody) -> None:
         _refuse(f"the schemas of a prompt have more than {JSON_BYTES_MAX} bytes together: make them shorter")
     nodes = 0
     for what, text in texts:
-        value, count, depth = _measured(text, what)
+        value, count, deepest = _measured(text, what)
         nodes += count
         if not isinstance(value, dict):
             _refuse(f"{what} is no JSON Schema: it must be an object")
-        if depth > JSON_DEPTH_MAX:
-            _refuse(f"{what} is {depth} levels deep: at most {JSON_DEPTH_MAX} are taken")
+        if deepest.depth > JSON_DEPTH_MAX:
+            _refuse(
+                f"{what} at {deepest.pointer} is {deepest.depth} levels deep: at most {JSON_DEPTH_MAX} are "
+                "taken"
+            )
         if nodes > JSON_NODES_MAX:
             _refuse(
-                f"the schemas of a prompt have more than {JSON_NODES_MAX} values together: make them smaller"
+                f"with {what} the schemas of a prompt have more than {JSON_NODES_MAX} values together: make "
+                "them smaller"
             )
 
 
-def _measured(text: str, what: str) -> tuple[Any, int, int]:
-    """The JSON value of ``text``, how many values are in it, and how deep the deepest stands."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value of JSON stands."""
+
+    depth: int
+    name: object = ""
+    within: _Place | None = None
+
+    @property
+    def pointer(self) -> str:
+        """As JSON Schema writes it, cut after 80 letters."""
+        names: list[str] = []
+        place = self
+        while place.within is not None:
+            names.append(str(place.name))
+            place = place.within
+        return "/".join(("#", *reversed(names)))[:80]
+
+
+def _measured(text: str, what: str) -> tuple[Any, int, _Place]:
+    """The JSON value of ``text``, how many values are in it, and where the deepest stands."""
     try:
         value = json.loads(text, parse_constant=_no_number)
     except RecursionError:
-        _refuse(f"{what}: they nest deeper than {JSON_DEPTH_MAX} levels")
+        _refuse(f"{what}: nested deeper than {JSON_DEPTH_MAX} levels, the most that is taken")
     except ValueError as error:
         raise ProtocolError(f"{what}: no JSON ({error})") from error
-    count, deepest, waiting = 0, 0, [(value, 1)]
+    deepest = _Place(1)
+    count, waiting = 0, [(value, deepest)]
     while waiting:
-        each, depth = waiting.pop()
-        count, deepest = count + 1, max(deepest, depth)
-        waiting += [(inner, depth + 1) for inner in _inner(each)]
+        each, place = waiting.pop()
+        count, deepest = count + 1, max(deepest, place, key=lambda one: one.depth)
+        waiting += [(inner, _Place(place.depth + 1, name, place)) for name, inner in _inner(each)]
     return value, count, deepest
 
 
-def _inner(value: Any) -> Iterator[Any]:
+def _inner(value: Any) -> Iterator[tuple[object, Any]]:
     if isinstance(value, dict):
-        yield from value.values()
+        yield from value.items()
     elif isinstance(value, list):
-        yield from value
+        yield from enumerate(value)
 
 
 def _no_number(name: str) -> float:

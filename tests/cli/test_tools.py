@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +119,27 @@ def test_files_that_hold_something_else_are_named(data_dir: Path, files: Any) ->
         ("--tool", {"description": "x"}, "each tool is"),
         ("--schema", [1], "it must be an object"),
         ("--schema", {"items": [[[]] * 5000]}, "4096 values"),
+        ("--schema", nested(500), "levels deep: at most 32 are taken"),
+        ("--schema", '{"items":' * 90_000 + "{}" + "}" * 90_000, "deeper than 32 levels"),
+        ("--schema", {"items": {"type": "strng"}}, 'at #/items has the type "strng": known are string,'),
+        ("--schema", {"type": "string", "pattern": "(a"}, "a bracket that is not closed"),
+        ("--schema", {"maxLength": 2000}, "'maxLength' of 2000: at most 1000"),
+        (
+            "--tool",
+            {"name": "f", "parameters": {"properties": {"x": {"type": "strng"}}}},
+            "f at #/properties/x",
+        ),
+        ("--tool", {"name": "f", "parameters": nested(500)}, "levels deep: at most 32 are taken"),
+        ("--tool", {"name": "f", "parameters": {"items": {"pattern": "a)"}}}, "closes nothing: mend it"),
         ("--messages", {}, "no list of messages"),
         ("--messages", [{"role": "wizard", "content": "x"}], "each message is"),
     ):
         ran = ask(data_dir, "hi", "--no-mdns", flag, files("x.json", content))
         assert (ran.code, why in ran.err) == (2, True), (flag, ran.err)
+
+
+def nested(depth: int) -> Any:
+    return {"items": nested(depth - 1)} if depth > 1 else {}
 
 
 def test_nothing_to_ask_is_said(data_dir: Path) -> None:
@@ -188,3 +207,85 @@ def test_a_call_of_the_real_model_goes_on_when_its_host_is_killed_and_its_result
         ran = run("ask", *common, "--messages", files("m", said), "--max-tokens", 60, "--json")
         assert ran.code == 0, ran.err
         assert [event["event"] for event in ran.events if event["event"] in ("text", "tool_call")]
+
+
+def text(least: int) -> dict[str, Any]:
+    """Texts that are long enough for a host to be killed in one."""
+    return {"type": "string", "minLength": least, "maxLength": least + 20}
+
+
+def record(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+LONG_SCHEMAS: dict[str, Any] = {
+    "a record of texts": record(title=text(40), body=text(80), year={"type": "integer", "minimum": 1900}),
+    "a list of records": {
+        "type": "array",
+        "items": record(name=text(10), legs={"type": "integer", "minimum": 0, "maximum": 8}),
+        "minItems": 6,
+        "maxItems": 7,
+    },
+    "a choice by a tag, by reference": {
+        "$defs": {
+            "letter": record(kind={"const": "letter"}, text=text(120)),
+            "parcel": record(kind={"const": "parcel"}, label=text(60), content=text(60)),
+        },
+        "oneOf": [{"$ref": "#/$defs/letter"}, {"$ref": "#/$defs/parcel"}],
+    },
+    "numbers and dates": {
+        "type": "array",
+        "items": record(
+            day={"type": "string", "format": "date"},
+            degrees={"type": "number", "minimum": -90, "maximum": 90},
+        ),
+        "minItems": 8,
+        "maxItems": 8,
+    },
+}
+
+
+@pytest.mark.long
+def test_answers_of_the_real_model_fit_their_schemas_when_their_hosts_are_killed_in_the_middle(
+    tmp_path: Path, files: Any, record_property: Callable[[str, object], None]
+) -> None:
+    model, flags = "smollm2-135m-instruct", ("--threads", 1)
+    ended: Counter[str] = Counter()
+    with ExitStack() as stack:
+        one = stack.enter_context(join(tmp_path, "a", *flags, model=model))
+        two = stack.enter_context(join(tmp_path, "b", *flags, "--bootstrap", one.multiaddr, model=model))
+        hosts = {"a": one, "b": two}
+        for number, (name, schema) in enumerate(LONG_SCHEMAS.items()):
+            asked: list[object] = ["ask", f"Give me an example of {name} as JSON.", "--model", model]
+            asked += ["--no-mdns", "--temperature", 0, "--max-tokens", 400, "--data-dir", tmp_path / "c"]
+            asked += ["--schema", files(f"{number}.json", schema)]
+            for host in hosts.values():
+                asked += ["--bootstrap", host.multiaddr]
+            with start(tmp_path, f"ask {number}", asked) as asking:
+                asking.wait_event("text", count=2 + number)
+                peer = asking.wait_event("host")["peer"]
+                (killed,) = [key for key, host in hosts.items() if host.ready["peer_id"] == peer]
+                hosts[killed].kill()
+                (other,) = [host for key, host in hosts.items() if key != killed]
+                assert asking.wait(90) == 0, asking.err
+                done = asking.wait_event("done")
+                moved = asking.wait_event("failover")
+            first, second = done["bill"]
+            assert moved["to"] == done["host"] == other.ready["peer_id"]
+            assert first["tokens_out"] == moved["held"] > 0
+            assert first["tokens_out"] + second["tokens_out"] == done["tokens_out"]
+            assert second["tokens_in"] == first["tokens_in"] + first["tokens_out"]
+            ended[done["reason"]] += 1
+            if done["reason"] == "stop":
+                said = "".join(event["text"] for event in asking.events if event["event"] == "text")
+                jsonschema.validate(json.loads(said), schema)
+            again = join(tmp_path, killed, *flags, "--bootstrap", other.multiaddr, model=model)
+            hosts[killed] = stack.enter_context(again)
+    record_property("answers", dict(ended))
+    assert set(ended) <= {"stop", "length"}
+    assert ended["stop"] >= len(LONG_SCHEMAS) - 1, dict(ended)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,8 +25,9 @@ from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.renderer import Renderer
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
-from tests.client.failing import ONE_BY_ONE, meet, seeds
+from tests.client.failing import ONE_BY_ONE, meet, seeds, serving
 from tests.models import chat_templates
+from tests.models.schemas import SCHEMAS
 from tests.models.vectors import SMALL
 from tests.node.world import Member, World, scripted_host, world
 
@@ -184,6 +186,70 @@ async def test_a_schema_shapes_an_answer_across_a_host_that_dies(autojump_clock:
         jsonschema.validate(json.loads(answer.text), schema)
 
 
+def forced(name: str) -> dict[str, Any]:
+    """What makes an answer fit a schema: as its form or, for ``call: …``, as the arguments of a tool."""
+    kind, _, named = name.rpartition(": ")
+    if kind:
+        return {"tools": tools_of([{"name": "f", "parameters": SCHEMAS[named]}]), "tool_choice": "required"}
+    return {"response_format": ResponseFormat(kind="json_schema", body=json.dumps(SCHEMAS[named]))}
+
+
+async def killed_anywhere(names: Iterable[str], rng: random.Random) -> int:
+    """Each answer is given by one host, and again by two of which the first dies in its middle.
+
+    Returns how many died: where an answer is one token long none does.
+    """
+    died = 0
+    async with stage(2, script=None, tokens_per_s=50.0) as (w, members, client):
+        for name in names:
+            options = ChatOptions(model=SCRIPTED, sampling=GREEDY, **forced(name))
+            one = client.answer("Hello", options)
+            expected = whole(await heard(one))
+            answer = client.answer("Hello", options)
+            at, said = rng.randrange(1, max(2, len(one.ids) - 1)), []
+            async for each in answer.events():
+                said.append(each)
+                if len(answer.ids) >= at and not answer.bill:
+                    w.crash(members[serving(answer, members)])
+                    at = len(one.ids) + 1
+            assert (whole(said), answer.ids) == (expected, one.ids), name
+            assert answer.usage.reason == one.usage.reason
+            assert sum(item.tokens_out for item in answer.bill) == len(one.ids)
+            for each in answer.tool_calls:
+                jsonschema.validate(json.loads(each.arguments), SCHEMAS[name.rpartition(": ")[2]])
+            if answer.usage.reason == "stop":
+                jsonschema.validate(json.loads(answer.text), SCHEMAS[name])
+            lost = [member for member in members if member.scope.cancel_called]
+            died += len(lost)
+            assert len(answer.bill) == 1 + len(lost), name
+            for member in lost:
+                members[members.index(member)] = await w.add(
+                    [scripted_host(tokens_per_s=50.0)], bootstrap=seeds(members)[:2]
+                )
+            if lost:
+                await trio.sleep(5)
+                await meet(client, members)
+    return died
+
+
+@pytest.mark.parametrize("name", ["nested", "call: weather"])
+async def test_an_answer_that_is_forced_is_what_one_host_would_have_said(
+    autojump_clock: MockClock, name: str
+) -> None:
+    assert await killed_anywhere([name], random.Random(name)) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
+async def test_answers_of_all_forms_are_what_one_host_would_have_said(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    names = list(SCHEMAS)[seed::5]
+    calls = [f"call: {name}" for name in names if SCHEMAS[name].get("type") == "object"]
+    names += calls
+    assert await killed_anywhere(names, random.Random(seed)) > len(names) // 2
+
+
 async def test_logprobs_come_one_for_each_id(autojump_clock: MockClock) -> None:
     async with stage() as (_, _, client):
         answer = client.chat("Hi", model=SCRIPTED, sampling=replace(GREEDY, tokens_max=20), logprobs=2)
@@ -247,6 +313,12 @@ def test_no_family_puts_more_into_a_prompt_than_a_client_allows_for(template: st
         ({"tools": TOOLS, "tool_choice": "name:rain"}, "none of the tools"),
         ({"tools": [{"name": "f", "parameters": {"a": ["x"] * 5000}}]}, "4096 values"),
         ({"response_format": ResponseFormat(kind="json_schema", body="[")}, "no JSON"),
+        (
+            {"response_format": ResponseFormat(kind="json_schema", body='{"type": "strng"}')},
+            'the type "strng"',
+        ),
+        ({"response_format": ResponseFormat(kind="json_schema", body='{"not": {}}')}, "at # uses 'not'"),
+        ({"tools": [{"name": "f", "parameters": {"items": {"type": 1}}}]}, "f at #/items has the type 1"),
     ],
 )
 async def test_what_no_host_would_take_is_said_before_one_is_looked_for(

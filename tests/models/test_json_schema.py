@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from random import Random
 from typing import Any
 
@@ -10,7 +11,7 @@ import jsonschema
 import pytest
 
 from p2pnode.models.grammar import Grammar, GrammarError, Matcher, spell
-from p2pnode.models.json_schema import add_schema
+from p2pnode.models.json_schema import add_schema, check_schema
 from tests.models.schemas import SCHEMAS
 
 
@@ -151,3 +152,31 @@ def test_an_enum_of_many_texts_stands_at_few_places() -> None:
         assert matcher.feed(letter)
         assert matcher.places <= 10
     assert matcher.may_end
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"not": {"type": "string"}, "patternProperties": {"^x": {"type": "integer"}}},
+        {"type": "object", "properties": {"type": {"type": ["string", "null"]}, "pattern": True}},
+        {"items": [{"pattern": r"^(?<year>\d+)\b"}, False], "dependentRequired": {"a": ["b"]}},
+        *SCHEMAS.values(),
+    ],
+)
+def test_a_tool_may_say_more_than_a_grammar_can(schema: Any) -> None:
+    check_schema(json.dumps(schema), "the parameters")
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"properties": {"a": {"items": {"type": "strng"}}}}, "at #/properties/a/items has the type"),
+        ({"anyOf": [{}, {"not": {"pattern": "a**)"}}]}, "at #/anyOf/1/not has a pattern with"),
+        ({"$defs": {"x": {"additionalProperties": {"pattern": 3}}}}, "no text"),
+        ({"properties": {"a": "text"}}, "at #/properties/a is no schema"),
+        ({"pattern": "[z-a]"}, "a range that is none: mend it"),
+    ],
+)
+def test_what_is_no_schema_at_all_is_refused_of_a_tool_too(schema: Any, why: str) -> None:
+    with pytest.raises(GrammarError, match=re.escape(why)):
+        check_schema(json.dumps(schema), "the parameters")
