@@ -36,6 +36,7 @@ from p2pnode.models.grammar import Grammar, spell
 from p2pnode.models.prompt import pieces_of
 from p2pnode.models.prompt_compiler import compile_prompt, text_of_prefix
 from p2pnode.models.renderer import ChatTemplate, Renderer
+from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import QueuedRequest, SlotQueue
 from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed, validate_sampling
@@ -194,7 +195,7 @@ class ScriptedEngine:
     async def _events(
         self, request: GenerateRequest, place: QueuedRequest, allowed: int, made: list[int]
     ) -> AsyncGenerator[EngineEvent, None]:
-        assignment = await place.wait_assigned()
+        assignment = await wait_assigned(place)
         broken, faults = self._broken, self.faults
         prompt = request.prompt_ids
         yield Started(tokens_in=len(prompt), reused=assignment.reusable)

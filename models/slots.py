@@ -5,17 +5,16 @@ its own slot again; any other key gets the least recently used free slot and sta
 caches are never shared between keys, because a shared cache leaks other users' prompts through timing.
 
 ``SlotQueue`` goes round the origins of requests, and is first come, first served within one. It also keeps
-the load figures, and estimates from them when to ask again. This module doesn't know how tokens are made.
+the load figures, and estimates from them when to ask again. Pure: who waits for a slot does so in
+``slot_wait.py``, or in a simulator. This module doesn't know how tokens are made.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import count
-
-import trio
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.errors import EngineError
@@ -36,32 +35,27 @@ class QueuedRequest:
         self.session = session
         self.prompt_ids = prompt_ids
         self.origin = origin
-        self._decided = trio.Event()
-        self._assignment: Assignment | None = None
-        self._refusal: EngineError | None = None
-
-    async def wait_assigned(self) -> Assignment:
-        """Wait for a slot. Raises ``EngineError`` where the place in the queue is lost to another origin."""
-        await self._decided.wait()
-        if self._refusal is not None:
-            raise self._refusal
-        assert self._assignment is not None  # noqa: S101 - set before the event
-        return self._assignment
+        self.assignment: Assignment | None = None
+        """What it was given; None while it waits."""
+        self.refusal: EngineError | None = None
+        """Why its place in the queue was lost to another origin."""
+        self.on_decided: Callable[[], None] = lambda: None
+        """Called once, when there is an assignment or a refusal, unless that was so from the beginning."""
 
     def refuse(self, refusal: EngineError) -> None:
         """Take its place in the queue away."""
-        self._refusal = refusal
-        self._decided.set()
+        self.refusal = refusal
+        self.on_decided()
 
     def give(self, assignment: Assignment) -> None:
         """Give it a slot."""
-        self._assignment = assignment
-        self._decided.set()
+        self.assignment = assignment
+        self.on_decided()
 
     @property
     def slot(self) -> int | None:
         """The slot's number; None while the request waits."""
-        return None if self._assignment is None else self._assignment.slot
+        return None if self.assignment is None else self.assignment.slot
 
 
 class SlotQueue:

@@ -21,6 +21,8 @@ from p2pnode.ids import PeerId
 
 Signer: TypeAlias = Callable[[bytes], bytes]
 """Signs a message: 64 bytes for Ed25519; 65 (r, s, v) over a 32-byte digest for secp256k1."""
+Recover: TypeAlias = Callable[[bytes, bytes], "bytes | None"]
+"""Gives the 20-byte address that signed a digest, or None: :func:`recover_address`, or a simulator's own."""
 
 _PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
 _HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0

@@ -2,7 +2,8 @@
 transaction.
 
 For simulations, and tests of what needs a ledger: no I/O, no clock of its own, deterministic. Signatures are
-real. A refused call costs nothing and mines nothing, as with an EVM ledger, which tries before it sends.
+real unless ``recover`` says otherwise. A refused call costs nothing and mines nothing, as with an EVM ledger,
+which tries before it sends.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from p2pnode.chain.memory.token_rules import SignatureCheck, TokenRules
 from p2pnode.contract_rules import CLAIMS_MAX
 from p2pnode.errors import ChainError
 from p2pnode.ids import SessionId
-from p2pnode.protocols.crypto import keccak256
+from p2pnode.protocols.crypto import Recover, keccak256, recover_address
 
 BLOCKS_PER_PAGE: Final = 500
 CLAIM_GAS: Final = 28_000
@@ -54,14 +55,26 @@ more."""
 class MemoryChain:
     """One market and its token. ``now`` gives epoch seconds; with a gas price, senders need ether."""
 
-    def __init__(self, domains: Domains, now: Callable[[], int], *, gas_price_wei: int = 0) -> None:
+    def __init__(
+        self,
+        domains: Domains,
+        now: Callable[[], int],
+        *,
+        gas_price_wei: int = 0,
+        recover: Recover = recover_address,
+    ) -> None:
         self.domains, self.now, self.gas_price_wei = domains, now, gas_price_wei
         self.block = 0
         self.ether: defaultdict[bytes, int] = defaultdict(int)
         self._wallets: dict[bytes, SignatureCheck] = {}
-        self._token = TokenRules(domains.token, self._wallets)
+        self._token = TokenRules(domains.token, self._wallets, recover=recover)
         self._market = MarketRules(
-            domains.market, domains.treasury, self._token, self._wallets, domains.token.contract
+            domains.market,
+            domains.treasury,
+            self._token,
+            self._wallets,
+            domains.token.contract,
+            recover=recover,
         )
         self.registry = RegistryRules(domains.market, self._market.session)
         self._events: list[LedgerEvent] = []

@@ -37,7 +37,7 @@ from p2pnode.chain.ledger import (
 from p2pnode.chain.memory.token_rules import SIGNATURE_MAX, SignatureCheck, TokenRules, require
 from p2pnode.contract_rules import CHALLENGE_S, CLAIMS_MAX, DURATION_MAX_S, SESSION_FEE_MAX, treasury_share
 from p2pnode.ids import SessionId
-from p2pnode.protocols.crypto import recover_address
+from p2pnode.protocols.crypto import Recover, recover_address
 from p2pnode.protocols.inference.messages import SessionTerms, Voucher
 from p2pnode.protocols.typed_data import (
     Domain,
@@ -71,8 +71,9 @@ class MarketRules:
 
     def __init__(
         self, domain: Domain, treasury: bytes, token: TokenRules, wallets: dict[bytes, SignatureCheck],
-        usdc: bytes,
+        usdc: bytes, *, recover: Recover = recover_address,
     ) -> None:  # fmt: skip
+        self._recover = recover
         self._domain, self._treasury, self._token = domain, treasury, token
         self._wallets, self._usdc = wallets, usdc
         self._address = domain.contract
@@ -275,7 +276,7 @@ class MarketRules:
         if voucher.amount > min(amount_due(terms, voucher.tokens_in, voucher.tokens_out), terms.deposit):
             return False
         digest = voucher_digest(self._domain, session, voucher)
-        return recover_address(digest, voucher.signature) == terms.voucher_key
+        return self._recover(digest, voucher.signature) == terms.voucher_key
 
     def _settle(
         self, session: SessionId, terms: SessionTerms, owed: int, tip: int, context: Context
@@ -305,7 +306,7 @@ class MarketRules:
         return True
 
     def _signed_by(self, account: bytes, digest: bytes, signature: bytes) -> bool:
-        if recover_address(digest, signature) == account:
+        if self._recover(digest, signature) == account:
             return True
         wallet = self._wallets.get(account)
         return wallet is not None and wallet(digest, signature)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from p2pnode.chain.ledger import NO_REASON, RevertedError
-from p2pnode.protocols.crypto import recover_address
+from p2pnode.protocols.crypto import Recover, recover_address
 from p2pnode.protocols.typed_data import Domain, authorisation_digest
 
 SignatureCheck: TypeAlias = Callable[[bytes, bytes], bool]
@@ -33,8 +33,14 @@ def require(holds: bool, reason: str) -> None:
 class TokenRules:
     """``wallets`` are the accounts with code."""
 
-    def __init__(self, domain: Domain, wallets: dict[bytes, SignatureCheck]) -> None:
-        self._domain, self._wallets = domain, wallets
+    def __init__(
+        self,
+        domain: Domain,
+        wallets: dict[bytes, SignatureCheck],
+        *,
+        recover: Recover = recover_address,
+    ) -> None:
+        self._domain, self._wallets, self._recover = domain, wallets, recover
         self.balances: defaultdict[bytes, int] = defaultdict(int)
         self.blacklisted: set[bytes] = set()
         self.used: set[tuple[bytes, bytes]] = set()
@@ -99,6 +105,6 @@ class TokenRules:
         s = int.from_bytes(signature[32:64], "big")
         require(s <= _HALF_ORDER, "ECRecover: invalid signature 's' value")
         require(signature[64] in (27, 28), "ECRecover: invalid signature 'v' value")
-        found = recover_address(digest, signature)
+        found = self._recover(digest, signature)
         require(found is not None, "ECRecover: invalid signature")
         return found == signer

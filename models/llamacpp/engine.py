@@ -44,6 +44,7 @@ from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import Piece, pieces_of
 from p2pnode.models.prompt_compiler import PromptCompiler, text_of_prefix
 from p2pnode.models.renderer import ChatTemplate, load_template, reasons_of
+from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import SlotQueue
 from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed, validate_sampling
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
@@ -174,7 +175,7 @@ class LlamaCppEngine:
         prompt = fixed_prompt(len(await self._known_vocabulary()))
         place = self._queue.enter(_ARITHMETIC_KEY, prompt, ANYBODY)
         try:
-            assignment = await place.wait_assigned()
+            assignment = await wait_assigned(place)
             answer = await self._call(
                 "/completion",
                 {
@@ -213,7 +214,7 @@ class LlamaCppEngine:
 
         async def events() -> AsyncGenerator[EngineEvent, None]:
             nonlocal server
-            assignment = await place.wait_assigned()
+            assignment = await wait_assigned(place)
             server = await self._running()
             try:
                 async with aclosing(run.events(server.http, assignment)) as parts:

@@ -1,15 +1,19 @@
 """What an answer cost, host by host. Pure.
 
 Each output token stands in exactly one item: that of the host which sent it. What a later host had to read
-again is among its ``tokens_in``: the price of a failure.
+again is among its ``tokens_in``: the price of a failure. ``CostShares`` shares out what a session costs among
+its turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.inference.messages import SessionTerms
+from p2pnode.protocols.typed_data import amount_due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,3 +110,62 @@ def _sum(one: BillItem, more: BillItem) -> BillItem:
         cost=one.cost + more.cost,
         reason=more.reason,
     )
+
+
+# ---- several turns of one session
+
+
+class TurnCost(Protocol):
+    """What a turn of a session costs."""
+
+    tokens_in: int
+    """Input that is billed."""
+    tokens_out: int
+    cost: int | None
+    """Its share of the session's cost in token units, once it was taken."""
+
+
+class CostShares:
+    """How the cost of one session is shared out among its turns, each when it is over.
+
+    The shares of all turns are the session's cost, to the unit: what is rounded, or was paid for nothing, is
+    the last one's. ``terms`` is None where the session is free.
+    """
+
+    def __init__(self, terms: SessionTerms | None, billed: tuple[int, int, int] = (0, 0, 0)) -> None:
+        """``billed`` is what an earlier process took: token units, and input and output tokens."""
+        self._terms = terms
+        self._taken, self._tokens_in, self._tokens_out = billed
+        self._under_way: set[TurnCost] = set()
+
+    def begin(self, turn: TurnCost) -> None:
+        """A turn is asked."""
+        self._under_way.add(turn)
+
+    def give_up(self, turn: TurnCost) -> None:
+        """It was not asked after all."""
+        self._under_way.discard(turn)
+
+    def take(self, turn: TurnCost | None, cost: int) -> int:
+        """A turn's token units of ``cost``, that of the session so far; the same when it is asked again.
+
+        None stands for an attempt in which no turn was asked.
+        """
+        if turn is not None and turn.cost is not None:
+            return turn.cost
+        if turn is not None:
+            self._under_way.discard(turn)
+        share = cost - self._taken
+        if self._terms is not None and self._under_way:
+            if turn is None:
+                return 0
+            self._tokens_in += turn.tokens_in if turn.tokens_out else 0
+            self._tokens_out += turn.tokens_out
+            share = min(share, amount_due(self._terms, self._tokens_in, self._tokens_out) - self._taken)
+        elif turn is not None:
+            self._tokens_in += turn.tokens_in
+            self._tokens_out += turn.tokens_out
+        self._taken += share
+        if turn is not None:
+            turn.cost = share
+        return share

@@ -27,7 +27,7 @@ from p2pnode.errors import (
 )
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.answer import Said
-from p2pnode.protocols.inference.commands import Quoted, TurnDone, TurnFailed
+from p2pnode.protocols.inference.commands import Quoted, SessionFailed, TurnDone, TurnFailed
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, PREFIX_MAX, FinishReason, PromptBody
 
 Move: TypeAlias = Literal["finish", "again", "next", "stop"]
@@ -631,6 +631,17 @@ def turn_error(failed: TurnFailed) -> P2PNodeError:
     if failed.cause == "capped":
         return ConfigError(failed.detail)
     return UsageError(failed.detail) if failed.cause == "invalid" else UnreachableError(failed.detail)
+
+
+def session_error(failure: SessionFailed | None) -> P2PNodeError:
+    """Why a session is over as an error for whoever uses it; None where this side closed it."""
+    if failure is None:
+        return UnreachableError("the session was closed on this side")
+    if failure.fault:
+        return HostFault(failure.detail)
+    if failure.code is None:
+        return UnreachableError(failure.detail)
+    return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s, said=True)
 
 
 def reason_of(error: P2PNodeError, *, lost: bool) -> str:

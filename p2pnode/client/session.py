@@ -7,18 +7,18 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
 
 import structlog
 import trio
 
+from p2pnode.client.bill import CostShares
+from p2pnode.client.failover import session_error
 from p2pnode.client.kept_sessions import Lease
+from p2pnode.client.resumption import Resumption
 from p2pnode.errors import (
     ConfigError,
-    HostFault,
     LocalError,
     P2PNodeError,
-    RefusedError,
     UnreachableError,
     first_of_kind,
 )
@@ -49,13 +49,8 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PROTOCOL, Accept, Left
-from p2pnode.protocols.typed_data import amount_due
 
 log = structlog.get_logger()
-_RESUMES_FRUITLESS_MAX: Final = 2
-_AT_ONCE_S: Final = 1.0
-_AT_ONCE_MAX: Final = 2
-"""Attempts to resume, one after another, that may fail at once before the session is given up."""
 
 
 class SessionTurn:
@@ -152,10 +147,8 @@ class Session:
         """Those that the machine had begun when the last stream was lost."""
         self._reserved = 0
         """Places that were given out for turns that are about to be asked."""
-        self._unaccounted: set[SessionTurn] = set()
-        """Turns whose share of the cost was not asked for."""
-        self._accounted, self._accounted_in, self._accounted_out = lease.billed
-        """Token units of those whose share was, and what they were for."""
+        terms = purchase.payment.terms if purchase is not None else None
+        self._shares = CostShares(terms, lease.billed)
         self._changed = trio.Event()
         """Set when a place becomes free, and at the end; then replaced."""
         self._on_open: Callable[[], None] = lambda: None
@@ -173,10 +166,7 @@ class Session:
         """Set while there is a stream on which turns can be asked, and at the end."""
         self._back.set()
         self._resuming: trio.CancelScope | None = None
-        self._resumed_at = -1
-        """How many messages had been received at the last resume."""
-        self._fruitless = 0
-        """Resumes in a row before which nothing had come since the last one."""
+        self._resumption = Resumption()
         self._reached = False
         """Whether the last resume that failed had a stream, which broke."""
         self._refused = False
@@ -281,21 +271,18 @@ class Session:
         held, failure = self._machine.held, self.failure
         if held is None or failure is None or not failure.resumable or self._broken or self._refused:
             return False
-        # Not for ever unless something came since the last resume: a host could have us dial it all day.
-        fruitful = held.received > self._resumed_at or self._fruitless < _RESUMES_FRUITLESS_MAX
+        fruitful = self._resumption.is_fruitful(held.received)
         return self._purchase is not None and not self._closing and fruitful
 
     async def _goes_on(self) -> bool:
         """Resume a lost session, and drive it to the end of its new stream; False where it can't be."""
-        dormant_until, at_once = trio.current_time() + self._limits.dormant_s, 0
+        dormant_until = trio.current_time() + self._limits.dormant_s
+        self._resumption.lost()
         while self._resumable:
             began = trio.current_time()
             if await self._resume():
                 return True
-            # It was there, or its network said at once that it isn't: that may be the same interruption.
-            # Not for ever: of a host whose process is gone its network says so at once, each time.
-            if at_once < _AT_ONCE_MAX and (self._reached or trio.current_time() - began < _AT_ONCE_S):
-                at_once += 1
+            if self._resumption.tries_at_once(trio.current_time() - began, reached=self._reached):
                 continue
             # A connection that broke says that the host is gone. Silence says nothing: the host may sleep.
             silent = self.failure is not None and self.failure.cause != "lost"
@@ -320,8 +307,8 @@ class Session:
         """Resume the session on a new stream and drive it there; False where it can't be."""
         lost, self.failure = self.failure, None
         self._back, held = trio.Event(), self._machine.held
-        self._reached, received = False, held.received if held is not None else 0
-        self._fruitless = 0 if received > self._resumed_at else self._fruitless + 1
+        self._reached = False
+        self._resumption.begin(held.received if held is not None else 0)
         self._begun = {turn.key for turn in held.turns.values()} if held is not None else set()
         if self._tried.is_set():
             self._tried = trio.Event()
@@ -401,29 +388,9 @@ class Session:
     def take_cost(self, turn: SessionTurn | None) -> int:
         """Token units of the session's cost that are a turn's, asked for when it is over.
 
-        The shares of all turns are the session's cost, to the unit: what is rounded, or was paid for nothing,
-        is the last one's.
+        See ``CostShares``.
         """
-        if turn is not None and turn.cost is not None:
-            return turn.cost
-        if turn is not None:
-            self._unaccounted.discard(turn)
-        share = self.cost - self._accounted
-        if self._purchase is not None and self._unaccounted:
-            if turn is None:
-                return 0
-            paid_in = turn.tokens_in if turn.tokens_out else 0
-            self._accounted_in += paid_in
-            self._accounted_out += turn.tokens_out
-            terms = self._purchase.payment.terms
-            share = min(share, amount_due(terms, self._accounted_in, self._accounted_out) - self._accounted)
-        elif turn is not None:
-            self._accounted_in += turn.tokens_in
-            self._accounted_out += turn.tokens_out
-        self._accounted += share
-        if turn is not None:
-            turn.cost = share
-        return share
+        return self._shares.take(turn, self.cost)
 
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
         """Whether its deposit is enough for a turn of these sizes besides those under way."""
@@ -486,14 +453,7 @@ class Session:
         """Why the session is over: a ``RemoteError``, or the ``LocalError`` that ended it on our side."""
         if self._broken is not None:
             return self._broken
-        failure = self.failure
-        if failure is None:
-            return UnreachableError("the session was closed on this side")
-        if failure.fault:
-            return HostFault(failure.detail)
-        if failure.code is None:
-            return UnreachableError(failure.detail)
-        return RefusedError(failure.code, failure.detail, retry_after_s=failure.retry_after_s, said=True)
+        return session_error(self.failure)
 
     async def ask(self, ask: Ask) -> SessionTurn:
         """Begin a turn in a place that was reserved. Raises :meth:`error` where the session is over."""
@@ -510,7 +470,7 @@ class Session:
             raise self.error()
         key = next(self._keys)
         turn = self._turns[key] = SessionTurn(self, replace(ask, key=key))
-        self._unaccounted.add(turn)
+        self._shares.begin(turn)
         if self._back.is_set():
             self._driver.command_nowait(turn.ask)
             return turn
@@ -525,7 +485,7 @@ class Session:
             turn.asker_waits = False
         if self.over or not self._back.is_set():
             self._turns.pop(key, None)
-            self._unaccounted.discard(turn)
+            self._shares.give_up(turn)
             self._note_change()
             raise self.error()
         return turn
@@ -623,7 +583,7 @@ class Session:
     def _resumed(self, scope: trio.CancelScope) -> None:
         scope.deadline = math.inf
         held = self._machine.held
-        self._resumed_at = held.received if held is not None else 0
+        self._resumption.resumed(held.received if held is not None else 0)
         self._back.set()
         self._tried.set()
         if self._driver is None:

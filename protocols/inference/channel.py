@@ -19,7 +19,7 @@ from typing import Final
 from p2pnode.contract_rules import DURATION_MAX_S, TOKENS_PER_PRICE
 from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.protocols.crypto import Signer, abi_encode, keccak256, recover_address
+from p2pnode.protocols.crypto import Recover, Signer, abi_encode, keccak256, recover_address
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.commands import Issued, Paid, Receipted, Signed
 from p2pnode.protocols.inference.messages import (
@@ -141,6 +141,8 @@ class HostTerms:
     payment: HostPayment | None = None
     room: PromptRoom = field(default_factory=PromptRoom)
     places: TurnPlaces = field(default_factory=TurnPlaces)
+    recover: Recover = recover_address
+    """Checks what clients signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,8 @@ class ClientPayment:
     valid_before: int
     authorisation: bytes
     sign: Signer
+    recover: Recover = recover_address
+    """Checks what the host signed."""
 
     @property
     def session(self) -> SessionId:
@@ -196,8 +200,10 @@ class ChannelReceiver:
         terms: SessionTerms = _FREE,
         replay: ReplayBuffer | None = None,
         window: int = WINDOW,
+        recover: Recover = recover_address,
     ) -> None:
         self.terms, self.meter = terms, meter
+        self._recover = recover
         self.credit = PayCredit(meter.tokens_out, window)
         self.replay = replay if replay is not None else ReplayBuffer()  # an empty one is false
         """Stays empty in a free session, which nobody can resume."""
@@ -405,7 +411,7 @@ class ChannelReceiver:
 
     def _check_signature(self, voucher: Voucher) -> None:
         market = self._market
-        if market is None or self.terms.voucher_key != recover_address(
+        if market is None or self.terms.voucher_key != self._recover(
             voucher_digest(market, self._session, voucher), voucher.signature
         ):
             msg = "a voucher that the voucher key did not sign"
@@ -561,7 +567,7 @@ class ChannelSender:
             voucher.seq > seq
             or voucher.amount != amount
             or amount > self.terms.deposit
-            or recover_address(voucher_digest(payment.market, session, voucher), voucher.signature)
+            or payment.recover(voucher_digest(payment.market, session, voucher), voucher.signature)
             != self.terms.voucher_key
         ):
             return "showed a voucher that this client did not sign"
@@ -580,9 +586,9 @@ class ChannelSender:
 
     def verify(self, digest: bytes, signature: bytes) -> bool:
         """Whether this is the host's signature on a receipt."""
-        if self.free:
+        if self.payment is None:
             return self._verify is not None and self._verify(digest, signature)
-        return recover_address(digest, signature) == self.terms.receipt_key
+        return self.payment.recover(digest, signature) == self.terms.receipt_key
 
     def covers(self, tokens_in: int, tokens_out: int) -> bool:
         """Whether the deposit is enough for so much more than was delivered and quoted."""
@@ -763,7 +769,14 @@ class ChannelSender:
 # ---- opening
 
 
-def check_open(request: Open, payment: HostPayment, now: int, *, plain_account: bool = True) -> Refuse | None:
+def check_open(
+    request: Open,
+    payment: HostPayment,
+    now: int,
+    *,
+    plain_account: bool = True,
+    recover: Recover = recover_address,
+) -> Refuse | None:
     """Why a host can't take these terms at ``now`` (epoch seconds), or None. It doesn't ask the chain.
 
     A 65-byte authorisation must be the payer's own signature; one of another length, and any where
@@ -795,7 +808,7 @@ def check_open(request: Open, payment: HostPayment, now: int, *, plain_account: 
             valid_before=request.valid_before,
             nonce=session_id(payment.market, terms),
         )
-        if recover_address(digest, request.authorisation) != terms.payer:
+        if recover(digest, request.authorisation) != terms.payer:
             detail = "the authorisation is not the payer's signature for these terms on this chain"
             return Refuse(code="bad_request", detail=detail)
     return None
@@ -901,6 +914,8 @@ def resume_digest(nonce: bytes, session: SessionId, host: PeerId, client: PeerId
     return keccak256(abi_encode(_RESUME_TAG, nonce, session, *peers))
 
 
-def resume_holds(terms: SessionTerms, digest: bytes, proof: bytes) -> bool:
+def resume_holds(
+    terms: SessionTerms, digest: bytes, proof: bytes, recover: Recover = recover_address
+) -> bool:
     """Whether ``proof`` is the voucher key's signature."""
-    return recover_address(digest, proof) == terms.voucher_key
+    return recover(digest, proof) == terms.voucher_key

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.crypto import Recover, Signer
 from p2pnode.protocols.effects import Effects
 from p2pnode.protocols.inference.channel import (
     ChannelReceiver,
@@ -221,7 +221,8 @@ class Handshake:
         else:
             nonces = [found.nonce, found.former_nonce] if isinstance(found, OpenSession) else []
         terms = found.channel.terms if isinstance(found, OpenSession) else found.terms
-        return proved(request, terms, nonces, host=host, client=self._peer)
+        recover = found.granted.recover
+        return proved(request, terms, nonces, host=host, client=self._peer, recover=recover)
 
     def _recover(self, request: Resume, lapsed: LapsedSession, now: float) -> OpenSession | Refuse:
         rebuilt = rebuild(request, lapsed, sign=self._sign, epoch=self._epoch)
@@ -286,7 +287,9 @@ def _channel(
     """The account of a session: a free one's receipts are signed by the peer key, that is ``sign``."""
     payment = granted.payment
     if payment is None:
-        return ChannelReceiver(session, sign, meter, terms=terms, window=granted.window)
+        return ChannelReceiver(
+            session, sign, meter, terms=terms, window=granted.window, recover=granted.recover
+        )
     return ChannelReceiver(
         session,
         payment.sign,
@@ -295,6 +298,7 @@ def _channel(
         terms=terms,
         replay=replay,
         window=granted.window,
+        recover=granted.recover,
     )
 
 
@@ -335,13 +339,19 @@ def goes_on(request: Resume, session: OpenSession) -> bool:
 
 
 def proved(
-    request: Resume, terms: SessionTerms, nonces: Sequence[bytes | None], *, host: PeerId, client: PeerId
+    request: Resume,
+    terms: SessionTerms,
+    nonces: Sequence[bytes | None],
+    *,
+    host: PeerId,
+    client: PeerId,
+    recover: Recover,
 ) -> bytes | None:
     """The one of ``nonces`` that the proof is over; None if it is over none of them."""
     for nonce in nonces:
         if nonce is not None and request.proof is not None:
             digest = resume_digest(nonce, request.session, host, client)
-            if resume_holds(terms, digest, request.proof):
+            if resume_holds(terms, digest, request.proof, recover):
                 return nonce
     return None
 
@@ -521,7 +531,8 @@ def _wrong(request: Resume, lapsed: LapsedSession, channel: ChannelReceiver, cha
     if receipt is not None:
         shown = receipt.checkpoint
         base = (shown.seq, shown.root, shown.tokens_in, shown.tokens_out)
-        if not receipt_holds(lapsed.session, receipt, lapsed.terms.receipt_key):
+        recover = lapsed.granted.recover
+        if not receipt_holds(lapsed.session, receipt, lapsed.terms.receipt_key, recover):
             return "this is no receipt of this host"
         written = _written(receipt, lapsed)
         if receipt.epoch >= chain.epoch and (written is None or not lapsed.left):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from p2pnode.ids import ModelId, SessionId
-from p2pnode.protocols.crypto import abi_encode, keccak256, recover_address
+from p2pnode.protocols.crypto import Recover, abi_encode, keccak256, recover_address
 from p2pnode.protocols.inference.messages import (
     Checkpoint,
     EndReason,
@@ -112,12 +112,14 @@ def receipt_digest(session: SessionId, epoch: int, root: bytes) -> bytes:
     return keccak256(abi_encode(_RECEIPT_TAG, session, epoch, root))
 
 
-def receipt_holds(session: SessionId, receipt: Receipt, receipt_key: bytes) -> bool:
+def receipt_holds(
+    session: SessionId, receipt: Receipt, receipt_key: bytes, recover: Recover = recover_address
+) -> bool:
     """Whether a paid session's receipt has the root of its own fields, signed by ``receipt_key``."""
     if link_root(receipt.previous, receipt.checkpoint) != receipt.checkpoint.root:
         return False
     digest = receipt_digest(session, receipt.epoch, receipt.checkpoint.root)
-    return recover_address(digest, receipt.checkpoint.signature) == receipt_key
+    return recover(digest, receipt.checkpoint.signature) == receipt_key
 
 
 def conflicting(one: Receipt, other: Receipt) -> bool:

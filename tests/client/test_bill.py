@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from p2pnode.client.bill import Bill, BillItem
+from p2pnode.client.bill import Bill, BillItem, CostShares
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.typed_data import amount_due
+from tests.protocols.inference.paid_pair import TERMS
 
 ONE, TWO = SessionId(b"1" * 32), SessionId(b"2" * 32)
 PEER = PeerId("a host")
@@ -21,3 +23,32 @@ def test_attempts_in_one_session_are_one_item_and_the_sums_are_the_usage() -> No
     ]
     usage = bill.usage(reason="stop", ttft_s=0.5, total_s=2.0)
     assert (usage.tokens_in, usage.reused, usage.tokens_out, usage.cost) == (25, 7, 13, 65)
+
+
+class _Turn:
+    """A turn of a session, as it is billed."""
+
+    def __init__(self, tokens_in: int, tokens_out: int) -> None:
+        self.tokens_in, self.tokens_out = tokens_in, tokens_out
+        self.cost: int | None = None
+
+
+def test_the_shares_of_parallel_turns_are_the_sessions_cost_to_the_unit() -> None:
+    shares, first, second = CostShares(TERMS), _Turn(1000, 7), _Turn(500, 11)
+    shares.begin(first)
+    shares.begin(second)
+    cost = amount_due(TERMS, 1500, 18)
+    one = shares.take(first, amount_due(TERMS, 1500, 9))
+    assert one == amount_due(TERMS, 1000, 7)
+    assert shares.take(first, cost) == one  # asked again
+    assert one + shares.take(second, cost) == cost
+
+
+def test_an_attempt_that_asked_no_turn_bears_the_fee_unless_a_turn_is_under_way() -> None:
+    alone = CostShares(TERMS)
+    assert alone.take(None, TERMS.session_fee) == TERMS.session_fee
+    shares, turn = CostShares(TERMS), _Turn(10, 1)
+    shares.begin(turn)
+    assert shares.take(None, TERMS.session_fee) == 0
+    shares.give_up(turn)
+    assert shares.take(None, TERMS.session_fee) == TERMS.session_fee

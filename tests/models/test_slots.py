@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import EngineError
+from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import Assignment, SlotQueue, SlotTable, common_prefix
 from p2pnode.shares import Origin
 
@@ -100,7 +101,7 @@ async def test_places_are_served_in_order_and_a_full_queue_refuses() -> None:
     assert full.value.code == "capacity"
     assert (first.slot, second.slot, third.slot) == (0, None, None)
     admission.leave(first, PROMPT)
-    assert (await second.wait_assigned()).slot == 0
+    assert (await wait_assigned(second)).slot == 0
     assert third.slot is None
     admission.leave(third)
     admission.leave(second)
@@ -145,7 +146,7 @@ async def test_a_full_queue_of_one_origin_makes_room_for_another() -> None:
         queue.enter(b"x", PROMPT, crowd)
     newcomer = queue.enter(b"y", PROMPT, other)
     with pytest.raises(EngineError) as lost:
-        await waiting[-1].wait_assigned()
+        await wait_assigned(waiting[-1])
     assert lost.value.code == "capacity"
     queue.leave(waiting[-1])
     assert newcomer.slot is None
