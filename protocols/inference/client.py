@@ -75,6 +75,7 @@ from p2pnode.protocols.inference.messages import (
     Refuse,
     Resume,
     Tokens,
+    Vector,
     Voucher,
     detail_of,
     prompt_bytes_max,
@@ -276,7 +277,8 @@ class ClientSession:
         except ProtocolError as error:
             return TurnFailed(None, f"no host takes this prompt: {error}", cause="invalid", key=ask.key)
         # What the host's cache holds isn't billed. That it holds nothing is known of a first turn only.
-        if not self._channel.covers((ask.input_exact or 0) if held.asked == 0 else 0, 1):
+        least_out = min(1, ask.body.tokens_out_max)
+        if not self._channel.covers((ask.input_exact or 0) if held.asked == 0 else 0, least_out):
             detail = "the session's deposit is used up: open another session"
             return TurnFailed("payment_required", detail, cause="foreseen", key=ask.key)
         return None
@@ -332,7 +334,7 @@ class ClientSession:
                 for each in held.turns.values():
                     if each.is_capped and not each.cancelled:
                         each.cap(self._effects, now)
-            case Quote() | Progress() | Tokens() | Done() | Error():
+            case Quote() | Progress() | Tokens() | Vector() | Done() | Error():
                 turn = held.turns.get(message.turn or 0)
                 if turn is None:
                     self._out_of_place(message)

@@ -17,17 +17,20 @@ from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
+    Embedded,
     Progressed,
     Quoted,
     TurnDone,
     TurnFailed,
 )
+from p2pnode.protocols.inference.embeddings import VectorCheck
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     READ_CREDIT,
     TEXT_PER_TOKEN_MAX,
     TEXT_SLACK_BYTES,
     UNCONFIRMED_MAX,
+    VECTOR_CREDIT,
     Accept,
     Cancel,
     Credit,
@@ -37,6 +40,7 @@ from p2pnode.protocols.inference.messages import (
     Quote,
     Receipt,
     Tokens,
+    Vector,
     Voucher,
 )
 from p2pnode.protocols.inference.meter import Meter, MeteredTurn
@@ -148,7 +152,8 @@ class ClientTurn:
         self._is_paid = self._carried = False
         self._text_bytes = 0
         self._processed = -1
-        self._read_upto = READ_CREDIT
+        self._vectors = VectorCheck(len(ask.body.embed)) if ask.body.embed else None
+        self._read_upto = self._read_ahead = VECTOR_CREDIT if ask.body.embed else READ_CREDIT
         self._last_start = 0
         self._billed = 0
         self._restarted = False
@@ -194,9 +199,9 @@ class ClientTurn:
         out, terms = self.metered.tokens_out, self._channel.terms
         # A window past a voucher that is on its way may come after it was told to end.
         unstopped = self._held.accept.window + CHECKPOINT_EVERY
-        more = min(unstopped, self.ask.body.sampling.tokens_max - out)
+        more = min(unstopped, self.ask.body.tokens_out_max - out)
         cost = amount_due(terms, self._billed, out + more) - terms.session_fee
-        return more > 0 and cost > self.ask.spend_max
+        return (more > 0 or not self.is_paid) and cost > self.ask.spend_max
 
     def cap(self, effects: Effects, now: float) -> None:
         """End the turn: what was delivered is paid, and nothing is closed."""
@@ -219,14 +224,20 @@ class ClientTurn:
             self.cancel(effects, now)
 
     def taken(self, index: int, effects: Effects, now: float) -> None:
-        """The application has the ids below ``index``: let the host send on, now and then."""
-        upto = min(index, self.metered.tokens_out) + READ_CREDIT
-        if upto - self._read_upto < READ_CREDIT // 4:
+        """The application has the ids below ``index``, or so many bytes of vectors: let the host send on, now
+        and then."""
+        upto = min(index, self._delivered) + self._read_ahead
+        if upto - self._read_upto < self._read_ahead // 4:
             return
         if self.deadline == math.inf and self.is_paid and not self.cancelled:
             self.deadline = now + self._times.stall_s
         self._read_upto = upto
         effects.send(Credit(turn=self.number, upto=upto))
+
+    @property
+    def _delivered(self) -> int:
+        """How much of its output came, as read credit counts it."""
+        return self.metered.tokens_out if self._vectors is None else self._vectors.bytes
 
     @property
     def is_paid(self) -> bool:
@@ -236,7 +247,7 @@ class ClientTurn:
     def carry_over(self, effects: Effects, now: float) -> None:
         """The session was resumed on another stream: say again what the old one may have swallowed."""
         self._carried = True
-        if self._read_upto > READ_CREDIT:
+        if self._read_upto > self._read_ahead:
             effects.send(Credit(turn=self.number, upto=self._read_upto))
         if self.cancelled:
             effects.send(Cancel(turn=self.number))
@@ -267,8 +278,10 @@ class ClientTurn:
                 self._take_quote(message, effects, now)
             case Progress():
                 self._progress(message, effects)
-            case Tokens() if self.is_paid:
+            case Tokens() if self.is_paid and self._vectors is None:
                 self._tokens(message, effects, now)
+            case Vector() if self.is_paid and self._vectors is not None:
+                self._vector(message, self._vectors, effects, now)
             case Done():
                 self._done(message)
             case Error():
@@ -337,6 +350,22 @@ class ClientTurn:
                 self.deadline = now + self._times.stall_s if reads else math.inf
         effects.emit(Delivered(message, self.key))
 
+    def _vector(self, message: Vector, vectors: VectorCheck, effects: Effects, now: float) -> None:
+        if self.metered.ended is not None:
+            msg = "a vector of a turn that a receipt has ended"
+            raise ProtocolError(msg)
+        if vectors.bytes + len(message.data) > self._read_upto:
+            count = vectors.bytes + len(message.data)
+            msg = f"vectors of {count} bytes; this client reads up to {self._read_upto}"
+            raise ProtocolError(msg)
+        vectors.take(message.index, message.data)
+        self._channel.meter.count(self.metered, message)
+        self._channel.first_token(self.number, effects)
+        if not self.cancelled:
+            reads = vectors.bytes + len(message.data) <= self._read_upto
+            self.deadline = now + self._times.stall_s if reads else math.inf
+        effects.emit(Embedded(message, vectors.bytes, self.key))
+
     def _fault_of(self, message: Tokens) -> str | None:
         """What is wrong with these tokens, if anything."""
         meter, count = self._channel.meter, self.metered.tokens_out + len(message.ids)
@@ -383,6 +412,8 @@ class ClientTurn:
         if message.reason == "cancelled" and not (self.cancelled or (self._carried and self._quote is None)):
             msg = "a turn that is called cancelled, which nobody cancelled"
             raise ProtocolError(msg)
+        if self._vectors is not None and message.reason != "cancelled":
+            self._check_whole(self._vectors, message)
         quote = self._quote if self.is_paid else None
         counts = (0, 0) if quote is None else (quote.tokens_in, quote.reused)
         if (message.tokens_in, message.reused, message.tokens_out) != (*counts, self.metered.tokens_out):
@@ -393,6 +424,15 @@ class ClientTurn:
             msg = f"a turn that ended as {message.reason}, and by its receipts as {self.metered.ended}"
             raise ProtocolError(msg)
         self.outcome = self._refused or TurnDone(message, self.key)
+
+    @staticmethod
+    def _check_whole(vectors: VectorCheck, message: Done) -> None:
+        if message.reason != "stop":
+            msg = f"an embeddings turn that ended as {message.reason}"
+            raise ProtocolError(msg)
+        if not vectors.is_whole:
+            msg = f"a turn that is called done with {vectors.count} of {vectors.inputs} vectors"
+            raise ProtocolError(msg)
 
     def _error(self, message: Error) -> None:
         ended = "stalled" if message.code == "stalled" else "failed"

@@ -24,6 +24,7 @@ from p2pnode.protocols.inference.messages import (
     Receipt,
     Refuse,
     Tokens,
+    Vector,
     Voucher,
 )
 from p2pnode.protocols.inference.replay import Piece
@@ -46,6 +47,14 @@ class GenTokens:
 
     run: int
     piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class GenVector:
+    """The vector of the next text of an embeddings turn, as ``embeddings.vector_bytes``."""
+
+    run: int
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ class Replaced:
 
 
 HostCommand: TypeAlias = (
-    GenProgress | GenTokens | GenDone | GenFailed | Drain
+    GenProgress | GenTokens | GenVector | GenDone | GenFailed | Drain
     | Escrowed | NotEscrowed | Counted | CountFailed | Kept | AskAlive | InUse | Replaced
 )  # fmt: skip
 
@@ -195,6 +204,16 @@ class Generate:
     answer_ids: tuple[int, ...]
     tokens_max: int
     answer_text_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Have the engine embed a turn's texts from ``first`` on: a ``GenVector`` for each, then ``GenDone``."""
+
+    turn: int
+    run: int
+    body: PromptBody
+    first: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +296,7 @@ class Finished:
 
 
 HostEmission: TypeAlias = (
-    Opened | Relay | Count | Generate | CancelGenerate | Issued | Paid | TurnServed | Probe | Alive
+    Opened | Relay | Count | Generate | Embed | CancelGenerate | Issued | Paid | TurnServed | Probe | Alive
     | Leaving | Finished
 )  # fmt: skip
 
@@ -316,7 +335,7 @@ class CancelTurn:
 
 @dataclass(frozen=True, slots=True)
 class TokensTaken:
-    """The application has taken the turn's output tokens below ``index``."""
+    """The application has taken the turn's output tokens below ``index``, or so many bytes of its vectors."""
 
     index: int
     key: int = 0
@@ -381,6 +400,16 @@ class Delivered:
     def text(self) -> str:
         """The text that they complete, whatever its channel."""
         return self.tokens.text
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A vector of an embeddings turn, in order, each once. ``TokensTaken`` says that it was read."""
+
+    vector: Vector
+    taken: int
+    """Bytes of the turn's vectors up to this one, with it."""
+    key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,6 +504,6 @@ class Ended:
 
 
 ClientEmission: TypeAlias = (
-    Accepted | Quoted | Progressed | Delivered | Receipted | Disputed | Signed | TurnDone | TurnFailed
-    | SessionFailed | Ended
+    Accepted | Quoted | Progressed | Delivered | Embedded | Receipted | Disputed | Signed | TurnDone
+    | TurnFailed | SessionFailed | Ended
 )  # fmt: skip

@@ -47,6 +47,7 @@ from p2pnode.protocols.inference.commands import (
     GenFailed,
     GenProgress,
     GenTokens,
+    GenVector,
     HostCommand,
     InUse,
     Kept,
@@ -247,7 +248,10 @@ class HostSession:
                     self._fail(refusal.code, refusal.detail, reason="the deposit was lost")
                 elif self._handshake.relaying:
                     self._refuse(refusal)
-            case Counted() | CountFailed() | GenProgress() | GenTokens() | GenDone() | GenFailed():
+            case (
+                Counted() | CountFailed() | GenProgress() | GenTokens() | GenVector() | GenDone()
+                | GenFailed()
+            ):  # fmt: skip
                 if session is not None:
                     session.report(command)
             case Kept(until=until) if session is not None and self._leaving:

@@ -15,6 +15,7 @@ It knows nothing of what other turns do, or of what a voucher must say.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import Final, Literal, Protocol, TypeAlias, assert_never
 
@@ -26,13 +27,16 @@ from p2pnode.protocols.inference.commands import (
     Count,
     Counted,
     CountFailed,
+    Embed,
     GenDone,
     Generate,
     GenFailed,
     GenProgress,
     GenTokens,
+    GenVector,
     TurnServed,
 )
+from p2pnode.protocols.inference.embeddings import VectorCheck
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     TEXT_PER_TOKEN_MAX,
@@ -49,14 +53,15 @@ from p2pnode.protocols.inference.messages import (
     Quote,
     StartCause,
     Tokens,
+    Vector,
     detail_of,
     retry_of,
 )
 from p2pnode.protocols.inference.meter import Meter, MeteredTurn
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
-from p2pnode.protocols.inference.replay import Piece, ReadCredit, SendQueue
+from p2pnode.protocols.inference.replay import Piece, ReadCredit, SendQueue, VectorQueue
 
-Report: TypeAlias = GenProgress | GenTokens | GenDone | GenFailed
+Report: TypeAlias = GenProgress | GenTokens | GenVector | GenDone | GenFailed
 TurnState: TypeAlias = Literal["reading", "quoting", "serving"]
 AHEAD_MAX: Final = WINDOW
 """Output tokens of a turn that wait for credit before its engine is paused, besides its last report."""
@@ -96,7 +101,7 @@ class HostTurn:
     ) -> None:
         self.number = number
         self.read = ReadCredit()
-        self.queue = SendQueue()
+        self.queue: SendQueue | VectorQueue = SendQueue()
         self.last_sent = 0
         """Its place in the rotation of turns: the lowest is next."""
         self.read_by: float | None = None
@@ -111,6 +116,10 @@ class HostTurn:
         self._body: PromptBody | None = None
         self._quote: Quote | None = None
         self._metered = MeteredTurn(number=number)
+        self._vectors: VectorCheck | None = None
+        """What the engine made, where texts are embedded."""
+        self._sent: deque[tuple[int, int]] = deque()
+        """Of each vector that was sent: the bytes of all up to it, and its place in what the session sent."""
         self._serving = False
         self._tokens_max = 0
         self._made: list[int] = []  # every id the engine made and we kept
@@ -135,20 +144,28 @@ class HostTurn:
     @property
     def is_ready(self) -> bool:
         """Whether its client has room for what comes next."""
-        return bool(self.queue) and (not self.queue.needs_credit or self.read.left > 0)
+        return bool(self.queue) and self.read.left >= self.queue.credit_least
 
     @property
     def is_unread(self) -> bool:
         """Whether it waits for its client to take what was sent."""
-        return self.queue.needs_credit and self.read.left <= 0
+        return self.read.left < self.queue.credit_least
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is an embeddings turn: all of it is paid with its input."""
+        return self._vectors is not None
+
+    @property
+    def needs_pay(self) -> bool:
+        """Whether what comes next takes of the session's pay credit, and of the deposit."""
+        return self.queue.needs_credit and not self.embeds
 
     @property
     def reserved_out(self) -> int:
         """Output tokens for which the deposit must have room while it is under way."""
         body = self._body
-        return (
-            0 if body is None else min(CHECKPOINT_EVERY, body.sampling.tokens_max - self._metered.tokens_out)
-        )
+        return 0 if body is None else min(CHECKPOINT_EVERY, body.tokens_out_max - self._metered.tokens_out)
 
     # ---- the prompt
 
@@ -168,6 +185,9 @@ class HostTurn:
         except ProtocolError as error:
             self.fail("bad_request", str(error))
             return
+        if self._body.embed:
+            self._vectors = VectorCheck(len(self._body.embed))
+            self.queue, self.read = VectorQueue(), ReadCredit(vectors=True)
         session.effects.emit(Count(self.number, self._body))
 
     def _close_reader(self) -> None:
@@ -216,7 +236,7 @@ class HostTurn:
         if self._quote is None or self._body is None or self._serving:
             return
         self._serving = True
-        self._tokens_max = min(self._body.sampling.tokens_max, self._session.channel.affordable)
+        self._tokens_max = min(self._body.tokens_out_max, self._session.channel.affordable)
         self._generate()
 
     @property
@@ -231,15 +251,17 @@ class HostTurn:
             return
         match report:
             case GenProgress(processed=processed, total=total):
-                if not self._made:
+                if not (self._made or self._metered.has_frames):
                     self._session.effects.send(
                         Progress(turn=self.number, processed=min(processed, total), total=total)
                     )
             case GenTokens(piece=piece):
                 self._made_more(piece)
+            case GenVector(data=data):
+                self._made_vector(data)
             case GenDone(reason=reason):
                 self._running = False
-                self._ended = reason
+                self._engine_done(reason)
             case GenFailed(code=code, detail=detail, retry_after_s=retry_after_s):
                 self._running = False
                 self.fail(code, detail, retry_after_s)
@@ -255,9 +277,34 @@ class HostTurn:
         if ids:
             start, self._start = self._start, ""
         logprobs = piece.logprobs[: len(ids)]
-        self.queue.add(replace(piece, ids=ids, text=text, name=name, start=start, logprobs=logprobs))
+        if isinstance(self.queue, SendQueue):
+            self.queue.add(replace(piece, ids=ids, text=text, name=name, start=start, logprobs=logprobs))
+
+    def _made_vector(self, data: bytes) -> None:
+        vectors = self._vectors
+        # An engine that overshoots must not make us break the protocol.
+        if vectors is None or vectors.is_whole or not isinstance(self.queue, VectorQueue):
+            return
+        try:
+            vectors.take(vectors.count, data)
+        except ProtocolError as error:
+            self.fail("internal", f"the engine failed: it made {error}")
+            return
+        self.queue.add(data)
+
+    def _engine_done(self, reason: FinishReason) -> None:
+        vectors = self._vectors
+        if vectors is None:
+            self._ended = reason
+        elif vectors.is_whole:
+            self._ended = "stop"
+        else:
+            self.fail("internal", f"the engine made {vectors.count} of {vectors.inputs} vectors")
 
     def _generate(self) -> None:
+        if self._vectors is not None:
+            self._embed(self._vectors)
+            return
         tokens_max = self._tokens_max - len(self._made)
         if tokens_max <= 0:  # the pause came between the engine's last token and its Done
             self._ended = "length"
@@ -276,12 +323,21 @@ class HostTurn:
         )
         self._session.effects.emit(order)
 
+    def _embed(self, vectors: VectorCheck) -> None:
+        if vectors.is_whole:  # the pause came between the engine's last vector and its Done
+            self._ended = "stop"
+        elif self._body is not None:
+            # Nothing is drawn, so another engine call needs no seed, and no leaf says that there was one.
+            self._run, self._running = self._session.next_run(), True
+            self._session.effects.emit(Embed(self.number, self._run, self._body, vectors.count))
+
     def steer(self) -> None:
         """Pause the engine, or let it go on, by how much waits for credit."""
+        ahead = self.read.ahead if self.embeds else AHEAD_MAX
         if self._running:
-            if self.queue.waiting > AHEAD_MAX:
+            if self.queue.waiting > ahead:
                 self._stop_engine()
-        elif self._serving and self._ended is None and self.queue.waiting <= AHEAD_MAX // 2:
+        elif self._serving and self._ended is None and self.queue.waiting <= ahead // 2:
             self._generate()
 
     def _stop_engine(self) -> None:
@@ -298,19 +354,38 @@ class HostTurn:
 
     # ---- what is sent
 
-    def next_frame(self, ids_max: int) -> Tokens:
-        """The next frame, which is sent now."""
-        frame = self.queue.take(self.number, self._metered.tokens_out, ids_max)
-        self.read.spend(len(frame.ids))
+    def next_frame(self, ids_max: int) -> Tokens | Vector:
+        """The next frame, which is sent now; of ids it has ``ids_max`` at most."""
+        frame: Tokens | Vector
+        if isinstance(self.queue, VectorQueue):
+            frame = self.queue.take(self.number)
+            self.read.spend(len(frame.data))
+        else:
+            frame = self.queue.take(self.number, self._metered.tokens_out, ids_max)
+            self.read.spend(len(frame.ids))
         self._session.meter.count(self._metered, frame)
         return frame
 
+    def sent(self, place: int) -> None:
+        """Its last vector is the message number ``place`` of those that the session counts."""
+        self._sent.append((self.read.sent, place))
+
+    def received(self, upto: int) -> int:
+        """How many of the session's messages its client has, by the read credit that it gives for vectors.
+
+        It gives credit past what its application took, so all before that arrived.
+        """
+        place = 0
+        while self._sent and self._sent[0][0] <= upto - self.read.ahead:
+            _, place = self._sent.popleft()
+        return place
+
     def watch_reading(self, now: float) -> None:
         """Note since when nobody takes its output, or less than a receipt's."""
-        sent = self._metered.tokens_out
+        sent = self.read.sent
         if not self.is_unread:
             self.read_by = None
-        elif self.read_by is None or sent >= self._read_from + CHECKPOINT_EVERY:
+        elif self.read_by is None or sent >= self._read_from + self.read.step:
             self.read_by, self._read_from = now + self._session.granted.read_stall_s, sent
 
     # ---- answers

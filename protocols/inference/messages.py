@@ -35,6 +35,8 @@ TURNS_MAX: Final = 64
 """Turns of one session that may be under way at once, whatever a host grants."""
 READ_CREDIT: Final = 256
 """Output tokens of a turn that may be sent past those that the application at the client has taken."""
+VECTOR_CREDIT: Final = 256 * 1024
+"""The same for an embeddings turn, in bytes of its vectors."""
 READ_STALL_S: Final = 120.0
 """How long a turn may have no read credit; then it ends."""
 UNCONFIRMED_MAX: Final = 32 * 1024
@@ -57,6 +59,14 @@ unbilled text for ever."""
 TEMPLATE_TOKENS_MAX: Final = 512
 TEMPLATE_TOKENS_PER_MESSAGE_MAX: Final = 64
 """What a model's template adds to a prompt at most, and for each message, where no manifest says it."""
+EMBED_MAX: Final = 256
+"""Texts of one embeddings turn."""
+EMBED_TOKENS_MAX: Final = 8192
+"""Their tokens together."""
+VECTOR_MAX: Final = 1 << 15
+"""Bytes of one vector."""
+EMBED_TOKENS_AROUND: Final = 4
+"""What a tokenizer adds to a text that is embedded, at most: where it begins and ends, and a blank."""
 N_CTX_MAX: Final = 1 << 21
 PREFIX_MAX: Final = 8192
 """Ids of a partial answer that a prompt may hold."""
@@ -283,17 +293,17 @@ class Tokens:
 @message("vector")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vector:
-    """The embedding of one input of a turn: float32, little-endian."""
+    """The embedding of one text of a turn, in their order: float32, little-endian. See ``embeddings.py``."""
 
     turn: U32
     index: U32
-    data: Annotated[bytes, Size(4, 1 << 15)]
+    data: Annotated[bytes, Size(4, VECTOR_MAX)]
 
 
 @message("credit")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """The application takes this turn's ids: those below ``upto`` may be sent."""
+    """The application takes this turn's output: ids below ``upto``, or so many bytes of vectors, may come."""
 
     turn: U32
     upto: U32
@@ -525,7 +535,7 @@ class PromptBody:
     """
 
     messages: Annotated[tuple[ChatMessage, ...], Size(0, 1024)] = ()
-    embed: Annotated[tuple[Annotated[str, Size(1, 1 << 20)], ...], Size(0, 256)] = ()
+    embed: Annotated[tuple[Annotated[str, Size(1, 1 << 20)], ...], Size(0, EMBED_MAX)] = ()
     tools: Annotated[tuple[Tool, ...], Size(0, TOOLS_MAX)] = ()
     tool_choice: Annotated[str, Size(0, 70)] = "auto"
     parallel_tool_calls: bool = True
@@ -537,6 +547,11 @@ class PromptBody:
     now: U63 | None = None
     prefix: Annotated[tuple[U32, ...], Size(0, PREFIX_MAX)] = ()
     text_bytes: U63 | None = None
+
+    @property
+    def tokens_out_max(self) -> int:
+        """Output tokens that it may lead to: none where texts are embedded."""
+        return 0 if self.embed else self.sampling.tokens_max
 
 
 def prompt_bytes_max(n_ctx: int) -> int:

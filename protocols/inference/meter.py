@@ -13,7 +13,7 @@ from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.inference.messages import Checkpoint, EndReason, Receipt, Tokens, TurnEnd
+from p2pnode.protocols.inference.messages import Checkpoint, EndReason, Receipt, Tokens, TurnEnd, Vector
 from p2pnode.protocols.inference.receipts import (
     NO_FINGERPRINT,
     Leaf,
@@ -45,7 +45,7 @@ class MeteredTurn:
     tokens_out: int = 0
     """Its output so far."""
     has_frames: bool = False
-    """Whether anything of it was delivered, if only text."""
+    """Whether anything of it was delivered, if only text or vectors."""
     ended: EndReason | None = None
     """How it ended, once a receipt says so."""
 
@@ -81,10 +81,10 @@ class Meter:
         """The turns of which something was delivered since the last receipt."""
         return self._leaves.keys()
 
-    def count(self, turn: MeteredTurn, frame: Tokens) -> None:
-        """Add a frame of a turn."""
+    def count(self, turn: MeteredTurn, frame: Tokens | Vector) -> None:
+        """Add a frame of a turn. A vector is paid with the input: it is no output token."""
         self._leaf(turn).add(frame)
-        count = len(frame.ids)
+        count = 0 if isinstance(frame, Vector) else len(frame.ids)
         self.unreceipted += count
         self.tokens_out += count
         turn.tokens_out += count

@@ -23,6 +23,7 @@ from p2pnode.protocols.inference.commands import (
     GenFailed,
     GenProgress,
     GenTokens,
+    GenVector,
 )
 from p2pnode.protocols.inference.host_turn import HostTurn, Report
 from p2pnode.protocols.inference.messages import (
@@ -36,6 +37,7 @@ from p2pnode.protocols.inference.messages import (
     Refuse,
     Resume,
     SessionTerms,
+    Tokens,
     Voucher,
     prompt_bytes_max,
 )
@@ -118,7 +120,7 @@ class OpenSession:
         if not serving:
             return any(turn.is_quoted for turn in self.turns.values())
         return self.channel.credit.left <= 0 and any(
-            turn.queue.needs_credit and not turn.is_unread for turn in serving
+            turn.needs_pay and not turn.is_unread for turn in serving
         )
 
     @property
@@ -209,6 +211,8 @@ class OpenSession:
             raise ProtocolError(msg)
         if (turn := self.turns.get(number)) is not None:
             turn.read.grant(upto)
+            # Vectors may be large, and no voucher says that they came: none of theirs is kept longer.
+            self.channel.replay.forget(turn.received(upto))
 
     def cancel(self, number: int) -> None:
         """Cancel a turn; one that is not under way means nothing, for its answer may cross the cancel."""
@@ -223,7 +227,7 @@ class OpenSession:
             case Counted() | CountFailed():
                 if (turn := self.turns.get(report.turn)) is not None:
                     turn.counted(report)
-            case GenProgress() | GenTokens() | GenDone() | GenFailed():
+            case GenProgress() | GenTokens() | GenVector() | GenDone() | GenFailed():
                 for turn in tuple(self.turns.values()):
                     turn.report(report)
 
@@ -244,9 +248,9 @@ class OpenSession:
         """Send what credit allows, steer the engines, and answer the turns that are done."""
         while (turn := self._next_to_send()) is not None:
             self._send_frame(turn)
-        if self.channel.affordable <= 0 and any(turn.queue.needs_credit for turn in self.turns.values()):
+        if self.channel.affordable <= 0 and any(turn.needs_pay for turn in self.turns.values()):
             for turn in tuple(self.turns.values()):
-                if turn.is_quoted:
+                if turn.is_quoted and not turn.embeds:
                     turn.lacks_deposit()
         for turn in tuple(self.turns.values()):
             turn.steer()
@@ -256,23 +260,22 @@ class OpenSession:
     def _next_to_send(self) -> HostTurn | None:
         """Of the turns that may send, the one that did so longest ago."""
         has_credit = min(self.channel.credit.left, self.channel.affordable) > 0
-        ready = [
-            turn
-            for turn in self.turns.values()
-            if turn.is_ready and (has_credit or not turn.queue.needs_credit)
-        ]
+        ready = [turn for turn in self.turns.values() if turn.is_ready and (has_credit or not turn.needs_pay)]
         return min(ready, key=lambda turn: turn.last_sent, default=None)
 
     def _send_frame(self, turn: HostTurn) -> None:
         """Send a turn's next frame: its share of the pay credit at most, and up to the next receipt."""
-        others = sum(each.is_ready and each.queue.needs_credit for each in self.turns.values())
+        others = sum(each.is_ready and each.needs_pay for each in self.turns.values())
         share = max(1, self.channel.credit.left // max(1, others))
         most = min(share, turn.read.left, self.channel.affordable, CHECKPOINT_EVERY - self.meter.unreceipted)
         frame = turn.next_frame(max(1, most))
-        self.channel.credit.spend(len(frame.ids))
         self._frames += 1
         turn.last_sent = self._frames
         self.effects.send(frame)
+        if isinstance(frame, Tokens):
+            self.channel.credit.spend(len(frame.ids))
+        else:
+            turn.sent(self.channel.replay.count)
         if self.meter.unreceipted >= CHECKPOINT_EVERY:
             self.channel.issue(self.effects)
 

@@ -62,6 +62,8 @@ def check_prompt(body: PromptBody) -> None:
     """Raise ``ProtocolError`` that says what is wrong with ``body`` and how to mend it."""
     if bool(body.messages) == bool(body.embed):
         _refuse("a prompt has either messages or texts to embed")
+    if body.embed:
+        _check_embed(body)
     names = [tool.name for tool in body.tools]
     for name in (*names, *(call.name for message in body.messages for call in message.tool_calls)):
         if not _NAME.fullmatch(name):
@@ -78,6 +80,12 @@ def check_prompt(body: PromptBody) -> None:
         _refuse("tool_choice is required, and there are no tools")
     _check_messages(body)
     _check_json(body)
+
+
+def _check_embed(body: PromptBody) -> None:
+    form = body.response_format.kind != "text"
+    if body.tools or form or body.prefix or body.text_bytes is not None or body.logprobs >= 0:
+        _refuse("texts are embedded without tools, a response format, log-probabilities or a partial answer")
 
 
 def _check_messages(body: PromptBody) -> None:

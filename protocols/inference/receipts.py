@@ -29,6 +29,7 @@ from p2pnode.protocols.inference.messages import (
     StartCause,
     TextChannel,
     Tokens,
+    Vector,
 )
 from p2pnode.protocols.wire import encode
 
@@ -37,6 +38,8 @@ _RECEIPT_TAG: Final = keccak256(b"p2pnode/receipt/1")
 _LEAF_TAG: Final = keccak256(b"p2pnode/leaf/1")
 NO_FINGERPRINT: Final = bytes(32)
 CHANNEL_NUMBERS: Final[dict[TextChannel, int]] = {"content": 0, "reasoning": 1, "call": 2}
+_VECTOR: Final = 3
+"""Stands for a vector where a channel's number stands for a text."""
 START_NUMBERS: Final[dict[StartCause, int]] = {"credit": 1, "restart": 2}
 END_NUMBERS: Final[dict[EndReason, int]] = {
     "stop": 1,
@@ -76,12 +79,16 @@ class Leaf:
     """Hash of the prompt's ids."""
     ids: list[int] = field(default_factory=list)
     text: bytearray = field(default_factory=bytearray)
-    """Each frame's text with its channel, call and name."""
+    """Each frame's text with its channel, call and name; each vector's hash with its index."""
     starts: bytearray = field(default_factory=bytearray)
     ended: EndReason | None = None
 
-    def add(self, frame: Tokens) -> None:
+    def add(self, frame: Tokens | Vector) -> None:
         """Add a frame of the turn, in order."""
+        if isinstance(frame, Vector):
+            # By its hash: 256 vectors of 32 KiB would be kept until the receipt otherwise.
+            self.text += struct.pack(">BI", _VECTOR, frame.index) + keccak256(frame.data)
+            return
         self.ids.extend(frame.ids)
         if frame.text or frame.name:
             name, text = (each.encode(errors="replace") for each in (frame.name, frame.text))

@@ -1,8 +1,8 @@
 """What a host has yet to send of an answer, how much it may send, and what it may have to send again.
 
-``SendQueue`` holds a turn's output that credit doesn't cover yet: ``PayCredit`` is the session's,
-``ReadCredit`` the turn's. ``ReplayBuffer`` holds what was sent of a paid session's turns until it is known
-to have arrived.
+``SendQueue`` and ``VectorQueue`` hold a turn's output that credit doesn't cover yet: ``PayCredit`` is the
+session's, ``ReadCredit`` the turn's. ``ReplayBuffer`` holds what was sent of a paid session's turns until it
+is known to have arrived.
 None of them knows anything of streams or of the engine.
 """
 
@@ -16,8 +16,10 @@ from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
     READ_CREDIT,
     TEXT_MAX,
+    VECTOR_CREDIT,
     WINDOW,
     Checkpoint,
     Done,
@@ -128,15 +130,19 @@ class PayCredit:
 
 
 class ReadCredit:
-    """The output tokens of a turn that may be sent: as many as its client has room for."""
+    """What may be sent of a turn: output tokens, or bytes of ``vectors``, for which its client has room."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, vectors: bool = False) -> None:
         self.sent = 0
-        self._upto = READ_CREDIT
+        self.ahead = VECTOR_CREDIT if vectors else READ_CREDIT
+        """Past what was sent this is the most that a client may give."""
+        self.step = VECTOR_CREDIT // 8 if vectors else CHECKPOINT_EVERY
+        """Who takes less than this for a while reads nothing."""
+        self._upto = self.ahead
 
     @property
     def left(self) -> int:
-        """Output tokens that may be sent now."""
+        """How much may be sent now."""
         return self._upto - self.sent
 
     def spend(self, count: int) -> None:
@@ -145,8 +151,8 @@ class ReadCredit:
 
     def grant(self, upto: int) -> None:
         """Those below ``upto`` may be sent. Raises ``ProtocolError`` for more than a client may give."""
-        if upto > self.sent + READ_CREDIT:
-            msg = f"read credit up to {upto} when {self.sent} tokens were sent; {READ_CREDIT} past it is most"
+        if upto > self.sent + self.ahead:
+            msg = f"read credit up to {upto} when {self.sent} were sent; {self.ahead} past it is most"
             raise ProtocolError(msg)
         self._upto = max(self._upto, upto)
 
@@ -179,6 +185,11 @@ class SendQueue:
     def needs_credit(self) -> bool:
         """Whether what comes next has ids. Text alone needs no credit."""
         return bool(self._pending and self._pending[0].ids)
+
+    @property
+    def credit_least(self) -> int:
+        """Read credit that the next frame takes at least."""
+        return 1 if self.needs_credit else 0
 
     def add(self, piece: Piece) -> None:
         """Queue output. Text that no frame could carry at once follows in frames of its own."""
@@ -213,6 +224,47 @@ class SendQueue:
             start=piece.start,
             logprobs=piece.logprobs,
         )
+
+    def clear(self) -> None:
+        """Forget what was not sent."""
+        self._pending.clear()
+        self.waiting = 0
+
+
+class VectorQueue:
+    """The vectors of an embeddings turn that wait for read credit, in order. Their input is paid already."""
+
+    def __init__(self) -> None:
+        self._pending: deque[bytes] = deque()
+        self._taken = 0
+        self.waiting = 0
+        """Bytes that wait."""
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    @property
+    def needs_credit(self) -> bool:
+        """Whether any vector waits."""
+        return bool(self._pending)
+
+    @property
+    def credit_least(self) -> int:
+        """Bytes of the next one: none is sent in pieces."""
+        return len(self._pending[0]) if self._pending else 0
+
+    def add(self, data: bytes) -> None:
+        """Queue the vector that follows."""
+        self._pending.append(data)
+        self.waiting += len(data)
+
+    def take(self, turn: int) -> Vector:
+        """The next one. Only where one waits."""
+        data = self._pending.popleft()
+        self.waiting -= len(data)
+        vector = Vector(turn=turn, index=self._taken, data=data)
+        self._taken += 1
+        return vector
 
     def clear(self) -> None:
         """Forget what was not sent."""

@@ -35,6 +35,7 @@ from p2pnode.protocols.gossipsub import messages as gossipsub
 from p2pnode.protocols.identify import messages as identify
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.channel import ClientPayment, exact_voucher, resume_digest
+from p2pnode.protocols.inference.embeddings import texts_hash, vector_bytes
 from p2pnode.protocols.inference.prompt_rules import call_seed
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.receipts import (
@@ -314,6 +315,33 @@ def tool_turn() -> inference.PromptBody:
     )
 
 
+def embeddings() -> dict[str, Any]:
+    """A turn that embeds two texts, as it is told, and its leaf."""
+    ids, numbers = ((71, 114), (72,)), ((1.0, -0.5), (0.25, 2.0))
+    leaf = Leaf(
+        turn=3,
+        first=0,
+        request=request_hash(encode(embeddings_prompt())),
+        prompt=texts_hash(ids),
+        ended="stop",
+    )
+    frames = [inference.Vector(turn=3, index=at, data=vector_bytes(each)) for at, each in enumerate(numbers)]
+    for frame in frames:
+        leaf.add(frame)
+    return {
+        "prompt": EMBEDS, "turn": 3, "ids": ids, "prompt_hash": texts_hash(ids).hex(), "vectors": numbers,
+        "frames": [vector(frame) for frame in frames], "ended": "stop", "leaf": leaf.digest().hex(),
+    }  # fmt: skip
+
+
+EMBEDS = "PromptBody of texts to embed"
+
+
+def embeddings_prompt() -> inference.PromptBody:
+    """Two texts to embed."""
+    return inference.PromptBody(embed=("Grüße", "x"), seed=bytes(16))
+
+
 def inference_vectors() -> dict[str, Any]:
     """Every message; one receipt over two turns of a free session; a paid session, whole; seeds of calls."""
     m, raw, ids, prompt_ids = inference, encode(prompt()), (1, 2, 49_151), (11, 12, 13, 14, 15)
@@ -388,6 +416,7 @@ def inference_vectors() -> dict[str, Any]:
             vector(prompt()),
             vector(continuation()),
             vector(tool_turn(), "PromptBody after a call of a tool"),
+            vector(embeddings_prompt(), EMBEDS),
             vector(m.Receipt(epoch=EPOCH, previous=root_0, checkpoint=receipt)),
         ],
         "receipts": {
@@ -405,6 +434,7 @@ def inference_vectors() -> dict[str, Any]:
             "token_hash": hashed.hex(), "root_1": root_1.hex(), "digest": digest.hex(),
             "peer": PEER, "signature": signature.hex(),
         },
+        "embeddings": embeddings(),
         "paid": paid_session(),
         "seeds": [
             {"seed": SEED.hex(), "start": start, "call": call_seed(SEED, start)} for start in (0, 3, 300)

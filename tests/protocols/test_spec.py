@@ -41,10 +41,18 @@ from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.client_turn import ClientTimes
+from p2pnode.protocols.inference.embeddings import texts_hash, vector_numbers
 from p2pnode.protocols.inference.host_open import PROBE_S
 from p2pnode.protocols.inference.host_turn import AHEAD_MAX
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN
-from p2pnode.protocols.inference.receipts import NO_FINGERPRINT, Leaf, ReceiptChain, ids_hash, token_hash
+from p2pnode.protocols.inference.receipts import (
+    NO_FINGERPRINT,
+    Leaf,
+    ReceiptChain,
+    ids_hash,
+    request_hash,
+    token_hash,
+)
 from p2pnode.protocols.lookup import messages as lookup
 from p2pnode.protocols.s5.entries import DATA_MAX, EntryKey
 from p2pnode.protocols.wire import Codec, Range, Size, decode_record, encode, wire_keys, wire_name
@@ -302,7 +310,7 @@ def test_every_message_has_a_vector_that_round_trips(protocol: str, codec: Any) 
     ("protocol", "classes"),
     [
         ("adverts", [adverts.Advert, adverts.Sheet, adverts.Profile]),
-        ("inference", [*[inference.PromptBody] * 3, inference.Receipt]),
+        ("inference", [*[inference.PromptBody] * 4, inference.Receipt]),
     ],
 )
 def test_the_records_round_trip(protocol: str, classes: list[type]) -> None:
@@ -386,6 +394,24 @@ def test_the_receipts_can_be_built_from_what_the_file_says() -> None:
     assert verify_peer(told["peer"], chain.digest(), bytes.fromhex(told["signature"]))
 
 
+def test_the_leaf_of_an_embeddings_turn_can_be_built_from_what_the_file_says() -> None:
+    told = stored("inference")["embeddings"]
+    body = next(each["hex"] for each in stored("inference")["records"] if each["name"] == told["prompt"])
+    assert texts_hash(told["ids"]).hex() == told["prompt_hash"]
+    leaf = Leaf(
+        turn=told["turn"],
+        first=0,
+        request=request_hash(bytes.fromhex(body)),
+        prompt=bytes.fromhex(told["prompt_hash"]),
+        ended=told["ended"],
+    )
+    for frame, numbers in zip(told["frames"], told["vectors"], strict=True):
+        message = inference.CODEC.decode(bytes.fromhex(frame["hex"]))
+        assert list(vector_numbers(message.data)) == numbers
+        leaf.add(message)
+    assert leaf.digest().hex() == told["leaf"]
+
+
 # ---- the numbers of limits and timers
 
 
@@ -401,7 +427,9 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "window": [inference.WINDOW, inference.CHECKPOINT_EVERY, 1],
         "checkpoint": [inference.CHECKPOINT_EVERY],
         "turns at once": [inference.TURNS_MAX],
-        "read credit": [inference.READ_CREDIT],
+        "read credit": [inference.READ_CREDIT, inference.VECTOR_CREDIT],
+        "texts to embed": [inference.EMBED_MAX, inference.EMBED_TOKENS_MAX],
+        "vectors that wait at the host": [inference.VECTOR_CREDIT, inference.VECTOR_MAX],
         "ids that wait at the host": [AHEAD_MAX],
         "prompts not confirmed": [inference.UNCONFIRMED_MAX],
         "a prompt": [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sin
 from typing import Any, Final
 
 from p2pnode.errors import WireCode
@@ -24,6 +25,8 @@ from p2pnode.protocols.inference.commands import (
     Count,
     Counted,
     Delivered,
+    Embed,
+    Embedded,
     Ended,
     Finished,
     GenDone,
@@ -31,6 +34,7 @@ from p2pnode.protocols.inference.commands import (
     GenFailed,
     GenProgress,
     GenTokens,
+    GenVector,
     SessionFailed,
     Start,
     TokensTaken,
@@ -38,10 +42,13 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
     TurnServed,
 )
+from p2pnode.protocols.inference.embeddings import vector_bytes
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.host_turn import AHEAD_MAX, HostTurn
 from p2pnode.protocols.inference.messages import (
     CODEC,
+    VECTOR_CREDIT,
+    VECTOR_MAX,
     WINDOW,
     ChatMessage,
     PromptBody,
@@ -67,6 +74,16 @@ def ask(tokens_max: int = 512, content: str = "hello", input_max: int = 4096) ->
         seed=bytes(16),
     )
     return Ask(body, input_max)
+
+
+def embed(*texts: str, input_max: int = 1 << 20) -> Ask:
+    """An embeddings turn."""
+    return Ask(PromptBody(embed=texts, seed=bytes(16)), input_max)
+
+
+def vector_of(text: str, size: int = 32) -> bytes:
+    """The vector that a fake engine makes of a text, whatever else it embeds."""
+    return vector_bytes(sin(len(text) * n + sum(text.encode())) for n in range(size))
 
 
 def token(turn: int, position: int) -> int:
@@ -114,6 +131,9 @@ class Pair:
         self.turn = 0
         self.ids_of: dict[int, list[int]] = {}
         self.text_of: dict[int, str] = {}
+        self.embeds: dict[int, Embed] = {}
+        """The engine requests that embed, by their numbers."""
+        self.vectors_of: dict[int, list[bytes]] = {}
         self.idle: set[int] = set()
         """The turns whose output the application does not take."""
         self.outcomes: list[TurnDone | TurnFailed | SessionFailed | Ended] = []
@@ -214,6 +234,20 @@ class Pair:
             self.live.pop(run.order.run, None)
         return True
 
+    def embed(self, count: int = 4) -> bool:
+        """The engine makes up to ``count`` vectors of the request that embeds."""
+        for run, order in tuple(self.embeds.items()):
+            made = order.first
+            while run in self.embeds and made < min(order.first + count, len(order.body.embed)):
+                self.embeds[run] = replace(order, first=made + 1)
+                self.host_does(GenVector(run, vector_of(order.body.embed[made])))
+                made += 1
+            if run in self.embeds and made == len(order.body.embed):
+                del self.embeds[run]
+                self.host_does(GenDone(run, "stop"))
+            return True
+        return False
+
     def late_engine(self) -> bool:
         """A cancelled run that has not noticed yet reports once more."""
         return bool(self.old_runs) and self.engine(3, run=self.old_runs[-1])
@@ -252,7 +286,7 @@ class Pair:
                 raise AssertionError(kind)
 
     def moves(self, count: int) -> list[bool]:
-        moved = [self.deliver_to_host(), self.deliver_to_client()]
+        moved = [self.deliver_to_host(), self.deliver_to_client(), count > 0 and self.embed(count)]
         return [*moved, *[self.engine(count, run=run) for run in tuple(self.live.values())]]
 
     def close(self) -> None:
@@ -281,8 +315,11 @@ class Pair:
         credit = credit_of(self.host)
         assert credit.sent - credit.acknowledged <= self.window, "past the window"
         for turn in turns_of(self.host):
-            assert turn.queue.waiting <= AHEAD_MAX + self.chunk_max, "too much buffered"
             assert turn.read.left >= 0, "past what the client reads"
+            if turn.embeds:
+                assert turn.queue.waiting <= VECTOR_CREDIT + VECTOR_MAX, "too many vectors wait"
+                continue
+            assert turn.queue.waiting <= AHEAD_MAX + self.chunk_max, "too much buffered"
             if turn.queue.waiting > AHEAD_MAX:
                 assert not [run for run in self.live.values() if run.turn == turn.number], "it runs on"
         for number, ids in self.ids_of.items():
@@ -313,7 +350,12 @@ class Pair:
                 case Emit(value=Generate() as order):
                     assert order.turn not in [run.turn for run in self.live.values()], "two for one turn"
                     self._generate(order)
+                case Emit(value=Embed() as order):
+                    assert order.turn not in [each.turn for each in self.embeds.values()], "two for one turn"
+                    self.runs += 1
+                    self.embeds[order.run] = order
                 case Emit(value=CancelGenerate(run=number)):
+                    self.embeds.pop(number, None)
                     if number in self.live:
                         self.old_runs.append(self.live.pop(number))
                 case Emit(value=TurnServed() as served):
@@ -353,6 +395,11 @@ class Pair:
                     self.text_of[key] = self.text_of.get(key, "") + tokens.text
                     if key not in self.idle:
                         self.taken(key)
+                case Emit(value=Embedded(vector=vector, taken=taken, key=key)):
+                    assert vector.turn == key
+                    self.vectors_of.setdefault(key, []).append(vector.data)
+                    if key not in self.idle:
+                        self.client_did(self.client.handle(Command(TokensTaken(taken, key)), self.now))
                 case Emit(value=(TurnDone() | TurnFailed() | SessionFailed() | Ended()) as outcome):
                     self.outcomes.append(outcome)
                 case _:

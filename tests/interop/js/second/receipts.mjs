@@ -7,6 +7,7 @@ export const CHECKPOINT = 32
 export const NO_HASH = Buffer.alloc(32)
 const ENDS = ['', 'stop', 'length', 'cancelled', 'tool_calls', 'failed', 'stalled']
 const CHANNELS = ['content', 'reasoning', 'call']
+const VECTOR = 3
 const STARTS = ['', 'credit', 'restart']
 
 export const rootZero = (session, model, salt) => hash(abi(hash(utf8('p2pnode/session/1')), session, model, hash(salt)))
@@ -15,9 +16,10 @@ export const nextRoot = (root, seq, tokensIn, tokensOut, tokens, fingerprint) =>
 export const receiptDigest = (session, epoch, root) => hash(abi(hash(utf8('p2pnode/receipt/1')), session, epoch, root))
 export const requestHash = (body) => hash(body)
 export const idsHash = (ids) => hash(...ids.map(u32))
+export const textsHash = (texts) => idsHash(texts.flatMap((ids) => [ids.length, ...ids]))
 export const tokenHash = (leaves) => hash(...leaves)
 
-// What one turn did since the last receipt: both sides keep it from the `tokens` as they travel.
+// What one turn did since the last receipt: both sides keep it from each `tokens` and `vector` as they travel.
 export class Leaf {
   constructor (turn, request, first = 0) {
     Object.assign(this, { turn, request, prompt: NO_HASH, first, ids: [], texts: [], starts: [] })
@@ -33,6 +35,8 @@ export class Leaf {
     if (start !== '') this.starts.push(join(u32(index), [STARTS.indexOf(start)]))
     this.ids.push(...ids)
   }
+
+  takeVector ({ index, data }) { this.texts.push(join([VECTOR], u32(index), hash(data))) }
 
   // The leaf's hash; what follows belongs to the next one.
   cut (end = '') {

@@ -18,7 +18,7 @@ import {
 } from './names.mjs'
 import { Payment, RECEIVE, TERMS, VOUCHER, addressOf, digestOf } from './payment.mjs'
 import {
-  Leaf, callSeed, idsHash, nextRoot, receiptDigest, requestHash, rootZero, tokenHash
+  Leaf, callSeed, idsHash, nextRoot, receiptDigest, requestHash, rootZero, textsHash, tokenHash
 } from './receipts.mjs'
 import {
   Keys, better, entropyOf, joined, link, makeEntry, padded, readEntry, seal, segmentOf, unseal, walletSecret,
@@ -173,6 +173,7 @@ function inference () {
     equal(`leaf of turn ${turn}`, made, wanted)
     return made
   })
+  embedded(all)
   const tokens = tokenHash(leaves)
   equal('token hash', tokens, told.token_hash)
   const { seq, tokens_in: tokensIn, tokens_out: tokensOut, ...checkpoint } =
@@ -186,6 +187,18 @@ function inference () {
 }
 
 // What a vector says of a prompt, in values.
+function embedded ({ embeddings: told, records }) {
+  const leaf = new Leaf(told.turn, requestHash(unhex(records.find(({ name }) => name === told.prompt).hex)))
+  equal('hash of texts', textsHash(told.ids), told.prompt_hash)
+  leaf.prompt = textsHash(told.ids)
+  told.frames.forEach(({ hex: bytes }, at) => {
+    const frame = unpack(unhex(bytes))
+    equal('vector', Buffer.from(new Float32Array(told.vectors[at]).buffer), frame.data)
+    leaf.takeVector(frame)
+  })
+  equal('leaf of vectors', leaf.cut(told.ended), told.leaf)
+}
+
 const prompted = ({ messages, sampling, seed, cache_key: key, ...others }) => ({
   ...others,
   messages: messages.map(({ content, ...message }) =>
