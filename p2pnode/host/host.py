@@ -439,10 +439,9 @@ class Host:
             return None
         info = self._warm.get(terms.model)
         keep_s, who = journalled.keep_s, f"payer/{terms.payer.hex()}"
-        if info is None:
-            return self._terms(1, payment, keep_s=keep_s)
-        granted = self._terms(info.n_ctx, payment, who, keep_s)
-        return replace(granted, turns_max=self._turns_max(info))
+        n_ctx, turns_max = (1, 1) if info is None else (info.n_ctx, self._turns_max(info))
+        granted = self._terms(n_ctx, payment, who if info is not None else "", keep_s)
+        return replace(granted, turns_max=turns_max, window=journalled.window)
 
     def _countable(self, model: ModelId) -> tuple[Engine, int] | Refuse:
         refusal = self._admission.refuses_model(model)

@@ -8,6 +8,7 @@ units. It asks no journal and settles nothing: ``resumable.py`` acts.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,6 +34,8 @@ class LeftSessions:
         self._left: dict[SessionId, LeftSession] = {}
         self._payers: dict[bytes, dict[SessionId, None]] = {}
         self._origins: dict[str, dict[SessionId, None]] = {}
+        self._ends: list[tuple[int, SessionId]] = []
+        """A heap by the time at which they end. What was removed or left anew stays in it until then."""
 
     def __len__(self) -> int:
         return len(self._left)
@@ -47,6 +50,11 @@ class LeftSessions:
         """Keep it. Returns those that give way, which are not kept any more."""
         self.remove(left.session)
         self._left[left.session] = left
+        if len(self._ends) > 2 * len(self._left):  # of a client that comes and goes all day, one entry stays
+            self._ends = [(each.until, each.session) for each in self._left.values()]
+            heapq.heapify(self._ends)
+        else:
+            heapq.heappush(self._ends, (left.until, left.session))
         self._payers.setdefault(left.payer, {})[left.session] = None
         self._origins.setdefault(left.origin, {})[left.session] = None
         victims: list[SessionId] = []
@@ -72,9 +80,16 @@ class LeftSessions:
         left = self._left.get(session)
         return left is None or left.until <= now
 
-    def expired(self, now: float) -> list[SessionId]:
-        """Those whose time is up."""
-        return [each.session for each in self._left.values() if each.until <= now]
+    def take_expired(self, now: float) -> list[SessionId]:
+        """Remove those whose time is up, and return them."""
+        over = []
+        while self._ends and self._ends[0][0] <= now:
+            until, session = heapq.heappop(self._ends)
+            left = self._left.get(session)
+            if left is not None and left.until == until:
+                self.remove(session)
+                over.append(session)
+        return over
 
 
 K = TypeVar("K")

@@ -164,7 +164,7 @@ class ResumableSessions:
             if before is not None:  # what its client did not pay is lost, as when nobody had come back
                 escrow.given_up(session, unpaid=unpaid(before))
             if opened.generation:
-                refusal = escrow.readmit(session, opened.channel.terms, stream.address)
+                refusal = escrow.readmit(session, opened.channel.terms, opened.granted.window, stream.address)
                 if refusal is not None:
                     return refusal
             else:
@@ -347,8 +347,7 @@ class ResumableSessions:
         await self._keep(record.session, payer, origin, until)
 
     async def _keep(self, session: SessionId, payer: bytes, origin: str, until: int) -> None:
-        for over in self._left.expired(self._wall()):  # those that are paid the settler knows by the journal
-            self._left.remove(over)
+        for over in self._left.take_expired(self._wall()):  # the settler knows of the paid ones by itself
             self._free.pop(over, None)
         victims = self._left.add(LeftSession(session=session, payer=payer, origin=origin, until=until))
         for victim in victims:

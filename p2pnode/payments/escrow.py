@@ -170,6 +170,7 @@ class EscrowIntake:
             opened_at=int(self._wall()),
             keep_s=source.keep_s,
             origin=source.origin,
+            window=order.window,
         )
         self._nursery.start_soon(self._take_or_refuse, request, payment, record, source.address, report)
 
@@ -267,7 +268,7 @@ class EscrowIntake:
 
     async def _too_dear(self, record: HostedSession) -> Refuse | None:
         """Refuse where gas costs more than the fee, or where an open would use the ether for settlements."""
-        unsettled = len(self.journal.hosted("open", "over", "relaying"))
+        unsettled = self.journal.hosted_count("open", "over", "relaying")
         why = await self.gas.why_not_open(record.terms.session_fee, unsettled)
         if not why:
             return None
@@ -301,7 +302,7 @@ class EscrowIntake:
         if record is None:
             return "it is not in the journal"
         # Also where it is refused below: ``over`` notes when to settle only for what stands here.
-        self._deposits[session] = _Deposit(record.terms, WINDOW, decided=True)
+        self._deposits[session] = _Deposit(record.terms, record.window, decided=True)
         if (refusal := self._exposed(record, address)) is not None:
             return refusal.detail
         if self._nursery is not None:
@@ -345,13 +346,15 @@ class EscrowIntake:
         await self.journal.host_left(session, until)
         self.settler.due()
 
-    def readmit(self, session: SessionId, terms: SessionTerms, address: str | None) -> Refuse | None:
-        """Let a session that was left owe a window again. Returns why not: then it stays as it is."""
-        owed = amount_due(terms, 0, WINDOW) - terms.session_fee
+    def readmit(
+        self, session: SessionId, terms: SessionTerms, window: int, address: str | None
+    ) -> Refuse | None:
+        """Let a session that was left owe its window again. Returns why not: then it stays as it is."""
+        owed = amount_due(terms, 0, window) - terms.session_fee
         why = self.exposure.reserve(session, terms.payer, address, owed, self._wall())
         if why:
             return Refuse(code="rate_limited", detail=why, retry_after_s=_RETRY_S)
-        self._deposits[session] = _Deposit(terms, WINDOW, decided=True)
+        self._deposits[session] = _Deposit(terms, window, decided=True)
         return None
 
     async def taken_up(self, session: SessionId, epoch: int, generation: int) -> None:

@@ -236,16 +236,18 @@ class Payer:
 
         Empty where the journal can't be read: then it is bought anew, or said why not.
         """
-        return [each for each in self._kept() if (each.host, each.terms.model) == (peer, model)]
+        return [each for each in self._kept(peer) if (each.host, each.terms.model) == (peer, model)]
 
     def left_hosts(self, model: ModelId) -> dict[PeerId, tuple[str, ...]]:
         """Hosts with which sessions of a model were left, and where they were then."""
         return {each.host: each.addresses for each in self._kept() if each.terms.model == model}
 
-    def _kept(self) -> Sequence[BoughtSession]:
+    def _kept(self, peer: PeerId | None = None) -> Sequence[BoughtSession]:
+        """Those with this host, at least: a search asks for each host that it finds."""
         try:
             if self._open is not None:
-                kept: Sequence[BoughtSession] = self._open.journal.purchases_kept(self._open.signer.now())
+                now = self._open.signer.now()
+                kept: Sequence[BoughtSession] = self._open.journal.purchases_kept(now, peer)
             else:
                 if self._looked is None:
                     self._looked = self._look()

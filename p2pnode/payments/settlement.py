@@ -54,6 +54,9 @@ from p2pnode.protocols.typed_data import session_id
 log = structlog.get_logger()
 PRUNE_S: Final = 30 * 86_400
 """How long receipts stay in the journal, from the opening of a session that was settled."""
+LOOK_S: Final = 3600.0
+"""The clock of a wait stands still while the machine sleeps, the wall clock does not: what is due is looked
+for at least so often."""
 _PATIENCE_S: Final = 600.0
 """How long a settlement with a bound on its price may wait for a block."""
 OnEnding: TypeAlias = Callable[[SessionId, str, bool], bool]
@@ -119,8 +122,10 @@ class Settler:
 
     def _mine(self, *states: HostedState) -> list[HostedSession]:
         """Sessions of this market: the journal may hold another's, from before the profile was changed."""
-        market = self._ledger.domains.market
-        return [r for r in self._journal.hosted(*states) if session_id(market, r.terms) == r.session]
+        return [each for each in self._journal.hosted(*states) if self._is_mine(each)]
+
+    def _is_mine(self, record: HostedSession) -> bool:
+        return session_id(self._ledger.domains.market, record.terms) == record.session
 
     # ---- settling
 
@@ -128,16 +133,17 @@ class Settler:
         backoff = Backoff(self._limits.settle_retry_s, self._limits.settle_retry_max_s)
         while True:
             try:  # reading the journal may fail, too, and succeed when it is read again
-                wait_s = policy.next_due_s(self._mine("over"), self._wall())
+                # One row, however many sessions are left with this host: each that is left wakes this loop.
+                wait_s = policy.due_in_s(self._journal.hosted_next(self._is_mine), self._wall())
                 if wait_s > 0:
                     # No await since the journal was read: what becomes due from now on sets this event.
                     self._wake = trio.Event()
-                    with trio.move_on_after(wait_s):
+                    with trio.move_on_after(min(wait_s, LOOK_S)):
                         await self._wake.wait()
                     continue
                 # Others may fall due in a moment: settled together they cost a third each.
                 await trio.sleep(self._limits.settle_batch_s)
-                await self._settle(policy.due(self._mine("over"), self._wall()))
+                await self._settle(self._journal.hosted_due(self._wall(), self._is_mine))
             except Exception as error:
                 retry_s = backoff.next_s()
                 # An endpoint's answer or a payer's session may raise what nobody expected: the host stays
@@ -352,6 +358,7 @@ class Settler:
         self.due()
 
     async def _end_expiring(self) -> None:
+        # At each look all that streams have now are read: ``sessions_max`` at most.
         for record in policy.expiring(self._mine("open"), self._wall(), self._limits.expiry_margin_s):
             await self._end(record.session, "its escrow is about to expire")
 

@@ -108,15 +108,9 @@ def left_until(terms: SessionTerms, wanted: int, keep_s: int, now: int, margin_s
     return max(now, min(wanted, now + min(keep_s, KEEP_MAX_S), latest))
 
 
-def due(records: Iterable[HostedSession], now: float) -> list[HostedSession]:
-    """Those that are to be settled now."""
-    return [each for each in records if each.settle_at is None or each.settle_at <= now]
-
-
-def next_due_s(records: Iterable[HostedSession], now: float) -> float:
-    """Seconds until the first of them is to be settled; infinite where none is."""
-    times = [each.settle_at for each in records if each.settle_at is not None]
-    return min(times) - now if times else math.inf
+def due_in_s(first: HostedSession | None, now: float) -> float:
+    """Seconds until the session that is due first is to be settled; infinite where none is."""
+    return math.inf if first is None or first.settle_at is None else first.settle_at - now
 
 
 def expiring(records: Iterable[HostedSession], now: float, margin_s: float) -> list[HostedSession]:

@@ -46,7 +46,7 @@ EXPECTED: dict[str, Any] = json.loads((HERE / "expected.json").read_text())
 MADE_AT = 1_796_010_600
 """Epoch seconds shortly after the data dirs were written: both sessions can still be served and settled."""
 FIRST, SECOND = (SessionId(bytes.fromhex(each["session"])) for each in EXPECTED["client"]["purchases"])
-NEWER = {"keep_s", "left_until", "generation", "origin", "settle_above", "turn", "ended"}
+NEWER = {"keep_s", "left_until", "generation", "origin", "settle_above", "turn", "ended", "window"}
 """Fields of records and messages that the version which wrote ``expected.json`` did not have."""
 FUNDED, PAID_FIRST = 5_000_000, 10_162
 AT_HOST, OWED = 10_043, 10_089

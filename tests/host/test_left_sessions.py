@@ -62,30 +62,37 @@ def test_one_that_is_left_again_is_the_last_and_one_that_is_gone_leaves_room() -
     assert kept.add(left(78)) == []
 
 
-def test_those_whose_time_is_up_are_named() -> None:
+def test_those_whose_time_is_up_are_taken_out_once() -> None:
     kept = LeftSessions()
     kept.add(left(1, until=10))
     kept.add(left(2, until=20))
-    assert (kept.expired(9), kept.expired(10), kept.expired(20)) == (
-        [],
-        [session(1)],
-        [session(1), session(2)],
-    )
+    kept.add(left(3, until=15))
+    kept.add(left(2, until=30))  # left anew, for longer
+    kept.remove(session(3))
+    taken = [kept.take_expired(now) for now in (9, 10, 10, 20, 30)]
+    assert taken == [[], [session(1)], [], [], [session(2)]]
+    assert len(kept) == 0
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2), st.integers(0, 2), st.booleans()), max_size=120)
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 2), st.integers(0, 2), st.integers(0, 20)), max_size=120
+    )
 )
-def test_what_is_kept_is_what_was_added_and_neither_removed_nor_given_way(
-    steps: list[tuple[int, int, int, bool]],
+def test_what_is_kept_is_what_was_added_and_neither_removed_nor_expired_nor_given_way(
+    steps: list[tuple[int, int, int, int]],
 ) -> None:
     kept, model = LeftSessions(), dict[SessionId, LeftSession]()
-    for number, payer, origin, adds in steps:
-        if not adds:
+    for now, (number, payer, origin, for_s) in enumerate(steps):
+        over = {each.session for each in model.values() if each.until <= now}
+        assert set(kept.take_expired(now)) == over
+        for each in over:
+            del model[each]
+        if not for_s:
             kept.remove(session(number))
             model.pop(session(number), None)
             continue
-        added = left(number, payer=payer, origin=f"origin {origin}")
+        added = left(number, payer=payer, origin=f"origin {origin}", until=now + for_s)
         model.pop(added.session, None)
         model[added.session] = added
         for victim in kept.add(added):

@@ -30,6 +30,8 @@ from tests.node.world import Member
 from tests.sqlite_disk import WatchedDisk
 
 KEEP_S = 3600
+PARALLEL_WINDOW = 3 * 32 * 5
+"""Token units: the window of a session of four turns at once."""
 
 
 @dataclass
@@ -73,6 +75,13 @@ class User:
 
 def user(w: PaidWorld, member: Member) -> User:
     return User(w, member, w.folder / "client.sqlite")
+
+
+def reserved(member: Member) -> int:
+    """Token units that this host reserves for sessions that are in use."""
+    assert member.host is not None
+    assert member.host.escrow is not None
+    return member.host.escrow.exposure.units
 
 
 def hosted(money: HostMoney) -> HostedSession:
@@ -126,23 +135,46 @@ async def test_a_host_that_keeps_nothing_settles_when_its_client_closes(
         assert hosted(money).keep_s == 0
 
 
-async def test_a_session_that_is_left_reserves_nothing_and_owes_a_window_again_when_it_is_resumed(
-    tmp_path: Path, autojump_clock: MockClock
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_session_that_is_left_reserves_nothing_and_owes_its_window_again_when_it_is_resumed(
+    tmp_path: Path, autojump_clock: MockClock, *, killed: bool
 ) -> None:
     async with paid_world(tmp_path) as w:
-        member, _ = await w.host(keep_s=KEEP_S)
-        assert member.host is not None
-        escrow = member.host.escrow
-        assert escrow is not None
+        member, money = await w.host(keep_s=KEEP_S)
         alice = user(w, member)
         async with alice.command() as client:
             alice.tokens.append(await answer(client))
-            assert escrow.exposure.units == 3 * 64 * 5 // 2  # a window for four turns at once
+            assert reserved(member) == PARALLEL_WINDOW
         await trio.sleep(1)
-        assert escrow.exposure.units == 0
+        assert reserved(member) == 0
+        if killed:
+            w.kill(member, money)
+            member, money = await w.host(index=0, journal=tmp_path / "host 0.sqlite", keep_s=KEEP_S)
+            alice.member = member
         async with alice.command() as client:
             alice.tokens.append(await answer(client))
-            assert escrow.exposure.units == 3 * 64
+            assert reserved(member) == PARALLEL_WINDOW
+
+
+async def test_one_whose_window_is_not_free_now_is_refused_and_stays_also_where_a_smaller_one_would_be(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        free = PARALLEL_WINDOW + 3 * 64
+        member, money = await w.host(keep_s=KEEP_S, exposure_limits=ExposureLimits(payer=free))
+        alice = user(w, member)
+        await alice.ask()
+        async with w.client(member, units=RICH, ip="10.0.9.7") as other:  # the same wallet, another machine
+            await answer(other)
+            assert reserved(member) == PARALLEL_WINDOW
+            with pytest.raises(RefusedError, match="may owe this host"):
+                await alice.ask()
+            assert reserved(member) == PARALLEL_WINDOW
+        await trio.sleep(2)
+        async with alice.command() as client:
+            alice.tokens.append(await answer(client))
+            assert reserved(member) == PARALLEL_WINDOW
+        assert money.journal.hosted()[0].generation == 1
 
 
 async def test_one_whose_payer_owes_too_much_already_is_refused_and_stays(

@@ -69,11 +69,9 @@ def test_twenty_fees_may_wait_and_a_tenth_of_a_dollar_where_the_fee_is_small() -
 
 
 def test_a_session_is_due_from_its_time_on() -> None:
-    records = [hosted(n, state="over", settle_at=at) for n, at in enumerate((NOW, NOW + 5, None))]
-    assert policy.due(records, NOW - 1) == [records[2]]
-    assert policy.due(records, NOW) == [records[0], records[2]]
-    assert policy.next_due_s(records, NOW - 3) == 3
-    assert policy.next_due_s(records[2:], NOW) == math.inf
+    record = hosted(1, state="over", settle_at=NOW)
+    assert [policy.due_in_s(record, now) for now in (NOW - 3, NOW, NOW + 2)] == [3, 0, -2]
+    assert policy.due_in_s(None, NOW) == math.inf
 
 
 def test_sessions_end_a_margin_before_they_expire() -> None:

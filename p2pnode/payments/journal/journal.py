@@ -8,6 +8,7 @@ voucher never replaced by a lower one, a receipt never by another. The file hold
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -165,6 +166,18 @@ class Journal:
         """Sessions in any of these states (in any, without one), the oldest first."""
         return self._read(partial(payee.some, states=states or HOSTED_STATES))
 
+    def hosted_count(self, *states: HostedState) -> int:
+        """How many sessions are in any of these states."""
+        return self._read(partial(payee.count, states=states))
+
+    def hosted_due(self, until: float, mine: Callable[[HostedSession], bool]) -> list[HostedSession]:
+        """Sessions of ``mine`` that are over and due until then, the one that is due first first."""
+        return self._read(lambda db: [each for each in payee.by_due(db, until) if mine(each)])
+
+    def hosted_next(self, mine: Callable[[HostedSession], bool]) -> HostedSession | None:
+        """The first session of ``mine`` to be settled; None where none is over. Reads no other of them."""
+        return self._read(lambda db: next(filter(mine, payee.by_due(db, math.inf)), None))
+
     def hosted_one(self, session: SessionId) -> HostedSession | None:
         """The session, or None."""
         return self._read(partial(payee.one, session=session))
@@ -255,9 +268,10 @@ class Journal:
         """Record that another machine of the user has the session."""
         await self._writer.write(partial(payer.used_elsewhere, session=session))
 
-    def purchases_kept(self, now: int) -> list[BoughtSession]:
-        """Sessions that were left and may be resumed, the one that was opened last first."""
-        return self._read(partial(payer.kept, now=now, alive=partial(is_alive, self.path)))
+    def purchases_kept(self, now: int, peer: PeerId | None = None) -> list[BoughtSession]:
+        """Sessions that were left (with this host, or with any) and may be resumed, the one that was opened
+        last first."""
+        return self._read(partial(payer.kept, now=now, alive=partial(is_alive, self.path), peer=peer))
 
     async def bought_restored(self, record: BoughtSession, now: int, receipt: Receipt | None = None) -> None:
         """Put back a purchase recovered from elsewhere. Of one that is here no voucher is lowered.

@@ -12,6 +12,7 @@ that is *left* is ``over``, to be settled when its time is up; until then its cl
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 
 from p2pnode.errors import StorageError
 from p2pnode.ids import SessionId
@@ -36,14 +37,14 @@ def relaying(db: sqlite3.Connection, record: HostedSession) -> None:
     db.execute(
         "INSERT INTO hosted (session, payer, session_fee, terms, salt, authorisation, valid_before, epoch,"
         " peer, opened_at, state, voucher, voucher_amount, settle_at, amount, detail, keep_s, left_until,"
-        " generation, origin)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " generation, origin, window_ids)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             record.session, terms.payer, terms.session_fee, pack(terms), record.salt, record.authorisation,
             record.valid_before, record.epoch, record.peer, record.opened_at, record.state,
             pack(record.voucher), -1 if record.voucher is None else record.voucher.amount,
             record.settle_at, record.amount, record.detail, record.keep_s, record.left_until,
-            record.generation, record.origin,
+            record.generation, record.origin, record.window,
         ),
     )  # fmt: skip
 
@@ -176,6 +177,22 @@ def some(db: sqlite3.Connection, states: tuple[HostedState, ...]) -> list[Hosted
     marks = ", ".join("?" * len(states))
     query = f"SELECT * FROM hosted WHERE state IN ({marks}) ORDER BY opened_at, session"  # noqa: S608 - marks
     return [hosted_of(row) for row in db.execute(query, states)]
+
+
+def count(db: sqlite3.Connection, states: tuple[HostedState, ...]) -> int:
+    """How many sessions are in any of these states."""
+    marks = ", ".join("?" * len(states))
+    query = f"SELECT COUNT(*) FROM hosted WHERE state IN ({marks})"  # noqa: S608 - marks
+    return int(db.execute(query, states).fetchone()[0])
+
+
+def by_due(db: sqlite3.Connection, until: float) -> Iterator[HostedSession]:
+    """Those that are over and to be settled until then, the one that is due first first.
+
+    Each row is read when it is asked for, so that the first one costs no more where a thousand follow it.
+    """
+    query = "SELECT * FROM hosted WHERE state = 'over' AND settle_at <= ? ORDER BY settle_at, session"
+    return map(hosted_of, db.execute(query, (until,)))
 
 
 def one(db: sqlite3.Connection, session: SessionId) -> HostedSession | None:

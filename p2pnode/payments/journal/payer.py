@@ -214,16 +214,25 @@ def left_session(
     )
 
 
-def kept(db: sqlite3.Connection, now: int, alive: Callable[[str], bool]) -> list[BoughtSession]:
-    """The sessions that were left, and may be resumed; the one that was opened last first.
+def kept(
+    db: sqlite3.Connection,
+    now: int,
+    alive: Callable[[str], bool],
+    *,
+    peer: PeerId | None = None,
+    session: SessionId | None = None,
+) -> list[BoughtSession]:
+    """The sessions that were left, and may be resumed; the one that was opened last first. All of them, those
+    with a host, or one.
 
     One whose process was killed counts: its host leaves it by itself. Of one that another machine may use
     nothing is known, so it doesn't.
     """
     rows = db.execute(
         "SELECT * FROM bought WHERE state = 'open' AND keep_s > 0"
-        " AND (left_until IS NULL OR left_until > ?) ORDER BY opened_at DESC, session",
-        (now,),
+        " AND (left_until IS NULL OR left_until > ?) AND peer = COALESCE(?, peer)"
+        " AND session = COALESCE(?, session) ORDER BY opened_at DESC, session",
+        (now, peer, session),
     )
     return [bought_of(row) for row in rows if not alive(row["owner"])]
 
@@ -235,7 +244,7 @@ def take(
 
     ``left_until`` stays: where the host can't be reached now, it is as it was.
     """
-    found = [each for each in kept(db, now, alive) if each.session == session]
+    found = kept(db, now, alive, session=session)
     if not found:
         return None
     db.execute("UPDATE bought SET owner = ?, reserved = 0 WHERE session = ?", (owner, session))

@@ -15,7 +15,7 @@ import msgpack
 
 from p2pnode.errors import ProtocolError, StorageError
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
+from p2pnode.protocols.inference.messages import WINDOW, Receipt, SessionTerms, Voucher
 from p2pnode.protocols.wire import decode_record, encode
 
 HostedState: TypeAlias = Literal["relaying", "open", "over", "settled", "lost"]
@@ -56,6 +56,8 @@ class HostedSession:
     """How often a left session was resumed."""
     origin: str = ""
     """Where its client was last."""
+    window: int = WINDOW
+    """Output ids that it may owe, as agreed when it was opened: so much is reserved while it is used."""
 
     @property
     def due(self) -> int:
@@ -212,6 +214,7 @@ def hosted_of(row: sqlite3.Row) -> HostedSession:
         left_until=row["left_until"],
         generation=row["generation"],
         origin=row["origin"],
+        window=row["window_ids"],
     )
 
 

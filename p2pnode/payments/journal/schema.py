@@ -3,8 +3,9 @@
 Format 2 gave receipts their epoch: in format 1 no session outlived a start of its host, so each receipt is of
 its session's one epoch, and follows the one before. Format 3 has orders to the chain. Format 4 has sessions
 that are left and resumed later, and what was spent when: of what an earlier format holds, a settled session
-was spent when it was settled and any other when it was opened. How the file is made, opened and written is
-``durable.py``'s.
+was spent when it was settled and any other when it was opened. Format 5 has the window of each hosted
+session, and finds what is due by an index: of what format 4 holds, a session was granted at least the
+smallest window. How the file is made, opened and written is ``durable.py``'s.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from p2pnode.durable import FileFormat, SqliteDisk, SqliteFile, run_script
 from p2pnode.ids import SessionId
 from p2pnode.payments.journal.orders import ORDERS_TABLES
 from p2pnode.payments.journal.records import unpack
-from p2pnode.protocols.inference.messages import Checkpoint, SessionTerms
+from p2pnode.protocols.inference.messages import WINDOW, Checkpoint, SessionTerms
 from p2pnode.protocols.inference.receipts import ReceiptChain
 
 RECEIPTS_TABLE: Final = """
@@ -64,6 +65,7 @@ CREATE TABLE spent (
 CREATE INDEX spent_by_time ON spent (at);
 """
 """What fees and vouchers of a session added in the minute that began at ``at``."""
+_BY_DUE: Final = "CREATE INDEX hosted_by_due ON hosted (state, settle_at);"
 _SCHEMA: Final = f"""
 CREATE TABLE hosted (
     session BLOB PRIMARY KEY,
@@ -85,9 +87,11 @@ CREATE TABLE hosted (
     keep_s INTEGER NOT NULL DEFAULT 0,
     left_until INTEGER,
     generation INTEGER NOT NULL DEFAULT 0,
-    origin TEXT NOT NULL DEFAULT ''
+    origin TEXT NOT NULL DEFAULT '',
+    window_ids INTEGER NOT NULL DEFAULT {WINDOW}
 ) WITHOUT ROWID;
 CREATE INDEX hosted_by_state ON hosted (state, opened_at);
+{_BY_DUE}
 CREATE INDEX hosted_by_payer ON hosted (payer, state);
 
 {RECEIPTS_TABLE}
@@ -154,7 +158,13 @@ INSERT INTO spent SELECT session, COALESCE(settled_at, opened_at) / 60 * 60,
     FROM bought WHERE state != 'expired';
 """
 """What format 4 added, and what earlier formats know of it."""
+_WINDOW: Final = f"""
+ALTER TABLE hosted ADD COLUMN window_ids INTEGER NOT NULL DEFAULT {WINDOW};
+{_BY_DUE}
+"""
+"""What format 5 added."""
 _ORDERS_VERSION: Final = 3
+_LEFT_VERSION: Final = 4
 
 
 def journal_file(path: Path, disk: SqliteDisk | None = None) -> SqliteFile:
@@ -163,7 +173,7 @@ def journal_file(path: Path, disk: SqliteDisk | None = None) -> SqliteFile:
 
 
 def _upgrade(db: sqlite3.Connection, found: int) -> None:
-    """From format 1, 2 or 3. Raises ``sqlite3.Error``, and ``StorageError`` where a record is damaged."""
+    """From an earlier format. Raises ``sqlite3.Error``, and ``StorageError`` where a record is damaged."""
     if found == 1:
         db.execute("ALTER TABLE receipts RENAME TO receipts_1")
         run_script(db, f"{RECEIPTS_TABLE}{TAKEN_TABLES}{_BOUGHT}")
@@ -172,8 +182,10 @@ def _upgrade(db: sqlite3.Connection, found: int) -> None:
         db.execute("DROP TABLE receipts_1")
     if found < _ORDERS_VERSION:
         run_script(db, ORDERS_TABLES)
-    for script in (_LEFT, SPENT_TABLE, _SPENT_BEFORE):
-        run_script(db, script)
+    if found < _LEFT_VERSION:
+        for script in (_LEFT, SPENT_TABLE, _SPENT_BEFORE):
+            run_script(db, script)
+    run_script(db, _WINDOW)
 
 
 def _copy_receipts(db: sqlite3.Connection, session: sqlite3.Row) -> None:
@@ -190,7 +202,7 @@ def _copy_receipts(db: sqlite3.Connection, session: sqlite3.Row) -> None:
 
 _FORMAT: Final = FileFormat(
     application=int.from_bytes(b"p2pn", "big"),
-    version=4,
+    version=5,
     tables=_SCHEMA,
     foreign="it is no journal. Restore it from your backup, or move it away to begin a new one",
     remedies={

@@ -355,6 +355,29 @@ async def test_a_host_gives_a_left_session_to_one_resume_after_another_and_settl
     assert journal.hosted_one(one) == held
 
 
+async def test_the_one_that_is_due_first_is_found_among_those_that_are_over(tmp_path: Path) -> None:
+    async with writing(tmp_path / "journal.sqlite") as journal:
+        assert journal.hosted_next(lambda _record: True) is None
+        for number, settle_at in enumerate((30, 10, 20, 5)):
+            await journal.host_relaying(hosted(number))
+            await journal.host_open(session(number))
+            await journal.host_over(session(number), NOW + settle_at)
+        await journal.host_resumed(session(3))  # it was due first, and is in use again
+        await journal.host_settled(session(2), 1)
+
+        def due(until: int, *mine: int) -> list[bytes]:
+            wanted = [session(number) for number in mine]
+            return [each.session for each in journal.hosted_due(until, lambda each: each.session in wanted)]
+
+        assert due(NOW + 30, 0, 1, 2, 3) == [session(1), session(0)]
+        assert due(NOW + 29, 0, 1) == [session(1)]
+        assert due(NOW + 30, 0) == [session(0)]
+        first = journal.hosted_next(lambda _record: True)
+        assert first is not None
+        assert (first.session, first.settle_at) == (session(1), NOW + 10)
+        assert [journal.hosted_count(*states) for states in (("over",), ("open", "settled"))] == [2, 2]
+
+
 async def test_an_unexpired_authorisation_is_outstanding_until_it_is_seen_on_the_chain(
     journal: Journal,
 ) -> None:

@@ -17,7 +17,8 @@ from tests.payments.journals import DAY, NOW, PEER, TERMS, Anything, bought, hos
 from tests.protocols.support import Identity
 
 SIGNER = Identity("receipts")
-BEFORE_4 = "DROP TABLE spent;" + "".join(
+BEFORE_5 = "DROP INDEX hosted_by_due; ALTER TABLE hosted DROP COLUMN window_ids;"
+BEFORE_4 = f"{BEFORE_5} DROP TABLE spent;" + "".join(
     f"ALTER TABLE {table} DROP COLUMN {column};"
     for table, columns in (
         ("hosted", ("keep_s", "left_until", "generation", "origin")),
@@ -116,6 +117,24 @@ async def test_of_one_of_format_3_it_is_known_what_was_spent_and_when(tmp_path: 
     journal.close()
 
 
+async def test_a_session_of_format_4_has_the_smallest_window_and_is_found_when_it_is_due(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    async with writing(path) as journal:
+        await journal.host_relaying(hosted(1, window=160))
+        await journal.host_open(session(1))
+        await journal.host_left(session(1), NOW + 60)
+        assert journal.hosted_next(lambda _record: True) == journal.hosted_one(session(1))
+    db = sqlite3.connect(path)
+    db.executescript(f"{BEFORE_5} PRAGMA user_version = 4;")
+    db.close()
+    journal = Journal.open(path)
+    (record,) = journal.hosted_due(NOW + 60, lambda _record: True)
+    assert (record.session, record.window) == (session(1), 64)
+    journal.close()
+
+
 async def test_it_is_done_once_however_many_open_it(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     await old_journal(path)
@@ -124,7 +143,7 @@ async def test_it_is_done_once_however_many_open_it(tmp_path: Path) -> None:
         assert len(journal.receipts(session(1))) == 3
         journal.close()
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (4,)
+    assert db.execute("PRAGMA user_version").fetchone() == (5,)
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     db.close()
     assert "receipts_1" not in names
@@ -151,8 +170,10 @@ async def test_an_upgraded_journal_is_as_one_made_new(tmp_path: Path) -> None:
 
     def shape(path: Path) -> dict[str, list[tuple[object, ...]]]:
         db = sqlite3.connect(path)
-        names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        found = {name: db.execute(f"SELECT * FROM pragma_table_info('{name}')").fetchall() for name in names}
+        named = db.execute("SELECT type, name FROM sqlite_master").fetchall()
+        found = {
+            name: db.execute(f"SELECT * FROM pragma_{kind}_info('{name}')").fetchall() for kind, name in named
+        }
         db.close()
         return found
 
