@@ -72,6 +72,12 @@ OFFENCES = {
         ("p2pnode/client/bill.py", "import time"),
         ("p2pnode/client/history.py", "import p2pnode.node.driver"),
     ],
+    "simulations": [
+        ("p2pnode/simulations/world.py", "import trio"),
+        ("p2pnode/simulations/links.py", "def late():\n    import p2pnode.net.network"),
+        ("p2pnode/simulations/gossip.py", "import p2pnode.node.driver"),
+        ("p2pnode/simulations/dht.py", "import secrets"),
+    ],
     "pure-payments": [
         ("p2pnode/payments/exposure.py", "import trio"),
         ("p2pnode/payments/gas_budget.py", "def late():\n    import p2pnode.net.network"),

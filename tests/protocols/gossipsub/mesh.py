@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import peer_id_of
 from p2pnode.protocols.events import Command, Effect, Emit, Fault, Received, Send, SetTimer, TimerFired
-from p2pnode.protocols.gossipsub.commands import (
-    ACCEPT,
-    Delivered,
-    Join,
-    Leave,
-    PeerDown,
-    PeerUp,
-    Publish,
-    Validator,
-    Verdict,
-)
+from p2pnode.protocols.gossipsub.commands import Delivered, Join, PeerUp, Validator
 from p2pnode.protocols.gossipsub.messages import RPC, Message, signed_bytes
 from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.gossipsub.router import GossipRouter
-from tests.event_heap import MachineWorld
+from p2pnode.simulations.gossip import GossipService, accept
+from p2pnode.simulations.links import Links
+from p2pnode.simulations.signatures import check, sign_with
+from p2pnode.simulations.world import Node, World
 
 TOPIC = "/p2pnode/adverts/1/" + "ab" * 32
 NAME = TOPIC.encode()
@@ -39,21 +31,6 @@ def key_of(number: object) -> bytes:
 def peer_of(number: object) -> PeerId:
     """Somebody's peer id."""
     return peer_id_of(key_of(number))
-
-
-def sign_with(public_key: bytes) -> Callable[[bytes], bytes]:
-    """A signer whose signatures ``check`` takes: whoever knows the public key can sign. For tests only."""
-    return lambda message: hashlib.blake2b(message, key=public_key).digest()
-
-
-def check(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether ``sign_with`` of this key made the signature."""
-    return hashlib.blake2b(message, key=public_key).digest() == signature
-
-
-def accept(_author: PeerId, _data: bytes) -> Verdict:
-    """All is well."""
-    return ACCEPT
 
 
 def router_of(number: object, *, parameters: Parameters | None = None, **more: Any) -> GossipRouter:
@@ -155,65 +132,71 @@ def control(**lists: Any) -> Any:
     return RPC.make(control=lists)
 
 
-@dataclass
 class Mesh:
-    """Machines on one topic, and who is connected with whom."""
+    """Nodes on one topic, in a world where everything takes ``latency_s`` from one to another."""
 
-    latency_s: Callable[[PeerId, PeerId], float] = lambda _from, _to: 0.05
-    parameters: Parameters | None = None
-    seed: int = 1
-    validator: Validator = accept
-    world: MachineWorld = field(init=False)
-    routers: dict[PeerId, GossipRouter] = field(default_factory=dict)
-    links: dict[PeerId, set[PeerId]] = field(default_factory=dict)
-    arrived: dict[bytes, dict[PeerId, float]] = field(default_factory=dict)
-    faults: list[tuple[float, PeerId, Fault]] = field(default_factory=list)
+    def __init__(
+        self,
+        *,
+        latency_s: float = 0.05,
+        parameters: Parameters | None = None,
+        seed: int = 1,
+        with_groups: bool = False,
+    ) -> None:
+        self.rng = random.Random(seed)
+        latency_ms = latency_s * 1000
+        links = Links(
+            latency="uniform", latency_min_ms=latency_ms, latency_max_ms=latency_ms, jitter_share=0.0
+        )
+        self.world = World(seed, links=links)
+        self.gossip = GossipService(
+            self.world,
+            parameters,
+            on_delivered=self._delivered,
+            on_fault=lambda node, fault: self.faults.append((self.world.now, node.peer, fault)),
+            with_groups=with_groups,
+        )
+        self.arrived: dict[bytes, dict[PeerId, float]] = {}
+        self.faults: list[tuple[float, PeerId, Fault]] = []
 
-    def __post_init__(self) -> None:
-        self.rng = random.Random(self.seed)
-        self.world = MachineWorld(latency_s=self.latency_s, on_emit=self._emitted)
+    @property
+    def routers(self) -> dict[PeerId, GossipRouter]:
+        return self.gossip.routers
 
-    def _emitted(self, peer: PeerId, value: Any) -> None:
-        if isinstance(value, Fault):
-            self.faults.append((self.world.now, peer, value))
-        else:
-            self.arrived.setdefault(value.data, {}).setdefault(peer, self.world.now)
+    def _delivered(self, node: Node, delivered: Delivered) -> None:
+        self.arrived.setdefault(delivered.data, {}).setdefault(node.peer, self.world.now)
 
-    def add(self, number: object, *, joins: bool = True) -> PeerId:
-        peer = peer_of(number)
-        self.routers[peer] = router_of(f"{number}", parameters=self.parameters)
-        self.links[peer] = set()
-        self.world.add(peer, self.routers[peer])
+    def node(self, peer: PeerId) -> Node:
+        return self.world.by_peer[peer]
+
+    def neighbours(self, peer: PeerId) -> set[PeerId]:
+        """Whom it is connected with."""
+        return set(self.node(peer).links)
+
+    def add(self, number: object, *, joins: bool = True, ip: str | None = None) -> PeerId:
+        node = self.world.add(key=key_of(number), ip=ip)
         if joins:
-            self.world.give(peer, Command(Join(TOPIC, self.validator)))
-        return peer
+            self.gossip.join(node, TOPIC)
+        return node.peer
 
-    def connect(self, a: PeerId, b: PeerId, *, group: str | None = None) -> None:
-        if a == b or b in self.links[a]:
-            return
-        self.links[a].add(b)
-        self.links[b].add(a)
-        self.world.give(a, Command(PeerUp(b, dialled=True, group=group)))
-        self.world.give(b, Command(PeerUp(a, group=group)))
+    def connect(self, a: PeerId, b: PeerId) -> None:
+        if a != b:
+            self.world.connect(self.node(a), self.node(b))
 
-    def connect_at_random(self, peer: PeerId, count: int, **more: Any) -> None:
-        others = sorted(each for each in self.links if each != peer)
+    def connect_at_random(self, peer: PeerId, count: int) -> None:
+        others = sorted(each for each in self.routers if each != peer)
         for other in self.rng.sample(others, min(count, len(others))):
-            self.connect(peer, other, **more)
+            self.connect(peer, other)
 
     def crash(self, peer: PeerId) -> None:
         """Gone without a word; its neighbours' connections break."""
-        self.world.remove(peer)
-        del self.routers[peer]
-        for other in sorted(self.links.pop(peer)):
-            self.links[other].discard(peer)
-            self.world.give(other, Command(PeerDown(peer)))
+        self.world.crash(self.node(peer))
 
     def leave(self, peer: PeerId) -> None:
-        self.world.give(peer, Command(Leave(TOPIC)))
+        self.gossip.leave(self.node(peer), TOPIC)
 
     def publish(self, peer: PeerId, data: bytes) -> float:
-        self.world.give(peer, Command(Publish(TOPIC, data)))
+        self.gossip.publish(self.node(peer), TOPIC, data)
         return self.world.now
 
     def reached(self, data: bytes) -> set[PeerId]:

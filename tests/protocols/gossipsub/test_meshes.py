@@ -8,10 +8,8 @@ from statistics import quantiles
 import pytest
 
 from p2pnode.ids import PeerId
-from p2pnode.protocols.events import Command
-from p2pnode.protocols.gossipsub.commands import Join
 from p2pnode.protocols.gossipsub.parameters import Parameters
-from tests.protocols.gossipsub.mesh import TOPIC, Mesh, accept, peer_of
+from tests.protocols.gossipsub.mesh import TOPIC, Mesh, peer_of
 
 long = pytest.mark.long
 
@@ -49,19 +47,15 @@ def test_a_burst_of_forty_arrives_forty_times_everywhere() -> None:
 
 
 def test_gossip_repairs_what_the_mesh_lost() -> None:
-    receiver, neighbours = peer_of(5), set[PeerId]()
-
-    def latency_s(sender: PeerId, to: PeerId) -> float:
-        """Later, its neighbours' messages take a minute; those of others arrive."""
-        return 60.0 if to == receiver and sender in neighbours else 0.05
-
-    mesh = Mesh(latency_s=latency_s)
+    mesh = Mesh()
     peers = [mesh.add(number) for number in range(16)]
     for peer in peers:
         mesh.connect_at_random(peer, 8)
     mesh.world.run_for(5)
-    neighbours.update(mesh.routers[receiver].mesh(TOPIC))
-    speaker = next(peer for peer in peers if peer not in {receiver, *mesh.links[receiver]})
+    receiver = peer_of(5)
+    for neighbour in mesh.routers[receiver].mesh(TOPIC):  # what these send takes a minute from now on
+        mesh.node(neighbour).links[receiver].latency_s = 60.0
+    speaker = next(peer for peer in peers if peer not in {receiver, *mesh.neighbours(receiver)})
     mesh.publish(speaker, b"news")
     mesh.world.run_for(10)
     assert receiver in mesh.reached(b"news")
@@ -87,7 +81,7 @@ def churned(count: int, *, rounds: int, share: float = 0.3) -> None:
         for peer in mesh.rng.sample(sorted(mesh.routers), int(share * count)):
             mesh.crash(peer)
         for peer in sorted(mesh.routers):  # a node replaces the connections that it lost
-            mesh.connect_at_random(peer, max(0, 4 - len(mesh.links[peer])))
+            mesh.connect_at_random(peer, max(0, 4 - len(mesh.neighbours(peer))))
         for _ in range(count - len(mesh.routers)):
             mesh.connect_at_random(mesh.add(next(fresh)), 4)
         mesh.world.run_for(3)
@@ -110,11 +104,11 @@ def test_a_thousand_nodes_stay_connected_while_a_third_comes_and_goes() -> None:
 
 def on_one_ip(count: int, *, hours: float) -> None:
     """All come from one address prefix, and say one thing in 30 s: nobody is left out for either."""
-    mesh = Mesh()
-    peers = [mesh.add(number) for number in range(count)]
+    mesh = Mesh(with_groups=True)
+    peers = [mesh.add(number, ip=f"60.1.1.{number}") for number in range(count)]
     for peer in peers:
         for other in mesh.rng.sample(peers, 9):
-            mesh.connect(peer, other, group="203.0.113.0/24")
+            mesh.connect(peer, other)
     mesh.world.run_for(10)
     sizes: set[int] = set()
     for turn in range(int(hours * 120)):
@@ -143,11 +137,11 @@ def test_an_idle_node_has_no_timer_however_many_topics_it_is_on(topics: int) -> 
     mesh, peers = made(6, links=5)
     for peer in peers:
         for number in range(topics - 1):
-            mesh.world.give(peer, Command(Join(f"topic {number}", accept)))
+            mesh.gossip.join(mesh.node(peer), f"topic {number}")
     mesh.world.run_for(20)
-    before = mesh.world.heap.done
+    before = mesh.world.loop.done
     mesh.world.run_for(3600)
-    assert mesh.world.heap.done == before
+    assert mesh.world.loop.done == before
 
 
 def test_two_runs_from_one_seed_do_the_same() -> None:

@@ -29,7 +29,8 @@ from p2pnode.protocols.gossipsub.commands import (
 )
 from p2pnode.protocols.gossipsub.messages import RPC, RPC_MAX, message_of
 from p2pnode.protocols.gossipsub.parameters import Parameters
-from tests.protocols.gossipsub.mesh import check, key_of, message_from, peer_of, router_of, sign_with
+from p2pnode.simulations.signatures import check, sign_with
+from tests.protocols.gossipsub.mesh import key_of, message_from, peer_of, router_of
 
 PEERS = 6
 TOPICS = ["one", "two", "three"]

@@ -22,6 +22,7 @@ from p2pnode.protocols.gossipsub.commands import (
 )
 from p2pnode.protocols.gossipsub.messages import IDONTWANT_FROM, TOPIC_MAX, encode_publish, signed_bytes
 from p2pnode.protocols.gossipsub.parameters import Parameters, ScoreParameters
+from p2pnode.simulations.signatures import sign_with
 from tests.protocols.gossipsub.mesh import (
     NAME,
     TOPIC,
@@ -33,7 +34,6 @@ from tests.protocols.gossipsub.mesh import (
     message_from,
     peer_of,
     sends,
-    sign_with,
     subscription,
 )
 

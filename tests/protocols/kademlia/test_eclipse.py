@@ -88,7 +88,7 @@ class Eclipse:
             self.world.add(peer, ip, lie=self._lie) for peer, ip in zip(sybil_ids(), self.places, strict=True)
         ]
         for sybil in self.sybils:
-            sybil.delay_s = self.delay_s
+            sybil.at.think_s = self.delay_s
             for other in self.draw.sample(self.honest, 4):
                 self.world.connect(sybil, other)
         self._announce_sybils()

@@ -190,7 +190,7 @@ def found_share(count: int, keys: int, *, stale: float) -> float:
         assert world.provide(host, key) == WIDTH
     for host in world.draw.sample(hosts, int(count * stale)):
         world.crash(host.peer)
-    alive = [host for host in hosts if world.at.get(host.ip) == host.peer]
+    alive = [host for host in hosts if host.at.is_up]
     found = 0
     for key, host in zip(named, providers, strict=True):
         asker = world.draw.choice(alive)

@@ -1,0 +1,198 @@
+"""The DHT: the node's ``KademliaNode`` on each node of a world. ``Dht`` are the parameters.
+
+Every decision is the machine's; here questions find their way, and who is not where its addresses say stays
+silent. Whoever connects identifies itself at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from p2pnode.ids import PeerId
+from p2pnode.protocols.events import Command, Emit, Received, Send
+from p2pnode.protocols.kademlia.lookup import ANSWER_S
+from p2pnode.protocols.kademlia.messages import Message
+from p2pnode.protocols.kademlia.node import (
+    Answered,
+    AskPeer,
+    Disconnected,
+    Ended,
+    FindProviders,
+    Identified,
+    KademliaNode,
+    Mode,
+    Provide,
+    Unanswered,
+)
+from p2pnode.shares import Origin, origin_of
+from p2pnode.simulations.parameters import require_positive, require_shares
+from p2pnode.simulations.world import Link, Node, World
+
+PROTOCOL: Final = "kademlia"
+_STREAM: Final = 0
+TAKEN: Final = Message(kind="ping")
+"""What an answerer returns where the stream ends in order, without an answer."""
+Found = Callable[[Ended], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dht:
+    """Parameters of who takes part."""
+
+    servers_share: float = 1.0
+    """Of nodes that can be dialled: those that answer questions and stand in tables."""
+    contacts: int = 3
+    """Peers that a node dials when it starts."""
+
+    def __post_init__(self) -> None:
+        require_shares(self, "servers_share")
+        require_positive(self, "contacts")
+
+
+def address_of(ip: str) -> bytes:
+    """A binary multiaddr: IPv4 and TCP port 4001."""
+    return b"\x04" + bytes(int(each) for each in ip.split(".")) + b"\x06\x0f\xa1"
+
+
+def ip_in(address: bytes) -> str:
+    """The IPv4 address of a binary multiaddr; empty for what is none."""
+    return ".".join(map(str, address[1:5])) if len(address) == 8 and address[0] == 4 else ""  # noqa: PLR2004
+
+
+@lru_cache(1 << 17)
+def prefix_of(ip: str, peer: PeerId) -> Origin:
+    """The origin of a peer at an address."""
+    return origin_of(ip, peer)
+
+
+def _dialable(addresses: Sequence[bytes]) -> tuple[bytes, ...]:
+    return tuple(each for each in addresses if ip_in(each))
+
+
+def _never(_peer: PeerId) -> bool:
+    return False
+
+
+class DhtService:
+    """The DHT of a world; a :class:`Service`. ``mode_of`` says who serves, when it starts.
+
+    ``carry`` is what becomes of a question and of an answer on its way.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        mode_of: Callable[[Node], Mode] = lambda _node: "server",
+        on_fault: Callable[[Node, Any], None] = lambda _node, _fault: None,
+        carry: Callable[[Message], Message] = lambda message: message,
+    ) -> None:
+        self._world, self._mode_of, self._on_fault, self._carry = world, mode_of, on_fault, carry
+        self.machines: dict[PeerId, KademliaNode] = {}
+        """Of the nodes that are up."""
+        self.asked = 0
+        """Questions so far, of all nodes."""
+        self._draw = world.draws("dht")
+        self._at: dict[str, Node] = {}
+        """Who was last seen at an address, by it."""
+        self._then: dict[int, Found] = {}
+        self._number = 0
+        world.services.append(self)
+
+    def find(self, node: Node, key: bytes, limit: int, then: Found) -> int:
+        """Look for providers of a key; ``then`` gets what the machine found. Returns the lookup's number."""
+        return self._begin(node, then, lambda number: FindProviders(number, key, limit))
+
+    def provide(self, node: Node, key: bytes, then: Found = lambda _ended: None) -> int:
+        """Store a record of this node under a key."""
+        return self._begin(node, then, lambda number: Provide(number, key))
+
+    def _begin(self, node: Node, then: Found, command: Callable[[int], FindProviders | Provide]) -> int:
+        self._number = number = self._number + 1
+        self._then[number] = then
+        if (shell := node.shells.get(PROTOCOL)) is not None:
+            shell.command(command(number))
+        return number
+
+    def started(self, node: Node) -> None:
+        """Make its machine."""
+        world, own = self._world, (address_of(node.ip),)
+        machine = KademliaNode(
+            node.peer,
+            self._mode_of(node),
+            draw=random.Random(self._draw.random()).randrange,  # noqa: S311  reproducible, no secret
+            origin_of=lambda other: prefix_of(world.by_peer[other].ip, other),
+            origin_at=lambda other, addresses: prefix_of(ip_in(addresses[0]), other),
+            dialable=_dialable,
+            reached=_never,
+            own_addresses=lambda: own,
+        )
+        self.machines[node.peer] = machine
+        self._at[node.ip] = node
+        node.answers[PROTOCOL] = lambda asker, question: self._answer(node, asker, question)
+        world.mount(
+            node,
+            PROTOCOL,
+            machine,
+            on_emit=lambda value: self._emitted(node, value),
+            start=machine.start(world.now),
+        )
+
+    def stopped(self, node: Node) -> None:
+        """Its machine is gone."""
+        del self.machines[node.peer]
+
+    def connected(self, link: Link) -> None:
+        """Tell the machine who its peer is, as after identify."""
+        if (shell := link.sender.shells.get(PROTOCOL)) is not None:
+            other = link.receiver
+            machine = self.machines.get(other.peer)
+            serves = machine.mode == "server" if machine is not None else PROTOCOL in other.answers
+            shell.command(Identified(other.peer, (address_of(other.ip),), serves))
+
+    def disconnected(self, link: Link) -> None:
+        """Tell it that the peer is gone."""
+        if (shell := link.sender.shells.get(PROTOCOL)) is not None:
+            shell.command(Disconnected(link.receiver.peer))
+
+    def _emitted(self, node: Node, value: Any) -> None:
+        if type(value) is AskPeer:
+            self.asked += 1
+            self._ask(node, value)
+        elif type(value) is Ended:
+            if (then := self._then.pop(value.id, None)) is not None:
+                then(value)
+        else:
+            self._on_fault(node, value)
+
+    def _ask(self, node: Node, value: AskPeer) -> None:
+        ask, shell = value.ask, node.shells[PROTOCOL]
+        other = self._world.by_peer.get(ask.peer)
+        if other is not None and other.peer not in node.links:
+            # It is dialled where it is said to be, and somebody else may be there.
+            there = any(self._at.get(ip_in(each)) is other for each in ask.addresses)
+            other = other if there else None
+
+        def report(answer: Message | None) -> None:
+            if shell.is_over:
+                return
+            if answer is None:
+                shell.give(Command(Unanswered(value.id, ask.peer)))
+            else:
+                shell.give(Command(Answered(value.id, ask.peer, answer if answer is not TAKEN else None)))
+
+        self._world.ask(node, other, PROTOCOL, self._carry(ask.question), report, deadline_s=ANSWER_S)
+
+    def _answer(self, node: Node, asker: Node, question: Message) -> Message | None:
+        machine = self.machines[node.peer]
+        for effect in machine.handle(Received(asker.peer, _STREAM, question), self._world.now):
+            if type(effect) is Send:
+                return self._carry(effect.message)
+            if type(effect) is Emit:
+                self._on_fault(node, effect.value)
+        # What expects no answer was taken, and a flood is not told so either: the stream ends in order.
+        return TAKEN

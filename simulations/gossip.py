@@ -1,0 +1,173 @@
+"""Gossip: the node's ``GossipRouter`` on each node of a world. ``Gossip`` are the parameters.
+
+Every decision is the machine's; here are its connections, its topics and what it delivers. Signatures cost a
+hash, and what is the same for all nodes (whether a signature holds) is found out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from p2pnode.ids import PeerId
+from p2pnode.protocols.crypto import Signer
+from p2pnode.protocols.events import Command, Fault
+from p2pnode.protocols.gossipsub.commands import (
+    ACCEPT,
+    Delivered,
+    GossipCommand,
+    GossipEmission,
+    Join,
+    Leave,
+    PeerDown,
+    PeerUp,
+    Publish,
+    Validator,
+    Verdict,
+)
+from p2pnode.protocols.gossipsub.parameters import Parameters
+from p2pnode.protocols.gossipsub.router import Check, GossipRouter
+from p2pnode.shares import origin_of
+from p2pnode.simulations.cpu import Cpu, CpuQueue
+from p2pnode.simulations.parameters import require_not_negative, require_positive
+from p2pnode.simulations.signatures import check, sign_with
+from p2pnode.simulations.world import Link, Node, World
+
+PROTOCOL: Final = "gossip"
+Version: TypeAlias = Literal["p2pnode", "v1_0"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gossip:
+    """Parameters: of the network of connections, and of what is published besides the adverts."""
+
+    version: Version = "p2pnode"
+    """The node's own parameters, or GossipSub 1.0 as published."""
+    dials: int = 10
+    """Connections that each node opens, to others drawn at random."""
+    publishers: int = 0
+    """Nodes that publish test messages, in turns."""
+    messages_per_s: float = 1.0
+    """Of all publishers together."""
+    message_bytes: int = 1024
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "publishers")
+        require_positive(self, "dials", "messages_per_s", "message_bytes")
+
+    def parameters(self) -> Parameters:
+        """Those of the machine."""
+        return Parameters.v1_0() if self.version == "v1_0" else Parameters()
+
+
+def accept(_author: PeerId, _data: bytes) -> Verdict:
+    """A topic's validator that takes everything."""
+    return ACCEPT
+
+
+def _ignore_delivery(_node: Node, _delivered: Delivered) -> None:
+    pass
+
+
+def _ignore_fault(_node: Node, _fault: Fault) -> None:
+    pass
+
+
+def _charged(queue: CpuQueue, cpu: Cpu, sign: Signer) -> tuple[Signer, Check]:
+    """Signing and checking that take their time of a core. What is checked was parsed just before."""
+
+    def sign_for(message: bytes) -> bytes:
+        queue.charge(cpu.seconds(cpu.sign_s))
+        return sign(message)
+
+    def check_for(public_key: bytes, message: bytes, signature: bytes) -> bool:
+        queue.charge(cpu.seconds(cpu.decode_s + cpu.check_s))
+        return check(public_key, message, signature)
+
+    return sign_for, check_for
+
+
+class GossipService:
+    """Gossip of a world; a :class:`Service`. A node that starts is on no topic.
+
+    ``with_groups``: the machine is told where a peer comes from, as the node tells it.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        parameters: Parameters | None = None,
+        *,
+        on_delivered: Callable[[Node, Delivered], None] = _ignore_delivery,
+        on_fault: Callable[[Node, Fault], None] = _ignore_fault,
+        with_groups: bool = True,
+        carry: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        self._world, self._parameters = world, parameters or Parameters()
+        self._on_delivered, self._on_fault = on_delivered, on_fault
+        self._with_groups, self._carry = with_groups, carry
+        self.routers: dict[PeerId, GossipRouter] = {}
+        """Of the nodes that are up."""
+        self._starts = 0
+        world.services.append(self)
+
+    def join(self, node: Node, topic: str, validator: Validator = accept) -> None:
+        """The node takes part in a topic."""
+        self.tell(node, Join(topic, validator))
+
+    def leave(self, node: Node, topic: str) -> None:
+        """It takes part no longer."""
+        self.tell(node, Leave(topic))
+
+    def publish(self, node: Node, topic: str, data: bytes) -> None:
+        """It signs and sends."""
+        self.tell(node, Publish(topic, data))
+
+    def tell(self, node: Node, command: GossipCommand) -> None:
+        """A command to a node's machine; nothing happens where it is down."""
+        if (shell := node.shells.get(PROTOCOL)) is not None:
+            shell.give(Command(command))
+
+    def started(self, node: Node) -> None:
+        """Make its machine."""
+        self._starts += 1
+        sign: Signer = sign_with(node.public_key)
+        checked: Check = check
+        if node.cpu is not None and self._world.cpu is not None:
+            sign, checked = _charged(node.cpu, self._world.cpu, sign)
+        router = GossipRouter(
+            peer=node.peer,
+            sign=sign,
+            check=checked,
+            draw=self._world.draws("gossip", self._starts).random,
+            seqno=self._starts << 32,
+            parameters=self._parameters,
+        )
+        self.routers[node.peer] = router
+        on_delivered, on_fault = self._on_delivered, self._on_fault
+
+        def emitted(value: GossipEmission) -> None:
+            if type(value) is Delivered:
+                on_delivered(node, value)
+            elif type(value) is Fault:
+                on_fault(node, value)
+
+        self._world.mount(node, PROTOCOL, router, on_emit=emitted, size=len, carry=self._carry)
+
+    def stopped(self, node: Node) -> None:
+        """Its machine is gone."""
+        del self.routers[node.peer]
+
+    def connected(self, link: Link) -> None:
+        """Tell the machine of a peer."""
+        other = link.receiver
+        group = None
+        if self._with_groups:
+            origin = origin_of(other.ip, other.peer)
+            group = origin.near if origin.is_prefix else None
+        self.tell(link.sender, PeerUp(other.peer, dialled=link.dialled, group=group))
+
+    def disconnected(self, link: Link) -> None:
+        """Tell the machine that a peer is gone."""
+        self.tell(link.sender, PeerDown(link.receiver.peer))
