@@ -3,7 +3,7 @@
 Configured by one line: ``engine`` (``scripted`` or ``llamacpp``), ``data_dir`` (for the model), ``slots``,
 ``n_ctx``, ``tokens_per_s`` (scripted, for each slot), ``by_prefix`` (loopback addresses count by their /24,
 as public ones do). Then it takes commands: ``generate`` runs ``questions`` at once on the engine alone, and
-answers with what each stream did.
+answers with what each stream did; ``sessions`` says how many sessions it has now.
 """
 
 from __future__ import annotations
@@ -49,12 +49,16 @@ async def main(commands: AsyncIterator[Command]) -> None:
         rule = _by_prefix if config.get("by_prefix") else origin_of
         node = Node(NodeSetup(key=identity.key, listen=(LISTEN,), keep_connected=False, origin_rule=rule))
         await nursery.start(node.run)
-        await Host(node, identity, [hosted]).start()
+        host = Host(node, identity, [hosted])
+        await host.start()
         [echo] = await nursery.start(partial(trio.serve_tcp, _echo, 0, host="127.0.0.1"))
         port = echo.socket.getsockname()[1]
         answer({"model": hosted.name, "multiaddr": node.multiaddrs[0], "echo_port": port})
         async for command in commands:
-            answer({"streams": await _generate(hosted.engine, command)})
+            if command["do"] == "sessions":
+                answer({"sessions": host.sessions})
+            else:
+                answer({"streams": await _generate(hosted.engine, command)})
         await node.aclose()
         nursery.cancel_scope.cancel()
 

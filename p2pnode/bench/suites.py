@@ -19,7 +19,7 @@ from p2pnode.errors import P2PNodeError, UsageError, first_error
 ALL: Final = "all"
 PAIRS_MAX: Final = 1000
 _SUITE_S: Final[Mapping[str, int]] = {
-    "stream": 260, "dial": 5, "gossip": 130, "attacks": 120, "cli": 30, "idle": 100, "gas": 10, "paid": 150,
+    "stream": 370, "dial": 5, "gossip": 130, "attacks": 120, "cli": 30, "idle": 180, "gas": 10, "paid": 150,
     "economy": 30, "failover": 330, "storage": 60,
 }  # fmt: skip
 """About how long each suite takes with the default number of pairs on two free cores."""
